@@ -1,0 +1,262 @@
+"""One format for every result: a folder with ``tensors.safetensors`` and ``result.json``.
+
+Nothing here executes code on loading: tensors come from safetensors, everything else from JSON. A result is written
+to a temporary folder beside its target, flushed to disk, and renamed into place, so that a reader sees either the old
+result or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+
+FORMAT_VERSION = 1
+TENSORS = "tensors.safetensors"
+RESULT = "result.json"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result's numbers, by distribution name."""
+    found = {}
+    for name in ("tlora", "torch", "transformers", "peft", "datasets"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Where a result comes from: enough to say what it is and to make it again.
+
+    Attributes
+    ----------
+    model : str
+        Name or path of the base model.
+    task : str
+        Name of the task, ``""`` where the batches came from elsewhere.
+    recipe : dict
+        Arguments of the call that made the result (JSON values only).
+    seed : int or None
+        Seed of everything random in it; None where nothing is random.
+    samples : int or None
+        Number of samples that went in.
+    versions : dict of str
+        Library versions at the time of making.
+    """
+
+    model: str = ""
+    task: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    samples: int | None = None
+    versions: dict[str, str] = field(default_factory=library_versions)
+
+
+class Result:
+    """What every result of this package can do; the subclasses are frozen dataclasses.
+
+    A subclass says what its table looks like (``columns`` and `to_frame`), what its one-line summary is
+    (`_summary`), and how it is taken apart into tensors and JSON values (`_pack`) and put together again
+    (`_unpack`). In return it can be shown, saved and loaded. Results hold CPU tensors and no model.
+    """
+
+    columns: ClassVar[dict[str, str]] = {}
+    meta: Meta
+
+    def to_frame(self) -> pd.DataFrame:
+        """The result as a table whose columns are described in ``columns``."""
+        raise NotImplementedError
+
+    def _summary(self) -> str:
+        raise NotImplementedError
+
+    def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        raise NotImplementedError
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._summary()})"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        frame = self.to_frame()
+        shown = frame if len(frame) <= 10 else frame.head(10)
+        more = f"<p>{len(frame) - 10} more rows: <code>.to_frame()</code></p>" if len(frame) > 10 else ""
+        return f"<p><b>{html.escape(repr(self))}</b></p>{shown.to_html(index=False, float_format='%.4g')}{more}"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to the folder ``path``; whatever result was there is replaced at once.
+
+        Parameters
+        ----------
+        path : path-like
+            Folder to write: ``tensors.safetensors`` and ``result.json``.
+
+        Returns
+        -------
+        pathlib.Path
+            The folder.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or the place is not writable; the earlier result, if any, is left as it was.
+        FileExistsError
+            If ``path`` is a file, or a folder that holds something other than a result.
+        """
+        tensors, values = self._pack()
+        blob = dump_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        head = {
+            "format": FORMAT_VERSION,
+            "result": type(self).__name__,
+            "tensors": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
+            "meta": asdict(self.meta),
+            "values": values,
+        }
+        with replace_folder(path, expects=RESULT) as folder:
+            write_bytes(folder / TENSORS, blob)
+            write_bytes(folder / RESULT, json.dumps(head, indent=1, allow_nan=True).encode())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a result that `save` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder.
+
+        Returns
+        -------
+        Result
+            An instance of the class that ``load`` was called on.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no result in the folder.
+        ValueError
+            If it is another kind of result, of a newer format, truncated or changed since it was written.
+        """
+        head = read_head(path)
+        if head["result"] != cls.__name__:
+            raise ValueError(
+                f"{path} holds a {head['result']}, not a {cls.__name__}: use {head['result']}.load({str(path)!r})"
+            )
+        blob = _checked_blob(Path(path) / TENSORS, head["tensors"])
+        try:
+            return cls._unpack(load_tensors(blob), head["values"], Meta(**head["meta"]))
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): write it again with save()") from error
+
+
+def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the result was not copied whole; copy both of its files")
+    blob = path.read_bytes()
+    if len(blob) != expected["bytes"] or hashlib.sha256(blob).hexdigest() != expected["sha256"]:
+        raise ValueError(
+            f"{path} is not what was written ({len(blob)} bytes of {expected['bytes']}, or other content): "
+            "it is truncated or was changed; copy it again or make the result again"
+        )
+    return blob
+
+
+def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``result.json`` of a result folder, checked for format and completeness.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is not JSON, not ours, or of a newer format version.
+    """
+    file = Path(path) / RESULT
+    if not file.is_file():
+        raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT} and {TENSORS}")
+    try:
+        head = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): it is truncated or not a tlora result") from error
+    wanted = {"format", "result", "tensors", "meta", "values"}
+    if not isinstance(head, dict) or not wanted <= head.keys():
+        raise ValueError(f"{file} is not a tlora result: it lacks {', '.join(sorted(wanted - set(head)))}")
+    if head["format"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{file} has format {head['format']!r}, this version of tlora reads {FORMAT_VERSION}: "
+            "upgrade tlora, or make the result again"
+        )
+    return head
+
+
+def write_bytes(path: Path, blob: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with open(path, "wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | os.PathLike[str], expects: str) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder to make or to replace.
+    expects : str
+        File that a folder must hold to be replaced: nobody else's folder is ever removed.
+
+    Yields
+    ------
+    pathlib.Path
+        The temporary folder, on the same file system.
+    """
+    target = Path(path).absolute()
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / expects).exists())):
+        raise FileExistsError(f"{path} exists and holds no {expects}: choose another folder or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o777 & ~_umask())
+        if target.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.rename(target, aside / "old")
+            os.rename(fresh, target)
+            shutil.rmtree(aside)
+        else:
+            os.rename(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
