@@ -86,8 +86,8 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 FAMILIES = tuple(_FAMILIES)
 DECODERS = ("llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt")
 ENCODERS = ("bert", "roberta")
-# Left padding moves the absolute positions, or the first token, of these three: their outputs then differ from
-# those of unpadded samples, and not by anything of ours.
+# Left padding moves the absolute positions, or the first token, of these three: their outputs then differ
+# from those of unpadded samples, and not by anything of ours.
 RIGHT_PADDED_ONLY = ("gpt2", "bert", "roberta")
 
 

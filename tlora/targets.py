@@ -1,0 +1,361 @@
+"""Find the modules that an adapter can be attached to, by the structure of the model and not by its name."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+logger = logging.getLogger(__name__)
+
+# Modules that `load_model` had to initialise because the checkpoint has no weights for them, by model.
+FRESH_MODULES: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
+
+Part = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer inside one of the repeated blocks of a model.
+
+    Attributes
+    ----------
+    name : str
+        Full module name, as in ``model.named_modules()``.
+    layer : int
+        Index of the block, counted within its stack.
+    projection : str
+        Role within the block, e.g. ``"q_proj"``: the shortest suffix of the name that no other target of the
+        block ends in; after ``"encoder."`` or ``"decoder."`` where the model has both stacks.
+    part : {"attention", "mlp"}
+        What of the block it belongs to; everything that is not attention counts as MLP.
+    d_out, d_in : int
+        Size of its weight in `torch.nn.Linear` layout.
+    stack : {"", "encoder", "decoder"}
+        Stack of an encoder-decoder model; ``""`` where there is one stack only.
+    """
+
+    name: str
+    layer: int
+    projection: str
+    part: Part
+    d_out: int
+    d_in: int
+    stack: Literal["", "encoder", "decoder"] = ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A linear layer and where it stands: ``path`` is its name from the block's index on."""
+
+    name: str
+    block: str
+    path: tuple[str, ...]
+    module: nn.Module
+    parents: tuple[nn.Module, ...]
+
+
+def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) -> dict[str, Target]:
+    """The linear layers inside the model's repeated blocks, in model order.
+
+    Found are `torch.nn.Linear`, the ``Conv1D`` of GPT-2, and quantised linear layers. Output and
+    classification heads, embeddings, poolers and routers are never among them. Experts that see only the
+    tokens routed to them are skipped with a warning in the log: the attention mask cannot be followed there.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model without an adapter; it is only looked at, and may be on the ``meta`` device.
+    select : str or iterable of str, optional
+        None or ``"all"``; ``"attention"``; ``"mlp"``; any other string is a regular expression that must
+        match the full name, as in PEFT; an iterable holds projections, full names, or suffixes of names.
+
+    Returns
+    -------
+    dict of Target
+        By full module name.
+
+    Raises
+    ------
+    ValueError
+        If the model carries an adapter already or has no target; if ``select``, or one of its entries,
+        matches nothing, or asks for a head, an embedding or a router.
+    TypeError
+        If ``select`` is neither a string nor an iterable of strings.
+    """
+    refuse_adapted(model)
+    places = _places(model)
+    if not places:
+        raise ValueError(
+            f"{type(model).__name__} has no target module: expected linear layers inside a "
+            "torch.nn.ModuleList of blocks; pass a transformer language model, encoder or encoder-decoder"
+        )
+    targets = _targets(places)
+    return {name: targets[name] for name in _selected(model, targets, select)}
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raise if the model carries adapter layers already.
+
+    Raises
+    ------
+    ValueError
+        If any module is a PEFT layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            raise ValueError(
+                f"the model already has an adapter (at {name!r}): load a fresh base model, or take the "
+                "adapter off with `model = model.unload()` first"
+            )
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """The modules that must be trained and saved whole next to an adapter: the classification head.
+
+    That is whatever a classifier has outside its base model (``"classifier"``, ``"score"``), and modules that
+    `load_model` initialised because the checkpoint has none (a missing pooler).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The base model.
+
+    Returns
+    -------
+    list of str
+        Full module names, in model order; empty for language models.
+    """
+    heads = _outside_base(model)
+    fresh = [name for name in FRESH_MODULES.get(model, ()) if not _is_within(name, heads)]
+    wanted = {*heads, *fresh}
+    return [name for name, _ in model.named_modules() if name in wanted]
+
+
+def _outside_base(model: nn.Module) -> list[str]:
+    prefix = getattr(model, "base_model_prefix", "")
+    is_whole = not prefix or getattr(model, prefix, model) is model
+    if is_whole or output_embeddings(model) is not None:
+        return []
+    children = model.named_children()
+    return [name for name, child in children if name != prefix and any(True for _ in child.parameters())]
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The layer that maps hidden states to the vocabulary, or None where there is none."""
+    getter = getattr(model, "get_output_embeddings", None)
+    return getter() if getter is not None else None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is linear: `torch.nn.Linear`, ``Conv1D``, or a quantised layer by its class name."""
+    if isinstance(module, nn.Linear | Conv1D):
+        return True
+    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return sized and "Linear" in type(module).__name__
+
+
+def shape(module: nn.Module) -> tuple[int, int]:
+    """``(d_out, d_in)`` of a linear layer; never the size of packed bytes."""
+    if isinstance(module, Conv1D):
+        d_in, d_out = module.weight.shape
+        return d_out, d_in
+    return int(module.out_features), int(module.in_features)
+
+
+def _places(model: nn.Module) -> list[_Place]:
+    """All targets, in model order; says how many routed experts were passed over."""
+    heads = _outside_base(model)
+    output = output_embeddings(model)
+    found, skipped = [], []
+    for place in _linears_in_blocks(model):
+        if place.module is output or _is_within(place.name, heads) or _is_router(place):
+            continue
+        (skipped if "experts" in place.path else found).append(place)
+    _say_skipped(model, [place.name for place in skipped])
+    return found
+
+
+def _linears_in_blocks(model: nn.Module) -> Iterator[_Place]:
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if not is_linear(module):
+            continue
+        parts = name.split(".")
+        parents = [modules[".".join(parts[:depth])] for depth in range(len(parts))]
+        depth = next((d for d, parent in enumerate(parents) if isinstance(parent, nn.ModuleList)), None)
+        if depth is not None:
+            yield _Place(
+                name, ".".join(parts[: depth + 1]), tuple(parts[depth:]), module, tuple(parents[depth + 1 :])
+            )
+
+
+def _say_skipped(model: nn.Module, linears: list[str]) -> None:
+    """Log the routed experts, whether they are linear layers of their own or stacked in 3-D parameters."""
+    stacked = [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if "expert" in f"{name} {type(module).__name__}".lower()
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    ]
+    if linears or stacked:
+        logger.warning(
+            "%d weights of routed experts (e.g. %s) are no target modules: an expert sees only the tokens "
+            "routed to it, and the attention mask cannot be followed there",
+            len(linears) + len(stacked),
+            (linears + stacked)[0],
+        )
+
+
+def _is_router(place: _Place) -> bool:
+    *above, last = place.path
+    by_class = any("Router" in type(module).__name__ for module in (*place.parents, place.module))
+    by_name = last in ("router", "shared_expert_gate") or "router" in above
+    is_gate = last == "gate" and hasattr(place.parents[-1], "experts")
+    return by_class or by_name or is_gate
+
+
+def _is_within(name: str, parents: Iterable[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def _targets(places: list[_Place]) -> dict[str, Target]:
+    stacks = {place.name: _stack(place) for place in places}
+    if not {"encoder", "decoder"} <= set(stacks.values()):
+        stacks = dict.fromkeys(stacks, "")
+    suffixes: dict[str, Counter[tuple[str, ...]]] = {}
+    for place in places:
+        inner = place.path[1:]
+        suffixes.setdefault(place.block, Counter()).update(inner[i:] for i in range(len(inner)))
+    return {
+        place.name: Target(
+            place.name,
+            int(place.path[0]),
+            _projection(place, suffixes[place.block], stacks[place.name]),
+            _part(place),
+            *shape(place.module),
+            stacks[place.name],  # type: ignore[arg-type]
+        )
+        for place in places
+    }
+
+
+def _stack(place: _Place) -> str:
+    return next((part for part in place.block.split(".") if part in ("encoder", "decoder")), "")
+
+
+def _projection(place: _Place, suffixes: Counter[tuple[str, ...]], stack: str) -> str:
+    inner = place.path[1:]
+    candidates = (inner[i:] for i in range(len(inner) - 1, -1, -1))
+    shortest = next((suffix for suffix in candidates if suffixes[suffix] == 1), inner)
+    return ".".join((stack, *shortest) if stack else shortest)
+
+
+def _part(place: _Place) -> Part:
+    # The block's own class is left out: "AttentionBlock" would make its MLP attention.
+    names = [*place.path, *(type(parent).__name__ for parent in place.parents[1:])]
+    return "attention" if re.search(r"att(entio)?n", " ".join(names), re.IGNORECASE) else "mlp"
+
+
+def _selected(model: nn.Module, targets: dict[str, Target], select: str | Iterable[str] | None) -> list[str]:
+    if select is None or select == "all":
+        return list(targets)
+    if isinstance(select, str):
+        return _by_word(model, targets, select)
+    entries = list(select) if isinstance(select, Iterable) else [select]
+    if not all(isinstance(entry, str) for entry in entries):
+        raise TypeError(
+            f"target_modules={select!r}: expected 'all', 'attention', 'mlp', a regular expression, "
+            "or a list of names or suffixes"
+        )
+    if not entries:
+        raise ValueError(
+            f"target_modules={select!r} selects nothing: leave it out to take {_existing(targets)}"
+        )
+    chosen = {name for entry in entries for name in _by_entry(model, targets, entry)}
+    return [name for name in targets if name in chosen]
+
+
+def _by_word(model: nn.Module, targets: dict[str, Target], word: str) -> list[str]:
+    """Targets of a part, or those whose full name matches a regular expression."""
+    if word in ("attention", "mlp"):
+        chosen = [name for name, target in targets.items() if target.part == word]
+        hint = "the model's targets have other parts only"
+    else:
+        pattern = _compiled(word)
+        _refuse_head_in_pattern(model, word, pattern)
+        chosen = [name for name in targets if pattern.fullmatch(name)]
+        excluded = [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+        hint = _why_not(model, excluded) or "a string is a regular expression that must match the full name"
+    if not chosen:
+        raise ValueError(f"target_modules={word!r} selects nothing: {hint}; there is {_existing(targets)}")
+    return chosen
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"target_modules={pattern!r} is not a valid regular expression: {error}") from error
+
+
+def _refuse_head_in_pattern(model: nn.Module, word: str, pattern: re.Pattern[str]) -> None:
+    """Refuse a pattern that spells out the output head; one that merely covers it, like ``.*``, is fine."""
+    output = output_embeddings(model)
+    for name, module in model.named_modules():
+        if module is output and pattern.fullmatch(name) and name.rsplit(".", 1)[-1] in word:
+            raise ValueError(f"target_modules={word!r}: {_why_not(model, [name])}; leave it out")
+
+
+def _by_entry(model: nn.Module, targets: dict[str, Target], entry: str) -> list[str]:
+    """Targets of a projection, or else those whose full name is, or ends in, the entry."""
+    chosen = [name for name, target in targets.items() if target.projection == entry]
+    chosen = chosen or [name for name in targets if _ends_in(name, entry)]
+    if not chosen:
+        excluded = [name for name, _ in model.named_modules() if _ends_in(name, entry)]
+        hint = _why_not(model, excluded) or "no module has this name or suffix"
+        raise ValueError(f"target_modules: {entry!r} selects nothing: {hint}; there is {_existing(targets)}")
+    return chosen
+
+
+def _ends_in(name: str, suffix: str) -> bool:
+    return f".{name}".endswith(f".{suffix}")
+
+
+def _existing(targets: dict[str, Target]) -> str:
+    return ", ".join(dict.fromkeys(target.projection for target in targets.values()))
+
+
+def _why_not(model: nn.Module, names: list[str]) -> str:
+    """Why the first of these modules is no target; ``""`` where there is none."""
+    if not names:
+        return ""
+    module = model.get_submodule(names[0])
+    return f"{names[0]!r} is {_description(model, names[0], module)}"
+
+
+def _description(model: nn.Module, name: str, module: nn.Module) -> str:
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    if module is output_embeddings(model):
+        tied = embeddings is not None and getattr(module, "weight", None) is embeddings.weight
+        more = " (its weight is tied to the embeddings: merging would change both)" if tied else ""
+        return f"the output head, never a target{more}"
+    if _is_within(name, head_modules(model)):
+        return "part of the classification head, which is trained and saved whole"
+    if isinstance(module, nn.Embedding) or module is embeddings:
+        return "an embedding, never a target"
+    if re.search(r"router|gate$|expert", f"{type(module).__name__} {name}", re.IGNORECASE):
+        return "a router or an expert behind one, never a target"
+    return f"a {type(module).__name__} " + (
+        "outside the blocks" if is_linear(module) else "and no linear layer"
+    )
