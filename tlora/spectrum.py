@@ -1,0 +1,389 @@
+"""Spectrum: how many directions of a module's input the task really uses (read off stage 1 of TLoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tlora.storage import Meta, Result
+
+if TYPE_CHECKING:
+    from tlora.calibration import Calibration
+    from tlora.subspace import Subspaces
+
+
+class _Figures(NamedTuple):
+    """What one spectrum says, in the order of the columns of `Spectrum.to_frame`."""
+
+    effective_rank: float
+    entropy_rank: float
+    rank_90: float
+    rank_95: float
+    rank_99: float
+    numerical_rank: float
+    condition_number: float
+    top_share: float
+    covered: float
+
+
+@dataclass(frozen=True, repr=False)
+class Spectrum(Result):
+    """Eigenvalues of the input covariance of each module, or of ``M^T M`` for the matrix of a subspace kind.
+
+    A spectrum may be truncated: the first ``k`` eigenvalues and the trace. Its rest ``t``, the trace less
+    the known eigenvalues, is then taken as spread evenly over the remaining dimensions. No other rest has
+    as high an effective rank, so that ``effective_rank`` and ``entropy_rank`` are upper bounds, close
+    where ``covered`` is near 1. Where the trace is unknown (NaN: a subspace kind whose matrix is never
+    formed), every figure is of the known part: a lower bound for the ranks (the known part, scaled to sum
+    to one, majorises the whole), an upper one for ``top_share``.
+
+    Attributes
+    ----------
+    eigenvalues : dict of (k,) float32 tensor
+        Falling, none negative, by full module name in model order; squared units of the activations.
+        Modules that read the same input share one tensor.
+    traces : dict of float
+        Sum of all eigenvalues, the unknown ones included; NaN where it is not known.
+    dimensions : dict of int
+        How many eigenvalues can be other than zero, the unknown ones included: the width of the input, or
+        the tokens that were seen, each sample's mean taken off, where these are fewer.
+    inputs : dict of str
+        First module that has the same spectrum because it reads the same input (itself, for most).
+    layers : dict of int
+        Index of the block that a module is in.
+    projections : dict of str
+        What a module is within its block, e.g. ``"q_proj"``.
+    kind : str
+        ``"covariance"``, or the key of a subspace kind.
+    meta : Meta
+        Model, task, sample count.
+
+    References
+    ----------
+    Participation ratio: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement",
+    2017.
+    Entropy: Roy & Vetterli, "The effective rank: a measure of effective dimensionality", 2007, definition 1,
+    here of eigenvalues (variances) where the paper takes singular values.
+    """
+
+    eigenvalues: dict[str, Tensor]
+    traces: dict[str, float]
+    dimensions: dict[str, int]
+    inputs: dict[str, str]
+    layers: dict[str, int]
+    projections: dict[str, str]
+    kind: str
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "module": "full module name",
+        "layer": "index of the block",
+        "projection": "role within the block",
+        "input": "first module that reads the same input",
+        "dimension": "how many eigenvalues can be other than zero",
+        "trace": "sum of all eigenvalues, squared units of the activations; NaN where unknown",
+        "effective_rank": "participation ratio, (sum l)^2 / sum l^2",
+        "entropy_rank": "exp(H), H the entropy in nats of l / sum l",
+        "rank_90": "directions that hold 90 % of the variance; NaN where they are more than are known",
+        "rank_95": "the same for 95 %",
+        "rank_99": "the same for 99 %",
+        "numerical_rank": "known eigenvalues above float32 rounding",
+        "condition_number": "largest eigenvalue over the smallest above float32 rounding",
+        "top_share": "share of the trace that the first direction holds",
+        "covered": "share of the trace that the known eigenvalues hold; NaN where the trace is unknown",
+    }
+
+    def __post_init__(self) -> None:
+        for name, values in self.eigenvalues.items():
+            _check(name, values, self.traces[name])
+
+    @property
+    def names(self) -> list[str]:
+        """Full module names, in model order."""
+        return list(self.eigenvalues)
+
+    @cached_property
+    def _figures(self) -> dict[str, _Figures]:
+        found: dict[str, _Figures] = {}
+        for name, source in self.inputs.items():
+            if source not in found:
+                found[source] = _figures(
+                    self.eigenvalues[source].double().numpy(), self.traces[source], self.dimensions[source]
+                )
+            found[name] = found[source]
+        return found
+
+    @property
+    def effective_rank(self) -> dict[str, float]:
+        """Participation ratio ``(sum l)^2 / sum l^2``: 1 for one direction, ``d`` for white noise."""
+        return {name: figures.effective_rank for name, figures in self._figures.items()}
+
+    @property
+    def entropy_rank(self) -> dict[str, float]:
+        """``exp(H)``, with ``H`` the entropy of the shares in nats; at least the participation ratio."""
+        return {name: figures.entropy_rank for name, figures in self._figures.items()}
+
+    @property
+    def condition_number(self) -> dict[str, float]:
+        """Largest eigenvalue over the smallest one above float32 rounding; NaN where all are zero."""
+        return {name: figures.condition_number for name, figures in self._figures.items()}
+
+    @property
+    def top_share(self) -> dict[str, float]:
+        """Share of the trace that the first direction holds; NaN where all is zero."""
+        return {name: figures.top_share for name, figures in self._figures.items()}
+
+    def rank_at(self, share: float) -> dict[str, float]:
+        """How many directions hold ``share`` of the variance.
+
+        Parameters
+        ----------
+        share : float
+            In (0, 1].
+
+        Returns
+        -------
+        dict of float
+            A whole number by module; NaN where it is more than the known eigenvalues.
+
+        Raises
+        ------
+        ValueError
+            If ``share`` is outside (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share!r}: give a share of the variance in (0, 1], e.g. 0.9")
+        shares = {name: np.cumsum(self._shares(name)) for name in dict.fromkeys(self.inputs.values())}
+        return {name: _rank_at(shares[source], share) for name, source in self.inputs.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a module; see ``columns``."""
+        known = pd.DataFrame(
+            {
+                "module": self.names,
+                "layer": list(self.layers.values()),
+                "projection": list(self.projections.values()),
+                "input": list(self.inputs.values()),
+                "dimension": list(self.dimensions.values()),
+                "trace": list(self.traces.values()),
+            }
+        )
+        figures = pd.DataFrame([self._figures[name] for name in self.names], columns=_Figures._fields)
+        return pd.concat([known, figures], axis=1)
+
+    def curves(self, modules: Iterable[str] | None = None) -> pd.DataFrame:
+        """The spectra themselves: one row a module and direction.
+
+        Parameters
+        ----------
+        modules : iterable of str, optional
+            Full module names; all modules when left out.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``module``, ``layer``, ``projection``; ``direction`` from 1; ``eigenvalue``; ``share`` of the
+            trace; ``cumulative`` share of the first directions up to this one. Where the trace is
+            unknown, shares are of the known part.
+
+        Raises
+        ------
+        KeyError
+            If a module has no spectrum here.
+        """
+        wanted = self.names if modules is None else list(modules)
+        if unknown := [name for name in wanted if name not in self.eigenvalues]:
+            raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {self.names[0]!r}")
+        sizes = [len(self.eigenvalues[name]) for name in wanted]
+        shares = [self._shares(name) for name in wanted]
+        return pd.DataFrame(
+            {
+                "module": np.repeat(np.array(wanted, dtype=object), sizes),
+                "layer": np.repeat([self.layers[name] for name in wanted], sizes),
+                "projection": np.repeat(
+                    np.array([self.projections[name] for name in wanted], dtype=object), sizes
+                ),
+                "direction": np.concatenate([np.arange(1, size + 1) for size in sizes]),
+                "eigenvalue": np.concatenate([self.eigenvalues[name].numpy() for name in wanted]),
+                "share": np.concatenate(shares),
+                "cumulative": np.concatenate([np.cumsum(values) for values in shares]),
+            }
+        )
+
+    def _shares(self, name: str) -> np.ndarray:
+        return _shares(self.eigenvalues[name].double().numpy(), self.traces[name])
+
+    def _summary(self) -> str:
+        ranks = self.effective_rank
+        low, high = min(ranks, key=ranks.__getitem__), max(ranks, key=ranks.__getitem__)
+        span = f"{ranks[low]:.3g} ({low}) to {ranks[high]:.3g} ({high})"
+        return f"{self.kind}, {len(ranks)} modules, effective rank {span}"
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {source: self.eigenvalues[source] for source in self.inputs.values()}
+        fields = ("traces", "dimensions", "inputs", "layers", "projections", "kind")
+        return tensors, {field: getattr(self, field) for field in fields}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        eigenvalues = {name: tensors[source] for name, source in values["inputs"].items()}
+        return cls(eigenvalues, **values, meta=meta)
+
+
+def spectrum(calibration: Calibration, k: int | None = None) -> Spectrum:
+    """Eigenvalues of the covariance of every module; each shared covariance is decomposed once.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Its covariances.
+    k : int, optional
+        Largest eigenvalues wanted per module; all that a covariance has when left out. A truncated
+        spectrum keeps its trace, so that shares of the variance stay exact.
+
+    Returns
+    -------
+    Spectrum
+        Of kind ``"covariance"``.
+
+    Raises
+    ------
+    ValueError
+        If ``k`` is below 1, or a covariance holds NaN.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}: ask for at least 1 eigenvalue, or leave k out for all of them")
+    modules, covariances = calibration.sensitivity, dict(calibration.covariance)
+    inputs = _first_with_same(covariances)
+    values = {name: _decompose(name, covariances[name], k) for name in dict.fromkeys(inputs.values())}
+    return Spectrum(
+        eigenvalues={name: values[source] for name, source in inputs.items()},
+        traces={name: float(c.trace) for name, c in covariances.items()},
+        dimensions={name: min(modules.shapes[name][1], c.rank_bound) for name, c in covariances.items()},
+        inputs=inputs,
+        layers=dict(modules.layers),
+        projections=dict(modules.projections),
+        kind="covariance",
+        meta=calibration.meta,
+    )
+
+
+def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
+    """Squared singular values of the matrix ``M`` behind each subspace: the energy of each direction.
+
+    Parameters
+    ----------
+    subspaces : Subspaces
+        Of any kind that comes from a matrix, i.e. all but ``"random"``.
+
+    Returns
+    -------
+    Spectrum
+        Of the subspaces' kind, truncated at their largest rank, its trace unknown. For kind ``"c"`` these
+        are the squares of what `spectrum` gives.
+
+    Raises
+    ------
+    ValueError
+        If the subspaces are random, or a singular value is NaN.
+    """
+    if subspaces.kind == "random":
+        raise ValueError(
+            "kind 'random' comes from no matrix and has no spectrum: use any other kind, e.g. 'wc'"
+        )
+    values = {n: _descending(n, found).square() for n, found in subspaces.singular_values.items()}
+    return Spectrum(
+        eigenvalues=values,
+        traces=dict.fromkeys(values, float("nan")),
+        dimensions={name: min(subspaces.shapes[name]) for name in values},
+        inputs={name: name for name in values},
+        layers=dict(subspaces.layers),
+        projections=dict(subspaces.projections),
+        kind=subspaces.kind,
+        meta=subspaces.meta,
+    )
+
+
+def _first_with_same(items: dict[str, Any]) -> dict[str, str]:
+    """For each name, the first name that holds the very same object."""
+    first: dict[int, str] = {}  # `items` keeps every object alive, so an id stands for one object
+    return {name: first.setdefault(id(item), name) for name, item in items.items()}
+
+
+def _decompose(name: str, covariance: Any, k: int | None) -> Tensor:
+    try:
+        return _descending(name, covariance.eigenvalues(k))
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"the covariance of {name} holds NaN or infinity: look in its inputs") from error
+
+
+def _descending(name: str, values: Tensor) -> Tensor:
+    """Float32 on the CPU, falling, and what rounding left below zero set to zero."""
+    _check_finite(name, values)
+    return values.detach().to("cpu", torch.float32).sort(descending=True).values.clamp(min=0)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"the spectrum of {name} holds NaN or infinity: look for them in its inputs and weight"
+        )
+
+
+def _check(name: str, values: Tensor, trace: float) -> None:
+    _check_finite(name, values)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"eigenvalues of {name} have shape {tuple(values.shape)}: give a vector of at least one"
+        )
+    if bool((values < 0).any()) or bool((values.diff() > 0).any()):
+        raise ValueError(f"eigenvalues of {name} rise or are negative: give them falling and at least zero")
+    if trace < 0:
+        raise ValueError(f"trace of {name} is {trace}: a covariance has none below zero")
+
+
+def _shares(values: np.ndarray, trace: float) -> np.ndarray:
+    """Shares of the trace; where it is unknown, or rounded below the sum of the eigenvalues, of that sum."""
+    total = np.fmax(values.sum(), trace)
+    return values / total if total > 0 else np.zeros_like(values)
+
+
+def _rank_at(cumulative: np.ndarray, share: float) -> float:
+    if cumulative[-1] == 0:
+        return 0.0
+    reached = cumulative >= share - 1e-6  # float32: shares closer than rounding are the same share
+    return float(reached.argmax() + 1) if reached.any() else float("nan")
+
+
+def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
+    """All figures of one spectrum: (k,) falling float64 eigenvalues out of ``dimension``, trace or NaN."""
+    if values[0] == 0:
+        nan = float("nan")
+        return _Figures(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, nan, nan, nan)
+    shares = _shares(values, trace)
+    rest, missing = max(1 - shares.sum(), 0.0), max(dimension - len(values), 0)
+    squares = np.square(shares).sum()
+    entropy = -np.sum(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0))
+    if missing and rest > 0:
+        squares += rest**2 / missing
+        entropy -= rest * np.log(rest / missing)
+    cumulative = np.cumsum(shares)
+    above = values > values[0] * np.finfo(np.float32).eps * dimension
+    return _Figures(
+        effective_rank=float(1 / squares),
+        entropy_rank=float(np.exp(entropy)),
+        rank_90=_rank_at(cumulative, 0.90),
+        rank_95=_rank_at(cumulative, 0.95),
+        rank_99=_rank_at(cumulative, 0.99),
+        numerical_rank=float(above.sum()),
+        condition_number=float(values[0] / values[above][-1]),
+        top_share=float(shares[0]),
+        covered=float("nan") if np.isnan(trace) else float(shares.sum()),
+    )
