@@ -1,18 +1,20 @@
 """One format for every result: a folder with ``tensors.safetensors`` and ``result.json``.
 
-Nothing here executes code on loading: tensors come from safetensors, everything else from JSON. A result is written
-to a temporary folder beside its target, flushed to disk, and renamed into place, so that a reader sees either the old
-result or the new one, never half of one.
+Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
+checked against the digests written with them. A result is written to a temporary folder beside its target,
+flushed to disk, and renamed into place: a reader never sees half of one, and a save that fails leaves the old
+result where it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -50,13 +52,19 @@ class Meta:
     task : str
         Name of the task, ``""`` where the batches came from elsewhere.
     recipe : dict
-        Arguments of the call that made the result (JSON values only).
+        Arguments of the call that made the result: JSON values only, tuples are kept
+        as lists.
     seed : int or None
         Seed of everything random in it; None where nothing is random.
     samples : int or None
         Number of samples that went in.
     versions : dict of str
         Library versions at the time of making.
+
+    Raises
+    ------
+    TypeError
+        If the recipe holds something that JSON cannot.
     """
 
     model: str = ""
@@ -65,6 +73,14 @@ class Meta:
     seed: int | None = None
     samples: int | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
+
+    def __post_init__(self) -> None:
+        # Found out here, not when hours of work are saved; and what is loaded equals what was made.
+        try:
+            recipe = json.loads(json.dumps(self.recipe))
+        except TypeError as error:
+            raise TypeError(f"a recipe takes JSON values only, got {self.recipe!r} ({error})") from error
+        object.__setattr__(self, "recipe", recipe)
 
 
 class Result:
@@ -96,15 +112,14 @@ class Result:
         return f"{type(self).__name__}({self._summary()})"
 
     def _repr_html_(self) -> str:
-        import html
-
         frame = self.to_frame()
         shown = frame if len(frame) <= 10 else frame.head(10)
         more = f"<p>{len(frame) - 10} more rows: <code>.to_frame()</code></p>" if len(frame) > 10 else ""
-        return f"<p><b>{html.escape(repr(self))}</b></p>{shown.to_html(index=False, float_format='%.4g')}{more}"
+        table = shown.to_html(index=False, float_format="%.4g")
+        return f"<p><b>{html.escape(repr(self))}</b></p>{table}{more}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result to the folder ``path``; whatever result was there is replaced at once.
+        """Write the result to the folder ``path``; an earlier result is replaced once the new one is whole.
 
         Parameters
         ----------
@@ -121,8 +136,9 @@ class Result:
         OSError
             If the disk is full or the place is not writable; the earlier result, if any, is left as it was.
         FileExistsError
-            If ``path`` is a file, or a folder that holds something other than a result.
+            If ``path`` is a file, or a folder that holds anything other than a result.
         """
+        _refuse_strangers(path)
         tensors, values = self._pack()
         blob = dump_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         head = {
@@ -132,6 +148,7 @@ class Result:
             "meta": asdict(self.meta),
             "values": values,
         }
+        head["sha256"] = _digest(head)
         with replace_folder(path, expects=RESULT) as folder:
             write_bytes(folder / TENSORS, blob)
             write_bytes(folder / RESULT, json.dumps(head, indent=1, allow_nan=True).encode())
@@ -159,15 +176,14 @@ class Result:
             If it is another kind of result, of a newer format, truncated or changed since it was written.
         """
         head = read_head(path)
-        if head["result"] != cls.__name__:
-            raise ValueError(
-                f"{path} holds a {head['result']}, not a {cls.__name__}: use {head['result']}.load({str(path)!r})"
-            )
-        blob = _checked_blob(Path(path) / TENSORS, head["tensors"])
+        kind = head["result"]
+        if kind != cls.__name__:
+            raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}: use {kind}.load({str(path)!r})")
         try:
+            blob = _checked_blob(Path(path) / TENSORS, head["tensors"])
             return cls._unpack(load_tensors(blob), head["values"], Meta(**head["meta"]))
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}): write it again with save()") from error
+        except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
 
 
 def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
@@ -195,19 +211,46 @@ def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path) / RESULT
     if not file.is_file():
         raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT} and {TENSORS}")
-    try:
-        head = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): it is truncated or not a tlora result") from error
-    wanted = {"format", "result", "tensors", "meta", "values"}
-    if not isinstance(head, dict) or not wanted <= head.keys():
-        raise ValueError(f"{file} is not a tlora result: it lacks {', '.join(sorted(wanted - set(head)))}")
+    head = _parse(file)
     if head["format"] != FORMAT_VERSION:
         raise ValueError(
             f"{file} has format {head['format']!r}, this version of tlora reads {FORMAT_VERSION}: "
             "upgrade tlora, or make the result again"
         )
+    lacks = {"tensors", "meta", "values", "sha256"} - head.keys()
+    if lacks or head["sha256"] != _digest(head):
+        raise ValueError(f"{file} was changed since it was written: copy it again or make the result again")
     return head
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        head = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): truncated, or not a tlora result") from error
+    if not isinstance(head, dict) or not {"format", "result"} <= head.keys():
+        raise ValueError(f"{file} is not a tlora result: it names no format and no kind of result")
+    return head
+
+
+def _digest(head: dict[str, Any]) -> str:
+    rest = {key: value for key, value in head.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+
+
+def _refuse_strangers(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds anything but one result, because saving replaces the folder as a whole."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (RESULT, TENSORS))
+    if strangers:
+        raise FileExistsError(f"{path} also holds {strangers[0]}, which would be lost: choose another folder")
+    if (folder / RESULT).is_file():
+        try:
+            _parse(folder / RESULT)
+        except ValueError as error:
+            raise FileExistsError(f"{error}; choose another folder, or remove it first") from error
 
 
 def write_bytes(path: Path, blob: bytes) -> None:
@@ -233,30 +276,42 @@ def replace_folder(path: str | os.PathLike[str], expects: str) -> Iterator[Path]
     ------
     pathlib.Path
         The temporary folder, on the same file system.
+
+    Raises
+    ------
+    FileExistsError
+        If ``path`` is a file, a folder without ``expects``, the current folder or a mount point.
+    OSError
+        If the disk is full or the place is not writable; the earlier folder is left as it was.
     """
-    target = Path(path).absolute()
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / expects).exists())):
-        raise FileExistsError(f"{path} exists and holds no {expects}: choose another folder or remove it first")
+    target = Path(path).resolve()  # behind a link, the folder is replaced and the link stays
+    _check_replaceable(target, expects)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    fresh = target.parent / f".tlora-{uuid.uuid4().hex}"
     try:
+        fresh.mkdir()
         yield fresh
-        fresh.chmod(0o777 & ~_umask())
-        if target.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.rename(target, aside / "old")
-            os.rename(fresh, target)
-            shutil.rmtree(aside)
-        else:
-            os.rename(fresh, target)
-    except BaseException:
+        _put_in_place(fresh, target)
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _check_replaceable(target: Path, expects: str) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / expects).exists()):
+        raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
+    if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
+        raise FileExistsError(f"{target} is the current folder or a mount point: name a folder inside it")
 
 
+def _put_in_place(fresh: Path, target: Path) -> None:
+    aside = fresh.with_suffix(".old")
+    try:
+        if target.exists():
+            target.rename(aside)
+        fresh.rename(target)
+    finally:  # whatever came between the two renames, an interrupt included, the old folder goes back
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
