@@ -1,0 +1,325 @@
+"""Covariance and sensitivity against their definition, written out sample by sample with autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tlora
+from tests.helpers import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tiny_model
+from tlora.targets import target_modules
+
+
+def naive(model, batch):
+    """C and S of every linear module of the blocks, one sample at a time, straight from the formulas."""
+    targets = list(target_modules(model))
+    covariance = {name: 0 for name in targets}
+    scores = []
+    samples = singles(batch)
+    for sample in samples:
+        seen = {}
+        handles = [
+            model.get_submodule(name).register_forward_hook(lambda m, a, o, name=name: seen.update({name: a[0]}))
+            for name in targets
+        ]
+        model.zero_grad()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        model(**sample).loss.backward()
+        [h.remove() for h in handles]
+        row = []
+        for name in targets:
+            x = seen[name].detach().double().reshape(-1, seen[name].shape[-1]).numpy()
+            x = x - x.mean(0)
+            covariance[name] = covariance[name] + x.T @ x / len(samples)
+            w = model.get_submodule(name).weight
+            row.append((w * w.grad).abs().mean().item())
+        scores.append(row)
+    model.zero_grad()
+    model.requires_grad_(False)
+    return covariance, torch.tensor(scores)
+
+
+def close(a, b, tolerance=1e-4):
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    return float((a - b).norm()) <= tolerance * float(b.norm())
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_with_the_definition(family, padding):
+    model = tiny_model(family)
+    covariance, scores = naive(model, tiny_batch(model, padding="right"))
+    batch = tiny_batch(model, padding=padding)
+    calibration = tlora.calibrate(model, [batch], progress=False)
+    assert calibration.names == list(target_modules(model))
+    for name in calibration.names:
+        assert close(calibration.covariance[name].dense(), covariance[name]), name
+    assert close(calibration.sensitivity.per_sample, scores)
+    mean = dict(zip(calibration.names, scores.mean(0).tolist(), strict=True))
+    assert calibration.sensitivity.scores == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_equals_singles(family):
+    model = tiny_model(family)
+    batch = tiny_batch(model, lengths=(3, 8, 5, 6))
+    together = tlora.calibrate(model, [batch], gradient=True, progress=False)
+    alone = tlora.calibrate(model, iter(singles(batch)), gradient=True, progress=False)
+    for name in together.names:
+        assert close(together.covariance[name].dense(), alone.covariance[name].dense(), 1e-5)
+        assert close(together.gradient[name].dense(), alone.gradient[name].dense(), 1e-5)
+    assert close(together.sensitivity.per_sample, alone.sensitivity.per_sample, 1e-5)
+    assert together.meta.samples == alone.meta.samples == 4
+
+
+def test_gradient_is_the_mean_of_the_samples_gradients():
+    model = tiny_model("llama")
+    batch = tiny_batch(model)
+    calibration = tlora.calibrate(model, [batch], gradient=True, progress=False)
+    parts = singles(batch)
+    model.requires_grad_(True)
+    for sample in parts:
+        (model(**sample).loss / len(parts)).backward()
+    for name in calibration.names:
+        assert close(calibration.gradient[name].dense(), model.get_submodule(name).weight.grad), name
+
+
+def test_large_gradients_are_sketched(monkeypatch):
+    model = tiny_model("llama")
+    batch = tiny_batch(model)
+    whole = tlora.calibrate(model, [batch], gradient=True, progress=False)
+    monkeypatch.setattr("tlora.gradient.SKETCH_ABOVE", 1000)
+    sketched = tlora.calibrate(model, [batch], gradient=True, progress=False)
+    name = "model.layers.0.mlp.up_proj"
+    assert sketched.gradient[name].is_sketch
+    assert not whole.gradient[name].is_sketch
+    assert close(sketched.gradient[name].dense(), whole.gradient[name].dense(), 1e-3)
+    x, y = torch.randn(32, 3), torch.randn(48, 3)
+    assert close(sketched.gradient[name] @ x, whole.gradient[name].dense() @ x, 1e-3)
+    assert close(sketched.gradient[name].transposed(y), whole.gradient[name].dense().T @ y, 1e-3)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_tokens_labels_counts_labelled_tokens_only(family):
+    model = tiny_model(family)
+    batch = tiny_batch(model)
+    calibration = tlora.calibrate(model, [batch], tokens="labels", progress=False)
+    name = calibration.names[0]
+    expected = 0
+    for sample in singles(batch):
+        seen = []
+        handle = model.get_submodule(name).register_forward_hook(lambda m, a, o, seen=seen: seen.append(a[0]))
+        with torch.no_grad():
+            model(**sample)
+        handle.remove()
+        x = seen[0].reshape(-1, seen[0].shape[-1])[sample["labels"][0] != -100]
+        x = x - x.mean(0)
+        expected = expected + x.T @ x / 3
+    assert close(calibration.covariance[name].dense(), expected)
+
+
+def test_a_sample_with_one_labelled_token_adds_nothing():
+    model = tiny_model("llama")
+    batch = tiny_batch(model, lengths=(6,))
+    batch["labels"][:, :-1] = -100
+    calibration = tlora.calibrate(model, [batch], tokens="labels", progress=False)
+    assert calibration.covariance[calibration.names[0]].trace == 0
+    assert calibration.covariance[calibration.names[0]].rank_bound == 0
+
+
+def test_modules_that_read_one_tensor_share_one_covariance():
+    calibration = tlora.calibrate(tiny_model("llama"), [tiny_batch("llama")], progress=False)
+    block = [name.removeprefix("model.layers.0.") for name in calibration.names if ".0." in name]
+    groups = {}
+    for name in block:
+        groups.setdefault(id(calibration.covariance["model.layers.0." + name]), []).append(name)
+    assert sorted(map(tuple, groups.values())) == [
+        ("mlp.down_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("self_attn.o_proj",),
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ]
+
+
+class _Twice(nn.Module):
+    """Runs the wrapped block twice in one pass, as models with shared layers do."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden_states, **kwargs):
+        return self.block(self.block(hidden_states, **kwargs), **kwargs)
+
+
+def test_a_module_called_twice_is_summed_before_the_absolute_value():
+    model = tiny_model("llama")
+    model.model.layers[0] = _Twice(model.model.layers[0])
+    batch = tiny_batch(model)
+    calibration = tlora.calibrate(model, [batch], progress=False)
+    scores = []
+    model.requires_grad_(True)
+    for sample in singles(batch):
+        model.zero_grad()
+        model(**sample, use_cache=False).loss.backward()
+        scores.append(
+            [
+                (model.get_submodule(n).weight * model.get_submodule(n).weight.grad).abs().mean().item()
+                for n in calibration.names
+            ]
+        )
+    assert close(calibration.sensitivity.per_sample, torch.tensor(scores))
+
+
+class _Flat(nn.Module):
+    """A linear layer that gets (batch * tokens, d), as some models and shared experts do."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+def test_flattened_inputs_are_masked_too():
+    plain, flat = tiny_model("llama"), tiny_model("llama")
+    for layer in flat.model.layers:
+        layer.mlp.down_proj = _Flat(layer.mlp.down_proj)
+    batch = tiny_batch(plain)
+    a = tlora.calibrate(plain, [batch], progress=False)
+    b = tlora.calibrate(flat, [batch], progress=False)
+    for x, y in zip(a.names, b.names, strict=True):
+        assert close(b.covariance[y].dense(), a.covariance[x].dense(), 1e-6)
+    assert close(b.sensitivity.per_sample, a.sensitivity.per_sample, 1e-6)
+
+
+def state(model):
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    return (
+        hooks,
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [p.grad is None for p in model.parameters()],
+        [getattr(m, "gradient_checkpointing", None) for m in model.modules()],
+        model.config.use_cache if hasattr(model.config, "use_cache") else None,
+        torch.is_grad_enabled(),
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_model_is_left_as_it_was(checkpointing):
+    model = tiny_model("llama").train()
+    if checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    reference = tiny_model("llama")
+    batch = tiny_batch(model)
+    before, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
+    calibration = tlora.calibrate(model, [batch], progress=False)
+    assert state(model) == before
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    expected = tlora.calibrate(reference, [batch], progress=False)
+    assert torch.equal(calibration.sensitivity.per_sample, expected.sensitivity.per_sample)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_an_interrupt_leaves_the_model_as_it_was(failure):
+    model = tiny_model("llama").train()
+    before = state(model)
+
+    def batches():
+        yield tiny_batch(model)
+        raise failure("stop")
+
+    with pytest.raises(failure):
+        tlora.calibrate(model, batches(), progress=False)
+    assert state(model) == before
+
+
+def test_calibration_works_inside_no_grad():
+    model, batch = tiny_model("llama"), tiny_batch("llama")
+    with torch.no_grad():
+        inside = tlora.calibrate(model, [batch], progress=False)
+    outside = tlora.calibrate(model, [batch], progress=False)
+    assert torch.equal(inside.sensitivity.per_sample, outside.sensitivity.per_sample)
+
+
+def broken(**changes):
+    batch = tiny_batch("llama")
+    for key, value in changes.items():
+        batch[key] = value(batch[key]) if callable(value) else value
+    return batch
+
+
+def _unlabelled(labels):
+    labels[1] = -100
+    return labels
+
+
+def _first_only(labels):
+    labels[1] = -100
+    labels[1, 0] = 5
+    return labels
+
+
+BAD = [
+    ([], "no batches"),
+    ([torch.ones(2, 3)], "batch 0 is a Tensor"),
+    ([{"input_ids": torch.ones(1, 3).long(), "labels": torch.ones(1, 3).long()}], "attention_mask"),
+    ([broken(labels=None)], "'labels'"),
+    ([broken(labels=_unlabelled)], "sample 1 has no label"),
+    ([broken(labels=_first_only)], "sample 1 has no label"),
+    ([broken(labels=lambda x: torch.where(x == -100, 3, x))], "labels on padding"),
+    ([broken(input_ids=lambda x: x + 1000)], "own tokenizer"),
+    ([broken(attention_mask=lambda x: x * 0)], "has no token"),
+    ([broken(attention_mask=lambda x: x[:, :2])], "shapes do not fit"),
+]
+
+
+@pytest.mark.parametrize(("batches", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_batches_are_refused_in_words(batches, message):
+    model = tiny_model("llama")
+    before = state(model)
+    with pytest.raises((ValueError, TypeError), match=message):
+        tlora.calibrate(model, batches, progress=False)
+    assert state(model) == before
+
+
+def test_nan_in_a_weight_names_the_layer():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"weight of model.layers.1.mlp.up_proj is not finite"):
+        tlora.calibrate(model, [tiny_batch(model)], progress=False)
+
+
+def test_nan_in_an_activation_names_the_layer():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[3] = torch.nan
+    with pytest.raises(ValueError, match=r"of model.layers.0.self_attn.q_proj|of model.layers.1.mlp.gate_proj"):
+        tlora.calibrate(model, [tiny_batch(model)], progress=False)
+
+
+def test_a_class_the_model_does_not_have():
+    model = tiny_model("bert")
+    batch = tiny_batch(model) | {"labels": torch.tensor([0, 1, 2])}
+    with pytest.raises(ValueError, match="class 2, the model has 2"):
+        tlora.calibrate(model, [batch], progress=False)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_tokens_labels_is_refused_for_classification(family):
+    with pytest.raises(ValueError, match="labels whole texts"):
+        tlora.calibrate(tiny_model(family), [tiny_batch(family)], tokens="labels", progress=False)
+
+
+def test_bfloat16_models_are_summed_in_float32():
+    model = tiny_model("llama").to(torch.bfloat16)
+    calibration = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    reference = tlora.calibrate(tiny_model("llama"), [tiny_batch("llama")], progress=False)
+    name = calibration.names[-1]
+    assert calibration.covariance[name].dense().dtype == torch.float32
+    assert close(calibration.covariance[name].dense(), reference.covariance[name].dense(), 0.05)

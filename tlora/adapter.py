@@ -1,0 +1,311 @@
+"""Attach a plan to a model as an ordinary PEFT adapter; load it again; merge it. The only room that touches a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tlora.allocation import Allocation
+from tlora.checks import check_same_model
+from tlora.models import load_model
+from tlora.subspace import Subspaces
+from tlora.targets import head_modules, refuse_adapted, shape, target_modules
+
+ADAPTER = "default"
+Rows = Literal["orthonormal", "variance"]
+
+
+def attach(
+    model: Any,
+    subspaces: Subspaces | None,
+    allocation: Allocation,
+    freeze_a: bool = True,
+    rows: Rows = "orthonormal",
+    *,
+    seed: int = 0,
+    replace: bool = False,
+) -> PeftModel:
+    """Put the planned adapter on the model: A from the subspaces and frozen, B zero, rank and scaling by layer.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to.
+    subspaces : Subspaces or None
+        Where A comes from. None draws A at random as plain LoRA does (the paper's ablation without init, there with
+        ``freeze_a=False``).
+    allocation : Allocation
+        Rank and scaling of each module.
+    freeze_a : bool
+        Train B alone. A then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
+    rows : {"orthonormal", "variance"}
+        Length of the rows of A: one, as in the paper; or such that the inputs' variance along each row is that of a
+        random LoRA row, ``tr(C) / (3 d_in)`` (where the samples do not determine a row, its variance is taken to be
+        the average, ``tr(C) / d_in``).
+    seed : int
+        Seed of a random A.
+    replace : bool
+        Take off an adapter that the model carries, instead of refusing, so that a notebook cell can be run again.
+
+    Returns
+    -------
+    peft.PeftModel
+        At step 0 it computes exactly what the base computes.
+
+    Raises
+    ------
+    ValueError
+        If the model already has an adapter, the results are of another model, a rank is beyond
+        ``subspaces.max_rank``, or ``rows`` is unknown. The model is then as it was.
+
+    Notes
+    -----
+    PEFT divides a layer's alpha by that layer's own rank, so ``alpha_pattern`` holds ``scaling * rank``. Pattern keys
+    are regular expressions matched on suffixes in PEFT: ours are escaped full names, anchored, and each layer's rank
+    and scaling is compared with the plan afterwards.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: ``W + s B A`` with A fixed and B starting at zero.
+    """
+    if rows not in get_args(Rows):
+        raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
+    if replace:
+        detach(model)
+    refuse_adapted(model)
+    initial = _rows_of_a(model, subspaces, allocation, rows)
+    config = _config(model, allocation)
+    with _back_on_error(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, adapter_name=ADAPTER)
+        _apply(adapted, allocation, initial, freeze_a)
+    return adapted
+
+
+@contextlib.contextmanager
+def _back_on_error(model: nn.Module) -> Iterator[None]:
+    """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        yield
+    except BaseException:
+        detach(model)
+        for name, parameter in model.named_parameters():
+            if name in trainable:
+                parameter.requires_grad_(True)
+        raise
+
+
+def _rows_of_a(
+    model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows
+) -> Mapping[str, Tensor]:
+    """A of each planned module, checked against the model; empty where A is random."""
+    if subspaces is None:
+        if rows != "orthonormal":
+            raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
+        _check_plan_fits(model, allocation)
+        return {}
+    missing = [name for name in allocation.ranks if name not in subspaces.bases]
+    if missing:
+        raise ValueError(
+            f"the allocation has {missing[0]}, the subspaces do not: make both from one calibration of this model"
+        )
+    check_same_model(
+        model, subspaces.fingerprints, {name: subspaces.shapes[name] for name in allocation.ranks}
+    )
+    return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
+
+
+def _check_plan_fits(model: Any, allocation: Allocation) -> None:
+    targets = target_modules(model)
+    for name in allocation.ranks:
+        if name not in targets or (targets[name].d_out, targets[name].d_in) != tuple(allocation.shapes[name]):
+            raise ValueError(
+                f"this allocation is of another model: {name} with shape {tuple(allocation.shapes[name])} is no target "
+                "module here; calibrate this model"
+            )
+
+
+def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Tensor:
+    basis = subspaces.basis(name, rank)
+    if rows == "orthonormal":
+        return basis
+    average = subspaces.traces[name] / basis.shape[1]
+    known = torch.arange(rank) < subspaces.numerical_rank[name]
+    variance = torch.where(known, subspaces.row_variance[name][:rank], average)
+    return basis * (average / 3 / variance).sqrt()[:, None]
+
+
+def _config(model: Any, allocation: Allocation) -> LoraConfig:
+    modules = [model.get_submodule(name) for name in allocation.ranks]
+    anchored = {name: f"^{re.escape(name)}$" for name in allocation.ranks}
+    head = [name for name in head_modules(model) if name not in ("classifier", "score")]  # PEFT adds these itself
+    return LoraConfig(
+        task_type=_task_type(model),
+        r=allocation.rank,
+        lora_alpha=allocation.alpha,
+        target_modules=list(allocation.ranks),
+        rank_pattern={anchored[name]: rank for name, rank in allocation.ranks.items()},
+        alpha_pattern={
+            anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()
+        },
+        fan_in_fan_out=all(isinstance(module, Conv1D) for module in modules),
+        modules_to_save=head or None,
+        lora_dropout=0.0,
+        bias="none",
+    )
+
+
+def _task_type(model: Any) -> TaskType | None:
+    if head_modules(model):
+        return TaskType.SEQ_CLS
+    if model.config.is_encoder_decoder:
+        return TaskType.SEQ_2_SEQ_LM
+    return TaskType.CAUSAL_LM if model.can_generate() else None
+
+
+def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor], freeze_a: bool) -> None:
+    layers = adapter_layers(adapted)
+    if layers.keys() != allocation.ranks.keys():
+        odd = sorted(layers.keys() ^ allocation.ranks.keys())
+        raise RuntimeError(f"PEFT wrapped other modules than planned, e.g. {odd[0]}: please report this model")
+    for name, layer in layers.items():
+        rank, scaling = allocation.ranks[name], allocation.scalings[name]
+        if layer.r[ADAPTER] != rank or abs(layer.scaling[ADAPTER] - scaling) > 1e-6 * abs(scaling):
+            raise RuntimeError(
+                f"PEFT gave {name} rank {layer.r[ADAPTER]} and scaling {layer.scaling[ADAPTER]}, planned were {rank} "
+                f"and {scaling}: please report this PEFT version"
+            )
+        if name in initial:
+            with torch.no_grad():
+                layer.lora_A[ADAPTER].weight.copy_(initial[name])
+        if freeze_a:
+            freeze(layer)
+
+
+def freeze(layer: LoraLayer, adapter: str = ADAPTER) -> None:
+    """Freeze A of one layer for good: PEFT makes it trainable again after ``disable_adapter()`` unless told not to."""
+    layer.frozen_peft_weight_names = layer.frozen_peft_weight_names | {adapter: ("lora_A",)}
+    layer.lora_A[adapter].requires_grad_(False)
+
+
+def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """LoRA layers of a model by the full name of the module that each wraps, in model order."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+
+
+def detach(model: nn.Module) -> None:
+    """Take every adapter off a model, in place; the base layers and the original head come back.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        A model without adapters is left as it is.
+
+    Raises
+    ------
+    ValueError
+        If an adapter is merged into the weights: it cannot be taken off again; load the base afresh.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    wrapped = [
+        (name, m) for name, m in base.named_modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)
+    ]
+    for name, module in wrapped:
+        if isinstance(module, BaseTunerLayer) and module.merged:
+            raise ValueError(f"the adapter is merged into {name}: unmerge it first, or load the base model again")
+    for name, module in wrapped:
+        inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+        parent, _, child = name.rpartition(".")
+        setattr(base.get_submodule(parent), child, inner)
+    if wrapped and hasattr(base, "peft_config"):
+        del base.peft_config
+
+
+def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
+    """Load a saved adapter to use it or to train it on.
+
+    Parameters
+    ----------
+    folder : path-like
+        What `TrainingRun.save` wrote, or any PEFT LoRA adapter.
+    model : transformers.PreTrainedModel, optional
+        The base; by default the one named in the adapter's config, through `load_model`.
+
+    Returns
+    -------
+    peft.PeftModel
+        B and the head trainable, A frozen again where it was frozen in training (in any other adapter: trainable).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no adapter in the folder.
+    ValueError
+        If the model already has an adapter, or does not fit.
+    """
+    from tlora.training import TrainingRun  # it builds on this room
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
+    frozen = TrainingRun.load(folder).frozen_a if (Path(folder) / "tlora" / "run").is_dir() else False
+    if model is None:
+        config = LoraConfig.from_pretrained(str(folder))
+        model, _ = load_model(config.base_model_name_or_path)
+    refuse_adapted(model)
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    if frozen:
+        for layer in adapter_layers(adapted).values():
+            freeze(layer)
+    return adapted
+
+
+def merge(model: PeftModel) -> Any:
+    """Fold the adapter into the weights: ``W + s B A``.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        Consumed: its base layers are written to.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The base model with changed weights and no adapter.
+
+    Raises
+    ------
+    TypeError
+        If it is no PEFT model.
+    ValueError
+        If the adapter is merged already, or merging gives weights that are not finite.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"merge takes the PeftModel of attach or load, not a {type(model).__name__}")
+    for name, layer in adapter_layers(model).items():
+        if layer.merged:
+            raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
+        if shape(layer.get_base_layer()) != tuple(layer.get_base_layer().weight.shape)[:2] and not isinstance(
+            layer.get_base_layer(), Conv1D
+        ):
+            warnings.warn(
+                f"{name} is quantised: the merged weight is rounded to its few levels again, and differs from "
+                "base plus adapter; merge into the unquantised base instead",
+                stacklevel=2,
+            )
+            break
+    return model.merge_and_unload(safe_merge=True)

@@ -1,0 +1,154 @@
+"""Batches as calibration takes them: checked where they enter, and which of their tokens count for which module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from tlora.losses import IGNORED, pad_right
+from tlora.targets import Target
+
+_READS_ENCODER = re.compile(r"(EncDecAttention|encoder_attn|cross_?attn|crossattention)\.(.*\.)?(k|v|k_proj|v_proj|key|value)$")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch on the model's device, padding on the right.
+
+    Attributes
+    ----------
+    inputs : dict of Tensor
+        What the model is called with, and ``labels``.
+    real : (B, T) bool tensor
+        Tokens that are no padding.
+    labelled : (B, T) bool tensor
+        Tokens whose label counts; the decoder's own tokens for an encoder-decoder model; equal to ``real`` for
+        classification.
+    is_encoder_decoder : bool
+        Whether ``labelled`` belongs to a decoder of its own.
+    """
+
+    inputs: dict[str, Tensor]
+    real: Bool[Tensor, "samples tokens"]
+    labelled: Bool[Tensor, "samples target_tokens"]
+    is_encoder_decoder: bool
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def reads_decoder(self, target: Target) -> bool:
+        """Whether the inputs of this module are the decoder's tokens, not those of ``input_ids``."""
+        return (
+            self.is_encoder_decoder and target.stack == "decoder" and not _READS_ENCODER.search(target.name)
+        )
+
+    def real_tokens(self, target: Target) -> Bool[Tensor, "samples tokens"]:
+        """Tokens of the module's input that may carry a gradient.
+
+        All of the decoder's: it is causal, so what follows the last label has gradient zero.
+        """
+        return torch.ones_like(self.labelled) if self.reads_decoder(target) else self.real
+
+    def counted_tokens(self, target: Target, tokens: str) -> Bool[Tensor, "samples tokens"]:
+        """Tokens of the module's input that its covariance is taken over.
+
+        The encoder of an encoder-decoder model has no labels: all of its real tokens count in either case.
+        """
+        if self.reads_decoder(target) or (tokens == "labels" and not self.is_encoder_decoder):
+            return self.labelled
+        return self.real
+
+
+def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
+    """Check a batch, move it to the model's device and its padding to the right.
+
+    Parameters
+    ----------
+    batch : mapping
+        ``input_ids`` (B, T), ``attention_mask`` (B, T), ``labels`` (B, T) or (B,), and whatever else the model takes.
+    model : transformers.PreTrainedModel
+        The model that will read it.
+    where : str
+        What to call the batch in an error.
+
+    Returns
+    -------
+    Batch
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping of tensors.
+    ValueError
+        If a part is missing or the parts do not fit together or the model.
+    """
+    _check_parts(batch, where)
+    tensors = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
+    tensors = pad_right(tensors, model.config.is_encoder_decoder)
+    real, labels = tensors["attention_mask"].bool(), tensors["labels"]
+    _check_ids(tensors["input_ids"], real, model, where)
+    if labels.ndim == 1:
+        _check_classes(labels, model, where)
+        return Batch(tensors, real, real, False)
+    labelled = labels != IGNORED
+    _check_labels(labelled, real, model.config.is_encoder_decoder, where)
+    return Batch(tensors, real, labelled, bool(model.config.is_encoder_decoder))
+
+
+def _check_parts(batch: Mapping[str, Any], where: str) -> None:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"{where} is a {type(batch).__name__}: a batch is a dict with the tensors input_ids, attention_mask, labels"
+        )
+    for key in ("input_ids", "attention_mask", "labels"):
+        if not isinstance(batch.get(key), Tensor):
+            hint = {
+                "attention_mask": "padding would be counted in the statistics; where there is none, pass "
+                "torch.ones_like(input_ids)",
+                "labels": "calibration backpropagates each sample's loss; use -100 for tokens that do not count",
+            }.get(key, "pass token ids of shape (samples, tokens)")
+            raise ValueError(f"{where} has no tensor {key!r}: {hint}")
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    if ids.ndim != 2 or not len(ids) or mask.shape != ids.shape or len(labels) != len(ids) or labels.ndim > 2:
+        raise ValueError(
+            f"{where}: shapes do not fit together: input_ids {tuple(ids.shape)}, attention_mask {tuple(mask.shape)}, "
+            f"labels {tuple(labels.shape)}; expected (B, T), (B, T) and (B, T) or (B,) with B at least 1"
+        )
+
+
+def _check_ids(ids: Tensor, real: Tensor, model: Any, where: str) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= rows or int(ids.min()) < 0:
+        raise ValueError(
+            f"{where} has token id {int(ids.max())}, the model knows {rows} tokens: use the model's own tokenizer"
+        )
+    if not bool(real.any(1).all()):
+        raise ValueError(f"{where}: sample {int(real.any(1).int().argmin())} has no token: its mask is all zero")
+
+
+def _check_classes(labels: Tensor, model: Any, where: str) -> None:
+    classes = model.config.num_labels
+    if not labels.is_floating_point() and not bool(((labels >= 0) & (labels < classes)).all()):
+        bad = int(labels[(labels < 0) | (labels >= classes)][0])
+        raise ValueError(f"{where} has class {bad}, the model has {classes}: load it with num_labels={bad + 1} or more")
+
+
+def _check_labels(labelled: Tensor, real: Tensor, is_encoder_decoder: bool, where: str) -> None:
+    # a causal model predicts from the token before, so a label on the first token is never used
+    used = labelled if is_encoder_decoder else labelled[:, 1:]
+    if not bool(used.any(1).all()):
+        sample = int(used.any(1).int().argmin())
+        raise ValueError(f"{where}: sample {sample} has no label (all are -100): leave it out or raise max_length")
+    if is_encoder_decoder:
+        return
+    if labelled.shape != real.shape:
+        raise ValueError(f"{where}: labels {tuple(labelled.shape)} and input_ids {tuple(real.shape)} differ in shape")
+    if bool((labelled & ~real).any()):
+        sample = int((labelled & ~real).any(1).int().argmax())
+        raise ValueError(f"{where}: sample {sample} has labels on padding: set them to -100 where attention_mask is 0")

@@ -1,0 +1,112 @@
+"""The loss of each sample alone, from one padded batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+IGNORED = -100
+
+
+def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str, Tensor]:
+    """The batch with padding on the left moved to the right.
+
+    With the padding on the right every model, whatever its positions and wherever it pools, computes for a sample
+    what it computes for that sample alone: GPT-2 would count absolute positions from the padding, and BERT would
+    pool a padded token.
+
+    Parameters
+    ----------
+    batch : mapping
+        Tensors; those of shape (B, T, ...) move, the decoder's own (``labels``, ``decoder_*`` of an
+        encoder-decoder model) stay.
+    is_encoder_decoder : bool
+        Whether the labels belong to a decoder of its own.
+
+    Returns
+    -------
+    dict of Tensor
+        Same shapes.
+    """
+    mask = batch["attention_mask"]
+    padding = mask.bool().int().argmax(1)
+    if not bool(padding.any()):
+        return dict(batch)
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    order = (columns + padding[:, None]) % mask.shape[1]
+    moved = {}
+    for key, value in batch.items():
+        own = is_encoder_decoder and (key == "labels" or key.startswith("decoder_"))
+        along = value.ndim >= 2 and value.shape[:2] == mask.shape and not own
+        moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if along else value
+    return moved
+
+
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Whether the model's ``forward`` names this argument."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " samples"]:
+    """Mean loss of each sample over its own labels, in nats; its sum is what calibration backpropagates.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Causal, encoder-decoder or sequence classification model.
+    batch : mapping
+        ``input_ids``, ``attention_mask``, ``labels``, as tensors on the model's device, padded on the right. Labels
+        are (B,) class indices or (B, T) token ids, -100 where a token does not count.
+
+    Returns
+    -------
+    (B,) float32 tensor
+        With graph.
+
+    Notes
+    -----
+    Causal models that can restrict their logits to some positions are asked for the labelled ones only: the output
+    embedding is then multiplied for those alone.
+    """
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    labels = batch["labels"]
+    if labels.ndim == 1:
+        return _classification(model, inputs, labels)
+    if model.config.is_encoder_decoder:
+        return _sequence_to_sequence(model, inputs, labels)
+    return _causal(model, inputs, labels)
+
+
+def _classification(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    logits = model(**inputs).logits.float()
+    if logits.shape[-1] == 1:
+        return (logits[:, 0] - labels).square()
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _sequence_to_sequence(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    logits = model(**inputs, labels=labels).logits
+    return _mean_over_labels(logits, labels)
+
+
+def _causal(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    following = labels[:, 1:]
+    kept: dict[str, Tensor] = {}
+    if accepts(model, "logits_to_keep"):
+        columns = (following != IGNORED).any(0).nonzero()[:, 0]
+        kept, following = {"logits_to_keep": columns}, following[:, columns]
+    logits = model(**inputs, **kept).logits
+    return _mean_over_labels(logits[:, : following.shape[1]], following)
+
+
+def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    losses = functional.cross_entropy(
+        logits.float().transpose(1, 2), labels.to(logits.device), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.sum(1) / (labels != IGNORED).sum(1).to(logits.device)

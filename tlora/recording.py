@@ -1,0 +1,123 @@
+"""Watch a model while it runs: hooks in, hooks out, everything put back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tlora.targets import Target
+
+Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
+
+
+class Recorder:
+    """Inputs of the target modules during one forward pass, and a call for each module when its gradient is there.
+
+    Parameters
+    ----------
+    on_gradient : callable or None
+        Called in the backward pass as ``on_gradient(name, inputs, gradients)`` once the gradients at all outputs of
+        the module's calls are known: lists with one entry a call, as the module saw and gave them.
+
+    Attributes
+    ----------
+    inputs : dict of list of Tensor
+        Inputs by module name since the last `clear`, one entry a call, detached. The tensors are held, not copied:
+        modules that read the same tensor are recognised by identity, which is safe only while it is held.
+    """
+
+    def __init__(self, on_gradient: Gradients | None = None) -> None:
+        self.on_gradient = on_gradient
+        self.inputs: dict[str, list[Tensor]] = defaultdict(list)
+        self._gradients: dict[str, dict[int, Tensor]] = defaultdict(dict)
+
+    def clear(self) -> None:
+        """Forget the last pass."""
+        self.inputs.clear()
+        self._gradients.clear()
+
+    def hook(self, name: str) -> Callable[..., None]:
+        """A forward hook that notes the input of module ``name`` and returns nothing, so it cannot change it."""
+
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            call = len(self.inputs[name])
+            self.inputs[name].append(x)
+            if self.on_gradient is not None and output.requires_grad:
+                output.register_hook(lambda gradient: self._arrived(name, call, gradient))
+
+        return observe
+
+    def _arrived(self, name: str, call: int, gradient: Tensor) -> None:
+        waiting = self._gradients[name]
+        waiting[call] = gradient
+        if self.on_gradient is not None and len(waiting) == len(self.inputs[name]):
+            gradients = [waiting[i] for i in range(len(waiting))]
+            del self._gradients[name]
+            self.on_gradient(name, [x.detach() for x in self.inputs[name]], gradients)
+
+
+@contextlib.contextmanager
+def recording(
+    model: nn.Module, targets: Mapping[str, Target], on_gradient: Gradients | None = None
+) -> Iterator[Recorder]:
+    """Observe ``targets`` of ``model`` with all parameters frozen, in evaluation mode.
+
+    Inside the block no parameter requires a gradient, dropout is off, gradient checkpointing is off (it would run the
+    hooks twice) and so is the key-value cache; the output of the token embeddings requires a gradient, for otherwise
+    a model that is frozen throughout has no graph. All of it is put back when the block ends, however it ends.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A transformers model.
+    targets : mapping of str to Target
+        Modules to watch, by full name.
+    on_gradient : callable, optional
+        See `Recorder`.
+
+    Yields
+    ------
+    Recorder
+    """
+    recorder = Recorder(on_gradient)
+    with contextlib.ExitStack() as undo:
+        undo.callback(recorder.clear)
+        for module in model.modules():
+            _set_for_now(undo, module, "training", False)
+            if getattr(module, "gradient_checkpointing", False):
+                _set_for_now(undo, module, "gradient_checkpointing", False)
+        if getattr(model.config, "use_cache", False):
+            _set_for_now(undo, model.config, "use_cache", False)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                _set_for_now(undo, parameter, "requires_grad", False)
+        for embedding in _token_embeddings(model):
+            undo.callback(embedding.register_forward_hook(_require_gradient).remove)
+        for name in targets:
+            handle = model.get_submodule(name).register_forward_hook(recorder.hook(name), with_kwargs=True)
+            undo.callback(handle.remove)
+        undo.enter_context(torch.enable_grad())
+        yield recorder
+
+
+def _set_for_now(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _token_embeddings(model: Any) -> list[nn.Module]:
+    owners = [model]
+    if getattr(model.config, "is_encoder_decoder", False):
+        owners += [model.get_encoder(), model.get_decoder()]
+    return list({id(e): e for e in (owner.get_input_embeddings() for owner in owners)}.values())
+
+
+def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    if not output.requires_grad:
+        output.requires_grad_(True)

@@ -1,0 +1,282 @@
+"""Task subspaces: the input directions that an adapter's A may read (stage 3 of TLoRA)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tlora.calibration import Calibration
+from tlora.checks import check_same_model, positive_int
+from tlora.linalg import (
+    Product,
+    complete_rows,
+    fix_signs,
+    leading_right_singular_vectors,
+    orthonormal_rows,
+    symmetric_powers,
+)
+from tlora.statistics import module_seed
+from tlora.storage import Meta, Result
+from tlora.weights import weight
+
+Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
+
+SHRINKAGE = 0.01
+"""Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
+
+
+@dataclass(frozen=True, repr=False)
+class Subspaces(Result):
+    """An orthonormal basis of input directions for each target module, the most important first.
+
+    Attributes
+    ----------
+    kind : str
+        Matrix whose right singular vectors these are; see `task_subspaces`.
+    max_rank : int
+        Largest rank that a basis can be asked for (a module smaller than that is limited by its own size).
+    bases : dict of (k, d_in) float32 tensor
+        Orthonormal rows, ``k = min(max_rank, d_in, d_out)``.
+    singular_values : dict of (k,) float32 tensor
+        Falling; zero from ``numerical_rank`` on, and all zero for kind ``"random"``.
+    numerical_rank : dict of int
+        From this row on the basis is an orthonormal completion by seeded random directions.
+    row_variance : dict of (k,) float32 tensor
+        ``a^T C a`` of each row ``a``: variance of the inputs along it.
+    traces : dict of float
+        Total input variance ``tr(C)`` of each module.
+    shapes, layers, projections : dict
+        As in `Sensitivity`.
+    fingerprints : dict of (16,) float32 tensor
+        As in `Calibration`.
+    meta : Meta
+        Model, task, seed.
+    """
+
+    kind: str
+    max_rank: int
+    bases: dict[str, Tensor]
+    singular_values: dict[str, Tensor]
+    numerical_rank: dict[str, int]
+    row_variance: dict[str, Tensor]
+    traces: dict[str, float]
+    shapes: dict[str, tuple[int, int]]
+    layers: dict[str, int]
+    projections: dict[str, str]
+    fingerprints: dict[str, Tensor]
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "module": "full module name",
+        "layer": "index of the block",
+        "projection": "role within the block",
+        "rank": "rows of the basis",
+        "numerical_rank": "rows that the matrix determines; the rest is a seeded completion",
+        "first_singular_value": "largest singular value of the decomposed matrix",
+        "last_singular_value": "smallest one kept",
+        "explained_variance": "share of the inputs' variance within the basis",
+    }
+
+    @property
+    def names(self) -> list[str]:
+        """Full module names, in model order."""
+        return list(self.bases)
+
+    def basis(self, name: str, rank: int) -> Tensor:
+        """The first ``rank`` directions of a module.
+
+        Parameters
+        ----------
+        name : str
+            Full module name.
+        rank : int
+            Rows wanted.
+
+        Returns
+        -------
+        (rank, d_in) float32 tensor
+            Orthonormal rows.
+
+        Raises
+        ------
+        KeyError
+            If there is no such module.
+        ValueError
+            If the rank is below 1 or beyond what was computed.
+        """
+        if name not in self.bases:
+            raise KeyError(f"no subspace for module {name!r}: there are {len(self.bases)}, e.g. {self.names[0]!r}")
+        rows = self.bases[name]
+        if not 1 <= rank <= len(rows):
+            raise ValueError(
+                f"rank {rank} asked for {name}, whose basis has {len(rows)} directions: use 1 to {len(rows)}, "
+                "or compute more with task_subspaces(..., max_rank=)"
+            )
+        return rows[:rank]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a module; see ``columns``."""
+        values = self.singular_values.values()
+        return pd.DataFrame(
+            {
+                "module": self.names,
+                "layer": list(self.layers.values()),
+                "projection": list(self.projections.values()),
+                "rank": [len(rows) for rows in self.bases.values()],
+                "numerical_rank": list(self.numerical_rank.values()),
+                "first_singular_value": [float(v[0]) for v in values],
+                "last_singular_value": [float(v[-1]) for v in values],
+                "explained_variance": [float(self.row_variance[n].sum()) / self.traces[n] for n in self.names],
+            }
+        )
+
+    def _summary(self) -> str:
+        short = sum(self.numerical_rank[n] < len(rows) for n, rows in self.bases.items())
+        completed = f", {short} completed beyond their numerical rank" if short else ""
+        return f"{len(self.bases)} modules of {self.meta.model}, kind {self.kind!r}, up to rank {self.max_rank}{completed}"
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {}
+        for part in ("bases", "singular_values", "row_variance", "fingerprints"):
+            tensors |= {f"{part}.{name}": t for name, t in getattr(self, part).items()}
+        parts = ("kind", "max_rank", "numerical_rank", "traces", "shapes", "layers", "projections")
+        return tensors, {part: getattr(self, part) for part in parts}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
+        parts = {
+            part: {name: tensors[f"{part}.{name}"] for name in shapes}
+            for part in ("bases", "singular_values", "row_variance", "fingerprints")
+        }
+        return cls(**values | {"shapes": shapes} | parts, meta=meta)
+
+
+def task_subspaces(
+    model: Any,
+    calibration: Calibration,
+    *,
+    max_rank: int = 64,
+    kind: Kind = "wc",
+    seed: int = 0,
+    progress: bool = True,
+) -> Subspaces:
+    """Leading right singular vectors of each module's matrix, by randomised subspace iteration in float32.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model that was calibrated. Read only.
+    calibration : Calibration
+        From `calibrate`.
+    max_rank : int
+        Vectors computed for each module, so that changing an allocation costs no new decomposition.
+    kind : {"wc", "w", "c", "wc_half", "g", "random"}
+        The matrix: ``W C`` (TLoRA); ``W`` (as in PiSSA); ``C`` (as in EVA, which centres by one mean over all
+        tokens); ``W C^(1/2)`` with the space spanned by ``V^T C^(-1/2)`` (CorDA's criterion), C shrunk by 1 %; the
+        mean gradient (as in LoRA-GA), which needs ``calibrate(..., gradient=True)``; a random space (as in LoRA-FA).
+    seed : int
+        Seed of the start of the iteration, of random spaces, and of completions.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Subspaces
+        On the CPU. Signs are fixed (largest entry of a row positive), so one seed gives the same bytes.
+
+    Raises
+    ------
+    ValueError
+        If ``max_rank`` is below 1, the kind unknown or not possible with this calibration, or the calibration is of
+        another model.
+
+    Notes
+    -----
+    The authors form ``W C`` and take its full SVD, O(d^3) for each module. Only the leading subspace is wanted, and
+    products with ``W`` and ``C`` give it. Where the matrix has fewer independent directions than asked for, the basis
+    is completed orthonormally by seeded random directions, and ``numerical_rank`` says from where on.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: the initialisation of A from the SVD of weight times input covariance.
+    Halko, Martinsson & Tropp (2011), Finding structure with randomness, algorithm 4.4.
+    """
+    positive_int(max_rank, "max_rank")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
+    if kind == "g" and calibration.gradient is None:
+        raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
+    check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
+    found = {}
+    for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
+        found[name] = _module_basis(model, calibration, name, max_rank, kind, seed)
+    scores, covariance = calibration.sensitivity, calibration.covariance
+    trace = {first: c.trace for first, c in calibration.covariances.items()}
+    return Subspaces(
+        kind=kind,
+        max_rank=max_rank,
+        bases={name: rows for name, (rows, _, _) in found.items()},
+        singular_values={name: values for name, (_, values, _) in found.items()},
+        numerical_rank={name: rank for name, (_, _, rank) in found.items()},
+        row_variance={name: ((covariance[name] @ r.T) * r.T).sum(0) for name, (r, _, _) in found.items()},
+        traces={name: trace[calibration.shared[name]] for name in found},
+        shapes=scores.shapes,
+        layers=scores.layers,
+        projections=scores.projections,
+        fingerprints=calibration.fingerprints,
+        meta=Meta(calibration.meta.model, calibration.meta.task, {"kind": kind}, seed, calibration.meta.samples),
+    )
+
+
+def _module_basis(
+    model: Any, calibration: Calibration, name: str, max_rank: int, kind: Kind, seed: int
+) -> tuple[Tensor, Tensor, int]:
+    """Basis, singular values and numerical rank of one module, on the CPU."""
+    d_out, d_in = calibration.sensitivity.shapes[name]
+    k = min(max_rank, d_out, d_in)
+    generator = torch.Generator().manual_seed(module_seed(seed, name))
+    if kind == "random":
+        return fix_signs(orthonormal_rows(k, d_in, generator)), torch.zeros(k), k
+    w = weight(model.get_submodule(name)).float()
+    product, transposed, back = _matrix(w, calibration, name, kind)
+    leading = leading_right_singular_vectors(product, transposed, d_in, k, generator, device=w.device)
+    rows, values = leading.rows.cpu(), leading.singular_values.cpu()
+    bound = k if kind in ("w", "g", "wc_half") else calibration.covariance[name].rank_bound
+    rank = min(numerical_rank(values, d_in), bound)
+    if back is not None:
+        rows = fix_signs(torch.linalg.qr((rows[:rank] @ back).T).Q.T)
+    if rank < k:
+        rows = fix_signs(complete_rows(rows[:rank], k, generator))
+        values = torch.where(torch.arange(k) < rank, values, 0.0)
+    return rows.contiguous(), values, rank
+
+
+def _matrix(
+    w: Tensor, calibration: Calibration, name: str, kind: Kind
+) -> tuple[Product, Product, Tensor | None]:
+    """Products with the matrix of a kind and with its transpose, and what maps its vectors to the space (or None)."""
+    if kind == "w":
+        return lambda x: w @ x, lambda y: w.T @ y, None
+    if kind == "g":
+        assert calibration.gradient is not None
+        gradient = calibration.gradient[name]
+        return lambda x: gradient @ x, gradient.transposed, None
+    c = calibration.covariance[name]
+    if kind == "c":
+        return lambda x: c @ x, lambda y: c @ y, None
+    if kind == "wc":
+        return lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), None
+    root, inverse = (m.to(w) for m in symmetric_powers(c.dense(), SHRINKAGE))
+    return lambda x: w @ (root @ x), lambda y: root @ (w.T @ y), inverse.cpu()
+
+
+def numerical_rank(values: Tensor, d: int) -> int:
+    """Singular values that stand above what float32 rounding makes of zero, ``sqrt(d) * eps`` of the largest."""
+    floor = values[0] * torch.finfo(values.dtype).eps * d**0.5
+    return int((values > floor).sum())
