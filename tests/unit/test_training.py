@@ -1,0 +1,463 @@
+"""Training: what changes and what does not, reproducibility, checkpoints, and the ways it can end."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
+from tests.helpers import tiny_model
+from tlora.monitoring import ModuleRecorder
+from tlora.rows import Rows
+from tlora.training import train
+
+QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A task with a validation split and a metric, made of rows."""
+
+    rows: Rows
+    validation: Dataset | None
+    name: str = "random tokens"
+
+    @property
+    def train(self) -> Dataset:
+        return self.rows.train
+
+    def collate(self, examples: Any) -> dict[str, torch.Tensor]:
+        return self.rows.collate(examples)
+
+    def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+        return {"limit": math.nan if limit is None else float(limit)}
+
+
+def held_out(validation: int = 8) -> HeldOut:
+    rows = token_rows(validation, seed=1) if validation else None
+    return HeldOut(Rows(token_rows(), 0, 256), rows)
+
+
+class At(TrainerCallback):
+    """Does something once, when a step begins."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            self.action(kwargs["model"])
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.step
+
+
+def interrupt(model: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def state_of(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def condition_of(model: PeftModel) -> list[Any]:
+    modules = [
+        (
+            m.training,
+            len(m._forward_hooks),
+            getattr(m, "gradient_checkpointing", None),
+            "forward" in vars(m),
+            "_require_grads_hook" in vars(m),
+        )
+        for m in model.modules()
+    ]
+    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    return [*modules, *parameters, model.config.use_cache]
+
+
+def test_only_b_changes() -> None:
+    model = adapted_model()
+    before = state_of(model)
+    run = train(model, token_rows(), epochs=2, **QUICK)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "lora_B" in name}
+    assert len(changed) == 4
+    assert run.frozen_a
+    assert run.trainable_parameters == sum(before[name].numel() for name in changed)
+
+
+def test_training_lowers_the_loss_and_says_so() -> None:
+    run = train(adapted_model(), token_rows(4), epochs=30, **(QUICK | {"learning_rate": 0.1}))
+    assert run.after["train_loss"] < 0.7 * run.before["train_loss"]
+    assert run.history["loss"].iloc[-1] < 0.7 * run.history["loss"].iloc[0]
+    assert not run.interrupted
+    assert not run.diverged
+    assert run.seconds > 0
+
+
+def test_schedule_is_cosine_after_three_percent_warm_up() -> None:
+    run = train(adapted_model(), token_rows(), max_steps=40, **QUICK)
+    warm = math.ceil(0.03 * 40)
+    steps = range(40)
+    expected = [
+        1e-2 * (t / warm if t < warm else 0.5 * (1 + math.cos(math.pi * (t - warm) / (40 - warm))))
+        for t in steps
+    ]
+    assert run.history["learning_rate"].tolist() == pytest.approx(expected)
+    assert run.history["step"].tolist() == [t + 1 for t in steps]
+    assert run.history["epoch"].iloc[-1] == pytest.approx(10)
+
+
+def test_first_loss_is_the_mean_over_the_labelled_tokens_of_the_batch() -> None:
+    model, rows = adapted_model(), token_rows(4)
+    batch = Rows(rows, 0, 4).collate(list(rows))
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    labels = batch["labels"][:, 1:]
+    nats = -logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    expected = nats[labels != -100].mean().item()
+    run = train(model, rows, epochs=2, evaluation_limit=0, **QUICK)
+    assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-5)
+    assert run.before == run.after == {}
+
+
+def test_one_seed_gives_one_run_and_another_seed_another() -> None:
+    first, second, other = (
+        train(adapted_model(), token_rows(), epochs=2, seed=seed, **QUICK) for seed in (3, 3, 4)
+    )
+    assert first.history.equals(second.history)
+    assert first.module_history.equals(second.module_history)
+    assert all(torch.equal(tensor, second.adapter[name]) for name, tensor in first.adapter.items())
+    assert not first.history["loss"].equals(other.history["loss"])
+
+
+def test_what_the_evaluation_draws_does_not_change_training() -> None:
+    class Drawing(HeldOut):
+        def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+            return {"drawn": torch.rand(5).sum().item()}
+
+    def bert(task: HeldOut) -> Any:  # dropout makes it listen to the global generator
+        return train(adapted_model("bert"), task, epochs=1, **QUICK).history["loss"].tolist()
+
+    rows = Rows(token_rows(classes=2), 0, 4)
+    assert bert(Drawing(rows, None)) == bert(HeldOut(rows, None))
+
+
+@pytest.mark.parametrize("declare_frozen", [True, False])
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, declare_frozen: bool) -> None:
+    def fresh() -> PeftModel:
+        return adapted_model(declare_frozen=declare_frozen)
+
+    options = QUICK | {"epochs": 2, "save_steps": 3, "evaluation_limit": 0}
+    whole = train(fresh(), token_rows(), output_dir=tmp_path / "whole", **options)
+    with pytest.warns(UserWarning, match="stopped training after 4 of 8 steps"):
+        train(fresh(), token_rows(), output_dir=tmp_path / "cut", callbacks=[StopAfter(4)], **options)
+    model = fresh()
+    resumed = train(model, token_rows(), output_dir=tmp_path / "cut", resume=True, **options)
+    assert resumed.history.equals(whole.history)
+    assert resumed.module_history.equals(whole.module_history)
+    assert resumed.adapter.keys() == whole.adapter.keys()
+    for name, tensor in whole.adapter.items():
+        assert torch.equal(tensor, resumed.adapter[name])
+    initial = fresh().state_dict()
+    frozen = [name for name in initial if "lora_A" in name]
+    assert all(torch.equal(initial[name], model.state_dict()[name]) for name in frozen)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name)
+
+
+def test_resume_takes_the_last_whole_checkpoint_or_a_path(tmp_path: Path) -> None:
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    for cut in ("checkpoint-8", "checkpoint-6"):
+        (tmp_path / cut / "trainer_state.json").write_text('{"epoch": 1, "glob')
+    resumed = train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
+    assert resumed.meta.recipe["resume"].endswith("checkpoint-4")
+    assert resumed.history.equals(whole.history)
+    path = tmp_path / "checkpoint-2"
+    again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
+    assert again.history.equals(whole.history)
+
+
+def test_resume_refuses_what_it_cannot_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="output_dir"):
+        train(adapted_model(), token_rows(), resume=True, **QUICK)
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        train(adapted_model(), token_rows(), resume=True, output_dir=tmp_path, **QUICK)
+    train(adapted_model(), token_rows(), output_dir=tmp_path, evaluation_limit=0, **QUICK)
+    with pytest.raises(ValueError, match=r"another adapter: .*down_proj.lora_A.weight has shape \(4, 48\)"):
+        train(adapted_model(r=5), token_rows(), output_dir=tmp_path, resume=True, **QUICK)
+
+
+def test_checkpoints_need_a_folder_and_leave_none_behind(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    train(adapted_model(), token_rows(), **QUICK)
+    assert list(tmp_path.iterdir()) == []
+    train(adapted_model(), token_rows(), output_dir=tmp_path / "here", **QUICK)
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be a positive number, got 0.0"),
+        ({"learning_rate": math.nan}, ValueError, "learning_rate"),
+        ({"epochs": -1}, ValueError, "epochs must be a positive number, got -1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a positive number of samples, got 0"),
+        ({"batch_size": 2.5}, ValueError, "batch_size"),
+        ({"evaluation_limit": -1}, ValueError, "evaluation_limit"),
+        ({"learning_rat": 1}, TypeError, "no argument 'learning_rat': did you mean learning_rate"),
+        ({"wram_up_steps": 1}, TypeError, "did you mean warmup_steps"),
+        ({"zzzzzz": 1}, TypeError, "see transformers.TrainingArguments"),
+        ({"num_train_epochs": 2}, TypeError, "takes epochs= in place of num_train_epochs="),
+        ({"do_train": True}, TypeError, "no argument 'do_train'"),
+        ({"lr_scheduler_type": "cosin"}, ValueError, "cosin"),
+        ({"eval_strategy": "epoch"}, ValueError, "needs validation samples"),
+        ({"save_strategy": "epoch"}, ValueError, "pass output_dir="),
+    ],
+)
+def test_refuses_arguments_before_anything_runs(change: dict, error: type, message: str) -> None:
+    model = adapted_model()
+    before, condition = state_of(model), condition_of(model)
+    with pytest.raises(error, match=message):
+        train(model, token_rows(), **(QUICK | change))
+    assert condition_of(model) == condition
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_refuses_models_that_cannot_be_trained() -> None:
+    with pytest.raises(TypeError, match="got LlamaForCausalLM: attach an adapter first"):
+        train(tiny_model("llama"), token_rows(), **QUICK)  # type: ignore[arg-type]
+    frozen = adapted_model().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing in the model requires a gradient"):
+        train(frozen, token_rows(), **QUICK)
+    merged = adapted_model()
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into .*q_proj: call model.unmerge_adapter"):
+        train(merged, token_rows(), **QUICK)
+    leaking = adapted_model()
+    leaking.get_base_model().model.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight would be trained but is not saved"):
+        train(leaking, token_rows(), **QUICK)
+
+
+def test_refuses_data_that_cannot_be_trained_on() -> None:
+    with pytest.raises(TypeError, match="got list"):
+        train(adapted_model(), [{"input_ids": [1]}], **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no training samples"):
+        train(adapted_model(), token_rows().select([]), **QUICK)
+    with pytest.raises(ValueError, match="no column 'labels'"):
+        train(adapted_model(), token_rows().remove_columns("labels"), **QUICK)
+
+
+def test_interrupt_returns_the_run_so_far() -> None:
+    model = adapted_model()
+    model.get_base_model().model.layers[0].train()  # an unusual condition, to be found again
+    condition = condition_of(model)
+    with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
+        run = train(model, held_out(), callbacks=[At(3, interrupt)], **QUICK)
+    assert run.interrupted
+    assert not run.diverged
+    assert run.history["step"].tolist() == [1, 2]
+    assert run.before
+    assert run.after == {}
+    assert condition_of(model) == condition
+    assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
+    assert train(model, token_rows(), **QUICK).history["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_interrupt_of_an_evaluation_is_an_interrupt_too() -> None:
+    class Interrupting(HeldOut):
+        def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+            if any(b.any() for n, b in model.named_parameters() if "lora_B" in n):
+                raise KeyboardInterrupt
+            return {"accuracy": 0.5}
+
+    with pytest.warns(UserWarning, match="run.after is empty"):
+        run = train(adapted_model(), Interrupting(Rows(token_rows(), 0, 4), None), **QUICK)
+    assert (run.before, run.after, run.interrupted) == ({"accuracy": 0.5}, {}, False)
+
+
+def test_stop_button_ends_training_and_still_evaluates() -> None:
+    with pytest.warns(UserWarning, match="a callback stopped training after 2 of 4 steps"):
+        run = train(adapted_model(), token_rows(), callbacks=[StopAfter(2)], **QUICK)
+    assert run.interrupted
+    assert run.history["step"].tolist() == [1, 2]
+    assert run.after["train_loss"] != run.before["train_loss"]
+
+
+def break_loss(model: PeftModel) -> None:
+    head = model.get_base_model().lm_head
+    head.register_forward_hook(lambda module, args, output: output * torch.nan)
+
+
+def break_gradient(model: PeftModel) -> None:
+    b = next(p for name, p in model.named_parameters() if "lora_B" in name)
+    b.register_hook(lambda gradient: gradient + torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (break_loss, "the loss became nan at step 3"),
+        (break_gradient, "the gradient norm became .* at step 3"),
+    ],
+)
+def test_weights_never_see_what_is_not_finite(action: Any, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        run = train(adapted_model(), token_rows(), callbacks=[At(3, action)], **QUICK)
+    with pytest.warns(UserWarning, match="stopped"):
+        sound = train(adapted_model(), token_rows(), callbacks=[StopAfter(2)], **QUICK)
+    assert run.diverged
+    assert not run.interrupted
+    assert run.after == {}
+    assert all(torch.equal(tensor, sound.adapter[name]) for name, tensor in run.adapter.items())
+    assert run.history.equals(sound.history)
+
+
+def test_an_error_in_a_callback_leaves_the_model_as_it_was() -> None:
+    def fail(model: Any) -> None:
+        raise RuntimeError("from the callback")
+
+    model = adapted_model()
+    condition = condition_of(model)
+    options = QUICK | {"gradient_checkpointing": True}
+    with pytest.raises(RuntimeError, match="from the callback"):
+        train(model, token_rows(), callbacks=[At(2, fail)], **options)
+    assert condition_of(model) == condition
+
+
+def test_warns_of_a_b_that_stays_zero() -> None:
+    model = adapted_model()
+    b = next(p for name, p in model.named_parameters() if "lora_B" in name)
+    b.register_hook(torch.zeros_like)
+    with pytest.warns(
+        UserWarning, match=r"B is still zero after 4 steps in model\.layers\.0\.self_attn\.q_proj:"
+    ):
+        train(model, token_rows(), **QUICK)
+    with pytest.warns(UserWarning, match="and 1 more"):
+        train(adapted_model(), token_rows(), max_steps=1, **QUICK)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_gradient_checkpointing_trains_the_same(family: str) -> None:
+    rows = token_rows(classes=2) if family == "bert" else token_rows()
+    plain, model = (adapted_model(family), adapted_model(family))
+    condition = condition_of(model)
+    first = train(plain, rows, **QUICK)
+    second = train(model, rows, gradient_checkpointing=True, **QUICK)
+    assert first.history["loss"].tolist() == pytest.approx(second.history["loss"].tolist(), rel=1e-5)
+    assert condition_of(model) == condition
+
+
+def test_bf16_passes_through_and_is_taken_off_again() -> None:
+    model = adapted_model()
+    ids = torch.tensor([[3, 4, 5, 6]])
+    run = train(model, token_rows(), bf16=True, use_cpu=True, **QUICK)
+    assert "forward" not in vars(model)
+    with torch.no_grad():
+        assert model(ids).logits.dtype == torch.float32
+        base = adapted_model()
+        base.load_state_dict(model.state_dict())
+        assert torch.equal(model(ids).logits, base(ids).logits)
+    exact = train(adapted_model(), token_rows(), **QUICK)
+    losses = run.history["loss"].to_numpy(), exact.history["loss"].to_numpy()
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert (losses[0] != losses[1]).any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_families(family: str) -> None:
+    model = adapted_model(family)
+    run = train(model, token_rows(classes=2 if family == "bert" else 0), epochs=2, **QUICK)
+    assert len(run.ranks) == len([n for n in model.state_dict() if "lora_B" in n])
+    head = [name for name in run.adapter if "classifier" in name]
+    assert bool(head) == (family == "bert")
+    assert all(b.any() for name, b in run.adapter.items() if "lora_B" in name)
+
+
+def test_evaluation_limit_reaches_every_evaluation() -> None:
+    run = train(adapted_model(), held_out(), evaluation_limit=3, **QUICK)
+    assert run.before == run.after == {"limit": 3.0}
+    none = train(adapted_model(), held_out(), evaluation_limit=0, **QUICK)
+    assert none.before == none.after == {}
+    assert none.history["eval_loss"].isna().all()
+
+
+def test_eval_loss_is_the_validation_loss_at_that_step() -> None:
+    model, task = adapted_model(), held_out()
+    run = train(model, task, **QUICK)
+    assert run.history["eval_loss"].notna().tolist() == [True] * 4  # each quarter of four steps
+    assert task.validation is not None
+    halves = [task.collate([task.validation[i] for i in part]) for part in (range(4), range(4, 8))]
+    with torch.no_grad():
+        expected = sum(model(**half).loss.item() for half in halves) / 2
+    assert run.history["eval_loss"].iloc[-1] == pytest.approx(expected, rel=1e-5)
+    epochs = train(adapted_model(), task, epochs=2, eval_strategy="epoch", **QUICK)
+    assert epochs.history["eval_loss"].notna().tolist() == [False, False, False, True] * 2
+
+
+def test_rows_spread_over_a_sorted_dataset() -> None:
+    rows = Dataset.from_dict({"input_ids": [[i] for i in range(100)], "labels": [[i] for i in range(100)]})
+    seen: list[int] = []
+
+    class Counting(Rows):
+        def collate(self, examples: Any) -> dict[str, torch.Tensor]:
+            seen.extend(example["input_ids"][0] for example in examples)
+            return token_batch
+
+    token_batch = Rows(token_rows(1), 0, 1).collate(list(token_rows(1)))
+    Counting(rows, 0, 256).evaluate(adapted_model(), limit=3)
+    assert seen == [0, 50, 99]
+
+
+def test_attention_masks_pad_and_are_kept() -> None:
+    rows = Dataset.from_list(
+        [
+            {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "attention_mask": [0, 1, 1]},
+            {"input_ids": [8], "labels": [8], "attention_mask": [1]},
+        ]
+    )
+    batch = Rows(rows, 9, 2).collate(list(rows))
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+    bare = Rows(rows.remove_columns("attention_mask"), 9, 2).collate(
+        list(rows.remove_columns("attention_mask"))
+    )
+    assert bare["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_progress_false_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    train(adapted_model(), held_out(), **QUICK)
+    assert capfd.readouterr() == ("", "")
+    train(adapted_model(), held_out(), **(QUICK | {"progress": True}))
+    shown = capfd.readouterr()
+    assert "4/4" in shown.err
+    assert "loss=" in shown.err
+    assert shown.out == ""
+
+
+def test_nothing_holds_the_model_afterwards() -> None:
+    model = adapted_model()
+    watched = weakref.ref(model.get_base_model())
+    recorder = ModuleRecorder(every=1)
+    run = train(model, token_rows(), callbacks=[recorder], **QUICK)
+    del model
+    gc.collect()
+    assert watched() is None
+    assert run.module_history["step"].unique().tolist() == [1, 2, 3, 4]

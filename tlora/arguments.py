@@ -1,0 +1,191 @@
+"""Arguments of training, checked where they enter, and the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import TrainingArguments
+
+from tlora.run import ADAPTER
+
+_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+_OUR_NAMES = {
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "resume_from_checkpoint": "resume",
+    "disable_tqdm": "progress",
+    "data_seed": "seed",
+}
+_NO_EFFECT = {"do_train", "do_eval", "do_predict", "local_rank"}
+# Called activation_checkpointing in newer versions of transformers, which warn about the old name.
+_CHECKPOINTING = "activation" if "activation_checkpointing" in _FIELDS else "gradient"
+_DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "weight_decay": 0.0,
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "eval_steps": 0.25,
+    "save_steps": 0.25,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+}
+
+
+def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluation_limit: int | None) -> None:
+    """Refuse numbers that cannot be trained with.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and what it may be.
+    """
+    for name, value in (("learning_rate", learning_rate), ("epochs", epochs)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive number of samples, got {batch_size!r}")
+    if evaluation_limit is not None and (not isinstance(evaluation_limit, Integral) or evaluation_limit < 0):
+        raise ValueError(
+            f"evaluation_limit must be a number of samples, 0 for none, or None, got {evaluation_limit!r}"
+        )
+
+
+def training_arguments(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool
+) -> TrainingArguments:
+    """The Trainer's arguments: our defaults, then what was passed on, then what `train` names itself.
+
+    Parameters
+    ----------
+    ours : mapping
+        Under the Trainer's names.
+    theirs : mapping
+        What the caller passed on.
+    validates, saves : bool
+        Whether there are validation samples, and a folder for checkpoints.
+
+    Raises
+    ------
+    TypeError
+        If an argument is unknown, or goes by another name in `train`.
+    ValueError
+        If a value is refused by the Trainer, or asks for validation or checkpoints where there can be none.
+    """
+    _check_names(theirs)
+    _check_possible(theirs, validates, saves)
+    chosen = _DEFAULTS | {
+        "eval_strategy": "steps" if validates else "no",
+        "save_strategy": "steps" if saves else "no",
+        "per_device_eval_batch_size": ours["per_device_train_batch_size"],
+        "data_seed": ours["seed"],
+        # Anywhere else torch warns that it can pin nothing.
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**(chosen | _checkpointing(theirs) | dict(ours)))
+
+
+def _check_names(theirs: Mapping[str, Any]) -> None:
+    for name in theirs:
+        if name in _OUR_NAMES:
+            raise TypeError(f"train() takes {_OUR_NAMES[name]}= in place of {name}=")
+        if name not in _FIELDS or name in _NO_EFFECT:
+            close = difflib.get_close_matches(name, (_FIELDS - _NO_EFFECT) | set(_OUR_NAMES.values()))
+            hint = f"did you mean {' or '.join(close)}?" if close else "see transformers.TrainingArguments"
+            raise TypeError(f"train() has no argument {name!r}: {hint}")
+
+
+def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> None:
+    def asked(name: str) -> bool:
+        return str(getattr(theirs.get(name, "no"), "value", theirs.get(name, "no"))) != "no"
+
+    if asked("eval_strategy") and not validates:
+        raise ValueError(
+            f"eval_strategy={theirs['eval_strategy']!r} needs validation samples, and there are none: "
+            "pass a task with a validation split and an evaluation_limit other than 0"
+        )
+    if (asked("save_strategy") or theirs.get("load_best_model_at_end")) and not saves:
+        raise ValueError("checkpoints were asked for without a place: pass output_dir=")
+
+
+def _checkpointing(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Gradient checkpointing by the name of this version, and not of the kind that frozen inputs defeat."""
+    renamed = {
+        name.replace("gradient_checkpointing", f"{_CHECKPOINTING}_checkpointing"): v
+        for name, v in theirs.items()
+    }
+    if renamed.get(f"{_CHECKPOINTING}_checkpointing"):
+        key = f"{_CHECKPOINTING}_checkpointing_kwargs"
+        renamed[key] = {"use_reentrant": False} | (renamed.get(key) or {})
+    return renamed
+
+
+def checkpoint_to_resume(
+    resume: bool | str | os.PathLike[str], output_dir: str | os.PathLike[str] | None, model: PeftModel
+) -> str | None:
+    """The checkpoint that training goes on from, if any.
+
+    Raises
+    ------
+    ValueError
+        If there is no folder to look in, or the checkpoint is of another adapter.
+    FileNotFoundError
+        If there is no whole checkpoint.
+    """
+    if resume is False:
+        return None
+    if resume is True and output_dir is None:
+        raise ValueError(
+            "resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path"
+        )
+    folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
+    if folder is None or not _is_whole(folder):
+        place = output_dir if resume is True else folder
+        raise FileNotFoundError(f"no whole checkpoint in {place}: leave resume= out to train from the start")
+    _check_fits(folder, model)
+    return str(folder)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    whole = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and _is_whole(path)]
+    return max(whole, key=lambda path: int(path.name[11:]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The Trainer writes its state last: a checkpoint that was interrupted has none, or half of one."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / ADAPTER).is_file()
+
+
+def _check_fits(checkpoint: Path, model: PeftModel) -> None:
+    try:
+        with safe_open(checkpoint / ADAPTER, framework="pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{checkpoint / ADAPTER} is damaged ({error}): resume from an earlier checkpoint"
+        ) from error
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    odd = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
+    if odd:
+        raise ValueError(
+            f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
+            f"{here.get(odd[0])} in the model; attach the same plan, or leave resume= out"
+        )

@@ -1,0 +1,153 @@
+"""The training loop: the Trainer of transformers, with what an adapter needs around it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+# What the Trainer, accelerate and gradient checkpointing set on single modules.
+_ATTRIBUTES = (
+    "training",
+    "forward",
+    "_original_forward",
+    "gradient_checkpointing",
+    "_gradient_checkpointing_func",
+    "_require_grads_hook",
+    "_require_grads_hooks",
+)
+
+
+class NotFinite(FloatingPointError):
+    """The loss or the gradient of a step is NaN or infinite; raised before the optimiser uses it."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(f"the {what} became {value} at step {step}")
+
+
+class AdapterTrainer(Trainer):
+    """A Trainer that trains what required a gradient when it was made, and nothing else.
+
+    It stops before a loss or gradient that is not finite reaches the weights, and writes checkpoints without
+    asking a hub about the base model. Everything else is the Trainer's own.
+    """
+
+    def __init__(self, model: PeftModel, progress: bool, callbacks: list[Any], **kwargs: Any) -> None:
+        super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients()], **kwargs)
+        self._adapted = model
+        for config in _configs(model):
+            config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
+        self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        if not progress:
+            self.remove_callback(PrinterCallback)
+        elif any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_Progress)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimiser, after freezing again what loading a checkpoint may have made trainable."""
+        for parameter, required in self._trainable:
+            parameter.requires_grad_(required)
+        return super().create_optimizer() if model is None else super().create_optimizer(model)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one batch.
+
+        Raises
+        ------
+        NotFinite
+            If the loss is NaN or infinite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise NotFinite("loss", loss.item(), self.state.global_step + 1)
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter; sharded models are left to the Trainer."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            # By default PEFT looks the base model up on the hub, to see whether its vocabulary was resized.
+            self._adapted.save_pretrained(
+                output_dir or str(self.args.output_dir), save_embedding_layers=False
+            )
+
+    def end(self) -> None:
+        """Tell the callbacks that training is over, where an exception kept the Trainer from doing so."""
+        if self.is_in_train and self.callback_handler.train_dataloader is not None:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+
+
+class _FiniteGradients(TrainerCallback):
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if getattr(kwargs["optimizer"], "scaler", None) is not None:
+            return  # float16: infinite gradients are usual there, and the loss scaler skips the step
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise NotFinite("gradient norm", norm.item(), state.global_step + 1)
+
+
+class _Progress(ProgressCallback):
+    """The Trainer's bar with the losses at its end, in place of a printed line a step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if name in logs}
+        if self.training_bar is not None and shown:
+            self.training_bar.set_postfix(shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_evaluate(args, state, control)  # closes the bar of an evaluation that was interrupted
+        if self.training_bar is not None:
+            self.training_bar.close()
+            self.training_bar = None
+
+
+@contextlib.contextmanager
+def restored(model: PeftModel) -> Iterator[None]:
+    """Put back, however the block ends, what training changes on a model beside its trained parameters.
+
+    These are the modes of all modules, gradient checkpointing, forward hooks, a wrapped ``forward``, the
+    cache switch, which parameters require a gradient, and the gradients themselves, which are dropped. The
+    model stays on the device that the Trainer moved it to.
+    """
+    kept = [
+        (
+            module,
+            {name: vars(module)[name] for name in _ATTRIBUTES if name in vars(module)},
+            set(module._forward_hooks),
+        )
+        for module in model.modules()
+    ]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    caching = [(config, config.use_cache) for config in _configs(model)]
+    try:
+        yield
+    finally:
+        for module, values, hooks in kept:
+            for name in _ATTRIBUTES:
+                vars(module).pop(name, None)
+            vars(module).update(values)
+            for hook in set(module._forward_hooks) - hooks:
+                del module._forward_hooks[hook]
+        for parameter, required in trainable:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+        for config, use_cache in caching:
+            config.use_cache = use_cache
+
+
+def _configs(model: PeftModel) -> list[Any]:
+    """All configs that may switch on a cache: the decoder of an encoder-decoder model has one of its own."""
+    configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules())}
+    return [config for config in configs.values() if hasattr(config, "use_cache")]

@@ -1,0 +1,227 @@
+"""What training does to each module: statistics of ``B``, recorded while the Trainer runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+MODULE_COLUMNS = {
+    "step": "optimiser step after which the module was looked at, from 1",
+    "module": "full module name",
+    "update_norm": "||s B A||_F / ||W||_F",
+    "effective_rank": "participation ratio of the squared singular values of B, 0 where B is zero",
+    "gradient_norm": "||dL/dB||_F as the optimiser saw it, that is after clipping; NaN where B is frozen",
+}
+_STATISTICS = list(MODULE_COLUMNS)[2:]
+_FILE = "module_history.json"
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The linear LoRA module of one adapter, as PEFT holds it.
+
+    Attributes
+    ----------
+    layer : peft.tuners.lora.LoraLayer
+        The wrapped module.
+    a, b : Tensor
+        ``A`` (r, d_in) and ``B`` (d_out, r).
+    rank : int
+        ``r``.
+    scaling : float
+        ``s``, the factor before ``B A``.
+    """
+
+    layer: LoraLayer
+    a: Tensor
+    b: Tensor
+    rank: int
+    scaling: float
+
+    def weight_norm(self) -> float:
+        """Frobenius norm of the base weight, in float32 whatever it is stored in."""
+        weight = dequantize_module_weight(self.layer.get_base_layer()).detach()
+        return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
+
+
+def lora_modules(model: PeftModel) -> dict[str, LoraModule]:
+    """The linear LoRA modules of the active adapter, by full name in the base model, in model order."""
+    adapter = model.active_adapter
+    found = {}
+    for name, layer in model.get_base_model().named_modules():
+        # Embeddings, convolutions and AdaLoRA keep their factors otherwise.
+        factors = dict(layer.lora_A.items()) if isinstance(layer, LoraLayer) else {}
+        a = factors.get(adapter)
+        if isinstance(a, nn.Linear) and isinstance(b := layer.lora_B[adapter], nn.Linear):
+            found[name] = LoraModule(layer, a.weight, b.weight, layer.r[adapter], layer.scaling[adapter])
+    return found
+
+
+def module_statistics(
+    b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float
+) -> Float[Tensor, " 2"]:
+    """Norm of ``scale * B A`` and effective rank of ``B``, from r x r products alone.
+
+    Parameters
+    ----------
+    b : (d_out, r) tensor
+        ``B``.
+    a_gram : (r, r) float32 tensor
+        ``A A^T``.
+    scale : float
+        Factor of the norm: ``s / ||W||_F`` for the norm relative to the weight.
+
+    Returns
+    -------
+    (2,) float32 tensor
+        ``scale ||B A||_F = scale sqrt(<B^T B, A A^T>)`` and ``(sum sigma^2)^2 / sum sigma^4`` over the
+        singular values of ``B``; both 0 for a zero ``B``.
+    """
+    b = b.float()
+    gram = b.T @ b
+    norm = (gram * a_gram).sum().clamp_min(0).sqrt() * scale
+    # Divided by the trace first: fourth powers of a young B underflow in float32.
+    share = gram / gram.diagonal().sum().clamp_min(torch.finfo(gram.dtype).tiny)
+    squares = share.square().sum()
+    return torch.stack([norm, torch.where(squares > 0, 1 / squares, squares)])
+
+
+class ModuleRecorder(TrainerCallback):
+    """Records the statistics of every LoRA module every few steps.
+
+    `tlora.train` adds one by itself, or uses the one among its ``callbacks``: pass
+    ``ModuleRecorder(every=1)`` for each step, or a subclass that draws `latest` after
+    ``super().on_step_end(...)``.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two records; the first and the last step are always recorded.
+
+    Attributes
+    ----------
+    names : list of str
+        Full module names, in model order.
+    steps : list of int
+        The recorded steps.
+    values : list of (M, 3) float32 tensor
+        One tensor a record, on the CPU: the statistics of `MODULE_COLUMNS`, rows in the order of ``names``.
+
+    Raises
+    ------
+    ValueError
+        If ``every`` is not a positive integer.
+
+    Notes ----- A record takes about five small kernels a module and one transfer to the CPU: 210 modules of
+    SmolLM2-135M at rank 8 take a few milliseconds of a step of seconds on two CPU cores. The Gram matrix of a
+    frozen ``A`` and the norm of ``W`` are computed once, when training begins.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a positive number of steps, got {every!r}: 1 records each step")
+        self.every = every
+        self.names: list[str] = []
+        self.steps: list[int] = []
+        self.values: list[Tensor] = []
+        self._modules: dict[str, LoraModule] = {}
+        self._weight_norms: dict[str, float] = {}
+        self._grams: dict[str, Tensor] = {}
+        self._gradient_norms: Tensor | None = None
+
+    @property
+    def latest(self) -> pd.DataFrame:
+        """The last record, one row a module; see `MODULE_COLUMNS`."""
+        return _frame(self.names, self.steps[-1:], self.values[-1:])
+
+    def to_frame(self) -> pd.DataFrame:
+        """All records, one row a step and module; see `MODULE_COLUMNS`."""
+        return _frame(self.names, self.steps, self.values)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look the modules up, and take over the records of the checkpoint that training resumes from."""
+        self._modules = lora_modules(kwargs["model"])
+        self.names, self.steps, self.values = list(self._modules), [], []
+        self._weight_norms = {name: module.weight_norm() for name, module in self._modules.items()}
+        self._grams = {name: _gram(m.a) for name, m in self._modules.items() if not m.a.requires_grad}
+        if args.resume_from_checkpoint:
+            self._read(Path(args.resume_from_checkpoint))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the gradients of a step that will be recorded, for they are gone when it ends."""
+        if self._modules and self._is_due(state.global_step + 1, state.max_steps):
+            self._gradient_norms = torch.stack([_gradient_norm(m.b) for m in self._modules.values()])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the step, if it is due."""
+        if self._gradient_norms is not None:
+            self.steps.append(state.global_step)
+            self.values.append(torch.column_stack([self._statistics(), self._gradient_norms]).cpu())
+            self._gradient_norms = None
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the records beside the checkpoint, for a run that resumes from it."""
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero and folder.is_dir():
+            records = {"names": self.names, "steps": self.steps, "values": [v.tolist() for v in self.values]}
+            (folder / _FILE).write_text(json.dumps(records))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of the model."""
+        self._modules, self._grams, self._gradient_norms = {}, {}, None
+
+    def _is_due(self, step: int, last: int) -> bool:
+        return step == 1 or step == last or step % self.every == 0
+
+    @torch.no_grad()
+    def _statistics(self) -> Tensor:
+        rows = []
+        for name, module in self._modules.items():
+            gram = self._grams[name] if name in self._grams else _gram(module.a)
+            rows.append(module_statistics(module.b, gram, module.scaling / self._weight_norms[name]))
+        return torch.stack(rows)
+
+    def _read(self, checkpoint: Path) -> None:
+        file = checkpoint / _FILE
+        records = json.loads(file.read_bytes()) if file.is_file() else {}
+        if records.get("names") == self.names:
+            self.steps, self.values = records["steps"], [torch.tensor(v) for v in records["values"]]
+
+
+def _frame(names: list[str], steps: list[int], values: list[Tensor]) -> pd.DataFrame:
+    index = {"step": [s for s in steps for _ in names], "module": names * len(steps)}
+    table = torch.cat(values) if values else torch.empty(0, len(_STATISTICS))
+    columns = {name: table[:, i].double().numpy() for i, name in enumerate(_STATISTICS)}
+    return pd.DataFrame(index | columns).astype({"step": "int64", "module": "object"})
+
+
+@torch.no_grad()
+def _gram(a: Tensor) -> Tensor:
+    return a.float() @ a.float().T
+
+
+def _gradient_norm(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        return torch.full((), torch.nan, device=parameter.device)
+    return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)

@@ -1,0 +1,93 @@
+"""Tokenised rows as a task: what `train` needs where there is only a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORED = -100
+
+
+def spread(rows: Dataset, count: int) -> Dataset:
+    """At most ``count`` rows at even distances, so that a sorted dataset is not cut to one class."""
+    if len(rows) <= count:
+        return rows
+    return rows.select(np.linspace(0, len(rows) - 1, count).round().astype(int))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A dataset of tokenised rows, with the interface of a task; there are no held-out samples.
+
+    Attributes
+    ----------
+    train : datasets.Dataset
+        ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
+    pad_token_id : int
+        What to pad ``input_ids`` with; masked, so it does not matter which.
+    limit : int
+        Most rows that the loss is taken over where no limit is asked for.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing.
+    """
+
+    train: Dataset
+    pad_token_id: int
+    limit: int
+
+    name = ""
+    validation = None
+
+    def __post_init__(self) -> None:
+        missing = {"input_ids", "labels"} - set(self.train.column_names)
+        if missing:
+            raise ValueError(
+                f"the dataset has no column {min(missing)!r}, only {self.train.column_names}: tokenise it "
+                "first, or make it a task with tlora.load_task(dataset, tokenizer)"
+            )
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,)."""
+        ids = [torch.as_tensor(example["input_ids"]) for example in examples]
+        masks = [
+            torch.as_tensor(e.get("attention_mask", torch.ones_like(i)))
+            for e, i in zip(examples, ids, strict=True)
+        ]
+        labels = [torch.as_tensor(example["labels"]) for example in examples]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence(masks, batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+            if labels[0].ndim
+            else torch.stack(labels),
+        }
+
+    @torch.no_grad()
+    def evaluate(self, model: PeftModel, *, limit: int | None = None) -> dict[str, float]:
+        """The loss over rows of the training data, in evaluation mode.
+
+        Returns
+        -------
+        dict of float
+            ``train_loss``, the mean of the rows' losses, nats per labelled token.
+        """
+        model.eval()
+        rows = spread(self.train, limit or self.limit)
+        # One row at a time: a mean over a batch would weigh the long rows more.
+        losses = [model(**_on(self.collate([row]), model)).loss.item() for row in rows]
+        return {"train_loss": sum(losses) / len(losses)}
+
+
+def _on(batch: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -1,0 +1,272 @@
+"""TrainingRun: what training did, and the adapter that came out of it (stage 5 of TLoRA)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from tlora.monitoring import MODULE_COLUMNS
+from tlora.storage import Meta, Result, read_head, replace_folder, write_bytes
+
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+RUN = Path("tlora", "run")
+# What goes to JSON as it is.
+PLAIN = (
+    "before",
+    "after",
+    "ranks",
+    "scalings",
+    "frozen_a",
+    "trainable_parameters",
+    "seconds",
+    "interrupted",
+    "diverged",
+)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class TrainingRun(Result):
+    """A training run: losses, statistics of each module over time, metrics before and after, the adapter.
+
+    Attributes
+    ----------
+    history : pandas.DataFrame
+        One row a logged step; see ``columns``.
+    module_history : pandas.DataFrame
+        One row a recorded step and module; see ``module_columns``.
+    before, after : dict of float
+        Metrics of the task before and after training; empty where they were not asked for, ``after`` also
+        where the run did not get that far.
+    ranks : dict of int
+        Rank of each LoRA module by full module name, in model order.
+    scalings : dict of float
+        ``s`` of each LoRA module.
+    frozen_a : bool
+        Every ``A`` was frozen; `tlora.load` freezes it again.
+    trainable_parameters : int
+        Number of parameters that were trained.
+    seconds : float
+        Time spent in training, evaluation in between included, metrics before and after not.
+    interrupted : bool
+        Training was stopped before its last step, by the user or by a callback.
+    diverged : bool
+        Training was stopped by a loss or a gradient that is not finite; the adapter is that of the step
+        before.
+    meta : Meta
+        Model, task, arguments, number of training samples.
+    adapter : dict of Tensor
+        The adapter's tensors on the CPU, a trained classification head included, under the names that PEFT
+        saves them by.
+    adapter_config : dict
+        What PEFT keeps in ``adapter_config.json``.
+    """
+
+    history: pd.DataFrame
+    module_history: pd.DataFrame
+    before: dict[str, float]
+    after: dict[str, float]
+    ranks: dict[str, int]
+    scalings: dict[str, float]
+    frozen_a: bool
+    trainable_parameters: int
+    seconds: float
+    interrupted: bool
+    diverged: bool
+    meta: Meta
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+    adapter_config: dict[str, Any] = field(default_factory=dict)
+
+    columns: ClassVar[dict[str, str]] = {
+        "step": "optimiser steps done, from 1",
+        "epoch": "passes over the training samples done",
+        "loss": "mean training loss of the steps since the last row that has one, nats per labelled token",
+        "learning_rate": "learning rate of the step",
+        "grad_norm": "norm of the whole gradient before clipping",
+        "eval_loss": "validation loss, mean over batches, nats per labelled token; NaN where not evaluated",
+    }
+    module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
+    rank_columns: ClassVar[dict[str, str]] = {
+        "module": "full module name",
+        "rank": "rank given to the module",
+        "used_rank": "directions that hold the asked share of the update's squared norm",
+        "effective_rank": "participation ratio of the squared singular values of s B A",
+        "use": "used_rank divided by rank",
+        "update_norm": "||s B A||_F",
+    }
+
+    def to_frame(self) -> pd.DataFrame:
+        """The history: one row a logged step; see ``columns``."""
+        return self.history
+
+    def singular_values(self) -> dict[str, Tensor]:
+        """Singular values of the update ``s B A`` of each module, largest first, (r,) float32.
+
+        Computed from r x r factors: ``B = Q R`` and ``A^T = Q' R'`` leave the singular values of ``s R
+        R'^T``.
+        """
+        values = {}
+        for name, scaling in self.scalings.items():
+            a, b = (self.adapter[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
+            core = torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T
+            sigma = torch.linalg.svdvals(scaling * core)
+            values[name] = torch.nn.functional.pad(sigma, (0, self.ranks[name] - len(sigma)))
+        return values
+
+    def rank_use(self, energy: float = 0.99) -> pd.DataFrame:
+        """Was the rank used? Directions that the update needs, against the rank that was given.
+
+        Parameters
+        ----------
+        energy : float
+            Share of the update's squared Frobenius norm that the used directions hold, in (0, 1].
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a module; see ``rank_columns``. A module whose update is zero uses nothing.
+
+        Raises
+        ------
+        ValueError
+            If ``energy`` is not in (0, 1].
+        """
+        if not 0 < energy <= 1:
+            raise ValueError(f"energy must be a share in (0, 1], got {energy!r}: 0.99 is usual")
+        rows = [
+            (name, self.ranks[name], *_use(sigma.double().square(), energy))
+            for name, sigma in self.singular_values().items()
+        ]
+        frame = pd.DataFrame(rows, columns=["module", "rank", "used_rank", "effective_rank", "update_norm"])
+        return frame.assign(use=frame["used_rank"] / frame["rank"])[list(self.rank_columns)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a folder that PEFT reads as one of its own adapters, with the record of the run inside.
+
+        Parameters
+        ----------
+        path : path-like
+            Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them,
+            and ``tlora/run/``. An adapter folder that is there already is replaced as a whole, with all it
+            holds: an older plan or picture would not belong to this adapter.
+
+        Returns
+        -------
+        pathlib.Path
+            The folder.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or the place is not writable; the earlier adapter, if any, is left as it was.
+        FileExistsError
+            If ``path`` is a file, or a folder that holds no adapter.
+        """
+        with replace_folder(path, expects=ADAPTER_CONFIG) as folder:
+            write_bytes(folder / ADAPTER, _adapter_bytes(self.adapter))
+            config = json.dumps(self.adapter_config, indent=2, sort_keys=True)
+            write_bytes(folder / ADAPTER_CONFIG, config.encode())
+            super().save(folder / RUN)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a run that `save` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The adapter's folder.
+
+        Returns
+        -------
+        TrainingRun
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no run, or its adapter is missing.
+        ValueError
+            If the run is damaged or of a newer format, or the adapter is not the one that the run trained.
+        """
+        run = super().load(Path(path, RUN))
+        adapter, config = Path(path, ADAPTER), Path(path, ADAPTER_CONFIG)
+        for file in (adapter, config):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing: copy the whole adapter folder")
+        blob = adapter.read_bytes()
+        if hashlib.sha256(blob).hexdigest() != read_head(Path(path, RUN))["values"]["adapter"]:
+            raise ValueError(
+                f"{adapter} is not the adapter that this run trained: it is truncated or was trained on; "
+                "copy it again, or load it with PEFT alone"
+            )
+        return replace(run, adapter=load_tensors(blob), adapter_config=json.loads(config.read_bytes()))
+
+    def _summary(self) -> str:
+        losses = self.history["loss"].dropna()
+        change = f", loss {losses.iloc[0]:.4g} -> {losses.iloc[-1]:.4g}" if len(losses) else ""
+        ending = ", diverged" if self.diverged else ", interrupted" if self.interrupted else ""
+        steps = int(self.history["step"].max()) if len(self.history) else 0
+        return (
+            f"{steps} steps in {self.seconds:.4g} s{change}, {len(self.ranks)} modules, "
+            f"{self.trainable_parameters:,} trained parameters{ending}"
+        )
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        values = {name: getattr(self, name) for name in PLAIN}
+        values["history"] = self.history.to_dict("list")
+        values["modules"] = self.module_history["module"].drop_duplicates().tolist()
+        # The adapter itself stays where PEFT wants it; the run remembers which one it is.
+        values["adapter"] = hashlib.sha256(_adapter_bytes(self.adapter)).hexdigest()
+        numbers = self.module_history.drop(columns="module")
+        return {"module_history": torch.from_numpy(numbers.to_numpy("float64"))}, values
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        names, numbers = values["modules"], tensors["module_history"].numpy()
+        modules = pd.DataFrame(numbers, columns=[c for c in cls.module_columns if c != "module"])
+        modules.insert(1, "module", (names * (len(modules) // max(1, len(names)))))
+        return cls(
+            history=pd.DataFrame(values["history"], columns=list(cls.columns)).astype(HISTORY_TYPES),
+            module_history=modules.astype({"step": "int64", "module": "object"}),
+            meta=meta,
+            **{name: values[name] for name in PLAIN},
+        )
+
+
+HISTORY_TYPES = {name: "int64" if name == "step" else "float64" for name in TrainingRun.columns}
+
+
+def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
+    """The history of a run from the Trainer's log: one row a step, what was logged apart brought together."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in log:
+        if entry.keys() & {"loss", "eval_loss"}:
+            rows.setdefault(int(entry["step"]), {}).update(entry)
+    frame = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(TrainingRun.columns))
+    return frame.astype(HISTORY_TYPES)
+
+
+def _use(squares: Tensor, energy: float) -> tuple[int, float, float]:
+    """Used directions, participation ratio and norm, from squared singular values."""
+    total = squares.sum().item()
+    if total == 0:
+        return 0, 0.0, 0.0
+    shares = squares / total
+    # Rounding may leave the full sum a hair below 1: no more directions than there are.
+    needed = int((shares.cumsum(0) < energy * (1 - 1e-12)).sum()) + 1
+    return min(needed, len(squares)), 1 / shares.square().sum().item(), total**0.5
+
+
+def _adapter_bytes(adapter: dict[str, Tensor]) -> bytes:
+    return dump_tensors(adapter, metadata={"format": "pt"})

@@ -1,0 +1,320 @@
+"""Train an adapter on a task, with the Trainer of transformers (stage 5 of TLoRA)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import TrainerCallback, set_seed
+
+from tlora.arguments import check_numbers, checkpoint_to_resume, training_arguments
+from tlora.loop import AdapterTrainer, NotFinite, restored
+from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
+from tlora.rows import Rows, spread
+from tlora.run import TrainingRun, history_frame
+from tlora.storage import Meta
+
+if TYPE_CHECKING:
+    from tlora.tasks import Task
+
+# Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
+LOSS_SAMPLES = 256
+
+
+def train(
+    model: PeftModel,
+    task: Task | Dataset,
+    *,
+    learning_rate: float = 1e-3,
+    epochs: float = 1,
+    batch_size: int = 8,
+    seed: int = 0,
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool | str | os.PathLike[str] = False,
+    evaluation_limit: int | None = None,
+    progress: bool = True,
+    callbacks: Iterable[TrainerCallback] = (),
+    **arguments: Any,
+) -> TrainingRun:
+    """Train what requires a gradient in an adapted model: ``B``, and the head of a classifier.
+
+    The model is trained in place and stays usable afterwards, in the modes it had. Interrupting the cell, or
+    a callback that sets ``control.should_training_stop``, ends training early and still returns the run.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        From `tlora.attach`, `tlora.load` or PEFT itself. The Trainer moves it to the GPU where there is one.
+    task : Task or datasets.Dataset
+        A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where nothing is learnt, or
+        one class index), optionally ``attention_mask``. Rows alone have no held-out samples; their only
+        metric is ``train_loss``.
+    learning_rate : float
+        Peak learning rate. The default is for small adapters, alpha = rank of 4 to 64 with only ``B``
+        trained; the authors take 2e-5 at alpha = rank = 128.
+    epochs : float
+        Passes over the training samples; ``max_steps=`` overrides it.
+    batch_size : int
+        Samples a step and device; ``gradient_accumulation_steps=`` multiplies it.
+    seed : int
+        Seed of the data order, dropout and all else. Sets the global generators, as the Trainer does.
+    output_dir : path-like, optional
+        Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are
+        kept. Without it there are none.
+    resume : bool or path-like
+        True goes on from the last whole checkpoint in ``output_dir``, a path from that checkpoint.
+    evaluation_limit : int, optional
+        Most samples to evaluate on before, after, and for ``eval_loss`` in between; 0 evaluates nothing.
+        Without it the metrics before and after take all test samples, and ``eval_loss`` at most 256.
+    progress : bool
+        Show the Trainer's progress bar.
+    callbacks : iterable of transformers.TrainerCallback
+        Called by the Trainer. A `ModuleRecorder` among them takes the place of the one that is added
+        otherwise.
+    **arguments
+        Anything else that `transformers.TrainingArguments` takes, e.g. ``bf16=True``, ``max_steps=200``,
+        ``gradient_checkpointing=True``, ``eval_strategy="epoch"``, ``report_to="wandb"``.
+
+    Returns
+    -------
+    TrainingRun
+        The losses, the statistics of each module, the metrics and the adapter; it holds no model.
+
+    Raises
+    ------
+    TypeError
+        If the model is no `PeftModel`, the task neither a task nor a dataset, or an argument is unknown.
+    ValueError
+        If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
+        would not save, a number out of range, or a checkpoint of another adapter.
+    FileNotFoundError
+        If there is no checkpoint to resume from.
+
+    Warns
+    -----
+    UserWarning
+        If training was stopped early, met a loss or gradient that is not finite (the weights never see it),
+        or left some ``B`` at zero.
+
+    Notes ----- As in the authors' example: AdamW without weight decay, a cosine schedule with 3 % warm-up,
+    one epoch. The adapter has no dropout; the base model's own, where it has any, is active. Gradients are
+    clipped at norm 1, the Trainer's default.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: ``W`` and ``A`` stay fixed, ``B`` is trained.
+    """
+    check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
+    _check_model(model)
+    data = _as_task(task, model)
+    checkpoint = checkpoint_to_resume(resume, output_dir, model)
+    validation = _validation(data, evaluation_limit)
+    recorder, callbacks = _with_recorder(callbacks)
+    with contextlib.ExitStack() as stack:
+        folder = output_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-"))
+        ours = {
+            "learning_rate": learning_rate,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": batch_size,
+            "seed": seed,
+            "output_dir": os.fspath(folder),
+            "resume_from_checkpoint": checkpoint,
+            "disable_tqdm": not progress,
+        }
+        settings = training_arguments(ours, arguments, validation is not None, output_dir is not None)
+        stack.enter_context(restored(model))
+        trainer = AdapterTrainer(
+            model,
+            progress,
+            callbacks,
+            args=settings,
+            data_collator=data.collate,
+            train_dataset=data.train,
+            eval_dataset=validation,
+        )
+        before = _evaluate(data, model, evaluation_limit)
+        set_seed(seed)  # whatever the evaluation drew
+        ending = _train(trainer, checkpoint)
+        after = _evaluate_after(data, model, 0 if ending.cut_short else evaluation_limit)
+    _warn(ending, trainer, lora_modules(model))
+    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | arguments
+    recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint}
+    meta = Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train))
+    return TrainingRun(
+        history=history_frame(trainer.state.log_history),
+        module_history=recorder.to_frame(),
+        before=before,
+        after=after,
+        seconds=ending.seconds,
+        interrupted=ending.interrupted,
+        diverged=ending.diverged,
+        meta=meta,
+        **_adapter(model),
+    )
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How training ended; ``reason`` is empty where all steps were done."""
+
+    seconds: float
+    reason: str = ""
+    interrupted: bool = False
+    diverged: bool = False
+    cut_short: bool = False  # at once, so that nobody waits for an evaluation
+
+
+def _train(trainer: AdapterTrainer, checkpoint: str | None) -> _Ending:
+    started = time.perf_counter()
+    reason, diverged, cut_short = "", False, False
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        reason, cut_short = "training was interrupted", True
+    except NotFinite as error:
+        reason, diverged, cut_short = str(error), True, True
+    finally:
+        trainer.end()
+    done, planned = trainer.state.global_step, trainer.state.max_steps
+    if not reason and done < planned:
+        reason = "a callback stopped training"
+    if reason:
+        reason += f" after {done} of {planned} steps; the run holds the adapter as it was then"
+    seconds = time.perf_counter() - started
+    return _Ending(seconds, reason, bool(reason) and not diverged, diverged, cut_short)
+
+
+def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraModule]) -> None:
+    done, planned = trainer.state.global_step, trainer.state.max_steps
+    advice = f" (a learning rate below {trainer.args.learning_rate:g} may help)" if ending.diverged else ""
+    if ending.reason:
+        warnings.warn(ending.reason + advice, stacklevel=3)
+    # The first warm-up step has a learning rate of zero, so a run that was stopped there proves nothing.
+    zero = [name for name, module in modules.items() if module.b.requires_grad and not module.b.any()]
+    if zero and done > min(trainer.args.get_warmup_steps(planned), planned - 1):
+        more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
+        warnings.warn(
+            f"B is still zero after {done} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
+            "the learning rate was zero (a single step is all warm-up: pass warmup_steps=0)",
+            stacklevel=3,
+        )
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"train() takes an adapted model, got {type(model).__name__}: attach an adapter first, "
+            "tlora.attach(model, subspaces, allocation)"
+        )
+    if len(model.active_adapters) != 1:
+        raise ValueError(
+            f"the model has the active adapters {', '.join(model.active_adapters) or 'none'}: choose "
+            "the one to train with model.set_adapter(name)"
+        )
+    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
+    if merged:
+        raise ValueError(
+            f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it"
+        )
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(
+            "nothing in the model requires a gradient: attach an adapter, or load one to train on with "
+            "tlora.load() (in PEFT: is_trainable=True)"
+        )
+    saved = {tensor.data_ptr() for tensor in _adapter_tensors(model).values()}
+    lost = [name for name, p in trainable.items() if p.data_ptr() not in saved]
+    if lost:
+        raise ValueError(
+            f"{lost[0]} would be trained but is not saved with the adapter: freeze it with "
+            "requires_grad_(False), or name its module in the adapter's modules_to_save"
+        )
+
+
+def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
+    if isinstance(task, Dataset):
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, LOSS_SAMPLES)
+    missing = [
+        name for name in ("name", "train", "validation", "collate", "evaluate") if not hasattr(task, name)
+    ]
+    if missing:
+        raise TypeError(
+            f"train() takes a task from tlora.load_task() or a datasets.Dataset of tokenised rows, got "
+            f"{type(task).__name__} (it has no {missing[0]})"
+        )
+    if not len(task.train):
+        raise ValueError(f"task {task.name!r} has no training samples: pass at least one")
+    return task
+
+
+def _validation(task: Task | Rows, limit: int | None) -> Dataset | None:
+    rows = task.validation
+    if rows is None or not len(rows) or limit == 0:
+        return None
+    return spread(rows, limit or LOSS_SAMPLES)
+
+
+def _with_recorder(callbacks: Iterable[TrainerCallback]) -> tuple[ModuleRecorder, list[TrainerCallback]]:
+    chosen = [callback() if isinstance(callback, type) else callback for callback in callbacks]
+    for callback in chosen:
+        if isinstance(callback, ModuleRecorder):
+            return callback, chosen
+    recorder = ModuleRecorder()
+    return recorder, [recorder, *chosen]
+
+
+def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None) -> dict[str, float]:
+    return {} if limit == 0 else task.evaluate(model, limit=limit)
+
+
+def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None) -> dict[str, float]:
+    try:
+        return _evaluate(task, model, limit)
+    except KeyboardInterrupt:
+        warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=3)
+        return {}
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    # Left to itself PEFT asks a hub whether the vocabulary was resized.
+    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+
+
+def _adapter(model: PeftModel) -> dict[str, Any]:
+    """What a run keeps of the model."""
+    modules = lora_modules(model)
+    return {
+        "adapter": {
+            name: t.detach().cpu().clone().contiguous() for name, t in _adapter_tensors(model).items()
+        },
+        "adapter_config": _adapter_config(model),
+        "ranks": {name: module.rank for name, module in modules.items()},
+        "scalings": {name: float(module.scaling) for name, module in modules.items()},
+        "frozen_a": bool(modules) and not any(module.a.requires_grad for module in modules.values()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def _adapter_config(model: PeftModel) -> dict[str, Any]:
+    """The config as PEFT saves it; sets are sorted, so that two equal runs save equal bytes."""
+    config = model.peft_config[model.active_adapter].to_dict()
+    config |= {"inference_mode": True, "base_model_name_or_path": model.config._name_or_path}
+    if config["task_type"] is None:
+        base = type(model.get_base_model())
+        config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
+    return _json({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
+
+
+def _json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=str))
