@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -138,6 +139,16 @@ def tiny_batch(
     for row in labels:
         row[: max(1, len(row) // 3)] = -100
     return batch | {"labels": _pad(labels, -100, padding)}
+
+
+def tiny_tokenizer(**special: str | None) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of words ``w4`` to ``w63`` after four special tokens; ``pad_token=None`` leaves one out."""
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{index}" for index in range(4, VOCABULARY))]
+    model = tokenizers.models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | special))
 
 
 def singles(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -68,8 +68,9 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     """The linear layers inside the model's repeated blocks, in model order.
 
     Found are `torch.nn.Linear`, the ``Conv1D`` of GPT-2, and quantised linear layers. Output and
-    classification heads, embeddings, poolers and routers are never among them. Experts that see only the
-    tokens routed to them are skipped with a warning in the log: the attention mask cannot be followed there.
+    classification heads, embeddings, poolers, routers, and what reads images or sound are never among them.
+    Experts that see only the tokens routed to them are skipped with a warning in the log: the attention mask
+    cannot be followed there.
 
     Parameters
     ----------
@@ -169,16 +170,19 @@ def shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Conv1D):
         d_in, d_out = module.weight.shape
         return d_out, d_in
-    return int(module.out_features), int(module.in_features)
+    layer: Any = module
+    return int(layer.out_features), int(layer.in_features)
 
 
 def _places(model: nn.Module) -> list[_Place]:
     """All targets, in model order; says how many routed experts were passed over."""
     heads = _outside_base(model)
     output = output_embeddings(model)
-    found, skipped = [], []
+    found: list[_Place] = []
+    skipped: list[_Place] = []
     for place in _linears_in_blocks(model):
-        if place.module is output or _is_within(place.name, heads) or _is_router(place):
+        is_head = place.module is output or _is_within(place.name, heads)
+        if is_head or _is_router(place) or re.search("vision|visual|audio|image", place.block):
             continue
         (skipped if "experts" in place.path else found).append(place)
     _say_skipped(model, [place.name for place in skipped])
