@@ -1,0 +1,397 @@
+"""Allocation: which rank and which scale every module gets (stage 4 of TLoRA)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self, SupportsIndex
+
+import pandas as pd
+import torch
+
+from tlora.checks import positive_int
+from tlora.footprint import Footprint, footprint
+from tlora.knobs import (
+    BUDGETS,
+    SCALINGS,
+    Knobs,
+    fraction,
+    one_of,
+    one_or_several,
+    positive,
+    whole_or_each,
+)
+from tlora.limits import Limits, budget_total, excluded_names, limits
+from tlora.rounding import spent
+from tlora.sensitivity import Sensitivity, check_scores
+from tlora.storage import Meta, Result
+
+
+@dataclass(frozen=True, repr=False)
+class Allocation(Result):
+    """A plan: the rank and the scaling of every module, made by `allocate` and changed by `edit`.
+
+    Attributes
+    ----------
+    ranks : dict of int
+        ``r_i`` by full module name, in model order. Excluded modules are not in it.
+    scalings : dict of float
+        ``s_i``, the factor of ``B A``.
+    scores : dict of float
+        The sensitivity ``S_i`` that the plan was made from, nats per token.
+    shapes : dict of (int, int)
+        ``(d_out, d_in)`` of each module.
+    layers : dict of int
+        Index of the block that a module is in.
+    projections : dict of str
+        What a module is within its block, e.g. ``"q_proj"``.
+    excluded : dict of (int, int)
+        Shapes of the modules that were left out; they count in the budget and in `lora`.
+    knobs : Knobs
+        What was asked for.
+    edits : dict of int
+        Ranks that were set by hand. The plan is a function of ``scores``, ``knobs`` and ``edits`` alone.
+    meta : Meta
+        Model, task, sample count and versions of the sensitivity; the knobs, edits and the sensitivity's
+        own recipe.
+    """
+
+    ranks: dict[str, int]
+    scalings: dict[str, float]
+    scores: dict[str, float]
+    shapes: dict[str, tuple[int, int]]
+    layers: dict[str, int]
+    projections: dict[str, str]
+    excluded: dict[str, tuple[int, int]]
+    knobs: Knobs
+    edits: dict[str, int]
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "module": "full module name",
+        "layer": "index of the block",
+        "projection": "role within the block",
+        "score": "sensitivity S_i, nats per token",
+        "ideal": "rank in proportion to the score, before limits, projection shares and rounding",
+        "rank": "r_i",
+        "change": "r_i less the nominal rank",
+        "alpha": "alpha_i: s_i times the rank that the scaling divides by",
+        "scaling": "s_i, the factor of B A",
+        "parameters": "entries of B, r_i times d_out",
+        "decided_by": "score, floor (min_rank), ceiling (max_rank or the matrix), pinned, or edited",
+    }
+
+    @property
+    def rank(self) -> int:
+        """Nominal rank: what every module would get in a uniform plan."""
+        return self.knobs.rank
+
+    @property
+    def alpha(self) -> int | float:
+        """Nominal alpha: the least ``alpha_i``."""
+        return self.knobs.alpha
+
+    @property
+    def budget(self) -> str:
+        """What is kept equal to the uniform plan: ``"ranks"`` or ``"parameters"``."""
+        return self.knobs.budget
+
+    @property
+    def budget_total(self) -> int:
+        """What the uniform plan over all modules, excluded ones too, spends: ranks, or entries of ``B``."""
+        return budget_total(self.knobs, [self.shapes, self.excluded])
+
+    @property
+    def budget_used(self) -> int:
+        """What this plan spends; equal to ``budget_total`` where ranks are counted."""
+        return spent(list(self.ranks.values()), self.knobs.costs(self.shapes))
+
+    def footprint(self, *, freeze_a: bool = True) -> Footprint:
+        """Parameters and bytes of the adapter, with ``A`` frozen or trained."""
+        return footprint(self.shapes, self.ranks, freeze_a=freeze_a)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Entries of all ``B``: ``sum r_i d_out_i``."""
+        return self.footprint().trainable_parameters
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all ``A`` and ``B`` in float32."""
+        return self.footprint().adapter_bytes
+
+    @property
+    def optimiser_bytes(self) -> int:
+        """Bytes of AdamW's two float32 states of ``B``."""
+        return self.footprint().optimiser_bytes
+
+    @property
+    def lora(self) -> Footprint:
+        """The same of plain LoRA: nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
+        everything = self.shapes | self.excluded
+        return footprint(everything, dict.fromkeys(everything, self.rank), freeze_a=False)
+
+    def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Self:
+        """Set ranks by hand; the other modules share what is left of the same budget by their scores.
+
+        Parameters
+        ----------
+        ranks : mapping of int or None
+            Rank by full module name; it replaces what ``pinned`` or ``min_rank`` says of the module. None
+            takes an earlier edit back. Edits that are not named stay.
+
+        Returns
+        -------
+        Allocation
+            A new plan that records the edits; this one stays as it is.
+
+        Raises
+        ------
+        KeyError
+            If a module is not in the plan.
+        ValueError
+            If the budget or a matrix does not allow the ranks; the message gives the nearest possible one.
+        """
+        edits = dict(self.edits)
+        for name, rank in ranks.items():
+            if rank is not None:
+                edits[name] = positive_int(rank, f"rank of {name}")
+            elif name not in self.ranks:
+                raise KeyError(f"{name!r} is not a module of this plan: see .ranks for the names")
+            else:
+                edits.pop(name, None)
+        return replace(self, edits=edits)._solved()
+
+    def limits(self) -> Limits:
+        """Least and most rank of every module, in model order, and the budget."""
+        return limits(self.knobs, self.shapes, self.projections, self.excluded, self.edits)
+
+    def compare(self, other: Allocation) -> pd.DataFrame:
+        """What this plan gives to each module, beside another plan of the same model.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a module that is in either plan: ``module``, ``layer``, ``projection``; ``rank``,
+            ``other_rank`` and ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``;
+            ``parameters_change`` (entries of ``B``). A change is this plan less the other. A module
+            that a plan excludes has rank and scaling 0 there.
+
+        Raises
+        ------
+        ValueError
+            If the plans are of models with other modules or shapes.
+        """
+        if self.shapes | self.excluded != other.shapes | other.excluded:
+            raise ValueError(
+                "the plans are of different models or target modules: compare two plans of the same"
+            )
+        names = [name for name in self.shapes | self.excluded if name in self.ranks or name in other.ranks]
+        shapes, layers = self.shapes | other.shapes, self.layers | other.layers
+        projections = self.projections | other.projections
+        table = {
+            "module": names,
+            "layer": [layers[n] for n in names],
+            "projection": [projections[n] for n in names],
+        }
+        for column, mine, theirs in (
+            ("rank", self.ranks, other.ranks),
+            ("scaling", self.scalings, other.scalings),
+        ):
+            table[column] = [mine.get(n, 0) for n in names]
+            table[f"other_{column}"] = [theirs.get(n, 0) for n in names]
+            table[f"{column}_change"] = [mine.get(n, 0) - theirs.get(n, 0) for n in names]
+        frame = pd.DataFrame(table)
+        return frame.assign(parameters_change=frame["rank_change"] * [shapes[n][0] for n in names])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a module; see ``columns``."""
+        frame = pd.DataFrame(
+            {
+                "module": list(self.ranks),
+                "layer": list(self.layers.values()),
+                "projection": list(self.projections.values()),
+                "score": list(self.scores.values()),
+                "ideal": self._ideal(),
+                "rank": list(self.ranks.values()),
+                "change": [rank - self.rank for rank in self.ranks.values()],
+                "alpha": self.knobs.alphas(list(self.scores.values())),
+                "scaling": list(self.scalings.values()),
+                "parameters": [rank * self.shapes[name][0] for name, rank in self.ranks.items()],
+            }
+        )
+        set_by_hand = dict.fromkeys(self.knobs.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
+        reasons = self.limits().reasons(frame["rank"].tolist(), frame["ideal"].tolist())
+        return frame.assign(
+            decided_by=[set_by_hand.get(name, why) for name, why in zip(self.ranks, reasons, strict=True)]
+        )
+
+    def _ideal(self) -> list[float]:
+        weights = self.knobs.rank_weights(list(self.scores.values()))
+        price = math.fsum(w * cost for w, cost in zip(weights, self.knobs.costs(self.shapes), strict=True))
+        return [self.budget_total * weight / price for weight in weights]
+
+    def _solved(self) -> Self:
+        """The plan with ranks and scalings worked out from its scores, knobs and edits."""
+        scores = list(self.scores.values())
+        ranks = dict(zip(self.scores, self.limits().solve(self.knobs.rank_weights(scores)), strict=True))
+        divisors = ranks if self.knobs.scaling == "allocated" else dict.fromkeys(ranks, self.rank)
+        alphas = self.knobs.alphas(scores)
+        scalings = {name: alpha / divisors[name] for name, alpha in zip(ranks, alphas, strict=True)}
+        recipe = self.meta.recipe | asdict(self.knobs) | {"edits": self.edits}
+        return replace(self, ranks=ranks, scalings=scalings, meta=replace(self.meta, recipe=recipe))
+
+    def _summary(self) -> str:
+        ranks, edits = self.ranks.values(), f", {len(self.edits)} edited" if self.edits else ""
+        return (
+            f"rank {self.rank}, alpha {self.alpha:g} ({self.knobs.scaling}), {len(ranks)} modules with ranks "
+            f"{min(ranks)} to {max(ranks)}, {self.budget_used:,} of {self.budget_total:,} {self.knobs.unit}, "
+            f"{self.trainable_parameters:,} trainable{edits}"
+        )
+
+    def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors = {
+            "ranks": torch.tensor(list(self.ranks.values())),
+            "scalings": torch.tensor(list(self.scalings.values()), dtype=torch.float64),
+            "scores": torch.tensor(list(self.scores.values()), dtype=torch.float64),
+        }
+        names = ("shapes", "layers", "projections", "excluded", "edits")
+        return tensors, {name: getattr(self, name) for name in names} | {"knobs": asdict(self.knobs)}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        shapes, excluded = (
+            {name: (int(o), int(i)) for name, (o, i) in values[key].items()} for key in ("shapes", "excluded")
+        )
+        ranks, scalings, scores = (
+            dict(zip(shapes, tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
+        )
+        knobs, edits = Knobs(**values["knobs"]), values["edits"]
+        layers, projections = values["layers"], values["projections"]
+        return cls(ranks, scalings, scores, shapes, layers, projections, excluded, knobs, edits, meta)
+
+
+def allocate(
+    sensitivity: Sensitivity,
+    rank: SupportsIndex,
+    alpha: int | float | None = None,
+    scaling: str = "nominal",
+    budget: str = "ranks",
+    ranks: bool = True,
+    scales: bool = True,
+    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
+    *,
+    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
+    pinned: Mapping[str, SupportsIndex] | None = None,
+    exclude: str | int | Collection[str | int] = (),
+    temperature: int | float = 1.0,
+    projection_shares: Mapping[str, int | float] | None = None,
+) -> Allocation:
+    """Give more rank and a larger scale to the modules that the loss is more sensitive to.
+
+    Touches no model. The budget is that of a uniform plan, ``rank`` for each of the M modules of the
+    sensitivity; limits, pins and exclusions never change it, they only change who gets it.
+
+    Parameters
+    ----------
+    sensitivity : Sensitivity
+        Scores ``S_i``; of ``calibrate(...).sensitivity``.
+    rank : int
+        Nominal rank, as in LoRA.
+    alpha : float, optional
+        Nominal alpha, as in LoRA; ``rank`` by default.
+    scaling : {"nominal", "allocated"}
+        Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i
+        / r_i``).
+    budget : {"ranks", "parameters"}
+        Spend ``rank * M`` ranks, all of them, or at most the ``rank * sum d_out`` entries of ``B`` of the
+        uniform plan. In the second case the rest is smaller than the least ``d_out`` of the modules below
+        their ceilings, and a higher score can come with one rank less where the other's ``d_out`` is
+        smaller.
+    ranks : bool
+        Off: the budget is shared evenly, ``rank`` for every module (unless limits, pins or exclusions say
+        otherwise).
+    scales : bool
+        Off: ``alpha_i = alpha``.
+    max_rank, min_rank : int or mapping of int
+        Most and least rank, of every module or of those named. No module exceeds ``min(d_in, d_out)`` or goes
+        below 1. Pass ``subspaces.max_rank`` where a basis limits the ranks.
+    pinned : mapping of int, optional
+        Ranks that are given, by full module name.
+    exclude : str, int or collection of them
+        Modules that get no adapter: full module names, projections (``"down_proj"``), or indices of layers.
+    temperature : float
+        From 0 to 1: scores enter as ``S_i ** temperature``, for ranks and scales. 1 is in proportion, 0
+        uniform.
+    projection_shares : mapping of float, optional
+        Parts of the budget, by projection; within a projection scores decide. Those not named share what is
+        left.
+
+    Returns
+    -------
+    Allocation
+        The plan.
+
+    Raises
+    ------
+    TypeError
+        If a number is of the wrong kind, e.g. a fractional rank, or ``sensitivity`` is something else.
+    KeyError
+        If a name is not in the sensitivity.
+    ValueError
+        If a score is negative, NaN or infinite, or all are zero; if a knob is out of range or cannot be
+        met. The message names the module and the nearest possible value.
+
+    Notes ----- Ranks are in proportion to scores within the limits, rounded by largest remainders
+    (`tlora.rounding.apportion`). The authors round each rank and put the whole error on the largest module,
+    where a rank of 0 or above the size of the matrix can come out. ``scaling="nominal"`` is what their code
+    computes: its layers divide by the configured rank before the allocated one is set. The paper's text
+    suggests ``"allocated"``.
+
+    ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules in the
+    plan.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: sensitivity-based allocation of ranks and scaling factors.
+    """
+    if not isinstance(sensitivity, Sensitivity):
+        raise TypeError(f"sensitivity is a {type(sensitivity).__name__}: pass calibrate(...).sensitivity")
+    nominal = positive_int(rank, "rank")
+    knobs = Knobs(
+        rank=nominal,
+        alpha=nominal if alpha is None else positive("alpha", alpha),
+        scaling=one_of("scaling", scaling, SCALINGS),
+        budget=one_of("budget", budget, BUDGETS),
+        ranks=bool(ranks),
+        scales=bool(scales),
+        max_rank=None if max_rank is None else whole_or_each("max_rank", max_rank),
+        min_rank=whole_or_each("min_rank", min_rank),
+        pinned={
+            name: positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()
+        },
+        exclude=one_or_several(exclude),
+        temperature=fraction("temperature", temperature),
+        projection_shares={k: fraction(f"share of {k}", v) for k, v in (projection_shares or {}).items()},
+    )
+    return _draft(sensitivity, knobs)._solved()
+
+
+def _draft(sensitivity: Sensitivity, knobs: Knobs) -> Allocation:
+    """A plan without ranks yet: the modules that are in it, their scores checked."""
+    out = excluded_names(knobs.exclude, sensitivity.layers, sensitivity.projections)
+    scores = {name: score for name, score in sensitivity.scores.items() if name not in out}
+    check_scores(scores)
+    return Allocation(
+        ranks={},
+        scalings={},
+        scores=scores,
+        shapes={name: sensitivity.shapes[name] for name in scores},
+        layers={name: sensitivity.layers[name] for name in scores},
+        projections={name: sensitivity.projections[name] for name in scores},
+        excluded={name: shape for name, shape in sensitivity.shapes.items() if name in out},
+        knobs=knobs,
+        edits={},
+        meta=replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe}),
+    )

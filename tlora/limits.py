@@ -1,0 +1,244 @@
+"""Limits of an allocation: what its knobs leave to every module, and whether they can be met at all."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tlora.knobs import Knobs, Shapes
+from tlora.rounding import apportion, spent
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each module may get, in model order, and the budgets of the groups that share one.
+
+    Attributes
+    ----------
+    low, high : list of int
+        Least and most rank of each module; the same number for a pinned one.
+    costs : list of int
+        Price of one rank of each module.
+    groups : list of (list of int, int)
+        Positions of the modules of a group, and its budget. One group, unless projections have shares.
+    """
+
+    low: list[int]
+    high: list[int]
+    costs: list[int]
+    groups: list[tuple[list[int], int]]
+
+    def solve(self, weights: Sequence[float]) -> list[int]:
+        """Ranks in proportion to ``weights`` within the limits, in model order; see `apportion`."""
+        ranks = [0] * len(weights)
+        for members, budget in self.groups:
+            low, high, costs = ([column[i] for i in members] for column in (self.low, self.high, self.costs))
+            shared = apportion([weights[i] for i in members], budget, low, high, costs)
+            for i, rank in zip(members, shared, strict=True):
+                ranks[i] = rank
+        return ranks
+
+    def reasons(self, ranks: Sequence[int], ideal: Sequence[float]) -> list[str]:
+        """What set each rank: a ``"floor"`` above its ideal, a ``"ceiling"`` below it, or its ``"score"``."""
+        return [
+            "ceiling" if rank == high < share else "floor" if rank == low > share else "score"
+            for rank, low, high, share in zip(ranks, self.low, self.high, ideal, strict=True)
+        ]
+
+
+def limits(
+    knobs: Knobs, shapes: Shapes, projections: Mapping[str, str], excluded: Shapes, edits: Mapping[str, int]
+) -> Limits:
+    """Least and most rank of every module in the plan, and what there is to spend.
+
+    Parameters
+    ----------
+    knobs : Knobs
+        What was asked for.
+    shapes, projections : mapping
+        ``(d_out, d_in)`` and projection of the modules in the plan.
+    excluded : mapping of (int, int)
+        Shapes of the modules left out: their part of the budget goes to the others.
+    edits : mapping of int
+        Ranks set by hand; they replace what ``pinned`` and ``min_rank`` say of the same module.
+
+    Raises
+    ------
+    KeyError
+        If a knob names an unknown module or projection.
+    ValueError
+        If a knob cannot be met; the message gives the nearest possible value.
+    """
+    for name, value in {"max_rank": knobs.max_rank, "min_rank": knobs.min_rank}.items():
+        known(name, value if isinstance(value, dict) else (), [*shapes, *excluded], "module")
+    pins = {name: ("pinned", rank) for name, rank in knobs.pinned.items()}
+    pins |= {name: ("edited", rank) for name, rank in edits.items()}
+    for name, (what, _) in pins.items():
+        known(what, [name], [*shapes, *excluded], "module")
+        if name in excluded:
+            raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
+    pairs = [_span_of(knobs, name, shape, pins.get(name)) for name, shape in shapes.items()]
+    low, high = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    costs = knobs.costs(shapes)
+    total = budget_total(knobs, [shapes, excluded])
+    set_by_hand = {name: rank for name, (_, rank) in pins.items()}
+    _check_budget(knobs, total, list(shapes), (low, high, costs), set_by_hand)
+    if not knobs.projection_shares:
+        return Limits(low, high, costs, [(list(range(len(low))), total)])
+    return Limits(low, high, costs, _shared(knobs, total, list(projections.values()), (low, high, costs)))
+
+
+def budget_total(knobs: Knobs, shapes: Iterable[Shapes]) -> int:
+    """What the uniform plan costs: nominal rank times the price of one rank of every module."""
+    return knobs.rank * sum(sum(knobs.costs(part)) for part in shapes)
+
+
+def _span_of(knobs: Knobs, name: str, shape: tuple[int, int], pin: tuple[str, int] | None) -> tuple[int, int]:
+    """Least and most rank of one module."""
+    asked = knobs.max_rank.get(name) if isinstance(knobs.max_rank, dict) else knobs.max_rank
+    ceiling = min(shape) if asked is None else min(*shape, asked)
+    why = "max_rank" if ceiling == asked else f"its matrix of {shape[0]} x {shape[1]}"
+    what, floor = ("min_rank", knobs.min_rank) if pin is None else pin
+    if isinstance(floor, dict):
+        floor = floor.get(name, 1)
+    if floor > ceiling:
+        raise ValueError(
+            f"{what} asks for rank {floor} of {name}, which {why} limits to {ceiling}: at most {ceiling}"
+        )
+    return floor, (ceiling if pin is None else floor)
+
+
+Columns = tuple[list[int], list[int], list[int]]
+"""Least rank, most rank and price of every module."""
+
+
+def _check_budget(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: dict[str, int]) -> None:
+    """Refuse limits between which the budget does not lie, with the values nearest to what was asked."""
+    low, high, costs = columns
+    need, room, price = spent(low, costs), spent(high, costs), total // knobs.rank
+    if need > total:
+        ways = _ways(knobs, total, names, columns, pins)
+        rank = -(-need // price)
+        if rank * price - room < min(costs):
+            ways.insert(0, f"a rank of {rank} or more")
+        raise ValueError(
+            f"min_rank and pinned ranks need {need:,} {knobs.unit} at least, rank {knobs.rank} makes "
+            f"{total:,}: take {', or '.join(ways)}"
+        )
+    if total - room >= min(costs):
+        rank = room // price
+        ways = (
+            [f"take a rank of {rank} or less"] if rank * price >= max(need, 1) else ["exclude fewer modules"]
+        )
+        if knobs.max_rank is not None:
+            ways.append("raise max_rank")
+        if pins:
+            ways.append(f"raise pinned ranks by {total - room:,} {knobs.unit} in all")
+        raise ValueError(
+            f"max_rank, pinned ranks and the sizes of the matrices have room for {room:,} {knobs.unit}, rank "
+            f"{knobs.rank} makes {total:,}: {', or '.join(ways)}"
+        )
+
+
+def _ways(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: dict[str, int]) -> list[str]:
+    """What else than a higher rank would bring floors and pins within the budget."""
+    low, _, costs = columns
+    prices = dict(zip(names, costs, strict=True))
+    over, taken = spent(low, costs) - total, sum(rank * prices[name] for name, rank in pins.items())
+    free = sum(costs) - sum(prices[name] for name in pins)
+    floor = (total - taken) // free if free else 0
+    ways = []
+    if isinstance(knobs.min_rank, int) and 1 <= floor < knobs.min_rank:
+        ways.append(f"a min_rank of {floor} or less")
+    for name, pin in reversed(pins.items()):
+        if (rank := pin - -(-over // prices[name])) >= 1:
+            return [*ways, f"a rank of {rank} or less for {name}"]
+    return [*ways, f"pinned ranks lower by {over:,} {knobs.unit} in all"] if pins else ways
+
+
+def _shared(
+    knobs: Knobs, total: int, projections: list[str], columns: Columns
+) -> list[tuple[list[int], int]]:
+    """Groups of modules, each with its part of the budget: the projections with a share, and all others."""
+    shares = dict(knobs.projection_shares)
+    known("projection_shares", shares, projections, "projection of the plan")
+    others = [i for i, projection in enumerate(projections) if projection not in shares]
+    groups = [[i for i, projection in enumerate(projections) if projection == share] for share in shares]
+    given = math.fsum(shares.values())
+    if others:
+        shares["the other projections"] = max(0.0, 1 - given)
+        groups.append(others)
+    elif abs(given - 1) > 1e-9:
+        raise ValueError(
+            f"projection_shares of all projections sum to {given:.6g}: divide each by {given:.6g}"
+        )
+    spans = [_group_span(group, columns) for group in groups]
+    for (name, share), span in zip(shares.items(), spans, strict=True):
+        _check_share(name, share, total, span)
+    low, high, _ = zip(*spans, strict=True)
+    return list(zip(groups, apportion(list(shares.values()), total, low, high), strict=True))
+
+
+def _group_span(group: list[int], columns: Columns) -> tuple[int, int, int]:
+    """Least and most that a group can spend, and the price of its cheapest rank."""
+    low, high, costs = ([column[i] for i in group] for column in columns)
+    return spent(low, costs), spent(high, costs), min(costs)
+
+
+def _check_share(name: str, share: float, total: int, span: tuple[int, int, int]) -> None:
+    """Refuse a share that the limits of its modules do not allow."""
+    least, most, price = span
+    if share * total < least - 1e-6:
+        bound = f"at least {math.ceil(1e4 * least / total) / 1e4:g}, which its floors and pinned ranks need"
+    elif share * total - most >= price:
+        bound = (
+            f"at most {math.floor(1e4 * most / total) / 1e4:g}, for which its matrices and limits have room"
+        )
+    else:
+        return
+    raise ValueError(f"projection_shares leave {share:.6g} of the budget for {name}: it must be {bound}")
+
+
+def excluded_names(
+    exclude: Sequence[str | int], layers: Mapping[str, int], projections: Mapping[str, str]
+) -> set[str]:
+    """Modules meant by ``exclude``: full module names, projections, or indices of layers.
+
+    Raises
+    ------
+    KeyError
+        If an item means no module.
+    ValueError
+        If no module is left.
+    """
+    found: set[str] = set()
+    for item in exclude:
+        if isinstance(item, str):
+            known("exclude", [item], [*layers, *projections.values()], "module or projection")
+            found |= {name for name in layers if item in (name, projections[name])}
+        elif item in layers.values():
+            found |= {name for name, layer in layers.items() if layer == item}
+        else:
+            raise KeyError(f"exclude names layer {item}, the layers here are {_span(layers.values())}")
+    if len(found) == len(layers):
+        last = list(layers)[-1]
+        raise ValueError(
+            f"exclude leaves none of the {len(layers)} modules: keep at least one, such as {last}"
+        )
+    return found
+
+
+def _span(layers: Iterable[int]) -> str:
+    indices = sorted(set(layers))
+    return f"{indices[0]} to {indices[-1]}"
+
+
+def known(name: str, given: Iterable[str], choices: Iterable[str], what: str) -> None:
+    """Refuse names that are not among the choices, with the closest one that is."""
+    pool = dict.fromkeys(choices)
+    for value in given:
+        if value not in pool:
+            close = difflib.get_close_matches(str(value), pool, n=1) or list(pool)
+            raise KeyError(f"{name} names {value!r}, which is no {what} here; the closest is {close[0]!r}")

@@ -1,0 +1,97 @@
+"""Pure array functions for resampling and ranking: no models, no results."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Integer
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def bootstrap_means(
+    samples: Float[np.ndarray, "samples modules"], resamples: int, seed: int, draws: int | None = None
+) -> Float[np.ndarray, "resamples modules"]:
+    """Column means of resamples of the rows, drawn with replacement.
+
+    Parameters
+    ----------
+    samples : (N, M) float array
+        One row a sample. Rows are drawn whole, so that columns keep what they have in common.
+    resamples : int
+        Number of resamples.
+    seed : int
+        Seed of ``numpy.random.default_rng``.
+    draws : int, optional
+        Rows in a resample, N by default.
+
+    Returns
+    -------
+    (resamples, M) float64 array
+        As counts times samples: no resample is ever formed.
+    """
+    n = len(samples)
+    draws = n if draws is None else draws
+    rows = np.random.default_rng(seed).integers(0, n, (resamples, draws))
+    cells = rows + n * np.arange(resamples)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=resamples * n).reshape(resamples, n)
+    return counts @ samples.astype(np.float64) / draws
+
+
+def subsample_means(
+    samples: Float[np.ndarray, "samples modules"], repeats: int, seed: int, draws: int
+) -> Float[np.ndarray, "repeats modules"]:
+    """Column means of ``draws`` different rows, ``repeats`` times; see `bootstrap_means`."""
+    order = np.random.default_rng(seed).random((repeats, len(samples))).argsort(1)[:, :draws]
+    chosen = np.zeros((repeats, len(samples)))
+    np.put_along_axis(chosen, order, 1.0, axis=1)
+    return chosen @ samples.astype(np.float64) / draws
+
+
+def kendall_tau(
+    rows: Float[np.ndarray, "rows modules"], reference: Float[np.ndarray, " modules"]
+) -> Float[np.ndarray, " rows"]:
+    """Kendall's tau-b of each row with a reference: 1 same order, -1 reversed, 0 unrelated.
+
+    NaN where a row or the reference is constant. Memory grows with ``rows * modules``, time with
+    ``rows * modules**2``.
+    """
+    agree, order, reference_order = np.zeros(len(rows)), np.zeros(len(rows)), 0.0
+    for i in range(1, rows.shape[1]):
+        signs = np.sign(rows[:, i:] - rows[:, :-i]).astype(np.int8)
+        wanted = np.sign(reference[i:] - reference[:-i]).astype(np.int8)
+        agree += (signs * wanted).sum(1, dtype=np.int64)
+        order += np.count_nonzero(signs, axis=1)
+        reference_order += np.count_nonzero(wanted)
+    with np.errstate(invalid="ignore"):
+        return agree / np.sqrt(order * reference_order)
+
+
+def top_overlap(
+    rows: Float[np.ndarray, "rows modules"], reference: Float[np.ndarray, " modules"], k: int
+) -> Float[np.ndarray, " rows"]:
+    """Part of the ``k`` highest of the reference that is among the ``k`` highest of a row; ties by order."""
+    member = np.zeros(len(reference), dtype=bool)
+    member[np.argsort(-reference, kind="stable")[:k]] = True
+    return member[np.argsort(-rows, axis=1, kind="stable")[:, :k]].mean(1)
+
+
+def gini(values: Float[np.ndarray, " n"]) -> float:
+    """Gini coefficient of non-negative values: 0 all equal, ``1 - 1/n`` all in one. NaN where all are zero.
+
+    The mean absolute difference of all pairs over twice the mean, by one sort.
+    """
+    ordered, n = np.sort(values.astype(np.float64)), len(values)
+    total = ordered.sum()
+    return float(((2 * np.arange(1, n + 1) - n - 1) @ ordered) / (n * total)) if total else float("nan")
+
+
+def interval(
+    rows: Float[np.ndarray, "rows modules"] | Integer[np.ndarray, "rows modules"],
+    confidence: float,
+    method: str = "linear",
+) -> tuple[Floats, Floats]:
+    """Percentile interval of each column; ``method`` as in `numpy.quantile`."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(rows, [tail, 1 - tail], axis=0, method=method)  # type: ignore[call-overload]
+    return low, high
