@@ -1,19 +1,34 @@
 """One small example of every kind of result: what the contract test runs over.
 
-A new result class adds a builder to `EXAMPLES`; a test fails until it has.
+They come out of one real walk over a tiny model, so that what holds for them holds for what users get. A new
+result class adds a builder to `EXAMPLES`; a test fails until it has.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
 
+from tests.helpers import singles, tiny_batch, tiny_model
+from tlora.adapter import attach
+from tlora.allocation import Allocation, allocate
+from tlora.calibration import Calibration, calibrate
+from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
+from tlora.spectrum import Spectrum
+from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.storage import Meta, Result
+from tlora.subspace import Subspaces, task_subspaces
+from tlora.training import train
 
 META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)
 # Not in alphabetical order: a format that sorted the modules would be noticed.
@@ -24,27 +39,99 @@ PROJECTIONS = dict(zip(NAMES, ("q_proj", "down_proj", "down_proj"), strict=True)
 
 
 def sensitivity(samples: int = 4) -> Sensitivity:
-    """Positive scores of a fixed seed, each module's larger than the one before."""
+    """Positive scores of a fixed seed, made by hand."""
     noise = torch.rand(samples, len(NAMES), generator=torch.Generator().manual_seed(0))
     return Sensitivity(noise + torch.tensor([1.0, 2.0, 3.0]), SHAPES, LAYERS, PROJECTIONS, META)
 
 
-EXAMPLES: dict[str, Callable[[], Result]] = {"Sensitivity": sensitivity}
+@cache
+def base() -> PreTrainedModel:
+    """The model that all examples are of; `adapted` wraps its modules."""
+    return tiny_model("llama")
+
+
+@cache
+def calibration() -> Calibration:
+    """Four samples, with gradients."""
+    batch = tiny_batch("llama", lengths=(7, 4, 9, 6))
+    return calibrate(base(), [batch], gradient=True, task="family_relationships", progress=False)
+
+
+@cache
+def subspaces() -> Subspaces:
+    """The default kind."""
+    return task_subspaces(base(), calibration(), max_rank=8, progress=False)
+
+
+@cache
+def allocation() -> Allocation:
+    """A plan with a module left out, a rank set by hand, and everything else by the scores."""
+    first, second, *_ = calibration().names
+    return allocate(calibration().sensitivity, rank=3, max_rank=8, exclude=first).edit({second: 2})
+
+
+@cache
+def adapted() -> PeftModel:
+    """The base with its adapter."""
+    return attach(base(), subspaces(), allocation())
+
+
+@cache
+def run() -> TrainingRun:
+    """Four steps of training."""
+    calibration(), subspaces()  # these want the base as it was
+    rows = [{key: row[0].tolist() for key, row in sample.items()} for sample in singles(tiny_batch("llama"))]
+    task = Dataset.from_list(rows)
+    return train(adapted(), task, max_steps=4, batch_size=2, learning_rate=0.01, progress=False)
+
+
+def spectrum() -> Spectrum:
+    """Of the covariances, truncated."""
+    from tlora.spectrum import spectrum
+
+    return spectrum(calibration(), 6)
+
+
+def stability_of_ranking() -> RankingStability:
+    """Of four samples."""
+    return ranking_stability(calibration().sensitivity, top=3, repeats=10)
+
+
+def stability_of_plan() -> PlanStability:
+    """Of four samples."""
+    return plan_stability(calibration().sensitivity, allocation(), resamples=10)
+
+
+EXAMPLES: dict[str, Callable[[], Result]] = {
+    "Allocation": allocation,
+    "Calibration": calibration,
+    "PlanStability": stability_of_plan,
+    "RankingStability": stability_of_ranking,
+    "Sensitivity": lambda: calibration().sensitivity,
+    "Spectrum": spectrum,
+    "Subspaces": subspaces,
+    "TrainingRun": run,
+}
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two results, or any of their parts, are equal, down to dtypes and the order of keys."""
+    """Whether two results, or any of their parts, are equal, down to dtypes and the order of modules."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and one.equal(other)
-    if isinstance(one, pd.DataFrame | pd.Series):
-        return one.equals(other)
+    if isinstance(one, pd.DataFrame):
+        return one.equals(other) and list(one.columns) == list(other.columns)
     if dataclasses.is_dataclass(one):
         names = [field.name for field in dataclasses.fields(one)]
         return all(same(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, Mapping):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+        return _order(one) == _order(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+    return bool(np.array_equal(one, other, equal_nan=isinstance(one, float)))
+
+
+def _order(mapping: Mapping[str, Any]) -> list[str]:
+    """The keys: as they come where they are modules, sorted where order says nothing, as in an adapter."""
+    return list(mapping) if set(mapping) <= set(calibration().names) | set(NAMES) else sorted(mapping)
