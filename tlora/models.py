@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from tlora.sources import Source, resolve
+from tlora.locations import Location, resolve
 from tlora.targets import FRESH_MODULES, Target, head_modules, output_embeddings, target_modules
 from tlora.weights import weight
 
@@ -83,13 +83,13 @@ def load_model(
     """
     place = _device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
-    source = resolve(name, kwargs)
-    config = _load(AutoConfig, source, name)
+    location = resolve(name, kwargs)
+    config = _load(AutoConfig, location, name)
     architecture = _architecture(config, num_labels)
-    tokenizer = _padded_tokenizer(source, name)
+    tokenizer = _padded_tokenizer(location, name)
     with _seeded(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
-        model, info = _load(architecture, source, name, output_loading_info=True, **options)
+        model, info = _load(architecture, location, name, output_loading_info=True, **options)
     FRESH_MODULES[model] = _fresh_modules(model, info, name)
     model.name_or_path = model.config.name_or_path = str(name)
     _set_padding(model, tokenizer)
@@ -119,8 +119,8 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
     return _padded_tokenizer(resolve(name, kwargs), name)
 
 
-def _padded_tokenizer(source: Source, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    tokenizer = _load(AutoTokenizer, source, name)
+def _padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    tokenizer = _load(AutoTokenizer, location, name)
     tokenizer.name_or_path = str(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -132,19 +132,19 @@ def _padded_tokenizer(source: Source, name: str | os.PathLike[str]) -> PreTraine
     return tokenizer
 
 
-def _load(auto: Any, source: Source, name: str | os.PathLike[str], **kwargs: Any) -> Any:
+def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs: Any) -> Any:
     """``auto.from_pretrained``, quietly, with errors of the file formats turned into one naming the model."""
-    if "gguf_file" in source.where and "config" in kwargs:
+    if "gguf_file" in location.where and "config" in kwargs:
         # Packed layers can be neither trained nor saved.
         kwargs = {"quantization_config": transformers.GgufConfig(dequantize=True)} | kwargs
     try:
         with _quiet():
-            return auto.from_pretrained(source.path, **source.where, **kwargs)
+            return auto.from_pretrained(location.path, **location.where, **kwargs)
     except (SafetensorError, struct.error, ValueError) as error:
         what = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "model")
         raise ValueError(
-            f"cannot load the {what} of {str(name)!r} ({str(error).splitlines()[0]}): its files may be "
-            f"missing, damaged, or of an architecture unknown to transformers {transformers.__version__}"
+            f"cannot load the {what} of {str(name)!r} ({str(error).splitlines()[0]}): its files are missing, "
+            f"damaged or unknown to transformers {transformers.__version__}, or an argument does not suit it"
         ) from error
 
 

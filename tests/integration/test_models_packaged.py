@@ -1,0 +1,138 @@
+"""The packaged models: found, loaded as ordinary models, good for everything that comes after."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import peft
+import pytest
+import torch
+import transformers
+
+from tlora.locations import PACKAGED, resolve
+from tlora.models import load_model, load_tokenizer
+from tlora.targets import head_modules, target_modules
+
+pytestmark = pytest.mark.packaged
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_package_is_found_without_being_imported(name):
+    location = resolve(name, {})
+    assert (Path(location.path) / location.where.get("gguf_file", "config.json")).is_file()
+    assert PACKAGED[name][0] not in sys.modules
+
+
+def test_smollm_knows_the_capital_of_france(smollm):
+    model, tokenizer = smollm
+    assert not model.training
+    assert model.dtype == torch.float32
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])
+
+
+def test_smollm_has_seven_targets_in_each_of_thirty_layers(smollm):
+    found = target_modules(smollm[0])
+    assert len(found) == 210
+    projections = [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]
+    assert [(t.layer, t.projection) for t in found.values()] == [
+        (layer, projection) for layer in range(30) for projection in projections
+    ]
+    assert head_modules(smollm[0]) == []
+
+
+def test_smollm_stays_tied(smollm):
+    model, _ = smollm
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with pytest.raises(ValueError, match=r"output head, never a target .*tied to the embeddings"):
+        target_modules(model, ["lm_head"])
+
+
+def test_smollm_is_remembered_by_the_name_that_finds_it(smollm):
+    model, tokenizer = smollm
+    assert model.name_or_path == model.config.name_or_path == tokenizer.name_or_path == "smollm2-135m"
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    adapted = peft.get_peft_model(model, config)
+    try:
+        assert adapted.peft_config["default"].base_model_name_or_path == "smollm2-135m"
+    finally:
+        adapted.unload()
+
+
+def test_nothing_is_left_of_the_quantisation(smollm, tmp_path):
+    model, _ = smollm
+    for leftover in ("hf_quantizer", "quantization_method"):
+        assert not hasattr(model, leftover) or getattr(model, leftover) is None
+    assert not getattr(model, "is_quantized", False)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert not any("quant" in key for key in saved)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32")
+    assert all(a.equal(b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_smollm_is_trained_by_the_trainer(smollm, tmp_path):
+    model, tokenizer = smollm
+    ids = tokenizer("The capital of France is Paris.")["input_ids"]
+    rows = datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 2)
+    before = [parameter.detach().clone() for parameter in model.model.layers[0].mlp.parameters()]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    arguments = transformers.TrainingArguments(
+        tmp_path, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    trainer = transformers.Trainer(adapted, arguments, train_dataset=rows)
+    try:
+        loss = trainer.train().training_loss
+    finally:
+        model = adapted.unload()
+    assert 0 < loss < 10
+    assert all(a.equal(b) for a, b in zip(before, model.model.layers[0].mlp.parameters(), strict=True))
+    assert len(target_modules(model)) == 210
+
+
+def test_minilm_is_a_classifier_with_six_targets_in_each_of_six_layers(minilm):
+    model, tokenizer = minilm
+    found = target_modules(model)
+    assert len(found) == 36
+    assert {t.layer for t in found.values()} == set(range(6))
+    assert {t.projection for t in found.values()} == {
+        "query",
+        "key",
+        "value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    }
+    assert head_modules(model) == ["classifier"]
+    batch = tokenizer(["a fine film", "dull"], padding=True, return_tensors="pt")
+    assert model(**batch).logits.shape == (2, 2)
+    assert model.config.name_or_path == "minilm"
+
+
+def test_the_head_of_minilm_is_the_same_for_the_same_seed(minilm):
+    again, other = (load_model("minilm", device="cpu", seed=seed)[0].classifier.weight for seed in (0, 1))
+    assert minilm[0].classifier.weight.equal(again)
+    assert not again.equal(other)
+
+
+def test_tokenizers_come_alone(minilm):
+    tokenizer = load_tokenizer("minilm")
+    assert tokenizer("a fine film")["input_ids"] == minilm[1]("a fine film")["input_ids"]
+
+
+def test_the_tokenizer_of_smollm_pads_and_chats(smollm):
+    _, tokenizer = smollm
+    assert tokenizer.pad_token is not None
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert "<|im_start|>user\nHi<|im_end|>" in text
+
+
+@pytest.mark.parametrize("size", [100, 2000, 3_000_000])
+def test_a_truncated_gguf_is_refused(size, tmp_path):
+    location = resolve("smollm2-135m", {})
+    with open(Path(location.path) / location.where["gguf_file"], "rb") as file:
+        (tmp_path / "cut.gguf").write_bytes(file.read(size))
+    with pytest.raises(ValueError, match=r"cannot load the config of .*cut\.gguf.* damaged"):
+        load_model(tmp_path / "cut.gguf")
