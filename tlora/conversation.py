@@ -1,0 +1,162 @@
+"""Conversations and prompts as tokens: which of them the assistant says, its end of turn included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+
+Message = Mapping[str, str]
+Segment = tuple[str, bool]  # a piece of text, and whether it is learnt
+
+
+def conversation_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Segment]:
+    """The text of a conversation under the chat template, cut where the assistant starts and stops to speak.
+
+    Works for any template that only appends: the conversation is rendered up to each of the assistant's
+    turns, once with the generation prompt and once with the turn itself, and what the second adds to the
+    first was said.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        With a chat template.
+    messages : sequence of mapping
+        ``role`` and ``content``. What follows the assistant's last turn is left out: nothing of it is learnt.
+
+    Returns
+    -------
+    list of (str, bool)
+        Pieces, in turn not learnt and learnt. What the template writes after the end of a turn is in the
+        learnt piece; `tokenise` leaves it unlabelled.
+
+    Raises
+    ------
+    ValueError
+        If the template refuses the messages, or changes what it wrote before when a message is added.
+    """
+    segments: list[Segment] = []
+    done = ""
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _rendered(tokenizer, messages[:turn], generation_prompt=True)
+        after = _rendered(tokenizer, messages[: turn + 1], generation_prompt=False)
+        if not before.startswith(done) or not after.startswith(before) or after == before:
+            raise ValueError(
+                "the chat template is not prefix-stable (a message changes what was written before it, or an "
+                "answer does not follow the generation prompt), so what is learnt cannot be told apart: set "
+                "tokenizer.chat_template to one that only appends, or use prompt and completion, chat=False"
+            )
+        segments += [(before[len(done) :], False), (after[len(before) :], True)]
+        done = after
+    return segments
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    segments: Sequence[Segment],
+    ends: frozenset[int],
+    first: Sequence[int] = (),
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens of the joined pieces, and labels for the learnt ones, their end token included.
+
+    A piece begins at a token of its own: up to there the tokens are those of the text before it alone, which
+    is what the model will see when it generates.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Adds no special tokens here; those in the text are recognised.
+    segments : sequence of (str, bool)
+        Pieces of text, and whether they are learnt.
+    ends : frozenset of int
+        Tokens that end a turn, see `end_tokens`.
+    first : sequence of int
+        Tokens before the text, e.g. that of the beginning.
+
+    Returns
+    -------
+    input_ids : list of int
+        Up to the end of the last learnt piece. The tokenizer's end token is added where the piece does not
+        end a turn by itself.
+    labels : list of int
+        The same tokens where they are learnt, else -100. Of a learnt piece nothing after its end token
+        counts.
+    starts : list of int
+        Where each learnt piece begins.
+    """
+    ids, labels, starts, text = list(first), [IGNORED] * len(first), [], ""
+    for piece, learnt in segments:
+        text += piece
+        longer = [*first, *_ids(tokenizer, text)]
+        if longer[: len(ids)] != ids:  # a token reaches over the boundary
+            longer = ids + _ids(tokenizer, piece)
+        new = longer[len(ids) :]
+        if learnt:
+            starts.append(len(ids))
+            said = _said(tokenizer, new, ends)
+            labels += new[:said] + [IGNORED] * (len(new) - said)
+        else:
+            labels += [IGNORED] * len(new)
+        ids = longer
+    return *_ended(ids, labels, ends, tokenizer.eos_token_id), starts
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that may end a turn: the end token, and whatever else the tokenizer marks as special."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = (special - {tokenizer.unk_token_id}) | {tokenizer.eos_token_id}
+    return frozenset(index for index in ends if index is not None)
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text: the token of the beginning, or nothing."""
+    if tokenizer.bos_token_id is None:
+        return []
+    return [index for index in tokenizer("")["input_ids"][:1] if index == tokenizer.bos_token_id]
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: bool = False) -> str:
+    """The text of tokens as it was, spaces included; with the special ones only where asked for."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool
+) -> str:
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+        )
+        return str(text)
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages) or "(none)"
+        raise ValueError(f"the chat template refuses messages of the roles {roles}: {error}") from error
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: frozenset[int]) -> int:
+    """How many of a turn's tokens were said: up to its end token, where only white space follows it."""
+    last = max((place for place, index in enumerate(ids) if index in ends), default=None)
+    if last is None or decoded(tokenizer, ids[last + 1 :], special=True).strip():
+        return len(ids)
+    return last + 1
+
+
+def _ended(
+    ids: list[int], labels: list[int], ends: frozenset[int], end: int | None
+) -> tuple[list[int], list[int]]:
+    """Without what follows the last label; with the end token where that label is none."""
+    length = max((place for place, label in enumerate(labels) if label != IGNORED), default=-1) + 1
+    ids, labels = ids[:length], labels[:length]
+    if length and end is not None and labels[-1] not in ends:
+        return [*ids, end], [*labels, end]
+    return ids, labels

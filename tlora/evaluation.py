@@ -1,0 +1,252 @@
+"""Evaluate a model on tokenised rows: losses, classes, generated answers. The model is left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from tlora.conversation import decoded
+
+if TYPE_CHECKING:
+    from tlora.tasks import Task
+
+# Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
+_TOKENS_AT_ONCE = 4096
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; every module gets back the mode it had, also after an error.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
+    """Batches of samples of similar length, the longest first.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each sample.
+    batch_size : int
+        Most samples of a batch.
+    most_tokens : int, optional
+        Most tokens of a batch, padding included; a single sample may have more.
+
+    Returns
+    -------
+    list of list of int
+        Indices into ``lengths``, each once; ties stay in order.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = bool(batches) and len(batches[-1]) < batch_size
+        if fits and most_tokens is not None:
+            fits = (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= most_tokens
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def total_loss(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> tuple[float, int]:
+    """Summed loss of all labelled tokens of a generation task, and how many there are.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        In evaluation mode.
+    task : Task
+        Where the rows come from.
+    rows : Dataset
+        Tokenised.
+    batch_size : int
+        Most samples at a time.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    total : float
+        Nats.
+    count : int
+        Tokens.
+    """
+    total, count = 0.0, 0
+    for _, batch in _batches(model, task, rows, batch_size, progress, "loss"):
+        labels = batch["labels"]
+        if task.architecture == "seq2seq":
+            # The model shifts the labels to make the decoder's inputs: position t predicts label t.
+            logits = model(**batch, use_cache=False).logits
+        else:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            logits, labels = model(**inputs, use_cache=False).logits[:, :-1], labels[:, 1:]
+        learnt = labels != -100
+        total += _summed(logits[learnt], labels[learnt])
+        count += int(learnt.sum())
+    return total, count
+
+
+def class_logits(
+    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+) -> Float[Tensor, "samples classes"]:
+    """Logits of a classifier, on the CPU in float32, in the order of the rows.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        In evaluation mode, with a classification head.
+    task : Task
+        Where the rows come from.
+    rows : Dataset
+        Tokenised.
+    batch_size : int
+        Most samples at a time.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the model gives anything but one logit a class.
+    """
+    found = torch.empty(len(rows), task.num_labels or 0)
+    for indices, batch in _batches(model, task, rows, batch_size, progress, "classes"):
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        if logits.shape != (len(indices), task.num_labels):
+            raise ValueError(
+                f"task {task.name!r} has {task.num_labels} classes, the model gives logits of the shape "
+                f"{tuple(logits.shape)} for {len(indices)} samples: load the model with "
+                f"num_labels={task.num_labels}, or the task with architecture='causal' (classes become words)"
+            )
+        found[indices] = logits.float().cpu()
+    return found
+
+
+def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> list[str]:
+    """Answers that the model writes, greedily, up to the end of its turn.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        In evaluation mode.
+    task : Task
+        Where the rows come from; it says how long an answer may get and where it stops.
+    rows : Dataset
+        Tokenised.
+    batch_size : int
+        Most samples at a time.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list of str
+        In the order of the rows, without the end token, white space kept.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot generate.
+    """
+    if not hasattr(model, "generate") or (hasattr(model, "can_generate") and not model.can_generate()):
+        raise ValueError(f"{type(model).__name__} cannot write answers, which task {task.name!r} asks for")
+    prompts = [row["input_ids"][: row["prompt_length"]] for row in rows]
+    batches = by_length(list(map(len, prompts)), batch_size)
+    answers = [""] * len(rows)
+    for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
+        some = [prompts[index] for index in indices]
+        for index, answer in zip(indices, _answers(model, task, some), strict=True):
+            answers[index] = answer
+    return answers
+
+
+def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[str]:
+    # Padding on the left: the answer of each must follow its prompt.
+    rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
+    batch = _to_device(task.collate(rows, padding_side="left"), model)
+    width = batch["input_ids"].shape[1]
+    settings = GenerationConfig(
+        max_new_tokens=_room(task, width),
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        eos_token_id=list(task.stop_ids) or None,
+        pad_token_id=task.pad_token_id,
+        use_cache=True,
+    )
+    written = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
+    )
+    if task.architecture == "seq2seq":
+        return [_decoded(task, [], row[1:]) for row in written.tolist()]  # after the decoder's start token
+    return [
+        _decoded(task, prompt, row[width:]) for prompt, row in zip(prompts, written.tolist(), strict=True)
+    ]
+
+
+def _room(task: Task, width: int) -> int:
+    """Tokens that an answer may have: as many as the longest of the task, within what the model can read."""
+    if task.architecture == "seq2seq":
+        return task.max_new_tokens
+    return max(1, min(task.max_new_tokens, task.tokenizer.model_max_length - width))
+
+
+def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
+    """The text that the written tokens add to the prompt's."""
+    stop = next((place for place, index in enumerate(written) if index in task.stop_ids), len(written))
+    decode = partial(decoded, task.tokenizer)
+    before = decode(prompt)
+    whole = decode([*prompt, *written[:stop]])
+    if whole.startswith(before):  # tokenizers that drop the space of a text's first word do so only here
+        return whole[len(before) :]
+    return decode(written[:stop])
+
+
+def _batches(
+    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool, what: str
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    lengths = [len(ids) for ids in rows["input_ids"][:]]
+    batches = by_length(lengths, batch_size, _TOKENS_AT_ONCE)
+    for indices in tqdm(batches, desc=what, unit="batch", disable=not progress):
+        yield indices, _to_device(task.collate(list(rows.select(indices))), model)
+
+
+def _to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The batch where the model's embeddings are, wherever its other layers may be."""
+    weight = model.get_input_embeddings().weight
+    if int(batch["input_ids"].max()) >= len(weight):
+        raise ValueError(
+            f"token {int(batch['input_ids'].max())} is beyond the {len(weight)} embeddings of the model: "
+            "the task was loaded with the tokenizer of another model"
+        )
+    return {name: value.to(weight.device) for name, value in batch.items()}
+
+
+def _summed(logits: Float[Tensor, "tokens vocabulary"], labels: Tensor) -> float:
+    return functional.cross_entropy(logits.float(), labels, reduction="sum").item()

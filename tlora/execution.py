@@ -1,0 +1,180 @@
+"""Run a program that a model wrote, in a process of its own with limits: the metric of HumanEval and MBPP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+_RUNNER = Path(__file__).with_name("program_runner.py")
+_REPORT_BYTES = 4096  # below the capacity of a pipe, so that writing a report never waits for a reader
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use.
+
+    Attributes
+    ----------
+    seconds : float
+        CPU time, rounded up to whole seconds. The wall clock may run three times as long, so that a busy
+        machine fails no program.
+    memory : int
+        Address space in bytes, the interpreter's own 20 MB or so included.
+    file_bytes : int
+        Largest file it may write. What it prints is thrown away.
+    """
+
+    seconds: float = 3.0
+    memory: int = 1 << 30
+    file_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "memory", "file_bytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a limit must be positive")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes
+    ----------
+    passed : bool
+        Whether it ran to its last line: an early ``sys.exit(0)`` is no pass.
+    reason : str
+        ``""`` for a pass, else the exception, the exit, or the limit it met.
+    """
+
+    passed: bool
+    reason: str = ""
+
+
+def run_program(program: str, limits: Limits | None = None) -> Outcome:
+    """Run a Python program to its end, in its own process, folder and limits.
+
+    The interpreter sees neither the environment nor installed packages, only the standard library. The
+    program has an empty temporary folder, no input, and nobody reads its output. It can start no process and
+    open no connection, and is killed with everything in its process group when its time is up.
+
+    Parameters
+    ----------
+    program : str
+        Source text.
+    limits : Limits, optional
+        Default: 3 s, 1 GiB, files of 1 MiB.
+
+    Returns
+    -------
+    Outcome
+        Whether the program ran to its last line, and why not.
+
+    Raises
+    ------
+    NotImplementedError
+        Where the operating system is no POSIX: there are no limits to set.
+
+    Notes
+    -----
+    This is no security sandbox. The limits stop accidents: endless loops, memory bombs, fork bombs, floods of
+    output. A program with ill intent has the rights of the user who runs it. Run code from a model that you
+    do not trust in a container or a virtual machine.
+    """
+    if os.name != "posix":
+        raise NotImplementedError(
+            f"running programs with limits needs a POSIX system, this is {os.name!r}: use Linux or macOS"
+        )
+    limits = limits or Limits()
+    token = secrets.token_hex(16)
+    order = {
+        "program": program,
+        "token": token,
+        "cpu_seconds": math.ceil(limits.seconds),
+        "memory": limits.memory,
+        "file_bytes": limits.file_bytes,
+    }
+    with tempfile.TemporaryDirectory(prefix="tlora-program-") as folder, tempfile.TemporaryFile() as orders:
+        orders.write(json.dumps(order).encode())
+        orders.seek(0)
+        report, ended = _run(folder, orders.fileno(), 3 * limits.seconds)
+    return _outcome(report, token, ended, limits)
+
+
+def run_programs(programs: Iterable[str], limits: Limits | None = None) -> list[Outcome]:
+    """Run programs side by side, as many as there are processors; see `run_program`.
+
+    Parameters
+    ----------
+    programs : iterable of str
+        Source texts.
+    limits : Limits, optional
+        Of each program.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of the programs.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda program: run_program(program, limits), programs))
+
+
+def _run(folder: str, orders: int, seconds: float) -> tuple[bytes, int | None]:
+    """What the runner reported, and its return code; None where its time was up."""
+    reader, writer = os.pipe()
+    try:
+        try:
+            process = subprocess.Popen(
+                # -I: no environment, no user packages; -S: no installed packages.
+                [sys.executable, "-I", "-S", "-B", str(_RUNNER), str(writer)],
+                stdin=orders,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(writer,),
+                cwd=folder,
+                env={},
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+        ended = _wait(process, seconds)
+        os.set_blocking(reader, False)
+        with contextlib.suppress(BlockingIOError):  # somebody else holds the pipe open, and wrote nothing
+            return os.read(reader, _REPORT_BYTES), ended
+        return b"", ended
+    finally:
+        os.close(reader)
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _outcome(report: bytes, token: str, ended: int | None, limits: Limits) -> Outcome:
+    if ended is None or ended in (-signal.SIGXCPU, -signal.SIGKILL):
+        return Outcome(
+            False, f"stopped: more than {limits.seconds:g} s of CPU time, or three times that on the clock"
+        )
+    text = report.decode(errors="replace")
+    if not text.startswith(token):
+        return Outcome(False, f"ended by itself before its last line (exit status {ended})")
+    reason = text.removeprefix(token)
+    return Outcome(not reason, reason)

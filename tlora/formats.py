@@ -1,0 +1,200 @@
+"""Rows to tokens and labels: what the model reads, what of it is learnt, and where it is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from tlora.conversation import (
+    IGNORED,
+    conversation_segments,
+    end_tokens,
+    first_tokens,
+    tokenise,
+)
+
+ARCHITECTURES = ("causal", "seq2seq", "classification")
+
+_CHUNK = 1000  # rows tokenised at a time, so that Python's lists of them never exist all at once
+_TOKENS = List(Value("int32"))
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What a length limit did to a split.
+
+    Attributes
+    ----------
+    truncated : int
+        Samples that lost tokens.
+    dropped : int
+        Those of them that lost all their labels, and were left out.
+    longest : int
+        Tokens of the longest sample before.
+    """
+
+    truncated: int = 0
+    dropped: int = 0
+    longest: int = 0
+
+    def __add__(self, other: Cuts) -> Cuts:
+        return Cuts(
+            self.truncated + other.truncated,
+            self.dropped + other.dropped,
+            max(self.longest, other.longest),
+        )
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a task become tokens.
+
+    Attributes
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Never changed.
+    architecture : str
+        ``"causal"``, ``"seq2seq"`` or ``"classification"``.
+    max_length : int
+        Most tokens of a sample; of the encoder's and of the decoder's each, for ``"seq2seq"``.
+    chat : bool
+        Whether prompt and completion go through the chat template.
+    separator : str
+        Between prompt and completion where they do not.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    architecture: str
+    max_length: int
+    chat: bool
+    separator: str = ""
+
+    def encode(self, rows: Dataset, split: str = "", progress: bool = False) -> tuple[Dataset, Cuts]:
+        """Tokenise a split.
+
+        Parameters
+        ----------
+        rows : Dataset
+            ``prompt`` and ``completion``, ``messages``, or ``text`` and ``label`` (a class index).
+        split : str
+            Its name, for messages.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        rows : Dataset
+            ``input_ids``, ``labels`` and whatever else the rows had. For generation also ``prompt_length``
+            (tokens before the last answer), ``prompt`` and ``answer`` (texts).
+        cuts : Cuts
+            What was cut off.
+
+        Raises
+        ------
+        ValueError
+            If a row cannot be rendered, naming it.
+        """
+        features = self._features(rows)
+        parts = [Dataset.from_dict({name: [] for name in features}, features=features)]
+        cuts = Cuts()
+        chunks = range(0, len(rows), _CHUNK)
+        for start in tqdm(chunks, desc=f"tokenising {split}", unit="k", disable=not progress):
+            encoded = []
+            for row, cut in self._encoded(
+                rows.select(range(start, min(start + _CHUNK, len(rows)))), split, start
+            ):
+                cuts += cut
+                if not cut.dropped:
+                    encoded.append(row)
+            columns = {name: [row[name] for row in encoded] for name in features}
+            parts.append(Dataset.from_dict(columns, features=features))
+        return concatenate_datasets(parts), cuts
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that may end a turn."""
+        return end_tokens(self.tokenizer)
+
+    @cached_property
+    def _first_ids(self) -> list[int]:
+        return first_tokens(self.tokenizer)
+
+    def _features(self, rows: Dataset) -> Features:
+        source = ("prompt", "completion", "messages", "label")
+        kept = {name: feature for name, feature in rows.features.items() if name not in source}
+        if self.architecture == "classification":
+            types = {"token_type_ids": _TOKENS} if self._paired(rows) else {}
+            return Features({"input_ids": _TOKENS, "labels": Value("int64")} | types | kept)
+        own = {"prompt_length": Value("int32"), "prompt": Value("string"), "answer": Value("string")}
+        return Features({"input_ids": _TOKENS, "labels": _TOKENS} | own | kept)
+
+    def _paired(self, rows: Dataset) -> bool:
+        """Whether tokens say which of two texts they belong to (BERT)."""
+        return "text_pair" in rows.column_names and "token_type_ids" in self.tokenizer.model_input_names
+
+    def _encoded(self, rows: Dataset, split: str, start: int) -> Iterator[tuple[dict[str, Any], Cuts]]:
+        if self.architecture == "classification":
+            yield from self._classified(rows)
+            return
+        for number, row in enumerate(rows, start=start + 1):
+            try:
+                yield self._seq2seq(row) if self.architecture == "seq2seq" else self._causal(row)
+            except ValueError as error:
+                raise ValueError(f"{split} sample {number}: {error}") from error
+
+    def _causal(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
+        messages = row.get("messages")
+        if messages is None and self.chat:
+            messages = [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"]},
+            ]
+        if messages is None:
+            segments = [(row["prompt"] + self.separator, False), (row["completion"], True)]
+            ids, labels, starts = tokenise(self.tokenizer, segments, self.end_ids, self._first_ids)
+            answers = [row["completion"]]
+        else:
+            segments = conversation_segments(self.tokenizer, messages)
+            ids, labels, starts = tokenise(self.tokenizer, segments, self.end_ids)
+            answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        cut = labels[: self.max_length]
+        turn = max(0, sum(start < self.max_length for start in starts) - 1)
+        before = "".join(text for text, _ in segments[: 2 * turn + 1])
+        return dict(row) | {
+            "input_ids": ids[: self.max_length],
+            "labels": cut,
+            "prompt_length": starts[turn],
+            "prompt": row.get("prompt", before),
+            "answer": answers[turn],
+        }, Cuts(len(ids) > self.max_length, all(label == IGNORED for label in cut), len(ids))
+
+    def _seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
+        limit = {"truncation": True, "max_length": self.max_length}
+        whole = self.tokenizer(row["prompt"], verbose=False)["input_ids"]
+        ids = self.tokenizer(row["prompt"], **limit)["input_ids"]
+        labels = self.tokenizer(text_target=row["completion"], verbose=False)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        if end is not None and labels[-1:] != [end]:
+            labels = [*labels, end]
+        longest = max(len(whole), len(labels))
+        return dict(row) | {
+            "input_ids": ids,
+            "labels": labels[: self.max_length],
+            "prompt_length": len(ids),
+            "answer": row["completion"],
+        }, Cuts(longest > self.max_length, not labels, longest)
+
+    def _classified(self, rows: Dataset) -> Iterator[tuple[dict[str, Any], Cuts]]:
+        texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
+        whole = self.tokenizer(*texts, verbose=False)["input_ids"]
+        cut = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        types = cut.get("token_type_ids", [[]] * len(rows))
+        for row, long, ids, kinds in zip(rows, whole, cut["input_ids"], types, strict=True):
+            tokens = {"input_ids": ids, "labels": row["label"], "token_type_ids": kinds}
+            yield dict(row) | tokens, Cuts(len(long) > self.max_length, not ids, len(long))

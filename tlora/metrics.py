@@ -1,0 +1,231 @@
+"""What an answer is worth: pure functions from texts to scores, and the table of metrics by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from tlora.execution import run_programs
+
+Rows = Sequence[Mapping[str, Any]]
+Scores = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to score generated answers.
+
+    Attributes
+    ----------
+    name : str
+        The headline: a key of what ``score`` returns, or ``"loss"``.
+    score : callable or None
+        From the rows of a split and one answer a row to a list of scores by metric, one a row; None where
+        nothing is generated and only loss and perplexity are reported.
+    """
+
+    name: str
+    score: Callable[[Rows, Sequence[str]], Scores] | None
+
+
+def same_text(rows: Rows, answers: Sequence[str]) -> list[float]:
+    """1 where the answer is the reference, white space at both ends aside."""
+    return [float(a.strip() == row["answer"].strip()) for row, a in zip(rows, answers, strict=True)]
+
+
+def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
+    """1 where the final answer has the value of the reference's; see `final_answer`."""
+    return [
+        float(equal_values(final_answer(row["answer"]), final_answer(a)))
+        for row, a in zip(rows, answers, strict=True)
+    ]
+
+
+_NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
+_ANNOUNCED = re.compile(r"answer\s+is\s*:?\s*(.*)", re.IGNORECASE)
+
+
+def final_answer(text: str) -> str:
+    r"""The answer that a worked solution ends with, as it is written there.
+
+    In this order: the last ``\boxed{...}`` (MATH), what follows the last ``####`` (GSM8K), what follows the
+    last ``answer is`` (MetaMathQA), the last number.
+
+    Parameters
+    ----------
+    text : str
+        A solution.
+
+    Returns
+    -------
+    str
+        The answer; empty where there is none.
+
+    Examples
+    --------
+    >>> final_answer("She has 3 + 4 = 7 apples.\n#### 7")
+    '7'
+    """
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    if "####" in text:
+        return text.rpartition("####")[2].strip().partition("\n")[0]
+    announced = _ANNOUNCED.findall(text)
+    if announced:
+        return announced[-1].strip()
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else ""
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last ``\boxed{...}`` or ``\fbox{...}`` holds, braces matched; None where there is none.
+
+    Parameters
+    ----------
+    text : str
+        LaTeX. ``\boxed 5``, without braces, holds what follows up to the next ``$``.
+
+    Returns
+    -------
+    str or None
+        Its content.
+    """
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = text[start:].partition("box")[2].removeprefix("ed")
+    if not rest.startswith("{"):
+        return rest.partition("$")[0].strip()
+    depth = 0
+    for end, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if not depth:
+            return rest[1:end].strip()
+    return None  # the text ends before the brace does
+
+
+def equal_values(reference: str, answer: str) -> bool:
+    """Whether two final answers have the same value.
+
+    Parameters
+    ----------
+    reference, answer : str
+        From `final_answer`. Where the reference is a number, the first number of the answer counts, after its
+        last equals sign: ``"7 apples"`` and ``"3 + 4 = 7"`` are 7. Otherwise both are compared as
+        `plain_latex`.
+
+    Returns
+    -------
+    bool
+        False where either is empty.
+    """
+    number = _number(plain_latex(reference))
+    if number is not None:
+        found = _NUMBER.search(plain_latex(answer.rpartition("=")[2]))
+        return found is not None and _number(found.group()) == number
+    return bool(reference) and plain_latex(reference) == plain_latex(answer)
+
+
+def _number(text: str) -> Decimal | None:
+    try:
+        value = Decimal(text.replace(",", "").replace("$", ""))
+    except InvalidOperation:
+        return None
+    return value if value.is_finite() else None
+
+
+# What is taken out or rewritten, in this order, so that different ways to write a value become one.
+_REWRITES: tuple[tuple[str, str], ...] = (
+    (r"\\(left|right|!|,|;|:|quad|qquad| )", ""),
+    (r"\\[dt]frac", r"\\frac"),
+    (r"\\\$|\$", ""),
+    (r"\\%|%", ""),
+    (r"\^\s*(\{\\circ\}|\\circ)", ""),
+    (r"\\(text|mbox|mathrm|textbf)\{\s*((?:[^{}])*?)\s*\}", r"\2"),
+    (r"\s+", ""),
+    (r"\.$", ""),
+    (r"^[a-zA-Z]=", ""),
+    (r"(?<!\d)\.(\d)", r"0.\1"),
+    (r"\\sqrt(\w)", r"\\sqrt{\1}"),
+    (r"\\frac(\w)(\w)", r"\\frac{\1}{\2}"),
+    (r"\\frac(\w)\{", r"\\frac{\1}{"),
+    (r"\\frac\{([^{}]*)\}(\w)", r"\\frac{\1}{\2}"),
+    (r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
+    (r"(?<=\d),(?=\d{3}(\D|$))", ""),
+    (r"^0\.5$", r"\\frac{1}{2}"),
+)
+
+
+def plain_latex(text: str) -> str:
+    r"""A final answer with differences in notation taken out.
+
+    Parameters
+    ----------
+    text : str
+        LaTeX, e.g. ``\dfrac12``, ``0.5``, ``x = 5``, ``10\%``.
+
+    Returns
+    -------
+    str
+        E.g. ``\frac{1}{2}``, ``\frac{1}{2}``, ``5``, ``10``.
+
+    Notes
+    -----
+    Notation only, as in the published evaluation of MATH: no algebra, ``x + 1`` and ``1 + x`` stay different.
+    """
+    for pattern, replacement in _REWRITES:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+# Where a completion of a function's body goes on to something else.
+_AFTER_BODY = re.compile(r"\n(?=(?:class|def|if|print|for|while|assert|import|from)\b|[#@`])")
+
+
+def program_of(row: Mapping[str, Any], answer: str) -> str:
+    """The program that decides whether an answer solves a task of HumanEval or MBPP.
+
+    Parameters
+    ----------
+    row : mapping
+        ``code`` (what the answer completes, may be empty), ``entry_point`` (name of the function, may be
+        empty) and ``test`` (statements that raise where it is wrong).
+    answer : str
+        Code, or text with code in a fenced block; either whole functions or the rest of the body.
+
+    Returns
+    -------
+    str
+        Source text.
+    """
+    fenced = _FENCED.search(answer)
+    code = fenced.group(1) if fenced else answer
+    if row["code"] and not re.search(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", code, re.MULTILINE):
+        body = _AFTER_BODY.split(code, maxsplit=1)[0]
+        return f"{row['code']}{body}\n{row['test']}"
+    # The given start may import what the function uses; a function defined again takes its place.
+    return f"{row['code']}\n{code}\n{row['test']}"
+
+
+def passes(rows: Rows, answers: Sequence[str]) -> list[float]:
+    """1 where the program of an answer runs to its end; see `tlora.execution.run_program`."""
+    outcomes = run_programs(program_of(row, answer) for row, answer in zip(rows, answers, strict=True))
+    return [float(outcome.passed) for outcome in outcomes]
+
+
+def _metric(name: str, score: Callable[[Rows, Sequence[str]], list[float]]) -> Metric:
+    return Metric(name, lambda rows, answers: {name: score(rows, answers)})
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric("loss", None),
+    "exact_match": _metric("exact_match", same_text),
+    "final_answer": _metric("exact_match", same_value),
+    "accuracy": _metric("accuracy", same_text),
+    "pass@1": _metric("pass@1", passes),
+}

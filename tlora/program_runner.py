@@ -1,0 +1,63 @@
+"""The child process of `tlora.execution`: a script of its own that imports nothing but the standard library.
+
+It reads its orders from standard input, sets the limits, runs the program, and writes the token and the
+reason of a failure to the file descriptor in its argument. The token comes only after the program's last
+line.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+
+# Raised by the interpreter before it does these things; a hook can refuse them, and no program can remove it.
+_REFUSED = (
+    "os.fork",
+    "os.forkpty",
+    "os.exec",
+    "os.posix_spawn",
+    "os.system",
+    "os.spawn",
+    "os.kill",
+    "os.killpg",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.__new__",
+    "ctypes.dlopen",
+)
+
+
+def _refuse(event: str, arguments: tuple[object, ...]) -> None:
+    if event in _REFUSED:
+        raise PermissionError(f"{event} is not for programs under test")
+
+
+def _limit(name: str, value: int) -> None:
+    # Not every system has every limit (macOS: address space), and none may be raised above what is set
+    # already.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def main() -> None:
+    """Run the program of the orders on standard input."""
+    orders = json.load(sys.stdin)
+    _limit("RLIMIT_CPU", orders["cpu_seconds"])
+    _limit("RLIMIT_AS", orders["memory"])
+    _limit("RLIMIT_FSIZE", orders["file_bytes"])
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_NPROC", 0)  # of no effect for root, hence the hook
+    sys.argv = ["program.py"]
+    sys.addaudithook(_refuse)
+    reason = ""
+    try:
+        exec(compile(orders["program"], "program.py", "exec"), {"__name__": "__main__"})
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"[:500]
+    os.write(int(REPORT), (orders["token"] + reason).encode(errors="replace"))
+
+
+if __name__ == "__main__":
+    REPORT = sys.argv[1]
+    main()

@@ -1,0 +1,141 @@
+"""Deal the rows of a task to train, validation and test, no sample in two of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from tlora.rounding import apportion
+
+SPLITS = ("train", "validation", "test")
+
+
+def arrange(
+    splits: Mapping[str, Dataset],
+    sizes: Mapping[str, int | None],
+    seed: int,
+    columns: Sequence[str],
+    leave_out_shared: bool,
+) -> dict[str, Dataset]:
+    """Train, validation and test of the sizes asked for, no sample in two of them.
+
+    A split that is missing is taken from the training rows (a tenth where no size is given), rows that agree
+    in ``columns`` staying together. Where there is a ``label``, every class keeps its share.
+
+    Parameters
+    ----------
+    splits : mapping of str to Dataset
+        What there is.
+    sizes : mapping of str to int or None
+        Rows wanted of each split; None for all there are.
+    seed : int
+        Seed of what is drawn.
+    columns : sequence of str
+        What makes two rows the same sample.
+    leave_out_shared : bool
+        Whether training rows that stand in another given split too are left out, or only warned of.
+
+    Returns
+    -------
+    dict of Dataset
+        All three; empty where the size is 0, and the training split where only a test set was given.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer rows than asked for.
+    """
+    rng = np.random.default_rng(seed)
+    empty = next(iter(splits.values())).select([])
+    result = dict(splits)
+    if "train" in splits:
+        result["train"] = _without_shared(result, columns, leave_out_shared)
+        tenth = max(1, round(len(result["train"]) / 10))
+        for split in ("test", "validation"):
+            if split not in splits:
+                rows, size = result["train"], sizes[split]
+                held = _draw(
+                    rows, tenth if size is None else size, rng, columns, split, exact=size is not None
+                )
+                result[split] = rows.select(held)
+                result["train"] = rows.select(np.setdiff1d(np.arange(len(rows)), held))
+    for split in SPLITS:
+        rows, size = result.get(split, empty), sizes[split]
+        if size is not None and (split in splits or split == "train"):
+            rows = rows.select(_draw(rows, size, rng, (), split, exact=True))
+        result[split] = rows
+    return {split: result[split] for split in SPLITS}
+
+
+def key_columns(rows: Dataset) -> tuple[str, ...]:
+    """The columns that make two rows of a task the same sample: what the model is given."""
+    for names in (("prompt",), ("messages",), ("text", "text_pair")):
+        if names[0] in rows.column_names:
+            return tuple(name for name in names if name in rows.column_names)
+    raise ValueError(f"no column of a task among {rows.column_names}")
+
+
+def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
+    if not columns:
+        return [str(index) for index in range(len(rows))]
+    return ["\0".join(map(str, values)) for values in zip(*(rows[name][:] for name in columns), strict=True)]
+
+
+def _without_shared(splits: Mapping[str, Dataset], columns: Sequence[str], leave_out: bool) -> Dataset:
+    train = splits["train"]
+    held_out = {key for split, rows in splits.items() if split != "train" for key in _keys(rows, columns)}
+    if not held_out:
+        return train
+    own = [index for index, key in enumerate(_keys(train, columns)) if key not in held_out]
+    shared = len(train) - len(own)
+    if shared:
+        done = "left out of training" if leave_out else "kept: metrics on held-out samples will be too good"
+        warnings.warn(f"{shared} training samples are in another split too; {done}", stacklevel=4)
+    return train.select(own) if leave_out else train
+
+
+def _draw(
+    rows: Dataset, size: int, rng: np.random.Generator, columns: Sequence[str], split: str, exact: bool
+) -> np.ndarray:
+    """Sorted indices of ``size`` rows, every class with its share, rows of one key together."""
+    if size > len(rows):
+        raise ValueError(
+            f"{split}={size} asks for more than the {len(rows)} samples there are: ask for fewer"
+        )
+    if not size:
+        return np.array([], dtype=int)
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(_keys(rows, columns)):
+        groups.setdefault(key, []).append(index)
+    strata = rows["label"][:] if "label" in rows.column_names else [0] * len(rows)
+    left = _shares(strata, size)
+    members = list(groups.values())
+    drawn: list[int] = []
+    for position in rng.permutation(len(members)):
+        group = members[position]
+        if len(group) <= left[strata[group[0]]]:
+            left[strata[group[0]]] -= len(group)
+            drawn += group
+    _check_drawn(len(drawn), size, len(members), split, exact)
+    return np.sort(np.array(drawn, dtype=int))
+
+
+def _check_drawn(drawn: int, size: int, groups: int, split: str, exact: bool) -> None:
+    if drawn == size:
+        return
+    apart = f"samples with the same text stay together, and there are {groups} different ones"
+    if not drawn:
+        raise ValueError(
+            f"no sample can be held out for {split}: {apart}; give {split} data of its own, or {split}=0"
+        )
+    if exact:
+        warnings.warn(f"{split} has {drawn} samples, not {size}: {apart}", stacklevel=5)
+
+
+def _shares(strata: Sequence[int], size: int) -> dict[int, int]:
+    values, counts = np.unique(np.array(strata), return_counts=True)
+    shares = apportion(counts.tolist(), size, [0] * len(values), counts.tolist())
+    return dict(zip(values.tolist(), shares, strict=True))

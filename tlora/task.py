@@ -1,0 +1,344 @@
+"""A task in tokens: samples with masks and labels, batches for calibration, metrics."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from jaxtyping import Int64
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from tlora.conversation import IGNORED, decoded
+from tlora.evaluation import by_length, class_logits, evaluating, generate, total_loss
+from tlora.formats import Cuts
+from tlora.splits import SPLITS
+
+
+class Batches(list[dict[str, Tensor]]):
+    """Batches that know which task and seed they were drawn with."""
+
+    def __init__(self, batches: Sequence[dict[str, Tensor]], task: str, seed: int) -> None:
+        super().__init__(batches)
+        self.task = task
+        self.seed = seed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Task:
+    """A task in tokens: what is trained, calibrated and evaluated on. From `tlora.load_task`.
+
+    Attributes
+    ----------
+    name : str
+        Name of the task.
+    kind : str
+        ``"generation"`` or ``"classification"``.
+    train, validation, test : datasets.Dataset
+        ``input_ids`` and ``labels``: token ids with -100 where nothing is learnt, or a class index. Also what
+        metrics read: ``prompt``, ``answer`` and ``prompt_length`` (tokens before the answer), or ``text``.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        As it was given.
+    architecture : str
+        ``"causal"``, ``"seq2seq"`` or ``"classification"``.
+    metric : str
+        Name of the headline among what `evaluate` returns.
+    score : callable or None
+        From rows and generated answers to scores by name; None where nothing is generated.
+    classes : tuple of str
+        Names of the classes, in the order of their indices; empty for other tasks.
+    max_length : int
+        Most tokens of a sample.
+    max_new_tokens : int
+        Most tokens of a generated answer: as many as the longest answer of the task has.
+    stop_ids : tuple of int
+        Tokens that end an answer.
+    cuts : dict of Cuts
+        By split, how many samples ``max_length`` truncated, and how many lost all labels and were dropped.
+    seed : int
+        Seed of the splits and of the calibration samples.
+    """
+
+    name: str
+    kind: str
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    architecture: str
+    metric: str
+    score: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], dict[str, list[float]]] | None
+    classes: tuple[str, ...] = ()
+    max_length: int = 1024
+    max_new_tokens: int = 1
+    stop_ids: tuple[int, ...] = ()
+    cuts: dict[str, Cuts] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes; None for generation."""
+        return len(self.classes) if self.kind == "classification" else None
+
+    @property
+    def pad_token_id(self) -> int:
+        """What ``input_ids`` are padded with: masked, so any token will do where the tokenizer has none."""
+        for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if index is not None:
+                return index
+        return 0
+
+    def calibration(self, n: int, batch_size: int = 8) -> Batches:
+        """Batches of training samples to calibrate on; the same call gives the same samples.
+
+        Parameters
+        ----------
+        n : int
+            How many samples. Fewer are always among the more: 16 of them are in the 32.
+        batch_size : int
+            Most samples of a batch. Samples of a batch have similar lengths, so that little is padding.
+
+        Returns
+        -------
+        list of dict of Tensor
+            ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``, see `collate`. The list has the
+            attributes ``task`` and ``seed``.
+
+        Raises
+        ------
+        ValueError
+            If the training split has fewer samples, or a number is not positive.
+        """
+        for name, value in (("n", n), ("batch_size", batch_size)):
+            _check_positive(name, value)
+        if n > len(self.train):
+            raise ValueError(
+                f"n={n} calibration samples asked for, the training split of {self.name!r} has "
+                f"{len(self.train)}: ask for fewer, or load the task with a larger train="
+            )
+        drawn = np.random.default_rng(self.seed).permutation(len(self.train))[:n]
+        rows = list(self.train.select(drawn))
+        batches = by_length([len(row["input_ids"]) for row in rows], batch_size)
+        collated = [self.collate([rows[index] for index in indices]) for indices in batches]
+        return Batches(collated, self.name, self.seed)
+
+    def collate(
+        self, examples: Sequence[Mapping[str, Any]], padding_side: str = "right"
+    ) -> dict[str, Tensor]:
+        """Put samples into one padded batch.
+
+        Parameters
+        ----------
+        examples : sequence of mapping
+            Rows of a split: ``input_ids`` and ``labels``.
+        padding_side : str
+            ``"right"``, where positions count from the first token whatever the model; or ``"left"``.
+
+        Returns
+        -------
+        dict of Tensor
+            int64: ``input_ids`` (B, T); ``attention_mask`` (B, T), 0 at padding; ``labels``: (B, T) with -100
+            where nothing is learnt, (B, T_decoder) for ``"seq2seq"``, (B,) for classification.
+            ``token_type_ids`` (B, T) where the tokenizer tells two texts apart.
+
+        Raises
+        ------
+        ValueError
+            If there is no sample, or the side is neither.
+        """
+        if not examples or padding_side not in ("left", "right"):
+            raise ValueError(
+                f"collate takes samples and a padding_side of 'left' or 'right', got {padding_side!r}"
+            )
+        pad = partial(_padded, side=padding_side)
+        ids = [example["input_ids"] for example in examples]
+        batch = {
+            "input_ids": pad(ids, self.pad_token_id),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        }
+        labels = [example["labels"] for example in examples]
+        if self.kind == "classification":
+            batch["labels"] = torch.tensor(labels)
+        else:
+            batch["labels"] = _padded(
+                labels, IGNORED, "right" if self.architecture == "seq2seq" else padding_side
+            )
+        if "token_type_ids" in examples[0]:
+            batch["token_type_ids"] = pad([example["token_type_ids"] for example in examples], 0)
+        return batch
+
+    def evaluate(
+        self,
+        model: Any,
+        split: str = "test",
+        limit: int | None = None,
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> dict[str, float]:
+        """Loss, perplexity and the metrics of the task.
+
+        Parameters
+        ----------
+        model : transformers.PreTrainedModel or peft.PeftModel
+            On any device; left in the modes it had.
+        split : str
+            ``"train"``, ``"validation"`` or ``"test"``.
+        limit : int, optional
+            Evaluate on so many samples, drawn with the seed of the task; all by default.
+        batch_size : int
+            Most samples at a time.
+        progress : bool
+            Show progress bars.
+
+        Returns
+        -------
+        dict of float
+            ``loss``: mean over all labelled tokens (over all samples, for classification), nats.
+            ``perplexity``: its exponential. Then the task's own, between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If the split is unknown or empty, a number is not positive, or the model is not one for this task.
+        """
+        rows = self._rows(split, limit, batch_size)
+        with evaluating(model):
+            if self.kind == "classification":
+                logits = class_logits(model, self, rows, batch_size, progress)
+                labels = torch.tensor(rows["labels"][:])
+                loss = functional.cross_entropy(logits, labels).item()
+                scores = {self.metric: (logits.argmax(1) == labels).double().mean().item()}
+            else:
+                total, count = total_loss(model, self, rows, batch_size, progress)
+                loss, scores = total / count, {}
+                if self.score is not None:
+                    answers = generate(model, self, rows, batch_size, progress)
+                    scores = {
+                        name: float(np.mean(each)) for name, each in self.score(list(rows), answers).items()
+                    }
+        return {"loss": loss, "perplexity": _exponential(loss)} | scores
+
+    def predict(
+        self,
+        model: Any,
+        split: str = "test",
+        limit: int | None = 20,
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """What the model answers, sample by sample, to look at.
+
+        Parameters
+        ----------
+        model, split, limit, batch_size, progress
+            As for `evaluate`; 20 samples by default.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``prompt`` (or ``text``), ``answer`` (the reference), ``prediction``, and a column for each
+            metric.
+
+        Raises
+        ------
+        ValueError
+            As for `evaluate`.
+        """
+        rows = self._rows(split, limit, batch_size)
+        with evaluating(model):
+            if self.kind == "classification":
+                found = class_logits(model, self, rows, batch_size, progress).argmax(1).tolist()
+                labels = rows["labels"][:]
+                right = [float(a == b) for a, b in zip(found, labels, strict=True)]
+                answers, predictions = ([self.classes[i] for i in ids] for ids in (labels, found))
+                texts = {name: rows[name][:] for name in ("text", "text_pair") if name in rows.column_names}
+                return pd.DataFrame(
+                    texts | {"answer": answers, "prediction": predictions, self.metric: right}
+                )
+            written = generate(model, self, rows, batch_size, progress)
+        scores = {} if self.score is None else self.score(list(rows), written)
+        texts = {"prompt": rows["prompt"][:], "answer": rows["answer"][:], "prediction": written}
+        return pd.DataFrame(texts | scores)
+
+    def describe(self) -> pd.DataFrame:
+        """Size of each split.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by split: ``samples``; ``tokens`` and ``learnt`` (tokens with a label; for classification
+            none); ``longest`` (tokens, before truncation); ``truncated`` and ``dropped`` (samples).
+        """
+        return pd.DataFrame({split: self._described(split) for split in SPLITS}, dtype=object).T.astype(int)
+
+    def _described(self, split: str) -> dict[str, int]:
+        rows = getattr(self, split).select_columns(["input_ids", "labels"]).with_format("numpy")
+        cuts = self.cuts.get(split, Cuts())
+        tokens = sum(len(ids) for ids in rows["input_ids"]) if len(rows) else 0
+        generated = self.kind == "generation" and len(rows)
+        learnt = sum(int((labels != IGNORED).sum()) for labels in rows["labels"]) if generated else 0
+        counted = {"samples": len(rows), "tokens": tokens, "learnt": learnt}
+        return counted | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
+
+    def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: choose from {', '.join(SPLITS)}")
+        _check_positive("batch_size", batch_size)
+        rows: Dataset = getattr(self, split)
+        if not len(rows):
+            raise ValueError(
+                f"the {split} split of {self.name!r} is empty: choose another, or load it with {split}="
+            )
+        if limit is None or limit >= len(rows):
+            return rows
+        _check_positive("limit", limit)
+        # Drawn, not the first: files are often sorted by class.
+        return rows.select(np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:limit]))
+
+    def __repr__(self) -> str:
+        sizes = "/".join(str(len(getattr(self, split))) for split in SPLITS)
+        return f"Task({self.name}: {self.kind}, {sizes} train/validation/test samples, metric {self.metric})"
+
+    def _repr_html_(self) -> str:
+        table = self.describe().to_html()
+        sample = next((rows for rows in (self.train, self.test) if len(rows)), None)
+        return (
+            f"<p><b>{html.escape(repr(self))}</b></p>{table}{self._sample_html(sample[0]) if sample else ''}"
+        )
+
+    def _sample_html(self, row: Mapping[str, Any]) -> str:
+        """The first sample as the model reads it, what is learnt in bold."""
+        if self.kind == "classification":
+            text, name = html.escape(row["text"][:500]), html.escape(self.classes[row["labels"]])
+            return f"<p>{text} &rarr; <b>{name}</b></p>"
+        start = row["prompt_length"]
+        answer = row["labels"] if self.architecture == "seq2seq" else row["input_ids"][start:]
+        pieces = (row["input_ids"][:start], answer)
+        before, after = (html.escape(decoded(self.tokenizer, ids, special=True)) for ids in pieces)
+        return f"<pre style='white-space: pre-wrap'>{before[-1000:]}<b>{after[:1000]}</b></pre>"
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> Int64[Tensor, "samples tokens"]:
+    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+
+def _exponential(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}={value!r}: pass a whole number of at least 1")
