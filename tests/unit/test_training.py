@@ -158,6 +158,20 @@ def test_what_the_evaluation_draws_does_not_change_training() -> None:
     assert bert(Drawing(rows, None)) == bert(HeldOut(rows, None))
 
 
+def test_a_look_at_the_base_in_between_leaves_a_frozen() -> None:
+    class Comparing(HeldOut):
+        def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+            with model.disable_adapter():  # PEFT makes A trainable when this ends, unless told not to
+                return {"base": 0.0}
+
+    model = adapted_model(declare_frozen=False)
+    initial = state_of(model)
+    train(model, Comparing(Rows(token_rows(), 0, 4), None), **QUICK)
+    frozen = [name for name in initial if "lora_B" not in name]
+    assert all(torch.equal(initial[name], model.state_dict()[name]) for name in frozen)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_B" not in name)
+
+
 @pytest.mark.parametrize("declare_frozen", [True, False])
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, declare_frozen: bool) -> None:
     def fresh() -> PeftModel:
@@ -207,7 +221,9 @@ def test_checkpoints_need_a_folder_and_leave_none_behind(tmp_path: Path, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     train(adapted_model(), token_rows(), **QUICK)
     assert list(tmp_path.iterdir()) == []
-    train(adapted_model(), token_rows(), output_dir=tmp_path / "here", **QUICK)
+    model = adapted_model()
+    model.peft_config["default"].base_model_name_or_path = "nobody/nothing"  # and no hub is asked for it
+    train(model, token_rows(), output_dir=tmp_path / "here", **QUICK)
     assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["checkpoint-3", "checkpoint-4"]
 
 
@@ -318,8 +334,9 @@ def break_gradient(model: PeftModel) -> None:
     ],
 )
 def test_weights_never_see_what_is_not_finite(action: Any, message: str) -> None:
+    model = adapted_model()
     with pytest.warns(UserWarning, match=message):
-        run = train(adapted_model(), token_rows(), callbacks=[At(3, action)], **QUICK)
+        run = train(model, token_rows(), callbacks=[At(3, action)], **QUICK)
     with pytest.warns(UserWarning, match="stopped"):
         sound = train(adapted_model(), token_rows(), callbacks=[StopAfter(2)], **QUICK)
     assert run.diverged
@@ -327,6 +344,7 @@ def test_weights_never_see_what_is_not_finite(action: Any, message: str) -> None
     assert run.after == {}
     assert all(torch.equal(tensor, sound.adapter[name]) for name, tensor in run.adapter.items())
     assert run.history.equals(sound.history)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_an_error_in_a_callback_leaves_the_model_as_it_was() -> None:
