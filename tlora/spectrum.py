@@ -33,7 +33,7 @@ class _Figures(NamedTuple):
     covered: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Spectrum(Result):
     """Eigenvalues of the input covariance of each module, or of ``M^T M`` for the matrix of a subspace kind.
 
@@ -286,8 +286,8 @@ def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
     Returns
     -------
     Spectrum
-        Of the subspaces' kind, truncated at their largest rank, its trace unknown. For kind ``"c"`` these
-        are the squares of what `spectrum` gives.
+        Of the subspaces' kind, truncated at their largest rank. For kind ``"c"`` it is the spectrum of ``C``
+        itself, as from `spectrum`, and its trace is known; for the others only where no direction is missing.
 
     Raises
     ------
@@ -295,14 +295,20 @@ def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
         If the subspaces are random, or a singular value is NaN.
     """
     if subspaces.kind == "random":
-        raise ValueError(
-            "kind 'random' comes from no matrix and has no spectrum: use any other kind, e.g. 'wc'"
-        )
-    values = {n: _descending(n, found).square() for n, found in subspaces.singular_values.items()}
+        raise ValueError("kind 'random' comes from no matrix and has no spectrum: choose another, e.g. 'wc'")
+    values = {name: _descending(name, found) for name, found in subspaces.singular_values.items()}
+    sizes = {name: min(shape) for name, shape in subspaces.shapes.items()}
+    if subspaces.kind == "c":
+        traces, sizes = dict(subspaces.traces), {n: d_in for n, (_, d_in) in subspaces.shapes.items()}
+    else:
+        values = {name: found.square() for name, found in values.items()}
+        # all are known where they are as many as the matrix has, or end in zeros
+        ends = {name: len(v) == sizes[name] or bool(v[-1] == 0) for name, v in values.items()}
+        traces = {name: float(v.double().sum()) if ends[name] else float("nan") for name, v in values.items()}
     return Spectrum(
         eigenvalues=values,
-        traces=dict.fromkeys(values, float("nan")),
-        dimensions={name: min(subspaces.shapes[name]) for name in values},
+        traces=traces,
+        dimensions=sizes,
         inputs={name: name for name in values},
         layers=dict(subspaces.layers),
         projections=dict(subspaces.projections),

@@ -168,18 +168,22 @@ def test_curves():
         found.curves(["nowhere"])
 
 
-def test_subspace_spectrum_squares_singular_values_and_bounds_from_below():
-    w = np.random.default_rng(0).normal(size=(8, 10)) * np.arange(10, 0, -1)
-    sigma = np.linalg.svd(w, compute_uv=False)
-    subspaces = SimpleNamespace(
-        kind="w",
-        singular_values={"a": torch.tensor(sigma[:5], dtype=torch.float32)},
-        shapes={"a": (8, 10)},
+def subspaces(kind: str, sigma, shape=(8, 10), trace=0.0) -> SimpleNamespace:
+    return SimpleNamespace(
+        kind=kind,
+        singular_values={"a": torch.tensor(np.array(sigma), dtype=torch.float32)},
+        traces={"a": trace},
+        shapes={"a": shape},
         layers={"a": 0},
         projections={"a": "q"},
         meta=Meta(seed=1),
     )
-    found = subspace_spectrum(subspaces)
+
+
+def test_subspace_spectrum_squares_singular_values_and_bounds_from_below():
+    w = np.random.default_rng(0).normal(size=(8, 10)) * np.arange(10, 0, -1)
+    sigma = np.linalg.svd(w, compute_uv=False)
+    found = subspace_spectrum(subspaces("w", sigma[:5]))
     np.testing.assert_allclose(found.eigenvalues["a"], np.linalg.eigvalsh(w.T @ w)[::-1][:5], rtol=1e-5)
     row = found.to_frame().iloc[0]
     assert (found.kind, row.dimension) == ("w", 8)
@@ -188,9 +192,27 @@ def test_subspace_spectrum_squares_singular_values_and_bounds_from_below():
     assert row.effective_rank == pytest.approx(naive_ranks(sigma[:5] ** 2)[0])
     assert row.effective_rank <= naive_ranks(sigma**2)[0]
     assert row.entropy_rank <= naive_ranks(sigma**2)[1]
-    subspaces.kind = "random"
+
+
+@pytest.mark.parametrize("sigma", [[3.0, 2.0, 1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.1, 1.0]])
+def test_a_subspace_spectrum_that_misses_nothing_knows_its_trace(sigma):
+    found = subspace_spectrum(subspaces("wc", sigma))
+    assert found.traces["a"] == pytest.approx(sum(s * s for s in sigma))
+    assert found.to_frame().covered[0] == pytest.approx(1)
+
+
+def test_the_subspace_of_the_covariance_has_the_covariances_spectrum():
+    c = covariance(7, d=10)
+    values = np.linalg.svd(c.matrix.double().numpy(), compute_uv=False)[:4]
+    found = subspace_spectrum(subspaces("c", values, trace=c.trace)).to_frame().iloc[0]
+    expected = spectrum(calibration({"a": c}), k=4).to_frame().iloc[0]
+    columns = ["dimension", "trace", "effective_rank", "entropy_rank", "top_share", "covered"]
+    np.testing.assert_allclose(found[columns].astype(float), expected[columns].astype(float), rtol=1e-5)
+
+
+def test_a_random_subspace_has_no_spectrum():
     with pytest.raises(ValueError, match="random"):
-        subspace_spectrum(subspaces)
+        subspace_spectrum(subspaces("random", [0.0, 0.0]))
 
 
 def test_a_module_that_saw_nothing_has_rank_zero():

@@ -1,0 +1,233 @@
+"""What each picture shows equals the table of its result."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import LogNorm
+
+import viz
+from tests.pictured import META, MODELS, allocation, cells, sensitivity, spectrum, texts, training_run
+from tlora.sensitivity import Sensitivity
+from tlora.spectrum import Spectrum
+from viz import style
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    plt.close("all")
+
+
+# Sensitivity
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sensitivity_cells_are_the_scores(model):
+    result = sensitivity(model)
+    ax = viz.plot_sensitivity(result)
+    projections, layers = MODELS[model]
+    expected = [[result.scores[f"layers.{layer}.{p}"] for layer in range(layers)] for p in projections]
+    np.testing.assert_allclose(cells(ax), expected)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(projections)
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the block runs from top to bottom
+
+
+def test_sensitivity_says_which_module_is_highest():
+    result = sensitivity("30 layers")
+    ax = viz.plot_sensitivity(result)
+    top = max(result.scores, key=result.scores.__getitem__)
+    share = result.scores[top] / sum(result.scores.values())
+    assert f"layer {result.layers[top]} {result.projections[top]}" in ax.get_title(loc="left")
+    assert f"{100 * share:.2g} % of the total" in texts(ax)[-1]
+
+
+def test_sensitivity_writes_shares_only_where_they_fit():
+    result = sensitivity("2 layers")
+    shares = result.to_frame()["share"]
+    assert texts(viz.plot_sensitivity(result))[:-1] == [f"{share:.1%}" for share in shares]
+    assert len(texts(viz.plot_sensitivity(sensitivity("80 layers")))) == 1
+
+
+def test_a_module_that_is_missing_leaves_a_blank_cell():
+    whole = sensitivity("2 layers")
+    kept = [n for n in whole.names if n != "layers.1.k_proj"]
+    part = Sensitivity(
+        whole.per_sample[:, [whole.names.index(n) for n in kept]],
+        *({n: values[n] for n in kept} for values in (whole.shapes, whole.layers, whole.projections)),
+        META,
+    )
+    mask = np.ma.getmaskarray(cells(viz.plot_sensitivity(part)))
+    assert np.argwhere(mask).tolist() == [[1, 1]]
+
+
+def test_colours_are_logarithmic_only_over_more_than_a_decade():
+    values = pd.Series([1.0, 5.0])
+    even, spread = viz.heatmap.scale(values), viz.heatmap.scale(pd.Series([0.0, 1.0, 50.0]))
+    assert not isinstance(even, LogNorm)
+    assert isinstance(spread, LogNorm)
+    assert (spread.vmin, spread.vmax) == (1, 50)
+
+
+# Allocation
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_allocation_cells_are_the_ranks_and_bars_their_sums(model):
+    result = allocation(model)
+    ax = viz.plot_allocation(result)
+    projections, layers = MODELS[model]
+    expected = np.array([[result.ranks[f"layers.{i}.{p}"] for i in range(layers)] for p in projections])
+    np.testing.assert_array_equal(cells(ax), expected)
+    above, beside = ax.figure.axes[1:3]
+    assert [bar.get_height() for bar in above.containers[0]] == expected.sum(0).tolist()
+    assert [bar.get_width() for bar in beside.containers[0]] == expected.sum(1).tolist()
+
+
+def test_allocation_shows_the_uniform_plan():
+    ax = viz.plot_allocation(allocation("30 layers"))
+    above, beside = ax.figure.axes[1:3]
+    assert set(above.patches[-1].get_data().values) == {8 * 7}
+    assert set(beside.patches[-1].get_data().values) == {8 * 30}
+    norm = ax.collections[0].norm
+    assert norm(8) == pytest.approx(0.5)
+    assert norm(16) - 0.5 == pytest.approx(0.5 - norm(4))
+
+
+@pytest.mark.parametrize("max_rank", [12, None])
+def test_no_rank_is_beyond_the_colours(max_rank):
+    mesh = viz.plot_allocation(allocation("30 layers", max_rank=max_rank)).collections[0]
+    shades = mesh.norm(mesh.get_array())
+    assert (shades.min() >= 0, shades.max() <= 1) == (True, True)
+
+
+def test_allocation_writes_ranks_into_cells_and_says_the_range():
+    result = allocation("30 layers")
+    ax = viz.plot_allocation(result)
+    ranks = list(result.ranks.values())
+    assert texts(ax)[:-1] == [str(rank) for rank in ranks]
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert f"Ranks from {min(ranks)} to {max(ranks)} instead of 8 everywhere" in title
+    assert f"{sum(ranks):,} of {8 * 210:,} ranks" in texts(ax)[-1]
+
+
+def test_a_uniform_allocation_is_drawn_too():
+    ax = viz.plot_allocation(allocation("2 layers", ranks=False))
+    assert set(cells(ax).ravel()) == {8}
+    assert ax.get_title(loc="left") == "Every module gets rank 8"
+
+
+def test_an_allocation_that_excludes_modules_draws_the_others():
+    ax = viz.plot_allocation(allocation("2 layers", exclude="v_proj", budget="parameters"))
+    assert "v_proj" not in [label.get_text() for label in ax.get_yticklabels()]
+    assert "entries of B" in texts(ax)[-1]
+
+
+# Spectrum
+
+
+def test_each_input_gets_a_curve_where_there_are_few():
+    result = spectrum("2 layers")
+    ax = viz.plot_spectrum(result)
+    lines = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert len(lines) == 2 * 5
+    line = lines["layer 1 q_proj, k_proj, v_proj"]
+    expected = result.curves(["layers.1.q_proj"])
+    np.testing.assert_array_equal(line.get_xdata(), expected["direction"])
+    np.testing.assert_allclose(line.get_ydata(), expected["cumulative"])
+
+
+def test_many_inputs_are_summed_up_by_projection():
+    result = spectrum("30 layers")
+    ax = viz.plot_spectrum(result, view="eigenvalues")
+    lines = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["q_proj, k_proj, v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    shares = [v / v.sum() for n, v in result.eigenvalues.items() if n.endswith("down_proj")]
+    np.testing.assert_allclose(lines["down_proj"].get_ydata(), np.median(shares, axis=0), rtol=1e-5)
+    assert len(ax.collections) == 5  # the bands
+
+
+def test_effective_ranks_over_layers():
+    result = spectrum("30 layers")
+    ax = viz.plot_spectrum(result, view="effective_rank")
+    line = next(line for line in ax.lines if line.get_label() == "o_proj")
+    expected = [result.effective_rank[f"layers.{layer}.o_proj"] for layer in range(30)]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+
+
+def test_spectrum_of_chosen_modules():
+    result = spectrum("30 layers")
+    ax = viz.plot_spectrum(result, modules=["layers.3.k_proj"])
+    assert next(line.get_label() for line in ax.lines) == "layer 3 k_proj"
+    rank = style.number(result.effective_rank["layers.3.k_proj"])
+    assert ax.get_title(loc="left") == f"Effective rank of layer 3 k_proj: {rank} of 40"
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    values = torch.arange(1, 5001).float() ** -1
+    result = Spectrum(
+        {"m": values},
+        {"m": float(values.sum())},
+        {"m": 5000},
+        {"m": "m"},
+        {"m": 0},
+        {"m": "o"},
+        "covariance",
+        META,
+    )
+    x = viz.plot_spectrum(result).lines[0].get_xdata()
+    assert len(x) <= 151
+    assert (x[0], x[-1]) == (1, 5000)
+
+
+@pytest.mark.parametrize(
+    ("trace", "k", "words"),
+    [(None, 40, ""), (None, 4, "upper bounds"), (float("nan"), 4, "lower bounds")],
+)
+def test_a_truncated_spectrum_says_which_way_its_figures_err(trace, k, words):
+    ax = viz.plot_spectrum(spectrum(k=k, trace=trace))
+    assert words in texts(ax)[-1]
+    assert ("bounds" in texts(ax)[-1]) == bool(words)
+    assert ("known directions" in ax.get_ylabel()) == (words == "lower bounds")
+
+
+def test_bad_choices_for_a_spectrum_are_refused():
+    with pytest.raises(ValueError, match="view is 'log'"):
+        viz.plot_spectrum(spectrum(), view="log")
+    with pytest.raises(KeyError, match=r"nowhere.*layers\.0\.q_proj"):
+        viz.plot_spectrum(spectrum(), modules=["nowhere"])
+    with pytest.raises(ValueError, match="modules is empty"):
+        viz.plot_spectrum(spectrum(), modules=[])
+    assert not plt.get_fignums()
+
+
+# Training
+
+
+def test_training_draws_the_history_and_the_ends():
+    run = training_run()
+    ax = viz.plot_training(run)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["training loss", "validation loss", "test loss, before and after"]
+    np.testing.assert_array_equal(lines["training loss"].get_ydata(), run.history["loss"])
+    np.testing.assert_array_equal(lines["validation loss"].get_xdata(), [5, 10, 15, 20])
+    ends = lines["test loss, before and after"].get_xydata()
+    np.testing.assert_array_equal(ends, [[0, 3.21], [20, 1.19]])
+    assert ax.get_title(loc="left") == "Test loss 3.21 → 1.19, exact match 2.0 % → 41.5 %"
+
+
+def test_training_without_metrics_or_evaluation():
+    history = training_run().history.assign(eval_loss=np.nan)
+    ax = viz.plot_training(training_run(history=history, before={}, after={}, interrupted=True))
+    assert [line.get_label() for line in ax.lines] == ["training loss"]
+    assert ax.get_title(loc="left") == "Training loss 3 → 1.1"
+    assert "interrupted" in texts(ax)[-1]
+
+
+def test_a_run_that_logged_nothing_is_an_empty_picture():
+    ax = viz.plot_training(training_run(steps=0, before={}, after={}))
+    assert not ax.lines
+    assert ax.get_title(loc="left") == "Nothing was logged"

@@ -1,0 +1,125 @@
+"""Picture of an Allocation: where the rank goes, and what a uniform plan would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
+
+from tlora.allocation import Allocation
+from viz import heatmap, style
+
+BARS = "0.72"
+UNIFORM: dict[str, Any] = {"color": "0.15", "linewidth": 1.2, "linestyle": "--"}
+ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
+"""Inches: totals above and beside the heat map, the gap between them."""
+
+
+@style.styled
+def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
+    """Heat map of the ranks, layers across and projections down, with totals along both sides.
+
+    White is the rank that a uniform plan gives to every module, blue is less, red is more; half and twice of
+    it are equally strong. The dashed lines across the totals are the uniform plan's.
+
+    Parameters
+    ----------
+    allocation : Allocation
+        From ``tlora.allocate(...)``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure when left out. The totals and the colour bar take their room from it.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes of the heat map.
+
+    Raises
+    ------
+    TypeError
+        If ``allocation`` is no Allocation.
+    """
+    frame = style.check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)").to_frame()
+    frame = frame.assign(uniform=frame["rank"] - frame["change"])
+    width, height = heatmap.size(frame)
+    ax = style.axes(ax, width, height + 0.8)
+    uniform = int(frame["uniform"].iloc[0])
+    low, high = int(frame["rank"].min()), int(frame["rank"].max())
+    factor = max(high / uniform, uniform / low, 2)
+    norm = LogNorm(uniform / factor, uniform * factor)
+    mesh = heatmap.draw(ax, frame, "rank", cmap=style.DIVERGING, norm=norm)
+    heatmap.write(ax, mesh, frame, "rank", "{}", style.inches(ax) - BESIDE - GAP)
+    divider = make_axes_locatable(ax)
+    _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
+    _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
+    _colour_bar(divider, mesh, {low, uniform, high})
+    style.headline(ax, _finding(frame), _detail(allocation, frame), lift=ABOVE + GAP)
+    return ax
+
+
+def _colour_bar(divider: AxesDivider, mesh: QuadMesh, ranks: set[int]) -> None:
+    """A colour bar in the corner that the two rows of bars leave free."""
+    corner = mesh.figure.add_axes((0, 0, 1, 1), label="colours")
+    corner.set_axes_locator(divider.new_locator(nx=2, ny=2))
+    corner.axis("off")
+    ticks = sorted(ranks)
+    bar = mesh.figure.colorbar(mesh, cax=corner.inset_axes((0.08, 0.4, 0.78, 0.18)), orientation="horizontal")
+    bar.set_ticks(ticks, labels=[str(rank) for rank in ticks])
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, pad=1, labelsize=8)
+    bar.ax.set_title("rank", loc="center", fontsize=8.5, pad=3)
+    if len(ticks) > 1:
+        bar.ax.set_xlim(ticks[0], ticks[-1])
+
+
+def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
+    """Bars above the heat map: all ranks of a layer."""
+    totals = frame.groupby("layer")[["rank", "uniform"]].sum()
+    above.bar(totals.index, totals["rank"], width=0.8, color=BARS)
+    above.stairs(totals["uniform"], _edges(totals.index), baseline=None, **UNIFORM)
+    above.set_ylabel("total")
+    above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    above.tick_params(labelbottom=False, bottom=False)
+    above.spines["bottom"].set_visible(False)
+
+
+def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
+    """Bars to the right of the heat map: all ranks of a projection."""
+    totals = frame.groupby("projection", sort=False)[["rank", "uniform"]].sum()
+    beside.barh(range(len(totals)), totals["rank"], height=0.8, color=BARS)
+    edges = _edges(range(len(totals)))
+    beside.stairs(totals["uniform"], edges, orientation="horizontal", baseline=None, **UNIFORM)
+    beside.set_xlabel("total rank", labelpad=0)  # no lower than the label of the layers
+    beside.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    beside.tick_params(labelleft=False, left=False)
+    beside.spines["left"].set_visible(False)
+
+
+def _edges(centres: Sequence[int]) -> list[float]:
+    return [centre - 0.5 for centre in centres] + [centres[-1] + 0.5]
+
+
+def _finding(frame: pd.DataFrame) -> str:
+    top = frame.loc[frame["rank"].idxmax()]
+    low, high, uniform = frame["rank"].min(), frame["rank"].max(), int(top["uniform"])
+    if low == high:
+        return f"Every module gets rank {high}"
+    return f"Ranks from {low} to {high} instead of {uniform} everywhere; most to {style.place(top)}"
+
+
+def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:
+    unit = "ranks" if allocation.budget == "ranks" else "entries of B"
+    return style.sentence(
+        f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
+        f"scaling {style.number(frame['scaling'].min())} to {style.number(frame['scaling'].max())}",
+        "white, dashed: uniform",
+        style.source(allocation.meta),
+    )

@@ -1,0 +1,122 @@
+"""Heat map of one number a module: layers across, projections down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
+
+from viz import style
+
+WIDTH = 8.6
+"""Width in inches of a picture across a notebook's cell."""
+
+
+def size(frame: pd.DataFrame) -> tuple[float, float]:
+    """Inches for a heat map: wider with the layers, up to `WIDTH`, and taller with the projections."""
+    layers = frame["layer"].max() - frame["layer"].min() + 1
+    return float(np.clip(5.2 + 0.3 * layers, 6.4, WIDTH)), 1.6 + 0.27 * len(style.projections(frame))
+
+
+def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
+    """Draw a column of the frame as cells, each centred on its layer and projection.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Where to draw.
+    frame : pandas.DataFrame
+        With ``layer``, ``projection`` and the column ``value``; one row a module.
+    value : str
+        Column that gives the colour.
+    **kwargs
+        For `matplotlib.axes.Axes.pcolormesh`, e.g. ``cmap`` and ``norm``.
+
+    Returns
+    -------
+    matplotlib.collections.QuadMesh
+        Its array is (projections, layers), masked where there is no module.
+    """
+    rows = style.projections(frame)
+    layers = range(frame["layer"].min(), frame["layer"].max() + 1)
+    grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=layers)
+    cells = np.ma.masked_invalid(grid.to_numpy(dtype=float))
+    gap = 1.2 if len(layers) <= 40 else 0
+    mesh = ax.pcolormesh(
+        layers, range(len(rows)), cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs
+    )
+    ax.set_facecolor(style.MISSING)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_ylabel("projection")
+    style.layer_axis(ax, frame)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    _separate_stacks(ax, rows)
+    return mesh
+
+
+def _separate_stacks(ax: Axes, rows: list[str]) -> None:
+    """A line between the encoder's rows and the decoder's."""
+    stacks = [row.split(".")[0] for row in rows]
+    if set(stacks) == {"encoder", "decoder"}:
+        ax.axhline(stacks.index("decoder") - 0.5, color="white", linewidth=5)
+
+
+def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, room: float) -> bool:
+    """Write a column of the frame into the cells where it fits, dark on light and light on dark.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Axes that `draw` was called on.
+    mesh : matplotlib.collections.QuadMesh
+        What it returned.
+    frame : pandas.DataFrame
+        The frame that was drawn.
+    value : str
+        Column to write.
+    form : str
+        Format string of the numbers, e.g. ``"{:.1%}"``.
+    room : float
+        Width of the heat map in inches.
+
+    Returns
+    -------
+    bool
+        Whether the numbers fit into the cells and were written.
+    """
+    faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
+    rows, first = style.projections(frame), frame["layer"].min()
+    room -= 0.065 * max(0, max(map(len, rows)) - 9)  # long labels are given room from the axes
+    texts = frame[value].map(form.format)
+    per_character = room / faces.shape[1] / texts.str.len().max()
+    if per_character < 0.06:
+        return False
+    for layer, row, text in zip(frame["layer"], frame["projection"].map(rows.index), texts, strict=True):
+        dark = faces[row, layer - first, :3] @ (0.299, 0.587, 0.114) < 0.55
+        look: dict[str, Any] = {
+            "color": "white" if dark else "0.15",
+            "fontsize": 8.5 if per_character > 0.09 else 6.8,
+        }
+        ax.text(layer, row, text, ha="center", va="center", **look)
+    return True
+
+
+def colour_bar(ax: Axes, mesh: QuadMesh, label: str) -> None:
+    """A slim colour bar beside the heat map."""
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=2.4 * len(ax.get_yticks()), fraction=0.05)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def scale(values: pd.Series) -> Normalize:
+    """Linear colours, or logarithmic ones where the positive values span more than a factor of ten."""
+    positive = values[values > 0]
+    if len(positive) and positive.max() > 10 * positive.min():
+        return LogNorm(positive.min(), positive.max())
+    return Normalize(values.min(), values.max())

@@ -1,0 +1,47 @@
+"""Picture of a Sensitivity: which modules the loss listens to."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from tlora.sensitivity import Sensitivity
+from viz import heatmap, style
+
+
+@style.styled
+def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axes:
+    """Heat map of the sensitivity scores, layers across and projections down.
+
+    Parameters
+    ----------
+    sensitivity : Sensitivity
+        From ``calibration.sensitivity``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure when left out.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes that were drawn on. The colours are logarithmic where scores span more than a factor of ten.
+
+    Raises
+    ------
+    TypeError
+        If ``sensitivity`` is no Sensitivity.
+    """
+    frame = style.check_type(sensitivity, Sensitivity, "calibration.sensitivity").to_frame()
+    ax = style.axes(ax, *heatmap.size(frame))
+    norm = heatmap.scale(frame["score"])
+    mesh = heatmap.draw(ax, frame, "score", cmap=style.SEQUENTIAL, norm=norm)
+    shares = heatmap.write(ax, mesh, frame, "share", "{:.1%}", style.inches(ax))
+    heatmap.colour_bar(ax, mesh, "score, nats" + (" (log)" if isinstance(norm, LogNorm) else ""))
+    top = frame.loc[frame["score"].idxmax()]
+    times = style.number(top["share"] * len(frame))
+    detail = style.sentence(
+        f"{style.percent(top['share'])} of the total, {times} × the mean module",
+        "cells: share of the total" if shares else "",
+        style.source(sensitivity.meta),
+    )
+    style.headline(ax, f"The loss is most sensitive to {style.place(top)}", detail)
+    return ax

@@ -1,0 +1,187 @@
+"""Picture of a Spectrum: how many directions of its input a module really has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import cycle
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
+
+from tlora.spectrum import Spectrum
+from viz import style
+
+View = Literal["variance", "eigenvalues", "effective_rank"]
+LINES = 10
+"""Most inputs that get a curve each; more are summed up by projection."""
+POINTS = 150
+"""Most points of a curve: directions are drawn at even distances on the logarithmic axis."""
+
+
+@style.styled
+def plot_spectrum(
+    spectrum: Spectrum,
+    *,
+    ax: Axes | None = None,
+    modules: Iterable[str] | None = None,
+    view: View = "variance",
+) -> Axes:
+    """Curves of the spectra: one an input up to ten, else median and middle half of each projection.
+
+    Modules that read the same input have the same spectrum and are drawn once.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        From ``calibration.spectrum()`` or ``tlora.subspace_spectrum(subspaces)``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure when left out.
+    modules : iterable of str, optional
+        Full names of the modules to draw; all when left out.
+    view : {"variance", "eigenvalues", "effective_rank"}
+        Share of the variance that the first directions hold together, share that each direction holds, or the
+        effective rank of each input over the layers.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes that were drawn on. All but the cumulative share is on logarithmic axes.
+
+    Raises
+    ------
+    TypeError
+        If ``spectrum`` is no Spectrum.
+    ValueError
+        If ``view`` is none of the three, or ``modules`` is empty.
+    KeyError
+        If a module has no spectrum.
+    """
+    style.check_type(spectrum, Spectrum, "calibration.spectrum()")
+    if view not in ("variance", "eigenvalues", "effective_rank"):
+        raise ValueError(f"view is {view!r}: choose 'variance', 'eigenvalues' or 'effective_rank'")
+    frame = _inputs(spectrum, modules)
+    ax = style.axes(ax, 8.6, 4.2)
+    if view == "effective_rank":
+        _draw_ranks(ax, frame)
+    else:
+        _draw_curves(ax, spectrum, frame, "cumulative" if view == "variance" else "share")
+    summed_up = view != "effective_rank" and len(frame) > LINES
+    bands = "lines: median over layers, bands: middle half" if summed_up else ""
+    style.headline(ax, _finding(frame), style.sentence(bands, _bounds(frame), _source(spectrum)))
+    return ax
+
+
+def _inputs(spectrum: Spectrum, modules: Iterable[str] | None) -> pd.DataFrame:
+    """The rows to draw, one an input, with a ``label`` that names all projections that read it."""
+    frame = spectrum.to_frame()
+    if modules is not None:
+        wanted = [modules] if isinstance(modules, str) else list(modules)
+        if not wanted:
+            raise ValueError("modules is empty: name at least one, or leave it out to draw all")
+        if unknown := [name for name in wanted if name not in spectrum.eigenvalues]:
+            raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {spectrum.names[0]!r}")
+        frame = frame[frame["module"].isin(wanted)]
+    labels = frame.groupby("input")["projection"].agg(style.joined)
+    return frame.drop_duplicates("input").assign(label=lambda rows: rows["input"].map(labels))
+
+
+def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) -> None:
+    curves = _thinned(spectrum.curves(frame["module"])).merge(frame[["module", "label"]], on="module")
+    if len(frame) <= LINES:
+        curves["label"] = "layer " + curves["layer"].astype(str) + " " + curves["label"]
+    quartiles = curves.groupby(["label", "direction"])[value].quantile([0.25, 0.5, 0.75]).unstack()
+    labels = list(dict.fromkeys(curves["label"]))
+    for label, colour, dash in zip(
+        labels, style.colours(len(labels)), style.dashes(len(labels)), strict=True
+    ):
+        curve = quartiles.loc[label]
+        ax.plot(curve.index, curve[0.5], color=colour, linestyle=dash, linewidth=1.8, label=label)
+        if len(frame) > LINES:
+            ax.fill_between(curve.index, curve[0.25], curve[0.75], color=colour, alpha=0.13, linewidth=0)
+    _label_curves(ax, spectrum, value)
+    _legend(ax)
+
+
+def _thinned(curves: pd.DataFrame) -> pd.DataFrame:
+    """Points at even distances on a logarithmic axis; the last one of each curve stays."""
+    longest = curves["direction"].max()
+    kept = np.unique(np.geomspace(1, longest, POINTS).round().astype(int))
+    last = ~curves.duplicated("module", keep="last")
+    return curves[curves["direction"].isin(kept) | last]
+
+
+def _label_curves(ax: Axes, spectrum: Spectrum, value: str) -> None:
+    quantity = "variance" if spectrum.kind in ("covariance", "c") else "energy"
+    known = "" if all(np.isfinite(list(spectrum.traces.values()))) else " of the known directions"
+    _logarithmic(ax, "x")
+    style.guide_lines(ax)
+    if value == "cumulative":
+        ax.set_xlabel("first directions taken")
+        ax.set_ylabel(f"share of the {quantity}{known}")
+        ax.set_ylim(0, 1.02)
+        ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 0.9, 1]))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        ax.axhline(0.9, color="0.5", linewidth=0.9, linestyle=(0, (1, 2)))
+    else:
+        ax.set_xlabel("direction")
+        ax.set_ylabel(f"share of the {quantity}{known} in it")
+        ax.set_yscale("log")
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-8))  # below is float32 rounding
+
+
+def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
+    labels = list(dict.fromkeys(frame["label"]))
+    size = 4.5 if frame["layer"].nunique() <= 40 else 3
+    lines = zip(labels, style.colours(len(labels)), style.dashes(len(labels)), cycle("os^Dv"), strict=False)
+    for label, colour, dash, marker in lines:
+        rows = frame[frame["label"] == label]
+        look: dict[str, Any] = {
+            "color": colour,
+            "linestyle": dash,
+            "marker": marker,
+            "markersize": size,
+            "linewidth": 1.2,
+        }
+        ax.plot(rows["layer"], rows["effective_rank"], label=label, **look)
+    style.layer_axis(ax, frame)
+    _logarithmic(ax, "y")
+    style.guide_lines(ax)
+    ax.set_ylabel("effective rank (directions)")
+    _legend(ax)
+
+
+def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10 ..."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    ax.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
+
+
+def _finding(frame: pd.DataFrame) -> str:
+    ranks = frame["effective_rank"]
+    low, high = frame.loc[ranks.idxmin()], frame.loc[ranks.idxmax()]
+    least, most = style.number(low["effective_rank"]), style.number(high["effective_rank"])
+    if len(frame) == 1:
+        return f"Effective rank of {style.place(low)}: {least} of {low['dimension']}"
+    return f"Effective rank {least} ({style.place(low)}) to {most} ({style.place(high)})"
+
+
+def _bounds(frame: pd.DataFrame) -> str:
+    """What the effective ranks are where spectra are truncated."""
+    if frame["covered"].isna().any():
+        return "lower bounds: known directions only"
+    return "upper bounds: spectra are truncated" if frame["covered"].min() < 0.99 else ""
+
+
+def _source(spectrum: Spectrum) -> str:
+    kind = "input covariance" if spectrum.kind == "covariance" else f"subspace kind {spectrum.kind}"
+    return style.sentence(kind, style.source(spectrum.meta))

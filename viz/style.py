@@ -1,0 +1,194 @@
+"""What all pictures share: fresh axes, colours, labels of layers and projections, numbers in words."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable
+from functools import wraps
+from itertools import cycle, islice
+from pathlib import PurePath
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.ticker import MaxNLocator
+
+from tlora.storage import Meta
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+}
+"""Settings under which pictures are drawn; put back when a picture is done."""
+
+SEQUENTIAL: Colormap = plt.get_cmap("viridis")
+DIVERGING: Colormap = sns.color_palette("vlag", as_cmap=True)
+"""Blue below, white at, red above: told apart under the common colour-vision deficiencies."""
+
+MISSING = "0.88"
+"""Grey of a cell for which there is no module."""
+
+
+def styled(plot: Callable[P, T]) -> Callable[P, T]:
+    """Draw under `STYLE` and leave matplotlib's settings as they were."""
+
+    @wraps(plot)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+        with plt.rc_context(STYLE):  # type: ignore[arg-type]
+            return plot(*args, **kwargs)
+
+    return drawn
+
+
+def check_type(value: object, expected: type[T], way_out: str) -> T:
+    """The value, if it is what the picture is drawn from.
+
+    Parameters
+    ----------
+    value : object
+        What the user passed.
+    expected : type
+        Class of the result.
+    way_out : str
+        Expression that makes one, for the message.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    if not isinstance(value, expected):
+        article = "an" if expected.__name__[0] in "AEIOU" else "a"
+        raise TypeError(
+            f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}"
+        )
+    return value
+
+
+def axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """``ax``, or the axes of a new figure of ``width`` by ``height`` inches.
+
+    Raises
+    ------
+    TypeError
+        If ``ax`` is no matplotlib Axes.
+    """
+    if ax is None:
+        return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    return check_type(ax, Axes, "one Axes, e.g. the second value of plt.subplots()")
+
+
+def inches(ax: Axes) -> float:
+    """Width of the axes as they stand; a layout that comes later may change it a little."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return float(ax.bbox.width / figure.dpi)
+
+
+def guide_lines(ax: Axes) -> None:
+    """Faint lines across at the ticks of the y axis, behind everything."""
+    ax.set_axisbelow(True)
+    ax.grid(axis="y", color="0.9", linewidth=0.7)
+
+
+def colours(count: int) -> list[tuple[float, float, float]]:
+    """Colour-blind safe colours for ``count`` lines; from the eleventh on they repeat, dashed."""
+    return list(islice(cycle(sns.color_palette("colorblind")), count))
+
+
+def dashes(count: int) -> list[str]:
+    """Line styles that go with `colours`: solid for the first ten, then dashed, then dotted."""
+    return [("-", "--", ":")[min(i // 10, 2)] for i in range(count)]
+
+
+def projections(frame: pd.DataFrame) -> list[str]:
+    """The projections in the order in which a block runs through them (that of the frame's rows)."""
+    return list(dict.fromkeys(frame["projection"]))
+
+
+def layer_axis(ax: Axes, frame: pd.DataFrame) -> None:
+    """Label the x axis as layers: whole numbers, thinned to what fits."""
+    first, last = int(frame["layer"].min()), int(frame["layer"].max())
+    ax.set_xlim(first - 0.5, last + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    ax.set_xlabel("layer")
+
+
+def place(row: pd.Series) -> str:
+    """Where a module is, in words: ``"layer 3 q_proj"``."""
+    return f"layer {row['layer']} {row['projection']}"
+
+
+def joined(labels: Iterable[str]) -> str:
+    """Labels on one line, what they begin with said once: ``"encoder.q, k, v"``."""
+    parts: list[str] = []
+    before = ""
+    for label in dict.fromkeys(labels):
+        head, dot, tail = label.rpartition(".")
+        parts.append(tail if dot and head == before else label)
+        before = head
+    return ", ".join(parts)
+
+
+def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> None:
+    """Say above the axes what the picture shows, and in a second, grey line how much and of what.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Where to write; both texts are broken into lines that fit its width.
+    finding : str
+        Becomes the title of the axes.
+    detail : str
+        Becomes the grey lines below it.
+    lift : float
+        Inches between the axes and the text, for what stands on top of the axes.
+    """
+    width = inches(ax)
+    lines = textwrap.wrap(detail, max(24, int(17 * width)))
+    title = "\n".join(textwrap.wrap(finding, max(20, int(13 * width))))
+    ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines))
+    ax.annotate(
+        "\n".join(lines), (0, 1), (0, 72 * lift + 5), xycoords="axes fraction", textcoords="offset points",
+        va="bottom", fontsize=8.5, color="0.4", linespacing=1.15, annotation_clip=False,
+    )  # fmt: skip
+
+
+def source(meta: Meta) -> str:
+    """Where a result comes from, in words: ``"smollm2-135m, family_relationships, 32 samples"``."""
+    samples = f"{meta.samples}\u00a0samples" if meta.samples else ""  # kept on one line
+    return ", ".join(part for part in (PurePath(meta.model).name, meta.task, samples) if part)
+
+
+def sentence(*parts: str) -> str:
+    """The parts that are not empty, set apart by dots."""
+    return "  ·  ".join(part for part in parts if part)
+
+
+def number(value: float) -> str:
+    """Two or three significant digits, thousands written out: ``"0.0123"``, ``"9.5"``, ``"1,230"``."""
+    if 1000 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}" if abs(value) >= 10 or 1e-4 <= abs(value) < 1 else f"{value:.2g}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, two significant digits below 10: ``"3.1 %"``, ``"42 %"``."""
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"

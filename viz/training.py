@@ -1,0 +1,100 @@
+"""Picture of a TrainingRun: did the loss go down, and what did it buy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from tlora.run import TrainingRun
+from viz import style
+
+TRAINING, VALIDATION, TEST = style.colours(3)
+
+
+@style.styled
+def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
+    """Training and validation loss over the steps, and the task's loss before and after.
+
+    Parameters
+    ----------
+    run : TrainingRun
+        From ``tlora.train(...)``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure when left out.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes that were drawn on. The metrics before and after stand in the title.
+
+    Raises
+    ------
+    TypeError
+        If ``run`` is no TrainingRun.
+    """
+    history = style.check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
+    ax = style.axes(ax, 8.6, 3.9)
+    _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75)
+    _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)
+    _draw_before_and_after(ax, run, history)
+    ax.set_xlabel("optimiser step")
+    ax.set_ylabel("loss, nats")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    style.guide_lines(ax)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="best")
+    style.headline(ax, _finding(run, history), _detail(run, history))
+    return ax
+
+
+def _draw_loss(ax: Axes, history: pd.DataFrame, column: str, label: str, marker: str, **look: Any) -> None:
+    """A line through the steps that have the loss, with markers where these are few enough to tell apart."""
+    rows = history.dropna(subset=[column])
+    if len(rows):
+        points = marker if len(rows) <= 40 else ""
+        ax.plot(rows["step"], rows[column], label=label, marker=points, markersize=5, **look)
+
+
+def _draw_before_and_after(ax: Axes, run: TrainingRun, history: pd.DataFrame) -> None:
+    """Diamonds at the first and last step, each with its value beside it."""
+    last = int(history["step"].max()) if len(history) else 0
+    points = [(step, of["loss"]) for step, of in ((0, run.before), (last, run.after)) if "loss" in of]
+    if points:
+        look: dict[str, Any] = {
+            "marker": "D",
+            "markersize": 7,
+            "markeredgecolor": "white",
+            "clip_on": False,
+            "zorder": 3,
+        }
+        label = "test loss, before and after"
+        ax.plot(*zip(*points, strict=True), color=TEST, linestyle="none", label=label, **look)
+    for point in points:
+        ax.annotate(f"{point[1]:.3g}", point, (8, 0), textcoords="offset points", va="center", color=TEST)
+
+
+def _finding(run: TrainingRun, history: pd.DataFrame) -> str:
+    shared = [name for name in run.before if name in run.after and name != "perplexity"]
+    if shared:
+        return "Test " + ", ".join(_change(name, run.before[name], run.after[name]) for name in shared[:3])
+    losses = history["loss"].dropna()
+    if len(losses):
+        return _change("Training loss", losses.iloc[0], losses.iloc[-1])
+    return "Nothing was logged"
+
+
+def _change(name: str, before: float, after: float) -> str:
+    """``"exact match 2.0 % → 41.5 %"``; what is no loss and lies between 0 and 1 is a share."""
+    share = "loss" not in name and min(before, after) >= 0 and max(before, after) <= 1
+    old, new = (f"{100 * value:.1f} %" if share else f"{value:.3g}" for value in (before, after))
+    return f"{name.replace('_', ' ')} {old} → {new}"
+
+
+def _detail(run: TrainingRun, history: pd.DataFrame) -> str:
+    ending = "stopped: not finite" if run.diverged else "interrupted" if run.interrupted else ""
+    steps = int(history["step"].max()) if len(history) else 0
+    trained = f"{run.trainable_parameters:,} parameters"
+    return style.sentence(f"{steps} steps, {trained}", ending, style.source(run.meta))
