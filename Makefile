@@ -10,6 +10,9 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
+# Tiny models are slowed down by threads, several times where the machine is busy.
+test test-long: export OMP_NUM_THREADS ?= 1
+
 .PHONY: help demo test test-long lint format lab notebooks models install clean
 .DEFAULT_GOAL := help
 
