@@ -245,7 +245,7 @@ def spectrum(calibration: Calibration, k: int | None = None) -> Spectrum:
     calibration : Calibration
         Its covariances.
     k : int, optional
-        Largest eigenvalues wanted per module; all that a covariance has when left out. A truncated
+        Largest eigenvalues wanted per module; all that can be other than zero when left out. A truncated
         spectrum keeps its trace, so that shares of the variance stay exact.
 
     Returns
@@ -262,11 +262,13 @@ def spectrum(calibration: Calibration, k: int | None = None) -> Spectrum:
         raise ValueError(f"k is {k}: ask for at least 1 eigenvalue, or leave k out for all of them")
     modules, covariances = calibration.sensitivity, dict(calibration.covariance)
     inputs = _first_with_same(covariances)
-    values = {name: _decompose(name, covariances[name], k) for name in dict.fromkeys(inputs.values())}
+    sizes = {name: max(1, min(modules.shapes[name][1], c.rank_bound)) for name, c in covariances.items()}
+    once = dict.fromkeys(inputs.values())
+    values = {name: _decompose(name, covariances[name], k)[: sizes[name]].clone() for name in once}
     return Spectrum(
         eigenvalues={name: values[source] for name, source in inputs.items()},
         traces={name: float(c.trace) for name, c in covariances.items()},
-        dimensions={name: min(modules.shapes[name][1], c.rank_bound) for name, c in covariances.items()},
+        dimensions=sizes,
         inputs=inputs,
         layers=dict(modules.layers),
         projections=dict(modules.projections),
