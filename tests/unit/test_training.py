@@ -67,6 +67,13 @@ class StopAfter(TrainerCallback):
         control.should_training_stop |= state.global_step >= self.step
 
 
+class Endings(TrainerCallback):
+    seen = 0
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen += 1
+
+
 def interrupt(model: Any) -> None:
     raise KeyboardInterrupt
 
@@ -284,8 +291,10 @@ def test_interrupt_returns_the_run_so_far() -> None:
     model = adapted_model()
     model.get_base_model().model.layers[0].train()  # an unusual condition, to be found again
     condition = condition_of(model)
+    endings = Endings()
     with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
-        run = train(model, held_out(), callbacks=[At(3, interrupt)], **QUICK)
+        run = train(model, held_out(), callbacks=[At(3, interrupt), endings], **QUICK)
+    assert endings.seen == 1
     assert run.interrupted
     assert not run.diverged
     assert run.history["step"].tolist() == [1, 2]
@@ -309,8 +318,10 @@ def test_interrupt_of_an_evaluation_is_an_interrupt_too() -> None:
 
 
 def test_stop_button_ends_training_and_still_evaluates() -> None:
+    endings = Endings()
     with pytest.warns(UserWarning, match="a callback stopped training after 2 of 4 steps"):
-        run = train(adapted_model(), token_rows(), callbacks=[StopAfter(2)], **QUICK)
+        run = train(adapted_model(), token_rows(), callbacks=[StopAfter(2), endings], **QUICK)
+    assert endings.seen == 1
     assert run.interrupted
     assert run.history["step"].tolist() == [1, 2]
     assert run.after["train_loss"] != run.before["train_loss"]
