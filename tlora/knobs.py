@@ -50,8 +50,8 @@ class Knobs:
     def alphas(self, scores: Sequence[float]) -> list[int | float]:
         """``alpha_i`` of each module: ``max(alpha, round(alpha M S_i / sum_j S_j))``, or ``alpha`` for all.
 
-        ``round`` is Python's, halves to the even neighbour, because that is what the authors' code calls; a
-        score that was measured never falls on a half.
+        ``round`` is Python's, halves to the even neighbour, as the authors round in Python; a score that was
+        measured does not fall on a half.
         """
         if not self.scales:
             return [self.alpha] * len(scores)

@@ -56,7 +56,7 @@ class Sensitivity(Result):
         "layer": "index of the block",
         "projection": "role within the block",
         "score": "S_i, nats per token",
-        "share": "S_i divided by the sum over modules",
+        "share": "S_i divided by the sum over modules, NaN where that is zero",
         "deviation": "standard deviation of the per-sample scores",
     }
 
@@ -80,7 +80,7 @@ class Sensitivity(Result):
         scores = self.per_sample.double().mean(0).numpy()
         return self._modules().assign(
             score=scores,
-            share=scores / scores.sum(),
+            share=scores / (scores.sum() or math.nan),
             deviation=self.per_sample.double().std(0, correction=0).numpy(),
         )
 

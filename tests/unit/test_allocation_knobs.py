@@ -226,6 +226,12 @@ REFUSALS = [
     ({"max_rank": 3}, "room for 18 ranks, rank 4 makes 24", "a rank of 3 or less, or raise max_rank"),
     ({"exclude": [0, Q1, K1], "max_rank": 5}, "room for 5 ranks", "exclude fewer modules, or raise max_rank"),
     ({"pinned": EVERYONE}, "room for 18 ranks", "a rank of 3 or less, or raise pinned ranks by 6 ranks"),
+    # No rank fits what is pinned everywhere: none is named.
+    (
+        {"pinned": {D1: 5, **dict.fromkeys((Q0, K0, D0, Q1, K1), 4)}},
+        "need 25 ranks at least",
+        f"24: take a rank of 3 or less for {K1}",
+    ),
     ({"exclude": [0, 1]}, "none of the 6 modules", f"keep at least one, such as {D1}"),
     ({"exclude": [0], "pinned": {Q0: 1}}, f"{Q0} is pinned and excluded", "leave it out of one"),
     ({"projection_shares": {"q_proj": 0.05}}, "leave 0.05 of the budget for q_proj", "at least 0.0834"),

@@ -1,5 +1,7 @@
 """Scores: intervals against SciPy, concentration and groups against their definitions."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +94,12 @@ def test_the_table_and_the_saved_file(source, tmp_path):
     assert (loaded.shapes, loaded.layers, loaded.meta) == (source.shapes, source.layers, source.meta)
 
 
+def test_scores_that_are_all_zero_can_still_be_looked_at():
+    source = sensitivity([0.0, 0.0])
+    assert source.to_frame()["share"].isna().all()
+    assert np.isnan(source.gini)
+
+
 @pytest.mark.parametrize(
     ("scores", "arguments", "words"),
     [
@@ -107,8 +115,6 @@ def test_what_cannot_be_resampled_is_refused(scores, arguments, words):
 
 
 def test_intervals_of_a_7b_model_are_quick():
-    import time
-
     source = llama_sensitivity(samples=128)
     start = time.perf_counter()
     source.intervals(resamples=1000)
