@@ -25,7 +25,6 @@ _OUR_NAMES = {
     "per_device_train_batch_size": "batch_size",
     "resume_from_checkpoint": "resume",
     "disable_tqdm": "progress",
-    "data_seed": "seed",
 }
 _NO_EFFECT = {"do_train", "do_eval", "do_predict", "local_rank"}
 # Called activation_checkpointing in newer versions of transformers, which warn about the old name.
@@ -91,7 +90,6 @@ def training_arguments(
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
         "per_device_eval_batch_size": ours["per_device_train_batch_size"],
-        "data_seed": ours["seed"],
         # Anywhere else torch warns that it can pin nothing.
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

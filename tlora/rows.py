@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-IGNORED = -100
+from tlora.conversation import IGNORED
+from tlora.evaluation import evaluating
 
 
 def spread(rows: Dataset, count: int) -> Dataset:
@@ -25,7 +26,7 @@ def spread(rows: Dataset, count: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """A dataset of tokenised rows, with the interface of a task; there are no held-out samples.
+    """A dataset of tokenised rows, to train on as on a task; there are no held-out samples.
 
     Attributes
     ----------
@@ -33,8 +34,6 @@ class Rows:
         ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
     pad_token_id : int
         What to pad ``input_ids`` with; masked, so it does not matter which.
-    limit : int
-        Most rows that the loss is taken over where no limit is asked for.
 
     Raises
     ------
@@ -44,7 +43,6 @@ class Rows:
 
     train: Dataset
     pad_token_id: int
-    limit: int
 
     name = ""
     validation = None
@@ -73,20 +71,13 @@ class Rows:
             else torch.stack(labels),
         }
 
-    @torch.no_grad()
-    def evaluate(self, model: PeftModel, *, limit: int | None = None) -> dict[str, float]:
-        """The loss over rows of the training data, in evaluation mode.
-
-        Returns
-        -------
-        dict of float
-            ``train_loss``, the mean of the rows' losses, nats per labelled token.
-        """
-        model.eval()
-        rows = spread(self.train, limit or self.limit)
-        # One row at a time: a mean over a batch would weigh the long rows more.
-        losses = [model(**_on(self.collate([row]), model)).loss.item() for row in rows]
-        return {"train_loss": sum(losses) / len(losses)}
+    def loss(self, model: PeftModel, limit: int) -> float:
+        """Mean loss of at most ``limit`` rows, in nats per labelled token, each row counting the same."""
+        with evaluating(model):
+            rows = list(spread(self.train, limit))
+            # One at a time: a mean over a padded batch would weigh the long rows more.
+            losses = [model(**_on(self.collate([row]), model)).loss.item() for row in rows]
+        return sum(losses) / len(losses)
 
 
 def _on(batch: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
@@ -24,9 +24,7 @@ from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.storage import Meta
-
-if TYPE_CHECKING:
-    from tlora.tasks import Task
+from tlora.task import Task
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
@@ -76,9 +74,10 @@ def train(
         True goes on from the last whole checkpoint in ``output_dir``, a path from that checkpoint.
     evaluation_limit : int, optional
         Most samples to evaluate on before, after, and for ``eval_loss`` in between; 0 evaluates nothing.
-        Without it the metrics before and after take all test samples, and ``eval_loss`` at most 256.
+        Without it the metrics before and after take all test samples (those of the validation split, where
+        there are none), and a loss at most 256.
     progress : bool
-        Show the Trainer's progress bar.
+        Show progress bars.
     callbacks : iterable of transformers.TrainerCallback
         Called by the Trainer. A `ModuleRecorder` among them takes the place of the one that is added
         otherwise.
@@ -147,10 +146,10 @@ def train(
             train_dataset=data.train,
             eval_dataset=validation,
         )
-        before = _evaluate(data, model, evaluation_limit)
+        before = _evaluate(data, model, evaluation_limit, progress)
         set_seed(seed)  # whatever the evaluation drew
         ending = _train(trainer, checkpoint)
-        after = _evaluate_after(data, model, 0 if ending.cut_short else evaluation_limit)
+        after = {} if ending.cut_short else _evaluate_after(data, model, evaluation_limit, progress)
     _warn(ending, trainer, lora_modules(model))
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | arguments
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint}
@@ -248,10 +247,8 @@ def _check_model(model: Any) -> None:
 
 def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     if isinstance(task, Dataset):
-        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, LOSS_SAMPLES)
-    missing = [
-        name for name in ("name", "train", "validation", "collate", "evaluate") if not hasattr(task, name)
-    ]
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0)
+    missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
     if missing:
         raise TypeError(
             f"train() takes a task from tlora.load_task() or a datasets.Dataset of tokenised rows, got "
@@ -278,13 +275,20 @@ def _with_recorder(callbacks: Iterable[TrainerCallback]) -> tuple[ModuleRecorder
     return recorder, [recorder, *chosen]
 
 
-def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None) -> dict[str, float]:
-    return {} if limit == 0 else task.evaluate(model, limit=limit)
+def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:
+    if limit == 0:
+        return {}
+    if isinstance(task, Rows):
+        return {"train_loss": task.loss(model, limit or LOSS_SAMPLES)}
+    split = next((name for name in ("test", "validation") if len(getattr(task, name))), None)
+    return {} if split is None else task.evaluate(model, split, limit, progress=progress)
 
 
-def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None) -> dict[str, float]:
+def _evaluate_after(
+    task: Task | Rows, model: PeftModel, limit: int | None, progress: bool
+) -> dict[str, float]:
     try:
-        return _evaluate(task, model, limit)
+        return _evaluate(task, model, limit, progress)
     except KeyboardInterrupt:
         warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=3)
         return {}

@@ -26,26 +26,22 @@ QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": Fal
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A task with a validation split and a metric, made of rows."""
+    """What `train` asks of a task: splits, a name, batches, and a metric."""
 
-    rows: Rows
-    validation: Dataset | None
+    train: Dataset
+    validation: Dataset
+    test: Dataset
     name: str = "random tokens"
 
-    @property
-    def train(self) -> Dataset:
-        return self.rows.train
-
     def collate(self, examples: Any) -> dict[str, torch.Tensor]:
-        return self.rows.collate(examples)
+        return Rows(self.train, 0).collate(examples)
 
-    def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
-        return {"limit": math.nan if limit is None else float(limit)}
+    def evaluate(self, model: Any, split: str, limit: int | None, *, progress: bool) -> dict[str, float]:
+        return {f"{split} {progress}": math.inf if limit is None else float(limit)}
 
 
-def held_out(validation: int = 8) -> HeldOut:
-    rows = token_rows(validation, seed=1) if validation else None
-    return HeldOut(Rows(token_rows(), 0, 256), rows)
+def held_out(kind: type[HeldOut] = HeldOut, train: Dataset | None = None, test: int = 4) -> Any:
+    return kind(train or token_rows(), token_rows(8, seed=1), token_rows(8, seed=2).select(range(test)))
 
 
 class At(TrainerCallback):
@@ -132,7 +128,7 @@ def test_schedule_is_cosine_after_three_percent_warm_up() -> None:
 
 def test_first_loss_is_the_mean_over_the_labelled_tokens_of_the_batch() -> None:
     model, rows = adapted_model(), token_rows(4)
-    batch = Rows(rows, 0, 4).collate(list(rows))
+    batch = Rows(rows, 0).collate(list(rows))
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     labels = batch["labels"][:, 1:]
@@ -155,25 +151,25 @@ def test_one_seed_gives_one_run_and_another_seed_another() -> None:
 
 def test_what_the_evaluation_draws_does_not_change_training() -> None:
     class Drawing(HeldOut):
-        def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+        def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             return {"drawn": torch.rand(5).sum().item()}
 
     def bert(task: HeldOut) -> Any:  # dropout makes it listen to the global generator
-        return train(adapted_model("bert"), task, epochs=1, **QUICK).history["loss"].tolist()
+        return train(adapted_model("bert"), task, eval_strategy="no", **QUICK).history["loss"].tolist()
 
-    rows = Rows(token_rows(classes=2), 0, 4)
-    assert bert(Drawing(rows, None)) == bert(HeldOut(rows, None))
+    rows = token_rows(classes=2)
+    assert bert(held_out(Drawing, rows)) == bert(held_out(HeldOut, rows))
 
 
 def test_a_look_at_the_base_in_between_leaves_a_frozen() -> None:
     class Comparing(HeldOut):
-        def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+        def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             with model.disable_adapter():  # PEFT makes A trainable when this ends, unless told not to
                 return {"base": 0.0}
 
     model = adapted_model(declare_frozen=False)
     initial = state_of(model)
-    train(model, Comparing(Rows(token_rows(), 0, 4), None), **QUICK)
+    train(model, held_out(Comparing), **QUICK)
     frozen = [name for name in initial if "lora_B" not in name]
     assert all(torch.equal(initial[name], model.state_dict()[name]) for name in frozen)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_B" not in name)
@@ -307,13 +303,13 @@ def test_interrupt_returns_the_run_so_far() -> None:
 
 def test_interrupt_of_an_evaluation_is_an_interrupt_too() -> None:
     class Interrupting(HeldOut):
-        def evaluate(self, model: Any, *, limit: int | None = None) -> dict[str, float]:
+        def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             if any(b.any() for n, b in model.named_parameters() if "lora_B" in n):
                 raise KeyboardInterrupt
             return {"accuracy": 0.5}
 
     with pytest.warns(UserWarning, match="run.after is empty"):
-        run = train(adapted_model(), Interrupting(Rows(token_rows(), 0, 4), None), **QUICK)
+        run = train(adapted_model(), held_out(Interrupting), **QUICK)
     assert (run.before, run.after, run.interrupted) == ({"accuracy": 0.5}, {}, False)
 
 
@@ -421,7 +417,9 @@ def test_families(family: str) -> None:
 
 def test_evaluation_limit_reaches_every_evaluation() -> None:
     run = train(adapted_model(), held_out(), evaluation_limit=3, **QUICK)
-    assert run.before == run.after == {"limit": 3.0}
+    assert run.before == run.after == {"test False": 3.0}
+    unlimited = train(adapted_model(), held_out(test=0), **QUICK)
+    assert unlimited.before == unlimited.after == {"validation False": math.inf}
     none = train(adapted_model(), held_out(), evaluation_limit=0, **QUICK)
     assert none.before == none.after == {}
     assert none.history["eval_loss"].isna().all()
@@ -449,8 +447,8 @@ def test_rows_spread_over_a_sorted_dataset() -> None:
             seen.extend(example["input_ids"][0] for example in examples)
             return token_batch
 
-    token_batch = Rows(token_rows(1), 0, 1).collate(list(token_rows(1)))
-    Counting(rows, 0, 256).evaluate(adapted_model(), limit=3)
+    token_batch = Rows(token_rows(1), 0).collate(list(token_rows(1)))
+    Counting(rows, 0).loss(adapted_model(), 3)
     assert seen == [0, 50, 99]
 
 
@@ -461,13 +459,11 @@ def test_attention_masks_pad_and_are_kept() -> None:
             {"input_ids": [8], "labels": [8], "attention_mask": [1]},
         ]
     )
-    batch = Rows(rows, 9, 2).collate(list(rows))
+    batch = Rows(rows, 9).collate(list(rows))
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
-    bare = Rows(rows.remove_columns("attention_mask"), 9, 2).collate(
-        list(rows.remove_columns("attention_mask"))
-    )
+    bare = Rows(rows.remove_columns("attention_mask"), 9).collate(list(rows.remove_columns("attention_mask")))
     assert bare["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 

@@ -69,7 +69,7 @@ def test_last_record_describes_the_trained_model(family: str, train_a: bool) -> 
 def test_gradient_norms_are_those_of_the_step() -> None:
     rows = token_rows(8)
     reference = adapted_model()
-    batch = Rows(rows, 0, 8).collate(list(rows))
+    batch = Rows(rows, 0).collate(list(rows))
     reference(**batch).loss.backward()
     expected = [module.b.grad.norm().item() for module in lora_modules(reference).values()]
     run = train(adapted_model(), rows, max_grad_norm=1e9, max_steps=1, warmup_steps=0, **ARGUMENTS)
