@@ -1,4 +1,46 @@
-"""Task-aware low-rank adaptation, made inspectable."""
+"""Task-aware low-rank adaptation, made inspectable.
 
+TLoRA decides a LoRA adapter before training, from a few samples of the task; here each of its decisions is an object
+that one can look at, doubt and change. The public names below stand in the order of the walk.
+"""
+
+from tlora.models import load_model
+from tlora.targets import Target, target_modules
+from tlora.tasks import Task, load_task
 from tlora.calibration import Calibration, calibrate
+from tlora.covariance import Covariance
+from tlora.sensitivity import Sensitivity
+from tlora.spectrum import Spectrum
+from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.subspace import Subspaces, task_subspaces
+from tlora.allocation import Allocation, allocate
+from tlora.adapter import attach, detach, load, merge
+from tlora.training import train
+from tlora.run import TrainingRun
+
+__all__ = [
+    "load_model",
+    "target_modules",
+    "Target",
+    "load_task",
+    "Task",
+    "calibrate",
+    "Calibration",
+    "Covariance",
+    "Spectrum",
+    "Sensitivity",
+    "RankingStability",
+    "ranking_stability",
+    "task_subspaces",
+    "Subspaces",
+    "allocate",
+    "Allocation",
+    "PlanStability",
+    "plan_stability",
+    "attach",
+    "detach",
+    "train",
+    "TrainingRun",
+    "load",
+    "merge",
+]

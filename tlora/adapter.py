@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tlora.allocation import Allocation
 from tlora.checks import check_same_model
 from tlora.models import load_model
+from tlora.run import RUN, TrainingRun
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, shape, target_modules
 
@@ -109,9 +110,7 @@ def _back_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _rows_of_a(
-    model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows
-) -> Mapping[str, Tensor]:
+def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
     """A of each planned module, checked against the model; empty where A is random."""
     if subspaces is None:
         if rows != "orthonormal":
@@ -123,9 +122,7 @@ def _rows_of_a(
         raise ValueError(
             f"the allocation has {missing[0]}, the subspaces do not: make both from one calibration of this model"
         )
-    check_same_model(
-        model, subspaces.fingerprints, {name: subspaces.shapes[name] for name in allocation.ranks}
-    )
+    check_same_model(model, subspaces.fingerprints, {name: subspaces.shapes[name] for name in allocation.ranks})
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
 
 
@@ -159,9 +156,7 @@ def _config(model: Any, allocation: Allocation) -> LoraConfig:
         lora_alpha=allocation.alpha,
         target_modules=list(allocation.ranks),
         rank_pattern={anchored[name]: rank for name, rank in allocation.ranks.items()},
-        alpha_pattern={
-            anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()
-        },
+        alpha_pattern={anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in modules),
         modules_to_save=head or None,
         lora_dropout=0.0,
@@ -222,9 +217,7 @@ def detach(model: nn.Module) -> None:
         If an adapter is merged into the weights: it cannot be taken off again; load the base afresh.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    wrapped = [
-        (name, m) for name, m in base.named_modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)
-    ]
+    wrapped = [(name, m) for name, m in base.named_modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
     for name, module in wrapped:
         if isinstance(module, BaseTunerLayer) and module.merged:
             raise ValueError(f"the adapter is merged into {name}: unmerge it first, or load the base model again")
@@ -258,11 +251,9 @@ def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
     ValueError
         If the model already has an adapter, or does not fit.
     """
-    from tlora.training import TrainingRun  # it builds on this room
-
     if not (Path(folder) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
-    frozen = TrainingRun.load(folder).frozen_a if (Path(folder) / "tlora" / "run").is_dir() else False
+    frozen = TrainingRun.load(folder).frozen_a if (Path(folder) / RUN).is_dir() else False
     if model is None:
         config = LoraConfig.from_pretrained(str(folder))
         model, _ = load_model(config.base_model_name_or_path)

@@ -14,7 +14,9 @@ from torch import Tensor
 from tlora.losses import IGNORED, pad_right
 from tlora.targets import Target
 
-_READS_ENCODER = re.compile(r"(EncDecAttention|encoder_attn|cross_?attn|crossattention)\.(.*\.)?(k|v|k_proj|v_proj|key|value)$")
+_READS_ENCODER = re.compile(
+    r"(EncDecAttention|encoder_attn|cross_?attn|crossattention)\.(.*\.)?(k|v|k_proj|v_proj|key|value)$"
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,7 @@ class Batch:
 
     def reads_decoder(self, target: Target) -> bool:
         """Whether the inputs of this module are the decoder's tokens, not those of ``input_ids``."""
-        return (
-            self.is_encoder_decoder and target.stack == "decoder" and not _READS_ENCODER.search(target.name)
-        )
+        return self.is_encoder_decoder and target.stack == "decoder" and not _READS_ENCODER.search(target.name)
 
     def real_tokens(self, target: Target) -> Bool[Tensor, "samples tokens"]:
         """Tokens of the module's input that may carry a gradient.

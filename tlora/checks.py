@@ -67,7 +67,9 @@ def check_same_model(
     modules = dict(model.named_modules())
     for name, expected in shapes.items():
         if name not in modules:
-            raise ValueError(f"these results are of another model: it has {name}, this one does not; calibrate this model")
+            raise ValueError(
+                f"these results are of another model: it has {name}, this one does not; calibrate this model"
+            )
         if shape(modules[name]) != tuple(expected):
             raise ValueError(
                 f"these results are of another model: {name} was {tuple(expected)}, here it is "

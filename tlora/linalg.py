@@ -53,9 +53,7 @@ def fix_signs(rows: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
     return rows * torch.where(pivot < 0, -1.0, 1.0)
 
 
-def complete_rows(
-    rows: Float[Tensor, "k d"], rank: int, generator: torch.Generator
-) -> Float[Tensor, "rank d"]:
+def complete_rows(rows: Float[Tensor, "k d"], rank: int, generator: torch.Generator) -> Float[Tensor, "rank d"]:
     """Extend orthonormal rows to ``rank`` orthonormal rows by seeded random directions.
 
     Parameters
@@ -107,15 +105,16 @@ def leading_right_singular_vectors(
     generator: torch.Generator,
     *,
     device: torch.device | str = "cpu",
+    warm: Product | None = None,
     oversampling: int = 16,
-    tolerance: float = 1e-3,
-    max_iterations: int = 20,
+    tolerance: float = 2e-5,
+    max_iterations: int = 30,
 ) -> Leading:
     """Leading right singular vectors of ``M`` from products with ``M`` and ``M^T`` alone.
 
-    Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4), orthonormalised in each half step,
-    repeated until no wanted singular value moves by more than ``tolerance`` of itself. Captured energy, a sum of
-    squares, then moves by far less.
+    Randomised subspace iteration, orthonormalised in each half step. The energy that the iterate captures, known for
+    every rank up to ``k`` after each half step, grows by steps that fall geometrically: the iteration stops when what
+    is still to come, extrapolated from the last two growths, is at most ``tolerance`` of it at every rank.
 
     Parameters
     ----------
@@ -131,10 +130,12 @@ def leading_right_singular_vectors(
         CPU generator of the start.
     device : device
         Where the products run.
+    warm : callable, optional
+        Maps the random start (d_in, j) to a better one of the same shape, e.g. by a cheap symmetric factor of ``M``.
     oversampling : int
         Directions carried beyond ``k``.
     tolerance : float
-        Largest relative change of a singular value at which the iteration stops.
+        Share of the captured energy that may be missing, as estimated.
     max_iterations : int
         Upper bound on the iterations.
 
@@ -142,28 +143,64 @@ def leading_right_singular_vectors(
     -------
     Leading
         On ``device``, float32.
+
+    References
+    ----------
+    Halko, Martinsson & Tropp (2011), Finding structure with randomness, algorithm 4.4.
     """
     width = min(k + oversampling, d_in)
-    q = orthonormal_rows(width, d_in, generator).to(device).T
-    before = torch.zeros(k, device=device)
+    random = torch.randn(d_in, width, generator=generator).to(device)
+    q = orthonormalise(random if warm is None else warm(random))
+    captured: list[Tensor] = []
     for iteration in range(1, max_iterations + 1):
         y = product(q)
-        left, triangle = torch.linalg.qr(y)
-        values = torch.linalg.svdvals(triangle)[:k]
-        floor = values[0] * torch.finfo(values.dtype).eps * 64
-        settled = bool(((values - before).abs() <= tolerance * values + floor).all())
-        if settled or iteration == max_iterations:
+        energies, mixing = torch.linalg.eigh(gram(y))
+        captured.append(_captured(energies, k))
+        if iteration == max_iterations or _settled(captured, tolerance):
             break
-        before = values
-        q = torch.linalg.qr(transposed(left)).Q
-    _, singular_values, vh = torch.linalg.svd(triangle, full_matrices=False)
-    rows = vh[:k] @ q.T
-    return Leading(fix_signs(rows), singular_values[:k], iteration)
+        z = transposed(orthonormalise(y))
+        captured.append(_captured(torch.linalg.eigvalsh(gram(z)), k))
+        q = orthonormalise(z)
+    rows = (q @ mixing.flip(1)[:, :k].to(q.dtype)).T
+    return Leading(fix_signs(rows), energies.flip(0)[:k].clamp(min=0).sqrt().float(), iteration)
 
 
-def symmetric_powers(
-    c: Float[Tensor, "d d"], shrinkage: float
-) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
+def _captured(energies: Tensor, k: int) -> Tensor:
+    """Energy captured at ranks 1 to ``k``, from rising squared singular values."""
+    return energies.flip(0)[:k].clamp(min=0).cumsum(0)
+
+
+def _settled(captured: list[Tensor], tolerance: float) -> bool:
+    """Whether the geometric series that the last two growths begin adds up to less than the tolerance, at each rank."""
+    if len(captured) < 3:
+        return False
+    earlier, growth = (captured[-2] - captured[-3]).abs(), (captured[-1] - captured[-2]).abs()
+    ratio = growth / earlier.clamp(min=torch.finfo(earlier.dtype).tiny)
+    to_come = torch.where(ratio < 1, growth * ratio / (1 - ratio).clamp(min=1e-3), torch.inf)
+    rounding = captured[-1] * 1e-6  # of float32 products
+    return bool(((to_come <= tolerance * captured[-1]) | (growth <= rounding)).all())
+
+
+def gram(y: Tensor) -> Tensor:
+    """``y^T y`` in float64."""
+    wide = y.double()
+    return wide.T @ wide
+
+
+def orthonormalise(y: Tensor) -> Tensor:
+    """Orthonormal columns with the span of ``y``, nested from the left.
+
+    Cholesky QR in float64, several times as fast as Householder QR for tall matrices; where the columns are too
+    nearly dependent for it, Householder QR.
+    """
+    factor, failed = torch.linalg.cholesky_ex(gram(y))
+    diagonal = factor.diagonal()
+    if bool(failed) or not bool(diagonal.min() > 1e-5 * diagonal.max()):
+        return torch.linalg.qr(y).Q
+    return torch.linalg.solve_triangular(factor, y.double().T, upper=False).T.to(y.dtype)
+
+
+def symmetric_powers(c: Float[Tensor, "d d"], shrinkage: float) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
     """``C^(1/2)`` and ``C^(-1/2)`` of a covariance shrunk towards ``tr(C)/d * I``, decomposed in float64.
 
     Parameters

@@ -12,9 +12,9 @@ from tlora.batches import Batch
 from tlora.covariance import CovarianceSum
 from tlora.gradient import GradientSum
 from tlora.linalg import row_tiles
+from tlora.recording import Recorder
 from tlora.targets import Target
 from tlora.weights import weight
-from tlora.recording import Recorder
 
 Tokens = Literal["all", "labels"]
 
@@ -101,21 +101,17 @@ class Statistics:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``; calls of one module in one pass are summed before."""
         target, w = self.targets[name], weight(self.model.get_submodule(name))
         real = self._batch.real_tokens(target)
-        x = [_by_sample(each, real) for each in inputs]
-        d = [_by_sample(each, real) for each in gradients]
-        for n, mask in enumerate(real.to(w.device)):
-            xn = torch.cat([each[n][mask] for each in x]).float()
-            dn = torch.cat([each[n][mask] for each in d]).float()
-            self.scores[-1][n, self._column[name]] = self._score(target, w, xn, dn)
-
-    def _score(self, target: Target, w: Tensor, x: Tensor, d: Tensor) -> Tensor:
-        total = torch.zeros((), device=w.device)
+        x = _samples(inputs, real)
+        d = _samples(gradients, real)
+        totals = torch.zeros(len(real), device=w.device)
         for rows in row_tiles(target.d_out, target.d_in):
-            tile = d[:, rows].T @ x
-            if self.gradients is not None:
-                self._gradient_sum(target, w.device).update(rows, tile)
-            total += torch.linalg.vector_norm(tile.mul_(w[rows]), 1)
-        return total / (target.d_out * target.d_in)
+            magnitude = w[rows].float().abs().flatten()
+            for n in range(len(real)):
+                tile = d[n][:, rows].T @ x[n]
+                if self.gradients is not None:
+                    self._gradient_sum(target, w.device).update(rows, tile)
+                totals[n] += torch.dot(magnitude, tile.abs_().flatten())
+        self.scores[-1][:, self._column[name]] = totals / (target.d_out * target.d_in)
 
     def _gradient_sum(self, target: Target, device: torch.device) -> GradientSum:
         assert self.gradients is not None
@@ -128,3 +124,9 @@ class Statistics:
 def _by_sample(x: Tensor, mask: Tensor) -> Tensor:
     """(B, T, d) whatever the model made of it: some flatten their inputs to (B * T, d)."""
     return x if x.ndim == 3 else x.view(*mask.shape, x.shape[-1])
+
+
+def _samples(calls: list[Tensor], real: Tensor) -> list[Tensor]:
+    """The real tokens of each sample, (T_n, d) float32, those of a module's calls one after the other."""
+    whole = [_by_sample(x, real) for x in calls]
+    return [torch.cat([x[n][mask] for x in whole]).float() for n, mask in enumerate(real.to(whole[0].device))]

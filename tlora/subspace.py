@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import pandas as pd
 import torch
@@ -138,7 +138,9 @@ class Subspaces(Result):
     def _summary(self) -> str:
         short = sum(self.numerical_rank[n] < len(rows) for n, rows in self.bases.items())
         completed = f", {short} completed beyond their numerical rank" if short else ""
-        return f"{len(self.bases)} modules of {self.meta.model}, kind {self.kind!r}, up to rank {self.max_rank}{completed}"
+        return (
+            f"{len(self.bases)} modules of {self.meta.model}, kind {self.kind!r}, up to rank {self.max_rank}{completed}"
+        )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {}
@@ -244,36 +246,47 @@ def _module_basis(
     if kind == "random":
         return fix_signs(orthonormal_rows(k, d_in, generator)), torch.zeros(k), k
     w = weight(model.get_submodule(name)).float()
-    product, transposed, back = _matrix(w, calibration, name, kind)
-    leading = leading_right_singular_vectors(product, transposed, d_in, k, generator, device=w.device)
+    matrix = _matrix(w, calibration, name, kind)
+    leading = leading_right_singular_vectors(
+        matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
+    )
     rows, values = leading.rows.cpu(), leading.singular_values.cpu()
     bound = k if kind in ("w", "g", "wc_half") else calibration.covariance[name].rank_bound
     rank = min(numerical_rank(values, d_in), bound)
-    if back is not None:
-        rows = fix_signs(torch.linalg.qr((rows[:rank] @ back).T).Q.T)
+    if matrix.back is not None:
+        rows = fix_signs(torch.linalg.qr((rows[:rank] @ matrix.back).T).Q.T)
     if rank < k:
         rows = fix_signs(complete_rows(rows[:rank], k, generator))
         values = torch.where(torch.arange(k) < rank, values, 0.0)
     return rows.contiguous(), values, rank
 
 
-def _matrix(
-    w: Tensor, calibration: Calibration, name: str, kind: Kind
-) -> tuple[Product, Product, Tensor | None]:
-    """Products with the matrix of a kind and with its transpose, and what maps its vectors to the space (or None)."""
+class _Matrix(NamedTuple):
+    """Products with the matrix of a kind and with its transpose.
+
+    ``warm`` is a symmetric factor that improves a random start, ``back`` maps the vectors to the space wanted.
+    """
+
+    product: Product
+    transposed: Product
+    warm: Product | None = None
+    back: Tensor | None = None
+
+
+def _matrix(w: Tensor, calibration: Calibration, name: str, kind: Kind) -> _Matrix:
     if kind == "w":
-        return lambda x: w @ x, lambda y: w.T @ y, None
+        return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
     if kind == "g":
         assert calibration.gradient is not None
         gradient = calibration.gradient[name]
-        return lambda x: gradient @ x, gradient.transposed, None
+        return _Matrix(lambda x: gradient @ x, gradient.transposed)
     c = calibration.covariance[name]
     if kind == "c":
-        return lambda x: c @ x, lambda y: c @ y, None
+        return _Matrix(c.__matmul__, c.__matmul__)
     if kind == "wc":
-        return lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), None
+        return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
     root, inverse = (m.to(w) for m in symmetric_powers(c.dense(), SHRINKAGE))
-    return lambda x: w @ (root @ x), lambda y: root @ (w.T @ y), inverse.cpu()
+    return _Matrix(lambda x: w @ (root @ x), lambda y: root @ (w.T @ y), root.__matmul__, inverse.cpu())
 
 
 def numerical_rank(values: Tensor, d: int) -> int:

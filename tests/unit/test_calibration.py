@@ -20,7 +20,9 @@ def naive(model, batch):
     for sample in samples:
         seen = {}
         handles = [
-            model.get_submodule(name).register_forward_hook(lambda m, a, o, name=name: seen.update({name: a[0]}))
+            model.get_submodule(name).register_forward_hook(
+                lambda m, a, o, name=name, seen=seen: seen.update({name: a[0]})
+            )
             for name in targets
         ]
         model.zero_grad()

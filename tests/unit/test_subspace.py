@@ -1,0 +1,150 @@
+"""Subspaces against full decompositions in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import fractional_matrix_power
+
+import tlora
+from tests.helpers import FAMILIES, tiny_batch, tiny_model
+from tlora.weights import weight
+
+KINDS = ("wc", "w", "c", "wc_half", "g", "random")
+
+
+def calibrated(family="llama", seed=0, lengths=(30, 25, 28, 40)):
+    model = tiny_model(family, seed=seed)
+    calibration = tlora.calibrate(model, [tiny_batch(model, lengths=lengths, seed=seed)], gradient=True, progress=False)
+    return model, calibration
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return calibrated()
+
+
+def subspaces(model, calibration, **kwargs):
+    return tlora.task_subspaces(model, calibration, progress=False, **kwargs)
+
+
+def target_matrix(kind, model, calibration, name):
+    """The matrix of a kind in float64, straight from its definition."""
+    w = weight(model.get_submodule(name)).double().numpy()
+    c = calibration.covariance[name].dense().double().numpy()
+    g = calibration.gradient[name].dense().double().numpy()
+    return {"wc": w @ c, "w": w, "c": c, "g": g}[kind]
+
+
+@pytest.mark.parametrize("kind", ["wc", "w", "c", "g"])
+def test_captured_energy_of_the_kind_is_the_optimum(llama, kind):
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=8, kind=kind)
+    for name in calibration.names:
+        m = target_matrix(kind, model, calibration, name)
+        values = np.linalg.svd(m, compute_uv=False)
+        for rank in (1, 4, 8):
+            a = found.basis(name, rank).double().numpy()
+            np.testing.assert_allclose(a @ a.T, np.eye(rank), atol=5e-6)
+            captured = np.linalg.norm(m @ a.T) ** 2 / (values[:rank] ** 2).sum()
+            assert captured >= 0.9999, (name, rank, captured)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family):
+    model, calibration = calibrated(family)
+    found = subspaces(model, calibration, max_rank=4)
+    for name in calibration.names:
+        m = target_matrix("wc", model, calibration, name)
+        values = np.linalg.svd(m, compute_uv=False)
+        captured = np.linalg.norm(m @ found.basis(name, 4).double().numpy().T) ** 2
+        assert captured / (values[:4] ** 2).sum() >= 0.9999
+
+
+def test_wc_half_gives_the_best_low_rank_outputs(llama):
+    """The space of kind wc_half minimises the error on the (shrunk) inputs over all matrices of the rank."""
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=6, kind="wc_half")
+    name = "model.layers.1.mlp.up_proj"
+    w = weight(model.get_submodule(name)).double().numpy()
+    c = calibration.covariance[name].dense().double().numpy()
+    c = 0.99 * c + 0.01 * np.trace(c) / len(c) * np.eye(len(c))
+    root = fractional_matrix_power(c, 0.5).real
+    best = (np.linalg.svd(w @ root, compute_uv=False)[6:] ** 2).sum()
+    # the best matrix with this row space: weighted least squares on it
+    a = found.basis(name, 6).double().numpy()
+    b = w @ c @ a.T @ np.linalg.inv(a @ c @ a.T)
+    error = np.linalg.norm((w - b @ a) @ root) ** 2
+    assert error <= best * 1.001
+    plain = subspaces(model, calibration, max_rank=6, kind="w").basis(name, 6).double().numpy()
+    b = w @ c @ plain.T @ np.linalg.inv(plain @ c @ plain.T)
+    assert np.linalg.norm((w - b @ plain) @ root) ** 2 > error
+
+
+def test_bases_are_nested_and_signs_fixed(llama):
+    found = subspaces(*llama, max_rank=8)
+    name = found.names[3]
+    assert torch.equal(found.basis(name, 3), found.basis(name, 8)[:3])
+    rows = found.basis(name, 8)
+    pivots = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    assert (pivots > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_seed_gives_the_same_bytes(llama, kind):
+    one, two = (subspaces(*llama, max_rank=6, kind=kind, seed=7) for _ in range(2))
+    assert all(torch.equal(one.bases[n], two.bases[n]) for n in one.names)
+
+
+def test_a_random_space_depends_on_the_seed_and_not_on_the_other_modules(llama):
+    model, calibration = llama
+    one = subspaces(model, calibration, kind="random", max_rank=4, seed=0)
+    other = subspaces(model, calibration, kind="random", max_rank=4, seed=1)
+    assert not torch.equal(one.bases[one.names[0]], other.bases[one.names[0]])
+    few = tlora.calibrate(model, [tiny_batch(model)], target_modules=["down_proj"], progress=False)
+    alone = subspaces(model, few, kind="random", max_rank=4, seed=0)
+    assert all(torch.equal(alone.bases[n], one.bases[n]) for n in alone.names)
+
+
+def test_too_few_tokens_are_said_and_completed():
+    model, calibration = calibrated(lengths=(3, 3))
+    found = subspaces(model, calibration, max_rank=8)
+    for name in found.names:
+        assert found.numerical_rank[name] <= 4
+        rows = found.basis(name, 8)
+        torch.testing.assert_close(rows @ rows.T, torch.eye(8), atol=5e-6, rtol=0)
+        assert not found.singular_values[name][found.numerical_rank[name] :].any()
+    assert "completed" in repr(found)
+
+
+def test_row_variance_and_trace(llama):
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=5)
+    for name in found.names[:3]:
+        c, a = calibration.covariance[name].dense().double(), found.basis(name, 5).double()
+        expected = torch.stack([row @ c @ row for row in a])
+        torch.testing.assert_close(found.row_variance[name].double(), expected, rtol=1e-4, atol=1e-8)
+        assert found.traces[name] == pytest.approx(float(c.trace()), rel=1e-5)
+
+
+def test_refusals(llama):
+    model, calibration = llama
+    with pytest.raises(ValueError, match="max_rank=0"):
+        subspaces(model, calibration, max_rank=0)
+    with pytest.raises(ValueError, match="choose one of wc, w, c"):
+        subspaces(model, calibration, kind="svd")
+    with pytest.raises(ValueError, match=r"another model.*likeness"):
+        subspaces(tiny_model("llama", seed=1), calibration)
+    with pytest.raises(ValueError, match="another model"):
+        subspaces(tiny_model("gpt2"), calibration)
+    with pytest.raises(ValueError, match="another model"):
+        subspaces(tiny_model("llama", intermediate_size=64), calibration)
+    plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    with pytest.raises(ValueError, match="gradient=True"):
+        subspaces(model, plain, kind="g")
+    found = subspaces(model, calibration, max_rank=4)
+    with pytest.raises(ValueError, match="rank 5 asked for"):
+        found.basis(found.names[0], 5)
+    with pytest.raises(KeyError, match="no subspace for module 'x'"):
+        found.basis("x", 1)
