@@ -127,7 +127,7 @@ def test_a_second_call_installs_nothing_until_the_list_changes(installed, target
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["demo", "test", "test-long", "lab", "notebooks"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-long", "lab", "notebooks", "models"])
 def test_a_first_call_installs_the_package_and_then_the_models(clone, target):
     """In this order: whatever the models' packages depend on must not be installed for them."""
     said = make(clone, "-n", target).stdout
