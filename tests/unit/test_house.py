@@ -140,9 +140,7 @@ def test_docstring_sections_stand_on_lines_of_their_own():
     wrong = []
     for source in SOURCES:
         lines = source.read_text().splitlines()
-        wrong += [
-            f"{relative(source)}:{n}" for n, line in enumerate(lines, 1) if re.search(r"[A-Z]\w+ ---", line)
-        ]
+        wrong += [f"{relative(source)}:{n}" for n, line in enumerate(lines, 1) if re.search(r"[A-Z]\w+ ---", line)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -182,7 +180,5 @@ def test_no_file_names_a_folder_of_somebodys_machine():
     for path in tracked():
         if path.is_file() and b"\0" not in path.read_bytes()[:1024]:
             lines = path.read_text(encoding="utf-8").splitlines()
-            found += [
-                f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, 1) if folder.search(line)
-            ]
+            found += [f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, 1) if folder.search(line)]
     assert not found, "\n".join(found)

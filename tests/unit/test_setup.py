@@ -25,10 +25,7 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not in
 
 
 def requirements() -> list[Requirement]:
-    return [
-        Requirement(text)
-        for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *MODELS)
-    ]
+    return [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *MODELS)]
 
 
 # One list of dependencies.
@@ -153,9 +150,7 @@ def test_notebooks_are_tested_where_there_are_any(installed, notebooks):
         (installed / "notebooks" / name).touch()
     lines = [line for line in make(installed, "-n", "test").stdout.splitlines() if "pytest" in line]
     assert lines[0].endswith('pytest -m "not slow" tests')
-    expected = (
-        [".venv/bin/python -m pytest --nbval-lax notebooks/a.ipynb notebooks/b.ipynb"] if notebooks else []
-    )
+    expected = [".venv/bin/python -m pytest --nbval-lax notebooks/a.ipynb notebooks/b.ipynb"] if notebooks else []
     assert lines[1:] == expected
 
 

@@ -148,9 +148,7 @@ def test_values_that_do_not_make_a_result_are_refused(saved, monkeypatch, values
 def test_nothing_to_load(tmp_path, make):
     path = tmp_path / "nothing"
     make(path)
-    with pytest.raises(
-        FileNotFoundError, match=r"no result in .*nothing: expected a folder with result\.json"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no result in .*nothing: expected a folder with result\.json"):
         Sensitivity.load(path)
 
 
@@ -335,9 +333,7 @@ def test_dangling_link_is_followed(tmp_path):
     assert listing(tmp_path / "later" / "saved") == [RESULT, TENSORS]
 
 
-@pytest.mark.parametrize(
-    "name", ["a b/c d", "тест/模型 ∂", ".hidden", "x" * 255, "./a//b", "saved/", "[1]*?"]
-)
+@pytest.mark.parametrize("name", ["a b/c d", "тест/模型 ∂", ".hidden", "x" * 255, "./a//b", "saved/", "[1]*?"])
 @pytest.mark.parametrize("as_type", [str, Path])
 def test_relative_paths_of_all_kinds(tmp_path, monkeypatch, name, as_type):
     monkeypatch.chdir(tmp_path)
