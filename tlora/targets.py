@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -113,10 +113,10 @@ def refuse_adapted(model: nn.Module) -> None:
         If any module is a PEFT layer.
     """
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        if isinstance(module, PeftModel | BaseTunerLayer):
             raise ValueError(
-                f"the model already has an adapter (at {name!r}): load a fresh base model, or take the "
-                "adapter off with `model = model.unload()` first"
+                f"the model already has an adapter (at {name or 'the top'!r}): load a fresh base model, or "
+                "take the adapter off with `model = model.unload()` first"
             )
 
 

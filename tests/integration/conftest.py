@@ -1,4 +1,4 @@
-"""The packaged models, loaded once for all tests: leave them as you found them, or work on a `copy.deepcopy`."""
+"""The packaged models, loaded once for all tests: leave them as they were, or work on a `copy.deepcopy`."""
 
 import pytest
 

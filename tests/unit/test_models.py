@@ -279,6 +279,10 @@ def cached_repository(cache, family="llama"):
 
 def test_a_cached_model_loads_without_the_hub(no_hub, tmp_path):
     cached_repository(tmp_path)
+    location = locations.resolve("somebody/tiny", {"cache_dir": tmp_path, "trust_remote_code": False})
+    assert location.path.rstrip("/") == str(tmp_path / "models--somebody--tiny" / "snapshots" / "abc123")
+    assert location.where == {"trust_remote_code": False}, "nothing that would ask the hub"
+    no_hub.clear()
     model, tokenizer = load_model("somebody/tiny", cache_dir=tmp_path)
     assert len(target_modules(model)) == 14
     assert model.config.name_or_path == tokenizer.name_or_path == "somebody/tiny"

@@ -153,6 +153,22 @@ def test_heads_are_what_stands_outside_the_base_model(name, head):
     assert not any(target.startswith(heads) for target in target_modules(model))
 
 
+class ManyHeads(nn.Module):
+    """A classifier whose heads stand in a list, as blocks do."""
+
+    base_model_prefix = "base"
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 4)})])})
+        self.heads = nn.ModuleList([nn.ModuleDict({"out": nn.Linear(4, 2)})])
+
+
+def test_a_list_of_heads_is_no_list_of_blocks():
+    assert head_modules(ManyHeads()) == ["heads"]
+    assert list(target_modules(ManyHeads())) == ["base.layers.0.up"]
+
+
 def test_no_embedding_pooler_or_head_is_a_target():
     for family in FAMILIES:
         model = tiny_model(family)
@@ -370,8 +386,18 @@ def test_a_model_with_an_adapter_is_refused_until_it_is_taken_off():
     assert len(target_modules(adapted.unload())) == 14
 
 
-def test_a_saved_head_counts_as_an_adapter():
-    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
-    adapted = peft.get_peft_model(tiny_model("bert"), config)
+def test_an_adapter_without_layers_of_its_own_is_one_too():
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ValueError, match="already has an adapter"):
-        target_modules(adapted)
+        target_modules(peft.get_peft_model(tiny_model("llama"), config))
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.up = nn.Linear(4, 4), nn.Linear(4, 8)
+
+
+def test_a_block_that_is_called_attention_still_has_an_mlp():
+    found = target_modules(nn.ModuleDict({"h": nn.ModuleList([AttentionBlock()])}))
+    assert [t.part for t in found.values()] == ["attention", "mlp"]
