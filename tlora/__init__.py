@@ -16,6 +16,7 @@ from tlora.subspace import Subspaces, task_subspaces
 from tlora.allocation import Allocation, allocate
 from tlora.adapter import attach, detach, load, merge
 from tlora.training import train
+from tlora.export import export
 from tlora.run import TrainingRun
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "TrainingRun",
     "load",
     "merge",
+    "export",
 ]

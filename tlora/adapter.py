@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,9 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from tlora.allocation import Allocation
 from tlora.checks import check_same_model
 from tlora.models import load_model
-from tlora.run import RUN, TrainingRun
+from tlora.run import RUN
+from tlora.storage import read_head
 from tlora.subspace import Subspaces
-from tlora.targets import head_modules, refuse_adapted, shape, target_modules
+from tlora.targets import head_modules, refuse_adapted, target_modules
 
 ADAPTER = "default"
 Rows = Literal["orthonormal", "variance"]
@@ -153,7 +153,7 @@ def _config(model: Any, allocation: Allocation) -> LoraConfig:
     return LoraConfig(
         task_type=_task_type(model),
         r=allocation.rank,
-        lora_alpha=allocation.alpha,
+        lora_alpha=round(allocation.alpha),  # never read: each module has its own in alpha_pattern
         target_modules=list(allocation.ranks),
         rank_pattern={anchored[name]: rank for name, rank in allocation.ranks.items()},
         alpha_pattern={anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
@@ -186,7 +186,8 @@ def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Ten
             )
         if name in initial:
             with torch.no_grad():
-                layer.lora_A[ADAPTER].weight.copy_(initial[name])
+                linear: nn.Module = layer.lora_A[ADAPTER]
+                linear.get_parameter("weight").copy_(initial[name])
         if freeze_a:
             freeze(layer)
 
@@ -253,7 +254,7 @@ def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
-    frozen = TrainingRun.load(folder).frozen_a if (Path(folder) / RUN).is_dir() else False
+    frozen = read_head(Path(folder, RUN))["values"]["frozen_a"] if Path(folder, RUN).is_dir() else False
     if model is None:
         config = LoraConfig.from_pretrained(str(folder))
         model, _ = load_model(config.base_model_name_or_path)
@@ -284,19 +285,15 @@ def merge(model: PeftModel) -> Any:
         If it is no PEFT model.
     ValueError
         If the adapter is merged already, or merging gives weights that are not finite.
+
+    Notes
+    -----
+    On a quantised base PEFT rounds the merged weight to the few levels of the format again, and warns: merge into the
+    unquantised base instead.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"merge takes the PeftModel of attach or load, not a {type(model).__name__}")
     for name, layer in adapter_layers(model).items():
         if layer.merged:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
-        if shape(layer.get_base_layer()) != tuple(layer.get_base_layer().weight.shape)[:2] and not isinstance(
-            layer.get_base_layer(), Conv1D
-        ):
-            warnings.warn(
-                f"{name} is quantised: the merged weight is rounded to its few levels again, and differs from "
-                "base plus adapter; merge into the unquantised base instead",
-                stacklevel=2,
-            )
-            break
     return model.merge_and_unload(safe_merge=True)

@@ -143,7 +143,7 @@ class Subspaces(Result):
         )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for part in ("bases", "singular_values", "row_variance", "fingerprints"):
             tensors |= {f"{part}.{name}": t for name, t in getattr(self, part).items()}
         parts = ("kind", "max_rank", "numerical_rank", "traces", "shapes", "layers", "projections")
