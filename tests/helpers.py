@@ -131,9 +131,7 @@ def tiny_batch(
     if kind == "classification":
         return batch | {"labels": torch.arange(len(lengths)) % 2}
     if kind == "seq2seq":
-        targets = [
-            torch.randint(3, config.vocab_size, (n + 1,), generator=generator) for n in reversed(lengths)
-        ]
+        targets = [torch.randint(3, config.vocab_size, (n + 1,), generator=generator) for n in reversed(lengths)]
         return batch | {"labels": _pad(targets, -100, "right")}
     labels = [row.clone() for row in rows]
     for row in labels:
@@ -179,6 +177,4 @@ def _kind(config: transformers.PretrainedConfig, model: PreTrainedModel | str) -
 
 
 def _pad(rows: Sequence[torch.Tensor], value: int, padding: str) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        list(rows), batch_first=True, padding_value=value, padding_side=padding
-    )
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=padding)

@@ -89,9 +89,7 @@ def _packaged(name: str) -> Path:
     # Importing the package would import the engine that it was made for; only its folder is of interest.
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"the packaged model {name!r} is not installed (no package {package}): {INSTALL}"
-        )
+        raise ModuleNotFoundError(f"the packaged model {name!r} is not installed (no package {package}): {INSTALL}")
     path = Path(found.submodule_search_locations[0]) / inside
     if not path.exists():
         raise FileNotFoundError(f"the package {package} holds no {inside}: install it again with {INSTALL}")
@@ -151,9 +149,7 @@ def _cached(name: str, where: dict[str, Any]) -> Location | None:
     if not isinstance(found, str):
         return None
     hub_only = ("revision", "token", "cache_dir", "local_files_only")
-    return Location(
-        found.removesuffix(filename), {key: value for key, value in where.items() if key not in hub_only}
-    )
+    return Location(found.removesuffix(filename), {key: value for key, value in where.items() if key not in hub_only})
 
 
 def _unknown(name: str, hub: str) -> ValueError:

@@ -201,9 +201,7 @@ def _architecture(config: PretrainedConfig, num_labels: int | None) -> Any:
     return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
 
 
-def _fresh_modules(
-    model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]
-) -> tuple[str, ...]:
+def _fresh_modules(model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]) -> tuple[str, ...]:
     """Modules that the checkpoint has no weights for: a head, a pooler.
 
     Anything else is refused: at random in a base that stays frozen, it would never learn anything.

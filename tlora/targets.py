@@ -198,9 +198,7 @@ def _linears_in_blocks(model: nn.Module) -> Iterator[_Place]:
         parents = [modules[".".join(parts[:depth])] for depth in range(len(parts))]
         depth = next((d for d, parent in enumerate(parents) if isinstance(parent, nn.ModuleList)), None)
         if depth is not None:
-            yield _Place(
-                name, ".".join(parts[: depth + 1]), tuple(parts[depth:]), module, tuple(parents[depth + 1 :])
-            )
+            yield _Place(name, ".".join(parts[: depth + 1]), tuple(parts[depth:]), module, tuple(parents[depth + 1 :]))
 
 
 def _say_skipped(model: nn.Module, linears: list[str]) -> None:
@@ -283,9 +281,7 @@ def _selected(model: nn.Module, targets: dict[str, Target], select: str | Iterab
             "or a list of names or suffixes"
         )
     if not entries:
-        raise ValueError(
-            f"target_modules={select!r} selects nothing: leave it out to take {_existing(targets)}"
-        )
+        raise ValueError(f"target_modules={select!r} selects nothing: leave it out to take {_existing(targets)}")
     chosen = {name for entry in entries for name in _by_entry(model, targets, entry)}
     return [name for name in targets if name in chosen]
 
@@ -360,6 +356,4 @@ def _description(model: nn.Module, name: str, module: nn.Module) -> str:
         return "an embedding, never a target"
     if re.search(r"router|gate$|expert", f"{type(module).__name__} {name}", re.IGNORECASE):
         return "a router or an expert behind one, never a target"
-    return f"a {type(module).__name__} " + (
-        "outside the blocks" if is_linear(module) else "and no linear layer"
-    )
+    return f"a {type(module).__name__} " + ("outside the blocks" if is_linear(module) else "and no linear layer")

@@ -14,9 +14,7 @@ from tests.unit.test_targets import QuantLinear
 from tlora.targets import target_modules
 from tlora.weights import weight
 
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
-)
+needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 
 def linear_map(module, d_in):
@@ -30,9 +28,7 @@ def test_the_weight_is_what_the_layer_multiplies_by(family):
     model = tiny_model(family)
     for name, target in target_modules(model).items():
         module = model.get_submodule(name)
-        torch.testing.assert_close(
-            weight(module, name), linear_map(module, target.d_in), atol=1e-6, rtol=1e-6
-        )
+        torch.testing.assert_close(weight(module, name), linear_map(module, target.d_in), atol=1e-6, rtol=1e-6)
 
 
 def test_conv1d_equals_the_transposed_linear():
