@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tlora.batches import prepare
 from tlora.checks import fingerprint
 from tlora.covariance import Covariance
 from tlora.gradient import Gradient
-from tlora.losses import sample_losses
-from tlora.recording import recording
+from tlora.passes import observe
 from tlora.sensitivity import Sensitivity
 from tlora.statistics import Statistics, Tokens
 from tlora.storage import Meta, Result
@@ -205,7 +202,7 @@ def calibrate(
     targets = find_targets(model, target_modules)
     fingerprints = {name: _checked_fingerprint(model, name) for name in targets}
     statistics = Statistics(model, targets, tokens, gradient)
-    _run(model, targets, batches, statistics, progress)
+    observe(model, targets, batches, statistics, doing="calibrating", progress=progress)
     meta = Meta(
         model=model.config._name_or_path or type(model).__name__,
         task=task or getattr(batches, "task", ""),
@@ -214,22 +211,6 @@ def calibrate(
         samples=statistics.samples,
     )
     return _result(statistics, targets, fingerprints, meta)
-
-
-def _run(
-    model: Any, targets: dict[str, Target], batches: Iterable[Any], statistics: Statistics, progress: bool
-) -> None:
-    with recording(model, targets, statistics.gradient_arrived) as recorder:
-        bar = tqdm(batches, desc="calibrating", unit="batch", disable=not progress)
-        for number, raw in enumerate(bar):
-            batch = prepare(raw, model, f"batch {number}")
-            statistics.start(batch)
-            losses = sample_losses(model, batch.inputs)
-            statistics.forward_done(recorder)
-            losses.sum().backward()
-            recorder.clear()
-    if not statistics.samples:
-        raise ValueError("no batches to calibrate on: the iterable is empty (a generator that was used up?)")
 
 
 def _checked_fingerprint(model: Any, name: str) -> Tensor:

@@ -12,6 +12,7 @@ from tlora.batches import Batch
 from tlora.covariance import CovarianceSum
 from tlora.gradient import GradientSum
 from tlora.linalg import row_tiles
+from tlora.passes import by_sample, samples
 from tlora.recording import Recorder
 from tlora.targets import Target
 from tlora.weights import weight
@@ -92,7 +93,7 @@ class Statistics:
 
     def _add_inputs(self, target: Target, inputs: list[Tensor]) -> None:
         counted = self._batch.counted_tokens(target, self.tokens)
-        x = torch.cat([_by_sample(x.detach(), counted) for x in inputs], 1)
+        x = torch.cat([by_sample(x.detach(), counted) for x in inputs], 1)
         if target.name not in self.covariances:
             self.covariances[target.name] = CovarianceSum(target.d_in, x.device)
         self.covariances[target.name].update(x, torch.cat([counted.to(x.device)] * len(inputs), 1))
@@ -101,8 +102,8 @@ class Statistics:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``; calls of one module in one pass are summed before."""
         target, w = self.targets[name], weight(self.model.get_submodule(name))
         real = self._batch.real_tokens(target)
-        x = _samples(inputs, real)
-        d = _samples(gradients, real)
+        x = samples(inputs, real)
+        d = samples(gradients, real)
         totals = torch.zeros(len(real), device=w.device)
         for rows in row_tiles(target.d_out, target.d_in):
             magnitude = w[rows].float().abs().flatten()
@@ -119,14 +120,3 @@ class Statistics:
             seed = module_seed(0, target.name)
             self.gradients[target.name] = GradientSum(target.d_out, target.d_in, seed, device)
         return self.gradients[target.name]
-
-
-def _by_sample(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, d) whatever the model made of it: some flatten their inputs to (B * T, d)."""
-    return x if x.ndim == 3 else x.view(*mask.shape, x.shape[-1])
-
-
-def _samples(calls: list[Tensor], real: Tensor) -> list[Tensor]:
-    """The real tokens of each sample, (T_n, d) float32, those of a module's calls one after the other."""
-    whole = [_by_sample(x, real) for x in calls]
-    return [torch.cat([x[n][mask] for x in whole]).float() for n, mask in enumerate(real.to(whole[0].device))]
