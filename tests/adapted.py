@@ -34,9 +34,7 @@ def quick_collections() -> Iterator[None]:
     gc.unfreeze()
 
 
-def adapted_model(
-    family: str = "llama", *, seed: int = 0, declare_frozen: bool = True, **config: Any
-) -> PeftModel:
+def adapted_model(family: str = "llama", *, seed: int = 0, declare_frozen: bool = True, **config: Any) -> PeftModel:
     """A tiny model with a LoRA adapter whose ranks and scalings differ by layer, A frozen, B zero."""
     task = {"bert": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM"}.get(family, "CAUSAL_LM")
     base = tiny_model(family, seed=seed)

@@ -58,9 +58,7 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive number of samples, got {batch_size!r}")
     if evaluation_limit is not None and (not isinstance(evaluation_limit, Integral) or evaluation_limit < 0):
-        raise ValueError(
-            f"evaluation_limit must be a number of samples, 0 for none, or None, got {evaluation_limit!r}"
-        )
+        raise ValueError(f"evaluation_limit must be a number of samples, 0 for none, or None, got {evaluation_limit!r}")
 
 
 def training_arguments(
@@ -122,8 +120,7 @@ def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> 
 def _checkpointing(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Gradient checkpointing by the name of this version, and not of the kind that frozen inputs defeat."""
     renamed = {
-        name.replace("gradient_checkpointing", f"{_CHECKPOINTING}_checkpointing"): v
-        for name, v in theirs.items()
+        name.replace("gradient_checkpointing", f"{_CHECKPOINTING}_checkpointing"): v for name, v in theirs.items()
     }
     if renamed.get(f"{_CHECKPOINTING}_checkpointing"):
         key = f"{_CHECKPOINTING}_checkpointing_kwargs"
@@ -146,9 +143,7 @@ def checkpoint_to_resume(
     if resume is False:
         return None
     if resume is True and output_dir is None:
-        raise ValueError(
-            "resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path"
-        )
+        raise ValueError("resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path")
     folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
     if folder is None or not _is_whole(folder):
         place = output_dir if resume is True else folder
@@ -176,9 +171,7 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
         with safe_open(checkpoint / ADAPTER, framework="pt") as file:
             saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
-            f"{checkpoint / ADAPTER} is damaged ({error}): resume from an earlier checkpoint"
-        ) from error
+        raise ValueError(f"{checkpoint / ADAPTER} is damaged ({error}): resume from an earlier checkpoint") from error
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     here = {name: tuple(tensor.shape) for name, tensor in state.items()}
     odd = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))

@@ -75,9 +75,7 @@ class AdapterTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             # By default PEFT looks the base model up on the hub, to see whether its vocabulary was resized.
-            self._adapted.save_pretrained(
-                output_dir or str(self.args.output_dir), save_embedding_layers=False
-            )
+            self._adapted.save_pretrained(output_dir or str(self.args.output_dir), save_embedding_layers=False)
 
     def end(self) -> None:
         """Tell the callbacks that training is over, where an exception kept the Trainer from doing so."""

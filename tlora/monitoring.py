@@ -68,9 +68,7 @@ def lora_modules(model: PeftModel) -> dict[str, LoraModule]:
     return found
 
 
-def module_statistics(
-    b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float
-) -> Float[Tensor, " 2"]:
+def module_statistics(b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float) -> Float[Tensor, " 2"]:
     """Norm of ``scale * B A`` and effective rank of ``B``, from r x r products alone.
 
     Parameters
@@ -170,18 +168,14 @@ class ModuleRecorder(TrainerCallback):
         if self._modules and self._is_due(state.global_step + 1, state.max_steps):
             self._gradient_norms = torch.stack([_gradient_norm(m.b) for m in self._modules.values()])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step, if it is due."""
         if self._gradient_norms is not None:
             self.steps.append(state.global_step)
             self.values.append(torch.column_stack([self._statistics(), self._gradient_norms]).cpu())
             self._gradient_norms = None
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the records beside the checkpoint, for a run that resumes from it."""
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():

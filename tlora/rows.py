@@ -59,8 +59,7 @@ class Rows:
         """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,)."""
         ids = [torch.as_tensor(example["input_ids"]) for example in examples]
         masks = [
-            torch.as_tensor(e.get("attention_mask", torch.ones_like(i)))
-            for e, i in zip(examples, ids, strict=True)
+            torch.as_tensor(e.get("attention_mask", torch.ones_like(i))) for e, i in zip(examples, ids, strict=True)
         ]
         labels = [torch.as_tensor(example["labels"]) for example in examples]
         return {

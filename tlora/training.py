@@ -227,9 +227,7 @@ def _check_model(model: Any) -> None:
         )
     merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
-        raise ValueError(
-            f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it"
-        )
+        raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
@@ -284,9 +282,7 @@ def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: 
     return {} if split is None else task.evaluate(model, split, limit, progress=progress)
 
 
-def _evaluate_after(
-    task: Task | Rows, model: PeftModel, limit: int | None, progress: bool
-) -> dict[str, float]:
+def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:
     try:
         return _evaluate(task, model, limit, progress)
     except KeyboardInterrupt:
@@ -303,9 +299,7 @@ def _adapter(model: PeftModel) -> dict[str, Any]:
     """What a run keeps of the model."""
     modules = lora_modules(model)
     return {
-        "adapter": {
-            name: t.detach().cpu().clone().contiguous() for name, t in _adapter_tensors(model).items()
-        },
+        "adapter": {name: t.detach().cpu().clone().contiguous() for name, t in _adapter_tensors(model).items()},
         "adapter_config": _adapter_config(model),
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},

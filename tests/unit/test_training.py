@@ -118,8 +118,7 @@ def test_schedule_is_cosine_after_three_percent_warm_up() -> None:
     warm = math.ceil(0.03 * 40)
     steps = range(40)
     expected = [
-        1e-2 * (t / warm if t < warm else 0.5 * (1 + math.cos(math.pi * (t - warm) / (40 - warm))))
-        for t in steps
+        1e-2 * (t / warm if t < warm else 0.5 * (1 + math.cos(math.pi * (t - warm) / (40 - warm)))) for t in steps
     ]
     assert run.history["learning_rate"].tolist() == pytest.approx(expected)
     assert run.history["step"].tolist() == [t + 1 for t in steps]
@@ -140,9 +139,7 @@ def test_first_loss_is_the_mean_over_the_labelled_tokens_of_the_batch() -> None:
 
 
 def test_one_seed_gives_one_run_and_another_seed_another() -> None:
-    first, second, other = (
-        train(adapted_model(), token_rows(), epochs=2, seed=seed, **QUICK) for seed in (3, 3, 4)
-    )
+    first, second, other = (train(adapted_model(), token_rows(), epochs=2, seed=seed, **QUICK) for seed in (3, 3, 4))
     assert first.history.equals(second.history)
     assert first.module_history.equals(second.module_history)
     assert all(torch.equal(tensor, second.adapter[name]) for name, tensor in first.adapter.items())
@@ -370,9 +367,7 @@ def test_warns_of_a_b_that_stays_zero() -> None:
     model = adapted_model()
     b = next(p for name, p in model.named_parameters() if "lora_B" in name)
     b.register_hook(torch.zeros_like)
-    with pytest.warns(
-        UserWarning, match=r"B is still zero after 4 steps in model\.layers\.0\.self_attn\.q_proj:"
-    ):
+    with pytest.warns(UserWarning, match=r"B is still zero after 4 steps in model\.layers\.0\.self_attn\.q_proj:"):
         train(model, token_rows(), **QUICK)
     with pytest.warns(UserWarning, match="and 1 more"):
         train(adapted_model(), token_rows(), max_steps=1, **QUICK)
@@ -452,6 +447,17 @@ def test_rows_spread_over_a_sorted_dataset() -> None:
     assert seen == [0, 50, 99]
 
 
+def test_loss_of_rows_is_the_mean_of_single_rows_in_evaluation_mode() -> None:
+    model, rows = adapted_model("bert"), token_rows(5, classes=2)
+    expected = 0.0
+    with torch.no_grad():
+        for row in rows:
+            logits = model.eval()(torch.tensor([row["input_ids"]])).logits[0]
+            expected -= logits.log_softmax(0)[row["labels"]].item() / 5
+    assert Rows(rows, 0).loss(model.train(), 256) == pytest.approx(expected, rel=1e-5)
+    assert model.training
+
+
 def test_attention_masks_pad_and_are_kept() -> None:
     rows = Dataset.from_list(
         [
@@ -479,10 +485,10 @@ def test_progress_false_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_holds_the_model_afterwards() -> None:
     model = adapted_model()
-    watched = weakref.ref(model.get_base_model())
+    watched = [weakref.ref(module) for module in model.modules()]
     recorder = ModuleRecorder(every=1)
     run = train(model, token_rows(), callbacks=[recorder], **QUICK)
     del model
     gc.collect()
-    assert watched() is None
+    assert not [module for module in watched if module() is not None]
     assert run.module_history["step"].unique().tolist() == [1, 2, 3, 4]

@@ -26,9 +26,7 @@ ARGUMENTS: dict[str, Any] = {
 def test_statistics_are_those_of_the_dense_update(scale: float) -> None:
     rng = np.random.default_rng(0)
     b, a = scale * rng.normal(size=(20, 5)) * [4, 2, 1, 1, 0.1], rng.normal(size=(5, 12))
-    norm, rank = module_statistics(
-        torch.from_numpy(b).float(), torch.from_numpy(a @ a.T).float(), 0.25
-    ).tolist()
+    norm, rank = module_statistics(torch.from_numpy(b).float(), torch.from_numpy(a @ a.T).float(), 0.25).tolist()
     sigma = np.linalg.svd(b, compute_uv=False)
     assert norm == pytest.approx(0.25 * np.linalg.norm(b @ a), rel=1e-5)
     assert rank == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-5)
@@ -44,9 +42,7 @@ def test_effective_rank_of_equal_directions_is_their_number(rank: int) -> None:
     assert module_statistics(b, torch.eye(rank), 1.0)[1].item() == pytest.approx(rank, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("family", "train_a"), [("llama", False), ("llama", True), ("gpt2", False), ("bert", False)]
-)
+@pytest.mark.parametrize(("family", "train_a"), [("llama", False), ("llama", True), ("gpt2", False), ("bert", False)])
 def test_last_record_describes_the_trained_model(family: str, train_a: bool) -> None:
     model = adapted_model(family)
     for module in lora_modules(model).values():
@@ -82,9 +78,7 @@ def test_gradient_norms_are_those_of_the_step() -> None:
 def test_records_the_first_the_last_and_every_tenth_step() -> None:
     run = train(adapted_model(), token_rows(), max_steps=23, **ARGUMENTS)
     assert run.module_history["step"].unique().tolist() == [1, 10, 20, 23]
-    dense = train(
-        adapted_model(), token_rows(), max_steps=5, callbacks=[ModuleRecorder(every=2)], **ARGUMENTS
-    )
+    dense = train(adapted_model(), token_rows(), max_steps=5, callbacks=[ModuleRecorder(every=2)], **ARGUMENTS)
     assert dense.module_history["step"].unique().tolist() == [1, 2, 4, 5]
 
 
@@ -109,9 +103,9 @@ def test_a_subclass_sees_each_record_as_it_comes() -> None:
     run = train(adapted_model(), token_rows(), max_steps=3, callbacks=[watching], **ARGUMENTS)
     assert watching.seen == run.module_history.groupby("step")["update_norm"].max().tolist()
     assert watching.to_frame().equals(run.module_history)
-    assert train(
-        adapted_model(), token_rows(), max_steps=3, callbacks=[watching], **ARGUMENTS
-    ).module_history.equals(run.module_history)
+    assert train(adapted_model(), token_rows(), max_steps=3, callbacks=[watching], **ARGUMENTS).module_history.equals(
+        run.module_history
+    )
 
 
 def test_frozen_b_has_no_gradient() -> None:

@@ -61,9 +61,7 @@ def test_files_are_those_that_peft_writes(tmp_path: Path, family: str) -> None:
     model.save_pretrained(str(tmp_path / "theirs"))
     name = "adapter_model.safetensors"
     assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
-    ours, theirs = (
-        json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs")
-    )
+    ours, theirs = (json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs"))
     for config in (ours, theirs):
         config["target_modules"] = sorted(config["target_modules"])
         config.pop("base_model_name_or_path")
@@ -160,6 +158,7 @@ def made_of(sigma: list[float], d_out: int = 12, d_in: int = 10, scaling: float 
         ([10.0, 0.1, 0.1, 0.1], 0.99, 1),
         ([10.0, 5.0, 0.1, 0.1], 0.99, 2),
         ([2.0, 1.0, 1.0, 1.0], 1.0, 4),
+        ([2.0, 1.0, 0.0, 0.0], 1.0, 2),
         ([0.0, 0.0, 0.0, 0.0], 0.99, 0),
     ],
 )
@@ -219,9 +218,7 @@ def test_saving_replaces_an_adapter_as_a_whole_and_nothing_else(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
-def test_a_full_disk_leaves_the_old_adapter(
-    tmp_path: Path, run: TrainingRun, monkeypatch: Any, writes: int
-) -> None:
+def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, run: TrainingRun, monkeypatch: Any, writes: int) -> None:
     folder = made_of([1.0, 2.0]).save(tmp_path / "adapter")
     old = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     left = iter(range(writes))
