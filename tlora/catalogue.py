@@ -103,8 +103,7 @@ def _shared_chat(row: Row, chat: bool) -> Row:
     roles = {"human": "user", "gpt": "assistant"}
     return {
         "messages": [
-            {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
-            for turn in row["conversations"]
+            {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in row["conversations"]
         ]
     }
 
@@ -129,17 +128,11 @@ def _mbpp(row: Row, chat: bool) -> Row:
 
 
 def _labelled(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
-    return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {
-        "label": row["label"]
-    }
+    return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {"label": row["label"]}
 
 
-def _classification(
-    about: str, hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any
-) -> Preset:
-    return Preset(
-        about, hub, (*texts, "label"), texts, partial(_labelled, texts), "accuracy", classes=classes, **more
-    )
+def _classification(about: str, hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any) -> Preset:
+    return Preset(about, hub, (*texts, "label"), texts, partial(_labelled, texts), "accuracy", classes=classes, **more)
 
 
 def _glue(
@@ -256,9 +249,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "qnli": _glue("qnli", "does a sentence answer a question", ("question", "sentence"), _ENTAILMENT),
     "rte": _glue("rte", "does one sentence follow from another", ("sentence1", "sentence2"), _ENTAILMENT),
-    "wnli": _glue(
-        "wnli", "what does a pronoun refer to", ("sentence1", "sentence2"), ("not_entailment", "entailment")
-    ),
+    "wnli": _glue("wnli", "what does a pronoun refer to", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
 }
 
 # Known, and not offered: said where the name is asked for.

@@ -126,9 +126,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: boo
     return str(text)
 
 
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool
-) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
@@ -151,9 +149,7 @@ def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: frozense
     return last + 1
 
 
-def _ended(
-    ids: list[int], labels: list[int], ends: frozenset[int], end: int | None
-) -> tuple[list[int], list[int]]:
+def _ended(ids: list[int], labels: list[int], ends: frozenset[int], end: int | None) -> tuple[list[int], list[int]]:
     """Without what follows the last label; with the end token where that label is none."""
     length = max((place for place, label in enumerate(labels) if label != IGNORED), default=-1) + 1
     ids, labels = ids[:length], labels[:length]

@@ -205,9 +205,7 @@ def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[s
     )
     if task.architecture == "seq2seq":
         return [_decoded(task, [], row[1:]) for row in written.tolist()]  # after the decoder's start token
-    return [
-        _decoded(task, prompt, row[width:]) for prompt, row in zip(prompts, written.tolist(), strict=True)
-    ]
+    return [_decoded(task, prompt, row[width:]) for prompt, row in zip(prompts, written.tolist(), strict=True)]
 
 
 def _room(task: Task, width: int) -> int:

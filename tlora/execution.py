@@ -170,9 +170,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 def _outcome(report: bytes, token: str, ended: int | None, limits: Limits) -> Outcome:
     if ended is None or ended in (-signal.SIGXCPU, -signal.SIGKILL):
-        return Outcome(
-            False, f"stopped: more than {limits.seconds:g} s of CPU time, or three times that on the clock"
-        )
+        return Outcome(False, f"stopped: more than {limits.seconds:g} s of CPU time, or three times that on the clock")
     text = report.decode(errors="replace")
     if not text.startswith(token):
         return Outcome(False, f"ended by itself before its last line (exit status {ended})")

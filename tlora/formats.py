@@ -106,9 +106,7 @@ class Format:
         chunks = range(0, len(rows), _CHUNK)
         for start in tqdm(chunks, desc=f"tokenising {split}", unit="k", disable=not progress):
             encoded = []
-            for row, cut in self._encoded(
-                rows.select(range(start, min(start + _CHUNK, len(rows)))), split, start
-            ):
+            for row, cut in self._encoded(rows.select(range(start, min(start + _CHUNK, len(rows)))), split, start):
                 cuts += cut
                 if not cut.dropped:
                     encoded.append(row)

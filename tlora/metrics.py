@@ -39,12 +39,13 @@ def same_text(rows: Rows, answers: Sequence[str]) -> list[float]:
 def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
     """1 where the final answer has the value of the reference's; see `final_answer`."""
     return [
-        float(equal_values(final_answer(row["answer"]), final_answer(a)))
-        for row, a in zip(rows, answers, strict=True)
+        float(equal_values(final_answer(row["answer"]), final_answer(a))) for row, a in zip(rows, answers, strict=True)
     ]
 
 
 _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
+# A number that is no part of a formula: before it only words, after it neither a letter nor an operator.
+_QUANTITY = re.compile(rf"[^\d\\({{.+-]*({_NUMBER.pattern})(?!\s*[-+*/^\\({{,\d]|\.\d|[a-zA-Z]).*", re.DOTALL)
 _ANNOUNCED = re.compile(r"answer\s+is\s*:?\s*(.*)", re.IGNORECASE)
 
 
@@ -114,20 +115,20 @@ def equal_values(reference: str, answer: str) -> bool:
     Parameters
     ----------
     reference, answer : str
-        From `final_answer`. Where the reference is a number, the first number of the answer counts, after its
-        last equals sign: ``"7 apples"`` and ``"3 + 4 = 7"`` are 7. Otherwise both are compared as
-        `plain_latex`.
+        From `final_answer`. They are equal as `plain_latex`; or where the reference is a number and the answer
+        is one among words, after its last equals sign: ``"7.0 apples"`` and ``"3 + 4 = 7"`` are 7, ``"7/2"``
+        and ``"7x"`` are not.
 
     Returns
     -------
     bool
         False where either is empty.
     """
-    number = _number(plain_latex(reference))
-    if number is not None:
-        found = _NUMBER.search(plain_latex(answer.rpartition("=")[2]))
-        return found is not None and _number(found.group()) == number
-    return bool(reference) and plain_latex(reference) == plain_latex(answer)
+    one, other = plain_latex(reference), plain_latex(answer)
+    if one and _HALVES.get(one, one) == _HALVES.get(other, other):
+        return True
+    number, found = _number(one), _QUANTITY.fullmatch(answer.rpartition("=")[2].replace("\\$", "$"))
+    return number is not None and found is not None and _number(found.group(1)) == number
 
 
 def _number(text: str) -> Decimal | None:
@@ -145,6 +146,7 @@ _REWRITES: tuple[tuple[str, str], ...] = (
     (r"\\\$|\$", ""),
     (r"\\%|%", ""),
     (r"\^\s*(\{\\circ\}|\\circ)", ""),
+    (r"\\(text|mbox|mathrm)\{\s+[^{}]*\}\s*$", ""),  # a unit
     (r"\\(text|mbox|mathrm|textbf)\{\s*((?:[^{}])*?)\s*\}", r"\2"),
     (r"\s+", ""),
     (r"\.$", ""),
@@ -156,7 +158,6 @@ _REWRITES: tuple[tuple[str, str], ...] = (
     (r"\\frac\{([^{}]*)\}(\w)", r"\\frac{\1}{\2}"),
     (r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
     (r"(?<=\d),(?=\d{3}(\D|$))", ""),
-    (r"^0\.5$", r"\\frac{1}{2}"),
 )
 
 
@@ -171,7 +172,7 @@ def plain_latex(text: str) -> str:
     Returns
     -------
     str
-        E.g. ``\frac{1}{2}``, ``\frac{1}{2}``, ``5``, ``10``.
+        E.g. ``\frac{1}{2}``, ``0.5``, ``5``, ``10``.
 
     Notes
     -----
@@ -181,6 +182,8 @@ def plain_latex(text: str) -> str:
         text = re.sub(pattern, replacement, text)
     return text
 
+
+_HALVES = {"0.5": "\\frac{1}{2}"}  # as in the published evaluation of MATH: this one, and no other fraction
 
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 # Where a completion of a function's body goes on to something else.

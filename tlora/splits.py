@@ -57,9 +57,7 @@ def arrange(
         for split in ("test", "validation"):
             if split not in splits:
                 rows, size = result["train"], sizes[split]
-                held = _draw(
-                    rows, tenth if size is None else size, rng, columns, split, exact=size is not None
-                )
+                held = _draw(rows, tenth if size is None else size, rng, columns, split, exact=size is not None)
                 result[split] = rows.select(held)
                 result["train"] = rows.select(np.setdiff1d(np.arange(len(rows)), held))
     for split in SPLITS:
@@ -102,9 +100,7 @@ def _draw(
 ) -> np.ndarray:
     """Sorted indices of ``size`` rows, every class with its share, rows of one key together."""
     if size > len(rows):
-        raise ValueError(
-            f"{split}={size} asks for more than the {len(rows)} samples there are: ask for fewer"
-        )
+        raise ValueError(f"{split}={size} asks for more than the {len(rows)} samples there are: ask for fewer")
     if not size:
         return np.array([], dtype=int)
     groups: dict[str, list[int]] = {}
@@ -112,27 +108,30 @@ def _draw(
         groups.setdefault(key, []).append(index)
     strata = rows["label"][:] if "label" in rows.column_names else [0] * len(rows)
     left = _shares(strata, size)
-    members = list(groups.values())
+    members = [group for _, group in sorted(zip(rng.permutation(len(groups)), groups.values(), strict=True))]
     drawn: list[int] = []
-    for position in rng.permutation(len(members)):
-        group = members[position]
+    for group in members:
         if len(group) <= left[strata[group[0]]]:
             left[strata[group[0]]] -= len(group)
             drawn += group
+    if not drawn and len(members) > 1:
+        drawn = min(members, key=len)
     _check_drawn(len(drawn), size, len(members), split, exact)
     return np.sort(np.array(drawn, dtype=int))
 
 
 def _check_drawn(drawn: int, size: int, groups: int, split: str, exact: bool) -> None:
-    if drawn == size:
-        return
-    apart = f"samples with the same text stay together, and there are {groups} different ones"
     if not drawn:
         raise ValueError(
-            f"no sample can be held out for {split}: {apart}; give {split} data of its own, or {split}=0"
+            f"no sample can be held out for {split}: all have the same text, and stay together; "
+            f"give {split} data of its own, or load the task with {split}=0"
         )
-    if exact:
-        warnings.warn(f"{split} has {drawn} samples, not {size}: {apart}", stacklevel=5)
+    if exact and drawn != size:
+        warnings.warn(
+            f"{split} has {drawn} samples, not {size}: samples with the same text stay together, "
+            f"and there are {groups} different ones",
+            stacklevel=5,
+        )
 
 
 def _shares(strata: Sequence[int], size: int) -> dict[int, int]:

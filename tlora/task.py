@@ -132,9 +132,7 @@ class Task:
         collated = [self.collate([rows[index] for index in indices]) for indices in batches]
         return Batches(collated, self.name, self.seed)
 
-    def collate(
-        self, examples: Sequence[Mapping[str, Any]], padding_side: str = "right"
-    ) -> dict[str, Tensor]:
+    def collate(self, examples: Sequence[Mapping[str, Any]], padding_side: str = "right") -> dict[str, Tensor]:
         """Put samples into one padded batch.
 
         Parameters
@@ -157,9 +155,7 @@ class Task:
             If there is no sample, or the side is neither.
         """
         if not examples or padding_side not in ("left", "right"):
-            raise ValueError(
-                f"collate takes samples and a padding_side of 'left' or 'right', got {padding_side!r}"
-            )
+            raise ValueError(f"collate takes samples and a padding_side of 'left' or 'right', got {padding_side!r}")
         pad = partial(_padded, side=padding_side)
         ids = [example["input_ids"] for example in examples]
         batch = {
@@ -170,9 +166,7 @@ class Task:
         if self.kind == "classification":
             batch["labels"] = torch.tensor(labels)
         else:
-            batch["labels"] = _padded(
-                labels, IGNORED, "right" if self.architecture == "seq2seq" else padding_side
-            )
+            batch["labels"] = _padded(labels, IGNORED, "right" if self.architecture == "seq2seq" else padding_side)
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"] = pad([example["token_type_ids"] for example in examples], 0)
         return batch
@@ -224,9 +218,7 @@ class Task:
                 loss, scores = total / count, {}
                 if self.score is not None:
                     answers = generate(model, self, rows, batch_size, progress)
-                    scores = {
-                        name: float(np.mean(each)) for name, each in self.score(list(rows), answers).items()
-                    }
+                    scores = {name: float(np.mean(each)) for name, each in self.score(list(rows), answers).items()}
         return {"loss": loss, "perplexity": _exponential(loss)} | scores
 
     def predict(
@@ -264,9 +256,7 @@ class Task:
                 right = [float(a == b) for a, b in zip(found, labels, strict=True)]
                 answers, predictions = ([self.classes[i] for i in ids] for ids in (labels, found))
                 texts = {name: rows[name][:] for name in ("text", "text_pair") if name in rows.column_names}
-                return pd.DataFrame(
-                    texts | {"answer": answers, "prediction": predictions, self.metric: right}
-                )
+                return pd.DataFrame(texts | {"answer": answers, "prediction": predictions, self.metric: right})
             written = generate(model, self, rows, batch_size, progress)
         scores = {} if self.score is None else self.score(list(rows), written)
         texts = {"prompt": rows["prompt"][:], "answer": rows["answer"][:], "prediction": written}
@@ -298,9 +288,7 @@ class Task:
         _check_positive("batch_size", batch_size)
         rows: Dataset = getattr(self, split)
         if not len(rows):
-            raise ValueError(
-                f"the {split} split of {self.name!r} is empty: choose another, or load it with {split}="
-            )
+            raise ValueError(f"the {split} split of {self.name!r} is empty: choose another, or load it with {split}=")
         if limit is None or limit >= len(rows):
             return rows
         _check_positive("limit", limit)
@@ -314,9 +302,7 @@ class Task:
     def _repr_html_(self) -> str:
         table = self.describe().to_html()
         sample = next((rows for rows in (self.train, self.test) if len(rows)), None)
-        return (
-            f"<p><b>{html.escape(repr(self))}</b></p>{table}{self._sample_html(sample[0]) if sample else ''}"
-        )
+        return f"<p><b>{html.escape(repr(self))}</b></p>{table}{self._sample_html(sample[0]) if sample else ''}"
 
     def _sample_html(self, row: Mapping[str, Any]) -> str:
         """The first sample as the model reads it, what is learnt in bold."""

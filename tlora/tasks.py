@@ -146,9 +146,7 @@ def _source(
     known = isinstance(task, str) and task in PRESETS
     puzzle = isinstance(task, str) and not known and not _is_path(task)
     if options is not None and not puzzle:
-        raise ValueError(
-            "options are for the generators of reasoning-gym; this task has none: leave them out"
-        )
+        raise ValueError("options are for the generators of reasoning-gym; this task has none: leave them out")
     if data_files is not None and not known:
         raise ValueError(f"data_files are for {', '.join(PRESETS)}; pass your own file as the task itself")
     if known:
@@ -203,9 +201,7 @@ def _in_words(source: Source) -> Source:
 
     def worded(rows: Dataset) -> Dataset:
         texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
-        prompts = [
-            "\n".join(parts) + f"\n\nAnswer with one of: {choices}." for parts in zip(*texts, strict=True)
-        ]
+        prompts = ["\n".join(parts) + f"\n\nAnswer with one of: {choices}." for parts in zip(*texts, strict=True)]
         answers = [source.classes[label] for label in rows["label"][:]]
         return Dataset.from_dict({"prompt": prompts, "completion": answers}, features=_TEXTS)
 
@@ -281,13 +277,9 @@ def _checked_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None) 
     return max_length
 
 
-def _check(
-    tokenizer: Any, architecture: str | None, sizes: Mapping[str, int | None], metric: str | None
-) -> None:
+def _check(tokenizer: Any, architecture: str | None, sizes: Mapping[str, int | None], metric: str | None) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(
-            f"tokenizer is of type {type(tokenizer).__name__}: pass the one that tlora.load_model returns"
-        )
+        raise TypeError(f"tokenizer is of type {type(tokenizer).__name__}: pass the one that tlora.load_model returns")
     if architecture not in (None, *ARCHITECTURES):
         raise ValueError(f"architecture={architecture!r}: choose from {', '.join(ARCHITECTURES)}")
     if metric not in (None, *_METRICS):
@@ -307,9 +299,7 @@ def _check_fit(source: Source, architecture: str, templated: bool, metric: str |
     if architecture == "classification" and metric is not None:
         raise ValueError(f"metric={metric!r} is for generated answers; a classification has its accuracy")
     if "messages" in columns and architecture == "seq2seq":
-        raise ValueError(
-            "an encoder-decoder takes prompt and completion, not messages: turn them into those columns"
-        )
+        raise ValueError("an encoder-decoder takes prompt and completion, not messages: turn them into those columns")
     if "messages" in columns and not templated:
         raise ValueError(
             "messages need a chat template, and the tokenizer has none (or chat=False): "

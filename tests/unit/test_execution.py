@@ -1,0 +1,153 @@
+"""Programs run to their end within their limits, or do not pass."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tlora.execution import Limits, Outcome, run_program, run_programs
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
+QUICK = Limits(seconds=1, memory=1 << 28)
+
+
+def test_a_program_that_runs_to_its_last_line_passes():
+    assert run_program("import math\nassert math.sqrt(4) == 2\nif __name__ == '__main__':\n    x = 1") == Outcome(True)
+    assert run_program("") == Outcome(True)
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("assert 1 == 2, 'no'", "AssertionError: no"),
+        ("raise ValueError('\\udc80')", "ValueError: ?"),
+        ("def f(:", "SyntaxError"),
+        ("f()", "NameError"),
+        ("def f():\n    f()\nf()", "RecursionError"),
+        ("import numpy", "ModuleNotFoundError"),
+        ("input()", "EOFError"),
+        # An exit is no pass, however it is made.
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise SystemExit", "SystemExit"),
+        ("exit()", "NameError"),
+        ("quit()", "NameError"),
+        ("import os; os._exit(0)", "ended by itself"),
+        ("import sys; print('passed'); sys.exit()", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_what_fails_or_ends_early_does_not_pass(program, reason):
+    outcome = run_program(program, QUICK)
+    assert not outcome.passed
+    assert reason in outcome.reason
+
+
+ENDLESS = {
+    "loop": "while True: pass",
+    "deaf": "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+    "asleep": "import os, time\nopen(PLACE, 'w').write(str(os.getpid()))\ntime.sleep(60)",
+    "in C": "9**9**9**9",
+    "talking": "while True: print('x' * 10**6)",
+    "thread": "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()\nwhile True: pass",
+}
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """The outcomes of all of them, run at once; and where the one that sleeps wrote its process id."""
+    place = tmp_path_factory.mktemp("endless") / "pid"
+    programs = [f"PLACE = {str(place)!r}\n{program}" for program in ENDLESS.values()]
+    start = time.monotonic()
+    with ThreadPoolExecutor(len(programs)) as pool:
+        outcomes = list(pool.map(lambda program: run_program(program, QUICK), programs))
+    assert time.monotonic() - start < 30
+    return dict(zip(ENDLESS, outcomes, strict=True)), int(place.read_text())
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_does_not_end_is_stopped(endless, name):
+    outcome = endless[0][name]
+    assert not outcome.passed
+    assert "stopped" in outcome.reason
+
+
+def test_what_was_stopped_is_gone(endless):
+    with pytest.raises(ProcessLookupError):
+        os.kill(endless[1], 0)
+
+
+@pytest.mark.parametrize(
+    "program", ["x = bytearray(10**9)", "x = []\nwhile True: x.append(bytearray(10**6))", "x = 'x' * 10**10"]
+)
+def test_memory_is_limited(program):
+    assert run_program(program, QUICK).reason.startswith("MemoryError")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nwhile True: os.fork()",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.system('true')",
+        "import os; os.posix_spawn('/bin/true', ['true'], {})",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import multiprocessing as m; p = m.Process(target=print); p.start(); p.join()",
+        "import os; os.kill(os.getppid(), 9)",
+        "import socket; socket.socket()",
+        "import ctypes; ctypes.CDLL(None)",
+    ],
+)
+def test_no_process_is_started_or_killed_and_no_connection_opened(program):
+    outcome = run_program(program, QUICK)
+    assert not outcome.passed
+    assert "PermissionError" in outcome.reason
+
+
+def test_a_caught_refusal_is_no_way_around_it():
+    program = "import os\nfor _ in range(3):\n    try:\n        os.fork()\n    except PermissionError:\n        pass\n"
+    assert run_program(program).passed
+    assert not run_program(program + "os.fork()").passed
+
+
+def test_much_output_fills_nothing_and_large_files_are_refused():
+    assert run_program("for _ in range(50): print('x' * 10**6)").passed
+    assert "File too large" in run_program("open('x', 'w').write('x' * 10**8)").reason
+
+
+def test_a_report_cannot_be_made_up_or_flooded():
+    forged = (
+        "import os\nfor fd in range(3, 12):\n    try:\n        os.write(fd, b'0' * {size})\n"
+        "    except OSError:\n        pass\nos._exit(0)"
+    )
+    for size in (32, 10**7):
+        assert not run_program(forged.format(size=size), QUICK).passed
+
+
+def test_the_folder_is_empty_and_gone_afterwards(tmp_path):
+    place = tmp_path / "place"
+    program = (
+        "import os\nassert os.listdir() == []\nopen('file', 'w').write('x')\n"
+        f"open({str(place)!r}, 'w').write(os.getcwd())\nassert not os.environ.get('HOME')"
+    )
+    assert run_program(program).passed
+    assert not os.path.exists(place.read_text())
+    assert os.listdir(tmp_path) == ["place"]
+
+
+def test_programs_run_side_by_side_in_order():
+    programs = ["x = 1", "assert False", "import time; time.sleep(1)", "x = 2"] * 2
+    assert [outcome.passed for outcome in run_programs(programs)] == [True, False, True, True] * 2
+    assert run_programs([]) == []
+
+
+def test_limits_are_positive():
+    for name in ("seconds", "memory", "file_bytes"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            Limits(**{name: 0})
+
+
+def test_without_limits_to_set_nothing_is_run(monkeypatch):
+    monkeypatch.setattr("tlora.execution.os.name", "nt")
+    with pytest.raises(NotImplementedError, match="POSIX"):
+        run_program("x = 1")

@@ -1,0 +1,416 @@
+"""Batches, and what a model is measured at, against loops over single samples without padding."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from tests.helpers import tiny_model
+from tests.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
+from tlora.evaluation import by_length
+from tlora.tasks import load_task
+
+WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
+
+
+def sentences(count, seed, most=9):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, most))) for _ in range(count)]
+
+
+def pairs(count=12, seed=0):
+    return Dataset.from_dict(
+        {
+            "prompt": [f"{i} {s}:" for i, s in enumerate(sentences(count, seed))],
+            "completion": sentences(count, seed + 1, 4),
+        }
+    )
+
+
+def labelled(count=12):
+    texts = [f"{i} {s}" for i, s in enumerate(sentences(count, 3))]
+    return Dataset.from_dict({"text": texts, "label": [("bad", "fine", "good")[i % 3] for i in range(count)]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bytes_tokenizer("chatml")
+
+
+@pytest.fixture(scope="module")
+def task(tokenizer):
+    return load_task(pairs(), tokenizer, train=6, validation=2, test=4)
+
+
+@pytest.fixture(scope="module")
+def llama(tokenizer):
+    return tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=2, pad_token_id=2)
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    return load_task(labelled(), words_tokenizer(), train=6, validation=2, test=4)
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return tiny_model("bert", vocab_size=200, num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def seq2seq():
+    tokenizer = ended_tokenizer()
+    task = load_task(pairs(), tokenizer, architecture="seq2seq", train=6, validation=2, test=4)
+    return task, tiny_model("t5", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+
+
+def single_losses(model, rows, seq2seq=False):
+    """Summed loss and number of labels of each row, alone and unpadded, by the model's own loss."""
+    found = []
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=labels).loss.item()
+        count = int((labels if seq2seq else labels[:, 1:]).ne(-100).sum())
+        found.append((loss * count, count))
+    return found
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batches_are_padded_and_masked(task, side):
+    rows = list(task.train)
+    batch = task.collate(rows, padding_side=side)
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    width = max(len(row["input_ids"]) for row in rows)
+    assert {tuple(tensor.shape) for tensor in batch.values()} == {(len(rows), width)}
+    for i, row in enumerate(rows):
+        length = len(row["input_ids"])
+        real = slice(width - length, None) if side == "left" else slice(length)
+        expected = torch.zeros(width, dtype=torch.int64)
+        expected[real] = 1
+        assert batch["attention_mask"][i].equal(expected)
+        assert batch["input_ids"][i, real].tolist() == row["input_ids"]
+        assert batch["labels"][i, real].tolist() == row["labels"]
+        assert (batch["labels"][i][expected == 0] == -100).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "opt"])
+def test_padding_on_either_side_gives_the_same_loss(task, tokenizer, family):
+    model = tiny_model(family, vocab_size=len(tokenizer), max_position_embeddings=256)
+    rows = list(task.train)
+    expected = sum(total for total, _ in single_losses(model, rows)) / sum(n for _, n in single_losses(model, rows))
+    for side in ("left", "right"):
+        with torch.no_grad():
+            loss = model(**task.collate(rows, padding_side=side)).loss.item()
+        assert loss == pytest.approx(expected, rel=1e-5), side
+
+
+def test_an_encoder_decoder_has_labels_of_their_own_length(seq2seq):
+    task, _ = seq2seq
+    rows = list(task.train)
+    batch = task.collate(rows, padding_side="left")
+    assert batch["labels"].shape == (len(rows), max(len(row["labels"]) for row in rows))
+    for i, row in enumerate(rows):
+        assert batch["labels"][i].tolist() == row["labels"] + [-100] * (batch["labels"].shape[1] - len(row["labels"]))
+
+
+def test_calibration_batches_come_from_training_and_are_always_the_same(task):
+    def samples(batches):
+        return {
+            tuple(ids[mask.bool()].tolist())
+            for batch in batches
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        }
+
+    batches = task.calibration(6, batch_size=2)
+    assert samples(batches) == {tuple(row["input_ids"]) for row in task.train}
+    assert samples(task.calibration(3)) < samples(batches)
+    assert (batches.task, batches.seed) == (task.name, task.seed)
+    again = task.calibration(6, batch_size=2)
+    assert all(a[key].equal(b[key]) for a, b in zip(batches, again, strict=True) for key in a)
+    assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 2]
+    lengths = [batch["attention_mask"].sum(1).tolist() for batch in batches]
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat, reverse=True)
+
+
+def test_calibration_refuses_what_there_is_not(task):
+    with pytest.raises(ValueError, match=r"n=7 calibration samples .* has 6"):
+        task.calibration(7)
+    for n, size in ((0, 8), (-1, 8), (True, 8), (2.0, 8), (2, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            task.calibration(n, batch_size=size)
+    with pytest.raises(ValueError, match="padding_side"):
+        task.collate(list(task.train), padding_side="both")
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 7), st.none() | st.integers(1, 200))
+def test_batches_by_length_hold_each_sample_once_within_their_limits(lengths, size, most):
+    batches = by_length(lengths, size, most)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= size
+        width = max(lengths[i] for i in batch)
+        assert most is None or len(batch) == 1 or width * len(batch) <= most
+    flat = [lengths[i] for batch in batches for i in batch]
+    assert flat == sorted(flat, reverse=True)
+
+
+# Losses.
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_the_loss_is_the_mean_over_all_labelled_tokens(task, llama, size):
+    singles = single_losses(llama, task.test)
+    expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
+    found = task.evaluate(llama, batch_size=size)
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert list(found) == ["loss", "perplexity", "exact_match"]
+
+
+def test_the_loss_of_an_encoder_decoder(seq2seq):
+    task, model = seq2seq
+    singles = single_losses(model, task.test, seq2seq=True)
+    expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
+    assert task.evaluate(model)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_and_accuracy_of_a_classifier(encoded, bert):
+    losses, right = [], []
+    for row in encoded.test:
+        with torch.no_grad():
+            logits = bert(torch.tensor([row["input_ids"]])).logits[0].double()
+        losses.append(-torch.log_softmax(logits, 0)[row["labels"]].item())
+        right.append(int(logits.argmax()) == row["labels"])
+    found = encoded.evaluate(bert, batch_size=3)
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["accuracy"] == np.mean(right)
+    assert (encoded.metric, encoded.kind, encoded.num_labels) == ("accuracy", "classification", 3)
+    frame = encoded.predict(bert, limit=None)
+    assert frame["accuracy"].tolist() == [float(each) for each in right]
+    assert set(frame["answer"]) | set(frame["prediction"]) <= {"bad", "fine", "good"}
+
+
+def test_an_adapted_model_is_evaluated_like_any_other(task, tokenizer):
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    plain = task.evaluate(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"], r=2, task_type="CAUSAL_LM"))
+    assert task.evaluate(adapted) == pytest.approx(plain, rel=1e-5)  # B is zero
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    changed = task.evaluate(adapted)
+    assert changed["loss"] != pytest.approx(plain["loss"], rel=1e-3)
+    assert changed == pytest.approx(task.evaluate(adapted.merge_and_unload()), rel=1e-4)
+
+
+def test_a_loss_beyond_what_has_an_exponential(encoded):
+    model = tiny_model("bert", vocab_size=200, num_labels=3)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1e4, 0, -1e4]))
+    assert encoded.evaluate(model)["perplexity"] == math.inf
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_a_gpu_gives_the_same(task, encoded, tokenizer):
+    for each, build in (
+        (task, lambda: tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)),
+        (encoded, lambda: tiny_model("bert", vocab_size=200, num_labels=3)),
+    ):
+        assert each.evaluate(build().cuda()) == pytest.approx(each.evaluate(build()), rel=1e-3)
+
+
+# Generated answers.
+
+
+def greedy(model, prompt, stops, most):
+    """One token after the other, everything computed anew each time."""
+    ids = list(prompt)
+    for _ in range(most):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in stops:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_answers_are_those_of_each_prompt_alone(task, tokenizer, family):
+    length = {"n_positions": 256} if family == "gpt2" else {"max_position_embeddings": 256}
+    model = tiny_model(
+        family, vocab_size=len(tokenizer), eos_token_id=None, pad_token_id=None, bos_token_id=None, **length
+    )
+    expected = [
+        tokenizer.decode(
+            greedy(model, row["input_ids"][: row["prompt_length"]], task.stop_ids, task.max_new_tokens),
+            skip_special_tokens=True,
+        )
+        for row in task.test
+    ]
+    frame = task.predict(model, batch_size=3)
+    assert frame["prediction"].tolist() == expected
+    assert frame["answer"].tolist() == list(task.test["answer"])
+    assert len(set(expected)) > 1
+
+
+def test_an_encoder_decoder_answers_greedily_too(seq2seq):
+    task, model = seq2seq
+    expected = []
+    for row in task.test:
+        ids, written = torch.tensor([row["input_ids"]]), [model.config.decoder_start_token_id]
+        while len(written) <= task.max_new_tokens and written[-1] != task.tokenizer.eos_token_id:
+            with torch.no_grad():
+                logits = model(input_ids=ids, decoder_input_ids=torch.tensor([written])).logits
+            written.append(int(logits[0, -1].argmax()))
+        expected.append(task.tokenizer.decode(written[1:], skip_special_tokens=True))
+    assert task.predict(model, batch_size=3)["prediction"].tolist() == expected
+
+
+def test_an_answer_stops_at_its_end_token_and_is_no_longer_than_the_longest(task, tokenizer):
+    assert task.stop_ids == (tokenizer.eos_token_id,)
+    lengths = [len(row["labels"]) - row["prompt_length"] for s in (task.train, task.validation, task.test) for row in s]
+    assert task.max_new_tokens == max(lengths)
+
+    word = tokenizer("w")["input_ids"][0]
+    for token, expected in ((tokenizer.eos_token_id, ""), (word, "w" * task.max_new_tokens)):
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+        always = torch.nn.functional.one_hot(torch.tensor(token), len(tokenizer)).float()
+        model.lm_head.register_forward_hook(lambda _, __, out, always=always: always.expand_as(out))
+        assert task.predict(model)["prediction"].tolist() == [expected] * len(task.test)
+
+
+def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
+    truth = task.test["answer"][:]
+    given_answers = [truth[0], f" {truth[1]}\n", truth[2] + ".", truth[3].swapcase()]
+    monkeypatch.setattr("tlora.task.generate", lambda *_: given_answers)
+    assert task.evaluate(llama)["exact_match"] == 2 / 4
+    assert task.predict(llama)["exact_match"].tolist() == [1, 1, 0, 0]
+
+
+def test_text_after_a_word_that_begins_with_a_space_keeps_its_spaces():
+    """Tokenizers like Llama 2's drop the space before the first word of a text: an answer is not the first."""
+    from tlora.evaluation import _decoded
+
+    tokenizer = pieces_tokenizer()
+    data = Dataset.from_dict({"prompt": ["def f():\n"], "completion": ["    return word"]})
+    task = load_task(data, tokenizer, validation=0, test=0)
+    row = task.train[0]
+    prompt, written = row["input_ids"][: row["prompt_length"]], row["input_ids"][row["prompt_length"] :]
+    assert _decoded(task, prompt, written) == "    return word"
+
+
+# What is refused, and that the model is left as it was.
+
+
+def modes(model):
+    return {
+        name: (module.training, getattr(module, "gradient_checkpointing", None))
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    model.train()
+    model.model.layers[0].eval()
+    model.config.use_cache = False
+    model.model.embed_tokens.weight.requires_grad_(False)
+    # Of transformers' two names for it the older warns.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    before = (
+        modes(model),
+        {n: p.requires_grad for n, p in model.named_parameters()},
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    if broken:
+        monkeypatch.setattr("tlora.task.generate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            task.evaluate(model)
+    else:
+        task.evaluate(model)
+    assert torch.is_grad_enabled()
+    after = (
+        modes(model),
+        {n: p.requires_grad for n, p in model.named_parameters()},
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
+    assert after == before
+    assert any(checkpointed for _, checkpointed in after[0].values())
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_wrong_model_is_refused(task, encoded, tokenizer, bert):
+    with pytest.raises(ValueError, match=r"3 classes.*num_labels=3.*architecture='causal'"):
+        encoded.evaluate(tiny_model("bert", vocab_size=200, num_labels=2))
+    with pytest.raises(ValueError, match="beyond the 64 embeddings"):
+        task.evaluate(tiny_model("llama", max_position_embeddings=256))
+    with pytest.raises(ValueError, match="cannot write answers"):
+        task.predict(tiny_model("bert", vocab_size=len(tokenizer)))
+
+
+def test_what_cannot_be_evaluated_is_refused(task, llama, tokenizer):
+    with pytest.raises(ValueError, match="split='dev': choose from train, validation, test"):
+        task.evaluate(llama, "dev")
+    for arguments in ({"limit": 0}, {"limit": -1}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            task.evaluate(llama, **arguments)
+    empty = load_task(pairs(), tokenizer, test=0)
+    with pytest.raises(ValueError, match="test split of 'dataset' is empty"):
+        empty.evaluate(llama)
+
+
+def test_a_limit_draws_the_same_samples_of_all_classes(encoded):
+    data = Dataset.from_dict({"text": [f"{i} film" for i in range(300)], "label": [0] * 150 + [1] * 150})
+    task = load_task(data, words_tokenizer(), test=100)
+    rows = task._rows("test", 20, 1)
+    assert len(rows) == 20
+    assert rows["text"][:] == task._rows("test", 20, 1)["text"][:]
+    assert 3 < sum(rows["labels"][:]) < 17  # sorted by class, the first 20 would be all of one
+
+
+# How it shows itself.
+
+
+def test_a_task_shows_itself(task, encoded, tokenizer):
+    assert repr(task) == "Task(dataset: generation, 6/2/4 train/validation/test samples, metric exact_match)"
+    page = task._repr_html_()
+    assert "<table" in page
+    assert (
+        f"<b>{tokenizer.decode([i for i in task.train[0]['labels'] if i != -100])}".replace("|>", "|&gt;").replace(
+            "<|", "&lt;|"
+        )
+        in page
+    )
+    assert "&rarr; <b>" in encoded._repr_html_()
+    described = task.describe()
+    assert described.index.tolist() == ["train", "validation", "test"]
+    assert described["samples"].tolist() == [6, 2, 4]
+    rows = list(task.train)
+    assert described.loc["train", "tokens"] == sum(len(row["input_ids"]) for row in rows)
+    assert described.loc["train", "learnt"] == sum(label != -100 for row in rows for label in row["labels"])
+    assert described.loc["train", "longest"] == max(len(row["input_ids"]) for row in rows)
+
+
+def test_progress_is_shown_only_where_it_is_asked_for(tokenizer, llama, capsys):
+    task = load_task(pairs(), tokenizer)
+    task.evaluate(llama)
+    assert capsys.readouterr() == ("", "")
+    task = load_task(pairs(), tokenizer, progress=True)
+    task.evaluate(llama, progress=True)
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("tokenising train", "loss", "answers"))

@@ -1,0 +1,326 @@
+"""Files and datasets as tasks: what is read, what is refused, and that splits share nothing."""
+
+import gzip
+import json
+import warnings
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tokenizers import bytes_tokenizer, words_tokenizer
+from tlora.sources import read_dataset, read_path
+from tlora.splits import SPLITS, arrange
+from tlora.tasks import load_task
+
+PAIRS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(10)]
+LABELLED = [{"text": f"film {i}", "label": ("bad", "good")[i % 2]} for i in range(10)]
+
+
+def write(path, rows):
+    """Rows in the format that the name says."""
+    if path.name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.name.endswith(".jsonl.gz"):
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        Dataset.from_list(rows).to_pandas().to_csv(path, index=False)
+    else:
+        Dataset.from_list(rows).to_pandas().to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("rows", [PAIRS, LABELLED])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix, rows):
+    source = read_path(write(tmp_path / f"data{suffix}", rows))
+    assert source.name == "data"
+    found = source.splits["train"]
+    if rows is LABELLED:
+        assert source.classes == ("bad", "good")
+        rows = [{"text": row["text"], "label": source.classes.index(row["label"])} for row in rows]
+    assert list(found) == rows
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_file_is_a_task(tmp_path, as_text):
+    path = write(tmp_path / "sums.jsonl", PAIRS)
+    task = load_task(str(path) if as_text else path, bytes_tokenizer("chatml"))
+    assert [len(getattr(task, split)) for split in SPLITS] == [8, 1, 1]
+    assert (task.name, task.metric, task.kind) == ("sums", "exact_match", "generation")
+    prompts = [prompt for split in SPLITS for prompt in getattr(task, split)["prompt"][:]]
+    assert sorted(prompts) == sorted(row["prompt"] for row in PAIRS)
+
+
+def test_a_folder_has_one_file_a_split(tmp_path):
+    write(tmp_path / "train.jsonl", PAIRS[:5])
+    write(tmp_path / "dev.csv", PAIRS[5:7])
+    write(tmp_path / "test.parquet", PAIRS[7:])
+    (tmp_path / "README.md").write_text("about")
+    task = load_task(f"{tmp_path}/", bytes_tokenizer())
+    assert [len(getattr(task, split)) for split in SPLITS] == [5, 2, 3]
+    write(tmp_path / "val.jsonl", PAIRS[:1])
+    with pytest.raises(ValueError, match=r"dev\.csv and val\.jsonl, both validation"):
+        load_task(tmp_path, bytes_tokenizer())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no train, validation or test file"):
+        load_task(tmp_path / "empty", bytes_tokenizer())
+
+
+@pytest.mark.filterwarnings("ignore:4 training samples are in another split")
+def test_datasets_keep_their_class_names():
+    names = ["no", "yes", "never seen"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names), "extra": Value("int32")})
+    data = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 1, 0], "extra": [1] * 4}, features=features)
+    task = load_task(DatasetDict(train=data, validation=data, test=data), words_tokenizer())
+    assert (task.classes, task.num_labels) == (tuple(names), 3)
+    assert task.train["labels"][:] == [0, 1, 1, 0]
+    assert "extra" not in task.train.column_names
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["b", "a", "b", "c"], ("a", "b", "c")),
+        ([10, 2, 10, 2], ("2", "10")),
+        (["10", "2", "10", "2"], ("2", "10")),
+        ([True, False, True, True], ("False", "True")),
+    ],
+)
+def test_labels_become_indices_in_order(labels, classes):
+    source = read_dataset(Dataset.from_dict({"text": list("wxyz"), "label": labels}))
+    assert source.classes == classes
+    assert [source.classes[i] for i in source.splits["train"]["label"][:]] == [str(label) for label in labels]
+
+
+def test_labels_of_all_splits_are_numbered_together():
+    data = {
+        split: Dataset.from_dict({"text": ["x"], "label": [label]}) for split, label in (("train", "b"), ("test", "a"))
+    }
+    source = read_dataset(data)
+    assert source.classes == ("a", "b")
+    assert source.splits["train"]["label"][:] == [1]
+
+
+def test_classes_may_be_written_in_words():
+    task = load_task(Dataset.from_list(LABELLED), bytes_tokenizer("chatml"), architecture="causal")
+    assert (task.kind, task.metric, task.num_labels) == ("generation", "accuracy", None)
+    assert set(task.train["answer"][:]) == {"bad", "good"}
+    assert task.train["prompt"][0].endswith("\n\nAnswer with one of: bad, good.")
+    many = Dataset.from_list([{"text": f"film {i}", "label": ("bad", "good")[i % 2]} for i in range(40)])
+    balanced = load_task(many, bytes_tokenizer(), architecture="causal", train=4, test=2)
+    assert sorted(balanced.test["answer"][:]) == ["bad", "good"]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n\n{"prompt": \n', r"a\.jsonl, line 3: not valid JSON"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n[1]\n', r"a\.jsonl, line 2: a list, not an object"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', r"line 2: 'completion' is missing"),
+        ("a.jsonl", '{"prompt": "a", "completion": 5}\n', r"line 1: 'completion' is 5, not a text"),
+        ("a.jsonl", '{"prompt": "a", "completion": " "}\n', r"line 1: 'completion' is ' '"),
+        (
+            "a.jsonl",
+            '{"question": "a", "reply": "b"}\n',
+            r"columns question, reply; accepted are prompt and completion",
+        ),
+        ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: label 0\.5 is a fraction, and regression"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: 'label' is missing"),
+        ("a.jsonl", '{"text": "a", "label": -1}\n', r"line 1: label -1 is no class"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\] is no class"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "of different types|all of one type"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "two classes or more"),
+        ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages must be a list"),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: a message needs role and content"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no message of the assistant"),
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", "\n\n", "has no rows"),
+        ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', r"element 2: a int, not an object"),
+        ("a.json", '[{"prompt": "a",\n "completion": }]', r"a\.json, line 2: not valid JSON"),
+        ("a.csv", "prompt,completion\na,b\nc\n", r"a\.csv, line 3: 1 fields, the header has 2"),
+        ("a.csv", 'prompt,completion\na,b\n"c,d\n', r"a\.csv, line 3: malformed CSV"),
+        ("a.csv", "prompt,completion\n", "has no rows"),
+        ("a.csv", "text,label\na,0.5\nb,1.5\n", r"line 2: label '0\.5' is a fraction"),
+        ("a.parquet", "PAR1 but not really", "no Parquet file, or a damaged one"),
+        ("a.xlsx", "x", r"is no \.jsonl"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_task(path, bytes_tokenizer("chatml"))
+
+
+def test_text_that_is_no_utf8_is_refused(tmp_path):
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_bytes(b"\n\xff\xfe,b\n")
+        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text"):
+            load_task(tmp_path / name, bytes_tokenizer())
+
+
+def test_long_fields_and_quoted_line_breaks_are_read(tmp_path):
+    rows = [{"prompt": "a" * 200_000, "completion": "b\nc, d"}] * 3
+    assert list(read_path(write(tmp_path / "a.csv", rows)).splits["train"]) == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (5, TypeError, "not int"),
+        ([{"prompt": "a"}], TypeError, "not list"),
+        ({"train": [1]}, TypeError, "'train' is a list"),
+        ({}, ValueError, r"\(none\)"),
+        (DatasetDict(other=Dataset.from_list(PAIRS)), ValueError, "the splits are other"),
+        (Dataset.from_dict({}), ValueError, r"columns \(none\)"),
+        (Dataset.from_dict({"a": [1]}), ValueError, "columns a; accepted are"),
+        (Dataset.from_dict({"prompt": [], "completion": []}), ValueError, "no rows"),
+        (Dataset.from_dict({"prompt": ["a", None], "completion": ["b", "c"]}), ValueError, "train, sample 2: 'prompt'"),
+        (Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.5]}), ValueError, "regression is not supported"),
+        (
+            DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(LABELLED)),
+            ValueError,
+            "different columns",
+        ),
+    ],
+)
+def test_what_is_no_data_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        load_task(data, bytes_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"architecture": "encoder"}, "architecture='encoder': choose from causal, seq2seq, classification"),
+        ({"architecture": "classification"}, "no labels to classify"),
+        ({"metric": "bleu"}, "metric='bleu': choose from"),
+        ({"max_length": 1}, "max_length=1"),
+        ({"max_length": 10.0}, r"max_length=10\.0"),
+        ({"test": -1}, "test=-1"),
+        ({"train": 2.5}, r"train=2\.5"),
+        ({"train": 11}, "train=11 asks for more than the 8 samples"),
+        ({"test": 11}, "test=11 asks for more than the 10 samples"),
+        ({"options": {"size": 3}}, "options are for the generators"),
+        ({"data_files": "x.jsonl"}, "data_files are for"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(Dataset.from_list(PAIRS), bytes_tokenizer(), **arguments)
+    with pytest.raises(ValueError, match=r"a classification has its accuracy"):
+        load_task(Dataset.from_list(LABELLED), words_tokenizer(), metric="loss")
+
+
+def test_a_tokenizer_is_wanted():
+    with pytest.raises(TypeError, match="tokenizer is of type str"):
+        load_task(Dataset.from_list(PAIRS), "smollm2-135m")
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "./nowhere", "some/where.csv"])
+def test_paths_that_do_not_exist(name):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_task(name, bytes_tokenizer())
+
+
+# Splits.
+
+texts = st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("xyz")), max_size=30).map(
+    lambda rows: [*rows, *((prompt, "x") for prompt in "abcdefgh")]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts, st.integers(0, 3), st.integers(0, 3), st.integers(0, 99))
+def test_no_prompt_is_in_two_splits(rows, validation, test, seed):
+    """Samples with one prompt stay together, none is lost, and sizes are as asked where that is possible."""
+    data = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in rows])
+    sizes = {"train": None, "validation": validation, "test": test}
+    counts = {prompt: sum(p == prompt for p, _ in rows) for prompt, _ in rows}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that groups do not add up to
+        found = arrange({"train": data}, sizes, seed, ["prompt"], leave_out_shared=False)
+    prompts = {split: set(found[split]["prompt"][:]) for split in SPLITS}
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["train"] & prompts["validation"]
+    assert not prompts["validation"] & prompts["test"]
+    assert sum(map(len, found.values())) == len(rows)
+    for split in ("validation", "test"):
+        assert (len(found[split]) > 0) == (sizes[split] > 0)
+        assert len(found[split]) <= max(sizes[split], *counts.values())
+        if max(counts.values()) == 1:
+            assert len(found[split]) == sizes[split]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(4, 30), min_size=2, max_size=4), st.data())
+def test_every_class_keeps_its_share(counts, data):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    rows = Dataset.from_dict({"text": [str(i) for i in range(len(labels))], "label": labels})
+    test = data.draw(st.integers(1, len(labels) // 3))
+    found = arrange({"train": rows}, dict.fromkeys(SPLITS) | {"test": test}, 0, ["text"], leave_out_shared=False)
+    assert len(found["test"]) == test
+    for label, count in enumerate(counts):
+        share = sum(each == label for each in found["test"]["label"][:])
+        assert abs(share - test * count / len(labels)) < 1
+
+
+def test_given_splits_are_kept_and_cut_to_size():
+    data = {"train": Dataset.from_list(PAIRS[:6]), "test": Dataset.from_list(PAIRS[6:])}
+    sizes = {"train": 3, "validation": 1, "test": 2}
+    found = arrange(data, sizes, 0, ["prompt"], leave_out_shared=False)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "validation": 1, "test": 2}
+    assert set(found["test"]["prompt"][:]) <= {row["prompt"] for row in PAIRS[6:]}
+    assert set(found["validation"]["prompt"][:]) <= {row["prompt"] for row in PAIRS[:6]}
+
+
+def test_only_a_test_set():
+    task = load_task({"test": Dataset.from_list(PAIRS)}, bytes_tokenizer())
+    assert [len(getattr(task, split)) for split in SPLITS] == [0, 0, 10]
+    with pytest.raises(ValueError, match="has 0"):
+        task.calibration(1)
+
+
+def test_samples_in_two_given_splits_are_said_or_left_out():
+    data = {
+        "train": Dataset.from_list(PAIRS),
+        "validation": Dataset.from_list(PAIRS[:1]),
+        "test": Dataset.from_list(PAIRS[:3]),
+    }
+    for leave_out, said, left in ((False, "kept", 10), (True, "left out", 7)):
+        with pytest.warns(UserWarning, match=f"3 training samples are in another split too; {said}"):
+            found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
+        assert len(found["train"]) == left
+
+
+def test_what_cannot_be_split_is_refused():
+    same = Dataset.from_list([{"prompt": "Write.", "completion": str(i)} for i in range(20)])
+    with pytest.raises(ValueError, match="no sample can be held out for test: all have the same text"):
+        load_task(same, bytes_tokenizer())
+    assert len(load_task(same, bytes_tokenizer(), test=0, validation=0).train) == 20
+    twice = Dataset.from_list(PAIRS[:5] * 2)
+    with pytest.warns(UserWarning, match="test has 2 samples, not 3"):
+        assert len(load_task(twice, bytes_tokenizer(), test=3, validation=0).test) == 2
+
+
+def test_the_same_call_gives_the_same_task_and_another_seed_another():
+    data = Dataset.from_list([{"prompt": f"What is {i}?", "completion": str(i)} for i in range(100)])
+    one, again, other = (load_task(data, bytes_tokenizer(), seed=seed) for seed in (1, 1, 2))
+    for split in SPLITS:
+        assert list(getattr(one, split)) == list(getattr(again, split))
+    assert set(one.test["prompt"][:]) != set(other.test["prompt"][:])
+    assert all(a[key].equal(b[key]) for a, b in zip(one.calibration(8), again.calibration(8), strict=True) for key in a)
+
+
+def test_the_metric_may_be_chosen():
+    data = Dataset.from_list([{"prompt": "2 + 2", "completion": "#### 4"}] * 3)
+    task = load_task(data, bytes_tokenizer(), metric="final_answer", test=0, validation=0)
+    assert task.score(list(task.train), ["4", "the answer is 4.", "5"]) == {"exact_match": [1, 1, 0]}
+    assert load_task(data, bytes_tokenizer(), metric="loss", test=0, validation=0).score is None
