@@ -183,11 +183,12 @@ def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm[An
 
 def _told(questions: Iterator[Question], name: str, total: int, quiet: bool) -> Iterator[Question]:
     """The questions; says once how slowly they come, where nobody watches a progress bar."""
-    start = time.monotonic()
-    for count, question in enumerate(questions, start=1):
+    start = 0.0
+    for count, question in enumerate(questions):
+        start = start or time.monotonic()  # the first question also waits for the worker to start
         yield question
         elapsed = time.monotonic() - start
-        if elapsed > _LONG and not quiet:
+        if count and elapsed > _LONG and not quiet:
             logger.warning(
                 "%s takes %.2g s a question, so drawing %d takes about %.0f s: "
                 "smaller train=, validation= and test= are faster",
