@@ -20,8 +20,11 @@ from transformers import PreTrainedModel
 
 from tests.helpers import singles, tiny_batch, tiny_model
 from tlora.adapter import attach
+from tlora.alignment import align, align_layers
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
+from tlora.capture import GradientCapture, gradient_capture
+from tlora.energy import CapturedEnergy, captured_energy
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
@@ -64,6 +67,26 @@ def subspaces() -> Subspaces:
 
 
 @cache
+def kinds() -> dict[str, Subspaces]:
+    """Two kinds."""
+    rest = task_subspaces(base(), calibration(), max_rank=8, kind="random", progress=False)
+    return {"wc": subspaces(), "random": rest}
+
+
+@cache
+def energy() -> CapturedEnergy:
+    """Of both kinds at two ranks."""
+    return captured_energy(base(), calibration(), kinds(), ranks=(2, 4), progress=False)
+
+
+@cache
+def capture() -> GradientCapture:
+    """Of both kinds at two ranks, on two samples."""
+    batch = tiny_batch("llama", lengths=(5, 8), seed=1)
+    return gradient_capture(base(), [batch], kinds(), ranks=(2, 4), resamples=10, progress=False)
+
+
+@cache
 def allocation() -> Allocation:
     """A plan with a module left out, a rank set by hand, and everything else by the scores."""
     first, second, *_ = calibration().names
@@ -73,13 +96,13 @@ def allocation() -> Allocation:
 @cache
 def adapted() -> PeftModel:
     """The base with its adapter."""
+    calibration(), kinds(), energy(), capture()  # these want the base as it was
     return attach(base(), subspaces(), allocation())
 
 
 @cache
 def run() -> TrainingRun:
     """Four steps of training."""
-    calibration(), subspaces()  # these want the base as it was
     rows = [{key: row[0].tolist() for key, row in sample.items()} for sample in singles(tiny_batch("llama"))]
     task = Dataset.from_list(rows)
     return train(adapted(), task, max_steps=4, batch_size=2, learning_rate=0.01, progress=False)
@@ -103,8 +126,12 @@ def stability_of_plan() -> PlanStability:
 
 
 EXAMPLES: dict[str, Callable[[], Result]] = {
+    "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
     "Calibration": calibration,
+    "CapturedEnergy": energy,
+    "GradientCapture": capture,
+    "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
     "PlanStability": stability_of_plan,
     "RankingStability": stability_of_ranking,
     "Sensitivity": lambda: calibration().sensitivity,

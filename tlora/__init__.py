@@ -13,6 +13,9 @@ from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.subspace import Subspaces, task_subspaces
+from tlora.alignment import Alignment, LayerAlignment, align, align_layers
+from tlora.energy import CapturedEnergy, captured_energy
+from tlora.capture import GradientCapture, gradient_capture
 from tlora.allocation import Allocation, allocate
 from tlora.adapter import attach, detach, load, merge
 from tlora.training import train
@@ -34,6 +37,14 @@ __all__ = [
     "ranking_stability",
     "task_subspaces",
     "Subspaces",
+    "align",
+    "align_layers",
+    "Alignment",
+    "LayerAlignment",
+    "captured_energy",
+    "CapturedEnergy",
+    "gradient_capture",
+    "GradientCapture",
     "allocate",
     "Allocation",
     "PlanStability",

@@ -1,0 +1,372 @@
+"""Alignment: whether two task subspaces point the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tlora.angles import orthonormal, overlap_by_rank, principal_angles
+from tlora.checks import positive_int
+from tlora.storage import Meta, Result
+from tlora.subspace import Subspaces
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Alignment(Result):
+    """Principal angles and overlap of two subspaces on each module.
+
+    Attributes
+    ----------
+    sides : tuple of str
+        What the two subspaces are called.
+    rank : int
+        Directions compared.
+    angles : dict of (rank,) float64 tensor
+        Principal angles at that rank, radians, rising; by full module name in model order.
+    overlaps : dict of (rank,) float64 tensor
+        Overlap of the first 1, 2, ... ``rank`` directions, see `overlap_by_rank`.
+    determined : dict of int
+        How many of the directions both sides' matrices determine. The rest are random completions, and agree
+        by chance only.
+    shapes, layers, projections : dict
+        As in `Sensitivity`.
+    meta : Meta
+        Model; the task where both sides have the same; recipe and seed of each side.
+
+    Notes
+    -----
+    Single directions near a small gap of the spectrum are not determined, subspaces are: judge by overlap, and
+    by what the first and the last angle say together.
+
+    References
+    ----------
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, equation 4: the same overlap (there of
+    the update's singular vectors).
+    """
+
+    sides: tuple[str, str]
+    rank: int
+    angles: dict[str, Tensor]
+    overlaps: dict[str, Tensor]
+    determined: dict[str, int]
+    shapes: dict[str, tuple[int, int]]
+    layers: dict[str, int]
+    projections: dict[str, str]
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "module": "full module name",
+        "layer": "index of the block",
+        "projection": "role within the block",
+        "rank": "directions compared",
+        "overlap": "mean squared cosine of the principal angles: 1 the same subspace, 0 orthogonal",
+        "random": "overlap expected of two random subspaces, rank / d_in",
+        "first_angle": "smallest principal angle, degrees",
+        "median_angle": "median principal angle, degrees",
+        "last_angle": "largest principal angle, degrees",
+        "determined": "directions that both matrices determine; the rest are random completions",
+    }
+
+    @property
+    def names(self) -> list[str]:
+        """Full module names, in model order."""
+        return list(self.angles)
+
+    @property
+    def overlap(self) -> dict[str, float]:
+        """Mean squared cosine of the principal angles at `rank`, by full module name."""
+        return {name: float(values[-1]) for name, values in self.overlaps.items()}
+
+    @property
+    def random(self) -> dict[str, float]:
+        """Overlap expected of two random subspaces of that rank, ``rank / d_in``."""
+        return {name: self.rank / d_in for name, (_, d_in) in self.shapes.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a module; see ``columns``."""
+        degrees = np.rad2deg(torch.stack(list(self.angles.values())).numpy())
+        return self.at(self.rank).assign(
+            first_angle=degrees[:, 0],
+            median_angle=np.median(degrees, axis=1),
+            last_angle=degrees[:, -1],
+            determined=list(self.determined.values()),
+        )
+
+    def at(self, rank: int) -> pd.DataFrame:
+        """The overlaps at a rank up to that of the angles; nothing is decomposed again.
+
+        Parameters
+        ----------
+        rank : int
+            First directions of both sides to compare.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a module: ``module``, ``layer``, ``projection``, ``rank``, ``overlap``, ``random``.
+
+        Raises
+        ------
+        ValueError
+            If the rank is below 1 or beyond `rank`.
+        """
+        if not 1 <= rank <= self.rank:
+            raise ValueError(f"rank {rank} of an alignment up to rank {self.rank}: use 1 to {self.rank}")
+        return pd.DataFrame(
+            {
+                "module": self.names,
+                "layer": list(self.layers.values()),
+                "projection": list(self.projections.values()),
+                "rank": rank,
+                "overlap": [float(values[rank - 1]) for values in self.overlaps.values()],
+                "random": [rank / d_in for _, d_in in self.shapes.values()],
+            }
+        )
+
+    def _summary(self) -> str:
+        one, other = self.sides
+        overlap, random = np.mean(list(self.overlap.values())), np.mean(list(self.random.values()))
+        return (
+            f"{one} and {other} at rank {self.rank} on {len(self.angles)} modules of {self.meta.model}: overlap "
+            f"{overlap:.1%} on average, {random:.1%} by chance"
+        )
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"angles.{name}": values for name, values in self.angles.items()}
+        tensors |= {f"overlaps.{name}": values for name, values in self.overlaps.items()}
+        parts = ("sides", "rank", "determined", "shapes", "layers", "projections")
+        return tensors, {part: getattr(self, part) for part in parts}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
+        parts = {part: {n: tensors[f"{part}.{n}"] for n in shapes} for part in ("angles", "overlaps")}
+        one, other = values["sides"]
+        return cls(**values | {"sides": (one, other), "shapes": shapes} | parts, meta=meta)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class LayerAlignment(Result):
+    """Overlap of the subspaces of one projection between all pairs of layers.
+
+    Attributes
+    ----------
+    modules : list of str
+        Full names of the modules of the projection, in model order.
+    layers : list of int
+        Index of the block of each.
+    projection : str
+        Their role within the block.
+    kind : str
+        Kind of the subspaces.
+    rank, d_in : int
+        Directions compared, and the dimension that they live in.
+    overlap : (L, L) float64 tensor
+        Mean squared cosine of the principal angles: 1 on the diagonal, ``rank / d_in`` by chance.
+    meta : Meta
+        Of the subspaces.
+    """
+
+    modules: list[str]
+    layers: list[int]
+    projection: str
+    kind: str
+    rank: int
+    d_in: int
+    overlap: Float[Tensor, "layers layers"]
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "layer": "index of the block of one module",
+        "other": "index of the block of the other",
+        "overlap": "mean squared cosine of the principal angles: 1 the same subspace, 0 orthogonal",
+        "random": "overlap expected of two random subspaces, rank / d_in",
+    }
+
+    @property
+    def random(self) -> float:
+        """Overlap expected of two random subspaces of that rank, ``rank / d_in``."""
+        return self.rank / self.d_in
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a pair of layers, each pair both ways; see ``columns``."""
+        count = len(self.layers)
+        return pd.DataFrame(
+            {
+                "layer": np.repeat(self.layers, count),
+                "other": np.tile(self.layers, count),
+                "overlap": self.overlap.flatten().numpy().copy(),
+                "random": self.random,
+            }
+        )
+
+    def _summary(self) -> str:
+        apart = self.overlap[~torch.eye(len(self.layers), dtype=torch.bool)]
+        return (
+            f"{self.projection} of {len(self.layers)} layers of {self.meta.model}, kind {self.kind!r}, "
+            f"rank {self.rank}: overlap {float(apart.mean()):.1%} on average, {self.random:.1%} by chance"
+        )
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        parts = ("modules", "layers", "projection", "kind", "rank", "d_in")
+        return {"overlap": self.overlap}, {part: getattr(self, part) for part in parts}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        return cls(**values, overlap=tensors["overlap"], meta=meta)
+
+
+def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | None = None) -> Alignment:
+    """Principal angles and overlap of two subspaces on every module of one model.
+
+    Two kinds, two tasks, two seeds, or two halves of the samples (two calibrations, each of one half): whatever
+    made the two, they must be of the same modules.
+
+    Parameters
+    ----------
+    a, b : Subspaces
+        From `task_subspaces`.
+    rank : int
+        First directions of both to compare.
+    labels : tuple of str, optional
+        What to call the two; by default their kinds, and where these are the same, what else sets them apart.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    TypeError
+        If one is no Subspaces.
+    ValueError
+        If they are of other modules, other models or other widths, or the rank is beyond what one of them has.
+    """
+    for side in (a, b):
+        if not isinstance(side, Subspaces):
+            raise TypeError(f"expected two Subspaces from task_subspaces, got a {type(side).__name__}")
+    rank = positive_int(rank, "rank")
+    _check_comparable(a, b)
+    rows = {name: (a.basis(name, rank), b.basis(name, rank)) for name in a.names}
+    sides = [{"kind": s.kind, "task": s.meta.task, "samples": s.meta.samples, "seed": s.meta.seed} for s in (a, b)]
+    return Alignment(
+        sides=labels or _labels(*sides),
+        rank=rank,
+        angles={name: principal_angles(*pair) for name, pair in rows.items()},
+        overlaps={name: overlap_by_rank(*pair) for name, pair in rows.items()},
+        determined={n: min(a.numerical_rank[n], b.numerical_rank[n], rank) for n in rows},
+        shapes=a.shapes,
+        layers=a.layers,
+        projections=a.projections,
+        meta=Meta(
+            model=a.meta.model,
+            task=" and ".join(dict.fromkeys(s.meta.task for s in (a, b) if s.meta.task)),
+            recipe={"rank": rank, "sides": sides},
+            seed=a.meta.seed if a.meta.seed == b.meta.seed else None,
+            samples=min((s.meta.samples for s in (a, b) if s.meta.samples), default=None),
+        ),
+    )
+
+
+def align_layers(subspaces: Subspaces, projection: str, rank: int) -> LayerAlignment:
+    """Overlap of the subspaces of one projection between all pairs of layers.
+
+    Parameters
+    ----------
+    subspaces : Subspaces
+        From `task_subspaces`.
+    projection : str
+        Role within the block, e.g. ``"q_proj"``.
+    rank : int
+        First directions to compare.
+
+    Returns
+    -------
+    LayerAlignment
+
+    Raises
+    ------
+    ValueError
+        If the projection is in fewer than two layers, its modules read inputs of different width, or the rank
+        is beyond what one of them has.
+    """
+    rank = positive_int(rank, "rank")
+    names = [name for name, role in subspaces.projections.items() if role == projection]
+    if len(names) < 2:
+        there = ", ".join(_repeated(subspaces.projections.values())) or "none"
+        raise ValueError(
+            f"projection={projection!r} is in {len(names)} layers, and layers are compared in pairs: "
+            f"choose from {there}"
+        )
+    _check_one_width({name: subspaces.shapes[name][1] for name in names})
+    rows = torch.stack([orthonormal(subspaces.basis(name, rank)) for name in names])
+    products = [torch.einsum("rd,lsd->lrs", one, rows) for one in rows]
+    overlap = torch.stack([product.square().sum((1, 2)) / rank for product in products]).clamp(max=1)
+    return LayerAlignment(
+        modules=names,
+        layers=[subspaces.layers[name] for name in names],
+        projection=projection,
+        kind=subspaces.kind,
+        rank=rank,
+        d_in=subspaces.shapes[names[0]][1],
+        overlap=overlap,
+        meta=subspaces.meta,
+    )
+
+
+def _check_comparable(a: Subspaces, b: Subspaces) -> None:
+    if only := sorted(set(a.names) ^ set(b.names)):
+        side = "first" if only[0] in a.bases else "second"
+        raise ValueError(
+            f"the two subspaces are of different modules: {only[0]} is in the {side} only; calibrate one model with "
+            "the same target_modules for both"
+        )
+    for name in a.names:
+        one, other = a.shapes[name][1], b.shapes[name][1]
+        if one != other:
+            raise ValueError(
+                f"the two subspaces are of different models: {name} reads {one} inputs in the first and {other} in the "
+                "second; calibrate one model for both"
+            )
+        alike = torch.nn.functional.cosine_similarity(a.fingerprints[name], b.fingerprints[name], dim=0)
+        if not alike > 0.9:
+            raise ValueError(
+                f"the two subspaces are of different models: the weight of {name} is not the same (likeness "
+                f"{float(alike):.2f} of 1); calibrate one model for both"
+            )
+
+
+def _check_one_width(widths: dict[str, int]) -> None:
+    first, *others = widths
+    for name in others:
+        if widths[name] != widths[first]:
+            raise ValueError(
+                f"{first} reads {widths[first]} inputs and {name} {widths[name]}, and no angles are between "
+                "spaces of different width: choose a projection whose layers are alike"
+            )
+
+
+def _repeated(values: Iterable[str]) -> list[str]:
+    seen = list(values)
+    return [value for value in dict.fromkeys(seen) if seen.count(value) > 1]
+
+
+def _labels(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
+    """The kinds where they differ, else the kind and what else differs; nothing, for two halves."""
+    if one["kind"] != other["kind"]:
+        return one["kind"], other["kind"]
+    forms = {"task": "{}", "samples": "{} samples", "seed": "seed {}"}
+    differing = [key for key in forms if one[key] != other[key]]
+    if not differing:
+        return f"{one['kind']} of one", f"{one['kind']} of the other"
+    first, second = (
+        f"{side['kind']} of " + ", ".join(forms[key].format(side[key]) for key in differing) for side in (one, other)
+    )
+    return first, second
