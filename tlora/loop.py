@@ -44,10 +44,8 @@ class AdapterTrainer(Trainer):
         for config in _configs(model):
             config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        if not progress:
-            self.remove_callback(PrinterCallback)
-        elif any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
-            self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)  # there because the Trainer's own bars are off
+        if progress:
             self.add_callback(_Progress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -97,12 +95,19 @@ class _FiniteGradients(TrainerCallback):
 
 
 class _Progress(ProgressCallback):
-    """The Trainer's bar with the losses at its end, in place of a printed line a step."""
+    """The Trainer's bar with the losses at its end, in place of a line a step.
+
+    In notebooks too: the Trainer's table there raises where training ends within its first steps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._losses: dict[str, str] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        shown = {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if name in logs}
-        if self.training_bar is not None and shown:
-            self.training_bar.set_postfix(shown)
+        self._losses |= {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if name in logs}
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self._losses)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_evaluate(args, state, control)  # closes the bar of an evaluation that was interrupted
