@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,18 +16,21 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.error import NoMatchingPeftModuleError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
 from tlora.checks import check_same_model
 from tlora.models import load_model
-from tlora.run import RUN
-from tlora.storage import read_head
+from tlora.run import ADAPTER as TENSORS
+from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, target_modules
 
 ADAPTER = "default"
+_OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -68,6 +73,8 @@ def attach(
 
     Raises
     ------
+    TypeError
+        If the subspaces or the allocation are none.
     ValueError
         If the model already has an adapter, the results are of another model, a rank is beyond
         ``subspaces.max_rank``, or ``rows`` is unknown. The model is then as it was.
@@ -82,6 +89,9 @@ def attach(
     ----------
     TLoRA, arXiv 2604.18124: ``W + s B A`` with A fixed and B starting at zero.
     """
+    if not isinstance(subspaces, Subspaces | None) or not isinstance(allocation, Allocation):
+        got = f"a {type(subspaces).__name__} and a {type(allocation).__name__}"
+        raise TypeError(f"attach takes (model, subspaces, allocation), got {got} after the model")
     if rows not in get_args(Rows):
         raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
     if replace:
@@ -250,20 +260,73 @@ def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
     FileNotFoundError
         If there is no adapter in the folder.
     ValueError
-        If the model already has an adapter, or does not fit.
+        If a file is damaged or not of a LoRA adapter, the model already has an adapter, or the adapter was trained on
+        another model. The model is then as it was.
     """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"no adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
-    frozen = read_head(Path(folder, RUN))["values"]["frozen_a"] if Path(folder, RUN).is_dir() else False
+    folder = Path(folder)
+    sizes, base = _saved_sizes(folder), _base_name(folder)
+    run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
     if model is None:
-        config = LoraConfig.from_pretrained(str(folder))
-        model, _ = load_model(config.base_model_name_or_path)
+        if not base:
+            raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
+        model, _ = load_model(base)
     refuse_adapted(model)
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    if frozen:
-        for layer in adapter_layers(adapted).values():
-            freeze(layer)
+    if run is not None:
+        _check_base(model, folder, run, sizes)
+    with _back_on_error(model), torch.random.fork_rng(devices=[]):  # PEFT draws an A before it reads the saved one
+        adapted = _with_saved(model, folder)
+        if run is not None and run.frozen_a:
+            for layer in adapter_layers(adapted).values():
+                freeze(layer)
     return adapted
+
+
+def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the saved tensors, by key; none of them is read."""
+    for name in (ADAPTER_CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {TENSORS}, no {name} there")
+    try:
+        with safe_open(folder / TENSORS, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSORS} is damaged ({error}): copy it again") from error
+
+
+def _base_name(folder: Path) -> str:
+    """Name of the base model, from the config of a LoRA adapter; empty where there is none."""
+    file = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_bytes())
+        kind, base = config["peft_type"], config.get("base_model_name_or_path")
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is truncated, or no config of a PEFT adapter ({why}): copy it again") from error
+    if kind != "LORA":
+        raise ValueError(f"{folder} holds an adapter of type {kind}: load takes LoRA, PEFT itself all others")
+    return base or ""
+
+
+def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse another base than the run had: PEFT puts an adapter on whatever has modules of these names."""
+    keys = {name: [f"base_model.model.{name}.lora_{part}.weight" for part in "BA"] for name in run.ranks}
+    shapes = {name: (sizes[b][0], sizes[a][1]) for name, (b, a) in keys.items() if a in sizes and b in sizes}
+    check_same_model(model, run.fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
+
+
+def _with_saved(model: Any, folder: Path) -> PeftModel:
+    """The model with the saved adapter; parts that are missing, which PEFT leaves as they were drawn, are refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (UserWarning, KeyError) as error:
+        raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
+    except (NoMatchingPeftModuleError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
+        why = f"{type(model).__name__} ({str(error).splitlines()[-1].strip()[:200]})"
+        raise ValueError(f"the adapter in {folder} does not fit this {why}: {_OWN_BASE}") from error
 
 
 def merge(model: PeftModel) -> Any:

@@ -92,11 +92,14 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     tensors = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
     tensors = pad_right(tensors, model.config.is_encoder_decoder)
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
-    _check_ids(tensors["input_ids"], real, model, where)
+    _check_tokens(tensors["input_ids"], "token id", model, where)
+    if not bool(real.any(1).all()):
+        raise ValueError(f"{where}: sample {int(real.any(1).int().argmin())} has no token: its mask is all zero")
     if labels.ndim == 1:
         _check_classes(labels, model, where)
         return Batch(tensors, real, real, False)
     labelled = labels != IGNORED
+    _check_tokens(labels[labelled], "label", model, where)
     _check_labels(labelled, real, model.config.is_encoder_decoder, where)
     return Batch(tensors, real, labelled, bool(model.config.is_encoder_decoder))
 
@@ -120,16 +123,19 @@ def _check_parts(batch: Mapping[str, Any], where: str) -> None:
             f"{where}: shapes do not fit together: input_ids {tuple(ids.shape)}, attention_mask {tuple(mask.shape)}, "
             f"labels {tuple(labels.shape)}; expected (B, T), (B, T) and (B, T) or (B,) with B at least 1"
         )
+    for key, tokens in (("input_ids", ids), ("labels", labels)):
+        if tokens.ndim == 2 and tokens.is_floating_point():
+            raise ValueError(f"{where} has {key} of type {tokens.dtype}: token ids are whole numbers, use torch.int64")
 
 
-def _check_ids(ids: Tensor, real: Tensor, model: Any, where: str) -> None:
-    rows = model.get_input_embeddings().num_embeddings
-    if int(ids.max()) >= rows or int(ids.min()) < 0:
+def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
+    known = model.get_input_embeddings().num_embeddings
+    bad = (tokens < 0) | (tokens >= known)
+    if bool(bad.any()):
         raise ValueError(
-            f"{where} has token id {int(ids.max())}, the model knows {rows} tokens: use the model's own tokenizer"
+            f"{where} has {what} {int(tokens[bad][0])}, the model knows 0 to {known - 1}: use the model's own "
+            f"tokenizer, and {IGNORED} for labels that do not count"
         )
-    if not bool(real.any(1).all()):
-        raise ValueError(f"{where}: sample {int(real.any(1).int().argmin())} has no token: its mask is all zero")
 
 
 def _check_classes(labels: Tensor, model: Any, where: str) -> None:

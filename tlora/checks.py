@@ -48,7 +48,12 @@ def fingerprint(matrix: Tensor) -> Tensor:
 
 
 def check_same_model(
-    model: nn.Module, fingerprints: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
+    model: nn.Module,
+    fingerprints: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    what: str = "these results are",
+    way_out: str = "calibrate this model",
 ) -> None:
     """Refuse results that were computed on another model.
 
@@ -57,7 +62,9 @@ def check_same_model(
     model : torch.nn.Module
         The model that the results are to be used with.
     fingerprints, shapes : mapping
-        Of the modules of the results, by full name.
+        Of the modules of the results, by full name; those without a fingerprint are compared by shape alone.
+    what, way_out : str
+        What the message says of the results, and advises.
 
     Raises
     ------
@@ -67,18 +74,14 @@ def check_same_model(
     modules = dict(model.named_modules())
     for name, expected in shapes.items():
         if name not in modules:
-            raise ValueError(
-                f"these results are of another model: it has {name}, this one does not; calibrate this model"
-            )
+            raise ValueError(f"{what} of another model: it has {name}, this one does not; {way_out}")
         if shape(modules[name]) != tuple(expected):
-            raise ValueError(
-                f"these results are of another model: {name} was {tuple(expected)}, here it is "
-                f"{shape(modules[name])}; calibrate this model"
-            )
+            sizes = f"{tuple(expected)} there, here it is {shape(modules[name])}"
+            raise ValueError(f"{what} of another model: {name} was {sizes}; {way_out}")
+        if name not in fingerprints:
+            continue
         here = fingerprint(weight(modules[name]))
         alike = torch.nn.functional.cosine_similarity(here, fingerprints[name], dim=0)
         if not alike > 0.9:
-            raise ValueError(
-                f"these results are of another model: the weight of {name} is not the one that was calibrated "
-                f"(likeness {float(alike):.2f} of 1); calibrate this model"
-            )
+            likeness = f"likeness {float(alike):.2f} of 1"
+            raise ValueError(f"{what} of another model: {name} has another weight there ({likeness}); {way_out}")

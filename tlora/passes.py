@@ -61,9 +61,13 @@ def observe(
 
     Raises
     ------
+    TypeError
+        If the batches are none.
     ValueError
         If there are no batches, or one does not fit the model.
     """
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches is a {type(batches).__name__}: pass a list of dicts, such as task.calibration(32)")
     with recording(model, targets, observer.gradient_arrived) as recorder:
         for number, raw in enumerate(tqdm(batches, desc=doing, unit="batch", disable=not progress)):
             batch = prepare(raw, model, f"batch {number}")

@@ -48,7 +48,13 @@ class Recorder:
             x = args[0] if args else next(iter(kwargs.values()))
             call = len(self.inputs[name])
             self.inputs[name].append(x)
-            if self.on_gradient is not None and output.requires_grad:
+            if self.on_gradient is not None and not output.requires_grad:
+                # its score would be zero, and look like a result
+                raise RuntimeError(
+                    f"no gradient can reach {name}, which runs without a graph in the model's forward pass: "
+                    "leave it out with target_modules=[...]"
+                )
+            if self.on_gradient is not None:
                 output.register_hook(lambda gradient: self._arrived(name, call, gradient))
 
         return observe

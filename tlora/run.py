@@ -70,6 +70,9 @@ class TrainingRun(Result):
         saves them by.
     adapter_config : dict
         What PEFT keeps in ``adapter_config.json``.
+    fingerprints : dict of (16,) float32 tensor
+        A random projection of the base weight of each LoRA module that can be read, by which `tlora.load` tells
+        another base.
     """
 
     history: pd.DataFrame
@@ -86,6 +89,7 @@ class TrainingRun(Result):
     meta: Meta
     adapter: dict[str, Tensor] = field(default_factory=dict)
     adapter_config: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, Tensor] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = {
         "step": "optimiser steps done, from 1",
@@ -199,7 +203,7 @@ class TrainingRun(Result):
         ValueError
             If the run is damaged or of a newer format, or the adapter is not the one that the run trained.
         """
-        run = super().load(Path(path, RUN))
+        run = cls.record(path)
         adapter, config = Path(path, ADAPTER), Path(path, ADAPTER_CONFIG)
         for file in (adapter, config):
             if not file.is_file():
@@ -211,6 +215,26 @@ class TrainingRun(Result):
                 "copy it again, or load it with PEFT alone"
             )
         return replace(run, adapter=load_tensors(blob), adapter_config=json.loads(config.read_bytes()))
+
+    @classmethod
+    def record(cls, path: str | os.PathLike[str]) -> Self:
+        """The run in an adapter's folder without its adapter, whatever became of that since.
+
+        Parameters
+        ----------
+        path : path-like
+            The adapter's folder.
+
+        Returns
+        -------
+        TrainingRun
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As `load`, of the run alone.
+        """
+        return super().load(Path(path, RUN))
 
     def _summary(self) -> str:
         losses = self.history["loss"].dropna()
@@ -229,7 +253,8 @@ class TrainingRun(Result):
         # The adapter itself stays where PEFT wants it; the run remembers which one it is.
         values["adapter"] = hashlib.sha256(_adapter_bytes(self.adapter)).hexdigest()
         numbers = self.module_history.drop(columns="module")
-        return {"module_history": torch.from_numpy(numbers.to_numpy("float64"))}, values
+        tensors = {f"fingerprint.{name}": tensor for name, tensor in self.fingerprints.items()}
+        return {"module_history": torch.from_numpy(numbers.to_numpy("float64"))} | tensors, values
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
@@ -240,6 +265,7 @@ class TrainingRun(Result):
             history=pd.DataFrame(values["history"], columns=list(cls.columns)).astype(HISTORY_TYPES),
             module_history=modules.astype({"step": "int64", "module": "object"}),
             meta=meta,
+            fingerprints={name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors},
             **{name: values[name] for name in PLAIN},
         )
 

@@ -194,6 +194,8 @@ def task_subspaces(
 
     Raises
     ------
+    TypeError
+        If the calibration is none.
     ValueError
         If ``max_rank`` is below 1, the kind unknown or not possible with this calibration, or the calibration is of
         another model.
@@ -209,6 +211,8 @@ def task_subspaces(
     TLoRA, arXiv 2604.18124: the initialisation of A from the SVD of weight times input covariance.
     Halko, Martinsson & Tropp (2011), Finding structure with randomness, algorithm 4.4.
     """
+    if not isinstance(calibration, Calibration):
+        raise TypeError(f"calibration is a {type(calibration).__name__}: pass what calibrate(model, ...) returned")
     positive_int(max_rank, "max_rank")
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")

@@ -91,8 +91,10 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
         If the model carries an adapter already or has no target; if ``select``, or one of its entries,
         matches nothing, or asks for a head, an embedding or a router.
     TypeError
-        If ``select`` is neither a string nor an iterable of strings.
+        If the model is none, or ``select`` is neither a string nor an iterable of strings.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, no torch.nn.Module: load one with tlora.load_model()")
     refuse_adapted(model)
     places = _places(model)
     if not places:

@@ -19,12 +19,14 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from tlora.arguments import check_numbers, checkpoint_to_resume, training_arguments
+from tlora.checks import fingerprint
 from tlora.loop import AdapterTrainer, NotFinite, restored
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.storage import Meta
 from tlora.task import Task
+from tlora.weights import weight
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
@@ -133,7 +135,7 @@ def train(
             "seed": seed,
             "output_dir": os.fspath(folder),
             "resume_from_checkpoint": checkpoint,
-            "disable_tqdm": True,  # the bar is ours
+            "disable_tqdm": not progress,
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None)
         stack.enter_context(restored(model))
@@ -290,6 +292,15 @@ def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, prog
         return {}
 
 
+def _fingerprints(modules: Mapping[str, LoraModule]) -> dict[str, Tensor]:
+    """Of the base weights; packed or sharded ones, which cannot be read, go without."""
+    found = {}
+    for name, module in modules.items():
+        with contextlib.suppress(TypeError, ValueError):
+            found[name] = fingerprint(weight(module.layer.get_base_layer(), name))
+    return found
+
+
 def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     # Left to itself PEFT asks a hub whether the vocabulary was resized.
     return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
@@ -303,6 +314,7 @@ def _adapter(model: PeftModel) -> dict[str, Any]:
         "adapter_config": _adapter_config(model),
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
+        "fingerprints": _fingerprints(modules),
         "frozen_a": bool(modules) and not any(module.a.requires_grad for module in modules.values()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }

@@ -86,8 +86,10 @@ def test_round_trip(tmp_path: Path, run: TrainingRun) -> None:
     assert again.adapter.keys() == run.adapter.keys()
     assert all(torch.equal(tensor, again.adapter[name]) for name, tensor in run.adapter.items())
     for field in dataclasses.fields(TrainingRun):
-        if field.name not in ("history", "module_history", "adapter"):
+        if field.name not in ("history", "module_history", "adapter", "fingerprints"):
             assert getattr(again, field.name) == getattr(run, field.name), field.name
+    assert list(run.fingerprints) == list(again.fingerprints) == list(run.ranks)
+    assert all(t.equal(again.fingerprints[name]) for name, t in run.fingerprints.items())
     assert run.rank_use().equals(again.rank_use())
 
 
