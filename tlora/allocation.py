@@ -108,7 +108,17 @@ class Allocation(Result):
         return spent(list(self.ranks.values()), self.knobs.costs(self.shapes))
 
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
-        """Parameters and bytes of the adapter, with ``A`` frozen or trained."""
+        """Parameters and bytes of the adapter.
+
+        Parameters
+        ----------
+        freeze_a : bool
+            Whether only ``B`` is trained.
+
+        Returns
+        -------
+        Footprint
+        """
         return footprint(self.shapes, self.ranks, freeze_a=freeze_a)
 
     @property
@@ -170,6 +180,11 @@ class Allocation(Result):
     def compare(self, other: Allocation) -> pd.DataFrame:
         """What this plan gives to each module, beside another plan of the same model.
 
+        Parameters
+        ----------
+        other : Allocation
+            The plan to compare with.
+
         Returns
         -------
         pandas.DataFrame
@@ -184,9 +199,7 @@ class Allocation(Result):
             If the plans are of models with other modules or shapes.
         """
         if self.shapes | self.excluded != other.shapes | other.excluded:
-            raise ValueError(
-                "the plans are of different models or target modules: compare two plans of the same"
-            )
+            raise ValueError("the plans are of different models or target modules: compare two plans of the same")
         names = [name for name in self.shapes | self.excluded if name in self.ranks or name in other.ranks]
         shapes, layers = self.shapes | other.shapes, self.layers | other.layers
         projections = self.projections | other.projections
@@ -343,7 +356,9 @@ def allocate(
         If a score is negative, NaN or infinite, or all are zero; if a knob is out of range or cannot be
         met. The message names the module and the nearest possible value.
 
-    Notes ----- Ranks are in proportion to scores within the limits, rounded by largest remainders
+    Notes
+    -----
+    Ranks are in proportion to scores within the limits, rounded by largest remainders
     (`tlora.rounding.apportion`). The authors round each rank and put the whole error on the largest module,
     where a rank of 0 or above the size of the matrix can come out. ``scaling="nominal"`` is what their code
     computes: its layers divide by the configured rank before the allocated one is set. The paper's text
@@ -368,9 +383,7 @@ def allocate(
         scales=bool(scales),
         max_rank=None if max_rank is None else whole_or_each("max_rank", max_rank),
         min_rank=whole_or_each("min_rank", min_rank),
-        pinned={
-            name: positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()
-        },
+        pinned={name: positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
         exclude=one_or_several(exclude),
         temperature=fraction("temperature", temperature),
         projection_shares={k: fraction(f"share of {k}", v) for k, v in (projection_shares or {}).items()},

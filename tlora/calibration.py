@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tlora.spectrum import Spectrum
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Calibration(Result):
     """What a few samples of a task tell about each target module.
 

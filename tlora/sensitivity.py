@@ -19,7 +19,7 @@ from tlora.resampling import bootstrap_means, gini, interval
 from tlora.storage import Meta, Result
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Sensitivity(Result):
     """Sensitivity scores of the target modules, sample by sample.
 
@@ -118,7 +118,9 @@ class Sensitivity(Result):
         ValueError
             If there are fewer than two samples, or a score is negative, NaN or infinite.
 
-        Notes ----- Each interval is of one score alone. Percentile intervals are too narrow with few
+        Notes
+        -----
+        Each interval is of one score alone. Percentile intervals are too narrow with few
         samples, about a tenth at 16.
 
         References
@@ -139,9 +141,7 @@ class Sensitivity(Result):
             If there are fewer than two samples, or a score is negative, NaN or infinite.
         """
         if len(self.per_sample) < 2:
-            raise ValueError(
-                f"{len(self.per_sample)} sample says nothing of the spread: calibrate with 2 or more"
-            )
+            raise ValueError(f"{len(self.per_sample)} sample says nothing of the spread: calibrate with 2 or more")
         check_scores(self.scores)
         return self.per_sample.double().numpy()
 
@@ -151,9 +151,7 @@ class Sensitivity(Result):
 
     def _grouped(self, column: str) -> pd.DataFrame:
         groups = self.to_frame().groupby(column, sort=False)
-        return groups.agg(
-            modules=("score", "size"), score=("score", "mean"), share=("share", "sum")
-        ).reset_index()
+        return groups.agg(modules=("score", "size"), score=("score", "mean"), share=("share", "sum")).reset_index()
 
     def _summary(self) -> str:
         scores = self.scores

@@ -20,7 +20,7 @@ from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class RankingStability(Result):
     """How well subsamples of a calibration set order the modules as the whole set does.
 
@@ -87,7 +87,7 @@ class RankingStability(Result):
         return cls(values["counts"], kendall, overlap, values["top"], values["confidence"], meta)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class PlanStability(Result):
     """How the ranks of a plan move when the calibration samples are resampled.
 
@@ -205,7 +205,9 @@ def ranking_stability(
         If there are fewer than three samples or two modules; if a count or ``top`` is out of range; if a
         score is negative, NaN or infinite.
 
-    Notes ----- The subsamples are parts of the set that they are compared with, so that agreement comes to
+    Notes
+    -----
+    The subsamples are parts of the set that they are compared with, so that agreement comes to
     1 as the count comes to N, however noisy the scores. Trust the counts that are small beside N.
 
     References
@@ -215,9 +217,7 @@ def ranking_stability(
     samples = sensitivity.checked()
     n, m = samples.shape
     if n < 3 or m < 2:
-        raise ValueError(
-            f"a ranking needs 2 modules and its stability 3 samples, got {m} and {n}: calibrate with more"
-        )
+        raise ValueError(f"a ranking needs 2 modules and its stability 3 samples, got {m} and {n}: calibrate with more")
     top = max(1, min(10, m // 2)) if top is None else positive_int(top, "top")
     if top > m:
         raise ValueError(f"top is {top}, and there are {m} modules: at most {m}")
@@ -274,9 +274,7 @@ def plan_stability(
     """
     drawn = sensitivity.checked()
     if {name: sensitivity.scores.get(name) for name in allocation.scores} != allocation.scores:
-        raise ValueError(
-            "the plan was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"
-        )
+        raise ValueError("the plan was not made from this sensitivity: allocate(sensitivity, ...) makes one that is")
     columns = [sensitivity.names.index(name) for name in allocation.ranks]
     draws = len(drawn) if samples is None else positive_int(samples, "samples")
     means = bootstrap_means(drawn[:, columns], positive_int(resamples, "resamples"), seed, draws)
@@ -285,6 +283,4 @@ def plan_stability(
     recipe = {"samples": draws, "resamples": resamples, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
     level = confidence_level(confidence)
-    return PlanStability(
-        allocation.ranks, ranks, allocation.layers, allocation.projections, draws, level, meta
-    )
+    return PlanStability(allocation.ranks, ranks, allocation.layers, allocation.projections, draws, level, meta)

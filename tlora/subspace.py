@@ -30,7 +30,7 @@ SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Subspaces(Result):
     """An orthonormal basis of input directions for each target module, the most important first.
 

@@ -135,7 +135,7 @@ def train(
             "seed": seed,
             "output_dir": os.fspath(folder),
             "resume_from_checkpoint": checkpoint,
-            "disable_tqdm": not progress,
+            "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None)
         stack.enter_context(restored(model))

@@ -1,5 +1,6 @@
 """The packaged models: found, loaded as ordinary models, good for everything that comes after."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -53,12 +54,8 @@ def test_smollm_stays_tied(smollm):
 def test_smollm_is_remembered_by_the_name_that_finds_it(smollm):
     model, tokenizer = smollm
     assert model.name_or_path == model.config.name_or_path == tokenizer.name_or_path == "smollm2-135m"
-    config = peft.LoraConfig(target_modules=["q_proj"])
-    adapted = peft.get_peft_model(model, config)
-    try:
-        assert adapted.peft_config["default"].base_model_name_or_path == "smollm2-135m"
-    finally:
-        adapted.unload()
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
+    assert adapted.peft_config["default"].base_model_name_or_path == "smollm2-135m"
 
 
 def test_nothing_is_left_of_the_quantisation(smollm, tmp_path):
@@ -74,7 +71,7 @@ def test_nothing_is_left_of_the_quantisation(smollm, tmp_path):
 
 
 def test_smollm_is_trained_by_the_trainer(smollm, tmp_path):
-    model, tokenizer = smollm
+    model, tokenizer = copy.deepcopy(smollm[0]), smollm[1]
     ids = tokenizer("The capital of France is Paris.")["input_ids"]
     rows = datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 2)
     before = [parameter.detach().clone() for parameter in model.model.layers[0].mlp.parameters()]
