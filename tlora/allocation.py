@@ -188,10 +188,9 @@ class Allocation(Result):
         Returns
         -------
         pandas.DataFrame
-            One row a module that is in either plan: ``module``, ``layer``, ``projection``; ``rank``,
-            ``other_rank`` and ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``;
-            ``parameters_change`` (entries of ``B``). A change is this plan less the other. A module
-            that a plan excludes has rank and scaling 0 there.
+            One row a module that is in either plan: ``module``, ``layer``, ``projection``; ``rank``, ``other_rank`` and
+            ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``; ``parameters_change`` (entries of
+            ``B``). A change is this plan less the other; an excluded module has rank and scaling 0.
 
         Raises
         ------
@@ -203,15 +202,10 @@ class Allocation(Result):
         names = [name for name in self.shapes | self.excluded if name in self.ranks or name in other.ranks]
         shapes, layers = self.shapes | other.shapes, self.layers | other.layers
         projections = self.projections | other.projections
-        table = {
-            "module": names,
-            "layer": [layers[n] for n in names],
-            "projection": [projections[n] for n in names],
-        }
-        for column, mine, theirs in (
-            ("rank", self.ranks, other.ranks),
-            ("scaling", self.scalings, other.scalings),
-        ):
+        where = ([layers[n] for n in names], [projections[n] for n in names])
+        table = {"module": names, "layer": where[0], "projection": where[1]}
+        pairs = (("rank", self.ranks, other.ranks), ("scaling", self.scalings, other.scalings))
+        for column, mine, theirs in pairs:
             table[column] = [mine.get(n, 0) for n in names]
             table[f"other_{column}"] = [theirs.get(n, 0) for n in names]
             table[f"{column}_change"] = [mine.get(n, 0) - theirs.get(n, 0) for n in names]
@@ -315,16 +309,13 @@ def allocate(
     alpha : float, optional
         Nominal alpha, as in LoRA; ``rank`` by default.
     scaling : {"nominal", "allocated"}
-        Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i
-        / r_i``).
+        Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i / r_i``).
     budget : {"ranks", "parameters"}
-        Spend ``rank * M`` ranks, all of them, or at most the ``rank * sum d_out`` entries of ``B`` of the
-        uniform plan. In the second case the rest is smaller than the least ``d_out`` of the modules below
-        their ceilings, and a higher score can come with one rank less where the other's ``d_out`` is
-        smaller.
+        Spend ``rank * M`` ranks, all of them, or at most the ``rank * sum d_out`` entries of ``B`` of the uniform
+        plan. In the second case the rest is smaller than the least ``d_out`` of the modules below their ceilings, and
+        a higher score can come with one rank less where the other's ``d_out`` is smaller.
     ranks : bool
-        Off: the budget is shared evenly, ``rank`` for every module (unless limits, pins or exclusions say
-        otherwise).
+        Off: the budget is shared evenly, ``rank`` for every module (unless limits, pins or exclusions differ).
     scales : bool
         Off: ``alpha_i = alpha``.
     max_rank, min_rank : int or mapping of int
@@ -335,8 +326,7 @@ def allocate(
     exclude : str, int or collection of them
         Modules that get no adapter: full module names, projections (``"down_proj"``), or indices of layers.
     temperature : float
-        From 0 to 1: scores enter as ``S_i ** temperature``, for ranks and scales. 1 is in proportion, 0
-        uniform.
+        From 0 to 1: scores enter as ``S_i ** temperature``, for ranks and scales. 1 is in proportion, 0 uniform.
     projection_shares : mapping of float, optional
         Parts of the budget, by projection; within a projection scores decide. Those not named share what is
         left.
