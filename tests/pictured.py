@@ -11,7 +11,10 @@ import torch
 from matplotlib.axes import Axes
 
 import viz
+from tlora.alignment import Alignment, LayerAlignment
 from tlora.allocation import Allocation, allocate
+from tlora.capture import GradientCapture
+from tlora.energy import CapturedEnergy
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
@@ -61,6 +64,62 @@ def spectrum(model: str = "2 layers", k: int = 40, trace: float | None = None) -
     )  # fmt: skip
 
 
+def alignment(model: str = "2 layers", rank: int = 8) -> Alignment:
+    """Overlaps between chance and one; ``down_proj`` and ``wo`` read inputs three times as wide."""
+    layers, projections = places(model)
+    shapes = {n: (576, 1536 if p.endswith(("down_proj", "wo")) else 576) for n, p in projections.items()}
+    draws = np.random.default_rng(0).beta(2, 4, (len(layers), rank))
+    return Alignment(
+        ("wc", "g"), rank,
+        {n: torch.from_numpy(np.sort(np.arccos(np.sqrt(draw)))) for n, draw in zip(layers, draws, strict=True)},
+        {n: torch.from_numpy(np.cumsum(draw) / np.arange(1, rank + 1)) for n, draw in zip(layers, draws, strict=True)},
+        dict.fromkeys(layers, rank), shapes, layers, projections, META,
+    )  # fmt: skip
+
+
+def layer_alignment(layers: int = 2) -> LayerAlignment:
+    """Overlaps that fall with the distance of the layers."""
+    distance = torch.arange(layers)[:, None] - torch.arange(layers)
+    overlap = 0.02 + 0.98 * torch.exp(-distance.abs().double() / 6)
+    names = [f"layers.{i}.q_proj" for i in range(layers)]
+    return LayerAlignment(names, list(range(layers)), "q_proj", "wc", 8, 576, overlap, META)
+
+
+SHARES = {"wc": 0.43, "w": 0.04, "c": 0.49, "wc_half": 0.1, "g": 0.91, "random": 0.014}
+"""Of the kinds at rank 8, as they were found on a real task."""
+
+
+def _shares(ranks: tuple[int, ...]) -> np.ndarray:
+    """(kinds, ranks): what is left falls by a third when the rank doubles."""
+    left = 1 - np.array(list(SHARES.values()))[:, None]
+    return 1 - left ** (1 + 0.25 * np.log2(np.array(ranks) / 8))
+
+
+def gradient_capture(model: str = "2 layers", ranks: tuple[int, ...] = (8, 32)) -> GradientCapture:
+    """Six kinds, on five samples."""
+    layers, projections = places(model)
+    generator = torch.Generator().manual_seed(0)
+    total = torch.rand(5, len(layers), generator=generator) + 0.5
+    noise = 1 + 0.2 * torch.rand(5, len(layers), 1, 1, generator=generator)
+    shares = torch.from_numpy(_shares(ranks)).float() / 1.2
+    best = total.double().sum(0)[:, None] * torch.tensor([0.95 + 0.01 * i for i in range(len(ranks))])
+    return GradientCapture(
+        list(SHARES), list(ranks), total[..., None, None] * shares * noise, total, best, 0.95, 200,
+        dict.fromkeys(layers, (576, 576)), layers, projections, META,
+    )  # fmt: skip
+
+
+def captured_energy(model: str = "2 layers", ranks: tuple[int, ...] = (8, 32)) -> CapturedEnergy:
+    """The same six kinds."""
+    layers, projections = places(model)
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(0.8, 1, (len(layers), 1, 1)))
+    captured = torch.from_numpy(_shares(ranks)) * noise
+    best = torch.ones(len(layers), len(ranks), dtype=torch.float64)
+    total = torch.full((len(layers),), 1.1, dtype=torch.float64)
+    shapes = dict.fromkeys(layers, (576, 576))
+    return CapturedEnergy(list(SHARES), list(ranks), captured, best, total, shapes, layers, projections, META)
+
+
 def training_run(steps: int = 20, **changes: Any) -> TrainingRun:
     """Losses that fall as ``1 / step``, evaluated every fifth step; ``changes`` replace fields."""
     step = np.arange(1, steps + 1)
@@ -93,6 +152,7 @@ def allocation(model: str = "2 layers", **knobs: Any) -> Allocation:
 PLOTS = {
     viz.plot_spectrum: spectrum,
     viz.plot_sensitivity: sensitivity,
+    viz.plot_alignment: alignment,
     viz.plot_allocation: allocation,
     viz.plot_training: training_run,
 }

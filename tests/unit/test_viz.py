@@ -14,7 +14,7 @@ import viz
 from tests.pictured import MODELS, PLOTS, texts
 from viz import style
 
-BY_MODEL = [viz.plot_spectrum, viz.plot_sensitivity, viz.plot_allocation]
+BY_MODEL = [viz.plot_spectrum, viz.plot_sensitivity, viz.plot_alignment, viz.plot_allocation]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,7 @@ def test_settings_are_put_back_after_an_error_too(plot):
     [
         (viz.plot_spectrum, r"expected a Spectrum, got a dict: pass calibration\.spectrum\(\)"),
         (viz.plot_sensitivity, r"expected a Sensitivity, got a dict: pass calibration\.sensitivity"),
+        (viz.plot_alignment, r"expected a GradientCapture, got a dict: pass the result of tlora\.align"),
         (viz.plot_allocation, r"expected an Allocation, got a dict: pass tlora\.allocate"),
         (viz.plot_training, r"expected a TrainingRun, got a dict: pass the result of tlora\.train"),
     ],
@@ -131,9 +132,7 @@ def test_number(value, words):
     assert style.number(value) == words
 
 
-@pytest.mark.parametrize(
-    ("share", "words"), [(0.0312, "3.1 %"), (0.4249, "42 %"), (0.0999, "10 %"), (0, "0 %")]
-)
+@pytest.mark.parametrize(("share", "words"), [(0.0312, "3.1 %"), (0.4249, "42 %"), (0.0999, "10 %"), (0, "0 %")])
 def test_percent(share, words):
     assert style.percent(share) == words
 

@@ -1,0 +1,43 @@
+"""Alignment and gradient capture on a real model and task."""
+
+from __future__ import annotations
+
+import pytest
+
+import tlora
+
+pytestmark = pytest.mark.packaged
+
+
+@pytest.fixture(scope="module")
+def walked(smollm):
+    """The attention of SmolLM2 on four samples, and four held-out ones."""
+    model, tokenizer = smollm
+    task = tlora.load_task("family_relationships", tokenizer)
+    calibration = tlora.calibrate(model, task.calibration(4), gradient=True, target_modules="attention", progress=False)
+    held_out = [task.collate(list(task.validation.select(range(4))))]
+    return model, calibration, held_out
+
+
+def test_what_tlora_reads_holds_more_of_the_gradient_than_chance_gives(walked):
+    model, calibration, held_out = walked
+    subspaces = {
+        kind: tlora.task_subspaces(model, calibration, max_rank=8, kind=kind, progress=False)
+        for kind in ("wc", "g", "random")
+    }
+    found = tlora.gradient_capture(model, held_out, subspaces, [8], progress=False)
+    shares = found.overall().set_index("kind")
+    assert shares.loc["random", "captured"] == pytest.approx(8 / 576, rel=0.3)
+    assert shares.loc["random", "random"] == pytest.approx(8 / 576)
+    assert shares.loc["wc", "low"] > 10 * 8 / 576
+    assert shares.loc["g", "low"] > shares.loc["wc", "high"]
+    assert (shares["captured"] < shares["best"]).all()
+    energy = tlora.captured_energy(model, calibration, subspaces, [8], progress=False).overall().set_index("kind")
+    assert energy.loc["wc", "captured"] > 0.9999
+    assert energy.loc["random", "captured"] < 0.1
+    overlap = tlora.align(subspaces["wc"], subspaces["random"], 8).to_frame()
+    assert overlap["overlap"].mean() == pytest.approx(8 / 576, rel=0.3)
+    layers = tlora.align_layers(subspaces["wc"], "q_proj", 8)
+    assert layers.overlap.shape == (30, 30)
+    neighbours = layers.overlap.diagonal(1)[1:]
+    assert float(neighbours.mean()) > float(layers.overlap.diagonal(20).mean())

@@ -1,0 +1,207 @@
+"""Pictures of how subspaces lie: to each other, to ``W C``, and to the gradients that training will have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+
+from tlora.alignment import Alignment, LayerAlignment
+from tlora.capture import GradientCapture
+from tlora.energy import CapturedEnergy
+from viz import heatmap, style
+
+Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture
+
+CHANCE: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 2)), "linewidth": 1.6}
+BEST: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
+WHOLE = Normalize(0, 1)
+"""Colours of an overlap: the same in all pictures, so that one can be held against another."""
+
+
+@style.styled
+def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
+    """Overlap of subspaces as a heat map, or what they capture as curves over the rank.
+
+    Parameters
+    ----------
+    result : Alignment, LayerAlignment, CapturedEnergy or GradientCapture
+        From ``tlora.align(...)``: layers across and projections down; ``tlora.align_layers(...)``: all pairs of
+        layers; ``tlora.captured_energy(...)`` or ``tlora.gradient_capture(...)``: a curve for each kind, with what
+        a random subspace and the best possible one of the same rank would hold.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure when left out.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes that were drawn on. Colours run from 0 to 1 whatever the overlaps are; marks beside the colour
+        bar are what chance gives.
+
+    Raises
+    ------
+    TypeError
+        If ``result`` is none of the four.
+    """
+    if isinstance(result, Alignment):
+        return _draw_modules(result, ax)
+    if isinstance(result, LayerAlignment):
+        return _draw_layers(result, ax)
+    if isinstance(result, CapturedEnergy):
+        return _draw_energy(result, ax)
+    style.check_type(result, GradientCapture, "the result of tlora.align, captured_energy or gradient_capture")
+    return _draw_gradient(result, ax)
+
+
+# Heat maps
+
+
+def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
+    frame = alignment.to_frame()
+    frame = frame.assign(percent=100 * frame["overlap"])
+    ax = style.axes(ax, *heatmap.size(frame))
+    mesh = heatmap.draw(ax, frame, "overlap", cmap=style.SEQUENTIAL, norm=WHOLE)
+    written = heatmap.write(ax, mesh, frame, "percent", "{:.0f}", style.inches(ax))
+    _colour_bar(ax, mesh, frame["random"], 2.4 * len(ax.get_yticks()))
+    top, low = frame.loc[frame["overlap"].idxmax()], frame.loc[frame["overlap"].idxmin()]
+    one, other = alignment.sides
+    mean = style.percent(frame["overlap"].mean())
+    detail = style.sentence(
+        f"{style.percent(low['overlap'])} ({style.place(low)}) to {style.percent(top['overlap'])} ({style.place(top)})",
+        _by_chance(frame["random"]),
+        "cells: percent" if written else "",
+        style.source(alignment.meta),
+    )
+    style.headline(ax, f"{one} and {other} overlap by {mean} on average at rank {alignment.rank}", detail)
+    return ax
+
+
+def _draw_layers(alignment: LayerAlignment, ax: Axes | None) -> Axes:
+    frame = alignment.to_frame()
+    ax = style.axes(ax, 6.4, 5.6)
+    layers = range(frame["layer"].min(), frame["layer"].max() + 1)
+    grid = frame.pivot(index="other", columns="layer", values="overlap").reindex(index=layers, columns=layers)
+    cells = np.ma.masked_invalid(grid.to_numpy())
+    mesh = ax.pcolormesh(layers, layers, cells, cmap=style.SEQUENTIAL, norm=WHOLE, edgecolor="face", linewidth=0)
+    ax.set_facecolor(style.MISSING)
+    ax.set_aspect("equal")
+    style.layer_axis(ax, frame)
+    ax.set_ylim(ax.get_xlim()[::-1])
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    ax.set_ylabel("layer")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    _colour_bar(ax, mesh, frame["random"], 24)
+    written = len(layers) <= 16
+    for row in frame.itertuples() if written else ():
+        colour = "white" if row.overlap < 0.6 else "0.15"
+        ax.text(row.layer, row.other, f"{100 * row.overlap:.0f}", ha="center", va="center", color=colour)
+    apart = frame[frame["layer"] < frame["other"]]
+    top = apart.loc[apart["overlap"].idxmax()]
+    mean = style.percent(apart["overlap"].mean())
+    detail = style.sentence(
+        f"most in layers {top['layer']:.0f} and {top['other']:.0f}, {style.percent(top['overlap'])}",
+        _by_chance(frame["random"]),
+        f"kind {alignment.kind}",
+        "cells: percent" if written else "",
+        style.source(alignment.meta),
+    )
+    finding = f"Layers overlap by {mean} on average in {alignment.projection} at rank {alignment.rank}"
+    style.headline(ax, finding, detail)
+    return ax
+
+
+def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> None:
+    """A slim colour bar beside the heat map, with a mark at each overlap that chance gives."""
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=aspect, fraction=0.05)
+    bar.set_label("overlap (▸ by chance)")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    bar.outline.set_visible(False)
+    for value in chance.unique():
+        bar.ax.plot(-0.1, value, marker=">", markersize=4, color="0.15", clip_on=False)
+
+
+def _by_chance(random: pd.Series) -> str:
+    low, high = style.percent(random.min()), style.percent(random.max())
+    return f"by chance {low}" if low == high else f"by chance {low} to {high}"
+
+
+# Curves
+
+
+def _draw_energy(energy: CapturedEnergy, ax: Axes | None) -> Axes:
+    table = energy.overall()
+    ax = style.axes(ax, heatmap.WIDTH, 4.2)
+    _draw_curves(ax, table, best=pd.Series(1.0, index=energy.ranks))
+    ax.set_ylabel("share of the best energy of W C")
+    detail = style.sentence(
+        f"median of {len(energy.names)} modules, bars: middle half", _first(table), style.source(energy.meta)
+    )
+    style.headline(ax, _finding(table, "of the best energy of W C"), detail)
+    return ax
+
+
+def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
+    table = capture.overall()
+    ax = style.axes(ax, heatmap.WIDTH, 4.2)
+    _draw_curves(ax, table, best=table.groupby("rank")["best"].first())
+    ax.set_ylabel("share of the squared gradient")
+    detail = style.sentence(
+        f"{len(capture.names)} modules together, bars: {style.percent(capture.confidence)} intervals",
+        f"at best {style.percent(table['best'].iloc[0])}, {_first(table)}",
+        f"held out: {style.source(capture.meta)}",
+    )
+    style.headline(ax, _finding(table, "of the held-out gradient"), detail)
+    return ax
+
+
+def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
+    """A line for each kind, the highest first in the legend, between the best possible and chance."""
+    ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys(table["kind"]))
+    looks = dict(zip(kinds, zip(style.colours(len(kinds)), style.dashes(len(kinds)), strict=True), strict=True))
+    drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST)
+    for kind in table[table["rank"] == ranks[-1]].sort_values("captured", ascending=False)["kind"]:
+        rows, (colour, dash) = table[table["kind"] == kind], looks[kind]
+        ends = np.abs(rows[["low", "high"]].to_numpy() - rows[["captured"]].to_numpy()).T
+        bars = ax.errorbar(
+            rows["rank"], rows["captured"], ends, label=kind, color=colour, linestyle=dash, linewidth=1.8,
+            marker="o", markersize=5, elinewidth=1.2, capsize=3,
+        )  # fmt: skip
+        drawn.append(bars)
+    chance = table.groupby("rank")["random"].first()
+    drawn += ax.plot(chance.index, chance, label="by chance", marker="_", **CHANCE)
+    ax.legend(handles=drawn, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=2.2)
+    _label(ax, ranks)
+
+
+def _label(ax: Axes, ranks: list[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(ranks[0] / 1.25, ranks[-1] * 1.25)
+    apart = [rank for i, rank in enumerate(ranks) if i in (0, len(ranks) - 1) or len(ranks) <= 12]
+    ax.xaxis.set_major_locator(FixedLocator(apart))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    ax.set_xlabel("rank")
+    ax.set_ylim(0, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    style.guide_lines(ax)
+
+
+def _finding(table: pd.DataFrame, of_what: str) -> str:
+    """The kinds that hold most at the lowest rank."""
+    rank = table["rank"].min()
+    rows = table[table["rank"] == rank].sort_values("captured", ascending=False).head(4)
+    shares = [(kind, style.percent(x)) for kind, x in zip(rows["kind"], rows["captured"], strict=True)]
+    (top, most), *others = shares
+    rest = "".join(f", {kind} {share}" for kind, share in others)
+    return f"At rank {rank}, {top} holds {most} {of_what}{rest}"
+
+
+def _first(table: pd.DataFrame) -> str:
+    """What chance gives at the lowest rank."""
+    return f"by chance {style.percent(table.loc[table['rank'].idxmin(), 'random'])}"
