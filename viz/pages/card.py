@@ -1,0 +1,103 @@
+"""The model card: the README of an adapter's folder, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from tlora.locations import PACKAGED
+from tlora.run import ADAPTER_CONFIG
+from viz.pages import findings, words
+from viz.pages.findings import Findings
+from viz.pages.origins import commands, snippet, versions
+from viz.pages.planned import beside_uniform, by_projection
+from viz.pages.templating import template
+from viz.pages.trained import ENERGY, metrics_table, used_rank
+
+PICTURE = Path("pictures", "allocation.png")
+"""Where ``tlora run`` draws the plan."""
+
+# PEFT's task type -> the class of transformers that loads the base, and the hub's name of the task.
+CLASSES = {
+    "CAUSAL_LM": ("AutoModelForCausalLM", "text-generation"),
+    "SEQ_CLS": ("AutoModelForSequenceClassification", "text-classification"),
+    "SEQ_2_SEQ_LM": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+}
+
+
+def card(folder: str | os.PathLike[str]) -> str:
+    """The text of a model card: what the adapter is, its plan, its metrics, and how to load it.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder of an adapter, as ``tlora run`` leaves it. The plan's picture is linked to where it is there:
+        ``pictures/allocation.png``.
+
+    Returns
+    -------
+    str
+        Markdown under the hub's YAML header, for ``README.md`` in the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no adapter, or no results.
+    ValueError
+        If a result is damaged.
+    """
+    found, path = findings.load(folder), Path(folder)
+    config = json.loads((path / ADAPTER_CONFIG).read_bytes())
+    base = str(config.get("base_model_name_or_path") or found.model)
+    run, allocation = found.run, found.allocation
+    return template("card.md").render(
+        header=_header(base, config),
+        title=found.title,
+        base=base,
+        task=found.task,
+        samples=words.several(allocation.meta.samples or 0, "sample") if allocation else "",
+        frozen=run is not None and run.frozen_a,
+        metrics=metrics_table(run) if run and (run.before or run.after) else None,
+        allocation=allocation,
+        picture=PICTURE.as_posix() if (path / PICTURE).is_file() else "",
+        plan=by_projection(allocation) if allocation else None,
+        beside=beside_uniform(allocation, freeze_a=run is None or run.frozen_a) if allocation else None,
+        use=f"{used_rank(run.rank_use(ENERGY))}" if run and run.ranks else "",
+        peft=_peft(base, config, found, path.resolve().name),
+        tlora=f"import tlora\n\nmodel = tlora.load({path.resolve().name!r})",
+        again="\n".join(commands(found)) or snippet(found),
+        versions=versions(found),
+    )
+
+
+def _header(base: str, config: dict[str, Any]) -> str:
+    """The YAML of the hub; a base that is no id there, such as a folder, is named in the text alone."""
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        on_hub = None
+    else:
+        on_hub = base
+    _, pipeline = CLASSES.get(config.get("task_type") or "", (None, None))
+    tags = ["lora", "tlora"]
+    return ModelCardData(base_model=on_hub, library_name="peft", pipeline_tag=pipeline, tags=tags).to_yaml()
+
+
+def _peft(base: str, config: dict[str, Any], found: Findings, name: str) -> str:
+    """Code that loads the adapter without this package, as far as its base can be."""
+    loader, _ = CLASSES.get(config.get("task_type") or "", ("AutoModel", None))
+    labels = found.run.meta.recipe.get("num_labels") if found.run else None
+    number = f", num_labels={labels}" if labels else ""
+    if base in PACKAGED:
+        lines = ["import tlora  # the base comes as a Python package", "from peft import PeftModel", ""]
+        lines.append(f"base, tokenizer = tlora.load_model({base!r}{number})")
+    else:
+        lines = ["from peft import PeftModel", f"from transformers import {loader}", ""]
+        lines.append(f"base = {loader}.from_pretrained({base!r}{number})")
+    return "\n".join([*lines, f"model = PeftModel.from_pretrained(base, {name!r})"])

@@ -1,0 +1,226 @@
+"""Sections on what was measured before training: data, spectra, alignment, sensitivity."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from tlora.alignment import Alignment
+from tlora.capture import GradientCapture
+from tlora.energy import CapturedEnergy
+from tlora.resampling import gini
+from tlora.sensitivity import Sensitivity
+from tlora.spectrum import Spectrum
+from tlora.stability import ranking_stability
+from viz import style
+from viz.pages import words
+from viz.pages.findings import Findings
+from viz.pages.parts import Cell, Column, Interval, Part, Section, Table, Text, bar, facts, table
+from viz.pages.pictures import alignment_picture, sensitivity_picture, spectrum_pictures
+
+TOP = 15
+"""Modules that are listed before the reader asks for all."""
+
+MODULE = Column("module", "module")
+
+
+def data(found: Findings) -> Section:
+    """What went in."""
+    about = "What the adapter was made for and what it was made from."
+    calibrated = found.calibrated
+    values = {"base model": found.model, "task": found.task}
+    if calibrated and calibrated.samples:
+        values["calibration"] = words.several(calibrated.samples, "sample")
+        tokens = found.calibration_recipe.get("tokens", "")
+        values["tokens that count"] = {"all": "all real ones", "labels": "those that are learnt"}.get(tokens, "")
+    if found.run and found.run.meta.samples:
+        values["training"] = words.several(found.run.meta.samples, "sample")
+    return Section("data", "Data", about, [facts("Model and data", values | _options(found))])
+
+
+def _options(found: Findings) -> dict[str, str]:
+    """What else was asked for on the command line."""
+    options = found.run.meta.recipe.get("data", {}) if found.run else {}
+    shown = {name: value for name, value in options.items() if value is not None and name != "task"}
+    return {words.worded(name): f"{v:,}" if isinstance(v, int) else str(v) for name, v in shown.items()}
+
+
+def spectra(found: Findings) -> Section:
+    """How many directions of their inputs the modules use."""
+    about = (
+        "Each module reads vectors; on the samples of the task they lie close to a few directions. The effective rank "
+        "(participation ratio of the eigenvalues of the input covariance) counts these directions."
+    )
+    spectrum = found.spectrum
+    missing = f'calibration.spectrum().save("{found.folder}/tlora/spectrum")'
+    parts: list[Part] = []
+    if spectrum is not None:
+        frame = spectrum.to_frame()
+        parts = [*spectrum_pictures(spectrum), _spectra_by_projection(frame), _spectra_by_module(spectrum, frame)]
+    return Section("spectra", "Spectra", about, parts, missing)
+
+
+SPECTRUM_COLUMNS = [
+    Column("dimension", "dimensions", words.whole),
+    Column("effective_rank", "effective rank", words.number),
+    Column("rank_90", "directions for 90 %", words.whole),
+    Column("rank_99", "for 99 %", words.whole),
+    Column("top_share", "share of the first", words.percent),
+]
+
+
+def _spectra_by_projection(frame: pd.DataFrame) -> Table:
+    keys = [column.key for column in SPECTRUM_COLUMNS]
+    rows = frame.groupby("projection", sort=False)[keys].median().reset_index()
+    return table(rows, "By projection, medians over layers", [Column("projection", "projection"), *SPECTRUM_COLUMNS])
+
+
+def _spectra_by_module(spectrum: Spectrum, frame: pd.DataFrame) -> Table:
+    caption = f"All {words.several(len(spectrum.names), 'module')}"
+    return table(frame, caption, [MODULE, *SPECTRUM_COLUMNS], folded=True)
+
+
+def alignment(found: Findings) -> Section:
+    """Whether subspaces agree, and what they hold."""
+    about = (
+        "How alike two subspaces are (overlap: 1 the same, 0 orthogonal), how much of the layers' response a subspace "
+        "holds, and which part of the true gradient an adapter with a frozen A can follow."
+    )
+    missing = f'tlora.align(subspaces, other_subspaces, rank=8).save("{found.folder}/tlora/alignment")'
+    parts: list[Part] = []
+    if found.alignment is not None:
+        parts += [alignment_picture(found.alignment), _overlaps(found.alignment)]
+    if found.capture is not None:
+        parts += [alignment_picture(found.capture), _captured_gradient(found.capture)]
+    if found.energy is not None:
+        parts += [alignment_picture(found.energy), _captured_energy(found.energy)]
+    return Section("alignment", "Alignment", about, parts, missing)
+
+
+def _overlaps(alignment: Alignment) -> Table:
+    keys = ["overlap", "random", "first_angle", "median_angle", "last_angle"]
+    rows = alignment.to_frame().groupby("projection", sort=False)[keys].mean().reset_index()
+    columns = [
+        Column("projection", "projection"),
+        Column("overlap", "overlap", bar),
+        Column("random", "by chance", words.percent),
+        Column("first_angle", "smallest angle, degrees", words.number),
+        Column("median_angle", "median", words.number),
+        Column("last_angle", "largest", words.number),
+    ]
+    one, other = alignment.sides
+    return table(rows, f"Overlap of {one} and {other} at rank {alignment.rank}, means over layers", columns)
+
+
+def _captured_gradient(capture: GradientCapture) -> Table:
+    frame = capture.overall()
+    columns = [
+        Column("kind", "subspace"),
+        Column("rank", "rank", words.whole),
+        Column("captured", "of the squared gradient", bar),
+        Column("interval", f"{words.percent(capture.confidence)} interval"),
+        Column("random", "by chance", words.percent),
+        Column("best", "at best", words.percent),
+    ]
+    samples = words.several(len(capture.total), "held-out sample")
+    return table(frame.assign(interval=_spans(frame)), f"Gradient captured, {samples}", columns)
+
+
+def _captured_energy(energy: CapturedEnergy) -> Table:
+    frame = energy.overall()
+    columns = [
+        Column("kind", "subspace"),
+        Column("rank", "rank", words.whole),
+        Column("captured", "of what the best holds", bar),
+        Column("interval", "middle half of the modules"),
+        Column("random", "by chance", words.percent),
+    ]
+    return table(frame.assign(interval=_spans(frame)), "Energy of W C captured, medians over modules", columns)
+
+
+def _spans(frame: pd.DataFrame, low: str = "low", high: str = "high", form: str = "") -> list[str]:
+    """The interval of each row in words."""
+    say = form.format if form else words.percent
+    return [f"{say(a)} to {say(b)}" for a, b in zip(frame[low], frame[high], strict=True)]
+
+
+def sensitivity(found: Findings) -> Section:
+    """Which modules the loss listens to, and how sure that is."""
+    about = (
+        "How much the loss listens to each module: the mean of |weight × gradient| over its weights, averaged over "
+        "samples. Ranks and scales follow these scores."
+    )
+    scores = found.sensitivity
+    missing = f'calibration.sensitivity.save("{found.folder}/tlora/sensitivity")'
+    if scores is None:
+        return Section("sensitivity", "Sensitivity", about, missing=missing)
+    frame, note = _with_intervals(scores)
+    parts: list[Part] = [sensitivity_picture(scores), Text(f"{_concentration(frame)} {note}")]
+    top = frame.nlargest(TOP, "score", keep="first")
+    top = top.assign(place=top.apply(style.place, axis=1))
+    caption = f"The {len(top)} most sensitive of {words.several(len(frame), 'module')}"
+    parts.append(table(top, caption, [Column("place", "module"), *_score_columns(top)]))
+    parts += [_scores_by_projection(scores), *_stability(scores)]
+    if len(frame) > len(top):
+        parts.append(table(frame, f"All {len(frame):,} modules", [MODULE, *_score_columns(frame)], folded=True))
+    return Section("sensitivity", "Sensitivity", about, parts, missing)
+
+
+def _with_intervals(scores: Sensitivity) -> tuple[pd.DataFrame, str]:
+    """The table of scores with bootstrap intervals, and what is to be said of them: that there are none, and why."""
+    frame = scores.to_frame()
+    try:
+        intervals = scores.intervals()
+    except ValueError as error:  # a single sample, or scores of zero
+        return frame.assign(low=frame["score"], high=frame["score"]), f"No intervals: {error}."
+    samples = words.several(len(scores.per_sample), "sample")
+    note = f"Intervals are percentile bootstrap intervals over {samples}, each of one score alone."
+    return frame.assign(low=intervals["low"], high=intervals["high"]), note
+
+
+def _score_columns(frame: pd.DataFrame) -> list[Column]:
+    furthest = frame["high"].max() or 1.0
+
+    def interval(module: str) -> Cell:
+        row = rows.loc[module]
+        low, value, high = (row[key] / furthest for key in ("low", "score", "high"))
+        return Interval(low, value, high, f"{words.number(row['low'])} to {words.number(row['high'])}")
+
+    rows = frame.set_index("module")
+    spread = [Column("module", "95 % interval", interval)] if (frame["low"] < frame["high"]).any() else []
+    return [Column("score", "score, nats", words.number), *spread, Column("share", "of the total", words.percent)]
+
+
+def _concentration(frame: pd.DataFrame) -> str:
+    tenth = max(1, len(frame) // 10)
+    held = frame["share"].nlargest(tenth).sum()
+    return (
+        f"{words.percent(tenth / len(frame))} of the modules ({tenth:,}) hold {words.percent(held)} of the total; the "
+        f"Gini coefficient is {words.number(gini(frame['score'].to_numpy()))} (0: all alike)."
+    )
+
+
+def _scores_by_projection(scores: Sensitivity) -> Table:
+    columns = [
+        Column("projection", "projection"),
+        Column("modules", "modules", words.whole),
+        Column("score", "mean score, nats", words.number),
+        Column("share", "of the total", bar),
+    ]
+    return table(scores.by_projection(), "By projection", columns)
+
+
+def _stability(scores: Sensitivity) -> list[Part]:
+    """Whether fewer samples would have ranked the modules alike."""
+    if len(scores.per_sample) < 3 or len(scores.names) < 2 or not any(scores.scores.values()):
+        return []
+    stability = ranking_stability(scores)
+    frame = stability.to_frame()
+    frame = frame.assign(interval=_spans(frame, "kendall_low", "kendall_high", "{:.2f}"))
+    columns = [
+        Column("samples", "samples", words.whole),
+        Column("kendall", "Kendall's tau", lambda tau: f"{tau:.2f}"),
+        Column("interval", f"{words.percent(stability.confidence)} interval"),
+        Column("overlap", f"of the top {stability.top} found again", bar),
+    ]
+    caption = f"Would fewer samples have done? Rankings by subsamples against that by all {len(scores.per_sample)}"
+    return [table(frame, caption, columns)]

@@ -1,0 +1,91 @@
+"""Pictures inside a page: what the plots draw, as SVG in a data URI."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from tlora.alignment import Alignment
+from tlora.allocation import Allocation
+from tlora.run import TrainingRun
+from tlora.sensitivity import Sensitivity
+from tlora.spectrum import Spectrum
+from viz import heatmap, style
+from viz.alignment import Aligned, plot_alignment
+from viz.allocation import plot_allocation
+from viz.pages.parts import Picture
+from viz.sensitivity import plot_sensitivity
+from viz.spectrum import plot_spectrum
+from viz.training import plot_training
+
+# Letters as outlines, so that the page needs no fonts; the same picture gives the same bytes.
+SVG: dict[str, Any] = {"svg.fonttype": "path", "svg.hashsalt": "tlora"}
+
+
+def spectrum_pictures(spectrum: Spectrum) -> list[Picture]:
+    """How much of the variance the first directions hold, and the effective rank over the layers."""
+    pictures = [_picture(partial(plot_spectrum, spectrum), (heatmap.WIDTH, 4.2), "Share of the variance by direction")]
+    if len(set(spectrum.layers.values())) > 1:
+        plot = partial(plot_spectrum, spectrum, view="effective_rank")
+        pictures.append(_picture(plot, (heatmap.WIDTH, 4.2), "Effective rank by layer and projection"))
+    return pictures
+
+
+def alignment_picture(result: Aligned) -> Picture:
+    """Heat map of the overlaps, or curves of what subspaces capture."""
+    size = heatmap.size(result.to_frame()) if isinstance(result, Alignment) else (heatmap.WIDTH, 4.2)
+    what = "Heat map of overlaps" if isinstance(result, Alignment) else "What subspaces capture, by rank"
+    return _picture(partial(plot_alignment, result), size, what)
+
+
+def sensitivity_picture(sensitivity: Sensitivity) -> Picture:
+    """Heat map of the scores."""
+    size = heatmap.size(sensitivity.to_frame())
+    return _picture(partial(plot_sensitivity, sensitivity), size, "Heat map of the sensitivity scores")
+
+
+def allocation_picture(allocation: Allocation) -> Picture:
+    """Heat map of the ranks with its totals."""
+    width, height = heatmap.size(allocation.to_frame())
+    what = "Heat map of the ranks, layers across and projections down"
+    return _picture(partial(plot_allocation, allocation), (width, height + 0.8), what)
+
+
+def training_picture(run: TrainingRun) -> Picture:
+    """Curves of the losses."""
+    return _picture(partial(plot_training, run), (heatmap.WIDTH, 3.9), "Losses over the optimiser steps")
+
+
+def rank_use_picture(use: pd.DataFrame, finding: str, detail: str) -> Picture:
+    """Heat map of the share of each module's rank that its update uses."""
+
+    @style.styled
+    def draw(ax: Axes) -> Axes:
+        mesh = heatmap.draw(ax, use, "use", cmap=style.SEQUENTIAL, norm=Normalize(0, 1))
+        written = heatmap.write(ax, mesh, use, "used_rank", "{}", style.inches(ax))
+        heatmap.colour_bar(ax, mesh, "used / given")
+        style.headline(ax, finding, style.sentence("cells: directions used" if written else "", detail))
+        return ax
+
+    return _picture(draw, heatmap.size(use), "Heat map of the share of the rank that is used")
+
+
+def _picture(plot: Callable[..., Axes], size: tuple[float, float], what: str) -> Picture:
+    """Draw on a figure that pyplot never hears of; the alternative text ends with the picture's own headline."""
+    with matplotlib.style.context(["default", SVG]):  # whatever the user has set
+        figure, file = Figure(figsize=size, layout="constrained"), io.BytesIO()
+        ax = plot(ax=figure.add_subplot())
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    headline = " ".join(ax.get_title(loc="left").split())
+    src = "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+    width, height = (round(96 * inches) for inches in size)
+    return Picture(src, f"{what}. {headline}.", width, height)

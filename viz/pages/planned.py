@@ -1,0 +1,140 @@
+"""Section on the plan: where the rank went, beside a uniform plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+
+import pandas as pd
+
+from tlora.allocation import Allocation
+from tlora.knobs import Knobs
+from viz.pages import words
+from viz.pages.findings import Findings
+from viz.pages.parts import Column, Part, Section, Table, Text, facts, table
+from viz.pages.pictures import allocation_picture
+
+
+def plan(found: Findings) -> Section:
+    """Where the rank went, beside a uniform plan."""
+    about = (
+        "Where the rank goes: modules that the loss is more sensitive to get more of the same budget, and a larger "
+        "scale. Compared with LoRA of the same rank everywhere, whose A is trained too."
+    )
+    missing = (
+        "allocation = tlora.allocate(calibration.sensitivity, rank=8)\n"
+        f'allocation.save("{found.folder}/tlora/allocation")'
+    )
+    allocation = found.allocation
+    parts: list[Part] = []
+    if allocation is not None:
+        parts = [
+            allocation_picture(allocation),
+            *_warnings(found),
+            beside_uniform(allocation, freeze_a=found.run is None or found.run.frozen_a),
+            by_projection(allocation),
+            _asked_for(allocation),
+            *_by_hand(allocation),
+            _rank_grid(allocation),
+        ]
+    return Section("plan", "Plan", about, parts, missing)
+
+
+def _warnings(found: Findings) -> list[Part]:
+    """What does not fit together."""
+    allocation, run = found.allocation, found.run
+    if allocation is None or run is None or not run.ranks or run.ranks == allocation.ranks:
+        return []
+    return [Text("This is not the plan of the adapter that was trained: their ranks differ.")]
+
+
+def beside_uniform(allocation: Allocation, *, freeze_a: bool = True) -> Table:
+    """Parameters and bytes of a plan, and of plain LoRA."""
+    ours, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
+    rows = [
+        _compared("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, words.whole),
+        _compared("parameters in all", ours.parameters, lora.parameters, words.whole),
+        _compared("adapter, float32", ours.adapter_bytes, lora.adapter_bytes, words.size),
+        _compared("optimiser state of AdamW", ours.optimiser_bytes, lora.optimiser_bytes, words.size),
+    ]
+    columns = [
+        Column("what", ""),
+        Column("ours", "this plan", str.strip),
+        Column("lora", f"uniform LoRA, rank {allocation.rank}", str.strip),
+        Column("part", "this plan / LoRA", words.percent),
+    ]
+    return table(pd.DataFrame(rows), "Beside uniform LoRA", columns)
+
+
+def _compared(what: str, ours: int, lora: int, form: Callable[[int], str]) -> dict[str, str | float]:
+    return {"what": what, "ours": form(ours), "lora": form(lora), "part": ours / lora}
+
+
+def by_projection(allocation: Allocation) -> Table:
+    """The plan summed up by projection."""
+    groups = allocation.to_frame().assign(uniform=allocation.rank).groupby("projection", sort=False)
+    frame = groups.agg(
+        modules=("rank", "size"),
+        total=("rank", "sum"),
+        uniform=("uniform", "sum"),
+        least=("rank", "min"),
+        mean=("rank", "mean"),
+        most=("rank", "max"),
+        scaling=("scaling", "mean"),
+        parameters=("parameters", "sum"),
+    ).reset_index()
+    columns = [
+        Column("projection", "projection"),
+        Column("modules", "modules", words.whole),
+        Column("total", "ranks", words.whole),
+        Column("uniform", "uniform", words.whole),
+        Column("least", "least", words.whole),
+        Column("mean", "mean", words.number),
+        Column("most", "most", words.whole),
+        Column("scaling", "mean scaling", words.number),
+        Column("parameters", "parameters of B", words.whole),
+    ]
+    return table(frame, "By projection", columns)
+
+
+def _asked_for(allocation: Allocation) -> Table:
+    reasons = allocation.to_frame()["decided_by"].value_counts()
+    values = {
+        "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.knobs.unit}",
+        "decided by": ", ".join(f"{reason} ({count})" for reason, count in reasons.items()),
+        "left out": words.several(len(allocation.excluded), "module") if allocation.excluded else "",
+    }
+    asked = {words.worded(name): _words(value) for name, value in changed_knobs(allocation).items()}
+    return facts("What was asked for", asked | values)
+
+
+def changed_knobs(allocation: Allocation) -> dict[str, object]:
+    """Arguments of `tlora.allocate` that are not as by default; the rank is always among them."""
+    changed: dict[str, object] = {}
+    for knob in fields(Knobs):
+        value = getattr(allocation.knobs, knob.name)
+        default = knob.default if knob.default_factory is MISSING else knob.default_factory()
+        if value != default and not (knob.name == "alpha" and value == allocation.rank):
+            changed[knob.name] = value
+    return changed
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {part}" for name, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _by_hand(allocation: Allocation) -> list[Part]:
+    if not allocation.edits:
+        return []
+    return [facts("Ranks set by hand", {name: str(rank) for name, rank in allocation.edits.items()})]
+
+
+def _rank_grid(allocation: Allocation) -> Table:
+    """Ranks, one row a layer and one column a projection: the picture in numbers."""
+    frame = allocation.to_frame()
+    grid = frame.pivot(index="layer", columns="projection", values="rank")
+    names = list(dict.fromkeys(frame["projection"]))
+    columns = [Column("layer", "layer"), *(Column(name, name, words.whole) for name in names)]
+    return table(grid.reset_index(), "Ranks by layer and projection", columns, folded=True)
