@@ -1,0 +1,397 @@
+"""The `tlora` command: the walk from a task to a trained adapter, whole or in steps that leave files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tlora import adapter as adapters
+from tlora import cli_steps as steps
+from tlora.allocation import Allocation
+from tlora.calibration import Calibration
+from tlora.cli_options import (
+    BaseModel,
+    BatchSize,
+    Data,
+    Kind,
+    Looking,
+    Model,
+    Output,
+    Overwrite,
+    Placement,
+    Plan,
+    Quiet,
+    SaveCalibration,
+    Start,
+    TaskName,
+    Training,
+    flat,
+    written,
+)
+from tlora.cli_report import (
+    Guarded,
+    Report,
+    allocation_table,
+    budget_text,
+    draw,
+    facts,
+    metrics_table,
+    run_facts,
+    sensitivity_table,
+)
+from tlora.run import TrainingRun
+from tlora.storage import RESULT, Result, library_versions
+
+app = typer.Typer(
+    cls=Guarded,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        versions = library_versions()
+        typer.echo(f"tlora {versions.pop('tlora', '(not installed)')}")
+        typer.echo(", ".join(f"{name} {number}" for name, number in versions.items()))
+        raise typer.Exit
+
+
+@app.callback(epilog="`tlora run --help` is the place to begin; every command ends by naming the next one.")
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions that decide the numbers."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="TLORA_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Task-aware low-rank adaptation: see where a LoRA adapter's rank should go, then train it.
+
+    From a few samples of a task, TLoRA decides which input directions an adapter reads, which layers get more
+    rank, and how they are scaled; then it trains half of the parameters that LoRA trains. The adapter is an
+    ordinary PEFT LoRA adapter.
+    """
+
+
+_ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
+Folder = Annotated[Path, _ADAPTER]
+
+
+@app.command(
+    epilog="""Examples:
+
+`tlora run --model smollm2-135m --task family_relationships --output demo`
+
+`tlora run --model minilm --task rotten_tomatoes --train-samples 1000 --output reviews`
+
+`tlora run --model models/qwen --task answers.jsonl --rank 32 --lr 5e-4 --output answers`
+
+`tlora run --model smollm2-135m --task chain_sum --no-init --no-ranks --no-scales --output lora` (plain LoRA)
+"""
+)
+@flat
+def run(
+    ctx: typer.Context,
+    model: Model,
+    data: Data,
+    output: Output,
+    placement: Placement,
+    looking: Looking,
+    plan: Plan,
+    start: Start,
+    training: Training,
+    save_calibration: SaveCalibration = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole walk: calibrate, allocate, train, evaluate before and after, save, draw.
+
+    Writes an ordinary PEFT adapter; in its folder also `tlora/` (the run, the sensitivity, the spectrum, the plan)
+    and `pictures/`. If training breaks off, what came before it is kept in OUTPUT-unfinished.
+    """
+    report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
+    made = {"command": line, "data": asdict(data)}
+    steps.check_run(start, training, output, [work] if work.exists() else [], overwrite)
+    base, task = steps.load_base(model, data, placement, report)
+    steps.rehearse(base, plan)
+    shutil.rmtree(work, ignore_errors=True)
+    with steps.going_on(lambda: _rest(output, ctx.params)):
+        calibration = steps.marked(steps.look_at(base, task, looking, start.kind, report), **made)
+        calibration.save(work / "calibration")
+        allocation = steps.marked(steps.make_plan(calibration.sensitivity, plan), **made)
+        allocation.save(work / "allocation")
+        found = steps.find(base, calibration, allocation, start, data.seed, report)
+        del calibration  # large, and on disk
+        trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report)
+        trained = steps.marked(trained, **made)
+        steps.save_run(trained, found.saved(save_calibration), output)
+    if save_calibration and not trained.interrupted:
+        (work / "calibration").rename(output / "tlora" / "calibration")
+    _conclude(trained, found.results, output, line, ctx.params, report)
+
+
+@app.command(
+    epilog="""Examples:
+
+`tlora calibrate --model smollm2-135m --task family_relationships --samples 32 --output calib`
+
+`tlora calibrate --model models/qwen --task chats.jsonl --tokens labels --gradient --output calib`
+"""
+)
+@flat
+def calibrate(
+    ctx: typer.Context,
+    model: Model,
+    data: Data,
+    output: Output,
+    placement: Placement,
+    looking: Looking,
+    gradient: Annotated[
+        bool,
+        typer.Option(
+            "--gradient", help="Keep the mean gradients, for subspaces of kind g.", rich_help_panel="Calibration"
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Covariance and sensitivity of every target module, from a few training samples.
+
+    One forward and backward pass; nothing is trained. Writes a Calibration.
+    """
+    report, line = Report(quiet), written(calibrate, ctx.params)
+    steps.check_output(output, RESULT, overwrite)
+    base, task = steps.load_base(model, data, placement, report)
+    kind = Kind.G if gradient else Kind.WC
+    found = steps.marked(steps.look_at(base, task, looking, kind, report), command=line, data=asdict(data))
+    found.save(output)
+    typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
+    then = {"calibration": output, "output": output.with_name("plan")}
+    typer.echo(facts({"saved": str(output), "again": line, "next": written(allocate, then)}))
+
+
+@app.command(
+    epilog="""Examples:
+
+`tlora allocate calib --rank 8 --output plan`
+
+`tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output plan`
+"""
+)
+@flat
+def allocate(
+    ctx: typer.Context,
+    calibration: Annotated[Path, typer.Argument(help="Folder of a calibration.", show_default=False)],
+    output: Output,
+    plan: Plan,
+    overwrite: Overwrite = False,
+) -> None:
+    """Rank and scaling of every module, in proportion to its sensitivity, within an exact budget.
+
+    Takes a second and no model. Writes an Allocation, and shows it by projection.
+    """
+    line = written(allocate, ctx.params)
+    steps.check_output(output, RESULT, overwrite)
+    looked = Calibration.load(calibration)
+    data = looked.meta.recipe.get("data", {"task": looked.meta.task or "TASK"})
+    allocation = steps.marked(steps.make_plan(looked.sensitivity, plan), command=line)
+    allocation.save(output)
+    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
+    then = data | {"model": looked.meta.model, "calibration": calibration, "allocation": output}
+    then["output"] = output.with_name("adapter")
+    typer.echo(facts({"saved": str(output), "again": line, "next": written(train, then)}))
+
+
+@app.command(
+    epilog="""Examples:
+
+`tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation plan --output adapter`
+
+The same with `--resume --overwrite` goes on from the last checkpoint of a training that was broken off.
+"""
+)
+@flat
+def train(
+    ctx: typer.Context,
+    model: Model,
+    data: Data,
+    allocation: Annotated[
+        Path, typer.Option("--allocation", help="Folder of an allocation.", rich_help_panel="Adapter")
+    ],
+    output: Output,
+    placement: Placement,
+    start: Start,
+    training: Training,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Folder of a calibration; --no-init needs none.", rich_help_panel="Adapter"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the last checkpoint in OUTPUT-unfinished.", rich_help_panel="Training"
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an adapter from a calibration and a plan, with the metrics before and after.
+
+    Writes what `tlora run` writes.
+    """
+    report, line = Report(quiet), written(train, ctx.params)
+    left = [] if resume else steps.checkpoints(output)
+    made = {"command": line, "data": asdict(data)}
+    steps.check_run(start, training, output, left, overwrite)
+    planned = Allocation.load(allocation)
+    looked = Calibration.load(calibration) if calibration else None
+    base, task = steps.load_base(model, data, placement, report)
+    for checkpoint in left:
+        shutil.rmtree(checkpoint)
+    with steps.going_on(lambda: _rest(output, ctx.params)):
+        found = steps.find(base, looked, planned, start, data.seed, report)
+        del looked
+        trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report, resume)
+        trained = steps.marked(trained, **made)
+        steps.save_run(trained, found.results, output)
+    _conclude(trained, found.results, output, line, ctx.params, report)
+
+
+@app.command(
+    epilog="""Examples:
+
+`tlora evaluate demo --task family_relationships --base`
+
+`tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
+"""
+)
+@flat
+def evaluate(
+    ctx: typer.Context,
+    adapter: Folder,
+    task: TaskName,
+    placement: Placement,
+    model: BaseModel = None,
+    batch_size: BatchSize = 16,
+    eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="Most test samples. Default: all.", rich_help_panel="Data")
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Also without the adapter, side by side.", rich_help_panel="Output")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Metrics of an adapter on the test samples of a task.
+
+    On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
+    the record of the run.
+    """
+    report, record = Report(quiet), steps.recorded(adapter)
+    data = steps.data_of(record, task)
+    bare, loaded = steps.load_base(steps.base_name(adapter, model), data, placement, report)
+    adapted = adapters.load(adapter, bare)
+    options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
+    with report.step("evaluating"):
+        metrics = {"adapter": loaded.evaluate(adapted, **options)}
+        if base:
+            with adapted.disable_adapter():
+                metrics = {"base": loaded.evaluate(adapted, **options)} | metrics
+    samples = min(len(loaded.test), eval_limit or len(loaded.test))
+    if as_json:
+        typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
+        return
+    typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
+    then = {"adapter": adapter, "output": steps.beside(adapter, "-merged")}
+    typer.echo(facts({"next": written(merge, then)}))
+
+
+@app.command(epilog="Example: `tlora merge demo demo-merged`")
+@flat
+def merge(
+    adapter: Folder,
+    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", show_default=False)],
+    placement: Placement,
+    model: BaseModel = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fold an adapter into the weights of its base: a whole model, which transformers loads on its own."""
+    report = Report(quiet)
+    steps.check_new(output)
+    with report.step(f"merging {adapter}"):
+        merged, tokenizer = steps.merged(adapter, model, placement)
+    with report.step(f"writing {output}"):
+        steps.save_model(merged, tokenizer, output)
+    kind = type(merged).__name__
+    code = f"from transformers import {kind}; print({kind}.from_pretrained({json.dumps(str(output))}))"
+    told = {"saved": f"{output}: {kind} with its tokenizer", "next": f"python -c {shlex.quote(code)}"}
+    typer.echo(facts(told))
+
+
+def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """What is kept of a run that broke off, and the command that goes on with it."""
+    work = steps.unfinished(output)
+    names = [name for name in ("calibration", "allocation") if name not in values]
+    kept = {name: work / name for name in names if (work / name).exists()}
+    resume = bool(steps.checkpoints(output))
+    if not kept and not resume:
+        return {}
+    values = dict(values) | kept
+    if values.get("allocation") is None:
+        return {"kept": str(work), "next": written(allocate, values | {"output": work / "allocation"})}
+    values |= {"resume": resume, "overwrite": bool(values["overwrite"]) or output.exists()}
+    return {"kept": str(work), "next": written(train, values)}
+
+
+def _conclude(
+    run: TrainingRun, results: Mapping[str, Result], output: Path, line: str, values: Mapping[str, Any], report: Report
+) -> None:
+    """Draw, clear away what is no longer needed, and sum up."""
+    drawn = _draw({**results, "training": run}, output / "pictures", report)
+    if run.before:
+        typer.echo(f"\n{metrics_table({'before': run.before, 'after': run.after})}")
+        typer.echo(f"(on {run.meta.recipe['test_samples']} test samples)\n")
+    told = run_facts(run) | {"saved": str(output), "pictures": drawn, "again": line}
+    if run.interrupted:
+        typer.echo(facts(told | _rest(output, values)))
+        raise typer.Exit(130)
+    steps.clear(steps.unfinished(output), inputs="calibration" in values)
+    typer.echo(facts(told | {"next": written(evaluate, {"adapter": output, "task": values["task"], "base": True})}))
+    if run.diverged:
+        raise typer.Exit(1)
+
+
+def _draw(results: Mapping[str, Result], folder: Path, report: Report) -> str:
+    """Draw the pictures of what there is; without them the run is whole all the same."""
+    try:
+        viz = _viz()
+    except ImportError as error:
+        report.say(f"no pictures ({error}): install matplotlib and seaborn, then viz.plot_training(...) draws them")
+        return ""
+    with report.step("drawing"):
+        return draw(viz, results, folder)
+
+
+def _viz() -> Any:
+    """`viz`, drawing into memory alone: matplotlib, where it is not in use yet, opens no window."""
+    chosen = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        import viz
+    finally:
+        del os.environ["MPLBACKEND"]
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    return viz

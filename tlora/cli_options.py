@@ -1,0 +1,328 @@
+"""Options of the command line: each written down once, shared by all commands that take it."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo
+
+from tlora.arguments import check_numbers
+from tlora.catalogue import PRESETS
+
+DRAWN = {"train": 300, "validation": 50, "test": 64}
+"""Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
+
+
+class Tokens(StrEnum):
+    """Tokens that count in a covariance."""
+
+    ALL = "all"
+    LABELS = "labels"
+
+
+class Kind(StrEnum):
+    """Kinds of `tlora.task_subspaces`."""
+
+    WC = "wc"
+    W = "w"
+    C = "c"
+    WC_HALF = "wc_half"
+    G = "g"
+    RANDOM = "random"
+
+
+class Scaling(StrEnum):
+    """Divisors of `tlora.allocate`."""
+
+    NOMINAL = "nominal"
+    ALLOCATED = "allocated"
+
+
+class Budget(StrEnum):
+    """Budgets of `tlora.allocate`."""
+
+    RANKS = "ranks"
+    PARAMETERS = "parameters"
+
+
+class Rows(StrEnum):
+    """Lengths of the rows of A in `tlora.attach`."""
+
+    ORTHONORMAL = "orthonormal"
+    VARIANCE = "variance"
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+Model = Annotated[
+    str,
+    _option(
+        "Model",
+        "Base model: smollm2-135m or minilm (packaged), a folder, a .gguf file, or an id on the Hugging Face hub.",
+        "--model",
+        "-m",
+    ),
+]
+BaseModel = Annotated[
+    str | None, _option("Model", "Base model, where it is not the one that the adapter names.", "--model", "-m")
+]
+TaskName = Annotated[
+    str,
+    _option(
+        "Data",
+        "A task of reasoning-gym (family_relationships), one known by name (rotten_tomatoes, gsm8k, ...), or a "
+        "JSONL, CSV or Parquet file, or a folder of them, with the columns prompt and completion, messages, or "
+        "text and label.",
+        "--task",
+        "-t",
+    ),
+]
+BatchSize = Annotated[int, _option("Training", "Samples a step.", min=1)]
+EvalLimit = Annotated[
+    int | None,
+    _option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
+]
+Output = Annotated[Path, _option("Output", "Folder to write.", "--output", "-o")]
+Overwrite = Annotated[bool, _option("Output", "Replace an earlier result.", "--overwrite")]
+SaveCalibration = Annotated[
+    bool,
+    _option(
+        "Output",
+        "Keep the calibration (its covariances are large: 200 MB for smollm2-135m) and the subspaces too.",
+        "--save-calibration",
+    ),
+]
+Quiet = Annotated[bool, _option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the model computes, and in what."""
+
+    device: Annotated[str | None, _option("Model", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None
+    dtype: Annotated[
+        str | None,
+        _option("Model", "float32, bfloat16 or float16. Default: bfloat16 on CUDA, float32 on the CPU."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The task, how much of it, and the seed of everything random."""
+
+    task: TaskName
+    train_samples: Annotated[
+        int | None,
+        _option(
+            "Data",
+            "Samples to train on. Default, here and in the next two: all there are, and "
+            + ", ".join(map(str, DRAWN.values()))
+            + " for reasoning-gym, which draws any number.",
+            min=1,
+        ),
+    ] = None
+    validation_samples: Annotated[int | None, _option("Data", "Samples for the loss during training.", min=0)] = None
+    test_samples: Annotated[
+        int | None, _option("Data", "Samples for the metrics before and after training.", min=0)
+    ] = None
+    max_length: Annotated[
+        int | None,
+        _option("Data", "Most tokens of a sample. Default: 1,024, or what the model reads.", min=2),
+    ] = None
+    seed: Annotated[
+        int, _option("Data", "Seed of all that is random: data, a new head, subspaces, order of training.", min=0)
+    ] = 0
+
+    def sizes(self) -> dict[str, int | None]:
+        """Samples of each split as `tlora.load_task` takes them."""
+        is_drawn = self.task.isidentifier() and self.task not in PRESETS
+        asked = {split: getattr(self, f"{split}_samples") for split in DRAWN}
+        return {split: DRAWN[split] if is_drawn and n is None else n for split, n in asked.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """How the calibration looks at the task."""
+
+    samples: Annotated[int, _option("Calibration", "Training samples to calibrate on.", min=1)] = 32
+    tokens: Annotated[
+        Tokens, _option("Calibration", "Tokens in the covariance: all real ones, or those that are learnt.")
+    ] = Tokens.ALL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the allocation is asked for."""
+
+    rank: Annotated[
+        int, _option("Plan", "Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
+    ] = 8
+    alpha: Annotated[float | None, _option("Plan", "Nominal alpha, as in LoRA. Default: the rank.")] = None
+    scaling: Annotated[Scaling, _option("Plan", "Divide a module's alpha by the nominal or by its allocated rank.")] = (
+        Scaling.NOMINAL
+    )
+    budget: Annotated[
+        Budget, _option("Plan", "What stays equal to a uniform plan: the sum of ranks, or trained parameters.")
+    ] = Budget.RANKS
+    max_rank: Annotated[
+        int | None, _option("Plan", "Most rank of a module. Default: the size of its matrix.", min=1)
+    ] = None
+    ranks: Annotated[
+        bool,
+        _option(
+            "Plan", "Give every module the nominal rank, whatever its sensitivity.", " /--no-ranks", show_default=False
+        ),
+    ] = True
+    scales: Annotated[
+        bool,
+        _option(
+            "Plan",
+            "Give every module the nominal alpha, whatever its sensitivity.",
+            " /--no-scales",
+            show_default=False,
+        ),
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where A comes from, and whether it is trained."""
+
+    kind: Annotated[
+        Kind,
+        _option(
+            "Adapter",
+            "Matrix whose right singular vectors A takes: weight x covariance (wc, TLoRA), weight (w), covariance "
+            "(c), weight x root of the covariance (wc_half), mean gradient (g); or random orthonormal rows.",
+        ),
+    ] = Kind.WC
+    init: Annotated[
+        bool, _option("Adapter", "Plain LoRA: A is random, and trained.", " /--no-init", show_default=False)
+    ] = True
+    freeze_a: Annotated[bool, _option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
+    rows: Annotated[
+        Rows, _option("Adapter", "Length of the rows of A: one, or by the variance of the inputs along them.")
+    ] = Rows.ORTHONORMAL
+
+    def check(self) -> None:
+        """Refuse options of a subspace where there is none.
+
+        Raises
+        ------
+        ValueError
+            If A is random, and a kind or a length of its rows is asked for.
+        """
+        for name in ("kind", "rows"):
+            value = getattr(self, name)
+            if not self.init and value != getattr(Start, name):
+                raise ValueError(f"--no-init draws A at random, without a subspace: leave out --{name} {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the adapter is trained."""
+
+    learning_rate: Annotated[
+        float,
+        _option("Training", "Peak learning rate of AdamW; warm-up over 3 %, then a cosine.", "--learning-rate", "--lr"),
+    ] = 1e-3
+    epochs: Annotated[float, _option("Training", "Passes over the training samples.")] = 1.0
+    max_steps: Annotated[int | None, _option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
+    batch_size: BatchSize = 4
+    eval_limit: EvalLimit = None
+
+    def check(self) -> None:
+        """Refuse numbers that cannot be trained with, before anything is computed.
+
+        Raises
+        ------
+        ValueError
+            Naming the number and what it may be.
+        """
+        check_numbers(self.learning_rate, self.epochs, self.batch_size, self.eval_limit)
+
+
+def flat(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread a command's dataclasses into plain options, which is what typer reads.
+
+    Parameters
+    ----------
+    command : callable
+        Its parameters are options of their own, or dataclasses whose fields are options.
+
+    Returns
+    -------
+    callable
+        Takes all options by name, and calls ``command`` with the dataclasses made of them.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    given = inspect.signature(command).parameters
+    groups = {name: hints[name] for name in given if is_dataclass(hints[name])}
+    options: dict[str, inspect.Parameter] = {}
+    for name, parameter in given.items():
+        if name in groups:
+            options |= {option.name: option for option in _options(groups[name])}
+        else:
+            options[name] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
+
+    @wraps(command)
+    def spread(**values: Any) -> None:
+        built = {n: group(**{f.name: values.pop(f.name) for f in fields(group)}) for n, group in groups.items()}
+        command(**built, **values)
+
+    spread.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+    spread.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return spread
+
+
+def _options(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
+    """The line to type for a command with these values; what is as by default is left out, and so is --quiet.
+
+    Parameters
+    ----------
+    command : callable
+        A command of `flat`.
+    values : mapping
+        By the names of options; those that the command does not have are passed over.
+
+    Returns
+    -------
+    str
+        Quoted for a shell.
+    """
+    words = ["tlora", command.__name__]
+    for name, option in inspect.signature(command).parameters.items():
+        value = values.get(name)
+        if value is None or value == option.default or name == "quiet":
+            continue
+        flag = name.replace("_", "-")
+        if any(isinstance(extra, ArgumentInfo) for extra in get_args(option.annotation)):
+            words.append(str(value))
+        elif isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)

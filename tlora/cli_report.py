@@ -1,0 +1,234 @@
+"""What the command line says: progress on stderr, summaries on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import typer
+from safetensors import SafetensorError
+from transformers.utils import logging
+from typer.core import TyperGroup
+
+from tlora.allocation import Allocation
+from tlora.calibration import Calibration
+from tlora.run import TrainingRun
+from tlora.storage import Result
+
+EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
+"""What the library raises where something is asked of it that it cannot do: shown as a sentence."""
+
+PICTURES = ("spectrum", "sensitivity", "allocation", "training")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a command is: each step on stderr, with the seconds it took; nothing where it is to be quiet."""
+
+    quiet: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress bars are shown."""
+        return not self.quiet
+
+    def say(self, text: str) -> None:
+        """A line on stderr."""
+        if not self.quiet:
+            typer.echo(text, err=True)
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """A line when the block begins, and another when it has ended well."""
+        started = time.perf_counter()
+        self.say(text)
+        yield
+        self.say(f"  done in {time.perf_counter() - started:.1f} s")
+
+
+@contextlib.contextmanager
+def told_warnings() -> Iterator[None]:
+    """Show the warnings of this package as sentences; what its libraries have to say is left out."""
+
+    def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module=r"tlora\.")
+        warnings.showwarning = tell
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if has_bars:
+                logging.enable_progress_bar()
+
+
+class Guarded(TyperGroup):
+    """Shows what the library refuses as one sentence, and what it warns of as another."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; exit with 2 where it is refused, with 130 where it is interrupted."""
+        debug = bool(ctx.params.get("debug"))
+        try:
+            with contextlib.nullcontext() if debug else told_warnings():
+                return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            _tell("interrupted", error)
+            raise typer.Exit(130) from None
+        except EXPECTED as error:
+            if debug:
+                raise
+            _tell(f"error: {error_text(error)}", error)
+            raise typer.Exit(2) from None
+
+
+def _tell(text: str, error: BaseException) -> None:
+    typer.echo("\n".join([text, *getattr(error, "__notes__", ())]), err=True)
+
+
+def error_text(error: BaseException) -> str:
+    """An error in one line: what it says, without the number that the system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return " -> ".join(named) + (": " if named else "") + error.strerror
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns: the first aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Names and what is to be said of them, one a line."""
+    width = max(map(len, values))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items() if value)
+
+
+def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics side by side; shares in percent."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+    rows = [["", *columns]]
+    rows += [[name.replace("_", " "), *(_metric(name, m.get(name)) for m in columns.values())] for name in names]
+    return table(rows)
+
+
+def _metric(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name in ("loss", "perplexity", "train_loss"):
+        return f"{value:.4g}"
+    return f"{100 * value:.1f} %"
+
+
+def sensitivity_table(calibration: Calibration, most: int = 5) -> str:
+    """The modules that the loss is most sensitive to."""
+    frame = calibration.sensitivity.to_frame().nlargest(most, "score")
+    rows = [["most sensitive", "score", "of all"]]
+    rows += [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
+    return table(rows)
+
+
+def allocation_table(allocation: Allocation) -> str:
+    """The plan by projection, and its totals beside those of a uniform plan."""
+    frame = allocation.to_frame()
+    rows = [["projection", "modules", "ranks", "least", "mean", "most", "scaling", "parameters"]]
+    for projection, part in frame.groupby("projection", sort=False):
+        rows.append([str(projection), *_totals(part)])
+    return table([*rows, ["all", *_totals(frame)]])
+
+
+def _totals(frame: pd.DataFrame) -> list[str]:
+    ranks, scalings = frame["rank"], frame["scaling"]
+    return [
+        str(len(frame)),
+        f"{ranks.sum():,}",
+        str(ranks.min()),
+        f"{ranks.mean():.1f}",
+        str(ranks.max()),
+        f"{scalings.min():.3g} to {scalings.max():.3g}",
+        f"{frame['parameters'].sum():,}",
+    ]
+
+
+def budget_text(allocation: Allocation) -> str:
+    """What the plan spends, and what it costs beside plain LoRA."""
+    footprint, lora = allocation.footprint(), allocation.lora
+    return facts(
+        {
+            "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.knobs.unit} "
+            f"(rank {allocation.rank} in each of {len(allocation.shapes | allocation.excluded)} modules)",
+            "trains": f"{footprint.trainable_parameters:,} parameters with A frozen; plain LoRA of the same rank "
+            f"trains {lora.trainable_parameters:,}",
+            "memory": f"{size_text(footprint.optimiser_bytes)} of optimiser state, {size_text(lora.optimiser_bytes)} "
+            "for plain LoRA",
+        }
+    )
+
+
+def size_text(count: float) -> str:
+    """Bytes in the unit that suits them, three digits."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def run_facts(run: TrainingRun) -> dict[str, str]:
+    """The adapter, and what its training took."""
+    ranks = run.ranks.values()
+    steps = int(run.history["step"].max()) if len(run.history) else 0
+    ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
+    size = size_text(sum(t.nbytes for t in run.adapter.values()))
+    return {
+        "adapter": f"{len(ranks)} modules with ranks {min(ranks)} to {max(ranks)}, {size}",
+        "trained": f"{run.trainable_parameters:,} parameters in {steps} steps, {run.seconds:.0f} s{ending}",
+    }
+
+
+def draw(viz: Any, results: Mapping[str, Result], folder: Path) -> str:
+    """Save a picture of each result that has one.
+
+    Parameters
+    ----------
+    viz : module
+        What draws: ``viz.plot_NAME(result)`` for a result of that name.
+    results : mapping of str to Result
+        By name.
+    folder : pathlib.Path
+        Where to write ``NAME.png``.
+
+    Returns
+    -------
+    str
+        Which pictures there are.
+    """
+    folder.mkdir(exist_ok=True)
+    files = []
+    for name in PICTURES:
+        if name in results:
+            figure = getattr(viz, f"plot_{name}")(results[name]).get_figure(root=True)
+            figure.savefig(folder / f"{name}.png", dpi=150)
+            viz.style.plt.close(figure)
+            files.append(f"{name}.png")
+    return f"{folder}: {', '.join(files)}"

@@ -1,0 +1,365 @@
+"""Steps of the walk that several commands of the command line share."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from peft import PeftConfig
+from transformers import AutoConfig
+
+from tlora.adapter import attach, load, merge
+from tlora.allocation import Allocation, allocate
+from tlora.calibration import Calibration, calibrate
+from tlora.cli_options import Data, Kind, Looking, Placement, Plan, Start, Training
+from tlora.cli_report import Report, facts
+from tlora.locations import resolve
+from tlora.models import load_model, load_tokenizer
+from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
+from tlora.sensitivity import Sensitivity
+from tlora.storage import Meta, Result, replace_folder
+from tlora.subspace import Subspaces, task_subspaces
+from tlora.targets import target_modules
+from tlora.tasks import Task, load_task
+from tlora.training import train
+
+R = TypeVar("R", bound=Result)
+
+CHECKPOINTS = "checkpoints"
+MODEL_CONFIG = "config.json"
+
+
+def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
+    """Refuse, before anything is computed, a folder that could not be written when it is.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Folder to write.
+    holds : str
+        File that an earlier result of the same kind has.
+    overwrite : bool
+        Whether an earlier result may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something that may not be replaced.
+    OSError
+        If the place is not writable.
+    """
+    target = path.resolve()
+    if target.exists():
+        if not target.is_dir():
+            raise FileExistsError(f"{path} is a file: name a folder with --output")
+        if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
+            raise FileExistsError(f"{path} is the current folder or a mount point: name a folder inside it")
+        if (target / holds).exists() and not overwrite:
+            raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
+        if any(target.iterdir()) and not (target / holds).exists():
+            raise FileExistsError(f"{path} exists and holds no {holds}: name another folder, or remove it")
+    parent = next(folder for folder in target.parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".tlora-", dir=parent).cleanup()
+    except OSError as error:
+        raise OSError(f"cannot write {path} in {parent} ({error.strerror}): name another folder") from error
+
+
+def unfinished(output: Path) -> Path:
+    """Where a run keeps what it has, beside its output, until it is whole."""
+    return beside(output, "-unfinished")
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """The folder's name with a suffix, in the same place."""
+    return folder.parent / f"{folder.resolve().name}{suffix}"
+
+
+def check_run(start: Start, training: Training, output: Path, left: Iterable[Path], overwrite: bool) -> None:
+    """Refuse, before anything is computed, what could not be trained or saved.
+
+    Parameters
+    ----------
+    start, training : Start and Training
+        Options.
+    output : pathlib.Path
+        Folder to write.
+    left : iterable of pathlib.Path
+        What an earlier run has left, and this one would replace.
+    overwrite : bool
+        Whether it may.
+
+    Raises
+    ------
+    ValueError
+        If options are out of range or contradict each other.
+    FileExistsError
+        If something would be replaced that may not be.
+    OSError
+        If the place is not writable.
+    """
+    start.check()
+    training.check()
+    check_output(output, ADAPTER_CONFIG, overwrite)
+    for found in left:
+        if not overwrite:
+            raise FileExistsError(
+                f"{found} is left of a run that broke off: go on with tlora train (--resume where there are "
+                "checkpoints), remove it, or start anew with --overwrite"
+            )
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Checkpoints of a training that broke off."""
+    return sorted(unfinished(output).glob(f"{CHECKPOINTS}/checkpoint-*"))
+
+
+def load_base(name: str, data: Data, placement: Placement, report: Report) -> tuple[Any, Task]:
+    """The model, with as many classes as the task has, and the task in its tokens.
+
+    Raises
+    ------
+    ValueError
+        If the task asks for text and the model writes none; and all that `load_model` and `load_task` raise.
+    """
+    with report.step(f"loading {name} and {data.task}"):
+        tokenizer = load_tokenizer(name)
+        sizes: dict[str, Any] = {**data.sizes()}
+        architecture = "seq2seq" if _is_encoder_decoder(name) else None
+        task = load_task(
+            data.task,
+            tokenizer,
+            architecture=architecture,
+            max_length=data.max_length,
+            seed=data.seed,
+            progress=report.progress,
+            **sizes,
+        )
+        model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **asdict(placement))
+        if task.kind == "generation" and not model.can_generate():
+            raise ValueError(
+                f"{name} is an encoder and writes no text, which {data.task} asks for: take a task with labels, "
+                "such as rotten_tomatoes, or a causal model"
+            )
+    dtype = str(model.dtype).removeprefix("torch.")
+    report.say(f"  {type(model).__name__}, {model.num_parameters():,} parameters, {dtype} on {model.device}")
+    report.say(f"  {task!r}")
+    return model, task
+
+
+def _is_encoder_decoder(name: str) -> bool:
+    location = resolve(name, {})
+    return bool(AutoConfig.from_pretrained(location.path, **location.where).is_encoder_decoder)
+
+
+def make_plan(sensitivity: Sensitivity, plan: Plan) -> Allocation:
+    """The allocation that the options ask for."""
+    return allocate(sensitivity, **asdict(plan))
+
+
+def rehearse(model: Any, plan: Plan) -> None:
+    """Make the plan with equal scores, so that one that cannot be met is refused before the calibration.
+
+    Raises
+    ------
+    ValueError
+        If no scores would let the plan be met.
+    """
+    targets = target_modules(model).values()
+    even = Sensitivity(
+        torch.ones(1, len(targets)),
+        {t.name: (t.d_out, t.d_in) for t in targets},
+        {t.name: t.layer for t in targets},
+        {t.name: t.projection for t in targets},
+        Meta(),
+    )
+    make_plan(even, plan)
+
+
+def look_at(model: Any, task: Task, looking: Looking, kind: Kind, report: Report) -> Calibration:
+    """Calibrate on training samples of the task, with gradients where the kind of subspace needs them."""
+    batches = task.calibration(looking.samples)
+    with report.step(f"calibrating on {looking.samples} samples"):
+        return calibrate(model, batches, tokens=looking.tokens.value, gradient=kind is Kind.G, progress=report.progress)
+
+
+def marked(result: R, **recipe: Any) -> R:
+    """The result with more in its recipe, and so that of its parts which are saved on their own."""
+    parts: dict[str, Any] = {"meta": replace(result.meta, recipe=result.meta.recipe | recipe)}
+    if isinstance(result, Calibration):
+        parts["sensitivity"] = replace(result.sensitivity, **parts)
+    return replace(result, **parts)  # type: ignore[type-var]  # every result is a dataclass
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found before training: the start of A, the plan, and what is saved beside the adapter."""
+
+    subspaces: Subspaces | None
+    allocation: Allocation
+    results: dict[str, Result]
+
+    def saved(self, subspaces: bool) -> dict[str, Result]:
+        """The results by the names of their folders, the subspaces among them where asked for."""
+        return self.results | ({"subspaces": self.subspaces} if subspaces and self.subspaces else {})
+
+
+def find(
+    model: Any, calibration: Calibration | None, allocation: Allocation, start: Start, seed: int, report: Report
+) -> Found:
+    """Spectrum and subspaces, with as many directions as the plan gives ranks.
+
+    Raises
+    ------
+    ValueError
+        If A is to come from a calibration and there is none, or one of another model.
+    """
+    results: dict[str, Result] = {"allocation": allocation}
+    if calibration is None:
+        if start.init:
+            raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
+        return Found(None, allocation, results)
+    with report.step("spectrum of the inputs"):
+        results |= {"sensitivity": calibration.sensitivity, "spectrum": calibration.spectrum()}
+    if not start.init:
+        return Found(None, allocation, results)
+    most = max(allocation.ranks.values())
+    with report.step(f"subspaces of kind {start.kind}, up to rank {most}"):
+        subspaces = task_subspaces(
+            model, calibration, max_rank=most, kind=start.kind.value, seed=seed, progress=report.progress
+        )
+    return Found(subspaces, allocation, results)
+
+
+def train_adapter(
+    model: Any,
+    task: Task,
+    found: Found,
+    start: Start,
+    training: Training,
+    output: Path,
+    seed: int,
+    report: Report,
+    resume: bool = False,
+) -> TrainingRun:
+    """Attach the plan and train it; checkpoints go beside the output until that is whole."""
+    adapted = attach(
+        model, found.subspaces, found.allocation, start.init and start.freeze_a, start.rows.value, seed=seed
+    )
+    steps: dict[str, Any] = {} if training.max_steps is None else {"max_steps": training.max_steps}
+    with report.step("training, with the metrics before and after"):
+        run = train(
+            adapted,
+            task,
+            learning_rate=training.learning_rate,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            seed=seed,
+            output_dir=unfinished(output) / CHECKPOINTS,
+            resume=resume,
+            evaluation_limit=training.eval_limit,
+            progress=report.progress,
+            **steps,
+        )
+    limit = training.eval_limit
+    tested = len(task.test) if limit is None else min(limit, len(task.test))
+    return marked(run, num_labels=task.num_labels, test_samples=tested)
+
+
+def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> None:
+    """Write the adapter's folder with the results in it: all of it, or nothing."""
+    with replace_folder(output, expects=ADAPTER_CONFIG) as fresh:
+        run.save(fresh)
+        for name, result in results.items():
+            result.save(fresh / RUN.parent / name)
+
+
+@contextlib.contextmanager
+def going_on(rest: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+    """Add to an error what is kept of the run, and how to go on with it."""
+    try:
+        yield
+    except BaseException as error:
+        if kept := rest():
+            error.add_note(facts(kept))
+        raise
+
+
+def clear(work: Path, inputs: bool) -> None:
+    """Remove what a run that is whole now has left beside its output.
+
+    Parameters
+    ----------
+    work : pathlib.Path
+        From `unfinished`.
+    inputs : bool
+        Whether results in it may have been named by the user: they stay.
+    """
+    shutil.rmtree(work / CHECKPOINTS if inputs else work, ignore_errors=True)
+    if work.exists() and not any(work.iterdir()):
+        work.rmdir()
+
+
+def base_name(folder: Path, model: str | None) -> str:
+    """The base model of an adapter.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no adapter in the folder.
+    ValueError
+        If the adapter names no base.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: name the folder that tlora train or tlora run wrote")
+    name = model or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not name:
+        raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
+    return name
+
+
+def recorded(folder: Path) -> TrainingRun | None:
+    """The run that made an adapter; None where it was made by something else."""
+    return TrainingRun.load(folder) if (folder / RUN).is_dir() else None
+
+
+def data_of(run: TrainingRun | None, task: str) -> Data:
+    """The task as an adapter was trained on it, where it was: other sizes or another seed may split it otherwise."""
+    data = run.meta.recipe.get("data", {}) if run else {}
+    return Data(**data) if data.get("task") == task else Data(task=task)
+
+
+def merged(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
+    """The base with the adapter folded into its weights, and its tokenizer."""
+    name, run = base_name(folder, model), recorded(folder)
+    labels = run.meta.recipe.get("num_labels") if run else None
+    base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
+    return merge(load(folder, base)), tokenizer
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises
+    ------
+    FileExistsError
+        If it does, or is a file.
+    OSError
+        If the place is not writable.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is never overwritten: name another folder")
+    check_output(folder, MODEL_CONFIG)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model with its tokenizer: all of it, or nothing."""
+    with replace_folder(folder, expects=MODEL_CONFIG) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
