@@ -1,0 +1,356 @@
+"""AllocationExplorer: turn the knobs of an allocation and see at once where the rank goes and what it costs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, SupportsIndex
+
+import ipywidgets
+import pandas as pd
+from matplotlib.axes import Axes
+
+from tlora.allocation import Allocation, allocate
+from tlora.sensitivity import Sensitivity
+from tlora.subspace import Subspaces
+from viz import heatmap, style
+from viz.widgets import by_hand
+from viz.widgets.allocation_text import changed, costs, finding
+from viz.widgets.base import WIDTH, Explorer, alert, choice, row
+from viz.widgets.rank_picture import RankPicture
+
+SOURCE = "calibration.sensitivity"
+RANKS, CHANGE = "ranks", "change since the kept plan"
+Limit = int | Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class AllocationState:
+    """The arguments of `tlora.allocate`, edits by hand, and what is drawn of the plan.
+
+    ``exclude`` holds full module names, ``kept`` the plan that changes are counted from.
+    """
+
+    rank: int
+    alpha: float | None
+    scaling: str
+    budget: str
+    ranks: bool
+    scales: bool
+    max_rank: Limit
+    min_rank: Limit
+    pinned: Mapping[str, int]
+    exclude: tuple[str, ...]
+    temperature: float
+    projection_shares: Mapping[str, float]
+    edits: Mapping[str, int]
+    view: str = RANKS
+    kept: Allocation | None = None
+
+
+DEFAULTS: dict[str, Any] = {
+    "alpha": None, "scaling": "nominal", "budget": "ranks", "ranks": True, "scales": True, "max_rank": None,
+    "min_rank": 1, "pinned": {}, "exclude": [], "temperature": 1.0, "projection_shares": {},
+}  # fmt: skip
+"""Arguments of `tlora.allocate` that need not be said."""
+
+
+class AllocationExplorer(Explorer[AllocationState, Allocation]):
+    """Knobs of an allocation, with the ranks they lead to, what these cost, and what uniform LoRA would cost.
+
+    ``explorer.allocation`` is the plan that is shown: what the next cell attaches and trains.
+
+    Parameters
+    ----------
+    subspaces : Subspaces or None
+        The bases that will be attached; no rank goes beyond theirs. None where there are none yet.
+    sensitivity : Sensitivity
+        From ``calibration.sensitivity``.
+    rank : int
+        Nominal rank to begin with.
+    **knobs
+        Other arguments of `tlora.allocate` to begin with; those without a control stay as they are.
+
+    Attributes
+    ----------
+    allocation : Allocation
+        The plan; the last possible one where the controls ask for something impossible.
+    knobs : dict
+        ``tlora.allocate(sensitivity, **explorer.knobs).edit(explorer.state.edits)`` is the plan.
+    kept : Allocation
+        The plan that ``changes`` counts from.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        If `tlora.allocate` refuses the knobs to begin with; if subspaces and sensitivity are of different modules.
+    """
+
+    def __init__(
+        self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **knobs: Any
+    ) -> None:
+        first = allocate(sensitivity, rank, **knobs)
+        if subspaces is not None and list(subspaces.shapes) != sensitivity.names:
+            raise ValueError(
+                f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of "
+                f"{len(sensitivity.names)} others: pass two results of one calibration"
+            )
+        self.sensitivity = sensitivity
+        self._bound = None if subspaces is None else subspaces.max_rank
+        values = {field: getattr(first.knobs, field) for field in DEFAULTS}
+        values |= {"alpha": knobs.get("alpha"), "exclude": by_hand.names_of(first.knobs.exclude, sensitivity)}
+        values["max_rank"] = self._within_bases(first.knobs.max_rank)
+        state = AllocationState(rank=first.rank, edits={}, **values)
+        super().__init__(replace(state, kept=plan(sensitivity, state)))
+        self._start = self.state
+        self._build()
+        self._refresh()
+
+    @property
+    def allocation(self) -> Allocation:
+        """The plan that is shown."""
+        return self._result
+
+    @property
+    def kept(self) -> Allocation:
+        """The plan that changes are counted from."""
+        assert self.state.kept is not None
+        return self.state.kept
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Arguments of `tlora.allocate` for this plan, those that are not the default; edits come on top."""
+        return arguments(self.sensitivity, self.state)
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """``allocation.compare(kept)``: what the plan gives to each module, beside the kept one."""
+        return self._result.compare(self.kept)
+
+    def code(self, source: str = SOURCE) -> str:
+        """The plan as one line of Python.
+
+        Parameters
+        ----------
+        source : str
+            Expression for the sensitivity.
+
+        Returns
+        -------
+        str
+            ``tlora.allocate(...)``, with ``.edit(...)`` where ranks were set by hand.
+        """
+        values = {name: repr(value) for name, value in self.knobs.items()}
+        if self.state.pinned:
+            values["pinned"] = by_hand.ranks_in_words(self.state.pinned, self.sensitivity, source)
+        text = f"tlora.allocate({', '.join([source, *(f'{name}={value}' for name, value in values.items())])})"
+        if not self.state.edits:
+            return text
+        return f"{text}.edit({by_hand.ranks_in_words(self.state.edits, self.sensitivity, source)})"
+
+    def keep(self) -> None:
+        """Count changes from the plan as it is now; what could not be met is asked for no longer."""
+        self.state = self._asked = replace(self.state, kept=self._result)
+        self.message.value = ""
+        self._refresh()
+
+    def start_over(self) -> None:
+        """Go back to the plan of the beginning; the kept plan stays."""
+        self._ask(**{f.name: getattr(self._start, f.name) for f in fields(self._start) if f.name != "kept"})
+
+    def result(self, state: AllocationState) -> Allocation:
+        """The plan of ``state``: `tlora.allocate`, then its edits."""
+        return plan(self.sensitivity, state)
+
+    def render(self, state: AllocationState, ax: Axes) -> Axes:
+        """Draw the plan of a state.
+
+        Parameters
+        ----------
+        state : AllocationState
+            For example ``explorer.state``.
+        ax : matplotlib.axes.Axes
+            Where to draw; the totals take their room from it.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The axes of the heat map.
+        """
+        self._update(RankPicture(ax, self.sensitivity), state, self.result(state))
+        return ax
+
+    @property
+    def line(self) -> str:
+        """The plan in one line of text."""
+        return f"{finding(self._result)}: {self.code()}"
+
+    def _within_bases(self, max_rank: Limit) -> Limit:
+        if self._bound is None:
+            return max_rank
+        if isinstance(max_rank, Mapping):
+            return {name: min(max_rank.get(name, self._bound), self._bound) for name in self.sensitivity.names}
+        return min(max_rank or self._bound, self._bound)
+
+    def _build(self) -> None:
+        """Make the controls and lay them out, in the order in which Tab goes through them."""
+        most = self._bound or max(min(shape) for shape in self.sensitivity.shapes.values())
+        self._watch(**_knob_controls(self.state, most if self._bound else min(most, 256), most))
+        self.controls |= _hand_controls(self.sensitivity, most)
+        for name in ("layer", "projection"):
+            self.controls[name].observe(lambda change: self._show_selected(), "value")
+        self.controls["way"].observe(lambda change: self._decide(change["new"]), "value")
+        self.controls["set_rank"].observe(lambda change: self._decide(self._rank_way()), "value")
+        view = choice("Show", (RANKS, CHANGE), self.state.view, ("Rank of each module", "In ranks, module by module"))
+        self._watch(view=view)
+        self.controls |= _buttons(keep=self.keep, start_over=self.start_over)
+        rows = ("rank temperature", "budget scaling min_rank max_rank", "layer projection way set_rank")
+        knobs, limits, hand = ([self.controls[name] for name in names.split()] for names in rows)
+        above = [row(*knobs), row(*limits), row(ipywidgets.Label("By hand:"), *hand)]
+        below = row(*(self.controls[name] for name in ("view", "keep", "start_over")))
+        self.summary = ipywidgets.HTML(layout={"max_width": f"{96 * WIDTH:.0f}px"})
+        self.widget = ipywidgets.VBox([*above, self.message, self.image, below, self.summary])
+        frame = self.sensitivity.to_frame()
+        self._canvas = self._paper(heatmap.size(frame)[0], 2.0 + 0.27 * len(style.projections(frame)))
+        label = 0.075 * max(map(len, style.projections(frame)))
+        self._drawn = RankPicture(self._canvas.axes(0.45 + label, 0.12, 0.5, 0.5), self.sensitivity)
+
+    def _refresh(self) -> None:
+        self._update(self._drawn, self.state, self._result)
+        self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
+        self.summary.value = "".join(
+            (costs(self._result), changed(self.changes, self.kept), f"<code>{html.escape(self.code())}</code>")
+        )
+        with self._follow():
+            for name in ("rank", "temperature", "budget", "scaling", "view"):
+                self.controls[name].value = getattr(self.state, name)
+            for name in ("min_rank", "max_rank"):
+                limit = getattr(self.state, name)
+                if not isinstance(limit, Mapping):
+                    self.controls[name].value = limit or self.controls[name].max
+        self._show_selected()
+
+    def _update(self, picture: RankPicture, state: AllocationState, allocation: Allocation) -> None:
+        other = state.kept if state.view == CHANGE else None
+        picture.update(allocation, other)
+        unit = "ranks" if allocation.budget == "ranks" else "entries of B"
+        picture.headline.write(
+            finding(allocation),
+            f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
+            "outlined: set by hand" if allocation.edits or allocation.knobs.pinned else "",
+            f"grey: {len(allocation.excluded)} excluded" if allocation.excluded and other is None else "",
+            style.source(allocation.meta),
+        )
+
+    def _selected(self) -> list[str]:
+        layer, projection = self.controls["layer"].value, self.controls["projection"].value
+        return by_hand.selected(self.sensitivity, layer, projection)
+
+    def _rank_way(self) -> str:
+        return by_hand.PIN if self.controls["way"].value == by_hand.PIN else by_hand.EDIT
+
+    def _decide(self, way: str | None) -> None:
+        """Treat the selected modules in one of `by_hand.WAYS`; what is refused is not asked for again."""
+        if self._following or way is None:
+            return
+        before, names, rank = self._asked, self._selected(), self.controls["set_rank"].value
+        if not names:
+            self.message.value = alert("there is no such projection in this layer: choose another")
+            return
+        self._ask(**by_hand.decided(names, way, rank, before.pinned, before.edits, before.exclude))
+        if self.state is not self._asked:
+            self._asked = before
+            self._show_selected()
+
+    def _show_selected(self) -> None:
+        """Say of the selected modules how they are treated and which rank they have, where that is one answer."""
+        state, names = self.state, self._selected()
+        ways = {by_hand.way_of(name, state.pinned, state.edits, state.exclude) for name in names}
+        ranks = {self._result.ranks.get(name) for name in names} - {None}
+        with self._follow():
+            self.controls["way"].value = ways.pop() if len(ways) == 1 else None
+            self.controls["set_rank"].value = ranks.pop() if len(ranks) == 1 else state.rank
+
+
+def plan(sensitivity: Sensitivity, state: AllocationState) -> Allocation:
+    """The plan of a state; nothing else decides it."""
+    made = allocate(sensitivity, **arguments(sensitivity, state))
+    return made.edit(state.edits) if state.edits else made
+
+
+def arguments(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
+    """What `tlora.allocate` is called with for a state, defaults left out."""
+    values = {name: getattr(state, name) for name in DEFAULTS}
+    values["exclude"] = by_hand.grouped(state.exclude, sensitivity)
+    return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
+
+
+def _knob_controls(state: AllocationState, most_rank: int, most: int) -> dict[str, ipywidgets.Widget]:
+    """Controls named after the field of the state that each of them sets."""
+    wide: dict[str, Any] = {"layout": {"width": "390px"}, "style": {"description_width": "90px"}}
+    return {
+        "rank": ipywidgets.IntSlider(
+            value=state.rank, min=1, max=max(most_rank, state.rank), description="Rank", **wide,
+            tooltip="Nominal rank: the budget is this many ranks a module",
+        ),
+        "temperature": ipywidgets.FloatSlider(
+            value=state.temperature, min=0, max=1, step=0.05, description="Temperature", **wide,
+            tooltip="1: in proportion to the scores; 0: uniform",
+        ),
+        "budget": choice(
+            "Budget", ("ranks", "parameters"), state.budget,
+            ("As many ranks as the uniform plan", "No more trainable parameters than the uniform plan"),
+        ),
+        "scaling": choice(
+            "Scaling", ("nominal", "allocated"), state.scaling,
+            ("alpha divided by the nominal rank", "alpha divided by the module's own rank"),
+        ),
+        "min_rank": _limit("Floor", state.min_rank, 1, most, "Least rank of a module"),
+        "max_rank": _limit("Ceiling", state.max_rank, most, most, "Most rank of a module"),
+    }  # fmt: skip
+
+
+def _limit(description: str, limit: Limit, default: int, most: int, tooltip: str) -> ipywidgets.BoundedIntText:
+    """A number for all modules; out of use where each module has a limit of its own."""
+    value = limit if isinstance(limit, int) else default
+    return _number(description, value, most, tooltip, disabled=isinstance(limit, Mapping))
+
+
+def _number(description: str, value: int, most: int, tooltip: str, **more: Any) -> ipywidgets.BoundedIntText:
+    return ipywidgets.BoundedIntText(
+        value=value, min=1, max=most, description=description, tooltip=tooltip,
+        style={"description_width": "initial"}, layout={"width": "120px"}, **more,
+    )  # fmt: skip
+
+
+def _hand_controls(sensitivity: Sensitivity, most: int) -> dict[str, ipywidgets.Widget]:
+    layers = sorted(set(sensitivity.layers.values()))
+    projections = list(dict.fromkeys(sensitivity.projections.values()))
+    look = {"style": {"description_width": "initial"}}
+    return {
+        "layer": ipywidgets.Dropdown(
+            options=[("all", None), *((str(layer), layer) for layer in layers)], value=layers[0],
+            description="Layer", layout={"width": "110px"}, **look,
+        ),
+        "projection": ipywidgets.Dropdown(
+            options=[("all", None), *((p, p) for p in projections)], value=projections[0],
+            description="Projection", layout={"width": "210px"}, **look,
+        ),
+        "way": choice("Rank", by_hand.WAYS, by_hand.SCORE, by_hand.MEANINGS),
+        "set_rank": _number("to", 1, most, "Rank of the selected modules, for edit and pin"),
+    }  # fmt: skip
+
+
+def _buttons(**actions: Any) -> dict[str, ipywidgets.Button]:
+    """Buttons named after what they do."""
+    words = {
+        "keep": ("Keep this plan", "Count changes from here on"),
+        "start_over": ("Start over", "Take back all changes"),
+    }
+    made = {}
+    for name, action in actions.items():
+        description, tooltip = words[name]
+        made[name] = ipywidgets.Button(description=description, tooltip=tooltip)
+        made[name].on_click(lambda _, action=action: action())
+    return made

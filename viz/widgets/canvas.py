@@ -1,0 +1,168 @@
+"""A figure that becomes PNG bytes quickly: what stays the same is kept as pixels, numbers are drawn as paths."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D, ScaledTranslation
+from numpy.typing import ArrayLike
+
+from viz import style
+
+DPI = 144
+"""Pixels per inch: one and a half of what a browser shows, so that text is sharp on dense screens too."""
+
+KEPT = 8
+"""Backgrounds that a canvas keeps, of three megabytes each."""
+
+
+class Canvas:
+    """A figure of its own, of which pyplot never hears.
+
+    Parameters
+    ----------
+    width, height : float
+        Inches; a browser shows 96 pixels an inch.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = Figure(figsize=(width, height), dpi=DPI)
+        self._agg = FigureCanvasAgg(self.figure)
+        self._still: dict[Hashable, Any] = {}
+
+    @style.styled
+    def axes(self, left: float, right: float, bottom: float, top: float) -> Axes:
+        """Axes at margins in inches, which no layout moves later."""
+        width, height = self.figure.get_size_inches()
+        box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+        return self.figure.add_axes(box)
+
+    def png(self, moving: Sequence[Artist], key: Hashable = None) -> bytes:
+        """The figure as PNG bytes.
+
+        Parameters
+        ----------
+        moving : sequence of Artist
+            What is drawn again every time, the hindmost first.
+        key : hashable
+            All that the rest of the figure depends on: it is drawn once for each key, the last few are kept.
+
+        Returns
+        -------
+        bytes
+            Of a PNG file.
+        """
+        if key not in self._still:
+            for artist in moving:
+                artist.set_animated(True)
+            self._agg.draw()
+            self._still = dict([*self._still.items(), (key, self._agg.copy_from_bbox(self.figure.bbox))][-KEPT:])
+        self._agg.restore_region(self._still[key])
+        for artist in moving:
+            artist.draw(self._agg.get_renderer())
+        file = io.BytesIO()
+        # Compression beyond the first level takes longer than it saves.
+        imsave(file, np.asarray(self._agg.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
+        return file.getvalue()
+
+
+def steady(ax: Axes) -> None:
+    """Give ticks that are made later the size of those that are there: widgets draw outside of our settings.
+
+    Settings are global, and a widget may draw in the thread that hears its controls while a cell runs in another.
+    """
+    ax.tick_params(labelsize=style.STYLE["xtick.labelsize"])
+
+
+class Numbers(PathCollection):
+    """Short texts at many places, drawn at once: several times as fast as a Text for each.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Where to draw; the collection adds itself.
+    places : (N, 2) array
+        Centres of the texts, in data.
+    """
+
+    def __init__(self, ax: Axes, places: ArrayLike) -> None:
+        super().__init__([], offsets=places, offset_transform=ax.transData, linewidth=0, zorder=3)
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        self.set_transform(Affine2D().scale(1 / 72) + figure.dpi_scale_trans)
+        ax.add_collection(self, autolim=False)
+
+    def write(self, texts: Iterable[str], size: float, colours: Any) -> None:
+        """Set the texts, one a place, their size in points, and their colours."""
+        self.set_paths([_outline(text, size) for text in texts])
+        self.set_facecolor(colours)
+
+
+@lru_cache(maxsize=4096)
+def _outline(text: str, size: float) -> Path:
+    """The text as a path in points: centred across, and upwards as a digit is."""
+    if not text:
+        return Path(np.zeros((1, 2)))
+    path, digit = TextPath((0, 0), text, size=size), TextPath((0, 0), "0", size=size)
+    box = path.get_extents()
+    middle = (-(box.x0 + box.x1) / 2, -digit.get_extents().y1 / 2)
+    return Path(path.vertices + np.array(middle), path.codes)
+
+
+def boxes(ax: Axes, **look: Any) -> PolyCollection:
+    """An empty collection of rectangles, for `place_boxes`."""
+    collection = PolyCollection([], **look)
+    ax.add_collection(collection, autolim=False)
+    return collection
+
+
+def place_boxes(collection: PolyCollection, left: ArrayLike, right: ArrayLike, low: ArrayLike, high: ArrayLike) -> None:
+    """Put rectangles at these edges, in data; each of the four is one number or one a rectangle."""
+    x0, x1, y0, y1 = np.broadcast_arrays(*(np.asarray(edge, float) for edge in (left, right, low, high)))
+    corners: Any = np.stack([np.stack(c, -1) for c in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))], 1)
+    collection.set_verts(corners)
+
+
+class Headline:
+    """A finding and a grey line of detail at fixed places above the axes.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Below the texts.
+    lift : float
+        Inches between the axes and the texts, for what stands on top of the axes.
+    """
+
+    def __init__(self, ax: Axes, lift: float = 0.0) -> None:
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+
+        def above(points: float) -> Any:
+            return ax.transAxes + ScaledTranslation(0, lift + points / 72, figure.dpi_scale_trans)
+
+        look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False}
+        self.finding = ax.text(0, 1, "", fontsize=10.5, transform=above(22), **look)
+        self.detail = ax.text(0, 1, "", fontsize=8.5, color="0.4", transform=above(8), **look)
+
+    @property
+    def artists(self) -> list[Artist]:
+        """Both texts."""
+        return [self.finding, self.detail]
+
+    def write(self, finding: str, *detail: str) -> None:
+        """Set the finding, and the parts of the detail that are not empty."""
+        self.finding.set_text(finding)
+        self.detail.set_text(style.sentence(*detail))

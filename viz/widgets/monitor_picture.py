@@ -1,0 +1,198 @@
+"""The picture of the TrainingMonitor: losses above, the update of every module below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+from viz import style
+from viz.widgets.canvas import Headline, boxes, place_boxes, steady
+
+if TYPE_CHECKING:
+    from viz.widgets.training_monitor import MonitorState
+
+TRAINING, VALIDATION = style.colours(2)
+
+
+class MonitorPicture:
+    """Two panels on given axes that `update` brings up to a state, without making new artists.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Becomes the panel of the losses; that of the modules takes its room from it.
+    """
+
+    @style.styled
+    def __init__(self, ax: Axes) -> None:
+        self.losses = ax
+        self.bars_panel = make_axes_locatable(ax).append_axes("bottom", "70%", pad=0.62)
+        self.training = ax.plot([], [], color=TRAINING, linewidth=1.1, label="training")[0]
+        dots: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 1.8}
+        self.validation = ax.plot([], [], color=VALIDATION, label="validation", **dots)[0]
+        self.bars = boxes(self.bars_panel, linewidth=0, zorder=2)
+        ax.set(xlabel="optimiser step", ylabel="loss, nats")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        self.legend = ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.4)
+        self.bars_panel.set(xlabel="layer", ylabel="update, of ||W||")
+        self.bars_panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        self.bars_panel.tick_params(axis="x", length=0)
+        for panel in (ax, self.bars_panel):
+            style.guide_lines(panel)
+            steady(panel)
+        self.headline = Headline(ax)
+        self._modules: tuple[str, ...] = ()
+        self._places: np.ndarray = np.array([])
+
+    @property
+    def moving(self) -> list[Artist]:
+        """What `update` changes, the hindmost first."""
+        return [self.bars, self.training, self.validation, *self.headline.artists]
+
+    @property
+    def key(self) -> Hashable:
+        """What the rest of the picture depends on."""
+        limits = self.losses.get_xlim(), self.losses.get_ylim(), self.bars_panel.get_ylim()
+        return self.legend.get_visible(), self._modules, *limits
+
+    def update(self, state: MonitorState) -> None:
+        """Show a state."""
+        for panel in (self.losses, self.bars_panel):
+            panel.set_axis_off() if state.status == "waiting" else panel.set_axis_on()
+        self.legend.set_visible(state.status != "waiting")
+        if state.modules != self._modules:
+            self._lay_out(state.modules)
+        for line, points in ((self.training, state.losses), (self.validation, state.evaluations)):
+            line.set_data(*np.array(points, float).reshape(-1, 2).T)
+        self.losses.set_xlim(0, max(state.planned, 1) * 1.01)
+        values = np.array([loss for _, loss in (*state.losses, *state.evaluations)])
+        if len(values):
+            self.losses.set_ylim(*_span(values))
+        updates = np.array(state.updates)
+        at = self._places[: len(updates)]
+        place_boxes(self.bars, at - 0.45, at + 0.45, 0, updates)
+        top = _step_up(float(np.nan_to_num(updates).max(initial=0)) or 0.01)
+        self.bars_panel.set_ylim(0, top)
+        self.bars_panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=_decimals(top), symbol=" %"))
+        self.headline.write(_finding(state), *_detail(state))
+
+    def _lay_out(self, modules: tuple[str, ...]) -> None:
+        """Places, colours, layer labels and a legend for these modules."""
+        found = places(modules)
+        roles = list(dict.fromkeys(role for _, role in found))
+        colours = dict(zip(roles, style.colours(len(roles)), strict=True))
+        self._modules = modules
+        blocks = [list(members) for _, members in groupby(range(len(found)), key=lambda i: found[i][0])]
+        # A gap of one bar between two blocks.
+        self._places = np.array([i + gap for gap, block in enumerate(blocks) for i in block], float)
+        self.bars.set_facecolor([colours[role] for _, role in found])
+        centres = [float(np.mean(self._places[block])) for block in blocks]
+        step = -(-len(blocks) // 24)
+        shown = slice(0, None, step)
+        labels = [str(found[block[0]][0][1]) for block in blocks]
+        self.bars_panel.set_xticks(centres[shown], labels[shown])
+        self.bars_panel.set_xlim(-1, self._places.max(initial=0) + 1)
+        handles = [Patch(color=colour, label=role) for role, colour in colours.items()]
+        look: dict[str, Any] = {
+            "handlelength": 0.9,
+            "fontsize": 8,
+            "frameon": False,
+            "labelspacing": 0.25,
+            "borderaxespad": 0,
+        }
+        self.bars_panel.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), **look)
+
+
+def room(modules: tuple[str, ...]) -> float:
+    """Inches that the legends need to the right of the panels."""
+    return 0.5 + 0.062 * max((len(role) for _, role in places(modules)), default=10)
+
+
+def places(modules: tuple[str, ...]) -> list[tuple[tuple[str, int], str]]:
+    """Block (its stack, its index) and role of each module, read off its name.
+
+    Parameters
+    ----------
+    modules : tuple of str
+        Full module names, e.g. ``"model.layers.3.mlp.down_proj"``.
+
+    Returns
+    -------
+    list of ((str, int), str)
+        E.g. ``(("model.layers", 3), "down_proj")``: the role is the shortest end of the name that tells the modules
+        of a block apart.
+    """
+    split = [_split(name.split(".")) for name in modules]
+    inner = {(stack, path) for stack, _, path in split}
+
+    def role(stack: str, path: tuple[str, ...]) -> str:
+        others = [other for where, other in inner if where == stack and other != path]
+        ends = (path[-size:] for size in range(1, len(path) + 1))
+        return ".".join(next((end for end in ends if all(other[-len(end) :] != end for other in others)), path))
+
+    many = len({stack for stack, _, _ in split}) > 1
+    names = {(s, p): (f"{s.split('.')[0]}." if many and s else "") + role(s, p) for s, p in inner}
+    return [((stack, index), names[stack, path]) for stack, index, path in split]
+
+
+def _split(parts: list[str]) -> tuple[str, int, tuple[str, ...]]:
+    """What is before the index of the block, the index, and what is after it."""
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if at is None or at == len(parts) - 1:
+        return "", 0, tuple(parts)
+    return ".".join(parts[:at]), int(parts[at]), tuple(parts[at + 1 :])
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
+    """Round limits around the values, so that they stay as they are while training goes on."""
+    low, high = float(values.min()), float(values.max())
+    step = 10.0 ** math.floor(math.log10(high - low or abs(high) or 1)) / 2
+    return step * math.floor(low / step), step * (math.floor(high / step) + 1)
+
+
+def _step_up(value: float) -> float:
+    """The next of 1, 2, 5, 10 ... at some power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(factor for factor in (1, 2, 5, 10) if factor * power > value) * power
+
+
+def _decimals(top: float) -> int:
+    """Decimals of a percentage at which the ticks of an axis up to ``top`` differ."""
+    return max(0, int(np.ceil(-np.log10(100 * top / 3))))
+
+
+def _finding(state: MonitorState) -> str:
+    if state.status == "waiting":
+        return "Waiting for training to begin"
+    losses = [loss for _, loss in state.losses]
+    told = f": training loss {losses[0]:.3g} → {losses[-1]:.3g}" if losses else ""
+    words = {"stopped": "Stopped after step", "done": "Done: step", "stopping": "Stopping after step"}
+    return f"{words.get(state.status, 'Step')} {state.step:,} of {state.planned:,}{told}"
+
+
+def _detail(state: MonitorState) -> list[str]:
+    if state.status == "waiting":
+        return ["tlora.train(adapted, task, callbacks=[monitor])"]
+    left = state.seconds / state.step * (state.planned - state.step) if state.step else 0.0
+    return [
+        f"validation loss {state.evaluations[-1][1]:.3g}" if state.evaluations else "",
+        f"{_duration(state.seconds)} so far" if state.status == "training" else _duration(state.seconds),
+        f"{_duration(left)} left" if state.status == "training" and state.step else "",
+        f"bars at step {state.recorded:,}" if state.updates else "",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

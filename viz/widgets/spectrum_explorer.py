@@ -1,0 +1,239 @@
+"""SpectrumExplorer: how much the first directions of a module hold, for every kind of subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from tlora.calibration import Calibration
+from tlora.checks import positive_int
+from tlora.spectrum import Spectrum, subspace_spectrum
+from tlora.subspace import Subspaces
+from viz import style
+from viz.widgets.base import WIDTH, Explorer, choice, row, table
+from viz.widgets.spectrum_picture import SpectrumPicture, percent
+
+Source = Spectrum | Subspaces | Calibration
+Shares = Mapping[str, Mapping[str, NDArray[np.float64]]]
+ENERGY, VARIANCE = "energy", "variance"
+MEANINGS = {
+    "covariance": "Principal directions of the inputs",
+    "wc": "TLoRA: right singular vectors of W C",
+    "w": "Right singular vectors of W, as in PiSSA",
+    "c": "Principal directions of the inputs, as in EVA",
+    "wc_half": "Of W C^(1/2), as in CorDA",
+    "g": "Of the mean gradient, as in LoRA-GA",
+    "random": "A random space, as in LoRA-FA",
+}
+
+
+@dataclass(frozen=True)
+class SpectrumState:
+    """Which module is looked at, through which kind, and where the rank cursor stands."""
+
+    layer: int
+    projection: str
+    kind: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class SpectrumReading:
+    """What the first ``rank`` directions of a module hold.
+
+    Attributes
+    ----------
+    module : str
+        Full module name.
+    rank : int
+        Directions taken: the cursor's, or all that are known where these are fewer.
+    directions : int
+        How many are known.
+    held : dict of float
+        By ``"energy"`` (share of the squared singular values of the kind's own matrix) and ``"variance"`` (share
+        of the variance of the inputs), where each is known.
+    needed : dict of dict of int or None
+        By the same, how many directions hold 0.9, 0.95 and 0.99; None where those known do not.
+    """
+
+    module: str
+    rank: int
+    directions: int
+    held: dict[str, float]
+    needed: dict[str, dict[float, int | None]]
+
+
+class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
+    """A module, a kind of subspace and a rank cursor, with the energy and the variance that the rank holds.
+
+    Parameters
+    ----------
+    *sources : Spectrum, Subspaces or Calibration
+        One of each kind to look at, all of the same modules. A calibration is decomposed once, here; nothing is
+        decomposed when a control moves.
+    rank : int
+        Where the cursor stands to begin with.
+
+    Raises
+    ------
+    TypeError
+        If a source is something else.
+    ValueError
+        If there is no source, two of one kind, or sources of different modules; if the rank is below 1.
+    """
+
+    def __init__(self, *sources: Source, rank: int = 8) -> None:
+        if not sources:
+            raise ValueError("nothing to explore: pass a Spectrum, a Calibration or Subspaces")
+        rank = positive_int(rank, "rank")
+        self._shares: dict[str, Shares] = {}  # by kind
+        spectra = [_spectrum(source) for source in sources]
+        for source in spectra:
+            if source.kind in self._shares:
+                raise ValueError(f"two sources are of kind {source.kind!r}: pass one of each kind")
+            if list(source.layers) != list(spectra[0].layers):
+                raise ValueError("the sources are of different modules: pass results of one calibration")
+            self._shares[source.kind] = _shares(source)
+        first = spectra[0]
+        self._meta, self._layers, self._projections = first.meta, first.layers, first.projections
+        name = next(iter(first.layers))
+        self._most = max(
+            len(values) for shares in self._shares.values() for values in next(iter(shares.values())).values()
+        )
+        rank = min(rank, self._most)
+        super().__init__(SpectrumState(first.layers[name], first.projections[name], first.kind, rank))
+        self._build()
+        self._refresh()
+
+    def result(self, state: SpectrumState) -> SpectrumReading:
+        """What the first directions of the module in ``state`` hold."""
+        module = self._module(state)
+        shares = {what: values[module] for what, values in self._shares[state.kind].items()}
+        cumulative = {what: np.cumsum(values) for what, values in shares.items()}
+        directions = len(next(iter(shares.values())))
+        rank = min(state.rank, directions)
+        return SpectrumReading(
+            module=module,
+            rank=rank,
+            directions=directions,
+            held={what: float(sums[rank - 1]) for what, sums in cumulative.items()},
+            needed={what: {at: _needed(sums, at) for at in (0.9, 0.95, 0.99)} for what, sums in cumulative.items()},
+        )
+
+    def render(self, state: SpectrumState, ax: Axes) -> Axes:
+        """Draw a state.
+
+        Parameters
+        ----------
+        state : SpectrumState
+            For example ``explorer.state``.
+        ax : matplotlib.axes.Axes
+            Where to draw; the second panel takes its room from it.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The axes of the cumulative shares.
+        """
+        self._update(SpectrumPicture(ax), state, self.result(state))
+        return ax
+
+    @property
+    def line(self) -> str:
+        """What is shown in one line of text."""
+        return f"{self._finding(self._result)}: {self._result.module}, kind {self.state.kind}"
+
+    def _module(self, state: SpectrumState) -> str:
+        for name, layer in self._layers.items():
+            if (layer, self._projections[name]) == (state.layer, state.projection):
+                return name
+        layers = [layer for name, layer in self._layers.items() if self._projections[name] == state.projection]
+        raise ValueError(
+            f"layer {state.layer} has no {state.projection}: it is in the layers {min(layers)} to {max(layers)}"
+        )
+
+    def _build(self) -> None:
+        layers = sorted(set(self._layers.values()))
+        kinds = list(self._shares)
+        projections = list(dict.fromkeys(self._projections.values()))
+        wide: dict[str, Any] = {"layout": {"width": "390px"}}
+        self._watch(
+            layer=ipywidgets.IntSlider(self.state.layer, layers[0], layers[-1], description="Layer", **wide),
+            projection=ipywidgets.Dropdown(
+                options=projections, value=self.state.projection, description="Projection", **wide
+            ),
+            kind=choice("Kind", kinds, self.state.kind, [MEANINGS.get(kind, kind) for kind in kinds]),
+            rank=ipywidgets.IntSlider(self.state.rank, 1, self._most, description="Rank", **wide),
+        )
+        rows = [("layer", "projection"), ("rank", "kind")]
+        self.summary = ipywidgets.HTML()
+        above = [row(*(self.controls[name] for name in names)) for names in rows]
+        self.widget = ipywidgets.VBox([*above, self.message, self.image, self.summary])
+        self._canvas = self._paper(WIDTH, 3.4)
+        self._drawn = SpectrumPicture(self._canvas.axes(0.75, 0.15, 0.45, 0.55))
+
+    def _refresh(self) -> None:
+        self._update(self._drawn, self.state, self._result)
+        self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
+        held, needed, words = self._result.held, self._result.needed, self._words()
+        heads = [f"first {self._result.rank}", "for 90 %", "for 95 %", "for 99 %"]
+        self.summary.value = table(
+            ["share of", *heads],
+            [
+                [words[what], percent(held[what]), *(str(n or "more than known") for n in needed[what].values())]
+                for what in held
+            ],
+        )
+
+    def _update(self, picture: SpectrumPicture, state: SpectrumState, reading: SpectrumReading) -> None:
+        everywhere = [n for n, projection in self._projections.items() if projection == state.projection]
+        picture.update(state.kind, self._shares[state.kind], reading.module, everywhere, reading.rank)
+        picture.headline.write(
+            f"Layer {state.layer} {state.projection}: {self._finding(reading)[0].lower()}{self._finding(reading)[1:]}",
+            MEANINGS.get(state.kind, state.kind),
+            f"grey: {state.projection} of the other layers" if len(everywhere) > 1 else "",
+            style.source(self._meta),
+        )
+
+    def _finding(self, reading: SpectrumReading) -> str:
+        held = " and ".join(f"{percent(share)} of the {what}" for what, share in reading.held.items())
+        directions = "The first direction holds" if reading.rank == 1 else f"The first {reading.rank} directions hold"
+        return f"{directions} {held}"
+
+    def _words(self) -> dict[str, str]:
+        own = f"energy of the {self._result.directions} known directions"
+        return {ENERGY: own, VARIANCE: "variance of the inputs"}
+
+
+def _spectrum(source: Source) -> Spectrum | Subspaces:
+    if isinstance(source, Calibration):
+        return source.spectrum()
+    if not isinstance(source, Spectrum | Subspaces):
+        raise TypeError(f"a source is a {type(source).__name__}: pass a Spectrum, a Calibration or Subspaces")
+    return source
+
+
+def _shares(source: Spectrum | Subspaces) -> Shares:
+    """Share of each direction: of the matrix's own energy, and of the variance of the inputs."""
+    if isinstance(source, Spectrum):
+        return {VARIANCE if source.kind in ("covariance", "c") else ENERGY: _of_spectrum(source)}
+    variance = {name: v.double().numpy() / source.traces[name] for name, v in source.row_variance.items()}
+    if source.kind in ("c", "random"):
+        return {VARIANCE: variance}
+    return {ENERGY: _of_spectrum(subspace_spectrum(source)), VARIANCE: variance}
+
+
+def _of_spectrum(spectrum: Spectrum) -> dict[str, NDArray[np.float64]]:
+    once = {name: spectrum.curves([name])["share"].to_numpy() for name in dict.fromkeys(spectrum.inputs.values())}
+    return {name: once[source] for name, source in spectrum.inputs.items()}
+
+
+def _needed(cumulative: NDArray[np.float64], share: float) -> int | None:
+    reached = np.flatnonzero(cumulative >= share - 1e-6)  # float32: shares closer than rounding are the same
+    return int(reached[0]) + 1 if len(reached) else None
