@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -13,13 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora import adapter as adapters
 from tlora import cli_steps as steps
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
+from tlora.cli_adapter import EVALUATING, evaluate, merge
 from tlora.cli_options import (
-    BaseModel,
-    BatchSize,
     Data,
     Kind,
     Looking,
@@ -31,7 +28,6 @@ from tlora.cli_options import (
     Quiet,
     SaveCalibration,
     Start,
-    TaskName,
     Training,
     flat,
     written,
@@ -85,10 +81,6 @@ def main(
     """
 
 
-_ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
-Folder = Annotated[Path, _ADAPTER]
-
-
 @app.command(
     epilog="""Examples:
 
@@ -118,8 +110,8 @@ def run(
 ) -> None:
     """The whole walk: calibrate, allocate, train, evaluate before and after, save, draw.
 
-    Writes an ordinary PEFT adapter; in its folder also `tlora/` (the run, the sensitivity, the spectrum, the plan)
-    and `pictures/`. If training breaks off, what came before it is kept in OUTPUT-unfinished.
+    Writes an ordinary PEFT adapter; in its folder also `tlora/` (the run, the sensitivity, the spectrum, the plan),
+    `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.
     """
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = {"command": line, "data": asdict(data)}
@@ -269,75 +261,27 @@ def train(
     _conclude(trained, found.results, output, line, ctx.params, report)
 
 
-@app.command(
-    epilog="""Examples:
+app.command(epilog=EVALUATING)(evaluate)
+app.command(epilog="Example: `tlora merge demo demo-merged`")(merge)
 
-`tlora evaluate demo --task family_relationships --base`
 
-`tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
-"""
-)
+@app.command(epilog="Example: `tlora report demo`")
 @flat
-def evaluate(
-    ctx: typer.Context,
-    adapter: Folder,
-    task: TaskName,
-    placement: Placement,
-    model: BaseModel = None,
-    batch_size: BatchSize = 16,
-    eval_limit: Annotated[
-        int | None, typer.Option(min=1, help="Most test samples. Default: all.", rich_help_panel="Data")
+def report(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter of ours.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file. Default: report.html in the folder.", rich_help_panel="Output"),
     ] = None,
-    base: Annotated[
-        bool, typer.Option("--base", help="Also without the adapter, side by side.", rich_help_panel="Output")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Metrics of an adapter on the test samples of a task.
+    """One HTML page to hand on: data, spectra, sensitivity, plan, training, and how to make it all again.
 
-    On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
-    the record of the run.
+    The page holds its pictures, runs no scripts and needs no network.
     """
-    report, record = Report(quiet), steps.recorded(adapter)
-    data = steps.data_of(record, task)
-    bare, loaded = steps.load_base(steps.base_name(adapter, model), data, placement, report)
-    adapted = adapters.load(adapter, bare)
-    options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
-    with report.step("evaluating"):
-        metrics = {"adapter": loaded.evaluate(adapted, **options)}
-        if base:
-            with adapted.disable_adapter():
-                metrics = {"base": loaded.evaluate(adapted, **options)} | metrics
-    samples = min(len(loaded.test), eval_limit or len(loaded.test))
-    if as_json:
-        typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
-        return
-    typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
-    then = {"adapter": adapter, "output": steps.beside(adapter, "-merged")}
-    typer.echo(facts({"next": written(merge, then)}))
-
-
-@app.command(epilog="Example: `tlora merge demo demo-merged`")
-@flat
-def merge(
-    adapter: Folder,
-    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", show_default=False)],
-    placement: Placement,
-    model: BaseModel = None,
-    quiet: Quiet = False,
-) -> None:
-    """Fold an adapter into the weights of its base: a whole model, which transformers loads on its own."""
-    report = Report(quiet)
-    steps.check_new(output)
-    with report.step(f"merging {adapter}"):
-        merged, tokenizer = steps.merged(adapter, model, placement)
-    with report.step(f"writing {output}"):
-        steps.save_model(merged, tokenizer, output)
-    kind = type(merged).__name__
-    code = f"from transformers import {kind}; print({kind}.from_pretrained({json.dumps(str(output))}))"
-    told = {"saved": f"{output}: {kind} with its tokenizer", "next": f"python -c {shlex.quote(code)}"}
-    typer.echo(facts(told))
+    with Report(quiet).step(f"reporting on {adapter}"):
+        path = _viz().report(adapter, output)
+    typer.echo(facts({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
 
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
@@ -374,14 +318,16 @@ def _conclude(
 
 
 def _draw(results: Mapping[str, Result], folder: Path, report: Report) -> str:
-    """Draw the pictures of what there is; without them the run is whole all the same."""
+    """Draw the pictures of what there is, and write the model card; without them the run is whole all the same."""
     try:
         viz = _viz()
     except ImportError as error:
         report.say(f"no pictures ({error}): install matplotlib and seaborn, then viz.plot_training(...) draws them")
         return ""
     with report.step("drawing"):
-        return draw(viz, results, folder)
+        drawn = draw(viz, results, folder)
+        (folder.parent / "README.md").write_text(viz.card(folder.parent), encoding="utf-8")
+    return drawn
 
 
 def _viz() -> Any:

