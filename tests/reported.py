@@ -37,7 +37,13 @@ def run_of(model: str = "2 layers", steps: int = 20, **changes: Any) -> Training
             pictured.META,
             seed=7,
             samples=300,
-            recipe={"learning_rate": 0.001, "epochs": 1, "batch_size": 4, "evaluation_limit": None, "resume": None},
+            recipe={
+                "learning_rate": 0.001,
+                "epochs": 1,
+                "batch_size": 4,
+                "evaluation_limit": None,
+                "resume": "checkpoint-5",
+            },
         ),
     }
     return pictured.training_run(steps, **values | changes)

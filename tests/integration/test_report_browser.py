@@ -30,7 +30,10 @@ addEventListener("load", () => {
   const style = getComputedStyle(document.body);
   parent.postMessage(JSON.stringify({
     width: innerWidth, page: document.documentElement.scrollWidth, wide: wide.map(e => e.outerHTML.slice(0, 80)),
-    pictures: [...document.images].map(i => i.naturalWidth), paper: style.backgroundColor, ink: style.color,
+    pictures: [...document.images].map(i => i.naturalWidth),
+    shown: [...document.images].map(i => i.clientWidth),
+    boxes: [...document.images].map(i => i.parentElement.clientWidth),
+    paper: style.backgroundColor, ink: style.color,
     fetched: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
   }), "*");
 });
@@ -73,6 +76,10 @@ def test_nothing_is_wider_than_the_window(page, width, tmp_path):
     assert len(found["pictures"]) == 6
     assert min(found["pictures"]) > 300
     assert found["fetched"] == []
+    if width == 1280:
+        assert all(shown <= box for shown, box in zip(found["shown"], found["boxes"], strict=True))
+    else:
+        assert min(found["shown"]) >= 600  # legible, and scrolled in its box
     assert (found["paper"], found["ink"]) == ("rgb(247, 247, 245)", "rgb(28, 33, 39)")
 
 

@@ -176,16 +176,25 @@ def test_snippet_repeats_what_was_recorded(real):
     assert found["train"] == {"learning_rate": 0.01, "epochs": 1, "batch_size": 2, "max_steps": 4, "seed": 0}
 
 
+def test_snippet_begins_anew_where_a_run_was_resumed(page):
+    code = "".join(page.section("reproduce").all("code")[0].children)
+    assert calls(code)["train"] == {"learning_rate": 0.001, "epochs": 1, "batch_size": 4, "seed": 7}
+
+
 def test_command_is_shown_where_there_was_one(small, tmp_path):
     line = "tlora run --task 'a b' --output demo"
     run = small["run"]
-    recipe = run.meta.recipe | {"command": line, "data": {"task": "a b", "train_samples": 1300, "max_length": None}}
+    recipe = run.meta.recipe | {
+        "command": line,
+        "data": {"task": "a b", "train_samples": 300, "test_samples": 1300, "max_length": None},
+    }
     marked = dataclasses.replace(run, meta=dataclasses.replace(run.meta, recipe=recipe))
     page = Page(report([marked], tmp_path / "page.html").read_text(encoding="utf-8"))
     assert line in [e.text for e in page.section("reproduce").all("code")]
     assert "load_task" not in page.section("reproduce").text
     told = facts(page, "data", "Model and data")
-    assert told["train samples"] == "1,300"
+    assert told["test samples"] == "1,300"
+    assert told["training"] == "300 samples"
     assert "max length" not in told
 
 

@@ -40,7 +40,9 @@ def data(found: Findings) -> Section:
 def _options(found: Findings) -> dict[str, str]:
     """What else was asked for on the command line."""
     options = found.run.meta.recipe.get("data", {}) if found.run else {}
-    shown = {name: value for name, value in options.items() if value is not None and name != "task"}
+    shown = {
+        name: value for name, value in options.items() if value is not None and name not in ("task", "train_samples")
+    }
     return {words.worded(name): f"{v:,}" if isinstance(v, int) else str(v) for name, v in shown.items()}
 
 
