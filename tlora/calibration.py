@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -232,7 +233,8 @@ def _result(
     per_sample = torch.cat(statistics.scores).cpu()
     for i, name in enumerate(targets):
         first = statistics.first[name]
-        if not bool(torch.isfinite(covariances[first].matrix).all() and torch.isfinite(per_sample[:, i]).all()):
+        # what is not finite in an input is not finite on the diagonal
+        if not math.isfinite(covariances[first].trace) or not bool(torch.isfinite(per_sample[:, i]).all()):
             raise ValueError(
                 f"the inputs or gradients of {name} are not finite (NaN or infinity) on these samples: "
                 "look at the module before it, or load the model with dtype='float32'"

@@ -97,4 +97,4 @@ class CovarianceSum:
     def finish(self, samples: int) -> Covariance:
         """The covariance, averaged over ``samples``."""
         mirror_(self.total)
-        return Covariance((self.total / samples).cpu(), self.rank_bound)
+        return Covariance(self.total.div_(samples).cpu(), self.rank_bound)

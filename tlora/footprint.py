@@ -38,9 +38,7 @@ class Footprint:
         return BYTES * ADAMW_STATES * self.trainable_parameters
 
 
-def footprint(
-    shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, freeze_a: bool
-) -> Footprint:
+def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, freeze_a: bool) -> Footprint:
     """Size of an adapter with the given ranks.
 
     Parameters

@@ -104,9 +104,7 @@ def _span_of(knobs: Knobs, name: str, shape: tuple[int, int], pin: tuple[str, in
     if isinstance(floor, dict):
         floor = floor.get(name, 1)
     if floor > ceiling:
-        raise ValueError(
-            f"{what} asks for rank {floor} of {name}, which {why} limits to {ceiling}: at most {ceiling}"
-        )
+        raise ValueError(f"{what} asks for rank {floor} of {name}, which {why} limits to {ceiling}: at most {ceiling}")
     return floor, (ceiling if pin is None else floor)
 
 
@@ -129,9 +127,7 @@ def _check_budget(knobs: Knobs, total: int, names: list[str], columns: Columns, 
         )
     if total - room >= min(costs):
         rank = room // price
-        ways = (
-            [f"take a rank of {rank} or less"] if rank * price >= max(need, 1) else ["exclude fewer modules"]
-        )
+        ways = [f"take a rank of {rank} or less"] if rank * price >= max(need, 1) else ["exclude fewer modules"]
         if knobs.max_rank is not None:
             ways.append("raise max_rank")
         if pins:
@@ -158,9 +154,7 @@ def _ways(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: di
     return [*ways, f"pinned ranks lower by {over:,} {knobs.unit} in all"] if pins else ways
 
 
-def _shared(
-    knobs: Knobs, total: int, projections: list[str], columns: Columns
-) -> list[tuple[list[int], int]]:
+def _shared(knobs: Knobs, total: int, projections: list[str], columns: Columns) -> list[tuple[list[int], int]]:
     """Groups of modules, each with its part of the budget: the projections with a share, and all others."""
     shares = dict(knobs.projection_shares)
     known("projection_shares", shares, projections, "projection of the plan")
@@ -171,9 +165,7 @@ def _shared(
         shares["the other projections"] = max(0.0, 1 - given)
         groups.append(others)
     elif abs(given - 1) > 1e-9:
-        raise ValueError(
-            f"projection_shares of all projections sum to {given:.6g}: divide each by {given:.6g}"
-        )
+        raise ValueError(f"projection_shares of all projections sum to {given:.6g}: divide each by {given:.6g}")
     spans = [_group_span(group, columns) for group in groups]
     for (name, share), span in zip(shares.items(), spans, strict=True):
         _check_share(name, share, total, span)
@@ -193,17 +185,13 @@ def _check_share(name: str, share: float, total: int, span: tuple[int, int, int]
     if share * total < least - 1e-6:
         bound = f"at least {math.ceil(1e4 * least / total) / 1e4:g}, which its floors and pinned ranks need"
     elif share * total - most >= price:
-        bound = (
-            f"at most {math.floor(1e4 * most / total) / 1e4:g}, for which its matrices and limits have room"
-        )
+        bound = f"at most {math.floor(1e4 * most / total) / 1e4:g}, for which its matrices and limits have room"
     else:
         return
     raise ValueError(f"projection_shares leave {share:.6g} of the budget for {name}: it must be {bound}")
 
 
-def excluded_names(
-    exclude: Sequence[str | int], layers: Mapping[str, int], projections: Mapping[str, str]
-) -> set[str]:
+def excluded_names(exclude: Sequence[str | int], layers: Mapping[str, int], projections: Mapping[str, str]) -> set[str]:
     """Modules meant by ``exclude``: full module names, projections, or indices of layers.
 
     Raises
@@ -224,9 +212,7 @@ def excluded_names(
             raise KeyError(f"exclude names layer {item}, the layers here are {_span(layers.values())}")
     if len(found) == len(layers):
         last = list(layers)[-1]
-        raise ValueError(
-            f"exclude leaves none of the {len(layers)} modules: keep at least one, such as {last}"
-        )
+        raise ValueError(f"exclude leaves none of the {len(layers)} modules: keep at least one, such as {last}")
     return found
 
 

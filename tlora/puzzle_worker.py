@@ -10,6 +10,7 @@ given.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -18,6 +19,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 Entry = dict[str, Any]
+
+# Questions that a dataset is made for: some make them all at once. Question i has seed first + i in any block.
+_BLOCK = 1000
 
 # What verifiers raise on text that is not of their form. Anything worse ends the process, which the parent
 # notices.
@@ -136,14 +140,16 @@ def _dataset(name: str, seed: int, size: int, options: dict[str, Any]) -> Any:
 
 def draw(name: str, seed: int, options: dict[str, Any]) -> Iterator[tuple[str, str, bytes]]:
     """Questions with a right answer and the pickled entry that the verifier wants; no end."""
-    size = 1 << 30
-    dataset = _dataset(name, seed, size, options)
-    for index in range(size):
-        entry = dataset[index]
-        answer = entry["answer"]
-        if answer is None:
-            answer = REFERENCES[entry["metadata"]["source_dataset"]](entry)
-        yield entry["question"], str(answer), pickle.dumps(entry)
+    for start in itertools.count(step=_BLOCK):
+        dataset = _dataset(name, seed + start, _BLOCK, options)
+        yield from (_answered(dataset[index]) for index in range(_BLOCK))
+
+
+def _answered(entry: Entry) -> tuple[str, str, bytes]:
+    answer = entry["answer"]
+    if answer is None:
+        answer = REFERENCES[entry["metadata"]["source_dataset"]](entry)
+    return entry["question"], str(answer), pickle.dumps(entry)
 
 
 def score(name: str, options: dict[str, Any], answers: list[tuple[bytes, str]]) -> Iterator[float]:

@@ -77,9 +77,7 @@ def spent(units: Sequence[int], costs: Sequence[int]) -> int:
     return sum(count * cost for count, cost in zip(units, costs, strict=True))
 
 
-def _level(
-    weights: list[int], budget: int, low: Sequence[int], high: Sequence[int], costs: Sequence[int]
-) -> Level:
+def _level(weights: list[int], budget: int, low: Sequence[int], high: Sequence[int], costs: Sequence[int]) -> Level:
     """The level at which the clipped ideals cost exactly the budget; the limits must allow it.
 
     Members beyond a limit at a trial level are settled there, those above their ceilings where the trial
@@ -102,9 +100,7 @@ def _level(
 def _spend(units: list[int], rest: int, level: Level, high: Sequence[int], costs: Sequence[int]) -> None:
     """Hand out the rest, in place, unit by unit, to whoever is furthest below the ideal and affordable."""
     weights, numerator, denominator = level
-    queue = [
-        (units[i] * denominator - weights[i] * numerator, i) for i in range(len(units)) if units[i] < high[i]
-    ]
+    queue = [(units[i] * denominator - weights[i] * numerator, i) for i in range(len(units)) if units[i] < high[i]]
     heapq.heapify(queue)
     while queue and rest:
         gap, i = heapq.heappop(queue)

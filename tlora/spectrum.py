@@ -207,9 +207,7 @@ class Spectrum(Result):
             {
                 "module": np.repeat(np.array(wanted, dtype=object), sizes),
                 "layer": np.repeat([self.layers[name] for name in wanted], sizes),
-                "projection": np.repeat(
-                    np.array([self.projections[name] for name in wanted], dtype=object), sizes
-                ),
+                "projection": np.repeat(np.array([self.projections[name] for name in wanted], dtype=object), sizes),
                 "direction": np.concatenate([np.arange(1, size + 1) for size in sizes]),
                 "eigenvalue": np.concatenate([self.eigenvalues[name].numpy() for name in wanted]),
                 "share": np.concatenate(shares),
@@ -340,17 +338,13 @@ def _descending(name: str, values: Tensor) -> Tensor:
 
 def _check_finite(name: str, values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(
-            f"the spectrum of {name} holds NaN or infinity: look for them in its inputs and weight"
-        )
+        raise ValueError(f"the spectrum of {name} holds NaN or infinity: look for them in its inputs and weight")
 
 
 def _check(name: str, values: Tensor, trace: float) -> None:
     _check_finite(name, values)
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(
-            f"eigenvalues of {name} have shape {tuple(values.shape)}: give a vector of at least one"
-        )
+        raise ValueError(f"eigenvalues of {name} have shape {tuple(values.shape)}: give a vector of at least one")
     if bool((values < 0).any()) or bool((values.diff() > 0).any()):
         raise ValueError(f"eigenvalues of {name} rise or are negative: give them falling and at least zero")
     if trace < 0:

@@ -46,9 +46,7 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=layers)
     cells = np.ma.masked_invalid(grid.to_numpy(dtype=float))
     gap = 1.2 if len(layers) <= 40 else 0
-    mesh = ax.pcolormesh(
-        layers, range(len(rows)), cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs
-    )
+    mesh = ax.pcolormesh(layers, range(len(rows)), cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs)
     ax.set_facecolor(style.MISSING)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), rows)

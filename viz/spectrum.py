@@ -94,9 +94,7 @@ def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) 
         curves["label"] = "layer " + curves["layer"].astype(str) + " " + curves["label"]
     quartiles = curves.groupby(["label", "direction"])[value].quantile([0.25, 0.5, 0.75]).unstack()
     labels = list(dict.fromkeys(curves["label"]))
-    for label, colour, dash in zip(
-        labels, style.colours(len(labels)), style.dashes(len(labels)), strict=True
-    ):
+    for label, colour, dash in zip(labels, style.colours(len(labels)), style.dashes(len(labels)), strict=True):
         curve = quartiles.loc[label]
         ax.plot(curve.index, curve[0.5], color=colour, linestyle=dash, linewidth=1.8, label=label)
         if len(frame) > LINES:

@@ -75,9 +75,7 @@ def check_type(value: object, expected: type[T], way_out: str) -> T:
     """
     if not isinstance(value, expected):
         article = "an" if expected.__name__[0] in "AEIOU" else "a"
-        raise TypeError(
-            f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}"
-        )
+        raise TypeError(f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}")
     return value
 
 

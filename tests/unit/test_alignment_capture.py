@@ -349,7 +349,12 @@ def test_random_subspaces_hold_the_energy_that_chance_gives_them(llama):
     assert (abs(by_module["captured", "mean"] - by_module["random", "mean"]) < error).all()
 
 
-def test_energy_of_a_model_that_was_not_calibrated_is_refused(llama):
-    _, calibration, subspaces, _ = llama
+def test_energy_on_another_model_or_of_another_models_subspaces_is_refused(llama):
+    model, calibration, subspaces, _ = llama
+    other = tiny_model("llama", seed=1)
     with pytest.raises(ValueError, match="another model"):
-        tlora.captured_energy(tiny_model("llama", seed=1), calibration, subspaces, [2], progress=False)
+        tlora.captured_energy(other, calibration, subspaces, [2], progress=False)
+    foreign = tlora.calibrate(other, [tiny_batch(other)], progress=False)
+    foreign = {"wc": tlora.task_subspaces(other, foreign, max_rank=4, progress=False)}
+    with pytest.raises(ValueError, match="another model"):
+        tlora.captured_energy(model, calibration, foreign, [2], progress=False)

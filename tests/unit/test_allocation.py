@@ -36,9 +36,7 @@ def ranks_of(plan):
 # ---- published figures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("rank", "lora", "only_b"), [(128, 319_815_680, 174_063_616), (32, 79_953_920, 43_515_904)]
-)
+@pytest.mark.parametrize(("rank", "lora", "only_b"), [(128, 319_815_680, 174_063_616), (32, 79_953_920, 43_515_904)])
 def test_published_parameter_counts_of_llama_2_7b(rank, lora, only_b):
     uniform = allocate(llama_sensitivity(), rank=rank, ranks=False, scales=False)
     assert uniform.lora.trainable_parameters == lora

@@ -11,9 +11,7 @@ from tests.sensitivities import sensitivity
 from tlora.allocation import allocate
 
 SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
-Q0, K0, D0, Q1, K1, D1 = [
-    f"layers.{layer}.{role}" for layer in (0, 1) for role in ("q_proj", "k_proj", "down_proj")
-]
+Q0, K0, D0, Q1, K1, D1 = [f"layers.{layer}.{role}" for layer in (0, 1) for role in ("q_proj", "k_proj", "down_proj")]
 SHAPES = [(32, 64), (16, 64), (64, 48), (32, 64), (16, 64), (64, 48)]
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
@@ -62,9 +60,7 @@ def test_every_plan_meets_its_budget_within_the_matrices(source, rank, budget, t
 
 
 @quick
-@given(
-    st.lists(st.floats(0, 1000, width=32), min_size=2, max_size=12).filter(any), st.integers(1, 8), budgets
-)
+@given(st.lists(st.floats(0, 1000, width=32), min_size=2, max_size=12).filter(any), st.integers(1, 8), budgets)
 def test_a_higher_score_never_gets_less(scores, rank, budget):
     plan = allocate(sensitivity(scores, (16, 24)), rank, budget=budget)
     rising = sorted(plan.ranks, key=lambda name: plan.scores[name])
@@ -203,12 +199,7 @@ def test_projections_with_a_share_get_just_that(budget):
 
 def test_shares_of_all_projections_must_sum_to_one():
     shares = {"q_proj": 0.1, "k_proj": 0.2, "down_proj": 0.7}  # 0.1 + 0.2 + 0.7 is not 1 in floats
-    spent = (
-        allocate(sensitivity(SCORES), 5, projection_shares=shares)
-        .to_frame()
-        .groupby("projection")["rank"]
-        .sum()
-    )
+    spent = allocate(sensitivity(SCORES), 5, projection_shares=shares).to_frame().groupby("projection")["rank"].sum()
     assert spent.to_dict() == {"q_proj": 3, "k_proj": 6, "down_proj": 21}
     with pytest.raises(ValueError, match=r"all projections sum to 0.9: divide each by 0.9"):
         allocate(sensitivity(SCORES), 5, projection_shares=shares | {"down_proj": 0.6})

@@ -54,4 +54,3 @@ def test_the_walk_runs_on_the_gpu(tmp_path):
     assert all(t.device.type == "cpu" for t in run.adapter.values())
     run.save(tmp_path / "adapter")
     tlora.load(tmp_path / "adapter", tiny_model("llama"))
-

@@ -65,9 +65,7 @@ def test_white_noise_has_the_rank_of_its_dimension(d):
 def test_one_direction_has_rank_one():
     found = of([5.0, 0, 0, 0])
     row = found.to_frame().iloc[0]
-    assert (
-        row[["effective_rank", "entropy_rank", "rank_99", "numerical_rank", "top_share"]].tolist() == [1] * 5
-    )
+    assert row[["effective_rank", "entropy_rank", "rank_99", "numerical_rank", "top_share"]].tolist() == [1] * 5
     assert found.condition_number["m"] == 1
 
 
@@ -130,9 +128,7 @@ def test_the_rest_of_a_truncated_spectrum_bounds_the_effective_ranks_from_above(
     for k in (1, 4, 10, 30):
         part = of(values[:k].copy(), trace=values.sum(), dimension=40)
         filled = np.concatenate([values[:k], np.full(40 - k, values[k:].sum() / (40 - k))])
-        assert (part.effective_rank["m"], part.entropy_rank["m"]) == pytest.approx(
-            naive_ranks(filled), rel=1e-4
-        )
+        assert (part.effective_rank["m"], part.entropy_rank["m"]) == pytest.approx(naive_ranks(filled), rel=1e-4)
         assert part.effective_rank["m"] >= naive_ranks(values)[0] - 1e-4
         assert part.entropy_rank["m"] >= naive_ranks(values)[1] - 1e-4
     assert part.effective_rank["m"] == pytest.approx(naive_ranks(values)[0], rel=1e-3)

@@ -286,8 +286,10 @@ def test_an_answer_stops_at_its_end_token_and_is_no_longer_than_the_longest(task
     for token, expected in ((tokenizer.eos_token_id, ""), (word, "w" * task.max_new_tokens)):
         model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
         always = torch.nn.functional.one_hot(torch.tensor(token), len(tokenizer)).float()
-        model.lm_head.register_forward_hook(lambda _, __, out, always=always: always.expand_as(out))
+        calls = []
+        model.lm_head.register_forward_hook(lambda _, __, out, *, a=always, c=calls: c.append(1) or a.expand_as(out))
         assert task.predict(model)["prediction"].tolist() == [expected] * len(task.test)
+        assert len(calls) == max(1, len(expected))  # no step after all answers have ended
 
 
 def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
@@ -352,6 +354,13 @@ def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
     assert after == before
     assert any(checkpointed for _, checkpointed in after[0].values())
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+
+
+def test_dropout_is_off_while_a_model_is_evaluated(encoded):
+    model = tiny_model("bert", vocab_size=200, num_labels=3, hidden_dropout_prob=0.5)
+    expected = encoded.evaluate(model)
+    assert encoded.evaluate(model.train()) == expected
+    assert model.training
 
 
 def test_the_wrong_model_is_refused(task, encoded, tokenizer, bert):

@@ -59,11 +59,17 @@ def test_same_seed_same_questions_however_many_are_trained_on_and_another_seed_o
     assert not set(questions(other)["test"]) & set(questions(drawn)["test"])
 
 
-def test_each_question_has_a_seed_of_its_own(drawn):
-    """Question i is drawn with seed first + i, so seeds are disjoint where indices are."""
-    entries = [pickle.loads(entry) for rows in drawn.values() for entry in rows["entry"]]
-    indices = [entry["metadata"]["source_index"] for entry in entries]
-    assert len(set(indices)) == len(indices)
+def test_each_question_has_a_seed_of_its_own():
+    """Question i is drawn with seed first + i, over the border of what is drawn at once, too."""
+    rows = draw_puzzles("gcd", {"train": 800})["train"]
+    found = [
+        (pickle.loads(entry)["metadata"], prompt) for entry, prompt in zip(rows["entry"], rows["prompt"], strict=True)
+    ]
+    indices = [metadata["source_index"] for metadata, _ in found]
+    border = next(i for i in range(1, len(indices)) if indices[i] < indices[i - 1])
+    assert indices[:border] == sorted(set(indices[:border]))
+    assert indices[border:] == sorted(set(indices[border:]))
+    assert len({prompt for _, prompt in found}) == len(found)
 
 
 def test_questions_that_depend_on_the_order_of_sets_are_the_same_in_every_process(monkeypatch):
@@ -146,7 +152,8 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
     task = load_task(NAME, bytes_tokenizer("chatml"), **FEW)
     assert (task.metric, task.name, task.kind) == ("exact_match", NAME, "generation")
     dataset = reasoning_gym.create_dataset(NAME, seed=0, size=1)
-    answers = [f" {a}\n" if i < 4 else "cousin twice removed" for i, a in enumerate(task.test["answer"][:])]
+    written = (" {}\n", " {}\n", " {}\n", " {}\n", "the {}", "a {}", "cousin", "cousin", "", "?")
+    answers = [form.format(answer) for form, answer in zip(written, task.test["answer"][:], strict=True)]
     scores = [
         dataset.score_answer(a.strip(), pickle.loads(e)) for a, e in zip(answers, task.test["entry"], strict=True)
     ]
@@ -155,6 +162,7 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
     found = task.evaluate(model)
     assert found["exact_match"] == 4 / 10
     assert found["score"] == pytest.approx(sum(scores) / 10)
+    assert found["score"] > found["exact_match"]  # some of it was right
 
 
 def test_options_reach_the_generator():

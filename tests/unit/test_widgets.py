@@ -1,4 +1,4 @@
-"""What holds for every widget: a state, controls that change it, a picture that follows, with a front end or without."""
+"""What holds for every widget: a state, controls that change it, a picture that follows, somebody there or not."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 import time
 from dataclasses import dataclass
@@ -20,6 +19,11 @@ from viz.widgets.monitor_picture import MonitorPicture, room
 
 SHARE = 0.015
 """Most of the time of training that is spent on drawing."""
+NOTES = {
+    "waiting": "Pass it to <code>tlora.train(..., callbacks=[monitor])</code>.",
+    "training": "Interrupting the kernel stops training too. Either way the run is kept.",
+    "stopping": "Ends after this step.",
+}
 
 
 @dataclass(frozen=True)
@@ -186,9 +190,10 @@ class TrainingMonitor(Shown, ModuleRecorder):
     ) -> None:
         """Draw how it ended."""
         super().on_train_end(args, state, control, **kwargs)
-        self._ended = time.perf_counter()
         self._set_button("Stop", disabled=True)
         self._show("done" if state.global_step >= state.max_steps else "stopped", state)
+        self._ended = time.perf_counter()
+        self.note.value = f"Watching took {100 * self.cost:.2g} % of the time of training."
         if self._handle is not None:
             self._handle.update(self._picture(), raw=True)
 
@@ -219,7 +224,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
             status=status,
             step=state.global_step if state else 0,
             planned=state.max_steps if state else 0,
-            seconds=(self._ended or began) - self._began if state else 0.0,
+            seconds=began - self._began if state else 0.0,
             losses=tuple(self._losses),
             evaluations=tuple(self._evaluations),
             modules=tuple(self.names),
@@ -228,7 +233,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
         )
         self._drawn.update(self.state)
         self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
-        self.note.value = _note(status, self.cost)
+        self.note.value = NOTES.get(status, "")
         took = time.perf_counter() - began
         self._spent += took
         self._next = began + max(self.interval, took / SHARE)
@@ -238,12 +243,3 @@ def _hears() -> bool:
     """Whether the kernel can hear a button while a cell runs."""
     kernel = getattr(get_ipython(), "kernel", None)
     return "kernel subshells" in getattr(kernel, "kernel_info", {}).get("supported_features", ())
-
-
-def _note(status: str, cost: float) -> str:
-    notes = {
-        "waiting": "Pass it to <code>tlora.train(..., callbacks=[monitor])</code>.",
-        "training": "Interrupting the kernel stops training too. Either way the run is kept.",
-        "stopping": "Ends after this step.",
-    }
-    return notes.get(status, html.escape(f"Watching took {100 * cost:.2g} % of the time of training."))

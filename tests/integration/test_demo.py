@@ -1,0 +1,83 @@
+"""The demo in small: the command line on the packaged models, from a task to an adapter that PEFT alone can load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import tlora
+from tests.commands import done, next_command
+from tlora.locations import resolve
+
+pytestmark = pytest.mark.packaged
+
+SIZES = "--train-samples 24 --validation-samples 4 --test-samples 6 --samples 4 --max-steps 6 --lr 2e-3"
+ALONE = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+folder, gguf, adapter, ids, out = sys.argv[1:]
+base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, adapter).eval()
+with torch.no_grad():
+    torch.save(model(torch.load(ids)).logits, out)
+assert "tlora" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that the demo leaves, and what it said."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    result = done(f"run --model smollm2-135m --task family_relationships {SIZES} --output {folder} --device cpu")
+    return folder, result.stdout
+
+
+def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None:
+    folder, said = demo
+    run = tlora.TrainingRun.load(folder)
+    assert run.after["loss"] < run.before["loss"] - 1
+    assert {"loss", "perplexity", "exact_match"} <= run.before.keys() & run.after.keys()
+    assert len(run.ranks) == 210
+    assert sum(run.ranks.values()) == 8 * 210
+    assert run.frozen_a
+    assert {path.name for path in (folder / "pictures").iterdir()} == {
+        f"{name}.png" for name in ("spectrum", "sensitivity", "allocation", "training")
+    }
+    assert not list(folder.parent.glob("*-unfinished"))
+    assert "family_relationships --base" in next_command(said)
+
+
+def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], smollm: Any, tmp_path: Path) -> None:
+    folder, _ = demo
+    ids = smollm[1]("Anna is the mother of Ben. What relation is Ben to Anna?", return_tensors="pt").input_ids
+    torch.save(ids, tmp_path / "ids")
+    location = resolve("smollm2-135m", {})
+    words = [location.path, location.where["gguf_file"], str(folder), str(tmp_path / "ids"), str(tmp_path / "out")]
+    ran = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    model = tlora.load(folder)
+    assert isinstance(model, PeftModel)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "out"), model.eval()(ids).logits, rtol=1e-5, atol=1e-5)
+        with model.disable_adapter():
+            assert (model(ids).logits - torch.load(tmp_path / "out")).abs().max() > 0.1
+
+
+def test_minilm_classifies_reviews_with_its_head(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    sizes = "--train-samples 64 --validation-samples 8 --test-samples 40 --samples 8 --batch-size 8"
+    done(f"run --model minilm --task rotten_tomatoes {sizes} --output {folder} --device cpu")
+    run = tlora.TrainingRun.load(folder)
+    heads = [name for name in load_file(folder / "adapter_model.safetensors") if "classifier" in name]
+    assert heads
+    found = json.loads(done(f"evaluate {folder} --task rotten_tomatoes --json --device cpu").stdout)
+    assert found["metrics"]["adapter"] == pytest.approx(run.after)
