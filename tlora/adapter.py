@@ -269,7 +269,7 @@ def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
     if model is None:
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        model, _ = load_model(base)
+        model, _ = load_model(base, num_labels=_classes(sizes))
     refuse_adapted(model)
     if run is not None:
         _check_base(model, folder, run, sizes)
@@ -291,6 +291,13 @@ def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{folder / TENSORS} is damaged ({error}): copy it again") from error
+
+
+def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Number of classes of a saved head: rows of its last matrix, the lowest of them; None where there is no head."""
+    names = re.compile(r"\.(classifier|classification_head|score)\.")
+    heads = [size[0] for key, size in sizes.items() if names.search(key) and len(size) == 2]
+    return min(heads, default=None)
 
 
 def _base_name(folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 import tlora
-from tests.helpers import FAMILIES, tiny_batch, tiny_model
+from tests.helpers import FAMILIES, tiny_batch, tiny_model, tiny_tokenizer
 from tlora.adapter import adapter_layers
 
 
@@ -275,3 +275,22 @@ def test_merging_twice_is_refused():
         tlora.merge(adapted)
     with pytest.raises(TypeError, match="merge takes"):
         tlora.merge(tiny_model("llama"))
+
+
+def test_a_classifier_is_loaded_with_as_many_classes_as_its_head_has(tmp_path):
+    model = tiny_model("bert", num_labels=3)
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    model, _ = tlora.load_model(str(tmp_path / "base"), num_labels=3, device="cpu")
+    calibration = tlora.calibrate(model, [tiny_batch("bert")], progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    adapted = tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, rank=2, max_rank=8))
+    step(adapted, tiny_batch("bert"))
+    expected = logits(adapted.eval(), tiny_batch("bert"))
+    saved_run(adapted).save(tmp_path / "adapter")
+    loaded = tlora.load(tmp_path / "adapter").eval()
+    assert loaded.config.num_labels == 3
+    torch.testing.assert_close(
+        logits(loaded, tiny_batch("bert")), logits(adapted.eval(), tiny_batch("bert")), atol=1e-5, rtol=0
+    )
+    assert expected.shape == (3, 3)

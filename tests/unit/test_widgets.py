@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -279,14 +281,16 @@ def test_an_executed_notebook_has_the_picture_and_no_widget(tmp_path):
     notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "a.ipynb").write_text(json.dumps(notebook))
     convert = [sys.executable, "-m", "nbconvert", "--execute", "--output-dir", str(tmp_path), str(tmp_path / "a.ipynb")]
-    subprocess.run([*convert, "--to", "notebook", "--output", "b"], check=True, capture_output=True)
+    options: dict[str, Any] = {"check": True, "capture_output": True}
+    options["env"] = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([*convert, "--to", "notebook", "--output", "b"], **options)
     outputs = json.loads((tmp_path / "b.ipynb").read_text())["cells"][0]["outputs"]
     assert [sorted(output["data"]) for output in outputs] == [
         ["image/png", "text/plain"],
         ["text/plain"],
         ["image/png", "text/plain"],
     ]
-    subprocess.run([*convert, "--to", "html", "--output", "c"], check=True, capture_output=True)
+    subprocess.run([*convert, "--to", "html", "--output", "c"], **options)
     page = (tmp_path / "c.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "Ranks from" in page
