@@ -86,13 +86,13 @@ class CovarianceSum:
         counted : (B, T) bool tensor
             Tokens that count, in the mean as well; a sample with fewer than two adds nothing.
         """
-        tokens = counted.sum(1)
-        # `where`, not a product: whatever stands at a padded position, NaN included, is not read
-        x = torch.where(counted[..., None], x.float(), 0.0)
-        mean = x.sum(1) / tokens.clamp(min=1)[:, None]
-        centred = (x - mean[:, None])[counted]
+        tokens = counted.sum(1).tolist()
+        centred = x[counted].float()  # what stands at a padded position, NaN included, is never read
+        for sample in centred.split(tokens):
+            if len(sample):
+                sample.sub_(sample.mean(0))
         add_gram_(self.total, centred)
-        self.rank_bound += int((tokens - 1).clamp(min=0).sum())
+        self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 
     def finish(self, samples: int) -> Covariance:
         """The covariance, averaged over ``samples``."""

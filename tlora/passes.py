@@ -87,5 +87,6 @@ def by_sample(x: Tensor, mask: Tensor) -> Tensor:
 
 def samples(calls: list[Tensor], real: Tensor) -> list[Tensor]:
     """The real tokens of each sample, (T_n, d) float32, those of a module's calls one after the other."""
-    whole = [by_sample(x, real) for x in calls]
-    return [torch.cat([x[n][mask] for x in whole]).float() for n, mask in enumerate(real.to(whole[0].device))]
+    lengths = real.sum(1).tolist()
+    by_call = [by_sample(x, real)[real.to(x.device)].float().split(lengths) for x in calls]
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*by_call, strict=True)]

@@ -93,10 +93,13 @@ class Statistics:
 
     def _add_inputs(self, target: Target, inputs: list[Tensor]) -> None:
         counted = self._batch.counted_tokens(target, self.tokens)
-        x = torch.cat([by_sample(x.detach(), counted) for x in inputs], 1)
+        x, counted = by_sample(inputs[0].detach(), counted), counted.to(inputs[0].device)
+        if len(inputs) > 1:  # the tokens of all its calls are one sample's
+            x = torch.cat([by_sample(each.detach(), counted) for each in inputs], 1)
+            counted = torch.cat([counted] * len(inputs), 1)
         if target.name not in self.covariances:
             self.covariances[target.name] = CovarianceSum(target.d_in, x.device)
-        self.covariances[target.name].update(x, torch.cat([counted.to(x.device)] * len(inputs), 1))
+        self.covariances[target.name].update(x, counted)
 
     def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``; calls of one module in one pass are summed before."""
