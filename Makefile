@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The first of these that runs, is 3.11 or later and can make a venv. `make test PYTHON=/path/to/python` picks another.
 PYTHON ?= python3 python3.13 python3.12 python3.11
-DEMO := --model smollm2-135m --task family_relationships --output demo
+DEMO := --model smollm2-135m --task family_relationships --samples 32 --rank 8 --train-samples 300 --test-samples 64 \
+	--validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output demo --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 INSTALLED := $(VENV)/.installed

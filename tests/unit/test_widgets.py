@@ -54,6 +54,7 @@ MOVES: dict[Callable[[], Any], dict[str, list[Any]]] = {
         "rank": [9, 30, 12],
         "temperature": [0.5, 0.8],
         "budget": ["parameters"],
+        "scaling": ["allocated"],
         "view": ["change since the kept plan", "ranks", "change since the kept plan"],
         "set_rank": [3],
         "way": ["exclude", "pin"],
@@ -292,7 +293,7 @@ def test_an_executed_notebook_has_the_picture_and_no_widget(tmp_path):
     ]
     subprocess.run([*convert, "--to", "html", "--output", "c"], **options)
     page = (tmp_path / "c.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count('<img alt="No description has been provided for this image"') == 2
     assert "Ranks from" in page
 
 

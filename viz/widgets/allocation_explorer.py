@@ -235,9 +235,11 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         other = state.kept if state.view == CHANGE else None
         picture.update(allocation, other)
         unit = "ranks" if allocation.budget == "ranks" else "entries of B"
+        scalings = allocation.scalings.values()
         picture.headline.write(
             finding(allocation),
             f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
+            f"scaling {style.number(min(scalings))} to {style.number(max(scalings))}",
             "outlined: set by hand" if allocation.edits or allocation.knobs.pinned else "",
             f"grey: {len(allocation.excluded)} excluded" if allocation.excluded and other is None else "",
             style.source(allocation.meta),
