@@ -115,6 +115,38 @@ def test_a_module_that_no_gradient_reaches_is_named() -> None:
     assert all(score > 0 for score in attention.sensitivity.scores.values())
 
 
+def test_a_module_that_does_not_run_is_named() -> None:
+    model = with_a_draft()
+    before = condition(model)
+    with pytest.raises(RuntimeError, match=r"draft\.model\.layers\.0\.self_attn\.q_proj did not run .*leave it out"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    assert condition(model) == before
+
+
+class _NowAndThen(nn.Module):
+    """An MLP that hands its two readers one tensor, and from the second pass on two."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        other = x.clone() if self.passes > 1 else x
+        return self.mlp.down_proj(self.mlp.act_fn(self.mlp.gate_proj(x)) * self.mlp.up_proj(other))
+
+
+def test_an_input_that_is_shared_now_and_then_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp = _NowAndThen(model.model.layers[0].mlp)
+    before = condition(model)
+    words = r"layers\.0\.mlp\.mlp\.up_proj shares its input with .*gate_proj in one batch and with .*up_proj in another"
+    with pytest.raises(RuntimeError, match=words):
+        tlora.calibrate(model, [tiny_batch("llama")] * 2, progress=False)
+    assert condition(model) == before
+
+
 class _Checkpointed(nn.Module):
     """A block that recomputes whatever the mode, as code outside transformers does."""
 
