@@ -153,14 +153,15 @@ def test_render_draws_on_the_axes_it_is_given(make):
     plt.close(figure)
 
 
+@pytest.mark.parametrize("part", ["result", "_update"])
 @pytest.mark.parametrize("make", EXPLORERS)
-def test_an_error_that_is_no_refusal_is_not_swallowed(make, monkeypatch):
+def test_an_error_that_is_no_refusal_is_not_swallowed(make, part, monkeypatch):
     explorer = make()
 
     def broken(*args: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(explorer, "_update", broken)
+    monkeypatch.setattr(explorer, part, broken)
     with pytest.raises(RuntimeError, match="broken"):
         explorer.controls["rank"].value = 3
 
