@@ -165,6 +165,14 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
     assert found["score"] == pytest.approx(sum(scores) / 10)
 
 
+@pytest.mark.filterwarnings("ignore:tiny has few distinct questions")
+def test_an_answer_that_is_partly_right_is_no_match(few_questions, monkeypatch):
+    task = load_task("tiny", bytes_tokenizer(), train=4, validation=1, test=1)
+    monkeypatch.setattr("tlora.tasks.score_answers", lambda *_: [1.0, 0.99, 0.01, 0.0])
+    found = task.score(list(task.train), ["a"] * 4)
+    assert found == {"exact_match": [1, 0, 0, 0], "score": [1, 0.99, 0.01, 0]}
+
+
 def test_options_reach_the_generator():
     small = draw_puzzles(NAME, {"train": 10}, options={"max_family_size": 4})["train"]
     sizes = {pickle.loads(entry)["metadata"]["family_size"] for entry in small["entry"]}
