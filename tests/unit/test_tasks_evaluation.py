@@ -284,7 +284,7 @@ def test_an_answer_stops_at_its_end_token_and_is_no_longer_than_the_longest(task
 
     word = tokenizer("w")["input_ids"][0]
     for token, expected in ((tokenizer.eos_token_id, ""), (word, "w" * task.max_new_tokens)):
-        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=None)
         always = torch.nn.functional.one_hot(torch.tensor(token), len(tokenizer)).float()
         calls = []
         model.lm_head.register_forward_hook(lambda _, __, out, *, a=always, c=calls: c.append(1) or a.expand_as(out))
