@@ -62,12 +62,14 @@ class MonitorPicture:
     def key(self) -> Hashable:
         """What the rest of the picture depends on."""
         limits = self.losses.get_xlim(), self.losses.get_ylim(), self.bars_panel.get_ylim()
-        return self.legend.get_visible(), self._modules, *limits
+        return self.legend.get_visible(), self.legend.get_texts()[1].get_visible(), self._modules, *limits
 
     def update(self, state: MonitorState) -> None:
         """Show a state."""
         for panel in (self.losses, self.bars_panel):
             panel.set_axis_off() if state.status == "waiting" else panel.set_axis_on()
+        for part in (self.legend.get_texts()[1], self.legend.get_lines()[1]):
+            part.set_visible(bool(state.evaluations))
         self.legend.set_visible(state.status != "waiting")
         if state.modules != self._modules:
             self._lay_out(state.modules)
@@ -114,7 +116,7 @@ class MonitorPicture:
 
 def room(modules: tuple[str, ...]) -> float:
     """Inches that the legends need to the right of the panels."""
-    return 0.5 + 0.062 * max((len(role) for _, role in places(modules)), default=10)
+    return 0.5 + 0.062 * max(map(len, ["validation", *(role for _, role in places(modules))]))
 
 
 def places(modules: tuple[str, ...]) -> list[tuple[tuple[str, int], str]]:
