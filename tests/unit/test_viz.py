@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pytest
 from matplotlib.text import Text
 
 import viz
-from tests.pictured import MODELS, PLOTS, texts
+from tests.pictured import MODELS, PLOTS, texts, training_run
 from viz import style
 
 BY_MODEL = [viz.plot_spectrum, viz.plot_sensitivity, viz.plot_alignment, viz.plot_allocation]
@@ -104,6 +105,14 @@ def test_headline_covers_nothing(plot):
 
 
 @pytest.mark.slow
+def test_dollar_signs_in_a_name_are_no_formula():
+    run = training_run()
+    meta = dataclasses.replace(run.meta, task="costs_$5_{or_$6")
+    ax = viz.plot_training(dataclasses.replace(run, meta=meta))
+    ax.figure.canvas.draw()  # a formula would be parsed, and this one cannot be
+    assert any("costs_$5_{or_$6" in text for text in texts(ax))
+
+
 def test_importing_viz_leaves_backend_and_settings_alone():
     code = (
         "import matplotlib; matplotlib.use('svg'); before = matplotlib.rcParams.copy(); import viz;"

@@ -1,0 +1,111 @@
+"""What a person does in JupyterLab: open a notebook, run it, move a slider, press a button, look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STATE = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const cells = panel.content.model.cells;
+    const all = [];
+    for (let i = 0; i < cells.length; i++) all.push(cells.get(i).toJSON());
+    return {cells: all, status: panel.sessionContext.session?.kernel?.status ?? "none"};
+}"""
+
+READY = """(name) => {
+    const panel = window.jupyterapp?.shell.currentWidget;
+    return panel?.context?.path === name && panel.context.isReady
+        && panel.sessionContext.session?.kernel?.status === "idle";
+}"""
+
+DONE = """() => {
+    const cells = window.jupyterapp.shell.currentWidget.content.model.cells;
+    for (let i = 0; i < cells.length; i++) {
+        const cell = cells.get(i);
+        if (cell.type !== "code" || !cell.sharedModel.source.trim()) continue;
+        if (cell.outputs.toJSON().some(output => output.output_type === "error")) return true;
+        if (cell.executionCount === null) return false;
+    }
+    return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "idle";
+}"""
+
+
+class Lab:
+    """One page with JupyterLab.
+
+    Parameters
+    ----------
+    page : playwright.sync_api.Page
+        An empty page.
+    address : str
+        Where the server listens.
+
+    Attributes
+    ----------
+    errors : list of str
+        What the page has put on its console as an error, or thrown.
+    """
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page, self.address = page, address
+        self.errors: list[str] = []
+        page.on("console", lambda message: self._heard(message.type, message.text, str(message.location)))
+        page.on("pageerror", lambda error: self.errors.append(f"thrown: {error}"))
+
+    def _heard(self, kind: str, text: str, where: str) -> None:
+        if kind == "error":
+            self.errors.append(f"{text} ({where})")
+
+    def open(self, name: str) -> None:
+        """Open a notebook and wait for its kernel."""
+        self.page.goto(f"{self.address}/lab/tree/{name}?reset", timeout=120_000)
+        self.page.wait_for_selector(".jp-Notebook", timeout=120_000)
+        self.page.wait_for_function(READY, arg=name, timeout=120_000)
+
+    def run_all(self, seconds: float = 300) -> None:
+        """Run all cells, by the menu, and wait for the last one; an error ends the wait."""
+        self.start()
+        self.finish(seconds)
+
+    def start(self) -> None:
+        """Run all cells, by the menu."""
+        self.page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def finish(self, seconds: float = 300) -> None:
+        """Wait until all cells have run."""
+        self.page.wait_for_function(DONE, timeout=1000 * seconds)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Cells as they would be saved."""
+        state: dict[str, Any] = self.page.evaluate(STATE)
+        return list(state["cells"])
+
+    def said(self) -> list[str]:
+        """Errors and what was written to stderr, of all cells."""
+        found = []
+        for cell in self.cells():
+            for output in cell.get("outputs", []):
+                if output["output_type"] == "error":
+                    found.append(f"{output['ename']}: {output['evalue']}")
+                elif output.get("name") == "stderr":
+                    found.append("".join(output["text"]))
+        return found
+
+    def cell(self, text: str) -> Any:
+        """The code cell with this text in its source."""
+        found = [i for i, c in enumerate(self.cells()) if c["cell_type"] == "code" and text in "".join(c["source"])]
+        assert len(found) == 1, f"{len(found)} cells with {text!r}"
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(found[0])
+
+    def run(self, text: str, seconds: float = 60) -> None:
+        """Run the one cell with this text in its source."""
+        self.cell(text).locator(".jp-InputArea").click()
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_timeout(200)
+        self.finish(seconds)
+
+    def close(self) -> None:
+        """Shut the kernel down."""
+        self.page.evaluate("window.jupyterapp?.serviceManager?.sessions?.shutdownAll()")

@@ -1,0 +1,78 @@
+"""The notebooks in a real JupyterLab and a real browser: opened, run, their widgets used by key and mouse."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import NOTEBOOKS
+from tests.browser.lab import Lab
+
+pytestmark = [pytest.mark.browser, pytest.mark.packaged]
+
+NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+DRIVEN = ("1_quickstart.ipynb", "4_sensitivity_and_allocation.ipynb")
+
+
+def changed(image: Any, before: str | None, seconds: float = 20) -> bool:
+    """Whether the picture becomes another one."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if image.get_attribute("src") != before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_there_are_eight_notebooks() -> None:
+    assert len(NAMES) == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_with_its_stored_pictures(lab: Lab, name: str) -> None:
+    lab.open(name)
+    pictures = lab.page.locator(".jp-Notebook .jp-OutputArea img")
+    assert pictures.count() >= 2
+    assert all(pictures.nth(i).evaluate("image => image.naturalWidth > 200") for i in range(pictures.count()))
+    assert not lab.said()
+
+
+@pytest.mark.parametrize("name", [n if n in DRIVEN else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+def test_all_cells_run(lab: Lab, name: str) -> None:
+    lab.open(name)
+    lab.run_all(600)
+    assert not lab.said()
+    if name == DRIVEN[1]:
+        explore(lab)
+
+
+def explore(lab: Lab) -> None:
+    """A slider moved by key changes picture, line and what the next cell uses; so does the mouse on a button."""
+    cell = lab.cell("viz.AllocationExplorer(")
+    image, line = cell.locator("img"), cell.locator(".jp-OutputArea").inner_text()
+    before = image.get_attribute("src")
+    cell.locator(".noUi-handle").first.focus()
+    lab.page.keyboard.press("ArrowRight")
+    assert changed(image, before)
+    assert cell.locator(".jp-OutputArea").inner_text() != line
+    before = image.get_attribute("src")
+    cell.get_by_role("button", name="exclude").first.click()
+    assert changed(image, before)
+    lab.run("explorer.allocation")
+    assert not lab.said()
+
+
+def test_the_monitor_stops_training(lab: Lab) -> None:
+    lab.open(DRIVEN[0])
+    lab.start()
+    cell = lab.cell("tlora.train(")
+    stop = cell.get_by_role("button", name="Stop")
+    stop.wait_for(timeout=240_000)
+    lab.page.wait_for_function("button => !button.disabled", arg=stop.element_handle(), timeout=120_000)
+    stop.click()
+    lab.finish(300)
+    assert not lab.said()
+    assert Path(NOTEBOOKS).is_dir()
