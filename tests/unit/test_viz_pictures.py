@@ -231,3 +231,28 @@ def test_a_run_that_logged_nothing_is_an_empty_picture():
     ax = viz.plot_training(training_run(steps=0, before={}, after={}))
     assert not ax.lines
     assert ax.get_title(loc="left") == "Nothing was logged"
+
+
+# Settings
+
+
+def test_what_a_backend_sets_when_the_first_picture_starts_it_stays():
+    @style.styled
+    def first_picture():
+        plt.rcParams["interactive"] = True  # as the backend of Jupyter does, without which it shows no later figure
+
+    with plt.rc_context({"interactive": False}):
+        first_picture()
+        assert plt.rcParams["interactive"]
+
+
+def test_settings_are_put_back_after_an_error():
+    @style.styled
+    def broken():
+        assert plt.rcParams["legend.frameon"] is False
+        raise KeyError
+
+    before = plt.rcParams.copy()
+    with pytest.raises(KeyError):
+        broken()
+    assert plt.rcParams.copy() == before
