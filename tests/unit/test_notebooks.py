@@ -1,0 +1,87 @@
+"""The notebooks as they are stored: read by people on a page that runs nothing, and compared by git."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+NAMES = {
+    "1_quickstart",
+    "2_covariance_spectra",
+    "3_subspace_alignment",
+    "4_sensitivity_and_allocation",
+    "5_training",
+    "6_your_own_data",
+    "explainer_tlora_from_scratch",
+    "gpu_llama",
+}
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def test_all_are_there_and_on_the_map():
+    assert {path.stem for path in PATHS} == NAMES
+    links = set(re.findall(r"\]\((\w+)\.ipynb\)", (NOTEBOOKS / "README.md").read_text()))
+    assert links == NAMES
+
+
+def test_is_valid_and_small(path, notebook):
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000
+
+
+def test_was_run_from_top_to_bottom(notebook):
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+
+
+def test_says_what_and_how_long_and_what_next(notebook):
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert first.startswith("# ")
+    assert "You will learn" in first or "What you will learn" in first
+    assert "minute" in first
+    assert "try" in last.lower()
+
+
+def test_holds_pictures_and_checks(notebook):
+    pictures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    checks = [cell for cell in code(notebook) if re.search(r"^\s*assert |^# NBVAL_CHECK_OUTPUT", cell.source, re.M)]
+    assert len(pictures) >= 2
+    assert len(checks) >= 3
+    assert any("# NBVAL_CHECK_OUTPUT" in cell.source for cell in checks)
+
+
+def test_stores_no_errors_noise_paths_or_widget_state(notebook):
+    assert "widgets" not in notebook.metadata
+    for output in outputs(notebook):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", output.text
+    text = json.dumps([output for output in outputs(notebook) if "image/png" not in output.get("data", {})])
+    assert not re.search(r"/tmp/|/home/|/root/|site-packages|\\\\Users", text)
+    assert not [cell for cell in code(notebook) if cell.metadata.get("execution")]
+
+
+def test_a_table_that_is_checked_does_not_depend_on_the_quick_settings(notebook):
+    for cell in code(notebook):
+        if "# NBVAL_CHECK_OUTPUT" in cell.source:
+            assert "STEPS" not in cell.source
+            assert not any("image/png" in output.get("data", {}) for output in cell.outputs)
