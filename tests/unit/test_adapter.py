@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -294,3 +295,17 @@ def test_a_classifier_is_loaded_with_as_many_classes_as_its_head_has(tmp_path):
         logits(loaded, tiny_batch("bert")), logits(adapted.eval(), tiny_batch("bert")), atol=1e-5, rtol=0
     )
     assert expected.shape == (3, 3)
+
+
+def test_attaching_and_loading_say_nothing(tmp_path, recwarn):
+    model, subspaces, allocation = planned()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        adapted = tlora.attach(model, subspaces, allocation)
+        adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+        tlora.detach(model)
+        recwarn.clear()
+        tlora.attach(model, subspaces, allocation)
+        tlora.detach(model)
+        tlora.load(tmp_path, model)
+    assert [str(warning.message) for warning in recwarn] == []
