@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,16 @@ from tlora.alignment import align, align_layers
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
 from tlora.capture import GradientCapture, gradient_capture
+from tlora.compared import Comparison
 from tlora.energy import CapturedEnergy, captured_energy
+from tlora.inspection import Inspection, inspect
+from tlora.outcomes import packed
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
-from tlora.storage import Meta, Result
+from tlora.storage import Meta, Result, library_versions
+from tlora.store import Record
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.training import train
 
@@ -108,6 +114,12 @@ def run() -> TrainingRun:
     return train(adapted(), task, max_steps=4, batch_size=2, learning_rate=0.01, progress=False)
 
 
+def inspection() -> Inspection:
+    """Of the trained adapter's folder."""
+    with TemporaryDirectory() as folder:
+        return inspect(run().save(Path(folder, "adapter")))
+
+
 def spectrum() -> Spectrum:
     """Of the covariances, truncated."""
     from tlora.spectrum import spectrum
@@ -125,12 +137,44 @@ def stability_of_plan() -> PlanStability:
     return plan_stability(calibration().sensitivity, allocation(), resamples=10)
 
 
+def record(
+    method: str, rate: float, seed: int, split: str, values: Any = None, *, metric: str = "accuracy", **changes: Any
+) -> Record:
+    """What a store holds of a run; ``values`` are what it made of each sample, None for a run that failed."""
+    key = {"model": "tiny", "dtype": "float32", "task": "pairs", "data": {"seed": 0}, "method": method, "arguments": {}}
+    key |= {"rank": 2, "steps": 3, "batch_size": 4, "samples": 8, "learning_rate": rate, "seed": seed, "split": split}
+    about = {"key": key | changes, "versions": library_versions(), "at": "2026-01-01T00:00:00+00:00"}
+    if values is None:
+        return about | {"status": "failed", "error": "RuntimeError: no memory"}
+    values = np.asarray(values, dtype=float)
+    found = {"loss": 1 - values} if metric == "loss" else {"loss": 1 - values, metric: values}
+    costs = {"trainable_parameters": 100, "head_parameters": 10, "seconds": 2.5, "preparation_seconds": 0.5}
+    done = {"status": "done", "metrics": {name: float(each.mean()) for name, each in found.items()}}
+    outcomes = {"outcomes": {name: packed(each) for name, each in found.items()}} if split == "test" else {}
+    return about | done | costs | {"peak_bytes": 10**9} | outcomes
+
+
+def comparison() -> Comparison:
+    """Two methods, one of which failed at a rate."""
+    rng = np.random.default_rng(0)
+    records = [
+        record(method, rate, 0, "validation", None if rate > 2e-3 and method == "lora" else [0.5, rate * 100])
+        for method in ("lora", "tlora")
+        for rate in (1e-3, 2e-3, 4e-3)
+    ]
+    rates = {"lora": 2e-3, "tlora": 4e-3}
+    tested = [record(m, r, seed, "test", rng.integers(0, 2, 11)) for m, r in rates.items() for seed in range(3)]
+    return Comparison.of([*records, *tested])
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
     "Calibration": calibration,
     "CapturedEnergy": energy,
+    "Comparison": comparison,
     "GradientCapture": capture,
+    "Inspection": inspection,
     "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
     "PlanStability": stability_of_plan,
     "RankingStability": stability_of_ranking,

@@ -43,6 +43,7 @@ from tlora.cli_report import (
     run_facts,
     sensitivity_table,
 )
+from tlora.cli_serving import INSPECTING, export, inspect
 from tlora.run import TrainingRun
 from tlora.storage import RESULT, Result, library_versions
 
@@ -263,6 +264,8 @@ def train(
 
 app.command(epilog=EVALUATING)(evaluate)
 app.command(epilog="Example: `tlora merge demo demo-merged`")(merge)
+app.command(epilog=INSPECTING)(inspect)
+app.command(epilog="Example: `tlora export demo demo-served`")(export)
 
 
 @app.command(epilog="Example: `tlora report demo`")

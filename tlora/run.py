@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from tlora import rank_use
 from tlora.monitoring import MODULE_COLUMNS
 from tlora.storage import Meta, Result, read_head, replace_folder, write_bytes
 
@@ -100,31 +101,18 @@ class TrainingRun(Result):
         "eval_loss": "validation loss, mean over batches, nats per labelled token; NaN where not evaluated",
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
-    rank_columns: ClassVar[dict[str, str]] = {
-        "module": "full module name",
-        "rank": "rank given to the module",
-        "used_rank": "directions that hold the asked share of the update's squared norm",
-        "effective_rank": "participation ratio of the squared singular values of s B A",
-        "use": "used_rank divided by rank",
-        "update_norm": "||s B A||_F",
-    }
+    rank_columns: ClassVar[dict[str, str]] = rank_use.COLUMNS
 
     def to_frame(self) -> pd.DataFrame:
         """The history: one row a logged step; see ``columns``."""
         return self.history.copy()
 
     def singular_values(self) -> dict[str, Tensor]:
-        """Singular values of the update ``s B A`` of each module, largest first, (r,) float32.
-
-        Computed from r x r factors: ``B = Q R`` and ``A^T = Q' R'`` leave the singular values of ``s R
-        R'^T``.
-        """
+        """Singular values of the update ``s B A`` of each module, largest first, (r,) float32."""
         values = {}
         for name, scaling in self.scalings.items():
-            a, b = (self.adapter[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
-            core = torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T
-            sigma = torch.linalg.svdvals(scaling * core)
-            values[name] = torch.nn.functional.pad(sigma, (0, self.ranks[name] - len(sigma)))
+            a, b = (self.adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+            values[name] = rank_use.update_singular_values(a, b, scaling)
         return values
 
     def rank_use(self, energy: float = 0.99) -> pd.DataFrame:
@@ -145,14 +133,7 @@ class TrainingRun(Result):
         ValueError
             If ``energy`` is not in (0, 1].
         """
-        if not 0 < energy <= 1:
-            raise ValueError(f"energy must be a share in (0, 1], got {energy!r}: 0.99 is usual")
-        rows = [
-            (name, self.ranks[name], *_use(sigma.double().square(), energy))
-            for name, sigma in self.singular_values().items()
-        ]
-        frame = pd.DataFrame(rows, columns=["module", "rank", "used_rank", "effective_rank", "update_norm"])
-        return frame.assign(use=frame["used_rank"] / frame["rank"])[list(self.rank_columns)]
+        return rank_use.rank_use(self.singular_values(), energy)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a folder that PEFT reads as one of its own adapters, with the record of the run inside.
@@ -281,17 +262,6 @@ def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
             rows.setdefault(int(entry["step"]), {}).update(entry)
     frame = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(TrainingRun.columns))
     return frame.astype(HISTORY_TYPES)
-
-
-def _use(squares: Tensor, energy: float) -> tuple[int, float, float]:
-    """Used directions, participation ratio and norm, from squared singular values."""
-    total = squares.sum().item()
-    if total == 0:
-        return 0, 0.0, 0.0
-    shares = squares / total
-    # The singular values are float32: a sum may end a hair below the share that it stands for.
-    needed = int((shares.cumsum(0) < energy * (1 - 1e-6)).sum()) + 1
-    return needed, 1 / shares.square().sum().item(), total**0.5
 
 
 def _adapter_bytes(adapter: dict[str, Tensor]) -> bytes:

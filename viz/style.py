@@ -52,12 +52,13 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
         # No rc_context, which would also undo what a backend sets that starts with the first picture: in Jupyter the
         # pictures after it would not be shown.
-        before = {name: plt.rcParams[name] for name in STYLE}
-        plt.rcParams.update(STYLE)
+        settings: Any = plt.rcParams
+        before = {name: settings[name] for name in STYLE}
+        settings.update(STYLE)
         try:
             return plot(*args, **kwargs)
         finally:
-            plt.rcParams.update(before)
+            settings.update(before)
 
     return drawn
 

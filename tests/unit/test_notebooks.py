@@ -76,7 +76,7 @@ def test_stores_no_errors_noise_paths_or_widget_state(notebook):
         assert output.output_type != "error"
         assert output.get("name") != "stderr", output.text
     text = json.dumps([output for output in outputs(notebook) if "image/png" not in output.get("data", {})])
-    assert not re.search(r"/tmp/|/home/|/root/|site-packages|\\\\Users", text)
+    assert not re.search(r"/(tmp|home|root)/|site-packages|\\\\Users", text)
     assert not [cell for cell in code(notebook) if cell.metadata.get("execution")]
 
 

@@ -1,0 +1,102 @@
+"""Commands for serving: look at an adapter as engines see it, and write one that all of them read alike."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tlora import cli_steps as steps
+from tlora.adapter import load
+from tlora.cli_adapter import Folder
+from tlora.cli_options import BaseModel, Overwrite, Placement, Quiet, flat, written
+from tlora.cli_report import Report, facts, table
+from tlora.engines import vllm_max_rank
+from tlora.export import export as write_export
+from tlora.inspection import Inspection
+from tlora.inspection import inspect as read
+from tlora.models import load_model
+from tlora.run import ADAPTER_CONFIG
+
+INSPECTING = """Examples:
+
+`tlora inspect demo`
+
+`tlora inspect somebodys-adapter --json`
+"""
+
+
+@flat
+def inspect(
+    ctx: typer.Context,
+    adapter: Folder,
+    energy: Annotated[
+        float, typer.Option(help="Share of an update's squared norm that the used directions hold.")
+    ] = 0.99,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
+) -> None:
+    """Ranks, scales, the part of each rank that is used, and what each serving engine would compute.
+
+    Reads the adapter's two files and nothing else; works on any PEFT LoRA adapter.
+    """
+    seen = read(adapter)
+    use, engines = seen.rank_use(energy), seen.engines()
+    if as_json:
+        modules = seen.to_frame().drop(columns="used_rank").merge(use[["module", "used_rank"]])
+        records = {"modules": modules.to_dict("records"), "engines": engines.to_dict("records")}
+        typer.echo(json.dumps({"base": seen.meta.model, **records}, indent=2))
+        return
+    by_use = use.sort_values("use")
+    rows = [["least used", "rank", "used", "update norm"]]
+    rows += [[r.module, str(r.rank), str(r.used_rank), f"{r.update_norm:.3g}"] for r in by_use.head(5).itertuples()]
+    typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{table(_engine_rows(seen))}\n")
+    if engines["wrong"].any() or len(set(seen.ranks.values())) > 1:
+        typer.echo(facts({"next": written(export, {"adapter": adapter, "output": steps.beside(adapter, "-served")})}))
+    else:
+        typer.echo("Every engine that reads PEFT's format computes what was trained.")
+
+
+def _about(seen: Inspection, use: Any, energy: float) -> dict[str, str]:
+    ranks, scalings = seen.ranks.values(), seen.scalings.values()
+    used, given = int(use["used_rank"].sum()), int(use["rank"].sum())
+    return {
+        "base": seen.meta.model,
+        "modules": f"{len(ranks)}, ranks {min(ranks)} to {max(ranks)}, "
+        f"scalings {min(scalings):.3g} to {max(scalings):.3g}",
+        "used": f"{used:,} of {given:,} directions hold {100 * energy:g} % of each update",
+        "besides": ", ".join(list(seen.others)[:3]) + (", ..." if len(seen.others) > 3 else ""),
+        "vLLM": f"--max-lora-rank {vllm_max_rank(max(ranks))}" if max(ranks) <= 512 else "",
+    }
+
+
+def _engine_rows(seen: Inspection) -> list[list[str]]:
+    rows = [["engine", "what it makes of it"]]
+    for row in seen.engines().itertuples():
+        said = f"refuses: {row.refused}" if row.refused else "as trained"
+        if row.wrong:
+            said = f"{row.wrong} of {len(seen.ranks)} modules scaled {row.smallest:.2g} to {row.largest:.2g} times"
+        rows.append([str(row.engine), said])
+    width = max(len(second) for _, second in rows)
+    return [[first, second.ljust(width)] for first, second in rows]
+
+
+@flat
+def export(
+    ctx: typer.Context,
+    adapter: Folder,
+    output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    placement: Placement,
+    model: BaseModel = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """One rank for all modules, the scaling folded into B, no patterns: every engine computes the same from it."""
+    report, name, run = Report(quiet), steps.base_name(adapter, model), steps.recorded(adapter)
+    steps.check_output(output, ADAPTER_CONFIG, overwrite)
+    with report.step(f"exporting {adapter}"):
+        base, _ = load_model(name, num_labels=run.meta.recipe.get("num_labels") if run else None, **asdict(placement))
+        write_export(load(adapter, base), output)
+    typer.echo(facts({"saved": str(output), "next": written(inspect, {"adapter": output})}))

@@ -1,0 +1,134 @@
+"""How serving engines read a LoRA adapter in PEFT's format: the scale that each computes, or why it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft.utils.other import get_pattern_key
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM's ``--max-lora-rank`` may have."""
+
+_INITS = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What engines look at.
+
+    Attributes
+    ----------
+    config : dict
+        ``adapter_config.json``.
+    ranks : dict of int
+        Rows of ``A`` of each module, by full module name.
+    """
+
+    config: Mapping[str, Any]
+    ranks: Mapping[str, int]
+
+    def pattern(self, name: str, which: str, default: float) -> float:
+        """What PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
+        patterns = self.config.get(which) or {}
+        return float(patterns.get(get_pattern_key(list(patterns), name), default))
+
+
+def by_layer(adapter: Adapter) -> dict[str, float]:
+    """Rank and alpha of each module from the patterns, divided by the rank's root under rsLoRA: as PEFT."""
+    config = adapter.config
+    power = 0.5 if config.get("use_rslora") else 1.0
+    alphas = {name: adapter.pattern(name, "alpha_pattern", config["lora_alpha"]) for name in adapter.ranks}
+    return {n: alphas[n] / adapter.pattern(n, "rank_pattern", config["r"]) ** power for n in adapter.ranks}
+
+
+def one_scale(adapter: Adapter) -> dict[str, float]:
+    """``lora_alpha / r`` for all modules."""
+    return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"])
+
+
+def by_tensor(adapter: Adapter) -> dict[str, float]:
+    """``lora_alpha`` divided by the rank of the module's own tensors."""
+    return {name: adapter.config["lora_alpha"] / rank for name, rank in adapter.ranks.items()}
+
+
+def no_refusal(adapter: Adapter) -> str:
+    """Takes every LoRA adapter."""
+    return ""
+
+
+def vllm_refusal(adapter: Adapter) -> str:
+    """What vLLM does not take."""
+    config = adapter.config
+    if config.get("bias", "none") != "none":
+        return f"bias={config['bias']!r}"
+    if config.get("use_dora"):
+        return "DoRA"
+    if str(config.get("init_lora_weights")).lower().startswith(_INITS):
+        return f"init_lora_weights={config['init_lora_weights']!r}"
+    others = sorted(set(config.get("modules_to_save") or ()) - {"classifier", "score"})
+    if others:
+        return f"modules_to_save={others}"
+    if max(adapter.ranks.values()) > VLLM_RANKS[-1]:
+        return f"rank {max(adapter.ranks.values())}, above {VLLM_RANKS[-1]}"
+    return ""
+
+
+def sglang_refusal(adapter: Adapter) -> str:
+    """What SGLang does not take."""
+    r = adapter.config["r"]
+    other = {name: rank for name, rank in adapter.ranks.items() if rank != r}
+    if other:
+        name = next(iter(other))
+        return f"{len(other)} modules have another rank than r = {r}, e.g. {other[name]} at {name}"
+    kinds = {name.rpartition(".")[2] for name in adapter.ranks}
+    return "q_proj without v_proj" if "q_proj" in kinds and "v_proj" not in kinds else ""
+
+
+def stacking_refusal(adapter: Adapter) -> str:
+    """What engines that stack the layers of one kind do not take."""
+    if len(set(adapter.ranks.values())) == 1:
+        return ""
+    return f"{len(set(adapter.ranks.values()))} different ranks: layers of one kind are stacked"
+
+
+def foreign(adapter: Adapter) -> str:
+    """Another format is expected."""
+    return "PEFT's format is not read"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine, as its sources were read in November 2026.
+
+    Attributes
+    ----------
+    name : str
+        With the versions that it holds for.
+    scales : callable
+        From an `Adapter` to the scale of each module.
+    refusal : callable
+        From an `Adapter` to the reason why the engine refuses it; empty where it does not.
+    """
+
+    name: str
+    scales: Callable[[Adapter], dict[str, float]]
+    refusal: Callable[[Adapter], str]
+
+
+ENGINES = (
+    Engine("PEFT 0.15 and later", by_layer, no_refusal),
+    Engine("vLLM 0.32", by_layer, vllm_refusal),
+    Engine("vLLM 0.31 and earlier", one_scale, vllm_refusal),
+    Engine("SGLang 0.5", one_scale, sglang_refusal),
+    Engine("TensorRT-LLM", by_tensor, no_refusal),
+    Engine("LoRAX, TGI", one_scale, stacking_refusal),
+    Engine("llama.cpp, by its converter", by_tensor, no_refusal),
+    Engine("mlx-lm 0.32", one_scale, foreign),
+)
+
+
+def vllm_max_rank(rank: int) -> int:
+    """The smallest ``--max-lora-rank`` that takes this rank."""
+    return next(allowed for allowed in VLLM_RANKS if allowed >= rank)

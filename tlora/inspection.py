@@ -1,0 +1,241 @@
+"""Inspect an adapter, anybody's: what it holds, which part of its rank it uses, and what each engine makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tlora.engines import ENGINES, Adapter, by_layer
+from tlora.rank_use import COLUMNS, rank_use, update_singular_values
+from tlora.run import ADAPTER, ADAPTER_CONFIG, RUN, TrainingRun
+from tlora.storage import Meta, Result
+
+_PREFIX = "base_model.model."
+_KEPT = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
+    "modules_to_save", "target_modules", "task_type", "base_model_name_or_path",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Inspection(Result):
+    """A LoRA adapter as it lies in its folder.
+
+    Attributes
+    ----------
+    config : dict
+        What of ``adapter_config.json`` says how the adapter is computed.
+    ranks : dict of int
+        Rows of ``A``, by full module name.
+    shapes : dict of (int, int)
+        ``(d_out, d_in)`` of the update.
+    singular_values : dict of (r,) float32 tensor
+        Of the update ``s B A`` as PEFT computes it, largest first.
+    others : dict of tuple of int
+        Tensors that are no ``A`` or ``B`` of a linear layer, with their shapes: heads, embeddings, magnitudes.
+    meta : Meta
+        That of the run, where the adapter is one of ours; otherwise the base model's name.
+    """
+
+    config: dict[str, Any]
+    ranks: dict[str, int]
+    shapes: dict[str, tuple[int, int]]
+    singular_values: dict[str, Tensor]
+    others: dict[str, tuple[int, ...]]
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "module": COLUMNS["module"],
+        "d_out": "outputs of the weight",
+        "d_in": "inputs of the weight",
+        "rank": COLUMNS["rank"],
+        "scaling": "s of the update s B A, as PEFT computes it",
+        "used_rank": COLUMNS["used_rank"] + " (99 %)",
+        "effective_rank": COLUMNS["effective_rank"],
+        "update_norm": COLUMNS["update_norm"],
+    }
+    engine_columns: ClassVar[dict[str, str]] = {
+        "engine": "name, with the versions that it holds for",
+        "wrong": "modules whose scale is not the one that was trained; none where the adapter is refused",
+        "smallest": "smallest ratio of the engine's scale to the trained one",
+        "largest": "largest ratio",
+        "refused": "why the engine does not take it; empty where it does",
+    }
+
+    @property
+    def names(self) -> list[str]:
+        """Full names of the adapted modules, layer by layer."""
+        return list(self.ranks)
+
+    @property
+    def scalings(self) -> dict[str, float]:
+        """``s`` of each module, as PEFT computes it."""
+        return by_layer(Adapter(self.config, self.ranks))
+
+    def rank_use(self, energy: float = 0.99) -> pd.DataFrame:
+        """Was the rank used? Directions that the update needs, against the rank that was given.
+
+        Parameters
+        ----------
+        energy : float
+            Share of the update's squared Frobenius norm that the used directions hold, in (0, 1].
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a module, as from `TrainingRun.rank_use`.
+
+        Raises
+        ------
+        ValueError
+            If ``energy`` is not in (0, 1].
+        """
+        return rank_use(self.singular_values, energy)
+
+    def engines(self) -> pd.DataFrame:
+        """One row an engine; see ``engine_columns``."""
+        adapter, trained = Adapter(self.config, self.ranks), self.scalings
+        rows = []
+        for engine in ENGINES:
+            refused, read = engine.refusal(adapter), engine.scales(adapter)
+            ratios = [1.0 if refused else read[n] / trained[n] for n in trained if trained[n]]
+            wrong = sum(abs(ratio - 1) > 1e-6 for ratio in ratios)
+            rows.append((engine.name, wrong, min(ratios, default=1.0), max(ratios, default=1.0), refused))
+        return pd.DataFrame(rows, columns=list(self.engine_columns))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a module; see ``columns``."""
+        shapes = pd.DataFrame(self.shapes.values(), columns=["d_out", "d_in"], dtype=int)
+        frame = pd.concat([self.rank_use(), shapes], axis=1)
+        return frame.assign(scaling=list(self.scalings.values()))[list(self.columns)]
+
+    def _summary(self) -> str:
+        low, high = min(self.ranks.values()), max(self.ranks.values())
+        wrong = (self.engines()["wrong"] > 0).sum()
+        served = f", {wrong} engines would scale it wrongly" if wrong else ""
+        return f"{len(self.ranks)} modules of {self.meta.model}, ranks {low} to {high}{served}"
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        parts = ("config", "ranks", "shapes", "others")
+        return dict(self.singular_values), {part: getattr(self, part) for part in parts}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
+        others = {name: tuple(shape) for name, shape in values["others"].items()}
+        sigma = {name: tensors[name] for name in shapes}
+        return cls(values["config"], values["ranks"], shapes, sigma, others, meta)
+
+
+def inspect(folder: str | os.PathLike[str]) -> Inspection:
+    """Read a LoRA adapter without its base model: ranks, scales, used rank, and what engines would compute from it.
+
+    Parameters
+    ----------
+    folder : path-like
+        A PEFT LoRA adapter: ours, or anybody's.
+
+    Returns
+    -------
+    Inspection
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no adapter in the folder.
+    ValueError
+        If a file is damaged, the adapter is none of LoRA, an ``A`` has no ``B``, or their ranks are not those of the
+        config.
+
+    Notes
+    -----
+    Only ``adapter_model.safetensors`` is read: a pickled ``adapter_model.bin`` can run code when it is loaded.
+    """
+    config = _config(Path(folder))
+    pairs, others = _tensors(Path(folder))
+    ranks = {name: len(a) for name, (a, _) in pairs.items()}
+    _check_ranks(Path(folder), config, ranks)
+    scalings = by_layer(Adapter(config, ranks))
+    return Inspection(
+        config=config,
+        ranks=ranks,
+        shapes={name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()},
+        singular_values={name: update_singular_values(a, b, scalings[name]) for name, (a, b) in pairs.items()},
+        others=others,
+        meta=_meta(Path(folder), config),
+    )
+
+
+def _meta(folder: Path, config: dict[str, Any]) -> Meta:
+    """That of the run, where the adapter is one of ours."""
+    if (folder / RUN).is_dir():
+        return TrainingRun.record(folder).meta
+    return Meta(config.get("base_model_name_or_path") or "an unnamed model")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    for name in (ADAPTER_CONFIG, ADAPTER):
+        if not (folder / name).is_file():
+            pickled = " (adapter_model.bin can run code when it is read: save it as safetensors)"
+            hint = pickled if (folder / "adapter_model.bin").is_file() else ""
+            raise FileNotFoundError(f"no adapter in {folder}: there is no {name}{hint}")
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        kind = config["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} is truncated, or no config of a PEFT adapter: {error}") from error
+    if kind != "LORA":
+        raise ValueError(f"{folder} holds an adapter of type {kind}: inspect reads LoRA")
+    bad = [key for key in ("r", "lora_alpha") if not _positive(config.get(key))]
+    if bad:
+        raise ValueError(f"{bad[0]}={config.get(bad[0])!r} in {folder / ADAPTER_CONFIG}: it must be above 0")
+    return {key: config[key] for key in _KEPT if key in config}
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[int, ...]]]:
+    """``A`` and ``B`` of each module, and the shapes of all other tensors."""
+    try:
+        tensors = load_file(folder / ADAPTER)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder / ADAPTER} is damaged ({error}): copy it again") from error
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    others = {key: tuple(t.shape) for key, t in tensors.items()}
+    for key in sorted((key for key in tensors if key.endswith(".lora_A.weight")), key=_numerically):
+        other = key.replace(".lora_A.weight", ".lora_B.weight")
+        a, b = tensors[key], tensors.get(other)
+        if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
+            there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
+            raise ValueError(f"{key} in {folder / ADAPTER} has shape {tuple(a.shape)}, and its lora_B {there}")
+        pairs[key.removesuffix(".lora_A.weight").removeprefix(_PREFIX)] = (a, b)
+        del others[key], others[other]
+    if not pairs:
+        raise ValueError(f"{folder / ADAPTER} holds no lora_A of a linear layer: {len(others)} other tensors")
+    return pairs, others
+
+
+def _numerically(key: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]
+
+
+def _check_ranks(folder: Path, config: dict[str, Any], ranks: dict[str, int]) -> None:
+    adapter = Adapter(config, ranks)
+    for name, rank in ranks.items():
+        said = adapter.pattern(name, "rank_pattern", config["r"])
+        if said != rank:
+            raise ValueError(
+                f"{name} has rank {rank} in {folder / ADAPTER} and {said:g} by the config: the two files do not belong "
+                "together"
+            )
