@@ -20,6 +20,7 @@ from tlora.allocation import Allocation, allocate
 from tlora.adapter import attach, detach, load, merge
 from tlora.training import train
 from tlora.export import export
+from tlora.inspection import Inspection, inspect
 from tlora.run import TrainingRun
 
 __all__ = [
@@ -56,4 +57,6 @@ __all__ = [
     "load",
     "merge",
     "export",
+    "inspect",
+    "Inspection",
 ]
