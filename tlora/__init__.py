@@ -22,6 +22,9 @@ from tlora.training import train
 from tlora.export import export
 from tlora.inspection import Inspection, inspect
 from tlora.run import TrainingRun
+from tlora.recipes import Recipe
+from tlora.comparison import compare
+from tlora.compared import Comparison
 
 __all__ = [
     "load_model",
@@ -59,4 +62,7 @@ __all__ = [
     "export",
     "inspect",
     "Inspection",
+    "Recipe",
+    "compare",
+    "Comparison",
 ]

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -165,21 +165,41 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
 
 
 def _config(model: Any, allocation: Allocation) -> LoraConfig:
-    modules = [model.get_submodule(name) for name in allocation.ranks]
     anchored = {name: f"^{re.escape(name)}$" for name in allocation.ranks}
-    head = [name for name in head_modules(model) if name not in ("classifier", "score")]  # PEFT adds these itself
     return LoraConfig(
-        task_type=_task_type(model),
         r=allocation.rank,
         lora_alpha=round(allocation.alpha),  # never read: each module has its own in alpha_pattern
-        target_modules=list(allocation.ranks),
         rank_pattern={anchored[name]: rank for name, rank in allocation.ranks.items()},
         alpha_pattern={anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
-        fan_in_fan_out=all(isinstance(module, Conv1D) for module in modules),
-        modules_to_save=head or None,
         lora_dropout=0.0,
-        bias="none",
+        **shared_config(model, allocation.ranks),
     )
+
+
+def shared_config(model: Any, names: Iterable[str]) -> dict[str, Any]:
+    """What the PEFT config of an adapter of any kind says of the model: modules, head, layout of the weights.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The base model.
+    names : iterable of str
+        Full names of the modules to adapt.
+
+    Returns
+    -------
+    dict
+        Arguments of a `peft.PeftConfig`.
+    """
+    names = list(names)
+    head = [name for name in head_modules(model) if name not in ("classifier", "score")]  # PEFT adds these itself
+    return {
+        "task_type": _task_type(model),
+        "target_modules": names,
+        "fan_in_fan_out": all(isinstance(model.get_submodule(name), Conv1D) for name in names),
+        "modules_to_save": head or None,
+        "bias": "none",
+    }
 
 
 def _task_type(model: Any) -> TaskType | None:

@@ -12,15 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 from peft import PeftConfig
-from transformers import AutoConfig
 
 from tlora.adapter import attach, load, merge
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, Start, Training
 from tlora.cli_report import Report, facts
-from tlora.locations import resolve
-from tlora.models import load_model, load_tokenizer
+from tlora.models import is_encoder_decoder, load_model, load_tokenizer
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result, replace_folder
@@ -131,7 +129,7 @@ def load_base(name: str, data: Data, placement: Placement, report: Report) -> tu
     with report.step(f"loading {name} and {data.task}"):
         tokenizer = load_tokenizer(name)
         sizes: dict[str, Any] = {**data.sizes()}
-        architecture = "seq2seq" if _is_encoder_decoder(name) else None
+        architecture = "seq2seq" if is_encoder_decoder(name) else None
         task = load_task(
             data.task,
             tokenizer,
@@ -151,11 +149,6 @@ def load_base(name: str, data: Data, placement: Placement, report: Report) -> tu
     report.say(f"  {type(model).__name__}, {model.num_parameters():,} parameters, {dtype} on {model.device}")
     report.say(f"  {task!r}")
     return model, task
-
-
-def _is_encoder_decoder(name: str) -> bool:
-    location = resolve(name, {})
-    return bool(AutoConfig.from_pretrained(location.path, **location.where).is_encoder_decoder)
 
 
 def make_plan(sensitivity: Sensitivity, plan: Plan) -> Allocation:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -73,7 +73,15 @@ def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None =
 
 
 def total_loss(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> tuple[float, int]:
-    """Summed loss of all labelled tokens of a generation task, and how many there are.
+    """Summed loss of all labelled tokens of a generation task, and how many there are; see `sample_losses`."""
+    losses, counts = sample_losses(model, task, rows, batch_size, progress)
+    return float(losses.sum()), int(counts.sum())
+
+
+def sample_losses(
+    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+) -> tuple[Float[Tensor, " samples"], Int64[Tensor, " samples"]]:
+    """Summed loss of the labelled tokens of each sample of a generation task, and how many it has.
 
     Parameters
     ----------
@@ -90,13 +98,14 @@ def total_loss(model: Any, task: Task, rows: Dataset, batch_size: int, progress:
 
     Returns
     -------
-    total : float
-        Nats.
-    count : int
+    losses : (samples,) float64 tensor
+        Nats, in the order of the rows, on the CPU.
+    counts : (samples,) int64 tensor
         Tokens.
     """
-    total, count = 0.0, 0
-    for _, batch in _batches(model, task, rows, batch_size, progress, "loss"):
+    losses = torch.zeros(len(rows), dtype=torch.float64)
+    counts = torch.zeros(len(rows), dtype=torch.int64)
+    for indices, batch in _batches(model, task, rows, batch_size, progress, "loss"):
         labels = batch["labels"]
         if task.architecture == "seq2seq":
             # The model shifts the labels to make the decoder's inputs: position t predicts label t.
@@ -105,9 +114,11 @@ def total_loss(model: Any, task: Task, rows: Dataset, batch_size: int, progress:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             logits, labels = model(**inputs, use_cache=False).logits[:, :-1], labels[:, 1:]
         learnt = labels != -100
-        total += _summed(logits[learnt], labels[learnt])
-        count += int(learnt.sum())
-    return total, count
+        each = functional.cross_entropy(logits[learnt].float(), labels[learnt], reduction="none").cpu().double()
+        owner = torch.tensor(indices)[learnt.nonzero()[:, 0].cpu()]
+        losses.index_add_(0, owner, each)
+        counts[indices] = learnt.sum(1).cpu()
+    return losses, counts
 
 
 def class_logits(
@@ -244,7 +255,3 @@ def _to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
             "the task was loaded with the tokenizer of another model"
         )
     return {name: value.to(weight.device) for name, value in batch.items()}
-
-
-def _summed(logits: Float[Tensor, "tokens vocabulary"], labels: Tensor) -> float:
-    return functional.cross_entropy(logits.float(), labels, reduction="sum").item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ _ATTRIBUTES = (
 )
 
 
+MakeOptimizer = Callable[[PeftModel, float], torch.optim.Optimizer]
+"""From an adapted model and the peak learning rate to an optimiser."""
+
+
 class NotFinite(FloatingPointError):
     """The loss or the gradient of a step is NaN or infinite; raised before the optimiser uses it."""
 
@@ -38,9 +42,17 @@ class AdapterTrainer(Trainer):
     asking a hub about the base model. Everything else is the Trainer's own.
     """
 
-    def __init__(self, model: PeftModel, progress: bool, callbacks: list[Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: PeftModel,
+        progress: bool,
+        callbacks: list[Any],
+        make_optimizer: MakeOptimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients()], **kwargs)
         self._adapted = model
+        self._make_optimizer = make_optimizer
         for config in _configs(model):
             config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -52,6 +64,8 @@ class AdapterTrainer(Trainer):
         """Make the optimiser, after freezing again what loading a checkpoint may have made trainable."""
         for parameter, required in self._trainable:
             parameter.requires_grad_(required)
+        if self.optimizer is None and self._make_optimizer is not None:
+            self.optimizer = self._make_optimizer(self._adapted, self.args.learning_rate)
         return super().create_optimizer() if model is None else super().create_optimizer(model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

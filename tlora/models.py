@@ -31,7 +31,7 @@ from tlora.locations import Location, resolve
 from tlora.targets import FRESH_MODULES, Target, head_modules, output_embeddings, target_modules
 from tlora.weights import weight
 
-__all__ = ["Target", "head_modules", "load_model", "load_tokenizer", "target_modules", "weight"]
+__all__ = ["Target", "head_modules", "is_encoder_decoder", "load_model", "load_tokenizer", "target_modules", "weight"]
 
 
 def load_model(
@@ -117,6 +117,11 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
         As `load_model`; ValueError also for a model without a tokenizer.
     """
     return _padded_tokenizer(resolve(name, kwargs), name)
+
+
+def is_encoder_decoder(name: str | os.PathLike[str]) -> bool:
+    """Whether a model is an encoder-decoder, by its config alone; see `load_model` for the names."""
+    return bool(_load(AutoConfig, resolve(name, {}), name).is_encoder_decoder)
 
 
 def _padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

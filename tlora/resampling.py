@@ -30,12 +30,50 @@ def bootstrap_means(
     (resamples, M) float64 array
         As counts times samples: no resample is ever formed.
     """
-    n = len(samples)
-    draws = n if draws is None else draws
-    rows = np.random.default_rng(seed).integers(0, n, (resamples, draws))
-    cells = rows + n * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=resamples * n).reshape(resamples, n)
+    draws = len(samples) if draws is None else draws
+    counts = _counts(np.random.default_rng(seed), resamples, len(samples), draws)
     return counts @ samples.astype(np.float64) / draws
+
+
+def _counts(rng: np.random.Generator, resamples: int, n: int, draws: int) -> Integer[np.ndarray, "resamples n"]:
+    """How often each of ``n`` is in each resample of ``draws``."""
+    cells = rng.integers(0, n, (resamples, draws)) + n * np.arange(resamples)[:, None]
+    return np.bincount(cells.ravel(), minlength=resamples * n).reshape(resamples, n)
+
+
+def bootstrap_grid_means(
+    values: Float[np.ndarray, "seeds samples"], resamples: int, seed: int
+) -> Float[np.ndarray, " resamples"]:
+    """Means of resamples of rows and columns, each drawn with replacement, as whole rows and columns.
+
+    Parameters
+    ----------
+    values : (S, N) float array
+        What each of S runs made of each of N samples. For a paired comparison, the difference of two methods, run by
+        run and sample by sample.
+    resamples : int
+        Number of resamples.
+    seed : int
+        Seed of ``numpy.random.default_rng``.
+
+    Returns
+    -------
+    (resamples,) float64 array
+        No resample is ever formed, and no more than 4 million counts exist at a time.
+
+    Notes
+    -----
+    Of few runs the bootstrap sees too little spread: at three, the part of the variance that is theirs comes out a
+    third too small.
+    """
+    rng, (runs, n) = np.random.default_rng(seed), values.shape
+    found: list[Floats] = []
+    while resamples:
+        some = min(resamples, max(1, 4_000_000 // n))
+        rows = _counts(rng, some, runs, runs) @ values.astype(np.float64)
+        found.append((rows * _counts(rng, some, n, n)).sum(1) / (runs * n))
+        resamples -= some
+    return np.concatenate(found)
 
 
 def subsample_means(

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, set_seed
 
 from tlora.arguments import check_numbers, checkpoint_to_resume, training_arguments
 from tlora.checks import fingerprint
-from tlora.loop import AdapterTrainer, NotFinite, restored
+from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
@@ -45,6 +45,7 @@ def train(
     evaluation_limit: int | None = None,
     progress: bool = True,
     callbacks: Iterable[TrainerCallback] = (),
+    optimizer: MakeOptimizer | None = None,
     **arguments: Any,
 ) -> TrainingRun:
     """Train what requires a gradient in an adapted model: ``B``, and the head of a classifier.
@@ -83,6 +84,10 @@ def train(
     callbacks : iterable of transformers.TrainerCallback
         Called by the Trainer. A `ModuleRecorder` among them takes the place of the one that is added
         otherwise.
+    optimizer : callable, optional
+        Makes the optimiser from the model and the peak learning rate, for adapters that have one of their own, e.g.
+        ``lambda model, rate: peft.optimizers.create_loraplus_optimizer(model, torch.optim.AdamW, lr=rate,
+        loraplus_lr_ratio=16)``. AdamW by default.
     **arguments
         Anything else that `transformers.TrainingArguments` takes, e.g. ``bf16=True``, ``max_steps=200``,
         ``gradient_checkpointing=True``, ``eval_strategy="epoch"``, ``report_to="wandb"``.
@@ -143,6 +148,7 @@ def train(
             model,
             progress,
             callbacks,
+            optimizer,
             args=settings,
             data_collator=data.collate,
             train_dataset=data.train,

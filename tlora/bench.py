@@ -1,0 +1,228 @@
+"""One run of a comparison: a fresh base, a method, a learning rate, a seed; and what identifies it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from tlora.job import Job, Memory
+from tlora.methods import Method, seeded_adapt
+from tlora.models import is_encoder_decoder, load_model, load_tokenizer
+from tlora.outcomes import Outcomes, outcomes, packed
+from tlora.peak import PeakMemory
+from tlora.run import TrainingRun
+from tlora.storage import library_versions
+from tlora.store import Record
+from tlora.task import Task
+from tlora.tasks import load_task
+from tlora.training import train
+
+Split = Literal["validation", "test"]
+
+EXPECTED = (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError)
+"""What a run may fail with and become a row: numbers, memory, a shape that does not suit a method."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for every run of a comparison, whatever the method.
+
+    Attributes
+    ----------
+    model : str
+        Name or folder of the base.
+    steps, batch_size : int
+        Optimiser steps, and samples in each.
+    samples : int
+        Training samples that a method may look at before.
+    dtype : str
+        Of the base.
+    device : str or None
+        Where it computes; not in a run's key.
+    """
+
+    model: str
+    steps: int
+    batch_size: int
+    samples: int
+    dtype: str = "float32"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a task at a rank: what a learning rate is searched for.
+
+    Attributes
+    ----------
+    terms : Terms
+        What it shares with the others.
+    task : str
+        Name or path of the task.
+    data : dict
+        Arguments of `tlora.load_task`.
+    method : Method
+        How the base is adapted.
+    rank : int
+        Nominal rank.
+    """
+
+    terms: Terms
+    task: str
+    data: Mapping[str, Any]
+    method: Method
+    rank: int
+
+    def key(self, rate: float, seed: int, split: Split) -> dict[str, Any]:
+        """Everything that a run's numbers depend on, library versions and the machine aside."""
+        return self.about() | {"learning_rate": rate, "seed": seed, "split": split}
+
+    def about(self) -> dict[str, Any]:
+        """The part of the key that all runs of the cell have."""
+        terms = self.terms
+        return {
+            "model": terms.model,
+            "dtype": terms.dtype,
+            "task": self.task,
+            "data": dict(self.data),
+            "method": self.method.name,
+            "arguments": json.loads(json.dumps(dict(self.method.arguments))),
+            "rank": self.rank,
+            "steps": terms.steps,
+            "batch_size": terms.batch_size,
+            "samples": terms.samples,
+        }
+
+
+def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:
+    """The task in the tokens of the model.
+
+    Raises
+    ------
+    ValueError
+        If a split is empty, or there are fewer training samples than are to be calibrated on.
+    """
+    options: dict[str, Any] = {"architecture": "seq2seq"} if is_encoder_decoder(terms.model) else {}
+    task = load_task(name, load_tokenizer(terms.model), **(options | dict(data)))
+    for split, least in (("train", terms.samples), ("validation", 1), ("test", 1)):
+        if len(getattr(task, split)) < least:
+            raise ValueError(
+                f"{split} of {name!r} has {len(getattr(task, split))} samples, a comparison needs {least} there: "
+                f"load it with a larger {split}=, or calibrate on fewer with samples="
+            )
+    return task
+
+
+def run(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory) -> Record:
+    """Adapt a fresh base, train it and evaluate it on one split.
+
+    Parameters
+    ----------
+    cell : Cell
+        Method, task and rank.
+    task : Task
+        From `load_data`.
+    rate : float
+        Learning rate.
+    seed : int
+        Seed of a fresh head, of the adapter and of the order of the data.
+    split : {"validation", "test"}
+        What is evaluated.
+    memory : Memory
+        Of the cells with this base and this task.
+
+    Returns
+    -------
+    dict
+        A record of the store: ``key``, ``status`` (``"done"``, ``"diverged"`` or ``"failed"``), metrics and costs.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If training is interrupted: there is no record then.
+    """
+    record: Record = {"key": cell.key(rate, seed, split), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    record |= {"versions": library_versions(), "machine": _machine(cell.terms.device)}
+    try:
+        return record | _measured(cell, task, rate, seed, split, memory)
+    except EXPECTED as error:
+        logger.warning("%s at rate %g on %s failed: %s", cell.method.name, rate, cell.task, error)
+        return record | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def _measured(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory) -> Record:
+    terms = cell.terms
+    model, _ = load_model(terms.model, num_labels=task.num_labels, seed=seed, dtype=terms.dtype, device=terms.device)
+    job = Job(model, task, cell.rank, seed, terms.steps, terms.samples, memory)
+    started, saved = time.perf_counter(), memory.saved
+    adapted = seeded_adapt(cell.method, job)
+    preparation = time.perf_counter() - started + memory.saved - saved
+    with PeakMemory(adapted.device) as peak, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it diverged, or was interrupted, is seen below
+        trained = _train(cell, adapted, task, rate, seed)
+    if trained.interrupted:
+        raise KeyboardInterrupt("the comparison was interrupted; what is done is in the store")
+    found = outcomes(adapted, task, split, batch_size=max(16, terms.batch_size))
+    return _result(trained, found, split) | {
+        "trainable_parameters": trained.trainable_parameters,
+        "head_parameters": _head_parameters(adapted),
+        "preparation_seconds": round(preparation, 3),
+        "seconds": round(trained.seconds, 3),
+        "peak_bytes": peak.bytes,
+    }
+
+
+def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int) -> TrainingRun:
+    make = cell.method.optimizer
+    return train(
+        adapted,
+        task,
+        learning_rate=rate,
+        max_steps=cell.terms.steps,
+        batch_size=cell.terms.batch_size,
+        seed=seed,
+        evaluation_limit=0,
+        progress=False,
+        callbacks=[callback() for callback in cell.method.callbacks],
+        optimizer=None if make is None else lambda model, peak: make(cell.rank, model, peak),
+    )
+
+
+def _result(trained: TrainingRun, found: Outcomes, split: Split) -> Record:
+    """Status, metrics and outcomes; numbers that are not finite are left out."""
+    finite = all(np.isfinite(value) for value in found.metrics.values())
+    losses = trained.history["loss"].dropna()
+    record: Record = {
+        "status": "diverged" if trained.diverged or not finite else "done",
+        "steps_done": int(trained.history["step"].max()) if len(trained.history) else 0,
+        "metrics": {name: value for name, value in found.metrics.items() if np.isfinite(value)},
+    }
+    if len(losses) and np.isfinite(losses.iloc[-1]):
+        record["last_training_loss"] = round(float(losses.iloc[-1]), 6)
+    if split == "test" and finite:
+        record["outcomes"] = {name: packed(values) for name, values in found.per_sample.items()}
+    return record
+
+
+def _head_parameters(adapted: PeftModel) -> int:
+    """Parameters of the head that every method trains beside its adapter."""
+    named = adapted.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and ".modules_to_save." in name)
+
+
+def _machine(device: str | None) -> str:
+    if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
+        return torch.cuda.get_device_name()
+    return f"cpu, {torch.get_num_threads()} threads"

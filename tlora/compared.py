@@ -1,0 +1,327 @@
+"""Comparison: runs of several methods, their learning rates, and what they are worth beside each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tlora import rates
+from tlora.outcomes import unpacked
+from tlora.paired import LOWER_IS_BETTER, Matched, summarise
+from tlora.storage import Meta, Result, library_versions
+from tlora.store import Record, Store, key_text
+
+LISTED = (
+    "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",
+)  # fmt: skip
+"""Columns of ``tlora compare --list``."""
+
+_RUN = {"learning_rate", "seed", "split"}
+_COSTS = ("trainable_parameters", "head_parameters", "seconds", "preparation_seconds", "peak_bytes")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison(Result):
+    """Runs of several methods, each at several learning rates, and at its best one with several seeds.
+
+    Attributes
+    ----------
+    runs : pandas.DataFrame
+        One row a run; see ``columns``.
+    outcomes : dict of (N,) float32 tensor
+        What a run made of each test sample, by ``"ROW.METRIC"``: its row in ``runs``, and a metric.
+    meta : Meta
+        Models and tasks by name; the recipe has what the runs have in common, and the versions they were made with.
+    """
+
+    runs: pd.DataFrame
+    outcomes: dict[str, Tensor]
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "method": "name of the method or recipe",
+        "task": "name of the task",
+        "model": "base model",
+        "rank": "nominal rank",
+        "learning_rate": "peak learning rate",
+        "seed": "seed of head, adapter and order of the data",
+        "split": "what was evaluated: validation in the search, test at the chosen rate",
+        "metric": "name of the value; negative_loss where the task has no metric but its loss",
+        "value": "headline metric, higher is better; NaN where there is none",
+        "loss": "mean loss, nats per labelled token or per sample; NaN where there is none",
+        "trainable_parameters": "all that was trained, a head included",
+        "head_parameters": "those of them that every method trains: the classification head",
+        "seconds": "time of training",
+        "preparation_seconds": "time before it: calibration, decompositions, making the adapter",
+        "peak_bytes": "most memory while training: on CUDA, or of the process; NaN where unknown",
+        "status": "done, diverged (stopped by a loss or gradient that is not finite) or failed",
+        "best_rate": "whether this is a run on the test split at the method's chosen rate",
+    }
+    summary_columns: ClassVar[dict[str, str]] = {
+        "task": "name of the task",
+        "model": "base model",
+        "method": "name of the method or recipe",
+        "rank": "nominal rank",
+        "learning_rate": "the chosen one",
+        "seeds": "runs on the test split that have outcomes",
+        "metric": "name of the value",
+        "value": "mean over runs and test samples, higher is better",
+        "low": "lower end of its bootstrap interval, over runs and samples",
+        "high": "upper end",
+        "difference": "value less that of the baseline with the same seeds; NaN where it has none",
+        "difference_low": "lower end of the paired bootstrap interval",
+        "difference_high": "upper end",
+        "baseline_rank": "rank of the baseline that it was held against",
+        "trainable_parameters": "all that was trained",
+        "seconds": "mean time of training",
+        "preparation_seconds": "mean time before it",
+        "peak_bytes": "largest peak of memory",
+        "diverged": "runs, at any rate, that diverged",
+        "failed": "runs, at any rate, that failed",
+    }
+    flatness_columns: ClassVar[dict[str, str]] = {
+        "task": "name of the task",
+        "model": "base model",
+        "method": "name of the method or recipe",
+        "rank": "nominal rank",
+        "best": "rate with the best value on the validation split",
+        "lowest": "lowest rate from which on all values, up to the best rate, are within the share of the best",
+        "highest": "highest such rate",
+        "doublings": "log2 of highest over lowest",
+        "edge": "whether the range ends where the grid does, and may be wider",
+    }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a run; see ``columns``."""
+        return self.runs.copy()
+
+    @classmethod
+    def read(cls, store: str | os.PathLike[str]) -> Self:
+        """All runs of a store.
+
+        Where a method has runs with other arguments, data or steps under the same name, task, model and rank, those
+        that were begun last count.
+
+        Parameters
+        ----------
+        store : path-like
+            The file that `tlora.compare` wrote.
+
+        Returns
+        -------
+        Comparison
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is damaged, or holds no runs.
+
+        Warns
+        -----
+        UserWarning
+            If its last line is torn.
+        """
+        records = Store(store).read()
+        if not records:
+            raise ValueError(f"{store} holds no runs: fill it with tlora.compare(..., store=)")
+        last = {_place(record["key"]): cell_text(record["key"]) for record in records}
+        return cls.of([r for r in records if last[_place(r["key"])] == cell_text(r["key"])])
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Self:
+        """The comparison that records of a store make.
+
+        Parameters
+        ----------
+        records : sequence of dict
+            Of `tlora.bench.run`, no two cells of which have method, task, model and rank in common.
+
+        Returns
+        -------
+        Comparison
+        """
+        runs = pd.DataFrame([_row(record) for record in records], columns=list(cls.columns))
+        runs["best_rate"] = _is_best(runs)
+        types = {"rank": "int64", "seed": "int64", "best_rate": "bool"}
+        floats = dict.fromkeys(("learning_rate", "value", "loss", *_COSTS), "float64")
+        outcomes = {
+            f"{row}.{metric}": torch.from_numpy(unpacked(text)).float()
+            for row, record in enumerate(records)
+            for metric, text in record.get("outcomes", {}).items()
+        }
+        return cls(runs.astype(types | floats), outcomes, _meta(records))
+
+    def summary(
+        self,
+        baseline: str | None = None,
+        *,
+        equal: Matched = "rank",
+        metric: str | None = None,
+        confidence: float = 0.95,
+        resamples: int = 2000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Each method at its chosen rate on the test split, and its difference from a baseline.
+
+        Parameters
+        ----------
+        baseline : str, optional
+            Name of the method that the others are held against; ``"lora"``, where it was compared, by default.
+        equal : {"rank", "parameters"}
+            Hold a method against the baseline at the same rank, or at the rank at which the baseline trains most nearly
+            as many parameters.
+        metric : str, optional
+            ``"loss"`` for the held-out loss (its negative, so that higher is better); the task's own by default.
+        confidence : float
+            Of the intervals, between 0 and 1.
+        resamples, seed : int
+            Of the bootstrap.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a task, model, rank and method; see ``summary_columns``.
+
+        Raises
+        ------
+        ValueError
+            If the baseline was not compared, or a number is out of range.
+
+        Notes
+        -----
+        Runs and test samples are drawn with replacement, the same for both methods: a run is paired with that of the
+        same seed (which has the same head and the same order of the data), a sample with itself.
+        """
+        frame = summarise(self.runs, self.outcomes, baseline, equal, metric, confidence, resamples, seed)
+        return frame[list(self.summary_columns)]
+
+    def flatness(self, share: float = 0.01) -> pd.DataFrame:
+        """The range of learning rates around the best that are within a share of its value.
+
+        Parameters
+        ----------
+        share : float
+            Part of the best value (in absolute terms) that may be missing, on the validation split.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a task, model, rank and method; see ``flatness_columns``.
+
+        Raises
+        ------
+        ValueError
+            If the share is negative.
+        """
+        if not share >= 0:
+            raise ValueError(f"share={share!r}: pass a part of the best value, e.g. 0.01")
+        rows = [dict(zip(PLACE, place, strict=True)) | _flat_range(curve, share) for place, curve in _curves(self.runs)]
+        return pd.DataFrame(rows, columns=list(self.flatness_columns))
+
+    def _summary(self) -> str:
+        counts = self.runs["status"].value_counts()
+        odd = "".join(f", {counts[status]} {status}" for status in ("diverged", "failed") if status in counts)
+        methods = list(dict.fromkeys(self.runs["method"]))
+        named = ", ".join(methods[:6]) + (", ..." if len(methods) > 6 else "")
+        tasks = self.runs["task"].nunique()
+        return f"{len(methods)} methods ({named}) on {tasks} tasks, {len(self.runs)} runs{odd}"
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.outcomes, {"runs": self.runs.to_dict("list")}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        runs = pd.DataFrame(values["runs"], columns=list(cls.columns))
+        return cls(runs.astype(dict.fromkeys(("learning_rate", "value", "loss", *_COSTS), "float64")), tensors, meta)
+
+
+PLACE = ("task", "model", "method", "rank")
+"""What a learning rate is chosen for."""
+
+
+def _place(key: Mapping[str, Any]) -> str:
+    return key_text({name: key[name] for name in PLACE})
+
+
+def cell_text(key: Mapping[str, Any]) -> str:
+    """What the runs of one search, and the final runs at its rate, have in common, as text."""
+    return key_text({name: value for name, value in key.items() if name not in _RUN})
+
+
+def _row(record: Record) -> dict[str, Any]:
+    key, metrics = record["key"], record.get("metrics", {})
+    metric = headline(metrics)
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return {
+        **{name: key[name] for name in (*PLACE, *_RUN)},
+        "metric": LOWER_IS_BETTER.get(metric, metric),
+        "value": sign * metrics.get(metric, np.nan),
+        "loss": metrics.get("loss", np.nan),
+        "status": record["status"],
+        **{name: record.get(name) for name in _COSTS},
+    }
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The metric that decides: the task's own, or the loss where that is all there is."""
+    return next((name for name in metrics if name != "loss"), "loss")
+
+
+def value_of(record: Record) -> float:
+    """What a learning rate is chosen by: the headline, higher is better; minus infinity where training failed."""
+    if record["status"] != "done":
+        return -np.inf
+    return float(_row(record)["value"])
+
+
+def _curves(runs: pd.DataFrame) -> Iterable[tuple[Any, dict[float, float]]]:
+    """Mean value on the validation split by rate, for each place; minus infinity where a run was not done."""
+    searched = runs[runs["split"] == "validation"]
+    values = searched["value"].where(searched["status"] == "done", -np.inf)
+    for place, rows in searched.assign(value=values).groupby(list(PLACE), sort=False):
+        yield place, rows.groupby("learning_rate")["value"].mean().to_dict()
+
+
+def _is_best(runs: pd.DataFrame) -> pd.Series:
+    chosen = {place: rates.best(curve) for place, curve in _curves(runs)}
+    places = runs[list(PLACE)].itertuples(index=False, name=None)
+    best = pd.Series([chosen.get(place) for place in places], index=runs.index, dtype="float64")
+    return (runs["split"] == "test") & (runs["learning_rate"] == best)
+
+
+def _flat_range(curve: Mapping[float, float], share: float) -> dict[str, Any]:
+    top = rates.best(curve)
+    if top is None:
+        return {"best": np.nan, "lowest": np.nan, "highest": np.nan, "doublings": np.nan, "edge": False}
+    grid = sorted(curve)
+    enough = [curve[rate] >= curve[top] - share * abs(curve[top]) for rate in grid]
+    low = high = grid.index(top)
+    while low and enough[low - 1]:
+        low -= 1
+    while high + 1 < len(grid) and enough[high + 1]:
+        high += 1
+    ends = {"lowest": grid[low], "highest": grid[high], "doublings": float(np.log2(grid[high] / grid[low]))}
+    return {"best": top, **ends, "edge": low == 0 or high == len(grid) - 1}
+
+
+def _meta(records: Sequence[Record]) -> Meta:
+    keys = [record["key"] for record in records]
+    alike = {
+        name: keys[0][name]
+        for name in ("steps", "batch_size", "samples", "dtype", "data")
+        if all(key[name] == keys[0][name] for key in keys)
+    }
+    names: dict[str, Any] = {
+        name: ", ".join(dict.fromkeys(str(key[name]) for key in keys)) for name in ("model", "task")
+    }
+    versions = records[-1].get("versions") or library_versions()
+    return Meta(**names, recipe=alike, samples=alike.get("samples") or keys[0]["samples"], versions=versions)

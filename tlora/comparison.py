@@ -1,0 +1,250 @@
+"""Compare methods of adaptation: the same data, budget and training for all, and for each its own learning rate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from tlora import rates
+from tlora.bench import Cell, Split, Terms, load_data, run
+from tlora.checks import positive_int
+from tlora.compared import Comparison, cell_text, value_of
+from tlora.job import Memory
+from tlora.methods import Method, chosen
+from tlora.recipes import Recipe
+from tlora.store import Record, Store, key_text
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+"""Learning rates that a search begins with."""
+
+Tasks = str | Iterable[str] | Mapping[str, Mapping[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+def compare(
+    methods: str | Recipe | Method | Iterable[str | Recipe | Method],
+    tasks: Tasks,
+    model: str | os.PathLike[str],
+    *,
+    ranks: int | Iterable[int] = 8,
+    learning_rates: Iterable[float] = RATES,
+    seeds: Iterable[int] = (0, 1, 2),
+    steps: int = 250,
+    batch_size: int = 16,
+    samples: int = 32,
+    store: str | os.PathLike[str] = "comparison.jsonl",
+    device: str | None = None,
+    dtype: str = "float32",
+    workers: int = 1,
+    retry: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Train every method on every task: a search for its learning rate, then the final runs.
+
+    All methods get the same samples in the same order, the same number of steps, and the same schedule (that of
+    `tlora.train`). Each has its own learning rate, searched on a log grid that is widened until the best rate is not at
+    its edge; it is chosen on the validation split, with the first of the seeds. At that rate it is trained once with
+    each seed, and evaluated on the test split.
+
+    Every run is in the store before the next one begins: what was interrupted goes on where it was, and the same call
+    with more methods, ranks or seeds adds to it.
+
+    Parameters
+    ----------
+    methods : str, Recipe, Method, or iterable of them
+        Names (``"lora"``, ``"rslora"``, ``"dora"``, ``"lora+"``, ``"pissa"``, ``"olora"``, ``"eva"``, ``"corda"``,
+        ``"lora-ga"``, ``"lora-fa"``, ``"adalora"``, ``"vera"``; ``"tlora-paper"``, ``"tlora"``), or one's own recipes.
+    tasks : str, iterable of str, or mapping of dict
+        Names or paths; or for each of them arguments of `tlora.load_task`, such as ``{"train": 4000, "test": 2000}``.
+    model : str or path-like
+        Name or folder of the base, which is loaded afresh for every run.
+    ranks : int or iterable of int
+        Nominal ranks.
+    learning_rates : iterable of float
+        The grid to begin with: two rates or more, from one to the next by the same factor.
+    seeds : iterable of int
+        Of the final runs: of a fresh head, of the adapter and of the order of the data.
+    steps : int
+        Optimiser steps of a run.
+    batch_size : int
+        Samples a step.
+    samples : int
+        Training samples that a method may calibrate on.
+    store : path-like
+        File of runs to read and to append to.
+    device : str, optional
+        Where to compute; CUDA where there is one.
+    dtype : str
+        Of the base.
+    workers : int
+        Processes that run side by side, each on its part of the cores; more than one share a store safely.
+    retry : bool
+        Do again what failed before.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Comparison
+        Of the methods, tasks and ranks that were asked for; `Comparison.read` gives all of a store.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a method or task is unknown, a number is out of range, a task has too few samples, or the store is damaged.
+    KeyboardInterrupt
+        If it is interrupted; the runs that are done are in the store.
+
+    Warns
+    -----
+    UserWarning
+        If a search was given up with the best rate at its edge, or no rate could be trained with.
+
+    Notes
+    -----
+    Runs that fail or diverge are rows of the store too; a diverged one is evaluated as it was before, and never chosen.
+    Library versions are recorded and are not part of what identifies a run.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
+        positive_int(value, name)
+    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
+    cells = _cells(methods, tasks, terms, ranks)
+    plan = Plan(tuple(rates.checked_grid(learning_rates)), tuple(_whole(seeds)), retry)
+    runs = Store(store)
+    runs.find()  # a store that is damaged is found out now
+    for message in tqdm(
+        _completed(cells, plan, runs, workers), total=len(cells), desc="comparing", unit="cell", disable=not progress
+    ):
+        if message:
+            warnings.warn(message, stacklevel=2)
+    wanted = {key_text(cell.about()) for cell in cells}
+    return Comparison.of([r for r in runs.read() if cell_text(r["key"]) in wanted])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run in each cell."""
+
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    retry: bool = False
+
+
+def complete(cell: Cell, plan: Plan, store: Store) -> str:
+    """Do the runs of a cell that are not in the store.
+
+    Returns
+    -------
+    str
+        What there is to be warned of.
+    """
+    memory = _memory(key_text({"terms": cell.about()["model"], "task": cell.task, "data": cell.data}))
+    task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
+    known = store.find()
+
+    def result(rate: float, seed: int, split: Split) -> Record:
+        key = key_text(cell.key(rate, seed, split))
+        if key not in known:
+            known.update(store.find())  # another process may have done it since
+        if key not in known or (plan.retry and known[key]["status"] == "failed"):
+            known[key] = run(cell, task, rate, seed, split, memory)
+            store.append(known[key])
+            logger.info("%s", told(known[key]))
+        return known[key]
+
+    values = rates.search(lambda rate: value_of(result(rate, plan.seeds[0], "validation")), plan.learning_rates)
+    rate = rates.best(values)
+    if rate is None:
+        return f"{_named(cell)}: no learning rate from {min(values):g} to {max(values):g} could be trained with"
+    for seed in plan.seeds:
+        result(rate, seed, "test")
+    if rates.beyond(values) is not None:
+        return f"{_named(cell)}: the best learning rate, {rate:g}, is at the edge of what was searched"
+    return ""
+
+
+def told(record: Record) -> str:
+    """A run in one line."""
+    key, metrics = record["key"], record.get("metrics", {})
+    found = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    where = f"{key['method']} rank {key['rank']} on {key['task']}, rate {key['learning_rate']:g}, seed {key['seed']}"
+    return f"{where}: {key['split']} {found or record.get('error', '')} ({record['status']})"
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.method.name} at rank {cell.rank} on {cell.task}"
+
+
+@lru_cache(maxsize=1)
+def _memory(scope: str) -> Memory:
+    """The memory of a base and a task; only that of the last is kept, in each process."""
+    return Memory()
+
+
+def _completed(cells: Sequence[Cell], plan: Plan, store: Store, workers: int) -> Iterable[str]:
+    """Complete the cells, in this process or in several, and say of each what there is to be warned of."""
+    if workers == 1:
+        try:
+            for cell in cells:
+                yield complete(cell, plan, store)
+        finally:
+            _memory.cache_clear()
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        futures = [pool.submit(complete, cell, plan, store) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int]) -> list[Cell]:
+    """Every method on every task at every rank, the cells of a task one after the other."""
+    single = isinstance(methods, str | Recipe | Method)
+    found = [chosen(method) for method in ([methods] if single else methods)]
+    names = [method.name for method in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not found:
+        raise ValueError(f"{twice[0]!r} is named twice among the methods" if twice else "name at least one method")
+    sizes = [positive_int(rank, "rank") for rank in ([ranks] if isinstance(ranks, int) else ranks)]
+    return [
+        Cell(terms, task, data, method, rank)
+        for task, data in _data(tasks).items()
+        for rank in sizes
+        for method in found
+    ]
+
+
+def _data(tasks: Tasks) -> dict[str, dict[str, Any]]:
+    """Arguments of `load_task` by task, of JSON values."""
+    named = [tasks] if isinstance(tasks, str) else tasks
+    given = named if isinstance(named, Mapping) else {task: {} for task in named}
+    if not given:
+        raise ValueError("name at least one task")
+    try:
+        return {str(task): {"seed": 0} | json.loads(json.dumps(dict(data))) for task, data in given.items()}
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"tasks: pass names, or arguments of load_task by name that JSON can hold ({error})") from error
+
+
+def _whole(seeds: Iterable[int]) -> list[int]:
+    found = list(dict.fromkeys(seeds))
+    if not found or not all(isinstance(seed, int) and seed >= 0 for seed in found):
+        raise ValueError(f"seeds={found}: pass whole numbers, e.g. (0, 1, 2)")
+    return found

@@ -1,0 +1,227 @@
+"""Methods that are compared: those of PEFT as PEFT has them, and TLoRA by its recipes.
+
+Each takes a fresh base model, adapts the same modules, and gives back a model that `tlora.train` takes. Alpha is the
+rank everywhere, so that plain LoRA has a scaling of one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.optim import AdamW, Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tlora.adapter import adapter_layers, attach, freeze, shared_config
+from tlora.allocation import allocate
+from tlora.calibration import calibrate
+from tlora.initialisations import corda, eva, lora_ga
+from tlora.job import Job
+from tlora.recipes import RECIPES, Recipe
+from tlora.subspace import task_subspaces
+from tlora.targets import target_modules
+
+Arguments = Mapping[str, Any]
+
+LORAPLUS_RATIO = 16
+"""Learning rate of B over that of A, as in the LoRA+ paper."""
+
+VERA_RANK = 256
+"""PEFT's default: VeRA's rank is that of fixed random matrices, and costs next to nothing."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to adapt a model.
+
+    Attributes
+    ----------
+    name : str
+        As in the store and the tables.
+    adapt : callable
+        From a `Job` to the adapted model; it may change the base, which is loaded for this run alone.
+    arguments : dict
+        What tells it from another method of the same name: JSON values, kept in the store's keys.
+    optimizer : callable or None
+        Makes its optimiser from the job's rank, the adapted model and the peak learning rate; None for AdamW.
+    callbacks : tuple of type
+        Trainer callbacks that it needs.
+    """
+
+    name: str
+    adapt: Callable[[Job], PeftModel]
+    arguments: Arguments = field(default_factory=dict)
+    optimizer: Callable[[int, PeftModel, float], Optimizer] | None = None
+    callbacks: tuple[type[TrainerCallback], ...] = ()
+
+
+def chosen(method: str | Recipe | Method) -> Method:
+    """A method by its name, or made of a recipe.
+
+    Parameters
+    ----------
+    method : str, Recipe or Method
+        A key of `METHODS`; a recipe, which goes by its own name; or a method of one's own.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method, or it needs what is not supported here.
+    TypeError
+        If it is something else, or a recipe trains in its own way.
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, Recipe):
+        return from_recipe(method.name, method)
+    if not isinstance(method, str):
+        raise TypeError(f"a method is a name, a tlora.Recipe or a Method, got a {type(method).__name__}")
+    if method in REFUSED:
+        raise ValueError(REFUSED[method])
+    if method not in METHODS:
+        close = difflib.get_close_matches(method.lower(), METHODS, n=3)
+        meant = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"unknown method {method!r}.{meant} There are {', '.join(METHODS)}, and recipes of your own")
+    return METHODS[method]
+
+
+def from_recipe(name: str, recipe: Recipe) -> Method:
+    """TLoRA by a recipe, as a method.
+
+    Raises
+    ------
+    TypeError
+        If the recipe has arguments of `tlora.train`: what is compared is trained in one way.
+    """
+    if recipe.train:
+        raise TypeError(
+            f"the recipe {recipe.name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "
+            "training, and each at its own learning rate; leave train= out"
+        )
+    if name in METHODS and METHODS[name].arguments != recipe.arguments():
+        raise ValueError(f"the recipe {name!r} has the name of another method: call it something else")
+    return Method(name, partial(_walk, recipe), recipe.arguments())
+
+
+def _walk(recipe: Recipe, job: Job) -> PeftModel:
+    """The walk by a recipe, from the calibration to the adapter."""
+    looked = ("calibration", recipe.calibrate)
+    calibration = job.once(
+        looked, lambda: calibrate(job.model, job.batches(), progress=False, **recipe.calibrate), seeded=job.fresh_head
+    )
+    allocation = allocate(calibration.sensitivity, job.rank, **recipe.allocate)
+    if recipe.task_subspaces is None:
+        return attach(job.model, None, allocation, seed=job.seed, **recipe.attach)
+    options = {"max_rank": max(allocation.ranks.values())} | dict(recipe.task_subspaces)
+    subspaces = job.once(
+        (*looked, "subspaces", options),
+        lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **options),
+    )
+    return attach(job.model, subspaces, allocation, seed=job.seed, **recipe.attach)
+
+
+def _peft(job: Job, kind: type[PeftConfig], low_cpu_mem_usage: bool = False, **config: Any) -> PeftModel:
+    """The base with an adapter of PEFT on every target module."""
+    names = list(target_modules(job.model))
+    whole = kind(**config, **shared_config(job.model, names))
+    adapted = get_peft_model(job.model, whole, low_cpu_mem_usage=low_cpu_mem_usage)
+    found = [n for n, m in adapted.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
+    if found != names:
+        odd = sorted(set(found) ^ set(names)) or ["their order"]
+        raise RuntimeError(
+            f"PEFT adapted other modules than the {len(names)} targets, e.g. {odd[0]}: report this model"
+        )
+    return adapted
+
+
+def _lora(job: Job, **config: Any) -> PeftModel:
+    """LoRA of PEFT, or what PEFT makes of it with further arguments."""
+    return _peft(job, LoraConfig, r=job.rank, lora_alpha=job.rank, lora_dropout=0.0, **config)
+
+
+def _lora_fa(job: Job) -> PeftModel:
+    adapted = _lora(job)
+    for layer in adapter_layers(adapted).values():
+        freeze(layer)
+    return adapted
+
+
+def _adalora(job: Job) -> PeftModel:
+    """Half as much rank again to begin with, taken away between a tenth and seven tenths of the steps."""
+    schedule = {"tinit": job.steps // 10, "tfinal": max(1, 3 * job.steps // 10), "total_step": job.steps}
+    ranks = {"init_r": round(1.5 * job.rank), "target_r": job.rank, "lora_alpha": job.rank}
+    config: dict[str, Any] = ranks | schedule | {"deltaT": max(1, job.steps // 100), "lora_dropout": 0.0}
+    return _peft(job, AdaLoraConfig, **config)
+
+
+def _vera(job: Job) -> PeftModel:
+    return _peft(job, VeraConfig, r=VERA_RANK, projection_prng_key=job.seed, vera_dropout=0.0)
+
+
+class AllocateRanks(TrainerCallback):
+    """Tells AdaLoRA of each step, after the optimiser and before gradients are dropped, as PEFT asks for."""
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Update the importance of each direction and take away those that matter least."""
+        kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+
+def _lorafa_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
+    return create_lorafa_optimizer(model, r=rank, lora_alpha=rank, lr=rate)
+
+
+def _loraplus_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
+    return create_loraplus_optimizer(
+        model, AdamW, lr=rate, loraplus_lr_ratio=LORAPLUS_RATIO, eps=1e-8, betas=(0.9, 0.999)
+    )
+
+
+def _of(kind: str, **config: Any) -> Method:
+    return Method(kind, partial(_lora, **config), config)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        _of("lora"),
+        _of("rslora", use_rslora=True),
+        _of("dora", use_dora=True),
+        Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer),
+        _of("pissa", init_lora_weights="pissa_niter_16"),
+        _of("olora", init_lora_weights="olora"),
+        Method("eva", partial(eva, _lora)),
+        Method("corda", partial(corda, _lora)),
+        Method("lora-ga", partial(lora_ga, _lora)),
+        Method("lora-fa", _lora_fa, {}, _lorafa_optimizer),
+        Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
+        Method("vera", _vera, {"r": VERA_RANK}),
+    )
+}
+METHODS |= {
+    "tlora-paper": Method("tlora-paper", partial(_walk, RECIPES["paper"]), RECIPES["paper"].arguments()),
+    "tlora": Method("tlora", partial(_walk, RECIPES["recommended"]), RECIPES["recommended"].arguments()),
+}
+"""Methods by name."""
+
+REFUSED = dict.fromkeys(
+    ("qalora", "qa-lora"),
+    "QA-LoRA in PEFT adapts layers quantised by GPTQ alone, which takes a CUDA device and the package gptqmodel, and "
+    "no method is compared on a quantised base here: leave it out",
+)
+"""Names that are known and cannot be compared, and why."""
+
+
+def seeded_adapt(method: Method, job: Job) -> PeftModel:
+    """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(job.seed)
+        return method.adapt(job)

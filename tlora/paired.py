@@ -1,0 +1,147 @@
+"""Summaries of a comparison: means, and paired bootstrap intervals of differences over runs and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tlora.checks import positive_int
+from tlora.resampling import bootstrap_grid_means
+
+Matched = Literal["rank", "parameters"]
+Grid = NDArray[np.float64]
+
+LOWER_IS_BETTER = {"loss": "negative_loss"}
+"""Metrics that are turned round, and what they are called then."""
+
+_PLACE = ["task", "model", "rank", "method"]
+
+
+class Bootstrap(NamedTuple):
+    """How intervals are made."""
+
+    confidence: float
+    resamples: int
+    seed: int
+
+    def interval(self, values: Grid) -> tuple[float, float]:
+        """Percentile interval of the mean of (runs, samples) values; NaN where there are none."""
+        if not values.size:
+            return np.nan, np.nan
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(bootstrap_grid_means(values, self.resamples, self.seed), [tail, 1 - tail])
+        return float(low), float(high)
+
+
+class Runs(NamedTuple):
+    """The runs of a method at its chosen rate, at one rank on one task: what they made of each sample, by seed."""
+
+    rows: pd.DataFrame
+    outcomes: dict[int, Grid]
+
+    def grid(self, seeds: list[int]) -> Grid:
+        """(seeds, samples)."""
+        return np.array([self.outcomes[seed] for seed in seeds]) if seeds else np.empty((0, 0))
+
+    @property
+    def parameters(self) -> float:
+        """Trained parameters."""
+        return float(self.rows["trainable_parameters"].mean())
+
+
+def summarise(
+    runs: pd.DataFrame,
+    outcomes: Mapping[str, Tensor],
+    baseline: str | None,
+    equal: Matched,
+    metric: str | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """One row a task, model, rank and method, for `tlora.Comparison.summary`; see there."""
+    _check(runs, baseline, equal, metric, confidence, resamples)
+    bootstrap = Bootstrap(confidence, resamples, seed)
+    places = runs.groupby(_PLACE, sort=False)
+    found = {place: _runs(rows[rows["best_rate"]], outcomes, metric) for place, rows in places}
+    table = []
+    for place, rows in found.items():
+        reference = _reference(found, place, baseline or "lora", equal)
+        row = dict(zip(_PLACE, place, strict=True)) | _value(rows, metric, bootstrap)
+        row |= _difference(rows, found.get(reference), bootstrap) if reference != place else _NO_DIFFERENCE
+        row["baseline_rank"] = reference[2] if reference in found and reference != place else np.nan
+        table.append(row | _costs(rows, runs, place))
+    return pd.DataFrame(table)
+
+
+_NO_DIFFERENCE = dict.fromkeys(("difference", "difference_low", "difference_high"), np.nan)
+
+
+def _check(
+    runs: pd.DataFrame, baseline: str | None, equal: Matched, metric: str | None, confidence: float, resamples: int
+) -> None:
+    methods = list(dict.fromkeys(runs["method"]))
+    if baseline is not None and baseline not in methods:
+        raise ValueError(f"baseline={baseline!r} was not compared: choose one of {', '.join(methods)}")
+    if equal not in get_args(Matched):
+        raise ValueError(f"equal={equal!r}: choose one of {', '.join(get_args(Matched))}")
+    if metric not in (None, "loss"):
+        raise ValueError(f"metric={metric!r}: pass 'loss', or nothing for the task's own")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r}: pass a share between 0 and 1, e.g. 0.95")
+    positive_int(resamples, "resamples")
+
+
+def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None) -> Runs:
+    found = {}
+    for index, row in rows.iterrows():
+        name = metric or next((k for k, v in LOWER_IS_BETTER.items() if v == row["metric"]), row["metric"])
+        values = outcomes.get(f"{index}.{name}")
+        if values is not None:
+            found[int(row["seed"])] = values.double().numpy() * (-1 if name in LOWER_IS_BETTER else 1)
+    return Runs(rows, found)
+
+
+def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, equal: Matched) -> Any:
+    """Where the baseline is that a place is held against."""
+    task, model, rank, _ = place
+    same = (task, model, rank, baseline)
+    there = [p for p in found if p[:2] == (task, model) and p[3] == baseline]
+    if equal == "rank" or not there:
+        return same
+    size = found[place].parameters
+    return min(there, key=lambda p: abs(np.log(found[p].parameters / size)))
+
+
+def _value(rows: Runs, metric: str | None, bootstrap: Bootstrap) -> dict[str, Any]:
+    values = rows.grid(sorted(rows.outcomes))
+    low, high = bootstrap.interval(values)
+    return {
+        "learning_rate": float(rows.rows["learning_rate"].mean()),  # all the same
+        "seeds": len(rows.outcomes),
+        "metric": LOWER_IS_BETTER[metric] if metric else next(iter(rows.rows["metric"]), ""),
+        "value": float(values.mean()) if values.size else np.nan,
+        "low": low,
+        "high": high,
+    }
+
+
+def _difference(rows: Runs, reference: Runs | None, bootstrap: Bootstrap) -> dict[str, float]:
+    seeds = sorted(rows.outcomes.keys() & reference.outcomes.keys()) if reference else []
+    if not seeds or reference is None:
+        return _NO_DIFFERENCE
+    difference = rows.grid(seeds) - reference.grid(seeds)
+    low, high = bootstrap.interval(difference)
+    return {"difference": float(difference.mean()), "difference_low": low, "difference_high": high}
+
+
+def _costs(rows: Runs, runs: pd.DataFrame, place: Any) -> dict[str, Any]:
+    here = runs[(runs[_PLACE] == list(place)).all(axis=1)]
+    costs = {name: float(rows.rows[name].mean()) for name in ("seconds", "preparation_seconds")}
+    counts = {status: int((here["status"] == status).sum()) for status in ("diverged", "failed")}
+    return {"trainable_parameters": rows.parameters, "peak_bytes": rows.rows["peak_bytes"].max()} | costs | counts

@@ -1,0 +1,86 @@
+"""The search for a learning rate: a log grid that is widened until its best rate is not at its edge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+
+WIDENINGS = 8
+"""Most rates that are added to a grid: at a factor of two, that is 256."""
+
+
+def search(value_at: Callable[[float], float], grid: Iterable[float]) -> dict[float, float]:
+    """Value at each rate of the grid, and of as many more as it takes for the best not to be at an edge.
+
+    Parameters
+    ----------
+    value_at : callable
+        From a learning rate to a value, higher is better; minus infinity or NaN where training failed.
+    grid : iterable of float
+        At least two rates; from one to the next by about the same factor.
+
+    Returns
+    -------
+    dict of float
+        Value by rate. Where `edge` of it is not None, the search was given up.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two rates, or one is not positive.
+    """
+    values = {rate: value_at(rate) for rate in checked_grid(grid)}
+    for _ in range(WIDENINGS):
+        rate = beyond(values)
+        if rate is None:
+            break
+        values[rate] = value_at(rate)
+    return values
+
+
+def checked_grid(grid: Iterable[float]) -> list[float]:
+    """The rates, rising.
+
+    Raises
+    ------
+    ValueError
+        As `search`.
+    """
+    rates = list(grid)
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"learning rate {rate!r}: pass positive numbers")
+    rates = sorted({float(rate) for rate in rates})
+    if len(rates) < 2:
+        raise ValueError(f"learning_rates={rates}: a search takes at least two, e.g. 5e-4, 1e-3 and 2e-3")
+    return rates
+
+
+def best(values: Mapping[float, float]) -> float | None:
+    """The rate with the highest value: the middle one of equals; None where all failed."""
+    finite = {rate: value for rate, value in values.items() if math.isfinite(value)}
+    if not finite:
+        return None
+    top = max(finite.values())
+    equals = sorted(rate for rate, value in finite.items() if value == top)
+    return equals[len(equals) // 2]
+
+
+def beyond(values: Mapping[float, float]) -> float | None:
+    """The rate that follows on the edge at which the best is; None where the best is inside.
+
+    Where all failed, or none did better than another, there is nothing to go by: lower then, for it is at high rates
+    that training fails.
+    """
+    rates, top = sorted(values), best(values)
+    if top is None or top == rates[0]:
+        return _rounded(rates[0] * rates[0] / rates[1])
+    if top == rates[-1]:
+        return _rounded(rates[-1] * rates[-1] / rates[-2])
+    return None
+
+
+def _rounded(rate: float) -> float:
+    """Three digits, so that a rate is the same number whichever way the grid was widened to it."""
+    return float(f"{rate:.3g}")

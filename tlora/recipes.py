@@ -1,0 +1,113 @@
+"""Recipes: named, frozen sets of arguments of the functions of the walk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tlora.adapter import attach
+from tlora.allocation import allocate
+from tlora.calibration import calibrate
+from tlora.storage import Meta
+from tlora.subspace import task_subspaces
+from tlora.training import train
+
+Arguments = Mapping[str, Any]
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "calibrate": calibrate,
+    "task_subspaces": task_subspaces,
+    "allocate": allocate,
+    "attach": attach,
+    "train": train,
+}
+# What the caller of the walk has to say, not a recipe: data, size, chance, and what is seen of it.
+_CALLERS = {
+    "model", "batches", "task", "calibration", "sensitivity", "subspaces", "allocation",
+    "rank", "seed", "output_dir", "resume", "progress", "callbacks", "replace",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Arguments of the functions of the walk, under a name; what is not named is as by default.
+
+    ``tlora.compare`` takes recipes among its methods, so that each choice can be tried against the others.
+
+    Attributes
+    ----------
+    name : str
+        What results of the recipe go by.
+    calibrate, allocate, attach, train : dict
+        Arguments of the function of that name: JSON values.
+    task_subspaces : dict or None
+        The same; None for none, where ``A`` is drawn at random (and usually trained: ``attach={"freeze_a": False}``).
+
+    Raises
+    ------
+    TypeError
+        If a function has no such argument, if it is the caller's to give (the rank, the seed, the data), or if a
+        value cannot be written as JSON.
+
+    Examples
+    --------
+    >>> Recipe("wider", attach={"rows": "variance"}, allocate={"temperature": 0.5})
+    Recipe(wider: allocate(temperature=0.5), attach(rows='variance'))
+    """
+
+    name: str
+    calibrate: Arguments = field(default_factory=dict)
+    task_subspaces: Arguments | None = field(default_factory=dict)
+    allocate: Arguments = field(default_factory=dict)
+    attach: Arguments = field(default_factory=dict)
+    train: Arguments = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for function in _FUNCTIONS:
+            given = getattr(self, function)
+            if given is None:
+                continue
+            _check(function, given)
+            # A copy, so that nobody else's changes reach it.
+            object.__setattr__(self, function, Meta(recipe=dict(given), versions={}).recipe)
+
+    def arguments(self) -> dict[str, dict[str, Any] | None]:
+        """What differs from the defaults, by function; None where there are no subspaces."""
+        given = {function: getattr(self, function) for function in _FUNCTIONS}
+        return {
+            function: None if values is None else dict(values) for function, values in given.items() if values != {}
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """All arguments in one, by their names, which no two functions share."""
+        given = [values for values in self.arguments().values() if values is not None]
+        return {name: value for values in given for name, value in values.items()}
+
+    def __repr__(self) -> str:
+        calls = [
+            f"no {function}" if values is None else f"{function}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
+            for function, values in self.arguments().items()
+        ]
+        return f"Recipe({self.name}: {', '.join(calls) or 'all as by default'})"
+
+
+def _check(function: str, given: Arguments) -> None:
+    parameters = inspect.signature(_FUNCTIONS[function]).parameters
+    named = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD} - _CALLERS
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in given:
+        if name in _CALLERS or (name not in named and not open_ended):
+            raise TypeError(f"a recipe cannot set {name!r} of {function}(): it has {', '.join(sorted(named))}")
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("paper"),
+        # The inputs' variance along a row is that along a random LoRA row: one learning rate then suits both.
+        Recipe("recommended", attach={"rows": "variance"}),
+    )
+}
+"""Recipes by name: ``paper``, the functions' own defaults, and ``recommended``, what the comparisons support."""
