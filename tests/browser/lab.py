@@ -93,11 +93,18 @@ class Lab:
                     found.append("".join(output["text"]))
         return found
 
-    def cell(self, text: str) -> Any:
-        """The code cell with this text in its source."""
+    def _index(self, text: str) -> int:
         found = [i for i, c in enumerate(self.cells()) if c["cell_type"] == "code" and text in "".join(c["source"])]
         assert len(found) == 1, f"{len(found)} cells with {text!r}"
-        return self.page.locator(".jp-Notebook .jp-Cell").nth(found[0])
+        return found[0]
+
+    def cell(self, text: str) -> Any:
+        """The code cell with this text in its source."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(self._index(text))
+
+    def printed(self, text: str) -> str:
+        """What the cell with this text has printed."""
+        return "".join("".join(o.get("text", "")) for o in self.cells()[self._index(text)]["outputs"])
 
     def run(self, text: str, seconds: float = 60) -> None:
         """Run the one cell with this text in its source."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,8 +50,8 @@ def test_all_cells_run(lab: Lab, name: str) -> None:
 
 def explore(lab: Lab) -> None:
     """A slider moved by key changes picture, line and what the next cell uses; so does the mouse on a button."""
-    cell = lab.cell("viz.AllocationExplorer(")
-    image, line = cell.locator("img"), cell.locator(".jp-OutputArea").inner_text()
+    cell, use = lab.cell("viz.AllocationExplorer("), "chosen = explorer.allocation"
+    image, line, used = cell.locator("img"), cell.locator(".jp-OutputArea").inner_text(), lab.printed(use)
     before = image.get_attribute("src")
     cell.locator(".noUi-handle").first.focus()
     lab.page.keyboard.press("ArrowRight")
@@ -61,8 +60,10 @@ def explore(lab: Lab) -> None:
     before = image.get_attribute("src")
     cell.get_by_role("button", name="exclude").first.click()
     assert changed(image, before)
-    lab.run("explorer.allocation")
-    assert not lab.said()
+    lab.run(use)
+    assert lab.printed(use) != used
+    assert "rank=9" in lab.printed(use)
+    assert "exclude=" in lab.printed(use)
 
 
 def test_the_monitor_stops_training(lab: Lab) -> None:
@@ -75,4 +76,3 @@ def test_the_monitor_stops_training(lab: Lab) -> None:
     stop.click()
     lab.finish(300)
     assert not lab.said()
-    assert Path(NOTEBOOKS).is_dir()
