@@ -57,7 +57,7 @@ def export(model: PeftModel, folder: str | os.PathLike[str]) -> Path:
     if any(layer.merged for layer in layers.values()):
         raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
     rank = max(layer.r[ADAPTER] for layer in layers.values())
-    tensors = get_peft_model_state_dict(model)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)  # else PEFT asks a hub about the vocabulary
     for name, layer in layers.items():
         key = f"base_model.model.{name}.lora_{{}}.weight"
         tensors[key.format("A")] = _padded(tensors[key.format("A")].float(), 0, rank)

@@ -118,7 +118,7 @@ def refuse_adapted(model: nn.Module) -> None:
         if isinstance(module, PeftModel | BaseTunerLayer):
             raise ValueError(
                 f"the model already has an adapter (at {name or 'the top'!r}): load a fresh base model, or "
-                "take the adapter off with `model = model.unload()` first"
+                "take the adapter off with tlora.detach(model) first (attach does so with replace=True)"
             )
 
 

@@ -84,3 +84,10 @@ def test_refusals(tmp_path):
     with pytest.raises(FileExistsError, match="holds no adapter_config"):
         tlora.export(adapted, tmp_path / "other")
     assert not (tmp_path / "x").exists()
+
+
+def test_no_hub_is_asked_about_the_base(tmp_path):
+    adapted, _ = trained("llama")
+    for config in (adapted.peft_config["default"], adapted.config):
+        config.base_model_name_or_path = config._name_or_path = "nobody/no-such-model"
+    tlora.export(adapted, tmp_path / "served")  # PEFT warns where its question finds no answer
