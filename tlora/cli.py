@@ -16,6 +16,7 @@ from tlora import cli_steps as steps
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.cli_adapter import EVALUATING, evaluate, merge
+from tlora.cli_compare import Comparing, Showing, compared, listed, summary_text
 from tlora.cli_options import (
     Data,
     Kind,
@@ -26,6 +27,8 @@ from tlora.cli_options import (
     Placement,
     Plan,
     Quiet,
+    Recipe,
+    RecipeName,
     SaveCalibration,
     Start,
     Training,
@@ -92,6 +95,8 @@ def main(
 `tlora run --model models/qwen --task answers.jsonl --rank 32 --lr 5e-4 --output answers`
 
 `tlora run --model smollm2-135m --task chain_sum --no-init --no-ranks --no-scales --output lora` (plain LoRA)
+
+`tlora run --model minilm --task rotten_tomatoes --recipe recommended --output reviews`
 """
 )
 @flat
@@ -105,6 +110,7 @@ def run(
     plan: Plan,
     start: Start,
     training: Training,
+    recipe: Recipe = RecipeName.PAPER,
     save_calibration: SaveCalibration = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -114,6 +120,7 @@ def run(
     Writes an ordinary PEFT adapter; in its folder also `tlora/` (the run, the sensitivity, the spectrum, the plan),
     `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.
     """
+    looking, plan, start, training = steps.by_recipe(ctx, recipe, looking, plan, start, training)
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = {"command": line, "data": asdict(data)}
     steps.check_run(start, training, output, [work] if work.exists() else [], overwrite)
@@ -285,6 +292,30 @@ def report(
     with Report(quiet).step(f"reporting on {adapter}"):
         path = _viz().report(adapter, output)
     typer.echo(facts({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
+
+
+@app.command(
+    epilog="""Examples:
+
+`tlora compare --model minilm --task rotten_tomatoes --test-samples 2000 --method lora --method tlora`
+
+`tlora compare --store comparison.jsonl --list`
+"""
+)
+@flat
+def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Quiet = False) -> None:
+    """Methods against each other: the same training for all, and each at its own learning rate.
+
+    Learning rates are chosen on the validation split, results are of the test split, intervals are of a paired
+    bootstrap over seeds and samples. Each run is in --store before the next begins: the same command goes on with what
+    was interrupted, and what is there already is not run again.
+    """
+    report, line = Report(quiet), written(compare, ctx.params)
+    comparison = compared(options, report, line)
+    typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
+    if showing.picture:
+        figure = _viz().plot_comparison(comparison, baseline=showing.baseline, equal=showing.equal.value)
+        figure.savefig(showing.picture, dpi=150)
 
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:

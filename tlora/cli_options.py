@@ -60,13 +60,21 @@ class Rows(StrEnum):
     VARIANCE = "variance"
 
 
-def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+class RecipeName(StrEnum):
+    """Names of `tlora.recipes.RECIPES`."""
+
+    PAPER = "paper"
+    RECOMMENDED = "recommended"
+
+
+def option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    """An option, under the heading ``panel`` of a command's help; by default it goes by the name of what it sets."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
 Model = Annotated[
     str,
-    _option(
+    option(
         "Model",
         "Base model: smollm2-135m or minilm (packaged), a folder, a .gguf file, or an id on the Hugging Face hub.",
         "--model",
@@ -74,11 +82,11 @@ Model = Annotated[
     ),
 ]
 BaseModel = Annotated[
-    str | None, _option("Model", "Base model, where it is not the one that the adapter names.", "--model", "-m")
+    str | None, option("Model", "Base model, where it is not the one that the adapter names.", "--model", "-m")
 ]
 TaskName = Annotated[
     str,
-    _option(
+    option(
         "Data",
         "A task of reasoning-gym (family_relationships), one known by name (rotten_tomatoes, gsm8k, ...), or a "
         "JSONL, CSV or Parquet file, or a folder of them, with the columns prompt and completion, messages, or "
@@ -87,32 +95,40 @@ TaskName = Annotated[
         "-t",
     ),
 ]
-BatchSize = Annotated[int, _option("Training", "Samples a step.", min=1)]
+BatchSize = Annotated[int, option("Training", "Samples a step.", min=1)]
 EvalLimit = Annotated[
     int | None,
-    _option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
+    option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
 ]
-Output = Annotated[Path, _option("Output", "Folder to write.", "--output", "-o")]
-Overwrite = Annotated[bool, _option("Output", "Replace an earlier result.", "--overwrite")]
+Output = Annotated[Path, option("Output", "Folder to write.", "--output", "-o")]
+Overwrite = Annotated[bool, option("Output", "Replace an earlier result.", "--overwrite")]
+Recipe = Annotated[
+    RecipeName,
+    option(
+        "Plan",
+        "Options by default: paper, the published method; or recommended, what comparisons of methods support. What is "
+        "given beside it counts.",
+    ),
+]
 SaveCalibration = Annotated[
     bool,
-    _option(
+    option(
         "Output",
         "Keep the calibration (its covariances are large: 200 MB for smollm2-135m) and the subspaces too.",
         "--save-calibration",
     ),
 ]
-Quiet = Annotated[bool, _option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
+Quiet = Annotated[bool, option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where the model computes, and in what."""
 
-    device: Annotated[str | None, _option("Model", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None
+    device: Annotated[str | None, option("Model", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None
     dtype: Annotated[
         str | None,
-        _option("Model", "float32, bfloat16 or float16. Default: bfloat16 on CUDA, float32 on the CPU."),
+        option("Model", "float32, bfloat16 or float16. Default: bfloat16 on CUDA, float32 on the CPU."),
     ] = None
 
 
@@ -123,7 +139,7 @@ class Data:
     task: TaskName
     train_samples: Annotated[
         int | None,
-        _option(
+        option(
             "Data",
             "Samples to train on. Default, here and in the next two: all there are, and "
             + ", ".join(map(str, DRAWN.values()))
@@ -131,16 +147,16 @@ class Data:
             min=1,
         ),
     ] = None
-    validation_samples: Annotated[int | None, _option("Data", "Samples for the loss during training.", min=0)] = None
-    test_samples: Annotated[
-        int | None, _option("Data", "Samples for the metrics before and after training.", min=0)
-    ] = None
+    validation_samples: Annotated[int | None, option("Data", "Samples for the loss during training.", min=0)] = None
+    test_samples: Annotated[int | None, option("Data", "Samples for the metrics before and after training.", min=0)] = (
+        None
+    )
     max_length: Annotated[
         int | None,
-        _option("Data", "Most tokens of a sample. Default: 1,024, or what the model reads.", min=2),
+        option("Data", "Most tokens of a sample. Default: 1,024, or what the model reads.", min=2),
     ] = None
     seed: Annotated[
-        int, _option("Data", "Seed of all that is random: data, a new head, subspaces, order of training.", min=0)
+        int, option("Data", "Seed of all that is random: data, a new head, subspaces, order of training.", min=0)
     ] = 0
 
     def sizes(self) -> dict[str, int | None]:
@@ -154,9 +170,9 @@ class Data:
 class Looking:
     """How the calibration looks at the task."""
 
-    samples: Annotated[int, _option("Calibration", "Training samples to calibrate on.", min=1)] = 32
+    samples: Annotated[int, option("Calibration", "Training samples to calibrate on.", min=1)] = 32
     tokens: Annotated[
-        Tokens, _option("Calibration", "Tokens in the covariance: all real ones, or those that are learnt.")
+        Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are learnt.")
     ] = Tokens.ALL
 
 
@@ -165,27 +181,27 @@ class Plan:
     """What the allocation is asked for."""
 
     rank: Annotated[
-        int, _option("Plan", "Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
+        int, option("Plan", "Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
     ] = 8
-    alpha: Annotated[float | None, _option("Plan", "Nominal alpha, as in LoRA. Default: the rank.")] = None
-    scaling: Annotated[Scaling, _option("Plan", "Divide a module's alpha by the nominal or by its allocated rank.")] = (
+    alpha: Annotated[float | None, option("Plan", "Nominal alpha, as in LoRA. Default: the rank.")] = None
+    scaling: Annotated[Scaling, option("Plan", "Divide a module's alpha by the nominal or by its allocated rank.")] = (
         Scaling.NOMINAL
     )
     budget: Annotated[
-        Budget, _option("Plan", "What stays equal to a uniform plan: the sum of ranks, or trained parameters.")
+        Budget, option("Plan", "What stays equal to a uniform plan: the sum of ranks, or trained parameters.")
     ] = Budget.RANKS
     max_rank: Annotated[
-        int | None, _option("Plan", "Most rank of a module. Default: the size of its matrix.", min=1)
+        int | None, option("Plan", "Most rank of a module. Default: the size of its matrix.", min=1)
     ] = None
     ranks: Annotated[
         bool,
-        _option(
+        option(
             "Plan", "Give every module the nominal rank, whatever its sensitivity.", " /--no-ranks", show_default=False
         ),
     ] = True
     scales: Annotated[
         bool,
-        _option(
+        option(
             "Plan",
             "Give every module the nominal alpha, whatever its sensitivity.",
             " /--no-scales",
@@ -200,18 +216,18 @@ class Start:
 
     kind: Annotated[
         Kind,
-        _option(
+        option(
             "Adapter",
             "Matrix whose right singular vectors A takes: weight x covariance (wc, TLoRA), weight (w), covariance "
             "(c), weight x root of the covariance (wc_half), mean gradient (g); or random orthonormal rows.",
         ),
     ] = Kind.WC
     init: Annotated[
-        bool, _option("Adapter", "Plain LoRA: A is random, and trained.", " /--no-init", show_default=False)
+        bool, option("Adapter", "Plain LoRA: A is random, and trained.", " /--no-init", show_default=False)
     ] = True
-    freeze_a: Annotated[bool, _option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
+    freeze_a: Annotated[bool, option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
     rows: Annotated[
-        Rows, _option("Adapter", "Length of the rows of A: one, or by the variance of the inputs along them.")
+        Rows, option("Adapter", "Length of the rows of A: one, or by the variance of the inputs along them.")
     ] = Rows.ORTHONORMAL
 
     def check(self) -> None:
@@ -234,10 +250,10 @@ class Training:
 
     learning_rate: Annotated[
         float,
-        _option("Training", "Peak learning rate of AdamW; warm-up over 3 %, then a cosine.", "--learning-rate", "--lr"),
+        option("Training", "Peak learning rate of AdamW; warm-up over 3 %, then a cosine.", "--learning-rate", "--lr"),
     ] = 1e-3
-    epochs: Annotated[float, _option("Training", "Passes over the training samples.")] = 1.0
-    max_steps: Annotated[int | None, _option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
+    epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
+    max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
     batch_size: BatchSize = 4
     eval_limit: EvalLimit = None
 
@@ -314,12 +330,15 @@ def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
         Quoted for a shell.
     """
     words = ["tlora", command.__name__]
-    for name, option in inspect.signature(command).parameters.items():
+    for name, given in inspect.signature(command).parameters.items():
         value = values.get(name)
-        if value is None or value == option.default or name == "quiet":
+        if value is None or value == given.default or name == "quiet":
             continue
         flag = name.replace("_", "-")
-        if any(isinstance(extra, ArgumentInfo) for extra in get_args(option.annotation)):
+        if isinstance(value, list | tuple):
+            if list(value) != list(given.default):
+                words += [word for each in value for word in (f"--{flag}", str(each))]
+        elif any(isinstance(extra, ArgumentInfo) for extra in get_args(given.annotation)):
             words.append(str(value))
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")

@@ -6,7 +6,8 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +17,10 @@ from peft import PeftConfig
 from tlora.adapter import attach, load, merge
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
-from tlora.cli_options import Data, Kind, Looking, Placement, Plan, Start, Training
+from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.models import is_encoder_decoder, load_model, load_tokenizer
+from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result, replace_folder
@@ -111,6 +113,41 @@ def check_run(start: Start, training: Training, output: Path, left: Iterable[Pat
                 f"{found} is left of a run that broke off: go on with tlora train (--resume where there are "
                 "checkpoints), remove it, or start anew with --overwrite"
             )
+
+
+def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
+    """Groups of options as a recipe has them, where they were not given on the command line.
+
+    Parameters
+    ----------
+    ctx : typer.Context
+        Of the command; its ``params`` are changed alike, for the lines to type that are made of them.
+    recipe : RecipeName
+        Which.
+    *groups : dataclass
+        Of the command's options.
+
+    Returns
+    -------
+    tuple of dataclass
+        The groups, changed.
+    """
+    found = []
+    for group in groups:
+        names = {field.name for field in fields(group)}
+        asked = {k: v for k, v in RECIPES[recipe.value].flat().items() if k in names and _is_default(ctx, k)}
+        # An option of choices takes one of its own kind.
+        kinds = {
+            k: type(getattr(group, k)) if isinstance(getattr(group, k), StrEnum) else type(v) for k, v in asked.items()
+        }
+        changes = {k: kinds[k](v) for k, v in asked.items()}
+        ctx.params.update(changes)
+        found.append(replace(group, **changes))
+    return tuple(found)
+
+
+def _is_default(ctx: Any, name: str) -> bool:
+    return bool(ctx.get_parameter_source(name).name == "DEFAULT")
 
 
 def checkpoints(output: Path) -> list[Path]:

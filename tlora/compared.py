@@ -150,6 +150,7 @@ class Comparison(Result):
         Comparison
         """
         runs = pd.DataFrame([_row(record) for record in records], columns=list(cls.columns))
+        runs["metric"] = _named_metrics(runs)
         runs["best_rate"] = _is_best(runs)
         types = {"rank": "int64", "seed": "int64", "best_rate": "bool"}
         floats = dict.fromkeys(("learning_rate", "value", "loss", *_COSTS), "float64")
@@ -259,7 +260,7 @@ def cell_text(key: Mapping[str, Any]) -> str:
 
 def _row(record: Record) -> dict[str, Any]:
     key, metrics = record["key"], record.get("metrics", {})
-    metric = headline(metrics)
+    metric = headline(metrics) if metrics else ""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     return {
         **{name: key[name] for name in (*PLACE, *_RUN)},
@@ -269,6 +270,12 @@ def _row(record: Record) -> dict[str, Any]:
         "status": record["status"],
         **{name: record.get(name) for name in _COSTS},
     }
+
+
+def _named_metrics(runs: pd.DataFrame) -> list[str]:
+    """The metric of each run: of those that failed, that of the others on the task."""
+    named = {task: metric for task, metric in zip(runs["task"], runs["metric"], strict=True) if metric}
+    return [metric or named.get(task, "") for task, metric in zip(runs["task"], runs["metric"], strict=True)]
 
 
 def headline(metrics: Mapping[str, float]) -> str:

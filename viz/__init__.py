@@ -11,6 +11,7 @@ from viz.sensitivity import plot_sensitivity
 from viz.alignment import plot_alignment
 from viz.allocation import plot_allocation
 from viz.training import plot_training
+from viz.comparison import plot_comparison
 from viz.widgets import SpectrumExplorer, AlignmentExplorer, AllocationExplorer, TrainingMonitor
 from viz.pages import card, report
 
@@ -20,6 +21,7 @@ __all__ = [
     "plot_alignment",
     "plot_allocation",
     "plot_training",
+    "plot_comparison",
     "SpectrumExplorer",
     "AlignmentExplorer",
     "AllocationExplorer",

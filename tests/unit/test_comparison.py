@@ -531,6 +531,7 @@ def test_failures_and_divergences_are_rows(monkeypatch, caplog):
     assert frame["status"].tolist() == ["done", "diverged", "done", "failed"]
     assert frame["best_rate"].tolist() == [False, False, True, True]
     assert math.isnan(frame["value"].iloc[3])
+    assert set(frame["metric"]) == {"exact_match"}
     assert "no memory" in caplog.text
     row = found.summary().iloc[0]
     assert (row["seeds"], row["diverged"], row["failed"]) == (1, 1, 1)

@@ -1,0 +1,168 @@
+"""`tlora compare` and `tlora run --recipe`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import tlora
+from tests.adapted import quick_collections  # noqa: F401
+from tests.commands import DATA, QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
+from tests.results import record
+from tlora import bench, rates
+from tlora.compared import LISTED
+from tlora.recipes import RECIPES
+from tlora.store import Store
+
+pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
+SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --lr 1e-3 --lr 1e-2"
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    monkeypatch.setattr(rates, "WIDENINGS", 0)
+
+
+def stored() -> None:
+    store = Store("runs.jsonl")
+    for method, worth in (("lora", 0.4), ("tlora", 0.6)):
+        for rate in (1e-3, 2e-3, 4e-3):
+            store.append(record(method, rate, 0, "validation", [worth - abs(rate - 2e-3)]))
+        for seed in range(3):
+            store.append(record(method, 2e-3, seed, "test", [worth, 0, 1, 0.5]))
+    store.append(record("vera", 1e-3, 0, "validation", None))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_runs_tells_lists_and_goes_on():
+    line = f"compare {DATA} --method lora --method tlora {SMALL} --store runs.jsonl"
+    result = done(line)
+    assert result.stdout.startswith("Comparison(2 methods (lora, tlora) on 1 tasks, 8 runs)")
+    assert "pairs.jsonl, llama, rank 2: exact_match" in result.stdout
+    assert result.stderr.count("(done)") == 8
+    assert "lora rank 2 on pairs.jsonl, rate 0.001, seed 0: validation loss" in result.stderr
+    before = Path("runs.jsonl").read_bytes()
+    again = done(f"{line} --quiet")
+    assert again.stdout == result.stdout
+    assert not again.stderr.replace("warning", "").strip() or "edge" in again.stderr
+    assert Path("runs.jsonl").read_bytes() == before
+    listed = pd.read_csv(io.StringIO(done("compare --store runs.jsonl --list").stdout))
+    expected = tlora.Comparison.read("runs.jsonl").to_frame()[list(LISTED)]
+    pd.testing.assert_frame_equal(listed, expected)
+
+
+def test_the_list_is_csv_with_exactly_these_columns():
+    stored()
+    text = done("compare --store runs.jsonl --list").stdout
+    header = "method,task,model,rank,learning_rate,seed,metric,value,trainable_parameters,best_rate"
+    assert text.splitlines()[0] == header
+    frame = pd.read_csv(io.StringIO(text))
+    assert len(frame) == 13
+    assert frame.groupby("method")["best_rate"].sum().to_dict() == {"lora": 3, "tlora": 3, "vera": 0}
+    best = frame[frame["best_rate"]]
+    assert best["learning_rate"].eq(2e-3).all()
+    assert best[best["method"] == "tlora"]["value"].tolist() == pytest.approx([0.525] * 3)
+    assert frame.iloc[-1]["value"] != frame.iloc[-1]["value"]
+
+
+def test_the_summary_names_values_and_differences():
+    stored()
+    lines = done("compare --store runs.jsonl").stdout.splitlines()
+    row = next(line for line in lines if line.startswith("tlora "))
+    assert "0.5250" in row
+    assert "+0.0500" in row
+    assert "0.002" in row
+    assert "100" in row
+    assert "1.00 GB" in row or "1 GB" in row
+    assert (
+        next(line for line in lines if line.startswith("vera ")).split()[1:]
+        == ["-"] * 5 + ["0", "(1", "failed)"] + ["-"] * 3
+    )
+    assert "negative_loss" in done("compare --store runs.jsonl --loss").stdout
+    row = next(
+        line for line in done("compare --store runs.jsonl --baseline tlora").stdout.splitlines() if "lora " in line
+    )
+    assert "-0.0500" in done("compare --store runs.jsonl --baseline tlora").stdout
+
+
+def test_a_picture():
+    stored()
+    done("compare --store runs.jsonl --equal parameters --picture comparison.png")
+    assert Path("comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_an_interruption_says_how_to_go_on(monkeypatch):
+    line = f"compare {DATA} --method lora {SMALL} --store runs.jsonl"
+    real, count = bench.train, []
+
+    def train(*args, **kwargs):
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(bench, "train", train)
+    result = invoke(line)
+    assert result.exit_code == 130
+    assert "kept  runs.jsonl" in result.stderr
+    (next_line,) = [text for text in result.stderr.splitlines() if text.startswith("next")]
+    assert "--method lora" in next_line
+    assert "--learning-rate 0.001 --learning-rate 0.01" in next_line
+    done(next_line.removeprefix("next").strip().removeprefix("tlora "))
+    assert len(Store("runs.jsonl").read()) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("compare", "no runs in comparison.jsonl"),
+        ("compare --task pairs.jsonl", "name one with --model"),
+        ("compare --model llama", "name at least one task"),
+        (f"compare {DATA} --method qalora", "GPTQ"),
+        (f"compare {DATA} --method loar", "Did you mean"),
+        (f"compare {DATA} --lr 1e-3", "at least two"),
+        (f"compare {DATA} --metric f1", "choose from exact_match"),
+    ],
+)
+def test_refusals_are_one_sentence(line, words):
+    result = invoke(line)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+# Recipes of `tlora run`.
+
+
+def rows_of(folder: str) -> str:
+    return tlora.TrainingRun.load(folder).meta.recipe["command"]
+
+
+def test_run_by_a_recipe_is_run_with_its_options():
+    done(f"{RUN} {QUICK} --recipe recommended --output one")
+    done(f"{RUN} {QUICK} --rows variance --output two")
+    done(f"{RUN} {QUICK} --recipe paper --output three")
+    done(f"{RUN} {QUICK} --output four")
+    done(f"{RUN} {QUICK} --recipe recommended --rows orthonormal --output five")
+    adapters = {name: tlora.TrainingRun.load(name).adapter for name in ("one", "two", "three", "four", "five")}
+
+    def same(a: str, b: str) -> bool:
+        return all(tensor.equal(adapters[b][name]) for name, tensor in adapters[a].items())
+
+    assert same("one", "two")
+    assert same("three", "four")
+    assert same("four", "five")
+    assert not same("one", "three")
+    assert "--recipe recommended --rows variance" in rows_of("one") or "--rows variance" in rows_of("one")
+    assert "--recipe recommended" in rows_of("one")
+
+
+def test_every_argument_of_a_recipe_is_an_option_of_run():
+    text = done("run --help").stdout
+    for recipe in RECIPES.values():
+        for name in recipe.flat():
+            assert f"--{name.replace('_', '-')}" in text

@@ -1,0 +1,159 @@
+"""The picture of a comparison: what is drawn where, for few and for many methods."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import viz
+from tests.pictured import texts
+from tests.results import comparison, record
+from tlora import rates
+from tlora.compared import Comparison
+from tlora.methods import METHODS
+
+GRID = (5e-4, 1e-3, 2e-3, 4e-3)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    plt.close("all")
+
+
+def many(methods, tasks=("rotten_tomatoes",), ranks=(8,)) -> Comparison:
+    """Each method a little worse than the one before, with its best rate elsewhere; the highest rate failed."""
+    records = []
+    for task in tasks:
+        for rank in ranks:
+            for n, method in enumerate(methods):
+                about = {"task": task, "rank": rank, "model": "models/minilm"}
+                top = 0.8 - 0.01 * n + 0.01 * np.log2(rank / 8)
+                values = {rate: top - 0.1 * abs(np.log2(rate / GRID[n % 3])) for rate in GRID[:-1]}
+                size = {"trainable_parameters": 1000 * rank * (1 + n % 3)}
+                found = [record(method, r, 0, "validation", [v], **about) | size for r, v in values.items()]
+                found.append(record(method, GRID[-1], 0, "validation", None, **about))
+                for seed in range(2):
+                    right = (np.random.default_rng(seed).random(200) < top).astype(float)
+                    found.append(record(method, rates.best(values), seed, "test", right, **about) | size)
+                records += found
+    return Comparison.of(records)
+
+
+def everything_inside_and_apart(figure) -> None:
+    figure.canvas.draw()
+    width, height = figure.bbox.size
+    for ax in figure.axes:
+        box = ax.get_tightbbox()
+        assert (box.x0 >= 0, box.y0 >= 0, box.x1 <= width, box.y1 <= height) == (True,) * 4
+        for axis in (ax.xaxis, ax.yaxis):
+            labels = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+            assert labels or not ax.has_data()
+            assert not any(a.overlaps(b) for a, b in pairwise(labels))
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[n + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("count", "tasks", "ranks"),
+    [
+        (1, ("pairs",), (8,)), (2, ("pairs",), (8,)), (6, ("rotten_tomatoes", "family_relationships"), (8,)),
+        (5, ("pairs",), (4, 16)), (14, ("family_relationships_of_large_families",), (4, 16)),
+    ],
+)  # fmt: skip
+def test_everything_has_its_place(count, tasks, ranks):
+    names = [*METHODS][:count]
+    figure = viz.plot_comparison(many(names, tasks, ranks))
+    assert len(figure.axes) == 3 * len(tasks)
+    assert figure.get_figwidth() <= 9
+    assert plt.get_fignums() == [figure.number]
+    everything_inside_and_apart(figure)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(labels) == count * len(ranks)
+    assert {label.split(",")[0] for label in labels} == set(names)
+
+
+def points(ax, marker: str) -> list[tuple[float, float]]:
+    return [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+        for line in ax.lines
+        if line.get_marker() == marker and len(line.get_xdata()) == 1 and line.get_markersize() == 7
+    ]
+
+
+def test_what_is_drawn_is_what_the_tables_say():
+    found = many(["lora", "tlora", "pissa"])
+    left, middle, right = viz.plot_comparison(found).axes
+    summary = found.summary().set_index("method")
+    assert [label.get_text() for label in left.get_yticklabels()] == ["lora", "tlora", "pissa"]
+    for place, (method, marker) in enumerate((("lora", "o"), ("tlora", "s"), ("pissa", "D"))):
+        row = summary.loc[method]
+        assert points(left, marker) == [(row["value"], place)]
+        assert points(right, marker) == [(row["trainable_parameters"], row["value"])]
+        ((chosen, value),) = points(middle, marker)
+        runs = found.runs[(found.runs["method"] == method) & (found.runs["split"] == "validation")]
+        assert chosen == row["learning_rate"]
+        assert value == runs["value"].max()
+        curve = next(line for line in middle.lines if line.get_label() == method)
+        assert np.array_equal(curve.get_xdata(), GRID[:-1])
+        assert np.array_equal(curve.get_ydata(), runs["value"][:-1])
+    spans = {tuple(line.get_xdata()): line.get_linewidth() for line in left.lines if len(line.get_xdata()) == 2}
+    tlora, lora = summary.loc["tlora"], summary.loc["lora"]
+    assert spans[(tlora["low"], tlora["high"])] == 1
+    ends = (lora["value"] + tlora["difference_low"], lora["value"] + tlora["difference_high"])
+    assert any(np.allclose(span, ends) and width > 3 for span, width in spans.items())
+    (dashed,) = [line for line in left.lines if line.get_linestyle() == "--"]
+    assert dashed.get_xdata()[0] == lora["value"]
+    crosses = [line for line in middle.lines if line.get_marker() == "x"]
+    assert [line.get_xdata().tolist() for line in crosses] == [[GRID[-1]]] * 3
+
+
+def test_headline_counts_what_is_ahead_beyond_the_interval():
+    base = np.tile([1.0, 0.0], 50)
+    better, worse = np.ones(100), np.zeros(100)
+    records = []
+    for method, values in (("lora", base), ("up", better), ("down", worse), ("same", base)):
+        records += [record(method, rate, 0, "validation", [rate * 100]) for rate in GRID]
+        records += [record(method, GRID[-1], seed, "test", values) for seed in range(3)]
+    ax = viz.plot_comparison(Comparison.of(records)).axes[0]
+    assert ax.get_title(loc="left").replace("\n", " ") == "1 above lora (dashed), 1 below, of 3"
+    assert "tiny  ·  pairs" in texts(ax)[-1]
+    ax = viz.plot_comparison(Comparison.of(records), baseline="up").axes[0]
+    assert ax.get_title(loc="left").replace("\n", " ") == "0 above up (dashed), 3 below, of 3"
+
+
+def test_what_failed_everywhere_is_said():
+    records = [record("lora", rate, 0, "validation", None) for rate in GRID]
+    figure = viz.plot_comparison(Comparison.of(records))
+    assert "failed" in texts(figure.axes[0])
+    assert figure.axes[0].get_title(loc="left") == "No method could be trained"
+    everything_inside_and_apart(figure)
+
+
+def test_tasks_and_ranks_can_be_chosen():
+    found = many(["lora", "tlora"], ("pairs", "imdb"), (4, 8))
+    figure = viz.plot_comparison(found, tasks="imdb", ranks=4)
+    assert len(figure.axes) == 3
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["lora", "tlora"]
+    assert "imdb" in texts(figure.axes[0])[-1]
+    assert len(viz.plot_comparison(found, ranks=[4, 8]).axes) == 6
+    with pytest.raises(ValueError, match=r"with task \['sst2'\]: choose from pairs, imdb"):
+        viz.plot_comparison(found, tasks="sst2")
+
+
+def test_the_loss_can_be_drawn_in_place_of_the_metric():
+    left, _, right = viz.plot_comparison(comparison(), metric="loss").axes
+    assert left.get_xlabel() == right.get_ylabel() == "negative loss, test"
+
+
+def test_settings_and_other_figures_are_left_alone():
+    plt.figure()
+    before, numbers = plt.rcParams.copy(), plt.get_fignums()
+    viz.plot_comparison(comparison())
+    with pytest.raises(TypeError, match=r"expected a Comparison, got a str: pass the result of tlora\.compare"):
+        viz.plot_comparison("comparison.jsonl")
+    assert plt.rcParams.copy() == before
+    assert plt.get_fignums()[:-1] == numbers

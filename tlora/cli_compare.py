@@ -1,0 +1,186 @@
+"""What `tlora compare` takes and says; `tlora.cli` puts it on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+
+from tlora.cli_options import option
+from tlora.cli_report import Report, facts, size_text, table
+from tlora.compared import LISTED, Comparison
+from tlora.comparison import RATES, compare
+from tlora.methods import METHODS
+
+PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora")
+
+
+class Equal(StrEnum):
+    """What is equal where a method is held against the baseline."""
+
+    RANK = "rank"
+    PARAMETERS = "parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """What is compared, and how it is trained."""
+
+    model: Annotated[
+        str | None,
+        option(
+            "Compare", "Base model, as for `tlora run`. Without one nothing is run: --store is shown.", "--model", "-m"
+        ),
+    ] = None
+    task: Annotated[list[str], option("Compare", "A task, as for `tlora run`; may be repeated.", "--task", "-t")] = ()  # type: ignore[assignment]
+    method: Annotated[list[str], option("Compare", f"A method; may be repeated. There are {', '.join(METHODS)}.")] = (
+        PRINCIPAL  # type: ignore[assignment]
+    )
+    rank: Annotated[list[int], option("Compare", "A nominal rank; may be repeated.", "--rank", "-r", min=1)] = (8,)  # type: ignore[assignment]
+    train_samples: Annotated[int | None, option("Data", "Samples to train on. Default: all there are.", min=1)] = None
+    validation_samples: Annotated[
+        int | None, option("Data", "Samples that learning rates are chosen on. Default: all there are.", min=1)
+    ] = None
+    test_samples: Annotated[
+        int | None, option("Data", "Samples that results are of. Default: all there are.", min=1)
+    ] = None
+    metric: Annotated[
+        str | None, option("Data", "Of generated answers: exact_match, final_answer, or loss, which generates none.")
+    ] = None
+    learning_rate: Annotated[
+        list[float],
+        option(
+            "Training",
+            "A rate of the grid to begin with; repeated, each the same factor higher.",
+            "--learning-rate",
+            "--lr",
+        ),
+    ] = RATES  # type: ignore[assignment]
+    seeds: Annotated[int, option("Training", "Final runs of each method, with the seeds 0, 1, ...", min=1)] = 3
+    steps: Annotated[int, option("Training", "Optimiser steps of a run.", min=1)] = 250
+    batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 16
+    samples: Annotated[int, option("Training", "Training samples that a method may calibrate on.", min=1)] = 32
+    device: Annotated[str | None, option("Training", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None
+    dtype: Annotated[str, option("Training", "Of the base: float32, bfloat16 or float16.")] = "float32"
+    workers: Annotated[int, option("Training", "Processes side by side, each on its part of the cores.", min=1)] = 1
+    retry: Annotated[bool, option("Training", "Do again what failed before.", "--retry")] = False
+    store: Annotated[Path, option("Output", "File that runs are read from and appended to.")] = Path("comparison.jsonl")
+
+    def data(self) -> dict[str, Any]:
+        """Arguments of `tlora.load_task` that were asked for."""
+        sizes = {split: getattr(self, f"{split}_samples") for split in ("train", "validation", "test")}
+        return {name: value for name, value in (sizes | {"metric": self.metric}).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing:
+    """What is shown of a comparison."""
+
+    as_list: Annotated[bool, option("Output", f"Print all runs as CSV: {', '.join(LISTED)}.", "--list")] = False
+    picture: Annotated[Path | None, option("Output", "Draw the comparison into this file: .png, .svg or .pdf.")] = None
+    baseline: Annotated[
+        str | None, option("Output", "Method that the others are held against. Default: lora, where it is there.")
+    ] = None
+    equal: Annotated[
+        Equal, option("Output", "Hold against the baseline at the same rank, or at about as many parameters.")
+    ] = Equal.RANK
+    loss: Annotated[bool, option("Output", "Show the held-out loss in place of the task's metric.", "--loss")] = False
+
+
+def compared(options: Comparing, report: Report, line: str) -> Comparison:
+    """Run what is asked for, or read what there is.
+
+    Raises
+    ------
+    ValueError
+        If there is a model and no task, or the other way round.
+    FileNotFoundError
+        If nothing is asked for and there is no store.
+    """
+    if options.model is None:
+        if options.task:
+            raise ValueError("there are tasks to compare on and no base: name one with --model")
+        return Comparison.read(options.store)
+    try:
+        with _told(report):
+            return compare(
+                options.method,
+                {task: options.data() for task in options.task},
+                options.model,
+                ranks=options.rank,
+                learning_rates=options.learning_rate,
+                seeds=range(options.seeds),
+                steps=options.steps,
+                batch_size=options.batch_size,
+                samples=options.samples,
+                store=options.store,
+                device=options.device,
+                dtype=options.dtype,
+                workers=options.workers,
+                retry=options.retry,
+                progress=False,
+            )
+    except BaseException as error:
+        if options.store.exists():
+            error.add_note(facts({"kept": str(options.store), "next": line}))
+        raise
+
+
+@contextlib.contextmanager
+def _told(report: Report) -> Iterator[None]:
+    """Say each run when it is done."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report.say(record.getMessage())
+
+    logger, teller = logging.getLogger("tlora.comparison"), Teller(logging.INFO)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(teller)
+    try:
+        yield
+    finally:
+        logger.removeHandler(teller)
+        logger.setLevel(level)
+
+
+def listed(comparison: Comparison) -> str:
+    """All runs as CSV, without the last line's end."""
+    return comparison.to_frame()[list(LISTED)].to_csv(index=False).removesuffix("\n")
+
+
+def summary_text(comparison: Comparison, showing: Showing) -> str:
+    """Tables of the summary, one a task, model and rank."""
+    frame = comparison.summary(
+        showing.baseline, equal=showing.equal.value, metric="loss" if showing.loss else None
+    ).sort_values("value", ascending=False, kind="stable", na_position="last")
+    parts = []
+    for (task, model, rank), rows in frame.groupby(["task", "model", "rank"], sort=False):
+        lines = [
+            ["method", "value", "interval", "against", "interval", "rate", "seeds", "parameters", "seconds", "peak"]
+        ]
+        lines += [_line(row) for _, row in rows.iterrows()]
+        names = ", ".join(dict.fromkeys(filter(None, rows["metric"])))
+        parts.append(f"{task}, {model}, rank {rank}: {names or 'no result'}\n{table(lines)}")
+    return "\n\n".join(parts)
+
+
+def _line(row: pd.Series) -> list[str]:
+    interval, against = (f"{row[f'{p}low']:.4f} to {row[f'{p}high']:.4f}" for p in ("", "difference_"))
+    cells = [f"{row['value']:.4f}", interval, f"{row['difference']:+.4f}", against, f"{row['learning_rate']:g}"]
+    odd = "".join(f" ({row[name]} {name})" for name in ("diverged", "failed") if row[name])
+    size, peak = row["trainable_parameters"], row["peak_bytes"]
+    cells += [
+        f"{row['seeds']}{odd}",
+        f"{size:,.0f}",
+        f"{row['seconds']:.0f}",
+        "-" if pd.isna(peak) else size_text(peak),
+    ]
+    return [row["method"], *("-" if "nan" in cell else cell for cell in cells)]
