@@ -99,7 +99,7 @@ def attach(
     refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
     config = _config(model, allocation)
-    with _back_on_error(model), _without_noise(), torch.random.fork_rng(devices=[]):
+    with _back_on_error(model), without_noise(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         _apply(adapted, allocation, initial, freeze_a)
@@ -121,7 +121,7 @@ def _back_on_error(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
+def without_noise() -> Iterator[None]:
     """Without the warning that PEFT asks transformers by an old name, about which nobody here can do anything."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -352,7 +352,7 @@ def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, 
 def _with_saved(model: Any, folder: Path) -> PeftModel:
     """The model with the saved adapter; parts that are missing, which PEFT leaves as they were drawn, are refused."""
     try:
-        with _without_noise():
+        with without_noise():
             warnings.filterwarnings("error", "Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (UserWarning, KeyError) as error:

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.optim import AdamW, Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapter import adapter_layers, attach, freeze, shared_config
+from tlora.adapter import adapter_layers, attach, freeze, shared_config, without_noise
 from tlora.allocation import allocate
 from tlora.calibration import calibrate
 from tlora.initialisations import corda, eva, lora_ga
@@ -222,6 +222,6 @@ REFUSED = dict.fromkeys(
 
 def seeded_adapt(method: Method, job: Job) -> PeftModel:
     """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""
-    with torch.random.fork_rng():
+    with without_noise(), torch.random.fork_rng():
         torch.manual_seed(job.seed)
         return method.adapt(job)

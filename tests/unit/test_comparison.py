@@ -304,6 +304,16 @@ def test_at_equal_parameters_the_nearest_rank_of_the_baseline_counts():
     assert math.isnan(frame.loc[("mine", 8), "difference"])
 
 
+def test_only_seeds_that_both_have_are_paired():
+    records = [record(m, r, 0, "validation", [r]) for m in ("lora", "mine") for r in (1e-3, 2e-3)]
+    for method, seeds, worth in (("lora", (0, 1), 0), ("mine", (1, 2), 1)):
+        records += [record(method, 2e-3, seed, "test", [worth, seed == 2]) for seed in seeds]
+    row = tlora.Comparison.of(records).summary(resamples=20).set_index("method").loc["mine"]
+    assert row["value"] == 0.75
+    assert row["difference"] == 0.5  # of seed 1 alone
+    assert row["seeds"] == 2
+
+
 def test_a_method_that_never_trained_is_in_the_summary():
     records = [record("lora", rate, 0, "validation", None) for rate in (1e-3, 2e-3)]
     row = tlora.Comparison.of(records).summary().iloc[0]

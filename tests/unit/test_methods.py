@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+from transformers import TrainerCallback
 
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
@@ -188,6 +189,36 @@ def test_what_is_remembered_gives_the_same_adapter(name):
     for (n, p), q, r in zip(first.named_parameters(), second.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(p, q), n
         assert torch.equal(p, r), n
+
+
+def test_what_depends_on_the_seed_is_remembered_by_seed():
+    """A fresh head differs by seed, and with it gradients and scores; random directions do too."""
+    memory = Memory()
+    for seed in (0, 1):
+        model = tiny_model("bert", seed=seed)
+        shared = Job(model, task("bert"), RANK, seed, 20, 12, memory)
+        alone = Job(tiny_model("bert", seed=seed), task("bert"), RANK, seed, 20, 12)
+        pairs = zip(*(seeded_adapt(METHODS["tlora"], j).named_parameters() for j in (shared, alone)), strict=True)
+        for (name, p), (_, q) in pairs:
+            assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lora-fa", "LoraFAOptimizer"), ("lora+", "AdamW"), ("lora", "AdamW")])
+def test_methods_train_with_their_own_optimiser(name, kind):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            inner = kwargs["optimizer"].optimizer
+            seen.append((type(inner).__name__, sorted({group["lr"] > 0.99e-2 for group in inner.param_groups})))
+
+    make = METHODS[name].optimizer
+    adapted = seeded_adapt(METHODS[name], job())
+    tlora.train(
+        adapted, task(), learning_rate=1e-3, max_steps=2, batch_size=4, evaluation_limit=0, progress=False,
+        callbacks=[Look()], lr_scheduler_type="constant", optimizer=make and (lambda m, rate: make(RANK, m, rate)),
+    )  # fmt: skip
+    assert seen[-1] == (kind, [False, True] if name == "lora+" else [False])
 
 
 def test_memory_forgets_what_was_not_asked_for_longest_and_counts_what_it_saves():
