@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -41,10 +42,9 @@ def chromium() -> str:
     pytest.skip(missing)
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def served(home: Path, steps: int) -> Iterator[str]:
     """Address of a JupyterLab of its own: copies of the notebooks, no settings of the user's."""
-    home = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     settings = home / "settings"
     settings.mkdir()
@@ -53,13 +53,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    own |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "TLORA_NOTEBOOK_STEPS": str(steps)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--expose-app-in-browser"]
     command += [f"--ServerApp.root_dir={home / 'notebooks'}", f"--LabApp.app_settings_dir={settings}"]
     command += [f"--LabApp.user_settings_dir={home / 'user'}", f"--LabApp.workspaces_dir={home / 'workspaces'}"]
-    environment = os.environ | own | {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1"}
     with open(home / "log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
     try:
         address = f"http://127.0.0.1:{port}"
         _wait(address, process, home / "log")
@@ -67,6 +67,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a JupyterLab whose notebooks train for a few steps."""
+    with served(tmp_path_factory.mktemp("lab"), steps=6) as address:
+        yield address
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
@@ -81,17 +88,31 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path, seconds: fl
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture
-def lab(server: str, chromium: str) -> Iterator[Lab]:
-    """JupyterLab in the browser; the test fails where the page says an error on its console."""
+@contextmanager
+def opened(address: str, chromium: str) -> Iterator[Lab]:
+    """JupyterLab in the browser; an error where the page says one on its console."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = Lab(browser.new_page(viewport={"width": 1280, "height": 1000}), server)
+        lab = Lab(browser.new_page(viewport={"width": 1280, "height": 1000}), address)
         try:
-            yield opened
-            assert not opened.errors, "\n".join(opened.errors)
+            yield lab
+            assert not lab.errors, "\n".join(lab.errors)
         finally:
-            opened.close()
+            lab.close()
             browser.close()
+
+
+@pytest.fixture
+def lab(server: str, chromium: str) -> Iterator[Lab]:
+    """JupyterLab in the browser, with notebooks that train for a few steps."""
+    with opened(server, chromium) as page:
+        yield page
+
+
+@pytest.fixture
+def long_lab(chromium: str, tmp_path: Path) -> Iterator[Lab]:
+    """The same with notebooks that train until somebody stops them."""
+    with served(tmp_path, steps=2000) as address, opened(address, chromium) as page:
+        yield page

@@ -18,6 +18,8 @@ READY = """(name) => {
         && panel.sessionContext.session?.kernel?.status === "idle";
 }"""
 
+IDLE = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "idle" """
+
 DONE = """() => {
     const cells = window.jupyterapp.shell.currentWidget.content.model.cells;
     for (let i = 0; i < cells.length; i++) {
@@ -26,7 +28,7 @@ DONE = """() => {
         if (cell.outputs.toJSON().some(output => output.output_type === "error")) return true;
         if (cell.executionCount === null) return false;
     }
-    return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === "idle";
+    return true;
 }"""
 
 
@@ -76,6 +78,7 @@ class Lab:
     def finish(self, seconds: float = 300) -> None:
         """Wait until all cells have run."""
         self.page.wait_for_function(DONE, timeout=1000 * seconds)
+        self.idle(seconds)
 
     def cells(self) -> list[dict[str, Any]]:
         """Cells as they would be saved."""
@@ -106,12 +109,25 @@ class Lab:
         """What the cell with this text has printed."""
         return "".join("".join(o.get("text", "")) for o in self.cells()[self._index(text)]["outputs"])
 
+    def run_up_to(self, text: str) -> None:
+        """Run the cell with this text and all above it, by menu and key; do not wait."""
+        self.page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        self.cell(text).locator(".jp-InputArea").click()
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Above Selected Cell").click()
+        self.cell(text).locator(".jp-InputArea").click()
+        self.page.keyboard.press("Control+Enter")
+
+    def idle(self, seconds: float) -> None:
+        """Wait until the kernel has nothing to do."""
+        self.page.wait_for_function(IDLE, timeout=1000 * seconds)
+
     def run(self, text: str, seconds: float = 60) -> None:
         """Run the one cell with this text in its source."""
         self.cell(text).locator(".jp-InputArea").click()
         self.page.keyboard.press("Control+Enter")
-        self.page.wait_for_timeout(200)
-        self.finish(seconds)
+        self.page.wait_for_timeout(500)
+        self.idle(seconds)
 
     def close(self) -> None:
         """Shut the kernel down."""

@@ -66,13 +66,17 @@ def explore(lab: Lab) -> None:
     assert "exclude=" in lab.printed(use)
 
 
-def test_the_monitor_stops_training(lab: Lab) -> None:
-    lab.open(DRIVEN[0])
-    lab.start()
-    cell = lab.cell("tlora.train(")
+def test_the_monitor_stops_training(long_lab: Lab) -> None:
+    """The button ends training early, and the cells after it go on with the run."""
+    lab = long_lab
+    lab.open("5_training.ipynb")
+    lab.run_up_to("monitor = viz.TrainingMonitor(")
+    cell = lab.cell("monitor = viz.TrainingMonitor(")
     stop = cell.get_by_role("button", name="Stop")
-    stop.wait_for(timeout=240_000)
+    stop.wait_for(timeout=120_000)
     lab.page.wait_for_function("button => !button.disabled", arg=stop.element_handle(), timeout=120_000)
     stop.click()
-    lab.finish(300)
+    lab.idle(120)
+    lab.run("assert run.frozen_a")  # and that it was interrupted, long before its last step
     assert not lab.said()
+    assert "Watching took" in cell.locator(".jp-OutputArea").inner_text()  # said when training is over
