@@ -204,7 +204,7 @@ def _completed(cells: Sequence[Cell], plan: Plan, store: Store, workers: int) ->
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (threads, logger.getEffectiveLevel())) as pool:
         futures = [pool.submit(complete, cell, plan, store) for cell in cells]
         try:
             for future in as_completed(futures):
@@ -212,6 +212,13 @@ def _completed(cells: Sequence[Cell], plan: Plan, store: Store, workers: int) ->
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(threads: int, level: int) -> None:
+    """In a process of its own: its part of the cores, and what it does on stderr where it would be said here."""
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
+    logger.addHandler(logging.StreamHandler())
 
 
 def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int]) -> list[Cell]:
