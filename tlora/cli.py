@@ -314,8 +314,10 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     comparison = compared(options, report, line)
     typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
     if showing.picture:
-        figure = _viz().plot_comparison(comparison, baseline=showing.baseline, equal=showing.equal.value)
+        viz = _viz()
+        figure = viz.plot_comparison(comparison, baseline=showing.baseline, equal=showing.equal.value)
         figure.savefig(showing.picture, dpi=150)
+        viz.style.plt.close(figure)
 
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
