@@ -77,9 +77,14 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun, history: pd.DataFrame) ->
 
 
 def _finding(run: TrainingRun, history: pd.DataFrame) -> str:
-    shared = [name for name in run.before if name in run.after and name != "perplexity"]
-    if shared:
-        return "Test " + ", ".join(_change(name, run.before[name], run.after[name]) for name in shared[:3])
+    shared = {name: (run.before[name], run.after[name]) for name in run.before if name in run.after}
+    shared.pop("perplexity", None)
+    # a verifier that knows right and wrong alone says the same as the exact match: once is enough
+    told: dict[tuple[float, float], str] = {}
+    for name, values in shared.items():
+        told.setdefault(values, name)
+    if told:
+        return "Test " + ", ".join(_change(name, *values) for values, name in list(told.items())[:3])
     losses = history["loss"].dropna()
     if len(losses):
         return _change("Training loss", losses.iloc[0], losses.iloc[-1])

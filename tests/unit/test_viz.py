@@ -104,7 +104,6 @@ def test_headline_covers_nothing(plot):
     assert not any(boxes[0].overlaps(box) for box in boxes[1:])
 
 
-@pytest.mark.slow
 def test_dollar_signs_in_a_name_are_no_formula():
     run = training_run()
     meta = dataclasses.replace(run.meta, task="costs_$5_{or_$6")
@@ -113,6 +112,7 @@ def test_dollar_signs_in_a_name_are_no_formula():
     assert any("costs_$5_{or_$6" in text for text in texts(ax))
 
 
+@pytest.mark.slow
 def test_importing_viz_leaves_backend_and_settings_alone():
     code = (
         "import matplotlib; matplotlib.use('svg'); before = matplotlib.rcParams.copy(); import viz;"

@@ -58,7 +58,8 @@ class Shown(ABC):
         display({"text/plain": self.line}, raw=True)
 
     def _paper(self, width: float, height: float) -> Canvas:
-        """A canvas of this many inches, at whose size the image is shown where the page is wide enough."""
+        """A canvas of this many inches, or what a headline needs; shown at its size where the page is wide enough."""
+        width = max(width, WIDTH)
         self.image.layout = {"width": f"{96 * width:.0f}px", "max_width": "100%"}
         return Canvas(width, height)
 
