@@ -292,7 +292,7 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     values = {label for rows in splits.values() for label in rows["label"][:]}
     if len(values) < 2 or len({type(value) for value in values}) > 1:
         raise ValueError(
-            f"the labels of {name} are {sorted(map(repr, values))[:5]}: "
+            f"the labels of {name} are {', '.join(sorted(map(repr, values))[:5])}: "
             "a task needs two classes or more, all of one type"
         )
     numeric = all(isinstance(value, int) or value.strip().lstrip("-").isdigit() for value in values)
