@@ -94,7 +94,7 @@ def opened(address: str, chromium: str) -> Iterator[Lab]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         lab = Lab(browser.new_page(viewport={"width": 1280, "height": 1000}), address)
         try:
             yield lab
