@@ -12,13 +12,13 @@ what is done is in the store. `--workers 2` uses two cores.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import tlora
+from tlora.methods import PRINCIPAL
 
 STORE = "benchmarks/comparison.jsonl"
-METHODS = ("lora", "tlora", "tlora-paper", "pissa", "lora-fa")
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,24 @@ class Bench:
     tasks: dict[str, dict[str, Any]]
     arguments: dict[str, Any]
     held_out: bool = False
-    ranks: tuple[int, ...] = field(default=(8,))
+    ranks: tuple[int, ...] = (8,)
 
 
 REVIEWS = {"train": 4000, "validation": 1000, "test": 2130}
 PUZZLES = {"train": 240, "validation": 100, "test": 400, "metric": "loss"}
+LONG, SHORT = {"steps": 250, "batch_size": 16}, {"steps": 60, "batch_size": 4}
 BENCHES = (
-    Bench("minilm", {"rotten_tomatoes": REVIEWS}, {"steps": 250, "batch_size": 16}),
-    Bench("smollm2-135m", {"family_relationships": PUZZLES, "chain_sum": PUZZLES}, {"steps": 60, "batch_size": 4}),
-    Bench("minilm", {"imdb": REVIEWS | {"max_length": 128}}, {"steps": 250, "batch_size": 16}, held_out=True),
-    Bench(
-        "smollm2-135m",
-        {"syllogism": PUZZLES, "letter_counting": PUZZLES},
-        {"steps": 60, "batch_size": 4},
-        held_out=True,
-    ),
+    Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG),
+    Bench("smollm2-135m", {"family_relationships": PUZZLES, "chain_sum": PUZZLES}, SHORT),
+    Bench("minilm", {"imdb": REVIEWS | {"max_length": 128}}, LONG, held_out=True),
+    Bench("smollm2-135m", {"syllogism": PUZZLES, "letter_counting": PUZZLES}, SHORT, held_out=True),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="model whose tasks are run")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", default=PRINCIPAL)
     parser.add_argument("--held-out", action="store_true", help="the held-out tasks in place of those of development")
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()

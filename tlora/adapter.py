@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import warnings
@@ -25,7 +24,8 @@ from tlora.allocation import Allocation
 from tlora.checks import check_same_model
 from tlora.models import load_model
 from tlora.run import ADAPTER as TENSORS
-from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
+from tlora.run import RUN, TrainingRun
+from tlora.saved import check_files, lora_config
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, target_modules
 
@@ -292,7 +292,7 @@ def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
         another model. The model is then as it was.
     """
     folder = Path(folder)
-    sizes, base = _saved_sizes(folder), _base_name(folder)
+    sizes, base = _saved_sizes(folder), lora_config(folder, "load").get("base_model_name_or_path")
     run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
     if model is None:
         if not base:
@@ -311,9 +311,7 @@ def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the saved tensors, by key; none of them is read."""
-    for name in (ADAPTER_CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {TENSORS}, no {name} there")
+    check_files(folder)
     try:
         with safe_open(folder / TENSORS, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -326,20 +324,6 @@ def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:
     names = re.compile(r"\.(classifier|classification_head|score)\.")
     heads = [size[0] for key, size in sizes.items() if names.search(key) and len(size) == 2]
     return min(heads, default=None)
-
-
-def _base_name(folder: Path) -> str:
-    """Name of the base model, from the config of a LoRA adapter; empty where there is none."""
-    file = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(file.read_bytes())
-        kind, base = config["peft_type"], config.get("base_model_name_or_path")
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is truncated, or no config of a PEFT adapter ({why}): copy it again") from error
-    if kind != "LORA":
-        raise ValueError(f"{folder} holds an adapter of type {kind}: load takes LoRA, PEFT itself all others")
-    return base or ""
 
 
 def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:

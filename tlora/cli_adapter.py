@@ -79,7 +79,8 @@ def merge(
     report = Report(quiet)
     steps.check_new(output)
     with report.step(f"merging {adapter}"):
-        merged, tokenizer = steps.merged(adapter, model, placement)
+        adapted, tokenizer = steps.loaded(adapter, model, placement)
+        merged = adapters.merge(adapted)
     with report.step(f"writing {output}"):
         steps.save_model(merged, tokenizer, output)
     kind = type(merged).__name__

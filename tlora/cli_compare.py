@@ -16,9 +16,7 @@ from tlora.cli_options import option
 from tlora.cli_report import Report, facts, size_text, table
 from tlora.compared import LISTED, Comparison
 from tlora.comparison import RATES, compare
-from tlora.methods import METHODS
-
-PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora")
+from tlora.methods import METHODS, PRINCIPAL
 
 
 class Equal(StrEnum):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import pandas as pd
 import typer
 
 from tlora import cli_steps as steps
-from tlora.adapter import load
 from tlora.cli_adapter import Folder
 from tlora.cli_options import BaseModel, Overwrite, Placement, Quiet, flat, written
 from tlora.cli_report import Report, facts, table
-from tlora.engines import vllm_max_rank
+from tlora.engines import VLLM_RANKS, vllm_max_rank
 from tlora.export import export as write_export
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
-from tlora.models import load_model
 from tlora.run import ADAPTER_CONFIG
 
 INSPECTING = """Examples:
@@ -31,7 +29,6 @@ INSPECTING = """Examples:
 
 @flat
 def inspect(
-    ctx: typer.Context,
     adapter: Folder,
     energy: Annotated[
         float, typer.Option(help="Share of an update's squared norm that the used directions hold.")
@@ -45,21 +42,21 @@ def inspect(
     seen = read(adapter)
     use, engines = seen.rank_use(energy), seen.engines()
     if as_json:
-        modules = seen.to_frame().drop(columns="used_rank").merge(use[["module", "used_rank"]])
+        modules = seen.to_frame().assign(used_rank=use["used_rank"])
         records = {"modules": modules.to_dict("records"), "engines": engines.to_dict("records")}
         typer.echo(json.dumps({"base": seen.meta.model, **records}, indent=2))
         return
     by_use = use.sort_values("use")
     rows = [["least used", "rank", "used", "update norm"]]
     rows += [[r.module, str(r.rank), str(r.used_rank), f"{r.update_norm:.3g}"] for r in by_use.head(5).itertuples()]
-    typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{table(_engine_rows(seen))}\n")
+    typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{facts(_readings(engines, len(seen.ranks)))}\n")
     if engines["wrong"].any() or len(set(seen.ranks.values())) > 1:
         typer.echo(facts({"next": written(export, {"adapter": adapter, "output": steps.beside(adapter, "-served")})}))
     else:
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
 
-def _about(seen: Inspection, use: Any, energy: float) -> dict[str, str]:
+def _about(seen: Inspection, use: pd.DataFrame, energy: float) -> dict[str, str]:
     ranks, scalings = seen.ranks.values(), seen.scalings.values()
     used, given = int(use["used_rank"].sum()), int(use["rank"].sum())
     return {
@@ -68,24 +65,23 @@ def _about(seen: Inspection, use: Any, energy: float) -> dict[str, str]:
         f"scalings {min(scalings):.3g} to {max(scalings):.3g}",
         "used": f"{used:,} of {given:,} directions hold {100 * energy:g} % of each update",
         "besides": ", ".join(list(seen.others)[:3]) + (", ..." if len(seen.others) > 3 else ""),
-        "vLLM": f"--max-lora-rank {vllm_max_rank(max(ranks))}" if max(ranks) <= 512 else "",
+        "vLLM": f"--max-lora-rank {vllm_max_rank(max(ranks))}" if max(ranks) <= VLLM_RANKS[-1] else "",
     }
 
 
-def _engine_rows(seen: Inspection) -> list[list[str]]:
-    rows = [["engine", "what it makes of it"]]
-    for row in seen.engines().itertuples():
+def _readings(engines: pd.DataFrame, modules: int) -> dict[str, str]:
+    """What each engine makes of the adapter, in words."""
+    told = {"engine": "what it makes of it"}
+    for row in engines.itertuples():
         said = f"refuses: {row.refused}" if row.refused else "as trained"
         if row.wrong:
-            said = f"{row.wrong} of {len(seen.ranks)} modules scaled {row.smallest:.2g} to {row.largest:.2g} times"
-        rows.append([str(row.engine), said])
-    width = max(len(second) for _, second in rows)
-    return [[first, second.ljust(width)] for first, second in rows]
+            said = f"{row.wrong} of {modules} modules scaled {row.smallest:.2g} to {row.largest:.2g} times"
+        told[str(row.engine)] = said
+    return told
 
 
 @flat
 def export(
-    ctx: typer.Context,
     adapter: Folder,
     output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     placement: Placement,
@@ -94,9 +90,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """One rank for all modules, the scaling folded into B, no patterns: every engine computes the same from it."""
-    report, name, run = Report(quiet), steps.base_name(adapter, model), steps.recorded(adapter)
     steps.check_output(output, ADAPTER_CONFIG, overwrite)
-    with report.step(f"exporting {adapter}"):
-        base, _ = load_model(name, num_labels=run.meta.recipe.get("num_labels") if run else None, **asdict(placement))
-        write_export(load(adapter, base), output)
+    with Report(quiet).step(f"exporting {adapter}"):
+        adapted, _ = steps.loaded(adapter, model, placement)
+        write_export(adapted, output)
     typer.echo(facts({"saved": str(output), "next": written(inspect, {"adapter": output})}))

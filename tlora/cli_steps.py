@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftConfig
 
-from tlora.adapter import attach, load, merge
+from tlora.adapter import attach, load
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
@@ -136,13 +136,12 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     for group in groups:
         names = {field.name for field in fields(group)}
         asked = {k: v for k, v in RECIPES[recipe.value].flat().items() if k in names and _is_default(ctx, k)}
-        # An option of choices takes one of its own kind.
-        kinds = {
-            k: type(getattr(group, k)) if isinstance(getattr(group, k), StrEnum) else type(v) for k, v in asked.items()
-        }
-        changes = {k: kinds[k](v) for k, v in asked.items()}
-        ctx.params.update(changes)
-        found.append(replace(group, **changes))
+        for name in asked:
+            before = getattr(group, name)
+            if isinstance(before, StrEnum):  # an option of choices takes one of its own kind
+                asked[name] = type(before)(asked[name])
+        ctx.params.update(asked)
+        found.append(replace(group, **asked))
     return tuple(found)
 
 
@@ -365,12 +364,12 @@ def data_of(run: TrainingRun | None, task: str) -> Data:
     return Data(**data) if data.get("task") == task else Data(task=task)
 
 
-def merged(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
-    """The base with the adapter folded into its weights, and its tokenizer."""
+def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
+    """The base with the adapter on it, and its tokenizer."""
     name, run = base_name(folder, model), recorded(folder)
     labels = run.meta.recipe.get("num_labels") if run else None
     base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
-    return merge(load(folder, base)), tokenizer
+    return load(folder, base), tokenizer
 
 
 def check_new(folder: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tlora import rates
 from tlora.outcomes import unpacked
-from tlora.paired import LOWER_IS_BETTER, Matched, summarise
+from tlora.paired import LOWER_IS_BETTER, PLACE, Matched, summarise
 from tlora.storage import Meta, Result, library_versions
 from tlora.store import Record, Store, key_text
 
@@ -243,10 +243,6 @@ class Comparison(Result):
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
         runs = pd.DataFrame(values["runs"], columns=list(cls.columns))
         return cls(runs.astype(dict.fromkeys(("learning_rate", "value", "loss", *_COSTS), "float64")), tensors, meta)
-
-
-PLACE = ("task", "model", "method", "rank")
-"""What a learning rate is chosen for."""
 
 
 def _place(key: Mapping[str, Any]) -> str:

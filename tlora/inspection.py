@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from tlora.engines import ENGINES, Adapter, by_layer
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
 from tlora.run import ADAPTER, ADAPTER_CONFIG, RUN, TrainingRun
+from tlora.saved import check_files, lora_config
 from tlora.storage import Meta, Result
 
 _PREFIX = "base_model.model."
@@ -162,8 +162,9 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     config = _config(Path(folder))
     pairs, others = _tensors(Path(folder))
     ranks = {name: len(a) for name, (a, _) in pairs.items()}
-    _check_ranks(Path(folder), config, ranks)
-    scalings = by_layer(Adapter(config, ranks))
+    adapter = Adapter(config, ranks)
+    _check_ranks(Path(folder), adapter)
+    scalings = by_layer(adapter)
     return Inspection(
         config=config,
         ranks=ranks,
@@ -182,18 +183,8 @@ def _meta(folder: Path, config: dict[str, Any]) -> Meta:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    for name in (ADAPTER_CONFIG, ADAPTER):
-        if not (folder / name).is_file():
-            pickled = " (adapter_model.bin can run code when it is read: save it as safetensors)"
-            hint = pickled if (folder / "adapter_model.bin").is_file() else ""
-            raise FileNotFoundError(f"no adapter in {folder}: there is no {name}{hint}")
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
-        kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ADAPTER_CONFIG} is truncated, or no config of a PEFT adapter: {error}") from error
-    if kind != "LORA":
-        raise ValueError(f"{folder} holds an adapter of type {kind}: inspect reads LoRA")
+    check_files(folder)
+    config = lora_config(folder, "inspect")
     bad = [key for key in ("r", "lora_alpha") if not _positive(config.get(key))]
     if bad:
         raise ValueError(f"{bad[0]}={config.get(bad[0])!r} in {folder / ADAPTER_CONFIG}: it must be above 0")
@@ -230,10 +221,9 @@ def _numerically(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]
 
 
-def _check_ranks(folder: Path, config: dict[str, Any], ranks: dict[str, int]) -> None:
-    adapter = Adapter(config, ranks)
-    for name, rank in ranks.items():
-        said = adapter.pattern(name, "rank_pattern", config["r"])
+def _check_ranks(folder: Path, adapter: Adapter) -> None:
+    for name, rank in adapter.ranks.items():
+        said = adapter.pattern(name, "rank_pattern", adapter.config["r"])
         if said != rank:
             raise ValueError(
                 f"{name} has rank {rank} in {folder / ADAPTER} and {said:g} by the config: the two files do not belong "

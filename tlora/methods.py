@@ -212,6 +212,9 @@ METHODS |= {
 }
 """Methods by name."""
 
+PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora")
+"""Those that are compared where nobody says which."""
+
 REFUSED = dict.fromkeys(
     ("qalora", "qa-lora"),
     "QA-LoRA in PEFT adapts layers quantised by GPTQ alone, which takes a CUDA device and the package gptqmodel, and "

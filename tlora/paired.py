@@ -19,7 +19,8 @@ Grid = NDArray[np.float64]
 LOWER_IS_BETTER = {"loss": "negative_loss"}
 """Metrics that are turned round, and what they are called then."""
 
-_PLACE = ["task", "model", "rank", "method"]
+PLACE = ("task", "model", "method", "rank")
+"""What a learning rate is chosen for."""
 
 
 class Bootstrap(NamedTuple):
@@ -67,14 +68,14 @@ def summarise(
     """One row a task, model, rank and method, for `tlora.Comparison.summary`; see there."""
     _check(runs, baseline, equal, metric, confidence, resamples)
     bootstrap = Bootstrap(confidence, resamples, seed)
-    places = runs.groupby(_PLACE, sort=False)
+    places = runs.groupby(list(PLACE), sort=False)
     found = {place: _runs(rows[rows["best_rate"]], outcomes, metric) for place, rows in places}
     table = []
     for place, rows in found.items():
         reference = _reference(found, place, baseline or "lora", equal)
-        row = dict(zip(_PLACE, place, strict=True)) | _value(rows, metric, bootstrap)
+        row = dict(zip(PLACE, place, strict=True)) | _value(rows, metric, bootstrap)
         row |= _difference(rows, found.get(reference), bootstrap) if reference != place else _NO_DIFFERENCE
-        row["baseline_rank"] = reference[2] if reference in found and reference != place else np.nan
+        row["baseline_rank"] = reference[3] if reference in found and reference != place else np.nan
         table.append(row | _costs(rows, runs, place))
     return pd.DataFrame(table)
 
@@ -109,9 +110,9 @@ def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None
 
 def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, equal: Matched) -> Any:
     """Where the baseline is that a place is held against."""
-    task, model, rank, _ = place
-    same = (task, model, rank, baseline)
-    there = [p for p in found if p[:2] == (task, model) and p[3] == baseline]
+    task, model, _, rank = place
+    same = (task, model, baseline, rank)
+    there = [p for p in found if p[:2] == (task, model) and p[2] == baseline]
     if equal == "rank" or not there:
         return same
     size = found[place].parameters
@@ -141,7 +142,7 @@ def _difference(rows: Runs, reference: Runs | None, bootstrap: Bootstrap) -> dic
 
 
 def _costs(rows: Runs, runs: pd.DataFrame, place: Any) -> dict[str, Any]:
-    here = runs[(runs[_PLACE] == list(place)).all(axis=1)]
+    here = runs[(runs[list(PLACE)] == list(place)).all(axis=1)]
     costs = {name: float(rows.rows[name].mean()) for name in ("seconds", "preparation_seconds")}
     counts = {status: int((here["status"] == status).sum()) for status in ("diverged", "failed")}
     return {"trainable_parameters": rows.parameters, "peak_bytes": rows.rows["peak_bytes"].max()} | costs | counts

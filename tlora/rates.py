@@ -23,7 +23,7 @@ def search(value_at: Callable[[float], float], grid: Iterable[float]) -> dict[fl
     Returns
     -------
     dict of float
-        Value by rate. Where `edge` of it is not None, the search was given up.
+        Value by rate. Where `beyond` of it is not None, the search was given up.
 
     Raises
     ------
