@@ -18,13 +18,15 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import viz
 from tests.pictured import sensitivity, spectrum
 from tests.results import base, calibration, subspaces
 from tlora.subspace import task_subspaces
 from viz.widgets import base as widgets
-from viz.widgets.canvas import Canvas, Numbers
+from viz.widgets.canvas import Canvas, Headline, Numbers
 
 
 @cache
@@ -337,3 +339,11 @@ def test_canvas_draws_what_stays_only_once_a_key():
 
 def test_spectrum_explorer_takes_a_spectrum_alone():
     assert viz.SpectrumExplorer(spectrum()).state.kind == "covariance"
+
+
+def test_dollar_signs_in_a_headline_are_no_formula():
+    figure = Figure()
+    headline = Headline(figure.add_subplot())
+    headline.write("costs_$5_{or_$6", "a {$1} and $2")
+    FigureCanvasAgg(figure).draw()  # a formula would be parsed, and these cannot be
+    assert headline.detail.get_text() == "a {$1} and $2"

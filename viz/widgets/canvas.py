@@ -153,7 +153,8 @@ class Headline:
         def above(points: float) -> Any:
             return ax.transAxes + ScaledTranslation(0, lift + points / 72, figure.dpi_scale_trans)
 
-        look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False}
+        # a name of the user's may hold dollar signs, which are no formula
+        look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False, "parse_math": False}
         self.finding = ax.text(0, 1, "", fontsize=10.5, transform=above(22), **look)
         self.detail = ax.text(0, 1, "", fontsize=8.5, color="0.4", transform=above(8), **look)
 
