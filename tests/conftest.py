@@ -1,8 +1,26 @@
 """Fixtures that every test may use."""
 
+import os
+import shutil
+
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401  (the hook finds it by name)
 
 # Shapes are checked at every call while tests run, and cost nothing otherwise. Before any import of tlora.
 install_import_hook("tlora", "tests.shapes.check_shapes")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium or Chrome; without one the browser tests are skipped, unless they are required."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    missing = "no Chromium or Chrome on the PATH: `apt install chromium` installs one on Debian"
+    if os.environ.get("TLORA_BROWSER") == "required":
+        pytest.fail(missing)
+    pytest.skip(missing)

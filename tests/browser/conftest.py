@@ -20,26 +20,12 @@ import pytest
 from tests.browser.lab import Lab
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     # all cells in the page at once, not only those in view
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """Path of a Chromium or Chrome; without one the browser tests are skipped, unless they are required."""
-    pytest.importorskip("playwright")
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    missing = "no Chromium or Chrome on the PATH: `apt install chromium` installs one on Debian"
-    if os.environ.get("TLORA_BROWSER") == "required":
-        pytest.fail(missing)
-    pytest.skip(missing)
 
 
 @contextmanager

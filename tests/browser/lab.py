@@ -72,9 +72,13 @@ class Lab:
 
     def start(self) -> None:
         """Run all cells, by the menu."""
+        self._choose("Run All Cells")
+
+    def _choose(self, item: str) -> None:
+        """Take off all outputs, and choose an item of the menu Run."""
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
 
     def finish(self, seconds: float = 300) -> None:
         """Wait until all cells have run."""
@@ -111,10 +115,8 @@ class Lab:
 
     def run_up_to(self, text: str) -> None:
         """Run the cell with this text and all above it, by menu and key; do not wait."""
-        self.page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         self.cell(text).locator(".jp-InputArea").click()
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Above Selected Cell").click()
+        self._choose("Run All Above Selected Cell")
         self.cell(text).locator(".jp-InputArea").click()
         self.page.keyboard.press("Control+Enter")
 

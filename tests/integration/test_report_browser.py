@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 from tests.reported import results_of
 from viz import report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+pytestmark = pytest.mark.browser
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -56,11 +54,11 @@ def page(tmp_path_factory):
     return path
 
 
-def seen(page: Path, width: int, folder: Path, *flags: str) -> dict:
+def seen(chromium: str, page: Path, width: int, folder: Path, *flags: str) -> dict:
     """What the page finds of itself in a frame of that width."""
     frame = folder / "frame.html"
     frame.write_text(FRAME.format(page=page.as_uri(), width=width))
-    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", frame.as_uri()]
+    command = [chromium, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", frame.as_uri()]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
     found = ran.stdout.partition('data-seen="')[2].partition('"')[0]
     assert found, ran.stderr[-2000:]
@@ -68,8 +66,8 @@ def seen(page: Path, width: int, folder: Path, *flags: str) -> dict:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_is_wider_than_the_window(page, width, tmp_path):
-    found = seen(page, width, tmp_path)
+def test_nothing_is_wider_than_the_window(chromium, page, width, tmp_path):
+    found = seen(chromium, page, width, tmp_path)
     assert found["width"] == width
     assert found["wide"] == []
     assert found["page"] == width
@@ -83,6 +81,6 @@ def test_nothing_is_wider_than_the_window(page, width, tmp_path):
     assert (found["paper"], found["ink"]) == ("rgb(247, 247, 245)", "rgb(28, 33, 39)")
 
 
-def test_dark_theme(page, tmp_path):
-    found = seen(page, 1280, tmp_path, "--blink-settings=preferredColorScheme=0")
+def test_dark_theme(chromium, page, tmp_path):
+    found = seen(chromium, page, 1280, tmp_path, "--blink-settings=preferredColorScheme=0")
     assert (found["paper"], found["ink"]) == ("rgb(20, 23, 26)", "rgb(230, 232, 234)")
