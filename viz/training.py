@@ -72,8 +72,12 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun, history: pd.DataFrame) ->
         }
         label = "test loss, before and after"
         ax.plot(*zip(*points, strict=True), color=TEST, linestyle="none", label=label, **look)
-    for point, above in zip(points, (8, 0), strict=False):  # the first clear of the curve that falls from it
-        ax.annotate(f"{point[1]:.3g}", point, (8, above), textcoords="offset points", va="center", color=TEST)
+        ax.margins(x=0.08)
+    for step, loss in points:  # outside of the curve, which is between the two
+        side, aligned = (-8, "right") if step == 0 else (8, "left")
+        ax.annotate(
+            f"{loss:.3g}", (step, loss), (side, 0), textcoords="offset points", va="center", ha=aligned, color=TEST
+        )
 
 
 def _finding(run: TrainingRun, history: pd.DataFrame) -> str:
