@@ -17,7 +17,8 @@ from tlora.alignment import Alignment, LayerAlignment, align, align_layers
 from tlora.energy import CapturedEnergy, captured_energy
 from tlora.capture import GradientCapture, gradient_capture
 from tlora.allocation import Allocation, allocate
-from tlora.adapter import attach, detach, load, merge
+from tlora.adapter import attach, detach, merge
+from tlora.loading import load
 from tlora.training import train
 from tlora.export import export
 from tlora.inspection import Inspection, inspect

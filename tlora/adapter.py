@@ -1,13 +1,11 @@
-"""Attach a plan to a model as an ordinary PEFT adapter; load it again; merge it. The only room that touches a model."""
+"""Attach a plan to a model as an ordinary PEFT adapter; take it off; merge it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,22 +13,15 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from peft.utils.error import NoMatchingPeftModuleError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
 from tlora.checks import check_same_model
-from tlora.models import load_model
-from tlora.run import ADAPTER as TENSORS
-from tlora.run import RUN, TrainingRun
-from tlora.saved import check_files, lora_config
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, target_modules
 
 ADAPTER = "default"
-_OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -99,7 +90,7 @@ def attach(
     refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
     config = _config(model, allocation)
-    with _back_on_error(model), without_noise(), torch.random.fork_rng(devices=[]):
+    with back_on_error(model), without_noise(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         _apply(adapted, allocation, initial, freeze_a)
@@ -107,7 +98,7 @@ def attach(
 
 
 @contextlib.contextmanager
-def _back_on_error(model: nn.Module) -> Iterator[None]:
+def back_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
@@ -268,86 +259,6 @@ def detach(model: nn.Module) -> None:
         del base.peft_config
 
 
-def load(folder: str | os.PathLike[str], model: Any = None) -> PeftModel:
-    """Load a saved adapter to use it or to train it on.
-
-    Parameters
-    ----------
-    folder : path-like
-        What `TrainingRun.save` wrote, or any PEFT LoRA adapter.
-    model : transformers.PreTrainedModel, optional
-        The base; by default the one named in the adapter's config, through `load_model`.
-
-    Returns
-    -------
-    peft.PeftModel
-        B and the head trainable, A frozen again where it was frozen in training (in any other adapter: trainable).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no adapter in the folder.
-    ValueError
-        If a file is damaged or not of a LoRA adapter, the model already has an adapter, or the adapter was trained on
-        another model. The model is then as it was.
-    """
-    folder = Path(folder)
-    sizes, base = _saved_sizes(folder), lora_config(folder, "load").get("base_model_name_or_path")
-    run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
-    if model is None:
-        if not base:
-            raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        model, _ = load_model(base, num_labels=_classes(sizes))
-    refuse_adapted(model)
-    if run is not None:
-        _check_base(model, folder, run, sizes)
-    with _back_on_error(model), torch.random.fork_rng(devices=[]):  # PEFT draws an A before it reads the saved one
-        adapted = _with_saved(model, folder)
-        if run is not None and run.frozen_a:
-            for layer in adapter_layers(adapted).values():
-                freeze(layer)
-    return adapted
-
-
-def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the saved tensors, by key; none of them is read."""
-    check_files(folder)
-    try:
-        with safe_open(folder / TENSORS, "pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is damaged ({error}): copy it again") from error
-
-
-def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Number of classes of a saved head: rows of its last matrix, the lowest of them; None where there is no head."""
-    names = re.compile(r"\.(classifier|classification_head|score)\.")
-    heads = [size[0] for key, size in sizes.items() if names.search(key) and len(size) == 2]
-    return min(heads, default=None)
-
-
-def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse another base than the run had: PEFT puts an adapter on whatever has modules of these names."""
-    keys = {name: [f"base_model.model.{name}.lora_{part}.weight" for part in "BA"] for name in run.ranks}
-    shapes = {name: (sizes[b][0], sizes[a][1]) for name, (b, a) in keys.items() if a in sizes and b in sizes}
-    check_same_model(model, run.fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
-
-
-def _with_saved(model: Any, folder: Path) -> PeftModel:
-    """The model with the saved adapter; parts that are missing, which PEFT leaves as they were drawn, are refused."""
-    try:
-        with without_noise():
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except (UserWarning, KeyError) as error:
-        raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
-    except (NoMatchingPeftModuleError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
-            raise
-        why = f"{type(model).__name__} ({str(error).splitlines()[-1].strip()[:200]})"
-        raise ValueError(f"the adapter in {folder} does not fit this {why}: {_OWN_BASE}") from error
-
-
 def merge(model: PeftModel) -> Any:
     """Fold the adapter into the weights: ``W + s B A``.
 
@@ -366,7 +277,7 @@ def merge(model: PeftModel) -> Any:
     TypeError
         If it is no PEFT model.
     ValueError
-        If the adapter is merged already, or merging gives weights that are not finite.
+        If the adapter is merged already, there is none, or merging gives weights that are not finite.
 
     Notes
     -----
@@ -375,7 +286,10 @@ def merge(model: PeftModel) -> Any:
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"merge takes the PeftModel of attach or load, not a {type(model).__name__}")
-    for name, layer in adapter_layers(model).items():
+    layers = adapter_layers(model)
+    if not layers:
+        raise ValueError("the model has no adapter left to merge: it was merged or taken off before")
+    for name, layer in layers.items():
         if layer.merged:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
     return model.merge_and_unload(safe_merge=True)

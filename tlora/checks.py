@@ -7,6 +7,8 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tlora.targets import shape
@@ -60,7 +62,7 @@ def check_same_model(
     Parameters
     ----------
     model : torch.nn.Module
-        The model that the results are to be used with.
+        The model that the results are to be used with; of one with adapters, the layers under them.
     fingerprints, shapes : mapping
         Of the modules of the results, by full name; those without a fingerprint are compared by shape alone.
     what, way_out : str
@@ -71,7 +73,7 @@ def check_same_model(
     ValueError
         If a module is missing, has another shape, or its weight points elsewhere.
     """
-    modules = dict(model.named_modules())
+    modules = _base_modules(model)
     for name, expected in shapes.items():
         if name not in modules:
             raise ValueError(f"{what} of another model: it has {name}, this one does not; {way_out}")
@@ -85,3 +87,8 @@ def check_same_model(
         if not alike > 0.9:
             likeness = f"likeness {float(alike):.2f} of 1"
             raise ValueError(f"{what} of another model: {name} has another weight there ({likeness}); {way_out}")
+
+
+def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}

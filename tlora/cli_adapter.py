@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora import adapter as adapters
 from tlora import cli_steps as steps
+from tlora.adapter import merge as merge_adapter
 from tlora.cli_options import BaseModel, BatchSize, Placement, Quiet, TaskName, flat, written
 from tlora.cli_report import Report, facts, metrics_table
+from tlora.loading import load
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
 Folder = Annotated[Path, _ADAPTER]
@@ -51,7 +52,7 @@ def evaluate(
     report, record = Report(quiet), steps.recorded(adapter)
     data = steps.data_of(record, task)
     bare, loaded = steps.load_base(steps.base_name(adapter, model), data, placement, report)
-    adapted = adapters.load(adapter, bare)
+    adapted = load(adapter, bare)
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
     with report.step("evaluating"):
         metrics = {"adapter": loaded.evaluate(adapted, **options)}
@@ -80,7 +81,7 @@ def merge(
     steps.check_new(output)
     with report.step(f"merging {adapter}"):
         adapted, tokenizer = steps.loaded(adapter, model, placement)
-        merged = adapters.merge(adapted)
+        merged = merge_adapter(adapted)
     with report.step(f"writing {output}"):
         steps.save_model(merged, tokenizer, output)
     kind = type(merged).__name__

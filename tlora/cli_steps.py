@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftConfig
 
-from tlora.adapter import attach, load
+from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
+from tlora.loading import load
 from tlora.models import is_encoder_decoder, load_model, load_tokenizer
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun

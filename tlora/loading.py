@@ -1,0 +1,159 @@
+"""Load a saved adapter, alone or beside others, to use it or to train it on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils.error import NoMatchingPeftModuleError
+from safetensors import SafetensorError, safe_open
+
+from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, without_noise
+from tlora.checks import check_same_model
+from tlora.models import load_model
+from tlora.run import ADAPTER as TENSORS
+from tlora.run import RUN, TrainingRun
+from tlora.saved import check_files, lora_config
+from tlora.targets import refuse_adapted
+
+_OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
+
+
+def load(
+    folder: str | os.PathLike[str],
+    model: Any = None,
+    *,
+    name: str = ADAPTER,
+    freeze_a: bool | None = None,
+) -> PeftModel:
+    """Load a saved adapter to use it or to train it on.
+
+    Parameters
+    ----------
+    folder : path-like
+        What `TrainingRun.save` wrote, or any PEFT LoRA adapter.
+    model : transformers.PreTrainedModel or peft.PeftModel, optional
+        The base; by default the one named in the adapter's config, through `load_model`. A `PeftModel` gets the
+        adapter beside those that it has: ``model.set_adapter(name)`` switches between them.
+    name : str
+        What the model calls the adapter.
+    freeze_a : bool, optional
+        Train B alone, or A too. By default as `train` recorded it; other trainers leave no record, and after them A is
+        trainable unless this is True.
+
+    Returns
+    -------
+    peft.PeftModel
+        The adapter is active, B and the head are trainable; A, where it is frozen, stays so.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no adapter in the folder.
+    ValueError
+        If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, or
+        the adapter was trained on another model. The model is then as it was.
+    """
+    folder = Path(folder)
+    sizes, base = _saved_sizes(folder), lora_config(folder, "load").get("base_model_name_or_path")
+    run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
+    if model is None:
+        if not base:
+            raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
+        model, _ = load_model(base, num_labels=_classes(sizes))
+    _refuse_taken(model, name)
+    if run is not None:
+        _check_base(model, folder, run, sizes)
+    if freeze_a is None:
+        freeze_a = run is not None and run.frozen_a
+    with _restored_on_error(model, name), torch.random.fork_rng(devices=[]):  # PEFT draws an A before it reads one
+        adapted = _with_saved(model, folder, name)
+        for layer in adapter_layers(adapted).values():
+            if freeze_a and name in layer.lora_A:
+                freeze(layer, name)
+    return adapted
+
+
+def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the saved tensors, by key; none of them is read."""
+    check_files(folder)
+    try:
+        with safe_open(folder / TENSORS, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSORS} is damaged ({error}): copy it again") from error
+
+
+def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Number of classes of a saved head: rows of its last matrix, the lowest of them; None where there is no head."""
+    names = re.compile(r"\.(classifier|classification_head|score)\.")
+    heads = [size[0] for key, size in sizes.items() if names.search(key) and len(size) == 2]
+    return min(heads, default=None)
+
+
+def _refuse_taken(model: Any, name: str) -> None:
+    """Refuse a model that cannot take an adapter of this name."""
+    if not isinstance(model, PeftModel):
+        refuse_adapted(model)
+        return
+    if name in model.peft_config:
+        raise ValueError(
+            f"the model already has an adapter called {name!r}: load this one beside it under another name=, "
+            "or take all off with tlora.detach(model) first"
+        )
+    for module, layer in adapter_layers(model).items():
+        if layer.merged:
+            raise ValueError(f"an adapter is merged into {module}: call model.unmerge_adapter() before loading another")
+
+
+def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse another base than the run had: PEFT puts an adapter on whatever has modules of these names."""
+    keys = {name: [f"base_model.model.{name}.lora_{part}.weight" for part in "BA"] for name in run.ranks}
+    shapes = {name: (sizes[b][0], sizes[a][1]) for name, (b, a) in keys.items() if a in sizes and b in sizes}
+    check_same_model(model, run.fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
+
+
+@contextlib.contextmanager
+def _restored_on_error(model: Any, name: str) -> Iterator[None]:
+    """Leave the model with the adapters that it had, if any, when the block fails."""
+    if not isinstance(model, PeftModel):
+        with back_on_error(model):
+            yield
+        return
+    active, trainable = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        model.set_adapter(active)  # first: PEFT warns when it deletes the active one
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        for parameter, required in trainable:
+            parameter.requires_grad_(required)
+        raise
+
+
+def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
+    """The model with the saved adapter; parts that are missing, which PEFT leaves as they were drawn, are refused."""
+    options: dict[str, Any] = {"adapter_name": name, "is_trainable": True}
+    try:
+        with without_noise():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, str(folder), **options)
+            model.load_adapter(str(folder), **options)
+            model.set_adapter(name)
+            return model
+    except (UserWarning, KeyError) as error:
+        raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
+    except (NoMatchingPeftModuleError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
+        why = f"{type(model).__name__} ({str(error).splitlines()[-1].strip()[:200]})"
+        raise ValueError(f"the adapter in {folder} does not fit this {why}: {_OWN_BASE}") from error
