@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from tlora.conversation import decoded
+from tlora.losses import at_labels
 
 if TYPE_CHECKING:
     from tlora.tasks import Task
@@ -111,8 +112,9 @@ def sample_losses(
             # The model shifts the labels to make the decoder's inputs: position t predicts label t.
             logits = model(**batch, use_cache=False).logits
         else:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            logits, labels = model(**inputs, use_cache=False).logits[:, :-1], labels[:, 1:]
+            inputs = at_labels(model, batch)
+            labels = inputs.pop("labels")[:, 1:]
+            logits = model(**inputs, use_cache=False).logits[:, :-1]
         learnt = labels != -100
         each = functional.cross_entropy(logits[learnt].float(), labels[learnt], reduction="none").cpu().double()
         owner = torch.tensor(indices)[learnt.nonzero()[:, 0].cpu()]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from tlora.losses import at_labels
+
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
 _ATTRIBUTES = (
     "training",
@@ -80,6 +82,12 @@ class AdapterTrainer(Trainer):
         if not torch.isfinite(loss):
             raise NotFinite("loss", loss.item(), self.state.global_step + 1)
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's own loss, with logits only where there are labels (unless inputs are split among GPUs)."""
+        if self.args.n_gpu <= 1:
+            inputs = at_labels(self._adapted, inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; sharded models are left to the Trainer."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -96,13 +97,41 @@ def _sequence_to_sequence(model: Any, inputs: dict[str, Tensor], labels: Tensor)
 
 
 def _causal(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    following = labels[:, 1:]
-    kept: dict[str, Tensor] = {}
-    if accepts(model, "logits_to_keep"):
-        columns = (following != IGNORED).any(0).nonzero()[:, 0]
-        kept, following = {"logits_to_keep": columns}, following[:, columns]
-    logits = model(**inputs, **kept).logits
-    return _mean_over_labels(logits[:, : following.shape[1]], following)
+    asked = at_labels(model, inputs | {"labels": labels})
+    following = asked.pop("labels")[:, 1:]
+    return _mean_over_labels(model(**asked).logits[:, :-1], following)
+
+
+def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with a causal model asked for its logits only where a label follows.
+
+    The output embedding is then multiplied for the labelled positions alone, which is most of the memory of a short
+    answer to a long question in a large vocabulary, and a good part of the time.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        One that cannot restrict its logits is given the batch as it is.
+    batch : mapping
+        As for `sample_losses`; labels (B, T).
+
+    Returns
+    -------
+    dict of Tensor
+        With ``logits_to_keep`` and the labels of those K positions, (B, K), such that as ever the logits at one
+        column predict the label at the next.
+    """
+    labels = batch["labels"]
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    if labels.ndim == 1 or model.config.is_encoder_decoder or not accepts(model, "logits_to_keep"):
+        return dict(batch)
+    columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+    nothing = labels.new_full((len(labels), 1), IGNORED)
+    last = columns.new_full((1,), labels.shape[1] - 1)  # predicts nothing, like the last column of any batch
+    return dict(batch) | {
+        "logits_to_keep": torch.cat([columns, last]),
+        "labels": torch.cat([nothing, labels[:, columns + 1]], 1),
+    }
 
 
 def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
