@@ -1,23 +1,16 @@
-"""Arguments of training, checked where they enter, and the checkpoint to go on from."""
+"""Arguments of training, checked where they enter."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import os
 from collections.abc import Mapping
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
-
-from tlora.run import ADAPTER
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 _OUR_NAMES = {
@@ -126,57 +119,3 @@ def _checkpointing(theirs: Mapping[str, Any]) -> dict[str, Any]:
         key = f"{_CHECKPOINTING}_checkpointing_kwargs"
         renamed[key] = {"use_reentrant": False} | (renamed.get(key) or {})
     return renamed
-
-
-def checkpoint_to_resume(
-    resume: bool | str | os.PathLike[str], output_dir: str | os.PathLike[str] | None, model: PeftModel
-) -> str | None:
-    """The checkpoint that training goes on from, if any.
-
-    Raises
-    ------
-    ValueError
-        If there is no folder to look in, or the checkpoint is of another adapter.
-    FileNotFoundError
-        If there is no whole checkpoint.
-    """
-    if resume is False:
-        return None
-    if resume is True and output_dir is None:
-        raise ValueError("resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path")
-    folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
-    if folder is None or not _is_whole(folder):
-        place = output_dir if resume is True else folder
-        raise FileNotFoundError(f"no whole checkpoint in {place}: leave resume= out to train from the start")
-    _check_fits(folder, model)
-    return str(folder)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    whole = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and _is_whole(path)]
-    return max(whole, key=lambda path: int(path.name[11:]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """The Trainer writes its state last: a checkpoint that was interrupted has none, or half of one."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return (checkpoint / ADAPTER).is_file()
-
-
-def _check_fits(checkpoint: Path, model: PeftModel) -> None:
-    try:
-        with safe_open(checkpoint / ADAPTER, framework="pt") as file:
-            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{checkpoint / ADAPTER} is damaged ({error}): resume from an earlier checkpoint") from error
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    odd = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
-    if odd:
-        raise ValueError(
-            f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
-            f"{here.get(odd[0])} in the model; attach the same plan, or leave resume= out"
-        )

@@ -47,6 +47,7 @@ from tlora.cli_report import (
     sensitivity_table,
 )
 from tlora.cli_serving import INSPECTING, export, inspect
+from tlora.files import replace_file
 from tlora.run import TrainingRun
 from tlora.storage import RESULT, Result, library_versions
 
@@ -316,7 +317,8 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     if showing.picture:
         viz = _viz()
         figure = viz.plot_comparison(comparison, baseline=showing.baseline, equal=showing.equal.value)
-        figure.savefig(showing.picture, dpi=150)
+        with replace_file(showing.picture) as fresh:
+            figure.savefig(fresh, dpi=150)
         viz.style.plt.close(figure)
 
 
@@ -362,7 +364,8 @@ def _draw(results: Mapping[str, Result], folder: Path, report: Report) -> str:
         return ""
     with report.step("drawing"):
         drawn = draw(viz, results, folder)
-        (folder.parent / "README.md").write_text(viz.card(folder.parent), encoding="utf-8")
+        with replace_file(folder.parent / "README.md") as fresh:
+            fresh.write_text(viz.card(folder.parent), encoding="utf-8")
     return drawn
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
+from tlora.files import replace_file
 from tlora.run import TrainingRun
 from tlora.storage import Result
 
@@ -228,7 +229,8 @@ def draw(viz: Any, results: Mapping[str, Result], folder: Path) -> str:
     for name in PICTURES:
         if name in results:
             figure = getattr(viz, f"plot_{name}")(results[name]).get_figure(root=True)
-            figure.savefig(folder / f"{name}.png", dpi=150)
+            with replace_file(folder / f"{name}.png") as fresh:
+                figure.savefig(fresh, dpi=150)
             viz.style.plt.close(figure)
             files.append(f"{name}.png")
     return f"{folder}: {', '.join(files)}"

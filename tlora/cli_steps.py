@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftConfig
 
 from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
 from tlora.calibration import Calibration, calibrate
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
+from tlora.files import replace_folder
 from tlora.loading import load
 from tlora.models import is_encoder_decoder, load_model, load_tokenizer
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
+from tlora.saved import lora_config
 from tlora.sensitivity import Sensitivity
-from tlora.storage import Meta, Result, replace_folder
+from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.targets import target_modules
 from tlora.tasks import Task, load_task
@@ -348,7 +349,7 @@ def base_name(folder: Path, model: str | None) -> str:
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         raise FileNotFoundError(f"no adapter in {folder}: name the folder that tlora train or tlora run wrote")
-    name = model or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    name = model or lora_config(folder, "tlora").get("base_model_name_or_path")
     if not name:
         raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
     return name

@@ -13,7 +13,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapter import ADAPTER, adapter_layers
-from tlora.storage import replace_folder, write_bytes
+from tlora.files import replace_folder, write_bytes
 
 
 def export(model: PeftModel, folder: str | os.PathLike[str]) -> Path:

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlora.engines import ENGINES, Adapter, by_layer
+from tlora.files import undisturbed
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
 from tlora.run import ADAPTER, ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.saved import check_files, lora_config
+from tlora.saved import PREFIX, checked
 from tlora.storage import Meta, Result
 
-_PREFIX = "base_model.model."
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
     "modules_to_save", "target_modules", "task_type", "base_model_name_or_path",
@@ -159,19 +159,21 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     -----
     Only ``adapter_model.safetensors`` is read: a pickled ``adapter_model.bin`` can run code when it is loaded.
     """
-    config = _config(Path(folder))
-    pairs, others = _tensors(Path(folder))
+    return undisturbed(Path(folder), lambda: _inspected(Path(folder)))
+
+
+def _inspected(folder: Path) -> Inspection:
+    config = _config(folder)
+    pairs, others = _tensors(folder)
     ranks = {name: len(a) for name, (a, _) in pairs.items()}
-    adapter = Adapter(config, ranks)
-    _check_ranks(Path(folder), adapter)
-    scalings = by_layer(adapter)
+    scalings = by_layer(Adapter(config, ranks))
     return Inspection(
         config=config,
         ranks=ranks,
         shapes={name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()},
         singular_values={name: update_singular_values(a, b, scalings[name]) for name, (a, b) in pairs.items()},
         others=others,
-        meta=_meta(Path(folder), config),
+        meta=_meta(folder, config),
     )
 
 
@@ -183,23 +185,18 @@ def _meta(folder: Path, config: dict[str, Any]) -> Meta:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    check_files(folder)
-    config = lora_config(folder, "inspect")
-    bad = [key for key in ("r", "lora_alpha") if not _positive(config.get(key))]
-    if bad:
-        raise ValueError(f"{bad[0]}={config.get(bad[0])!r} in {folder / ADAPTER_CONFIG}: it must be above 0")
+    config, _ = checked(folder, "inspect")
+    missing = [key for key in ("r", "lora_alpha") if key not in config]
+    if missing:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} has no {missing[0]}: it is truncated, copy it again")
     return {key: config[key] for key in _KEPT if key in config}
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
 
 
 def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[int, ...]]]:
     """``A`` and ``B`` of each module, and the shapes of all other tensors."""
     try:
         tensors = load_file(folder / ADAPTER)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder / ADAPTER} is damaged ({error}): copy it again") from error
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     others = {key: tuple(t.shape) for key, t in tensors.items()}
@@ -209,7 +206,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, 
         if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
             there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
             raise ValueError(f"{key} in {folder / ADAPTER} has shape {tuple(a.shape)}, and its lora_B {there}")
-        pairs[key.removesuffix(".lora_A.weight").removeprefix(_PREFIX)] = (a, b)
+        pairs[key.removesuffix(".lora_A.weight").removeprefix(PREFIX)] = (a, b)
         del others[key], others[other]
     if not pairs:
         raise ValueError(f"{folder / ADAPTER} holds no lora_A of a linear layer: {len(others)} other tensors")
@@ -219,13 +216,3 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, 
 def _numerically(key: str) -> list[tuple[int, str]]:
     """Layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]
-
-
-def _check_ranks(folder: Path, adapter: Adapter) -> None:
-    for name, rank in adapter.ranks.items():
-        said = adapter.pattern(name, "rank_pattern", adapter.config["r"])
-        if said != rank:
-            raise ValueError(
-                f"{name} has rank {rank} in {folder / ADAPTER} and {said:g} by the config: the two files do not belong "
-                "together"
-            )

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, without_noise
 from tlora.checks import check_same_model
 from tlora.models import load_model
 from tlora.run import ADAPTER as TENSORS
 from tlora.run import RUN, TrainingRun
-from tlora.saved import check_files, lora_config
+from tlora.saved import checked
 from tlora.targets import refuse_adapted
 
 _OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
@@ -62,7 +62,8 @@ def load(
         the adapter was trained on another model. The model is then as it was.
     """
     folder = Path(folder)
-    sizes, base = _saved_sizes(folder), lora_config(folder, "load").get("base_model_name_or_path")
+    config, sizes = checked(folder, "load")
+    base = config.get("base_model_name_or_path")
     run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
     if model is None:
         if not base:
@@ -79,16 +80,6 @@ def load(
             if freeze_a and name in layer.lora_A:
                 freeze(layer, name)
     return adapted
-
-
-def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the saved tensors, by key; none of them is read."""
-    check_files(folder)
-    try:
-        with safe_open(folder / TENSORS, "pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is damaged ({error}): copy it again") from error
 
 
 def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -152,6 +143,8 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
             return model
     except (UserWarning, KeyError) as error:
         raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
+    except (SafetensorError, TypeError, AttributeError, ArithmeticError, LookupError, re.error) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({str(error)[:200]}): copy it again") from error
     except (NoMatchingPeftModuleError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
             raise

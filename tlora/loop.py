@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from tlora.checkpoints import Sealing, dispensable
 from tlora.losses import at_labels
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
@@ -40,8 +42,8 @@ class NotFinite(FloatingPointError):
 class AdapterTrainer(Trainer):
     """A Trainer that trains what required a gradient when it was made, and nothing else.
 
-    It stops before a loss or gradient that is not finite reaches the weights, and writes checkpoints without
-    asking a hub about the base model. Everything else is the Trainer's own.
+    It stops before a loss or gradient that is not finite reaches the weights, writes checkpoints without asking a hub
+    about the base model, seals them, and goes on where one cannot be written. Everything else is the Trainer's own.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class AdapterTrainer(Trainer):
         make_optimizer: MakeOptimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients()], **kwargs)
+        super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients(), Sealing()], **kwargs)
         self._adapted = model
         self._make_optimizer = make_optimizer
         for config in _configs(model):
@@ -96,6 +98,10 @@ class AdapterTrainer(Trainer):
         elif self.args.should_save:
             # By default PEFT looks the base model up on the hub, to see whether its vocabulary was resized.
             self._adapted.save_pretrained(output_dir or str(self.args.output_dir), save_embedding_layers=False)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with dispensable(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")):
+            super()._save_checkpoint(*args, **kwargs)
 
     def end(self) -> None:
         """Tell the callbacks that training is over, where an exception kept the Trainer from doing so."""

@@ -16,6 +16,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tlora.checkpoints import dispensable
+
 MODULE_COLUMNS = {
     "step": "optimiser step after which the module was looked at, from 1",
     "module": "full module name",
@@ -180,7 +182,8 @@ class ModuleRecorder(TrainerCallback):
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             records = {"names": self.names, "steps": self.steps, "values": [v.tolist() for v in self.values]}
-            (folder / _FILE).write_text(json.dumps(records))
+            with dispensable(folder):
+                (folder / _FILE).write_text(json.dumps(records))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

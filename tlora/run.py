@@ -16,8 +16,9 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora import rank_use
+from tlora.files import digest, replace_folder, undisturbed, write_bytes
 from tlora.monitoring import MODULE_COLUMNS
-from tlora.storage import Meta, Result, read_head, replace_folder, write_bytes
+from tlora.storage import Meta, Result, read_head
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -158,10 +159,10 @@ class TrainingRun(Result):
             If ``path`` is a file, or a folder that holds no adapter.
         """
         with replace_folder(path, expects=ADAPTER_CONFIG) as folder:
-            write_bytes(folder / ADAPTER, _adapter_bytes(self.adapter))
-            config = json.dumps(self.adapter_config, indent=2, sort_keys=True)
-            write_bytes(folder / ADAPTER_CONFIG, config.encode())
-            super().save(folder / RUN)
+            for name, blob in self._files().items():
+                write_bytes(folder / name, blob)
+            (folder / RUN).mkdir(parents=True)
+            self._write(folder / RUN)
         return Path(path)
 
     @classmethod
@@ -184,18 +185,17 @@ class TrainingRun(Result):
         ValueError
             If the run is damaged or of a newer format, or the adapter is not the one that the run trained.
         """
+        return undisturbed(Path(path), lambda: cls._whole(Path(path)))
+
+    @classmethod
+    def _whole(cls, path: Path) -> Self:
         run = cls.record(path)
-        adapter, config = Path(path, ADAPTER), Path(path, ADAPTER_CONFIG)
-        for file in (adapter, config):
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} is missing: copy the whole adapter folder")
-        blob = adapter.read_bytes()
-        if hashlib.sha256(blob).hexdigest() != read_head(Path(path, RUN))["values"]["adapter"]:
-            raise ValueError(
-                f"{adapter} is not the adapter that this run trained: it is truncated or was trained on; "
-                "copy it again, or load it with PEFT alone"
-            )
-        return replace(run, adapter=load_tensors(blob), adapter_config=json.loads(config.read_bytes()))
+        for name in (ADAPTER, ADAPTER_CONFIG):
+            if not (path / name).is_file():
+                raise FileNotFoundError(f"{path / name} is missing: copy the whole adapter folder")
+        check_adapter(path)
+        config = json.loads((path / ADAPTER_CONFIG).read_bytes())
+        return replace(run, adapter=load_tensors((path / ADAPTER).read_bytes()), adapter_config=config)
 
     @classmethod
     def record(cls, path: str | os.PathLike[str]) -> Self:
@@ -227,12 +227,17 @@ class TrainingRun(Result):
             f"{self.trainable_parameters:,} trained parameters{ending}"
         )
 
+    def _files(self) -> dict[str, bytes]:
+        """The adapter as PEFT reads it."""
+        config = json.dumps(self.adapter_config, indent=2, sort_keys=True)
+        return {ADAPTER: dump_tensors(self.adapter, metadata={"format": "pt"}), ADAPTER_CONFIG: config.encode()}
+
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         values = {name: getattr(self, name) for name in PLAIN}
         values["history"] = self.history.to_dict("list")
         values["modules"] = self.module_history["module"].drop_duplicates().tolist()
         # The adapter itself stays where PEFT wants it; the run remembers which one it is.
-        values["adapter"] = hashlib.sha256(_adapter_bytes(self.adapter)).hexdigest()
+        values["files"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in self._files().items()}
         numbers = self.module_history.drop(columns="module")
         tensors = {f"fingerprint.{name}": tensor for name, tensor in self.fingerprints.items()}
         return {"module_history": torch.from_numpy(numbers.to_numpy("float64"))} | tensors, values
@@ -264,5 +269,18 @@ def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
     return frame.astype(HISTORY_TYPES)
 
 
-def _adapter_bytes(adapter: dict[str, Tensor]) -> bytes:
-    return dump_tensors(adapter, metadata={"format": "pt"})
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter that is not the one which the run in its folder trained.
+
+    Raises
+    ------
+    ValueError
+        If a file of it has changed since.
+    """
+    written = read_head(folder / RUN)["values"]["files"]
+    for name in (ADAPTER, ADAPTER_CONFIG):
+        if name in written and digest(folder / name) != written[name]:
+            raise ValueError(
+                f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
+                f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
+            )

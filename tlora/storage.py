@@ -1,9 +1,9 @@
 """One format for every result: a folder with ``tensors.safetensors`` and ``result.json``.
 
 Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
-checked against the digests written with them. A result is written to a temporary folder beside its target,
-flushed to disk, and renamed into place: a reader never sees half of one, and a save that fails leaves the old
-result where it was.
+checked against the digests written with them. A result is put into its place as a whole (`tlora.files`): a reader
+never sees half of one, and a save that fails leaves the old result where it was. Results of an older format are
+brought up to date as they are read (`tlora.migrations`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import hashlib
 import html
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-FORMAT_VERSION = 1
+from tlora.files import read_json, replace_folder, undisturbed, write_bytes
+from tlora.migrations import FORMAT_VERSION, migrated
+
 TENSORS = "tensors.safetensors"
 RESULT = "result.json"
 
@@ -139,6 +138,12 @@ class Result:
             If ``path`` is a file, or a folder that holds anything other than a result.
         """
         _refuse_strangers(path)
+        with replace_folder(path, expects=RESULT) as folder:
+            self._write(folder)
+        return Path(path)
+
+    def _write(self, folder: Path) -> None:
+        """The two files, in a folder that is there."""
         tensors, values = self._pack()
         blob = dump_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         head = {
@@ -149,10 +154,8 @@ class Result:
             "values": values,
         }
         head["sha256"] = _digest(head)
-        with replace_folder(path, expects=RESULT) as folder:
-            write_bytes(folder / TENSORS, blob)
-            write_bytes(folder / RESULT, json.dumps(head, indent=1, allow_nan=True).encode())
-        return Path(path)
+        write_bytes(folder / TENSORS, blob)
+        write_bytes(folder / RESULT, json.dumps(head, indent=1, allow_nan=True).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -175,59 +178,66 @@ class Result:
         ValueError
             If it is another kind of result, of a newer format, truncated or changed since it was written.
         """
+        return undisturbed(Path(path), lambda: cls._read(Path(path)))
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
         head = read_head(path)
         kind = head["result"]
         if kind != cls.__name__:
             raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}: use {kind}.load({str(path)!r})")
         try:
-            blob = _checked_blob(Path(path) / TENSORS, head["tensors"])
+            blob = _checked_blob(path / TENSORS, head["tensors"])
             return cls._unpack(load_tensors(blob), head["values"], Meta(**head["meta"]))
-        except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
+
+
+# What taking apart raises where the parts are of the wrong kinds, besides the ValueError that it is told as.
+_DAMAGE = (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 
 
 def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the result was not copied whole; copy both of its files")
-    blob = path.read_bytes()
-    if len(blob) != expected["bytes"] or hashlib.sha256(blob).hexdigest() != expected["sha256"]:
+    size = path.stat().st_size
+    blob = path.read_bytes() if size == expected["bytes"] else b""  # what was blown up is not read
+    if size != expected["bytes"] or hashlib.sha256(blob).hexdigest() != expected["sha256"]:
         raise ValueError(
-            f"{path} is not what was written ({len(blob)} bytes of {expected['bytes']}, or other content): "
+            f"{path} is not what was written ({size} bytes of {expected['bytes']}, or other content): "
             "it is truncated or was changed; copy it again or make the result again"
         )
     return blob
 
 
 def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``result.json`` of a result folder, checked for format and completeness.
+    """The ``result.json`` of a result folder, checked for completeness, as the present format has it.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     ValueError
-        If it is not JSON, not ours, or of a newer format version.
+        If it is not JSON, not ours, or of a format version that this one does not read.
     """
     file = Path(path) / RESULT
     if not file.is_file():
         raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT} and {TENSORS}")
     head = _parse(file)
-    if head["format"] != FORMAT_VERSION:
+    written = head["format"]
+    if isinstance(written, bool) or not isinstance(written, int) or not 1 <= written <= FORMAT_VERSION:
         raise ValueError(
-            f"{file} has format {head['format']!r}, this version of tlora reads {FORMAT_VERSION}: "
-            "upgrade tlora, or make the result again"
+            f"{file} has format {written!r}, this version of tlora reads {FORMAT_VERSION} and older: upgrade tlora, or "
+            "make the result again"
         )
     lacks = {"tensors", "meta", "values", "sha256"} - head.keys()
     if lacks or head["sha256"] != _digest(head):
         raise ValueError(f"{file} was changed since it was written: copy it again or make the result again")
-    return head
+    return migrated(head)
 
 
 def _parse(file: Path) -> dict[str, Any]:
-    try:
-        head = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): truncated, or not a tlora result") from error
+    head = read_json(file)
     if not isinstance(head, dict) or not {"format", "result"} <= head.keys():
         raise ValueError(f"{file} is not a tlora result: it names no format and no kind of result")
     return head
@@ -251,67 +261,3 @@ def _refuse_strangers(path: str | os.PathLike[str]) -> None:
             _parse(folder / RESULT)
         except ValueError as error:
             raise FileExistsError(f"{error}; choose another folder, or remove it first") from error
-
-
-def write_bytes(path: Path, blob: bytes) -> None:
-    """Write a file and flush it to disk."""
-    with open(path, "wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def replace_folder(path: str | os.PathLike[str], expects: str) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
-
-    Parameters
-    ----------
-    path : path-like
-        The folder to make or to replace.
-    expects : str
-        File that a folder must hold to be replaced: nobody else's folder is ever removed.
-
-    Yields
-    ------
-    pathlib.Path
-        The temporary folder, on the same file system.
-
-    Raises
-    ------
-    FileExistsError
-        If ``path`` is a file, a folder without ``expects``, the current folder or a mount point.
-    OSError
-        If the disk is full or the place is not writable; the earlier folder is left as it was.
-    """
-    target = Path(path).resolve()  # behind a link, the folder is replaced and the link stays
-    _check_replaceable(target, expects)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.parent / f".tlora-{uuid.uuid4().hex}"
-    try:
-        fresh.mkdir()
-        yield fresh
-        _put_in_place(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _check_replaceable(target: Path, expects: str) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir() or (any(target.iterdir()) and not (target / expects).exists()):
-        raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
-    if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
-        raise FileExistsError(f"{target} is the current folder or a mount point: name a folder inside it")
-
-
-def _put_in_place(fresh: Path, target: Path) -> None:
-    aside = fresh.with_suffix(".old")
-    try:
-        if target.exists():
-            target.rename(aside)
-        fresh.rename(target)
-    finally:  # whatever came between the two renames, an interrupt included, the old folder goes back
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 Record = dict[str, Any]
+
+CHECKSUM = "checksum"
+
+# What a run could have had to say before there were checksums. Whatever else has none has lost it.
+_UNSIGNED = {
+    "at", "error", "head_parameters", "key", "last_training_loss", "machine", "metrics", "outcomes", "peak_bytes",
+    "preparation_seconds", "seconds", "status", "steps_done", "trainable_parameters", "versions",
+}  # fmt: skip
 
 
 class Store:
     """Runs in a file that can be read, compared by line and put under version control.
 
     Several processes may append at the same time. A line that a kill has torn is the last one: it is passed over with
-    a warning when reading, and cut off by the next append.
+    a warning when reading, and cut off by the next append. Each line has a checksum of its own; those that were written
+    before there were any are taken as they are.
 
     Parameters
     ----------
@@ -37,7 +48,7 @@ class Store:
         FileNotFoundError
             If there is no file.
         ValueError
-            If a line other than a torn last one is no run.
+            If a line other than a torn last one is no run, or not what was written.
 
         Warns
         -----
@@ -46,7 +57,7 @@ class Store:
         """
         if not self.path.is_file():
             raise FileNotFoundError(f"no runs in {self.path}: name the file that tlora.compare(..., store=) wrote")
-        with self._locked("rb", fcntl.LOCK_SH) as file:
+        with self._locked("r", fcntl.LOCK_SH) as file:
             lines = file.read().split(b"\n")
         torn = lines.pop()
         if torn:
@@ -75,30 +86,68 @@ class Store:
         OSError
             If the disk is full or the place is not writable.
         """
-        line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
+        signed = {**record, CHECKSUM: _checksum(record)}
+        line = json.dumps(signed, sort_keys=True, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked("ab+", fcntl.LOCK_EX) as file:
+        new = not self.path.exists()
+        with self._locked("a+", fcntl.LOCK_EX) as file:
             _cut_torn_line(file)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+            with _whole_or_nothing(file):
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+        if new:
+            _fsync_folder(self.path.parent)
 
     @contextmanager
-    def _locked(self, mode: str, kind: int) -> Iterator[IO[bytes]]:
-        with open(self.path, mode) as file:
+    def _locked(self, mode: str, kind: int) -> Iterator[FileIO]:
+        with FileIO(self.path, mode) as file:  # no buffer: what was taken back is not written at closing
             fcntl.flock(file, kind)  # let go of when the file is closed
             yield file
 
     def _parsed(self, line: bytes, number: int) -> Record:
         try:
-            record = json.loads(line)
-            record["key"]
-        except (ValueError, KeyError, TypeError) as error:
+            return _checked(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{self.path}:{number} is no run ({error!r}): it was changed by hand or badly merged; "
+                f"{self.path}:{number} is no run ({error!r}): it was damaged, changed by hand or badly merged; "
                 "take the line out, and its run will be done again"
             ) from error
-        return dict(record)
+
+
+def _checked(record: Record) -> Record:
+    """A run as it was appended, without its checksum."""
+    found = {name: value for name, value in record.items() if name != CHECKSUM}
+    if CHECKSUM in record and record[CHECKSUM] != _checksum(found):
+        raise ValueError("its checksum is that of another")
+    if CHECKSUM not in record and not {"key", "status"} <= record.keys() <= _UNSIGNED:
+        raise ValueError("it has no checksum")
+    return found
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """64 bits of the digest of a run's canonical text, in hexadecimal."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _whole_or_nothing(file: FileIO) -> Iterator[None]:
+    """Take off again what could not be written whole."""
+    size = file.seek(0, os.SEEK_END)
+    try:
+        yield
+    except OSError as error:
+        file.truncate(size)
+        told = f"{error.strerror} (the runs before are there as they were)"
+        raise OSError(error.errno, told, str(file.name)) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def key_text(key: Mapping[str, Any]) -> str:
@@ -106,7 +155,7 @@ def key_text(key: Mapping[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
+def _cut_torn_line(file: FileIO) -> None:
     """Take off what follows the last whole line."""
     size = file.seek(0, os.SEEK_END)
     start = size

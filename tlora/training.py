@@ -18,7 +18,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from tlora.arguments import check_numbers, checkpoint_to_resume, training_arguments
+from tlora.arguments import check_numbers, training_arguments
+from tlora.checkpoints import checkpoint_to_resume
 from tlora.checks import fingerprint
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
@@ -111,7 +112,7 @@ def train(
     -----
     UserWarning
         If training was stopped early, met a loss or gradient that is not finite (the weights never see it),
-        or left some ``B`` at zero.
+        left some ``B`` at zero, or could not write a checkpoint.
 
     Notes
     -----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -10,6 +11,7 @@ import mmap
 import os
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,43 @@ def test_numbers_that_json_has_no_word_for_do_not_reach_the_store(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.append({"key": {}, "loss": math.nan})
     assert store.path.read_bytes() == before
+
+
+def test_each_line_is_checked_and_those_without_checksum_are_taken_if_they_are_of_before(tmp_path):
+    store = filled(tmp_path / "runs.jsonl")
+    text = store.path.read_text()
+    for old, new in (
+        ('"accuracy": 1.0', '"accuracy": 3.0'),
+        ('"checksum"', '"checksun"'),
+        ('"checksum": "', '"checksum": "0'),
+    ):
+        store.path.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=r"runs.jsonl:[12] is no run .*checksum.*take the line out"):
+            store.read()
+    before = [json.dumps(record("lora", 1e-3, n, "validation", [n])) + "\n" for n in range(3)]
+    store.path.write_text("".join(before))
+    assert store.read() == [record("lora", 1e-3, n, "validation", [n]) for n in range(3)]
+    store.append(record("lora", 1e-3, 1, "validation", [9]))
+    assert store.path.read_text().startswith("".join(before))
+    assert [r["metrics"]["accuracy"] for r in store.read()] == [0, 9, 2]
+
+
+@pytest.mark.parametrize("room", [0, 1, 500])
+def test_a_full_disk_leaves_the_runs_before(tmp_path, monkeypatch, room):
+    class Full(FileIO):
+        def write(self, data):
+            if self.tell() >= size + room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[:room])
+
+    store = filled(tmp_path / "runs.jsonl")
+    size = store.path.stat().st_size
+    with monkeypatch.context() as patch:
+        patch.setattr("tlora.store.FileIO", Full)
+        with pytest.raises(OSError, match=r"No space left on device \(the runs before are there.*\): '.*runs.jsonl'"):
+            store.append(record("lora", 1e-3, 7, "validation", [7]))
+    assert store.path.stat().st_size == size
+    assert len(store.read()) == 3
 
 
 def test_two_processes_append_at_once(tmp_path):

@@ -333,12 +333,31 @@ def test_a_damaged_or_foreign_adapter_is_refused(
     damage: Any, error: type, words: str, folder: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
+    if "result" not in words:  # without a record of the run, as anybody's
+        shutil.rmtree(copy / "tlora")
     damage(copy)
     model = tiny_model("llama")
     before = condition(model)
     with pytest.raises(error, match=words):
         tlora.load(copy, model)
     assert condition(model) == before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_its_run_did_not_train_is_refused_until_the_record_goes(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    blob = bytearray((copy / name).read_bytes())
+    place = blob.index(b'"lora_dropout": 0.0') + 18 if name.endswith("json") else len(blob) - 2
+    blob[place] ^= 1
+    (copy / name).write_bytes(blob)
+    for read in (tlora.inspect, lambda path: tlora.load(path, tiny_model("llama")), tlora.TrainingRun.load):
+        with pytest.raises(ValueError, match=rf"{name} is not what this run trained.*remove .*copy.tlora to take"):
+            read(copy)
+    shutil.rmtree(copy / "tlora")
+    assert tlora.inspect(copy).ranks
+    assert adapter_layers(tlora.load(copy, tiny_model("llama")))
 
 
 # Heads.

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import tlora.files
 import tlora.storage
 from tests.results import META, same, sensitivity
+from tlora.files import replace_folder
 from tlora.sensitivity import Sensitivity
-from tlora.storage import RESULT, TENSORS, Meta, Result, read_head, replace_folder
+from tlora.storage import RESULT, TENSORS, Meta, Result, read_head
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_files_are_readable_without_tlora(saved):
     """The format that the documentation promises, read with nothing of ours: JSON and safetensors."""
     head = json.loads((saved / RESULT).read_text())
     blob = (saved / TENSORS).read_bytes()
-    assert head["format"] == 1
+    assert head["format"] == 2
     assert head["result"] == "Sensitivity"
     assert head["meta"]["model"] == META.model
     assert head["meta"]["seed"] == 3
@@ -122,9 +124,10 @@ def test_foreign_json_is_refused(saved, text):
 
 def test_newer_format_is_refused_by_its_number(saved):
     """A newer format may have other keys: the number is what the message must be about."""
-    (saved / RESULT).write_text(json.dumps({"format": 2, "result": "Sensitivity", "parts": []}))
-    with pytest.raises(ValueError, match=r"format 2.* reads 1: upgrade tlora"):
-        Sensitivity.load(saved)
+    for number in (3, 0, True, "2", 1.0, None):
+        (saved / RESULT).write_text(json.dumps({"format": number, "result": "Sensitivity", "parts": []}))
+        with pytest.raises(ValueError, match=rf"format {number!r}, .* reads 2 and older: upgrade tlora"):
+            Sensitivity.load(saved)
 
 
 def test_other_kind_of_result_is_refused_and_named(saved):
@@ -197,15 +200,34 @@ def test_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, erro
     assert {name: content(tmp_path / name) for name in listing(tmp_path)} == before
 
 
+def refuse_exchange(one: Path, other: Path) -> None:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_two_folders_are_exchanged_at_once(tmp_path, monkeypatch):
+    """A reader, or a kill, at any moment finds one of the two."""
+    monkeypatch.setattr(tlora.files, "_rename_twice", None)
+    sensitivity(samples=2).save(tmp_path / "saved")
+    held = os.open(tmp_path / "saved", os.O_RDONLY)
+    sensitivity(samples=4).save(tmp_path / "saved")
+    assert not os.path.samestat(os.fstat(held), os.stat(tmp_path / "saved"))
+    os.close(held)
+    assert len(Sensitivity.load(tmp_path / "saved").per_sample) == 4
+    assert listing(tmp_path) == ["saved"]
+
+
 @pytest.mark.parametrize("on_call", [1, 2], ids=["old-aside", "new-in-place"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_interrupt_around_a_rename_never_loses_the_result(tmp_path, monkeypatch, on_call, when):
     """Between the two renames the target does not exist: stopped there, the old result has to come back."""
+    monkeypatch.setattr(tlora.files, "_rename_exchange", refuse_exchange)
     old, new = sensitivity(samples=2), sensitivity(samples=4)
     old.save(tmp_path / "saved")
     rename, calls = Path.rename, []
 
     def interrupted(self: Path, target: Path) -> Path:
+        if target.name == "saved" and not calls:  # first, that no empty folder is in the place
+            return rename(self, target)
         calls.append(target)
         if len(calls) == on_call and when == "before":
             raise KeyboardInterrupt

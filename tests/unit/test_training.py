@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import shutil
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,48 @@ def test_resume_takes_the_last_whole_checkpoint_or_a_path(tmp_path: Path) -> Non
     path = tmp_path / "checkpoint-2"
     again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
     assert again.history.equals(whole.history)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "module_history.json", "adapter_model.safetensors", "sealed.json"])
+def test_a_checkpoint_that_lacks_or_damaged_a_file_is_passed_over(tmp_path: Path, name: str) -> None:
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    file = tmp_path / "checkpoint-8" / name
+    blob = bytearray(file.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    file.write_bytes(blob)
+    (tmp_path / "checkpoint-6" / name).unlink()  # as a kill before it was written leaves it
+    resumed = train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
+    assert resumed.meta.recipe["resume"].endswith("checkpoint-4")
+    assert resumed.history.equals(whole.history)
+    assert resumed.module_history.equals(whole.module_history)
+    damaged = shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-9")
+    (damaged / "scheduler.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint in .*checkpoint-9"):
+        train(adapted_model(), token_rows(), output_dir=tmp_path, resume=damaged, **options)
+
+
+def test_a_checkpoint_of_another_trainer_has_no_seal_and_is_taken_by_its_path(tmp_path: Path) -> None:
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    (tmp_path / "checkpoint-4" / "sealed.json").unlink()
+    path = tmp_path / "checkpoint-4"
+    again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
+    assert again.history.equals(whole.history)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "module_history.json", ".sealed.json"])
+def test_a_checkpoint_that_cannot_be_written_does_not_end_training(tmp_path: Path, name: str) -> None:
+    """The disk is full from one file of one checkpoint on: what was trained is the same, and the others are there."""
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path / "whole", **options)
+    folder = tmp_path / "full"
+    (folder / "checkpoint-4" / name).mkdir(parents=True)  # even root cannot write a file there
+    with pytest.warns(UserWarning, match=r"checkpoint-4 could not be written \(.*training goes on, and earlier"):
+        run = train(adapted_model(), token_rows(), output_dir=folder, **options)
+    assert run.history.equals(whole.history)
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+    assert train(adapted_model(), token_rows(), output_dir=folder, resume=True, **options).history.equals(whole.history)
 
 
 def test_resume_refuses_what_it_cannot_go_on_from(tmp_path: Path) -> None:

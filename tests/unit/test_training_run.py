@@ -241,7 +241,7 @@ def test_load_refuses_an_adapter_that_the_run_did_not_train(tmp_path: Path, run:
     file = folder / "adapter_model.safetensors"
     blob = file.read_bytes()
     file.write_bytes(blob[:-4] + b"else")
-    with pytest.raises(ValueError, match="not the adapter that this run trained"):
+    with pytest.raises(ValueError, match="is not what this run trained"):
         TrainingRun.load(folder)
     file.unlink()
     with pytest.raises(FileNotFoundError, match="copy the whole adapter folder"):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from tlora.files import replace_file
 from tlora.storage import Result
 from viz.pages import findings, words
 from viz.pages.findings import Findings
@@ -62,13 +63,8 @@ def report(
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the file, e.g. {path / FILE}")
     page = html(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replace_file(path) as fresh:
         fresh.write_text(page, encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,137 @@
+"""Checkpoints of a training: sealed when they are whole, and found again by whoever goes on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tlora.files import digest, flush, read_json, write_bytes
+
+SEAL = "sealed.json"
+"""Digests of a checkpoint's files, written last."""
+
+
+class Sealing(TrainerCallback):
+    """Seals each checkpoint once the Trainer, and the callbacks before this one, have written what belongs to it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal the checkpoint of this step."""
+        PartialState().wait_for_everyone()  # each process writes files of its own
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero and folder.is_dir():
+            with dispensable(folder):
+                seal(folder)
+
+
+def seal(checkpoint: Path) -> None:
+    """Write down what is in a checkpoint, once all of that is on disk."""
+    flush(checkpoint)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
+    digests = {path.relative_to(checkpoint).as_posix(): digest(path) for path in files}
+    fresh = checkpoint / f".{SEAL}"
+    write_bytes(fresh, json.dumps(digests, indent=1).encode())
+    fresh.replace(checkpoint / SEAL)
+    flush(checkpoint)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all that was there when it was sealed is there unchanged."""
+    try:
+        digests = read_json(checkpoint / SEAL)
+        return all(digest(checkpoint / name) == written for name, written in digests.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def dispensable(checkpoint: Path) -> Iterator[None]:
+    """Go on without a checkpoint that cannot be written: what is in memory is worth more.
+
+    Warns
+    -----
+    UserWarning
+        If it cannot; what there is of it is removed, and earlier checkpoints stay.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # what torch.save raises
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        warnings.warn(
+            f"{checkpoint} could not be written ({reason}): training goes on, and earlier checkpoints stay; free some "
+            "space before it ends",
+            stacklevel=1,  # of this package, so that the command line tells it
+        )
+
+
+def checkpoint_to_resume(
+    resume: bool | str | os.PathLike[str], output_dir: str | os.PathLike[str] | None, model: PeftModel
+) -> str | None:
+    """The checkpoint that training goes on from, if any.
+
+    Raises
+    ------
+    ValueError
+        If there is no folder to look in, or the checkpoint is of another adapter.
+    FileNotFoundError
+        If there is no whole checkpoint.
+    """
+    if resume is False:
+        return None
+    if resume is True and output_dir is None:
+        raise ValueError("resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path")
+    folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
+    if folder is None or not _is_usable(folder):
+        place = output_dir if resume is True else folder
+        raise FileNotFoundError(f"no whole checkpoint in {place}: leave resume= out to train from the start")
+    _check_fits(folder, model)
+    return str(folder)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    numbered = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
+    latest_first = sorted(numbered, key=lambda path: int(path.name[11:]), reverse=True)
+    return next((path for path in latest_first if is_whole(path)), None)
+
+
+def _is_usable(checkpoint: Path) -> bool:
+    """Whole; or made by a Trainer that seals nothing, and there as far as one can see."""
+    if (checkpoint / SEAL).exists():
+        return is_whole(checkpoint)
+    try:
+        read_json(checkpoint / "trainer_state.json")  # the Trainer writes it last
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / SAFETENSORS_WEIGHTS_NAME).is_file()
+
+
+def _check_fits(checkpoint: Path, model: PeftModel) -> None:
+    try:
+        with safe_open(checkpoint / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{checkpoint / SAFETENSORS_WEIGHTS_NAME} is damaged ({error}): resume from an earlier checkpoint"
+        ) from error
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    odd = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
+    if odd:
+        raise ValueError(
+            f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
+            f"{here.get(odd[0])} in the model; attach the same plan, or leave resume= out"
+        )
