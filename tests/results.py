@@ -24,7 +24,8 @@ from tests.helpers import singles, tiny_batch, tiny_model
 from tlora.adapter import attach
 from tlora.alignment import align, align_layers
 from tlora.allocation import Allocation, allocate
-from tlora.calibration import Calibration, calibrate
+from tlora.calibrating import calibrate
+from tlora.calibration import Calibration
 from tlora.capture import GradientCapture, gradient_capture
 from tlora.compared import Comparison
 from tlora.energy import CapturedEnergy, captured_energy

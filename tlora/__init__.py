@@ -7,7 +7,8 @@ that one can look at, doubt and change. The public names below stand in the orde
 from tlora.models import load_model
 from tlora.targets import Target, target_modules
 from tlora.tasks import Task, load_task
-from tlora.calibration import Calibration, calibrate
+from tlora.calibrating import calibrate
+from tlora.calibration import Calibration
 from tlora.covariance import Covariance
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum

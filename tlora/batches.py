@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tlora.losses import IGNORED, pad_right
@@ -20,53 +22,141 @@ _READS_ENCODER = re.compile(
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Which tokens of a padded batch count.
+
+    Attributes
+    ----------
+    mask : (B, T) bool tensor
+        On the CPU, so that asking for lengths waits for no device.
+    index : (n,) int64 tensor
+        Their places among the B * T tokens, on the model's device.
+    lengths : list of int
+        How many each sample has.
+    """
+
+    mask: Bool[Tensor, "samples tokens"]
+    index: Int[Tensor, " counted"]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "samples tokens"], device: torch.device) -> Tokens:
+        """Those that are True."""
+        return cls(mask, mask.flatten().nonzero()[:, 0].to(device), mask.sum(1).tolist())
+
+    def samples(self, calls: list[Tensor]) -> list[Tensor]:
+        """What a module read or gave at these tokens, (T_n, d) for each sample, that of its calls one after the other.
+
+        Parameters
+        ----------
+        calls : list of (B, T, d) or (B * T, d) tensor
+            One entry a call; some models flatten their inputs.
+        """
+        by_call = []
+        for x in calls:
+            flat = x.detach().flatten(0, -2)
+            if len(flat) != self.mask.numel():
+                raise RuntimeError(
+                    f"a target module runs on {len(flat)} positions, the batch has {self.mask.numel()} tokens: what it "
+                    "reads cannot be told apart by sample; leave it out with target_modules=[...]"
+                )
+            found = flat if len(self.index) == len(flat) else flat.index_select(0, self.index.to(x.device))
+            by_call.append(found.split(self.lengths))
+        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*by_call, strict=True)]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One padded batch on the model's device, padding on the right.
+    """One padded batch, padding on the right.
 
     Attributes
     ----------
     inputs : dict of Tensor
-        What the model is called with, and ``labels``.
+        What the model is called with, and ``labels``; on the CPU until `on` moves them.
     real : (B, T) bool tensor
-        Tokens that are no padding.
+        Tokens that are no padding; on the CPU.
     labelled : (B, T) bool tensor
         Tokens whose label counts; the decoder's own tokens for an encoder-decoder model; equal to ``real`` for
-        classification.
+        classification. On the CPU.
     is_encoder_decoder : bool
         Whether ``labelled`` belongs to a decoder of its own.
+    fingerprints : list of int
+        For each sample a number of 64 bits that tells it from others, whatever batch it is in.
     """
 
     inputs: dict[str, Tensor]
     real: Bool[Tensor, "samples tokens"]
     labelled: Bool[Tensor, "samples target_tokens"]
     is_encoder_decoder: bool
+    fingerprints: list[int]
 
     def __len__(self) -> int:
         return len(self.real)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is called."""
+        return self.inputs["input_ids"].device
+
+    def on(self, device: torch.device) -> Batch:
+        """The batch as the model on this device is called with it."""
+        return replace(self, inputs={key: value.to(device) for key, value in self.inputs.items()})
+
+    def only(self, samples: list[int]) -> Batch:
+        """The batch of some of its samples."""
+        inputs = {k: v[samples] if v.ndim and len(v) == len(self) else v for k, v in self.inputs.items()}
+        fingerprints = [self.fingerprints[n] for n in samples]
+        real, labelled = self.real[samples], self.labelled[samples]
+        return replace(self, inputs=inputs, real=real, labelled=labelled, fingerprints=fingerprints)
 
     def reads_decoder(self, target: Target) -> bool:
         """Whether the inputs of this module are the decoder's tokens, not those of ``input_ids``."""
         return self.is_encoder_decoder and target.stack == "decoder" and not _READS_ENCODER.search(target.name)
 
-    def real_tokens(self, target: Target) -> Bool[Tensor, "samples tokens"]:
+    def real_tokens(self, target: Target) -> Tokens:
         """Tokens of the module's input that may carry a gradient.
 
         All of the decoder's: it is causal, so what follows the last label has gradient zero.
         """
-        return torch.ones_like(self.labelled) if self.reads_decoder(target) else self.real
+        return self._all_of_decoder if self.reads_decoder(target) else self._real
 
-    def counted_tokens(self, target: Target, tokens: str) -> Bool[Tensor, "samples tokens"]:
+    def counted_tokens(self, target: Target, tokens: str) -> Tokens:
         """Tokens of the module's input that its covariance is taken over.
 
         The encoder of an encoder-decoder model has no labels: all of its real tokens count in either case.
         """
         if self.reads_decoder(target) or (tokens == "labels" and not self.is_encoder_decoder):
-            return self.labelled
-        return self.real
+            return self._labelled
+        return self._real
+
+    @cached_property
+    def _real(self) -> Tokens:
+        return Tokens.of(self.real, self.device)
+
+    @cached_property
+    def _labelled(self) -> Tokens:
+        return Tokens.of(self.labelled, self.device)
+
+    @cached_property
+    def _all_of_decoder(self) -> Tokens:
+        return Tokens.of(torch.ones_like(self.labelled), self.device)
+
+
+def _fingerprints(ids: Tensor, labels: Tensor, real: Tensor, labelled: Tensor) -> list[int]:
+    if labels.ndim == 1:
+        labels, labelled = labels[:, None], torch.ones_like(labels, dtype=torch.bool)[:, None]
+    return [_fingerprint(i[r], t[k]) for i, t, r, k in zip(ids, labels, real, labelled, strict=True)]
+
+
+def _fingerprint(ids: Tensor, labels: Tensor) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (ids, labels):
+        digest.update(len(part).to_bytes(8) + part.double().numpy().tobytes())
+    return int.from_bytes(digest.digest(), signed=True)
 
 
 def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
-    """Check a batch, move it to the model's device and its padding to the right.
+    """Check a batch and move its padding to the right.
 
     Parameters
     ----------
@@ -80,6 +170,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     Returns
     -------
     Batch
+        On the CPU, where looking at its values makes nobody wait.
 
     Raises
     ------
@@ -89,7 +180,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
         If a part is missing or the parts do not fit together or the model.
     """
     _check_parts(batch, where)
-    tensors = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
+    tensors = {k: v.cpu() for k, v in batch.items() if isinstance(v, Tensor)}
     tensors = pad_right(tensors, model.config.is_encoder_decoder)
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
     _check_tokens(tensors["input_ids"], "token id", model, where)
@@ -97,11 +188,13 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
         raise ValueError(f"{where}: sample {int(real.any(1).int().argmin())} has no token: its mask is all zero")
     if labels.ndim == 1:
         _check_classes(labels, model, where)
-        return Batch(tensors, real, real, False)
+        return Batch(tensors, real, real, False, _fingerprints(tensors["input_ids"], labels, real, real))
     labelled = labels != IGNORED
     _check_tokens(labels[labelled], "label", model, where)
     _check_labels(labelled, real, model.config.is_encoder_decoder, where)
-    return Batch(tensors, real, labelled, bool(model.config.is_encoder_decoder))
+    has_decoder = bool(model.config.is_encoder_decoder)
+    fingerprints = _fingerprints(tensors["input_ids"], labels, real, labelled if has_decoder else real)
+    return Batch(tensors, real, labelled, has_decoder, fingerprints)
 
 
 def _check_parts(batch: Mapping[str, Any], where: str) -> None:

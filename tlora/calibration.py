@@ -1,26 +1,19 @@
-"""Calibration: covariance and sensitivity of every target module, in one pass over a few samples."""
+"""What a calibration finds: covariance and sensitivity of every target module."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from tlora.checks import fingerprint
-from tlora.covariance import Covariance
+from tlora.covariance import Covariance, DenseCovariance, SketchedCovariance
 from tlora.gradient import Gradient
-from tlora.passes import observe
 from tlora.sensitivity import Sensitivity
-from tlora.statistics import Statistics, Tokens
 from tlora.storage import Meta, Result
-from tlora.targets import Target
-from tlora.targets import target_modules as find_targets
-from tlora.weights import weight
 
 if TYPE_CHECKING:
     from tlora.spectrum import Spectrum
@@ -42,6 +35,10 @@ class Calibration(Result):
         Mean gradient of each weight, where asked for.
     fingerprints : dict of (16,) float32 tensor
         A random projection of each weight, by which `attach` tells another model's results.
+    sample_fingerprints : (N,) int64 tensor
+        For each sample a number by which it is known again, in the order of ``sensitivity.per_sample``.
+    sketching : dict of Tensor
+        The random matrices that sketches were made with, by their size; see `SketchingMatrices`.
     meta : Meta
         Model, task, sample count, how the tokens were counted.
     """
@@ -51,6 +48,8 @@ class Calibration(Result):
     sensitivity: Sensitivity
     gradient: dict[str, Gradient] | None
     fingerprints: dict[str, Tensor]
+    sample_fingerprints: Int[Tensor, " samples"]
+    sketching: dict[str, Tensor]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
@@ -60,6 +59,7 @@ class Calibration(Result):
         "d_out": "outputs of the weight",
         "d_in": "inputs of the weight",
         "trace": "total variance of the inputs, squared units of the activation",
+        "error": "share of the trace that a sketch misses, 0 where the covariance is dense",
         "rank_bound": "largest possible rank of the covariance: tokens minus one, summed over samples",
         "shares_with": "module whose covariance this one shares (itself where it is the first)",
         "score": "sensitivity score, nats per token",
@@ -85,6 +85,7 @@ class Calibration(Result):
         """One row a module; see ``columns``."""
         scores, covariance = self.sensitivity, self.covariance
         traces = {first: c.trace for first, c in self.covariances.items()}
+        errors = {first: c.error for first, c in self.covariances.items()}
         return pd.DataFrame(
             {
                 "module": self.names,
@@ -93,39 +94,102 @@ class Calibration(Result):
                 "d_out": [scores.shapes[n][0] for n in self.names],
                 "d_in": [scores.shapes[n][1] for n in self.names],
                 "trace": [traces[self.shared[n]] for n in self.names],
+                "error": [errors[self.shared[n]] for n in self.names],
                 "rank_bound": [covariance[n].rank_bound for n in self.names],
                 "shares_with": list(self.shared.values()),
                 "score": list(scores.scores.values()),
             }
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the covariances and gradients, and of what sketches were made with."""
+        sketching = sum(matrix.nbytes for matrix in self.sketching.values())
+        gradients = sum(gradient.nbytes for gradient in (self.gradient or {}).values())
+        return sum(c.nbytes for c in self.covariances.values()) + gradients + sketching
+
+    def merge(self, other: Calibration) -> Calibration:
+        """The calibration of the samples of both, as one pass over all of them would give it.
+
+        Parameters
+        ----------
+        other : Calibration
+            Of other samples, on the same model, with the same options.
+
+        Returns
+        -------
+        Calibration
+            This one's samples come first. Nothing is computed but sums: it is exact but for float32 rounding.
+
+        Raises
+        ------
+        TypeError
+            If the other is no calibration.
+        ValueError
+            If it is of another model, of other modules or made with other options, or if a sample is in both.
+        """
+        from tlora.merging import merged
+
+        return merged(self, other)
+
     def _summary(self) -> str:
+        kept = "" if self.meta.recipe.get("covariance") == "dense" else ", sketched"
         return (
             f"{len(self.shared)} modules with {len(self.covariances)} distinct inputs of {self.meta.model}, "
-            f"{self.meta.samples} samples, tokens={self.meta.recipe.get('tokens')!r}"
+            f"{self.meta.samples} samples, tokens={self.meta.recipe.get('tokens')!r}{kept}"
         )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"covariance.{n}": upper(c.matrix) for n, c in self.covariances.items()}
-        tensors |= {f"fingerprint.{n}": f for n, f in self.fingerprints.items()}
-        for name, gradient in (self.gradient or {}).items():
-            tensors[f"gradient.{name}.right"] = gradient.right
-            if gradient.left is not None:
-                tensors[f"gradient.{name}.left"] = gradient.left
         scores, values = self.sensitivity._pack()
-        bounds = {n: c.rank_bound for n, c in self.covariances.items()}
-        extra = {"shared": self.shared, "rank_bounds": bounds, "gradient": self.gradient is not None}
-        return tensors | scores, values | extra
+        tensors = scores | {"sample_fingerprints": self.sample_fingerprints}
+        tensors |= {f"sketching.{key}": t for key, t in self.sketching.items()}
+        tensors |= {f"fingerprint.{n}": f for n, f in self.fingerprints.items()}
+        bounds, traces = {}, {}
+        for name, c in self.covariances.items():
+            bounds[name] = c.rank_bound
+            if isinstance(c, SketchedCovariance):
+                traces[name] = c.total_trace
+            tensors[f"covariance.{name}"] = c.total if name in traces else upper(c.total)
+        for name, gradient in (self.gradient or {}).items():
+            tensors[f"gradient.{name}"] = gradient.corange
+            if gradient.range is not None:
+                tensors[f"gradient_range.{name}"] = gradient.range
+        extra = {"shared": self.shared, "rank_bounds": bounds, "traces": traces, "gradient": self.gradient is not None}
+        return tensors, values | extra
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shared, bounds = values["shared"], values["rank_bounds"]
-        covariances = {n: Covariance(full(tensors[f"covariance.{n}"]), bounds[n]) for n in bounds}
+        shared, traces = values["shared"], values["traces"]
+        sketching = {k.removeprefix("sketching."): t for k, t in tensors.items() if k.startswith("sketching.")}
+        prints = tensors["sample_fingerprints"]
+        covariances: dict[str, Covariance] = {}
+        for name, bound in values["rank_bounds"].items():
+            total = tensors[f"covariance.{name}"]
+            if name in traces:
+                omega = sketching[_key(total)]
+                covariances[name] = SketchedCovariance(total, bound, len(prints), omega=omega, total_trace=traces[name])
+            else:
+                covariances[name] = DenseCovariance(full(total), bound, len(prints))
+        sensitivity = Sensitivity._unpack(tensors, values, meta)
         gradient = None
         if values["gradient"]:
-            gradient = {n: Gradient(tensors.get(f"gradient.{n}.left"), tensors[f"gradient.{n}.right"]) for n in shared}
+            shapes = sensitivity.shapes
+            gradient = {n: _gradient(tensors, sketching, n, shapes[n], len(prints)) for n in shared}
         fingerprints = {n: tensors[f"fingerprint.{n}"] for n in shared}
-        return cls(covariances, shared, Sensitivity._unpack(tensors, values, meta), gradient, fingerprints, meta)
+        return cls(covariances, shared, sensitivity, gradient, fingerprints, prints, sketching, meta)
+
+
+def _key(sketch: Tensor) -> str:
+    """The key of the matrix that a sketch (d, size) was made with."""
+    return f"{sketch.shape[0]}.{sketch.shape[1]}"
+
+
+def _gradient(
+    tensors: dict[str, Tensor], sketching: dict[str, Tensor], name: str, shape: tuple[int, int], samples: int
+) -> Gradient:
+    corange, range_ = tensors[f"gradient.{name}"], tensors.get(f"gradient_range.{name}")
+    psi = None if range_ is None else sketching[f"{shape[0]}.{len(corange)}"]
+    return Gradient(corange, samples, range_, psi)
 
 
 def upper(matrix: Tensor) -> Tensor:
@@ -142,112 +206,3 @@ def full(triangle: Tensor) -> Tensor:
     matrix[rows, columns] = triangle
     matrix[columns, rows] = triangle
     return matrix
-
-
-def calibrate(
-    model: Any,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    tokens: Tokens = "all",
-    gradient: bool = False,
-    target_modules: str | list[str] | None = None,
-    task: str = "",
-    progress: bool = True,
-) -> Calibration:
-    """Covariance and sensitivity of every target module, in one forward and backward pass over the samples.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        The base model: causal, encoder-decoder or sequence classification, quantised or not. It is observed, not
-        changed: hooks, modes and ``requires_grad`` are as before when this returns or raises.
-    batches : iterable of dict
-        Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
-        where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
-        same.
-    tokens : {"all", "labels"}
-        Which real tokens enter the covariance: all, or those with a label.
-    gradient : bool
-        Keep the mean gradient of each weight too (a sketch where the weight is large), for subspaces of kind ``"g"``.
-    target_modules : str or list of str, optional
-        As in `tlora.target_modules`; all linear layers of the blocks by default.
-    task : str
-        Name of the task, kept in the result's ``meta``; by default that which the batches carry, if any.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    Calibration
-
-    Raises
-    ------
-    ValueError
-        If there are no batches; a batch lacks mask or labels or a sample of it has no label; a weight or an
-        activation is not finite; no target module is found. The message names the value and the module.
-    RuntimeError
-        If a target module does not run in the forward pass.
-
-    Notes
-    -----
-    No parameter requires a gradient: with ``D_n`` the gradient at a module's output, ``dL_n/dW = D_n^T X_n`` is formed
-    tile by tile, sample by sample. Sums are float32 whatever the model computes in. The sum of the samples' losses is
-    backpropagated: samples stay apart, because no row of a batch reads another.
-
-    References
-    ----------
-    TLoRA, arXiv 2604.18124: the covariance of the initialisation and the importance score of the allocation.
-    """
-    if tokens not in ("all", "labels"):
-        raise ValueError(f"tokens={tokens!r}: choose 'all' or 'labels'")
-    targets = find_targets(model, target_modules)
-    fingerprints = {name: _checked_fingerprint(model, name) for name in targets}
-    statistics = Statistics(model, targets, tokens, gradient)
-    observe(model, targets, batches, statistics, doing="calibrating", progress=progress)
-    meta = Meta(
-        model=model.config._name_or_path or type(model).__name__,
-        task=task or getattr(batches, "task", ""),
-        recipe={"tokens": tokens, "gradient": gradient, "target_modules": target_modules},
-        seed=getattr(batches, "seed", None),
-        samples=statistics.samples,
-    )
-    return _result(statistics, targets, fingerprints, meta)
-
-
-def _checked_fingerprint(model: Any, name: str) -> Tensor:
-    matrix = weight(model.get_submodule(name))
-    if matrix.is_meta:
-        raise ValueError(f"the weight of {name} is on the meta device and has no values: load the model's weights")
-    # a sum is finite only if each term is, and costs one pass over the weight
-    if not bool(torch.isfinite(matrix.sum(dtype=torch.float32))):
-        raise ValueError(
-            f"the weight of {name} is not finite (NaN or infinity): the checkpoint is damaged; load it again"
-        )
-    return fingerprint(matrix)
-
-
-def _result(
-    statistics: Statistics, targets: dict[str, Target], fingerprints: dict[str, Tensor], meta: Meta
-) -> Calibration:
-    covariances = {name: c.finish(statistics.samples) for name, c in statistics.covariances.items()}
-    per_sample = torch.cat(statistics.scores).cpu()
-    for i, name in enumerate(targets):
-        first = statistics.first[name]
-        # what is not finite in an input is not finite on the diagonal
-        if not math.isfinite(covariances[first].trace) or not bool(torch.isfinite(per_sample[:, i]).all()):
-            raise ValueError(
-                f"the inputs or gradients of {name} are not finite (NaN or infinity) on these samples: "
-                "look at the module before it, or load the model with dtype='float32'"
-            )
-    sensitivity = Sensitivity(
-        per_sample,
-        {t.name: (t.d_out, t.d_in) for t in targets.values()},
-        {t.name: t.layer for t in targets.values()},
-        {t.name: t.projection for t in targets.values()},
-        meta,
-    )
-    gradient = None
-    if statistics.gradients is not None:
-        gradient = {name: statistics.gradients[name].finish(statistics.samples) for name in targets}
-    shared = {name: statistics.first[name] for name in targets}
-    return Calibration(covariances, shared, sensitivity, gradient, fingerprints, meta)

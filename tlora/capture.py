@@ -17,14 +17,21 @@ from tlora.batches import Batch
 from tlora.checks import check_same_model, positive_int
 from tlora.energy import by_kind, by_module, checked_ranks
 from tlora.knobs import confidence_level
-from tlora.passes import observe, samples
+from tlora.passes import check_batches, observe, prepared
 from tlora.recording import Recorder
 from tlora.resampling import bootstrap_means, interval
 from tlora.second_moment import SecondMoment
+from tlora.sketching import sketching_matrix
 from tlora.statistics import module_seed
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces
 from tlora.targets import Target, target_modules
+
+EXACT_UP_TO = 2048
+"""Largest width of a module whose second moment of gradients is kept whole: 16 MB of float32."""
+
+SKETCH_FACTOR, SKETCH_EXTRA = 4, 64
+"""Columns of the sketch of a wider one: so many times the rank, and so many more."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -250,7 +257,8 @@ def gradient_capture(
     targets = {name: target for name, target in target_modules(model).items() if name in first.bases}
     level, resamples = confidence_level(confidence), positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
-    observe(model, targets, batches, energies, doing="gradient capture", progress=progress)
+    check_batches(batches)
+    observe(model, targets, prepared(model, batches, "gradient capture", progress), energies)
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
     _check_finite(list(targets), total)
     return GradientCapture(
@@ -293,8 +301,8 @@ class _Energies:
         self._batch = batch
         self.samples += len(batch)
         shape = (len(batch), len(self.targets))
-        self.totals.append(torch.zeros(shape, device=batch.real.device))
-        self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.real.device))
+        self.totals.append(torch.zeros(shape, device=batch.device))
+        self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
 
     def forward_done(self, recorder: Recorder) -> None:
         """Nothing is made of inputs alone."""
@@ -303,11 +311,11 @@ class _Energies:
         """Add the norms of each sample; calls of one module in one pass are summed before."""
         target, column = self.targets[name], self._column[name]
         real = self._batch.real_tokens(target)
-        pairs = zip(samples(gradients, real), samples(inputs, real), strict=True)
+        pairs = zip(real.samples(gradients), real.samples(inputs), strict=True)
         rows = torch.stack([s.basis(name, self.ranks[-1]) for s in self.subspaces]).to(gradients[0].device)
         moment = self._moment(target, rows.device)
         for n, (d, x) in enumerate(pairs):
-            y = torch.linalg.qr(d.T, mode="r").R @ x
+            y = torch.linalg.qr(d.float().T, mode="r").R @ x.float()
             moment.update(y)
             self.totals[-1][n, column] = y.square().sum()
             energies = (y @ rows.flatten(0, 1).T).square().sum(0).view(rows.shape[:2]).cumsum(1)
@@ -315,8 +323,11 @@ class _Energies:
 
     def _moment(self, target: Target, device: torch.device) -> SecondMoment:
         if target.name not in self._moments:
-            seed = module_seed(self.seed, target.name)
-            self._moments[target.name] = SecondMoment(target.d_in, self.ranks[-1], seed, device)
+            omega = None
+            if target.d_in > EXACT_UP_TO:
+                seed = module_seed(self.seed, target.name)
+                omega = sketching_matrix(target.d_in, SKETCH_FACTOR * self.ranks[-1] + SKETCH_EXTRA, seed).to(device)
+            self._moments[target.name] = SecondMoment(target.d_in, device, omega)
         return self._moments[target.name]
 
     def best(self) -> Float[Tensor, "modules ranks"]:

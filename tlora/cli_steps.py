@@ -15,7 +15,8 @@ import torch
 
 from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
-from tlora.calibration import Calibration, calibrate
+from tlora.calibrating import calibrate
+from tlora.calibration import Calibration
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.files import replace_folder

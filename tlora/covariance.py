@@ -1,64 +1,222 @@
-"""Covariance of a module's inputs (stage 1 of TLoRA)."""
+"""Covariance of a module's inputs (stage 1 of TLoRA), dense or as a sketch, behind one interface."""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from tlora.linalg import add_gram_, mirror_
+from tlora.linalg import Product, mirror_, nystrom, symmetric_powers
+from tlora.second_moment import SecondMoment
 
 
 @dataclass(frozen=True, eq=False)
-class Covariance:
+class Covariance(ABC):
     """Input covariance of one module, or of several that read the same tensor.
 
     ``C = (1/N) sum_n Xc_n^T Xc_n``, with ``Xc_n`` the real tokens of sample ``n`` minus their mean.
 
     Attributes
     ----------
-    matrix : (d_in, d_in) float32 tensor
-        Symmetric, on the CPU.
+    total : tensor
+        The sum over samples, in the form that the subclass keeps it; float32.
     rank_bound : int
         ``sum_n max(T_n - 1, 0)``: no more independent directions can be in it, whatever ``d_in`` is.
+    samples : int
+        ``N``.
 
     Notes
     -----
     As in the authors' code, tokens are summed and samples averaged, so that a longer sample weighs more. A common
-    factor changes no subspace.
+    factor changes no subspace. The sum is kept, not the mean, so that more samples can be added to it.
 
     References
     ----------
     TLoRA, arXiv 2604.18124, the covariance of its initialisation of A.
     """
 
-    matrix: Float[Tensor, "d_in d_in"] = field(repr=False)
+    total: Float[Tensor, "d_in columns"] = field(repr=False)
     rank_bound: int
+    samples: int = 1
 
+    @abstractmethod
     def dense(self) -> Float[Tensor, "d_in d_in"]:
         """The whole matrix, float32."""
-        return self.matrix
 
+    @abstractmethod
     def __matmul__(self, x: Tensor) -> Tensor:
         """``C @ x`` for a (d_in, k) tensor, on the device of ``x``."""
-        return self.matrix.to(x) @ x
 
     @property
+    @abstractmethod
     def trace(self) -> float:
         """Total variance: the sum of the eigenvalues, in squared units of the activation."""
-        return float(self.matrix.diagonal().double().sum())
 
+    @abstractmethod
     def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
-        """The ``k`` largest eigenvalues (all by default), falling; rounding below zero is cut off."""
-        values = torch.linalg.eigvalsh(self.matrix.double()).flip(0).clamp(min=0).float()
-        return values[:k]
+        """The ``k`` largest eigenvalues (all that are known by default), falling; rounding below zero is cut off."""
+
+    @abstractmethod
+    def powers(self, shrinkage: float) -> tuple[Product, Product]:
+        """Products with ``C^(1/2)`` and ``C^(-1/2)``, after ``C`` is shrunk towards ``tr(C)/d_in * I``.
+
+        Parameters
+        ----------
+        shrinkage : float
+            Weight of the identity, in (0, 1]; it keeps the inverse finite.
+
+        Returns
+        -------
+        tuple of callable
+            Each maps a (d_in, k) tensor to one of the same shape.
+        """
+
+    @property
+    def rank_kept(self) -> int:
+        """Largest rank that the stored form can have: ``rank_bound``, or the size of a sketch."""
+        return self.rank_bound
+
+    @property
+    def error(self) -> float:
+        """Share of the total variance that a sketch misses; 0 where nothing is."""
+        return 0.0
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.matrix.nbytes
+        return self.total.nbytes
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another ``device``."""
+        return dataclasses.replace(self, total=self.total.to(device))
+
+    def merge(self, other: Covariance) -> Self:
+        """The covariance of the samples of both, this one and the ``other``."""
+        return dataclasses.replace(
+            self,
+            total=self.total + other.total,
+            rank_bound=self.rank_bound + other.rank_bound,
+            samples=self.samples + other.samples,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DenseCovariance(Covariance):
+    """A covariance that is kept whole: ``total`` is (d_in, d_in) and symmetric."""
+
+    def dense(self) -> Float[Tensor, "d_in d_in"]:
+        """The whole matrix, float32."""
+        return self.total if self.samples == 1 else self.total / self.samples
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """``C @ x`` for a (d_in, k) tensor, on the device of ``x``."""
+        return (self.total.to(x) @ x).div_(self.samples)
+
+    @property
+    def trace(self) -> float:
+        """Total variance: the sum of the eigenvalues, in squared units of the activation."""
+        return float(self.total.diagonal().double().sum()) / self.samples
+
+    def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
+        """The ``k`` largest eigenvalues (all by default), falling; rounding below zero is cut off."""
+        values = torch.linalg.eigvalsh(self.total.double() / self.samples).flip(0).clamp(min=0).float()
+        return values[:k]
+
+    def powers(self, shrinkage: float) -> tuple[Product, Product]:
+        """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""
+        root, inverse = symmetric_powers(self.dense(), shrinkage)
+        return root.__matmul__, inverse.__matmul__
+
+
+@dataclass(frozen=True, eq=False)
+class SketchedCovariance(Covariance):
+    """A covariance of which only ``total = N C @ omega`` is kept, (d_in, s): ``C`` itself is never formed.
+
+    It answers by its Nyström approximation, of rank at most ``s``, which lies below ``C``: ``error`` is therefore no
+    estimate but exactly the missing share of the trace, and bounds that of every single direction.
+
+    Attributes
+    ----------
+    omega : (d_in, s) float32 tensor
+        What ``C`` is multiplied by; the same object for all modules of one width.
+    total_trace : float
+        Trace of ``N C``.
+
+    References
+    ----------
+    Tropp, Yurtsever, Udell & Cevher (2017), Fixed-rank approximation of a positive-semidefinite matrix from
+    streaming data, algorithm 3.
+    """
+
+    omega: Float[Tensor, "d_in size"] = field(repr=False, kw_only=True)
+    total_trace: float = field(kw_only=True)
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and vectors of the approximation, float32."""
+        values, vectors = nystrom(self.total, self.omega)
+        return (values / self.samples).float(), vectors.float()
+
+    def dense(self) -> Float[Tensor, "d_in d_in"]:
+        """The approximation as a whole matrix, float32."""
+        values, vectors = self._eigen
+        return (vectors * values) @ vectors.T
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """``C @ x`` for a (d_in, k) tensor, on the device of ``x``."""
+        values, vectors = (part.to(x) for part in self._eigen)
+        return vectors @ (values[:, None] * (vectors.T @ x))
+
+    @property
+    def trace(self) -> float:
+        """Total variance, exactly: that of ``C``, not of its approximation."""
+        return self.total_trace / self.samples
+
+    def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
+        """The ``k`` largest eigenvalues (all that the sketch has by default), falling; lower bounds."""
+        return self._eigen[0][:k].cpu()
+
+    def powers(self, shrinkage: float) -> tuple[Product, Product]:
+        """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""
+        values, vectors = self._eigen
+        flat = max(shrinkage * self.trace / len(vectors), torch.finfo(torch.float32).tiny)
+        whole = (1 - shrinkage) * values + flat
+
+        def power(exponent: float) -> Product:
+            beyond = flat**exponent
+
+            def product(x: Tensor) -> Tensor:
+                u = vectors.to(x)
+                return beyond * x + u @ ((whole.to(x) ** exponent - beyond)[:, None] * (u.T @ x))
+
+            return product
+
+        return power(0.5), power(-0.5)
+
+    @property
+    def rank_kept(self) -> int:
+        """Largest rank that the stored form can have: ``rank_bound``, or the size of the sketch."""
+        return min(self.rank_bound, self.total.shape[1])
+
+    @property
+    def error(self) -> float:
+        """Share of the total variance that the sketch misses, exactly."""
+        return max(1 - float(self._eigen[0].double().sum()) / self.trace, 0.0) if self.trace else 0.0
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another ``device``."""
+        return dataclasses.replace(self, total=self.total.to(device), omega=self.omega.to(device))
+
+    def merge(self, other: Covariance) -> Self:
+        """The covariance of the samples of both, this one and the ``other``."""
+        assert isinstance(other, SketchedCovariance)
+        return dataclasses.replace(super().merge(other), total_trace=self.total_trace + other.total_trace)
 
 
 class CovarianceSum:
@@ -70,31 +228,48 @@ class CovarianceSum:
         Width of the inputs.
     device : device
         Where the sum lives.
+    omega : (d_in, s) float32 tensor, optional
+        On the same device: keep a sketch, the sum times this.
     """
 
-    def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
-        self.total = torch.zeros(d_in, d_in, device=device)
+    def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
+        self.moment = SecondMoment(d_in, device, omega)
         self.rank_bound = 0
 
-    def update(self, x: Float[Tensor, "samples tokens d_in"], counted: Bool[Tensor, "samples tokens"]) -> None:
-        """Add a padded batch.
+    def update(self, samples: list[Float[Tensor, "_ d_in"]], dtype: torch.dtype = torch.float32) -> None:
+        """Add samples.
 
         Parameters
         ----------
-        x : (B, T, d_in) tensor
-            Inputs, any float dtype.
-        counted : (B, T) bool tensor
-            Tokens that count, in the mean as well; a sample with fewer than two adds nothing.
+        samples : list of (T_n, d_in) tensor
+            The tokens of each that count, in the mean as well; a sample with fewer than two adds nothing.
+        dtype : torch.dtype
+            Of the factors of the products.
         """
-        tokens = counted.sum(1).tolist()
-        centred = x[counted].float()  # what stands at a padded position, NaN included, is never read
+        tokens = [len(x) for x in samples]
+        centred = torch.cat(samples).float()  # a copy: the samples are the model's own
         for sample in centred.split(tokens):
             if len(sample):
                 sample.sub_(sample.mean(0))
-        add_gram_(self.total, centred)
+        self.moment.update(centred, dtype)
         self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 
-    def finish(self, samples: int) -> Covariance:
-        """The covariance, averaged over ``samples``."""
-        mirror_(self.total)
-        return Covariance(self.total.div_(samples).cpu(), self.rank_bound)
+    def go_on(self, earlier: Covariance) -> None:
+        """Take up a finished sum: what is added next is added to it."""
+        self.moment.total.copy_(earlier.total)
+        if isinstance(earlier, SketchedCovariance):
+            self.moment.trace.fill_(earlier.total_trace)
+        self.rank_bound = earlier.rank_bound
+
+    def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
+        """The covariance of so many samples, on the CPU; ``omega`` is the sketch's, there."""
+        total = self.moment.total
+        if omega is None:
+            mirror_(total)
+            return DenseCovariance(total.cpu(), self.rank_bound, samples)
+        trace = float(self.moment.trace)
+        return SketchedCovariance(total.cpu(), self.rank_bound, samples, omega=omega, total_trace=trace)
+
+    def tensors(self) -> list[Tensor]:
+        """What is summed over samples, to be added up over processes in place."""
+        return [self.moment.total, self.moment.trace]

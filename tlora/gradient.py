@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -15,56 +17,31 @@ SKETCH_RANK = 128
 """Columns of the range sketch; the co-range sketch has twice as many rows and one more."""
 
 
+def sketch_sizes(d_out: int, d_in: int) -> tuple[int, int] | None:
+    """Columns of the range sketch and rows of the co-range sketch; None for a weight that is small."""
+    if d_out * d_in <= SKETCH_ABOVE:
+        return None
+    k = min(SKETCH_RANK, d_out, d_in)
+    return k, min(2 * k + 1, d_out)
+
+
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """Mean gradient ``(1/N) sum_n dL_n/dW`` as a product ``left @ right``.
+    """Mean gradient ``(1/N) sum_n dL_n/dW``, whole or as a sketch.
+
+    Small weights keep the whole sum ``G``. Large ones keep two linear sketches, ``G omega`` and ``psi G``, from which
+    it is approximated as ``Q (psi Q)^+ psi G`` with ``Q`` an orthonormal basis of the range of ``G omega``.
 
     Attributes
     ----------
-    left : (d_out, k) float32 tensor
-        Orthonormal columns of a sketch; the identity is not stored: None where the gradient is whole.
-    right : (k, d_in) float32 tensor
-        Coefficients of a sketch, or the whole gradient.
-    """
-
-    left: Float[Tensor, "d_out k"] | None = field(repr=False)
-    right: Float[Tensor, "k d_in"] = field(repr=False)
-
-    @property
-    def is_sketch(self) -> bool:
-        """Whether this is a low-rank approximation."""
-        return self.left is not None
-
-    def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """The whole matrix, float32."""
-        return self.right if self.left is None else self.left @ self.right
-
-    def __matmul__(self, x: Tensor) -> Tensor:
-        """``G @ x`` for a (d_in, k) tensor, on the device of ``x``."""
-        y = self.right.to(x) @ x
-        return y if self.left is None else self.left.to(x) @ y
-
-    def transposed(self, y: Tensor) -> Tensor:
-        """``G.T @ y`` for a (d_out, k) tensor, on the device of ``y``."""
-        if self.left is not None:
-            y = self.left.to(y).T @ y
-        return self.right.to(y).T @ y
-
-
-class GradientSum:
-    """Running sum of weight gradients, row tile by row tile.
-
-    Small weights keep the whole sum. Large ones keep two linear sketches, ``Y = G Omega`` and ``Z = Psi G``, from
-    which ``G`` is approximated as ``Q (Psi Q)^+ Z`` with ``Q`` an orthonormal basis of the range of ``Y``.
-
-    Parameters
-    ----------
-    d_out, d_in : int
-        Shape of the weight.
-    seed : int
-        Seed of the sketching matrices.
-    device : device
-        Where the sums live.
+    corange : (d_out, d_in) or (l, d_in) float32 tensor
+        ``G``, or ``psi G``.
+    samples : int
+        ``N``.
+    range : (d_out, k) float32 tensor or None
+        ``G omega`` of a sketch.
+    psi : (d_out, l) float32 tensor or None
+        The transpose of ``psi`` of a sketch, the same object for all modules with as many outputs.
 
     References
     ----------
@@ -72,30 +49,97 @@ class GradientSum:
     algorithm 4.
     """
 
-    def __init__(self, d_out: int, d_in: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.sketched = d_out * d_in > SKETCH_ABOVE
-        if not self.sketched:
-            self.whole = torch.zeros(d_out, d_in, device=device)
-            return
-        generator = torch.Generator().manual_seed(seed)
-        k = min(SKETCH_RANK, d_out, d_in)
-        self.omega = torch.randn(d_in, k, generator=generator).to(device)
-        self.psi = torch.randn(min(2 * k + 1, d_out), d_out, generator=generator).to(device)
-        self.range = torch.zeros(d_out, k, device=device)
-        self.corange = torch.zeros(self.psi.shape[0], d_in, device=device)
+    corange: Float[Tensor, "l d_in"] = field(repr=False)
+    samples: int
+    range: Float[Tensor, "d_out k"] | None = field(default=None, repr=False)
+    psi: Float[Tensor, "d_out l"] | None = field(default=None, repr=False)
+
+    @property
+    def is_sketch(self) -> bool:
+        """Whether this is a low-rank approximation."""
+        return self.range is not None
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor | None, Tensor]:
+        """Orthonormal ``left`` (d_out, k), None where it is the identity, and ``right`` (k, d_in) of the sum."""
+        if self.range is None or self.psi is None:
+            return None, self.corange
+        q = torch.linalg.qr(self.range).Q
+        return q, torch.linalg.lstsq(self.psi.T @ q, self.corange).solution
+
+    def dense(self) -> Float[Tensor, "d_out d_in"]:
+        """The whole matrix, float32."""
+        left, right = self._factors
+        return (right if left is None else left @ right) / self.samples
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """``G @ x`` for a (d_in, k) tensor, on the device of ``x``."""
+        left, right = self._factors
+        y = right.to(x) @ x / self.samples
+        return y if left is None else left.to(x) @ y
+
+    def transposed(self, y: Tensor) -> Tensor:
+        """``G.T @ y`` for a (d_out, k) tensor, on the device of ``y``."""
+        left, right = self._factors
+        if left is not None:
+            y = left.to(y).T @ y
+        return right.to(y).T @ y / self.samples
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.corange.nbytes + (0 if self.range is None else self.range.nbytes)
+
+    def merge(self, other: Gradient) -> Gradient:
+        """The mean gradient of the samples of both."""
+        both = None if self.range is None or other.range is None else self.range + other.range
+        return dataclasses.replace(
+            self, corange=self.corange + other.corange, samples=self.samples + other.samples, range=both
+        )
+
+
+class GradientSum:
+    """Running sum of weight gradients, row tile by row tile.
+
+    Parameters
+    ----------
+    d_out, d_in : int
+        Shape of the weight.
+    device : device
+        Where the sum lives.
+    omega, psi : (d_in, k) and (d_out, l) float32 tensor, optional
+        On the same device: keep sketches made with these; without, the whole sum.
+    """
+
+    def __init__(
+        self,
+        d_out: int,
+        d_in: int,
+        device: torch.device | str = "cpu",
+        omega: Tensor | None = None,
+        psi: Tensor | None = None,
+    ) -> None:
+        self.omega, self.psi = omega, psi
+        self.range = None if omega is None else torch.zeros(d_out, omega.shape[1], device=device)
+        self.corange = torch.zeros(d_out if psi is None else psi.shape[1], d_in, device=device)
 
     def update(self, rows: slice, tile: Float[Tensor, "rows d_in"]) -> None:
         """Add the gradient's rows ``rows``."""
-        if not self.sketched:
-            self.whole[rows] += tile
+        if self.range is None or self.omega is None or self.psi is None:
+            self.corange[rows] += tile
             return
-        self.range[rows] += tile @ self.omega
-        self.corange += self.psi[:, rows] @ tile
+        self.range[rows] += tile.float() @ self.omega
+        self.corange.addmm_(self.psi[rows].T, tile.float())
 
-    def finish(self, samples: int) -> Gradient:
-        """The mean over ``samples``."""
-        if not self.sketched:
-            return Gradient(None, (self.whole / samples).cpu())
-        q = torch.linalg.qr(self.range).Q
-        right = torch.linalg.lstsq((self.psi @ q).cpu(), self.corange.cpu()).solution
-        return Gradient(q.cpu(), right / samples)
+    def go_on(self, earlier: Gradient) -> None:
+        """Take up a finished sum: what is added next is added to it."""
+        for tensor, value in zip(self.tensors(), (earlier.corange, earlier.range), strict=False):
+            tensor.copy_(value)  # type: ignore[arg-type]  # as many as there are tensors
+
+    def finish(self, samples: int, psi: Tensor | None = None) -> Gradient:
+        """The mean over so many samples, on the CPU; ``psi`` is the sketch's, there."""
+        return Gradient(self.corange.cpu(), samples, None if self.range is None else self.range.cpu(), psi)
+
+    def tensors(self) -> list[Tensor]:
+        """What is summed over samples, to be added up over processes in place."""
+        return [self.corange] if self.range is None else [self.corange, self.range]

@@ -12,12 +12,16 @@ from torch import Tensor
 Product = Callable[[Tensor], Tensor]
 
 TILE = 1 << 18
-"""Entries of one tile of a product: 1 MB of float32, so that it stays in a core's cache."""
+"""Entries of one tile of a product on a CPU: 1 MB of float32, so that it stays in a core's cache."""
+
+DEVICE_TILE = 1 << 24
+"""The same on an accelerator: 64 MB, for small products would leave it idle."""
 
 
-def row_tiles(rows: int, columns: int) -> Iterator[slice]:
+def row_tiles(rows: int, columns: int, device: torch.device | None = None) -> Iterator[slice]:
     """Slices over ``rows`` such that a tile of full rows has at most `TILE` entries (or is one row)."""
-    height = max(1, TILE // max(columns, 1))
+    entries = TILE if device is None or device.type == "cpu" else DEVICE_TILE
+    height = max(1, entries // max(columns, 1))
     for start in range(0, rows, height):
         yield slice(start, min(start + height, rows))
 
@@ -29,7 +33,19 @@ def add_gram_(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> None:
     rest once at the end.
     """
     for rows in _bands(total.shape[0]):
-        total[rows, rows.start :].addmm_(x[:, rows].T, x[:, rows.start :])
+        add_product_(total[rows, rows.start :], x[:, rows].T, x[:, rows.start :])
+
+
+def add_product_(total: Float[Tensor, "m k"], a: Float[Tensor, "m n"], b: Float[Tensor, "n k"]) -> None:
+    """Add ``a @ b`` to the float32 ``total``, in place.
+
+    Factors in half precision are multiplied as they are, twice as fast where the machine has it: their product is
+    accumulated in float32 by the machine, rounded once, and added in float32.
+    """
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def mirror_(total: Float[Tensor, "d d"]) -> None:
@@ -203,6 +219,44 @@ def orthonormalise(y: Tensor) -> Tensor:
     if bool(failed) or not bool(diagonal.min() > 1e-5 * diagonal.max()):
         return torch.linalg.qr(y).Q
     return torch.linalg.solve_triangular(factor, y.double().T, upper=False).T.to(y.dtype)
+
+
+def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float[Tensor, " s"], Float[Tensor, "d s"]]:
+    """Eigenvalues and vectors of the Nyström approximation of a positive semi-definite ``S`` from ``z = S @ omega``.
+
+    Parameters
+    ----------
+    z : (d, s) float32 tensor
+        The sketch.
+    omega : (d, s) float32 tensor
+        What ``S`` was multiplied by.
+
+    Returns
+    -------
+    (s,) float64 tensor
+        Falling and at least zero: none exceeds the eigenvalue of ``S`` that it stands for.
+    (d, s) float64 tensor
+        Orthonormal columns, zero where the eigenvalue is.
+
+    References
+    ----------
+    Tropp, Yurtsever, Udell & Cevher (2017), Fixed-rank approximation of a positive-semidefinite matrix from
+    streaming data, algorithm 3.
+    """
+    z, omega = z.double(), omega.double()
+    # what float32 rounding can make of zero: added, the core has a Cholesky factor whatever its rank; then taken off
+    shift = len(z) ** 0.5 * torch.finfo(torch.float32).eps * z.norm()
+    if shift == 0:
+        return z.new_zeros(z.shape[1]), torch.zeros_like(z)
+    shifted = z + shift * omega
+    core = omega.T @ shifted
+    factor = torch.linalg.cholesky((core + core.T) / 2)
+    half = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
+    squares, mixing = torch.linalg.eigh(half @ half.T)
+    squares, mixing = squares.flip(0), mixing.flip(1)
+    values = (squares - shift).clamp(min=0)
+    scale = torch.where(values > 0, squares, torch.inf).rsqrt()
+    return values, half.T @ (mixing * scale)
 
 
 def symmetric_powers(c: Float[Tensor, "d d"], shrinkage: float) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +16,11 @@ from tlora.targets import Target
 
 
 class Observer(Protocol):
-    """What is made of a pass. ``samples`` counts the samples seen so far."""
+    """What is made of a pass."""
 
-    samples: int
+    @property
+    def samples(self) -> int:
+        """Samples seen."""
 
     def start(self, batch: Batch) -> None:
         """A new batch begins."""
@@ -30,15 +32,48 @@ class Observer(Protocol):
         """The gradients at all outputs of one module are known; see `Recorder`."""
 
 
-def observe(
-    model: Any,
-    targets: Mapping[str, Target],
-    batches: Iterable[Any],
-    observer: Observer,
-    *,
-    doing: str,
-    progress: bool,
-) -> None:
+def prepared(model: Any, batches: Iterable[Any], doing: str, progress: bool) -> Iterator[Batch]:
+    """The batches, checked, on the CPU.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model that will read them.
+    batches : iterable of dict
+        As for `tlora.calibrate`.
+    doing : str
+        What the progress bar says.
+    progress : bool
+        Show it.
+
+    Yields
+    ------
+    Batch
+
+    Raises
+    ------
+    TypeError
+        If the batches are none.
+    ValueError
+        If a batch does not fit the model.
+    """
+    for number, raw in enumerate(tqdm(batches, desc=doing, unit="batch", disable=not progress)):
+        yield prepare(raw, model, f"batch {number}")
+
+
+def check_batches(batches: Any) -> None:
+    """Refuse what cannot be batches.
+
+    Raises
+    ------
+    TypeError
+        If it is one batch, or nothing that can be iterated over.
+    """
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches is a {type(batches).__name__}: pass a list of dicts, such as task.calibration(32)")
+
+
+def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch], observer: Observer) -> None:
     """Run the batches through the model and backpropagate the sum of the samples' losses.
 
     Samples stay apart, because no row of a batch reads another: row ``n`` of the gradient at a module's output
@@ -50,27 +85,19 @@ def observe(
         Observed, not changed; see `recording`.
     targets : mapping of str to Target
         Modules to watch, by full name.
-    batches : iterable of dict
-        As for `tlora.calibrate`.
+    batches : iterable of Batch
+        From `prepared`.
     observer : Observer
         Called as the pass goes.
-    doing : str
-        What the progress bar says.
-    progress : bool
-        Show it.
 
     Raises
     ------
-    TypeError
-        If the batches are none.
     ValueError
         If there are no batches, or one does not fit the model.
     """
-    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
-        raise TypeError(f"batches is a {type(batches).__name__}: pass a list of dicts, such as task.calibration(32)")
     with recording(model, targets, observer.gradient_arrived) as recorder:
-        for number, raw in enumerate(tqdm(batches, desc=doing, unit="batch", disable=not progress)):
-            batch = prepare(raw, model, f"batch {number}")
+        for each in batches:
+            batch = each.on(input_device(model))
             observer.start(batch)
             losses = sample_losses(model, batch.inputs)
             observer.forward_done(recorder)
@@ -80,13 +107,7 @@ def observe(
         raise ValueError("no batches to run: the iterable is empty (a generator that was used up?)")
 
 
-def by_sample(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, d) whatever the model made of it: some flatten their inputs to (B * T, d)."""
-    return x if x.ndim == 3 else x.view(*mask.shape, x.shape[-1])
-
-
-def samples(calls: list[Tensor], real: Tensor) -> list[Tensor]:
-    """The real tokens of each sample, (T_n, d) float32, those of a module's calls one after the other."""
-    lengths = real.sum(1).tolist()
-    by_call = [by_sample(x, real)[real.to(x.device)].float().split(lengths) for x in calls]
-    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*by_call, strict=True)]
+def input_device(module: Any) -> torch.device:
+    """Where a model or a module computes: where accelerate says, for its weights may be kept elsewhere."""
+    placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if placed is None else torch.device(placed)

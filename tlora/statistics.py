@@ -3,26 +3,70 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tlora.batches import Batch
-from tlora.covariance import CovarianceSum
-from tlora.gradient import GradientSum
+from tlora.checks import positive_int
+from tlora.covariance import Covariance, CovarianceSum
+from tlora.gradient import Gradient, GradientSum, sketch_sizes
 from tlora.linalg import row_tiles
-from tlora.passes import by_sample, samples
+from tlora.passes import input_device
+from tlora.processes import Processes
 from tlora.recording import Recorder
+from tlora.sketching import SketchingMatrices
 from tlora.targets import Target
 from tlora.weights import weight
 
+if TYPE_CHECKING:
+    from tlora.calibration import Calibration
+
 Tokens = Literal["all", "labels"]
+Kept = Literal["dense", "sketch"]
+Products = Literal["float32", "model"]
 
 
 def module_seed(seed: int, name: str) -> int:
     """A seed for one module that does not depend on which others are there."""
     return (seed * 1_000_003 + zlib.crc32(name.encode())) % (1 << 63)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is kept of the samples, and how it is computed.
+
+    Attributes
+    ----------
+    tokens : {"all", "labels"}
+        Tokens that the covariances are taken over.
+    gradient : bool
+        Whether mean gradients are kept.
+    covariance : {"dense", "sketch"}
+        How covariances are kept.
+    sketch_size : int
+        Columns of a sketch.
+    products : {"float32", "model"}
+        Precision of the factors of products: float32, or what the model computes in.
+    """
+
+    tokens: Tokens = "all"
+    gradient: bool = False
+    covariance: Kept = "dense"
+    sketch_size: int = 256
+    products: Products = "float32"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("tokens", Tokens), ("covariance", Kept), ("products", Products)):
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise ValueError(f"{name}={value!r}: choose {' or '.join(map(repr, get_args(choices)))}")
+        positive_int(self.sketch_size, "sketch_size")
+
+    def is_sketched(self, d_in: int) -> bool:
+        """Whether a covariance of this width is kept as a sketch: where that is at most half of the whole."""
+        return self.covariance == "sketch" and d_in >= 2 * self.sketch_size
 
 
 class Statistics:
@@ -34,10 +78,10 @@ class Statistics:
         The model that is observed.
     targets : dict of Target
         Its target modules.
-    tokens : {"all", "labels"}
-        Tokens that the covariances are taken over.
-    gradient : bool
-        Whether mean gradients are kept.
+    options : Options
+        What is kept.
+    matrices : SketchingMatrices
+        What sketches are made with.
 
     Attributes
     ----------
@@ -47,29 +91,37 @@ class Statistics:
         By first module.
     scores : list of (B, M) tensor
         Per-sample sensitivity scores of each batch.
-    gradients : dict of GradientSum or None
-        By module.
-    samples : int
-        Samples seen.
+    gradients : dict of GradientSum
+        By module; empty where they are not kept.
+    fingerprints : list of int
+        Of the samples, in the order of ``scores``.
     """
 
-    def __init__(self, model: Any, targets: dict[str, Target], tokens: Tokens, gradient: bool) -> None:
-        self.model, self.targets, self.tokens = model, targets, tokens
+    def __init__(
+        self, model: Any, targets: dict[str, Target], options: Options, matrices: SketchingMatrices | None = None
+    ) -> None:
+        self.model, self.targets, self.options = model, targets, options
+        self.matrices = matrices or SketchingMatrices()
         self.first: dict[str, str] = {}
         self.covariances: dict[str, CovarianceSum] = {}
         self.scores: list[Tensor] = []
-        self.gradients: dict[str, GradientSum] | None = {} if gradient else None
-        self.samples = 0
+        self.gradients: dict[str, GradientSum] = {}
+        self.fingerprints: list[int] = []
         self._column = {name: i for i, name in enumerate(targets)}
         self._batch: Batch
 
+    @property
+    def samples(self) -> int:
+        """Samples seen."""
+        return len(self.fingerprints)
+
     def start(self, batch: Batch) -> None:
         """A new batch begins."""
-        if self.tokens == "labels" and batch.inputs["labels"].ndim == 1:
+        if self.options.tokens == "labels" and batch.inputs["labels"].ndim == 1:
             raise ValueError("tokens='labels' needs a label for each token, this task labels whole texts: use 'all'")
         self._batch = batch
-        self.samples += len(batch)
-        self.scores.append(torch.zeros(len(batch), len(self.targets), device=batch.real.device))
+        self.fingerprints += batch.fingerprints
+        self.scores.append(torch.zeros(len(batch), len(self.targets), device=batch.device))
 
     def forward_done(self, recorder: Recorder) -> None:
         """Add the inputs of a forward pass to the covariances, an input that modules share only once."""
@@ -92,34 +144,99 @@ class Statistics:
                 self._add_inputs(target, inputs)
 
     def _add_inputs(self, target: Target, inputs: list[Tensor]) -> None:
-        counted = self._batch.counted_tokens(target, self.tokens)
-        x, counted = by_sample(inputs[0].detach(), counted), counted.to(inputs[0].device)
-        if len(inputs) > 1:  # the tokens of all its calls are one sample's
-            x = torch.cat([by_sample(each.detach(), counted) for each in inputs], 1)
-            counted = torch.cat([counted] * len(inputs), 1)
-        if target.name not in self.covariances:
-            self.covariances[target.name] = CovarianceSum(target.d_in, x.device)
-        self.covariances[target.name].update(x, counted)
+        counted = self._batch.counted_tokens(target, self.options.tokens)
+        total = self.covariance_sum(target.name, inputs[0].device)
+        total.update(counted.samples(inputs), self._dtype(inputs[0]))
 
     def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``; calls of one module in one pass are summed before."""
-        target, w = self.targets[name], weight(self.model.get_submodule(name))
-        real = self._batch.real_tokens(target)
-        x = samples(inputs, real)
-        d = samples(gradients, real)
-        totals = torch.zeros(len(real), device=w.device)
-        for rows in row_tiles(target.d_out, target.d_in):
+        target, w = self.targets[name], weight(self.model.get_submodule(name), name)
+        real, dtype = self._batch.real_tokens(target), self._dtype(gradients[0])
+        x = [each.to(dtype) for each in real.samples(inputs)]
+        d = [each.to(dtype) for each in real.samples(gradients)]
+        mean = self.gradient_sum(name, w.device) if self.options.gradient else None
+        totals = torch.zeros(len(d), device=w.device)
+        for rows in row_tiles(target.d_out, target.d_in, w.device):
             magnitude = w[rows].float().abs().flatten()
-            for n in range(len(real)):
+            for n in range(len(d)):
                 tile = d[n][:, rows].T @ x[n]
-                if self.gradients is not None:
-                    self._gradient_sum(target, w.device).update(rows, tile)
-                totals[n] += torch.dot(magnitude, tile.abs_().flatten())
-        self.scores[-1][:, self._column[name]] = totals / (target.d_out * target.d_in)
+                if mean is not None:
+                    mean.update(rows, tile)
+                totals[n] += torch.dot(magnitude, tile.float().abs_().flatten())
+        self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
-    def _gradient_sum(self, target: Target, device: torch.device) -> GradientSum:
-        assert self.gradients is not None
-        if target.name not in self.gradients:
-            seed = module_seed(0, target.name)
-            self.gradients[target.name] = GradientSum(target.d_out, target.d_in, seed, device)
-        return self.gradients[target.name]
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        return x.dtype if self.options.products == "model" else torch.float32
+
+    def covariance_sum(self, name: str, device: torch.device) -> CovarianceSum:
+        """The running covariance of a module, made where there is none yet."""
+        if name not in self.covariances:
+            omega = self._omega(name, device)
+            self.covariances[name] = CovarianceSum(self.targets[name].d_in, device, omega)
+        return self.covariances[name]
+
+    def gradient_sum(self, name: str, device: torch.device) -> GradientSum:
+        """The running gradient of a module, made where there is none yet."""
+        if name not in self.gradients:
+            target = self.targets[name]
+            matrices = self._gradient_matrices(name, device)
+            self.gradients[name] = GradientSum(target.d_out, target.d_in, device, *matrices)
+        return self.gradients[name]
+
+    def _omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
+        d_in = self.targets[name].d_in
+        if not self.options.is_sketched(d_in):
+            return None
+        return self.matrices.get(d_in, self.options.sketch_size, device)
+
+    def _gradient_matrices(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor] | tuple[()]:
+        target = self.targets[name]
+        sizes = sketch_sizes(target.d_out, target.d_in)
+        if sizes is None:
+            return ()
+        return self.matrices.get(target.d_in, sizes[0], device), self.matrices.get(target.d_out, sizes[1], device)
+
+    def go_on(self, earlier: Calibration) -> None:
+        """Take up the sums of an earlier run over other samples."""
+        self.first = dict(earlier.shared)
+        for name, covariance in earlier.covariances.items():
+            self.covariance_sum(name, self._place(name)).go_on(covariance)
+        for name, gradient in (earlier.gradient or {}).items():
+            self.gradient_sum(name, self._place(name)).go_on(gradient)
+        self.scores = [earlier.sensitivity.per_sample.to(input_device(self.model))]
+        self.fingerprints = earlier.sample_fingerprints.tolist()
+
+    def _place(self, name: str) -> torch.device:
+        return input_device(self.model.get_submodule(name))
+
+    def add_up(self, processes: Processes) -> None:
+        """Make the sums those of all processes.
+
+        Raises
+        ------
+        RuntimeError
+            If modules share an input in one process and not in another.
+        """
+        bounds = {name: c.rank_bound for name, c in self.covariances.items()}
+        parts = processes.gather((self.first, bounds, torch.cat(self.scores).cpu(), self.fingerprints))
+        firsts, all_bounds, scores, fingerprints = zip(*parts, strict=True)
+        if any(first != self.first for first in firsts):
+            raise RuntimeError("modules share their inputs in one process and not in another: calibrate in one process")
+        for name, covariance in self.covariances.items():
+            processes.add_up_(covariance.tensors())
+            covariance.rank_bound = sum(each[name] for each in all_bounds)
+        for name in self.targets if self.options.gradient else ():
+            processes.add_up_(self.gradients[name].tensors())
+        self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]
+
+    def finished_covariances(self) -> dict[str, Covariance]:
+        """The covariances, on the CPU."""
+        return {name: c.finish(self.samples, self._omega(name)) for name, c in self.covariances.items()}
+
+    def finished_gradients(self) -> dict[str, Gradient] | None:
+        """The mean gradients in model order, on the CPU; None where they are not kept."""
+        if not self.options.gradient:
+            return None
+        return {
+            name: self.gradients[name].finish(self.samples, *self._gradient_matrices(name)[1:]) for name in self.targets
+        }

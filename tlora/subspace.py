@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
@@ -14,21 +13,19 @@ from tqdm.auto import tqdm
 
 from tlora.calibration import Calibration
 from tlora.checks import check_same_model, positive_int
+from tlora.covariance import Covariance
 from tlora.linalg import (
     Product,
     complete_rows,
     fix_signs,
     leading_right_singular_vectors,
     orthonormal_rows,
-    symmetric_powers,
 )
 from tlora.statistics import module_seed
 from tlora.storage import Meta, Result
 from tlora.weights import weight
 
 Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
-
-Powers = Callable[[str], tuple[Tensor, Tensor]]
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
@@ -223,23 +220,20 @@ def task_subspaces(
     if kind == "g" and calibration.gradient is None:
         raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
-    found = {}
-
-    @lru_cache(maxsize=1)  # modules that share a covariance follow each other
-    def powers(first: str) -> tuple[Tensor, Tensor]:
-        return symmetric_powers(calibration.covariances[first].dense(), SHRINKAGE)
-
+    if kind in ("wc", "c"):
+        _check_kept(calibration, max_rank)
+    inputs, found = _Inputs(calibration), {}
     for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
-        found[name] = _module_basis(model, calibration, name, max_rank, kind, seed, powers)
-    scores, covariance = calibration.sensitivity, calibration.covariance
+        found[name] = _module_basis(model, inputs, name, max_rank, kind, seed)
+    scores = calibration.sensitivity
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
         kind=kind,
         max_rank=max_rank,
-        bases={name: rows for name, (rows, _, _) in found.items()},
-        singular_values={name: values for name, (_, values, _) in found.items()},
-        numerical_rank={name: rank for name, (_, _, rank) in found.items()},
-        row_variance={name: ((covariance[name] @ r.T) * r.T).sum(0) for name, (r, _, _) in found.items()},
+        bases={name: basis.rows for name, basis in found.items()},
+        singular_values={name: basis.values for name, basis in found.items()},
+        numerical_rank={name: basis.rank for name, basis in found.items()},
+        row_variance={name: basis.variance for name, basis in found.items()},
         traces={name: trace[calibration.shared[name]] for name in found},
         shapes=scores.shapes,
         layers=scores.layers,
@@ -249,29 +243,67 @@ def task_subspaces(
     )
 
 
-def _module_basis(
-    model: Any, calibration: Calibration, name: str, max_rank: int, kind: Kind, seed: int, powers: Powers
-) -> tuple[Tensor, Tensor, int]:
-    """Basis, singular values and numerical rank of one module, on the CPU."""
+def _check_kept(calibration: Calibration, max_rank: int) -> None:
+    for name, covariance in calibration.covariance.items():
+        kept = covariance.total.shape[1]
+        if min(max_rank, *calibration.sensitivity.shapes[name]) > kept:
+            raise ValueError(
+                f"max_rank={max_rank} is beyond the sketch of the inputs of {name}, which has {kept} columns: ask for "
+                f"{kept} at most, or calibrate with a larger sketch_size"
+            )
+
+
+class _Inputs:
+    """The covariances where the products run. Modules that share one follow each other: only the last is held."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        self.on = lru_cache(maxsize=1)(self._on)
+        self.powers = lru_cache(maxsize=1)(self._powers)
+
+    def _on(self, first: str, device: torch.device) -> Covariance:
+        return self.calibration.covariances[first].to(device)
+
+    def _powers(self, first: str, device: torch.device) -> tuple[Product, Product]:
+        return self.on(first, device).powers(SHRINKAGE)
+
+
+class _Basis(NamedTuple):
+    """Rows, singular values, numerical rank and input variance of the rows of one module, on the CPU."""
+
+    rows: Tensor
+    values: Tensor
+    rank: int
+    variance: Tensor
+
+
+def _module_basis(model: Any, inputs: _Inputs, name: str, max_rank: int, kind: Kind, seed: int) -> _Basis:
+    calibration = inputs.calibration
     d_out, d_in = calibration.sensitivity.shapes[name]
     k = min(max_rank, d_out, d_in)
     generator = torch.Generator().manual_seed(module_seed(seed, name))
     if kind == "random":
-        return fix_signs(orthonormal_rows(k, d_in, generator)), torch.zeros(k), k
-    w = weight(model.get_submodule(name)).float()
-    matrix = _matrix(w, calibration, name, kind, powers)
+        rows = fix_signs(orthonormal_rows(k, d_in, generator))
+        return _Basis(rows, torch.zeros(k), k, _variance(calibration.covariance[name], rows))
+    w = weight(model.get_submodule(name), name).float()
+    c = inputs.on(calibration.shared[name], w.device)
+    matrix = _matrix(w, c, inputs, name, kind)
     leading = leading_right_singular_vectors(
         matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
     )
-    rows, values = leading.rows.cpu(), leading.singular_values.cpu()
-    bound = k if kind in ("w", "g", "wc_half") else calibration.covariance[name].rank_bound
+    rows, values = leading.rows, leading.singular_values.cpu()
+    bound = k if kind in ("w", "g", "wc_half") else c.rank_kept
     rank = min(numerical_rank(values, d_in), bound)
     if matrix.back is not None:
-        rows = fix_signs(torch.linalg.qr((rows[:rank] @ matrix.back).T).Q.T)
+        rows = fix_signs(torch.linalg.qr(matrix.back(rows[:rank].T)).Q.T)
     if rank < k:
         rows = fix_signs(complete_rows(rows[:rank], k, generator))
         values = torch.where(torch.arange(k) < rank, values, 0.0)
-    return rows.contiguous(), values, rank
+    return _Basis(rows.cpu().contiguous(), values, rank, _variance(c, rows).cpu())
+
+
+def _variance(c: Covariance, rows: Tensor) -> Tensor:
+    return ((c @ rows.T) * rows.T).sum(0)
 
 
 class _Matrix(NamedTuple):
@@ -283,23 +315,23 @@ class _Matrix(NamedTuple):
     product: Product
     transposed: Product
     warm: Product | None = None
-    back: Tensor | None = None
+    back: Product | None = None
 
 
-def _matrix(w: Tensor, calibration: Calibration, name: str, kind: Kind, powers: Powers) -> _Matrix:
+def _matrix(w: Tensor, c: Covariance, inputs: _Inputs, name: str, kind: Kind) -> _Matrix:
+    calibration = inputs.calibration
     if kind == "w":
         return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
     if kind == "g":
         assert calibration.gradient is not None
         gradient = calibration.gradient[name]
         return _Matrix(lambda x: gradient @ x, gradient.transposed)
-    c = calibration.covariance[name]
     if kind == "c":
         return _Matrix(c.__matmul__, c.__matmul__)
     if kind == "wc":
         return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
-    root, inverse = (m.to(w) for m in powers(calibration.shared[name]))
-    return _Matrix(lambda x: w @ (root @ x), lambda y: root @ (w.T @ y), root.__matmul__, inverse.cpu())
+    root, inverse = inputs.powers(calibration.shared[name], w.device)
+    return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
 
 
 def numerical_rank(values: Tensor, d: int) -> int:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import tlora
 from tests.helpers import FAMILIES, singles, tiny_batch, tiny_model
 from tlora.second_moment import SecondMoment
+from tlora.sketching import sketching_matrix
 from tlora.targets import target_modules
 from tlora.weights import weight
 
@@ -268,9 +269,7 @@ def test_the_sketch_is_a_lower_bound_close_to_the_exact_eigenvalues(monkeypatch,
     turn = torch.linalg.qr(torch.randn(300, 300, generator=generator)).Q
     rows = torch.randn(500, 300, generator=generator) * torch.arange(1, 301).float() ** -decay @ turn
     expected = np.linalg.eigvalsh(rows.double().numpy().T @ rows.double().numpy())[::-1][:8].cumsum()
-    exact = SecondMoment(300, 8, seed=0)
-    monkeypatch.setattr("tlora.second_moment.EXACT_UP_TO", 100)
-    sketch = SecondMoment(300, 8, seed=0)
+    exact, sketch = SecondMoment(300), SecondMoment(300, omega=sketching_matrix(300, 96))
     for part in rows.split(50):
         exact.update(part)
         sketch.update(part)
@@ -281,10 +280,9 @@ def test_the_sketch_is_a_lower_bound_close_to_the_exact_eigenvalues(monkeypatch,
     assert (shares > 0.95).all()
 
 
-def test_the_sketch_of_few_directions_is_exact(monkeypatch):
-    monkeypatch.setattr("tlora.second_moment.EXACT_UP_TO", 100)
+def test_the_sketch_of_few_directions_is_exact():
     rows = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
-    sketch = SecondMoment(300, 8, seed=0)
+    sketch = SecondMoment(300, omega=sketching_matrix(300, 96))
     assert sketch.energies(8).tolist() == [0] * 8
     sketch.update(rows)
     expected = np.linalg.svd(rows.double().numpy(), compute_uv=False) ** 2
@@ -293,9 +291,9 @@ def test_the_sketch_of_few_directions_is_exact(monkeypatch):
 
 def test_a_poor_sketch_is_never_below_what_was_captured(monkeypatch, llama, found):
     model, _, subspaces, batch = llama
-    monkeypatch.setattr("tlora.second_moment.EXACT_UP_TO", 1)
-    monkeypatch.setattr("tlora.second_moment.SKETCH_FACTOR", 1)
-    monkeypatch.setattr("tlora.second_moment.SKETCH_EXTRA", 0)
+    monkeypatch.setattr("tlora.capture.EXACT_UP_TO", 1)
+    monkeypatch.setattr("tlora.capture.SKETCH_FACTOR", 1)
+    monkeypatch.setattr("tlora.capture.SKETCH_EXTRA", 0)
     for ranks in (RANKS, (1,)):  # as many columns as the highest rank
         rough = tlora.gradient_capture(model, [batch], subspaces, ranks, progress=False)
         frame = rough.to_frame()

@@ -33,6 +33,21 @@ def test_calibration_on_the_gpu_equals_the_cpu(family):
     torch.testing.assert_close(gpu.sensitivity.per_sample, cpu.sensitivity.per_sample, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"covariance": "sketch", "sketch_size": 12}, {"products": "model"}])
+def test_sketches_and_resumed_sums_live_on_the_gpu(options, tmp_path):
+    model = tiny_model("llama").to("cuda", torch.bfloat16)
+    batches = [tiny_batch("llama", seed=seed) for seed in range(3)]
+    options = options | {"gradient": True, "progress": False}
+    tlora.calibrate(model, batches[:2], checkpoint=tmp_path, **options)
+    resumed = tlora.calibrate(model, batches, checkpoint=tmp_path, **options)
+    whole = tlora.calibrate(model, batches, **options)
+    for name in whole.names:
+        torch.testing.assert_close(
+            resumed.covariance[name].dense(), whole.covariance[name].dense(), rtol=1e-3, atol=1e-4
+        )
+    torch.testing.assert_close(resumed.sensitivity.per_sample, whole.sensitivity.per_sample, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["wc", "w", "c", "wc_half", "g", "random"])
 def test_subspaces_on_the_gpu_capture_what_those_on_the_cpu_do(kind):
     model, cpu = results("llama", "cpu")

@@ -28,6 +28,7 @@ import tlora
 from tests.helpers import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
 from tlora.adapter import adapter_layers
+from tlora.batches import Tokens
 from tlora.covariance import CovarianceSum
 from tlora.sensitivity import Sensitivity
 from tlora.statistics import module_seed
@@ -79,10 +80,11 @@ def test_loading_onto_an_adapted_model_is_refused(folder: Path) -> None:
 def test_what_stands_at_padding_is_never_read() -> None:
     counted = torch.tensor([[True, True, False], [True, False, True]])
     x = torch.randn(2, 3, 4)
+    tokens = Tokens.of(counted, x.device)
     total, same = CovarianceSum(4), CovarianceSum(4)
-    same.update(x, counted)
+    same.update(tokens.samples([x]))
     x[~counted] = torch.tensor([[torch.nan] * 4, [torch.inf] * 4])
-    total.update(x, counted)
+    total.update(tokens.samples([x]))
     assert total.finish(2).dense().equal(same.finish(2).dense())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlora.covariance import Covariance
+from tlora.covariance import Covariance, DenseCovariance
 from tlora.spectrum import Spectrum, spectrum, subspace_spectrum
 from tlora.storage import Meta
 
@@ -30,7 +30,7 @@ def of(values, trace=None, dimension=None) -> Spectrum:
 
 def covariance(seed: int, d: int = 12, tokens: int = 40, decay: float = 1.0) -> Covariance:
     x = np.random.default_rng(seed).normal(size=(tokens, d)) * np.arange(1, d + 1) ** -decay
-    return Covariance(torch.tensor(x.T @ x, dtype=torch.float32), rank_bound=tokens)
+    return DenseCovariance(torch.tensor(x.T @ x, dtype=torch.float32), rank_bound=tokens)
 
 
 def calibration(covariances: dict[str, Covariance]) -> SimpleNamespace:
@@ -39,7 +39,7 @@ def calibration(covariances: dict[str, Covariance]) -> SimpleNamespace:
         names=names,
         covariance=covariances,
         sensitivity=SimpleNamespace(
-            shapes={n: (6, len(covariances[n].matrix)) for n in names},
+            shapes={n: (6, len(covariances[n].dense())) for n in names},
             layers=dict.fromkeys(names, 3),
             projections={n: n.rsplit(".", 1)[-1] for n in names},
         ),
@@ -88,13 +88,13 @@ def test_eigenvalues_equal_numpys_and_the_figures_their_definitions():
     found = spectrum(calibration(covariances))
     frame = found.to_frame().set_index("module")
     for name, c in covariances.items():
-        expected = np.linalg.eigvalsh(c.matrix.double().numpy())[::-1]
+        expected = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
         np.testing.assert_allclose(found.eigenvalues[name], expected, rtol=1e-5)
         assert found.eigenvalues[name].dtype == torch.float32
         assert (frame.effective_rank[name], frame.entropy_rank[name]) == pytest.approx(naive_ranks(expected))
-        assert frame.condition_number[name] == pytest.approx(np.linalg.cond(c.matrix.double()), rel=1e-3)
-        assert frame.trace[name] == pytest.approx(np.trace(c.matrix))
-        assert frame.numerical_rank[name] == np.linalg.matrix_rank(c.matrix)
+        assert frame.condition_number[name] == pytest.approx(np.linalg.cond(c.dense().double()), rel=1e-3)
+        assert frame.trace[name] == pytest.approx(np.trace(c.dense()))
+        assert frame.numerical_rank[name] == np.linalg.matrix_rank(c.dense())
         assert frame.rank_90[name] == 1 + next(
             i for i in range(len(expected)) if expected[: i + 1].sum() >= 0.9 * expected.sum()
         )
@@ -104,7 +104,7 @@ def test_a_covariance_of_few_tokens_is_singular_and_says_so():
     c = covariance(3, d=12, tokens=5, decay=0.0)
     found = spectrum(calibration({"a": c}))
     row = found.to_frame().iloc[0]
-    values = np.linalg.eigvalsh(c.matrix.double().numpy())[::-1]
+    values = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
     assert row.numerical_rank == 5
     assert row.dimension == 5
     assert len(found.eigenvalues["a"]) == 5  # the other seven are zero but for rounding
@@ -124,7 +124,7 @@ def test_a_truncated_spectrum_keeps_its_shares_through_the_trace():
 
 
 def test_the_rest_of_a_truncated_spectrum_bounds_the_effective_ranks_from_above():
-    values = np.linalg.eigvalsh(covariance(5, d=40, tokens=200).matrix.double().numpy())[::-1]
+    values = np.linalg.eigvalsh(covariance(5, d=40, tokens=200).dense().double().numpy())[::-1]
     for k in (1, 4, 10, 30):
         part = of(values[:k].copy(), trace=values.sum(), dimension=40)
         filled = np.concatenate([values[:k], np.full(40 - k, values[k:].sum() / (40 - k))])
@@ -137,13 +137,13 @@ def test_the_rest_of_a_truncated_spectrum_bounds_the_effective_ranks_from_above(
 def test_modules_that_share_an_input_are_decomposed_once():
     calls = []
 
-    class Counted(Covariance):
+    class Counted(DenseCovariance):
         def eigenvalues(self, k=None):
             calls.append(id(self))
             return super().eigenvalues(k)
 
-    shared = Counted(covariance(0).matrix, 40)
-    other = Counted(covariance(1).matrix, 40)
+    shared = Counted(covariance(0).dense(), 40)
+    other = Counted(covariance(1).dense(), 40)
     found = spectrum(calibration({"q": shared, "k": shared, "o": other}))
     assert calls == [id(shared), id(other)]
     assert found.inputs == {"q": "q", "k": "q", "o": "o"}
@@ -200,7 +200,7 @@ def test_a_subspace_spectrum_that_misses_nothing_knows_its_trace(sigma):
 
 def test_the_subspace_of_the_covariance_has_the_covariances_spectrum():
     c = covariance(7, d=10)
-    values = np.linalg.svd(c.matrix.double().numpy(), compute_uv=False)[:4]
+    values = np.linalg.svd(c.dense().double().numpy(), compute_uv=False)[:4]
     found = subspace_spectrum(subspaces("c", values, trace=c.trace)).to_frame().iloc[0]
     expected = spectrum(calibration({"a": c}), k=4).to_frame().iloc[0]
     columns = ["dimension", "trace", "effective_rank", "entropy_rank", "top_share", "covered"]
@@ -255,7 +255,7 @@ def test_bad_spectra_are_refused_by_module(values, trace, words):
 
 def test_a_covariance_with_nan_is_refused_by_module():
     bad = covariance(0)
-    bad.matrix[0, 0] = float("nan")
+    bad.dense()[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"covariance of a\.q holds NaN"):
         spectrum(calibration({"a.o": covariance(1), "a.q": bad}))
 

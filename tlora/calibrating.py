@@ -1,0 +1,192 @@
+"""Calibrate: one forward and backward pass over a few samples, for every target module."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlora.batches import Batch
+from tlora.calibration import Calibration
+from tlora.checkpoint import Checkpoint, Share
+from tlora.checks import fingerprint
+from tlora.merging import check_alike, in_order
+from tlora.passes import check_batches, observe, prepared
+from tlora.processes import Processes
+from tlora.sensitivity import Sensitivity
+from tlora.statistics import Kept, Options, Products, Statistics, Tokens
+from tlora.storage import Meta
+from tlora.targets import target_modules as find_targets
+from tlora.weights import weight
+
+
+def calibrate(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    tokens: Tokens = "all",
+    gradient: bool = False,
+    target_modules: str | list[str] | None = None,
+    covariance: Kept = "dense",
+    sketch_size: int = 256,
+    products: Products = "float32",
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 300.0,
+    task: str = "",
+    progress: bool = True,
+) -> Calibration:
+    """Covariance and sensitivity of every target module, in one forward and backward pass over the samples.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The base model: causal, encoder-decoder or sequence classification, quantised or not. It is observed, not
+        changed: hooks, modes and ``requires_grad`` are as before when this returns or raises.
+    batches : iterable of dict
+        Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
+        where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
+        same.
+    tokens : {"all", "labels"}
+        Which real tokens enter the covariance: all, or those with a label.
+    gradient : bool
+        Keep the mean gradient of each weight too (a sketch where the weight is large), for subspaces of kind ``"g"``.
+    target_modules : str or list of str, optional
+        As in `tlora.target_modules`; all linear layers of the blocks by default.
+    covariance : {"dense", "sketch"}
+        Keep covariances whole, or as sketches that never form them: a fraction of the memory for a wide model.
+    sketch_size : int
+        Columns of a sketch: twice the largest rank that subspaces will be asked for is plenty. Inputs narrower than
+        twice this are kept whole.
+    products : {"float32", "model"}
+        Precision of the factors of products: float32, or what the model computes in, twice as fast for a bfloat16
+        model on a machine that has it. Sums are float32 in either case.
+    checkpoint : path-like, optional
+        Folder to save the statistics in now and then, and to go on from where it holds some: a calibration that was
+        killed then gives the numbers of one that was not. Samples that are in it already, in whatever batches, are
+        not run again, so that more can be added to a finished one.
+    checkpoint_every : float
+        Seconds between two saves; 0 saves after every batch.
+    task : str
+        Name of the task, kept in the result's ``meta``; by default that which the batches carry, if any.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    ValueError
+        If there are no batches; a batch lacks mask or labels or a sample of it has no label; a weight or an
+        activation is not finite; no target module is found; the checkpoint is of another model, of other options or
+        holds samples that are not among these. The message names the value and the module.
+    RuntimeError
+        If a target module does not run in the forward pass.
+
+    Notes
+    -----
+    No parameter requires a gradient: with ``D_n`` the gradient at a module's output, ``dL_n/dW = D_n^T X_n`` is formed
+    tile by tile, sample by sample. Sums are float32 whatever the model computes in. The sum of the samples' losses is
+    backpropagated: samples stay apart, because no row of a batch reads another.
+
+    Under ``torchrun`` or ``accelerate launch`` each process gives the same batches, runs its part of them, and
+    returns the result of all; let one of them save it.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: the covariance of the initialisation and the importance score of the allocation.
+    """
+    options = Options(tokens, gradient, covariance, sketch_size, products)
+    check_batches(batches)
+    processes = Processes.of_this_run()
+    saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
+    targets = find_targets(model, target_modules)
+    fingerprints = {name: _checked_fingerprint(model, name) for name in targets}
+    recipe = asdict(options) | {"target_modules": target_modules}
+    meta = Meta(
+        model=model.config._name_or_path or type(model).__name__,
+        task=task or getattr(batches, "task", ""),
+        recipe=recipe,
+        seed=getattr(batches, "seed", None),
+    )
+    statistics = Statistics(model, targets, options)
+    if saves is not None and (earlier := saves.load()) is not None:
+        check_alike(earlier, list(targets), recipe, fingerprints, f"the checkpoint in {saves.folder}")
+        statistics.go_on(earlier)
+    share = Share(processes, statistics.fingerprints)
+    if saves is not None and statistics.samples:
+        _check_can_be_read_twice(batches)
+        share.check(prepared(model, batches, "", False), saves.folder)
+    todo = share.left(prepared(model, batches, "calibrating", progress and processes.rank == 0))
+
+    def so_far() -> Calibration:
+        return _result(statistics, fingerprints, meta)
+
+    observe(model, targets, todo if saves is None else _saving(todo, saves, so_far), statistics)
+    if saves is not None:
+        saves.save(so_far())
+    statistics.add_up(processes)
+    return in_order(so_far(), share.order)
+
+
+def _saving(batches: Iterator[Batch], checkpoint: Checkpoint, so_far: Callable[[], Calibration]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        if checkpoint.is_due():  # asked for the next batch: this one has gone through
+            checkpoint.save(so_far())
+
+
+def _check_can_be_read_twice(batches: Iterable[Any]) -> None:
+    if iter(batches) is batches:
+        raise TypeError(
+            f"batches is a {type(batches).__name__}, which can be read only once: going on from a checkpoint looks at "
+            "all samples before; pass a list"
+        )
+
+
+def _checked_fingerprint(model: Any, name: str) -> Tensor:
+    matrix = weight(model.get_submodule(name), name)
+    # a sum is finite only if each term is, and costs one pass over the weight
+    if not bool(torch.isfinite(matrix.sum(dtype=torch.float32))):
+        raise ValueError(
+            f"the weight of {name} is not finite (NaN or infinity): the checkpoint is damaged; load it again"
+        )
+    return fingerprint(matrix)
+
+
+def _result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta) -> Calibration:
+    targets, meta = statistics.targets, replace(meta, samples=statistics.samples)
+    covariances = statistics.finished_covariances()
+    per_sample = torch.cat(statistics.scores).cpu()
+    for i, name in enumerate(targets):
+        first = statistics.first[name]
+        # what is not finite in an input is not finite on the diagonal
+        if not math.isfinite(covariances[first].trace) or not bool(torch.isfinite(per_sample[:, i]).all()):
+            raise ValueError(
+                f"the inputs or gradients of {name} are not finite (NaN or infinity) on these samples: "
+                "look at the module before it, or load the model with dtype='float32'"
+            )
+    sensitivity = Sensitivity(
+        per_sample,
+        {t.name: (t.d_out, t.d_in) for t in targets.values()},
+        {t.name: t.layer for t in targets.values()},
+        {t.name: t.projection for t in targets.values()},
+        meta,
+    )
+    return Calibration(
+        covariances={name: covariances[name] for name in targets if name in covariances},
+        shared={name: statistics.first[name] for name in targets},
+        sensitivity=sensitivity,
+        gradient=statistics.finished_gradients(),
+        fingerprints=fingerprints,
+        sample_fingerprints=torch.tensor(statistics.fingerprints),
+        sketching=dict(statistics.matrices.made),
+        meta=meta,
+    )
