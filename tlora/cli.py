@@ -46,7 +46,7 @@ from tlora.cli_report import (
     run_facts,
     sensitivity_table,
 )
-from tlora.cli_serving import INSPECTING, export, inspect
+from tlora.cli_serving import EXPORTING, INSPECTING, export, inspect
 from tlora.files import replace_file
 from tlora.run import TrainingRun
 from tlora.storage import RESULT, Result, library_versions
@@ -273,7 +273,7 @@ def train(
 app.command(epilog=EVALUATING)(evaluate)
 app.command(epilog="Example: `tlora merge demo demo-merged`")(merge)
 app.command(epilog=INSPECTING)(inspect)
-app.command(epilog="Example: `tlora export demo demo-served`")(export)
+app.command(epilog=EXPORTING)(export)
 
 
 @app.command(epilog="Example: `tlora report demo`")

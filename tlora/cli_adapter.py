@@ -13,6 +13,7 @@ from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
 from tlora.cli_options import BaseModel, BatchSize, Placement, Quiet, TaskName, flat, written
 from tlora.cli_report import Report, facts, metrics_table
+from tlora.export import save_model
 from tlora.loading import load
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
@@ -83,7 +84,7 @@ def merge(
         adapted, tokenizer = steps.loaded(adapter, model, placement)
         merged = merge_adapter(adapted)
     with report.step(f"writing {output}"):
-        steps.save_model(merged, tokenizer, output)
+        save_model(merged, tokenizer, output)
     kind = type(merged).__name__
     code = f"from transformers import {kind}; print({kind}.from_pretrained({json.dumps(str(output))}))"
     told = {"saved": f"{output}: {kind} with its tokenizer", "next": f"python -c {shlex.quote(code)}"}

@@ -60,6 +60,25 @@ class Rows(StrEnum):
     VARIANCE = "variance"
 
 
+class ExportFormat(StrEnum):
+    """Formats of `tlora.export`."""
+
+    PEFT = "peft"
+    GGUF = "gguf"
+    MERGED = "merged"
+
+
+class EngineName(StrEnum):
+    """Names of `tlora.engines.SERVERS`."""
+
+    PEFT = "peft"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    TENSORRT_LLM = "tensorrt-llm"
+    LORAX = "lorax"
+    LLAMA_CPP = "llama.cpp"
+
+
 class RecipeName(StrEnum):
     """Names of `tlora.recipes.RECIPES`."""
 

@@ -11,14 +11,24 @@ import typer
 
 from tlora import cli_steps as steps
 from tlora.cli_adapter import Folder
-from tlora.cli_options import BaseModel, Overwrite, Placement, Quiet, flat, written
-from tlora.cli_report import Report, facts, table
-from tlora.engines import VLLM_RANKS, vllm_max_rank
+from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, flat, option, written
+from tlora.cli_report import Report, facts, size_text, table
+from tlora.engines import SERVERS, VLLM_RANKS, vllm_max_rank
+from tlora.exactness import PROMPTS, export_difference
+from tlora.export import MODEL_CONFIG, export_format, gguf_file
 from tlora.export import export as write_export
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
 from tlora.run import ADAPTER_CONFIG
 
+EXPORTING = """Examples:
+
+`tlora export demo demo-served --engine vllm`
+
+`tlora export demo demo.gguf --engine llama.cpp`
+
+`tlora export demo demo-whole --format merged --dtype bfloat16`
+"""
 INSPECTING = """Examples:
 
 `tlora inspect demo`
@@ -83,15 +93,66 @@ def _readings(engines: pd.DataFrame, modules: int) -> dict[str, str]:
 @flat
 def export(
     adapter: Folder,
-    output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    placement: Placement,
+    output: Annotated[
+        Path, typer.Argument(help="Folder to write; for gguf also a file, NAME.gguf.", show_default=False)
+    ],
+    format: Annotated[
+        ExportFormat | None,
+        option("Output", "An adapter for PEFT's readers or for llama.cpp, or the whole model. Default: by the engine."),
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        option("Output", "Check the adapter against this engine's limits, and pad it to a rank that it allows."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        option("Output", "float32, bfloat16 or float16. Default: float32, or the model's own where it is merged."),
+    ] = None,
+    device: Annotated[str | None, option("Model", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None,
     model: BaseModel = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """One rank for all modules, the scaling folded into B, no patterns: every engine computes the same from it."""
-    steps.check_output(output, ADAPTER_CONFIG, overwrite)
-    with Report(quiet).step(f"exporting {adapter}"):
-        adapted, _ = steps.loaded(adapter, model, placement)
-        write_export(adapted, output)
-    typer.echo(facts({"saved": str(output), "next": written(inspect, {"adapter": output})}))
+    """Write an adapter for serving: every engine computes from it what was trained.
+
+    One rank for all modules, the scaling folded into B, no patterns; what was written is read again, and its logits are
+    compared with those of the trained adapter.
+    """
+    report, kind = Report(quiet), export_format(format, engine)
+    _check_export(output, kind, overwrite)
+    computing = Placement(device=device, dtype="float32" if dtype == "float32" else None)
+    with report.step(f"exporting {adapter}"):
+        adapted, tokenizer = steps.loaded(adapter, model, computing)
+        written_to = write_export(adapted, output, format=kind, engine=engine, dtype=dtype, tokenizer=tokenizer)
+    with report.step("comparing its logits with those of the adapter"):
+        prompts = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in PROMPTS]
+        difference, change = export_difference(adapted, written_to, prompts)
+    told = {
+        "saved": f"{written_to}, {size_text(_size(written_to))}",
+        "exact": f"logits differ by at most {difference:.2g} on {len(prompts)} prompts, where the adapter changes them "
+        f"by up to {change:.2g}",
+        "serve": _served(written_to, steps.base_name(adapter, model), kind, engine),
+        "next": written(inspect, {"adapter": written_to}) if kind == "peft" else "",
+    }
+    typer.echo(facts(told))
+
+
+def _check_export(output: Path, kind: str, overwrite: bool) -> None:
+    """Refuse, before anything is computed, what could not be written when it is."""
+    if kind != "gguf":
+        steps.check_output(output, MODEL_CONFIG if kind == "merged" else ADAPTER_CONFIG, overwrite)
+    elif gguf_file(output).exists() and not overwrite:
+        raise FileExistsError(f"{gguf_file(output)} exists: replace it with --overwrite, or name another")
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _served(path: Path, base: str, kind: str, engine: str | None) -> str:
+    """The command that serves what was written; empty where there is none to tell."""
+    if engine is None or kind == "merged":
+        return ""
+    rank = max(read(path).ranks.values()) if kind == "peft" else ""
+    return SERVERS[engine].start.format(base=base, adapter=path, rank=rank)

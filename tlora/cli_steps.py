@@ -19,6 +19,7 @@ from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
+from tlora.export import MODEL_CONFIG
 from tlora.files import replace_folder
 from tlora.loading import load
 from tlora.models import is_encoder_decoder, load_model, load_tokenizer
@@ -35,7 +36,6 @@ from tlora.training import train
 R = TypeVar("R", bound=Result)
 
 CHECKPOINTS = "checkpoints"
-MODEL_CONFIG = "config.json"
 
 
 def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
@@ -388,10 +388,3 @@ def check_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is never overwritten: name another folder")
     check_output(folder, MODEL_CONFIG)
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its tokenizer: all of it, or nothing."""
-    with replace_folder(folder, expects=MODEL_CONFIG) as fresh:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from peft.utils.other import get_pattern_key
 
@@ -132,3 +132,47 @@ ENGINES = (
 def vllm_max_rank(rank: int) -> int:
     """The smallest ``--max-lora-rank`` that takes this rank."""
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
+
+
+@dataclass(frozen=True)
+class Server:
+    """What an export for one engine looks like.
+
+    Attributes
+    ----------
+    engine : Engine
+        How it reads an adapter.
+    reads : {"peft", "gguf"}
+        Format of adapters that it takes.
+    rank : callable
+        From the largest rank of an adapter to the one to pad it to.
+    start : str
+        Command that serves it, with ``{base}``, ``{adapter}`` and ``{rank}`` to be filled in; may be empty.
+    """
+
+    engine: Engine
+    reads: Literal["peft", "gguf"] = "peft"
+    rank: Callable[[int], int] = int
+    start: str = ""
+
+
+_BY_NAME = {engine.name: engine for engine in ENGINES}
+
+SERVERS = {
+    "peft": Server(_BY_NAME["PEFT 0.15 and later"]),
+    "vllm": Server(
+        _BY_NAME["vLLM 0.32"],
+        rank=vllm_max_rank,
+        start="vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules adapter={adapter}",
+    ),
+    "sglang": Server(
+        _BY_NAME["SGLang 0.5"],
+        start="python -m sglang.launch_server --model-path {base} --enable-lora --lora-paths adapter={adapter}",
+    ),
+    "tensorrt-llm": Server(_BY_NAME["TensorRT-LLM"]),
+    "lorax": Server(_BY_NAME["LoRAX, TGI"]),
+    "llama.cpp": Server(
+        _BY_NAME["llama.cpp, by its converter"], reads="gguf", start="llama-server -m {base}.gguf --lora {adapter}"
+    ),
+}
+"""What `tlora.export` can be asked to write for, by ``engine``."""

@@ -2,83 +2,156 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors.torch import save as dump_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
-from tlora.adapter import ADAPTER, adapter_layers
+from tlora.adapter import merge
+from tlora.engines import SERVERS, Adapter, Server
 from tlora.files import replace_folder, write_bytes
+from tlora.gguf_adapter import FILE as GGUF_FILE
+from tlora.gguf_adapter import write_gguf
+from tlora.models import floating_dtype, load_tokenizer
+from tlora.plain import Factors, PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
+from tlora.run import ADAPTER, ADAPTER_CONFIG
+from tlora.saved import PREFIX
+
+Format = Literal["peft", "gguf", "merged"]
+MODEL_CONFIG = "config.json"
 
 
-def export(model: PeftModel, folder: str | os.PathLike[str]) -> Path:
-    """Write a PEFT adapter with one rank for all modules, all scaling folded into B, and no patterns.
+def export(
+    model: PeftModel,
+    folder: str | os.PathLike[str],
+    *,
+    format: Format | None = None,
+    engine: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+) -> Path:
+    """Write an adapter in a form that servers compute as it was trained.
 
     Servers differ in what they make of ``rank_pattern`` and ``alpha_pattern``: several read one global
-    ``alpha / r`` and serve a mixed adapter with wrong scales, silently. Here every module has the largest rank
-    (smaller ones are padded with zeros), ``lora_alpha = r``, and ``B`` holds the scaling, so that all of them compute
-    the same.
+    ``alpha / r`` and serve a mixed adapter with wrong scales, silently. Here ``B`` holds the scaling, so that all of
+    them compute the same.
 
     Parameters
     ----------
     model : peft.PeftModel
         With one LoRA adapter, not merged. It is only read.
     folder : path-like
-        Folder to write; an exported or saved adapter in its place is replaced as a whole.
+        Folder to write; an earlier export in its place is replaced as a whole. With ``"gguf"`` a folder, in which the
+        file is ``adapter.gguf``, or a file whose name ends in ``.gguf``.
+    format : {"peft", "gguf", "merged"}, optional
+        ``"peft"``: PEFT's own files with one rank for all modules (smaller ones are padded with zeros), the same
+        modules in every layer, ``lora_alpha = r``, and a config that old versions read. ``"gguf"``: an adapter for
+        llama.cpp. ``"merged"``: the whole model with its tokenizer, the adapter folded into its weights.
+        Default: what the engine reads, ``"peft"`` without one.
+    engine : str, optional
+        One of `tlora.engines.SERVERS` (``"vllm"``, ``"llama.cpp"``, ``"peft"``, ...): the adapter is checked against
+        its limits, and padded to a rank that it can be set to.
+    dtype : str or torch.dtype, optional
+        Of what is written. Default: float32 for an adapter, the model's own for merged weights.
+    tokenizer : transformers.PreTrainedTokenizerBase, optional
+        Written with merged weights. Default: that of the base model, by its name.
 
     Returns
     -------
     pathlib.Path
-        The folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+        The folder, or the GGUF file.
 
     Raises
     ------
     TypeError
         If it is no PEFT model.
     ValueError
-        If it has no LoRA layers, or is merged.
+        If it has no LoRA layers or is merged; if format, engine or dtype is unknown, the format cannot hold this
+        adapter, the engine does not take it, or a number of it is beyond the dtype.
+    FileExistsError
+        If something else is in the place of what is written.
     OSError
-        If the folder cannot be written; what was there is left as it was.
+        If it cannot be written; what was there is left as it was.
 
     Notes
     -----
-    Scaling is folded in float32, before any cast.
+    Scaling is folded in float32, before any cast. Merging takes memory for a second copy of the adapted weights.
     """
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
-    layers = adapter_layers(model)
-    if not layers:
-        raise ValueError("the model has no LoRA layers to export: attach an adapter first")
-    if any(layer.merged for layer in layers.values()):
-        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
-    rank = max(layer.r[ADAPTER] for layer in layers.values())
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)  # else PEFT asks a hub about the vocabulary
-    for name, layer in layers.items():
-        key = f"base_model.model.{name}.lora_{{}}.weight"
-        tensors[key.format("A")] = _padded(tensors[key.format("A")].float(), 0, rank)
-        tensors[key.format("B")] = _padded(tensors[key.format("B")].float() * layer.scaling[ADAPTER], 1, rank)
-    blob = dump_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
-    with replace_folder(folder, expects="adapter_config.json") as fresh:
-        write_bytes(fresh / "adapter_model.safetensors", blob)
-        write_bytes(fresh / "adapter_config.json", json.dumps(_plain_config(model, rank), indent=2).encode())
-    return Path(folder)
+    kind, server = export_format(format, engine), None if engine is None else SERVERS[engine]
+    precision = None if dtype is None else floating_dtype(dtype)
+    if kind == "merged":
+        return _export_merged(model, Path(folder), precision, tokenizer)
+    plain = plain_lora(model)
+    if server is not None:
+        _check_server(plain, server)
+    precision = precision or torch.float32
+    if kind == "gguf":
+        return _export_gguf(model, plain, Path(folder), precision)
+    return _export_peft(model, plain, Path(folder), precision, server.rank(plain.rank) if server else plain.rank)
 
 
-def _padded(x: Tensor, dimension: int, rank: int) -> Tensor:
-    missing = list(x.shape)
-    missing[dimension] = rank - x.shape[dimension]
-    return torch.cat([x, x.new_zeros(missing)], dimension)
+def export_format(asked: str | None, engine: str | None) -> Format:
+    """The format to write for an engine.
+
+    Raises
+    ------
+    ValueError
+        If format or engine is unknown, or the engine does not read the format.
+    """
+    if asked not in (None, *get_args(Format)):
+        raise ValueError(f"format={asked!r}: choose one of {', '.join(get_args(Format))}")
+    if engine is None:
+        return cast(Format, asked or "peft")
+    if engine not in SERVERS:
+        raise ValueError(f"engine={engine!r}: choose one of {', '.join(SERVERS)}")
+    reads = SERVERS[engine].reads
+    if asked not in (None, "merged", reads):
+        raise ValueError(f"{engine} reads adapters as '{reads}', not as '{asked}': leave out the format")
+    return cast(Format, asked or reads)
 
 
-def _plain_config(model: PeftModel, rank: int) -> dict[str, Any]:
+def gguf_file(path: Path) -> Path:
+    """The file itself, or the one in a folder."""
+    return path if path.suffix == ".gguf" else path / GGUF_FILE
+
+
+def _check_server(plain: PlainLora, server: Server) -> None:
+    heads = sorted(plain.config.modules_to_save) if plain.others else None
+    config = {"r": plain.rank, "lora_alpha": plain.rank, "modules_to_save": heads}
+    refused = server.engine.refusal(Adapter(config, dict.fromkeys(plain.factors, plain.rank)))
+    if refused:
+        raise ValueError(
+            f"{server.engine.name} does not take this adapter ({refused}): export it merged into the weights, "
+            "format='merged'"
+        )
+
+
+def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.dtype, rank: int) -> Path:
+    factors = in_every_layer(padded(plain.factors, rank), model.get_base_model())
+    tensors = {key: _cast(key, t, dtype) for key, t in plain.others.items()}
+    for name, pair in factors.items():
+        tensors |= {
+            f"{PREFIX}{name}.lora_{part}.weight": _cast(name, x, dtype) for part, x in zip("AB", pair, strict=True)
+        }
+    blob = dump_tensors({key: t.contiguous() for key, t in tensors.items()}, metadata={"format": "pt"})
+    config = _plain_config(plain, rank, target_suffixes(factors, model.get_base_model()))
+    with replace_folder(folder, expects=ADAPTER_CONFIG) as fresh:
+        write_bytes(fresh / ADAPTER, blob)
+        write_bytes(fresh / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
+    return folder
+
+
+def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, Any]:
     """Only what old and new readers know."""
-    config: Any = model.peft_config[ADAPTER]
-    targets = config.target_modules
+    config = plain.config
     return {
         "peft_type": "LORA",
         "task_type": config.task_type,
@@ -90,5 +163,53 @@ def _plain_config(model: PeftModel, rank: int) -> dict[str, Any]:
         "fan_in_fan_out": config.fan_in_fan_out,
         "inference_mode": True,
         "modules_to_save": sorted(set(config.modules_to_save)) if config.modules_to_save else None,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "target_modules": targets,
     }
+
+
+def _export_gguf(model: PeftModel, plain: PlainLora, path: Path, dtype: torch.dtype) -> Path:
+    if plain.others:
+        raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: format='merged'")
+    file = gguf_file(path)
+    if file.is_dir() or (file.exists() and file.read_bytes()[:4] != b"GGUF"):
+        raise FileExistsError(f"{file} exists and is no GGUF file: choose another name or remove it")
+    factors: Mapping[str, Factors] = {
+        name: (_cast(name, a, dtype).float(), _cast(name, b, dtype).float()) for name, (a, b) in plain.factors.items()
+    }
+    write_gguf(file, factors, model.get_base_model().config, dtype)
+    return file
+
+
+def _cast(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    found = x.to(dtype) if x.is_floating_point() else x
+    if not found.isfinite().all():
+        raise ValueError(f"{name} holds numbers that are not finite in {dtype}: export it in bfloat16 or float32")
+    return found
+
+
+def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, tokenizer: Any) -> Path:
+    lora_layers(model)
+    name = model.config.name_or_path
+    if tokenizer is None and not name:
+        raise ValueError("the base model has no name by which its tokenizer could be loaded: pass tokenizer=")
+    tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
+    merged = merge(_sharing(model))
+    if dtype is not None:
+        merged.to(dtype)
+    save_model(merged, tokenizer, folder)
+    return folder
+
+
+def _sharing(model: PeftModel) -> PeftModel:
+    """A copy whose parameters share memory with the model's: PEFT's safe merge puts new tensors in their place."""
+    memo = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter}
+    return copy.deepcopy(model, memo)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model with its generation settings and its tokenizer: all of it, or nothing."""
+    with replace_folder(folder, expects=MODEL_CONFIG) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        for file in fresh.iterdir():
+            shutil.copymode(fresh / MODEL_CONFIG, file)  # safetensors' own are for their owner alone

@@ -180,6 +180,17 @@ def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
     if dtype is None:
         has_bfloat16 = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
+    return floating_dtype(dtype)
+
+
+def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A floating-point type by its name or as it is.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is no floating-point type: use 'float32', 'bfloat16' or 'float16'")

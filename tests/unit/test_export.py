@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import tlora
-from tests.helpers import tiny_batch, tiny_model
+from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
+from tlora.adapter import adapter_layers
+from tlora.cli_options import EngineName
+from tlora.engines import SERVERS
+from tlora.exactness import export_difference
 
 
 def served_with_one_scale(family, folder):
@@ -69,6 +74,191 @@ def test_the_model_is_only_read_and_the_head_goes_along(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
     peft = PeftModel.from_pretrained(tiny_model("bert", seed=0), str(tmp_path / "served")).eval()
     torch.testing.assert_close(logits(peft, tiny_batch("bert")), logits(adapted, tiny_batch("bert")), atol=1e-5, rtol=0)
+
+
+# Fields of `LoraConfig` in PEFT 0.13 (September 2024), which refuses a config with any other.
+PEFT_0_13 = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_the_config_is_one_that_old_versions_read(family, tmp_path):
+    adapted, allocation = trained(family)
+    config = json.loads((tlora.export(adapted, tmp_path / "served") / "adapter_config.json").read_text())
+    assert config.keys() <= PEFT_0_13
+    names = [name for name, _ in tiny_model(family).named_modules()]
+    listed = config["target_modules"]
+    meant = [n for n in names if any(n == entry or n.endswith(f".{entry}") for entry in listed)]
+    assert sorted(meant) == sorted(allocation.ranks)
+
+
+def test_a_layer_without_the_module_of_another_gets_zeros(tmp_path):
+    model = tiny_model("llama")
+    targets = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
+    expected = logits(adapted, tiny_batch("llama"))
+    tlora.export(adapted, tmp_path / "served")
+    seen = tlora.inspect(tmp_path / "served")
+    assert seen.names == [f"model.layers.{n}.self_attn.{part}_proj" for n in (0, 1) for part in "qv"]
+    assert [bool(s.any()) for s in seen.singular_values.values()] == [True, False, False, True]
+    assert json.loads((tmp_path / "served" / "adapter_config.json").read_text())["target_modules"] == [
+        "q_proj",
+        "v_proj",
+    ]
+    peft = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "served")).eval()
+    torch.testing.assert_close(logits(peft, tiny_batch("llama")), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (3, 8), (9, 16), (16, 16)])
+def test_vllm_gets_a_rank_that_it_can_be_set_to(rank, allowed, tmp_path):
+    adapted = peft_adapter(r=rank)
+    tlora.export(adapted, tmp_path / "served", engine="vllm")
+    assert set(tlora.inspect(tmp_path / "served").ranks.values()) == {allowed}
+    peft = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "served")).eval()
+    torch.testing.assert_close(logits(peft, tiny_batch("llama")), logits(adapted, tiny_batch("llama")))
+
+
+def peft_adapter(family="llama", **changes):
+    config = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False} | changes
+    return get_peft_model(tiny_model(family), LoraConfig(**config)).eval()
+
+
+@pytest.mark.parametrize(
+    ("changes", "engine", "words"),
+    [
+        ({"use_dora": True}, None, "use_dora"),
+        ({"init_lora_weights": "pissa"}, None, "'pissa' has changed the base"),
+        ({"bias": "lora_only"}, None, "bias='lora_only'"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, None, "embed_tokens is none of a linear layer"),
+        ({"lora_bias": True}, None, "lora_bias"),
+        ({"trainable_token_indices": [3]}, None, "neither A nor B"),
+        ({"modules_to_save": ["norm"]}, "vllm", r"vLLM 0.32 does not take this adapter \(modules_to_save=\['norm'\]"),
+        ({"r": 513}, "vllm", "rank 513, above 512"),
+        ({"target_modules": ["q_proj"]}, "sglang", "q_proj without v_proj"),
+    ],
+)
+def test_what_plain_lora_or_the_engine_cannot_hold_is_refused_with_the_way_out(changes, engine, words, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft_adapter(**changes)
+    with pytest.raises(ValueError, match=f"(?s){words}.*format='merged'"):
+        tlora.export(adapted, tmp_path / "x", engine=engine)
+    assert not (tmp_path / "x").exists()
+    if "lora_bias" in changes:  # PEFT merges it into layers that have a bias themselves
+        return
+    path = tlora.export(adapted, tmp_path / "x", engine=engine, format="merged", tokenizer=tiny_tokenizer())
+    whole, _ = tlora.load_model(path)
+    expected = logits(adapted, tiny_batch("llama"))
+    torch.testing.assert_close(logits(whole, tiny_batch("llama")), expected, atol=1e-4, rtol=0)
+
+
+def test_formats_and_engines_are_checked_by_name(tmp_path):
+    adapted = peft_adapter()
+    for arguments, words in (
+        ({"format": "onnx"}, "choose one of peft, gguf, merged"),
+        ({"engine": "ollama"}, "choose one of peft, vllm, sglang"),
+        ({"engine": "llama.cpp", "format": "peft"}, "llama.cpp reads adapters as 'gguf'"),
+        ({"engine": "vllm", "format": "gguf"}, "vllm reads adapters as 'peft'"),
+        ({"dtype": "int8"}, "no floating-point type"),
+        ({"format": "merged"}, "pass tokenizer="),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tlora.export(adapted, tmp_path / "x", **arguments)
+    assert set(SERVERS) == {name.value for name in EngineName}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtype_of_an_adapter(dtype, tmp_path):
+    adapted, _ = trained("bert")  # with a head
+    tlora.export(adapted, tmp_path / "served", dtype=dtype)
+    tensors = load_file(tmp_path / "served" / "adapter_model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {getattr(torch, dtype)}
+
+
+def test_numbers_beyond_the_dtype_are_refused(tmp_path):
+    adapted = peft_adapter()
+    adapter_layers(adapted)["model.layers.1.self_attn.q_proj"].scaling["default"] = 1e9
+    for format in ("peft", "gguf"):
+        with pytest.raises(ValueError, match=r"layers.1.self_attn.q_proj .* not finite in torch.float16: .*bfloat16"):
+            tlora.export(adapted, tmp_path / "x", format=format, dtype="float16")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_merged_is_the_whole_model_and_the_adapted_one_is_only_read(family, tmp_path):
+    adapted, _ = trained(family)
+    batch, before = tiny_batch(family), {k: v.clone() for k, v in adapted.state_dict().items()}
+    trainable = {name: p.requires_grad for name, p in adapted.named_parameters()}
+    expected = logits(adapted, batch)
+    if family == "llama":
+        adapted.generation_config.temperature, adapted.generation_config.do_sample = 0.25, True
+    tlora.export(adapted, tmp_path / "whole", format="merged", tokenizer=tiny_tokenizer())
+    assert all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
+    assert trainable == {name: p.requires_grad for name, p in adapted.named_parameters()}
+    whole, tokenizer = tlora.load_model(tmp_path / "whole")
+    assert tokenizer("w5 w9")["input_ids"] == [5, 9]
+    torch.testing.assert_close(logits(whole, batch), expected, atol=1e-5, rtol=0)
+    if family == "llama":
+        assert whole.generation_config.temperature == 0.25
+    modes = {oct(file.stat().st_mode) for file in (tmp_path / "whole").iterdir()}
+    assert len(modes) == 1  # whoever may read the config may read the weights
+    tlora.export(adapted, tmp_path / "whole", format="merged", dtype="bfloat16", tokenizer=tiny_tokenizer())
+    stored = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.bfloat16}
+    assert all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
+
+
+def test_a_merge_that_breaks_off_leaves_the_earlier_model(tmp_path, monkeypatch):
+    adapted, _ = trained("llama")
+    path = tlora.export(adapted, tmp_path / "whole", format="merged", tokenizer=tiny_tokenizer())
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        tlora.export(adapted, tmp_path / "whole", format="merged", dtype="bfloat16", tokenizer=tiny_tokenizer())
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# How exact it is.
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
+def test_the_difference_is_that_of_the_logits(family, format, tmp_path):
+    if format == "gguf" and family != "llama":
+        pytest.skip("GGUF adapters are of decoders")
+    adapted, _ = trained(family)
+    batches = [{k: v for k, v in tiny_batch(family).items() if k != "labels"}]
+    state = {k: v.clone() for k, v in adapted.state_dict().items()}
+    trainable = {name: p.requires_grad for name, p in adapted.named_parameters()}
+    path = tlora.export(adapted, tmp_path / "x", format=format, tokenizer=tiny_tokenizer())
+    difference, change = export_difference(adapted, path, batches)
+    assert difference < 1e-5 < change
+    rounded = tlora.export(adapted, tmp_path / "y", format=format, dtype="bfloat16", tokenizer=tiny_tokenizer())
+    assert 1e-5 < export_difference(adapted, rounded, batches)[0] < 0.2
+    assert list(adapted.peft_config) == ["default"]
+    assert adapted.active_adapter == "default"
+    assert all(torch.equal(v, state[k]) for k, v in adapted.state_dict().items())
+    assert trainable == {name: p.requires_grad for name, p in adapted.named_parameters()}
+
+
+def test_a_wrong_export_is_told(tmp_path):
+    adapted, _ = trained("llama")
+    batches = [{k: v for k, v in tiny_batch("llama").items() if k != "labels"}]
+    path = tlora.export(adapted, tmp_path / "x")
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 2 * config["lora_alpha"]}))
+    assert export_difference(adapted, path, batches)[0] > 1e-2
+    with pytest.raises(FileNotFoundError, match="no export"):
+        export_difference(adapted, tmp_path, batches)
 
 
 def test_refusals(tmp_path):

@@ -1,0 +1,141 @@
+"""How exact an export is: its files are read again, and its logits compared with those of the trained adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from tlora.adapter import ADAPTER, adapter_layers, without_noise
+from tlora.export import MODEL_CONFIG, gguf_file
+from tlora.gguf_adapter import read_gguf
+from tlora.models import load_model
+from tlora.plain import Factors, lora_layers
+from tlora.run import ADAPTER_CONFIG
+
+_EXPORTED = "exported"
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "A train leaves at 9:40 and arrives at 11:05. How many minutes does the journey take?",
+    "Dear Sir or Madam,\n\nI am writing to",
+)
+
+
+def export_difference(
+    model: PeftModel, path: str | os.PathLike[str], batches: Iterable[Mapping[str, Tensor]]
+) -> tuple[float, float]:
+    """Largest difference between the logits of a trained adapter and those of what was exported from it.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        What was exported; as it was afterwards.
+    path : path-like
+        What `tlora.export` returned: a folder, or a GGUF file.
+    batches : iterable of dict
+        Inputs of the model, as a tokenizer returns them.
+
+    Returns
+    -------
+    difference : float
+        Largest absolute difference of a logit at a real token.
+    size : float
+        Largest absolute change of a logit that the adapter makes to the base, to hold the difference against.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no export in the path.
+    ValueError
+        If what is there is damaged, or of another adapter.
+
+    Notes
+    -----
+    PEFT's format is read by PEFT, and merged weights by transformers. A GGUF adapter is put back into the order of
+    transformers, which shows what was written and how it was rounded, not what llama.cpp computes.
+    """
+    batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
+    lora_layers(model)
+    trained = [_logits(model, batch) for batch in batches]
+    with model.disable_adapter():
+        base = [_logits(model, batch) for batch in batches]
+    with _as_exported(model, Path(path)) as exported:
+        found = [_logits(exported, batch) for batch in batches]
+    return _largest(found, trained), _largest(base, trained)
+
+
+def _largest(these: list[Tensor], those: list[Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(these, those, strict=True))
+
+
+@torch.no_grad()
+def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits at real tokens, (tokens, vocabulary), or (samples, classes) of a classifier; float32 on the CPU."""
+    inputs = dict(batch)
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = batch["input_ids"]
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(**inputs).logits
+    finally:
+        model.train(was_training)
+    real = batch["attention_mask"].bool() if logits.ndim == 3 else slice(None)
+    return logits[real].float().cpu()
+
+
+@contextlib.contextmanager
+def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
+    """A model that computes what the export holds, for as long as the block lasts."""
+    if (path / ADAPTER_CONFIG).is_file():
+        with _beside(model, path):
+            yield model
+    elif (path / MODEL_CONFIG).is_file():
+        whole, _ = load_model(path, device=model.device)
+        yield whole
+    elif gguf_file(path).is_file():
+        with _in_place(model, read_gguf(gguf_file(path), adapter_layers(model), model.get_base_model().config)):
+            yield model
+    else:
+        raise FileNotFoundError(f"{path} holds no export: neither {ADAPTER_CONFIG}, {MODEL_CONFIG} nor a GGUF file")
+
+
+@contextlib.contextmanager
+def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
+    """The exported adapter as a second one, active; what was trainable before is so afterwards."""
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        with without_noise(), torch.random.fork_rng(devices=[]):
+            model.load_adapter(str(folder), _EXPORTED)
+        model.set_adapter(_EXPORTED)
+        yield
+    finally:
+        model.set_adapter(ADAPTER)
+        if _EXPORTED in model.peft_config:
+            model.delete_adapter(_EXPORTED)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+
+@contextlib.contextmanager
+def _in_place(model: PeftModel, factors: Mapping[str, Factors]) -> Iterator[None]:
+    """Other A and B in the adapter's layers, with the scaling that is folded into them."""
+    layers = adapter_layers(model)
+    kept = {name: (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for name, layer in layers.items()}
+    data = {name: tuple(p.data for p in pair) for name, pair in kept.items()}
+    try:
+        for name, (a, b) in factors.items():
+            for parameter, x in zip(kept[name], (a, b / layers[name].scaling[ADAPTER]), strict=True):
+                parameter.data = x.to(parameter)
+        yield
+    finally:
+        for name, pair in kept.items():
+            for parameter, x in zip(pair, data[name], strict=True):
+                parameter.data = x

@@ -1,0 +1,217 @@
+"""An adapter for llama.cpp: one GGUF file, its tensors named and arranged like those of the base's own GGUF."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tlora.files import replace_file
+from tlora.plain import MERGED, Factors
+
+FILE = "adapter.gguf"
+_TYPES = {
+    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+
+Order = Callable[[str, int, Any], Int[Tensor, " d_out"]]
+
+
+def _as_they_are(tensor: str, d_out: int, config: Any) -> Tensor:
+    return torch.arange(d_out)
+
+
+def _rotated_pairs(tensor: str, d_out: int, config: Any) -> Tensor:
+    """Queries and keys of Llama: transformers rotates the two halves of a head, llama.cpp neighbouring rows."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(tensor)
+    if heads is None:
+        return torch.arange(d_out)
+    return torch.arange(d_out).view(heads, 2, -1).transpose(1, 2).reshape(-1)
+
+
+def _fused_heads(tensor: str, d_out: int, config: Any) -> Tensor:
+    """Queries, keys and values of GPT-NeoX: head by head in transformers, all queries first in llama.cpp."""
+    if tensor != "attn_qkv":
+        return torch.arange(d_out)
+    return torch.arange(d_out).view(config.num_attention_heads, 3, -1).transpose(0, 1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp stores a family of models.
+
+    Attributes
+    ----------
+    name : str
+        ``general.architecture``.
+    order : callable
+        From a tensor's name, its rows, and the model's config to the rows of transformers in llama.cpp's order.
+    """
+
+    name: str
+    order: Order = _as_they_are
+
+
+# By `model_type`. Only what was served by llama.cpp itself and compared with transformers stands here.
+ARCHITECTURES = {
+    "llama": Architecture("llama", _rotated_pairs),
+    "mistral": Architecture("llama", _rotated_pairs),
+    "smollm3": Architecture("smollm3", _rotated_pairs),
+    "granite": Architecture("granite", _rotated_pairs),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "gemma": Architecture("gemma"),
+    "gemma2": Architecture("gemma2"),
+    "gemma3_text": Architecture("gemma3"),
+    "phi3": Architecture("phi3"),
+    "gpt2": Architecture("gpt2"),
+    "gpt_neox": Architecture("gptneox", _fused_heads),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the weights of one model lie in its GGUF.
+
+    Attributes
+    ----------
+    config : transformers.PretrainedConfig
+        Of the model's text part.
+    architecture : Architecture
+    names : gguf.TensorNameMap
+    """
+
+    config: Any
+    architecture: Architecture
+    names: gguf.TensorNameMap
+
+    @classmethod
+    def of(cls, config: Any) -> Layout:
+        """The layout of a model, by its config.
+
+        Raises
+        ------
+        ValueError
+            If it is not known how llama.cpp stores this kind of model.
+        """
+        config = config.get_text_config()
+        if config.model_type not in ARCHITECTURES:
+            raise ValueError(
+                f"no GGUF adapter for {config.model_type!r} models, only for {', '.join(ARCHITECTURES)}: {MERGED}, "
+                "and convert that with llama.cpp's convert_hf_to_gguf.py"
+            )
+        architecture = ARCHITECTURES[config.model_type]
+        number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+        return cls(config, architecture, gguf.get_tensor_name_map(number, config.num_hidden_layers))
+
+    def tensor(self, module: str) -> str:
+        """Name of a module's weight.
+
+        Raises
+        ------
+        ValueError
+            If llama.cpp knows no such module.
+        """
+        found = self.names.get_name(module)
+        if found is None:
+            raise ValueError(f"llama.cpp's {self.architecture.name!r} has no tensor for {module}: {MERGED}")
+        return f"{found}.weight"
+
+    def rows(self, module: str, d_out: int) -> Int[Tensor, " d_out"]:
+        """Which row of the module's weight each row of the tensor is."""
+        kind = self.tensor(module).removesuffix(".weight").rpartition(".")[2]
+        return self.architecture.order(kind, d_out, self.config)
+
+
+def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: torch.dtype) -> None:
+    """Write a LoRA adapter as llama.cpp reads it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; a GGUF in its place is replaced once the new one is whole.
+    factors : mapping of (tensor, tensor)
+        ``A`` (r, d_in) and ``s B`` (d_out, r) of each module, by full module name; ranks may differ.
+    config : transformers.PretrainedConfig
+        The base model's.
+    dtype : torch.dtype
+        float32, float16 or bfloat16.
+
+    Raises
+    ------
+    ValueError
+        If the kind of model, a module, or the dtype has no place in the file.
+    OSError
+        If it cannot be written; what was there is left as it was.
+
+    Notes
+    -----
+    llama.cpp multiplies an update by ``adapter.lora.alpha`` divided by the rank of the tensor at hand, and by one where
+    alpha is 0. Alpha is the largest rank here, and B is scaled by ``rank / alpha`` against it.
+    """
+    if dtype not in _TYPES:
+        raise ValueError(f"dtype={dtype}: a GGUF adapter is float32, float16 or bfloat16")
+    stored, file_type = _TYPES[dtype]
+    layout, alpha = Layout.of(config), max(len(a) for a, _ in factors.values())
+    writer = gguf.GGUFWriter(None, layout.architecture.name)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    writer.add_file_type(file_type)
+    for name, (a, b) in factors.items():
+        rows = b[layout.rows(name, len(b))] * (len(a) / alpha)
+        for suffix, x in (("lora_a", a), ("lora_b", rows)):
+            data = gguf.quantize(x.contiguous().numpy(), stored)
+            writer.add_tensor(f"{layout.tensor(name)}.{suffix}", data, raw_dtype=stored)
+    with replace_file(path) as fresh, contextlib.closing(writer):
+        writer.write_header_to_file(fresh)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+
+
+def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: Any) -> dict[str, Factors]:
+    """Read back what `write_gguf` wrote, as llama.cpp would compute it.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    names : mapping
+        Full names of the modules that it should hold.
+    config : transformers.PretrainedConfig
+        The base model's.
+
+    Returns
+    -------
+    dict of (tensor, tensor)
+        ``A`` and ``alpha / r B``, float32, by full module name.
+
+    Raises
+    ------
+    ValueError
+        If it does not hold one pair of matching tensors for each module, or others besides.
+    """
+    reader, layout = gguf.GGUFReader(path), Layout.of(config)
+    tensors = {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
+    alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
+    factors = {}
+    for name in names:
+        pair = [tensors.pop(f"{layout.tensor(name)}.{suffix}", None) for suffix in ("lora_a", "lora_b")]
+        a, b = pair
+        if a is None or b is None or len(a) != b.shape[1]:
+            raise ValueError(f"{path} holds no matching pair of tensors for {name}: export the adapter again")
+        back = torch.argsort(layout.rows(name, len(b)))
+        factors[name] = (a, b[back] * (alpha / len(a)))
+    if tensors:
+        raise ValueError(f"{path} also holds {next(iter(tensors))}, of no module of the adapter: export it again")
+    return factors

@@ -1,0 +1,170 @@
+"""What of an adapter every reader of LoRA understands: A and B of each module, all scaling in B, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from tlora.adapter import ADAPTER, adapter_layers
+from tlora.saved import PREFIX
+from tlora.targets import is_linear, shape
+
+MERGED = "export it merged into the weights, format='merged'"
+
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_OTHER_FORWARD = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config")
+
+Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class PlainLora:
+    """An adapter as ``W + B A``, on the CPU in float32.
+
+    Attributes
+    ----------
+    factors : dict of (tensor, tensor)
+        ``A`` (r, d_in) and ``s B`` (d_out, r) of each module, by full module name in model order.
+    others : dict of tensor
+        Heads that were trained whole, by the names under which PEFT saves them.
+    config : peft.LoraConfig
+        The adapter's.
+    """
+
+    factors: dict[str, Factors]
+    others: dict[str, Tensor]
+    config: Any
+
+    @property
+    def rank(self) -> int:
+        """The largest rank."""
+        return max(len(a) for a, _ in self.factors.values())
+
+
+def plain_lora(model: PeftModel) -> PlainLora:
+    """Take a model's adapter apart; the scaling is folded into B in float32, before any cast.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        With one LoRA adapter, not merged. It is only read.
+
+    Returns
+    -------
+    PlainLora
+
+    Raises
+    ------
+    TypeError
+        If it is no PEFT model.
+    ValueError
+        If it has no LoRA layers, is merged, or computes something that A and B of linear layers do not hold.
+    """
+    layers = lora_layers(model)
+    config: Any = model.peft_config[ADAPTER]
+    _refuse_more_than_lora(config)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)  # else PEFT asks a hub about the vocabulary
+    others = {key: t.detach().cpu() for key, t in tensors.items()}
+    factors = {}
+    for name, layer in layers.items():
+        keys = [f"{PREFIX}{name}.lora_{part}.weight" for part in "AB"]
+        if not all(key in others for key in keys):
+            raise ValueError(f"the adapter of {name} is none of a linear layer ({type(layer).__name__}): {MERGED}")
+        a, b = (others.pop(key).float() for key in keys)
+        factors[name] = (a, b * layer.scaling[ADAPTER])
+    saved = [n for n, m in model.get_base_model().named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    strange = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
+    if strange:
+        raise ValueError(f"{strange[0]} is neither A nor B of a linear layer nor part of a saved head: {MERGED}")
+    return PlainLora(factors, others, config)
+
+
+def lora_layers(model: PeftModel) -> dict[str, Any]:
+    """Layers of an adapter that can be exported, by the full name of the module that each wraps.
+
+    Raises
+    ------
+    TypeError
+        If it is no PEFT model.
+    ValueError
+        If it has no LoRA layers, or is merged.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
+    layers = adapter_layers(model)
+    if not layers:
+        raise ValueError("the model has no LoRA layers to export: attach an adapter first")
+    if any(layer.merged for layer in layers.values()):
+        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
+    return layers
+
+
+def _refuse_more_than_lora(config: Any) -> None:
+    """What changes the computation, or the base that A and B are added to, and is lost with the config."""
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(_CHANGE_THE_BASE):
+        raise ValueError(f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {MERGED}")
+    for key in _OTHER_FORWARD:
+        if getattr(config, key, None):
+            raise ValueError(f"{key}={getattr(config, key)!r} computes more than W + s B A: {MERGED}")
+    if config.bias != "none":
+        raise ValueError(f"bias={config.bias!r} trained biases of the base, which A and B do not hold: {MERGED}")
+
+
+def padded(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
+    """The same updates with one rank: rows of A and columns of B that are zero are added."""
+    return {name: (_grown(a, 0, rank), _grown(b, 1, rank)) for name, (a, b) in factors.items()}
+
+
+def _grown(x: Tensor, dimension: int, size: int) -> Tensor:
+    missing = list(x.shape)
+    missing[dimension] = size - x.shape[dimension]
+    return torch.cat([x, x.new_zeros(missing)], dimension)
+
+
+def in_every_layer(factors: Mapping[str, Factors], model: nn.Module) -> dict[str, Factors]:
+    """The same updates, with zeros where a layer lacks a module that another layer has.
+
+    Engines that stack the layers drop a kind of module everywhere where one layer lacks it.
+
+    Parameters
+    ----------
+    factors : mapping of (tensor, tensor)
+        By full module name, of one rank.
+    model : torch.nn.Module
+        The base, with or without the adapter.
+
+    Returns
+    -------
+    dict of (tensor, tensor)
+        In model order.
+    """
+    rank = len(next(iter(factors.values()))[0])
+    kinds = {_kind(name) for name in factors}
+    found = dict(factors)
+    for name, module in model.named_modules():
+        if name not in factors and _kind(name) in kinds and is_linear(module):
+            d_out, d_in = shape(module)
+            found[name] = (torch.zeros(rank, d_in), torch.zeros(d_out, rank))
+    order = {name: n for n, (name, _) in enumerate(model.named_modules())}
+    return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+
+
+def _kind(name: str) -> str:
+    """The name without the number of the layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def target_suffixes(names: Iterable[str], model: nn.Module) -> list[str]:
+    """Shortest list of target modules that PEFT reads as these: last parts of names where they mean no others."""
+    wanted = set(names)
+    short = {name.rpartition(".")[2] for name in wanted}
+    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
+    return sorted(short if meant == wanted else wanted)
