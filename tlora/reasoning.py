@@ -162,7 +162,7 @@ def owner(question: str) -> str:
     raise AssertionError("the shares do not add up to 100")
 
 
-def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm[Any]) -> dict[str, list[Question]]:
+def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm) -> dict[str, list[Question]]:
     """Questions to the splits they belong to, until all are full or the task repeats itself too often."""
     dealt: dict[str, list[Question]] = {split: [] for split in wanted}
     held_out: set[str] = set()
