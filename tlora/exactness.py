@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapter import ADAPTER, adapter_layers, without_noise
+from tlora.adapter import without_noise
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
 from tlora.models import load_model
-from tlora.plain import Factors, lora_layers
+from tlora.plain import Factors, active_adapter, lora_layers
 from tlora.run import ADAPTER_CONFIG
 
 _EXPORTED = "exported"
@@ -101,7 +101,7 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
         whole, _ = load_model(path, device=model.device)
         yield whole
     elif gguf_file(path).is_file():
-        with _in_place(model, read_gguf(gguf_file(path), adapter_layers(model), model.get_base_model().config)):
+        with _in_place(model, read_gguf(gguf_file(path), lora_layers(model), model.get_base_model().config)):
             yield model
     else:
         raise FileNotFoundError(f"{path} holds no export: neither {ADAPTER_CONFIG}, {MODEL_CONFIG} nor a GGUF file")
@@ -110,14 +110,14 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
     """The exported adapter as a second one, active; what was trainable before is so afterwards."""
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    trainable, active = {name for name, p in model.named_parameters() if p.requires_grad}, active_adapter(model)
     try:
         with without_noise(), torch.random.fork_rng(devices=[]):
             model.load_adapter(str(folder), _EXPORTED)
         model.set_adapter(_EXPORTED)
         yield
     finally:
-        model.set_adapter(ADAPTER)
+        model.set_adapter(active)
         if _EXPORTED in model.peft_config:
             model.delete_adapter(_EXPORTED)
         for name, parameter in model.named_parameters():
@@ -127,12 +127,12 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _in_place(model: PeftModel, factors: Mapping[str, Factors]) -> Iterator[None]:
     """Other A and B in the adapter's layers, with the scaling that is folded into them."""
-    layers = adapter_layers(model)
-    kept = {name: (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for name, layer in layers.items()}
+    layers, active = lora_layers(model), active_adapter(model)
+    kept = {name: (layer.lora_A[active].weight, layer.lora_B[active].weight) for name, layer in layers.items()}
     data = {name: tuple(p.data for p in pair) for name, pair in kept.items()}
     try:
         for name, (a, b) in factors.items():
-            for parameter, x in zip(kept[name], (a, b / layers[name].scaling[ADAPTER]), strict=True):
+            for parameter, x in zip(kept[name], (a, b / layers[name].scaling[active]), strict=True):
                 parameter.data = x.to(parameter)
         yield
     finally:

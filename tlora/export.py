@@ -47,7 +47,7 @@ def export(
     Parameters
     ----------
     model : peft.PeftModel
-        With one LoRA adapter, not merged. It is only read.
+        With a LoRA adapter that is active, not merged. It is only read.
     folder : path-like
         Folder to write; an earlier export in its place is replaced as a whole. With ``"gguf"`` a folder, in which the
         file is ``adapter.gguf``, or a file whose name ends in ``.gguf``.
@@ -74,8 +74,8 @@ def export(
     TypeError
         If it is no PEFT model.
     ValueError
-        If it has no LoRA layers or is merged; if format, engine or dtype is unknown, the format cannot hold this
-        adapter, the engine does not take it, or a number of it is beyond the dtype.
+        If it has no LoRA layers, several active adapters or a merged one; if format, engine or dtype is unknown, the
+        format cannot hold this adapter, the engine does not take it, or a number of it is beyond the dtype.
     FileExistsError
         If something else is in the place of what is written.
     OSError

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from tlora.adapter import ADAPTER, adapter_layers
+from tlora.adapter import adapter_layers
 from tlora.saved import PREFIX
 from tlora.targets import is_linear, shape
 
@@ -67,10 +67,11 @@ def plain_lora(model: PeftModel) -> PlainLora:
     ValueError
         If it has no LoRA layers, is merged, or computes something that A and B of linear layers do not hold.
     """
-    layers = lora_layers(model)
-    config: Any = model.peft_config[ADAPTER]
+    layers, adapter = lora_layers(model), active_adapter(model)
+    config: Any = model.peft_config[adapter]
     _refuse_more_than_lora(config)
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)  # else PEFT asks a hub about the vocabulary
+    # With embedding layers PEFT asks a hub about the vocabulary.
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     others = {key: t.detach().cpu() for key, t in tensors.items()}
     factors = {}
     for name, layer in layers.items():
@@ -78,7 +79,7 @@ def plain_lora(model: PeftModel) -> PlainLora:
         if not all(key in others for key in keys):
             raise ValueError(f"the adapter of {name} is none of a linear layer ({type(layer).__name__}): {MERGED}")
         a, b = (others.pop(key).float() for key in keys)
-        factors[name] = (a, b * layer.scaling[ADAPTER])
+        factors[name] = (a, b * layer.scaling[adapter])
     saved = [n for n, m in model.get_base_model().named_modules() if isinstance(m, ModulesToSaveWrapper)]
     strange = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
     if strange:
@@ -87,14 +88,14 @@ def plain_lora(model: PeftModel) -> PlainLora:
 
 
 def lora_layers(model: PeftModel) -> dict[str, Any]:
-    """Layers of an adapter that can be exported, by the full name of the module that each wraps.
+    """Layers of the active adapter, by the full name of the module that each wraps.
 
     Raises
     ------
     TypeError
         If it is no PEFT model.
     ValueError
-        If it has no LoRA layers, or is merged.
+        If it has no LoRA layers, several adapters are active, or one is merged.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
@@ -103,7 +104,22 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
         raise ValueError("the model has no LoRA layers to export: attach an adapter first")
     if any(layer.merged for layer in layers.values()):
         raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
-    return layers
+    adapter = active_adapter(model)
+    return {name: layer for name, layer in layers.items() if adapter in layer.r}
+
+
+def active_adapter(model: PeftModel) -> str:
+    """Name of the active adapter.
+
+    Raises
+    ------
+    ValueError
+        If several are active.
+    """
+    names = model.active_adapters
+    if len(names) != 1:
+        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
+    return str(names[0])
 
 
 def _refuse_more_than_lora(config: Any) -> None:

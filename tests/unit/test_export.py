@@ -250,6 +250,26 @@ def test_the_difference_is_that_of_the_logits(family, format, tmp_path):
     assert trainable == {name: p.requires_grad for name, p in adapted.named_parameters()}
 
 
+@pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
+def test_the_active_one_of_several_adapters_is_exported(format, tmp_path):
+    adapted = peft_adapter()
+    more = LoraConfig(r=3, lora_alpha=7, target_modules=["down_proj", "q_proj"], init_lora_weights=False)
+    adapted.add_adapter("other", more)
+    adapted.set_adapter("other")
+    batches = [{k: v for k, v in tiny_batch("llama").items() if k != "labels"}]
+    expected = logits(adapted, batches[0])
+    path = tlora.export(adapted, tmp_path / "x", format=format, tokenizer=tiny_tokenizer())
+    assert export_difference(adapted, path, batches)[0] < 1e-5
+    assert adapted.active_adapters == ["other"]
+    assert torch.equal(logits(adapted, batches[0]), expected)
+    if format == "peft":
+        peft = PeftModel.from_pretrained(tiny_model("llama"), str(path)).eval()
+        torch.testing.assert_close(logits(peft, batches[0]), expected, atol=1e-5, rtol=0)
+    adapted.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=r"2 adapters are active \(default, other\)"):
+        tlora.export(adapted, tmp_path / "x", format=format, tokenizer=tiny_tokenizer())
+
+
 def test_a_wrong_export_is_told(tmp_path):
     adapted, _ = trained("llama")
     batches = [{k: v for k, v in tiny_batch("llama").items() if k != "labels"}]
