@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.optim import AdamW, Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tlora import tlora_plus
 from tlora.adapter import adapter_layers, attach, freeze, shared_config, without_noise
 from tlora.allocation import allocate
 from tlora.calibrating import calibrate
@@ -165,6 +166,10 @@ def _vera(job: Job) -> PeftModel:
     return _peft(job, VeraConfig, r=VERA_RANK, projection_prng_key=job.seed, vera_dropout=0.0)
 
 
+def _tlora_plus(job: Job) -> PeftModel:
+    return tlora_plus.add_third_matrices(_lora(job))
+
+
 class AllocateRanks(TrainerCallback):
     """Tells AdaLoRA of each step, after the optimiser and before gradients are dropped, as PEFT asks for."""
 
@@ -204,6 +209,7 @@ METHODS = {
         Method("lora-fa", _lora_fa, {}, _lorafa_optimizer),
         Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
         Method("vera", _vera, {"r": VERA_RANK}),
+        Method("tlora+", _tlora_plus, {"ratio": tlora_plus.RATIO}, tlora_plus.optimizer),
     )
 }
 METHODS |= {

@@ -52,7 +52,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return found
 
 
-WITH_A_HEAD = ("lora", "lora+", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera", "tlora")
+WITH_A_HEAD = ("lora", "lora+", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera", "tlora+", "tlora")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,9 @@ def test_eva_shares_its_ranks_out_within_the_budget():
     assert max(ranks) > RANK
 
 
-@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "lora-ga", "tlora"])
+@pytest.mark.parametrize(
+    "name", ["lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "lora-ga", "tlora+", "tlora"]
+)
 def test_starts_where_the_base_is(name):
     data = task()
     batch = data.collate(list(data.test))
@@ -171,6 +173,26 @@ def test_loraplus_trains_b_faster():
     names = {id(p): n for n, p in adapted.named_parameters()}
     rates = {names[id(p)].split(".")[-3]: group["lr"] for group in groups for p in group["params"]}
     assert rates == {"lora_A": 1e-3, "lora_B": 16e-3}
+
+
+def test_tlora_plus_has_a_third_matrix_and_a_rate_for_it():
+    adapted = seeded_adapt(METHODS["tlora+"], job())
+    targets = len(target_modules(tiny_model("llama")))
+    assert trainable(adapted) == trainable(seeded_adapt(METHODS["lora"], job())) + targets * RANK**2
+    groups = METHODS["tlora+"].optimizer(RANK, adapted, 1e-3).param_groups
+    names = {id(p): n for n, p in adapted.named_parameters()}
+    rates = {n: group["lr"] for group in groups for n in (names[id(p)] for p in group["params"])}
+    assert {n.split(".")[-1]: rate for n, rate in rates.items()} == {"original": 1e-3, "middle": 16e-3, "weight": 16e-3}
+
+    layer = adapter_layers(adapted)["model.layers.0.mlp.down_proj"]
+    parts = dict(layer.named_parameters())
+    a, m = (parts[f"lora_A.default.parametrizations.weight.{n}"] for n in ("original", "0.middle"))
+    with torch.no_grad():
+        for part in (m, parts["lora_B.default.weight"]):
+            part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(len(part))))
+        x = torch.randn(3, a.shape[1], generator=torch.Generator().manual_seed(0))
+        update = parts["lora_B.default.weight"] @ m @ a  # alpha is the rank
+        torch.testing.assert_close(layer(x), x @ layer.get_base_layer().weight.T + x @ update.T)
 
 
 @NO_RANK_LEFT
