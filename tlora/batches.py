@@ -44,6 +44,11 @@ class Tokens:
         """Those that are True."""
         return cls(mask, mask.flatten().nonzero()[:, 0].to(device), mask.sum(1).tolist())
 
+    @cached_property
+    def _come_first(self) -> bool:
+        """Whether nothing that counts stands after something that does not."""
+        return not bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())
+
     def samples(self, calls: list[Tensor]) -> list[Tensor]:
         """What a module read or gave at these tokens, (T_n, d) for each sample, that of its calls one after the other.
 
@@ -51,18 +56,26 @@ class Tokens:
         ----------
         calls : list of (B, T, d) or (B * T, d) tensor
             One entry a call; some models flatten their inputs.
+
+        Returns
+        -------
+        list of Tensor
+            Detached; views where that is possible, only to be read.
         """
-        by_call = []
-        for x in calls:
-            flat = x.detach().flatten(0, -2)
-            if len(flat) != self.mask.numel():
-                raise RuntimeError(
-                    f"a target module runs on {len(flat)} positions, the batch has {self.mask.numel()} tokens: what it "
-                    "reads cannot be told apart by sample; leave it out with target_modules=[...]"
-                )
-            found = flat if len(self.index) == len(flat) else flat.index_select(0, self.index.to(x.device))
-            by_call.append(found.split(self.lengths))
+        by_call = [self._of_call(x.detach()) for x in calls]
         return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*by_call, strict=True)]
+
+    def _of_call(self, x: Tensor) -> list[Tensor]:
+        flat = x.flatten(0, -2)
+        if len(flat) != self.mask.numel():
+            raise RuntimeError(
+                f"a target module runs on {len(flat)} positions, the batch has {self.mask.numel()} tokens: what it "
+                "reads cannot be told apart by sample; leave it out with target_modules=[...]"
+            )
+        if self._come_first:
+            rows = flat.unflatten(0, self.mask.shape)
+            return [sample[:length] for sample, length in zip(rows, self.lengths, strict=True)]
+        return list(flat.index_select(0, self.index.to(x.device)).split(self.lengths))
 
 
 @dataclass(frozen=True)

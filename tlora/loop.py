@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.checkpoints import Sealing, dispensable
 from tlora.losses import at_labels
+from tlora.packing import intact
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
 _ATTRIBUTES = (
@@ -163,7 +164,8 @@ def restored(model: PeftModel) -> Iterator[None]:
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     caching = [(config, config.use_cache) for config in _configs(model)]
     try:
-        yield
+        with intact(model):
+            yield
     finally:
         for module, values, hooks in kept:
             for name in _ATTRIBUTES:

@@ -97,7 +97,7 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     """
     with recording(model, targets, observer.gradient_arrived) as recorder:
         for each in batches:
-            batch = each.on(input_device(model))
+            batch = each.on(input_device(model.get_input_embeddings()))
             observer.start(batch)
             losses = sample_losses(model, batch.inputs)
             observer.forward_done(recorder)
@@ -108,6 +108,6 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
 
 
 def input_device(module: Any) -> torch.device:
-    """Where a model or a module computes: where accelerate says, for its weights may be kept elsewhere."""
+    """Where a module computes: where accelerate says, for its weights may be kept elsewhere."""
     placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return next(module.parameters()).device if placed is None else torch.device(placed)

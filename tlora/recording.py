@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tlora.packing import intact, refuse_packed
 from tlora.targets import Target
 
 Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
@@ -90,9 +91,16 @@ def recording(
     Yields
     ------
     Recorder
+
+    Raises
+    ------
+    ValueError
+        If a layer passes no gradient on: see `refuse_packed`.
     """
+    refuse_packed(model)
     recorder = Recorder(on_gradient)
     with contextlib.ExitStack() as undo:
+        undo.enter_context(intact(model))
         undo.callback(recorder.clear)
         for module in model.modules():
             _set_for_now(undo, module, "training", False)

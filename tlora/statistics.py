@@ -203,7 +203,7 @@ class Statistics:
             self.covariance_sum(name, self._place(name)).go_on(covariance)
         for name, gradient in (earlier.gradient or {}).items():
             self.gradient_sum(name, self._place(name)).go_on(gradient)
-        self.scores = [earlier.sensitivity.per_sample.to(input_device(self.model))]
+        self.scores = [earlier.sensitivity.per_sample.to(input_device(self.model.get_input_embeddings()))]
         self.fingerprints = earlier.sample_fingerprints.tolist()
 
     def _place(self, name: str) -> torch.device:

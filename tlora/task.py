@@ -98,7 +98,7 @@ class Task:
                 return index
         return 0
 
-    def calibration(self, n: int, batch_size: int = 8) -> Batches:
+    def calibration(self, n: int, batch_size: int = 8, max_tokens: int | None = None) -> Batches:
         """Batches of training samples to calibrate on; the same call gives the same samples.
 
         Parameters
@@ -107,6 +107,9 @@ class Task:
             How many samples. Fewer are always among the more: 16 of them are in the 32.
         batch_size : int
             Most samples of a batch. Samples of a batch have similar lengths, so that little is padding.
+        max_tokens : int, optional
+            Most tokens of a batch, padding included: the memory of a pass grows with them. A longer sample is a batch
+            of its own. To fill a GPU whatever the lengths, give this and a large ``batch_size``.
 
         Returns
         -------
@@ -119,8 +122,9 @@ class Task:
         ValueError
             If the training split has fewer samples, or a number is not positive.
         """
-        for name, value in (("n", n), ("batch_size", batch_size)):
-            _check_positive(name, value)
+        for name, value in (("n", n), ("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if value is not None:
+                _check_positive(name, value)
         if n > len(self.train):
             raise ValueError(
                 f"n={n} calibration samples asked for, the training split of {self.name!r} has "
@@ -128,7 +132,7 @@ class Task:
             )
         drawn = np.random.default_rng(self.seed).permutation(len(self.train))[:n]
         rows = list(self.train.select(drawn))
-        batches = by_length([len(row["input_ids"]) for row in rows], batch_size)
+        batches = by_length([len(row["input_ids"]) for row in rows], batch_size, max_tokens)
         collated = [self.collate([rows[index] for index in indices]) for indices in batches]
         return Batches(collated, self.name, self.seed)
 

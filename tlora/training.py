@@ -23,6 +23,7 @@ from tlora.checkpoints import checkpoint_to_resume
 from tlora.checks import fingerprint
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
+from tlora.packing import refuse_packed
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.storage import Meta
@@ -237,6 +238,7 @@ def _check_model(model: Any) -> None:
     merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
         raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
+    refuse_packed(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(

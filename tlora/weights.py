@@ -11,6 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tlora.packing import is_packed
 from tlora.targets import shape
 
 _WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
@@ -61,7 +62,7 @@ def _unpacked(module: nn.Module, label: str) -> Tensor:
         # PEFT's way moves the parameter, which loses its scales on a CPU and breaks the layer.
         scales = layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
         return layer.weight.data * (scales.view(-1, 1) / 127)
-    if getattr(getattr(stored, "quant_state", None), "packing_format_for_cpu", False):
+    if is_packed(module):
         return _answer_to_unit_vectors(module)
     if not isinstance(stored, Tensor) and not hasattr(module, "W_q"):
         raise TypeError(f"the weight of {label} cannot be unpacked: {_WAY_OUT}")

@@ -130,6 +130,11 @@ def test_calibration_batches_come_from_training_and_are_always_the_same(task):
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         }
 
+    budgeted = task.calibration(6, batch_size=6, max_tokens=2 * max(len(row["input_ids"]) for row in task.train))
+    assert samples(budgeted) == samples(task.calibration(6))
+    assert 1 < len(budgeted) < 6
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        task.calibration(6, max_tokens=0)
     batches = task.calibration(6, batch_size=2)
     assert samples(batches) == {tuple(row["input_ids"]) for row in task.train}
     assert samples(task.calibration(3)) < samples(batches)
