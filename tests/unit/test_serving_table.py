@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import serving
 
+
 def row(**cells):
     return {"engine": "x", "base": {"same": 2, "difference": 1e-4}} | cells
 
