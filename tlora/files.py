@@ -204,11 +204,12 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
     while True:
         fresh = parent / f".tlora-{uuid.uuid4().hex}"
         fresh.mkdir()
-        lock = os.open(fresh, os.O_RDONLY)
-        _lock(lock, wait=True)
-        if fresh.exists():  # nobody took it for abandoned between the two
-            return fresh, lock
-        os.close(lock)
+        with contextlib.suppress(FileNotFoundError):  # until it is locked, others may take it for abandoned
+            lock = os.open(fresh, os.O_RDONLY)
+            _lock(lock, wait=True)
+            if fresh.exists():
+                return fresh, lock
+            os.close(lock)
 
 
 def _lock(descriptor: int, wait: bool) -> bool:

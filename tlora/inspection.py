@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -171,10 +172,21 @@ def _inspected(folder: Path) -> Inspection:
         config=config,
         ranks=ranks,
         shapes={name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()},
-        singular_values={name: update_singular_values(a, b, scalings[name]) for name, (a, b) in pairs.items()},
+        singular_values={name: _sigma(name, a, b, scalings[name]) for name, (a, b) in pairs.items()},
         others=others,
         meta=_meta(folder, config),
     )
+
+
+def _sigma(name: str, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """As `update_singular_values`; an update beyond what float32 can hold is refused."""
+    try:
+        sigma = update_singular_values(a, b, scaling)
+    except torch.linalg.LinAlgError:
+        sigma = a.new_full((1,), torch.nan)
+    if not bool(sigma.isfinite().all()):
+        raise ValueError(f"the update of {name} is not finite in float32: the adapter is damaged, or diverged")
+    return sigma
 
 
 def _meta(folder: Path, config: dict[str, Any]) -> Meta:

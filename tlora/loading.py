@@ -23,6 +23,10 @@ from tlora.run import RUN, TrainingRun
 from tlora.saved import checked
 from tlora.targets import refuse_adapted
 
+# What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
+_DAMAGE = (
+    SafetensorError, TypeError, AttributeError, ArithmeticError, LookupError, NotImplementedError, ImportError, re.error
+)  # fmt: skip
 _OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
 
 
@@ -143,7 +147,7 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
             return model
     except (UserWarning, KeyError) as error:
         raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
-    except (SafetensorError, TypeError, AttributeError, ArithmeticError, LookupError, re.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"the adapter in {folder} is damaged ({str(error)[:200]}): copy it again") from error
     except (NoMatchingPeftModuleError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "size mismatch" not in str(error):

@@ -137,7 +137,7 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
     "modules_to_save": (_names, "names or null"),
     "base_model_name_or_path": (_name, "a name or null"),
     "task_type": (_name, "a name or null"),
-    "bias": (_name, "a name"),
+    "bias": (("none", "all", "lora_only").__contains__, "none, all or lora_only"),
 }
 """What values that are read here, or by which PEFT allocates, must be."""
 

@@ -63,19 +63,22 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_what_is_being_w
     assert listing(tmp_path) == [aside.name, theirs.name, "c", "d"]
 
 
-def test_a_folder_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    lock, taken = tlora.files._lock, []
+@pytest.mark.parametrize("before", ["open", "flock"])
+def test_a_folder_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(tmp_path, monkeypatch, before):
+    module = os if before == "open" else tlora.files.fcntl
+    function, taken = getattr(module, before), []
 
-    def late(descriptor: int, wait: bool) -> bool:
-        if wait and not taken:
+    def late(*arguments):
+        if not taken:
             taken.extend(tmp_path.glob(".tlora-*"))
-            shutil.rmtree(taken[0])
-        return lock(descriptor, wait)
+            taken[0].rmdir()
+        return function(*arguments)
 
-    monkeypatch.setattr(tlora.files, "_lock", late)
-    with replace_folder(tmp_path / "a", expects="x") as fresh:
-        assert fresh != taken[0]
-        (fresh / "x").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, before, late)
+        with replace_folder(tmp_path / "a", expects="x") as fresh:
+            assert fresh != taken[0]
+            (fresh / "x").mkdir()
     assert listing(tmp_path) == ["a"]
 
 
