@@ -19,7 +19,7 @@ MODELS := $(VENV)/.models
 # Tiny models are slowed down by threads, several times where the machine is busy.
 test test-long test-oldest: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-oldest serving lint format lab notebooks models install browser clean
+.PHONY: help demo test test-long test-oldest serving lint docs format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -50,6 +50,10 @@ lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## Build the reference, a page for each public name: docs/_build/index.html
+	rm -rf docs/_build docs/reference
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
 
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .

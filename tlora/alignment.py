@@ -31,7 +31,7 @@ class Alignment(Result):
     angles : dict of (rank,) float64 tensor
         Principal angles at that rank, radians, rising; by full module name in model order.
     overlaps : dict of (rank,) float64 tensor
-        Overlap of the first 1, 2, ... ``rank`` directions, see `overlap_by_rank`.
+        Overlap of the first 1, 2, ... ``rank`` directions, see ``tlora.angles.overlap_by_rank``.
     determined : dict of int
         How many of the directions both sides' matrices determine. The rest are random completions, and agree
         by chance only.
@@ -81,7 +81,7 @@ class Alignment(Result):
 
     @property
     def overlap(self) -> dict[str, float]:
-        """Mean squared cosine of the principal angles at `rank`, by full module name."""
+        """Mean squared cosine of the principal angles at ``rank``, by full module name."""
         return {name: float(values[-1]) for name, values in self.overlaps.items()}
 
     @property
@@ -115,7 +115,7 @@ class Alignment(Result):
         Raises
         ------
         ValueError
-            If the rank is below 1 or beyond `rank`.
+            If the rank is below 1 or beyond ``rank``.
         """
         if not 1 <= rank <= self.rank:
             raise ValueError(f"rank {rank} of an alignment up to rank {self.rank}: use 1 to {self.rank}")

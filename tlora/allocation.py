@@ -30,7 +30,7 @@ from tlora.storage import Meta, Result
 
 @dataclass(frozen=True, repr=False)
 class Allocation(Result):
-    """A plan: the rank and the scaling of every module, made by `allocate` and changed by `edit`.
+    """A plan: the rank and the scaling of every module, made by `allocate` and changed by `Allocation.edit`.
 
     Attributes
     ----------
@@ -349,7 +349,7 @@ def allocate(
     Notes
     -----
     Ranks are in proportion to scores within the limits, rounded by largest remainders
-    (`tlora.rounding.apportion`). The authors round each rank and put the whole error on the largest module,
+    (``tlora.rounding.apportion``). The authors round each rank and put the whole error on the largest module,
     where a rank of 0 or above the size of the matrix can come out. ``scaling="nominal"`` is what their code
     computes: its layers divide by the configured rank before the allocated one is set. The paper's text
     suggests ``"allocated"``.

@@ -38,7 +38,7 @@ class Calibration(Result):
     sample_fingerprints : (N,) int64 tensor
         For each sample a number by which it is known again, in the order of ``sensitivity.per_sample``.
     sketching : dict of Tensor
-        The random matrices that sketches were made with, by their size; see `SketchingMatrices`.
+        The random matrices that sketches were made with, by their size; see ``SketchingMatrices``.
     meta : Meta
         Model, task, sample count, how the tokens were counted.
     """

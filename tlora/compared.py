@@ -143,7 +143,7 @@ class Comparison(Result):
         Parameters
         ----------
         records : sequence of dict
-            Of `tlora.bench.run`, no two cells of which have method, task, model and rank in common.
+            Of ``tlora.bench.run``, no two cells of which have method, task, model and rank in common.
 
         Returns
         -------

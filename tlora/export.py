@@ -57,7 +57,7 @@ def export(
         llama.cpp. ``"merged"``: the whole model with its tokenizer, the adapter folded into its weights.
         Default: what the engine reads, ``"peft"`` without one.
     engine : str, optional
-        One of `tlora.engines.SERVERS` (``"vllm"``, ``"llama.cpp"``, ``"peft"``, ...): the adapter is checked against
+        One of ``tlora.engines.SERVERS`` (``"vllm"``, ``"llama.cpp"``, ``"peft"``, ...): the adapter is checked against
         its limits, and padded to a rank that it can be set to.
     dtype : str or torch.dtype, optional
         Of what is written. Default: float32 for an adapter, the model's own for merged weights.

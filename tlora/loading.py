@@ -44,7 +44,7 @@ def load(
     folder : path-like
         What `TrainingRun.save` wrote, or any PEFT LoRA adapter.
     model : transformers.PreTrainedModel or peft.PeftModel, optional
-        The base; by default the one named in the adapter's config, through `load_model`. A `PeftModel` gets the
+        The base; by default the one named in the adapter's config, through `load_model`. A ``PeftModel`` gets the
         adapter beside those that it has: ``model.set_adapter(name)`` switches between them.
     name : str
         What the model calls the adapter.

@@ -116,7 +116,7 @@ class ModuleRecorder(TrainerCallback):
     steps : list of int
         The recorded steps.
     values : list of (M, 3) float32 tensor
-        One tensor a record, on the CPU: the statistics of `MODULE_COLUMNS`, rows in the order of ``names``.
+        One tensor a record, on the CPU: the statistics of ``MODULE_COLUMNS``, rows in the order of ``names``.
 
     Raises
     ------
@@ -145,11 +145,11 @@ class ModuleRecorder(TrainerCallback):
 
     @property
     def latest(self) -> pd.DataFrame:
-        """The last record, one row a module; see `MODULE_COLUMNS`."""
+        """The last record, one row a module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps[-1:], self.values[-1:])
 
     def to_frame(self) -> pd.DataFrame:
-        """All records, one row a step and module; see `MODULE_COLUMNS`."""
+        """All records, one row a step and module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps, self.values)
 
     def on_train_begin(

@@ -51,10 +51,9 @@ def load_task(
     ----------
     task : str, path-like, datasets.Dataset or mapping of str to datasets.Dataset
         - A task of reasoning-gym, e.g. ``"family_relationships"``: questions are drawn, answers verified.
-        - A task known by name: ``rotten_tomatoes``, ``imdb``, ``gsm8k``, ``math``, ``metamathqa``,
-        ``humaneval``,
-          ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``,
-          ``qqp``, ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from
+        - A task known by name: ``rotten_tomatoes``, ``imdb``, ``gsm8k``, ``math``, ``metamathqa``, ``humaneval``,
+          ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``, ``qqp``,
+          ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from
           installed packages, the others from the hub.
         - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``.
         - A `datasets.Dataset`, or one a split.

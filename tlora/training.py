@@ -84,7 +84,7 @@ def train(
     progress : bool
         Show progress bars.
     callbacks : iterable of transformers.TrainerCallback
-        Called by the Trainer. A `ModuleRecorder` among them takes the place of the one that is added
+        Called by the Trainer. A ``ModuleRecorder`` among them takes the place of the one that is added
         otherwise.
     optimizer : callable, optional
         Makes the optimiser from the model and the peak learning rate, for adapters that have one of their own, e.g.
@@ -102,7 +102,7 @@ def train(
     Raises
     ------
     TypeError
-        If the model is no `PeftModel`, the task neither a task nor a dataset, or an argument is unknown.
+        If the model is no ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
         would not save, a number out of range, or a checkpoint of another adapter.

@@ -55,8 +55,8 @@ def plot_comparison(
     ranks : int or sequence of int, optional
         Ranks to draw; all by default.
     baseline, equal, metric
-        As for `Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the first
-        and last panels.
+        As for `tlora.Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the
+        first and last panels.
 
     Returns
     -------

@@ -86,7 +86,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
         return self._of(self.state)
 
     def result(self, state: AlignmentState) -> pd.DataFrame:
-        """The overlap on each module: `Alignment.at` of the pair and the rank in ``state``."""
+        """The overlap on each module: `tlora.Alignment.at` of the pair and the rank in ``state``."""
         return self._of(state).at(state.rank)
 
     def render(self, state: AlignmentState, ax: Axes) -> Axes:

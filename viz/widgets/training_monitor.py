@@ -63,12 +63,12 @@ class TrainingMonitor(Shown, ModuleRecorder):
     """A live picture of training, with a button that stops it; ``tlora.train(..., callbacks=[monitor])``.
 
     ``monitor.display()`` in the cell that trains, before it does. The Trainer calls the monitor, which takes the
-    place of the `ModuleRecorder` that ``train`` would add.
+    place of the ``ModuleRecorder`` that ``train`` would add.
 
     Parameters
     ----------
     every : int
-        Steps between two looks at the modules, as in `ModuleRecorder`.
+        Steps between two looks at the modules, as in ``ModuleRecorder``.
     interval : float
         Least seconds between two pictures.
 
