@@ -5,6 +5,8 @@ PEFT has no such method, so it is made here, of PEFT's LoRA.
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import PeftModel
 from torch import Tensor, eye, nn
 from torch.nn.utils import parametrize
@@ -62,15 +64,17 @@ def add_third_matrices(adapted: PeftModel) -> PeftModel:
     TLoRA+, arXiv 2604.13368.
     """
     for layer in adapter_layers(adapted).values():
-        a = layer.lora_A[ADAPTER]
-        parametrize.register_parametrization(a, "weight", ThirdMatrix(a.weight))
+        a: nn.Module = layer.lora_A[ADAPTER]
+        parametrize.register_parametrization(a, "weight", ThirdMatrix(a.get_parameter("weight")))
     return adapted
 
 
 def optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
     """AdamW with ``rate`` for ``A`` (and for a head), and `RATIO` times as much for ``B`` and the third matrices."""
-    slow, fast = [], []
+    slow: list[nn.Parameter] = []
+    fast: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (fast if name.endswith(".middle") or ".lora_B." in name else slow).append(parameter)
-    return AdamW([{"params": slow}, {"params": fast, "lr": RATIO * rate}], lr=rate, weight_decay=0.0)
+    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": RATIO * rate}]
+    return AdamW(groups, lr=rate, weight_decay=0.0)
