@@ -1,10 +1,42 @@
-"""The table of serving engines: who is right, wrong or refuses, and what is compared."""
+"""The README's table of serving engines is the one of the stored results, and says what the text around it says."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import serving
+
+ROOT = Path(__file__).parents[2]
+STORED = json.loads((ROOT / "benchmarks" / "serving.json").read_text())
+ROWS = {row["engine"]: row for row in STORED["engines"]}
+
+
+def test_the_readme_has_the_table():
+    assert serving.table(STORED) in (ROOT / "README.md").read_text()
+
+
+def test_what_is_exported_or_merged_is_right_everywhere():
+    for row in STORED["engines"]:
+        for form in ("exported", "merged"):
+            assert serving.is_right(row, form, STORED["prompts"]), (row["engine"], form, row[form])
+
+
+def test_as_saved_it_is_computed_refused_and_computed_wrongly_as_the_list_of_engines_says():
+    """What `tlora inspect` says of these engines was read in their sources; here they have run."""
+    told = {"PEFT 0.21": True, "PEFT 0.13": None, "vLLM 0.32": True, "vLLM 0.31": False, "llama.cpp": False}
+    for name, right in told.items():
+        (row,) = [row for engine, row in ROWS.items() if engine.startswith(name)]
+        assert (serving.REFUSED in row["saved"]) is (right is None)
+        assert serving.is_right(row, "saved", STORED["prompts"]) is bool(right)
+
+
+def test_the_adapter_is_one_that_tells_engines_apart():
+    assert STORED["ranks"][0] < STORED["ranks"][1] / 2
+    assert STORED["scalings"][0] < STORED["scalings"][1]
+    assert STORED["effect"] > 1
 
 
 def row(**cells):
