@@ -128,7 +128,7 @@ def _load_files(data_files: DataFiles) -> DatasetDict:
             if first.is_dir():
                 return datasets.load_dataset(str(first))
             return datasets.load_dataset(_builder(first), data_files=where)
-    except datasets.exceptions.DatasetGenerationError as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # earlier versions let pandas' through
         raise ValueError(f"data_files: {first} cannot be read ({error.__cause__ or error})") from error
 
 

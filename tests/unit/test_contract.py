@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import types
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_does_not_change_with_the_model(result):
 
 def test_says_where_it_comes_from(result):
     meta = result.meta
-    assert meta.versions["torch"] == torch.__version__
+    assert meta.versions["torch"] == version("torch")
     assert meta.samples is not None
     assert isinstance(meta.recipe, dict)
 
