@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -173,10 +174,20 @@ def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: t
         for suffix, x in (("lora_a", a), ("lora_b", rows)):
             data = gguf.quantize(x.contiguous().numpy(), stored)
             writer.add_tensor(f"{layout.tensor(name)}.{suffix}", data, raw_dtype=stored)
-    with replace_file(path) as fresh, contextlib.closing(writer):
-        writer.write_header_to_file(fresh)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+    with replace_file(path) as fresh:
+        with contextlib.closing(writer):
+            writer.write_header_to_file(fresh)
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        _check_written(fresh)
+
+
+def _check_written(file: Path) -> None:
+    """Read it once: on a full disk, `numpy.ndarray.tofile` of the writer leaves a part out and says nothing."""
+    try:
+        gguf.GGUFReader(file)
+    except (ValueError, IndexError) as error:
+        raise OSError(errno.ENOSPC, "No space left for all of it") from error
 
 
 def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: Any) -> dict[str, Factors]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tlora.checkpoints import Sealing, dispensable
 from tlora.losses import at_labels
 from tlora.packing import intact
+from tlora.sealing import Sealing, dispensable
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
 _ATTRIBUTES = (

@@ -16,7 +16,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.checkpoints import dispensable
+from tlora.sealing import dispensable
 
 MODULE_COLUMNS = {
     "step": "optimiser step after which the module was looked at, from 1",

@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from tlora.arguments import check_numbers, training_arguments
-from tlora.checkpoints import checkpoint_to_resume
 from tlora.checks import fingerprint
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.packing import refuse_packed
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
+from tlora.sealing import checkpoint_to_resume
 from tlora.storage import Meta
 from tlora.task import Task
 from tlora.weights import weight

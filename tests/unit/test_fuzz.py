@@ -25,9 +25,9 @@ import tlora
 from tests.fuzzed import fuzz, sign
 from tests.helpers import tiny_model
 from tests.results import EXAMPLES, record, run, same
-from tlora.checkpoints import SEAL, is_whole, seal
 from tlora.cli_steps import base_name
 from tlora.run import TrainingRun
+from tlora.sealing import SEAL, is_whole, seal
 from tlora.storage import RESULT, Result
 from tlora.store import Store
 

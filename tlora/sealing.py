@@ -22,6 +22,9 @@ from tlora.files import digest, flush, read_json, write_bytes
 SEAL = "sealed.json"
 """Digests of a checkpoint's files, written last."""
 
+# What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
+_TORCH_SAVE = ("inline_container", "iostream error")
+
 
 class Sealing(TrainerCallback):
     """Seals each checkpoint once the Trainer, and the callbacks before this one, have written what belongs to it."""
@@ -67,7 +70,7 @@ def dispensable(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # what torch.save raises
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
             raise
         shutil.rmtree(checkpoint, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
