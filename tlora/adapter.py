@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
 from tlora.checks import check_same_model
+from tlora.randomness import seeded
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, target_modules
 
@@ -90,8 +91,7 @@ def attach(
     refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
     config = _config(model, allocation)
-    with back_on_error(model), without_noise(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         _apply(adapted, allocation, initial, freeze_a)
     return adapted

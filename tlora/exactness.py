@@ -17,6 +17,7 @@ from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
 from tlora.models import load_model
 from tlora.plain import Factors, active_adapter, lora_layers
+from tlora.randomness import seeded
 from tlora.run import ADAPTER_CONFIG
 
 _EXPORTED = "exported"
@@ -112,7 +113,7 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
     """The exported adapter as a second one, active; what was trainable before is so afterwards."""
     trainable, active = {name for name, p in model.named_parameters() if p.requires_grad}, active_adapter(model)
     try:
-        with without_noise(), torch.random.fork_rng(devices=[]):
+        with seeded(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
         model.set_adapter(_EXPORTED)
         yield

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, without_noise
 from tlora.checks import check_same_model
 from tlora.models import load_model
+from tlora.randomness import seeded
 from tlora.run import ADAPTER as TENSORS
 from tlora.run import RUN, TrainingRun
 from tlora.saved import checked
@@ -78,7 +78,7 @@ def load(
         _check_base(model, folder, run, sizes)
     if freeze_a is None:
         freeze_a = run is not None and run.frozen_a
-    with _restored_on_error(model, name), torch.random.fork_rng(devices=[]):  # PEFT draws an A before it reads one
+    with seeded(), _restored_on_error(model, name):  # PEFT draws an A before it reads one
         adapted = _with_saved(model, folder, name)
         for layer in adapter_layers(adapted).values():
             if freeze_a and name in layer.lora_A:

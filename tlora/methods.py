@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,6 +24,7 @@ from tlora.allocation import allocate
 from tlora.calibrating import calibrate
 from tlora.initialisations import corda, eva, lora_ga
 from tlora.job import Job
+from tlora.randomness import seeded
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspace import task_subspaces
 from tlora.targets import target_modules
@@ -231,6 +231,5 @@ REFUSED = dict.fromkeys(
 
 def seeded_adapt(method: Method, job: Job) -> PeftModel:
     """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""
-    with without_noise(), torch.random.fork_rng():
-        torch.manual_seed(job.seed)
+    with seeded(job.seed), without_noise():
         return method.adapt(job)

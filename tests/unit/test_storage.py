@@ -1,5 +1,6 @@
 """Saving and loading results when all goes well, and when the disk, the user or the folder is in the way."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -9,6 +10,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -91,7 +93,7 @@ def test_missing_file_is_named(saved, name):
         Sensitivity.load(saved)
 
 
-@pytest.mark.parametrize("where", [0, 7, 8, 60, -1])
+@pytest.mark.parametrize("where", [0, 7, 8, 60, *range(-48, 0, 4), -1])
 def test_flipped_byte_in_the_tensors_is_refused(saved, where):
     blob = bytearray((saved / TENSORS).read_bytes())
     blob[where] ^= 1
@@ -120,6 +122,15 @@ def test_changed_value_in_the_json_is_refused(saved, old, new):
 def test_foreign_json_is_refused(saved, text):
     (saved / RESULT).write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"result\.json (is|was) (not|changed)"):
+        Sensitivity.load(saved)
+
+
+def test_json_of_ours_that_lacks_the_rest_is_told_from_foreign_json(saved):
+    (saved / RESULT).write_text('{"format": 1, "result": "Sensitivity"}')
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        Sensitivity.load(saved)
+    (saved / RESULT).write_text('{"result": "Sensitivity"}')
+    with pytest.raises(ValueError, match="names no format and no kind of result"):
         Sensitivity.load(saved)
 
 
@@ -304,6 +315,7 @@ def test_file_in_the_place_is_refused(tmp_path):
     ("files", "message"),
     [
         ({"thesis.tex": "mine"}, r"also holds thesis\.tex, which would be lost"),
+        ({"thesis.tex": "mine", "zoo.txt": "mine"}, r"also holds thesis\.tex, which would be lost"),
         ({RESULT: "{}", "thesis.tex": "mine"}, r"also holds thesis\.tex"),
         ({RESULT: '{"accuracy": 0.9}'}, r"is not a tlora result.*; choose another folder"),
         ({RESULT: "accuracy 0.9"}, r"is not valid JSON.*; choose another folder"),
@@ -387,6 +399,30 @@ def test_read_head_says_what_a_folder_holds(saved):
     head = read_head(saved)
     assert head["result"] == "Sensitivity"
     assert Meta(**head["meta"]) == META
+
+
+@pytest.mark.parametrize(("rows", "shown", "more"), [(9, 9, ""), (10, 10, ""), (11, 10, "1 more"), (25, 10, "15 more")])
+def test_the_short_table_says_how_many_rows_it_leaves_out(rows, shown, more):
+    class Table(Result):
+        def to_frame(self):
+            return pd.DataFrame({"a": [0.123456789] * rows})
+
+        def _summary(self):
+            return "<&>"
+
+    html = Table()._repr_html_()
+    assert html.count("<tr") == shown + 1
+    assert html.count("<td") == shown
+    assert html.count("<th>") == 1  # one column, no index
+    assert html.count("0.1235<") == shown
+    assert "Table(&lt;&amp;&gt;)" in html
+    assert ("more rows" in html) == bool(more)
+    assert f"<p>{more} rows" in html if more else "<p></p>" not in html
+
+
+def test_meta_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        META.seed = 4
 
 
 def test_subclass_that_forgets_its_part_says_so(tmp_path):
