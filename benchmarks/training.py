@@ -123,8 +123,8 @@ def _entries_of_a(allocation: tlora.Allocation) -> int:
 
 def _saved_inputs(calibration: tlora.Calibration, arguments: argparse.Namespace) -> int:
     """Bytes of the distinct inputs of all modules: A's gradient needs them until the backward pass."""
-    inputs = {id(covariance): covariance.shape[0] for covariance in calibration.covariance.values()}
-    return BYTES * arguments.batch_size * arguments.length * sum(inputs.values())
+    widths = (calibration.sensitivity.shapes[name][1] for name in set(calibration.shared.values()))
+    return BYTES * arguments.batch_size * arguments.length * sum(widths)
 
 
 def _print_memory(arguments: argparse.Namespace) -> None:

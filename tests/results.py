@@ -20,7 +20,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tests.helpers import singles, tiny_batch, tiny_model
+from tests.helpers import singles, tiny_batch, tiny_config, tiny_model
 from tlora.adapter import attach
 from tlora.alignment import align, align_layers
 from tlora.allocation import Allocation, allocate
@@ -31,6 +31,7 @@ from tlora.compared import Comparison
 from tlora.energy import CapturedEnergy, captured_energy
 from tlora.inspection import Inspection, inspect
 from tlora.outcomes import packed
+from tlora.planning import plan
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
@@ -179,6 +180,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
     "PlanStability": stability_of_plan,
     "RankingStability": stability_of_ranking,
+    "ResourcePlan": lambda: plan(tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9),
     "Sensitivity": lambda: calibration().sensitivity,
     "Spectrum": spectrum,
     "Subspaces": subspaces,

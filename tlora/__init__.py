@@ -6,6 +6,7 @@ that one can look at, doubt and change. The public names below stand in the orde
 
 from tlora.models import load_model
 from tlora.targets import Target, target_modules
+from tlora.planning import ResourcePlan, plan
 from tlora.tasks import Task, load_task
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
@@ -32,6 +33,8 @@ __all__ = [
     "load_model",
     "target_modules",
     "Target",
+    "plan",
+    "ResourcePlan",
     "load_task",
     "Task",
     "calibrate",

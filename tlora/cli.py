@@ -35,6 +35,7 @@ from tlora.cli_options import (
     flat,
     written,
 )
+from tlora.cli_plan import PLANNING, plan
 from tlora.cli_report import (
     Guarded,
     Report,
@@ -272,6 +273,7 @@ def train(
 
 app.command(epilog=EVALUATING)(evaluate)
 app.command(epilog="Example: `tlora merge demo demo-merged`")(merge)
+app.command(epilog=PLANNING)(plan)
 app.command(epilog=INSPECTING)(inspect)
 app.command(epilog=EXPORTING)(export)
 

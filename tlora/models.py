@@ -84,8 +84,8 @@ def load_model(
     place = _device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
     location = resolve(name, kwargs)
-    config = _load(AutoConfig, location, name)
-    architecture = _architecture(config, num_labels)
+    config: PretrainedConfig = _load(AutoConfig, location, name)
+    architecture = architecture_of(config, num_labels)
     tokenizer = _padded_tokenizer(location, name)
     with _seeded(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
@@ -119,9 +119,14 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
     return _padded_tokenizer(resolve(name, kwargs), name)
 
 
+def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
+    """The config of a model, and nothing else of it; see `load_model` for the names."""
+    return _load(AutoConfig, resolve(name, {}), name)
+
+
 def is_encoder_decoder(name: str | os.PathLike[str]) -> bool:
     """Whether a model is an encoder-decoder, by its config alone; see `load_model` for the names."""
-    return bool(_load(AutoConfig, resolve(name, {}), name).is_encoder_decoder)
+    return bool(load_config(name).is_encoder_decoder)
 
 
 def _padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -197,7 +202,7 @@ def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _architecture(config: PretrainedConfig, num_labels: int | None) -> Any:
+def architecture_of(config: PretrainedConfig, num_labels: int | None) -> Any:
     """The auto class to load with; writes a number of labels that was asked for into the config."""
     if num_labels is not None and num_labels < 1:
         raise ValueError(f"num_labels={num_labels} is no number of classes: give 1 (regression) or more")

@@ -1,0 +1,87 @@
+"""`tlora plan`: what a model will take, before any of its weights is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from tlora.cli_report import facts, size_text, table
+from tlora.planning import ResourcePlan, matmul_speed
+from tlora.planning import plan as estimate
+
+PLANNING = """Examples:
+
+`tlora plan smollm2-135m --length 90 --labels 4`
+
+`tlora plan meta-llama/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 1 --memory 24 --teraflops 300`
+"""
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="Model as for --model elsewhere; its config alone is read.")],
+    rank: Annotated[int, typer.Option(help="Nominal rank.")] = 8,
+    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens of a sample.")] = 512,
+    labels: Annotated[int | None, typer.Option(help="Labelled tokens of a sample; all by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+    sketch_size: Annotated[int, typer.Option(help="Columns of a sketch of a covariance.")] = 256,
+    num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.")] = None,
+    target_modules: Annotated[
+        list[str] | None, typer.Option(help="Modules to adapt; repeat for more. All linear layers by default.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(help="Gigabytes that there are, for what fits.")] = None,
+    teraflops: Annotated[
+        float | None, typer.Option(help="Speed of products on the device; by default that of this CPU is measured.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Modules, parameters, memory and time of calibration and training, from the model's config alone.
+
+    The model's own code is run on tensors that have a shape and no data.
+    """
+    found = estimate(
+        model,
+        rank,
+        samples=samples,
+        length=length,
+        labels=labels,
+        batch_size=batch_size,
+        dtype=dtype,
+        sketch_size=sketch_size,
+        num_labels=num_labels,
+        target_modules=target_modules or None,
+        speed=matmul_speed(dtype=dtype) if teraflops is None else 1e12 * teraflops,
+        memory=None if memory is None else 1e9 * memory,
+    )
+    if as_json:
+        counts = {"parameters": found.parameters, "modules": len(found.shapes), "trainable": found.trainable}
+        typer.echo(json.dumps(counts | {"stages": found.to_frame().to_dict("records")}, indent=2))
+        return
+    typer.echo(_facts(found))
+    typer.echo()
+    typer.echo(_table(found))
+
+
+def _facts(found: ResourcePlan) -> str:
+    distinct = len(set(found.shared.values()))
+    return facts(
+        {
+            "model": f"{found.meta.model}, {found.parameters:,} parameters",
+            "modules": f"{len(found.shapes)}, which read {distinct} distinct inputs",
+            "trained": f"{found.trainable['B']:,} (B alone), {found.trainable['A and B']:,} (A and B)",
+            "speed": f"{(found.speed or 0) / 1e12:.3g} teraflops",
+        }
+    )
+
+
+def _table(found: ResourcePlan) -> str:
+    frame = found.to_frame()
+    rows = [["stage", "memory", "teraflops", "at least", *(["fits"] if found.memory else [])]]
+    for row in frame.itertuples():
+        work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"] if row.teraflops else ["", ""]
+        fits = [("yes" if row.fits else "no")] if found.memory else []
+        rows.append([row.stage, size_text(1e9 * row.gigabytes), *work, *fits])
+    return table(rows)

@@ -1,0 +1,256 @@
+"""Plan: what calibrating and training a model will take, from its config alone."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from tlora.checks import positive_int
+from tlora.footprint import BYTES, Footprint, footprint
+from tlora.models import architecture_of, floating_dtype, load_config
+from tlora.rehearsal import Rehearsal, Workload, rehearse
+from tlora.storage import Meta, Result
+
+KINDS = ("B", "A and B")
+"""What is trained: as TLoRA, as LoRA."""
+
+SUBSPACE_ITERATIONS = 8
+"""Products with ``C`` and ``W`` that the leading subspace of a measured spectrum takes, at most."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ResourcePlan(Result):
+    """Memory and time of each stage, before any weight is loaded.
+
+    Attributes
+    ----------
+    shapes : dict of (int, int)
+        ``(d_out, d_in)`` of each target module.
+    shared : dict of str
+        For each module the first one that reads the same input, whose covariance it shares.
+    parameters : int
+        Of the model.
+    trainable : dict of int
+        Trained parameters of a uniform plan: ``"B"`` alone, as TLoRA; ``"A and B"``, as LoRA.
+    bytes : dict of int
+        Most memory at once, by stage, the weights included.
+    flops : dict of float
+        Floating-point operations, by stage.
+    speed : float or None
+        Floating-point operations a second that seconds are counted at.
+    memory : int or None
+        Bytes that there are.
+    meta : Meta
+        Model, and what was asked for.
+    """
+
+    shapes: dict[str, tuple[int, int]]
+    shared: dict[str, str]
+    parameters: int
+    trainable: dict[str, int]
+    bytes: dict[str, int]
+    flops: dict[str, float]
+    speed: float | None
+    memory: int | None
+    meta: Meta
+
+    columns: ClassVar[dict[str, str]] = {
+        "stage": "what is done",
+        "gigabytes": "most memory at once (1e9 bytes), weights included",
+        "teraflops": "1e12 floating-point operations: of training, those of one step",
+        "seconds": "at the speed that was given; NaN without",
+        "fits": "whether there is memory enough; None where it was not said how much there is",
+    }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a stage; see ``columns``."""
+        stages = list(self.bytes)
+        work = [self.flops.get(stage, 0.0) for stage in stages]
+        return pd.DataFrame(
+            {
+                "stage": stages,
+                "gigabytes": [self.bytes[stage] / 1e9 for stage in stages],
+                "teraflops": [flops / 1e12 for flops in work],
+                "seconds": [float("nan") if self.speed is None else flops / self.speed for flops in work],
+                "fits": [None if self.memory is None else self.bytes[stage] <= self.memory for stage in stages],
+            }
+        )
+
+    def _summary(self) -> str:
+        most = max(self.bytes.values())
+        return (
+            f"{self.parameters:,} parameters, {len(self.shapes)} modules with {len(set(self.shared.values()))} "
+            f"distinct inputs of {self.meta.model}, at most {most / 1e9:.3g} GB"
+        )
+
+    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        names = ("shapes", "shared", "parameters", "trainable", "bytes", "flops", "speed", "memory")
+        return {}, {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
+        shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in values.pop("shapes").items()}
+        return cls(shapes=shapes, **values, meta=meta)
+
+
+def plan(
+    model: str | os.PathLike[str] | PretrainedConfig,
+    rank: int = 8,
+    *,
+    samples: int = 32,
+    length: int = 512,
+    batch_size: int = 8,
+    labels: int | None = None,
+    sketch_size: int = 256,
+    dtype: str = "float32",
+    num_labels: int | None = None,
+    target_modules: str | list[str] | None = None,
+    speed: float | None = None,
+    memory: float | None = None,
+) -> ResourcePlan:
+    """What calibration, subspaces and training will take, from the model's config alone.
+
+    Nothing is downloaded but the config, and no weight is made: the model's own code is run on tensors that have shapes
+    and no data, and what would be alive at each moment is added up.
+
+    Parameters
+    ----------
+    model : str, path-like or transformers.PretrainedConfig
+        As for `tlora.load_model`, or a config.
+    rank : int
+        Nominal rank.
+    samples : int
+        Calibration samples.
+    length : int
+        Tokens of a sample.
+    batch_size : int
+        Samples at once.
+    labels : int, optional
+        Labelled tokens of a sample, for which there are logits; all by default.
+    sketch_size : int
+        Columns of a sketch of a covariance.
+    dtype : str
+        Of the weights.
+    num_labels : int, optional
+        Classes, where the model is to be a classifier.
+    target_modules : str or list of str, optional
+        As for `tlora.calibrate`.
+    speed : float, optional
+        Floating-point operations a second, for the seconds: `matmul_speed` measures that of a device.
+    memory : float, optional
+        Bytes that there are, for what fits.
+
+    Returns
+    -------
+    ResourcePlan
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or the model has no target modules.
+
+    Notes
+    -----
+    Memory is that of tensors: a process has its libraries beside them, a few hundred megabytes. Ranks are counted as
+    uniform; what sensitivity shares out differently sums to the same. Time is that of products at the given speed,
+    a lower bound.
+    """
+    positive_int(rank, "rank")
+    work = Workload(samples, length, batch_size, length if labels is None else labels)
+    config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
+    name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
+    precision = floating_dtype(dtype)
+    asked = asdict(work) | {"rank": rank, "sketch_size": sketch_size, "dtype": dtype, "num_labels": num_labels}
+    seen = rehearse(architecture_of(config, num_labels), config, precision, target_modules, work, rank)
+    adapters = {kind: footprint(seen.shapes, dict.fromkeys(seen.shapes, rank), freeze_a=kind == "B") for kind in KINDS}
+    size = positive_int(sketch_size, "sketch_size")
+    return ResourcePlan(
+        shapes=seen.shapes,
+        shared=seen.shared,
+        parameters=seen.parameters,
+        trainable={kind: adapter.trainable_parameters for kind, adapter in adapters.items()},
+        bytes=_bytes(seen, adapters, size, _width(rank)),
+        flops=_flops(seen, work, size, _width(rank)),
+        speed=speed,
+        memory=None if memory is None else int(memory),
+        meta=Meta(name or type(config).__name__, recipe=asked | {"target_modules": target_modules}),
+    )
+
+
+def _width(rank: int) -> int:
+    """Directions that subspaces are computed up to: allocations give few modules more than four times the nominal."""
+    return 4 * rank
+
+
+def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], size: int, width: int) -> dict[str, int]:
+    distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
+    whole = BYTES * sum(d**2 for d in distinct)
+    sketched = BYTES * (
+        sum(d * size if _is_sketched(d, size) else d**2 for d in distinct)
+        + sum(d * size for d in set(distinct) if _is_sketched(d, size))  # what sketches are made with
+    )
+    bases = BYTES * sum(min(width, *shape) * shape[1] for shape in seen.shapes.values())
+    found = {
+        "weights": seen.weights,
+        "calibration, covariances whole": seen.weights + seen.pass_bytes + whole,
+        "calibration, covariances sketched": seen.weights + seen.pass_bytes + sketched,
+        "subspaces": seen.weights + whole + bases,
+    }
+    for kind, adapter in adapters.items():
+        found[f"training {kind}"] = seen.weights + seen.step_bytes[kind] + adapter.optimiser_bytes
+    return found
+
+
+def _is_sketched(d_in: int, size: int) -> bool:
+    return d_in >= 2 * size  # as `tlora.calibrate` decides
+
+
+def _flops(seen: Rehearsal, work: Workload, size: int, width: int) -> dict[str, float]:
+    tokens = work.samples * work.length
+    passes = seen.pass_flops * work.samples / work.batch_size
+    scores = sum(2.0 * tokens * rows * columns for rows, columns in seen.shapes.values())
+    distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
+    whole = sum(1.0 * tokens * d**2 for d in distinct)  # one triangle
+    sketched = sum(4.0 * tokens * d * size if _is_sketched(d, size) else 1.0 * tokens * d**2 for d in distinct)
+    found = {
+        "calibration, covariances whole": passes + scores + whole,
+        "calibration, covariances sketched": passes + scores + sketched,
+        "subspaces": SUBSPACE_ITERATIONS
+        * sum(4.0 * columns * (rows + columns) * (width + 16) for rows, columns in seen.shapes.values()),
+    }
+    return found | {f"training {kind}": float(flops) for kind, flops in seen.step_flops.items()}
+
+
+def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
+    """Floating-point operations a second that a device reaches in a product of 2,048 by 2,048 matrices.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        Where to compute.
+    dtype : str
+        Of the matrices.
+    seconds : float
+        Time to measure for.
+
+    Returns
+    -------
+    float
+        Of the fastest product.
+    """
+    size = 2048
+    a = torch.ones(size, size, device=device, dtype=floating_dtype(dtype))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,190 @@
+"""A calibration pass and a training step of a model without weights: what they hold and compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig
+
+from tlora.checks import positive_int
+from tlora.losses import accepts
+from tlora.recording import recording
+from tlora.simulation import Simulation, simulated
+from tlora.targets import Target, target_modules
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is run through a model.
+
+    Attributes
+    ----------
+    samples : int
+        Calibration samples.
+    length : int
+        Tokens of each.
+    batch_size : int
+        Samples at once, in calibration and in training.
+    labels : int
+        Labelled tokens of each sample.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or there are more labels than tokens.
+    """
+
+    samples: int
+    length: int
+    batch_size: int
+    labels: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            positive_int(value, name)
+        if self.labels > self.length:
+            raise ValueError(f"labels={self.labels} of {self.length} tokens: a sample has no more labels than tokens")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was seen of a model.
+
+    Attributes
+    ----------
+    shapes : dict of (int, int)
+        ``(d_out, d_in)`` of each target module.
+    shared : dict of str
+        For each module the first one that reads the same input.
+    parameters : int
+        Of the model.
+    weights : int
+        Bytes of parameters and buffers.
+    pass_bytes : int
+        Most bytes beside the weights in the forward and backward pass of a batch that is calibrated on.
+    pass_flops : int
+        Its floating-point operations.
+    step_bytes : dict of int
+        Most bytes beside the weights in a training step, adapter and gradients included; the optimiser's states are
+        not. By what is trained: ``"B"``, ``"A and B"``.
+    step_flops : dict of int
+        Its floating-point operations.
+    """
+
+    shapes: dict[str, tuple[int, int]]
+    shared: dict[str, str]
+    parameters: int
+    weights: int
+    pass_bytes: int
+    pass_flops: int
+    step_bytes: dict[str, int]
+    step_flops: dict[str, int]
+
+
+def rehearse(
+    architecture: Any,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    select: str | list[str] | None,
+    work: Workload,
+    rank: int,
+) -> Rehearsal:
+    """Run a model's code for one calibration batch and one training step of each kind, on tensors without data.
+
+    Parameters
+    ----------
+    architecture : type
+        An auto class of transformers.
+    config : transformers.PretrainedConfig
+        Of the model.
+    dtype : torch.dtype
+        Of its weights.
+    select : str or list of str, optional
+        Target modules.
+    work : Workload
+        Sizes.
+    rank : int
+        Of the adapter, the same everywhere.
+    """
+    with simulated() as simulation:
+        model = architecture.from_config(config, dtype=dtype).eval()
+        targets = target_modules(model, select)
+        weights = simulation.live.now
+        pass_bytes, pass_flops, shared = _calibration_pass(simulation, model, targets, work)
+        steps = {kind: _training_step(simulation, model, targets, work, rank, kind == "B") for kind in ("B", "A and B")}
+        return Rehearsal(
+            shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
+            shared=shared,
+            parameters=sum(p.numel() for p in model.parameters()),
+            weights=weights,
+            pass_bytes=pass_bytes - weights,
+            pass_flops=pass_flops,
+            step_bytes={kind: peak - weights for kind, (peak, _) in steps.items()},
+            step_flops={kind: flops for kind, (_, flops) in steps.items()},
+        )
+
+
+def _calibration_pass(
+    simulation: Simulation, model: Any, targets: dict[str, Target], work: Workload
+) -> tuple[int, int, dict[str, str]]:
+    shared: dict[str, str] = {}
+    with recording(model, targets, lambda name, inputs, gradients: None) as recorder:
+
+        def act() -> None:
+            loss = _loss(model, work)
+            first: dict[int, str] = {}
+            for name in targets:
+                shared[name] = first.setdefault(id(recorder.inputs[name][0]), name)
+            loss.backward()
+            recorder.clear()
+
+        peak, flops = simulation.measure(act)
+    return peak, flops, shared
+
+
+def _training_step(
+    simulation: Simulation, model: Any, targets: dict[str, Target], work: Workload, rank: int, freeze_a: bool
+) -> tuple[int, int]:
+    """A step with LoRA on every target, as PEFT computes it: in float32, beside a layer of whatever precision."""
+    model.requires_grad_(False)
+    model.train()
+    handles = [
+        model.get_submodule(name).register_forward_hook(_lora(target, min(rank, target.d_in, target.d_out), freeze_a))
+        for name, target in targets.items()
+    ]
+    try:
+        return simulation.measure(lambda: _loss(model, work).backward())
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.eval()
+
+
+def _lora(target: Target, rank: int, freeze_a: bool) -> Callable[..., Tensor]:
+    a = torch.zeros(rank, target.d_in, requires_grad=not freeze_a)
+    b = torch.zeros(target.d_out, rank, requires_grad=True)
+
+    def update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return (output + functional.linear(functional.linear(args[0].to(a.dtype), a), b)).to(output.dtype)
+
+    return update
+
+
+def _loss(model: Any, work: Workload) -> Tensor:
+    """The summed loss of a batch of the workload's size; of a causal model from the labelled tokens alone."""
+    ids = torch.zeros(work.batch_size, work.length, dtype=torch.long)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    labels = ids[:, : work.labels]
+    if model.config.is_encoder_decoder:
+        inputs["labels"] = labels
+    elif accepts(model, "logits_to_keep"):
+        inputs["logits_to_keep"] = work.labels
+    logits = model(**inputs).logits
+    if logits.ndim == 2:
+        return functional.cross_entropy(logits.float(), ids[:, 0], reduction="sum")
+    return functional.cross_entropy(logits[:, : work.labels].float().transpose(1, 2), labels, reduction="sum")
