@@ -23,6 +23,8 @@ import pandas as pd
 import tlora
 import viz
 from tlora.methods import METHODS, PRINCIPAL
+from tlora.paired import PLACE
+from tlora.store import Store
 
 STORE = Path("benchmarks/comparison.jsonl")
 README = Path("README.md")
@@ -112,7 +114,12 @@ def table(comparison: tlora.Comparison) -> str:
     ]
     lines += [_line(row) for row in _ordered(alike)]
     sized = sized[(sized["baseline_rank"] != sized["rank"]) & sized["difference"].notna()]
-    lines += ["", "| task | method | rank | trained | better than LoRA of as many parameters by |", "|---" * 5 + "|"]
+    if len(sized):
+        lines += [
+            "",
+            "| task | method | rank | trained | better than LoRA of as many parameters by |",
+            "|---" * 5 + "|",
+        ]
     for row in _ordered(sized):
         lines.append(f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {_difference(row)} |")
     return "\n".join(lines)
@@ -146,13 +153,20 @@ def digest(comparison: tlora.Comparison) -> str:
     return hashlib.sha256(whole(comparison).to_csv(index=False, float_format="%.6g").encode()).hexdigest()[:16]
 
 
+def finished(comparison: tlora.Comparison) -> tlora.Comparison:
+    """What has been run with every seed, for the picture: what is not finished has not failed."""
+    places = {tuple(place) for place in whole(comparison)[list(PLACE)].itertuples(index=False)}
+    records = Store(STORE).read()
+    return tlora.Comparison.of([r for r in records if tuple(r["key"][name] for name in PLACE) in places])
+
+
 def write() -> None:
     """Put the table and the picture that the store makes in place."""
     comparison = tlora.Comparison.read(STORE)
     text = README.read_text()
     before, rest = text.split(BEGIN)
     README.write_text(f"{before}{BEGIN}\n\n{table(comparison)}\n\n{END}{rest.split(END)[1]}")
-    figure = viz.plot_comparison(comparison, ranks=8)
+    figure = viz.plot_comparison(finished(comparison), ranks=8)
     figure.savefig(PICTURE, dpi=110, metadata={"Description": digest(comparison)})
 
 

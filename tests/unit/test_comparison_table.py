@@ -1,0 +1,49 @@
+"""The README's table and picture of the comparison are those that the store in the repository makes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from PIL import Image
+
+import tlora
+from benchmarks import comparison as bench
+
+
+@pytest.fixture(scope="module")
+def stored() -> tlora.Comparison:
+    return tlora.Comparison.read(bench.STORE)
+
+
+def test_the_readme_has_the_table_of_the_store(stored):
+    text = bench.README.read_text()
+    assert text.count(bench.BEGIN) == text.count(bench.END) == 1
+    block = text.split(bench.BEGIN)[1].split(bench.END)[0]
+    assert block.strip() == bench.table(stored).strip(), "run python -m benchmarks.comparison --table"
+
+
+def test_the_picture_is_of_the_store(stored):
+    with Image.open(bench.PICTURE) as picture:
+        assert picture.info["Description"] == bench.digest(stored), "run python -m benchmarks.comparison --table"
+
+
+def test_the_numbers_are_the_means_of_the_runs(stored):
+    runs = stored.to_frame()
+    for line in bench.table(stored).split("\n\n")[0].splitlines()[2:]:
+        task, method, rank, trained, rate, measured, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        here = runs[(runs.task == task) & (runs.method == method) & (runs["rank"] == int(rank)) & runs.best_rate]
+        assert len(here) == len(bench.SEEDS)
+        assert (here.learning_rate == float(rate)).all()
+        assert here.trainable_parameters.mean() == pytest.approx(
+            int(trained.replace(",", "")), abs=1
+        )  # ranks differ by seed
+        metric, value = re.match(r"(\w+) ([\d.]+)", measured).groups()
+        mean = here.loss.mean() if metric == "loss" else 100 * here.value.mean()
+        assert float(value) == pytest.approx(mean, abs=0.06 if metric != "loss" else 0.002)
+
+
+def test_only_what_ran_with_every_seed_is_shown(stored):
+    seeds = stored.to_frame().query("best_rate").groupby(["task", "model", "method", "rank"]).size()
+    shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
+    assert set(shown) == set(seeds[seeds == len(bench.SEEDS)].index)
