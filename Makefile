@@ -17,9 +17,9 @@ INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
 # Tiny models are slowed down by threads, several times where the machine is busy.
-test test-long test-oldest: export OMP_NUM_THREADS ?= 1
+test test-long test-oldest mutation: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-oldest serving lint docs format lab notebooks models install browser clean
+.PHONY: help demo test test-long test-oldest mutation serving lint docs format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -35,6 +35,9 @@ test: $(INSTALLED) $(MODELS) browser  ## Run the tests and the notebooks; what i
 test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests
 	$(NBVAL)
+
+mutation: $(INSTALLED)  ## Change the rooms that all rests on, one place at a time, and see their tests fail: docs/mutation.md
+	$(BIN)/uv run --quiet --no-project --with cosmic-ray==8.7.0 python tests/mutation.py --python $(abspath $(BIN))/python
 
 test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)

@@ -1,9 +1,9 @@
 """Runs tests of several copies of the project, each in a process of its own that finds the libraries imported.
 
-Run as a script. Each line on standard input is a JSON object with a ``folder`` and ``arguments`` for pytest; each line
-on standard output is pytest's exit code (that of a signal, negative, where a process did not end by itself). What the
-tests print goes to ``output.txt`` in their folder. Importing torch, transformers, peft and datasets takes seconds, and
-nothing of the project is imported before the fork.
+Run as a script. Each line on standard input is a JSON object with a ``folder``, ``arguments`` for pytest, and the
+``seconds`` that they may take, if not as many as usual; each line on standard output is pytest's exit code (that of a
+signal, negative, where a process did not end by itself). What the tests print goes to ``output.txt`` in their folder.
+Importing torch, transformers, peft and datasets takes seconds, and nothing of the project is imported before the fork.
 """
 
 import json
@@ -20,9 +20,9 @@ import transformers  # noqa: F401
 SECONDS = 300
 
 
-def run(folder: str, arguments: list[str]) -> int:
+def run(folder: str, arguments: list[str], seconds: int = SECONDS) -> int:
     """Pytest in ``folder``, as if it had been started there."""
-    signal.alarm(SECONDS)  # a mutant may never end
+    signal.alarm(seconds)  # a mutant may never end
     os.chdir(folder)
     sys.path[0] = folder
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -1,5 +1,6 @@
 """Plans against the definition written naively, and against the published counts."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -269,3 +270,54 @@ def test_a_knob_out_of_range_is_refused(knobs, error, words):
 def test_something_that_is_no_sensitivity_is_refused():
     with pytest.raises(TypeError):
         allocate({"a": 1.0}, rank=4)
+
+
+# ---- every column, with matrices that are not square ---------------------------------------------------------
+
+OBLONG = [(32, 64), (16, 64), (64, 48)] * 2
+
+
+def test_the_comparison_of_two_plans_is_the_difference_in_every_column():
+    """Each way round: a module that one of them leaves out has rank and scaling 0 there."""
+    plan = allocate(sensitivity(SCORES, OBLONG), rank=4)
+    other = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude="layers.1.k_proj", scaling="allocated")
+    for one, two in ((plan, other), (other, plan)):
+        frame = one.compare(two).set_index("module")
+        assert set(frame.index) == {name for name in NAMES if name in one.ranks or name in two.ranks}
+        for name, row in frame.iterrows():
+            assert (row["layer"], row["projection"]) == (plan.layers[name], plan.projections[name])
+            for column, mine, theirs in (
+                ("rank", one.ranks, two.ranks),
+                ("scaling", one.scalings, two.scalings),
+            ):
+                assert row[column] == mine.get(name, 0)
+                assert row[f"other_{column}"] == theirs.get(name, 0)
+                assert row[f"{column}_change"] == mine.get(name, 0) - theirs.get(name, 0)
+            assert row["parameters_change"] == row["rank_change"] * plan.shapes[name][0]
+
+
+def test_parameters_of_the_table_are_those_of_b():
+    plan = allocate(sensitivity(SCORES, OBLONG), rank=4)
+    frame = plan.to_frame().set_index("module")
+    assert frame["parameters"].to_dict() == {name: rank * plan.shapes[name][0] for name, rank in plan.ranks.items()}
+    assert frame["parameters"].sum() == plan.trainable_parameters
+
+
+@pytest.mark.parametrize("budget", ["ranks", "parameters"])
+def test_a_plan_says_its_budget_and_cannot_be_changed(budget):
+    plan = allocate(sensitivity(SCORES), rank=2, budget=budget)
+    assert plan.budget == budget
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.ranks = {}
+
+
+def test_a_plan_with_fewer_numbers_than_modules_is_not_read(tmp_path, monkeypatch):
+    """Well-formed and undamaged: what a program with a mistake in it might write."""
+    plan = allocate(sensitivity(SCORES), rank=2)
+    tensors, values = plan._pack()
+    for name in tensors:
+        short = tensors | {name: tensors[name][:-1]}
+        monkeypatch.setattr(Allocation, "_pack", lambda self, short=short: (short, values))
+        plan.save(tmp_path / "plan")
+        with pytest.raises(ValueError, match="argument"):
+            Allocation.load(tmp_path / "plan")

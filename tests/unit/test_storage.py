@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tlora.files
 import tlora.storage
@@ -431,3 +433,63 @@ def test_subclass_that_forgets_its_part_says_so(tmp_path):
 
     with pytest.raises(NotImplementedError):
         Bare().save(tmp_path / "saved")
+
+
+# Whatever is put in comes out.
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | names,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+dtypes = st.sampled_from(
+    [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
+)
+
+
+@st.composite
+def tensors(draw):
+    shape, dtype = draw(st.lists(st.integers(0, 4), max_size=3)), draw(dtypes)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+    return noise.to(dtype).T if draw(st.booleans()) and len(shape) == 2 else noise.to(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anything(Result):
+    tensors: dict
+    values: dict
+    meta: Meta
+
+    def _pack(self):
+        return self.tensors, self.values
+
+    @classmethod
+    def _unpack(cls, tensors, values, meta):
+        return cls(tensors, values, meta)
+
+
+def equal(one, other):
+    """Numbers bit by bit: NaN is NaN, and -0.0 is not 0.0."""
+    return json.dumps(one) == json.dumps(other)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.dictionaries(names.filter(lambda name: name != "__metadata__"), tensors(), max_size=4),
+    plain=st.dictionaries(names, values, max_size=4),
+    recipe=st.dictionaries(names, values, max_size=3),
+    seed=st.none() | st.integers(0, 2**63),
+)
+def test_whatever_is_put_in_comes_out(tmp_path, parts, plain, recipe, seed):
+    made = Anything(parts, plain, Meta("m\n\"'é", "任务", recipe, seed, 3, {"torch": "2"}))
+    made.save(tmp_path / "saved")
+    found = Anything.load(tmp_path / "saved")
+    assert found.tensors.keys() == parts.keys()
+    for name, tensor in parts.items():
+        assert (found.tensors[name].dtype, found.tensors[name].shape) == (tensor.dtype, tensor.shape)
+        mine, theirs = (t.reshape(-1).view(torch.uint8) for t in (found.tensors[name], tensor))
+        assert mine.equal(theirs)
+    assert equal(found.values, plain)
+    assert equal(found.meta.recipe, recipe)
+    assert (found.meta.model, found.meta.task, found.meta.seed) == (made.meta.model, made.meta.task, seed)

@@ -1,0 +1,291 @@
+"""What holds of the tensor functions whatever they are given, beside the definitions written naively."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tlora import linalg
+
+SEEDS = st.integers(0, 2**31)
+few = settings(max_examples=40, deadline=None)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(x: torch.Tensor) -> np.ndarray:
+    return x.numpy().astype(np.float64)
+
+
+# Tiles and symmetric updates.
+
+
+@few
+@given(rows=st.integers(0, 60), columns=st.integers(0, 40), tile=st.integers(1, 200))
+def test_tiles_are_as_high_as_they_may_be(rows: int, columns: int, tile: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linalg, "TILE", tile)
+        found = list(linalg.row_tiles(rows, columns))
+    heights = [part.stop - part.start for part in found]
+    assert [row for part in found for row in range(part.start, part.stop)] == list(range(rows))
+    highest = max(1, tile // max(columns, 1))
+    assert all(height == highest for height in heights[:-1])
+    assert all(0 < height <= highest for height in heights)
+
+
+def test_tiles_on_an_accelerator_are_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert linalg.TILE * 4 == 2**20  # bytes of float32: 1 MB
+    assert linalg.DEVICE_TILE * 4 == 2**26
+    monkeypatch.setattr(linalg, "TILE", 10)
+    monkeypatch.setattr(linalg, "DEVICE_TILE", 40)
+    for device, height in ((None, 2), (torch.device("cpu"), 2), (torch.device("cuda"), 8)):
+        assert next(iter(linalg.row_tiles(100, 5, device))) == slice(0, height)
+
+
+@few
+@given(seed=SEEDS, n=st.integers(1, 30), d=st.integers(1, 40))
+def test_the_gram_matrix_grows_above_the_diagonal_alone(seed: int, n: int, d: int) -> None:
+    x, total = normal(seed, n, d), torch.zeros(d, d)
+    linalg.add_gram_(total, x)
+    expected = exact(x).T @ exact(x)
+    step = -(-d // 4)
+    block = np.arange(d) // step
+    above = block[:, None] <= block[None, :]
+    np.testing.assert_allclose(exact(total)[above], expected[above], rtol=1e-4, atol=1e-4)
+    assert not exact(total)[~above].any()
+    linalg.mirror_(total)
+    np.testing.assert_allclose(exact(total), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(total, total.T)
+
+
+def test_a_quarter_of_the_rows_is_a_band() -> None:
+    assert list(linalg._bands(8)) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+    assert list(linalg._bands(9)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_added_in_float32_and_multiplied_as_they_are(dtype: torch.dtype) -> None:
+    a, b, total = normal(0, 5, 7).to(dtype), normal(1, 7, 3).to(dtype), normal(2, 5, 3)
+    expected = total + (a @ b).float()
+    linalg.add_product_(total, a, b)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    assert total.dtype == torch.float32
+
+
+# Orthonormal rows.
+
+
+@few
+@given(seed=SEEDS, k=st.integers(1, 8), d=st.integers(1, 12))
+def test_signs_are_fixed_once(seed: int, k: int, d: int) -> None:
+    rows = normal(seed, k, d)
+    fixed = linalg.fix_signs(rows)
+    assert torch.equal(fixed.abs(), rows.abs())
+    pivots = fixed.gather(1, fixed.abs().argmax(1, keepdim=True))
+    assert bool((pivots >= 0).all())
+    assert torch.equal(linalg.fix_signs(fixed), fixed)
+    assert torch.equal(linalg.fix_signs(-rows), fixed)
+
+
+@few
+@given(seed=SEEDS, d=st.integers(1, 24), data=st.data())
+def test_completions_are_orthonormal_and_keep_what_they_complete(seed: int, d: int, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, d))
+    k = data.draw(st.integers(0, rank))
+    rows = linalg.orthonormal_rows(k, d, torch.Generator().manual_seed(seed))
+    whole = linalg.complete_rows(rows, rank, torch.Generator().manual_seed(seed + 1))
+    assert whole.shape == (rank, d)
+    assert torch.equal(whole[:k], rows)
+    np.testing.assert_allclose(exact(whole) @ exact(whole).T, np.eye(rank), atol=3e-6)
+    again = linalg.complete_rows(rows, rank, torch.Generator().manual_seed(seed + 1))
+    assert torch.equal(whole, again)
+
+
+@few
+@given(seed=SEEDS, d=st.integers(2, 30), data=st.data())
+def test_orthonormal_columns_span_the_same_nested_from_the_left(seed: int, d: int, data: st.DataObject) -> None:
+    width = data.draw(st.integers(1, d))
+    y = normal(seed, d, width) * torch.logspace(0, data.draw(st.floats(-8, 0)), width)
+    q = exact(linalg.orthonormalise(y))
+    np.testing.assert_allclose(q.T @ q, np.eye(width), atol=1e-4)
+    reference = np.linalg.qr(exact(y))[0]
+    first = min(width, 2)  # those after are not determined to float32 where y is nearly dependent
+    np.testing.assert_allclose(q[:, :first] @ q[:, :first].T, reference[:, :first] @ reference[:, :first].T, atol=1e-3)
+
+
+def test_well_conditioned_columns_take_the_fast_way_and_others_householder(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    qr = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda y: (used.append(1), qr(y))[1])
+    fine = normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-4])
+    linalg.orthonormalise(fine)
+    assert not used
+    linalg.orthonormalise(normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-6]))
+    assert used == [1]
+    linalg.orthonormalise(torch.ones(40, 3))
+    assert used == [1, 1]
+
+
+# Leading vectors.
+
+
+@few
+@given(seed=SEEDS, d_out=st.integers(1, 40), d_in=st.integers(1, 40), decay=st.floats(0.1, 0.99), data=st.data())
+def test_captured_energy_is_the_optimum_at_every_rank(
+    seed: int, d_out: int, d_in: int, decay: float, data: st.DataObject
+) -> None:
+    least = min(d_out, d_in)
+    k = data.draw(st.integers(1, least))
+    g = np.random.default_rng(seed)
+    u, v = (np.linalg.qr(g.normal(size=(d, least)))[0] for d in (d_out, d_in))
+    m = torch.tensor((u * decay ** np.arange(least)) @ v.T, dtype=torch.float32)
+    found = leading(m, k, seed)
+    sigma = np.linalg.svd(exact(m), compute_uv=False)[:k] ** 2
+    energy = ((exact(m) @ exact(found.rows).T) ** 2).sum(0)
+    assert (np.cumsum(energy) >= 0.9999 * np.cumsum(sigma) - 1e-9).all()
+    np.testing.assert_allclose(exact(found.rows) @ exact(found.rows).T, np.eye(k), atol=1e-5)
+    assert torch.equal(linalg.fix_signs(found.rows), found.rows)
+    assert bool((found.singular_values[:-1] >= found.singular_values[1:]).all())
+    assert bool((found.singular_values >= 0).all())
+
+
+def leading(m: torch.Tensor, k: int, seed: int = 0, **options: object) -> linalg.Leading:
+    generator = torch.Generator().manual_seed(seed)
+    return linalg.leading_right_singular_vectors(
+        lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, generator, **options
+    )
+
+
+@pytest.mark.parametrize(("k", "extra", "width"), [(3, 16, 19), (3, 0, 3), (20, 16, 30), (30, 5, 30)])
+def test_the_iterate_is_as_wide_as_asked_and_no_wider_than_the_matrix(k: int, extra: int, width: int) -> None:
+    m, seen = normal(0, 50, 30), []
+    linalg.leading_right_singular_vectors(
+        lambda x: (seen.append(x.shape[1]), m @ x)[1],
+        lambda y: m.T @ y,
+        30,
+        k,
+        torch.Generator().manual_seed(0),
+        oversampling=extra,
+    )
+    assert set(seen) == {width}
+
+
+def test_by_default_sixteen_directions_more_are_carried_and_thirty_iterations_run_at_most() -> None:
+    flat, seen = torch.eye(400) + 0.01 * normal(0, 400, 400), []
+    found = linalg.leading_right_singular_vectors(
+        lambda x: (seen.append(x.shape[1]), flat @ x)[1],
+        lambda y: flat.T @ y,
+        400,
+        4,
+        torch.Generator().manual_seed(0),
+        tolerance=0.0,
+    )
+    assert seen == [20] * 30
+    assert found.iterations == 30
+    assert leading(flat, 4, max_iterations=3, tolerance=0.0).iterations == 3
+    assert leading(flat, 4, max_iterations=1).iterations == 1
+
+
+def test_a_warm_start_is_used() -> None:
+    m = torch.diag(0.9 ** torch.arange(60.0))
+    warm = leading(m, 3, warm=lambda x: torch.linalg.matrix_power(m, 40) @ x, max_iterations=1)
+    cold = leading(m, 3, max_iterations=1)
+    energies = [float(((m @ found.rows.T) ** 2).sum()) for found in (warm, cold)]
+    assert energies[0] > energies[1]
+    assert energies[0] == pytest.approx(float((0.9 ** torch.arange(3.0)).square().sum()), rel=1e-5)
+
+
+def naive_settled(captured: list[list[float]], tolerance: float) -> bool:
+    """What is still to come of the geometric series with the last two growths, for each rank by itself."""
+    if len(captured) < 3:
+        return False
+    for before, middle, last in zip(*captured[-3:], strict=True):
+        earlier, growth = abs(middle - before), abs(last - middle)
+        if growth <= last * 1e-6:
+            continue
+        ratio = growth / max(earlier, np.finfo(np.float64).tiny)
+        if ratio >= 1 or growth * ratio / max(1 - ratio, 1e-3) > tolerance * last:
+            return False
+    return True
+
+
+growths = st.lists(st.sampled_from([0.0, 1e-9, 1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 1e-2, 0.3]), min_size=4, max_size=4)
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=st.lists(growths, min_size=1, max_size=3), tolerance=st.sampled_from([0.0, 1e-6, 2e-5, 1e-3, 0.1]))
+def test_the_iteration_settles_as_the_series_says(steps: list[list[float]], tolerance: float) -> None:
+    captured = np.cumsum([[1.0, 1.5, 2.0, 7.0], *steps], axis=0)
+    series = [torch.tensor(row, dtype=torch.float64) for row in captured]
+    assert linalg._settled(series, tolerance) == naive_settled(captured.tolist(), tolerance)
+
+
+def test_it_is_not_settled_before_there_are_two_growths() -> None:
+    same = torch.ones(2, dtype=torch.float64)
+    assert [linalg._settled([same] * n, 1.0) for n in (1, 2, 3)] == [False, False, True]
+
+
+def test_captured_energies_are_sums_from_the_largest() -> None:
+    rising = torch.tensor([-1.0, 0.0, 1.0, 2.0, 4.0])
+    assert linalg._captured(rising, 3).tolist() == [4.0, 6.0, 7.0]
+    assert linalg._captured(rising, 5).tolist() == [4.0, 6.0, 7.0, 7.0, 7.0]
+
+
+# Approximations of symmetric matrices.
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nystrom_is_the_definition(seed: int) -> None:
+    x, omega = exact(normal(seed, 60, 20)), normal(seed + 10, 20, 8)
+    matrix = x.T @ x
+    y = matrix @ exact(omega)
+    expected = y @ np.linalg.inv(exact(omega).T @ y) @ y.T
+    values, vectors = linalg.nystrom(torch.tensor(y, dtype=torch.float32), omega)
+    found = (vectors.numpy() * values.numpy()) @ vectors.numpy().T
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.linalg.norm(matrix))
+    np.testing.assert_allclose(vectors.numpy().T @ vectors.numpy(), np.eye(8), atol=1e-4)
+
+
+@few
+@given(seed=SEEDS, d=st.integers(2, 30), data=st.data())
+def test_nystrom_stays_below_the_matrix_whatever_its_rank(seed: int, d: int, data: st.DataObject) -> None:
+    s = data.draw(st.integers(1, d))
+    factor = exact(normal(seed, d, data.draw(st.integers(1, d))))
+    matrix = factor @ factor.T
+    omega = normal(seed + 1, d, s)
+    values, vectors = linalg.nystrom(torch.tensor(matrix @ exact(omega), dtype=torch.float32), omega)
+    kept = values.numpy() > 0
+    assert not vectors.numpy()[:, ~kept].any()
+    assert (np.diff(values.numpy()) <= 0).all()
+    eigenvalues = np.linalg.eigvalsh(matrix)[::-1][:s]
+    assert (values.numpy() <= eigenvalues + 1e-3 * np.linalg.norm(matrix)).all()
+
+
+def test_nystrom_of_nothing_is_nothing() -> None:
+    values, vectors = linalg.nystrom(torch.zeros(5, 2), normal(0, 5, 2))
+    assert not values.any()
+    assert not vectors.any()
+    assert (values.shape, vectors.shape) == ((2,), (5, 2))
+
+
+@few
+@given(seed=SEEDS, d=st.integers(1, 20), n=st.integers(1, 30), shrinkage=st.floats(0.001, 1.0))
+def test_powers_of_a_shrunk_covariance(seed: int, d: int, n: int, shrinkage: float) -> None:
+    x = normal(seed, n, d)
+    c = x.T @ x
+    root, inverse = linalg.symmetric_powers(c, shrinkage)
+    shrunk = (1 - shrinkage) * exact(c) + shrinkage * np.trace(exact(c)) / d * np.eye(d)
+    scale = np.linalg.norm(shrunk)
+    np.testing.assert_allclose(exact(root) @ exact(root), shrunk, atol=1e-4 * scale)
+    np.testing.assert_allclose(exact(root) @ exact(inverse), np.eye(d), atol=5e-3)
+
+
+def test_rounding_below_zero_is_no_part_of_a_covariance() -> None:
+    c = torch.diag(torch.tensor([4.0, -1e-3, 0.0, 0.0]))
+    root, _ = linalg.symmetric_powers(c, 0.5)
+    np.testing.assert_allclose(exact(root.diagonal()) ** 2, [2.5, 0.5, 0.5, 0.5], rtol=1e-6)
