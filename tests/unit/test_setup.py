@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-MODELS = PYPROJECT["dependency-groups"]["models"]
+GROUPS = [text for group in PYPROJECT["dependency-groups"].values() for text in group]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -26,7 +26,7 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not in
 
 def requirements() -> list[Requirement]:
     optional = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
-    return [Requirement(text) for text in (*PROJECT["dependencies"], *optional, *MODELS)]
+    return [Requirement(text) for text in (*PROJECT["dependencies"], *optional, *GROUPS)]
 
 
 # One list of dependencies.
