@@ -181,7 +181,7 @@ def plan(
         flops=_flops(seen, work, size, _width(rank)),
         speed=speed,
         memory=None if memory is None else int(memory),
-        meta=Meta(name or type(config).__name__, recipe=asked | {"target_modules": target_modules}),
+        meta=Meta(name or type(config).__name__, recipe=asked | {"target_modules": target_modules}, samples=samples),
     )
 
 

@@ -98,7 +98,8 @@ class Lab:
                     found.append(f"{output['ename']}: {output['evalue']}")
                 elif output.get("name") == "stderr":
                     lines = "".join(output["text"]).splitlines(keepends=True)
-                    found += [line for line in lines if "gemm_4bit_forward from kernels-community" not in line]
+                    text = "".join(line for line in lines if "gemm_4bit_forward from kernels-community" not in line)
+                    found += [text] if text else []
         return found
 
     def _index(self, text: str) -> int:

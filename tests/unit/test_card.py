@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
 
 import pytest
@@ -171,10 +170,9 @@ def test_packaged_bases_are_where_the_code_says():
 def test_names_mean_nothing_in_markdown(found, tmp_path):
     evil = "<script>a|b*c*\n# d ![x](y) ```"
     results = {n: dataclasses.replace(r, meta=dataclasses.replace(r.meta, task=evil)) for n, r in found.items()}
+    config = results["run"].adapter_config | {"base_model_name_or_path": "a: [b\n---"}
+    results["run"] = dataclasses.replace(results["run"], adapter_config=config)
     folder = save(results, tmp_path / "adapter")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "a: [b\n---"
-    (folder / "adapter_config.json").write_text(json.dumps(config))
     header, body = parts(card(folder))
     assert header["library_name"] == "peft"
     outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
