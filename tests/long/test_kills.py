@@ -175,7 +175,7 @@ def _unit() -> dict[str, torch.Tensor]:
 
 def is_calibration(folder: Path, number: int) -> bool:
     found, made = tlora.Calibration.load(folder), calibration(number)
-    return all(found.covariances[name].matrix.equal(c.matrix) for name, c in made.covariances.items())
+    return all(found.covariances[name].dense().equal(c.dense()) for name, c in made.covariances.items())
 
 
 def is_run(folder: Path, number: int) -> bool:
