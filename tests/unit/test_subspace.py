@@ -148,3 +148,61 @@ def test_refusals(llama):
         found.basis(found.names[0], 5)
     with pytest.raises(KeyError, match="no subspace for module 'x'"):
         found.basis("x", 1)
+
+
+# What the table and the summary say, and what is taken where nothing is asked for.
+
+
+def test_every_column_of_the_table(llama):
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=5)
+    frame = found.to_frame().set_index("module")
+    assert list(frame.index) == found.names == calibration.names
+    for name, row in frame.iterrows():
+        values = found.singular_values[name]
+        assert row["first_singular_value"] == pytest.approx(values.max().item())
+        assert row["last_singular_value"] == pytest.approx(values.min().item())
+        assert row["first_singular_value"] > row["last_singular_value"]
+        rows, c = found.bases[name].double(), calibration.covariance[name].dense().double()
+        assert row["explained_variance"] == pytest.approx(float((rows @ c @ rows.T).trace() / c.trace()), rel=1e-4)
+        assert 0 < row["explained_variance"] <= 1
+        assert (row["rank"], row["numerical_rank"]) == (len(rows), found.numerical_rank[name])
+
+
+def test_the_summary_counts_the_bases_that_were_completed(llama):
+    model, calibration = llama
+    whole = subspaces(model, calibration, max_rank=2)
+    assert "completed" not in repr(whole)
+    few, short = calibrated(lengths=(3, 2))
+    assert f", {len(short.names)} completed beyond their numerical rank" in repr(subspaces(few, short, max_rank=8))
+
+
+def test_the_defaults_are_the_documented_ones(llama):
+    model, calibration = llama
+    found = subspaces(model, calibration)
+    assert (found.max_rank, found.meta.seed, found.kind) == (64, 0, "wc")
+    asked = subspaces(model, calibration, max_rank=64, kind="wc", seed=0)
+    assert all(torch.equal(found.bases[name], asked.bases[name]) for name in found.names)
+
+
+@pytest.mark.parametrize("d", [1, 4, 100])
+def test_the_numerical_rank_is_what_rounding_leaves(d):
+    floor = 8 * torch.finfo(torch.float32).eps * d**0.5
+    values = torch.tensor([8.0, 1.0, floor * 1.01, floor * 0.99, 0.0])
+    assert tlora.subspace.numerical_rank(values, d) == 3
+    assert tlora.subspace.numerical_rank(torch.zeros(3), d) == 0
+
+
+def test_a_basis_cannot_be_longer_than_a_sketch_has_columns(llama):
+    """Where the covariance is what is decomposed; other kinds need no more of it than its trace."""
+    model = llama[0]
+    batch = tiny_batch(model, lengths=(30, 25))
+    sketched = tlora.calibrate(model, [batch], covariance="sketch", sketch_size=6, progress=False)
+    kept = min(covariance.total.shape[1] for covariance in sketched.covariances.values())
+    for kind in ("wc", "c"):
+        assert len(subspaces(model, sketched, max_rank=kept, kind=kind).names) == len(sketched.names)
+        with pytest.raises(
+            ValueError, match=rf"max_rank={kept + 1} is beyond the sketch of .* which has {kept} columns"
+        ):
+            subspaces(model, sketched, max_rank=kept + 1, kind=kind)
+    assert subspaces(model, sketched, max_rank=kept + 1, kind="w").max_rank == kept + 1
