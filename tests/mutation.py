@@ -83,11 +83,13 @@ def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return found
 
 
-def wanted(item: WorkItem, places: list[tuple[tuple[int, int], tuple[int, int]]]) -> bool:
+def wanted(item: WorkItem, source: str, places: list[tuple[tuple[int, int], tuple[int, int]]]) -> bool:
     """Whether the mutant is another program, as far as can be said beforehand."""
     mutation = item.mutations[0]
-    inside = any(start <= mutation.start_pos < end for start, end in places)
-    return not inside and not LEFT_OUT.search(mutation.operator_name)
+    line, column = mutation.start_pos
+    inside = any(start <= (line, column) < end for start, end in places)
+    marker = source.splitlines()[line - 1][column:].startswith("*,")  # of arguments that are passed by name
+    return not inside and not marker and not LEFT_OUT.search(mutation.operator_name)
 
 
 def mutant(source: str, mutation: MutationSpec) -> str | None:
@@ -104,7 +106,7 @@ def prepare(module: str, db: WorkDB) -> None:
     source = (ROOT / module).read_text()
     init([ROOT / module], db, {})
     places = annotations(source)
-    kept = [item for item in db.work_items if wanted(item, places)]
+    kept = [item for item in db.work_items if wanted(item, source, places)]
     db.clear()
     db.add_work_items(kept)
 

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tlora.locations import Location, resolve
+from tlora.randomness import seeded
 from tlora.targets import FRESH_MODULES, Target, head_modules, output_embeddings, target_modules
 from tlora.weights import weight
 
@@ -87,7 +88,7 @@ def load_model(
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = architecture_of(config, num_labels)
     tokenizer = _padded_tokenizer(location, name)
-    with _seeded(seed):
+    with seeded(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
     FRESH_MODULES[model] = _fresh_modules(model, info, name)
@@ -255,14 +256,6 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     # A classifier finds its last real token by it; the config of a language model stays as it was saved.
     if output_embeddings(model) is None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed what is initialised inside; the caller's random state is as before afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -106,7 +106,12 @@ def test_flipped_byte_in_the_tensors_is_refused(saved, where):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"samples": 4', '"samples": 5'), ("down_proj", "dowm_proj"), ('"layers"', '"lapers"'), ("12", "13")],
+    [
+        *(('"samples": 4', f'"samples": {n}') for n in (5, 6, 7, 8, 9)),
+        ("down_proj", "dowm_proj"),
+        ('"layers"', '"lapers"'),
+        ("12", "13"),
+    ],
 )
 def test_changed_value_in_the_json_is_refused(saved, old, new):
     """A changed digit is still valid JSON: only the digest tells."""
@@ -148,8 +153,12 @@ def test_other_kind_of_result_is_refused_and_named(saved):
     class Other(Sensitivity):
         pass
 
-    with pytest.raises(ValueError, match=r"holds a Sensitivity, not a Other: use Sensitivity\.load\("):
-        Other.load(saved)
+    class Zebra(Sensitivity):
+        pass
+
+    for kind in (Other, Zebra):
+        with pytest.raises(ValueError, match=rf"holds a Sensitivity, not a {kind.__name__}: use Sensitivity\.load\("):
+            kind.load(saved)
 
 
 @pytest.mark.parametrize("values", [{}, [], {"shapes": 3, "layers": {}, "projections": {}}])

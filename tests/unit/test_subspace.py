@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -206,3 +209,51 @@ def test_a_basis_cannot_be_longer_than_a_sketch_has_columns(llama):
         ):
             subspaces(model, sketched, max_rank=kept + 1, kind=kind)
     assert subspaces(model, sketched, max_rank=kept + 1, kind="w").max_rank == kept + 1
+
+
+def test_few_tokens_bound_the_rank_of_what_is_made_of_the_covariance_alone():
+    model, calibration = calibrated(lengths=(3, 2))
+    assert all(covariance.rank_bound == 3 for covariance in calibration.covariances.values())
+    for kind in KINDS:
+        ranks = set(subspaces(model, calibration, max_rank=8, kind=kind).numerical_rank.values())
+        assert ranks <= {1, 2, 3} if kind in ("wc", "c") else ranks == {8} or kind == "g"
+
+
+def test_what_comes_back_is_frozen_and_is_equal_to_itself_alone(llama, tmp_path):
+    model, calibration = llama
+    found, again = (subspaces(model, calibration, max_rank=2) for _ in range(2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.kind = "w"
+    assert found == found
+    assert found != again
+    assert len({found, again}) == 2
+    found.save(tmp_path / "saved")
+    loaded = tlora.Subspaces.load(tmp_path / "saved")
+    for part in ("bases", "singular_values", "row_variance", "fingerprints"):
+        mine, theirs = getattr(loaded, part), getattr(found, part)
+        assert mine.keys() == theirs.keys()
+        assert all(mine[name].equal(theirs[name]) for name in mine)
+
+
+def test_a_basis_has_a_row_at_least_and_a_module_that_is_there(llama):
+    found = subspaces(*llama, max_rank=2)
+    with pytest.raises(ValueError, match="rank 0 asked for"):
+        found.basis(found.names[0], 0)
+    with pytest.raises(KeyError, match=rf"there are {len(found.names)}, e\.g\. '{re.escape(found.names[0])}'"):
+        found.basis("x", 1)
+
+
+def test_progress_is_shown_unless_it_is_not_asked_for(llama, capsys):
+    tlora.task_subspaces(*llama, max_rank=1)
+    assert "subspaces wc" in capsys.readouterr().err
+    tlora.task_subspaces(*llama, max_rank=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_input_that_modules_share_is_decomposed_once(llama, monkeypatch):
+    model, calibration = llama
+    kind, calls = type(next(iter(calibration.covariances.values()))), []
+    powers = kind.powers
+    monkeypatch.setattr(kind, "powers", lambda *args: (calls.append(1), powers(*args))[1])
+    subspaces(model, calibration, max_rank=2, kind="wc_half")
+    assert len(calls) == len(calibration.covariances) < len(calibration.names)
