@@ -4,6 +4,11 @@ TLoRA decides a LoRA adapter before training, from a few samples of the task; he
 that one can look at, doubt and change. The public names below stand in the order of the walk.
 """
 
+import logging
+
+# PEFT imports bitsandbytes where that is installed, and its import says on every CPU that optional kernels are missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))
+
 from tlora.models import load_model
 from tlora.targets import Target, target_modules
 from tlora.planning import ResourcePlan, plan
