@@ -18,6 +18,7 @@ from tlora.calibration import Calibration
 from tlora.cli_adapter import EVALUATING, evaluate, merge
 from tlora.cli_compare import Comparing, Showing, compared, listed, summary_text
 from tlora.cli_options import (
+    Checkpoint,
     Data,
     Kind,
     Looking,
@@ -150,6 +151,9 @@ def run(
 `tlora calibrate --model smollm2-135m --task family_relationships --samples 32 --output calib`
 
 `tlora calibrate --model models/qwen --task chats.jsonl --tokens labels --gradient --output calib`
+
+`tlora calibrate --model models/llama --task gsm8k --covariance sketch --checkpoint steps --output calib` (again after a
+kill, or with more `--samples`: it goes on from where it was)
 """
 )
 @flat
@@ -166,6 +170,7 @@ def calibrate(
             "--gradient", help="Keep the mean gradients, for subspaces of kind g.", rich_help_panel="Calibration"
         ),
     ] = False,
+    checkpoint: Checkpoint = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -175,9 +180,12 @@ def calibrate(
     """
     report, line = Report(quiet), written(calibrate, ctx.params)
     steps.check_output(output, RESULT, overwrite)
+    if checkpoint and output.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise ValueError(f"--checkpoint {checkpoint} is in {output}, which is replaced as a whole: name another folder")
     base, task = steps.load_base(model, data, placement, report)
     kind = Kind.G if gradient else Kind.WC
-    found = steps.marked(steps.look_at(base, task, looking, kind, report), command=line, data=asdict(data))
+    found = steps.look_at(base, task, looking, kind, report, checkpoint)
+    found = steps.marked(found, command=line, data=asdict(data))
     found.save(output)
     typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
     then = {"calibration": output, "output": output.with_name("plan")}

@@ -11,10 +11,11 @@ import typer
 
 from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
-from tlora.cli_options import BaseModel, BatchSize, Placement, Quiet, TaskName, flat, written
+from tlora.cli_options import BaseModel, BatchSize, Data, Placement, Quiet, TaskName, flat, written
 from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
 from tlora.loading import load
+from tlora.run import TrainingRun
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
 Folder = Annotated[Path, _ADAPTER]
@@ -51,7 +52,7 @@ def evaluate(
     the record of the run.
     """
     report, record = Report(quiet), steps.recorded(adapter)
-    data = steps.data_of(record, task)
+    data = _data_of(record, task)
     bare, loaded = steps.load_base(steps.base_name(adapter, model), data, placement, report)
     adapted = load(adapter, bare)
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
@@ -89,3 +90,9 @@ def merge(
     code = f"from transformers import {kind}; print({kind}.from_pretrained({json.dumps(str(output))}))"
     told = {"saved": f"{output}: {kind} with its tokenizer", "next": f"python -c {shlex.quote(code)}"}
     typer.echo(facts(told))
+
+
+def _data_of(run: TrainingRun | None, task: str) -> Data:
+    """The task as an adapter was trained on it, where it was: other sizes or another seed may split it otherwise."""
+    data = run.meta.recipe.get("data", {}) if run else {}
+    return Data(**data) if data.get("task") == task else Data(task=task)

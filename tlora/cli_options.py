@@ -28,6 +28,13 @@ class Tokens(StrEnum):
     LABELS = "labels"
 
 
+class CovarianceForm(StrEnum):
+    """How `tlora.calibrate` keeps a covariance."""
+
+    DENSE = "dense"
+    SKETCH = "sketch"
+
+
 class Kind(StrEnum):
     """Kinds of `tlora.task_subspaces`."""
 
@@ -137,6 +144,12 @@ SaveCalibration = Annotated[
         "--save-calibration",
     ),
 ]
+Checkpoint = Annotated[
+    Path | None,
+    option(
+        "Calibration", "Folder to save what is done in every five minutes, and to go on from where it holds something."
+    ),
+]
 Quiet = Annotated[bool, option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
 
 
@@ -193,6 +206,13 @@ class Looking:
     tokens: Annotated[
         Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are learnt.")
     ] = Tokens.ALL
+    covariance: Annotated[
+        CovarianceForm,
+        option("Calibration", "Keep covariances whole, or as sketches: a fraction of the memory for a wide model."),
+    ] = CovarianceForm.DENSE
+    sketch_size: Annotated[
+        int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
+    ] = 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,11 +214,22 @@ def rehearse(model: Any, plan: Plan) -> None:
     make_plan(even, plan)
 
 
-def look_at(model: Any, task: Task, looking: Looking, kind: Kind, report: Report) -> Calibration:
+def look_at(
+    model: Any, task: Task, looking: Looking, kind: Kind, report: Report, checkpoint: Path | None = None
+) -> Calibration:
     """Calibrate on training samples of the task, with gradients where the kind of subspace needs them."""
     batches = task.calibration(looking.samples)
     with report.step(f"calibrating on {looking.samples} samples"):
-        return calibrate(model, batches, tokens=looking.tokens.value, gradient=kind is Kind.G, progress=report.progress)
+        return calibrate(
+            model,
+            batches,
+            tokens=looking.tokens.value,
+            gradient=kind is Kind.G,
+            covariance=looking.covariance.value,
+            sketch_size=looking.sketch_size,
+            checkpoint=checkpoint,
+            progress=report.progress,
+        )
 
 
 def marked(result: R, **recipe: Any) -> R:
@@ -359,12 +370,6 @@ def base_name(folder: Path, model: str | None) -> str:
 def recorded(folder: Path) -> TrainingRun | None:
     """The run that made an adapter; None where it was made by something else."""
     return TrainingRun.load(folder) if (folder / RUN).is_dir() else None
-
-
-def data_of(run: TrainingRun | None, task: str) -> Data:
-    """The task as an adapter was trained on it, where it was: other sizes or another seed may split it otherwise."""
-    data = run.meta.recipe.get("data", {}) if run else {}
-    return Data(**data) if data.get("task") == task else Data(task=task)
 
 
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:

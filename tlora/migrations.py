@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
 
 Head = dict[str, Any]
+
+
+class NotReadable(ValueError):
+    """What an older format lacks cannot be made up."""
 
 
 def _from_1(head: Head) -> Head:
@@ -20,7 +24,17 @@ def _from_1(head: Head) -> Head:
     return head | {"values": values}
 
 
-_STEPS: dict[int, Callable[[Head], Head]] = {1: _from_1}
+def _from_2(head: Head) -> Head:
+    """A calibration held means, where it holds sums now and knows the samples that are in them."""
+    if head["result"] == "Calibration" and "traces" not in head["values"]:  # the sums came before the number
+        raise NotReadable(
+            "a calibration of an earlier layout, which does not say of which samples its covariances are the mean: "
+            "remove it and calibrate again, on the same samples for the same numbers"
+        )
+    return head
+
+
+_STEPS: dict[int, Callable[[Head], Head]] = {1: _from_1, 2: _from_2}
 
 
 def migrated(head: Head) -> Head:
@@ -28,12 +42,16 @@ def migrated(head: Head) -> Head:
 
     Raises
     ------
+    NotReadable
+        If it lacks what cannot be made up.
     ValueError
         If it lacks what its version has.
     """
     for version in range(head["format"], FORMAT_VERSION):
         try:
             head = _STEPS[version](head)
+        except NotReadable:
+            raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"a result of format {version} is damaged ({error!r}): make the result again") from error
     return head | {"format": FORMAT_VERSION}

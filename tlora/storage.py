@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from tlora.files import read_json, replace_folder, undisturbed, write_bytes
-from tlora.migrations import FORMAT_VERSION, migrated
+from tlora.migrations import FORMAT_VERSION, NotReadable, migrated
 
 TENSORS = "tensors.safetensors"
 RESULT = "result.json"
@@ -233,7 +233,10 @@ def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
     lacks = {"tensors", "meta", "values", "sha256"} - head.keys()
     if lacks or head["sha256"] != _digest(head):
         raise ValueError(f"{file} was changed since it was written: copy it again or make the result again")
-    return migrated(head)
+    try:
+        return migrated(head)
+    except NotReadable as error:
+        raise ValueError(f"{path} holds {error}") from error
 
 
 def _parse(file: Path) -> dict[str, Any]:

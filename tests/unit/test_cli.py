@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
@@ -25,6 +25,7 @@ from tests.results import same
 from tlora import cli
 from tlora.cli_options import written
 from tlora.cli_report import error_text
+from tlora.covariance import SketchedCovariance
 from tlora.spectrum import Spectrum
 
 ROOT = Path(__file__).parents[2]
@@ -324,3 +325,29 @@ def test_version_names_what_decides_the_numbers():
 )
 def test_errors_read_as_one_sentence(error, text):
     assert error_text(error) == text
+
+
+def test_a_calibration_goes_on_from_its_checkpoint_and_takes_more_samples(monkeypatch):
+    options = "--covariance sketch --sketch-size 12"
+    done(f"calibrate {DATA} {options} --samples 4 --checkpoint steps --output few")
+    seen = []
+    monkeypatch.setattr(
+        LlamaForCausalLM,
+        "forward",
+        lambda self, *args, _forward=LlamaForCausalLM.forward, **inputs: (
+            seen.append(len(inputs["input_ids"])) or _forward(self, *args, **inputs)
+        ),
+    )
+    result = done(f"calibrate {DATA} {options} --samples 6 --checkpoint steps --output more")
+    assert sum(seen) == 2, "those that are in the checkpoint are not run again"
+    assert f"--output more --samples 6 {options} --checkpoint steps\n" in result.stdout
+    done(f"calibrate {DATA} {options} --samples 6 --output whole")
+    more, whole = (tlora.Calibration.load(folder) for folder in ("more", "whole"))
+    assert [folder.name for folder in Path("steps").iterdir()] == ["samples-000000006"]
+    assert more.meta.recipe["covariance"] == "sketch"
+    assert more.meta.recipe["sketch_size"] == 12
+    for name in whole.names:
+        one, other = (each.covariance[name] for each in (more, whole))
+        assert type(one) is SketchedCovariance
+        torch.testing.assert_close(one.total, other.total, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(more.sensitivity.per_sample, whole.sensitivity.per_sample, rtol=1e-4, atol=0)

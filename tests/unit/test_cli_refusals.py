@@ -79,7 +79,17 @@ def test_run_refuses_before_it_computes(options, says):
 
 @pytest.mark.parametrize(
     "option",
-    ["--rank 0", "--samples 0", "--batch-size 0", "--kind wcw", "--scaling both", "--eval-limit -1", "--ranks"],
+    [
+        "--rank 0",
+        "--samples 0",
+        "--batch-size 0",
+        "--kind wcw",
+        "--scaling both",
+        "--covariance both",
+        "--sketch-size 0",
+        "--eval-limit -1",
+        "--ranks",
+    ],
 )
 def test_options_are_checked_where_they_are_read(option):
     result = invoke(f"run {DATA} --output out {option}")
@@ -106,6 +116,8 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        (f"calibrate {DATA} --checkpoint other/steps --output other", "other/steps is in other, which is replaced"),
+        (f"calibrate {DATA} --checkpoint pairs.jsonl --output other", "'pairs.jsonl' is a file: name a folder"),
         ("allocate nix --output other", "no result in nix"),
         ("allocate plan --output other", "plan holds a Allocation, not a Calibration"),
         ("allocate calib --output plan", "plan holds an earlier result: replace it with --overwrite"),

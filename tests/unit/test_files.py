@@ -15,14 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import tlora.files
+from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
+from tlora.calibration import Calibration
 from tlora.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
-from tlora.storage import RESULT
+from tlora.storage import RESULT, _digest
 
 ROOT = Path(__file__).parents[2]
 FORMAT_1 = ROOT / "tests" / "data" / "format-1"
+FORMAT_2 = ROOT / "tests" / "data" / "format-2"
 
 
 def listing(folder: Path) -> list[str]:
@@ -265,7 +268,7 @@ def test_results_of_format_1_are_read_and_saved_as_the_present_format(tmp_path):
     assert list(run.ranks.values()) == [3, 1]
     run.save(tmp_path / "run")
     head = json.loads((tmp_path / "run" / "tlora" / "run" / RESULT).read_bytes())
-    assert head["format"] == 2
+    assert head["format"] == 3
     assert head["values"]["files"].keys() == {"adapter_model.safetensors", "adapter_config.json"}
     assert same(TrainingRun.load(tmp_path / "run"), run)
 
@@ -292,4 +295,25 @@ def test_an_older_head_that_lacks_what_it_had_is_refused():
         with pytest.raises(ValueError, match="a result of format 1 is damaged"):
             migrated({"format": 1, "result": "TrainingRun", "values": values})
     head = {"format": 1, "result": "Sensitivity", "values": {"adapter": 1}}
-    assert migrated(head) == head | {"format": 2}
+    assert migrated(head) == head | {"format": 3}
+
+
+def test_a_calibration_of_means_is_refused_by_what_it_is(tmp_path):
+    """A file that version 0.1.0 wrote before covariances became sums: read as sums, it would be N times too small."""
+    words = "holds a calibration of an earlier layout, .* remove it and calibrate again"
+    with pytest.raises(ValueError, match=words):
+        Calibration.load(FORMAT_2 / "calibration")
+    model, steps = tiny_model("llama"), tmp_path / "steps"
+    shutil.copytree(FORMAT_2 / "calibration", steps / "samples-000000003")
+    with pytest.raises(ValueError, match=words):
+        tlora.calibrate(model, [tiny_batch(model)], checkpoint=steps, progress=False)
+
+
+def test_a_calibration_of_sums_that_says_format_2_is_read(tmp_path):
+    model = tiny_model("llama")
+    made = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    file = made.save(tmp_path / "calibration") / RESULT
+    head = json.loads(file.read_bytes()) | {"format": 2}
+    head["sha256"] = _digest(head)
+    file.write_text(json.dumps(head))
+    assert same(Calibration.load(tmp_path / "calibration"), made)
