@@ -144,7 +144,7 @@ def plan(
     target_modules : str or list of str, optional
         As for `tlora.calibrate`.
     speed : float, optional
-        Floating-point operations a second, for the seconds: `matmul_speed` measures that of a device.
+        Floating-point operations a second, for the seconds; ``tlora.planning.matmul_speed`` measures that of a device.
     memory : float, optional
         Bytes that there are, for what fits.
 
