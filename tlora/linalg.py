@@ -196,8 +196,8 @@ def _settled(captured: list[Tensor], tolerance: float) -> bool:
     if len(captured) < 3:
         return False
     earlier, growth = (captured[-2] - captured[-3]).abs(), (captured[-1] - captured[-2]).abs()
-    ratio = growth / earlier.clamp(min=torch.finfo(earlier.dtype).tiny)
-    to_come = torch.where(ratio < 1, growth * ratio / (1 - ratio).clamp(min=1e-3), torch.inf)
+    ratio = growth / earlier  # of zero by zero, none: that has settled
+    to_come = torch.where(ratio < 1, growth * ratio / (1 - ratio), torch.inf)
     rounding = captured[-1] * 1e-6  # of float32 products
     return bool(((to_come <= tolerance * captured[-1]) | (growth <= rounding)).all())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -208,8 +210,7 @@ def naive_settled(captured: list[list[float]], tolerance: float) -> bool:
         earlier, growth = abs(middle - before), abs(last - middle)
         if growth <= last * 1e-6:
             continue
-        ratio = growth / max(earlier, np.finfo(np.float64).tiny)
-        if ratio >= 1 or growth * ratio / max(1 - ratio, 1e-3) > tolerance * last:
+        if growth >= earlier or growth * growth / (earlier - growth) > tolerance * last:
             return False
     return True
 
@@ -221,13 +222,38 @@ growths = st.lists(st.sampled_from([0.0, 1e-9, 1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 1e-
 @given(steps=st.lists(growths, min_size=1, max_size=3), tolerance=st.sampled_from([0.0, 1e-6, 2e-5, 1e-3, 0.1]))
 def test_the_iteration_settles_as_the_series_says(steps: list[list[float]], tolerance: float) -> None:
     captured = np.cumsum([[1.0, 1.5, 2.0, 7.0], *steps], axis=0)
-    series = [torch.tensor(row, dtype=torch.float64) for row in captured]
-    assert linalg._settled(series, tolerance) == naive_settled(captured.tolist(), tolerance)
+    energies = [torch.tensor(row, dtype=torch.float64) for row in captured]
+    assert linalg._settled(energies, tolerance) == naive_settled(captured.tolist(), tolerance)
+
+
+def series(*captured: float) -> list[torch.Tensor]:
+    return [torch.tensor([energy], dtype=torch.float64) for energy in captured]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9, 0.9995])
+def test_what_is_still_to_come_is_the_rest_of_the_series(ratio: float) -> None:
+    captured = series(1.0, 1.01, 1.01 + 0.01 * ratio)
+    to_come = sum(0.01 * ratio**step for step in range(2, 30_000))
+    share = to_come / float(captured[-1])
+    assert linalg._settled(captured, share * 1.001)
+    assert not linalg._settled(captured, share * 0.999)
+
+
+def test_the_tolerance_is_what_may_be_missing_at_most_and_rounding_is_a_share_of_the_last() -> None:
+    assert linalg._settled(series(0.5, 1.5, 2.0), 0.25)  # what is to come: 0.5
+    assert linalg._settled(series(1.0, 1.0, 1e6, 1e6 + 0.5), 0.0)
+    assert not linalg._settled(series(1e6, 1e6, 1.0, 1.5), 0.0)
+    assert not linalg._settled(series(1.0, 1.0, 1.5), 1.0)  # nothing to extrapolate from
 
 
 def test_it_is_not_settled_before_there_are_two_growths() -> None:
     same = torch.ones(2, dtype=torch.float64)
     assert [linalg._settled([same] * n, 1.0) for n in (1, 2, 3)] == [False, False, True]
+
+
+def test_what_was_found_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        leading(torch.eye(3), 1).iterations = 0  # type: ignore[misc]
 
 
 def test_captured_energies_are_sums_from_the_largest() -> None:
@@ -239,9 +265,10 @@ def test_captured_energies_are_sums_from_the_largest() -> None:
 # Approximations of symmetric matrices.
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_nystrom_is_the_definition(seed: int) -> None:
-    x, omega = exact(normal(seed, 60, 20)), normal(seed + 10, 20, 8)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("seed", range(3))
+def test_nystrom_is_the_definition(seed: int, size: float) -> None:
+    x, omega = size * exact(normal(seed, 60, 20)), normal(seed + 10, 20, 8)
     matrix = x.T @ x
     y = matrix @ exact(omega)
     expected = y @ np.linalg.inv(exact(omega).T @ y) @ y.T
