@@ -112,9 +112,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
-        shown = frame if len(frame) <= 10 else frame.head(10)
         more = f"<p>{len(frame) - 10} more rows: <code>.to_frame()</code></p>" if len(frame) > 10 else ""
-        table = shown.to_html(index=False, float_format="%.4g")
+        table = frame.head(10).to_html(index=False, float_format="%.4g")
         return f"<p><b>{html.escape(repr(self))}</b></p>{table}{more}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
