@@ -153,6 +153,7 @@ def _training_step(
     """A step with LoRA on every target, as PEFT computes it: in float32, beside a layer of whatever precision."""
     model.requires_grad_(False)
     model.train()
+    _keep_layers(model)
     handles = [
         model.get_submodule(name).register_forward_hook(_lora(target, min(rank, target.d_in, target.d_out), freeze_a))
         for name, target in targets.items()
@@ -163,6 +164,16 @@ def _training_step(
         for handle in handles:
             handle.remove()
         model.eval()
+
+
+def _keep_layers(model: nn.Module) -> None:
+    """Have no layer left out at random (LayerDrop): all of them are the most that a step takes.
+
+    Models ask a tensor whether to, and one without data has no answer; some ask even where the chance is zero.
+    """
+    for module in model.modules():
+        if hasattr(module, "layerdrop"):
+            module.training = False  # of its own code alone: its layers drop out as they do
 
 
 def _lora(target: Target, rank: int, freeze_a: bool) -> Callable[..., Tensor]:

@@ -23,7 +23,7 @@ SEAL = "sealed.json"
 """Digests of a checkpoint's files, written last."""
 
 # What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
-_TORCH_SAVE = ("inline_container", "iostream error")
+_TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
 class Sealing(TrainerCallback):

@@ -90,6 +90,13 @@ def test_modules_are_those_of_the_model_and_share_the_inputs_that_it_shares(fami
     assert found.bytes["calibration, covariances whole"] > found.bytes["weights"] + whole
 
 
+def test_where_layers_are_dropped_at_random_a_step_of_all_of_them_is_planned_for():
+    config = tiny_config("opt")
+    whole = plan(config, 2, **SMALL)
+    config.layerdrop = 0.5
+    assert plan(config, 2, **SMALL).bytes == whole.bytes
+
+
 @pytest.mark.parametrize(("rank", "lora", "b"), [(128, 319_815_680, 174_063_616), (32, 79_953_920, 43_515_904)])
 def test_counts_of_llama_2_7b_are_the_published_ones(rank, lora, b):
     found = plan(LlamaConfig(num_hidden_layers=1), rank, **SMALL)
