@@ -250,10 +250,11 @@ def test_progress_is_shown_unless_it_is_not_asked_for(llama, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_input_that_modules_share_is_decomposed_once(llama, monkeypatch):
+@pytest.mark.parametrize(("kind", "method"), [("wc_half", "powers"), ("wc", "to")])
+def test_an_input_that_modules_share_is_decomposed_and_moved_once(llama, monkeypatch, kind, method):
     model, calibration = llama
-    kind, calls = type(next(iter(calibration.covariances.values()))), []
-    powers = kind.powers
-    monkeypatch.setattr(kind, "powers", lambda *args: (calls.append(1), powers(*args))[1])
-    subspaces(model, calibration, max_rank=2, kind="wc_half")
+    covariance, calls = type(next(iter(calibration.covariances.values()))), []
+    once = getattr(covariance, method)
+    monkeypatch.setattr(covariance, method, lambda *args: (calls.append(1), once(*args))[1])
+    subspaces(model, calibration, max_rank=2, kind=kind)
     assert len(calls) == len(calibration.covariances) < len(calibration.names)
