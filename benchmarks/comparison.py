@@ -50,8 +50,15 @@ REVIEWS = {"train": 4000, "validation": 1000, "test": 2130}
 PUZZLES = {"train": 240, "validation": 100, "test": 400, "metric": "loss"}
 LONG, SHORT = {"steps": 250, "batch_size": 16}, {"steps": 60, "batch_size": 4}
 # Rank 16 of a method that trains B alone has the parameters of rank 8 of LoRA.
-COMMON: Ranks = {"lora": (8,), "tlora": (8, 16), "tlora-paper": (8,), "lora-fa": (8,), "pissa": (8,)}
-SIZES: Ranks = COMMON | {"lora": (4, 8, 16), "tlora": (4, 8, 16, 32)}
+COMMON: Ranks = {
+    "lora": (8,),
+    "tlora": (8, 16),
+    "tlora-trained": (8,),
+    "tlora-paper": (8,),
+    "lora-fa": (8,),
+    "pissa": (8,),
+}
+SIZES: Ranks = COMMON | {"lora": (8, 4, 16), "tlora": (8, 16, 4, 32)}
 PEERS: Ranks = {method: (8,) for method in METHODS if method not in PRINCIPAL}
 BENCHES = (
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, COMMON),

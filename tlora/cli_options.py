@@ -91,6 +91,7 @@ class RecipeName(StrEnum):
 
     PAPER = "paper"
     RECOMMENDED = "recommended"
+    TRAINED = "trained"
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -132,8 +133,8 @@ Recipe = Annotated[
     RecipeName,
     option(
         "Plan",
-        "Options by default: paper, the published method; or recommended, what comparisons of methods support. What is "
-        "given beside it counts.",
+        "Options by default: paper, the published method; recommended, what comparisons support; or trained: "
+        "that start with A trained as well, at the parameters of LoRA. What is given beside it counts.",
     ),
 ]
 SaveCalibration = Annotated[

@@ -215,10 +215,11 @@ METHODS = {
 METHODS |= {
     "tlora-paper": Method("tlora-paper", partial(_walk, RECIPES["paper"]), RECIPES["paper"].arguments()),
     "tlora": Method("tlora", partial(_walk, RECIPES["recommended"]), RECIPES["recommended"].arguments()),
+    "tlora-trained": Method("tlora-trained", partial(_walk, RECIPES["trained"]), RECIPES["trained"].arguments()),
 }
 """Methods by name."""
 
-PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora")
+PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
 """Those that are compared where nobody says which."""
 
 REFUSED = dict.fromkeys(

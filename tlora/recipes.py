@@ -108,6 +108,9 @@ RECIPES = {
         Recipe("paper"),
         # The inputs' variance along a row is that along a random LoRA row: one learning rate then suits both.
         Recipe("recommended", attach={"rows": "variance"}),
+        # A is trained from the same start: LoRA's parameters, for those who have the memory.
+        Recipe("trained", attach={"rows": "variance", "freeze_a": False}),
     )
 }
-"""Recipes by name: ``paper``, the functions' own defaults, and ``recommended``, what the comparisons support."""
+"""Recipes by name: ``paper``, the functions' own defaults; ``recommended``, what the comparisons support with ``A``
+frozen; and ``trained``, the same start with ``A`` trained as well."""

@@ -148,15 +148,21 @@ def test_run_by_a_recipe_is_run_with_its_options():
     done(f"{RUN} {QUICK} --recipe paper --output three")
     done(f"{RUN} {QUICK} --output four")
     done(f"{RUN} {QUICK} --recipe recommended --rows orthonormal --output five")
-    adapters = {name: tlora.TrainingRun.load(name).adapter for name in ("one", "two", "three", "four", "five")}
+    done(f"{RUN} {QUICK} --recipe trained --output six")
+    done(f"{RUN} {QUICK} --rows variance --no-freeze-a --output seven")
+    runs = {name: tlora.TrainingRun.load(name) for name in ("one", "two", "three", "four", "five", "six", "seven")}
 
     def same(a: str, b: str) -> bool:
-        return all(tensor.equal(adapters[b][name]) for name, tensor in adapters[a].items())
+        if runs[a].trainable_parameters != runs[b].trainable_parameters:
+            return False
+        return all(tensor.equal(runs[b].adapter[name]) for name, tensor in runs[a].adapter.items())
 
     assert same("one", "two")
     assert same("three", "four")
     assert same("four", "five")
+    assert same("six", "seven")
     assert not same("one", "three")
+    assert not same("one", "six")
     assert "--recipe recommended --rows variance" in rows_of("one") or "--rows variance" in rows_of("one")
     assert "--recipe recommended" in rows_of("one")
 
@@ -164,5 +170,5 @@ def test_run_by_a_recipe_is_run_with_its_options():
 def test_every_argument_of_a_recipe_is_an_option_of_run():
     text = done("run --help").stdout
     for recipe in RECIPES.values():
-        for name in recipe.flat():
-            assert f"--{name.replace('_', '-')}" in text
+        for name, value in recipe.flat().items():
+            assert f"--{'no-' if value is False else ''}{name.replace('_', '-')}" in text

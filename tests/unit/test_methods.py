@@ -291,9 +291,14 @@ def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
     allocation = tlora.allocate(calibration.sensitivity, RANK)
     most = max(allocation.ranks.values())
     subspaces = tlora.task_subspaces(model, calibration, max_rank=most, progress=False)
-    for name, rows in (("tlora-paper", "orthonormal"), ("tlora", "variance")):
-        expected = tlora.attach(tiny_model("llama"), subspaces, allocation, rows=rows)
+    for name, rows, frozen in (
+        ("tlora-paper", "orthonormal", True),
+        ("tlora", "variance", True),
+        ("tlora-trained", "variance", False),
+    ):
+        expected = tlora.attach(tiny_model("llama"), subspaces, allocation, rows=rows, freeze_a=frozen)
         adapted = seeded_adapt(METHODS[name], job())
+        assert trainable(adapted) == trainable(expected)
         assert all(torch.equal(p, q) for p, q in zip(adapted.parameters(), expected.parameters(), strict=True))
 
 
