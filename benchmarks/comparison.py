@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--only", help="model whose tasks are run")
     parser.add_argument("--tasks", nargs="+", help="tasks that are run")
     parser.add_argument("--methods", nargs="+", help="methods that are run")
+    parser.add_argument("--ranks", nargs="+", type=int, help="ranks that are run")
     parser.add_argument("--held-out", action="store_true", help="the held-out tasks in place of those of development")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="run nothing; write the README's table and picture")
@@ -92,8 +93,9 @@ def main() -> None:
 def complete(bench: Bench, arguments: argparse.Namespace) -> None:
     """Do what is not in the store yet."""
     tasks = {name: data for name, data in bench.tasks.items() if arguments.tasks is None or name in arguments.tasks}
-    for method, ranks in bench.ranks.items():
-        if tasks and (arguments.methods is None or method in arguments.methods):
+    for method, planned in bench.ranks.items():
+        ranks = [rank for rank in planned if arguments.ranks is None or rank in arguments.ranks]
+        if tasks and ranks and (arguments.methods is None or method in arguments.methods):
             tlora.compare(
                 method,
                 tasks,
