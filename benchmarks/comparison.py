@@ -24,6 +24,7 @@ import tlora
 import viz
 from tlora.methods import METHODS, PRINCIPAL
 from tlora.paired import PLACE
+from tlora.recipes import RECIPES, Recipe
 from tlora.store import Store
 
 STORE = Path("benchmarks/comparison.jsonl")
@@ -60,12 +61,28 @@ COMMON: Ranks = {
 }
 SIZES: Ranks = COMMON | {"lora": (8, 4, 16), "tlora": (8, 16, 4, 32)}
 PEERS: Ranks = {method: (8,) for method in METHODS if method not in PRINCIPAL}
+# The paper's ablation: the start, the ranks and the scales, each switched off. Without the start, A is random and
+# trained, which is plain LoRA where ranks and scales are off as well.
+STARTS: dict[str, dict[str, Any]] = {
+    "lora": {"task_subspaces": None, "attach": {"freeze_a": False}},
+    "tlora-paper": {"attach": RECIPES["paper"].attach},
+    "tlora": {"attach": RECIPES["recommended"].attach},
+}
+PARTS = {"ranks and scales": (True, True), "ranks": (True, False), "scales": (False, True), "neither": (False, False)}
+COMPLETE = {"lora": "neither", "tlora-paper": "ranks and scales", "tlora": "ranks and scales"}
+ABLATIONS = {
+    f"{start} with {parts}": Recipe(f"{start} with {parts}", allocate={"ranks": ranks, "scales": scales}, **arguments)
+    for start, arguments in STARTS.items()
+    for parts, (ranks, scales) in PARTS.items()
+    if COMPLETE[start] != parts
+}
 BENCHES = (
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, COMMON),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, SIZES),
     Bench("smollm2-135m", {"family_relationships": PUZZLES}, SHORT, SIZES),
     Bench("smollm2-135m", {"letter_counting": PUZZLES, "syllogism": PUZZLES}, SHORT, COMMON, held_out=True),
     Bench("minilm", {"imdb": REVIEWS | {"max_length": 64}}, LONG, COMMON, held_out=True),
+    Bench("smollm2-135m", {"family_relationships": PUZZLES}, SHORT, dict.fromkeys(ABLATIONS, (8,))),
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, PEERS),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, PEERS),
 )
@@ -97,7 +114,7 @@ def complete(bench: Bench, arguments: argparse.Namespace) -> None:
         ranks = [rank for rank in planned if arguments.ranks is None or rank in arguments.ranks]
         if tasks and ranks and (arguments.methods is None or method in arguments.methods):
             tlora.compare(
-                method,
+                ABLATIONS.get(method, method),
                 tasks,
                 bench.model,
                 ranks=ranks,
@@ -116,33 +133,56 @@ def whole(comparison: tlora.Comparison, **options: Any) -> pd.DataFrame:
 
 def table(comparison: tlora.Comparison) -> str:
     """The README's tables, in Markdown."""
-    alike, sized = whole(comparison), whole(comparison, equal="parameters")
-    lines = [
-        "| task | method | rank | trained | rate | test | better than LoRA of the same rank by |",
-        "|---" * 7 + "|",
-    ]
-    lines += [_line(row) for row in _ordered(alike)]
+    summary = whole(comparison)
+    losses = whole(comparison, metric="loss").set_index(list(PLACE))["value"]
+    flat = comparison.flatness().set_index(list(PLACE))
+    found = [_alike(summary[~summary["method"].isin(ABLATIONS)], -losses, flat)]
+    sized = whole(comparison, equal="parameters")
     sized = sized[(sized["baseline_rank"] != sized["rank"]) & sized["difference"].notna()]
     if len(sized):
-        lines += [
-            "",
-            "| task | method | rank | trained | better than LoRA of as many parameters by |",
-            "|---" * 5 + "|",
-        ]
-    for row in _ordered(sized):
+        found.append(_sized(sized))
+    if summary["method"].isin(ABLATIONS).any():
+        found.append(ablation(-losses))
+    return "\n\n".join(found)
+
+
+def _alike(summary: pd.DataFrame, losses: pd.Series, flat: pd.DataFrame) -> str:
+    lines = [
+        "| task | method | rank | trained | rate (within 1 %) | test | better than LoRA of the same rank by |",
+        "|---" * 7 + "|",
+    ]
+    for row in _ordered(summary):
+        place = tuple(getattr(row, name) for name in PLACE)
+        low, high = flat.loc[place, ["lowest", "highest"]]
+        measured = "" if "loss" in row.metric else f"{row.metric} {100 * row.value:.1f} %, "
+        lines.append(
+            f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {row.learning_rate:g} ({low:g} to {high:g}) | "
+            f"{measured}loss {losses[place]:.3f} | {'' if row.method == 'lora' else _difference(row)} |"
+        )
+    return "\n".join(lines)
+
+
+def _sized(summary: pd.DataFrame) -> str:
+    lines = ["| task | method | rank | trained | better than LoRA of as many parameters by |", "|---" * 5 + "|"]
+    for row in _ordered(summary):
         lines.append(f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {_difference(row)} |")
+    return "\n".join(lines)
+
+
+def ablation(losses: pd.Series) -> str:
+    """Test loss by what is by sensitivity (columns) and where A starts from (rows)."""
+    (task,) = {place[0] for place in losses.index if place[2] in ABLATIONS}
+    found = {(method, rank): value for (place, _, method, rank), value in losses.items() if place == task}
+    lines = [f"| test loss on {task} | {' | '.join(PARTS)} |", "|---" * (1 + len(PARTS)) + "|"]
+    for start in STARTS:
+        names = [start if COMPLETE[start] == parts else f"{start} with {parts}" for parts in PARTS]
+        values = [f"{found[name, 8]:.3f}" if (name, 8) in found else "" for name in names]
+        lines.append(f"| {start} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
 def _ordered(rows: pd.DataFrame) -> list[Any]:
     return list(rows.sort_values(["model", "task", "rank", "value"], ascending=[True, True, True, False]).itertuples())
-
-
-def _line(row: Any) -> str:
-    value = f"{-row.value:.3f}" if "loss" in row.metric else f"{100 * row.value:.1f} %"
-    measured = f"{row.metric.removeprefix('negative_')} {value}"
-    start = f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {row.learning_rate:g} | {measured} | "
-    return f"{start}{'' if row.method == 'lora' else _difference(row)} |"
 
 
 def _count(row: Any) -> str:
@@ -164,7 +204,9 @@ def digest(comparison: tlora.Comparison) -> str:
 
 def finished(comparison: tlora.Comparison) -> tlora.Comparison:
     """What has been run with every seed, for the picture: what is not finished has not failed."""
-    places = {tuple(place) for place in whole(comparison)[list(PLACE)].itertuples(index=False)}
+    summary = whole(comparison)
+    shown = summary[~summary["method"].isin(ABLATIONS)]
+    places = {tuple(place) for place in shown[list(PLACE)].itertuples(index=False)}
     records = Store(STORE).read()
     return tlora.Comparison.of([r for r in records if tuple(r["key"][name] for name in PLACE) in places])
 

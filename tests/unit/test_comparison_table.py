@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 
 import tlora
 from benchmarks import comparison as bench
+from tlora.methods import chosen
+from tlora.paired import PLACE
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +36,33 @@ def test_the_numbers_are_the_means_of_the_runs(stored):
         task, method, rank, trained, rate, measured, _ = (cell.strip() for cell in line.strip("|").split("|"))
         here = runs[(runs.task == task) & (runs.method == method) & (runs["rank"] == int(rank)) & runs.best_rate]
         assert len(here) == len(bench.SEEDS)
-        assert (here.learning_rate == float(rate)).all()
+        assert (here.learning_rate == float(rate.split()[0])).all()
         assert here.trainable_parameters.mean() == pytest.approx(
             int(trained.replace(",", "")), abs=1
         )  # ranks differ by seed
-        metric, value = re.match(r"(\w+) ([\d.]+)", measured).groups()
-        mean = here.loss.mean() if metric == "loss" else 100 * here.value.mean()
-        assert float(value) == pytest.approx(mean, abs=0.06 if metric != "loss" else 0.002)
+        shown = dict(re.findall(r"(\w+) ([\d.]+)", measured))
+        assert float(shown.pop("loss")) == pytest.approx(here.loss.mean(), abs=0.002)
+        assert [float(value) for value in shown.values()] == pytest.approx(
+            [100 * here.value.mean()] * (here.metric.iloc[0] != "loss"), abs=0.06
+        )
 
 
 def test_only_what_ran_with_every_seed_is_shown(stored):
     seeds = stored.to_frame().query("best_rate").groupby(["task", "model", "method", "rank"]).size()
     shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
     assert set(shown) == set(seeds[seeds == len(bench.SEEDS)].index)
+
+
+def test_the_ablation_has_each_part_in_its_place():
+    names = [*bench.ABLATIONS, *bench.STARTS]
+    places = pd.MultiIndex.from_tuples([("puzzles", "model", name, 8) for name in names], names=PLACE)
+    rows = bench.ablation(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
+    heads, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
+    assert len(names) == 12
+    for start, *values in cells:
+        for parts, value in zip(heads[1:], values, strict=True):
+            arguments = chosen(bench.ABLATIONS.get(names[int(float(value))], names[int(float(value))])).arguments
+            off = [part for part, on in arguments.get("allocate", {}).items() if not on]
+            expected = [part for part in ("ranks", "scales") if part not in parts]
+            assert off == (expected if names[int(float(value))] != "lora" else [])
+            assert (arguments.get("task_subspaces", {}) is None) == (start == "lora" and parts != "neither")
