@@ -13,6 +13,7 @@ import torch
 
 import tlora
 from tests.helpers import FAMILIES, singles, tiny_batch, tiny_model
+from tests.launched import in_two_processes
 from tests.results import same
 from tlora.calibration import Calibration
 
@@ -263,12 +264,7 @@ def launched(folder: Path, what: str) -> list[str]:
     """What two processes ended with, "" for well."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [*launcher, script, folder, what], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    in_two_processes(script, folder, what)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -1,0 +1,58 @@
+"""Training by two processes, each with half of every batch: the run of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tlora
+from tests.adapted import quick_collections  # noqa: F401
+from tests.helpers import tiny_batch, tiny_model
+from tests.launched import in_two_processes
+from tests.results import same
+from tests.unit.test_training import held_out
+
+SCRIPT = """
+import sys, torch
+from accelerate import PartialState
+from tests.unit.test_training_processes import walk
+torch.set_num_threads(1)
+state = PartialState(cpu=True)
+walk(sys.argv[1], batch_size=2, use_cpu=True).save(f"{sys.argv[1]}/{state.process_index}")
+state.destroy_process_group()
+"""
+
+
+def walk(folder: Path | str, **arguments: Any) -> tlora.TrainingRun:
+    """From the calibration to the adapter; rows of four to eight tokens, so that the halves of a batch differ."""
+    model = tiny_model("llama")
+    calibration = tlora.calibrate(model, [tiny_batch(model, seed=seed) for seed in range(4)], progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=16, progress=False)
+    adapted = tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, rank=4))
+    options = {"learning_rate": 1e-2, "epochs": 2, "output_dir": f"{folder}/steps", "progress": False}
+    return tlora.train(adapted, held_out(), **options, **arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    alone = walk(tmp_path / "alone", batch_size=4)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    in_two_processes(tmp_path / "script.py", tmp_path)
+    one, other = (tlora.TrainingRun.load(tmp_path / rank) for rank in "01")
+    assert same(one.adapter, other.adapter), "both hold the same adapter"
+    assert one.history["loss"].notna().sum() == 8
+    for run in (one, other):
+        assert run.ranks == alone.ranks
+        for column in ("loss", "learning_rate", "grad_norm", "eval_loss"):
+            torch.testing.assert_close(*numbers(run, alone, column), rtol=1e-5, atol=0, equal_nan=True)
+    for name, tensor in alone.adapter.items():
+        torch.testing.assert_close(one.adapter[name], tensor, rtol=1e-4, atol=1e-6)
+    assert [folder.name for folder in sorted((tmp_path / "steps").iterdir())] == ["checkpoint-6", "checkpoint-8"]
+    assert max(tensor.abs().max() for name, tensor in one.adapter.items() if "lora_B" in name) > 1e-3
+
+
+def numbers(run: tlora.TrainingRun, other: tlora.TrainingRun, column: str) -> list[torch.Tensor]:
+    return [torch.tensor(each.history[column].to_numpy(), dtype=torch.float64) for each in (run, other)]
