@@ -1,19 +1,22 @@
-"""What calibration costs, as ratios of processor time: the compared variants take turns in one process, on one thread.
+"""What calibration costs, as ratios: the compared variants take turns, on one thread or on one card.
 
-    python benchmarks/calibration.py smollm2     # calibration beside plain passes and the authors' procedure
-    python benchmarks/calibration.py block       # the same on one block of LLaMA-2-7B's shape with random weights
-    python benchmarks/calibration.py sketches    # three streaming sketches: energy that their subspaces capture, time
-    python benchmarks/calibration.py subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
+    python -m benchmarks.calibration smollm2     # calibration beside plain passes and the authors' procedure
+    python -m benchmarks.calibration block       # the same on blocks of LLaMA-2-7B's shape with random weights
+    python -m benchmarks.calibration sketches    # three streaming sketches: energy that their subspaces capture, time
+    python -m benchmarks.calibration subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
+    python -m benchmarks.calibration processes   # two processes beside one, and whether they find the same
+    python -m benchmarks.calibration peers       # PEFT's data-driven starts beside ours: seconds and peak memory
+    python -m benchmarks.calibration slopes      # cost against samples, tokens, width and rank, beside `tlora plan`
 
-Medians are given with the smallest and the largest of the repeats. Processor time is less disturbed by what else runs
-on the machine than the clock is. Two to five minutes each on an idle core; ``block`` takes 6 GB.
+Medians are given with the smallest and the largest of the repeats. Time is processor time, which is less disturbed by
+what else runs on the machine than the clock is; on a card it is the clock, after all kernels. Two to ten minutes each
+on an idle core; ``block`` takes 6 GB. ``benchmarks/gpu.sh`` fills the tables on a card.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +25,8 @@ import transformers
 from torch import Tensor
 
 import tlora
+from benchmarks import calibration_peers, calibration_processes, calibration_slopes
+from benchmarks.stopwatch import now
 from tlora.covariance import CovarianceSum, DenseCovariance
 from tlora.linalg import leading_right_singular_vectors, mirror_
 from tlora.sketching import sketching_matrix
@@ -32,21 +37,40 @@ Batch = dict[str, Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("smollm2", "block", "sketches", "subspaces"))
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=128, help="of each sample of the block")
-    parser.add_argument("--width", type=int, default=4096, help="of the block and of the subspaces")
-    parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = _arguments()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    globals()[arguments.part](arguments)
+    parts = {
+        "smollm2": smollm2,
+        "block": block,
+        "sketches": sketches,
+        "subspaces": subspaces,
+        "processes": calibration_processes.processes,
+        "peers": calibration_peers.peers,
+        "slopes": calibration_slopes.slopes,
+    }
+    parts[arguments.part](arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ("smollm2", "block", "sketches", "subspaces", "processes", "peers", "slopes")
+    parser.add_argument("part", choices=names)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; processes and sketches are of the CPU")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128, help="of each sample of the block")
+    parser.add_argument("--width", type=int, default=4096, help="of the block, the subspaces and the widest slope")
+    parser.add_argument("--layers", type=int, default=1, help="blocks")
+    parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for each of the peers")
+    parser.add_argument("--output", default="slopes.png", help="picture of the slopes")
+    parser.add_argument("--measure", help="used by the parts that start processes of their own")
+    return parser.parse_args()
 
 
 def smollm2(arguments: argparse.Namespace) -> None:
-    model, batches = _smollm2(arguments.samples)
+    model, batches = _smollm2(arguments.samples, arguments.device)
     lengths = [int(n) for batch in batches for n in batch["attention_mask"].sum(1)]
     print(f"SmolLM2-135M, {len(lengths)} samples of {min(lengths)} to {max(lengths)} tokens")
     _against_the_floor(model, batches, arguments.repeats)
@@ -57,14 +81,16 @@ def block(arguments: argparse.Namespace) -> None:
         hidden_size=arguments.width,
         intermediate_size=arguments.width * 43 // 16,
         num_attention_heads=arguments.width // 128,
-        num_hidden_layers=1,
+        num_hidden_layers=arguments.layers,
         vocab_size=512,
         pad_token_id=0,
     )
-    ids = torch.randint(3, 512, (arguments.samples, arguments.tokens))
+    ids = torch.randint(3, 512, (arguments.samples, arguments.tokens), device=arguments.device)
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
-    model = transformers.LlamaForCausalLM(config).eval()
-    print(f"one block, {arguments.width} wide, {arguments.samples} samples of {arguments.tokens} tokens, float32")
+    with torch.device(arguments.device):
+        model = transformers.LlamaForCausalLM(config).eval()
+    shape = f"{arguments.width} wide, {arguments.layers} deep"
+    print(f"blocks of a Llama, {shape}, {arguments.samples} samples of {arguments.tokens} tokens, float32")
     _against_the_floor(model, batches, arguments.repeats)
     print("the same in bfloat16")
     half = model.to(torch.bfloat16)
@@ -74,12 +100,12 @@ def block(arguments: argparse.Namespace) -> None:
         "calibration, bfloat16 products": lambda: _calibrate(half, batches, products="model"),
         "sketched, bfloat16 products": lambda: _calibrate(half, batches, products="model", covariance="sketch"),
     }
-    _take_turns(variants, arguments.repeats)
+    _take_turns(variants, arguments.repeats, arguments.device)
 
 
 def sketches(arguments: argparse.Namespace) -> None:
     """A Nyström sketch, frequent directions and incremental SVD of the same stream, with as many rows each."""
-    model, batches = _smollm2(arguments.samples * 2)
+    model, batches = _smollm2(arguments.samples * 2, "cpu")
     last = model.config.num_hidden_layers - 1
     names = [n for n, t in target_modules(model).items() if t.layer in (0, last // 2, last) and "k_proj" not in n]
     streams = _inputs(model, batches, names)
@@ -90,9 +116,9 @@ def sketches(arguments: argparse.Namespace) -> None:
         captured, seconds = [], 0.0
         for name in names:
             exact = _dense(streams[name])
-            start = time.process_time()
+            start = now("cpu")
             c = make(streams[name], size)
-            seconds += time.process_time() - start
+            seconds += now("cpu") - start
             w = weight(model.get_submodule(name))
             best = torch.linalg.svdvals((w @ exact).double()).square()[: arguments.rank].sum()
             rows = torch.linalg.svd(w @ c, full_matrices=False).Vh[: arguments.rank]
@@ -106,15 +132,15 @@ def sketches(arguments: argparse.Namespace) -> None:
 def subspaces(arguments: argparse.Namespace) -> None:
     """Singular values of C fall as k^-1, as those of measured covariances do; W is Gaussian."""
     d, rank = arguments.width, arguments.rank
-    w = torch.randn(d, d) / d**0.5
+    w = (torch.randn(d, d) / d**0.5).to(arguments.device)
     half = torch.randn(d, d) * torch.arange(1.0, d + 1) ** -0.5 / d**0.5
-    c = half @ half.T
+    c = (half @ half.T).to(arguments.device)
     for label, matrix in (("C falls as 1/k", c), ("C = I, flat", None)):
         m = w if matrix is None else w @ matrix
-        start = time.process_time()
+        start = now(arguments.device)
         best = torch.linalg.svd(m).S.double().square()[:rank].cumsum(0)
-        full = time.process_time() - start
-        start = time.process_time()
+        full = now(arguments.device) - start
+        start = now(arguments.device)
         found = leading_right_singular_vectors(
             lambda x, c=matrix: w @ (x if c is None else c @ x),
             lambda y, c=matrix: w.T @ y if c is None else c @ (w.T @ y),
@@ -122,7 +148,7 @@ def subspaces(arguments: argparse.Namespace) -> None:
             rank,
             torch.Generator().manual_seed(0),
         )
-        ours = time.process_time() - start
+        ours = now(arguments.device) - start
         captured = (m @ found.rows.T).double().square().sum(0).cumsum(0) / best
         print(
             f"{label}, {d} x {d}, rank {rank}: full SVD / ours = {full / ours:.1f} x ({full:.1f} s / {ours:.1f} s), "
@@ -131,9 +157,10 @@ def subspaces(arguments: argparse.Namespace) -> None:
         )
 
 
-def _smollm2(samples: int) -> tuple[Any, list[Batch]]:
-    model, tokenizer = tlora.load_model("smollm2-135m", dtype="float32")
-    return model, tlora.load_task("family_relationships", tokenizer).calibration(samples)
+def _smollm2(samples: int, device: str) -> tuple[Any, list[Batch]]:
+    model, tokenizer = tlora.load_model("smollm2-135m", dtype="float32", device=device)
+    batches = tlora.load_task("family_relationships", tokenizer).calibration(samples)
+    return model, [{name: value.to(device) for name, value in batch.items()} for batch in batches]
 
 
 def _against_the_floor(model: Any, batches: list[Batch], repeats: int) -> None:
@@ -143,17 +170,17 @@ def _against_the_floor(model: Any, batches: list[Batch], repeats: int) -> None:
         "calibration, sketched": lambda: _calibrate(model, batches, covariance="sketch"),
         "the authors' procedure": lambda: _authors(model, batches),
     }
-    _take_turns(variants, repeats)
+    _take_turns(variants, repeats, model.device.type)
 
 
-def _take_turns(variants: Mapping[str, Callable[[], object]], repeats: int) -> None:
+def _take_turns(variants: Mapping[str, Callable[[], object]], repeats: int, device: str) -> None:
     seconds: dict[str, list[float]] = {label: [] for label in variants}
     for turn in range(repeats + 1):
         for label, function in variants.items():
-            start = time.process_time()
+            start = now(device)
             function()
             if turn:  # the first warms up
-                seconds[label].append(time.process_time() - start)
+                seconds[label].append(now(device) - start)
     floor = next(iter(seconds.values()))
     for label, times in seconds.items():
         ratios = [one / other for one, other in zip(times, floor, strict=True)]

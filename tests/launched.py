@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def in_two_processes(script: Path, *arguments: object) -> None:
     """Run a script twice at once on the CPU, one thread each, and see that both end well."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*launcher, str(script), *map(str, arguments)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from tlora.processes import on_cpu
+
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 _OUR_NAMES = {
     "num_train_epochs": "epochs",
@@ -80,6 +82,7 @@ def training_arguments(
     chosen = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
+        "use_cpu": on_cpu(),
         "per_device_eval_batch_size": ours["per_device_train_batch_size"],
         # Anywhere else torch warns that it can pin nothing.
         "dataloader_pin_memory": torch.cuda.is_available(),

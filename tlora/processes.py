@@ -7,9 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor, distributed
+
+
+def on_cpu() -> bool:
+    """Whether to compute on the CPU, where accelerate connects processes only if it is told so."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,23 @@ class Processes:
 
     @classmethod
     def of_this_run(cls) -> Processes:
-        """As accelerate finds them; it connects them where nobody has."""
+        """As accelerate finds them; it connects them where nobody has.
+
+        Raises
+        ------
+        RuntimeError
+            If accelerate was set up otherwise before, and would leave each process to do all of the work.
+        """
         connected = distributed.is_available() and distributed.is_initialized()
         if not connected and int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()  # accelerate's state, once made, decides for whoever trains later
-        state = PartialState()
+        state = PartialState(cpu=on_cpu())
+        started = int(os.environ.get("WORLD_SIZE", state.num_processes))
+        if state.num_processes != started:
+            raise RuntimeError(
+                f"{started} processes were started, and accelerate knows of {state.num_processes}: something before set "
+                "it up without connecting them; on a CPU, make accelerate.PartialState(cpu=True) first"
+            )
         return cls(state.process_index, state.num_processes)
 
     def add_up_(self, tensors: Iterable[Tensor]) -> None:

@@ -16,13 +16,11 @@ from tests.results import same
 from tests.unit.test_training import held_out
 
 SCRIPT = """
-import sys, torch
-from accelerate import PartialState
+import os, sys, torch
 from tests.unit.test_training_processes import walk
 torch.set_num_threads(1)
-state = PartialState(cpu=True)
-walk(sys.argv[1], batch_size=2, use_cpu=True).save(f"{sys.argv[1]}/{state.process_index}")
-state.destroy_process_group()
+walk(sys.argv[1], batch_size=2).save(f"{sys.argv[1]}/{os.environ['RANK']}")
+torch.distributed.destroy_process_group()
 """
 
 

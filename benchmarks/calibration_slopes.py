@@ -1,0 +1,135 @@
+"""Cost against samples, tokens, width and rank, as slopes on logarithmic axes, beside what `tlora plan` counts on."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import transformers
+
+import tlora
+from benchmarks.stopwatch import now
+from tlora.planning import matmul_speed
+
+CALIBRATION, SUBSPACES = "calibration, covariances whole", "subspaces"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is calibrated: one block of a Llama with random weights, samples one by one."""
+
+    width: int
+    samples: int = 4
+    tokens: int = 128
+    rank: int = 8
+
+    @property
+    def config(self) -> transformers.LlamaConfig:
+        """Of the proportions of LLaMA-2-7B."""
+        return transformers.LlamaConfig(
+            hidden_size=self.width,
+            intermediate_size=self.width * 43 // 16,
+            num_attention_heads=max(self.width // 128, 1),
+            num_hidden_layers=1,
+            vocab_size=512,
+            pad_token_id=0,
+        )
+
+
+@dataclass
+class Curve:
+    """The seconds of one stage along one axis."""
+
+    axis: str
+    stage: str
+    at: list[int] = field(default_factory=list)
+    measured: list[float] = field(default_factory=list)
+    planned: list[float] = field(default_factory=list)
+
+    def slope(self, seconds: list[float]) -> float:
+        """Of a straight line through the logarithms."""
+        return float(np.polyfit(np.log(self.at), np.log(seconds), 1)[0])
+
+    def __str__(self) -> str:
+        ratio = statistics.median(m / p for m, p in zip(self.measured, self.planned, strict=True))
+        return (
+            f"{self.stage.partition(',')[0]} against {self.axis}: slope {self.slope(self.measured):.2f}, planned "
+            f"{self.slope(self.planned):.2f}; {ratio:.2f} x the planned seconds in the median"
+        )
+
+
+def slopes(arguments: argparse.Namespace) -> None:
+    """Each axis over a factor of eight or more, the others at a quarter of the width, 4 samples, 128 tokens, rank 8."""
+    base, speed = Point(arguments.width // 4), matmul_speed(arguments.device)
+    axes: dict[str, list[int]] = {
+        "samples": [2, 4, 8, 16],
+        "tokens": [32, 64, 128, 256, 512],
+        "width": [arguments.width // 8, arguments.width // 4, arguments.width // 2, arguments.width],
+        "rank": [2, 4, 8, 16, 32],
+    }
+    curves = []
+    for axis, values in axes.items():
+        stages = [SUBSPACES] if axis == "rank" else [CALIBRATION, SUBSPACES] if axis == "width" else [CALIBRATION]
+        found = {stage: Curve(axis, stage) for stage in stages}
+        for value in values:
+            point = replace(base, **{axis: value})
+            seconds, planned = _measured(point, arguments.device, arguments.repeats), _planned(point, speed)
+            for stage, curve in found.items():
+                curve.at.append(value)
+                curve.measured.append(seconds[stage])
+                curve.planned.append(planned[stage])
+        curves += found.values()
+        print(*found.values(), sep="\n", flush=True)
+    _draw(curves, arguments.output)
+
+
+def _measured(point: Point, device: str, repeats: int) -> dict[str, float]:
+    """Medians over the repeats; one goes before, to warm up."""
+    with torch.device(device):
+        model = transformers.LlamaForCausalLM(point.config).eval()
+        ids = torch.randint(3, 512, (point.samples, 1, point.tokens))
+    batches = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
+    rounds: dict[str, list[float]] = {CALIBRATION: [], SUBSPACES: []}
+    for turn in range(repeats + 1):
+        start = now(device)
+        calibration = tlora.calibrate(model, batches, progress=False)
+        between = now(device)
+        tlora.task_subspaces(model, calibration, max_rank=4 * point.rank, progress=False)  # as plans count on
+        if turn:
+            rounds[CALIBRATION].append(between - start)
+            rounds[SUBSPACES].append(now(device) - between)
+    return {stage: statistics.median(seconds) for stage, seconds in rounds.items()}
+
+
+def _planned(point: Point, speed: float) -> dict[str, float]:
+    plan = tlora.plan(
+        point.config, point.rank, samples=point.samples, length=point.tokens, batch_size=1, speed=speed
+    ).to_frame()
+    return dict(zip(plan.stage, plan.seconds, strict=True))
+
+
+def _draw(curves: list[Curve], output: str) -> None:
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
+    panels: dict[str, Any] = dict(zip(dict.fromkeys(curve.axis for curve in curves), axes, strict=True))
+    colours = {CALIBRATION: "C0", SUBSPACES: "C1"}
+    for curve in curves:
+        panel, label = panels[curve.axis], curve.stage.partition(",")[0]
+        steep, planned = curve.slope(curve.measured), curve.slope(curve.planned)
+        panel.loglog(curve.at, curve.measured, "o-", color=colours[curve.stage], label=f"{label}, slope {steep:.2f}")
+        panel.loglog(curve.at, curve.planned, "--", color=colours[curve.stage], label=f"planned, {planned:.2f}")
+        panel.set_xlabel(curve.axis)
+        panel.set_xticks(curve.at, [str(value) for value in curve.at])
+        panel.minorticks_off()
+    for panel in panels.values():
+        panel.legend(fontsize=8)
+    axes[0].set_ylabel("seconds of one block")
+    figure.savefig(output, dpi=110)
+    print(f"drawn: {output}")
