@@ -49,8 +49,8 @@ class Processes:
         started = int(os.environ.get("WORLD_SIZE", state.num_processes))
         if state.num_processes != started:
             raise RuntimeError(
-                f"{started} processes were started, and accelerate knows of {state.num_processes}: something before set "
-                "it up without connecting them; on a CPU, make accelerate.PartialState(cpu=True) first"
+                f"{started} processes were started, and accelerate knows of {state.num_processes}: something set it up "
+                "without connecting them; on a CPU, make accelerate.PartialState(cpu=True) first"
             )
         return cls(state.process_index, state.num_processes)
 

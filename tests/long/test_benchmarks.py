@@ -1,0 +1,29 @@
+"""The benchmark for a card runs from end to end, at sizes that say nothing, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_script_for_a_card_runs_on_the_cpu(tmp_path: Path) -> None:
+    environment = os.environ | {"SMALL": "1", "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
+    script = ROOT / "benchmarks" / "gpu.sh"
+    ran = subprocess.run([script], cwd=tmp_path, capture_output=True, text=True, timeout=1800, env=environment)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for said in (
+        "the authors' procedure: ",
+        "calibration, bfloat16 products: ",
+        "full SVD / ours = ",
+        "tlora-paper: ",
+        "subspaces against rank: slope ",
+    ):
+        assert said in ran.stdout, said
+    assert (tmp_path / "slopes-gpu.png").is_file()
