@@ -19,7 +19,7 @@ if [ -n "${SMALL:-}" ]; then
     measure smollm2 --samples 1 --repeats 1
     measure block --width 256 --layers 2 --samples 1 --tokens 32 --repeats 1
     measure subspaces --width 256 --rank 16
-    measure peers --samples 2 --rank 4 --limit 60
+    measure peers --samples 2 --rank 4 --limit 180
     measure slopes --width 512 --repeats 1 --output "${TMPDIR:-/tmp}/slopes-gpu.png"
     exit
 fi
