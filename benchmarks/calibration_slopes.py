@@ -14,7 +14,6 @@ import transformers
 
 import tlora
 from benchmarks.stopwatch import now
-from tlora.planning import matmul_speed
 
 CALIBRATION, SUBSPACES = "calibration, covariances whole", "subspaces"
 
@@ -65,7 +64,8 @@ class Curve:
 
 def slopes(arguments: argparse.Namespace) -> None:
     """Each axis over a factor of eight or more, the others at a quarter of the width, 4 samples, 128 tokens, rank 8."""
-    base, speed = Point(arguments.width // 4), matmul_speed(arguments.device)
+    base, speed = Point(arguments.width // 4), _speed(arguments.device)
+    print(f"blocks of a Llama in float32 on {arguments.device}, products at {speed / 1e9:.0f} gigaflops:")
     axes: dict[str, list[int]] = {
         "samples": [2, 4, 8, 16],
         "tokens": [32, 64, 128, 256, 512],
@@ -86,6 +86,17 @@ def slopes(arguments: argparse.Namespace) -> None:
         curves += found.values()
         print(*found.values(), sep="\n", flush=True)
     _draw(curves, arguments.output)
+
+
+def _speed(device: str, size: int = 2048) -> float:
+    """Floating-point operations a second of a product, as `tlora.planning.matmul_speed`, by the time of this file."""
+    a = torch.ones(size, size, device=device)
+    seconds = []
+    for _ in range(5):
+        start = now(device)
+        _ = a @ a
+        seconds.append(now(device) - start)
+    return 2 * size**3 / min(seconds)
 
 
 def _measured(point: Point, device: str, repeats: int) -> dict[str, float]:
