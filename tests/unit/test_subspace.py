@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -258,3 +260,15 @@ def test_an_input_that_modules_share_is_decomposed_and_moved_once(llama, monkeyp
     monkeypatch.setattr(covariance, method, lambda *args: (calls.append(1), once(*args))[1])
     subspaces(model, calibration, max_rank=2, kind=kind)
     assert len(calls) == len(calibration.covariances) < len(calibration.names)
+
+
+def test_of_inputs_only_the_last_is_held(llama):
+    """Where the products run, a covariance is the largest thing that there is."""
+    calibration, cpu = llama[1], torch.device("cpu")
+    first, second = list(calibration.covariances)[:2]
+    inputs = tlora.subspace._Inputs(calibration)
+    held = [weakref.ref(inputs.on(first, cpu)), weakref.ref(inputs.powers(first, cpu)[0])]
+    assert all(ref() is not None for ref in held)
+    inputs.powers(second, cpu)
+    gc.collect()
+    assert all(ref() is None for ref in held)
