@@ -75,6 +75,8 @@ def test_rank_one_and_zero_matrices():
     expected = np.arange(1.0, 9.0) / np.linalg.norm(np.arange(1.0, 9.0))
     np.testing.assert_allclose(found.rows[0].numpy(), expected, atol=1e-6)
     assert found.singular_values[1] < 1e-4 * found.singular_values[0]
+    for seed in range(5):  # eigenvalues that rounding takes below zero have no root
+        assert torch.isfinite(leading(matrix_with([1.0, 0.5], 40, 30, seed), 30, seed).singular_values).all()
     zero = leading(torch.zeros(5, 8), 3)
     assert torch.isfinite(zero.rows).all()
     assert not zero.singular_values.any()

@@ -94,6 +94,10 @@ def test_signs_are_fixed_once(seed: int, k: int, d: int) -> None:
     assert torch.equal(linalg.fix_signs(-rows), fixed)
 
 
+def test_a_row_of_zeros_stays_as_it_is() -> None:
+    assert not torch.signbit(linalg.fix_signs(torch.zeros(1, 3))).any()
+
+
 @few
 @given(seed=SEEDS, d=st.integers(1, 24), data=st.data())
 def test_completions_are_orthonormal_and_keep_what_they_complete(seed: int, d: int, data: st.DataObject) -> None:
@@ -291,6 +295,15 @@ def test_nystrom_stays_below_the_matrix_whatever_its_rank(seed: int, d: int, dat
     assert (np.diff(values.numpy()) <= 0).all()
     eigenvalues = np.linalg.eigvalsh(matrix)[::-1][:s]
     assert (values.numpy() <= eigenvalues + 1e-3 * np.linalg.norm(matrix)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_the_sketch_adds_no_energy(seed: int) -> None:
+    """A sketch nearly as wide as the matrix, of few directions: what is left of it is the rounding of float32."""
+    factor, omega = normal(seed, 400, 5), normal(seed + 1, 400, 380)
+    values, _ = linalg.nystrom(factor @ (factor.T @ omega), omega)
+    trace = float((exact(factor) ** 2).sum())
+    assert 0.9999 * trace < float(values.sum()) < trace
 
 
 def test_nystrom_of_nothing_is_nothing() -> None:
