@@ -238,6 +238,11 @@ def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float
     (d, s) float64 tensor
         Orthonormal columns, zero where the eigenvalue is.
 
+    Raises
+    ------
+    ValueError
+        If ``S`` is not finite or has large negative eigenvalues.
+
     References
     ----------
     Tropp, Yurtsever, Udell & Cevher (2017), Fixed-rank approximation of a positive-semidefinite matrix from
@@ -248,15 +253,28 @@ def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float
     shift = len(z) ** 0.5 * torch.finfo(torch.float32).eps * z.norm()
     if shift == 0:
         return z.new_zeros(z.shape[1]), torch.zeros_like(z)
-    shifted = z + shift * omega
-    core = omega.T @ shifted
-    factor = torch.linalg.cholesky((core + core.T) / 2)
+    shifted, factor, shift = _factor_of_core(z, omega, shift)
     half = torch.linalg.solve_triangular(factor, shifted.T, upper=False)
     squares, mixing = torch.linalg.eigh(half @ half.T)
     squares, mixing = squares.flip(0), mixing.flip(1)
     values = (squares - shift).clamp(min=0)
     scale = torch.where(values > 0, squares, torch.inf).rsqrt()
     return values, half.T @ (mixing * scale)
+
+
+def _factor_of_core(z: Tensor, omega: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``z + shift * omega``, the Cholesky factor of the core made of it, and the shift, as large as that takes.
+
+    Where columns of ``omega`` nearly depend on each other, rounding weighs more in the core than in ``z``.
+    """
+    for _ in range(5):
+        shifted = z + shift * omega
+        core = omega.T @ shifted
+        factor, failed = torch.linalg.cholesky_ex((core + core.T) / 2)
+        if not failed:
+            return shifted, factor, shift
+        shift = 10 * shift
+    raise ValueError("the sketch is not finite, or of a matrix that is not positive semi-definite: calibrate again")
 
 
 def symmetric_powers(c: Float[Tensor, "d d"], shrinkage: float) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:

@@ -306,6 +306,27 @@ def test_rounding_of_the_sketch_adds_no_energy(seed: int) -> None:
     assert 0.9999 * trace < float(values.sum()) < trace
 
 
+@pytest.mark.parametrize("gap", [1e-2, 1e-3])
+def test_nystrom_takes_columns_that_nearly_depend_on_each_other(gap: float) -> None:
+    """As those of a square Gaussian matrix may: the core of one direction is rounding in all the others."""
+    factor, omega = normal(0, 10, 1), normal(1, 10, 10)
+    omega[:, 9] = omega[:, :9].sum(1) + gap * omega[:, 9]
+    matrix = exact(factor) @ exact(factor).T
+    for seed in range(20):
+        noise = 1 + 2**-24 * exact(normal(seed + 2, 10, 10))
+        z = torch.tensor(matrix @ exact(omega) * noise, dtype=torch.float32)
+        values, vectors = linalg.nystrom(z, omega)
+        found = (vectors.numpy() * values.numpy()) @ vectors.numpy().T
+        np.testing.assert_allclose(found, matrix, atol=1e-2 * np.trace(matrix))
+
+
+@pytest.mark.parametrize("matrix", [torch.full((5, 5), torch.nan), -torch.eye(5)])
+def test_a_sketch_of_what_has_no_square_root_is_refused(matrix: torch.Tensor) -> None:
+    omega = normal(0, 5, 3)
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        linalg.nystrom(matrix @ omega, omega)
+
+
 def test_nystrom_of_nothing_is_nothing() -> None:
     values, vectors = linalg.nystrom(torch.zeros(5, 2), normal(0, 5, 2))
     assert not values.any()
