@@ -289,10 +289,12 @@ def test_bad_batches_are_refused_in_words(batches, message):
     assert state(model) == before
 
 
-def test_nan_in_a_weight_names_the_layer():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_in_a_weight_names_the_layer(value, dtype):
+    model = tiny_model("llama").to(dtype)
     with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = value
     with pytest.raises(ValueError, match=r"weight of model.layers.1.mlp.up_proj is not finite"):
         tlora.calibrate(model, [tiny_batch(model)], progress=False)
 
