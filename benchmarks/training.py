@@ -3,8 +3,8 @@
     python -m benchmarks.training --rank 128
 
 Time: both are adapted copies of one model, and take turns step by step; each pair of steps gives a ratio. Memory: each
-in a process of its own, the most that was resident while training; beside it what an account of the gradients, the
-optimiser's states and the saved activations of A says. About four minutes on two cores.
+in a process of its own, the most that was resident while training; beside it what an account of the optimiser's states
+and the saved activations of A says. About four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tlora.adapter import adapter_layers
 from tlora.peak import PeakMemory
 
 BYTES = 4
-STATES = 3
-"""A gradient and AdamW's two averages, of each trained number."""
+STATES = 2
+"""AdamW's two averages of each trained number: gradients take the place of activations, which are gone at that time."""
 
 
 def main() -> None:
