@@ -197,6 +197,12 @@ def test_by_default_sixteen_directions_more_are_carried_and_thirty_iterations_ru
     assert leading(flat, 4, max_iterations=1).iterations == 1
 
 
+def test_by_default_a_fifty_thousandth_of_the_energy_may_be_missing() -> None:
+    m = torch.diag(0.95 ** torch.arange(80.0))
+    found = [leading(m, 10, oversampling=4, **asked).iterations for asked in ({}, {"tolerance": 2e-5})]
+    assert found[0] == found[1] < leading(m, 10, oversampling=4, tolerance=0.0).iterations
+
+
 def test_a_warm_start_is_used() -> None:
     m = torch.diag(0.9 ** torch.arange(60.0))
     warm = leading(m, 3, warm=lambda x: torch.linalg.matrix_power(m, 40) @ x, max_iterations=1)
@@ -303,7 +309,7 @@ def test_rounding_of_the_sketch_adds_no_energy(seed: int) -> None:
     factor, omega = normal(seed, 400, 5), normal(seed + 1, 400, 380)
     values, _ = linalg.nystrom(factor @ (factor.T @ omega), omega)
     trace = float((exact(factor) ** 2).sum())
-    assert 0.9999 * trace < float(values.sum()) < trace
+    assert 0.99998 * trace < float(values.sum()) < trace
 
 
 @pytest.mark.parametrize("gap", [1e-2, 1e-3])
