@@ -33,10 +33,13 @@ def difference(model, served) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_computes_what_was_trained(family, tmp_path):
-    base, adapted = model_of(family), adapted_of(family)
+    """As exactly as the merged model there: activations in float16 make more of some models than of others."""
+    base, adapted, merged = model_of(family), adapted_of(family), tlora.merge(adapted_of(family))
     write_model(tmp_path / "base.gguf", base, family, tensors_of(base, family))
+    write_model(tmp_path / "merged.gguf", merged, family, tensors_of(merged, family))
     file = tlora.export(adapted, tmp_path / "adapter.gguf", engine="llama.cpp")
-    noise = difference(base, llama_cpp_answers(tmp_path / "base.gguf", None, ASKED))
+    noise = difference(adapted, llama_cpp_answers(tmp_path / "merged.gguf", None, ASKED))
     served = llama_cpp_answers(tmp_path / "base.gguf", file, ASKED)
-    assert difference(adapted, served) < max(10 * noise, 5e-3)
+    assert noise < 0.02
+    assert difference(adapted, served) < max(2 * noise, 1e-3)
     assert difference(base, served) > 1  # and it is no adapter that does nothing
