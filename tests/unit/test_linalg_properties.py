@@ -197,6 +197,14 @@ def test_by_default_sixteen_directions_more_are_carried_and_thirty_iterations_ru
     assert leading(flat, 4, max_iterations=1).iterations == 1
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_wherever_it_stops_the_values_are_those_of_the_rows(iterations: int) -> None:
+    m = normal(0, 60, 50)
+    found = leading(m, 6, tolerance=0.0, oversampling=4, max_iterations=iterations)
+    products = exact(m) @ exact(found.rows).T
+    np.testing.assert_allclose(products.T @ products, np.diag(exact(found.singular_values) ** 2), atol=1e-3)
+
+
 def test_by_default_a_fifty_thousandth_of_the_energy_may_be_missing() -> None:
     m = torch.diag(0.95 ** torch.arange(80.0))
     found = [leading(m, 10, oversampling=4, **asked).iterations for asked in ({}, {"tolerance": 2e-5})]
@@ -297,6 +305,7 @@ def test_nystrom_stays_below_the_matrix_whatever_its_rank(seed: int, d: int, dat
     omega = normal(seed + 1, d, s)
     values, vectors = linalg.nystrom(torch.tensor(matrix @ exact(omega), dtype=torch.float32), omega)
     kept = values.numpy() > 0
+    assert (values.numpy()[~kept] == 0).all()
     assert not vectors.numpy()[:, ~kept].any()
     assert (np.diff(values.numpy()) <= 0).all()
     eigenvalues = np.linalg.eigvalsh(matrix)[::-1][:s]
