@@ -262,6 +262,7 @@ def test_the_tolerance_is_what_may_be_missing_at_most_and_rounding_is_a_share_of
     assert linalg._settled(series(1.0, 1.0, 1e6, 1e6 + 0.5), 0.0)
     assert not linalg._settled(series(1e6, 1e6, 1.0, 1.5), 0.0)
     assert not linalg._settled(series(1.0, 1.0, 1.5), 1.0)  # nothing to extrapolate from
+    assert not linalg._settled(series(1.0, 1.1, 1.25), 1.0)  # and a series that grows has no end
 
 
 def test_it_is_not_settled_before_there_are_two_growths() -> None:
