@@ -1,6 +1,7 @@
 """Files and folders that are replaced as a whole: what stays of a killed write, of a full disk, and for a reader."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -97,11 +98,25 @@ def test_without_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
     assert listing(tmp_path) == [left.name, "a"]
 
 
+def test_the_lock_of_a_folder_is_waited_for_and_nobody_elses(tmp_path, monkeypatch):
+    flock, asked = tlora.files.fcntl.flock, []
+    monkeypatch.setattr(tlora.files.fcntl, "flock", lambda file, how: (asked.append(how), flock(file, how))[1])
+    (tmp_path / f".tlora-{'0' * 32}").mkdir()
+    with replace_file(tmp_path / "a") as fresh:
+        fresh.touch()
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+
+
+def test_an_exchange_that_fails_says_why(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        tlora.files._rename_exchange(tmp_path / "a", tmp_path / "b")
+
+
 # One file.
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "new" / "page.html"
+    file = tmp_path / "deep" / "new" / "page.html"
     with replace_file(file) as fresh:
         assert fresh.name == "page.html"
         fresh.write_text("one")
@@ -114,7 +129,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         fresh.write_text("three")
     assert link.is_symlink()
     assert file.read_text() == "three"
-    assert listing(tmp_path / "new") == ["page.html"]
+    assert listing(tmp_path / "deep" / "new") == ["page.html"]
 
 
 # What an error says.
