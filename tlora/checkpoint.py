@@ -11,6 +11,7 @@ from pathlib import Path
 from tlora.batches import Batch
 from tlora.calibration import Calibration
 from tlora.processes import Processes
+from tlora.storage import RESULT
 
 
 class Checkpoint:
@@ -31,6 +32,11 @@ class Checkpoint:
     def __init__(self, folder: Path, every: float, processes: Processes) -> None:
         if folder.is_file():
             raise ValueError(f"checkpoint={str(folder)!r} is a file: name a folder")
+        if (folder / RESULT).exists():
+            raise ValueError(
+                f"checkpoint={str(folder)!r} holds a finished result: name a folder of its own, which calibrations "
+                "of ever more samples may share, or add other samples with Calibration.merge"
+            )
         part = f"process-{processes.rank}-of-{processes.count}"
         self.folder = folder / part if processes.count > 1 else folder
         self.every = every

@@ -215,6 +215,17 @@ class Looking:
         int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
     ] = 256
 
+    def check(self) -> None:
+        """Refuse the size of a sketch where there is none.
+
+        Raises
+        ------
+        ValueError
+            If there is.
+        """
+        if self.covariance != CovarianceForm.SKETCH and self.sketch_size != Looking.sketch_size:
+            raise ValueError(f"--sketch-size {self.sketch_size} is of --covariance sketch: add that, or leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

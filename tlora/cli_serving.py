@@ -62,7 +62,7 @@ def inspect(
     typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{facts(_readings(engines, len(seen.ranks)))}\n")
     if engines["wrong"].any() or len(set(seen.ranks.values())) > 1:
         typer.echo(facts({"next": written(export, {"adapter": adapter, "output": steps.beside(adapter, "-served")})}))
-    else:
+    elif (engines["refused"] != "").sum() == 1:  # mlx-lm, which reads another format
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
 
@@ -83,7 +83,7 @@ def _readings(engines: pd.DataFrame, modules: int) -> dict[str, str]:
     """What each engine makes of the adapter, in words."""
     told = {"engine": "what it makes of it"}
     for row in engines.itertuples():
-        said = f"refuses: {row.refused}" if row.refused else "as trained"
+        said = f"does not take it: {row.refused}" if row.refused else "as trained"
         if row.wrong:
             said = f"{row.wrong} of {modules} modules scaled {row.smallest:.2g} to {row.largest:.2g} times"
         told[str(row.engine)] = said

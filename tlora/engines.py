@@ -34,17 +34,36 @@ class Adapter:
         patterns = self.config.get(which) or {}
         return float(patterns.get(get_pattern_key(list(patterns), name), default))
 
+    @property
+    def power(self) -> float:
+        """Of the rank, that alpha is divided by: one half under rsLoRA."""
+        return 0.5 if self.config.get("use_rslora") else 1.0
+
+    @property
+    def more(self) -> str:
+        """What it holds beside ``A`` and ``B``; empty where there is nothing."""
+        if self.config.get("bias", "none") != "none":
+            return f"bias={self.config['bias']!r}"
+        if self.config.get("use_dora"):
+            return "DoRA"
+        saved = sorted(self.config.get("modules_to_save") or ())
+        return f"modules_to_save={saved}" if saved else ""
+
 
 def by_layer(adapter: Adapter) -> dict[str, float]:
     """Rank and alpha of each module from the patterns, divided by the rank's root under rsLoRA: as PEFT."""
     config = adapter.config
-    power = 0.5 if config.get("use_rslora") else 1.0
     alphas = {name: adapter.pattern(name, "alpha_pattern", config["lora_alpha"]) for name in adapter.ranks}
-    return {n: alphas[n] / adapter.pattern(n, "rank_pattern", config["r"]) ** power for n in adapter.ranks}
+    return {n: alphas[n] / adapter.pattern(n, "rank_pattern", config["r"]) ** adapter.power for n in adapter.ranks}
 
 
 def one_scale(adapter: Adapter) -> dict[str, float]:
-    """``lora_alpha / r`` for all modules."""
+    """``lora_alpha / r`` for all modules, or ``lora_alpha / sqrt(r)`` under rsLoRA."""
+    return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"] ** adapter.power)
+
+
+def one_plain_scale(adapter: Adapter) -> dict[str, float]:
+    """``lora_alpha / r`` for all modules: rsLoRA is not read."""
     return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"])
 
 
@@ -58,18 +77,19 @@ def no_refusal(adapter: Adapter) -> str:
     return ""
 
 
+def matrices_alone(adapter: Adapter) -> str:
+    """Of what an adapter may hold, ``A`` and ``B`` are read and nothing else."""
+    return adapter.more
+
+
 def vllm_refusal(adapter: Adapter) -> str:
     """What vLLM does not take."""
     config = adapter.config
-    if config.get("bias", "none") != "none":
-        return f"bias={config['bias']!r}"
-    if config.get("use_dora"):
-        return "DoRA"
+    saved = set(config.get("modules_to_save") or ())
+    if adapter.more and not (adapter.more.startswith("modules_to_save") and saved <= {"classifier", "score"}):
+        return adapter.more
     if str(config.get("init_lora_weights")).lower().startswith(_INITS):
         return f"init_lora_weights={config['init_lora_weights']!r}"
-    others = sorted(set(config.get("modules_to_save") or ()) - {"classifier", "score"})
-    if others:
-        return f"modules_to_save={others}"
     if max(adapter.ranks.values()) > VLLM_RANKS[-1]:
         return f"rank {max(adapter.ranks.values())}, above {VLLM_RANKS[-1]}"
     return ""
@@ -77,6 +97,8 @@ def vllm_refusal(adapter: Adapter) -> str:
 
 def sglang_refusal(adapter: Adapter) -> str:
     """What SGLang does not take."""
+    if adapter.more:
+        return adapter.more
     r = adapter.config["r"]
     other = {name: rank for name, rank in adapter.ranks.items() if rank != r}
     if other:
@@ -88,8 +110,8 @@ def sglang_refusal(adapter: Adapter) -> str:
 
 def stacking_refusal(adapter: Adapter) -> str:
     """What engines that stack the layers of one kind do not take."""
-    if len(set(adapter.ranks.values())) == 1:
-        return ""
+    if adapter.more or len(set(adapter.ranks.values())) == 1:
+        return adapter.more
     return f"{len(set(adapter.ranks.values()))} different ranks: layers of one kind are stacked"
 
 
@@ -109,7 +131,7 @@ class Engine:
     scales : callable
         From an `Adapter` to the scale of each module.
     refusal : callable
-        From an `Adapter` to the reason why the engine refuses it; empty where it does not.
+        From an `Adapter` to the reason why the engine refuses it, or leaves out a part of it; empty where it does not.
     """
 
     name: str
@@ -121,11 +143,11 @@ ENGINES = (
     Engine("PEFT 0.15 and later", by_layer, no_refusal),
     Engine("vLLM 0.32", by_layer, vllm_refusal),
     Engine("vLLM 0.31 and earlier", one_scale, vllm_refusal),
-    Engine("SGLang 0.5", one_scale, sglang_refusal),
-    Engine("TensorRT-LLM", by_tensor, no_refusal),
+    Engine("SGLang 0.5", one_plain_scale, sglang_refusal),
+    Engine("TensorRT-LLM", by_tensor, matrices_alone),
     Engine("LoRAX, TGI", one_scale, stacking_refusal),
-    Engine("llama.cpp, by its converter", by_tensor, no_refusal),
-    Engine("mlx-lm 0.32", one_scale, foreign),
+    Engine("llama.cpp, by its converter", by_tensor, matrices_alone),
+    Engine("mlx-lm 0.32", one_plain_scale, foreign),
 )
 
 

@@ -68,7 +68,7 @@ class Inspection(Result):
         "wrong": "modules whose scale is not the one that was trained; none where the adapter is refused",
         "smallest": "smallest ratio of the engine's scale to the trained one",
         "largest": "largest ratio",
-        "refused": "why the engine does not take it; empty where it does",
+        "refused": "why the engine does not take it, or not all of it; empty where it does",
     }
 
     @property

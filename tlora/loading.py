@@ -148,6 +148,11 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
     except (UserWarning, KeyError) as error:
         raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
     except _DAMAGE as error:
+        if "prepare_inputs_for_generation" in str(error):
+            raise ValueError(
+                f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
+                "it with a task of prompts and completions"
+            ) from error
         raise ValueError(f"the adapter in {folder} is damaged ({str(error)[:200]}): copy it again") from error
     except (NoMatchingPeftModuleError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "size mismatch" not in str(error):

@@ -170,6 +170,9 @@ def plan(
     precision = floating_dtype(dtype)
     asked = asdict(work) | {"rank": rank, "sketch_size": sketch_size, "dtype": dtype, "num_labels": num_labels}
     seen = rehearse(architecture_of(config, num_labels), config, precision, target_modules, work, rank)
+    most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
+    if rank > most:
+        raise ValueError(f"rank={rank} is beyond the matrices of the {len(seen.shapes)} modules: give at most {most}")
     adapters = {kind: footprint(seen.shapes, dict.fromkeys(seen.shapes, rank), freeze_a=kind == "B") for kind in KINDS}
     size = positive_int(sketch_size, "sketch_size")
     return ResourcePlan(

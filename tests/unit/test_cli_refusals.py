@@ -118,6 +118,8 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
     [
         (f"calibrate {DATA} --checkpoint other/steps --output other", "other/steps is in other, which is replaced"),
         (f"calibrate {DATA} --checkpoint pairs.jsonl --output other", "'pairs.jsonl' is a file: name a folder"),
+        (f"calibrate {DATA} --checkpoint calib --output other", "holds a finished result: name a folder of its own"),
+        (f"calibrate {DATA} --sketch-size 16 --output other", "--sketch-size 16 is of --covariance sketch"),
         ("allocate nix --output other", "no result in nix"),
         ("allocate plan --output other", "plan holds a Allocation, not a Calibration"),
         ("allocate calib --output plan", "plan holds an earlier result: replace it with --overwrite"),

@@ -64,6 +64,19 @@ def test_each_engine_computes_what_its_rule_says(tmp_path):
     assert "3 different ranks" in engines.loc["LoRAX, TGI", "refused"]
 
 
+def test_who_reads_rslora_scales_it_by_the_root_of_the_rank(tmp_path):
+    config = LoraConfig(
+        r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+    )
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path)
+    engines = tlora.inspect(tmp_path).engines().set_index("engine")
+    for engine in ("PEFT 0.15 and later", "vLLM 0.32", "vLLM 0.31 and earlier", "LoRAX, TGI"):
+        assert engines.loc[engine, "wrong"] == 0
+    for engine in ("SGLang 0.5", "TensorRT-LLM", "llama.cpp, by its converter"):
+        assert engines.loc[engine, "wrong"] == 4
+        assert engines.loc[engine, "largest"] == pytest.approx(0.5)  # 8 / 4 for 8 / sqrt(4)
+
+
 def test_an_exported_adapter_is_read_as_trained_by_all(tmp_path):
     adapter(tmp_path / "trained")
     loaded = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "trained"))
@@ -85,10 +98,13 @@ def test_an_exported_adapter_is_read_as_trained_by_all(tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']"),
     ],
 )
-def test_vllm_refuses(tmp_path, changes, words):
+def test_who_reads_a_and_b_alone_does_not_take_more(tmp_path, changes, words):
     adapter(tmp_path, **changes)
     seen = tlora.inspect(tmp_path)
-    assert seen.engines().set_index("engine").loc["vLLM 0.32", "refused"] == words
+    refused = seen.engines().set_index("engine")["refused"]
+    assert refused.pop("PEFT 0.15 and later") == ""
+    assert refused.pop("mlx-lm 0.32") == "PEFT's format is not read"
+    assert set(refused) == {words}
     if words != "bias='lora_only'":
         assert seen.others  # the magnitudes, or the head
 

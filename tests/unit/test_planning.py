@@ -162,6 +162,7 @@ def test_the_config_is_left_as_it_was(tmp_path):
     ("changes", "words"),
     [
         ({"rank": 0}, "rank"),
+        ({"rank": 1000}, "rank=1000 is beyond the matrices of the 14 modules: give at most"),
         ({"length": 0}, "length"),
         ({"labels": 17}, "no more labels than tokens"),
         ({"dtype": "int8"}, "floating-point"),

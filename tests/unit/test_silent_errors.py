@@ -296,6 +296,16 @@ def test_an_adapter_of_peft_that_does_not_fit_is_refused_too(config: dict[str, A
     assert condition(model) == before
 
 
+def test_an_adapter_that_generates_is_not_put_on_a_classifier(tmp_path: Path) -> None:
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path)
+    model = transformers.LlamaForSequenceClassification(tiny_config("llama"))
+    before = condition(model)
+    with pytest.raises(ValueError, match=r"trained to generate text, which a LlamaForSequenceClassification does not"):
+        tlora.load(tmp_path, model)
+    assert condition(model) == before
+
+
 def test_a_classifier_with_other_classes_is_told_so(tmp_path: Path) -> None:
     _, folder = trained(tmp_path, "bert")
     model = tiny_model("bert", num_labels=3)
