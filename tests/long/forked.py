@@ -29,7 +29,7 @@ settings.load_profile("forked")
 def run(folder: str, arguments: list[str], seconds: int = SECONDS) -> int:
     """Pytest in ``folder``, as if it had been started there."""
     signal.setitimer(signal.ITIMER_PROF, seconds)  # a mutant may never end; a machine that is busy is no reason
-    signal.alarm(10 * seconds)  # nor may it wait for ever
+    signal.alarm(4 * seconds)  # nor may it wait for ever
     os.chdir(folder)
     sys.path[0] = folder
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
