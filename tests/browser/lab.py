@@ -90,14 +90,16 @@ class Lab:
         return list(state["cells"])
 
     def said(self) -> list[str]:
-        """Errors and what was written to stderr, of all cells."""
+        """Errors and what was written to stderr, of all cells, less what bitsandbytes says when it is imported."""
         found = []
         for cell in self.cells():
             for output in cell.get("outputs", []):
                 if output["output_type"] == "error":
                     found.append(f"{output['ename']}: {output['evalue']}")
                 elif output.get("name") == "stderr":
-                    found.append("".join(output["text"]))
+                    lines = "".join(output["text"]).splitlines(keepends=True)
+                    text = "".join(line for line in lines if "gemm_4bit_forward from kernels-community" not in line)
+                    found += [text] if text else []
         return found
 
     def _index(self, text: str) -> int:
