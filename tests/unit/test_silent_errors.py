@@ -264,6 +264,20 @@ def test_an_adapter_with_a_hole_is_refused(family: str, tmp_path: Path) -> None:
         assert condition(model) == before
 
 
+def test_a_module_that_is_missing_is_found_without_a_record_too(tmp_path: Path) -> None:
+    _, folder = trained(tmp_path, "llama")
+    shutil.rmtree(folder / "tlora")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    module = next(iter(tensors)).split(".lora_")[0]
+    save_file({key: tensor for key, tensor in tensors.items() if not key.startswith(f"{module}.lora_")}, file)
+    model = tiny_model("llama")
+    before = condition(model)
+    with pytest.raises(ValueError, match=r"is incomplete .*: copy it again"):
+        tlora.load(folder, model)
+    assert condition(model) == before
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
