@@ -40,22 +40,12 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = {
-        "smollm2": smollm2,
-        "block": block,
-        "sketches": sketches,
-        "subspaces": subspaces,
-        "processes": calibration_processes.processes,
-        "peers": calibration_peers.peers,
-        "slopes": calibration_slopes.slopes,
-    }
-    parts[arguments.part](arguments)
+    PARTS[arguments.part](arguments)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("smollm2", "block", "sketches", "subspaces", "processes", "peers", "slopes")
-    parser.add_argument("part", choices=names)
+    parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--device", default="cpu", help="cpu or cuda; processes and sketches are of the CPU")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128, help="of each sample of the block")
@@ -77,18 +67,10 @@ def smollm2(arguments: argparse.Namespace) -> None:
 
 
 def block(arguments: argparse.Namespace) -> None:
-    config = transformers.LlamaConfig(
-        hidden_size=arguments.width,
-        intermediate_size=arguments.width * 43 // 16,
-        num_attention_heads=arguments.width // 128,
-        num_hidden_layers=arguments.layers,
-        vocab_size=512,
-        pad_token_id=0,
-    )
     ids = torch.randint(3, 512, (arguments.samples, arguments.tokens), device=arguments.device)
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
     with torch.device(arguments.device):
-        model = transformers.LlamaForCausalLM(config).eval()
+        model = transformers.LlamaForCausalLM(calibration_slopes.llama(arguments.width, arguments.layers)).eval()
     shape = f"{arguments.width} wide, {arguments.layers} deep"
     print(f"blocks of a Llama, {shape}, {arguments.samples} samples of {arguments.tokens} tokens, float32")
     _against_the_floor(model, batches, arguments.repeats)
@@ -292,6 +274,17 @@ def _compressed(rows: Tensor, size: int, shrink: bool) -> Tensor:
     taken = values[keep] if shrink and len(rows) > keep else values.new_zeros(())
     scale = ((values[:keep] - taken).clamp(min=0) / values[:keep].clamp(min=1e-30)).sqrt()
     return (vectors[:, :keep] * scale).T.float() @ rows
+
+
+PARTS = {
+    "smollm2": smollm2,
+    "block": block,
+    "sketches": sketches,
+    "subspaces": subspaces,
+    "processes": calibration_processes.processes,
+    "peers": calibration_peers.peers,
+    "slopes": calibration_slopes.slopes,
+}
 
 
 if __name__ == "__main__":

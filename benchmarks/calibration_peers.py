@@ -7,8 +7,6 @@ import json
 import subprocess
 import sys
 
-import torch
-
 import tlora
 from benchmarks.stopwatch import now
 from tlora.job import Job
@@ -46,7 +44,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
     with PeakMemory(model.device) as before:
         pass
     start = now(arguments.device)
-    with PeakMemory(torch.device(model.device)) as peak:
+    with PeakMemory(model.device) as peak:
         seeded_adapt(METHODS[arguments.measure], Job(model, task, arguments.rank, samples=arguments.samples))
     seconds = now(arguments.device) - start
     if peak.bytes is None or before.bytes is None:

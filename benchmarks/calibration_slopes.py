@@ -18,6 +18,18 @@ from benchmarks.stopwatch import now
 CALIBRATION, SUBSPACES = "calibration, covariances whole", "subspaces"
 
 
+def llama(width: int, layers: int = 1) -> transformers.LlamaConfig:
+    """Blocks of the proportions of LLaMA-2-7B, with few words."""
+    return transformers.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_attention_heads=max(width // 128, 1),
+        num_hidden_layers=layers,
+        vocab_size=512,
+        pad_token_id=0,
+    )
+
+
 @dataclass(frozen=True)
 class Point:
     """What is calibrated: one block of a Llama with random weights, samples one by one."""
@@ -26,18 +38,6 @@ class Point:
     samples: int = 4
     tokens: int = 128
     rank: int = 8
-
-    @property
-    def config(self) -> transformers.LlamaConfig:
-        """Of the proportions of LLaMA-2-7B."""
-        return transformers.LlamaConfig(
-            hidden_size=self.width,
-            intermediate_size=self.width * 43 // 16,
-            num_attention_heads=max(self.width // 128, 1),
-            num_hidden_layers=1,
-            vocab_size=512,
-            pad_token_id=0,
-        )
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _speed(device: str, size: int = 2048) -> float:
 def _measured(point: Point, device: str, repeats: int) -> dict[str, float]:
     """Medians over the repeats; one goes before, to warm up."""
     with torch.device(device):
-        model = transformers.LlamaForCausalLM(point.config).eval()
+        model = transformers.LlamaForCausalLM(llama(point.width)).eval()
         ids = torch.randint(3, 512, (point.samples, 1, point.tokens))
     batches = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
     rounds: dict[str, list[float]] = {CALIBRATION: [], SUBSPACES: []}
@@ -119,7 +119,7 @@ def _measured(point: Point, device: str, repeats: int) -> dict[str, float]:
 
 def _planned(point: Point, speed: float) -> dict[str, float]:
     plan = tlora.plan(
-        point.config, point.rank, samples=point.samples, length=point.tokens, batch_size=1, speed=speed
+        llama(point.width), point.rank, samples=point.samples, length=point.tokens, batch_size=1, speed=speed
     ).to_frame()
     return dict(zip(plan.stage, plan.seconds, strict=True))
 
@@ -127,6 +127,7 @@ def _planned(point: Point, speed: float) -> dict[str, float]:
 def _draw(curves: list[Curve], output: str) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
     panels: dict[str, Any] = dict(zip(dict.fromkeys(curve.axis for curve in curves), axes, strict=True))
@@ -138,7 +139,7 @@ def _draw(curves: list[Curve], output: str) -> None:
         panel.loglog(curve.at, curve.planned, "--", color=colours[curve.stage], label=f"planned, {planned:.2f}")
         panel.set_xlabel(curve.axis)
         panel.set_xticks(curve.at, [str(value) for value in curve.at])
-        panel.minorticks_off()
+        panel.xaxis.set_minor_locator(NullLocator())
     for panel in panels.values():
         panel.legend(fontsize=8)
     axes[0].set_ylabel("seconds of one block")

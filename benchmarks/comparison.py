@@ -70,11 +70,18 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 PARTS = {"ranks and scales": (True, True), "ranks": (True, False), "scales": (False, True), "neither": (False, False)}
 COMPLETE = {"lora": "neither", "tlora-paper": "ranks and scales", "tlora": "ranks and scales"}
+
+
+def ablated(start: str, parts: str) -> str:
+    """The method that has these parts, by its name in the store."""
+    return start if COMPLETE[start] == parts else f"{start} with {parts}"
+
+
 ABLATIONS = {
-    f"{start} with {parts}": Recipe(f"{start} with {parts}", allocate={"ranks": ranks, "scales": scales}, **arguments)
+    name: Recipe(name, allocate={"ranks": ranks, "scales": scales}, **arguments)
     for start, arguments in STARTS.items()
     for parts, (ranks, scales) in PARTS.items()
-    if COMPLETE[start] != parts
+    if (name := ablated(start, parts)) not in METHODS
 }
 BENCHES = (
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, COMMON),
@@ -175,7 +182,7 @@ def ablation(losses: pd.Series) -> str:
     found = {(method, rank): value for (place, _, method, rank), value in losses.items() if place == task}
     lines = [f"| test loss on {task} | {' | '.join(PARTS)} |", "|---" * (1 + len(PARTS)) + "|"]
     for start in STARTS:
-        names = [start if COMPLETE[start] == parts else f"{start} with {parts}" for parts in PARTS]
+        names = [ablated(start, parts) for parts in PARTS]
         values = [f"{found[name, 8]:.3f}" if (name, 8) in found else "" for name in names]
         lines.append(f"| {start} | {' | '.join(values)} |")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from tlora import cli_steps as steps
 from tlora.cli_adapter import Folder
 from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, flat, option, written
 from tlora.cli_report import Report, facts, size_text, table
-from tlora.engines import SERVERS, VLLM_RANKS, vllm_max_rank
+from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, vllm_max_rank
 from tlora.exactness import PROMPTS, export_difference
 from tlora.export import MODEL_CONFIG, export_format, gguf_file
 from tlora.export import export as write_export
@@ -62,7 +62,7 @@ def inspect(
     typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{facts(_readings(engines, len(seen.ranks)))}\n")
     if engines["wrong"].any() or len(set(seen.ranks.values())) > 1:
         typer.echo(facts({"next": written(export, {"adapter": adapter, "output": steps.beside(adapter, "-served")})}))
-    elif (engines["refused"] != "").sum() == 1:  # mlx-lm, which reads another format
+    elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
 

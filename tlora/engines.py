@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,9 @@ from peft.utils.other import get_pattern_key
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's ``--max-lora-rank`` may have."""
+
+FOREIGN = "PEFT's format is not read"
+"""Why an engine takes no adapter of PEFT at all."""
 
 _INITS = ("pissa", "olora", "corda", "loftq")
 
@@ -39,14 +42,13 @@ class Adapter:
         """Of the rank, that alpha is divided by: one half under rsLoRA."""
         return 0.5 if self.config.get("use_rslora") else 1.0
 
-    @property
-    def more(self) -> str:
-        """What it holds beside ``A`` and ``B``; empty where there is nothing."""
+    def more(self, known: Collection[str] = ()) -> str:
+        """What it holds beside ``A``, ``B`` and saved modules of known names; empty where there is nothing."""
         if self.config.get("bias", "none") != "none":
             return f"bias={self.config['bias']!r}"
         if self.config.get("use_dora"):
             return "DoRA"
-        saved = sorted(self.config.get("modules_to_save") or ())
+        saved = sorted(set(self.config.get("modules_to_save") or ()).difference(known))
         return f"modules_to_save={saved}" if saved else ""
 
 
@@ -79,15 +81,14 @@ def no_refusal(adapter: Adapter) -> str:
 
 def matrices_alone(adapter: Adapter) -> str:
     """Of what an adapter may hold, ``A`` and ``B`` are read and nothing else."""
-    return adapter.more
+    return adapter.more()
 
 
 def vllm_refusal(adapter: Adapter) -> str:
     """What vLLM does not take."""
     config = adapter.config
-    saved = set(config.get("modules_to_save") or ())
-    if adapter.more and not (adapter.more.startswith("modules_to_save") and saved <= {"classifier", "score"}):
-        return adapter.more
+    if more := adapter.more(known=("classifier", "score")):
+        return more
     if str(config.get("init_lora_weights")).lower().startswith(_INITS):
         return f"init_lora_weights={config['init_lora_weights']!r}"
     if max(adapter.ranks.values()) > VLLM_RANKS[-1]:
@@ -97,8 +98,8 @@ def vllm_refusal(adapter: Adapter) -> str:
 
 def sglang_refusal(adapter: Adapter) -> str:
     """What SGLang does not take."""
-    if adapter.more:
-        return adapter.more
+    if more := adapter.more():
+        return more
     r = adapter.config["r"]
     other = {name: rank for name, rank in adapter.ranks.items() if rank != r}
     if other:
@@ -110,14 +111,14 @@ def sglang_refusal(adapter: Adapter) -> str:
 
 def stacking_refusal(adapter: Adapter) -> str:
     """What engines that stack the layers of one kind do not take."""
-    if adapter.more or len(set(adapter.ranks.values())) == 1:
-        return adapter.more
-    return f"{len(set(adapter.ranks.values()))} different ranks: layers of one kind are stacked"
+    different = len(set(adapter.ranks.values()))
+    stacked = f"{different} different ranks: layers of one kind are stacked" if different > 1 else ""
+    return adapter.more() or stacked
 
 
 def foreign(adapter: Adapter) -> str:
     """Another format is expected."""
-    return "PEFT's format is not read"
+    return FOREIGN
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def load(
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
         model, _ = load_model(base, num_labels=_classes(sizes))
     _refuse_taken(model, name)
+    _check_task(model, folder, config)
     if run is not None:
         _check_base(model, folder, run, sizes)
     if freeze_a is None:
@@ -106,6 +107,16 @@ def _refuse_taken(model: Any, name: str) -> None:
     for module, layer in adapter_layers(model).items():
         if layer.merged:
             raise ValueError(f"an adapter is merged into {module}: call model.unmerge_adapter() before loading another")
+
+
+def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a model that does not generate for an adapter that does: PEFT misses methods there."""
+    generates = config.get("task_type") in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+    if generates and not hasattr(model, "prepare_inputs_for_generation"):
+        raise ValueError(
+            f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
+            "it with a task of prompts and completions"
+        )
 
 
 def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -148,11 +159,6 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
     except (UserWarning, KeyError) as error:
         raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
     except _DAMAGE as error:
-        if "prepare_inputs_for_generation" in str(error):
-            raise ValueError(
-                f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
-                "it with a task of prompts and completions"
-            ) from error
         raise ValueError(f"the adapter in {folder} is damaged ({str(error)[:200]}): copy it again") from error
     except (NoMatchingPeftModuleError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
