@@ -129,6 +129,7 @@ def subspaces(arguments: argparse.Namespace) -> None:
             d,
             rank,
             torch.Generator().manual_seed(0),
+            warm=None if matrix is None else matrix.__matmul__,
         )
         ours = now(arguments.device) - start
         captured = (m @ found.rows.T).double().square().sum(0).cumsum(0) / best

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from tlora.checks import positive_int
 from tlora.footprint import BYTES, Footprint, footprint
+from tlora.linalg import OVERSAMPLING
 from tlora.models import architecture_of, floating_dtype, load_config
 from tlora.rehearsal import Rehearsal, Workload, rehearse
 from tlora.storage import Meta, Result
@@ -22,8 +23,9 @@ from tlora.storage import Meta, Result
 KINDS = ("B", "A and B")
 """What is trained: as TLoRA, as LoRA."""
 
-SUBSPACE_ITERATIONS = 8
-"""Products with ``C`` and ``W`` that the leading subspace of a measured spectrum takes, at most."""
+SUBSPACE_ITERATIONS = 4
+"""Products with ``W C`` and with its transpose that the leading subspace of a measured spectrum takes, or the time of:
+two or three of each, and orthogonalisation."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -227,7 +229,7 @@ def _flops(seen: Rehearsal, work: Workload, size: int, width: int) -> dict[str, 
         "calibration, covariances whole": passes + scores + whole,
         "calibration, covariances sketched": passes + scores + sketched,
         "subspaces": SUBSPACE_ITERATIONS
-        * sum(4.0 * columns * (rows + columns) * (width + 16) for rows, columns in seen.shapes.values()),
+        * sum(4.0 * columns * (rows + columns) * (width + OVERSAMPLING) for rows, columns in seen.shapes.values()),
     }
     return found | {f"training {kind}": float(flops) for kind, flops in seen.step_flops.items()}
 

@@ -169,7 +169,7 @@ def task_subspaces(
     seed: int = 0,
     progress: bool = True,
 ) -> Subspaces:
-    """Leading right singular vectors of each module's matrix, by randomised subspace iteration in float32.
+    """Leading right singular vectors of each module's matrix, by randomised block Krylov iteration in float32.
 
     Parameters
     ----------
@@ -210,7 +210,8 @@ def task_subspaces(
     References
     ----------
     TLoRA, arXiv 2604.18124: the initialisation of A from the SVD of weight times input covariance.
-    Halko, Martinsson & Tropp (2011), Finding structure with randomness, algorithm 4.4.
+    Musco & Musco (2015), Randomized block Krylov methods for stronger and faster approximate singular value
+    decomposition, algorithm 2.
     """
     if not isinstance(calibration, Calibration):
         raise TypeError(f"calibration is a {type(calibration).__name__}: pass what calibrate(model, ...) returned")

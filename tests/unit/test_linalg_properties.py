@@ -167,34 +167,87 @@ def leading(m: torch.Tensor, k: int, seed: int = 0, **options: object) -> linalg
     )
 
 
-@pytest.mark.parametrize(("k", "extra", "width"), [(3, 16, 19), (3, 0, 3), (20, 16, 30), (30, 5, 30)])
-def test_the_iterate_is_as_wide_as_asked_and_no_wider_than_the_matrix(k: int, extra: int, width: int) -> None:
-    m, seen = normal(0, 50, 30), []
-    linalg.leading_right_singular_vectors(
-        lambda x: (seen.append(x.shape[1]), m @ x)[1],
-        lambda y: m.T @ y,
-        30,
+def counted(m: torch.Tensor, k: int, **options: object) -> tuple[linalg.Leading, list[int], list[int]]:
+    """What was found, and the columns of each product with the matrix and with its transpose."""
+    forth, back = [], []
+    found = linalg.leading_right_singular_vectors(
+        lambda x: (forth.append(x.shape[1]), m @ x)[1],
+        lambda y: (back.append(y.shape[1]), m.T @ y)[1],
+        m.shape[1],
         k,
         torch.Generator().manual_seed(0),
-        oversampling=extra,
+        **options,
     )
-    assert set(seen) == {width}
+    return found, forth, back
 
 
-def test_by_default_sixteen_directions_more_are_carried_and_thirty_iterations_run_at_most() -> None:
-    flat, seen = torch.eye(400) + 0.01 * normal(0, 400, 400), []
-    found = linalg.leading_right_singular_vectors(
-        lambda x: (seen.append(x.shape[1]), flat @ x)[1],
-        lambda y: flat.T @ y,
-        400,
-        4,
-        torch.Generator().manual_seed(0),
-        tolerance=0.0,
-    )
-    assert seen == [20] * 30
+@pytest.mark.parametrize(("k", "extra", "width"), [(3, 16, 19), (3, 0, 3), (20, 16, 30), (30, 5, 30)])
+def test_a_block_is_as_wide_as_asked_and_no_wider_than_the_matrix(k: int, extra: int, width: int) -> None:
+    assert counted(normal(0, 50, 30), k, oversampling=extra)[1][0] == width
+
+
+def test_by_default_eight_columns_more_are_carried_and_thirty_iterations_run_at_most() -> None:
+    flat = torch.diag(torch.linspace(1, 0, 2500))
+    found, forth, back = counted(flat, 4, tolerance=0.0)
+    assert forth == [12] * 30
+    assert back == [12] * 29
     assert found.iterations == 30
     assert leading(flat, 4, max_iterations=3, tolerance=0.0).iterations == 3
     assert leading(flat, 4, max_iterations=1).iterations == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "forth", "back"),
+    [
+        ((50, 30), [12, 12, 6], [12, 12]),  # of the last products with the transpose six columns were new
+        ((30, 50), [12, 12, 12], [12, 12, 6]),
+        ((30, 30), [12, 12, 6], [12, 12]),
+        ((50, 12), [12], []),
+        ((5, 50), [12], [5]),
+    ],
+)
+def test_it_ends_where_a_basis_spans_everything(shape: tuple[int, int], forth: list[int], back: list[int]) -> None:
+    m = normal(0, *shape)
+    found, *products = counted(m, min(4, *shape), tolerance=0.0)
+    assert products == [forth, back]
+    sigma = np.linalg.svd(exact(m), compute_uv=False)
+    np.testing.assert_allclose(exact(found.singular_values), sigma[: len(found.rows)], rtol=1e-5)
+
+
+def test_products_that_came_before_are_not_lost() -> None:
+    """The space of a Krylov iteration holds that of a subspace iteration of as many products, and more."""
+    m = normal(0, 300, 300)
+    start = normal(1, 300, 12)
+    plain = np.linalg.qr(exact(start))[0]
+    for _ in range(3):
+        plain = np.linalg.qr(exact(m).T @ (exact(m) @ plain))[0]
+    krylov = [exact(start)]
+    for _ in range(3):
+        krylov.append(exact(m).T @ (exact(m) @ np.linalg.qr(krylov[-1])[0]))
+    whole = np.linalg.qr(np.concatenate(krylov, axis=1))[0]
+    best = [np.linalg.svd(exact(m) @ space, compute_uv=False)[:4] for space in (plain, whole)]
+    found = leading(m, 4, tolerance=0.0, max_iterations=4, warm=lambda x: start)
+    np.testing.assert_allclose(exact(found.singular_values), best[1], rtol=1e-4)
+    assert (best[1] > 1.02 * best[0]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, d=st.integers(1, 20), data=st.data())
+def test_what_goes_beyond_a_basis_is_orthonormal_and_spans_the_image_with_it(
+    seed: int, d: int, data: st.DataObject
+) -> None:
+    kept = data.draw(st.integers(0, d - 1))
+    basis = linalg.orthonormal_rows(d, d, torch.Generator().manual_seed(seed)).T[:, :kept]
+    image = normal(seed + 1, d, data.draw(st.integers(1, d)))
+    if data.draw(st.booleans()):  # nearly within the basis
+        image = basis @ (basis.T @ image) + 1e-5 * image
+    new = linalg._beyond(basis, image)
+    both = np.concatenate([exact(basis), exact(new)], axis=1)
+    np.testing.assert_allclose(both.T @ both, np.eye(both.shape[1]), atol=3e-6)
+    if image.shape[1] <= d - kept:
+        np.testing.assert_allclose(both @ (both.T @ exact(image)), exact(image), atol=2e-5)
+    else:
+        assert both.shape == (d, d)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
@@ -275,10 +328,15 @@ def test_what_was_found_cannot_be_changed() -> None:
         leading(torch.eye(3), 1).iterations = 0  # type: ignore[misc]
 
 
-def test_captured_energies_are_sums_from_the_largest() -> None:
-    rising = torch.tensor([-1.0, 0.0, 1.0, 2.0, 4.0])
-    assert linalg._captured(rising, 3).tolist() == [4.0, 6.0, 7.0]
-    assert linalg._captured(rising, 5).tolist() == [4.0, 6.0, 7.0, 7.0, 7.0]
+@few
+@given(seed=SEEDS, rows=st.integers(1, 6), more=st.integers(0, 6), k=st.integers(1, 6))
+def test_captured_energies_are_sums_from_the_largest(seed: int, rows: int, more: int, k: int) -> None:
+    core = normal(seed, rows, rows + more).double()
+    core[-1] = core[0]  # an energy of zero, which rounding takes below
+    sigma = np.linalg.svd(core.numpy(), compute_uv=False)
+    captured = linalg._captured(core, k)
+    np.testing.assert_allclose(captured.numpy(), np.cumsum(sigma**2)[:k], rtol=1e-9)
+    assert bool((captured[1:] >= captured[:-1]).all())
 
 
 # Approximations of symmetric matrices.
