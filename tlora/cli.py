@@ -124,7 +124,7 @@ def run(
     `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.
     """
     looking, plan, start, training = steps.by_recipe(ctx, recipe, looking, plan, start, training)
-    looking.check()
+    looking.check(data, plan.rank if start.init else 1)
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = {"command": line, "data": asdict(data)}
     steps.check_run(start, training, output, [work] if work.exists() else [], overwrite)
@@ -180,7 +180,7 @@ def calibrate(
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
     report, line = Report(quiet), written(calibrate, ctx.params)
-    looking.check()
+    looking.check(data)
     steps.check_output(output, RESULT, overwrite)
     if checkpoint and output.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
         raise ValueError(f"--checkpoint {checkpoint} is in {output}, which is replaced as a whole: name another folder")

@@ -215,16 +215,28 @@ class Looking:
         int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
     ] = 256
 
-    def check(self) -> None:
-        """Refuse the size of a sketch where there is none.
+    def check(self, data: Data, rank: int = 1) -> None:
+        """Refuse more samples than are loaded, the size of a sketch where there is none, and a rank beyond a sketch.
 
         Raises
         ------
         ValueError
-            If there is.
+            If there is any of these.
         """
-        if self.covariance != CovarianceForm.SKETCH and self.sketch_size != Looking.sketch_size:
+        loaded = data.sizes()["train"]
+        if loaded is not None and self.samples > loaded:
+            raise ValueError(
+                f"--samples {self.samples} asks for more than the {loaded} training samples that are loaded: ask for "
+                "fewer, or for more --train-samples"
+            )
+        sketched = self.covariance == CovarianceForm.SKETCH
+        if not sketched and self.sketch_size != Looking.sketch_size:
             raise ValueError(f"--sketch-size {self.sketch_size} is of --covariance sketch: add that, or leave it out")
+        if sketched and rank > self.sketch_size:
+            raise ValueError(
+                f"--rank {rank} is beyond --sketch-size {self.sketch_size}, the directions that a sketch has: make "
+                f"that {2 * rank} or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

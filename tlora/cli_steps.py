@@ -22,7 +22,7 @@ from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
 from tlora.files import replace_folder
 from tlora.loading import load
-from tlora.models import is_encoder_decoder, load_model, load_tokenizer
+from tlora.models import floating_dtype, is_encoder_decoder, load_model, load_tokenizer
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.saved import lora_config
@@ -165,6 +165,8 @@ def load_base(name: str, data: Data, placement: Placement, report: Report) -> tu
     ValueError
         If the task asks for text and the model writes none; and all that `load_model` and `load_task` raise.
     """
+    if placement.dtype is not None:
+        floating_dtype(placement.dtype)  # refused before the task is loaded
     with report.step(f"loading {name} and {data.task}"):
         tokenizer = load_tokenizer(name)
         sizes: dict[str, Any] = {**data.sizes()}

@@ -23,6 +23,7 @@ from tlora.storage import Meta, Result
 KINDS = ("B", "A and B")
 """What is trained: as TLoRA, as LoRA."""
 
+
 @dataclass(frozen=True, repr=False, eq=False)
 class ResourcePlan(Result):
     """Memory and time of each stage, before any weight is loaded.

@@ -157,7 +157,9 @@ def test_other_kind_of_result_is_refused_and_named(saved):
         pass
 
     for kind in (Other, Zebra):
-        with pytest.raises(ValueError, match=rf"holds a Sensitivity, not a {kind.__name__}: use Sensitivity\.load\("):
+        with pytest.raises(
+            ValueError, match=rf"holds the result class Sensitivity, not {kind.__name__}: use Sensitivity\.load\("
+        ):
             kind.load(saved)
 
 
