@@ -184,9 +184,7 @@ class Result:
         head = read_head(path)
         kind = head["result"]
         if kind != cls.__name__:
-            raise ValueError(
-                f"{path} holds the result class {kind}, not {cls.__name__}: use {kind}.load({str(path)!r})"
-            )
+            raise ValueError(f"{path} holds {kind}, not {cls.__name__}: use {kind}.load({str(path)!r})")
         try:
             blob = _checked_blob(path / TENSORS, head["tensors"])
             return cls._unpack(load_tensors(blob), head["values"], Meta(**head["meta"]))

@@ -125,7 +125,7 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         (f"calibrate {DATA} --checkpoint calib --output other", "holds a finished result: name a folder of its own"),
         (f"calibrate {DATA} --sketch-size 16 --output other", "--sketch-size 16 is of --covariance sketch"),
         ("allocate nix --output other", "no result in nix"),
-        ("allocate plan --output other", "plan holds the result class Allocation, not Calibration"),
+        ("allocate plan --output other", "plan holds Allocation, not Calibration"),
         ("allocate calib --output plan", "plan holds an earlier result: replace it with --overwrite"),
         ("allocate calib --output adapter", "adapter exists and holds no result.json"),
         (f"calibrate {DATA} --output calib", "--overwrite"),

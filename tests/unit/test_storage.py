@@ -157,9 +157,7 @@ def test_other_kind_of_result_is_refused_and_named(saved):
         pass
 
     for kind in (Other, Zebra):
-        with pytest.raises(
-            ValueError, match=rf"holds the result class Sensitivity, not {kind.__name__}: use Sensitivity\.load\("
-        ):
+        with pytest.raises(ValueError, match=rf"holds Sensitivity, not {kind.__name__}: use Sensitivity\.load\("):
             kind.load(saved)
 
 
