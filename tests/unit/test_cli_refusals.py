@@ -131,8 +131,8 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         (f"calibrate {DATA} --output calib", "--overwrite"),
         (f"train {DATA} --calibration calib --allocation plan --output adapter", "--overwrite"),
         (f"train {DATA} --allocation plan --output other", "pass --calibration, or --no-init"),
-        (f"train {DATA} --calibration plan --allocation plan --output other", "class Allocation, not Calibration"),
-        (f"train {DATA} --calibration calib --allocation calib --output other", "class Calibration, not Allocation"),
+        (f"train {DATA} --calibration plan --allocation plan --output other", "holds Allocation, not Calibration"),
+        (f"train {DATA} --calibration calib --allocation calib --output other", "holds Calibration, not Allocation"),
         (f"train {DATA} --calibration calib --allocation plan --output other --resume", "no whole checkpoint"),
         (
             "train --model t5 --task pairs.jsonl --calibration calib --allocation plan --output other",
