@@ -216,7 +216,7 @@ def _extended(core: Tensor, block: Tensor) -> Tensor:
 
 def _captured(core: Tensor, k: int) -> Tensor:
     """Energy captured at ranks 1 to ``k``, of a core with no more rows than columns."""
-    return torch.linalg.eigvalsh(core @ core.T).flip(0)[:k].clamp(min=0).cumsum(0)
+    return torch.linalg.eigvalsh(core @ core.T).flip(0)[:k].cumsum(0)
 
 
 def _settled(captured: list[Tensor], tolerance: float) -> bool:
