@@ -17,6 +17,7 @@ from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.cli_adapter import EVALUATING, evaluate, merge
 from tlora.cli_compare import Comparing, Showing, compared, listed, summary_text
+from tlora.cli_lines import flat, written
 from tlora.cli_options import (
     Checkpoint,
     Data,
@@ -33,8 +34,6 @@ from tlora.cli_options import (
     SaveCalibration,
     Start,
     Training,
-    flat,
-    written,
 )
 from tlora.cli_plan import PLANNING, plan
 from tlora.cli_report import (

@@ -11,7 +11,8 @@ import typer
 
 from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
-from tlora.cli_options import BaseModel, BatchSize, Data, Placement, Quiet, TaskName, flat, written
+from tlora.cli_lines import flat, written
+from tlora.cli_options import BaseModel, BatchSize, Data, Placement, Quiet, TaskName
 from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
 from tlora.loading import load

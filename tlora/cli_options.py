@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
-from typer.models import ArgumentInfo
 
 from tlora.arguments import check_numbers
 from tlora.catalogue import PRESETS
@@ -329,82 +324,3 @@ class Training:
             Naming the number and what it may be.
         """
         check_numbers(self.learning_rate, self.epochs, self.batch_size, self.eval_limit)
-
-
-def flat(command: Callable[..., None]) -> Callable[..., None]:
-    """Spread a command's dataclasses into plain options, which is what typer reads.
-
-    Parameters
-    ----------
-    command : callable
-        Its parameters are options of their own, or dataclasses whose fields are options.
-
-    Returns
-    -------
-    callable
-        Takes all options by name, and calls ``command`` with the dataclasses made of them.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    given = inspect.signature(command).parameters
-    groups = {name: hints[name] for name in given if is_dataclass(hints[name])}
-    options: dict[str, inspect.Parameter] = {}
-    for name, parameter in given.items():
-        if name in groups:
-            options |= {option.name: option for option in _options(groups[name])}
-        else:
-            options[name] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
-
-    @wraps(command)
-    def spread(**values: Any) -> None:
-        built = {n: group(**{f.name: values.pop(f.name) for f in fields(group)}) for n, group in groups.items()}
-        command(**built, **values)
-
-    spread.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
-    spread.__annotations__ = {name: option.annotation for name, option in options.items()}
-    return spread
-
-
-def _options(group: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
-
-
-def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
-    """The line to type for a command with these values; what is as by default is left out, and so is --quiet.
-
-    Parameters
-    ----------
-    command : callable
-        A command of `flat`.
-    values : mapping
-        By the names of options; those that the command does not have are passed over.
-
-    Returns
-    -------
-    str
-        Quoted for a shell.
-    """
-    words = ["tlora", command.__name__]
-    for name, given in inspect.signature(command).parameters.items():
-        value = values.get(name)
-        if value is None or value == given.default or name == "quiet":
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, list | tuple):
-            if list(value) != list(given.default):
-                words += [word for each in value for word in (f"--{flag}", str(each))]
-        elif any(isinstance(extra, ArgumentInfo) for extra in get_args(given.annotation)):
-            words.append(str(value))
-        elif isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", str(value)]
-    return shlex.join(words)

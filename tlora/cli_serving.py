@@ -11,7 +11,8 @@ import typer
 
 from tlora import cli_steps as steps
 from tlora.cli_adapter import Folder
-from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, flat, option, written
+from tlora.cli_lines import flat, written
+from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, option
 from tlora.cli_report import Report, facts, size_text, table
 from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, vllm_max_rank
 from tlora.exactness import PROMPTS, export_difference

@@ -17,6 +17,9 @@ TILE = 1 << 18
 DEVICE_TILE = 1 << 24
 """The same on an accelerator: 64 MB, for small products would leave it idle."""
 
+STEADY = 0.3
+"""The fastest fall of growths that is believed to go on: the sides take turns, and one of them may grow by less."""
+
 OVERSAMPLING = 8
 """Columns of a block beyond the vectors that are wanted: as fast as 4 or 16, or faster, on measured covariances."""
 
@@ -139,8 +142,8 @@ def leading_right_singular_vectors(
     Randomised block Krylov iteration, as a block bidiagonalisation with full reorthogonalisation: what the products
     with ``M`` and ``M^T`` give, one after the other, extends an orthonormal basis on either side, and the small core
     ``left^T M right`` is decomposed. The energy that it captures, known for every rank up to ``k`` after each half
-    step, grows by steps that fall geometrically or faster: the iteration stops when what is still to come,
-    extrapolated from the last two growths, is at most ``tolerance`` of it at every rank, or when nothing is.
+    step, grows by steps that fall about geometrically: the iteration stops when what is still to come, extrapolated
+    from the last two growths, is at most ``tolerance`` of it at every rank, or when nothing is.
 
     Parameters
     ----------
@@ -220,11 +223,14 @@ def _captured(core: Tensor, k: int) -> Tensor:
 
 
 def _settled(captured: list[Tensor], tolerance: float) -> bool:
-    """Whether the geometric series that the last two growths begin adds up to less than the tolerance, at each rank."""
+    """Whether the geometric series that the last two growths begin adds up to less than the tolerance, at each rank.
+
+    A series that falls faster than `STEADY` is taken to fall no faster.
+    """
     if len(captured) < 3:
         return False
     earlier, growth = (captured[-2] - captured[-3]).abs(), (captured[-1] - captured[-2]).abs()
-    ratio = growth / earlier  # of zero by zero, none: that has settled
+    ratio = (growth / earlier).clamp(min=STEADY)  # of zero by zero, none: that has settled
     to_come = torch.where(ratio < 1, growth * ratio / (1 - ratio), torch.inf)
     rounding = captured[-1] * 1e-6  # of float32 products
     return bool(((to_come <= tolerance * captured[-1]) | (growth <= rounding)).all())

@@ -23,7 +23,7 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, next_command, no_pictures, saved, workplace  # noqa: F401
 from tests.results import same
 from tlora import cli
-from tlora.cli_options import written
+from tlora.cli_lines import written
 from tlora.cli_report import error_text
 from tlora.covariance import SketchedCovariance
 from tlora.spectrum import Spectrum
