@@ -140,16 +140,21 @@ def test_well_conditioned_columns_take_the_fast_way_and_others_householder(monke
 # Leading vectors.
 
 
+def falling(seed: int, d_out: int, d_in: int, decay: float) -> torch.Tensor:
+    """A matrix whose singular values are the powers of ``decay``, from 1 on."""
+    g = np.random.default_rng(seed)
+    least = min(d_out, d_in)
+    u, v = (np.linalg.qr(g.normal(size=(d, least)))[0] for d in (d_out, d_in))
+    return torch.tensor((u * decay ** np.arange(least)) @ v.T, dtype=torch.float32)
+
+
 @few
 @given(seed=SEEDS, d_out=st.integers(1, 40), d_in=st.integers(1, 40), decay=st.floats(0.1, 0.99), data=st.data())
 def test_captured_energy_is_the_optimum_at_every_rank(
     seed: int, d_out: int, d_in: int, decay: float, data: st.DataObject
 ) -> None:
-    least = min(d_out, d_in)
-    k = data.draw(st.integers(1, least))
-    g = np.random.default_rng(seed)
-    u, v = (np.linalg.qr(g.normal(size=(d, least)))[0] for d in (d_out, d_in))
-    m = torch.tensor((u * decay ** np.arange(least)) @ v.T, dtype=torch.float32)
+    k = data.draw(st.integers(1, min(d_out, d_in)))
+    m = falling(seed, d_out, d_in, decay)
     found = leading(m, k, seed)
     sigma = np.linalg.svd(exact(m), compute_uv=False)[:k] ** 2
     energy = ((exact(m) @ exact(found.rows).T) ** 2).sum(0)
@@ -325,10 +330,7 @@ def test_an_iteration_that_pauses_is_not_taken_for_settled(
     seed: int, d_out: int, d_in: int, decay: float, k: int
 ) -> None:
     """Found by chance: a half step that added little was followed by one that added a hundredth."""
-    g = np.random.default_rng(seed)
-    least = min(d_out, d_in)
-    u, v = (np.linalg.qr(g.normal(size=(d, least)))[0] for d in (d_out, d_in))
-    m = torch.tensor((u * decay ** np.arange(least)) @ v.T, dtype=torch.float32)
+    m = falling(seed, d_out, d_in, decay)
     energy = np.cumsum(((exact(m) @ exact(leading(m, k, seed).rows).T) ** 2).sum(0))
     assert (energy >= 0.9999 * np.cumsum(decay ** (2.0 * np.arange(k)))).all()
 
