@@ -99,7 +99,7 @@ class Gradient:
 
 
 class GradientSum:
-    """Running sum of weight gradients, row tile by row tile.
+    """Running sum of weight gradients, tile by tile.
 
     Parameters
     ----------
@@ -123,13 +123,13 @@ class GradientSum:
         self.range = None if omega is None else torch.zeros(d_out, omega.shape[1], device=device)
         self.corange = torch.zeros(d_out if psi is None else psi.shape[1], d_in, device=device)
 
-    def update(self, rows: slice, tile: Float[Tensor, "rows d_in"]) -> None:
-        """Add the gradient's rows ``rows``."""
+    def update(self, rows: slice, columns: slice, tile: Float[Tensor, "rows columns"]) -> None:
+        """Add what the gradient has in these ``rows`` and ``columns``."""
         if self.range is None or self.omega is None or self.psi is None:
-            self.corange[rows] += tile
+            self.corange[rows, columns] += tile
             return
-        self.range[rows] += tile.float() @ self.omega
-        self.corange.addmm_(self.psi[rows].T, tile.float())
+        self.range[rows].addmm_(tile.float(), self.omega[columns])
+        self.corange[:, columns].addmm_(self.psi[rows].T, tile.float())
 
     def go_on(self, earlier: Gradient) -> None:
         """Take up a finished sum: what is added next is added to it."""

@@ -13,7 +13,7 @@ from tlora.batches import Batch
 from tlora.checks import positive_int
 from tlora.covariance import Covariance, CovarianceSum
 from tlora.gradient import Gradient, GradientSum, sketch_sizes
-from tlora.linalg import row_tiles
+from tlora.linalg import tiles
 from tlora.passes import input_device
 from tlora.processes import Processes
 from tlora.recording import Recorder
@@ -156,12 +156,12 @@ class Statistics:
         d = [each.to(dtype) for each in real.samples(gradients)]
         mean = self.gradient_sum(name, w.device) if self.options.gradient else None
         totals = torch.zeros(len(d), device=w.device)
-        for rows in row_tiles(target.d_out, target.d_in, w.device):
-            magnitude = w[rows].float().abs().flatten()
+        for rows, columns in tiles(target.d_out, target.d_in, w.device):
+            magnitude = w[rows, columns].float().abs().flatten()
             for n in range(len(d)):
-                tile = d[n][:, rows].T @ x[n]
+                tile = d[n][:, rows].T @ x[n][:, columns]
                 if mean is not None:
-                    mean.update(rows, tile)
+                    mean.update(rows, columns, tile)
                 totals[n] += torch.dot(magnitude, tile.float().abs_().flatten())
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 

@@ -11,6 +11,11 @@ from tests.helpers import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tin
 from tlora.targets import target_modules
 
 
+@pytest.fixture(autouse=True)
+def tiles_smaller_than_the_weights(monkeypatch):
+    monkeypatch.setattr(tlora.linalg, "TILE", 20)
+
+
 def naive(model, batch):
     """C and S of every linear module of the blocks, one sample at a time, straight from the formulas."""
     targets = list(target_modules(model))

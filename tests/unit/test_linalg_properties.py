@@ -28,25 +28,27 @@ def exact(x: torch.Tensor) -> np.ndarray:
 
 
 @few
-@given(rows=st.integers(0, 60), columns=st.integers(0, 40), tile=st.integers(1, 200))
-def test_tiles_are_as_high_as_they_may_be(rows: int, columns: int, tile: int) -> None:
+@given(rows=st.integers(1, 60), columns=st.integers(1, 40), side=st.integers(1, 70))
+def test_tiles_cover_each_entry_once_and_are_alike(rows: int, columns: int, side: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linalg, "TILE", tile)
-        found = list(linalg.row_tiles(rows, columns))
-    heights = [part.stop - part.start for part in found]
-    assert [row for part in found for row in range(part.start, part.stop)] == list(range(rows))
-    highest = max(1, tile // max(columns, 1))
-    assert all(height == highest for height in heights[:-1])
-    assert all(0 < height <= highest for height in heights)
+        patch.setattr(linalg, "TILE", side)
+        found = list(linalg.tiles(rows, columns))
+    seen = np.zeros((rows, columns), int)
+    for tile in found:
+        seen[tile] += 1
+        assert 0 < max(seen[tile].shape) <= side
+    assert (seen == 1).all()
+    # as few as there can be, but where a last one would be empty: 5 in steps of ceil(5 / 4) are three
+    assert len(found) <= -(-rows // side) * -(-columns // side)
 
 
 def test_tiles_on_an_accelerator_are_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert linalg.TILE * 4 == 2**20  # bytes of float32: 1 MB
-    assert linalg.DEVICE_TILE * 4 == 2**26
+    assert linalg.TILE**2 * 4 < 2**21  # bytes of float32: under 2 MB
+    assert linalg.DEVICE_TILE**2 * 4 == 2**26
     monkeypatch.setattr(linalg, "TILE", 10)
     monkeypatch.setattr(linalg, "DEVICE_TILE", 40)
-    for device, height in ((None, 2), (torch.device("cpu"), 2), (torch.device("cuda"), 8)):
-        assert next(iter(linalg.row_tiles(100, 5, device))) == slice(0, height)
+    for device, height in ((None, 10), (torch.device("cpu"), 10), (torch.device("cuda"), 34)):
+        assert next(iter(linalg.tiles(100, 5, device))) == (slice(0, height), slice(0, 5))
 
 
 @few
@@ -55,7 +57,7 @@ def test_the_gram_matrix_grows_above_the_diagonal_alone(seed: int, n: int, d: in
     x, total = normal(seed, n, d), torch.zeros(d, d)
     linalg.add_gram_(total, x)
     expected = exact(x).T @ exact(x)
-    step = -(-d // 4)
+    step = -(-d // 8)
     block = np.arange(d) // step
     above = block[:, None] <= block[None, :]
     np.testing.assert_allclose(exact(total)[above], expected[above], rtol=1e-4, atol=1e-4)
@@ -65,9 +67,9 @@ def test_the_gram_matrix_grows_above_the_diagonal_alone(seed: int, n: int, d: in
     assert torch.equal(total, total.T)
 
 
-def test_a_quarter_of_the_rows_is_a_band() -> None:
-    assert list(linalg._bands(8)) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
-    assert list(linalg._bands(9)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+def test_bands_are_alike_but_for_the_last() -> None:
+    assert list(linalg._bands(8, 4)) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+    assert list(linalg._bands(9, 4)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
