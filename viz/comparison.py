@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tlora.compared import Comparison
-from tlora.paired import Matched
+from tlora.paired import PLACE, Matched
 from viz import style
 
 MARKERS = "osD^vPX*<>ph8d"
@@ -64,7 +64,7 @@ def plot_comparison(
         A row of three panels for each model and task. Left, the value on the test split, best first; thin lines are
         its interval, thick ones that of the difference from the baseline, which is the dashed line: a thick line that
         does not touch it says that the two differ. Middle, values on the validation split by learning rate, the chosen
-        one marked; crosses where training failed. Right, the value by trained parameters.
+        one marked, the curve thick where it is within 1 % of the best; crosses where training failed. Right, the value by trained parameters.
 
     Raises
     ------
@@ -76,6 +76,7 @@ def plot_comparison(
     style.check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
     summary = _selected(comparison.summary(baseline, equal=equal, metric=metric), tasks, ranks)
     runs = _selected(comparison.to_frame(), tasks, ranks)
+    flat = comparison.flatness().set_index(list(PLACE))
     looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
     name = baseline or "lora"
     places = [(place, _order(rows)) for place, rows in summary.groupby(["model", "task"], sort=False)]
@@ -83,7 +84,7 @@ def plot_comparison(
     for ((model, task), rows), (left, middle, right) in zip(places, panels, strict=True):
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
         _draw_values(left, rows, looks, name)
-        _draw_rates(middle, here, rows, looks)
+        _draw_rates(middle, here, rows, looks, flat)
         _draw_sizes(right, rows, looks)
         _headlines((left, middle, right), rows, name, equal)
     return figure
@@ -155,8 +156,10 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
-    """Curves over the learning rate, on the validation split."""
+def _draw_rates(
+    ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look], flat: pd.DataFrame
+) -> None:
+    """Curves over the learning rate, on the validation split, thick where they are flat."""
     searched = runs[runs["split"] == "validation"]
     several = rows["rank"].nunique() > 1
     for _, row in rows[::-1].iterrows():
@@ -168,6 +171,9 @@ def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[st
             curve.index, curve, look.dashes, color=look.colour, linewidth=0.8 if thin else 1.4, marker=look.marker,
             markersize=3, label=row["label"],
         )  # fmt: skip
+        low, high = flat.loc[tuple(row[name] for name in PLACE), ["lowest", "highest"]]
+        steady = curve[(curve.index >= low) & (curve.index <= high)]
+        ax.plot(steady.index, steady, color=look.colour, linewidth=5, alpha=0.35, solid_capstyle="round")
         if row["learning_rate"] in curve.index:
             chosen = (row["learning_rate"], curve[row["learning_rate"]])
             ax.plot(*chosen, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
@@ -237,7 +243,7 @@ def _headlines(panels: tuple[Axes, Axes, Axes], rows: pd.DataFrame, baseline: st
     first = rows.iloc[0]
     where = style.sentence(first["model"].rpartition("/")[2], first["task"].rpartition("/")[2])
     style.headline(panels[0], _finding(rows, baseline), where)
-    style.headline(panels[1], "Learning rates", "large: chosen, x: failed")
+    style.headline(panels[1], "Learning rates", "thick: within 1 %, x: failed")
     style.headline(panels[2], "Quality by parameters", f"differences: at equal {equal}")
 
 

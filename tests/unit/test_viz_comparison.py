@@ -111,6 +111,16 @@ def test_what_is_drawn_is_what_the_tables_say():
     assert [line.get_xdata().tolist() for line in crosses] == [[GRID[-1]]] * 3
 
 
+def test_a_curve_is_thick_where_it_is_within_one_percent_of_its_best():
+    values = dict(zip(GRID, (0.70, 0.796, 0.80, 0.60, 0.795), strict=False))
+    records = [record("lora", rate, 0, "validation", [value] * 50) for rate, value in values.items()]
+    records += [record("lora", GRID[2], seed, "test", [0.8] * 50) for seed in range(3)]
+    middle = viz.plot_comparison(Comparison.of(records)).axes[1]
+    (thick,) = [line for line in middle.lines if line.get_linewidth() == 5]
+    assert thick.get_xdata().tolist() == [GRID[1], GRID[2]]
+    np.testing.assert_allclose(thick.get_ydata(), [0.796, 0.80])
+
+
 def test_headline_counts_what_is_ahead_beyond_the_interval():
     base = np.tile([1.0, 0.0], 50)
     better, worse = np.ones(100), np.zeros(100)
