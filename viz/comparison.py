@@ -64,7 +64,8 @@ def plot_comparison(
         A row of three panels for each model and task. Left, the value on the test split, best first; thin lines are
         its interval, thick ones that of the difference from the baseline, which is the dashed line: a thick line that
         does not touch it says that the two differ. Middle, values on the validation split by learning rate, the chosen
-        one marked, the curve thick where it is within 1 % of the best; crosses where training failed. Right, the value by trained parameters.
+        one marked, the curve thick where it is within 1 % of the best; crosses where training failed. Right, the
+        value by trained parameters.
 
     Raises
     ------
