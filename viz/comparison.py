@@ -157,9 +157,7 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _draw_rates(
-    ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look], flat: pd.DataFrame
-) -> None:
+def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look], flat: pd.DataFrame) -> None:
     """Curves over the learning rate, on the validation split, thick where they are flat."""
     searched = runs[runs["split"] == "validation"]
     several = rows["rank"].nunique() > 1
