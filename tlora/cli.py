@@ -181,6 +181,7 @@ def calibrate(
     report, line = Report(quiet), written(calibrate, ctx.params)
     looking.check(data)
     steps.check_output(output, RESULT, overwrite)
+    Calibration.check_place(output)
     if checkpoint and output.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
         raise ValueError(f"--checkpoint {checkpoint} is in {output}, which is replaced as a whole: name another folder")
     base, task = steps.load_base(model, data, placement, report)
@@ -215,6 +216,7 @@ def allocate(
     """
     line = written(allocate, ctx.params)
     steps.check_output(output, RESULT, overwrite)
+    Allocation.check_place(output)
     looked = Calibration.load(calibration)
     data = looked.meta.recipe.get("data", {"task": looked.meta.task or "TASK"})
     allocation = steps.marked(steps.make_plan(looked.sensitivity, plan), command=line)

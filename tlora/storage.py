@@ -134,12 +134,43 @@ class Result:
         OSError
             If the disk is full or the place is not writable; the earlier result, if any, is left as it was.
         FileExistsError
-            If ``path`` is a file, or a folder that holds anything other than a result.
+            If ``path`` is a file, or a folder that holds anything other than a result of this kind.
         """
-        _refuse_strangers(path)
+        self.check_place(path)
         with replace_folder(path, expects=RESULT) as folder:
             self._write(folder)
         return Path(path)
+
+    @classmethod
+    def check_place(cls, path: str | os.PathLike[str]) -> None:
+        """Refuse a folder that holds anything but one result of this kind: `save` replaces the folder as a whole.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder, which need not be there.
+
+        Raises
+        ------
+        FileExistsError
+            If something would be lost; the message names it.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            return
+        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (RESULT, TENSORS))
+        if strangers:
+            raise FileExistsError(f"{path} also holds {strangers[0]}, which would be lost: choose another folder")
+        if not (folder / RESULT).is_file():
+            return
+        try:
+            kind = _parse(folder / RESULT)["result"]
+        except ValueError as error:
+            raise FileExistsError(f"{error}; choose another folder, or remove it first") from error
+        if kind != cls.__name__:
+            raise FileExistsError(
+                f"{path} holds {kind}, which would be lost to {cls.__name__}: choose another folder, or remove it first"
+            )
 
     def _write(self, folder: Path) -> None:
         """The two files, in a folder that is there."""
@@ -248,18 +279,3 @@ def _parse(file: Path) -> dict[str, Any]:
 def _digest(head: dict[str, Any]) -> str:
     rest = {key: value for key, value in head.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
-
-
-def _refuse_strangers(path: str | os.PathLike[str]) -> None:
-    """Refuse a folder that holds anything but one result, because saving replaces the folder as a whole."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (RESULT, TENSORS))
-    if strangers:
-        raise FileExistsError(f"{path} also holds {strangers[0]}, which would be lost: choose another folder")
-    if (folder / RESULT).is_file():
-        try:
-            _parse(folder / RESULT)
-        except ValueError as error:
-            raise FileExistsError(f"{error}; choose another folder, or remove it first") from error

@@ -129,6 +129,8 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         ("allocate calib --output plan", "plan holds an earlier result: replace it with --overwrite"),
         ("allocate calib --output adapter", "adapter exists and holds no result.json"),
         (f"calibrate {DATA} --output calib", "--overwrite"),
+        (f"calibrate {DATA} --output plan --overwrite", "plan holds Allocation, which would be lost to Calibration"),
+        ("allocate calib --output calib --overwrite", "calib holds Calibration, which would be lost to Allocation"),
         (f"train {DATA} --calibration calib --allocation plan --output adapter", "--overwrite"),
         (f"train {DATA} --allocation plan --output other", "pass --calibration, or --no-init"),
         (f"train {DATA} --calibration plan --allocation plan --output other", "holds Allocation, not Calibration"),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import tlora.files
 import tlora.storage
 from tests.results import META, same, sensitivity
+from tlora.allocation import allocate
 from tlora.files import replace_folder
 from tlora.sensitivity import Sensitivity
 from tlora.storage import RESULT, TENSORS, Meta, Result, read_head
@@ -343,6 +344,16 @@ def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path, files, messag
         sensitivity().save(folder)
     assert content(folder) == before
     assert listing(tmp_path) == ["theirs"]
+
+
+def test_a_result_of_another_kind_is_not_replaced(saved):
+    before = content(saved)
+    allocation = allocate(sensitivity(), 4)
+    with pytest.raises(FileExistsError, match="holds Sensitivity, which would be lost to Allocation: choose another"):
+        allocation.save(saved)
+    assert content(saved) == before
+    sensitivity(samples=2).save(saved)
+    assert len(Sensitivity.load(saved).per_sample) == 2
 
 
 def test_result_saved_inside_a_result_is_not_lost(saved):
