@@ -38,7 +38,7 @@ def add_gram_(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> None:
     Only blocks on and above the diagonal are touched, 0.56 of the work of the full product; `mirror_` fills in the
     rest once at the end.
     """
-    for rows in _bands(total.shape[0], 8):
+    for rows in _bands(len(total), 8):
         add_product_(total[rows, rows.start :], x[:, rows].T, x[:, rows.start :])
 
 
@@ -57,7 +57,7 @@ def add_product_(total: Float[Tensor, "m k"], a: Float[Tensor, "m n"], b: Float[
 def mirror_(total: Float[Tensor, "d d"]) -> None:
     """Copy the upper triangle over the lower one, in place."""
     # bands of 64 columns: wide ones read and write far apart, eight times as slow
-    for rows in _bands(total.shape[0], -(-total.shape[0] // 64)):
+    for rows in _bands(len(total), -(-len(total) // 64)):
         total[rows.stop :, rows].copy_(total[rows, rows.stop :].T)
         square = total[rows, rows]
         square.copy_(square.triu() + square.triu(1).T)
