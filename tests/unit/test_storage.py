@@ -346,9 +346,11 @@ def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path, files, messag
     assert listing(tmp_path) == ["theirs"]
 
 
-def test_a_result_of_another_kind_is_not_replaced(saved):
+def test_a_result_of_another_kind_is_not_replaced(saved, tmp_path):
     before = content(saved)
     allocation = allocate(sensitivity(), 4)
+    with pytest.raises(FileExistsError, match="holds Allocation, which would be lost to Sensitivity"):
+        sensitivity().save(allocation.save(tmp_path / "plan"))
     with pytest.raises(FileExistsError, match="holds Sensitivity, which would be lost to Allocation: choose another"):
         allocation.save(saved)
     assert content(saved) == before
