@@ -76,8 +76,8 @@ def plot_comparison(
     """
     style.check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
     summary = _selected(comparison.summary(baseline, equal=equal, metric=metric), tasks, ranks)
+    summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)
-    flat = comparison.flatness().set_index(list(PLACE))
     looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
     name = baseline or "lora"
     places = [(place, _order(rows)) for place, rows in summary.groupby(["model", "task"], sort=False)]
@@ -85,7 +85,7 @@ def plot_comparison(
     for ((model, task), rows), (left, middle, right) in zip(places, panels, strict=True):
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
         _draw_values(left, rows, looks, name)
-        _draw_rates(middle, here, rows, looks, flat)
+        _draw_rates(middle, here, rows, looks)
         _draw_sizes(right, rows, looks)
         _headlines((left, middle, right), rows, name, equal)
     return figure
@@ -157,7 +157,7 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look], flat: pd.DataFrame) -> None:
+def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     """Curves over the learning rate, on the validation split, thick where they are flat."""
     searched = runs[runs["split"] == "validation"]
     several = rows["rank"].nunique() > 1
@@ -170,8 +170,7 @@ def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[st
             curve.index, curve, look.dashes, color=look.colour, linewidth=0.8 if thin else 1.4, marker=look.marker,
             markersize=3, label=row["label"],
         )  # fmt: skip
-        low, high = flat.loc[tuple(row[name] for name in PLACE), ["lowest", "highest"]]
-        steady = curve[(curve.index >= low) & (curve.index <= high)]
+        steady = curve[(curve.index >= row["lowest"]) & (curve.index <= row["highest"])]
         ax.plot(steady.index, steady, color=look.colour, linewidth=5, alpha=0.35, solid_capstyle="round")
         if row["learning_rate"] in curve.index:
             chosen = (row["learning_rate"], curve[row["learning_rate"]])

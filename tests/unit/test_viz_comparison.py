@@ -121,6 +121,12 @@ def test_a_curve_is_thick_where_it_is_within_one_percent_of_its_best():
     np.testing.assert_allclose(thick.get_ydata(), [0.796, 0.80])
 
 
+def test_runs_without_a_search_have_values_and_no_curve():
+    found = Comparison.of([record("lora", GRID[2], seed, "test", [0.8] * 50) for seed in range(3)])
+    middle = viz.plot_comparison(found).axes[1]
+    assert not any(len(line.get_xdata()) for line in middle.lines)
+
+
 def test_headline_counts_what_is_ahead_beyond_the_interval():
     base = np.tile([1.0, 0.0], 50)
     better, worse = np.ones(100), np.zeros(100)
