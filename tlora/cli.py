@@ -329,7 +329,7 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
     if showing.picture:
         viz = _viz()
-        figure = viz.plot_comparison(comparison, baseline=showing.baseline, equal=showing.equal.value)
+        figure = viz.plot_comparison(comparison, **showing.held_against())
         with replace_file(showing.picture) as fresh:
             figure.savefig(fresh, dpi=150)
         viz.style.plt.close(figure)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +16,6 @@ from tlora.cli_report import Report, facts, size_text, table
 from tlora.compared import LISTED, Comparison
 from tlora.comparison import RATES, compare
 from tlora.methods import METHODS, PRINCIPAL
-
-
-class Equal(StrEnum):
-    """What is equal where a method is held against the baseline."""
-
-    RANK = "rank"
-    PARAMETERS = "parameters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +77,24 @@ class Showing:
     baseline: Annotated[
         str | None, option("Output", "Method that the others are held against. Default: lora, where it is there.")
     ] = None
-    equal: Annotated[
-        Equal, option("Output", "Hold against the baseline at the same rank, or at about as many parameters.")
-    ] = Equal.RANK
+    baseline_rank: Annotated[
+        str,
+        option(
+            "Output",
+            "Hold against the baseline at the same rank (same), at that with about as many parameters (nearest), or at "
+            "this one: a number.",
+        ),
+    ] = "same"
     loss: Annotated[bool, option("Output", "Show the held-out loss in place of the task's metric.", "--loss")] = False
+
+    def __post_init__(self) -> None:
+        if self.baseline_rank not in ("same", "nearest") and not self.baseline_rank.isdecimal():
+            raise ValueError(f"--baseline-rank {self.baseline_rank}: choose same, nearest, or a rank of the baseline")
+
+    def held_against(self) -> dict[str, Any]:
+        """Arguments that `Comparison.summary` and the picture share."""
+        rank = self.baseline_rank
+        return {"baseline": self.baseline, "baseline_rank": int(rank) if rank.isdecimal() else rank}
 
 
 def compared(options: Comparing, report: Report, line: str) -> Comparison:
@@ -156,9 +162,8 @@ def listed(comparison: Comparison) -> str:
 
 def summary_text(comparison: Comparison, showing: Showing) -> str:
     """Tables of the summary, one a task, model and rank."""
-    frame = comparison.summary(
-        showing.baseline, equal=showing.equal.value, metric="loss" if showing.loss else None
-    ).sort_values("value", ascending=False, kind="stable", na_position="last")
+    frame = comparison.summary(metric="loss" if showing.loss else None, **showing.held_against())
+    frame = frame.sort_values("value", ascending=False, kind="stable", na_position="last")
     parts = []
     for (task, model, rank), rows in frame.groupby(["task", "model", "rank"], sort=False):
         lines = [

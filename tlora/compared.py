@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tlora import rates
 from tlora.outcomes import unpacked
-from tlora.paired import LOWER_IS_BETTER, PLACE, Matched, summarise
+from tlora.paired import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
 from tlora.storage import Meta, Result, library_versions
 from tlora.store import Record, Store, key_text
 
@@ -165,7 +165,7 @@ class Comparison(Result):
         self,
         baseline: str | None = None,
         *,
-        equal: Matched = "rank",
+        baseline_rank: BaselineRank = "same",
         metric: str | None = None,
         confidence: float = 0.95,
         resamples: int = 2000,
@@ -177,9 +177,9 @@ class Comparison(Result):
         ----------
         baseline : str, optional
             Name of the method that the others are held against; ``"lora"``, where it was compared, by default.
-        equal : {"rank", "parameters"}
-            Hold a method against the baseline at the same rank, or at the rank at which the baseline trains most nearly
-            as many parameters.
+        baseline_rank : {"same", "nearest"} or int
+            Hold a method against the baseline at the same rank, at the rank at which the baseline trains most nearly as
+            many parameters, or at this rank, whatever the method's own.
         metric : str, optional
             ``"loss"`` for the held-out loss (its negative, so that higher is better); the task's own by default.
         confidence : float
@@ -195,14 +195,14 @@ class Comparison(Result):
         Raises
         ------
         ValueError
-            If the baseline was not compared, or a number is out of range.
+            If the baseline was not compared, or not at that rank, or a number is out of range.
 
         Notes
         -----
         Runs and test samples are drawn with replacement, the same for both methods: a run is paired with that of the
         same seed (which has the same head and the same order of the data), a sample with itself.
         """
-        frame = summarise(self.runs, self.outcomes, baseline, equal, metric, confidence, resamples, seed)
+        frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence, resamples, seed)
         return frame[list(self.summary_columns)]
 
     def flatness(self, share: float = 0.01) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from torch import Tensor
 from tlora.checks import positive_int
 from tlora.resampling import bootstrap_grid_means
 
-Matched = Literal["rank", "parameters"]
+BaselineRank = Literal["same", "nearest"] | int
+"""Which rank of the baseline a method is held against."""
 Grid = NDArray[np.float64]
 
 LOWER_IS_BETTER = {"loss": "negative_loss"}
@@ -59,20 +60,20 @@ def summarise(
     runs: pd.DataFrame,
     outcomes: Mapping[str, Tensor],
     baseline: str | None,
-    equal: Matched,
+    baseline_rank: BaselineRank,
     metric: str | None,
     confidence: float,
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
     """One row a task, model, rank and method, for `tlora.Comparison.summary`; see there."""
-    _check(runs, baseline, equal, metric, confidence, resamples)
+    _check(runs, baseline, baseline_rank, metric, confidence, resamples)
     bootstrap = Bootstrap(confidence, resamples, seed)
     places = runs.groupby(list(PLACE), sort=False)
     found = {place: _runs(rows[rows["best_rate"]], outcomes, metric) for place, rows in places}
     table = []
     for place, rows in found.items():
-        reference = _reference(found, place, baseline or "lora", equal)
+        reference = _reference(found, place, baseline or "lora", baseline_rank)
         row = dict(zip(PLACE, place, strict=True)) | _value(rows, metric, bootstrap)
         row |= _difference(rows, found.get(reference), bootstrap) if reference != place else _NO_DIFFERENCE
         row["baseline_rank"] = reference[3] if reference in found and reference != place else np.nan
@@ -84,13 +85,20 @@ _NO_DIFFERENCE = dict.fromkeys(("difference", "difference_low", "difference_high
 
 
 def _check(
-    runs: pd.DataFrame, baseline: str | None, equal: Matched, metric: str | None, confidence: float, resamples: int
+    runs: pd.DataFrame,
+    baseline: str | None,
+    baseline_rank: BaselineRank,
+    metric: str | None,
+    confidence: float,
+    resamples: int,
 ) -> None:
     methods = list(dict.fromkeys(runs["method"]))
     if baseline is not None and baseline not in methods:
         raise ValueError(f"baseline={baseline!r} was not compared: choose one of {', '.join(methods)}")
-    if equal not in get_args(Matched):
-        raise ValueError(f"equal={equal!r}: choose one of {', '.join(get_args(Matched))}")
+    ranks = sorted(set(runs.loc[runs["method"] == (baseline or "lora"), "rank"]))
+    if isinstance(baseline_rank, bool) or baseline_rank not in ("same", "nearest", *ranks):
+        there = f", or a rank of the baseline ({', '.join(map(str, ranks))})" if ranks else ""
+        raise ValueError(f"baseline_rank={baseline_rank!r}: choose 'same', 'nearest' (in parameters){there}")
     if metric not in (None, "loss"):
         raise ValueError(f"metric={metric!r}: pass 'loss', or nothing for the task's own")
     if not 0 < confidence < 1:
@@ -108,15 +116,14 @@ def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None
     return Runs(rows, found)
 
 
-def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, equal: Matched) -> Any:
+def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, baseline_rank: BaselineRank) -> Any:
     """Where the baseline is that a place is held against."""
     task, model, _, rank = place
-    same = (task, model, baseline, rank)
     there = [p for p in found if p[:2] == (task, model) and p[2] == baseline]
-    if equal == "rank" or not there:
-        return same
-    size = found[place].parameters
-    return min(there, key=lambda p: abs(np.log(found[p].parameters / size)))
+    if baseline_rank == "nearest" and there:
+        size = found[place].parameters
+        return min(there, key=lambda p: abs(np.log(found[p].parameters / size)))
+    return (task, model, baseline, rank if isinstance(baseline_rank, str) else baseline_rank)
 
 
 def _value(rows: Runs, metric: str | None, bootstrap: Bootstrap) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tlora.compared import Comparison
-from tlora.paired import PLACE, Matched
+from tlora.paired import PLACE, BaselineRank
 from viz import style
 
 MARKERS = "osD^vPX*<>ph8d"
@@ -41,7 +41,7 @@ def plot_comparison(
     tasks: str | Sequence[str] | None = None,
     ranks: int | Sequence[int] | None = None,
     baseline: str | None = None,
-    equal: Matched = "rank",
+    baseline_rank: BaselineRank = "same",
     metric: str | None = None,
 ) -> Figure:
     """Methods with their intervals, their learning-rate curves, and quality by parameters; a row for each task.
@@ -54,7 +54,7 @@ def plot_comparison(
         Tasks to draw; all by default.
     ranks : int or sequence of int, optional
         Ranks to draw; all by default.
-    baseline, equal, metric
+    baseline, baseline_rank, metric
         As for `tlora.Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the
         first and last panels.
 
@@ -75,7 +75,7 @@ def plot_comparison(
         If nothing is left to draw.
     """
     style.check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
-    summary = _selected(comparison.summary(baseline, equal=equal, metric=metric), tasks, ranks)
+    summary = _selected(comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric), tasks, ranks)
     summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)
     looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
@@ -84,10 +84,10 @@ def plot_comparison(
     figure, panels = _panels([rows for _, rows in places])
     for ((model, task), rows), (left, middle, right) in zip(places, panels, strict=True):
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
-        _draw_values(left, rows, looks, name)
+        _draw_values(left, rows, looks, _references(rows, name))
         _draw_rates(middle, here, rows, looks)
         _draw_sizes(right, rows, looks)
-        _headlines((left, middle, right), rows, name, equal)
+        _headlines((left, middle, right), rows, name, baseline_rank)
     return figure
 
 
@@ -135,7 +135,7 @@ def _order(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=labels)
 
 
-def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline: str) -> None:
+def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], references: pd.Series) -> None:
     """A line a method: its value, its interval, and that of its difference from the baseline."""
     for place, row in rows.iterrows():
         look = looks[row["method"]]
@@ -148,13 +148,20 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
             ends = (origin + row["difference_low"], origin + row["difference_high"])
             ax.plot(ends, (place, place), color=look.colour, linewidth=3.5, alpha=0.75, solid_capstyle="butt")
         ax.plot(row["value"], place, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
-    for value in rows.loc[rows["method"] == baseline, "value"].dropna():
+    for value in references:
         ax.axvline(value, color="0.35", linestyle="--", linewidth=1, zorder=0)
     ax.set_yticks(range(len(rows)), rows["label"])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(_worded(rows))
     ax.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _references(rows: pd.DataFrame, baseline: str) -> pd.Series:
+    """Values of the baseline at the ranks that something is held against; at all, where nothing is."""
+    mine = rows[rows["method"] == baseline]
+    used = mine["rank"].isin(rows["baseline_rank"])
+    return mine.loc[used if used.any() else slice(None), "value"].dropna()
 
 
 def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -236,13 +243,16 @@ def _worded(rows: pd.DataFrame) -> str:
     return f"{names[0] if names else 'value'}, test"
 
 
-def _headlines(panels: tuple[Axes, Axes, Axes], rows: pd.DataFrame, baseline: str, equal: Matched) -> None:
+def _headlines(panels: tuple[Axes, Axes, Axes], rows: pd.DataFrame, baseline: str, baseline_rank: BaselineRank) -> None:
     """What each panel shows, and above the first where it comes from and what came out."""
     first = rows.iloc[0]
+    at = {"same": "at equal rank", "nearest": "at equal parameters"}.get(
+        str(baseline_rank), f"from rank {baseline_rank}"
+    )
     where = style.sentence(first["model"].rpartition("/")[2], first["task"].rpartition("/")[2])
     style.headline(panels[0], _finding(rows, baseline), where)
     style.headline(panels[1], "Learning rates", "thick: within 1 %, x: failed")
-    style.headline(panels[2], "Quality by parameters", f"differences: at equal {equal}")
+    style.headline(panels[2], "Quality by parameters", f"differences: {at}")
 
 
 def _finding(rows: pd.DataFrame, baseline: str) -> str:

@@ -90,8 +90,17 @@ def test_the_summary_names_values_and_differences():
 
 def test_a_picture():
     stored()
-    done("compare --store runs.jsonl --equal parameters --picture comparison.png")
+    done("compare --store runs.jsonl --baseline-rank nearest --picture comparison.png")
     assert Path("comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rank_of_the_baseline_can_be_said():
+    stored()
+    assert done("compare --store runs.jsonl --baseline-rank 2").stdout == done("compare --store runs.jsonl").stdout
+    for wrong, said in (("equal", "--baseline-rank equal: choose same, nearest"), ("3", "a rank of the baseline (2)")):
+        result = invoke(f"compare --store runs.jsonl --baseline-rank {wrong}")
+        assert result.exit_code
+        assert said in " ".join(result.stderr.split())
 
 
 @pytest.mark.usefixtures("narrow")

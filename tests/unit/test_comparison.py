@@ -334,14 +334,20 @@ def test_at_equal_parameters_the_nearest_rank_of_the_baseline_counts():
             records.append(one | {"trainable_parameters": size})
     records += [record(m, 2e-3, 0, "validation", [0], rank=r) for m, r in (("lora", 2), ("mine", 8))]
     found = tlora.Comparison.of(records)
-    frame = found.summary(equal="parameters", resamples=10).set_index(["method", "rank"])
+    frame = found.summary(baseline_rank="nearest", resamples=10).set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 2
     assert frame.loc[("mine", 8), "baseline_rank"] == 4
     assert frame.loc[("mine", 8), "difference"] == pytest.approx(0.2, abs=1e-3)
-    frame = found.summary(equal="rank", resamples=10).set_index(["method", "rank"])
+    frame = found.summary(baseline_rank="same", resamples=10).set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 4
     assert math.isnan(frame.loc[("mine", 8), "baseline_rank"])
     assert math.isnan(frame.loc[("mine", 8), "difference"])
+    frame = found.summary(baseline_rank=2, resamples=10).set_index(["method", "rank"])
+    assert frame["baseline_rank"].dropna().to_dict() == {("lora", 4): 2, ("mine", 4): 2, ("mine", 8): 2}
+    assert frame.loc[("mine", 8), "difference"] == pytest.approx(0.3, abs=1e-3)
+    for wrong in (8, True, "equal"):
+        with pytest.raises(ValueError, match=r"choose 'same', 'nearest' .* \(2, 4\)"):
+            found.summary(baseline_rank=wrong)
 
 
 def test_only_seeds_that_both_have_are_paired():
@@ -365,7 +371,7 @@ def test_a_method_that_never_trained_is_in_the_summary():
     ("arguments", "words"),
     [
         ({"baseline": "dora"}, "'dora' was not compared: choose one of lora, tlora"),
-        ({"equal": "seconds"}, "choose one of rank, parameters"),
+        ({"baseline_rank": "seconds"}, "choose 'same', 'nearest'"),
         ({"metric": "f1"}, "pass 'loss'"),
         ({"confidence": 95}, "between 0 and 1"),
         ({"resamples": 0}, "resamples=0"),

@@ -9,6 +9,7 @@ import pytest
 
 import tlora
 from benchmarks import comparison as bench
+from tests.results import record
 from tlora.methods import chosen
 from tlora.paired import PLACE
 
@@ -51,6 +52,21 @@ def test_only_what_ran_with_every_seed_is_shown(stored):
     seeds = stored.to_frame().query("best_rate").groupby(["task", "model", "method", "rank"]).size()
     shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
     assert set(shown) == set(seeds[seeds == len(bench.SEEDS)].index)
+
+
+def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
+    records = []
+    sizes = {("lora", 4): 100, ("lora", 8): 200, ("half", 8): 90, ("quarter", 4): 50, ("whole", 16): 190}
+    for (method, rank), size in sizes.items():
+        records += [record(method, rate, 0, "validation", [rate], rank=rank) for rate in (5e-4, 1e-3, 2e-3)]
+        for seed in bench.SEEDS:
+            run = record(method, 2e-3, seed, "test", [float(rank > 4), 1.0], rank=rank)
+            records.append(run | {"trainable_parameters": size})
+    main, second = bench.table(tlora.Comparison.of(records)).split("\n\n")
+    assert len(main.splitlines()) == 2 + len(sizes)
+    (row,) = [[cell.strip() for cell in line.strip("|").split("|")] for line in second.splitlines()[2:]]
+    assert row[1:5] == ["half", "8", "90", "rank 4"]
+    assert row[5].startswith("+50.0 (")
 
 
 def test_the_ablation_has_each_part_in_its_place():

@@ -127,6 +127,16 @@ def test_runs_without_a_search_have_values_and_no_curve():
     assert not any(len(line.get_xdata()) for line in middle.lines)
 
 
+def test_one_rank_of_the_baseline_is_the_line_that_all_are_held_against():
+    found = many(("lora", "tlora"), ranks=(4, 8))
+    left, _, right = viz.plot_comparison(found, baseline_rank=8).axes
+    (dashed,) = [line for line in left.lines if line.get_linestyle() == "--"]
+    value = found.summary().set_index(["method", "rank"]).loc[("lora", 8), "value"]
+    assert dashed.get_xdata()[0] == value
+    assert left.get_title(loc="left").replace("\n", " ").endswith("of 3")
+    assert "differences: from rank 8" in " ".join(texts(right))
+
+
 def test_headline_counts_what_is_ahead_beyond_the_interval():
     base = np.tile([1.0, 0.0], 50)
     better, worse = np.ones(100), np.zeros(100)
