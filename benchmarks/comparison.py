@@ -52,16 +52,16 @@ class Bench:
 REVIEWS = {"train": 4000, "validation": 1000, "test": 2130}
 PUZZLES = {"train": 240, "validation": 100, "test": 400, "metric": "loss"}
 LONG, SHORT = {"steps": 250, "batch_size": 16}, {"steps": 60, "batch_size": 4}
-# A method that trains B alone has at rank 8 the parameters of LoRA at 4, at rank 16 those of LoRA at 8.
+# A method that trains B alone has at rank 8 about the parameters of LoRA at 4, at rank 16 those of LoRA at 8.
 COMMON: Ranks = {
     "lora": (8, 4),
-    "tlora": (8, 16),
+    "tlora": (8,),
     "tlora-trained": (8, 4),
     "tlora-paper": (8,),
     "lora-fa": (8,),
     "pissa": (8,),
 }
-SIZES: Ranks = COMMON | {"lora": (8, 4, 16), "tlora": (8, 16, 4, 32), "tlora-trained": (8, 4, 16)}
+SIZES: Ranks = COMMON | {"lora": (8, 4, 16), "tlora": (8, 4, 16), "tlora-trained": (8, 4, 16)}
 PEERS: Ranks = {method: (8,) for method in METHODS if method not in PRINCIPAL}
 # The paper's ablation: the start, the ranks and the scales, each switched off. Without the start, A is random and
 # trained, which is plain LoRA where ranks and scales are off as well.
