@@ -1,6 +1,6 @@
 """Does it pay? The comparison of methods, run by run into a store that stays in the repository.
 
-    python -m benchmarks.comparison                    # everything that is not in the store yet
+    python -m benchmarks.comparison                    # what is not in the store yet, of the development tasks
     python -m benchmarks.comparison --only minilm      # the tasks of one model
     python -m benchmarks.comparison --table            # the README's table and picture, from the store
     tlora compare --store benchmarks/comparison.jsonl --list
@@ -23,7 +23,7 @@ import pandas as pd
 import tlora
 import viz
 from tlora.methods import METHODS, PRINCIPAL
-from tlora.paired import PLACE
+from tlora.paired import PLACE, BaselineRank
 from tlora.recipes import RECIPES, Recipe
 from tlora.store import Store
 
@@ -134,9 +134,9 @@ def complete(bench: Bench, arguments: argparse.Namespace) -> None:
             )
 
 
-def whole(comparison: tlora.Comparison, **options: Any) -> pd.DataFrame:
+def whole(comparison: tlora.Comparison, baseline_rank: BaselineRank = REFERENCE, **options: Any) -> pd.DataFrame:
     """The summary, less what has not been run with every seed."""
-    summary = comparison.summary("lora", **{"baseline_rank": REFERENCE} | options)
+    summary = comparison.summary("lora", baseline_rank=baseline_rank, **options)
     return summary[summary["seeds"] == len(SEEDS)]
 
 
@@ -167,7 +167,7 @@ def as_large(nearest: pd.DataFrame) -> pd.DataFrame:
 
 def _alike(summary: pd.DataFrame, losses: pd.Series, flat: pd.DataFrame) -> str:
     lines = [
-        "| task | method | rank | trained | rate (within 1 %) | test | better than LoRA of rank 8 by |",
+        f"| task | method | rank | trained | rate (within 1 %) | test | better than LoRA of rank {REFERENCE} by |",
         "|---" * 7 + "|",
     ]
     for row in _ordered(summary):

@@ -161,7 +161,7 @@ def _references(rows: pd.DataFrame, baseline: str) -> pd.Series:
     """Values of the baseline at the ranks that something is held against; at all, where nothing is."""
     mine = rows[rows["method"] == baseline]
     used = mine["rank"].isin(rows["baseline_rank"])
-    return mine.loc[used if used.any() else slice(None), "value"].dropna()
+    return (mine[used] if used.any() else mine)["value"].dropna()
 
 
 def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
