@@ -325,7 +325,7 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     was interrupted, and what is there already is not run again.
     """
     report, line = Report(quiet), written(compare, ctx.params)
-    comparison = compared(options, report, line)
+    comparison = compared(options, showing, report, line)
     typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
     if showing.picture:
         viz = _viz()

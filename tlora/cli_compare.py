@@ -17,6 +17,9 @@ from tlora.compared import LISTED, Comparison
 from tlora.comparison import RATES, compare
 from tlora.methods import METHODS, PRINCIPAL
 
+PICTURES = (".png", ".svg", ".pdf")
+"""What a picture's name may end with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparing:
@@ -73,7 +76,9 @@ class Showing:
     """What is shown of a comparison."""
 
     as_list: Annotated[bool, option("Output", f"Print all runs as CSV: {', '.join(LISTED)}.", "--list")] = False
-    picture: Annotated[Path | None, option("Output", "Draw the comparison into this file: .png, .svg or .pdf.")] = None
+    picture: Annotated[Path | None, option("Output", f"Draw the comparison into this file: {', '.join(PICTURES)}.")] = (
+        None
+    )
     baseline: Annotated[
         str | None, option("Output", "Method that the others are held against. Default: lora, where it is there.")
     ] = None
@@ -90,20 +95,42 @@ class Showing:
     def __post_init__(self) -> None:
         if self.baseline_rank not in ("same", "nearest") and not self.baseline_rank.isdecimal():
             raise ValueError(f"--baseline-rank {self.baseline_rank}: choose same, nearest, or a rank of the baseline")
+        if self.picture and self.picture.suffix not in PICTURES:
+            raise ValueError(f"--picture {self.picture}: end its name with one of {', '.join(PICTURES)}")
 
     def held_against(self) -> dict[str, Any]:
         """Arguments that `Comparison.summary` and the picture share."""
         rank = self.baseline_rank
         return {"baseline": self.baseline, "baseline_rank": int(rank) if rank.isdecimal() else rank}
 
+    def check_run(self, options: Comparing) -> None:
+        """See to it, before anything is run, that what the others are held against will be run with them.
 
-def compared(options: Comparing, report: Report, line: str) -> Comparison:
+        Raises
+        ------
+        ValueError
+            If the baseline is not among the methods, or not run at the rank that was named.
+        """
+        rank, baseline = self.held_against()["baseline_rank"], self.baseline or "lora"
+        if (self.baseline or isinstance(rank, int)) and baseline not in options.method:
+            raise ValueError(
+                f"the baseline, {baseline}, is not among the methods ({', '.join(options.method)}): add --method "
+                f"{baseline}, or name another with --baseline"
+            )
+        if rank not in ("same", "nearest", *options.rank):
+            raise ValueError(
+                f"--baseline-rank {rank}: the baseline is run at rank {', '.join(map(str, options.rank))}; add --rank "
+                f"{rank}"
+            )
+
+
+def compared(options: Comparing, showing: Showing, report: Report, line: str) -> Comparison:
     """Run what is asked for, or read what there is.
 
     Raises
     ------
     ValueError
-        If there is a model and no task, or the other way round.
+        If there is a model and no task, or the other way round; or if what is run is not what is to be shown.
     FileNotFoundError
         If nothing is asked for and there is no store.
     """
@@ -111,6 +138,7 @@ def compared(options: Comparing, report: Report, line: str) -> Comparison:
         if options.task:
             raise ValueError("there are tasks to compare on and no base: name one with --model")
         return Comparison.read(options.store)
+    showing.check_run(options)
     try:
         with _told(report):
             return compare(

@@ -82,9 +82,6 @@ def test_the_summary_names_values_and_differences():
         == ["-"] * 5 + ["0", "(1", "failed)"] + ["-"] * 3
     )
     assert "negative_loss" in done("compare --store runs.jsonl --loss").stdout
-    row = next(
-        line for line in done("compare --store runs.jsonl --baseline tlora").stdout.splitlines() if "lora " in line
-    )
     assert "-0.0500" in done("compare --store runs.jsonl --baseline tlora").stdout
 
 
@@ -135,6 +132,10 @@ def test_an_interruption_says_how_to_go_on(monkeypatch):
         (f"compare {DATA} --method loar", "Did you mean"),
         (f"compare {DATA} --lr 1e-3", "at least two"),
         (f"compare {DATA} --metric f1", "choose from exact_match"),
+        (f"compare {DATA} --method tlora --baseline pissa", "add --method pissa"),
+        (f"compare {DATA} --method tlora --baseline-rank 8", "the baseline, lora, is not among the methods"),
+        (f"compare {DATA} --rank 8 --baseline-rank 4", "add --rank 4"),
+        (f"compare {DATA} --picture runs.bmp", "end its name with one of .png"),
     ],
 )
 def test_refusals_are_one_sentence(line, words):
