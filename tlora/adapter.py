@@ -87,9 +87,11 @@ def attach(
     if rows not in get_args(Rows):
         raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
     if replace:
-        detach(model)
-    refuse_adapted(model)
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+    else:
+        refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
+    detach(model)
     config = _config(model, allocation)
     with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
@@ -124,7 +126,7 @@ def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, 
     if subspaces is None:
         if rows != "orthonormal":
             raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
-        _check_plan_fits(model, allocation)
+        check_same_model(model, {}, allocation.shapes, what="this allocation is")
         return {}
     missing = [name for name in allocation.ranks if name not in subspaces.bases]
     if missing:
@@ -135,31 +137,20 @@ def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, 
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
 
 
-def _check_plan_fits(model: Any, allocation: Allocation) -> None:
-    targets = target_modules(model)
-    for name in allocation.ranks:
-        if name not in targets or (targets[name].d_out, targets[name].d_in) != tuple(allocation.shapes[name]):
-            raise ValueError(
-                f"this allocation is of another model: {name} with shape {tuple(allocation.shapes[name])} is no target "
-                "module here; calibrate this model"
-            )
-
-
 def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Tensor:
     basis = subspaces.basis(name, rank)
     if rows == "orthonormal":
         return basis
-    average = subspaces.traces[name] / basis.shape[1]
     known = torch.arange(rank) < subspaces.numerical_rank[name]
-    variance = torch.where(known, subspaces.row_variance[name][:rank], average)
-    return basis * (average / 3 / variance).sqrt()[:, None]
+    relative = subspaces.row_variance[name][:rank] / subspaces.traces[name] * basis.shape[1]
+    return basis / (3 * torch.where(known, relative, 1.0)).sqrt()[:, None]
 
 
 def _config(model: Any, allocation: Allocation) -> LoraConfig:
     anchored = {name: f"^{re.escape(name)}$" for name in allocation.ranks}
     return LoraConfig(
         r=allocation.rank,
-        lora_alpha=round(allocation.alpha),  # never read: each module has its own in alpha_pattern
+        lora_alpha=max(1, round(allocation.alpha)),  # never read: each module has its own in alpha_pattern
         rank_pattern={anchored[name]: rank for name, rank in allocation.ranks.items()},
         alpha_pattern={anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
         lora_dropout=0.0,

@@ -67,11 +67,11 @@ def check_alike(
         if one != other:
             raise ValueError(f"{what} differs in {option.name}={one!r} and {other!r}: calibrate with the same")
     for name, expected in calibration.fingerprints.items():
-        apart = float((fingerprints[name] - expected).norm() / expected.norm())
-        if not apart <= SAME_WEIGHT:
+        apart, size = float((fingerprints[name] - expected).norm()), float(expected.norm())
+        if not apart <= SAME_WEIGHT * size:
             raise ValueError(
                 f"{what} is of another model, or of the same at another precision: the weights of {name} differ by "
-                f"{apart:.1e} of their size; calibrate the same model"
+                f"{apart:.1e} where their size is {size:.1e}; calibrate the same model"
             )
 
 

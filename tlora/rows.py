@@ -34,15 +34,18 @@ class Rows:
         ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
     pad_token_id : int
         What to pad ``input_ids`` with; masked, so it does not matter which.
+    is_encoder_decoder : bool
+        Whether the labels belong to a decoder of its own.
 
     Raises
     ------
     ValueError
-        If a column is missing.
+        If a column is missing, or a row has no label that counts.
     """
 
     train: Dataset
     pad_token_id: int
+    is_encoder_decoder: bool = False
 
     name = ""
     validation = None
@@ -54,6 +57,13 @@ class Rows:
                 f"the dataset has no column {min(missing)!r}, only {self.train.column_names}: tokenise it "
                 "first, or make it a task with tlora.load_task(dataset, tokenizer)"
             )
+        for index, labels in enumerate(self.train.with_format("numpy")["labels"]):
+            # A causal model predicts from the token before, so a label on the first token is never used.
+            if np.ndim(labels) and (labels[not self.is_encoder_decoder :] == IGNORED).all():
+                raise ValueError(
+                    f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave the "
+                    "row out, or tokenise with a larger max_length so that its answer is not cut off"
+                )
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,)."""

@@ -132,7 +132,7 @@ class Subspaces(Result):
                 "numerical_rank": list(self.numerical_rank.values()),
                 "first_singular_value": [float(v[0]) for v in values],
                 "last_singular_value": [float(v[-1]) for v in values],
-                "explained_variance": [float(self.row_variance[n].sum()) / self.traces[n] for n in self.names],
+                "explained_variance": [float(self.row_variance[n].sum() / self.traces[n]) for n in self.names],
             }
         )
 

@@ -26,12 +26,15 @@ from tlora.packing import refuse_packed
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.sealing import checkpoint_to_resume
+from tlora.start import start_of_a
 from tlora.storage import Meta
 from tlora.task import Task
 from tlora.weights import weight
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
+
+Callbacks = TrainerCallback | Iterable[TrainerCallback]
 
 
 def train(
@@ -46,7 +49,7 @@ def train(
     resume: bool | str | os.PathLike[str] = False,
     evaluation_limit: int | None = None,
     progress: bool = True,
-    callbacks: Iterable[TrainerCallback] = (),
+    callbacks: Callbacks = (),
     optimizer: MakeOptimizer | None = None,
     **arguments: Any,
 ) -> TrainingRun:
@@ -83,7 +86,7 @@ def train(
         there are none), and a loss at most 256.
     progress : bool
         Show progress bars.
-    callbacks : iterable of transformers.TrainerCallback
+    callbacks : transformers.TrainerCallback or iterable of them
         Called by the Trainer. A ``ModuleRecorder`` among them takes the place of the one that is added
         otherwise.
     optimizer : callable, optional
@@ -131,6 +134,7 @@ def train(
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
+    start = start_of_a(lora_modules(model).values())
     with contextlib.ExitStack() as stack:
         folder = output_dir
         if folder is None:
@@ -163,6 +167,7 @@ def train(
     _warn(ending, trainer, lora_modules(model))
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | arguments
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint}
+    recipe |= {"evaluated_on": _evaluated_on(data), "start_of_a": start}
     meta = Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train))
     return TrainingRun(
         history=history_frame(trainer.state.log_history),
@@ -256,7 +261,7 @@ def _check_model(model: Any) -> None:
 
 def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     if isinstance(task, Dataset):
-        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0)
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, bool(model.config.is_encoder_decoder))
     missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
     if missing:
         raise TypeError(
@@ -275,8 +280,9 @@ def _validation(task: Task | Rows, limit: int | None) -> Dataset | None:
     return spread(rows, limit or LOSS_SAMPLES)
 
 
-def _with_recorder(callbacks: Iterable[TrainerCallback]) -> tuple[ModuleRecorder, list[TrainerCallback]]:
-    chosen = [callback() if isinstance(callback, type) else callback for callback in callbacks]
+def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCallback]]:
+    given = [callbacks] if isinstance(callbacks, TrainerCallback | type) else callbacks
+    chosen = [callback() if isinstance(callback, type) else callback for callback in given]
     for callback in chosen:
         if isinstance(callback, ModuleRecorder):
             return callback, chosen
@@ -284,13 +290,20 @@ def _with_recorder(callbacks: Iterable[TrainerCallback]) -> tuple[ModuleRecorder
     return recorder, [recorder, *chosen]
 
 
+def _evaluated_on(task: Task | Rows) -> str:
+    """The split that the metrics are taken on; empty where nothing is held out."""
+    if isinstance(task, Rows):
+        return "train"
+    return next((name for name in ("test", "validation") if len(getattr(task, name))), "")
+
+
 def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:
     if limit == 0:
         return {}
     if isinstance(task, Rows):
         return {"train_loss": task.loss(model, limit or LOSS_SAMPLES)}
-    split = next((name for name in ("test", "validation") if len(getattr(task, name))), None)
-    return {} if split is None else task.evaluate(model, split, limit, progress=progress)
+    split = _evaluated_on(task)
+    return task.evaluate(model, split, limit, progress=progress) if split else {}
 
 
 def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:

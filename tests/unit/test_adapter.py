@@ -24,6 +24,10 @@ def planned(family="llama", max_rank=16, **knobs):
     return model, subspaces, allocation
 
 
+def calibrated(model, **options):
+    return tlora.calibrate(model, [tiny_batch(model, **options)], progress=False)
+
+
 def logits(model, batch):
     with torch.no_grad():
         return model(**{k: v for k, v in batch.items() if k != "labels"} | decoder(model, batch)).logits
@@ -143,6 +147,73 @@ def test_attaching_twice_is_refused_or_replaces():
     assert len(adapter_layers(again)) == len(allocation.ranks)
     with pytest.raises(ValueError, match="already has an adapter"):
         tlora.calibrate(model, [tiny_batch(model)], progress=False)
+
+
+def test_a_refused_replacement_leaves_the_adapter_on():
+    model, subspaces, allocation = planned()
+    adapted = tlora.attach(model, subspaces, allocation)
+    step(adapted, tiny_batch(model))
+    small = tlora.task_subspaces(model, calibrated(tiny_model("llama")), max_rank=2, progress=False)
+    before = logits(adapted, tiny_batch(model))
+    for refused in (small, tlora.task_subspaces(tiny_model("gpt2"), calibrated(tiny_model("gpt2")), progress=False)):
+        with pytest.raises(ValueError, match="max_rank|calibration of this model"):
+            tlora.attach(adapted, refused, allocation, replace=True)
+    assert torch.equal(logits(adapted, tiny_batch(model)), before)
+    assert len(adapter_layers(adapted)) == len(allocation.ranks)
+
+
+def test_the_adapter_of_a_peft_model_is_replaced():
+    model, subspaces, allocation = planned()
+    base = logits(model, tiny_batch(model))
+    adapted = tlora.attach(model, subspaces, allocation)
+    step(adapted, tiny_batch(model))
+    again = tlora.attach(adapted, subspaces, allocation, replace=True)
+    assert again.get_base_model() is model
+    assert torch.equal(logits(again, tiny_batch(model)), base)
+
+
+@pytest.mark.parametrize("rows", ["orthonormal", "variance"])
+def test_inputs_without_variance_give_rows_all_the_same(rows):
+    model = tiny_model("llama")
+    batch = tiny_batch(model, (9, 9, 9))
+    batch["labels"][:, :-1] = -100  # one labelled token a sample, which varies around its mean by nothing
+    calibration = tlora.calibrate(model, [batch], tokens="labels", progress=False)
+    assert not any(c.dense().any() for c in calibration.covariances.values())
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    assert subspaces.to_frame()["explained_variance"].isna().all()
+    assert subspaces._repr_html_()
+    before = logits(model, batch)
+    adapted = tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, 4, max_rank=8), rows=rows)
+    for layer in adapter_layers(adapted).values():
+        a = layer.lora_A["default"].weight
+        length = 1 if rows == "orthonormal" else 1 / 3  # as long as a random row of LoRA
+        torch.testing.assert_close(a @ a.T, length * torch.eye(len(a)), rtol=0, atol=1e-5)
+    assert torch.equal(logits(adapted, batch), before)
+
+
+def test_a_small_alpha_is_saved_and_loaded(tmp_path):
+    model, subspaces, _ = planned()
+    allocation = tlora.allocate(calibrated(model).sensitivity, 4, alpha=0.25, max_rank=16)
+    adapted = tlora.attach(model, subspaces, allocation)
+    step(adapted, tiny_batch(model))
+    adapted.save_pretrained(tmp_path)
+    loaded = tlora.load(tmp_path, tiny_model("llama"))
+    assert torch.equal(logits(loaded, tiny_batch(model)), logits(adapted, tiny_batch(model)))
+
+
+def test_a_weight_of_zeros_is_the_same_as_itself():
+    model = tiny_model("llama")
+    name = "model.layers.1.mlp.down_proj"
+    model.get_submodule(name).weight.data.zero_()
+    calibration = calibrated(model)
+    both = calibration.merge(calibrated(model, seed=1))
+    subspaces = tlora.task_subspaces(model, both, max_rank=8, progress=False)
+    assert tlora.attach(model, subspaces, tlora.allocate(both.sensitivity, 4, max_rank=8))
+    other = tiny_model("llama")
+    with pytest.raises(ValueError, match=f"{name} has another weight"):
+        tlora.task_subspaces(other, both, max_rank=8, progress=False)
+    with pytest.raises(ValueError, match="of another model"):
+        both.merge(calibrated(other, seed=2))
 
 
 def test_replacing_gives_the_head_back():

@@ -398,7 +398,7 @@ def test_weights_never_see_what_is_not_finite(action: Any, message: str) -> None
     with pytest.warns(UserWarning, match=message):
         run = train(model, token_rows(), callbacks=[At(3, action)], **QUICK)
     with pytest.warns(UserWarning, match="stopped"):
-        sound = train(adapted_model(), token_rows(), callbacks=[StopAfter(2)], **QUICK)
+        sound = train(adapted_model(), token_rows(), callbacks=StopAfter(2), **QUICK)  # one alone is as good as a list
     assert run.diverged
     assert not run.interrupted
     assert run.after == {}
@@ -490,7 +490,7 @@ def test_eval_loss_is_the_validation_loss_at_that_step() -> None:
 
 
 def test_rows_spread_over_a_sorted_dataset() -> None:
-    rows = Dataset.from_dict({"input_ids": [[i] for i in range(100)], "labels": [[i] for i in range(100)]})
+    rows = Dataset.from_dict({"input_ids": [[i, i] for i in range(100)], "labels": [[i, i] for i in range(100)]})
     seen: list[int] = []
 
     class Counting(Rows):
@@ -501,6 +501,15 @@ def test_rows_spread_over_a_sorted_dataset() -> None:
     token_batch = Rows(token_rows(1), 0).collate(list(token_rows(1)))
     Counting(rows, 0).loss(adapted_model(), 3)
     assert seen == [0, 50, 99]
+
+
+def test_a_row_without_a_label_is_named() -> None:
+    labels = [[1, 2], [-100, -100], [3, 4]]
+    for useless in (labels, [[1, 2], [5, -100]]):  # nothing predicts a first token
+        rows = Dataset.from_dict({"input_ids": [[1, 2]] * len(useless), "labels": useless})
+        with pytest.raises(ValueError, match="row 1 of the dataset has no label that counts, .*-100"):
+            train(adapted_model(), rows, **QUICK)
+    Rows(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[5, -100]]}), 0, is_encoder_decoder=True)
 
 
 def test_loss_of_rows_is_the_mean_of_single_rows_in_evaluation_mode() -> None:
@@ -518,15 +527,15 @@ def test_attention_masks_pad_and_are_kept() -> None:
     rows = Dataset.from_list(
         [
             {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "attention_mask": [0, 1, 1]},
-            {"input_ids": [8], "labels": [8], "attention_mask": [1]},
+            {"input_ids": [8, 4], "labels": [8, 4], "attention_mask": [1, 1]},
         ]
     )
     batch = Rows(rows, 9).collate(list(rows))
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 4, 9]]
+    assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, 4, -100]]
     bare = Rows(rows.remove_columns("attention_mask"), 9).collate(list(rows.remove_columns("attention_mask")))
-    assert bare["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert bare["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 def test_progress_false_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
