@@ -20,7 +20,7 @@ from tlora.allocation import Allocation
 from tlora.checks import check_same_model
 from tlora.randomness import seeded
 from tlora.subspace import Subspaces
-from tlora.targets import head_modules, refuse_adapted, target_modules
+from tlora.targets import head_modules, refuse_adapted
 
 ADAPTER = "default"
 Rows = Literal["orthonormal", "variance"]

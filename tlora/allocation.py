@@ -312,8 +312,8 @@ def allocate(
         Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i / r_i``).
     budget : {"ranks", "parameters"}
         Spend ``rank * M`` ranks, all of them, or at most the ``rank * sum d_out`` entries of ``B`` of the uniform
-        plan. In the second case the rest is smaller than the least ``d_out`` of the modules below their ceilings, and
-        a higher score can come with one rank less where the other's ``d_out`` is smaller.
+        plan. In the second case the rest (of each of the ``projection_shares``) is smaller than the least ``d_out`` of
+        its modules below their ceilings, and a higher score can have a rank less where another ``d_out`` is smaller.
     ranks : bool
         Off: the budget is shared evenly, ``rank`` for every module (unless limits, pins or exclusions differ).
     scales : bool

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from peft import PeftModel
 
+from tlora.files import digest
 from tlora.job import Job, Memory
+from tlora.locations import PACKAGED
 from tlora.methods import Method, seeded_adapt
-from tlora.models import is_encoder_decoder, load_model, load_tokenizer
+from tlora.models import load_model
 from tlora.outcomes import Outcomes, outcomes, packed
 from tlora.peak import PeakMemory
 from tlora.run import TrainingRun
 from tlora.storage import library_versions
 from tlora.store import Record
 from tlora.task import Task
-from tlora.tasks import load_task
+from tlora.tasks import load_task_of, task_files
 from tlora.training import train
 
 Split = Literal["validation", "test"]
@@ -77,6 +81,8 @@ class Cell:
         How the base is adapted.
     rank : int
         Nominal rank.
+    contents : dict of str
+        Digests of the files that are meant, where the model or the task is a path: see `contents_of`.
     """
 
     terms: Terms
@@ -84,15 +90,17 @@ class Cell:
     data: Mapping[str, Any]
     method: Method
     rank: int
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, rate: float, seed: int, split: Split) -> dict[str, Any]:
-        """Everything that a run's numbers depend on, library versions and the machine aside."""
+        """Everything that a run's numbers depend on, library versions, the machine and what a hub holds aside."""
         return self.about() | {"learning_rate": rate, "seed": seed, "split": split}
 
     def about(self) -> dict[str, Any]:
         """The part of the key that all runs of the cell have."""
         terms = self.terms
-        return {
+        contents = {"contents": dict(self.contents)} if self.contents else {}
+        return contents | {
             "model": terms.model,
             "dtype": terms.dtype,
             "task": self.task,
@@ -106,16 +114,48 @@ class Cell:
         }
 
 
+def contents_of(model: str, task: str, data: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files of one's own that a model and a task are read from, which may come to hold something else.
+
+    Parameters
+    ----------
+    model, task : str
+        Names or paths.
+    data : dict
+        Arguments of `tlora.load_task`, of which ``data_files`` names files.
+
+    Returns
+    -------
+    dict of str
+        Under ``"model"`` and ``"task"``; without what is known by name, or on a hub.
+    """
+    files = {"model": _model_files(model), "task": task_files(task, data.get("data_files"))}
+    return {name: _digest(found) for name, found in files.items() if found}
+
+
+def _model_files(model: str) -> list[Path]:
+    path = Path(model)
+    if model in PACKAGED or not path.exists():
+        return []
+    kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt"}
+    return sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    found = {file.name: digest(file) for file in files if file.is_file()}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:
     """The task in the tokens of the model.
 
     Raises
     ------
     ValueError
-        If a split is empty, or there are fewer training samples than are to be calibrated on.
+        If a split is empty, there are fewer training samples than are to be calibrated on, or the task asks for text
+        and the model writes none.
     """
-    options: dict[str, Any] = {"architecture": "seq2seq"} if is_encoder_decoder(terms.model) else {}
-    task = load_task(name, load_tokenizer(terms.model), **(options | dict(data)))
+    task = load_task_of(terms.model, name, **data)
     for split, least in (("train", terms.samples), ("validation", 1), ("test", 1)):
         if len(getattr(task, split)) < least:
             raise ValueError(

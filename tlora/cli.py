@@ -357,13 +357,14 @@ def _conclude(
     drawn = _draw({**results, "training": run}, output / "pictures", report)
     if run.before:
         typer.echo(f"\n{metrics_table({'before': run.before, 'after': run.after})}")
-        typer.echo(f"(on {run.meta.recipe['test_samples']} test samples)\n")
+        typer.echo(f"(on {run.meta.recipe['evaluated_samples']} {run.evaluated_on} samples)\n")
     told = run_facts(run) | {"saved": str(output), "pictures": drawn, "again": line}
     if run.interrupted:
         typer.echo(facts(told | _rest(output, values)))
         raise typer.Exit(130)
     steps.clear(steps.unfinished(output), inputs="calibration" in values)
-    typer.echo(facts(told | {"next": written(evaluate, {"adapter": output, "task": values["task"], "base": True})}))
+    then = {"adapter": output, "task": values["task"], "base": True, "output": steps.beside(output, "-merged")}
+    typer.echo(facts(told | {"next": written(evaluate if run.evaluated_on == "test" else merge, then)}))
     if run.diverged:
         raise typer.Exit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,14 @@ import typer
 
 from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
+from tlora.catalogue import PRESETS
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, BatchSize, Data, Placement, Quiet, TaskName
 from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
 from tlora.loading import load
 from tlora.run import TrainingRun
+from tlora.tasks import task_files
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
 Folder = Annotated[Path, _ADAPTER]
@@ -50,12 +53,18 @@ def evaluate(
     """Metrics of an adapter on the test samples of a task.
 
     On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
-    the record of the run.
+    the record of the run, where it was made on the command line.
     """
     report, record = Report(quiet), steps.recorded(adapter)
-    data = _data_of(record, task)
-    bare, loaded = steps.load_base(steps.base_name(adapter, model), data, placement, report)
+    known = _data_of(record, task)
+    bare, loaded = steps.load_base(steps.base_name(adapter, model), known or Data(task=task), placement, report)
     adapted = load(adapter, bare)
+    if not known and record and record.meta.task == loaded.name and _is_dealt(task):
+        warnings.warn(
+            f"nothing in {adapter} says how {task} was split when it was trained on: these test samples may have been "
+            "among the training samples",
+            stacklevel=1,
+        )
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
     with report.step("evaluating"):
         metrics = {"adapter": loaded.evaluate(adapted, **options)}
@@ -93,7 +102,17 @@ def merge(
     typer.echo(facts(told))
 
 
-def _data_of(run: TrainingRun | None, task: str) -> Data:
-    """The task as an adapter was trained on it, where it was: other sizes or another seed may split it otherwise."""
+def _data_of(run: TrainingRun | None, task: str) -> Data | None:
+    """The task as an adapter was trained on it, where that is recorded: others may be split otherwise."""
     data = run.meta.recipe.get("data", {}) if run else {}
-    return Data(**data) if data.get("task") == task else Data(task=task)
+    recorded = data.get("task", "")
+    there = recorded and Path(recorded).exists() and Path(task).exists()
+    same = recorded == task or (there and Path(task).samefile(recorded))
+    return Data(**data | {"task": task}) if same else None
+
+
+def _is_dealt(task: str) -> bool:
+    """Whether the test samples of a task are drawn from the same rows as those for training."""
+    if task in PRESETS:
+        return "test" not in PRESETS[task].splits
+    return bool(files := task_files(task)) and not any(file.name.startswith("test.") for file in files)

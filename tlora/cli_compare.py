@@ -28,14 +28,24 @@ class Comparing:
     model: Annotated[
         str | None,
         option(
-            "Compare", "Base model, as for `tlora run`. Without one nothing is run: --store is shown.", "--model", "-m"
+            "Compare",
+            "Base model, as for `tlora run`. Without one nothing is run: what --store has of these tasks, methods and "
+            "ranks is shown.",
+            "--model",
+            "-m",
         ),
     ] = None
     task: Annotated[list[str], option("Compare", "A task, as for `tlora run`; may be repeated.", "--task", "-t")] = ()  # type: ignore[assignment]
-    method: Annotated[list[str], option("Compare", f"A method; may be repeated. There are {', '.join(METHODS)}.")] = (
-        PRINCIPAL  # type: ignore[assignment]
-    )
-    rank: Annotated[list[int], option("Compare", "A nominal rank; may be repeated.", "--rank", "-r", min=1)] = (8,)  # type: ignore[assignment]
+    method: Annotated[
+        list[str],
+        option(
+            "Compare",
+            f"A method; may be repeated. There are {', '.join(METHODS)}. Default: {', '.join(PRINCIPAL)}.",
+        ),
+    ] = ()  # type: ignore[assignment]
+    rank: Annotated[
+        list[int], option("Compare", "A nominal rank; may be repeated. Default: 8.", "--rank", "-r", min=1)
+    ] = ()  # type: ignore[assignment]
     train_samples: Annotated[int | None, option("Data", "Samples to train on. Default: all there are.", min=1)] = None
     validation_samples: Annotated[
         int | None, option("Data", "Samples that learning rates are chosen on. Default: all there are.", min=1)
@@ -64,6 +74,16 @@ class Comparing:
     workers: Annotated[int, option("Training", "Processes side by side, each on its part of the cores.", min=1)] = 1
     retry: Annotated[bool, option("Training", "Do again what failed before.", "--retry")] = False
     store: Annotated[Path, option("Output", "File that runs are read from and appended to.")] = Path("comparison.jsonl")
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that are run."""
+        return list(self.method or PRINCIPAL)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Those that are run."""
+        return list(self.rank or (8,))
 
     def data(self) -> dict[str, Any]:
         """Arguments of `tlora.load_task` that were asked for."""
@@ -112,14 +132,14 @@ class Showing:
             If the baseline is not among the methods, or not run at the rank that was named.
         """
         rank, baseline = self.held_against()["baseline_rank"], self.baseline or "lora"
-        if (self.baseline or isinstance(rank, int)) and baseline not in options.method:
+        if (self.baseline or isinstance(rank, int)) and baseline not in options.methods:
             raise ValueError(
-                f"the baseline, {baseline}, is not among the methods ({', '.join(options.method)}): add --method "
+                f"the baseline, {baseline}, is not among the methods ({', '.join(options.methods)}): add --method "
                 f"{baseline}, or name another with --baseline"
             )
-        if rank not in ("same", "nearest", *options.rank):
+        if rank not in ("same", "nearest", *options.ranks):
             raise ValueError(
-                f"--baseline-rank {rank}: the baseline is run at rank {', '.join(map(str, options.rank))}; add --rank "
+                f"--baseline-rank {rank}: the baseline is run at rank {', '.join(map(str, options.ranks))}; add --rank "
                 f"{rank}"
             )
 
@@ -130,22 +150,22 @@ def compared(options: Comparing, showing: Showing, report: Report, line: str) ->
     Raises
     ------
     ValueError
-        If there is a model and no task, or the other way round; or if what is run is not what is to be shown.
+        If there is a task and neither base nor store, what is run is not what is to be shown, or every run failed.
     FileNotFoundError
         If nothing is asked for and there is no store.
     """
     if options.model is None:
-        if options.task:
+        if options.task and not options.store.exists():
             raise ValueError("there are tasks to compare on and no base: name one with --model")
-        return Comparison.read(options.store)
+        return Comparison.read(options.store, tasks=options.task, methods=options.method, ranks=options.rank)
     showing.check_run(options)
     try:
         with _told(report):
-            return compare(
-                options.method,
+            found = compare(
+                options.methods,
                 {task: options.data() for task in options.task},
                 options.model,
-                ranks=options.rank,
+                ranks=options.ranks,
                 learning_rates=options.learning_rate,
                 seeds=range(options.seeds),
                 steps=options.steps,
@@ -159,9 +179,12 @@ def compared(options: Comparing, showing: Showing, report: Report, line: str) ->
                 progress=False,
             )
     except BaseException as error:
-        if options.store.exists():
+        if options.store.exists() and not isinstance(error, ValueError | TypeError):  # those would be raised again
             error.add_note(facts({"kept": str(options.store), "next": line}))
         raise
+    if found.runs["status"].eq("failed").all():
+        raise ValueError(f"all {len(found.runs)} runs failed, for the reasons above; {options.store} keeps the record")
+    return found
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import typer
 
 from tlora.arguments import check_numbers
 from tlora.catalogue import PRESETS
+from tlora.tasks import task_files
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
@@ -189,7 +190,7 @@ class Data:
 
     def sizes(self) -> dict[str, int | None]:
         """Samples of each split as `tlora.load_task` takes them."""
-        is_drawn = self.task.isidentifier() and self.task not in PRESETS
+        is_drawn = self.task not in PRESETS and not task_files(self.task)
         asked = {split: getattr(self, f"{split}_samples") for split in DRAWN}
         return {split: DRAWN[split] if is_drawn and n is None else n for split, n in asked.items()}
 

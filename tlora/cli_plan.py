@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tlora.cli_report import facts, size_text, table
+from tlora.knobs import positive
 from tlora.planning import ResourcePlan, matmul_speed
 from tlora.planning import plan as estimate
 
@@ -42,6 +43,9 @@ def plan(
 
     The model's own code is run on tensors that have a shape and no data.
     """
+    for name, value in (("--memory", memory), ("--teraflops", teraflops)):
+        if value is not None:
+            positive(name, value)
     found = estimate(
         model,
         rank,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +15,17 @@ from tlora.cli_adapter import Folder
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, option
 from tlora.cli_report import Report, facts, size_text, table
-from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, vllm_max_rank
+from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
 from tlora.exactness import PROMPTS, export_difference
-from tlora.export import MODEL_CONFIG, export_format, gguf_file
 from tlora.export import export as write_export
+from tlora.export import export_format, gguf_file
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
-from tlora.run import ADAPTER_CONFIG
+from tlora.locations import served_by
+from tlora.replacing import RECORD, check_place
+
+UNKNOWN = "BASE.gguf"
+"""Stands for a file that only the user can name."""
 
 EXPORTING = """Examples:
 
@@ -120,7 +125,8 @@ def export(
     compared with those of the trained adapter.
     """
     report, kind = Report(quiet), export_format(format, engine)
-    _check_export(output, kind, overwrite)
+    base = steps.base_name(adapter, model)
+    _check_export(output, kind, overwrite, {"the adapter itself": adapter, "its base model": base})
     computing = Placement(device=device, dtype="float32" if dtype == "float32" else None)
     with report.step(f"exporting {adapter}"):
         adapted, tokenizer = steps.loaded(adapter, model, computing)
@@ -132,18 +138,20 @@ def export(
         "saved": f"{written_to}, {size_text(_size(written_to))}",
         "exact": f"logits differ by at most {difference:.2g} on {len(prompts)} prompts, where the adapter changes them "
         f"by up to {change:.2g}",
-        "serve": _served(written_to, steps.base_name(adapter, model), kind, engine),
+        **({} if engine is None or kind == "merged" else _served(written_to, base, SERVERS[engine])),
         "next": written(inspect, {"adapter": written_to}) if kind == "peft" else "",
     }
     typer.echo(facts(told))
 
 
-def _check_export(output: Path, kind: str, overwrite: bool) -> None:
+def _check_export(output: Path, kind: str, overwrite: bool, kept: dict[str, str | Path]) -> None:
     """Refuse, before anything is computed, what could not be written when it is."""
+    path = gguf_file(output) if kind == "gguf" else output
+    check_place(path, kind, kept)
     if kind != "gguf":
-        steps.check_output(output, MODEL_CONFIG if kind == "merged" else ADAPTER_CONFIG, overwrite)
-    elif gguf_file(output).exists() and not overwrite:
-        raise FileExistsError(f"{gguf_file(output)} exists: replace it with --overwrite, or name another")
+        steps.check_output(output, RECORD, overwrite)
+    elif path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: replace it with --overwrite, or name another")
 
 
 def _size(path: Path) -> int:
@@ -151,9 +159,20 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _served(path: Path, base: str, kind: str, engine: str | None) -> str:
-    """The command that serves what was written; empty where there is none to tell."""
-    if engine is None or kind == "merged":
-        return ""
-    rank = max(read(path).ranks.values()) if kind == "peft" else ""
-    return SERVERS[engine].start.format(base=base, adapter=path, rank=rank)
+def _served(path: Path, base: str, server: Server) -> dict[str, str]:
+    """The command that serves what was written, and what is to be known for it; empty where there is none to tell."""
+    if not server.start:
+        return {}
+    place, is_gguf = served_by(base)
+    if server.reads == "gguf":
+        told = {} if is_gguf else {"base": f"{UNKNOWN} is {base} as llama.cpp's convert_hf_to_gguf.py writes it"}
+        return {"serve": _line(server, place if is_gguf else UNKNOWN, path)} | told
+    if is_gguf:
+        said = f"{server.engine.name} takes no adapter on a GGUF file, as {base} is: export it with --format merged"
+        return {"serve": said}
+    return {"serve": _line(server, place, path)}
+
+
+def _line(server: Server, base: str, adapter: Path) -> str:
+    rank = max(read(adapter).ranks.values()) if server.reads == "peft" else ""
+    return server.start.format(base=shlex.quote(base), adapter=shlex.quote(str(adapter)), rank=rank)

@@ -22,7 +22,7 @@ from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
 from tlora.files import replace_folder
 from tlora.loading import load
-from tlora.models import floating_dtype, is_encoder_decoder, load_model, load_tokenizer
+from tlora.models import floating_dtype, load_model
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.saved import lora_config
@@ -30,7 +30,7 @@ from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.targets import target_modules
-from tlora.tasks import Task, load_task
+from tlora.tasks import Task, load_task_of
 from tlora.training import train
 
 R = TypeVar("R", bound=Result)
@@ -168,24 +168,9 @@ def load_base(name: str, data: Data, placement: Placement, report: Report) -> tu
     if placement.dtype is not None:
         floating_dtype(placement.dtype)  # refused before the task is loaded
     with report.step(f"loading {name} and {data.task}"):
-        tokenizer = load_tokenizer(name)
-        sizes: dict[str, Any] = {**data.sizes()}
-        architecture = "seq2seq" if is_encoder_decoder(name) else None
-        task = load_task(
-            data.task,
-            tokenizer,
-            architecture=architecture,
-            max_length=data.max_length,
-            seed=data.seed,
-            progress=report.progress,
-            **sizes,
-        )
+        options = {"max_length": data.max_length, "seed": data.seed, "progress": report.progress}
+        task = load_task_of(name, data.task, **options, **data.sizes())
         model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **asdict(placement))
-        if task.kind == "generation" and not model.can_generate():
-            raise ValueError(
-                f"{name} is an encoder and writes no text, which {data.task} asks for: take a task with labels, "
-                "such as rotten_tomatoes, or a causal model"
-            )
     dtype = str(model.dtype).removeprefix("torch.")
     report.say(f"  {type(model).__name__}, {model.num_parameters():,} parameters, {dtype} on {model.device}")
     report.say(f"  {task!r}")
@@ -312,9 +297,9 @@ def train_adapter(
             progress=report.progress,
             **steps,
         )
-    limit = training.eval_limit
-    tested = len(task.test) if limit is None else min(limit, len(task.test))
-    return marked(run, num_labels=task.num_labels, test_samples=tested)
+    limit, held_out = training.eval_limit, len(getattr(task, run.evaluated_on, ()))
+    evaluated = held_out if limit is None else min(limit, held_out)
+    return marked(run, num_labels=task.num_labels, evaluated_samples=evaluated)
 
 
 def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> None:

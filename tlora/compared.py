@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -103,16 +104,28 @@ class Comparison(Result):
         return self.runs.copy()
 
     @classmethod
-    def read(cls, store: str | os.PathLike[str]) -> Self:
-        """All runs of a store.
+    def read(
+        cls,
+        store: str | os.PathLike[str],
+        *,
+        tasks: Iterable[str] = (),
+        methods: Iterable[str] = (),
+        ranks: Iterable[int] = (),
+    ) -> Self:
+        """The runs of a store.
 
-        Where a method has runs with other arguments, data or steps under the same name, task, model and rank, those
-        that were begun last count.
+        Where a method has runs with other arguments under the same name, task, model and rank, those that were begun
+        last count. What is compared has its data and training in common: of each task and model the runs with those
+        that were begun last.
 
         Parameters
         ----------
         store : path-like
             The file that `tlora.compare` wrote.
+        tasks, methods : iterable of str
+            Only these, by the names in the store; without any, all.
+        ranks : iterable of int
+            Only these.
 
         Returns
         -------
@@ -123,18 +136,25 @@ class Comparison(Result):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is damaged, or holds no runs.
+            If it is damaged, or holds no runs, or none of those that were asked for.
 
         Warns
         -----
         UserWarning
-            If its last line is torn.
+            If its last line is torn, or runs are left out because their data or training differ.
         """
         records = Store(store).read()
         if not records:
             raise ValueError(f"{store} holds no runs: fill it with tlora.compare(..., store=)")
+        for name, wanted in (("task", list(tasks)), ("method", list(methods)), ("rank", list(ranks))):
+            there = dict.fromkeys(record["key"][name] for record in records)
+            absent = [each for each in wanted if each not in there]
+            if absent:
+                found = ", ".join(map(str, there))
+                raise ValueError(f"{store} has no runs of {name} {absent[0]} among those asked for, only of {found}")
+            records = [record for record in records if not wanted or record["key"][name] in wanted]
         last = {_place(record["key"]): cell_text(record["key"]) for record in records}
-        return cls.of([r for r in records if last[_place(r["key"])] == cell_text(r["key"])])
+        return cls.of(_alike([r for r in records if last[_place(r["key"])] == cell_text(r["key"])]))
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Self:
@@ -254,6 +274,35 @@ def cell_text(key: Mapping[str, Any]) -> str:
     return key_text({name: value for name, value in key.items() if name not in _RUN})
 
 
+def _alike(records: Sequence[Record]) -> list[Record]:
+    """Those with the data and the training of the last on the same task and model; says which are left out."""
+    last = {_where(record): _conditions(record) for record in records}
+    left = {}
+    for record in records:
+        wanted, found = last[_where(record)], _conditions(record)
+        differs = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+        if differs:
+            told = (
+                f"{differs[0]} is {found.get(differs[0])} there and {wanted.get(differs[0])} where they were begun last"
+            )
+            left[record["key"]["method"], *_where(record)] = told
+    for (method, task, _), told in left.items():
+        warnings.warn(
+            f"runs of {method} on {task} are left out, for they cannot be compared: {told}; run them again with these",
+            stacklevel=3,
+        )
+    return [record for record in records if _conditions(record) == last[_where(record)]]
+
+
+def _where(record: Record) -> tuple[str, str]:
+    return record["key"]["task"], record["key"]["model"]
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    """What is the same for all methods that are compared: data, steps, precision."""
+    return {name: value for name, value in record["key"].items() if name not in _RUN | {*PLACE, "arguments"}}
+
+
 def _row(record: Record) -> dict[str, Any]:
     key, metrics = record["key"], record.get("metrics", {})
     metric = headline(metrics) if metrics else ""
@@ -287,11 +336,12 @@ def value_of(record: Record) -> float:
 
 
 def _curves(runs: pd.DataFrame) -> Iterable[tuple[Any, dict[float, float]]]:
-    """Mean value on the validation split by rate, for each place; minus infinity where a run was not done."""
+    """Value on the validation split by rate, for each place; minus infinity where a run was not done."""
     searched = runs[runs["split"] == "validation"]
     values = searched["value"].where(searched["status"] == "done", -np.inf)
     for place, rows in searched.assign(value=values).groupby(list(PLACE), sort=False):
-        yield place, rows.groupby("learning_rate")["value"].mean().to_dict()
+        search = rows[rows["seed"] == rows["seed"].iloc[0]]  # one search decides, that of the first seed
+        yield place, dict(zip(search["learning_rate"], search["value"], strict=True))
 
 
 def _is_best(runs: pd.DataFrame) -> pd.Series:

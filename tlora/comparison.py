@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tlora import rates
-from tlora.bench import Cell, Split, Terms, load_data, run
+from tlora.bench import Cell, Split, Terms, contents_of, load_data, run
 from tlora.checks import positive_int
 from tlora.compared import Comparison, cell_text, value_of
 from tlora.job import Memory
@@ -55,8 +55,8 @@ def compare(
 
     All methods get the same samples in the same order, the same number of steps, and the same schedule (that of
     `tlora.train`). Each has its own learning rate, searched on a log grid that is widened until the best rate is not at
-    its edge; it is chosen on the validation split, with the first of the seeds. At that rate it is trained once with
-    each seed, and evaluated on the test split.
+    its edge; it is chosen on the validation split, with the first of the seeds (of the first call, where a store is
+    added to). At that rate it is trained once with each seed, and evaluated on the test split.
 
     Every run is in the store before the next one begins: what was interrupted goes on where it was, and the same call
     with more methods, ranks or seeds adds to it.
@@ -116,7 +116,8 @@ def compare(
     Notes
     -----
     Runs that fail or diverge are rows of the store too; a diverged one is evaluated as it was before, and never chosen.
-    Library versions are recorded and are not part of what identifies a run.
+    Library versions are recorded and are not part of what identifies a run; where the model or a task is a path, the
+    contents of its files are: what was run with other contents is run again.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
         positive_int(value, name)
@@ -151,7 +152,8 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     str
         What there is to be warned of.
     """
-    memory = _memory(key_text({"terms": cell.about()["model"], "task": cell.task, "data": cell.data}))
+    about = cell.about()
+    memory = _memory(key_text({name: about.get(name) for name in ("model", "task", "data", "contents")}))
     task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
     known = store.find()
 
@@ -165,7 +167,9 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
             logger.info("%s", told(known[key]))
         return known[key]
 
-    values = rates.search(lambda rate: value_of(result(rate, plan.seeds[0], "validation")), plan.learning_rates)
+    keys = [record["key"] for record in known.values() if cell_text(record["key"]) == key_text(about)]
+    first = next((key["seed"] for key in keys if key["split"] == "validation"), plan.seeds[0])
+    values = rates.search(lambda rate: value_of(result(rate, first, "validation")), plan.learning_rates)
     rate = rates.best(values)
     if rate is None:
         return f"{_named(cell)}: no learning rate from {min(values):g} to {max(values):g} could be trained with"
@@ -232,8 +236,9 @@ def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int])
         raise ValueError(f"{twice[0]!r} is named twice among the methods" if twice else "name at least one method")
     sizes = [positive_int(rank, "rank") for rank in ([ranks] if isinstance(ranks, int) else ranks)]
     return [
-        Cell(terms, task, data, method, rank)
+        Cell(terms, task, data, method, rank, contents)
         for task, data in _data(tasks).items()
+        for contents in [contents_of(terms.model, task, data)]
         for rank in sizes
         for method in found
     ]

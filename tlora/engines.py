@@ -170,7 +170,8 @@ class Server:
     rank : callable
         From the largest rank of an adapter to the one to pad it to.
     start : str
-        Command that serves it, with ``{base}``, ``{adapter}`` and ``{rank}`` to be filled in; may be empty.
+        Command that serves it, with ``{base}``, ``{adapter}`` and ``{rank}`` to be filled in; may be empty. The base is
+        a GGUF file where adapters are, and otherwise a folder or the name on a hub.
     """
 
     engine: Engine
@@ -195,7 +196,7 @@ SERVERS = {
     "tensorrt-llm": Server(_BY_NAME["TensorRT-LLM"]),
     "lorax": Server(_BY_NAME["LoRAX, TGI"]),
     "llama.cpp": Server(
-        _BY_NAME["llama.cpp, by its converter"], reads="gguf", start="llama-server -m {base}.gguf --lora {adapter}"
+        _BY_NAME["llama.cpp, by its converter"], reads="gguf", start="llama-server -m {base} --lora {adapter}"
     ),
 }
 """What `tlora.export` can be asked to write for, by ``engine``."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from tlora.adapter import merge
 from tlora.engines import SERVERS, Adapter, Server
-from tlora.files import replace_folder, write_bytes
+from tlora.files import write_bytes
 from tlora.gguf_adapter import FILE as GGUF_FILE
 from tlora.gguf_adapter import write_gguf
 from tlora.models import floating_dtype, load_tokenizer
 from tlora.plain import Factors, PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
+from tlora.replacing import check_place, replace_export
 from tlora.run import ADAPTER, ADAPTER_CONFIG
 from tlora.saved import PREFIX
 
@@ -49,8 +50,8 @@ def export(
     model : peft.PeftModel
         With a LoRA adapter that is active, not merged. It is only read.
     folder : path-like
-        Folder to write; an earlier export in its place is replaced as a whole. With ``"gguf"`` a folder, in which the
-        file is ``adapter.gguf``, or a file whose name ends in ``.gguf``.
+        Folder to write; an earlier export of the same format in its place is replaced as a whole, and nothing else is.
+        With ``"gguf"`` a folder, in which the file is ``adapter.gguf``, or a file whose name ends in ``.gguf``.
     format : {"peft", "gguf", "merged"}, optional
         ``"peft"``: PEFT's own files with one rank for all modules (smaller ones are padded with zeros), the same
         modules in every layer, ``lora_alpha = r``, and a config that old versions read. ``"gguf"``: an adapter for
@@ -77,7 +78,7 @@ def export(
         If it has no LoRA layers, several active adapters or a merged one; if format, engine or dtype is unknown, the
         format cannot hold this adapter, the engine does not take it, or a number of it is beyond the dtype.
     FileExistsError
-        If something else is in the place of what is written.
+        If anything but such an export is in the place of what is written, or the base model. Nothing is computed then.
     OSError
         If it cannot be written; what was there is left as it was.
 
@@ -87,15 +88,19 @@ def export(
     """
     kind, server = export_format(format, engine), None if engine is None else SERVERS[engine]
     precision = None if dtype is None else floating_dtype(dtype)
+    lora_layers(model)
+    path = gguf_file(Path(folder)) if kind == "gguf" else Path(folder)
+    config = getattr(model, "config", None)
+    check_place(path, kind, {"the base model": getattr(config, "name_or_path", "")})
     if kind == "merged":
-        return _export_merged(model, Path(folder), precision, tokenizer)
+        return _export_merged(model, path, precision, tokenizer)
     plain = plain_lora(model)
     if server is not None:
         _check_server(plain, server)
     precision = precision or torch.float32
     if kind == "gguf":
-        return _export_gguf(model, plain, Path(folder), precision)
-    return _export_peft(model, plain, Path(folder), precision, server.rank(plain.rank) if server else plain.rank)
+        return _export_gguf(model, plain, path, precision)
+    return _export_peft(model, plain, path, precision, server.rank(plain.rank) if server else plain.rank)
 
 
 def export_format(asked: str | None, engine: str | None) -> Format:
@@ -143,7 +148,7 @@ def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.
         }
     blob = dump_tensors({key: t.contiguous() for key, t in tensors.items()}, metadata={"format": "pt"})
     config = _plain_config(plain, rank, target_suffixes(factors, model.get_base_model()))
-    with replace_folder(folder, expects=ADAPTER_CONFIG) as fresh:
+    with replace_export(folder, "peft") as fresh:
         write_bytes(fresh / ADAPTER, blob)
         write_bytes(fresh / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
     return folder
@@ -167,12 +172,9 @@ def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, 
     }
 
 
-def _export_gguf(model: PeftModel, plain: PlainLora, path: Path, dtype: torch.dtype) -> Path:
+def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dtype) -> Path:
     if plain.others:
         raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: format='merged'")
-    file = gguf_file(path)
-    if file.is_dir() or (file.exists() and file.read_bytes()[:4] != b"GGUF"):
-        raise FileExistsError(f"{file} exists and is no GGUF file: choose another name or remove it")
     factors: Mapping[str, Factors] = {
         name: (_cast(name, a, dtype).float(), _cast(name, b, dtype).float()) for name, (a, b) in plain.factors.items()
     }
@@ -188,7 +190,6 @@ def _cast(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, tokenizer: Any) -> Path:
-    lora_layers(model)
     name = model.config.name_or_path
     if tokenizer is None and not name:
         raise ValueError("the base model has no name by which its tokenizer could be loaded: pass tokenizer=")
@@ -207,9 +208,17 @@ def _sharing(model: PeftModel) -> PeftModel:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its generation settings and its tokenizer: all of it, or nothing."""
-    with replace_folder(folder, expects=MODEL_CONFIG) as fresh:
+    """Write a model with its generation settings and its tokenizer: all of it, or nothing.
+
+    Raises
+    ------
+    FileExistsError
+        If there is anything but an earlier merged export in its place.
+    OSError
+        If it cannot be written; what was there is left as it was.
+    """
+    with replace_export(folder, "merged") as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        for file in fresh.iterdir():
+        for file in filter(Path.is_file, fresh.rglob("*")):
             shutil.copymode(fresh / MODEL_CONFIG, file)  # safetensors' own are for their owner alone

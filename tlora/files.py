@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 T = TypeVar("T")
+Expected = str | Callable[[Path], None]
 
 LARGEST_JSON = 2**28
 """Bytes: more than any file of ours, less than what brings a machine down."""
@@ -135,15 +136,16 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replace_folder(path: str | os.PathLike[str], expects: str) -> Iterator[Path]:
+def replace_folder(path: str | os.PathLike[str], expects: Expected) -> Iterator[Path]:
     """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
     Parameters
     ----------
     path : path-like
         The folder to make or to replace.
-    expects : str
-        File that a folder must hold to be replaced: nobody else's folder is ever removed.
+    expects : str or callable
+        File that a folder must hold to be replaced: nobody else's folder is ever removed. Or what is called with
+        whatever is there, and raises FileExistsError where it must stay.
 
     Yields
     ------
@@ -153,7 +155,7 @@ def replace_folder(path: str | os.PathLike[str], expects: str) -> Iterator[Path]
     Raises
     ------
     FileExistsError
-        If ``path`` is a file, a folder without ``expects``, the current folder or a mount point.
+        If ``path`` is a file, a folder without what it ``expects``, the current folder or a mount point.
     OSError
         If the disk is full or the place is not writable; the earlier folder is left as it was.
 
@@ -163,13 +165,39 @@ def replace_folder(path: str | os.PathLike[str], expects: str) -> Iterator[Path]
     one stands aside, as ``.tlora-*.old``, for the moment between two renames.
     """
     target = Path(path).resolve()  # behind a link, the folder is replaced and the link stays
-    _check_replaceable(target, expects)
+    check_replaceable(target, expects)
     with _said_of(target), _scratch(target.parent) as scratch:
         yield scratch
         flush(scratch)
-        _check_replaceable(target, expects)  # another process may have put something there since
+        check_replaceable(target, expects)  # another process may have put something there since
         _put_in_place(scratch, target)
         fsync(target.parent)
+
+
+def check_replaceable(target: Path, expects: Expected) -> None:
+    """Refuse what `replace_folder` does not replace.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The folder, resolved; it need not be there.
+    expects : str or callable
+        As for `replace_folder`.
+
+    Raises
+    ------
+    FileExistsError
+        If it must stay.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        if not isinstance(expects, str):
+            expects(target)
+        elif not (target / expects).exists():
+            raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
+    if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
+        raise FileExistsError(f"{target} is the current folder or a mount point: name a folder inside it")
 
 
 @contextlib.contextmanager
@@ -233,15 +261,6 @@ def _remove_unfinished(parent: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(lock)
-
-
-def _check_replaceable(target: Path, expects: str) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir() or (any(target.iterdir()) and not (target / expects).exists()):
-        raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
-    if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
-        raise FileExistsError(f"{target} is the current folder or a mount point: name a folder inside it")
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
+from torch import nn
 
 from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, without_noise
 from tlora.checks import check_same_model
@@ -59,6 +60,8 @@ def load(
 
     Raises
     ------
+    TypeError
+        If the model is none, such as a name.
     FileNotFoundError
         If there is no adapter in the folder.
     ValueError
@@ -66,6 +69,7 @@ def load(
         the adapter was trained on another model. The model is then as it was.
     """
     folder = Path(folder)
+    _check_model(model)
     config, sizes = checked(folder, "load")
     base = config.get("base_model_name_or_path")
     run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
@@ -85,6 +89,12 @@ def load(
             if freeze_a and name in layer.lora_A:
                 freeze(layer, name)
     return adapted
+
+
+def _check_model(model: Any) -> None:
+    if model is not None and not isinstance(model, nn.Module):
+        named = repr(model) if isinstance(model, str) else "..."
+        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({named})[0]")
 
 
 def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -76,12 +76,41 @@ def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
         If the name is none of these, or a file is not a GGUF.
     """
     where = {key: kwargs.pop(key) for key in _WHERE if key in kwargs}
+    return _local(name, where) or _on_hub(str(name), where)
+
+
+def served_by(name: str | os.PathLike[str]) -> tuple[str, bool]:
+    """What other programs find a model by.
+
+    Parameters
+    ----------
+    name : str or path-like
+        As for `resolve`.
+
+    Returns
+    -------
+    name : str
+        A file, a folder, or a hub id.
+    is_gguf : bool
+        Whether that is a GGUF file.
+
+    Raises
+    ------
+    ModuleNotFoundError, FileNotFoundError, ValueError
+        As `resolve`; the hub is not asked.
+    """
+    found = _local(name, {}) or Location(str(name))
+    file = found.where.get("gguf_file")
+    return (str(Path(found.path, file)), True) if file else (found.path, False)
+
+
+def _local(name: str | os.PathLike[str], where: dict[str, Any]) -> Location | None:
     path = _packaged(str(name)) if str(name) in PACKAGED else Path(name)
     if path.is_dir():
         return _in_folder(path, where)
     if path.suffix == ".gguf" or path.is_file():
         return Location(str(path.parent), where | {"gguf_file": _checked_gguf(path).name})
-    return _on_hub(str(name), where)
+    return None
 
 
 def _packaged(name: str) -> Path:

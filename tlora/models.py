@@ -32,7 +32,7 @@ from tlora.randomness import seeded
 from tlora.targets import FRESH_MODULES, Target, head_modules, output_embeddings, target_modules
 from tlora.weights import weight
 
-__all__ = ["Target", "head_modules", "is_encoder_decoder", "load_model", "load_tokenizer", "target_modules", "weight"]
+__all__ = ["Target", "head_modules", "load_model", "load_tokenizer", "target_modules", "weight"]
 
 
 def load_model(
@@ -125,9 +125,9 @@ def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
     return _load(AutoConfig, resolve(name, {}), name)
 
 
-def is_encoder_decoder(name: str | os.PathLike[str]) -> bool:
-    """Whether a model is an encoder-decoder, by its config alone; see `load_model` for the names."""
-    return bool(load_config(name).is_encoder_decoder)
+def writes_text(config: PretrainedConfig) -> bool:
+    """Whether `load_model` makes a model of this config that can write; an encoder cannot."""
+    return architecture_of(config, None) is not AutoModelForSequenceClassification
 
 
 def _padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

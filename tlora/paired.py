@@ -119,8 +119,8 @@ def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None
 def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, baseline_rank: BaselineRank) -> Any:
     """Where the baseline is that a place is held against."""
     task, model, _, rank = place
-    there = [p for p in found if p[:2] == (task, model) and p[2] == baseline]
-    if baseline_rank == "nearest" and there:
+    there = [p for p in found if p[:2] == (task, model) and p[2] == baseline and found[p].outcomes]
+    if baseline_rank == "nearest" and there and found[place].outcomes:
         size = found[place].parameters
         return min(there, key=lambda p: abs(np.log(found[p].parameters / size)))
     return (task, model, baseline, rank if isinstance(baseline_rank, str) else baseline_rank)

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from tlora.checks import positive_int
 from tlora.footprint import BYTES, Footprint, footprint
+from tlora.knobs import positive
 from tlora.linalg import OVERSAMPLING
 from tlora.models import architecture_of, floating_dtype, load_config
 from tlora.rehearsal import Rehearsal, Workload, rehearse
@@ -153,7 +154,7 @@ def plan(
     Raises
     ------
     ValueError
-        If a number is out of range, or the model has no target modules.
+        If a number is out of range, the samples are longer than the model reads, or it has no target modules.
 
     Notes
     -----
@@ -162,6 +163,9 @@ def plan(
     a lower bound.
     """
     positive_int(rank, "rank")
+    for what, value in (("speed", speed), ("memory", memory)):
+        if value is not None:
+            positive(what, value)
     work = Workload(samples, length, batch_size, length if labels is None else labels)
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)

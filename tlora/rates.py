@@ -70,8 +70,7 @@ def best(values: Mapping[float, float]) -> float | None:
 def beyond(values: Mapping[float, float]) -> float | None:
     """The rate that follows on the edge at which the best is; None where the best is inside.
 
-    Where all failed, or none did better than another, there is nothing to go by: lower then, for it is at high rates
-    that training fails.
+    Where all failed there is nothing to go by: lower then, for it is at high rates that training fails.
     """
     rates, top = sorted(values), best(values)
     if top is None or top == rates[0]:

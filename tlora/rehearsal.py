@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from tlora.losses import accepts
 from tlora.recording import recording
 from tlora.simulation import Simulation, simulated
 from tlora.targets import Target, target_modules
+
+_POSITIONS = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,15 @@ def rehearse(
         Sizes.
     rank : int
         Of the adapter, the same everywhere.
+
+    Raises
+    ------
+    ValueError
+        If a sample is longer than the model reads.
     """
     with simulated() as simulation:
         model = architecture.from_config(config, dtype=dtype).eval()
+        _check_length(model, work.length)
         targets = target_modules(model, select)
         weights = simulation.live.now
         pass_bytes, pass_flops, shared = _calibration_pass(simulation, model, targets, work)
@@ -127,6 +136,16 @@ def rehearse(
             step_bytes={kind: peak - weights for kind, (peak, _) in steps.items()},
             step_flops={kind: flops for kind, (_, flops) in steps.items()},
         )
+
+
+def _check_length(model: Any, length: int) -> None:
+    """Refuse more tokens than positions that were learnt: a table without data takes any index."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _POSITIONS.search(name):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            most = min(module.num_embeddings - unused, getattr(model.config, "max_position_embeddings", None) or length)
+            if length > most:
+                raise ValueError(f"length={length}: the model reads at most {most} tokens, by {name}: ask for fewer")
 
 
 def _calibration_pass(

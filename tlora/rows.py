@@ -61,8 +61,8 @@ class Rows:
             # A causal model predicts from the token before, so a label on the first token is never used.
             if np.ndim(labels) and (labels[not self.is_encoder_decoder :] == IGNORED).all():
                 raise ValueError(
-                    f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave the "
-                    "row out, or tokenise with a larger max_length so that its answer is not cut off"
+                    f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave "
+                    "the row out, or tokenise with a larger max_length so that its answer is not cut off"
                 )
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -48,8 +48,8 @@ class TrainingRun(Result):
     module_history : pandas.DataFrame
         One row a recorded step and module; see ``module_columns``.
     before, after : dict of float
-        Metrics of the task before and after training; empty where they were not asked for, ``after`` also
-        where the run did not get that far.
+        Metrics of the task before and after training, on the split `evaluated_on`; empty where they were not asked
+        for, ``after`` also where the run did not get that far.
     ranks : dict of int
         Rank of each LoRA module by full module name, in model order.
     scalings : dict of float
@@ -103,6 +103,17 @@ class TrainingRun(Result):
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
     rank_columns: ClassVar[dict[str, str]] = rank_use.COLUMNS
+
+    @property
+    def evaluated_on(self) -> str:
+        """Split of ``before`` and ``after``: ``"test"``, or ``"validation"`` or ``"train"`` where there was none."""
+        recipe = self.meta.recipe
+        if "evaluated_on" in recipe:
+            return str(recipe["evaluated_on"])
+        # Earlier versions did not write it down, but the command line how many test samples there were.
+        if "train_loss" in self.before | self.after:
+            return "train"
+        return "validation" if recipe.get("test_samples") == 0 else "test"
 
     def to_frame(self) -> pd.DataFrame:
         """The history: one row a logged step; see ``columns``."""

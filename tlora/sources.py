@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from datasets import ClassLabel, Dataset
 from tlora.metrics import METRICS, Metric
 from tlora.splits import SPLITS
 
+PAIR = "text_pair"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 ACCEPTED = "prompt and completion; messages (role and content); text and label (optionally text_pair)"
 
@@ -142,6 +144,8 @@ def read_jsonl(path: Path) -> Iterator[Located]:
                     yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no gzip file, or a damaged one ({error}): pack it again") from error
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -211,43 +215,51 @@ def _checked(rows: Dataset, where: str) -> Dataset:
     rows = rows.select_columns([name for name in (*shape, *_optional(shape)) if name in rows.column_names])
     if not len(rows):
         raise ValueError(f"{where} has no rows: a split needs at least one")
+    columns = _columns(shape, rows[0])
     for number, row in enumerate(rows, start=1):
-        _check_row(row, shape, f"{where}, sample {number}")
-    return rows
+        _check_row(row, columns, f"{where}, sample {number}")
+    return rows.select_columns(list(columns))
 
 
 def _collect(rows: Iterable[Located], path: str) -> Dataset:
-    shape: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     values: list[dict[str, Any]] = []
     for where, row in rows:
-        shape = shape or shape_of(row, where)
-        _check_row(row, shape, where)
-        values.append({name: row.get(name) for name in (*shape, *_optional(shape))})
+        columns = columns or _columns(shape_of(row, where), row)
+        _check_row(row, columns, where)
+        values.append({name: row[name] for name in columns})
     if not values:
         raise ValueError(f"{path} has no rows: it needs at least one with {ACCEPTED}")
-    columns = {name: [row[name] for row in values] for name in values[0]}
-    columns = {name: column for name, column in columns.items() if name in shape or any(column)}
+    found = {name: [row[name] for row in values] for name in columns}
     try:
-        return Dataset.from_dict(columns)
+        return Dataset.from_dict({name: column for name, column in found.items() if name != PAIR or any(column)})
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: a column holds values of different types ({error})") from error
 
 
 def _optional(shape: tuple[str, ...]) -> tuple[str, ...]:
-    return ("text_pair",) if shape == ("text", "label") else ()
+    return (PAIR,) if shape == ("text", "label") else ()
 
 
-def _check_row(row: Mapping[str, Any], shape: tuple[str, ...], where: str) -> None:
-    for name in shape:
+def _columns(shape: tuple[str, ...], first: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of a task, by its first row: those that are optional in all rows, or in none."""
+    return (*shape, *(name for name in _optional(shape) if first.get(name) is not None))
+
+
+def _check_row(row: Mapping[str, Any], columns: tuple[str, ...], where: str) -> None:
+    if "text" in columns and (row.get(PAIR) is not None) != (PAIR in columns):
+        found = "missing" if PAIR in columns else "here"
+        raise ValueError(f"{where}: {PAIR!r} is {found}, unlike in the first row; every row needs one, or none")
+    for name in columns:
         if row.get(name) is None:
-            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(shape)}")
-    if shape == ("messages",):
+            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(columns)}")
+    if columns == ("messages",):
         _check_messages(row["messages"], where)
         return
-    for name in shape:
-        if name != "label" and not (isinstance(row[name], str) and row[name].strip()):
+    for name in columns:
+        if name != "label" and not (isinstance(row[name], str) and (row[name].strip() or name == PAIR)):
             raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, not a text that says something")
-    if "label" in shape:
+    if "label" in columns:
         _check_label(row["label"], where)
 
 
@@ -272,13 +284,13 @@ def _check_label(label: Any, where: str) -> None:
 
 
 def _source(name: str, splits: dict[str, Dataset]) -> Source:
-    shapes = {shape_of(rows.column_names, split) for split, rows in splits.items()}
+    shapes = sorted({tuple(rows.column_names) for rows in splits.values()})
     if len(shapes) > 1:
-        raise ValueError(f"the splits of {name} have different columns: {sorted(shapes)}; make them the same")
-    if shapes == {("text", "label")}:
+        raise ValueError(f"the splits of {name} have different columns: {shapes}; make them the same")
+    if "label" in shapes[0]:
         classes, splits = number_classes(splits, name)
         return Source(name, splits, METRICS["accuracy"], classes)
-    return Source(name, splits, METRICS["exact_match" if shapes == {("prompt", "completion")} else "loss"])
+    return Source(name, splits, METRICS["exact_match" if "prompt" in shapes[0] else "loss"])
 
 
 def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ...], dict[str, Dataset]]:

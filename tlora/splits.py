@@ -46,7 +46,7 @@ def arrange(
     Raises
     ------
     ValueError
-        If there are fewer rows than asked for.
+        If there are fewer rows than asked for, or too few for one in each split.
     """
     rng = np.random.default_rng(seed)
     empty = next(iter(splits.values())).select([])
@@ -54,12 +54,14 @@ def arrange(
     if "train" in splits:
         result["train"] = _without_shared(result, columns, leave_out_shared)
         tenth = max(1, round(len(result["train"]) / 10))
-        for split in ("test", "validation"):
-            if split not in splits:
-                rows, size = result["train"], sizes[split]
-                held = _draw(rows, tenth if size is None else size, rng, columns, split, exact=size is not None)
-                result[split] = rows.select(held)
-                result["train"] = rows.select(np.setdiff1d(np.arange(len(rows)), held))
+        missing = [split for split in ("test", "validation") if split not in splits]
+        for number, split in enumerate(missing):
+            rows, size = result["train"], sizes[split]
+            if size is None:
+                _check_enough(len(rows), [name for name in missing[number:] if sizes[name] is None], sizes["train"])
+            held = _draw(rows, tenth if size is None else size, rng, columns, split, exact=size is not None)
+            result[split] = rows.select(held)
+            result["train"] = rows.select(np.setdiff1d(np.arange(len(rows)), held))
     for split in SPLITS:
         rows, size = result.get(split, empty), sizes[split]
         if size is not None and (split in splits or split == "train"):
@@ -93,6 +95,17 @@ def _without_shared(splits: Mapping[str, Dataset], columns: Sequence[str], leave
         done = "left out of training" if leave_out else "kept: metrics on held-out samples will be too good"
         warnings.warn(f"{shared} training samples are in another split too; {done}", stacklevel=4)
     return train.select(own) if leave_out else train
+
+
+def _check_enough(rows: int, unsized: Sequence[str], train: int | None) -> None:
+    """Refuse to hold out the only samples: each split without a size takes one at least, and so does training."""
+    parts = unsized if train == 0 else ["train", *unsized]
+    if rows < len(parts):
+        counted = "1 sample" if rows == 1 else f"{rows} samples"
+        raise ValueError(
+            f"{counted} cannot be split into {', '.join(parts)}: give at least {len(parts)}, or load the task with "
+            f"{' and '.join(f'{split}=0' for split in unsized)}"
+        )
 
 
 def _draw(

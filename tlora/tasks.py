@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tlora.catalogue import PRESETS, REFUSED
 from tlora.formats import ARCHITECTURES, Cuts, Format
 from tlora.metrics import METRICS, Metric
+from tlora.models import load_config, load_tokenizer, writes_text
 from tlora.presets import DataFiles, load_preset
 from tlora.reasoning import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
 from tlora.sources import SUFFIXES, Source, read_dataset, read_path
@@ -128,6 +129,44 @@ def load_task(
     return _tokenised(source, Format(tokenizer, chosen, length, templated, source.separator), seed, progress)
 
 
+def load_task_of(model: str, task: str, **options: Any) -> Task:
+    """Load a task in the tokens of a model, in the form that this model takes.
+
+    Parameters
+    ----------
+    model : str
+        Name of the base, as `tlora.load_model` takes it.
+    task : str
+        Name or path.
+    **options
+        As for `load_task`.
+
+    Raises
+    ------
+    ValueError
+        If the task asks for text and the model writes none; and as `load_task`.
+    """
+    config = load_config(model)
+    architecture = "seq2seq" if config.is_encoder_decoder else None
+    found = load_task(task, load_tokenizer(model), **({"architecture": architecture} | options))
+    if found.kind == "generation" and not writes_text(config):
+        raise ValueError(
+            f"{model} is an encoder and writes no text, which {task} asks for: take a task with labels, such as "
+            "rotten_tomatoes, or a causal model"
+        )
+    return found
+
+
+def task_files(task: str, data_files: DataFiles | None = None) -> list[Path]:
+    """The files of one's own that a task is read from; none for a task that is known by its name alone."""
+    if data_files is not None:
+        paths = list(data_files.values()) if isinstance(data_files, Mapping) else [data_files]
+    else:
+        paths = [task] if task not in PRESETS and _is_path(task) else []
+    found = [sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)] for path in paths]
+    return [file for files in found for file in files]
+
+
 def task_names() -> list[str]:
     """Names that `load_task` knows: those with data first, then those of reasoning-gym."""
     return [*PRESETS, *puzzle_names()]
@@ -191,7 +230,8 @@ def _unknown(name: str, puzzles: Sequence[str]) -> str:
 
 
 def _is_path(task: str) -> bool:
-    return "/" in task or os.sep in task or task.lower().endswith(SUFFIXES)
+    spelled = "/" in task or os.sep in task or task.lower().endswith(SUFFIXES)
+    return spelled or (Path(task).exists() and task not in puzzle_names())
 
 
 def _in_words(source: Source) -> Source:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, TaskType, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
@@ -134,7 +134,8 @@ def train(
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
-    start = start_of_a(lora_modules(model).values())
+    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | arguments
+    recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model)
     with contextlib.ExitStack() as stack:
         folder = output_dir
         if folder is None:
@@ -165,9 +166,6 @@ def train(
         ending = _train(trainer, checkpoint)
         after = {} if ending.cut_short else _evaluate_after(data, model, evaluation_limit, progress)
     _warn(ending, trainer, lora_modules(model))
-    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | arguments
-    recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint}
-    recipe |= {"evaluated_on": _evaluated_on(data), "start_of_a": start}
     meta = Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train))
     return TrainingRun(
         history=history_frame(trainer.state.log_history),
@@ -288,6 +286,16 @@ def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCa
             return callback, chosen
     recorder = ModuleRecorder()
     return recorder, [recorder, *chosen]
+
+
+def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
+    """What a recipe says beside the arguments, seen before the training."""
+    is_classifier = model.peft_config[model.active_adapter].task_type == TaskType.SEQ_CLS
+    return {
+        "evaluated_on": _evaluated_on(task),
+        "start_of_a": start_of_a(lora_modules(model).values()),
+        "num_labels": model.config.num_labels if is_classifier else None,
+    }
 
 
 def _evaluated_on(task: Task | Rows) -> str:

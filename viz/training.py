@@ -70,7 +70,7 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun, history: pd.DataFrame) ->
             "clip_on": False,
             "zorder": 3,
         }
-        label = "test loss, before and after"
+        label = f"{evaluated_on(run)} loss, before and after"
         ax.plot(*zip(*points, strict=True), color=TEST, linestyle="none", label=label, **look)
         ax.margins(x=0.08)
     for step, loss in points:  # outside of the curve, which is between the two
@@ -88,11 +88,17 @@ def _finding(run: TrainingRun, history: pd.DataFrame) -> str:
     for name, values in shared.items():
         told.setdefault(values, name)
     if told:
-        return "Test " + ", ".join(_change(name, *values) for values, name in list(told.items())[:3])
+        changes = [_change(name.removeprefix("train_"), *values) for values, name in list(told.items())[:3]]
+        return f"{evaluated_on(run).capitalize()} {', '.join(changes)}"
     losses = history["loss"].dropna()
     if len(losses):
         return _change("Training loss", losses.iloc[0], losses.iloc[-1])
     return "Nothing was logged"
+
+
+def evaluated_on(run: TrainingRun) -> str:
+    """The samples that the metrics were taken on, in a word: ``"test"``, ``"validation"`` or ``"training"``."""
+    return "training" if run.evaluated_on == "train" else run.evaluated_on
 
 
 def _change(name: str, before: float, after: float) -> str:

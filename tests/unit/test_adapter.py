@@ -156,7 +156,7 @@ def test_a_refused_replacement_leaves_the_adapter_on():
     small = tlora.task_subspaces(model, calibrated(tiny_model("llama")), max_rank=2, progress=False)
     before = logits(adapted, tiny_batch(model))
     for refused in (small, tlora.task_subspaces(tiny_model("gpt2"), calibrated(tiny_model("gpt2")), progress=False)):
-        with pytest.raises(ValueError, match="max_rank|calibration of this model"):
+        with pytest.raises(ValueError, match=r"max_rank|calibration of this model"):
             tlora.attach(adapted, refused, allocation, replace=True)
     assert torch.equal(logits(adapted, tiny_batch(model)), before)
     assert len(adapter_layers(adapted)) == len(allocation.ranks)

@@ -81,6 +81,26 @@ def test_metrics_before_and_after(text):
     ]
 
 
+def test_metrics_are_of_the_split_that_was_evaluated(found, text, tmp_path):
+    assert "\nBefore and after, on test samples:\n" in text
+    meta = dataclasses.replace(found["run"].meta, recipe={"evaluated_on": "validation"})
+    other = card(save({"run": dataclasses.replace(found["run"], meta=meta)}, tmp_path / "adapter"))
+    assert "\nBefore and after, on validation samples:\n" in other
+    assert "test samples" not in other
+
+
+def test_a_is_frozen_where_it_was(found, text, tmp_path):
+    trained = card(save({"run": dataclasses.replace(found["run"], frozen_a=False)}, tmp_path / "adapter"))
+    for says in ("Only `B` was trained", "which also keeps `A` frozen"):
+        assert says in text
+        assert says not in trained
+    assert "attach(model, subspaces, allocation, freeze_a=False)" in trained
+
+
+def test_runs_of_earlier_versions_do_not_say_how_a_began(text):
+    assert "Nor do they say how A began: attach also takes rows=" in text
+
+
 def test_picture_is_linked_to_where_there_is_one(folder, text):
     assert "![" not in text
     picture = folder / "pictures" / "allocation.png"

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -180,6 +181,44 @@ def test_evaluate_sees_the_samples_that_were_held_out():
     shown = done("evaluate out --task pairs.jsonl --base").stdout
     assert f"{run.before['loss']:.4g}  {run.after['loss']:.4g}".split() == shown.splitlines()[1].split()[1:]
     assert "base" not in json.loads(done("evaluate out --task pairs.jsonl --json --eval-limit 3").stdout)["metrics"]
+
+
+def test_evaluate_knows_a_file_by_another_path_and_warns_where_it_cannot_tell():
+    done(f"{RUN} --seed 5 --test-samples 7 --epochs 2 --lr 0.02 --output out")
+    run = tlora.TrainingRun.load("out")
+    result = done(f"evaluate out --task {Path('pairs.jsonl').resolve()} --json")
+    assert json.loads(result.stdout)["metrics"]["adapter"] == pytest.approx(run.after)
+    assert "warning" not in result.stderr
+    model, tokenizer = tlora.load_model("llama")
+    task = tlora.load_task("pairs.jsonl", tokenizer, seed=3)
+    calibration = tlora.calibrate(model, task.calibration(8), progress=False)
+    adapted = tlora.attach(model, None, tlora.allocate(calibration.sensitivity, 2))
+    tlora.train(adapted, task, max_steps=2, evaluation_limit=0, progress=False).save("by_hand")
+    assert "may have been among the training samples" in done("evaluate by_hand --task pairs.jsonl").stderr
+    Path("pairs").mkdir()
+    for name in ("train", "test"):
+        shutil.copy("pairs.jsonl", f"pairs/{name}.jsonl")
+    # This one has test samples of its own.
+    assert "among the training samples" not in done("evaluate by_hand --task pairs").stderr
+
+
+def test_a_folder_of_data_needs_no_slash():
+    Path("mine").mkdir()
+    shutil.copy("pairs.jsonl", "mine/train.jsonl")
+    done(f"{RUN.replace('pairs.jsonl', 'mine')} {QUICK} --output out")
+    data = tlora.TrainingRun.load("out").meta.recipe["data"]
+    assert (data["task"], data["train_samples"]) == ("mine", None)
+
+
+def test_without_test_samples_the_validation_split_is_evaluated_and_named():
+    result = done(f"{RUN} --test-samples 0 --validation-samples 3 --output out").stdout
+    run = tlora.TrainingRun.load("out")
+    assert run.evaluated_on == "validation"
+    assert "(on 3 validation samples)" in result
+    assert next_command(result) == "merge out out-merged"  # tlora evaluate has no test sample to take
+    done(next_command(result))
+    done(f"{RUN} --test-samples 0 --validation-samples 0 --output neither")
+    assert tlora.TrainingRun.load("neither").before == {}
 
 
 def test_classifier_is_saved_with_its_head():

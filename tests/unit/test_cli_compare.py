@@ -85,6 +85,32 @@ def test_the_summary_names_values_and_differences():
     assert "-0.0500" in done("compare --store runs.jsonl --baseline tlora").stdout
 
 
+def test_of_a_store_what_is_asked_for_is_shown():
+    stored()
+    listed = pd.read_csv(io.StringIO(done("compare --store runs.jsonl --method tlora --rank 2 --list").stdout))
+    assert set(listed["method"]) == {"tlora"}
+    result = invoke("compare --store runs.jsonl --method nosuch")
+    assert (result.exit_code, "no runs of method nosuch" in result.stderr) == (2, True)
+
+
+def test_what_was_refused_is_not_advised():
+    stored()
+    result = invoke(f"compare {DATA} --lr 0 --lr 1e-3 --store runs.jsonl")
+    assert (result.exit_code, "learning rate 0.0" in result.stderr, "next" in result.stderr) == (2, True, False)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_where_all_runs_fail_the_command_fails(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(bench, "train", fail)
+    result = invoke(f"compare {DATA} --method lora {SMALL}")
+    assert result.exit_code == 2
+    assert "RuntimeError: no memory (failed)" in result.stderr
+    assert "all 2 runs failed" in result.stderr
+
+
 def test_a_picture():
     stored()
     done("compare --store runs.jsonl --baseline-rank nearest --picture comparison.png")

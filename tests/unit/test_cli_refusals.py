@@ -150,6 +150,9 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         ("merge adapter llama", "never overwritten"),
         ("merge adapter calib", "never overwritten"),
         ("merge nix out", "no adapter in nix"),
+        ("plan llama --teraflops 0", "--teraflops must be above 0 and finite, got 0"),
+        ("plan llama --memory -1", "--memory must be above 0 and finite, got -1"),
+        ("plan bert --length 600", "length=600: the model reads at most 80 tokens"),
     ],
 )
 def test_commands_refuse_what_does_not_fit(line, says, steps_taken):

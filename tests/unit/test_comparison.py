@@ -9,6 +9,7 @@ import logging
 import math
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from io import FileIO
@@ -24,6 +25,7 @@ from datasets import Dataset
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import saved, workplace  # noqa: F401
+from tests.helpers import tiny_model
 from tests.results import comparison, record
 from tlora import bench, rates
 from tlora import comparison as comparing
@@ -408,6 +410,51 @@ def test_read_takes_what_was_begun_last_under_a_name(tmp_path):
         tlora.Comparison.read(tmp_path / "empty")
 
 
+def test_read_compares_only_what_has_data_and_training_in_common(tmp_path):
+    store = Store(tmp_path / "runs.jsonl")
+    for method, changes in (
+        ("lora", {"steps": 3}),
+        ("dora", {"data": {"seed": 1}, "steps": 9}),
+        ("mine", {"steps": 9}),
+    ):
+        for split in ("validation", "test"):
+            store.append(record(method, 1e-3, 0, split, [0.5, 1], **changes))
+    store.append(record("lora", 1e-3, 0, "test", [0.5, 1], task="another"))
+    with pytest.warns(UserWarning, match="left out") as told:
+        found = tlora.Comparison.read(store.path)
+    assert found.runs[["method", "task"]].drop_duplicates().values.tolist() == [["mine", "pairs"], ["lora", "another"]]
+    assert [str(w.message).partition(";")[0] for w in told] == [
+        "runs of lora on pairs are left out, for they cannot be compared: steps is 3 there and 9 where they were begun "
+        "last",
+        "runs of dora on pairs are left out, for they cannot be compared: data is {'seed': 1} there and {'seed': 0} "
+        "where they were begun last",
+    ]
+
+
+def test_read_gives_what_was_asked_for(tmp_path):
+    store = Store(tmp_path / "runs.jsonl")
+    for method, rank in (("lora", 2), ("lora", 4), ("mine", 4)):
+        store.append(record(method, 1e-3, 0, "validation", [1], rank=rank))
+    found = tlora.Comparison.read(store.path, methods=["lora"], ranks=[4], tasks=["pairs"])
+    assert found.runs[["method", "rank"]].values.tolist() == [["lora", 4]]
+    for wrong, words in (
+        ({"methods": ["nosuch"]}, "no runs of method nosuch .* only of lora, mine"),
+        ({"methods": ["mine"], "ranks": [2]}, "no runs of rank 2 among those asked for, only of 4"),
+        ({"tasks": ["gsm8k"]}, "no runs of task gsm8k .* only of pairs"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tlora.Comparison.read(store.path, **wrong)
+
+
+def test_the_nearest_rank_is_one_that_was_finished():
+    records = [record("lora", 1e-3, 0, "validation", None, rank=2)]
+    for method in ("lora", "mine"):
+        records += [record(method, 1e-3, 0, split, [0.5, 1], rank=4) for split in ("validation", "test")]
+    frame = tlora.Comparison.of(records).summary(baseline_rank="nearest", resamples=5).set_index(["method", "rank"])
+    assert frame.loc[("mine", 4), "baseline_rank"] == 4
+    assert frame.loc[("mine", 4), "difference"] == 0
+
+
 # The runs.
 
 
@@ -646,6 +693,69 @@ def test_everything_that_matters_makes_another_run(pretended):
 
 @IGNORE_EDGE
 @pytest.mark.usefixtures("narrow", "workplace")
+def test_a_path_whose_contents_changed_is_run_again(pretended):
+    base = {"learning_rates": GRID} | QUICK | {"seeds": (0,)}
+    rows = Path("pairs.jsonl").read_text()
+    file, folder = Path("changing.jsonl"), Path("base")
+    file.write_text(rows)
+    shutil.copytree("llama", folder)
+
+    def runs() -> int:
+        before = len(pretended)
+        found = tlora.compare("lora", file.name, folder.name, **base)
+        assert len(found.runs) == 3  # none of the earlier contents
+        return len(pretended) - before
+
+    assert (runs(), runs()) == (3, 0)
+    file.write_text(rows.replace("w4", "w5"))
+    assert (runs(), runs()) == (3, 0)
+    file.write_text(rows)
+    (folder / "README.md").write_text("no part of the model")
+    assert runs() == 0
+    tiny_model("llama", seed=7).save_pretrained(folder)
+    assert (runs(), runs()) == (3, 0)
+
+
+def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
+    assert bench.contents_of("minilm", "rotten_tomatoes", {}) == {}
+    (tmp_path / "train.csv").write_text("text,label")
+    for data_files in (str(tmp_path), {"train": str(tmp_path / "train.csv")}):
+        found = bench.contents_of("minilm", "sst2", {"data_files": data_files})
+        (tmp_path / "train.csv").write_text(f"text,label,{data_files}")
+        assert found.keys() == {"task"}
+        assert bench.contents_of("minilm", "sst2", {"data_files": data_files}) != found
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_more_seeds_are_run_at_the_rate_of_the_first_search(monkeypatch):
+    def run(cell, task, rate, seed, split, memory):
+        worth = bump({0: 2e-3, 5: 4e-3}[seed])(rate)
+        return record("lora", rate, seed, split, [worth, worth]) | {"key": cell.key(rate, seed, split)}
+
+    monkeypatch.setattr(comparing, "run", run)
+    for seeds in ((0,), (5,)):
+        base = {"learning_rates": (1e-3, 2e-3, 4e-3, 8e-3)} | QUICK | {"seeds": seeds}
+        tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    found = tlora.Comparison.read("comparison.jsonl")
+    tested = found.runs[found.runs["best_rate"]]
+    assert tested[["learning_rate", "seed"]].values.tolist() == [[2e-3, 0], [2e-3, 5]]
+    assert found.summary(resamples=5).loc[0, "seeds"] == 2
+
+
+def test_a_second_search_does_not_hide_the_first():
+    values = {0: (0.3, 0.8, 0.7, 0.1), 5: (0.1, 0.2, 0.7, 0.8)}
+    grid = (1e-3, 2e-3, 4e-3, 8e-3)
+    records = [
+        record("lora", r, seed, "validation", [v]) for seed in values for r, v in zip(grid, values[seed], strict=True)
+    ]
+    records += [record("lora", 2e-3, 0, "test", [0.6])]
+    row = tlora.Comparison.of(records).summary(resamples=5).loc[0]
+    assert (row["learning_rate"], row["value"]) == (2e-3, pytest.approx(0.6, abs=1e-3))
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
 @pytest.mark.slow
 def test_several_processes_share_a_store():
     base = {"learning_rates": GRID} | QUICK
@@ -681,6 +791,7 @@ def test_several_processes_share_a_store():
         ({"steps": 0}, ValueError, "steps=0"),
         ({"workers": 0}, ValueError, "workers=0"),
         ({"model": "nowhere/at/all"}, ValueError, "no model 'nowhere/at/all'"),
+        ({"model": "bert"}, ValueError, "bert is an encoder and writes no text, which pairs.jsonl asks for"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_runs(arguments, kind, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -227,6 +228,76 @@ def test_a_merge_that_breaks_off_leaves_the_earlier_model(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [path]
 
 
+# What it takes the place of.
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def computes_nothing(monkeypatch):
+    """What is refused is refused before the model is looked into."""
+
+    def never(*_, **__):
+        raise AssertionError("computed something before refusing")
+
+    for name in ("plain_lora", "merge"):
+        monkeypatch.setattr(sys.modules["tlora.export"], name, never)  # tlora.export is the function
+
+
+@pytest.mark.parametrize("format", ["peft", "merged"])
+@pytest.mark.usefixtures("computes_nothing")
+def test_what_no_export_wrote_is_not_replaced(format, tmp_path):
+    adapted, _ = trained("llama")
+    folder = saved_run(adapted).save(tmp_path / "adapter")
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "ranks.png").write_text("mine")
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    peft_adapter().save_pretrained(tmp_path / "foreign", save_embedding_layers=False)
+    (tmp_path / "foreign" / "README.md").unlink()  # config and tensors alone, as of an export
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "export.json").write_text("[]")
+    (tmp_path / "file").write_text("mine")
+    before = content(tmp_path)
+    for name in ("adapter", "base", "foreign", "damaged", "file"):
+        with pytest.raises(FileExistsError, match=f"{name}.* is (no earlier export|damaged).*: choose another path"):
+            tlora.export(adapted, tmp_path / name, format=format, tokenizer=tiny_tokenizer())
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", ["peft", "merged"])
+def test_an_earlier_export_is_replaced_unless_something_came_beside_it(format, tmp_path):
+    adapted, _ = trained("llama")
+    options = {"format": format, "tokenizer": tiny_tokenizer()}
+    path = tlora.export(adapted, tmp_path / "x", **options)
+    (tmp_path / "link").symlink_to(path)
+    first = content(path)
+    tlora.export(adapted, tmp_path / "link", **options, dtype="bfloat16")
+    assert content(path).keys() == first.keys()
+    assert content(path) != first
+    other = {"peft": "merged", "merged": "peft"}[format]
+    with pytest.raises(FileExistsError, match=f"x is an export as '{format}', not '{other}'"):
+        tlora.export(adapted, path, **options | {"format": other})
+    (path / "pictures").mkdir()
+    (path / "pictures" / "loss.png").write_text("mine")
+    before = content(path)
+    with pytest.raises(FileExistsError, match=r"x also holds pictures/loss\.png, which would be lost"):
+        tlora.export(adapted, path, **options)
+    assert content(path) == before
+
+
+def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
+    adapted, _ = trained("llama")
+    path = tlora.export(adapted, tmp_path / "base", format="merged", tokenizer=tiny_tokenizer())
+    model, tokenizer = tlora.load_model(path)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    before = content(path)
+    with pytest.raises(FileExistsError, match="base is the base model, which is never replaced"):
+        tlora.export(adapted, tmp_path / "x" / ".." / "base", format="merged", tokenizer=tokenizer)
+    assert content(path) == before
+
+
 # How exact it is.
 
 
@@ -291,7 +362,7 @@ def test_refusals(tmp_path):
     adapted.unmerge_adapter()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds no adapter_config"):
+    with pytest.raises(FileExistsError, match="other is no earlier export"):
         tlora.export(adapted, tmp_path / "other")
     assert not (tmp_path / "x").exists()
 

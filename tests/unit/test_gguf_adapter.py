@@ -133,6 +133,18 @@ def test_refusals(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.gguf"]
 
 
+def test_another_gguf_file_is_not_replaced(tmp_path):
+    base = model_of("llama")
+    write_model(tmp_path / "base.gguf", base, "llama", tensors_of(base, "llama"))
+    before = (tmp_path / "base.gguf").read_bytes()
+    with pytest.raises(FileExistsError, match=r"base\.gguf is no earlier export, but another GGUF file"):
+        tlora.export(adapted_of("llama"), tmp_path / "base.gguf", format="gguf")
+    (tmp_path / "adapter.gguf").mkdir()
+    with pytest.raises(FileExistsError, match=r"adapter\.gguf exists and is no GGUF file"):
+        tlora.export(adapted_of("llama"), tmp_path, format="gguf")
+    assert (tmp_path / "base.gguf").read_bytes() == before
+
+
 def test_a_module_that_llama_cpp_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_adapter.gguf.TensorNameMap, "get_name", lambda *_: None)
     with pytest.raises(ValueError, match=r"'llama' has no tensor for model.layers.0.self_attn.q_proj"):

@@ -121,6 +121,19 @@ def test_what_cannot_stand_beside_is_refused(folders: dict[str, Path], tmp_path:
         tlora.load(folders["two"], model, name="two")
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("llama", r"model is a str: pass a model, such as tlora\.load_model\('llama'\)\[0\]"),
+        ((tiny_model("llama"), None), r"model is a tuple: pass a model, such as tlora\.load_model\(\.\.\.\)\[0\]"),
+    ],
+    ids=["name", "pair"],
+)
+def test_what_is_no_model_is_refused(model: Any, words: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(TypeError, match=words):
+        tlora.load(folders["one"], model)
+
+
 def test_what_fails_leaves_the_others_as_they_were(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tlora.load(folders["one"], tiny_model("llama"), name="one")
     before = ([name for name, _ in model.named_parameters()], trainable(model), logits(model, BATCH))

@@ -167,11 +167,36 @@ def test_the_config_is_left_as_it_was(tmp_path):
         ({"labels": 17}, "no more labels than tokens"),
         ({"dtype": "int8"}, "floating-point"),
         ({"sketch_size": 0}, "sketch_size"),
+        ({"speed": 0}, "speed must be above 0 and finite, got 0"),
+        ({"memory": -1.0}, "memory must be above 0 and finite, got -1"),
+        ({"memory": float("inf")}, "memory must be above 0 and finite"),
     ],
 )
 def test_refuses_what_is_out_of_range(changes, words):
     with pytest.raises(ValueError, match=words):
         plan(tiny_config("llama"), **({"rank": 2} | SMALL | changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "most", "table"),
+    [
+        ("bert", 80, "bert.embeddings.position_embeddings"),
+        ("roberta", 78, "roberta.embeddings.position_embeddings"),
+        ("gpt2", 64, "transformer.wpe"),
+        ("opt", 64, "model.decoder.embed_positions"),
+    ],
+)
+def test_samples_are_no_longer_than_positions_were_learnt(family, most, table):
+    work = {"samples": 1, "batch_size": 1}
+    assert plan(tiny_config(family), 2, **work, length=most).parameters
+    words = f"length={most + 1}: the model reads at most {most} tokens, by {table}: ask for fewer"
+    with pytest.raises(ValueError, match=words):
+        plan(tiny_config(family), 2, **work, length=most + 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_positions_that_are_computed_have_no_end(family):
+    assert plan(tiny_config(family), 2, samples=1, length=200, batch_size=1).parameters
 
 
 def test_speed_is_that_of_a_product():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_spectra(page, small):
 
 def test_training(page, small):
     run = small["run"]
-    _, *rows = page.table("training", "Before and after, on held-out samples")
+    _, *rows = page.table("training", "Before and after, on test samples")
     assert rows == [
         ["loss", "3.21", "1.19", "\u22122.02"],
         ["perplexity", "24.8", "3.29", "\u221221.51"],
@@ -153,6 +154,16 @@ def test_training(page, small):
     losses = [value(row[head.index("loss, nats")]) for row in rows]
     assert losses == pytest.approx(run.history["loss"].tolist(), rel=0.05)
     assert [row[head.index("validation loss")] == "\u2013" for row in rows] == run.history["eval_loss"].isna().tolist()
+
+
+def test_metrics_are_of_the_split_that_was_evaluated(small, tmp_path):
+    run = small["run"]
+    meta = dataclasses.replace(run.meta, recipe=run.meta.recipe | {"evaluated_on": "validation"})
+    page = report([dataclasses.replace(run, meta=meta)], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert Page(page).table("training", "Before and after, on validation samples")
+    assert "Validation loss 3.21" in page
+    assert "test samples" not in page
+    assert "Test loss" not in page
 
 
 def test_rank_use(page, small):

@@ -140,6 +140,19 @@ def test_classes_may_be_written_in_words():
         ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages must be a list"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: a message needs role and content"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no message of the assistant"),
+        (
+            "a.jsonl",
+            '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 1}\n',
+            r"a\.jsonl, line 2: 'text_pair' is missing, unlike in the first row; every row needs one, or none",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\n\n{"text": "a", "text_pair": "b", "label": 1}\n',
+            r"line 3: 'text_pair' is here, unlike in the first row",
+        ),
+        ("a.jsonl", '{"text": "a", "text_pair": 5, "label": 0}\n', r"line 1: 'text_pair' is 5, not a text"),
+        ("a.jsonl.gz", '{"prompt": "a", "completion": "b"}\n', r"a\.jsonl\.gz is no gzip file, or a damaged one"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n', "1 sample cannot be split into train, test, validation"),
         ("a.jsonl", "", "is empty"),
         ("a.jsonl", "\n\n", "has no rows"),
         ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', r"element 2: a int, not an object"),
@@ -164,6 +177,29 @@ def test_text_that_is_no_utf8_is_refused(tmp_path):
         (tmp_path / name).write_bytes(b"\n\xff\xfe,b\n")
         with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text"):
             load_task(tmp_path / name, bytes_tokenizer())
+
+
+@pytest.mark.parametrize("keep", [30, -1, -9], ids=["body", "end", "sums"])
+def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, keep):
+    path = write(tmp_path / "a.jsonl.gz", PAIRS)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is no gzip file, or a damaged one .*: pack it again"):
+        load_task(path, bytes_tokenizer())
+
+
+def test_a_pair_of_texts_is_read_in_all_rows_or_none(tmp_path):
+    pairs = [{"text": f"w{n}", "text_pair": ("", "w5")[n % 2], "label": n % 2} for n in range(6)]
+    path = write(tmp_path / "a.jsonl", pairs)
+    assert read_path(path).splits["train"]["text_pair"][:] == [row["text_pair"] for row in pairs]
+    for missing in (None, ""):
+        rows = [row | {"text_pair": missing} for row in pairs]
+        assert "text_pair" not in read_path(write(tmp_path / "b.jsonl", rows)).splits["train"].column_names
+    rows = [{"text": "a", "label": 0, "text_pair": None}, {"text": "b", "label": 1, "text_pair": None}]
+    assert read_dataset(Dataset.from_list(rows)).splits["train"].column_names == ["text", "label"]
+    with pytest.raises(ValueError, match="train, sample 2: 'text_pair' is missing"):
+        read_dataset(Dataset.from_list([pairs[1], rows[1]]))
+    with pytest.raises(ValueError, match="different columns"):
+        read_dataset({"train": Dataset.from_list(pairs), "test": Dataset.from_list(rows)})
 
 
 def test_long_fields_and_quoted_line_breaks_are_read(tmp_path):
@@ -308,6 +344,35 @@ def test_what_cannot_be_split_is_refused():
     twice = Dataset.from_list(PAIRS[:5] * 2)
     with pytest.warns(UserWarning, match="test has 2 samples, not 3"):
         assert len(load_task(twice, bytes_tokenizer(), test=3, validation=0).test) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "message"),
+    [
+        (1, {}, "1 sample cannot be split into train, test, validation: give at least 3, .* test=0 and validation=0"),
+        (2, {}, "2 samples cannot be split into train, test, validation: give at least 3"),
+        (1, {"validation": 0}, "1 sample cannot be split into train, test: give at least 2, or .* with test=0"),
+        (3, {"test": 2}, "1 sample cannot be split into train, validation: give at least 2"),
+        (1, {"train": 0}, "1 sample cannot be split into test, validation: give at least 2"),
+    ],
+)
+def test_too_few_to_split(count, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(Dataset.from_list(PAIRS[:count]), bytes_tokenizer(), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "found"),
+    [
+        (3, {}, [1, 1, 1]),
+        (1, {"test": 0, "validation": 0}, [1, 0, 0]),
+        (1, {"train": 0, "validation": 0}, [0, 0, 1]),
+        (2, {"test": 1, "validation": 1}, [0, 1, 1]),
+    ],
+)
+def test_just_enough_to_split(count, sizes, found):
+    task = load_task(Dataset.from_list(PAIRS[:count]), bytes_tokenizer(), **sizes)
+    assert [len(getattr(task, split)) for split in SPLITS] == found
 
 
 def test_the_same_call_gives_the_same_task_and_another_seed_another():

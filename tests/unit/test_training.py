@@ -507,7 +507,7 @@ def test_a_row_without_a_label_is_named() -> None:
     labels = [[1, 2], [-100, -100], [3, 4]]
     for useless in (labels, [[1, 2], [5, -100]]):  # nothing predicts a first token
         rows = Dataset.from_dict({"input_ids": [[1, 2]] * len(useless), "labels": useless})
-        with pytest.raises(ValueError, match="row 1 of the dataset has no label that counts, .*-100"):
+        with pytest.raises(ValueError, match=r"row 1 of the dataset has no label that counts, .*-100"):
             train(adapted_model(), rows, **QUICK)
     Rows(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[5, -100]]}), 0, is_encoder_decoder=True)
 

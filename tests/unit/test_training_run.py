@@ -14,12 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
-from tests.helpers import tiny_batch, tiny_model
+from tests.commands import PAIRS
+from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tlora.run import TrainingRun, history_frame
 from tlora.storage import Meta
+from tlora.tasks import load_task
 from tlora.training import train
 
 ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8, "progress": False}
@@ -106,6 +109,31 @@ def test_what_a_run_says(run: TrainingRun) -> None:
     assert run.meta.samples == 16
     assert run.meta.recipe["learning_rate"] == 1e-2
     assert all(t.device.type == "cpu" and not t.requires_grad for t in run.adapter.values())
+
+
+def test_a_run_knows_what_its_metrics_are_of(tmp_path: Path, run: TrainingRun) -> None:
+    assert run.evaluated_on == "train"
+    for sizes, split in (((4, 3), "test"), ((4, 0), "validation"), ((0, 0), "")):
+        validation, test = sizes
+        task = load_task(Dataset.from_list(PAIRS), tiny_tokenizer(), train=24, validation=validation, test=test)
+        held_out = train(adapted_model(), task, **ARGUMENTS)
+        assert held_out.evaluated_on == split
+        assert bool(held_out.before) == bool(split)
+        assert TrainingRun.load(held_out.save(tmp_path / "adapter")).evaluated_on == split
+
+
+@pytest.mark.parametrize(
+    ("recipe", "before", "split"),
+    [
+        ({}, {"loss": 1.0}, "test"),
+        ({}, {"train_loss": 1.0}, "train"),
+        ({"test_samples": 5}, {"loss": 1.0}, "test"),
+        ({"test_samples": 0}, {"loss": 1.0}, "validation"),
+    ],
+)
+def test_runs_of_earlier_versions_are_read_by_what_they_have(recipe: Any, before: Any, split: str) -> None:
+    old = dataclasses.replace(made_of([1.0]), meta=Meta(recipe=recipe), before=before)
+    assert old.evaluated_on == split
 
 
 def test_ranks_and_scalings_are_those_of_the_model(run: TrainingRun) -> None:

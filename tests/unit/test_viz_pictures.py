@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -217,6 +219,20 @@ def test_training_draws_the_history_and_the_ends():
     ends = lines["test loss, before and after"].get_xydata()
     np.testing.assert_array_equal(ends, [[0, 3.21], [20, 1.19]])
     assert ax.get_title(loc="left") == "Test loss 3.21 → 1.19, exact match 2.0 % → 41.5 %"
+
+
+@pytest.mark.parametrize(
+    ("split", "metric", "labels", "headline"),
+    [
+        ("validation", "loss", ["validation loss, before and after"], "Validation loss 3 → 2"),
+        ("train", "train_loss", [], "Training loss 3 → 2"),
+    ],
+)
+def test_training_says_what_was_evaluated(split, metric, labels, headline):
+    meta = dataclasses.replace(META, recipe={"evaluated_on": split})
+    ax = viz.plot_training(training_run(before={metric: 3.0}, after={metric: 2.0}, meta=meta))
+    assert [line.get_label() for line in ax.lines[2:]] == labels
+    assert ax.get_title(loc="left") == headline
 
 
 def test_training_without_metrics_or_evaluation():

@@ -15,7 +15,7 @@ from tlora.locations import PACKAGED
 from tlora.run import ADAPTER_CONFIG
 from viz.pages import findings, words
 from viz.pages.findings import Findings
-from viz.pages.origins import commands, snippet, versions
+from viz.pages.origins import caveat, classes, commands, snippet, versions
 from viz.pages.planned import beside_uniform, by_projection
 from viz.pages.templating import template
 from viz.pages.trained import ENERGY, metrics_table, used_rank
@@ -72,6 +72,7 @@ def card(folder: str | os.PathLike[str]) -> str:
         peft=_peft(base, config, found, path.resolve().name),
         tlora=f"import tlora\n\nmodel = tlora.load({path.resolve().name!r})",
         again="\n".join(commands(found)) or snippet(found),
+        caveat=caveat(found),
         versions=versions(found),
     )
 
@@ -93,10 +94,8 @@ def _peft(base: str, config: dict[str, Any], found: Findings, name: str) -> str:
     """Code that loads the adapter without this package."""
     loader, _ = CLASSES.get(config.get("task_type") or "", ("AutoModel", ""))
     imports, place = _place(base)
-    labels = found.run.meta.recipe.get("num_labels") if found.run else None
-    number = f", num_labels={labels}" if labels else ""
     lines = [*imports, "from peft import PeftModel", f"from transformers import {loader}", ""]
-    lines.append(f"base = {loader}.from_pretrained({place}{number})")
+    lines.append(f"base = {loader}.from_pretrained({place}{classes(found)})")
     return "\n".join([*lines, f"model = PeftModel.from_pretrained(base, {name!r})"])
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pandas as pd
 
 from tlora.allocation import Allocation
+from tlora.catalogue import PRESETS
+from tlora.statistics import Options
 from tlora.storage import Meta
 from viz.pages import words
 from viz.pages.findings import Findings
@@ -19,16 +23,23 @@ def reproduce(found: Findings) -> Section:
     if lines := commands(found):
         parts.append(Code("On the command line", "\n".join(lines)))
     else:
-        parts += [Code("In Python", snippet(found)), Text(UNRECORDED)]
+        parts += [Code("In Python", snippet(found)), Text(caveat(found))]
     if found.run is not None:
         parts.append(Code("The adapter, to use or to train further", f"model = tlora.load({found.folder!r})"))
     return Section("reproduce", "To reproduce", about, [*parts, _origins(found), facts("Versions", versions(found))])
 
 
 UNRECORDED = (
-    "The arguments of load_task and task_subspaces are not kept in the results; where they were not the defaults shown "
-    "here, put them back."
+    "The results do not keep all arguments. Put back what was not as shown here: those of load_model, load_task and "
+    "task_subspaces, the path where the task is data of your own, the seed of attach, the optimizer and the callbacks "
+    "of train."
 )
+UNKNOWN_START = (
+    "Nor do they say how A began: attach also takes rows=, or no subspaces at all; and an adapter that had been "
+    "trained before comes from tlora.load."
+)
+# What a run's recipe holds beside the arguments of `tlora.train`, some of it put there by the command line.
+BESIDE = ("resume", "evaluated_on", "start_of_a", "command", "data", "num_labels", "evaluated_samples", "test_samples")
 
 
 def commands(found: Findings) -> list[str]:
@@ -36,27 +47,42 @@ def commands(found: Findings) -> list[str]:
     return list(dict.fromkeys(m.recipe["command"] for m in found.metas.values() if m.recipe.get("command")))
 
 
+def caveat(found: Findings) -> str:
+    """What `snippet` cannot know; empty where there are command lines, which leave nothing out."""
+    if commands(found):
+        return ""
+    return f"{UNRECORDED} {UNKNOWN_START}" if found.run and not _start(found) else UNRECORDED
+
+
 def snippet(found: Findings) -> str:
     """The calls that make the results again, as far as they record their arguments."""
+    own = "" if found.task in PRESETS else "  # or the path, where it is data of your own"
     lines = ["import tlora", ""]
-    lines.append(f"model, tokenizer = tlora.load_model({found.model!r})")
-    lines.append(f"task = tlora.load_task({found.task!r}, tokenizer)")
+    lines.append(f"model, tokenizer = tlora.load_model({found.model!r}{classes(found)})")
+    lines.append(f"task = tlora.load_task({found.task!r}, tokenizer){own}")
     if found.calibrated:
         lines.append(f"calibration = tlora.calibrate(model, task.calibration({_calibration(found)})")
     if found.allocation:
-        most = max(found.allocation.ranks.values())
-        lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most})")
+        if _start(found) != "random":
+            most = max(found.allocation.ranks.values())
+            lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most})")
         lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_knobs(found.allocation)}")
     if found.run:
         unknown = "" if found.allocation else "  # of a plan that is not kept here"
-        lines.append(f"adapted = tlora.attach(model, subspaces, allocation){unknown}")
+        lines.append(f"adapted = tlora.attach(model, {_attaching(found)}){unknown}")
         lines.append(f"run = tlora.train(adapted, task, {_training(found.run.meta)})")
         lines.append(f"run.save({found.folder!r})")
     return "\n".join(lines)
 
 
+def classes(found: Findings) -> str:
+    """The argument that gives a classifier its classes when its base is loaded."""
+    labels = found.run.meta.recipe.get("num_labels") if found.run else None
+    return f", num_labels={labels}" if labels else ""
+
+
 def _calibration(found: Findings) -> str:
-    recipe, defaults = found.calibration_recipe, {"tokens": "all", "gradient": False, "target_modules": None}
+    recipe, defaults = found.calibration_recipe, asdict(Options()) | {"target_modules": None}
     more = {name: recipe[name] for name in defaults if recipe.get(name, defaults[name]) != defaults[name]}
     samples = found.calibrated.samples if found.calibrated else None
     return f"{samples})" + "".join(f", {name}={value!r}" for name, value in more.items())
@@ -67,9 +93,22 @@ def _knobs(allocation: Allocation) -> str:
     return f"{written})" + (f".edit({allocation.edits!r})" if allocation.edits else "")
 
 
+def _start(found: Findings) -> str | None:
+    """As `tlora.start.start_of_a` has it; None in runs of earlier versions too."""
+    return found.run.meta.recipe.get("start_of_a") if found.run else None
+
+
+def _attaching(found: Findings) -> str:
+    arguments = ["None" if _start(found) == "random" else "subspaces", "allocation"]
+    if found.run and not found.run.frozen_a:
+        arguments.append("freeze_a=False")
+    if _start(found) == "variance":
+        arguments.append("rows='variance'")
+    return ", ".join(arguments)
+
+
 def _training(meta: Meta) -> str:
-    left_out = ("resume", "command", "data", "num_labels")
-    recipe = {name: value for name, value in meta.recipe.items() if name not in left_out and value is not None}
+    recipe = {name: value for name, value in meta.recipe.items() if name not in BESIDE and value is not None}
     return ", ".join(f"{name}={value!r}" for name, value in (recipe | {"seed": meta.seed}).items())
 
 

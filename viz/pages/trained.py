@@ -11,6 +11,7 @@ from viz.pages import words
 from viz.pages.findings import Findings
 from viz.pages.parts import Column, Part, Section, Table, Text, bar, facts, table
 from viz.pages.pictures import rank_use_picture, training_picture
+from viz.training import evaluated_on
 
 STEPS = 40
 """Most rows of the history that a page shows."""
@@ -53,12 +54,7 @@ def metrics_table(run: TrainingRun) -> Table:
         }
     )
     columns = [Column("metric", "metric"), *(Column(key, key, str.strip) for key in ("before", "after", "change"))]
-    return table(frame, f"Before and after, on {evaluated_on(run)}", columns)
-
-
-def evaluated_on(run: TrainingRun) -> str:
-    """What the metrics were taken on: bare rows have no held-out samples."""
-    return "training samples" if "train_loss" in run.before | run.after else "held-out samples of the task"
+    return table(frame, f"Before and after, on {evaluated_on(run)} samples", columns)
 
 
 def _change(name: str, before: float, after: float) -> str:
