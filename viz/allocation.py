@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ from tlora.allocation import Allocation
 from viz import heatmap, style
 
 BARS = "0.72"
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A part of a module's name that is a number."""
 UNIFORM: dict[str, Any] = {"color": "0.15", "linewidth": 1.2, "linestyle": "--"}
+LEFT_OUT = "left out"
+"""In place of the projection of an excluded module where none of that projection is in the plan."""
 ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
 """Inches: totals above and beside the heat map, the gap between them."""
 
@@ -27,7 +32,7 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     """Heat map of the ranks, layers across and projections down, with totals along both sides.
 
     White is the rank that a uniform plan gives to every module, blue is less, red is more; half and twice of
-    it are equally strong. The dashed lines across the totals are the uniform plan's.
+    it are equally strong. The dashed lines across the totals are the uniform plan's, which holds excluded modules too.
 
     Parameters
     ----------
@@ -47,21 +52,45 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
         If ``allocation`` is no Allocation.
     """
     frame = style.check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)").to_frame()
-    frame = frame.assign(uniform=frame["rank"] - frame["change"])
     width, height = heatmap.size(frame)
     ax = style.axes(ax, width, height + 0.8)
-    uniform = int(frame["uniform"].iloc[0])
+    nominal, line = allocation.rank, uniform(allocation)
     low, high = int(frame["rank"].min()), int(frame["rank"].max())
-    factor = max(high / uniform, uniform / low, 2)
-    norm = LogNorm(uniform / factor, uniform * factor)
+    factor = max(high / nominal, nominal / low, 2)
+    norm = LogNorm(nominal / factor, nominal * factor)
     mesh = heatmap.draw(ax, frame, "rank", cmap=style.DIVERGING, norm=norm)
     heatmap.write(ax, mesh, frame, "rank", "{}", style.inches(ax) - BESIDE - GAP)
     divider = make_axes_locatable(ax)
-    _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
-    _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
-    _colour_bar(divider, mesh, {low, uniform, high})
-    style.headline(ax, _finding(frame), _detail(allocation, frame), lift=ABOVE + GAP)
+    _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame, line)
+    _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame, line)
+    _colour_bar(divider, mesh, {low, nominal, high})
+    style.headline(ax, _finding(frame, nominal), _detail(allocation, frame), lift=ABOVE + GAP)
     return ax
+
+
+def uniform(allocation: Allocation) -> pd.DataFrame:
+    """The uniform plan of the same budget: one row a module, those that the plan excludes among them.
+
+    A plan keeps no more than the names of what it excludes. The first number in a name is the layer; a module of the
+    plan whose name is the same but for this number has the same projection.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``module``, ``layer``, ``projection`` (`LEFT_OUT` where no such module is in the plan), ``uniform`` (the rank).
+    """
+    projections = {_role(name): projection for name, projection in allocation.projections.items()}
+    out = list(allocation.excluded)
+    layers = allocation.layers | {name: int((NUMBER.findall(name) or [-1])[0]) for name in out}
+    found = allocation.projections | {name: projections.get(_role(name), LEFT_OUT) for name in out}
+    return pd.DataFrame(
+        {"module": list(found), "layer": list(layers.values()), "projection": list(found.values())}
+    ).assign(uniform=allocation.rank)
+
+
+def _role(name: str) -> str:
+    """The name without its layer."""
+    return NUMBER.sub("", name, count=1)
 
 
 def _colour_bar(divider: AxesDivider, mesh: QuadMesh, ranks: set[int]) -> None:
@@ -80,46 +109,53 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, ranks: set[int]) -> None:
         bar.ax.set_xlim(ticks[0], ticks[-1])
 
 
-def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
+def _layer_totals(above: Axes, frame: pd.DataFrame, line: pd.DataFrame) -> None:
     """Bars above the heat map: all ranks of a layer."""
-    totals = frame.groupby("layer")[["rank", "uniform"]].sum()
-    above.bar(totals.index, totals["rank"], width=0.8, color=BARS)
-    above.stairs(totals["uniform"], _edges(totals.index), baseline=None, **UNIFORM)
+    layers = range(frame["layer"].min(), frame["layer"].max() + 1)
+    above.bar(layers, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
+    above.stairs(_totals(line, "layer", "uniform", layers), _edges(layers), baseline=None, **UNIFORM)
     above.set_ylabel("total")
     above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     above.tick_params(labelbottom=False, bottom=False)
     above.spines["bottom"].set_visible(False)
 
 
-def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
+def _projection_totals(beside: Axes, frame: pd.DataFrame, line: pd.DataFrame) -> None:
     """Bars to the right of the heat map: all ranks of a projection."""
-    totals = frame.groupby("projection", sort=False)[["rank", "uniform"]].sum()
-    beside.barh(range(len(totals)), totals["rank"], height=0.8, color=BARS)
-    edges = _edges(range(len(totals)))
-    beside.stairs(totals["uniform"], edges, orientation="horizontal", baseline=None, **UNIFORM)
+    rows = style.projections(frame)
+    places = range(len(rows))
+    beside.barh(places, _totals(frame, "projection", "rank", rows), height=0.8, color=BARS)
+    totals = _totals(line, "projection", "uniform", rows)
+    beside.stairs(totals, _edges(places), orientation="horizontal", baseline=None, **UNIFORM)
     beside.set_xlabel("total rank", labelpad=0)  # no lower than the label of the layers
     beside.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     beside.tick_params(labelleft=False, left=False)
     beside.spines["left"].set_visible(False)
 
 
+def _totals(frame: pd.DataFrame, by: str, value: str, groups: Sequence[Any]) -> pd.Series:
+    """Sums over these groups, 0 where there is no module."""
+    return frame.groupby(by)[value].sum().reindex(groups, fill_value=0)
+
+
 def _edges(centres: Sequence[int]) -> list[float]:
     return [centre - 0.5 for centre in centres] + [centres[-1] + 0.5]
 
 
-def _finding(frame: pd.DataFrame) -> str:
+def _finding(frame: pd.DataFrame, nominal: int) -> str:
     top = frame.loc[frame["rank"].idxmax()]
-    low, high, uniform = frame["rank"].min(), frame["rank"].max(), int(top["uniform"])
+    low, high = frame["rank"].min(), frame["rank"].max()
     if low == high:
         return f"Every module gets rank {high}"
-    return f"Ranks from {low} to {high} instead of {uniform} everywhere; most to {style.place(top)}"
+    return f"Ranks from {low} to {high} instead of {nominal} everywhere; most to {style.place(top)}"
 
 
 def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:
     unit = "ranks" if allocation.budget == "ranks" else "entries of B"
+    with_out = f", with the {len(allocation.excluded):,} excluded" if allocation.excluded else ""
     return style.sentence(
         f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
         f"scaling {style.number(frame['scaling'].min())} to {style.number(frame['scaling'].max())}",
-        "white, dashed: uniform",
+        f"white, dashed: uniform{with_out}",
         style.source(allocation.meta),
     )

@@ -75,7 +75,8 @@ def plot_comparison(
         If nothing is left to draw.
     """
     style.check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
-    summary = _selected(comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric), tasks, ranks)
+    whole = comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric)
+    summary = _selected(whole, tasks, ranks)
     summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)
     looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
@@ -84,7 +85,8 @@ def plot_comparison(
     figure, panels = _panels([rows for _, rows in places])
     for ((model, task), rows), (left, middle, right) in zip(places, panels, strict=True):
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
-        _draw_values(left, rows, looks, _references(rows, name))
+        baselines = whole[(whole["model"] == model) & (whole["task"] == task) & (whole["method"] == name)]
+        _draw_values(left, rows, looks, _references(rows, baselines))
         _draw_rates(middle, here, rows, looks)
         _draw_sizes(right, rows, looks)
         _headlines((left, middle, right), rows, name, baseline_rank)
@@ -157,11 +159,10 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], reference
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _references(rows: pd.DataFrame, baseline: str) -> pd.Series:
-    """Values of the baseline at the ranks that something is held against; at all, where nothing is."""
-    mine = rows[rows["method"] == baseline]
-    used = mine["rank"].isin(rows["baseline_rank"])
-    return (mine[used] if used.any() else mine)["value"].dropna()
+def _references(rows: pd.DataFrame, baselines: pd.DataFrame) -> pd.Series:
+    """Values of the baseline at the ranks that something is held against; at those drawn, where nothing is."""
+    used = baselines["rank"].isin(rows["baseline_rank"])
+    return baselines[used if used.any() else baselines["rank"].isin(rows["rank"])]["value"].dropna()
 
 
 def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:

@@ -113,8 +113,11 @@ def colour_bar(ax: Axes, mesh: QuadMesh, label: str) -> None:
 
 
 def scale(values: pd.Series) -> Normalize:
-    """Linear colours, or logarithmic ones where the positive values span more than a factor of ten."""
+    """Linear colours, or logarithmic ones where the positive values span more than a factor of ten.
+
+    Zero has the lowest colour on either.
+    """
     positive = values[values > 0]
     if len(positive) and positive.max() > 10 * positive.min():
-        return LogNorm(positive.min(), positive.max())
-    return Normalize(values.min(), values.max())
+        return LogNorm(positive.min(), positive.max(), clip=True)
+    return Normalize(values.min(), values.max() or 1)

@@ -34,14 +34,16 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     ax = style.axes(ax, *heatmap.size(frame))
     norm = heatmap.scale(frame["score"])
     mesh = heatmap.draw(ax, frame, "score", cmap=style.SEQUENTIAL, norm=norm)
-    shares = heatmap.write(ax, mesh, frame, "share", "{:.1%}", style.inches(ax))
+    reached = bool(frame["score"].any())
+    shares = reached and heatmap.write(ax, mesh, frame, "share", "{:.1%}", style.inches(ax))
     heatmap.colour_bar(ax, mesh, "score, nats" + (" (log)" if isinstance(norm, LogNorm) else ""))
     top = frame.loc[frame["score"].idxmax()]
     times = style.number(top["share"] * len(frame))
     detail = style.sentence(
-        f"{style.percent(top['share'])} of the total, {times} × the mean module",
+        f"{style.percent(top['share'])} of the total, {times} × the mean module" if reached else "all scores are zero",
         "cells: share of the total" if shares else "",
         style.source(sensitivity.meta),
     )
-    style.headline(ax, f"The loss is most sensitive to {style.place(top)}", detail)
+    finding = f"The loss is most sensitive to {style.place(top)}" if reached else "The loss reaches no module"
+    style.headline(ax, finding, detail)
     return ax

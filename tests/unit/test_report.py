@@ -280,6 +280,16 @@ def test_single_sample_has_no_intervals(small, tmp_path):
     assert "No intervals: 1 sample says nothing of the spread" in page.section("sensitivity").text
 
 
+def test_scores_of_zero_are_called_that(small, tmp_path):
+    scores = small["sensitivity"]
+    scores = dataclasses.replace(scores, per_sample=scores.per_sample * 0)
+    section = Page(report(scores, tmp_path / "page.html").read_text(encoding="utf-8")).section("sensitivity")
+    assert section.all("img")[0].attributes["alt"].endswith("The loss reaches no module.")
+    assert "Every score is zero." in section.text
+    assert "nan" not in section.text
+    assert "Gini" not in section.text
+
+
 def test_names_are_text_wherever_they_stand(small, tmp_path):
     evil = "<script>alert(\"1\")</script> & 'co' <img src=x onerror=y>"
     found = [dataclasses.replace(r, meta=dataclasses.replace(r.meta, task=evil, model=evil)) for r in small.values()]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.adapted import quick_collections  # noqa: F401
 from tests.reported import Page, results_of, save, walked
+from tlora.allocation import allocate
 from viz import report
 
 SECTIONS = ["data", "spectra", "alignment", "sensitivity", "plan", "training", "rank-use", "reproduce"]
@@ -71,6 +72,18 @@ def test_plan_by_projection(page, small):
         assert value(mean) == pytest.approx(np.mean(ranks), rel=0.05)
         assert value(scaling) == pytest.approx(np.mean([plan.scalings[n] for n in names]), rel=0.05)
         assert value(parameters) == sum(plan.ranks[n] * plan.shapes[n][0] for n in names)
+    assert len(rows) == 7
+
+
+def test_uniform_ranks_of_a_plan_with_excluded_modules_are_its_budget(small, tmp_path):
+    plan = allocate(small["sensitivity"], rank=8, exclude=["up_proj", "layers.0.q_proj"])
+    page = Page(report(plan, tmp_path / "page.html").read_text(encoding="utf-8"))
+    _, *rows = page.table("plan", "By projection")
+    found = {row[0]: row[1:] for row in rows}
+    assert [value(cell) for cell in found["q_proj"][:3]] == [1, plan.ranks["layers.1.q_proj"], 16]
+    assert found["left out"] == ["0", "0", "16", *["\u2013"] * 4, "0"]
+    assert sum(value(row[3]) for row in rows) == plan.budget_total
+    assert sum(value(row[2]) for row in rows) == plan.budget_used
     assert len(rows) == 7
 
 

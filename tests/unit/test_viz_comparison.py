@@ -137,6 +137,21 @@ def test_one_rank_of_the_baseline_is_the_line_that_all_are_held_against():
     assert "differences: from rank 8" in " ".join(texts(right))
 
 
+@pytest.mark.parametrize(("ranks", "baseline_rank", "reference"), [(4, 8, 8), ([4], "same", 4), (8, "nearest", 4)])
+def test_the_line_is_at_the_rank_that_differences_are_from_though_it_is_not_drawn(ranks, baseline_rank, reference):
+    sizes = {("lora", 4): 800, ("lora", 8): 1600, ("tlora", 4): 400, ("tlora", 8): 800}
+    found = many(("lora", "tlora"), ranks=(4, 8))
+    for (method, rank), size in sizes.items():
+        rows = (found.runs["method"] == method) & (found.runs["rank"] == rank)
+        found.runs.loc[rows, "trainable_parameters"] = size
+    left = viz.plot_comparison(found, ranks=ranks, baseline_rank=baseline_rank).axes[0]
+    values = found.summary(baseline_rank=baseline_rank).set_index(["method", "rank"])
+    (dashed,) = [line for line in left.lines if line.get_linestyle() == "--"]
+    assert dashed.get_xdata()[0] == values.loc[("lora", reference), "value"]
+    row = values.loc[("tlora", ranks if isinstance(ranks, int) else ranks[0])]
+    assert dashed.get_xdata()[0] == pytest.approx(row["value"] - row["difference"])
+
+
 def test_headline_counts_what_is_ahead_beyond_the_interval():
     base = np.tile([1.0, 0.0], 50)
     better, worse = np.ones(100), np.zeros(100)

@@ -12,10 +12,14 @@ import torch
 from matplotlib.colors import LogNorm
 
 import viz
+from tests.helpers import tiny_model
 from tests.pictured import META, MODELS, allocation, cells, sensitivity, spectrum, texts, training_run
+from tlora.allocation import allocate
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
+from tlora.targets import target_modules
 from viz import style
+from viz.allocation import LEFT_OUT, uniform
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +78,26 @@ def test_colours_are_logarithmic_only_over_more_than_a_decade():
     assert (spread.vmin, spread.vmax) == (1, 50)
 
 
+def test_a_score_of_zero_has_the_lowest_colour():
+    whole = sensitivity("2 layers")
+    scores = whole.per_sample * torch.logspace(0, 3, len(whole.names))
+    scores[:, 0] = 0
+    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
+    mesh = ax.collections[0]
+    assert isinstance(mesh.norm, LogNorm)
+    assert tuple(mesh.to_rgba(mesh.get_array())[0, 0]) == style.SEQUENTIAL(0)
+    assert ax.texts[0].get_text() == "0.0%"
+
+
+def test_scores_that_are_all_zero_have_no_order_and_no_shares():
+    whole = sensitivity("2 layers")
+    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=torch.zeros_like(whole.per_sample)))
+    assert ax.get_title(loc="left") == "The loss reaches no module"
+    assert texts(ax) == ["all scores are zero  ·  smollm2-135m, family_relationships, 5\u00a0samples"]
+    mesh = ax.collections[0]
+    assert {tuple(face) for face in mesh.to_rgba(mesh.get_array()).reshape(-1, 4)} == {style.SEQUENTIAL(0)}
+
+
 # Allocation
 
 
@@ -126,6 +150,43 @@ def test_an_allocation_that_excludes_modules_draws_the_others():
     ax = viz.plot_allocation(allocation("2 layers", exclude="v_proj", budget="parameters"))
     assert "v_proj" not in [label.get_text() for label in ax.get_yticklabels()]
     assert "entries of B" in texts(ax)[-1]
+
+
+def test_the_uniform_plan_holds_the_excluded_modules_too():
+    """At the same budget for every layer, totals meet the line; a layer without a module has a line and no bar."""
+    ax = viz.plot_allocation(allocation("30 layers", ranks=False, exclude=["gate_proj", "up_proj", "down_proj"]))
+    above, beside = ax.figure.axes[1:3]
+    assert {bar.get_height() for bar in above.containers[0]} == {8 * 7}
+    assert set(above.patches[-1].get_data().values) == {8 * 7}
+    assert set(beside.patches[-1].get_data().values) == {8 * 30}
+    assert "uniform, with the 90 excluded" in texts(ax)[-1].replace("\n", " ")
+
+
+def test_a_layer_that_is_excluded_leaves_a_gap_below_the_line():
+    ax = viz.plot_allocation(allocation("30 layers", exclude=[4, "layers.7.q_proj"]))
+    above, beside = ax.figure.axes[1:3]
+    steps = above.patches[-1].get_data()
+    np.testing.assert_array_equal(steps.edges, np.arange(31) - 0.5)
+    assert set(steps.values) == {8 * 7}
+    heights = [bar.get_height() for bar in above.containers[0]]
+    assert (len(heights), heights[4]) == (30, 0)
+    assert set(beside.patches[-1].get_data().values) == {8 * 30}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_places_of_excluded_modules_are_read_off_their_names(family):
+    """Where each was before it was excluded; a projection of which no module is left has no name."""
+    targets = target_modules(tiny_model(family)).values()
+    names = [target.name for target in targets]
+    layers = {target.name: target.layer for target in targets}
+    roles = {target.name: target.projection for target in targets}
+    scores = torch.ones(1, len(names))
+    whole = Sensitivity(scores, dict.fromkeys(names, (64, 48)), layers, roles, META)
+    gone = roles[names[-1]]
+    frame = uniform(allocate(whole, rank=2, exclude=[0, gone])).set_index("module")
+    assert frame["layer"].to_dict() == layers
+    assert frame["projection"].to_dict() == {n: LEFT_OUT if role == gone else role for n, role in roles.items()}
+    assert set(frame["uniform"]) == {2}
 
 
 # Spectrum

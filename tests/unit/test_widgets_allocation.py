@@ -214,6 +214,17 @@ def test_excluding_everything_is_refused():
     assert it.controls["way"].value == "by score"
 
 
+def test_excluding_a_projection_that_has_a_share_is_refused_and_taken_back():
+    it = explorer(projection_shares={"q_proj": 0.3})
+    select(it, None, "q_proj")
+    it.controls["way"].value = "exclude"
+    assert "|projection_shares names 'q_proj', which is no projection of the plan here" in text(it.message.value)
+    assert (it.controls["way"].value, it.state.exclude) == ("by score", ())
+    it.controls["rank"].value = 5
+    assert it.message.value == ""
+    assert same(it.allocation, tlora.allocate(small(), rank=5, projection_shares={"q_proj": 0.3}))
+
+
 def test_a_projection_that_a_layer_has_not():
     part = sensitivity(SCORES[:5])  # layer 1 without down_proj
     it = viz.AllocationExplorer(None, part, rank=4)

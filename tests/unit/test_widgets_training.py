@@ -21,6 +21,7 @@ from viz.widgets import MonitorState, monitor_picture, training_monitor
 from viz.widgets import base as widgets
 
 ROOT = Path(__file__).parents[2]
+NAMES = tuple(f"model.layers.{layer}.{p}" for layer in range(3) for p in ("q_proj", "down_proj"))
 
 
 def train(*callbacks: Any, steps: int = 6, **arguments: Any) -> tlora.TrainingRun:
@@ -47,6 +48,14 @@ class At(TrainerCallback):
             self.action()
 
 
+class Rows:
+    """A task with a validation split."""
+
+    name, train, validation, test = "rows", token_rows(), token_rows(4, seed=1), token_rows(0)
+    collate = staticmethod(tlora.rows.Rows(token_rows(), 0).collate)
+    evaluate = staticmethod(lambda model, split, limit, progress: {})
+
+
 def test_shows_the_losses_and_updates_of_the_run():
     monitor = viz.TrainingMonitor(every=2)
     waiting = monitor.image.value
@@ -71,13 +80,6 @@ def test_changes_nothing_in_the_run():
 
 
 def test_evaluations_are_shown():
-    class Rows:
-        """A task with a validation split."""
-
-        name, train, validation, test = "rows", token_rows(), token_rows(4, seed=1), token_rows(0)
-        collate = staticmethod(tlora.rows.Rows(token_rows(), 0).collate)
-        evaluate = staticmethod(lambda model, split, limit, progress: {})
-
     monitor = viz.TrainingMonitor()
     run = tlora.train(
         adapted_model(), Rows, batch_size=4, max_steps=4, eval_steps=2, callbacks=[monitor], progress=False
@@ -88,9 +90,8 @@ def test_evaluations_are_shown():
 
 
 def test_curves_and_bars_are_those_of_the_state():
-    names = tuple(f"model.layers.{layer}.{p}" for layer in range(3) for p in ("q_proj", "down_proj"))
     updates = (0.01, 0.02, 0.03, 0.005, 0.0, 0.04)
-    state = MonitorState("training", 3, 10, 1.0, ((1, 2.0), (2, 1.5), (3, 1.25)), ((2, 1.75),), names, updates, 3)
+    state = MonitorState("training", 3, 10, 1.0, ((1, 2.0), (2, 1.5), (3, 1.25)), ((2, 1.75),), NAMES, updates, 3)
     figure = plt.figure()
     ax = viz.TrainingMonitor().render(state, figure.add_subplot())
     lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
@@ -106,16 +107,48 @@ def test_curves_and_bars_are_those_of_the_state():
     plt.close(figure)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_out(bad):
+    losses, evaluations = ((1, 2.0), (2, bad), (3, 1.5)), ((1, bad), (2, 1.75))
+    state = MonitorState("training", 3, 10, 1.0, losses, evaluations, NAMES, (0.01, bad, 0.02, 0.03, 0.0, bad), 3)
+    figure = plt.figure()
+    ax = viz.TrainingMonitor().render(state, figure.add_subplot())
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[1, 2], [3, 1.5]], [[2, 1.75]]]
+    panel = next(part for part in figure.axes if part.get_xlabel() == "layer")
+    heights = [path.vertices[:, 1].max() for path in panel.collections[0].get_paths()]
+    np.testing.assert_allclose(heights, [0.01, 0, 0.02, 0.03, 0, 0])
+    assert panel.get_ylim()[1] == pytest.approx(0.05)
+    figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_a_state_without_a_finite_number_is_drawn():
+    state = MonitorState("training", 1, 10, 1.0, ((1, np.nan),), ((1, np.inf),), NAMES, (np.nan,) * 6, 1)
+    figure = plt.figure()
+    ax = viz.TrainingMonitor().render(state, figure.add_subplot())
+    assert [len(line.get_xdata()) for line in ax.lines] == [0, 0]
+    plt.close(figure)
+
+
+def test_a_run_that_diverges_is_returned_and_shown():
+    monitor = viz.TrainingMonitor(every=1, interval=0)
+    look = {"callbacks": [monitor], "progress": False}
+    with pytest.warns(UserWarning, match="the loss became nan at step 3"):
+        run = tlora.train(adapted_model(), Rows, batch_size=4, max_steps=4, eval_steps=1, learning_rate=1e38, **look)
+    assert run.diverged
+    assert not np.isfinite(monitor.state.evaluations[-1][1])
+    assert monitor.line.startswith("Stopped after step 2 of 4")
+
+
 def test_a_picture_changed_in_place_is_the_one_drawn_afresh():
-    names = tuple(f"model.layers.{layer}.{p}" for layer in range(3) for p in ("q_proj", "down_proj"))
     states = [
-        MonitorState("training", n, 10, n, tuple((i, 9 / i) for i in range(1, n)), (), names, (0.01 * n,) * 6, n)
+        MonitorState("training", n, 10, n, tuple((i, 9 / i) for i in range(1, n)), (), NAMES, (0.01 * n,) * 6, n)
         for n in (1, 2, 5, 9)
     ]
     drawn = []
     for way in (states, states[-1:]):
         monitor = viz.TrainingMonitor()
-        monitor._draw_for(names)
+        monitor._draw_for(NAMES)
         for state in way:
             monitor._drawn.update(state)
             png = monitor._canvas.png(monitor._drawn.moving, monitor._drawn.key)
@@ -199,6 +232,28 @@ def test_pictures_keep_their_distance(monkeypatch):
     assert [step for _, step in drawn] == [0, 1, 7, 12]
 
 
+def test_time_left_is_counted_from_where_a_resumed_run_goes_on(tmp_path, monkeypatch):
+    """Steps of ten seconds; the first four of eight were made by an earlier run."""
+    train(viz.TrainingMonitor(), steps=8, output_dir=tmp_path, save_steps=4)
+    clock, told = [0.0], []
+    monkeypatch.setattr(training_monitor.time, "perf_counter", lambda: clock[0])
+    monitor = viz.TrainingMonitor(interval=0)
+
+    def wait() -> None:
+        clock[0] += 10
+
+    class Slow(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            wait()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            told.append(monitor._drawn.headline.detail.get_text())
+
+    train(monitor, Slow(), steps=8, output_dir=tmp_path, save_steps=4, resume=str(tmp_path / "checkpoint-4"))
+    assert monitor.state.began == 4
+    assert [text.split("  ·  ")[1] for text in told] == ["30 s left", "20 s left", "10 s left", "0 s left"]
+
+
 def test_without_a_front_end_the_picture_is_replaced_at_the_end(monkeypatch):
     shown = []
 
@@ -228,6 +283,27 @@ def test_numbers_are_checked():
         viz.TrainingMonitor(every=0)
     with pytest.raises(ValueError, match="interval is -1"):
         viz.TrainingMonitor(interval=-1)
+
+
+def test_more_than_ten_roles_are_told_apart():
+    """Eighteen roles, as gated T5 has: those of one colour are striped differently, in bars and legend."""
+    roles = [f"role_{n}" for n in range(18)]
+    names = tuple(f"model.layers.{layer}.{role}" for layer in range(2) for role in roles)
+    updates = tuple(0.001 * n for n in range(1, 37))
+    monitor = viz.TrainingMonitor()
+    monitor._draw_for(names)
+    monitor._drawn.update(MonitorState("training", 1, 10, 1.0, ((1, 2.0),), ((1, 2.0),), names, updates, 1))
+    monitor._canvas.png(monitor._drawn.moving)
+    panel = monitor._drawn.bars_panel
+    handles = panel.get_legend().get_patches()
+    assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in handles}) == 18
+    plain, striped = panel.collections[:2]
+    assert (plain.get_hatch(), striped.get_hatch()) == (None, handles[10].get_hatch())
+    heights = [path.vertices[:, 1].max() for path in striped.get_paths()]
+    np.testing.assert_allclose(heights, [*updates[10:18], *updates[28:36]])
+    assert [patch.get_hatch() for patch in handles] == [None] * 10 + [striped.get_hatch()] * 8
+    box, above = panel.get_legend().get_window_extent(), monitor._drawn.legend.get_window_extent()
+    assert (box.y0 >= 0, box.y1 <= above.y0, box.x1 <= monitor._canvas.figure.bbox.x1) == (True,) * 3
 
 
 @pytest.mark.parametrize(

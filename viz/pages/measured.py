@@ -193,6 +193,8 @@ def _score_columns(frame: pd.DataFrame) -> list[Column]:
 
 
 def _concentration(frame: pd.DataFrame) -> str:
+    if not frame["score"].any():
+        return "Every score is zero."
     tenth = max(1, len(frame) // 10)
     held = frame["share"].nlargest(tenth).sum()
     return (

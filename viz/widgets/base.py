@@ -127,8 +127,9 @@ class Explorer(Shown, Generic[State, Result]):
         self._asked = replace(self._asked, **changes)  # type: ignore[type-var]
         try:
             result = self.result(self._asked)
-        except ValueError as refusal:
-            self.message.value = alert(str(refusal))
+        except (KeyError, ValueError) as refusal:
+            # A KeyError as text has quotation marks around it.
+            self.message.value = alert(str(refusal.args[0] if refusal.args else refusal))
             return
         self.message.value = ""
         self.state, self._result = self._asked, result

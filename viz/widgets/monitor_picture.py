@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from viz.widgets.training_monitor import MonitorState
 
 TRAINING, VALIDATION = style.colours(2)
+STRIPES = (None, "----", "....")
+"""On the bars of the first ten roles, of the next ten, which have the same colours, and of the rest."""
 
 
 class MonitorPicture:
@@ -39,7 +41,8 @@ class MonitorPicture:
         self.training = ax.plot([], [], color=TRAINING, linewidth=1.1, label="training")[0]
         dots: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 1.8}
         self.validation = ax.plot([], [], color=VALIDATION, label="validation", **dots)[0]
-        self.bars = boxes(self.bars_panel, linewidth=0, zorder=2)
+        look: dict[str, Any] = {"linewidth": 0, "edgecolor": "white", "zorder": 2}
+        self.bars = [boxes(self.bars_panel, hatch=stripes, **look) for stripes in STRIPES]
         ax.set(xlabel="optimiser step", ylabel="loss, nats")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         self.legend = ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.4)
@@ -52,11 +55,12 @@ class MonitorPicture:
         self.headline = Headline(ax)
         self._modules: tuple[str, ...] = ()
         self._places: np.ndarray = np.array([])
+        self._stripes: np.ndarray = np.array([], int)
 
     @property
     def moving(self) -> list[Artist]:
         """What `update` changes, the hindmost first."""
-        return [self.bars, self.training, self.validation, *self.headline.artists]
+        return [*self.bars, self.training, self.validation, *self.headline.artists]
 
     @property
     def key(self) -> Hashable:
@@ -65,7 +69,7 @@ class MonitorPicture:
         return self.legend.get_visible(), self.legend.get_texts()[1].get_visible(), self._modules, *limits
 
     def update(self, state: MonitorState) -> None:
-        """Show a state."""
+        """Show a state; what is not finite is left out."""
         for panel in (self.losses, self.bars_panel):
             panel.set_axis_off() if state.status == "waiting" else panel.set_axis_on()
         for part in (self.legend.get_texts()[1], self.legend.get_lines()[1]):
@@ -73,16 +77,19 @@ class MonitorPicture:
         self.legend.set_visible(state.status != "waiting")
         if state.modules != self._modules:
             self._lay_out(state.modules)
-        for line, points in ((self.training, state.losses), (self.validation, state.evaluations)):
-            line.set_data(*np.array(points, float).reshape(-1, 2).T)
+        curves = [_finite(points) for points in (state.losses, state.evaluations)]
+        for line, points in zip((self.training, self.validation), curves, strict=True):
+            line.set_data(*points.T)
         self.losses.set_xlim(0, max(state.planned, 1) * 1.01)
-        values = np.array([loss for _, loss in (*state.losses, *state.evaluations)])
+        values = np.concatenate(curves)[:, 1]
         if len(values):
             self.losses.set_ylim(*_span(values))
-        updates = np.array(state.updates)
-        at = self._places[: len(updates)]
-        place_boxes(self.bars, at - 0.45, at + 0.45, 0, updates)
-        top = _step_up(float(np.nan_to_num(updates).max(initial=0)) or 0.01)
+        updates = np.nan_to_num(np.array(state.updates), posinf=0, neginf=0)
+        at, stripes = self._places[: len(updates)], self._stripes[: len(updates)]
+        for kind, bars in enumerate(self.bars):
+            mine = stripes == kind
+            place_boxes(bars, at[mine] - 0.45, at[mine] + 0.45, 0, updates[mine])
+        top = _step_up(float(updates.max(initial=0)) or 0.01)
         self.bars_panel.set_ylim(0, top)
         self.bars_panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=_decimals(top), symbol=" %"))
         self.headline.write(_finding(state), *_detail(state))
@@ -92,18 +99,24 @@ class MonitorPicture:
         found = places(modules)
         roles = list(dict.fromkeys(role for _, role in found))
         colours = dict(zip(roles, style.colours(len(roles)), strict=True))
+        kinds = {role: min(i // 10, len(STRIPES) - 1) for i, role in enumerate(roles)}
         self._modules = modules
         blocks = [list(members) for _, members in groupby(range(len(found)), key=lambda i: found[i][0])]
         # A gap of one bar between two blocks.
         self._places = np.array([i + gap for gap, block in enumerate(blocks) for i in block], float)
-        self.bars.set_facecolor([colours[role] for _, role in found])
+        self._stripes = np.array([kinds[role] for _, role in found], int)
+        for kind, bars in enumerate(self.bars):
+            bars.set_facecolor([colours[role] for _, role in found if kinds[role] == kind])
         centres = [float(np.mean(self._places[block])) for block in blocks]
         step = -(-len(blocks) // 24)
         shown = slice(0, None, step)
         labels = [str(found[block[0]][0][1]) for block in blocks]
         self.bars_panel.set_xticks(centres[shown], labels[shown])
         self.bars_panel.set_xlim(-1, self._places.max(initial=0) + 1)
-        handles = [Patch(color=colour, label=role) for role, colour in colours.items()]
+        handles = [
+            Patch(facecolor=colour, edgecolor="white", linewidth=0, hatch=STRIPES[kinds[role]], label=role)
+            for role, colour in colours.items()
+        ]
         look: dict[str, Any] = {
             "handlelength": 0.9,
             "fontsize": 8,
@@ -111,7 +124,9 @@ class MonitorPicture:
             "labelspacing": 0.25,
             "borderaxespad": 0,
         }
-        self.bars_panel.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), **look)
+        # A long one begins at the bottom, so as to have the room beside the losses too.
+        place, height = ("lower left", 0.0) if any(kinds.values()) else ("upper left", 1.0)
+        self.bars_panel.legend(handles=handles, loc=place, bbox_to_anchor=(1.01, height), **look)
 
 
 def room(modules: tuple[str, ...]) -> float:
@@ -154,6 +169,12 @@ def _split(parts: list[str]) -> tuple[str, int, tuple[str, ...]]:
     return ".".join(parts[:at]), int(parts[at]), tuple(parts[at + 1 :])
 
 
+def _finite(points: tuple[tuple[int, float], ...]) -> np.ndarray:
+    """(points, 2): those with a finite loss."""
+    pairs = np.array(points, float).reshape(-1, 2)
+    return pairs[np.isfinite(pairs[:, 1])]
+
+
 def _span(values: np.ndarray) -> tuple[float, float]:
     """Round limits around the values, so that they stay as they are while training goes on."""
     low, high = float(values.min()), float(values.max())
@@ -184,11 +205,12 @@ def _finding(state: MonitorState) -> str:
 def _detail(state: MonitorState) -> list[str]:
     if state.status == "waiting":
         return ["tlora.train(adapted, task, callbacks=[monitor])"]
-    left = state.seconds / state.step * (state.planned - state.step) if state.step else 0.0
+    made = state.step - state.began
+    left = state.seconds / made * (state.planned - state.step) if made else 0.0
     return [
         f"validation loss {state.evaluations[-1][1]:.3g}" if state.evaluations else "",
         f"{_duration(state.seconds)} so far" if state.status == "training" else _duration(state.seconds),
-        f"{_duration(left)} left" if state.status == "training" and state.step else "",
+        f"{_duration(left)} left" if state.status == "training" and made else "",
         f"bars at step {state.recorded:,}" if state.updates else "",
     ]
 

@@ -46,6 +46,8 @@ class MonitorState:
         ``||s B A||_F / ||W||_F`` of each at the last record; empty before the first.
     recorded : int
         Step of that record.
+    began : int
+        Step at which this training began; more than 0 where it was resumed.
     """
 
     status: str = "waiting"
@@ -57,6 +59,7 @@ class MonitorState:
     modules: tuple[str, ...] = ()
     updates: tuple[float, ...] = ()
     recorded: int = 0
+    began: int = 0
 
 
 class TrainingMonitor(Shown, ModuleRecorder):
@@ -104,6 +107,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self._evaluations: list[tuple[int, float]] = []
         self._stopping = threading.Event()  # set by the thread that hears the button
         self._began = self._ended = self._next = self._spent = 0.0
+        self._first = 0
         self._handle: DisplayHandle | None = None
         self._build()
         self._show("waiting")
@@ -154,6 +158,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
     ) -> None:
         """Start afresh."""
         self._losses, self._evaluations = [], []
+        self._first = state.global_step
         self._stopping.clear()
         self._began, self._ended, self._next, self._spent = time.perf_counter(), 0.0, 0.0, 0.0
         super().on_train_begin(args, state, control, **kwargs)
@@ -230,6 +235,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
             modules=tuple(self.names),
             updates=tuple(latest["update_norm"]),
             recorded=self.steps[-1] if self.steps else 0,
+            began=self._first,
         )
         self._drawn.update(self.state)
         self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
