@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,16 +133,17 @@ def contents_of(model: str, task: str, data: Mapping[str, Any]) -> dict[str, str
     return {name: _digest(found) for name, found in files.items() if found}
 
 
-def _model_files(model: str) -> list[Path]:
+def _model_files(model: str) -> dict[str, Path]:
     path = Path(model)
     if model in PACKAGED or not path.exists():
-        return []
+        return {}
     kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt"}
-    return sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {file.name: file for file in files if file.suffix in kinds}
 
 
-def _digest(files: Sequence[Path]) -> str:
-    found = {file.name: digest(file) for file in files if file.is_file()}
+def _digest(files: Mapping[str, Path]) -> str:
+    found = {place: digest(file) for place, file in files.items() if file.is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -113,6 +113,8 @@ def _data_of(run: TrainingRun | None, task: str) -> Data | None:
 
 def _is_dealt(task: str) -> bool:
     """Whether the test samples of a task are drawn from the same rows as those for training."""
-    if task in PRESETS:
-        return "test" not in PRESETS[task].splits
-    return bool(files := task_files(task)) and not any(file.name.startswith("test.") for file in files)
+    if task not in PRESETS:
+        return bool(files := task_files(task)) and "test" not in files
+    preset = PRESETS[task]
+    there = (preset.packaged() if preset.packaged else None) or preset.splits.values()
+    return preset.splits.get("test", "test") not in there

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
 _TOKENS_AT_ONCE = 4096
+# What a decoder begins an answer with; all else that a model is published with would make its answers others.
+_BEGINNING = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
 
 
 @contextlib.contextmanager
@@ -202,23 +204,37 @@ def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[s
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
     batch = _to_device(task.collate(rows, padding_side="left"), model)
     width = batch["input_ids"].shape[1]
+    own = model.generation_config
+    beginning = _BEGINNING if task.architecture == "seq2seq" else ()
     settings = GenerationConfig(
         max_new_tokens=_room(task, width),
         do_sample=False,
         num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        eos_token_id=list(task.stop_ids) or None,
+        eos_token_id=list(task.stop_ids) or own.eos_token_id,
         pad_token_id=task.pad_token_id,
         use_cache=True,
+        **{name: getattr(own, name) for name in beginning},
     )
-    written = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
-    )
+    with _generating(model, settings):
+        written = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
+        )
     if task.architecture == "seq2seq":
         return [_decoded(task, [], row[1:]) for row in written.tolist()]  # after the decoder's start token
     return [_decoded(task, prompt, row[width:]) for prompt, row in zip(prompts, written.tolist(), strict=True)]
+
+
+@contextlib.contextmanager
+def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """By these settings alone: ``generate`` takes what they leave open from the model's, which it gets back."""
+    own = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
+    try:
+        for module in own:
+            module.generation_config = settings
+        yield
+    finally:
+        for module, its in own.items():
+            module.generation_config = its
 
 
 def _room(task: Task, width: int) -> int:

@@ -46,14 +46,18 @@ def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
 _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
 # A number that is no part of a formula: before it only words, after it neither a letter nor an operator.
 _QUANTITY = re.compile(rf"[^\d\\({{.+-]*({_NUMBER.pattern})(?!\s*[-+*/^\\({{,\d]|\.\d|[a-zA-Z]).*", re.DOTALL)
-_ANNOUNCED = re.compile(r"answer\s+is\s*:?\s*(.*)", re.IGNORECASE)
+_IN_BRACKETS = re.compile(r"^\s*\(\s*([-+]?\$?[\d.]+)\s*\)")  # without a comma: that may be a pair
+_ANNOUNCED = re.compile(r"answer\s+is\s*:?\s*", re.IGNORECASE)
+# Markdown's emphasis: unlike signs of a formula, its asterisks stand between a space or a bracket and a word.
+_EMPHASIS = re.compile(r"(?<![^\s(\[:#\"'])(\*{1,3})(?=[^\s*])(.*?)(?<=[^\s*])\1(?![\w*(\\{])")
 
 
 def final_answer(text: str) -> str:
     r"""The answer that a worked solution ends with, as it is written there.
 
     In this order: the last ``\boxed{...}`` (MATH), what follows the last ``####`` (GSM8K), what follows the
-    last ``answer is`` (MetaMathQA), the last number.
+    last ``answer is`` (MetaMathQA; no remark without a value after it, as "this answer is right"), the last
+    number. Asterisks that emphasise are taken out.
 
     Parameters
     ----------
@@ -73,13 +77,22 @@ def final_answer(text: str) -> str:
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
+    text = _EMPHASIS.sub(r"\2", text)
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0]
-    announced = _ANNOUNCED.findall(text)
+    announced = _ANNOUNCED.split(text)[1:]
     if announced:
-        return announced[-1].strip()
+        return _announced(announced)
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else ""
+
+
+def _announced(parts: Sequence[str]) -> str:
+    """The answer among what follows each ``answer is``: of the last, or before it on its line if it has no value."""
+    *earlier, said = parts
+    while earlier and "\n" not in earlier[-1] and not re.search(r"[\d\\]", said.partition("\n")[0]):
+        said = earlier.pop()
+    return said.partition("\n")[0].strip()
 
 
 def last_boxed(text: str) -> str | None:
@@ -116,8 +129,8 @@ def equal_values(reference: str, answer: str) -> bool:
     ----------
     reference, answer : str
         From `final_answer`. They are equal as `plain_latex`; or where the reference is a number and the answer
-        is one among words, after its last equals sign: ``"7.0 apples"`` and ``"3 + 4 = 7"`` are 7, ``"7/2"``
-        and ``"7x"`` are not.
+        is one among words, after its last equals sign: ``"7.0 apples"``, ``"(7)"`` and ``"3 + 4 = 7"`` are 7,
+        ``"7/2"`` and ``"7x"`` are not.
 
     Returns
     -------
@@ -127,7 +140,8 @@ def equal_values(reference: str, answer: str) -> bool:
     one, other = plain_latex(reference), plain_latex(answer)
     if one and _HALVES.get(one, one) == _HALVES.get(other, other):
         return True
-    number, found = _number(one), _QUANTITY.fullmatch(answer.rpartition("=")[2].replace("\\$", "$"))
+    last = _IN_BRACKETS.sub(r"\1", answer.rpartition("=")[2].replace("\\$", "$"))
+    number, found = _number(one), _QUANTITY.fullmatch(last)
     return number is not None and found is not None and _number(found.group(1)) == number
 
 
@@ -185,7 +199,8 @@ def plain_latex(text: str) -> str:
 
 _HALVES = {"0.5": "\\frac{1}{2}"}  # as in the published evaluation of MATH: this one, and no other fraction
 
-_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+# A block of any language: what stands before its fence, and its lines up to a fence at either end of one.
+_FENCED = re.compile(r"^([^\n`]*)`{3,}[^\n`]*\n(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 # Where a completion of a function's body goes on to something else.
 _AFTER_BODY = re.compile(r"\n(?=(?:class|def|if|print|for|while|assert|import|from)\b|[#@`])")
 
@@ -199,20 +214,30 @@ def program_of(row: Mapping[str, Any], answer: str) -> str:
         ``code`` (what the answer completes, may be empty), ``entry_point`` (name of the function, may be
         empty) and ``test`` (statements that raise where it is wrong).
     answer : str
-        Code, or text with code in a fenced block; either whole functions or the rest of the body.
+        Code, or text with code in fenced blocks, of which the first that defines the function counts, else the
+        first; either whole functions or the rest of the body.
 
     Returns
     -------
     str
         Source text.
     """
-    fenced = _FENCED.search(answer)
-    code = fenced.group(1) if fenced else answer
-    if row["code"] and not re.search(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", code, re.MULTILINE):
+    defined = re.compile(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", re.MULTILINE)
+    blocks = [_unindented(*found) for found in _FENCED.findall(answer)] or [answer]
+    code = next(filter(defined.search, blocks), blocks[0])
+    if row["code"] and not defined.search(code):
         body = _AFTER_BODY.split(code, maxsplit=1)[0]
         return f"{row['code']}{body}\n{row['test']}"
     # The given start may import what the function uses; a function defined again takes its place.
     return f"{row['code']}\n{code}\n{row['test']}"
+
+
+def _unindented(before: str, code: str) -> str:
+    """Code as far in as its fence, which may stand in a list, moved back; with what is further in, as a body is."""
+    indent = re.sub(r"\S", " ", before)
+    lines = code.splitlines(keepends=True)
+    inside = all(line.startswith(indent) for line in lines if line.strip())
+    return "".join(line.removeprefix(indent) for line in lines) if inside else code
 
 
 def passes(rows: Rows, answers: Sequence[str]) -> list[float]:

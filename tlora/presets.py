@@ -117,7 +117,7 @@ def _load_hub(name: str, preset: Preset) -> DatasetDict:
 
 def _load_files(data_files: DataFiles) -> DatasetDict:
     named = dict(data_files) if isinstance(data_files, Mapping) else {"train": data_files}
-    paths = {split: [Path(path) for path in _listed(files)] for split, files in named.items()}
+    paths = {split: [Path(path) for path in listed(files)] for split, files in named.items()}
     for path in [path for files in paths.values() for path in files]:
         if not path.exists():
             raise FileNotFoundError(f"data_files: {path} does not exist")
@@ -132,7 +132,8 @@ def _load_files(data_files: DataFiles) -> DatasetDict:
         raise ValueError(f"data_files: {first} cannot be read ({error.__cause__ or error})") from error
 
 
-def _listed(files: Any) -> list[Any]:
+def listed(files: Any) -> list[Any]:
+    """One path, or several, as a list."""
     return [files] if isinstance(files, str | os.PathLike) else list(files)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -21,6 +22,14 @@ from tlora.files import digest, flush, read_json, write_bytes
 
 SEAL = "sealed.json"
 """Digests of a checkpoint's files, written last."""
+
+ARGUMENTS = "arguments.json"
+"""What a checkpoint was trained with, of what a resumed training cannot change half-way."""
+
+HELD = (
+    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "lr_scheduler_type",
+    "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+)  # fmt: skip
 
 # What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
 _TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
@@ -35,7 +44,37 @@ class Sealing(TrainerCallback):
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             with dispensable(folder):
+                write_bytes(folder / ARGUMENTS, json.dumps(held(args, kwargs["train_dataloader"].dataset)).encode())
                 seal(folder)
+
+
+def held(args: TrainingArguments, rows: Sized) -> dict[str, Any]:
+    """What a resumed training has to have in common with that of its checkpoint."""
+    given = args.to_dict()
+    return {name: given[name] for name in HELD} | {"samples": len(rows)}
+
+
+def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: Sized) -> None:
+    """Refuse to go on with a checkpoint in another way than it was begun.
+
+    The optimiser and the schedule come out of the checkpoint, and the order of the data from the seed: other arguments
+    would be recorded, and not used.
+
+    Raises
+    ------
+    ValueError
+        If an argument or the number of training samples differs; checkpoints without a record are taken as they are.
+    """
+    if checkpoint is None or not (Path(checkpoint) / ARGUMENTS).exists():
+        return
+    before, now = read_json(Path(checkpoint) / ARGUMENTS), held(args, rows)
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            told = {"per_device_train_batch_size": "batch_size", "samples": "training samples"}.get(name, name)
+            raise ValueError(
+                f"{checkpoint} was made with {told}={before[name]}, and {value} is asked for: pass the same to go on, "
+                "or train anew without resume="
+            )
 
 
 def seal(checkpoint: Path) -> None:
@@ -138,3 +177,19 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
             f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
             f"{here.get(odd[0])} in the model; attach the same plan, or leave resume= out"
         )
+    before, now = read_json(checkpoint / CONFIG_NAME), model.peft_config[model.active_adapter].to_dict()
+    if not _scaled_alike(before, now):
+        raise ValueError(
+            f"{checkpoint} is of another adapter, of the same shapes with other scales: attach the same plan, or leave "
+            "resume= out"
+        )
+
+
+def _scaled_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two PEFT configs give their modules the same scales, to what another machine rounds otherwise."""
+    patterns = [{"": config["lora_alpha"], **config["alpha_pattern"]} for config in (one, other)]
+    return (
+        one["use_rslora"] == other["use_rslora"]
+        and patterns[0].keys() == patterns[1].keys()
+        and all(math.isclose(alpha, patterns[1][name], rel_tol=1e-3) for name, alpha in patterns[0].items())
+    )

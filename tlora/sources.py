@@ -80,7 +80,7 @@ def read_path(path: str | Path) -> Source:
     """
     path = Path(path)
     if path.is_dir():
-        files = _split_files(path)
+        files = split_files(path)
     elif path.is_file():
         files = {"train": path}
     else:
@@ -296,11 +296,18 @@ def _source(name: str, splits: dict[str, Dataset]) -> Source:
 def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ...], dict[str, Dataset]]:
     """The names of the classes, and the splits with class indices for labels.
 
-    Class names of a `datasets.ClassLabel` are kept; other labels are sorted and named by what they are.
+    Class names of a `datasets.ClassLabel` are kept, those of training for all splits; other labels are sorted
+    and named by what they are.
+
+    Raises
+    ------
+    ValueError
+        If a split has a class that training has not, or there are not two classes of one type.
     """
-    feature = next(iter(splits.values())).features["label"]
+    first = "train" if "train" in splits else next(iter(splits))
+    feature = splits[first].features["label"]
     if isinstance(feature, ClassLabel):
-        return tuple(feature.names), splits
+        return tuple(feature.names), {s: _renumbered(rows, s, feature, first) for s, rows in splits.items()}
     values = {label for rows in splits.values() for label in rows["label"][:]}
     if len(values) < 2 or len({type(value) for value in values}) > 1:
         raise ValueError(
@@ -318,7 +325,30 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     return tuple(classes.names), numbered
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
+def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> Dataset:
+    """Each label as the index that its name has among these classes, those of the split ``first``."""
+    own = rows.features["label"]
+    if not isinstance(own, ClassLabel) or own.names == classes.names:
+        return rows
+    if not set(own.names) <= set(classes.names):
+        raise ValueError(
+            f"the classes of {split} are {', '.join(own.names)}, those of {first} {', '.join(classes.names)}: "
+            f"rename them, or cast the label of {first} to a ClassLabel with all of their names"
+        )
+    labels = [classes.str2int(own.int2str(label)) for label in rows["label"][:]]
+    return rows.remove_columns("label").add_column("label", labels, feature=classes)
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """The file of each split in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If there are two of one split.
+    """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         stem = path.name.partition(".")[0].lower()

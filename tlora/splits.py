@@ -36,7 +36,8 @@ def arrange(
     columns : sequence of str
         What makes two rows the same sample.
     leave_out_shared : bool
-        Whether training rows that stand in another given split too are left out, or only warned of.
+        Whether training rows that stand in another given split too, and validation rows that stand in the test
+        split, are left out, or only warned of.
 
     Returns
     -------
@@ -51,8 +52,10 @@ def arrange(
     rng = np.random.default_rng(seed)
     empty = next(iter(splits.values())).select([])
     result = dict(splits)
+    if "validation" in splits:
+        result["validation"] = _without_shared(splits, "validation", ["test"], columns, leave_out_shared)
     if "train" in splits:
-        result["train"] = _without_shared(result, columns, leave_out_shared)
+        result["train"] = _without_shared(splits, "train", ["validation", "test"], columns, leave_out_shared)
         tenth = max(1, round(len(result["train"]) / 10))
         missing = [split for split in ("test", "validation") if split not in splits]
         for number, split in enumerate(missing):
@@ -84,17 +87,21 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
     return ["\0".join(map(str, values)) for values in zip(*(rows[name][:] for name in columns), strict=True)]
 
 
-def _without_shared(splits: Mapping[str, Dataset], columns: Sequence[str], leave_out: bool) -> Dataset:
-    train = splits["train"]
-    held_out = {key for split, rows in splits.items() if split != "train" for key in _keys(rows, columns)}
+def _without_shared(
+    splits: Mapping[str, Dataset], split: str, others: Sequence[str], columns: Sequence[str], leave_out: bool
+) -> Dataset:
+    """The rows of a split, those that stand in others too left out or warned of."""
+    rows = splits[split]
+    held_out = {key for other in others if other in splits for key in _keys(splits[other], columns)}
     if not held_out:
-        return train
-    own = [index for index, key in enumerate(_keys(train, columns)) if key not in held_out]
-    shared = len(train) - len(own)
+        return rows
+    own = [index for index, key in enumerate(_keys(rows, columns)) if key not in held_out]
+    shared = len(rows) - len(own)
     if shared:
-        done = "left out of training" if leave_out else "kept: metrics on held-out samples will be too good"
-        warnings.warn(f"{shared} training samples are in another split too; {done}", stacklevel=4)
-    return train.select(own) if leave_out else train
+        name = "training" if split == "train" else split
+        done = f"left out of {name}" if leave_out else "kept: metrics on held-out samples will be too good"
+        warnings.warn(f"{shared} {name} samples are in another split too; {done}", stacklevel=4)
+    return rows.select(own) if leave_out else rows
 
 
 def _check_enough(rows: int, unsized: Sequence[str], train: int | None) -> None:

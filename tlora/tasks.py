@@ -17,9 +17,9 @@ from tlora.catalogue import PRESETS, REFUSED
 from tlora.formats import ARCHITECTURES, Cuts, Format
 from tlora.metrics import METRICS, Metric
 from tlora.models import load_config, load_tokenizer, writes_text
-from tlora.presets import DataFiles, load_preset
+from tlora.presets import DataFiles, listed, load_preset
 from tlora.reasoning import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
-from tlora.sources import SUFFIXES, Source, read_dataset, read_path
+from tlora.sources import SUFFIXES, Source, read_dataset, read_path, split_files
 from tlora.splits import arrange, key_columns
 from tlora.task import Batches, Task
 
@@ -157,14 +157,20 @@ def load_task_of(model: str, task: str, **options: Any) -> Task:
     return found
 
 
-def task_files(task: str, data_files: DataFiles | None = None) -> list[Path]:
-    """The files of one's own that a task is read from; none for a task that is known by its name alone."""
-    if data_files is not None:
-        paths = list(data_files.values()) if isinstance(data_files, Mapping) else [data_files]
-    else:
-        paths = [task] if task not in PRESETS and _is_path(task) else []
-    found = [sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)] for path in paths]
-    return [file for files in found for file in files]
+def task_files(task: str, data_files: DataFiles | None = None) -> dict[str, Path]:
+    """The files of one's own that a task is read from, by split and place; none where it is known by name alone."""
+    if data_files is None:
+        path = Path(task)
+        if task in PRESETS or not _is_path(task):
+            return {}
+        return split_files(path) if path.is_dir() else {"train": path}
+    named = data_files if isinstance(data_files, Mapping) else {"train": data_files}
+    paths = {f"{split} {n}": Path(path) for split, files in named.items() for n, path in enumerate(listed(files))}
+    return {f"{place} {file.relative_to(path)}": file for place, path in paths.items() for file in _within(path)}
+
+
+def _within(path: Path) -> list[Path]:
+    return [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES)] if path.is_dir() else [path]
 
 
 def task_names() -> list[str]:

@@ -25,7 +25,7 @@ from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.packing import refuse_packed
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
-from tlora.sealing import checkpoint_to_resume
+from tlora.sealing import check_same_training, checkpoint_to_resume
 from tlora.start import start_of_a
 from tlora.storage import Meta
 from tlora.task import Task
@@ -79,7 +79,8 @@ def train(
         Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are
         kept. Without it there are none.
     resume : bool or path-like
-        True goes on from the last whole checkpoint in ``output_dir``, a path from that checkpoint.
+        True goes on from the last whole checkpoint in ``output_dir``, a path from that checkpoint: in the same way,
+        for longer if ``epochs`` or ``max_steps`` says so.
     evaluation_limit : int, optional
         Most samples to evaluate on before, after, and for ``eval_loss`` in between; 0 evaluates nothing.
         Without it the metrics before and after take all test samples (those of the validation split, where
@@ -108,7 +109,7 @@ def train(
         If the model is no ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
-        would not save, a number out of range, or a checkpoint of another adapter.
+        would not save, a number out of range, or a checkpoint of another adapter or of another training.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
@@ -150,6 +151,7 @@ def train(
             "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None)
+        check_same_training(checkpoint, settings, data.train)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
             model,
@@ -166,7 +168,6 @@ def train(
         ending = _train(trainer, checkpoint)
         after = {} if ending.cut_short else _evaluate_after(data, model, evaluation_limit, progress)
     _warn(ending, trainer, lora_modules(model))
-    meta = Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train))
     return TrainingRun(
         history=history_frame(trainer.state.log_history),
         module_history=recorder.to_frame(),
@@ -175,7 +176,7 @@ def train(
         seconds=ending.seconds,
         interrupted=ending.interrupted,
         diverged=ending.diverged,
-        meta=meta,
+        meta=Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train)),
         **_adapter(model),
     )
 

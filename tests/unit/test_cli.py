@@ -23,7 +23,7 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, next_command, no_pictures, saved, workplace  # noqa: F401
 from tests.results import same
-from tlora import cli
+from tlora import cli, cli_adapter
 from tlora.cli_lines import written
 from tlora.cli_report import error_text
 from tlora.covariance import SketchedCovariance
@@ -200,6 +200,13 @@ def test_evaluate_knows_a_file_by_another_path_and_warns_where_it_cannot_tell():
         shutil.copy("pairs.jsonl", f"pairs/{name}.jsonl")
     # This one has test samples of its own.
     assert "among the training samples" not in done("evaluate by_hand --task pairs").stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "dealt"), [("rotten_tomatoes", True), ("sst2", False), ("family_relationships", False)]
+)
+def test_packages_have_one_split(task, dealt):
+    assert cli_adapter._is_dealt(task) == dealt
 
 
 def test_a_folder_of_data_needs_no_slash():

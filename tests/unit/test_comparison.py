@@ -718,12 +718,27 @@ def test_a_path_whose_contents_changed_is_run_again(pretended):
 
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
     assert bench.contents_of("minilm", "rotten_tomatoes", {}) == {}
-    (tmp_path / "train.csv").write_text("text,label")
-    for data_files in (str(tmp_path), {"train": str(tmp_path / "train.csv")}):
-        found = bench.contents_of("minilm", "sst2", {"data_files": data_files})
-        (tmp_path / "train.csv").write_text(f"text,label,{data_files}")
-        assert found.keys() == {"task"}
-        assert bench.contents_of("minilm", "sst2", {"data_files": data_files}) != found
+    files = [tmp_path / split / "data.csv" for split in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("text,label")
+    one, other = map(str, files)
+    for data_files in (str(tmp_path), one, {"train": one, "test": other}, {"train": [one, other]}):
+        before = bench.contents_of("minilm", "sst2", {"data_files": data_files})
+        assert before.keys() == {"task"}
+        files[0].write_text(f"text,label,{data_files}")
+        assert bench.contents_of("minilm", "sst2", {"data_files": data_files}) != before
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_a_store_in_the_folder_of_the_data_is_no_part_of_it(pretended):
+    Path("own").mkdir()
+    shutil.copy("pairs.jsonl", "own/train.jsonl")
+    base = {"learning_rates": GRID} | QUICK | {"seeds": (0,), "store": "own/runs.jsonl"}
+    for _ in range(2):
+        tlora.compare("lora", "own", "llama", **base)
+    assert len(pretended) == 3
 
 
 @IGNORE_EDGE

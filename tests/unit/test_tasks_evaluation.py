@@ -282,6 +282,65 @@ def test_an_encoder_decoder_answers_greedily_too(seq2seq):
     assert task.predict(model, batch_size=3)["prediction"].tolist() == expected
 
 
+# What a model may be published with, each of which makes other answers of the greedy ones.
+PUBLISHED = {
+    "no_repeat_ngram_size": 1,
+    "min_length": 200,
+    "min_new_tokens": 20,
+    "suppress_tokens": list(range(40, 120)),
+    "begin_suppress_tokens": list(range(10, 200)),
+    "bad_words_ids": [[index] for index in range(40, 120)],
+    "forced_eos_token_id": 5,
+    "num_return_sequences": 2,
+    "return_dict_in_generate": True,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_answers_are_greedy_whatever_the_model_was_published_with(task, tokenizer, name):
+    def build(adapted):
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=2)
+        return get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")) if adapted else model
+
+    expected = task.predict(build(False))["prediction"].tolist()
+    for adapted in (False, True):
+        model = build(adapted)
+        own = model.generation_config
+        setattr(own, name, PUBLISHED[name])
+        before = own.to_dict()
+        assert task.predict(model)["prediction"].tolist() == expected
+        assert model.generation_config is own
+        assert own.to_dict() == before
+
+
+def test_the_settings_of_a_model_come_back_after_an_error(task, tokenizer, monkeypatch):
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    own = model.generation_config
+    monkeypatch.setattr(type(model), "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        task.predict(model)
+    assert model.generation_config is own
+
+
+def test_a_decoder_begins_as_its_model_says(seq2seq):
+    task, _ = seq2seq
+    model = tiny_model("t5", vocab_size=len(task.tokenizer), eos_token_id=task.tokenizer.eos_token_id)
+    first = task.tokenizer("w")["input_ids"][0]
+    plain = task.predict(model)["prediction"].tolist()
+    assert not all(text.startswith("w") for text in plain)
+    model.generation_config.min_length = 200
+    assert task.predict(model)["prediction"].tolist() == plain
+    model.generation_config.forced_bos_token_id = first  # a language, where a model writes several
+    assert all(text.startswith("w") for text in task.predict(model)["prediction"])
+    started = []
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, given: started.append(given["input_ids"][0, 0].item()), with_kwargs=True
+    )
+    model.generation_config.decoder_start_token_id = 7
+    task.predict(model)
+    assert started[0] == 7
+
+
 def test_an_answer_stops_at_its_end_token_and_is_no_longer_than_the_longest(task, tokenizer):
     assert task.stop_ids == (tokenizer.eos_token_id,)
     lengths = [len(row["labels"]) - row["prompt_length"] for s in (task.train, task.validation, task.test) for row in s]

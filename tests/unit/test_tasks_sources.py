@@ -70,7 +70,7 @@ def test_a_folder_has_one_file_a_split(tmp_path):
         load_task(tmp_path / "empty", bytes_tokenizer())
 
 
-@pytest.mark.filterwarnings("ignore:4 training samples are in another split")
+@pytest.mark.filterwarnings("ignore:4 (training|validation) samples are in another split")
 def test_datasets_keep_their_class_names():
     names = ["no", "yes", "never seen"]
     features = Features({"text": Value("string"), "label": ClassLabel(names=names), "extra": Value("int32")})
@@ -79,6 +79,36 @@ def test_datasets_keep_their_class_names():
     assert (task.classes, task.num_labels) == (tuple(names), 3)
     assert task.train["labels"][:] == [0, 1, 1, 0]
     assert "extra" not in task.train.column_names
+
+
+def with_classes(names, labels, first=0):
+    """A split of its own ClassLabel, as each has that was encoded by itself; with texts that no other has."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    texts = [f"w{first + number}" for number in range(len(labels))]
+    return Dataset.from_dict({"text": texts, "label": [names.index(label) for label in labels]}, features=features)
+
+
+@pytest.mark.parametrize("names", [["b", "c"], ["c", "b", "a"], ["a", "b", "c"]])
+def test_classes_are_those_of_training_by_name(names):
+    train, test = with_classes(["a", "b", "c"], "abca"), with_classes(names, "bc", first=4)
+    for splits in ({"train": train, "test": test}, {"test": test, "train": train}):
+        source = read_dataset(splits)
+        assert source.classes == ("a", "b", "c")
+        assert source.splits["train"]["label"][:] == [0, 1, 2, 0]
+        assert source.splits["test"]["label"][:] == [1, 2]
+        assert source.splits["test"].features["label"].names == ["a", "b", "c"]
+    task = load_task(DatasetDict(splits), words_tokenizer(), validation=0)
+    assert [task.classes[label] for label in task.test["labels"]] == ["b", "c"]
+
+
+def test_classes_that_training_has_not_are_refused():
+    splits = {"test": with_classes(["b", "d"], "b"), "train": with_classes(["a", "b", "c"], "ab")}
+    with pytest.raises(ValueError, match="the classes of test are b, d, those of train a, b, c: rename them, or cast"):
+        read_dataset(splits)
+    del splits["train"]
+    assert read_dataset(splits).classes == ("b", "d")
+    with pytest.raises(ValueError, match="the classes of test are b, d, those of validation a, b: rename"):
+        read_dataset({"validation": with_classes(["a", "b"], "ab")} | splits)
 
 
 @pytest.mark.parametrize(
@@ -331,9 +361,26 @@ def test_samples_in_two_given_splits_are_said_or_left_out():
         "test": Dataset.from_list(PAIRS[:3]),
     }
     for leave_out, said, left in ((False, "kept", 10), (True, "left out", 7)):
-        with pytest.warns(UserWarning, match=f"3 training samples are in another split too; {said}"):
+        with (
+            pytest.warns(UserWarning, match=f"3 training samples are in another split too; {said}"),
+            pytest.warns(UserWarning, match="1 validation samples are in another split too"),
+        ):
             found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
         assert len(found["train"]) == left
+
+
+@pytest.mark.parametrize("train", [{}, {"train": Dataset.from_list(PAIRS[8:])}], ids=["without", "with"])
+def test_samples_of_validation_in_a_given_test_split_are_said_or_left_out(train):
+    data = train | {"validation": Dataset.from_list(PAIRS[:4]), "test": Dataset.from_list(PAIRS[2:8])}
+    for leave_out, said, left in (
+        (False, "kept: metrics on held-out samples will be too good", 4),
+        (True, "left out of validation", 2),
+    ):
+        with pytest.warns(UserWarning, match="in another split") as warned:
+            found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
+        assert [str(each.message) for each in warned] == [f"2 validation samples are in another split too; {said}"]
+        assert [len(found[split]) for split in SPLITS] == [2 if train else 0, left, 6]
+    assert not set(found["validation"]["prompt"]) & set(found["test"]["prompt"])
 
 
 def test_what_cannot_be_split_is_refused():

@@ -262,6 +262,28 @@ def test_resume_refuses_what_it_cannot_go_on_from(tmp_path: Path) -> None:
         train(adapted_model(r=5), token_rows(), output_dir=tmp_path, resume=True, **QUICK)
 
 
+def test_resume_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    options = QUICK | {"save_steps": 2, "evaluation_limit": 0, "learning_rate": 1e-2, "resume": True}
+    with pytest.warns(UserWarning, match="stopped training after 2 of"):
+        train(adapted_model(), token_rows(), output_dir=tmp_path, callbacks=StopAfter(2), **options | {"resume": False})
+    for change, words in (
+        ({"learning_rate": 1e-4}, r"learning_rate=0.01, and 0.0001 is asked for"),
+        ({"seed": 7}, "seed=0, and 7"),
+        ({"batch_size": 2}, "batch_size=4, and 2"),
+        ({"weight_decay": 0.1}, "weight_decay=0.0, and 0.1"),
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=cosine, and constant"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(adapted_model(), token_rows(), output_dir=tmp_path, **options | change)
+    with pytest.raises(ValueError, match=r"training samples=16, and 8"):
+        train(adapted_model(), token_rows(8), output_dir=tmp_path, **options)
+    for scales in ({"lora_alpha": 80}, {"alpha_pattern": {r"^.*\.1\..*$": 75}}, {"use_rslora": True}):
+        with pytest.raises(ValueError, match="of the same shapes with other scales"):
+            train(adapted_model(**scales), token_rows(), output_dir=tmp_path, **options)
+    longer = train(adapted_model(), token_rows(), output_dir=tmp_path, **options | {"epochs": 2, "logging_steps": 1})
+    assert longer.history["step"].max() == 8
+
+
 def test_checkpoints_need_a_folder_and_leave_none_behind(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     train(adapted_model(), token_rows(), **QUICK)
