@@ -82,7 +82,7 @@ class Cell:
     rank : int
         Nominal rank.
     contents : dict of str
-        Digests of the files that are meant, where the model or the task is a path: see `contents_of`.
+        Digests of the files that are meant, where the model or the task is a path.
     """
 
     terms: Terms
@@ -114,32 +114,20 @@ class Cell:
         }
 
 
-def contents_of(model: str, task: str, data: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files of one's own that a model and a task are read from, which may come to hold something else.
-
-    Parameters
-    ----------
-    model, task : str
-        Names or paths.
-    data : dict
-        Arguments of `tlora.load_task`, of which ``data_files`` names files.
-
-    Returns
-    -------
-    dict of str
-        Under ``"model"`` and ``"task"``; without what is known by name, or on a hub.
-    """
-    files = {"model": _model_files(model), "task": task_files(task, data.get("data_files"))}
-    return {name: _digest(found) for name, found in files.items() if found}
-
-
-def _model_files(model: str) -> dict[str, Path]:
+def model_contents(model: str) -> dict[str, str]:
+    """The digest of a base's files, under ``"model"``, where it is a path; they may come to be others."""
     path = Path(model)
     if model in PACKAGED or not path.exists():
         return {}
     kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt"}
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {file.name: file for file in files if file.suffix in kinds}
+    return {"model": _digest({file.name: file for file in files if file.suffix in kinds})}
+
+
+def task_contents(task: str, data: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of the files that a task is read from, under ``"task"``, where they are one's own."""
+    files = task_files(task, data.get("data_files"))
+    return {"task": _digest(files)} if files else {}
 
 
 def _digest(files: Mapping[str, Path]) -> str:

@@ -115,7 +115,7 @@ class Showing:
     def __post_init__(self) -> None:
         if self.baseline_rank not in ("same", "nearest") and not self.baseline_rank.isdecimal():
             raise ValueError(f"--baseline-rank {self.baseline_rank}: choose same, nearest, or a rank of the baseline")
-        if self.picture and self.picture.suffix not in PICTURES:
+        if self.picture and self.picture.suffix.lower() not in PICTURES:
             raise ValueError(f"--picture {self.picture}: end its name with one of {', '.join(PICTURES)}")
 
     def held_against(self) -> dict[str, Any]:

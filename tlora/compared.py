@@ -282,13 +282,14 @@ def _alike(records: Sequence[Record]) -> list[Record]:
         wanted, found = last[_where(record)], _conditions(record)
         differs = [name for name in wanted | found if wanted.get(name) != found.get(name)]
         if differs:
-            told = (
-                f"{differs[0]} is {found.get(differs[0])} there and {wanted.get(differs[0])} where they were begun last"
-            )
+            name = differs[0]
+            told = f"{name} is {found.get(name)} there and {wanted.get(name)} where they were begun last"
+            if name == "contents":
+                told = "the files of the task or of the base have changed since"
             left[record["key"]["method"], *_where(record)] = told
     for (method, task, _), told in left.items():
         warnings.warn(
-            f"runs of {method} on {task} are left out, for they cannot be compared: {told}; run them again with these",
+            f"runs of {method} on {task} are left out, for they cannot be compared: {told}; run them again",
             stacklevel=3,
         )
     return [record for record in records if _conditions(record) == last[_where(record)]]

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tlora import rates
-from tlora.bench import Cell, Split, Terms, contents_of, load_data, run
+from tlora.bench import Cell, Split, Terms, load_data, model_contents, run, task_contents
 from tlora.checks import positive_int
 from tlora.compared import Comparison, cell_text, value_of
 from tlora.job import Memory
@@ -235,10 +235,11 @@ def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int])
     if twice or not found:
         raise ValueError(f"{twice[0]!r} is named twice among the methods" if twice else "name at least one method")
     sizes = [positive_int(rank, "rank") for rank in ([ranks] if isinstance(ranks, int) else ranks)]
+    base = model_contents(terms.model)
     return [
         Cell(terms, task, data, method, rank, contents)
         for task, data in _data(tasks).items()
-        for contents in [contents_of(terms.model, task, data)]
+        for contents in [base | task_contents(task, data)]
         for rank in sizes
         for method in found
     ]

@@ -89,10 +89,13 @@ def final_answer(text: str) -> str:
 
 def _announced(parts: Sequence[str]) -> str:
     """The answer among what follows each ``answer is``: of the last, or before it on its line if it has no value."""
-    *earlier, said = parts
-    while earlier and "\n" not in earlier[-1] and not re.search(r"[\d\\]", said.partition("\n")[0]):
-        said = earlier.pop()
-    return said.partition("\n")[0].strip()
+    lines = [part.partition("\n")[0].strip() for part in parts]
+    for place in range(len(parts) - 1, -1, -1):
+        if re.search(r"[\d\\]", lines[place]):
+            return lines[place]
+        if place and "\n" in parts[place - 1]:
+            break
+    return lines[-1]
 
 
 def last_boxed(text: str) -> str | None:
@@ -200,7 +203,7 @@ def plain_latex(text: str) -> str:
 _HALVES = {"0.5": "\\frac{1}{2}"}  # as in the published evaluation of MATH: this one, and no other fraction
 
 # A block of any language: what stands before its fence, and its lines up to a fence at either end of one.
-_FENCED = re.compile(r"^([^\n`]*)`{3,}[^\n`]*\n(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^([^\n`]*)`{3,}[^\n`]*\n(.*?)(?:^[ \t]*```|```(?=\s|$)|\Z)", re.DOTALL | re.MULTILINE)
 # Where a completion of a function's body goes on to something else.
 _AFTER_BODY = re.compile(r"\n(?=(?:class|def|if|print|for|while|assert|import|from)\b|[#@`])")
 

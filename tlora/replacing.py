@@ -96,7 +96,9 @@ def _check_folder(format: str, folder: Path) -> None:
         raise FileExistsError(f"{folder} is an export as '{written}', not '{format}': choose another path")
     strangers = [name for name in _files(folder) if name not in files]
     if strangers:
-        raise FileExistsError(f"{folder} also holds {strangers[0]}, which would be lost: choose another path")
+        raise FileExistsError(
+            f"{folder} also holds {strangers[0]}, which would be lost: choose another path, or remove it"
+        )
 
 
 def _check_file(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,9 @@ class Rows:
         ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
     pad_token_id : int
         What to pad ``input_ids`` with; masked, so it does not matter which.
-    is_encoder_decoder : bool
-        Whether the labels belong to a decoder of its own.
+    unused : int
+        Labels at the beginning of a row that nothing predicts: 1 for a causal model, which predicts from the token
+        before.
 
     Raises
     ------
@@ -45,7 +47,7 @@ class Rows:
 
     train: Dataset
     pad_token_id: int
-    is_encoder_decoder: bool = False
+    unused: int = 0
 
     name = ""
     validation = None
@@ -57,9 +59,15 @@ class Rows:
                 f"the dataset has no column {min(missing)!r}, only {self.train.column_names}: tokenise it "
                 "first, or make it a task with tlora.load_task(dataset, tokenizer)"
             )
-        for index, labels in enumerate(self.train.with_format("numpy")["labels"]):
-            # A causal model predicts from the token before, so a label on the first token is never used.
-            if np.ndim(labels) and (labels[not self.is_encoder_decoder :] == IGNORED).all():
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        column = self.train.select_columns("labels").with_format("numpy")
+        rows = itertools.chain.from_iterable(batch["labels"] for batch in column.iter(1000))
+        for index, labels in enumerate(rows):
+            if np.ndim(labels) == 0:
+                return  # classes
+            if (labels[self.unused :] == IGNORED).all():
                 raise ValueError(
                     f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave "
                     "the row out, or tokenise with a larger max_length so that its answer is not cut off"

@@ -27,8 +27,8 @@ ARGUMENTS = "arguments.json"
 """What a checkpoint was trained with, of what a resumed training cannot change half-way."""
 
 HELD = (
-    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "lr_scheduler_type",
-    "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "learning_rate", "seed", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon",
 )  # fmt: skip
 
 # What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
@@ -51,14 +51,15 @@ class Sealing(TrainerCallback):
 def held(args: TrainingArguments, rows: Sized) -> dict[str, Any]:
     """What a resumed training has to have in common with that of its checkpoint."""
     given = args.to_dict()
-    return {name: given[name] for name in HELD} | {"samples": len(rows)}
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {name: given[name] for name in HELD} | {"samples a step": step, "training samples": len(rows)}
 
 
 def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: Sized) -> None:
     """Refuse to go on with a checkpoint in another way than it was begun.
 
-    The optimiser and the schedule come out of the checkpoint, and the order of the data from the seed: other arguments
-    would be recorded, and not used.
+    Part of them comes out of the checkpoint, such as the learning rate: another would be recorded, and not used. With
+    others the second part of the training would not be that of the first. How many devices share a step is left open.
 
     Raises
     ------
@@ -70,9 +71,8 @@ def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: S
     before, now = read_json(Path(checkpoint) / ARGUMENTS), held(args, rows)
     for name, value in now.items():
         if before.get(name, value) != value:
-            told = {"per_device_train_batch_size": "batch_size", "samples": "training samples"}.get(name, name)
             raise ValueError(
-                f"{checkpoint} was made with {told}={before[name]}, and {value} is asked for: pass the same to go on, "
+                f"{checkpoint} was made with {name}={before[name]}, and {value} is asked for: pass the same to go on, "
                 "or train anew without resume="
             )
 

@@ -330,12 +330,13 @@ def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> D
     own = rows.features["label"]
     if not isinstance(own, ClassLabel) or own.names == classes.names:
         return rows
-    if not set(own.names) <= set(classes.names):
+    names = [own.int2str(label) for label in rows["label"][:]]
+    if not set(names) <= set(classes.names):
         raise ValueError(
             f"the classes of {split} are {', '.join(own.names)}, those of {first} {', '.join(classes.names)}: "
             f"rename them, or cast the label of {first} to a ClassLabel with all of their names"
         )
-    labels = [classes.str2int(own.int2str(label)) for label in rows["label"][:]]
+    labels = [classes.str2int(name) for name in names]
     return rows.remove_columns("label").add_column("label", labels, feature=classes)
 
 

@@ -260,7 +260,8 @@ def _check_model(model: Any) -> None:
 
 def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     if isinstance(task, Dataset):
-        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, bool(model.config.is_encoder_decoder))
+        is_causal = model.peft_config[model.active_adapter].task_type == TaskType.CAUSAL_LM
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, unused=int(is_causal))
     missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
     if missing:
         raise TypeError(
@@ -303,7 +304,7 @@ def _evaluated_on(task: Task | Rows) -> str:
     """The split that the metrics are taken on; empty where nothing is held out."""
     if isinstance(task, Rows):
         return "train"
-    return next((name for name in ("test", "validation") if len(getattr(task, name))), "")
+    return next((name for name in ("test", "validation") if len(getattr(task, name, None) or ())), "")
 
 
 def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:

@@ -717,17 +717,17 @@ def test_a_path_whose_contents_changed_is_run_again(pretended):
 
 
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
-    assert bench.contents_of("minilm", "rotten_tomatoes", {}) == {}
+    assert bench.model_contents("minilm") | bench.task_contents("rotten_tomatoes", {}) == {}
     files = [tmp_path / split / "data.csv" for split in ("a", "b")]
     for file in files:
         file.parent.mkdir()
         file.write_text("text,label")
     one, other = map(str, files)
     for data_files in (str(tmp_path), one, {"train": one, "test": other}, {"train": [one, other]}):
-        before = bench.contents_of("minilm", "sst2", {"data_files": data_files})
+        before = bench.task_contents("sst2", {"data_files": data_files})
         assert before.keys() == {"task"}
         files[0].write_text(f"text,label,{data_files}")
-        assert bench.contents_of("minilm", "sst2", {"data_files": data_files}) != before
+        assert bench.task_contents("sst2", {"data_files": data_files}) != before
 
 
 @IGNORE_EDGE

@@ -88,7 +88,7 @@ def with_classes(names, labels, first=0):
     return Dataset.from_dict({"text": texts, "label": [names.index(label) for label in labels]}, features=features)
 
 
-@pytest.mark.parametrize("names", [["b", "c"], ["c", "b", "a"], ["a", "b", "c"]])
+@pytest.mark.parametrize("names", [["b", "c"], ["c", "b", "a"], ["a", "b", "c"], ["c", "unused", "b"]])
 def test_classes_are_those_of_training_by_name(names):
     train, test = with_classes(["a", "b", "c"], "abca"), with_classes(names, "bc", first=4)
     for splits in ({"train": train, "test": test}, {"test": test, "train": train}):
@@ -102,7 +102,7 @@ def test_classes_are_those_of_training_by_name(names):
 
 
 def test_classes_that_training_has_not_are_refused():
-    splits = {"test": with_classes(["b", "d"], "b"), "train": with_classes(["a", "b", "c"], "ab")}
+    splits = {"test": with_classes(["b", "d"], "bd"), "train": with_classes(["a", "b", "c"], "ab")}
     with pytest.raises(ValueError, match="the classes of test are b, d, those of train a, b, c: rename them, or cast"):
         read_dataset(splits)
     del splits["train"]

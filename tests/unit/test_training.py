@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import tiny_model
+from tlora import training
 from tlora.monitoring import ModuleRecorder
 from tlora.rows import Rows
 from tlora.training import train
@@ -269,7 +270,7 @@ def test_resume_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     for change, words in (
         ({"learning_rate": 1e-4}, r"learning_rate=0.01, and 0.0001 is asked for"),
         ({"seed": 7}, "seed=0, and 7"),
-        ({"batch_size": 2}, "batch_size=4, and 2"),
+        ({"batch_size": 2}, "samples a step=4, and 2"),
         ({"weight_decay": 0.1}, "weight_decay=0.0, and 0.1"),
         ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=cosine, and constant"),
     ):
@@ -280,7 +281,8 @@ def test_resume_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     for scales in ({"lora_alpha": 80}, {"alpha_pattern": {r"^.*\.1\..*$": 75}}, {"use_rslora": True}):
         with pytest.raises(ValueError, match="of the same shapes with other scales"):
             train(adapted_model(**scales), token_rows(), output_dir=tmp_path, **options)
-    longer = train(adapted_model(), token_rows(), output_dir=tmp_path, **options | {"epochs": 2, "logging_steps": 1})
+    same = {"batch_size": 2, "gradient_accumulation_steps": 2, "optim": "adamw_torch"}
+    longer = train(adapted_model(), token_rows(), output_dir=tmp_path, **options | same | {"epochs": 2})
     assert longer.history["step"].max() == 8
 
 
@@ -531,7 +533,17 @@ def test_a_row_without_a_label_is_named() -> None:
         rows = Dataset.from_dict({"input_ids": [[1, 2]] * len(useless), "labels": useless})
         with pytest.raises(ValueError, match=r"row 1 of the dataset has no label that counts, .*-100"):
             train(adapted_model(), rows, **QUICK)
-    Rows(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[5, -100]]}), 0, is_encoder_decoder=True)
+    Rows(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[5, -100]]}), 0)
+    one_number = Dataset.from_dict({"input_ids": [[5, 6]] * 4, "labels": [[0.5]] * 4})
+    assert training._as_task(one_number, adapted_model("bert")).train is one_number  # a classifier uses it
+
+
+def test_a_task_of_ones_own_needs_no_test_samples() -> None:
+    class Mine:
+        name, train, validation = "mine", token_rows(), None
+        collate = staticmethod(Rows(token_rows(), 0).collate)
+
+    assert train(adapted_model(), Mine(), **QUICK | {"evaluation_limit": 0}).evaluated_on == ""
 
 
 def test_loss_of_rows_is_the_mean_of_single_rows_in_evaluation_mode() -> None:
