@@ -277,22 +277,24 @@ def cell_text(key: Mapping[str, Any]) -> str:
 def _alike(records: Sequence[Record]) -> list[Record]:
     """Those with the data and the training of the last on the same task and model; says which are left out."""
     last = {_where(record): _conditions(record) for record in records}
-    left = {}
+    kept, left = [], {}
     for record in records:
         wanted, found = last[_where(record)], _conditions(record)
-        differs = [name for name in wanted | found if wanted.get(name) != found.get(name)]
-        if differs:
-            name = differs[0]
-            told = f"{name} is {found.get(name)} there and {wanted.get(name)} where they were begun last"
-            if name == "contents":
-                told = "the files of the task or of the base have changed since"
-            left[record["key"]["method"], *_where(record)] = told
+        if found == wanted:
+            kept.append(record)
+            continue
+        name = next(name for name in wanted | found if wanted.get(name) != found.get(name))
+        left[record["key"]["method"], *_where(record)] = (
+            "the files of the task or of the base have changed since"
+            if name == "contents"
+            else f"{name} is {found.get(name)} there and {wanted.get(name)} where they were begun last"
+        )
     for (method, task, _), told in left.items():
         warnings.warn(
             f"runs of {method} on {task} are left out, for they cannot be compared: {told}; run them again",
             stacklevel=3,
         )
-    return [record for record in records if _conditions(record) == last[_where(record)]]
+    return kept
 
 
 def _where(record: Record) -> tuple[str, str]:
