@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import gguf
 import peft
 import pytest
 import torch
@@ -68,6 +69,30 @@ def test_nothing_is_left_of_the_quantisation(smollm, tmp_path):
     assert not any("quant" in key for key in saved)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32")
     assert all(a.equal(b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_gguf_file_is_read_once_and_as_it_is(monkeypatch):
+    readers = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, *arguments):
+            readers.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    model, _ = load_model("smollm2-135m", device="cpu")
+    assert len(readers) == 1
+    assert gguf.GGUFReader is Counted
+    with pytest.raises(ValueError, match="no floating-point type"):
+        load_model("smollm2-135m", dtype="int8")
+    assert gguf.GGUFReader is Counted
+    tensors = {tensor.name: tensor for tensor in readers[0].tensors}
+    for name, parameter in (
+        ("token_embd", model.model.embed_tokens.weight),
+        ("blk.29.ffn_down", model.model.layers[29].mlp.down_proj.weight),
+    ):
+        tensor = tensors[f"{name}.weight"]
+        assert parameter.detach().numpy() == pytest.approx(gguf.dequantize(tensor.data, tensor.tensor_type), abs=0)
 
 
 def test_smollm_is_trained_by_the_trainer(smollm, tmp_path):
