@@ -123,10 +123,11 @@ def without_noise() -> Iterator[None]:
 
 def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
     """A of each planned module, checked against the model; empty where A is random."""
+    planned = {name: allocation.shapes[name] for name in allocation.ranks}
     if subspaces is None:
         if rows != "orthonormal":
             raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
-        check_same_model(model, {}, allocation.shapes, what="this allocation is")
+        check_same_model(model, {}, planned, what="this allocation is")
         return {}
     missing = [name for name in allocation.ranks if name not in subspaces.bases]
     if missing:

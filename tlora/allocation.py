@@ -41,13 +41,12 @@ class Allocation(Result):
     scores : dict of float
         The sensitivity ``S_i`` that the plan was made from, nats per token.
     shapes : dict of (int, int)
-        ``(d_out, d_in)`` of each module.
+        ``(d_out, d_in)`` of each module, in model order; those that were left out too, which count in the budget and in
+        `lora`.
     layers : dict of int
-        Index of the block that a module is in.
+        Index of the block that each of them is in.
     projections : dict of str
-        What a module is within its block, e.g. ``"q_proj"``.
-    excluded : dict of (int, int)
-        Shapes of the modules that were left out; they count in the budget and in `lora`.
+        What each is within its block, e.g. ``"q_proj"``.
     knobs : Knobs
         What was asked for.
     edits : dict of int
@@ -63,7 +62,6 @@ class Allocation(Result):
     shapes: dict[str, tuple[int, int]]
     layers: dict[str, int]
     projections: dict[str, str]
-    excluded: dict[str, tuple[int, int]]
     knobs: Knobs
     edits: dict[str, int]
     meta: Meta
@@ -83,6 +81,11 @@ class Allocation(Result):
     }
 
     @property
+    def excluded(self) -> list[str]:
+        """Full names of the modules that were left out, in model order."""
+        return [name for name in self.shapes if name not in self.scores]
+
+    @property
     def rank(self) -> int:
         """Nominal rank: what every module would get in a uniform plan."""
         return self.knobs.rank
@@ -100,12 +103,12 @@ class Allocation(Result):
     @property
     def budget_total(self) -> int:
         """What the uniform plan over all modules, excluded ones too, spends: ranks, or entries of ``B``."""
-        return budget_total(self.knobs, [self.shapes, self.excluded])
+        return budget_total(self.knobs, self.shapes)
 
     @property
     def budget_used(self) -> int:
         """What this plan spends; equal to ``budget_total`` where ranks are counted."""
-        return spent(list(self.ranks.values()), self.knobs.costs(self.shapes))
+        return spent(list(self.ranks.values()), self._costs())
 
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
         """Parameters and bytes of the adapter.
@@ -139,8 +142,7 @@ class Allocation(Result):
     @property
     def lora(self) -> Footprint:
         """The same of plain LoRA: nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
-        everything = self.shapes | self.excluded
-        return footprint(everything, dict.fromkeys(everything, self.rank), freeze_a=False)
+        return footprint(self.shapes, dict.fromkeys(self.shapes, self.rank), freeze_a=False)
 
     def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Self:
         """Set ranks by hand; the other modules share what is left of the same budget by their scores.
@@ -175,7 +177,7 @@ class Allocation(Result):
 
     def limits(self) -> Limits:
         """Least and most rank of every module, in model order, and the budget."""
-        return limits(self.knobs, self.shapes, self.projections, self.excluded, self.edits)
+        return limits(self.knobs, list(self.scores), self.shapes, self.projections, self.edits)
 
     def compare(self, other: Allocation) -> pd.DataFrame:
         """What this plan gives to each module, beside another plan of the same model.
@@ -197,46 +199,47 @@ class Allocation(Result):
         ValueError
             If the plans are of models with other modules or shapes.
         """
-        if self.shapes | self.excluded != other.shapes | other.excluded:
+        if self.shapes != other.shapes:
             raise ValueError("the plans are of different models or target modules: compare two plans of the same")
-        names = [name for name in self.shapes | self.excluded if name in self.ranks or name in other.ranks]
-        shapes, layers = self.shapes | other.shapes, self.layers | other.layers
-        projections = self.projections | other.projections
-        where = ([layers[n] for n in names], [projections[n] for n in names])
-        table = {"module": names, "layer": where[0], "projection": where[1]}
+        names = [name for name in self.shapes if name in self.ranks or name in other.ranks]
+        table = self._places(names)
         pairs = (("rank", self.ranks, other.ranks), ("scaling", self.scalings, other.scalings))
         for column, mine, theirs in pairs:
             table[column] = [mine.get(n, 0) for n in names]
             table[f"other_{column}"] = [theirs.get(n, 0) for n in names]
             table[f"{column}_change"] = [mine.get(n, 0) - theirs.get(n, 0) for n in names]
         frame = pd.DataFrame(table)
-        return frame.assign(parameters_change=frame["rank_change"] * [shapes[n][0] for n in names])
+        return frame.assign(parameters_change=frame["rank_change"] * [self.shapes[n][0] for n in names])
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
-        frame = pd.DataFrame(
-            {
-                "module": list(self.ranks),
-                "layer": list(self.layers.values()),
-                "projection": list(self.projections.values()),
-                "score": list(self.scores.values()),
-                "ideal": self._ideal(),
-                "rank": list(self.ranks.values()),
-                "change": [rank - self.rank for rank in self.ranks.values()],
-                "alpha": self.knobs.alphas(list(self.scores.values())),
-                "scaling": list(self.scalings.values()),
-                "parameters": [rank * self.shapes[name][0] for name, rank in self.ranks.items()],
-            }
-        )
+        table = self._places(self.ranks) | {
+            "score": list(self.scores.values()),
+            "ideal": self._ideal(),
+            "rank": list(self.ranks.values()),
+            "change": [rank - self.rank for rank in self.ranks.values()],
+            "alpha": self.knobs.alphas(list(self.scores.values())),
+            "scaling": list(self.scalings.values()),
+            "parameters": [rank * self.shapes[name][0] for name, rank in self.ranks.items()],
+        }
+        frame = pd.DataFrame(table)
         set_by_hand = dict.fromkeys(self.knobs.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         reasons = self.limits().reasons(frame["rank"].tolist(), frame["ideal"].tolist())
-        return frame.assign(
-            decided_by=[set_by_hand.get(name, why) for name, why in zip(self.ranks, reasons, strict=True)]
-        )
+        decided = [set_by_hand.get(name, why) for name, why in zip(self.ranks, reasons, strict=True)]
+        return frame.assign(decided_by=decided)
+
+    def _places(self, names: Collection[str]) -> dict[str, list[Any]]:
+        """Columns of a table with a row for each of these modules."""
+        layers, projections = [self.layers[name] for name in names], [self.projections[name] for name in names]
+        return {"module": list(names), "layer": layers, "projection": projections}
+
+    def _costs(self) -> list[int]:
+        """Price of one rank of each module in the plan."""
+        return self.knobs.costs({name: self.shapes[name] for name in self.scores})
 
     def _ideal(self) -> list[float]:
         weights = self.knobs.rank_weights(list(self.scores.values()))
-        price = math.fsum(w * cost for w, cost in zip(weights, self.knobs.costs(self.shapes), strict=True))
+        price = math.fsum(w * cost for w, cost in zip(weights, self._costs(), strict=True))
         return [self.budget_total * weight / price for weight in weights]
 
     def _solved(self) -> Self:
@@ -263,20 +266,17 @@ class Allocation(Result):
             "scalings": torch.tensor(list(self.scalings.values()), dtype=torch.float64),
             "scores": torch.tensor(list(self.scores.values()), dtype=torch.float64),
         }
-        names = ("shapes", "layers", "projections", "excluded", "edits")
-        return tensors, {name: getattr(self, name) for name in names} | {"knobs": asdict(self.knobs)}
+        values = {name: getattr(self, name) for name in ("shapes", "layers", "projections", "edits")}
+        return tensors, values | {"modules": list(self.ranks), "knobs": asdict(self.knobs)}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes, excluded = (
-            {name: (int(o), int(i)) for name, (o, i) in values[key].items()} for key in ("shapes", "excluded")
-        )
+        shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
         ranks, scalings, scores = (
-            dict(zip(shapes, tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
+            dict(zip(values["modules"], tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
         )
-        knobs, edits = Knobs(**values["knobs"]), values["edits"]
-        layers, projections = values["layers"], values["projections"]
-        return cls(ranks, scalings, scores, shapes, layers, projections, excluded, knobs, edits, meta)
+        places = values["layers"], values["projections"]
+        return cls(ranks, scalings, scores, shapes, *places, Knobs(**values["knobs"]), values["edits"], meta)
 
 
 def allocate(
@@ -390,10 +390,9 @@ def _draft(sensitivity: Sensitivity, knobs: Knobs) -> Allocation:
         ranks={},
         scalings={},
         scores=scores,
-        shapes={name: sensitivity.shapes[name] for name in scores},
-        layers={name: sensitivity.layers[name] for name in scores},
-        projections={name: sensitivity.projections[name] for name in scores},
-        excluded={name: shape for name, shape in sensitivity.shapes.items() if name in out},
+        shapes=dict(sensitivity.shapes),
+        layers=dict(sensitivity.layers),
+        projections=dict(sensitivity.projections),
         knobs=knobs,
         edits={},
         meta=replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe}),

@@ -49,7 +49,7 @@ class Limits:
 
 
 def limits(
-    knobs: Knobs, shapes: Shapes, projections: Mapping[str, str], excluded: Shapes, edits: Mapping[str, int]
+    knobs: Knobs, planned: Sequence[str], shapes: Shapes, projections: Mapping[str, str], edits: Mapping[str, int]
 ) -> Limits:
     """Least and most rank of every module in the plan, and what there is to spend.
 
@@ -57,10 +57,10 @@ def limits(
     ----------
     knobs : Knobs
         What was asked for.
+    planned : sequence of str
+        Modules in the plan.
     shapes, projections : mapping
-        ``(d_out, d_in)`` and projection of the modules in the plan.
-    excluded : mapping of (int, int)
-        Shapes of the modules left out: their part of the budget goes to the others.
+        ``(d_out, d_in)`` and projection of these and of the modules left out, whose part of the budget they get.
     edits : mapping of int
         Ranks set by hand; they replace what ``pinned`` and ``min_rank`` say of the same module.
 
@@ -72,27 +72,27 @@ def limits(
         If a knob cannot be met; the message gives the nearest possible value.
     """
     for name, value in {"max_rank": knobs.max_rank, "min_rank": knobs.min_rank}.items():
-        known(name, value if isinstance(value, dict) else (), [*shapes, *excluded], "module")
+        known(name, value if isinstance(value, dict) else (), shapes, "module")
     pins = {name: ("pinned", rank) for name, rank in knobs.pinned.items()}
     pins |= {name: ("edited", rank) for name, rank in edits.items()}
     for name, (what, _) in pins.items():
-        known(what, [name], [*shapes, *excluded], "module")
-        if name in excluded:
+        known(what, [name], shapes, "module")
+        if name not in planned:
             raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
-    pairs = [_span_of(knobs, name, shape, pins.get(name)) for name, shape in shapes.items()]
+    pairs = [_span_of(knobs, name, shapes[name], pins.get(name)) for name in planned]
     low, high = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    costs = knobs.costs(shapes)
-    total = budget_total(knobs, [shapes, excluded])
+    costs = knobs.costs({name: shapes[name] for name in planned})
+    total = budget_total(knobs, shapes)
     set_by_hand = {name: rank for name, (_, rank) in pins.items()}
-    _check_budget(knobs, total, list(shapes), (low, high, costs), set_by_hand)
+    _check_budget(knobs, total, list(planned), (low, high, costs), set_by_hand)
     if not knobs.projection_shares:
         return Limits(low, high, costs, [(list(range(len(low))), total)])
-    return Limits(low, high, costs, _shared(knobs, total, list(projections.values()), (low, high, costs)))
+    return Limits(low, high, costs, _shared(knobs, total, [projections[name] for name in planned], (low, high, costs)))
 
 
-def budget_total(knobs: Knobs, shapes: Iterable[Shapes]) -> int:
+def budget_total(knobs: Knobs, shapes: Shapes) -> int:
     """What the uniform plan costs: nominal rank times the price of one rank of every module."""
-    return knobs.rank * sum(sum(knobs.costs(part)) for part in shapes)
+    return knobs.rank * sum(knobs.costs(shapes))
 
 
 def _span_of(knobs: Knobs, name: str, shape: tuple[int, int], pin: tuple[str, int] | None) -> tuple[int, int]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
 
 Head = dict[str, Any]
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A part of a module's name that is a number."""
 
 
 class NotReadable(ValueError):
@@ -34,7 +38,29 @@ def _from_2(head: Head) -> Head:
     return head
 
 
-_STEPS: dict[int, Callable[[Head], Head]] = {1: _from_1, 2: _from_2}
+def _from_3(head: Head) -> Head:
+    """A plan knew no more than the shapes of the modules that it leaves out; their places are read off their names.
+
+    The first number in a name is the layer; a module of the plan whose name is the same but for this number has the
+    same projection.
+    """
+    if head["result"] != "Allocation":
+        return head
+    values = dict(head["values"])
+    out, known = values.pop("excluded"), values["projections"]
+    roles = {_NUMBER.sub("", name, count=1): projection for name, projection in known.items()}
+    return head | {
+        "values": values
+        | {
+            "modules": list(values["shapes"]),
+            "shapes": values["shapes"] | out,
+            "layers": values["layers"] | {name: int((_NUMBER.findall(name) or [-1])[0]) for name in out},
+            "projections": known | {name: roles.get(_NUMBER.sub("", name, count=1), "left out") for name in out},
+        }
+    }
+
+
+_STEPS: dict[int, Callable[[Head], Head]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def migrated(head: Head) -> Head:

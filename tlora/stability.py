@@ -282,5 +282,12 @@ def plan_stability(
     ranks = torch.tensor([limits.solve(knobs.rank_weights(row)) for row in means.tolist()])
     recipe = {"samples": draws, "resamples": resamples, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
-    level = confidence_level(confidence)
-    return PlanStability(allocation.ranks, ranks, allocation.layers, allocation.projections, draws, level, meta)
+    return PlanStability(
+        plan=allocation.ranks,
+        ranks=ranks,
+        layers={name: allocation.layers[name] for name in allocation.ranks},
+        projections={name: allocation.projections[name] for name in allocation.ranks},
+        samples=draws,
+        confidence=confidence_level(confidence),
+        meta=meta,
+    )

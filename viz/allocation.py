@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +17,7 @@ from tlora.allocation import Allocation
 from viz import heatmap, style
 
 BARS = "0.72"
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-"""A part of a module's name that is a number."""
 UNIFORM: dict[str, Any] = {"color": "0.15", "linewidth": 1.2, "linestyle": "--"}
-LEFT_OUT = "left out"
-"""In place of the projection of an excluded module where none of that projection is in the plan."""
 ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
 """Inches: totals above and beside the heat map, the gap between them."""
 
@@ -32,7 +27,8 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     """Heat map of the ranks, layers across and projections down, with totals along both sides.
 
     White is the rank that a uniform plan gives to every module, blue is less, red is more; half and twice of
-    it are equally strong. The dashed lines across the totals are the uniform plan's, which holds excluded modules too.
+    it are equally strong, grey is left out. The dashed lines across the totals are the uniform plan's, which holds what
+    is left out too.
 
     Parameters
     ----------
@@ -51,46 +47,34 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     TypeError
         If ``allocation`` is no Allocation.
     """
-    frame = style.check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)").to_frame()
+    frame = whole(style.check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
     width, height = heatmap.size(frame)
     ax = style.axes(ax, width, height + 0.8)
-    nominal, line = allocation.rank, uniform(allocation)
-    low, high = int(frame["rank"].min()), int(frame["rank"].max())
+    nominal, low, high = allocation.rank, int(frame["rank"].min()), int(frame["rank"].max())
     factor = max(high / nominal, nominal / low, 2)
     norm = LogNorm(nominal / factor, nominal * factor)
     mesh = heatmap.draw(ax, frame, "rank", cmap=style.DIVERGING, norm=norm)
-    heatmap.write(ax, mesh, frame, "rank", "{}", style.inches(ax) - BESIDE - GAP)
+    heatmap.write(ax, mesh, frame, "rank", "{:.0f}", style.inches(ax) - BESIDE - GAP)
     divider = make_axes_locatable(ax)
-    _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame, line)
-    _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame, line)
+    _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
+    _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
     _colour_bar(divider, mesh, {low, nominal, high})
-    style.headline(ax, _finding(frame, nominal), _detail(allocation, frame), lift=ABOVE + GAP)
+    style.headline(ax, _finding(frame, nominal, low, high), _detail(allocation, frame), lift=ABOVE + GAP)
     return ax
 
 
-def uniform(allocation: Allocation) -> pd.DataFrame:
-    """The uniform plan of the same budget: one row a module, those that the plan excludes among them.
-
-    A plan keeps no more than the names of what it excludes. The first number in a name is the layer; a module of the
-    plan whose name is the same but for this number has the same projection.
+def whole(allocation: Allocation) -> pd.DataFrame:
+    """The table of a plan with the modules that it leaves out, in model order.
 
     Returns
     -------
     pandas.DataFrame
-        ``module``, ``layer``, ``projection`` (`LEFT_OUT` where no such module is in the plan), ``uniform`` (the rank).
+        The columns of ``allocation.to_frame()``, NaN where a module is left out, and ``uniform``, its rank in the
+        uniform plan of the same budget.
     """
-    projections = {_role(name): projection for name, projection in allocation.projections.items()}
-    out = list(allocation.excluded)
-    layers = allocation.layers | {name: int((NUMBER.findall(name) or [-1])[0]) for name in out}
-    found = allocation.projections | {name: projections.get(_role(name), LEFT_OUT) for name in out}
-    return pd.DataFrame(
-        {"module": list(found), "layer": list(layers.values()), "projection": list(found.values())}
-    ).assign(uniform=allocation.rank)
-
-
-def _role(name: str) -> str:
-    """The name without its layer."""
-    return NUMBER.sub("", name, count=1)
+    frame = allocation.to_frame().set_index("module").reindex(list(allocation.shapes)).reset_index()
+    places = {"layer": list(allocation.layers.values()), "projection": list(allocation.projections.values())}
+    return frame.assign(**places, uniform=allocation.rank)
 
 
 def _colour_bar(divider: AxesDivider, mesh: QuadMesh, ranks: set[int]) -> None:
@@ -109,23 +93,23 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, ranks: set[int]) -> None:
         bar.ax.set_xlim(ticks[0], ticks[-1])
 
 
-def _layer_totals(above: Axes, frame: pd.DataFrame, line: pd.DataFrame) -> None:
+def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
     """Bars above the heat map: all ranks of a layer."""
     layers = range(frame["layer"].min(), frame["layer"].max() + 1)
     above.bar(layers, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
-    above.stairs(_totals(line, "layer", "uniform", layers), _edges(layers), baseline=None, **UNIFORM)
+    above.stairs(_totals(frame, "layer", "uniform", layers), _edges(layers), baseline=None, **UNIFORM)
     above.set_ylabel("total")
     above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     above.tick_params(labelbottom=False, bottom=False)
     above.spines["bottom"].set_visible(False)
 
 
-def _projection_totals(beside: Axes, frame: pd.DataFrame, line: pd.DataFrame) -> None:
+def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
     """Bars to the right of the heat map: all ranks of a projection."""
     rows = style.projections(frame)
     places = range(len(rows))
     beside.barh(places, _totals(frame, "projection", "rank", rows), height=0.8, color=BARS)
-    totals = _totals(line, "projection", "uniform", rows)
+    totals = _totals(frame, "projection", "uniform", rows)
     beside.stairs(totals, _edges(places), orientation="horizontal", baseline=None, **UNIFORM)
     beside.set_xlabel("total rank", labelpad=0)  # no lower than the label of the layers
     beside.xaxis.set_major_locator(MaxNLocator(2, integer=True))
@@ -142,9 +126,8 @@ def _edges(centres: Sequence[int]) -> list[float]:
     return [centre - 0.5 for centre in centres] + [centres[-1] + 0.5]
 
 
-def _finding(frame: pd.DataFrame, nominal: int) -> str:
+def _finding(frame: pd.DataFrame, nominal: int, low: int, high: int) -> str:
     top = frame.loc[frame["rank"].idxmax()]
-    low, high = frame["rank"].min(), frame["rank"].max()
     if low == high:
         return f"Every module gets rank {high}"
     return f"Ranks from {low} to {high} instead of {nominal} everywhere; most to {style.place(top)}"

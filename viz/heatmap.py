@@ -66,7 +66,7 @@ def _separate_stacks(ax: Axes, rows: list[str]) -> None:
 
 
 def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, room: float) -> bool:
-    """Write a column of the frame into the cells where it fits, dark on light and light on dark.
+    """Write a column of the frame into the cells where it fits, dark on light and light on dark; nothing for NaN.
 
     Parameters
     ----------
@@ -91,6 +91,7 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
     rows, first = style.projections(frame), frame["layer"].min()
     room -= 0.065 * max(0, max(map(len, rows)) - 9)  # long labels are given room from the axes
+    frame = frame.dropna(subset=value)
     texts = frame[value].map(form.format)
     per_character = room / faces.shape[1] / texts.str.len().max()
     if per_character < 0.06:

@@ -18,15 +18,19 @@ from safetensors.torch import load_file
 import tlora.files
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
+from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
+from tlora.migrations import migrated
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.storage import RESULT, _digest
+from tlora.targets import target_modules
 
 ROOT = Path(__file__).parents[2]
 FORMAT_1 = ROOT / "tests" / "data" / "format-1"
 FORMAT_2 = ROOT / "tests" / "data" / "format-2"
+FORMAT_3 = ROOT / "tests" / "data" / "format-3"
 
 
 def listing(folder: Path) -> list[str]:
@@ -283,7 +287,7 @@ def test_results_of_format_1_are_read_and_saved_as_the_present_format(tmp_path):
     assert list(run.ranks.values()) == [3, 1]
     run.save(tmp_path / "run")
     head = json.loads((tmp_path / "run" / "tlora" / "run" / RESULT).read_bytes())
-    assert head["format"] == 3
+    assert head["format"] == 4
     assert head["values"]["files"].keys() == {"adapter_model.safetensors", "adapter_config.json"}
     assert same(TrainingRun.load(tmp_path / "run"), run)
 
@@ -304,13 +308,42 @@ def test_an_adapter_of_format_1_is_checked_too(tmp_path):
 
 
 def test_an_older_head_that_lacks_what_it_had_is_refused():
-    from tlora.migrations import migrated
-
     for values in ({}, None, 3):
         with pytest.raises(ValueError, match="a result of format 1 is damaged"):
             migrated({"format": 1, "result": "TrainingRun", "values": values})
     head = {"format": 1, "result": "Sensitivity", "values": {"adapter": 1}}
-    assert migrated(head) == head | {"format": 3}
+    assert migrated(head) == head | {"format": 4}
+
+
+def test_a_plan_of_format_3_finds_the_places_of_what_it_leaves_out(tmp_path):
+    """A file that version 0.1.0 wrote: it holds a name and a shape of each such module, and no more."""
+    plan = Allocation.load(FORMAT_3 / "allocation")
+    targets = target_modules(tiny_model("llama"))
+    assert plan.shapes.keys() == targets.keys() == plan.ranks.keys() | set(plan.excluded)
+    assert plan.layers == {name: target.layer for name, target in targets.items()}
+    gone = {name for name in targets if name.endswith("down_proj")}
+    assert set(plan.excluded) == gone | {"model.layers.0.self_attn.q_proj"}
+    roles = {name: "left out" if name in gone else target.projection for name, target in targets.items()}
+    assert plan.projections == roles
+    assert plan.edit({}).ranks == plan.ranks
+    assert plan.budget_used == plan.budget_total == 3 * 14
+    assert same(Allocation.load(plan.save(tmp_path / "plan")), plan)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_layers_are_the_first_number_in_a_name(family):
+    targets = target_modules(tiny_model(family))
+    out, *kept = targets
+    old = {
+        "shapes": dict.fromkeys(kept, (4, 4)),
+        "excluded": {out: (4, 4)},
+        "layers": {name: targets[name].layer for name in kept},
+        "projections": {name: targets[name].projection for name in kept},
+    }
+    values = migrated({"format": 3, "result": "Allocation", "values": old})["values"]
+    assert values["layers"] == {name: target.layer for name, target in targets.items()}
+    assert values["projections"] == {name: target.projection for name, target in targets.items()}
+    assert (values["modules"], list(values["shapes"])) == (kept, [*kept, out])
 
 
 def test_a_calibration_of_means_is_refused_by_what_it_is(tmp_path):

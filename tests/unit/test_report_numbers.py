@@ -81,7 +81,7 @@ def test_uniform_ranks_of_a_plan_with_excluded_modules_are_its_budget(small, tmp
     _, *rows = page.table("plan", "By projection")
     found = {row[0]: row[1:] for row in rows}
     assert [value(cell) for cell in found["q_proj"][:3]] == [1, plan.ranks["layers.1.q_proj"], 16]
-    assert found["left out"] == ["0", "0", "16", *["\u2013"] * 4, "0"]
+    assert found["up_proj"] == ["0", "0", "16", *["\u2013"] * 4, "0"]
     assert sum(value(row[3]) for row in rows) == plan.budget_total
     assert sum(value(row[2]) for row in rows) == plan.budget_used
     assert len(rows) == 7

@@ -59,7 +59,7 @@ def test_files_are_readable_without_tlora(saved):
     """The format that the documentation promises, read with nothing of ours: JSON and safetensors."""
     head = json.loads((saved / RESULT).read_text())
     blob = (saved / TENSORS).read_bytes()
-    assert head["format"] == 3
+    assert head["format"] == 4
     assert head["result"] == "Sensitivity"
     assert head["meta"]["model"] == META.model
     assert head["meta"]["seed"] == 3
@@ -144,9 +144,9 @@ def test_json_of_ours_that_lacks_the_rest_is_told_from_foreign_json(saved):
 
 def test_newer_format_is_refused_by_its_number(saved):
     """A newer format may have other keys: the number is what the message must be about."""
-    for number in (4, 0, True, "2", 1.0, None):
+    for number in (5, 0, True, "2", 1.0, None):
         (saved / RESULT).write_text(json.dumps({"format": number, "result": "Sensitivity", "parts": []}))
-        with pytest.raises(ValueError, match=rf"format {number!r}, .* reads 3 and older: upgrade tlora"):
+        with pytest.raises(ValueError, match=rf"format {number!r}, .* reads 4 and older: upgrade tlora"):
             Sensitivity.load(saved)
 
 

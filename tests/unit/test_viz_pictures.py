@@ -12,14 +12,10 @@ import torch
 from matplotlib.colors import LogNorm
 
 import viz
-from tests.helpers import tiny_model
 from tests.pictured import META, MODELS, allocation, cells, sensitivity, spectrum, texts, training_run
-from tlora.allocation import allocate
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
-from tlora.targets import target_modules
 from viz import style
-from viz.allocation import LEFT_OUT, uniform
 
 
 @pytest.fixture(autouse=True)
@@ -146,9 +142,14 @@ def test_a_uniform_allocation_is_drawn_too():
     assert ax.get_title(loc="left") == "Every module gets rank 8"
 
 
-def test_an_allocation_that_excludes_modules_draws_the_others():
-    ax = viz.plot_allocation(allocation("2 layers", exclude="v_proj", budget="parameters"))
-    assert "v_proj" not in [label.get_text() for label in ax.get_yticklabels()]
+def test_what_is_left_out_is_blank():
+    plan = allocation("2 layers", exclude=["v_proj", "layers.1.o_proj"], budget="parameters")
+    ax = viz.plot_allocation(plan)
+    projections = MODELS["2 layers"][0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(projections)
+    expected = [[plan.ranks.get(f"layers.{layer}.{p}", -1) for layer in range(2)] for p in projections]
+    np.testing.assert_array_equal(np.ma.filled(cells(ax), -1), expected)
+    assert texts(ax)[:-1] == [str(rank) for rank in plan.ranks.values()]
     assert "entries of B" in texts(ax)[-1]
 
 
@@ -159,6 +160,7 @@ def test_the_uniform_plan_holds_the_excluded_modules_too():
     assert {bar.get_height() for bar in above.containers[0]} == {8 * 7}
     assert set(above.patches[-1].get_data().values) == {8 * 7}
     assert set(beside.patches[-1].get_data().values) == {8 * 30}
+    assert [bar.get_width() for bar in beside.containers[0]] == [*[14 * 30] * 4, 0, 0, 0]
     assert "uniform, with the 90 excluded" in texts(ax)[-1].replace("\n", " ")
 
 
@@ -171,22 +173,6 @@ def test_a_layer_that_is_excluded_leaves_a_gap_below_the_line():
     heights = [bar.get_height() for bar in above.containers[0]]
     assert (len(heights), heights[4]) == (30, 0)
     assert set(beside.patches[-1].get_data().values) == {8 * 30}
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
-def test_places_of_excluded_modules_are_read_off_their_names(family):
-    """Where each was before it was excluded; a projection of which no module is left has no name."""
-    targets = target_modules(tiny_model(family)).values()
-    names = [target.name for target in targets]
-    layers = {target.name: target.layer for target in targets}
-    roles = {target.name: target.projection for target in targets}
-    scores = torch.ones(1, len(names))
-    whole = Sensitivity(scores, dict.fromkeys(names, (64, 48)), layers, roles, META)
-    gone = roles[names[-1]]
-    frame = uniform(allocate(whole, rank=2, exclude=[0, gone])).set_index("module")
-    assert frame["layer"].to_dict() == layers
-    assert frame["projection"].to_dict() == {n: LEFT_OUT if role == gone else role for n, role in roles.items()}
-    assert set(frame["uniform"]) == {2}
 
 
 # Spectrum

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tlora.allocation import Allocation
 from tlora.knobs import Knobs
-from viz.allocation import uniform
+from viz.allocation import whole
 from viz.pages import words
 from viz.pages.findings import Findings
 from viz.pages.parts import Column, Part, Section, Table, Text, facts, table
@@ -73,9 +73,7 @@ def _compared(what: str, ours: int, lora: int, form: Callable[[int], str]) -> di
 
 def by_projection(allocation: Allocation) -> Table:
     """The plan summed up by projection; the uniform plan holds what is excluded too."""
-    # One row a module: of what is excluded, the uniform rank alone.
-    planned = allocation.to_frame().drop(columns=["layer", "projection"])
-    groups = uniform(allocation).merge(planned, how="left", on="module").groupby("projection", sort=False)
+    groups = whole(allocation).groupby("projection", sort=False)
     frame = groups.agg(
         modules=("rank", "count"),
         total=("rank", "sum"),
