@@ -20,7 +20,7 @@ from tlora.calibration import Calibration
 from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
-from tlora.files import replace_folder
+from tlora.files import check_replaceable, replace_folder
 from tlora.loading import load
 from tlora.models import floating_dtype, load_model
 from tlora.recipes import RECIPES
@@ -58,15 +58,9 @@ def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
         If the place is not writable.
     """
     target = path.resolve()
-    if target.exists():
-        if not target.is_dir():
-            raise FileExistsError(f"{path} is a file: name a folder with --output")
-        if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
-            raise FileExistsError(f"{path} is the current folder or a mount point: name a folder inside it")
-        if (target / holds).exists() and not overwrite:
-            raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
-        if any(target.iterdir()) and not (target / holds).exists():
-            raise FileExistsError(f"{path} exists and holds no {holds}: name another folder, or remove it")
+    check_replaceable(target, holds)
+    if (target / holds).exists() and not overwrite:
+        raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
     parent = next(folder for folder in target.parents if folder.exists())
     try:
         tempfile.TemporaryDirectory(prefix=".tlora-", dir=parent).cleanup()

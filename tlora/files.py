@@ -191,13 +191,16 @@ def check_replaceable(target: Path, expects: Expected) -> None:
     """
     if not target.exists():
         return
-    if not target.is_dir() or any(target.iterdir()):
-        if not isinstance(expects, str):
-            expects(target)
-        elif not (target / expects).exists():
-            raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
+    if not target.is_dir():
+        raise FileExistsError(f"{target} is a file, and no folder: choose another path or remove it")
     if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
         raise FileExistsError(f"{target} is the current folder or a mount point: name a folder inside it")
+    if not any(target.iterdir()):
+        return
+    if not isinstance(expects, str):
+        expects(target)
+    elif not (target / expects).exists():
+        raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
 
 
 @contextlib.contextmanager

@@ -316,7 +316,7 @@ def test_replaces_an_earlier_result_of_any_kind_and_an_empty_folder(tmp_path):
 
 def test_file_in_the_place_is_refused(tmp_path):
     (tmp_path / "saved").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"saved exists and holds no result\.json"):
+    with pytest.raises(FileExistsError, match=r"saved is a file, and no folder: choose another path"):
         sensitivity().save(tmp_path / "saved")
     with pytest.raises(OSError, match="saved"):
         sensitivity().save(tmp_path / "saved" / "below")
