@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.losses import at_labels
 from tlora.packing import intact
+from tlora.randomness import seeded
 from tlora.sealing import Sealing, dispensable
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
@@ -91,6 +92,11 @@ class AdapterTrainer(Trainer):
         if self.args.n_gpu <= 1:
             inputs = at_labels(self._adapted, inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Losses on the validation samples; what it draws changes nothing of the training that goes on."""
+        with seeded():
+            return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; sharded models are left to the Trainer."""

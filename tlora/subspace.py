@@ -181,8 +181,9 @@ def task_subspaces(
         Vectors computed for each module, so that changing an allocation costs no new decomposition.
     kind : {"wc", "w", "c", "wc_half", "g", "random"}
         The matrix: ``W C`` (TLoRA); ``W`` (as in PiSSA); ``C`` (as in EVA, which centres by one mean over all
-        tokens); ``W C^(1/2)`` with the space spanned by ``V^T C^(-1/2)`` (CorDA's criterion), C shrunk by 1 %; the
-        mean gradient (as in LoRA-GA), which needs ``calibrate(..., gradient=True)``; a random space (as in LoRA-FA).
+        tokens); ``W C^(1/2)`` with the space spanned by ``V^T C^(-1/2)``, C shrunk by 1 %, which keeps the layer's
+        outputs best (as in SVD-LLM; CorDA takes ``W C`` and ``C^(-1)``); the mean gradient (as in LoRA-GA), which
+        needs ``calibrate(..., gradient=True)``; a random space (as in LoRA-FA).
     seed : int
         Seed of the start of the iteration, of random spaces, and of completions.
     progress : bool

@@ -163,14 +163,15 @@ def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
 def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     """A line for each kind, the highest first in the legend, between the best possible and chance."""
     ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys(table["kind"]))
-    looks = dict(zip(kinds, zip(style.colours(len(kinds)), style.dashes(len(kinds)), strict=True), strict=True))
+    n = len(kinds)
+    looks = dict(zip(kinds, zip(style.colours(n), style.dashes(n), style.markers(n), strict=True), strict=True))
     drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST)
     for kind in table[table["rank"] == ranks[-1]].sort_values("captured", ascending=False)["kind"]:
-        rows, (colour, dash) = table[table["kind"] == kind], looks[kind]
+        rows, (colour, dash, marker) = table[table["kind"] == kind], looks[kind]
         ends = np.abs(rows[["low", "high"]].to_numpy() - rows[["captured"]].to_numpy()).T
         bars = ax.errorbar(
             rows["rank"], rows["captured"], ends, label=kind, color=colour, linestyle=dash, linewidth=1.8,
-            marker="o", markersize=5, elinewidth=1.2, capsize=3,
+            marker=marker, markersize=5, elinewidth=1.2, capsize=3,
         )  # fmt: skip
         drawn.append(bars)
     chance = table.groupby("rank")["random"].first()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -133,7 +132,8 @@ def _label_curves(ax: Axes, spectrum: Spectrum, value: str) -> None:
 def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
     labels = list(dict.fromkeys(frame["label"]))
     size = 4.5 if frame["layer"].nunique() <= 40 else 3
-    lines = zip(labels, style.colours(len(labels)), style.dashes(len(labels)), cycle("os^Dv"), strict=False)
+    n = len(labels)
+    lines = zip(labels, style.colours(n), style.dashes(n), style.markers(n), strict=True)
     for label, colour, dash, marker in lines:
         rows = frame[frame["label"] == label]
         look: dict[str, Any] = {

@@ -122,6 +122,11 @@ def dashes(count: int) -> list[str]:
     return [("-", "--", ":")[min(i // 10, 2)] for i in range(count)]
 
 
+def markers(count: int) -> list[str]:
+    """Shapes of the points that go with `colours`: where lines meet, these tell them apart."""
+    return list(islice(cycle("os^DvPX"), count))
+
+
 def projections(frame: pd.DataFrame) -> list[str]:
     """The projections in the order in which a block runs through them (that of the frame's rows)."""
     return list(dict.fromkeys(frame["projection"]))

@@ -37,7 +37,7 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     """
     history = style.check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
     ax = style.axes(ax, 8.6, 3.9)
-    _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75)
+    _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75, zorder=2.5)
     _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)
     _draw_before_and_after(ax, run, history)
     ax.set_xlabel("optimiser step")

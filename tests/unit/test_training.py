@@ -155,11 +155,14 @@ def test_what_the_evaluation_draws_does_not_change_training() -> None:
         def evaluate(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
             return {"drawn": torch.rand(5).sum().item()}
 
-    def bert(task: HeldOut) -> Any:  # dropout makes it listen to the global generator
-        return train(adapted_model("bert"), task, eval_strategy="no", **QUICK).history["loss"].tolist()
+    def bert(kind: type[HeldOut], **options: Any) -> Any:  # dropout makes it listen to the global generator
+        run = train(adapted_model("bert"), kind(rows, rows, rows), **QUICK | options)
+        return run.history["loss"].tolist(), run.history["eval_loss"].count()
 
     rows = token_rows(classes=2)
-    assert bert(held_out(Drawing, rows)) == bert(held_out(HeldOut, rows))
+    losses, _ = bert(HeldOut, eval_strategy="no")
+    assert bert(Drawing, eval_strategy="no") == (losses, 0)
+    assert bert(HeldOut, eval_strategy="steps", eval_steps=1) == (losses, 4)
 
 
 def test_a_look_at_the_base_in_between_leaves_a_frozen() -> None:

@@ -27,7 +27,7 @@ MEANINGS = {
     "wc": "TLoRA: right singular vectors of W C",
     "w": "Right singular vectors of W, as in PiSSA",
     "c": "Principal directions of the inputs, as in EVA",
-    "wc_half": "Of W C^(1/2), as in CorDA",
+    "wc_half": "Of W C^(1/2), as in SVD-LLM",
     "g": "Of the mean gradient, as in LoRA-GA",
     "random": "A random space, as in LoRA-FA",
 }
