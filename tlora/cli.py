@@ -320,9 +320,9 @@ def report(
 def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Quiet = False) -> None:
     """Methods against each other: the same training for all, and each at its own learning rate.
 
-    Learning rates are chosen on the validation split, results are of the test split, intervals are of a paired
-    bootstrap over seeds and samples. Each run is in --store before the next begins: the same command goes on with what
-    was interrupted, and what is there already is not run again.
+    Learning rates are chosen on the validation split, results are of the test split, intervals are for other seeds and
+    samples, and paired. Each run is in --store before the next begins: the same command goes on with what was
+    interrupted, and what is there already is not run again.
     """
     report, line = Report(quiet), written(compare, ctx.params)
     comparison = compared(options, showing, report, line)

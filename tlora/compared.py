@@ -74,10 +74,10 @@ class Comparison(Result):
         "seeds": "runs on the test split that have outcomes",
         "metric": "name of the value",
         "value": "mean over runs and test samples, higher is better",
-        "low": "lower end of its bootstrap interval, over runs and samples",
+        "low": "lower end of its interval, for other runs and samples",
         "high": "upper end",
         "difference": "value less that of the baseline with the same seeds; NaN where it has none",
-        "difference_low": "lower end of the paired bootstrap interval",
+        "difference_low": "lower end of its interval, paired by run and by sample",
         "difference_high": "upper end",
         "baseline_rank": "rank of the baseline that it was held against",
         "trainable_parameters": "all that was trained",
@@ -188,8 +188,6 @@ class Comparison(Result):
         baseline_rank: BaselineRank = "same",
         metric: str | None = None,
         confidence: float = 0.95,
-        resamples: int = 2000,
-        seed: int = 0,
     ) -> pd.DataFrame:
         """Each method at its chosen rate on the test split, and its difference from a baseline.
 
@@ -204,8 +202,6 @@ class Comparison(Result):
             ``"loss"`` for the held-out loss (its negative, so that higher is better); the task's own by default.
         confidence : float
             Of the intervals, between 0 and 1.
-        resamples, seed : int
-            Of the bootstrap.
 
         Returns
         -------
@@ -219,10 +215,11 @@ class Comparison(Result):
 
         Notes
         -----
-        Runs and test samples are drawn with replacement, the same for both methods: a run is paired with that of the
-        same seed (which has the same head and the same order of the data), a sample with itself.
+        A run is paired with that of the same seed (which has the same head and the same order of the data), a test
+        sample with itself. Intervals allow for other runs and other samples (`tlora.crossed.mean_interval`), at the
+        rates that were chosen: that another search could have chosen others is not in them.
         """
-        frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence, resamples, seed)
+        frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence)
         return frame[list(self.summary_columns)]
 
     def flatness(self, share: float = 0.01) -> pd.DataFrame:
@@ -331,20 +328,22 @@ def headline(metrics: Mapping[str, float]) -> str:
     return next((name for name in metrics if name != "loss"), "loss")
 
 
-def value_of(record: Record) -> float:
-    """What a learning rate is chosen by: the headline, higher is better; minus infinity where training failed."""
-    if record["status"] != "done":
-        return -np.inf
-    return float(_row(record)["value"])
+def score_of(record: Record) -> rates.Score:
+    """What a learning rate is chosen by: the headline, and the loss among equals; see `tlora.rates`."""
+    row = _row(record)
+    return _score(record["status"], row["value"], row["loss"])
 
 
-def _curves(runs: pd.DataFrame) -> Iterable[tuple[Any, dict[float, float]]]:
-    """Value on the validation split by rate, for each place; minus infinity where a run was not done."""
-    searched = runs[runs["split"] == "validation"]
-    values = searched["value"].where(searched["status"] == "done", -np.inf)
-    for place, rows in searched.assign(value=values).groupby(list(PLACE), sort=False):
+def _score(status: str, value: float, loss: float) -> rates.Score:
+    return (float(value) if status == "done" else -np.inf, -np.inf if np.isnan(loss) else -float(loss))
+
+
+def _curves(runs: pd.DataFrame) -> Iterable[tuple[Any, dict[float, rates.Score]]]:
+    """Score on the validation split by rate, for each place."""
+    for place, rows in runs[runs["split"] == "validation"].groupby(list(PLACE), sort=False):
         search = rows[rows["seed"] == rows["seed"].iloc[0]]  # one search decides, that of the first seed
-        yield place, dict(zip(search["learning_rate"], search["value"], strict=True))
+        scores = map(_score, search["status"], search["value"], search["loss"])
+        yield place, dict(zip(search["learning_rate"], scores, strict=True))
 
 
 def _is_best(runs: pd.DataFrame) -> pd.Series:
@@ -354,12 +353,12 @@ def _is_best(runs: pd.DataFrame) -> pd.Series:
     return (runs["split"] == "test") & (runs["learning_rate"] == best)
 
 
-def _flat_range(curve: Mapping[float, float], share: float) -> dict[str, Any]:
-    top = rates.best(curve)
+def _flat_range(scores: Mapping[float, rates.Score], share: float) -> dict[str, Any]:
+    top = rates.best(scores)
     if top is None:
         return {"best": np.nan, "lowest": np.nan, "highest": np.nan, "doublings": np.nan, "edge": False}
-    grid = sorted(curve)
-    enough = [curve[rate] >= curve[top] - share * abs(curve[top]) for rate in grid]
+    grid, most = sorted(scores), scores[top][0]
+    enough = [scores[rate][0] >= most - share * abs(most) for rate in grid]
     low = high = grid.index(top)
     while low and enough[low - 1]:
         low -= 1

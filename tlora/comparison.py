@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tlora import rates
 from tlora.bench import Cell, Split, Terms, load_data, model_contents, run, task_contents
 from tlora.checks import positive_int
-from tlora.compared import Comparison, cell_text, value_of
+from tlora.compared import Comparison, cell_text, score_of
 from tlora.job import Memory
 from tlora.methods import Method, chosen
 from tlora.recipes import Recipe
@@ -55,8 +55,9 @@ def compare(
 
     All methods get the same samples in the same order, the same number of steps, and the same schedule (that of
     `tlora.train`). Each has its own learning rate, searched on a log grid that is widened until the best rate is not at
-    its edge; it is chosen on the validation split, with the first of the seeds (of the first call, where a store is
-    added to). At that rate it is trained once with each seed, and evaluated on the test split.
+    its edge; it is chosen on the validation split (by the task's metric, by the loss among equals), with the first of
+    the seeds (of the first call, where a store is added to). At that rate it is trained once with each seed, and
+    evaluated on the test split.
 
     Every run is in the store before the next one begins: what was interrupted goes on where it was, and the same call
     with more methods, ranks or seeds adds to it.
@@ -111,7 +112,8 @@ def compare(
     Warns
     -----
     UserWarning
-        If a search was given up with the best rate at its edge, or no rate could be trained with.
+        If a search was given up with the best rate at its edge or no better than the others, or no rate could be
+        trained with.
 
     Notes
     -----
@@ -169,14 +171,15 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
 
     keys = [record["key"] for record in known.values() if cell_text(record["key"]) == key_text(about)]
     first = next((key["seed"] for key in keys if key["split"] == "validation"), plan.seeds[0])
-    values = rates.search(lambda rate: value_of(result(rate, first, "validation")), plan.learning_rates)
-    rate = rates.best(values)
+    tried = {key["learning_rate"] for key in keys if (key["split"], key["seed"]) == ("validation", first)}
+    scores = rates.search(lambda rate: score_of(result(rate, first, "validation")), {*plan.learning_rates, *tried})
+    rate = rates.best(scores)
     if rate is None:
-        return f"{_named(cell)}: no learning rate from {min(values):g} to {max(values):g} could be trained with"
+        return f"{_named(cell)}: no learning rate from {min(scores):g} to {max(scores):g} could be trained with"
     for seed in plan.seeds:
         result(rate, seed, "test")
-    if rates.beyond(values) is not None:
-        return f"{_named(cell)}: the best learning rate, {rate:g}, is at the edge of what was searched"
+    if rates.beyond(scores) is not None:
+        return f"{_named(cell)}: the best learning rate, {rate:g}, is at the edge of what was searched, or no better"
     return ""
 
 

@@ -24,16 +24,25 @@ Lora = Callable[..., PeftModel]
 def eva(lora: Lora, job: Job) -> PeftModel:
     """Directions of the inputs' largest variance, ranks given to where they explain most (PEFT's defaults).
 
-    Labels mask tokens, where they are of tokens.
+    All tokens count, as in TLoRA: where few are labelled, PEFT advises against its mask of labels, and goes round for
+    ever where no batch has enough tokens left.
+
+    Raises
+    ------
+    ValueError
+        If no batch has as many tokens as vectors are computed.
 
     References
     ----------
     EVA, arXiv 2410.07170.
     """
-    settings = EvaConfig(use_label_mask=not job.fresh_head)
+    settings = EvaConfig(use_label_mask=False)
     # Factors have no values until the vectors are there, which is how PEFT wants it.
     adapted = lora(job, init_lora_weights="eva", eva_config=settings, low_cpu_mem_usage=True)
     batches = _on_device(job)
+    tokens, wanted = max(int(batch["attention_mask"].sum()) for batch in batches), round(settings.rho * job.rank)
+    if tokens < wanted:
+        raise ValueError(f"EVA takes {wanted} tokens a batch at rank {job.rank}, there are {tokens}: take a lower rank")
     state = job.once(
         ("eva", job.rank),
         lambda: get_eva_state_dict(adapted, batches, show_progress_bar=False),
@@ -73,6 +82,9 @@ def _corda_vectors(job: Job, names: list[str], config: LoraConfig) -> dict[str, 
 
 def lora_ga(lora: Lora, job: Job) -> PeftModel:
     """Singular vectors of the mean gradient, in ``A`` and in ``B``, and what they make taken off ``W``.
+
+    As PEFT has it: ``B`` holds the singular values as well, where the authors' code scales unit vectors of both by one
+    number, so that ``B`` starts much smaller here.
 
     References
     ----------

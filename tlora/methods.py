@@ -185,9 +185,16 @@ def _lorafa_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
 
 
 def _loraplus_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
-    return create_loraplus_optimizer(
+    """PEFT's, but for the head's biases: PEFT gives all vectors the rate of B, and the head's matrix that of A."""
+    made = create_loraplus_optimizer(
         model, AdamW, lr=rate, loraplus_lr_ratio=LORAPLUS_RATIO, eps=1e-8, betas=(0.9, 0.999)
     )
+    head = {id(p) for name, p in model.named_parameters() if ".modules_to_save." in name}
+    first, *others = made.param_groups
+    for group in others:
+        first["params"] += [p for p in group["params"] if id(p) in head]
+        group["params"] = [p for p in group["params"] if id(p) not in head]
+    return made
 
 
 def _of(kind: str, **config: Any) -> Method:
@@ -203,7 +210,7 @@ METHODS = {
         Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer),
         _of("pissa", init_lora_weights="pissa_niter_16"),
         _of("olora", init_lora_weights="olora"),
-        Method("eva", partial(eva, _lora)),
+        Method("eva", partial(eva, _lora), {"tokens": "all"}),
         Method("corda", partial(corda, _lora)),
         Method("lora-ga", partial(lora_ga, _lora)),
         Method("lora-fa", _lora_fa, {}, _lorafa_optimizer),

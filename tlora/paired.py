@@ -1,4 +1,4 @@
-"""Summaries of a comparison: means, and paired bootstrap intervals of differences over runs and samples."""
+"""Summaries of a comparison: means, and intervals of paired differences over runs and samples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.checks import positive_int
-from tlora.resampling import bootstrap_grid_means
+from tlora.crossed import mean_interval
 
 BaselineRank = Literal["same", "nearest"] | int
 """Which rank of the baseline a method is held against."""
@@ -22,22 +21,6 @@ LOWER_IS_BETTER = {"loss": "negative_loss"}
 
 PLACE = ("task", "model", "method", "rank")
 """What a learning rate is chosen for."""
-
-
-class Bootstrap(NamedTuple):
-    """How intervals are made."""
-
-    confidence: float
-    resamples: int
-    seed: int
-
-    def interval(self, values: Grid) -> tuple[float, float]:
-        """Percentile interval of the mean of (runs, samples) values; NaN where there are none."""
-        if not values.size:
-            return np.nan, np.nan
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(bootstrap_grid_means(values, self.resamples, self.seed), [tail, 1 - tail])
-        return float(low), float(high)
 
 
 class Runs(NamedTuple):
@@ -63,19 +46,16 @@ def summarise(
     baseline_rank: BaselineRank,
     metric: str | None,
     confidence: float,
-    resamples: int,
-    seed: int,
 ) -> pd.DataFrame:
     """One row a task, model, rank and method, for `tlora.Comparison.summary`; see there."""
-    _check(runs, baseline, baseline_rank, metric, confidence, resamples)
-    bootstrap = Bootstrap(confidence, resamples, seed)
+    _check(runs, baseline, baseline_rank, metric, confidence)
     places = runs.groupby(list(PLACE), sort=False)
     found = {place: _runs(rows[rows["best_rate"]], outcomes, metric) for place, rows in places}
     table = []
     for place, rows in found.items():
         reference = _reference(found, place, baseline or "lora", baseline_rank)
-        row = dict(zip(PLACE, place, strict=True)) | _value(rows, metric, bootstrap)
-        row |= _difference(rows, found.get(reference), bootstrap) if reference != place else _NO_DIFFERENCE
+        row = dict(zip(PLACE, place, strict=True)) | _value(rows, metric, confidence)
+        row |= _difference(rows, found.get(reference), confidence) if reference != place else _NO_DIFFERENCE
         row["baseline_rank"] = reference[3] if reference in found and reference != place else np.nan
         table.append(row | _costs(rows, runs, place))
     return pd.DataFrame(table)
@@ -90,7 +70,6 @@ def _check(
     baseline_rank: BaselineRank,
     metric: str | None,
     confidence: float,
-    resamples: int,
 ) -> None:
     methods = list(dict.fromkeys(runs["method"]))
     if baseline is not None and baseline not in methods:
@@ -103,7 +82,6 @@ def _check(
         raise ValueError(f"metric={metric!r}: pass 'loss', or nothing for the task's own")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r}: pass a share between 0 and 1, e.g. 0.95")
-    positive_int(resamples, "resamples")
 
 
 def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None) -> Runs:
@@ -126,9 +104,9 @@ def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, baseline_ra
     return (task, model, baseline, rank if isinstance(baseline_rank, str) else baseline_rank)
 
 
-def _value(rows: Runs, metric: str | None, bootstrap: Bootstrap) -> dict[str, Any]:
+def _value(rows: Runs, metric: str | None, confidence: float) -> dict[str, Any]:
     values = rows.grid(sorted(rows.outcomes))
-    low, high = bootstrap.interval(values)
+    low, high = mean_interval(values, confidence)
     return {
         "learning_rate": float(rows.rows["learning_rate"].mean()),  # all the same
         "seeds": len(rows.outcomes),
@@ -139,12 +117,12 @@ def _value(rows: Runs, metric: str | None, bootstrap: Bootstrap) -> dict[str, An
     }
 
 
-def _difference(rows: Runs, reference: Runs | None, bootstrap: Bootstrap) -> dict[str, float]:
+def _difference(rows: Runs, reference: Runs | None, confidence: float) -> dict[str, float]:
     seeds = sorted(rows.outcomes.keys() & reference.outcomes.keys()) if reference else []
     if not seeds or reference is None:
         return _NO_DIFFERENCE
     difference = rows.grid(seeds) - reference.grid(seeds)
-    low, high = bootstrap.interval(difference)
+    low, high = mean_interval(difference, confidence)
     return {"difference": float(difference.mean()), "difference_low": low, "difference_high": high}
 
 

@@ -10,33 +10,37 @@ WIDENINGS = 8
 """Most rates that are added to a grid: at a factor of two, that is 256."""
 
 
-def search(value_at: Callable[[float], float], grid: Iterable[float]) -> dict[float, float]:
-    """Value at each rate of the grid, and of as many more as it takes for the best not to be at an edge.
+Score = tuple[float, ...]
+"""What a rate reached: its value, and what decides among rates of the same value; higher is better."""
+
+
+def search(score_at: Callable[[float], Score], grid: Iterable[float]) -> dict[float, Score]:
+    """Score at each rate of the grid, and of as many more as it takes for the best not to be at an edge.
 
     Parameters
     ----------
-    value_at : callable
-        From a learning rate to a value, higher is better; minus infinity or NaN where training failed.
+    score_at : callable
+        From a learning rate to a score, whose value is minus infinity or NaN where training failed.
     grid : iterable of float
         At least two rates; from one to the next by about the same factor.
 
     Returns
     -------
-    dict of float
-        Value by rate. Where `beyond` of it is not None, the search was given up.
+    dict of tuple
+        Score by rate. Where `beyond` of it is not None, the search was given up.
 
     Raises
     ------
     ValueError
         If there are fewer than two rates, or one is not positive.
     """
-    values = {rate: value_at(rate) for rate in checked_grid(grid)}
+    scores = {rate: score_at(rate) for rate in checked_grid(grid)}
     for _ in range(WIDENINGS):
-        rate = beyond(values)
+        rate = beyond(scores)
         if rate is None:
             break
-        values[rate] = value_at(rate)
-    return values
+        scores[rate] = score_at(rate)
+    return scores
 
 
 def checked_grid(grid: Iterable[float]) -> list[float]:
@@ -57,27 +61,32 @@ def checked_grid(grid: Iterable[float]) -> list[float]:
     return rates
 
 
-def best(values: Mapping[float, float]) -> float | None:
-    """The rate with the highest value: the middle one of equals; None where all failed."""
-    finite = {rate: value for rate, value in values.items() if math.isfinite(value)}
+def best(scores: Mapping[float, Score]) -> float | None:
+    """The rate with the highest score: the middle one of equals; None where all failed."""
+    finite = _finite(scores)
     if not finite:
         return None
     top = max(finite.values())
-    equals = sorted(rate for rate, value in finite.items() if value == top)
+    equals = sorted(rate for rate, score in finite.items() if score == top)
     return equals[len(equals) // 2]
 
 
-def beyond(values: Mapping[float, float]) -> float | None:
+def beyond(scores: Mapping[float, Score]) -> float | None:
     """The rate that follows on the edge at which the best is; None where the best is inside.
 
-    Where all failed there is nothing to go by: lower then, for it is at high rates that training fails.
+    Where all failed, or several came to the same value and none to another, there is nothing to go by: lower then, for
+    it is at high rates that training fails, or comes to what guessing gives.
     """
-    rates, top = sorted(values), best(values)
-    if top is None or top == rates[0]:
+    rates, top, values = sorted(scores), best(scores), [score[0] for score in _finite(scores).values()]
+    if top is None or top == rates[0] or (len(values) > 1 and len(set(values)) == 1):
         return _rounded(rates[0] * rates[0] / rates[1])
     if top == rates[-1]:
         return _rounded(rates[-1] * rates[-1] / rates[-2])
     return None
+
+
+def _finite(scores: Mapping[float, Score]) -> dict[float, Score]:
+    return {rate: score for rate, score in scores.items() if math.isfinite(score[0])}
 
 
 def _rounded(rate: float) -> float:

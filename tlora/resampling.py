@@ -41,41 +41,6 @@ def _counts(rng: np.random.Generator, resamples: int, n: int, draws: int) -> Int
     return np.bincount(cells.ravel(), minlength=resamples * n).reshape(resamples, n)
 
 
-def bootstrap_grid_means(
-    values: Float[np.ndarray, "seeds samples"], resamples: int, seed: int
-) -> Float[np.ndarray, " resamples"]:
-    """Means of resamples of rows and columns, each drawn with replacement, as whole rows and columns.
-
-    Parameters
-    ----------
-    values : (S, N) float array
-        What each of S runs made of each of N samples. For a paired comparison, the difference of two methods, run by
-        run and sample by sample.
-    resamples : int
-        Number of resamples.
-    seed : int
-        Seed of ``numpy.random.default_rng``.
-
-    Returns
-    -------
-    (resamples,) float64 array
-        No resample is ever formed, and no more than 4 million counts exist at a time.
-
-    Notes
-    -----
-    Of few runs the bootstrap sees too little spread: at three, the part of the variance that is theirs comes out a
-    third too small.
-    """
-    rng, (runs, n) = np.random.default_rng(seed), values.shape
-    found: list[Floats] = []
-    while resamples:
-        some = min(resamples, max(1, 4_000_000 // n))
-        rows = _counts(rng, some, runs, runs) @ values.astype(np.float64)
-        found.append((rows * _counts(rng, some, n, n)).sum(1) / (runs * n))
-        resamples -= some
-    return np.concatenate(found)
-
-
 def subsample_means(
     samples: Float[np.ndarray, "samples modules"], repeats: int, seed: int, draws: int
 ) -> Float[np.ndarray, "repeats modules"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import saved, workplace  # noqa: F401
 from tests.results import comparison, record
-from tlora.resampling import bootstrap_grid_means
+from tlora.crossed import mean_interval
 from tlora.store import Store
 
 GRID = (1e-3, 1e-2)
@@ -20,35 +21,54 @@ GRID = (1e-3, 1e-2)
 # Paired intervals.
 
 
-def test_over_samples_alone_it_is_scipys_paired_bootstrap():
+def test_of_one_run_it_is_the_paired_t_test_over_samples():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 2, (2, 300)).astype(float)
     b[:200] = a[:200]  # as methods that agree on most
-    expected = scipy.stats.bootstrap(
-        (a, b), lambda x, y, axis: (x - y).mean(axis), paired=True, method="percentile", n_resamples=20000, rng=1
-    )
-    found = bootstrap_grid_means((a - b)[None], 20000, seed=2)
-    low, high = np.quantile(found, [0.025, 0.975])
-    width = expected.confidence_interval.high - expected.confidence_interval.low
-    assert low == pytest.approx(expected.confidence_interval.low, abs=0.03 * width)
-    assert high == pytest.approx(expected.confidence_interval.high, abs=0.03 * width)
-    assert found.std() == pytest.approx(expected.standard_error, rel=0.03)
-    unpaired = scipy.stats.bootstrap((a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), rng=1)
-    assert unpaired.standard_error > 1.4 * found.std()
+    expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.9)
+    assert mean_interval((a - b)[None], 0.9) == pytest.approx(tuple(expected))
+    unpaired = scipy.stats.ttest_ind(a, b).confidence_interval(0.9)
+    assert unpaired.high - unpaired.low > 1.4 * (expected.high - expected.low)
 
 
-def test_over_runs_and_samples_it_is_the_naive_loop():
+def test_where_samples_are_alike_it_is_the_t_test_over_runs():
+    means = np.array([0.3, 0.1, -0.2, 0.25])
+    expected = scipy.stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert mean_interval(np.repeat(means[:, None], 50, axis=1), 0.95) == pytest.approx(tuple(expected))
+
+
+def test_over_runs_and_samples_its_variance_is_that_of_pairs_of_pairs():
+    """What two runs, or two samples, have in common, from every two of the one and two of the other."""
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(4, 30)) + rng.normal(size=(4, 1))
-    naive = [values[rng.integers(0, 4, 4)][:, rng.integers(0, 30, 30)].mean() for _ in range(4000)]
-    found = bootstrap_grid_means(values, 4000, seed=1)
-    assert found.mean() == pytest.approx(np.mean(naive), abs=0.03)
-    assert np.quantile(found, [0.025, 0.975]) == pytest.approx(np.quantile(naive, [0.025, 0.975]), abs=0.08)
-    assert np.array_equal(bootstrap_grid_means(values, 50, seed=3), bootstrap_grid_means(values, 50, seed=3))
+    x = rng.normal(size=(4, 1)) + 2 * rng.normal(size=(1, 9)) + 0.5 * rng.normal(size=(4, 9))
+    runs, samples, both = [], [], []
+    for s, t in itertools.combinations(range(4), 2):
+        for m, n in itertools.combinations(range(9), 2):
+            runs.append((x[s, m] - x[t, m]) * (x[s, n] - x[t, n]) / 2)
+            samples.append((x[s, m] - x[s, n]) * (x[t, m] - x[t, n]) / 2)
+            both.append((x[s, m] - x[t, m] - x[s, n] + x[t, n]) ** 2 / 4)
+    variance = np.mean(runs) / 4 + np.mean(samples) / 9 + np.mean(both) / 36
+    low, high = mean_interval(x, 0.95)
+    assert low + high == pytest.approx(2 * x.mean())
+    quantile = (high - low) / 2 / np.sqrt(variance)
+    assert scipy.stats.norm.ppf(0.975) < quantile < scipy.stats.t.ppf(0.975, 3)  # of more than the runs' freedom
 
 
-def test_resamples_are_made_in_parts_where_they_are_large():
-    assert bootstrap_grid_means(np.ones((2, 3_000_000)), 3, seed=0) == pytest.approx([1, 1, 1])
+@pytest.mark.parametrize(("runs", "samples", "both"), [(0.03, 0.2, 0.3), (0.03, 0.05, 0.05), (0.0, 0.2, 0.3)])
+def test_of_three_runs_it_holds_the_true_mean_as_often_as_it_says(runs, samples, both):
+    """A bootstrap over runs and samples holds it in 75 % of the second kind."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(1000):
+        parts = rng.normal(size=(3, 1)), rng.normal(size=(1, 100)), rng.normal(size=(3, 100))
+        low, high = mean_interval(runs * parts[0] + samples * parts[1] + both * parts[2], 0.95)
+        held += low <= 0 <= high
+    assert 900 <= held <= 995
+
+
+def test_of_a_single_number_or_of_equals_there_is_no_spread():
+    assert np.isnan(mean_interval(np.ones((1, 1)), 0.95)).all()
+    assert np.isnan(mean_interval(np.empty((0, 0)), 0.95)).all()
+    assert mean_interval(np.zeros((3, 20)), 0.95) == (0, 0)
 
 
 def table(**changes) -> tlora.Comparison:
@@ -69,8 +89,8 @@ def table(**changes) -> tlora.Comparison:
 
 
 def test_summary_pairs_runs_by_seed_and_samples_with_themselves():
-    frame = table().summary(resamples=500).set_index("method")
-    assert list(table().summary(resamples=5).columns) == list(tlora.Comparison.summary_columns)
+    frame = table().summary().set_index("method")
+    assert list(table().summary().columns) == list(tlora.Comparison.summary_columns)
     lora, mine = frame.loc["lora"], frame.loc["mine"]
     assert (lora["value"], mine["value"]) == (0.5, 0.6)
     assert mine["difference"] == pytest.approx(0.1)
@@ -82,7 +102,7 @@ def test_summary_pairs_runs_by_seed_and_samples_with_themselves():
 
 
 def test_summary_of_the_loss_is_turned_round():
-    frame = table().summary(metric="loss", resamples=50).set_index("method")
+    frame = table().summary(metric="loss").set_index("method")
     assert frame.loc["mine", "metric"] == "negative_loss"
     assert frame.loc["mine", "value"] == pytest.approx(-0.4, abs=1e-3)
     assert frame.loc["mine", "difference"] == pytest.approx(0.1, abs=1e-3)
@@ -108,15 +128,15 @@ def test_at_equal_parameters_the_nearest_rank_of_the_baseline_counts():
             records.append(one | {"trainable_parameters": size})
     records += [record(m, 2e-3, 0, "validation", [0], rank=r) for m, r in (("lora", 2), ("mine", 8))]
     found = tlora.Comparison.of(records)
-    frame = found.summary(baseline_rank="nearest", resamples=10).set_index(["method", "rank"])
+    frame = found.summary(baseline_rank="nearest").set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 2
     assert frame.loc[("mine", 8), "baseline_rank"] == 4
     assert frame.loc[("mine", 8), "difference"] == pytest.approx(0.2, abs=1e-3)
-    frame = found.summary(baseline_rank="same", resamples=10).set_index(["method", "rank"])
+    frame = found.summary(baseline_rank="same").set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 4
     assert math.isnan(frame.loc[("mine", 8), "baseline_rank"])
     assert math.isnan(frame.loc[("mine", 8), "difference"])
-    frame = found.summary(baseline_rank=2, resamples=10).set_index(["method", "rank"])
+    frame = found.summary(baseline_rank=2).set_index(["method", "rank"])
     assert frame["baseline_rank"].dropna().to_dict() == {("lora", 4): 2, ("mine", 4): 2, ("mine", 8): 2}
     assert frame.loc[("mine", 8), "difference"] == pytest.approx(0.3, abs=1e-3)
     for wrong in (8, True, "equal"):
@@ -128,7 +148,7 @@ def test_only_seeds_that_both_have_are_paired():
     records = [record(m, r, 0, "validation", [r]) for m in ("lora", "mine") for r in (1e-3, 2e-3)]
     for method, seeds, worth in (("lora", (0, 1), 0), ("mine", (1, 2), 1)):
         records += [record(method, 2e-3, seed, "test", [worth, seed == 2]) for seed in seeds]
-    row = tlora.Comparison.of(records).summary(resamples=20).set_index("method").loc["mine"]
+    row = tlora.Comparison.of(records).summary().set_index("method").loc["mine"]
     assert row["value"] == 0.75
     assert row["difference"] == 0.5  # of seed 1 alone
     assert row["seeds"] == 2
@@ -148,7 +168,6 @@ def test_a_method_that_never_trained_is_in_the_summary():
         ({"baseline_rank": "seconds"}, "choose 'same', 'nearest'"),
         ({"metric": "f1"}, "pass 'loss'"),
         ({"confidence": 95}, "between 0 and 1"),
-        ({"resamples": 0}, "resamples=0"),
     ],
 )
 def test_summary_refuses_what_is_out_of_range(arguments, words):
@@ -222,6 +241,6 @@ def test_the_nearest_rank_is_one_that_was_finished():
     records = [record("lora", 1e-3, 0, "validation", None, rank=2)]
     for method in ("lora", "mine"):
         records += [record(method, 1e-3, 0, split, [0.5, 1], rank=4) for split in ("validation", "test")]
-    frame = tlora.Comparison.of(records).summary(baseline_rank="nearest", resamples=5).set_index(["method", "rank"])
+    frame = tlora.Comparison.of(records).summary(baseline_rank="nearest").set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 4
     assert frame.loc[("mine", 4), "difference"] == 0

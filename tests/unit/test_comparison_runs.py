@@ -95,7 +95,7 @@ def test_every_method_is_searched_then_run_with_every_seed(model, task, counted)
     assert sizes.loc["tlora", "max"] < sizes.loc["lora", "max"]
     assert {len(values) for values in found.outcomes.values()} == {4}
     assert len(counted) == 8
-    summary = found.summary(resamples=20)
+    summary = found.summary()
     assert summary["seeds"].tolist() == [2, 2]
 
 
@@ -330,7 +330,7 @@ def test_more_seeds_are_run_at_the_rate_of_the_first_search(monkeypatch):
     found = tlora.Comparison.read("comparison.jsonl")
     tested = found.runs[found.runs["best_rate"]]
     assert tested[["learning_rate", "seed"]].values.tolist() == [[2e-3, 0], [2e-3, 5]]
-    assert found.summary(resamples=5).loc[0, "seeds"] == 2
+    assert found.summary().loc[0, "seeds"] == 2
 
 
 def test_a_second_search_does_not_hide_the_first():
@@ -340,7 +340,7 @@ def test_a_second_search_does_not_hide_the_first():
         record("lora", r, seed, "validation", [v]) for seed in values for r, v in zip(grid, values[seed], strict=True)
     ]
     records += [record("lora", 2e-3, 0, "test", [0.6])]
-    row = tlora.Comparison.of(records).summary(resamples=5).loc[0]
+    row = tlora.Comparison.of(records).summary().loc[0]
     assert (row["learning_rate"], row["value"]) == (2e-3, pytest.approx(0.6, abs=1e-3))
 
 

@@ -138,6 +138,16 @@ def test_eva_shares_its_ranks_out_within_the_budget():
     assert max(ranks) > RANK
 
 
+def test_eva_takes_all_tokens_and_refuses_batches_that_have_too_few():
+    """PEFT would go round for ever: of each batch it takes as many vectors as it has tokens, or none."""
+    rich = job(rank=12)  # more than twice as many tokens as labels: not refused
+    labelled = [int((batch["labels"] != -100).sum()) for batch in rich.batches(8)]
+    assert max(labelled) < 24
+    assert adapter_layers(seeded_adapt(METHODS["eva"], rich))
+    with pytest.raises(ValueError, match=r"EVA takes 400 tokens a batch at rank 200, there are \d+: take a lower rank"):
+        seeded_adapt(METHODS["eva"], job(rank=200))
+
+
 @pytest.mark.parametrize(
     "name", ["lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "lora-ga", "tlora+", "tlora"]
 )
@@ -173,6 +183,18 @@ def test_loraplus_trains_b_faster():
     names = {id(p): n for n, p in adapted.named_parameters()}
     rates = {names[id(p)].split(".")[-3]: group["lr"] for group in groups for p in group["params"]}
     assert rates == {"lora_A": 1e-3, "lora_B": 16e-3}
+
+
+def test_loraplus_trains_the_whole_head_at_one_rate():
+    adapted = seeded_adapt(METHODS["lora+"], job("bert"))
+    groups = METHODS["lora+"].optimizer(RANK, adapted, 1e-3).param_groups
+    names = {id(p): n for n, p in adapted.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert {n.split(".")[-1]: rate for n, rate in rates.items() if ".modules_to_save." in n} == {
+        "weight": 1e-3,
+        "bias": 1e-3,
+    }
+    assert len(rates) == sum(p.requires_grad for p in adapted.parameters())
 
 
 def test_tlora_plus_has_a_third_matrix_and_a_rate_for_it():

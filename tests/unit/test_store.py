@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 def bump(centre: float):
     """A smooth objective of one peak on a log scale."""
-    return lambda rate: -abs(math.log(rate / centre))
+    return lambda rate: (-abs(math.log(rate / centre)),)
 
 
 @pytest.mark.parametrize("centre", [1e-6, 7e-5, 1e-3, 3e-3, 0.3])
@@ -51,22 +51,35 @@ def test_grid_is_widened_until_the_best_rate_is_inside(centre, grid):
 
 
 def test_a_search_that_never_ends_is_given_up():
-    values = rates.search(lambda rate: rate, GRID)
+    values = rates.search(lambda rate: (rate,), GRID)
     assert len(values) == len(GRID) + rates.WIDENINGS
     assert rates.beyond(values) is not None
 
 
 def test_rates_that_diverge_are_no_reason_to_go_higher():
-    values = rates.search(lambda rate: rate if rate < 3e-3 else -math.inf, (1e-3, 2e-3, 4e-3))
+    values = rates.search(lambda rate: (rate if rate < 3e-3 else -math.inf,), (1e-3, 2e-3, 4e-3))
     assert rates.best(values) == 2e-3
     assert len(values) == 3
-    lower = rates.search(lambda rate: -math.inf if rate > 2e-4 else -rate / 1e-4 - 1e-4 / rate, (1e-3, 2e-3))
+    lower = rates.search(lambda rate: (-math.inf if rate > 2e-4 else -rate / 1e-4 - 1e-4 / rate,), (1e-3, 2e-3))
     assert rates.best(lower) == pytest.approx(1.25e-4)
-    assert rates.best(dict.fromkeys((1e-3, 2e-3), math.nan)) is None
+    assert rates.best(dict.fromkeys((1e-3, 2e-3), (math.nan,))) is None
 
 
-def test_of_equals_the_middle_one_is_chosen():
-    assert rates.best(dict.fromkeys((1e-3, 2e-3, 4e-3), 0.5)) == 2e-3
+def test_among_equals_the_rest_of_the_score_decides_and_then_the_middle():
+    assert rates.best({1e-3: (0.5, -0.3), 2e-3: (0.5, -0.2), 4e-3: (0.4, -0.1)}) == 2e-3
+    assert rates.best(dict.fromkeys((1e-3, 2e-3, 4e-3), (0.5, -0.3))) == 2e-3
+
+
+def test_where_all_came_to_the_same_the_search_goes_lower():
+    """At rates that are too high a classifier guesses, and the best of these is none."""
+
+    def learnt(rate):
+        return (0.8 - abs(math.log(rate / 1e-4)) / 10 if rate < 3e-4 else 0.5, -abs(rate - 2e-3))
+
+    scores = rates.search(learnt, (1e-3, 2e-3, 4e-3))
+    assert rates.best(scores) == pytest.approx(1.25e-4, rel=0.01)
+    assert rates.beyond(scores) is None
+    assert len(scores) == 7
 
 
 @pytest.mark.parametrize("grid", [(), (1e-3,), (1e-3, 1e-3), (0.0, 1e-3), (-1.0, 1.0), (math.inf, 1.0), ("a", "b")])
