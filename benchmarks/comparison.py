@@ -188,7 +188,8 @@ def as_large(nearest: pd.DataFrame) -> pd.DataFrame:
 
 def _alike(summary: pd.DataFrame, losses: pd.Series, ranges: dict[tuple[Any, ...], str]) -> str:
     lines = [
-        f"| task | method | rank | trained | rate (within 1 %) | runs | test | better than LoRA (rank {REFERENCE}) by |",
+        "| task | method | rank | trained | rate (within 1 %) | runs | test "
+        f"| better than LoRA of rank {REFERENCE} by |",
         "|---" * 8 + "|",
     ]
     for row in _ordered(summary):
