@@ -216,8 +216,9 @@ class Comparison(Result):
         Notes
         -----
         A run is paired with that of the same seed (which has the same head and the same order of the data), a test
-        sample with itself. Intervals allow for other runs and other samples (`tlora.crossed.mean_interval`), at the
-        rates that were chosen: that another search could have chosen others is not in them.
+        sample with itself. Intervals allow for other runs and other samples, and for how few they are: Student's t, on
+        the variance components of runs and samples (``tlora.crossed``). They are at the rates that were chosen: that
+        another search could have chosen others is not in them.
         """
         frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence)
         return frame[list(self.summary_columns)]
