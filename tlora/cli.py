@@ -124,6 +124,7 @@ def run(
     """
     looking, plan, start, training = steps.by_recipe(ctx, recipe, looking, plan, start, training)
     looking.check(data, plan.rank if start.init else 1)
+    plan = plan.within(looking.directions) if start.init else plan
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = {"command": line, "data": asdict(data)}
     steps.check_run(start, training, output, [work] if work.exists() else [], overwrite)
@@ -219,6 +220,7 @@ def allocate(
     Allocation.check_place(output)
     looked = Calibration.load(calibration)
     data = looked.meta.recipe.get("data", {"task": looked.meta.task or "TASK"})
+    plan = plan.within(steps.directions(looked))
     allocation = steps.marked(steps.make_plan(looked.sensitivity, plan), command=line)
     allocation.save(output)
     typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
@@ -271,6 +273,7 @@ def train(
     planned = Allocation.load(allocation)
     looked = Calibration.load(calibration) if calibration else None
     base, task = steps.load_base(model, data, placement, report)
+    steps.check_calibration(looked, calibration, task)
     for checkpoint in left:
         shutil.rmtree(checkpoint)
     with steps.going_on(lambda: _rest(output, ctx.params)):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tlora import cli_base as bases
 from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
 from tlora.catalogue import PRESETS
@@ -55,9 +56,11 @@ def evaluate(
     On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
     the record of the run, where it was made on the command line.
     """
-    report, record = Report(quiet), steps.recorded(adapter)
+    report, record = Report(quiet), bases.recorded(adapter)
     known = _data_of(record, task)
-    bare, loaded = steps.load_base(steps.base_name(adapter, model), known or Data(task=task), placement, report)
+    name = bases.base_name(adapter, model)
+    with bases.named_by(adapter, model):
+        bare, loaded = steps.load_base(name, known or Data(task=task), placement, report)
     adapted = load(adapter, bare)
     if not known and record and record.meta.task == loaded.name and _is_dealt(task):
         warnings.warn(
@@ -92,7 +95,7 @@ def merge(
     report = Report(quiet)
     steps.check_new(output)
     with report.step(f"merging {adapter}"):
-        adapted, tokenizer = steps.loaded(adapter, model, placement)
+        adapted, tokenizer = bases.loaded(adapter, model, placement)
         merged = merge_adapter(adapted)
     with report.step(f"writing {output}"):
         save_model(merged, tokenizer, output)

@@ -40,19 +40,26 @@ class Comparing:
         list[str],
         option(
             "Compare",
-            f"A method; may be repeated. There are {', '.join(METHODS)}. Default: {', '.join(PRINCIPAL)}.",
+            f"A method; may be repeated. There are {', '.join(METHODS)}; tlora-paper, tlora and tlora-trained are the "
+            f"recipes paper, recommended and trained of `tlora run`. Default: {', '.join(PRINCIPAL)}.",
         ),
     ] = ()  # type: ignore[assignment]
     rank: Annotated[
         list[int], option("Compare", "A nominal rank; may be repeated. Default: 8.", "--rank", "-r", min=1)
     ] = ()  # type: ignore[assignment]
-    train_samples: Annotated[int | None, option("Data", "Samples to train on. Default: all there are.", min=1)] = None
-    validation_samples: Annotated[
-        int | None, option("Data", "Samples that learning rates are chosen on. Default: all there are.", min=1)
+    train_samples: Annotated[
+        int | None,
+        option(
+            "Data",
+            "Samples to train on. Default, here and in the next two: all there are, and 1000, 100, 200 for "
+            "reasoning-gym, which draws any number.",
+            min=1,
+        ),
     ] = None
-    test_samples: Annotated[
-        int | None, option("Data", "Samples that results are of. Default: all there are.", min=1)
-    ] = None
+    validation_samples: Annotated[int | None, option("Data", "Samples that learning rates are chosen on.", min=1)] = (
+        None
+    )
+    test_samples: Annotated[int | None, option("Data", "Samples that results are of.", min=1)] = None
     metric: Annotated[
         str | None, option("Data", "Of generated answers: exact_match, final_answer, or loss, which generates none.")
     ] = None

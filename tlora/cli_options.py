@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -211,6 +211,11 @@ class Looking:
         int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
     ] = 256
 
+    @property
+    def directions(self) -> int | None:
+        """Most directions that a covariance has, where it is a sketch."""
+        return self.sketch_size if self.covariance == CovarianceForm.SKETCH else None
+
     def check(self, data: Data, rank: int = 1) -> None:
         """Refuse more samples than are loaded, the size of a sketch where there is none, and a rank beyond a sketch.
 
@@ -250,7 +255,7 @@ class Plan:
         Budget, option("Plan", "What stays equal to a uniform plan: the sum of ranks, or trained parameters.")
     ] = Budget.RANKS
     max_rank: Annotated[
-        int | None, option("Plan", "Most rank of a module. Default: the size of its matrix.", min=1)
+        int | None, option("Plan", "Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
     ] = None
     ranks: Annotated[
         bool,
@@ -268,6 +273,11 @@ class Plan:
         ),
     ] = True
 
+    def within(self, directions: int | None) -> Plan:
+        """The plan, with no more rank for a module than this, if anything."""
+        most = min((n for n in (self.max_rank, directions) if n is not None), default=None)
+        return replace(self, max_rank=most)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -282,7 +292,13 @@ class Start:
         ),
     ] = Kind.WC
     init: Annotated[
-        bool, option("Adapter", "Plain LoRA: A is random, and trained.", " /--no-init", show_default=False)
+        bool,
+        option(
+            "Adapter",
+            "A is random, and trained: plain LoRA, with --no-ranks and --no-scales.",
+            " /--no-init",
+            show_default=False,
+        ),
     ] = True
     freeze_a: Annotated[bool, option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
     rows: Annotated[
@@ -300,7 +316,10 @@ class Start:
         for name in ("kind", "rows"):
             value = getattr(self, name)
             if not self.init and value != getattr(Start, name):
-                raise ValueError(f"--no-init draws A at random, without a subspace: leave out --{name} {value}")
+                raise ValueError(
+                    f"--no-init draws A at random, without a subspace: leave out --{name} {value}, or the --recipe "
+                    "that has it"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +328,13 @@ class Training:
 
     learning_rate: Annotated[
         float,
-        option("Training", "Peak learning rate of AdamW; warm-up over 3 %, then a cosine.", "--learning-rate", "--lr"),
+        option(
+            "Training",
+            "Peak learning rate of AdamW; warm-up over 3 %, then a cosine. Worth a search: the best of our comparison "
+            "at rank 8 were 2.5e-4 to 5e-4 for paper, 5e-4 to 8e-3 for recommended, 1e-3 to 2e-3 for trained.",
+            "--learning-rate",
+            "--lr",
+        ),
     ] = 1e-3
     epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
     max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None

@@ -39,9 +39,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Modules, parameters, memory and time of calibration and training, from the model's config alone.
+    """Modules, parameters, memory and time of calibration and of a step of training, from the model's config alone.
 
-    The model's own code is run on tensors that have a shape and no data.
+    The model's own code is run on tensors that have a shape and no data. Other modules than all linear layers are
+    adapted from Python: calibrate(target_modules=).
     """
     for name, value in (("--memory", memory), ("--teraflops", teraflops)):
         if value is not None:
@@ -87,5 +88,6 @@ def _table(found: ResourcePlan) -> str:
     for row in frame.itertuples():
         work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"] if row.teraflops else ["", ""]
         fits = [("yes" if row.fits else "no")] if found.memory else []
-        rows.append([row.stage, size_text(1e9 * row.gigabytes), *work, *fits])
+        stage = f"{row.stage}, one step" if row.stage.startswith("training") else row.stage
+        rows.append([stage, size_text(1e9 * row.gigabytes), *work, *fits])
     return table(rows)

@@ -10,6 +10,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from tlora import cli_base as bases
 from tlora import cli_steps as steps
 from tlora.cli_adapter import Folder
 from tlora.cli_lines import flat, written
@@ -125,11 +126,11 @@ def export(
     compared with those of the trained adapter.
     """
     report, kind = Report(quiet), export_format(format, engine)
-    base = steps.base_name(adapter, model)
+    base = bases.base_name(adapter, model)
     _check_export(output, kind, overwrite, {"the adapter itself": adapter, "its base model": base})
     computing = Placement(device=device, dtype="float32" if dtype == "float32" else None)
     with report.step(f"exporting {adapter}"):
-        adapted, tokenizer = steps.loaded(adapter, model, computing)
+        adapted, tokenizer = bases.loaded(adapter, model, computing)
         written_to = write_export(adapted, output, format=kind, engine=engine, dtype=dtype, tokenizer=tokenizer)
     with report.step("comparing its logits with those of the adapter"):
         prompts = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in PROMPTS]

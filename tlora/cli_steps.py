@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
@@ -17,15 +18,13 @@ from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
-from tlora.cli_options import Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
+from tlora.cli_options import CovarianceForm, Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
 from tlora.files import check_replaceable, replace_folder
-from tlora.loading import load
 from tlora.models import floating_dtype, load_model
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.saved import lora_config
 from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces, task_subspaces
@@ -195,10 +194,42 @@ def rehearse(model: Any, plan: Plan) -> None:
     make_plan(even, plan)
 
 
+def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
+    """Warn of a calibration of another task: the start of A, and the plan, are then for that.
+
+    Warns
+    -----
+    UserWarning
+        If its task is not of the same name.
+    """
+    if calibration and calibration.meta.task not in ("", task.name):
+        warnings.warn(
+            f"{place} is of {calibration.meta.task}, and this trains on {task.name}: is that meant?", stacklevel=1
+        )
+
+
+def directions(calibration: Calibration) -> int | None:
+    """Most directions that a covariance has, where it is a sketch."""
+    recipe = calibration.meta.recipe
+    return recipe["sketch_size"] if recipe.get("covariance") == CovarianceForm.SKETCH else None
+
+
 def look_at(
     model: Any, task: Task, looking: Looking, kind: Kind, report: Report, checkpoint: Path | None = None
 ) -> Calibration:
-    """Calibrate on training samples of the task, with gradients where the kind of subspace needs them."""
+    """Calibrate on training samples of the task, with gradients where the kind of subspace needs them.
+
+    Raises
+    ------
+    ValueError
+        If the task has fewer.
+    """
+    if looking.samples > len(task.train):
+        there = len(task.train)
+        way = f"--samples {there}" if there else "another task, this one has none and is for tlora evaluate"
+        raise ValueError(
+            f"--samples {looking.samples} asks for more than the {there} training samples of {task.name}: pass {way}"
+        )
     batches = task.calibration(looking.samples)
     with report.step(f"calibrating on {looking.samples} samples"):
         return calibrate(
@@ -328,37 +359,6 @@ def clear(work: Path, inputs: bool) -> None:
     shutil.rmtree(work / CHECKPOINTS if inputs else work, ignore_errors=True)
     if work.exists() and not any(work.iterdir()):
         work.rmdir()
-
-
-def base_name(folder: Path, model: str | None) -> str:
-    """The base model of an adapter.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no adapter in the folder.
-    ValueError
-        If the adapter names no base.
-    """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise FileNotFoundError(f"no adapter in {folder}: name the folder that tlora train or tlora run wrote")
-    name = model or lora_config(folder, "tlora").get("base_model_name_or_path")
-    if not name:
-        raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
-    return name
-
-
-def recorded(folder: Path) -> TrainingRun | None:
-    """The run that made an adapter; None where it was made by something else."""
-    return TrainingRun.load(folder) if (folder / RUN).is_dir() else None
-
-
-def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
-    """The base with the adapter on it, and its tokenizer."""
-    name, run = base_name(folder, model), recorded(folder)
-    labels = run.meta.recipe.get("num_labels") if run else None
-    base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
-    return load(folder, base), tokenizer
 
 
 def check_new(folder: Path) -> None:

@@ -22,6 +22,7 @@ from tlora.checks import positive_int
 from tlora.compared import Comparison, cell_text, score_of
 from tlora.job import Memory
 from tlora.methods import Method, chosen
+from tlora.models import checked_device, floating_dtype
 from tlora.recipes import Recipe
 from tlora.store import Record, Store, key_text
 
@@ -123,6 +124,8 @@ def compare(
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
         positive_int(value, name)
+    checked_device(device, {})
+    floating_dtype(dtype)
     terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
     cells = _cells(methods, tasks, terms, ranks)
     plan = Plan(tuple(rates.checked_grid(learning_rates)), tuple(_whole(seeds)), retry)
@@ -154,7 +157,7 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     str
         What there is to be warned of.
     """
-    about = cell.about()
+    about, said = cell.about(), []
     memory = _memory(key_text({name: about.get(name) for name in ("model", "task", "data", "contents")}))
     task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
     known = store.find()
@@ -172,15 +175,19 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     keys = [record["key"] for record in known.values() if cell_text(record["key"]) == key_text(about)]
     first = next((key["seed"] for key in keys if key["split"] == "validation"), plan.seeds[0])
     tried = {key["learning_rate"] for key in keys if (key["split"], key["seed"]) == ("validation", first)}
+    failed = [k["error"] for k in known.values() if cell_text(k["key"]) == key_text(about) and k["status"] == "failed"]
+    if failed and not plan.retry:
+        said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
     scores = rates.search(lambda rate: score_of(result(rate, first, "validation")), {*plan.learning_rates, *tried})
     rate = rates.best(scores)
     if rate is None:
-        return f"{_named(cell)}: no learning rate from {min(scores):g} to {max(scores):g} could be trained with"
-    for seed in plan.seeds:
-        result(rate, seed, "test")
-    if rates.beyond(scores) is not None:
-        return f"{_named(cell)}: the best learning rate, {rate:g}, is at the edge of what was searched, or no better"
-    return ""
+        said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with")
+    elif rates.beyond(scores) is not None:
+        said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
+    if rate is not None:
+        for seed in plan.seeds:
+            result(rate, seed, "test")
+    return f"{_named(cell)}: {'; '.join(said)}" if said else ""
 
 
 def told(record: Record) -> str:

@@ -120,9 +120,14 @@ def _refuse_taken(model: Any, name: str) -> None:
 
 
 def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model that does not generate for an adapter that does: PEFT misses methods there."""
-    generates = config.get("task_type") in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-    if generates and not hasattr(model, "prepare_inputs_for_generation"):
+    """Refuse a model that does something else than the adapter: PEFT misses methods there, or loses the head."""
+    kind, writes = config.get("task_type"), hasattr(model, "prepare_inputs_for_generation")
+    if kind == "SEQ_CLS" and writes:
+        raise ValueError(
+            f"the adapter in {folder} was trained to classify, and a {type(model).__name__} generates text: its head "
+            "would be lost; load the base with num_labels=, for a task with labels"
+        )
+    if kind in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not writes:
         raise ValueError(
             f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
             "it with a task of prompts and completions"

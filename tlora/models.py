@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -101,7 +101,7 @@ def load_model(
     ValueError
         If there is no such model, device, dtype or number of labels, or its files are damaged.
     """
-    place = _device(device, kwargs)
+    place = checked_device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
     location = resolve(name, kwargs)
     config: PretrainedConfig = _load(AutoConfig, location, name)
@@ -182,8 +182,14 @@ def _default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _device(device: str | torch.device | None, kwargs: dict[str, Any]) -> torch.device | None:
-    """Where to move the model to; None where ``kwargs`` place it already."""
+def checked_device(device: str | torch.device | None, kwargs: Mapping[str, Any]) -> torch.device | None:
+    """Where to move the model to; None where ``kwargs`` place it already.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device, or ``kwargs`` and ``device`` both place the model.
+    """
     placed = [key for key in ("device_map", "quantization_config") if kwargs.get(key) is not None]
     if placed and device is not None:
         raise ValueError(f"device={str(device)!r} and {placed[0]} both place the model: give one of them")

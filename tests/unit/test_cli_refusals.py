@@ -60,7 +60,7 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--model llama --task nix.jsonl", "nix.jsonl does not exist"),
         ("--model llama --task family_relationship", "Did you mean 'family_relationships'?"),
         ("--model bert --task pairs.jsonl", "bert is an encoder and writes no text"),
-        (f"{DATA} --samples 33", "n=33 calibration samples asked for"),
+        (f"{DATA} --samples 33", "--samples 33 asks for more than the 32 training samples of pairs: pass --samples 32"),
         (f"{DATA} --samples 33 --train-samples 32", "--samples 33 asks for more than the 32 training samples"),
         ("--model llama --task chain_sum --samples 5000", "--samples 5000 asks for more than the 300 training samples"),
         (f"{DATA} --covariance sketch --sketch-size 4 --rank 5", "--rank 5 is beyond --sketch-size 4"),
@@ -147,6 +147,7 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         ("evaluate nix --task pairs.jsonl", "no adapter in nix"),
         ("evaluate calib --task pairs.jsonl", "no adapter in calib"),
         ("evaluate adapter --task pairs.jsonl --model nix", "no model 'nix'"),
+        ("report adapter --output page.pdf", "end its name with .html"),
         ("merge adapter llama", "never overwritten"),
         ("merge adapter calib", "never overwritten"),
         ("merge nix out", "no adapter in nix"),
@@ -157,6 +158,30 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
 )
 def test_commands_refuse_what_does_not_fit(line, says, steps_taken):
     assert says in refused(line)
+
+
+def test_a_base_that_has_moved_is_named_by_the_adapter(steps_taken):
+    Path("llama").rename("elsewhere")
+    for line in ("evaluate adapter --task pairs.jsonl", "merge adapter whole"):
+        result = invoke(line)
+        assert result.exit_code == 2
+        assert "no model 'llama'" in result.stderr
+        assert "(named by adapter/adapter_config.json: pass --model where it is elsewhere now)" in result.stderr
+
+
+def test_a_calibration_of_another_task_is_warned_of(steps_taken):
+    Path("others.jsonl").write_bytes(Path("pairs.jsonl").read_bytes())
+    line = f"train --model llama --task others.jsonl {QUICK} --calibration calib --allocation plan --output other"
+    assert "calib is of pairs, and this trains on others: is that meant?" in done(line).stderr
+
+
+def test_a_plan_keeps_within_a_sketch():
+    sketched = f"{DATA} --samples 6 --covariance sketch --sketch-size 4"
+    done(f"run {sketched} {QUICK} --rank 3 --output sketched")
+    most = max(tlora.TrainingRun.load("sketched").ranks.values())
+    done(f"calibrate {sketched} --output some")
+    done("allocate some --rank 3 --output within")
+    assert most == max(tlora.Allocation.load("within").ranks.values()) == 4
 
 
 @pytest.fixture(scope="module")

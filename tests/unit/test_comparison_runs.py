@@ -216,11 +216,23 @@ def test_failures_and_divergences_are_rows(monkeypatch, caplog):
     store = Store("comparison.jsonl")
     assert store.read()[3]["error"] == "RuntimeError: no memory"
     healed = Method("mine", METHODS["lora"].adapt, {}, optimizer)
-    kept = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    with pytest.warns(UserWarning, match=r"1 runs failed before \(RuntimeError: no memory\) .* unless retry=True"):
+        kept = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
     assert kept.runs["status"].tolist()[3] == "failed"
     retried = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, retry=True, **QUICK)
     assert retried.runs["status"].tolist() == ["done", "diverged", "done", "done"]
     assert len(store.path.read_text().splitlines()) == 5
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("arguments", "says"), [({"device": "cuda:99"}, "CUDA devices"), ({"dtype": "bf16"}, "dtype='bf16' is no")]
+)
+def test_a_device_or_a_type_that_there_is_not_leaves_no_failures(arguments, says):
+    """As failures they would count against every rate, also when the call is put right."""
+    with pytest.raises(ValueError, match=says):
+        tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK | arguments)
+    assert not Path("comparison.jsonl").exists()
 
 
 @pytest.mark.usefixtures("workplace")

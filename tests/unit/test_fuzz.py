@@ -25,7 +25,7 @@ import tlora
 from tests.fuzzed import fuzz, sign
 from tests.helpers import tiny_model
 from tests.results import EXAMPLES, record, run, same
-from tlora.cli_steps import base_name
+from tlora.cli_base import base_name
 from tlora.run import TrainingRun
 from tlora.sealing import SEAL, is_whole, seal
 from tlora.storage import RESULT, Result

@@ -320,6 +320,17 @@ def test_an_adapter_that_generates_is_not_put_on_a_classifier(tmp_path: Path) ->
     assert condition(model) == before
 
 
+def test_an_adapter_that_classifies_is_not_put_on_a_language_model(tmp_path: Path) -> None:
+    """PEFT would leave its head out, and say nothing."""
+    base = transformers.LlamaForSequenceClassification(tiny_config("llama"))
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS")).save_pretrained(tmp_path)
+    model = tiny_model("llama")
+    before = condition(model)
+    with pytest.raises(ValueError, match=r"trained to classify, and a LlamaForCausalLM generates text: its head would"):
+        tlora.load(tmp_path, model)
+    assert condition(model) == before
+
+
 def test_a_classifier_with_other_classes_is_told_so(tmp_path: Path) -> None:
     _, folder = trained(tmp_path, "bert")
     model = tiny_model("bert", num_labels=3)

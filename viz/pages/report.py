@@ -51,7 +51,8 @@ def report(
     TypeError
         If something is neither a path nor a result that a page shows.
     ValueError
-        If a result is damaged, there is none or two of a kind, or results are given without an ``output``.
+        If a result is damaged, there is none or two of a kind, or results are given without an ``output``; or if that
+        is no HTML file.
     """
     if isinstance(folder_or_results, str | os.PathLike):
         found = findings.load(folder_or_results)
@@ -62,6 +63,8 @@ def report(
         found, path = findings.collect(folder_or_results), Path(output)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the file, e.g. {path / FILE}")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"output={str(path)!r}: the report is a web page, end its name with .html")
     page = html(found)
     with replace_file(path) as fresh:
         fresh.write_text(page, encoding="utf-8")
