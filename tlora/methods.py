@@ -87,7 +87,8 @@ def chosen(method: str | Recipe | Method) -> Method:
     if method in REFUSED:
         raise ValueError(REFUSED[method])
     if method not in METHODS:
-        close = difflib.get_close_matches(method.lower(), METHODS, n=3)
+        known = METHODS | {recipe: METHODS[name] for recipe, name in _RECIPES.items()}
+        close = [_RECIPES.get(m, m) for m in difflib.get_close_matches(method.lower(), known, n=3)]
         meant = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown method {method!r}.{meant} There are {', '.join(METHODS)}, and recipes of your own")
     return METHODS[method]
@@ -219,10 +220,10 @@ METHODS = {
         Method("tlora+", _tlora_plus, {"ratio": tlora_plus.RATIO}, tlora_plus.optimizer),
     )
 }
+_RECIPES = {"paper": "tlora-paper", "recommended": "tlora", "trained": "tlora-trained"}
 METHODS |= {
-    "tlora-paper": Method("tlora-paper", partial(_walk, RECIPES["paper"]), RECIPES["paper"].arguments()),
-    "tlora": Method("tlora", partial(_walk, RECIPES["recommended"]), RECIPES["recommended"].arguments()),
-    "tlora-trained": Method("tlora-trained", partial(_walk, RECIPES["trained"]), RECIPES["trained"].arguments()),
+    name: Method(name, partial(_walk, RECIPES[recipe]), RECIPES[recipe].arguments())
+    for recipe, name in _RECIPES.items()
 }
 """Methods by name."""
 

