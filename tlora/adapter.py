@@ -20,7 +20,7 @@ from tlora.allocation import Allocation
 from tlora.checks import check_same_model
 from tlora.randomness import seeded
 from tlora.subspace import Subspaces
-from tlora.targets import head_modules, refuse_adapted
+from tlora.targets import head_modules, refuse_adapted, refuse_offloaded
 
 ADAPTER = "default"
 Rows = Literal["orthonormal", "variance"]
@@ -68,7 +68,7 @@ def attach(
     TypeError
         If the subspaces or the allocation are none.
     ValueError
-        If the model already has an adapter, the results are of another model, a rank is beyond
+        If the model already has an adapter or is offloaded, the results are of another model, a rank is beyond
         ``subspaces.max_rank``, or ``rows`` is unknown. The model is then as it was.
 
     Notes
@@ -91,6 +91,7 @@ def attach(
     else:
         refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
+    refuse_offloaded(model, allocation.ranks)
     detach(model)
     config = _config(model, allocation)
     with seeded(seed), back_on_error(model), without_noise():

@@ -57,7 +57,7 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
 
 
 def training_arguments(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool, device: torch.device
 ) -> TrainingArguments:
     """The Trainer's arguments: our defaults, then what was passed on, then what `train` names itself.
 
@@ -69,6 +69,8 @@ def training_arguments(
         What the caller passed on.
     validates, saves : bool
         Whether there are validation samples, and a folder for checkpoints.
+    device : torch.device
+        Where the model is: one on the CPU is trained there, though there be a GPU.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def training_arguments(
     chosen = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
-        "use_cpu": on_cpu(),
+        "use_cpu": on_cpu() or device.type == "cpu",
         "per_device_eval_batch_size": ours["per_device_train_batch_size"],
         # Anywhere else torch warns that it can pin nothing.
         "dataloader_pin_memory": torch.cuda.is_available(),

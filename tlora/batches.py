@@ -66,7 +66,12 @@ class Tokens:
         return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*by_call, strict=True)]
 
     def _of_call(self, x: Tensor) -> list[Tensor]:
-        flat = x.flatten(0, -2)
+        flat, (samples, tokens) = x.flatten(0, -2), self.mask.shape
+        if x.ndim == 3 and x.shape[:2] == (tokens, samples) and tokens != samples and samples > 1:
+            raise RuntimeError(
+                "a target module reads its tokens first and its samples second, which are told apart in batches of one "
+                "sample alone: pass such, e.g. task.calibration(32, batch_size=1)"
+            )
         if len(flat) != self.mask.numel():
             raise RuntimeError(
                 f"a target module runs on {len(flat)} positions, the batch has {self.mask.numel()} tokens: what it "

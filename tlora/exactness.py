@@ -99,7 +99,7 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
         with _beside(model, path):
             yield model
     elif (path / MODEL_CONFIG).is_file():
-        whole, _ = load_model(path, device=model.device)
+        whole, _ = load_model(path, device=model.device, dtype=model.dtype)
         yield whole
     elif gguf_file(path).is_file():
         with _in_place(model, read_gguf(gguf_file(path), lora_layers(model), model.get_base_model().config)):

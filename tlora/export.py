@@ -194,7 +194,11 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
     if tokenizer is None and not name:
         raise ValueError("the base model has no name by which its tokenizer could be loaded: pass tokenizer=")
     tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
-    merged = merge(_sharing(model))
+    copied, own = _sharing(model), model.dtype
+    wider = own if dtype is None else torch.promote_types(own, dtype)
+    if wider != own:
+        copied.to(wider)  # before: a small update is lost in the sum of a coarse type
+    merged = merge(copied)
     if dtype is not None:
         merged.to(dtype)
     save_model(merged, tokenizer, folder)

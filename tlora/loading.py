@@ -22,7 +22,7 @@ from tlora.randomness import seeded
 from tlora.run import ADAPTER as TENSORS
 from tlora.run import RUN, TrainingRun
 from tlora.saved import checked
-from tlora.targets import refuse_adapted
+from tlora.targets import refuse_adapted, refuse_offloaded
 
 # What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
 _DAMAGE = (
@@ -78,6 +78,8 @@ def load(
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
         model, _ = load_model(base, num_labels=_classes(sizes))
     _refuse_taken(model, name)
+    base_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix("base_model.model.") for key in sizes])
     _check_task(model, folder, config)
     if run is not None:
         _check_base(model, folder, run, sizes)

@@ -117,9 +117,9 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict of Tensor
-        With ``logits_to_keep`` and the labels of those K positions, (B, K), such that as ever the logits at one
-        column predict the label at the next.
+    dict
+        With ``logits_to_keep``, a list of K positions, and the labels of these, (B, K), such that as ever the logits at
+        one column predict the label at the next.
     """
     labels = batch["labels"]
     model = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -127,9 +127,9 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(batch)
     columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
     nothing = labels.new_full((len(labels), 1), IGNORED)
-    last = columns.new_full((1,), labels.shape[1] - 1)  # predicts nothing, like the last column of any batch
+    last = labels.shape[1] - 1  # predicts nothing, like the last column of any batch
     return dict(batch) | {
-        "logits_to_keep": torch.cat([columns, last]),
+        "logits_to_keep": [*columns.tolist(), last],  # no tensor, which had to be where the last layer is
         "labels": torch.cat([nothing, labels[:, columns + 1]], 1),
     }
 

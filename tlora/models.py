@@ -179,7 +179,10 @@ def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs:
 
 
 def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A card, of several processes on this machine to each its own; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
 
 
 def checked_device(device: str | torch.device | None, kwargs: Mapping[str, Any]) -> torch.device | None:

@@ -168,7 +168,7 @@ class ModuleRecorder(TrainerCallback):
     ) -> None:
         """Note the gradients of a step that will be recorded, for they are gone when it ends."""
         if self._modules and self._is_due(state.global_step + 1, state.max_steps):
-            self._gradient_norms = torch.stack([_gradient_norm(m.b) for m in self._modules.values()])
+            self._gradient_norms = _stacked([_gradient_norm(m.b) for m in self._modules.values()])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step, if it is due."""
@@ -200,7 +200,7 @@ class ModuleRecorder(TrainerCallback):
         for name, module in self._modules.items():
             gram = self._grams[name] if name in self._grams else _gram(module.a)
             rows.append(module_statistics(module.b, gram, module.scaling / self._weight_norms[name]))
-        return torch.stack(rows)
+        return _stacked(rows)
 
     def _read(self, checkpoint: Path) -> None:
         file = checkpoint / _FILE
@@ -225,3 +225,8 @@ def _gradient_norm(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         return torch.full((), torch.nan, device=parameter.device)
     return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """One above the other, on the device of the first: a base may be spread over several."""
+    return torch.stack([value.to(values[0].device) for value in values])

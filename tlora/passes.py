@@ -101,7 +101,7 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
             observer.start(batch)
             losses = sample_losses(model, batch.inputs)
             observer.forward_done(recorder)
-            losses.sum().backward()
+            recorder.backward(losses.sum())
             recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (a generator that was used up?)")

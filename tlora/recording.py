@@ -36,16 +36,38 @@ class Recorder:
         self.on_gradient = on_gradient
         self.inputs: dict[str, list[Tensor]] = defaultdict(list)
         self._gradients: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._whole: set[str] = set()
+        self._forward = True
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs.clear()
         self._gradients.clear()
+        self._whole.clear()
+        self._forward = True
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate; modules that are run again meanwhile, by checkpointing of one's own, are not seen again.
+
+        Raises
+        ------
+        RuntimeError
+            If no gradient comes back to a module for one of its calls: its score would look like a result.
+        """
+        self._forward = False
+        loss.backward()
+        if lost := [name for name in self.inputs if name not in self._whole and self.on_gradient is not None]:
+            raise RuntimeError(
+                f"no gradient comes back to {lost[0]}: in at least one of its calls what it gives is not used, or in a "
+                "way that has no gradient; leave it out with target_modules=[...]"
+            )
 
     def hook(self, name: str) -> Callable[..., None]:
         """A forward hook that notes the input of module ``name`` and returns nothing, so it cannot change it."""
 
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if not self._forward:
+                return
             x = args[0] if args else next(iter(kwargs.values()))
             call = len(self.inputs[name])
             self.inputs[name].append(x)
@@ -66,6 +88,7 @@ class Recorder:
         if self.on_gradient is not None and len(waiting) == len(self.inputs[name]):
             gradients = [waiting[i] for i in range(len(waiting))]
             del self._gradients[name]
+            self._whole.add(name)
             self.on_gradient(name, [x.detach() for x in self.inputs[name]], gradients)
 
 

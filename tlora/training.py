@@ -150,7 +150,8 @@ def train(
             "resume_from_checkpoint": checkpoint,
             "disable_tqdm": True,  # the bar is ours
         }
-        settings = training_arguments(ours, arguments, validation is not None, output_dir is not None)
+        splits = validation is not None, output_dir is not None
+        settings = training_arguments(ours, arguments, *splits, model.device)
         check_same_training(checkpoint, settings, data.train)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(

@@ -48,7 +48,8 @@ def weight(module: nn.Module, name: str = "") -> Float[Tensor, "d_out d_in"]:
     found = found.detach()
     if found.is_meta:
         raise ValueError(f"{label} is on the meta device and has no weight: load the model with its weights")
-    if found.shape != shape(module) or not found.is_floating_point():
+    coded = not found.is_floating_point() or found.dtype.itemsize < 2  # eight bits have scales beside them
+    if found.shape != shape(module) or coded:
         raise TypeError(f"the weight of {label} is packed as {found.dtype} {tuple(found.shape)}: {_WAY_OUT}")
     return found
 

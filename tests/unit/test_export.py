@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
@@ -244,6 +245,24 @@ def computes_nothing(monkeypatch):
 
     for name in ("plain_lora", "merge"):
         monkeypatch.setattr(sys.modules["tlora.export"], name, never)  # tlora.export is the function
+
+
+def test_a_coarse_base_is_merged_in_the_type_that_is_asked_for(tmp_path):
+    """In bfloat16 the sum would round most of so small an update away."""
+    adapted, _ = trained("llama")
+    adapted.to(torch.bfloat16)
+    layer = adapter_layers(adapted)["model.layers.0.mlp.up_proj"]
+    base = layer.get_base_layer().weight.detach().float()
+    a, b = (part["default"].weight.detach().float() for part in (layer.lora_A, layer.lora_B))
+    scale = 1e-3 * base.norm() / (b @ a).norm()
+    with torch.no_grad():
+        layer.lora_B["default"].weight.mul_(scale)
+    update = layer.scaling["default"] * layer.lora_B["default"].weight.detach().float() @ a
+    tlora.export(adapted, tmp_path / "whole", format="merged", dtype="float32", tokenizer=tiny_tokenizer())
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype="float32")
+    added = whole.model.layers[0].mlp.up_proj.weight - base
+    assert (added - update).norm() < 0.01 * update.norm()
+    assert layer.get_base_layer().weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("format", ["peft", "merged"])

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNo
 from transformers.utils import logging as transformers_logging
 
 from tests.helpers import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
-from tlora import locations
+from tlora import locations, models
 from tlora.models import load_model, load_tokenizer
 from tlora.targets import head_modules, target_modules
 from tlora.weights import weight
@@ -134,6 +134,13 @@ def test_a_gpu_is_used_where_there_is_one(folder):
     model, _ = load_model(folder)
     assert (model.device.type, model.dtype) == ("cuda", torch.bfloat16)
     assert load_model(folder, device="cpu")[0].dtype == torch.float32
+
+
+def test_of_several_processes_each_has_its_own_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.checked_device(None, {}) == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert models.checked_device(None, {}) == torch.device("cuda:3")
 
 
 def test_device_map_places_the_model(folder, tmp_path):

@@ -11,6 +11,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,38 @@ def test_a_module_that_no_gradient_reaches_is_named() -> None:
     assert condition(model) == before
     attention = tlora.calibrate(model, [tiny_batch("llama")], target_modules="attention", progress=False)
     assert all(score > 0 for score in attention.sensitivity.scores.values())
+
+
+def test_a_call_that_leads_nowhere_is_named() -> None:
+    """Its module's score would be zero, or that of the other calls."""
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: (mlp.up_proj(x), forward(x))[1]
+    with pytest.raises(RuntimeError, match=r"no gradient comes back to model\.layers\.1\.mlp\.up_proj: in at least"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+
+
+def test_a_checkpoint_of_ones_own_changes_no_score() -> None:
+    """The modules in it run again in the backward pass: seen again, they would wait for gradients that never come."""
+    plain, model = tiny_model("llama"), tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.forward = partial(checkpoint, layer.mlp.forward, use_reentrant=False)
+    one, other = (tlora.calibrate(m, [tiny_batch("llama")], progress=False) for m in (plain, model))
+    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample)
+
+
+def test_tokens_before_samples_are_refused() -> None:
+    """As the layers of XLNet read them: padding and samples would be told apart by the wrong axis."""
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x.transpose(0, 1)).transpose(0, 1)
+    with pytest.raises(RuntimeError, match=r"tokens first and its samples second.*batches of one sample"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    singly = [{k: v[n : n + 1] for k, v in tiny_batch("llama").items()} for n in range(2)]
+    one, other = (tlora.calibrate(m, singly, progress=False) for m in (model, tiny_model("llama")))
+    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample)
 
 
 def test_a_module_that_does_not_run_is_named() -> None:
