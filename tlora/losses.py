@@ -102,7 +102,7 @@ def _causal(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     return _mean_over_labels(model(**asked).logits[:, :-1], following)
 
 
-def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """The batch with a causal model asked for its logits only where a label follows.
 
     The output embedding is then multiplied for the labelled positions alone, which is most of the memory of a short
