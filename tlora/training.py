@@ -150,8 +150,7 @@ def train(
             "resume_from_checkpoint": checkpoint,
             "disable_tqdm": True,  # the bar is ours
         }
-        splits = validation is not None, output_dir is not None
-        settings = training_arguments(ours, arguments, *splits, model.device)
+        settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model.device)
         check_same_training(checkpoint, settings, data.train)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
