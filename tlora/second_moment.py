@@ -31,7 +31,7 @@ class SecondMoment:
     Notes
     -----
     The sketch is linear in ``S``: neither the order of the rows nor how they are split among batches or processes
-    matters. Its Nyström approximation never exceeds ``S``.
+    matters. Its Nyström approximation never exceeds ``S``, where products are of float32.
 
     References
     ----------
