@@ -183,7 +183,7 @@ def test_an_input_that_is_shared_now_and_then_is_refused() -> None:
 
 
 class _Checkpointed(nn.Module):
-    """A block that recomputes whatever the mode, as code outside transformers does."""
+    """A block that recomputes whatever the mode, as code outside transformers does; no gradient reaches into it."""
 
     gradient_checkpointing = True
 
@@ -193,7 +193,7 @@ class _Checkpointed(nn.Module):
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if self.gradient_checkpointing:
-            return checkpoint(self.block, x, use_reentrant=False, **kwargs)
+            return checkpoint(partial(self.block, **kwargs), x, use_reentrant=True)
         return self.block(x, **kwargs)
 
 
