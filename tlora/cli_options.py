@@ -230,10 +230,9 @@ class Looking:
                 f"--samples {self.samples} asks for more than the {loaded} training samples that are loaded: ask for "
                 "fewer, or for more --train-samples"
             )
-        sketched = self.covariance == CovarianceForm.SKETCH
-        if not sketched and self.sketch_size != Looking.sketch_size:
+        if self.directions is None and self.sketch_size != Looking.sketch_size:
             raise ValueError(f"--sketch-size {self.sketch_size} is of --covariance sketch: add that, or leave it out")
-        if sketched and rank > self.sketch_size:
+        if self.directions is not None and rank > self.directions:
             raise ValueError(
                 f"--rank {rank} is beyond --sketch-size {self.sketch_size}, the directions that a sketch has: make "
                 f"that {2 * rank} or more"

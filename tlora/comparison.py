@@ -172,10 +172,11 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
             logger.info("%s", told(known[key]))
         return known[key]
 
-    keys = [record["key"] for record in known.values() if cell_text(record["key"]) == key_text(about)]
+    mine = [record for record in known.values() if cell_text(record["key"]) == key_text(about)]
+    keys = [record["key"] for record in mine]
     first = next((key["seed"] for key in keys if key["split"] == "validation"), plan.seeds[0])
     tried = {key["learning_rate"] for key in keys if (key["split"], key["seed"]) == ("validation", first)}
-    failed = [k["error"] for k in known.values() if cell_text(k["key"]) == key_text(about) and k["status"] == "failed"]
+    failed = [record["error"] for record in mine if record["status"] == "failed"]
     if failed and not plan.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
     scores = rates.search(lambda rate: score_of(result(rate, first, "validation")), {*plan.learning_rates, *tried})

@@ -87,8 +87,8 @@ def chosen(method: str | Recipe | Method) -> Method:
     if method in REFUSED:
         raise ValueError(REFUSED[method])
     if method not in METHODS:
-        known = METHODS | {recipe: METHODS[name] for recipe, name in _RECIPES.items()}
-        close = [_RECIPES.get(m, m) for m in difflib.get_close_matches(method.lower(), known, n=3)]
+        near = difflib.get_close_matches(method.lower(), [*METHODS, *_RECIPES], n=3)
+        close = [_RECIPES.get(name, name) for name in near]
         meant = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown method {method!r}.{meant} There are {', '.join(METHODS)}, and recipes of your own")
     return METHODS[method]
