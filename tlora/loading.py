@@ -65,8 +65,8 @@ def load(
     FileNotFoundError
         If there is no adapter in the folder.
     ValueError
-        If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one or is
-        offloaded, or the adapter was trained on another model. The model is then as it was.
+        If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, it
+        is offloaded, or the adapter was trained on another model. The model is then as it was.
     """
     folder = Path(folder)
     _check_model(model)
