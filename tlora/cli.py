@@ -272,6 +272,7 @@ def train(
     steps.check_run(start, training, output, left, overwrite)
     planned = Allocation.load(allocation)
     looked = Calibration.load(calibration) if calibration else None
+    steps.check_start(start, looked, planned)
     base, task = steps.load_base(model, data, placement, report)
     steps.check_calibration(looked, calibration, task)
     for checkpoint in left:
@@ -332,7 +333,7 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
     if showing.picture:
         viz = _viz()
-        figure = viz.plot_comparison(comparison, **showing.held_against())
+        figure = viz.plot_comparison(comparison, **showing.shared())
         with replace_file(showing.picture) as fresh:
             figure.savefig(fresh, dpi=150)
         viz.style.plt.close(figure)

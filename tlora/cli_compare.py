@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,8 @@ from tlora.methods import METHODS, PRINCIPAL
 
 PICTURES = (".png", ".svg", ".pdf")
 """What a picture's name may end with."""
+CHOOSING = ("model", "task", "method", "rank", "store")
+"""Options of a comparison that also say what is shown of a store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,24 @@ class Comparing:
         sizes = {split: getattr(self, f"{split}_samples") for split in ("train", "validation", "test")}
         return {name: value for name, value in (sizes | {"metric": self.metric}).items() if value is not None}
 
+    def check_shown(self) -> None:
+        """Refuse, where nothing is run, what only a run heeds.
+
+        Raises
+        ------
+        ValueError
+            If there is a task and no store yet, or anything is asked of a run.
+        """
+        if self.task and not self.store.exists():
+            raise ValueError("there are tasks to compare on and no base: name one with --model")
+        for field in fields(self):
+            usual = (field.default, list(field.default)) if isinstance(field.default, tuple) else (field.default,)
+            if field.name not in CHOOSING and getattr(self, field.name) not in usual:
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} is of the runs, and without a base none is done: name one with "
+                    "--model, or leave it out to see what the store has"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Showing:
@@ -124,11 +144,22 @@ class Showing:
             raise ValueError(f"--baseline-rank {self.baseline_rank}: choose same, nearest, or a rank of the baseline")
         if self.picture and self.picture.suffix.lower() not in PICTURES:
             raise ValueError(f"--picture {self.picture}: end its name with one of {', '.join(PICTURES)}")
+        if self.as_list and not self.picture:
+            for name in ("baseline", "baseline_rank", "loss"):
+                if getattr(self, name) != getattr(Showing, name):
+                    raise ValueError(
+                        f"--list prints all runs as they are; --{name.replace('_', '-')} is of the tables and the "
+                        "picture: leave out one of the two"
+                    )
 
-    def held_against(self) -> dict[str, Any]:
+    def shared(self) -> dict[str, Any]:
         """Arguments that `Comparison.summary` and the picture share."""
         rank = self.baseline_rank
-        return {"baseline": self.baseline, "baseline_rank": int(rank) if rank.isdecimal() else rank}
+        return {
+            "baseline": self.baseline,
+            "baseline_rank": int(rank) if rank.isdecimal() else rank,
+            "metric": "loss" if self.loss else None,
+        }
 
     def check_run(self, options: Comparing) -> None:
         """See to it, before anything is run, that what the others are held against will be run with them.
@@ -138,7 +169,7 @@ class Showing:
         ValueError
             If the baseline is not among the methods, or not run at the rank that was named.
         """
-        rank, baseline = self.held_against()["baseline_rank"], self.baseline or "lora"
+        rank, baseline = self.shared()["baseline_rank"], self.baseline or "lora"
         if (self.baseline or isinstance(rank, int)) and baseline not in options.methods:
             raise ValueError(
                 f"the baseline, {baseline}, is not among the methods ({', '.join(options.methods)}): add --method "
@@ -162,8 +193,7 @@ def compared(options: Comparing, showing: Showing, report: Report, line: str) ->
         If nothing is asked for and there is no store.
     """
     if options.model is None:
-        if options.task and not options.store.exists():
-            raise ValueError("there are tasks to compare on and no base: name one with --model")
+        options.check_shown()
         return Comparison.read(options.store, tasks=options.task, methods=options.method, ranks=options.rank)
     showing.check_run(options)
     try:
@@ -220,7 +250,7 @@ def listed(comparison: Comparison) -> str:
 
 def summary_text(comparison: Comparison, showing: Showing) -> str:
     """Tables of the summary, one a task, model and rank."""
-    frame = comparison.summary(metric="loss" if showing.loss else None, **showing.held_against())
+    frame = comparison.summary(**showing.shared())
     frame = frame.sort_values("value", ascending=False, kind="stable", na_position="last")
     parts = []
     for (task, model, rank), rows in frame.groupby(["task", "model", "rank"], sort=False):

@@ -27,7 +27,7 @@ from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
-from tlora.subspace import Subspaces, task_subspaces
+from tlora.subspace import Subspaces, check_possible, task_subspaces
 from tlora.targets import target_modules
 from tlora.tasks import Task, load_task_of
 from tlora.training import train
@@ -194,6 +194,21 @@ def rehearse(model: Any, plan: Plan) -> None:
     make_plan(even, plan)
 
 
+def check_start(start: Start, calibration: Calibration | None, allocation: Allocation) -> None:
+    """Refuse, before the base is loaded, a start of A that cannot be found.
+
+    Raises
+    ------
+    ValueError
+        If there is no calibration to find it in, or that does not have what it takes.
+    """
+    if not start.init:
+        return
+    if calibration is None:
+        raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
+    check_possible(calibration, max(allocation.ranks.values()), start.kind.value)
+
+
 def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
     """Warn of a calibration of another task: the start of A, and the plan, are then for that.
 
@@ -273,12 +288,10 @@ def find(
     Raises
     ------
     ValueError
-        If A is to come from a calibration and there is none, or one of another model.
+        If the calibration is of another model.
     """
     results: dict[str, Result] = {"allocation": allocation}
     if calibration is None:
-        if start.init:
-            raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
         return Found(None, allocation, results)
     with report.step("spectrum of the inputs"):
         results |= {"sensitivity": calibration.sensitivity, "spectrum": calibration.spectrum()}

@@ -214,16 +214,8 @@ def task_subspaces(
     Musco & Musco (2015), Randomized block Krylov methods for stronger and faster approximate singular value
     decomposition, algorithm 2.
     """
-    if not isinstance(calibration, Calibration):
-        raise TypeError(f"calibration is a {type(calibration).__name__}: pass what calibrate(model, ...) returned")
-    positive_int(max_rank, "max_rank")
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
-    if kind == "g" and calibration.gradient is None:
-        raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
+    check_possible(calibration, max_rank, kind)
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
-    if kind in ("wc", "c"):
-        _check_kept(calibration, max_rank)
     inputs, found = _Inputs(calibration), {}
     for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
         found[name] = _module_basis(model, inputs, name, max_rank, kind, seed)
@@ -245,7 +237,32 @@ def task_subspaces(
     )
 
 
-def _check_kept(calibration: Calibration, max_rank: int) -> None:
+def check_possible(calibration: Calibration, max_rank: int, kind: Kind) -> None:
+    """Refuse, before the model is needed, subspaces that cannot be found in a calibration.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Where they are to be found.
+    max_rank, kind
+        As for `task_subspaces`.
+
+    Raises
+    ------
+    TypeError
+        If the calibration is none.
+    ValueError
+        If ``max_rank`` is below 1 or beyond a sketch, or the kind unknown or without what it needs.
+    """
+    if not isinstance(calibration, Calibration):
+        raise TypeError(f"calibration is a {type(calibration).__name__}: pass what calibrate(model, ...) returned")
+    positive_int(max_rank, "max_rank")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
+    if kind == "g" and calibration.gradient is None:
+        raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
+    if kind not in ("wc", "c"):
+        return
     for name, covariance in calibration.covariance.items():
         kept = covariance.total.shape[1]
         if min(max_rank, *calibration.sensitivity.shapes[name]) > kept:

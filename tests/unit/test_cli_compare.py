@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import tlora
+import viz
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tests.results import record
@@ -89,8 +90,16 @@ def test_of_a_store_what_is_asked_for_is_shown():
     stored()
     listed = pd.read_csv(io.StringIO(done("compare --store runs.jsonl --method tlora --rank 2 --list").stdout))
     assert set(listed["method"]) == {"tlora"}
-    result = invoke("compare --store runs.jsonl --method nosuch")
-    assert (result.exit_code, "no runs of method nosuch" in result.stderr) == (2, True)
+    for more, said in (
+        ("--method nosuch", "no runs of method nosuch"),
+        ("--steps 5", "--steps is of the runs, and without a base none is done"),
+        ("--lr 1e-3 --lr 1e-2", "--learning-rate is of the runs"),
+        ("--retry", "--retry is of the runs"),
+        ("--list --loss", "--loss is of the tables and the picture"),
+        ("--list --baseline-rank nearest", "--baseline-rank is of the tables"),
+    ):
+        result = invoke(f"compare --store runs.jsonl {more}")
+        assert (result.exit_code, said in result.stderr) == (2, True), more
 
 
 def test_what_was_refused_is_not_advised():
@@ -115,6 +124,14 @@ def test_a_picture():
     stored()
     done("compare --store runs.jsonl --baseline-rank nearest --picture comparison.png")
     assert Path("comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_what_the_tables_show(monkeypatch):
+    stored()
+    drawn, real = {}, viz.plot_comparison
+    monkeypatch.setattr(viz, "plot_comparison", lambda *a, **k: drawn.update(k) or real(*a, **k))
+    assert "rank 2: negative_loss" in done("compare --store runs.jsonl --loss --picture loss.png").stdout
+    assert drawn["metric"] == "loss"
 
 
 def test_the_rank_of_the_baseline_can_be_said():

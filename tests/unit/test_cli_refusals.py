@@ -132,7 +132,7 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         (f"calibrate {DATA} --output plan --overwrite", "plan holds Allocation, which would be lost to Calibration"),
         ("allocate calib --output calib --overwrite", "calib holds Calibration, which would be lost to Allocation"),
         (f"train {DATA} --calibration calib --allocation plan --output adapter", "--overwrite"),
-        (f"train {DATA} --allocation plan --output other", "pass --calibration, or --no-init"),
+        ("train --model nix --task pairs.jsonl --allocation plan --output other", "pass --calibration, or --no-init"),
         (f"train {DATA} --calibration plan --allocation plan --output other", "holds Allocation, not Calibration"),
         (f"train {DATA} --calibration calib --allocation calib --output other", "holds Calibration, not Allocation"),
         (f"train {DATA} --calibration calib --allocation plan --output other --resume", "no whole checkpoint"),
@@ -141,7 +141,7 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
             "these results are of another model",
         ),
         (
-            "train --model llama --task pairs.jsonl --calibration calib --allocation plan --kind g --output other",
+            "train --model nix --task pairs.jsonl --calibration calib --allocation plan --kind g --output other",
             "kind='g' needs the mean gradient",
         ),
         ("evaluate nix --task pairs.jsonl", "no adapter in nix"),
@@ -182,6 +182,10 @@ def test_a_plan_keeps_within_a_sketch():
     done(f"calibrate {sketched} --output some")
     done("allocate some --rank 3 --output within")
     assert most == max(tlora.Allocation.load("within").ranks.values()) == 4
+    done(f"calibrate {DATA} --samples 6 --output whole")
+    done("allocate whole --rank 6 --output beyond")
+    line = "train --model nix --task pairs.jsonl --calibration some --allocation beyond --output other"
+    assert "is beyond the sketch of the inputs of model.layers.0" in refused(line)
 
 
 @pytest.fixture(scope="module")
