@@ -38,7 +38,7 @@ class Alignment(Result):
     shapes, layers, projections : dict
         As in `Sensitivity`.
     meta : Meta
-        Model; the task where both sides have the same; recipe and seed of each side.
+        Model; the task, or both tasks; recipe of each side; the seed where both have the same.
 
     Notes
     -----

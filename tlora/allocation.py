@@ -97,7 +97,7 @@ class Allocation(Result):
 
     @property
     def budget(self) -> str:
-        """What is kept equal to the uniform plan: ``"ranks"`` or ``"parameters"``."""
+        """What there is as much of as in the uniform plan: ``"ranks"``, exactly, or ``"parameters"``, at most."""
         return self.knobs.budget
 
     @property
@@ -161,9 +161,9 @@ class Allocation(Result):
         Raises
         ------
         KeyError
-            If a module is not in the plan.
+            If there is no such module.
         ValueError
-            If the budget or a matrix does not allow the ranks; the message gives the nearest possible one.
+            If it is excluded, or budget or matrix do not allow the ranks; the message gives the nearest possible one.
         """
         edits = dict(self.edits)
         for name, rank in ranks.items():
@@ -339,12 +339,12 @@ def allocate(
     Raises
     ------
     TypeError
-        If a number is of the wrong kind, e.g. a fractional rank, or ``sensitivity`` is something else.
+        If a number is none, e.g. ``alpha="8"``, or ``sensitivity`` is something else.
     KeyError
         If a name is not in the sensitivity.
     ValueError
-        If a score is negative, NaN or infinite, or all are zero; if a knob is out of range or cannot be
-        met. The message names the module and the nearest possible value.
+        If a score is negative, NaN or infinite, or all are zero; if a knob is out of range, a rank is not
+        whole, or a knob cannot be met. The message names the module and the nearest possible value.
 
     Notes
     -----

@@ -84,12 +84,15 @@ def calibrate(
 
     Raises
     ------
+    TypeError
+        If the batches are one batch, or nothing to go through, or can be gone through once alone and a checkpoint holds
+        some of them; if a weight is packed so that it cannot be unpacked.
     ValueError
-        If there are no batches; a batch lacks mask or labels or a sample of it has no label; a weight or an
-        activation is not finite; no target module is found; the checkpoint is of another model, of other options or
-        holds samples that are not among these. The message names the value and the module.
+        If there are no batches; the model carries an adapter; a batch lacks mask or labels or a sample of it has no
+        label; a weight or an activation is not finite; no target module is found; the checkpoint is of another model,
+        of other options or holds samples that are not among these. The message names the value and the module.
     RuntimeError
-        If a target module does not run in the forward pass.
+        If a target module does not run in the forward pass, or no gradient comes back to it.
 
     Notes
     -----

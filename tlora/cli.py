@@ -69,7 +69,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="`tlora run --help` is the place to begin; every command ends by naming the next one.")
+@app.callback(epilog="`tlora run --help` is the place to begin; the commands of the walk end by naming the next one.")
 def main(
     version: Annotated[
         bool,
@@ -211,7 +211,7 @@ def allocate(
     plan: Plan,
     overwrite: Overwrite = False,
 ) -> None:
-    """Rank and scaling of every module, in proportion to its sensitivity, within an exact budget.
+    """Rank and scaling of every module, in proportion to its sensitivity, within a budget.
 
     Takes a second and no model. Writes an Allocation, and shows it by projection.
     """

@@ -15,7 +15,7 @@ from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
 from tlora.catalogue import PRESETS
 from tlora.cli_lines import flat, written
-from tlora.cli_options import BaseModel, BatchSize, Data, Placement, Quiet, TaskName
+from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
 from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
 from tlora.loading import load
@@ -41,7 +41,7 @@ def evaluate(
     task: TaskName,
     placement: Placement,
     model: BaseModel = None,
-    batch_size: BatchSize = 16,
+    batch_size: Annotated[int, option("Data", "Samples at a time.", min=1)] = 16,
     eval_limit: Annotated[
         int | None, typer.Option(min=1, help="Most test samples. Default: all.", rich_help_panel="Data")
     ] = None,
@@ -86,7 +86,7 @@ def evaluate(
 @flat
 def merge(
     adapter: Folder,
-    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder to write; it must not hold anything.", show_default=False)],
     placement: Placement,
     model: BaseModel = None,
     quiet: Quiet = False,

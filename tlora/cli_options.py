@@ -118,7 +118,6 @@ TaskName = Annotated[
         "-t",
     ),
 ]
-BatchSize = Annotated[int, option("Training", "Samples a step.", min=1)]
 EvalLimit = Annotated[
     int | None,
     option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
@@ -251,7 +250,7 @@ class Plan:
         Scaling.NOMINAL
     )
     budget: Annotated[
-        Budget, option("Plan", "What stays equal to a uniform plan: the sum of ranks, or trained parameters.")
+        Budget, option("Plan", "As much as a uniform plan has: of ranks, exactly, or of trained parameters, at most.")
     ] = Budget.RANKS
     max_rank: Annotated[
         int | None, option("Plan", "Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
@@ -337,7 +336,7 @@ class Training:
     ] = 1e-3
     epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
     max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
-    batch_size: BatchSize = 4
+    batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 4
     eval_limit: EvalLimit = None
 
     def check(self) -> None:

@@ -109,7 +109,7 @@ def export(
     ] = None,
     engine: Annotated[
         EngineName | None,
-        option("Output", "Check the adapter against this engine's limits, and pad it to a rank that it allows."),
+        option("Output", "Check an adapter against this engine's limits, and pad it to its ranks; merged, it fits."),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -122,8 +122,8 @@ def export(
 ) -> None:
     """Write an adapter for serving: every engine computes from it what was trained.
 
-    One rank for all modules, the scaling folded into B, no patterns; what was written is read again, and its logits are
-    compared with those of the trained adapter.
+    For PEFT's readers with one rank for all modules, the scaling folded into B, and no patterns. Whatever the format,
+    what was written is read again, and its logits are compared with those of the trained adapter.
     """
     report, kind = Report(quiet), export_format(format, engine)
     base = bases.base_name(adapter, model)

@@ -39,7 +39,7 @@ class Comparison(Result):
     outcomes : dict of (N,) float32 tensor
         What a run made of each test sample, by ``"ROW.METRIC"``: its row in ``runs``, and a metric.
     meta : Meta
-        Models and tasks by name; the recipe has what the runs have in common, and the versions they were made with.
+        Models and tasks by name; the recipe has what the runs have in common; the versions are those of the last run.
     """
 
     runs: pd.DataFrame

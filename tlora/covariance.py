@@ -139,7 +139,8 @@ class SketchedCovariance(Covariance):
     """A covariance of which only ``total = N C @ omega`` is kept, (d_in, s): ``C`` itself is never formed.
 
     It answers by its Nyström approximation, of rank at most ``s``, which lies below ``C``: ``error`` is therefore no
-    estimate but exactly the missing share of the trace, and bounds that of every single direction.
+    estimate but exactly the missing share of the trace, and bounds that of every single direction, where products were
+    of float32.
 
     Attributes
     ----------
@@ -206,7 +207,7 @@ class SketchedCovariance(Covariance):
 
     @property
     def error(self) -> float:
-        """Share of the total variance that the sketch misses, exactly."""
+        """Share of the total variance that the sketch misses: exactly, where products were of float32."""
         return max(1 - float(self._eigen[0].double().sum()) / self.trace, 0.0) if self.trace else 0.0
 
     def to(self, device: torch.device | str) -> Self:

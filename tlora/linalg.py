@@ -25,7 +25,7 @@ OVERSAMPLING = 8
 
 
 def tiles(rows: int, columns: int, device: torch.device | None = None) -> Iterator[tuple[slice, slice]]:
-    """Slices over ``rows`` and ``columns`` that make tiles of nearly one size, at most `TILE` on a side."""
+    """Slices that make tiles of nearly one size, at most `TILE` on a side, or `DEVICE_TILE` on an accelerator."""
     side = TILE if device is None or device.type == "cpu" else DEVICE_TILE
     for band in _bands(rows, -(-rows // side)):
         for across in _bands(columns, -(-columns // side)):

@@ -66,8 +66,9 @@ def load_model(
     """Load a base model and its tokenizer.
 
     Encoders (BERT, RoBERTa, ...) become sequence classifiers, encoder-decoders sequence-to-sequence models,
-    and all others causal language models, or classifiers where ``num_labels`` is given. The weights of a GGUF
-    file are unpacked, so that the model is an ordinary one. The model is in eval mode.
+    and all others causal language models, or classifiers where ``num_labels`` is given or the
+    checkpoint is of one. The weights of a GGUF file are unpacked, so that the model is an ordinary one. The model is in
+    eval mode.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def load_model(
     ModuleNotFoundError
         If a packaged model is not installed.
     FileNotFoundError
-        If a path does not exist, or a folder holds no model.
+        If a ``.gguf`` file does not exist, or a folder holds no model.
     ValueError
         If there is no such model, device, dtype or number of labels, or its files are damaged.
     """

@@ -154,7 +154,8 @@ def plan(
     Raises
     ------
     ValueError
-        If a number is out of range, the samples are longer than the model reads, or it has no target modules.
+        If a number is out of range, the samples are longer than the positions that the model has learnt, or it has no
+        target modules.
 
     Notes
     -----

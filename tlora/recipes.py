@@ -81,7 +81,7 @@ class Recipe:
         }
 
     def flat(self) -> dict[str, Any]:
-        """All arguments in one, by their names, which no two functions share."""
+        """All arguments in one, by their names; ``max_rank``, which two functions have, is that of the allocation."""
         given = [values for values in self.arguments().values() if values is not None]
         return {name: value for values in given for name, value in values.items()}
 

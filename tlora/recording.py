@@ -28,8 +28,8 @@ class Recorder:
     Attributes
     ----------
     inputs : dict of list of Tensor
-        Inputs by module name since the last `clear`, one entry a call, detached. The tensors are held, not copied:
-        modules that read the same tensor are recognised by identity, which is safe only while it is held.
+        Inputs by module name since the last `clear`, one entry a call, as the module read them. The tensors are
+        held, not copied: modules that read the same tensor are recognised by identity, which is safe only meanwhile.
     """
 
     def __init__(self, on_gradient: Gradients | None = None) -> None:

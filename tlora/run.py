@@ -106,7 +106,7 @@ class TrainingRun(Result):
 
     @property
     def evaluated_on(self) -> str:
-        """Split of ``before`` and ``after``: ``"test"``, or ``"validation"`` or ``"train"`` where there was none."""
+        """Split of ``before`` and ``after``: ``"test"`` or ``"validation"``; ``"train"`` of bare rows; else empty."""
         recipe = self.meta.recipe
         if "evaluated_on" in recipe:
             return str(recipe["evaluated_on"])

@@ -158,7 +158,7 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_numbers(folder: Path) -> None:
-    """Refuse an adapter with a tensor that is no floats, or not finite.
+    """Refuse an adapter with a tensor that is not finite, or an A or B that is no floats.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def check_numbers(folder: Path) -> None:
     with safe_open(folder / ADAPTER, "pt") as file:
         for key in file.keys():  # noqa: SIM118
             tensor = file.get_tensor(key)
-            if ".lora_" in key and not (tensor.is_floating_point() and bool(torch.isfinite(tensor.float()).all())):
+            if not (torch.isfinite(tensor.float()).all() if tensor.is_floating_point() else ".lora_" not in key):
                 raise ValueError(
                     f"{key} in {folder / ADAPTER} is not finite, or no floats ({tensor.dtype}): it is damaged, or its "
                     "training diverged; take an earlier checkpoint, or copy it again"

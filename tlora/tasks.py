@@ -55,7 +55,7 @@ def load_task(
         - A task known by name: ``rotten_tomatoes``, ``imdb``, ``gsm8k``, ``math``, ``metamathqa``, ``humaneval``,
           ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``, ``qqp``,
           ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from
-          installed packages, the others from the hub.
+          packages where these are installed; else they, and the others always, come from the hub.
         - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``.
         - A `datasets.Dataset`, or one a split.
 

@@ -61,7 +61,8 @@ def train(
     Parameters
     ----------
     model : peft.PeftModel
-        From `tlora.attach`, `tlora.load` or PEFT itself. The Trainer moves it to the GPU where there is one.
+        From `tlora.attach`, `tlora.load` or PEFT itself. It is trained where it is: one on
+        the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on.
     task : Task or datasets.Dataset
         A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where nothing is learnt, or
         one class index), optionally ``attention_mask``. Rows alone have no held-out samples; their only

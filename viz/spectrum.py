@@ -35,7 +35,7 @@ def plot_spectrum(
     Parameters
     ----------
     spectrum : Spectrum
-        From ``calibration.spectrum()`` or ``tlora.subspace_spectrum(subspaces)``.
+        From ``calibration.spectrum()`` or ``tlora.spectrum.subspace_spectrum(subspaces)``.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure when left out.
     modules : iterable of str, optional
@@ -47,7 +47,7 @@ def plot_spectrum(
     Returns
     -------
     matplotlib.axes.Axes
-        The axes that were drawn on. All but the cumulative share is on logarithmic axes.
+        The axes that were drawn on. Directions, the shares of single ones and ranks are on logarithmic axes.
 
     Raises
     ------

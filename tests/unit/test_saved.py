@@ -95,6 +95,16 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name(folder: Path, value: flo
     refused(folder, r"layers\.1\.self_attn\.v_proj\.lora_B\.weight in .* is not finite, or no floats \(torch\.float32")
 
 
+def test_a_head_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["query"], modules_to_save=["classifier"])
+    adapted = get_peft_model(tiny_model("bert"), config)
+    with torch.no_grad():
+        adapted.base_model.model.classifier.modules_to_save["default"].bias[1] = torch.nan
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.classifier\.bias in .* is not finite"):
+        tlora.load(tmp_path, tiny_model("bert"))
+
+
 def test_a_tensor_of_integers_is_refused_and_half_precision_is_not(folder: Path) -> None:
     tensors = load_file(folder / ADAPTER)
     name = next(key for key in tensors if "lora_A" in key)
