@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -18,11 +19,14 @@ from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
 from tlora.checks import check_same_model
+from tlora.precision import exact_products
 from tlora.randomness import seeded
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, refuse_offloaded
 
 ADAPTER = "default"
+NO_VARIANCE = 1e-6
+"""Of a row of A, as a share of the average: what is below is rounding."""
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -56,7 +60,8 @@ def attach(
     seed : int
         Seed of a random A.
     replace : bool
-        Take off an adapter that the model carries, instead of refusing, so that a notebook cell can be run again.
+        Take off an adapter that the model carries, instead of refusing, so that a notebook cell can be run again. The
+        `PeftModel` that had it has the new one then, and is not to be saved.
 
     Returns
     -------
@@ -96,6 +101,7 @@ def attach(
     refuse_offloaded(model, allocation.ranks)
     detach(model)
     config = _config(model, allocation)
+    _check_head(model, config)
     with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         _apply(adapted, allocation, initial, freeze_a)
@@ -145,8 +151,9 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
     basis = subspaces.basis(name, rank)
     if rows == "orthonormal":
         return basis
-    known = torch.arange(rank) < subspaces.numerical_rank[name]
     relative = subspaces.row_variance[name][:rank] / subspaces.traces[name] * basis.shape[1]
+    # A row along which nothing varies, to rounding, has no length that would even it out; NaN where nothing varies.
+    known = (torch.arange(rank) < subspaces.numerical_rank[name]) & (relative > NO_VARIANCE)
     return basis / (3 * torch.where(known, relative, 1.0)).sqrt()[:, None]
 
 
@@ -188,6 +195,19 @@ def shared_config(model: Any, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def _check_head(model: Any, config: LoraConfig) -> None:
+    """Refuse a head by whose name PEFT finds other modules as well: it takes all whose names end like that."""
+    heads, named = head_modules(model), set(config.modules_to_save or ())
+    if config.task_type == TaskType.SEQ_CLS:
+        named |= {"classifier", "score"}
+    for name, _ in model.named_modules():
+        if name.endswith(tuple(named)) and name not in heads:
+            raise ValueError(
+                f"the name of {name} ends like that of the head, {', '.join(heads)}, and PEFT would train both whole: "
+                "give the head another name in the model's class"
+            )
+
+
 def _task_type(model: Any) -> TaskType | None:
     if head_modules(model):
         return TaskType.SEQ_CLS
@@ -198,6 +218,12 @@ def _task_type(model: Any) -> TaskType | None:
 
 def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor], freeze_a: bool) -> None:
     layers = adapter_layers(adapted)
+    if getattr(adapted.peft_config[ADAPTER], "target_parameters", None):
+        raise ValueError(
+            f"PEFT adapts the experts of a {adapted.config.model_type} for every module whose name ends like theirs "
+            "(gate_proj, up_proj, down_proj), and these are not planned for: plan without such, e.g. with "
+            "calibrate(target_modules='attention') or allocate(exclude=[...])"
+        )
     if layers.keys() != allocation.ranks.keys():
         odd = sorted(layers.keys() ^ allocation.ranks.keys())
         raise RuntimeError(f"PEFT wrapped other modules than planned, e.g. {odd[0]}: please report this model")
@@ -254,6 +280,7 @@ def detach(model: nn.Module) -> None:
         del base.peft_config
 
 
+@exact_products()
 def merge(model: PeftModel) -> Any:
     """Fold the adapter into the weights: ``W + s B A``.
 
@@ -272,7 +299,8 @@ def merge(model: PeftModel) -> Any:
     TypeError
         If it is no PEFT model.
     ValueError
-        If the adapter is merged already, there is none, or merging gives weights that are not finite.
+        If the adapter is merged already, there is none, a module shares its weight with another, or merging gives
+        weights that are not finite.
 
     Notes
     -----
@@ -287,4 +315,20 @@ def merge(model: PeftModel) -> Any:
     for name, layer in layers.items():
         if layer.merged:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
+    _refuse_shared(model.get_base_model(), layers)
     return model.merge_and_unload(safe_merge=True)
+
+
+def _refuse_shared(base: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
+    """Refuse to write to a weight that another module has as well: what is added for one would be added for both."""
+    modules = dict(base.named_modules(remove_duplicate=False))
+    holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by what holds the module that has it
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)][id(modules.get(name.rpartition(".")[0]))] = name.removesuffix(".base_layer")
+    for name, layer in layers.items():
+        for parameter in layer.get_base_layer().parameters(recurse=False):
+            if others := [other for holder, other in holders[id(parameter)].items() if holder != id(layer)]:
+                raise ValueError(
+                    f"{name} shares its weight with {others[0]}, and merging would change both: keep the adapter apart"
+                )

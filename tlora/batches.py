@@ -12,13 +12,23 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from tlora.losses import IGNORED, pad_right
 from tlora.targets import Target
 
 _READS_ENCODER = re.compile(
-    r"(EncDecAttention|encoder_attn|cross_?attn|crossattention)\.(.*\.)?(k|v|k_proj|v_proj|key|value)$"
+    r"(EncDecAttention|encoder_attn|cross_?att(n|ention))\.(.*\.)?(k|v|k_proj|v_proj|key|value)$"
 )
+
+_IN_PLACE = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(), *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()} - {
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+}
+"""Classes of models whose labels belong to the tokens that they stand at."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +218,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
         _check_classes(labels, model, where)
         return Batch(tensors, real, real, False, _fingerprints(tensors["input_ids"], labels, real, real))
     labelled = labels != IGNORED
+    _check_predicts(model, where)
     _check_tokens(labels[labelled], "label", model, where)
     _check_labels(labelled, real, model.config.is_encoder_decoder, where)
     has_decoder = bool(model.config.is_encoder_decoder)
@@ -246,6 +257,16 @@ def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
         raise ValueError(
             f"{where} has {what} {int(tokens[bad][0])}, the model knows 0 to {known - 1}: use the model's own "
             f"tokenizer, and {IGNORED} for labels that do not count"
+        )
+
+
+def _check_predicts(model: Any, where: str) -> None:
+    """Refuse labels of tokens for a model that predicts them in their places, and not each from those before it."""
+    classes = {base.__name__ for base in type(model).__mro__}
+    if not model.config.is_encoder_decoder and classes & _IN_PLACE:
+        raise ValueError(
+            f"{where} has a label for each token, and a {type(model).__name__} predicts tokens where they stand: "
+            "calibration knows the losses of causal, encoder-decoder and sequence classification models"
         )
 
 

@@ -92,7 +92,8 @@ def calibrate(
         label; a weight or an activation is not finite; no target module is found; the checkpoint is of another model,
         of other options or holds samples that are not among these. The message names the value and the module.
     RuntimeError
-        If a target module does not run in the forward pass, or no gradient comes back to it.
+        If a target module does not run in the forward pass, no gradient comes back to it, or its input is
+        changed in place afterwards.
 
     Notes
     -----

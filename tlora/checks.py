@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from tlora.precision import exact_products
 from tlora.targets import shape
 from tlora.weights import weight
 
@@ -28,6 +29,7 @@ def positive_int(value: Any, name: str) -> int:
     return int(value)
 
 
+@exact_products()
 def fingerprint(matrix: Tensor) -> Tensor:
     """Sixteen rows of a weight, each projected on one fixed random direction.
 
@@ -73,7 +75,7 @@ def check_same_model(
     ValueError
         If a module is missing, has another shape, or its weight points elsewhere.
     """
-    modules = _base_modules(model)
+    modules = base_modules(model)
     for name, expected in shapes.items():
         if name not in modules:
             raise ValueError(f"{what} of another model: it has {name}, this one does not; {way_out}")
@@ -89,6 +91,7 @@ def check_same_model(
             raise ValueError(f"{what} of another model: {name} has another weight there ({likeness}); {way_out}")
 
 
-def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by full name; of one with adapters, the layers under them."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tlora.calibration import Calibration
-from tlora.checks import check_same_model, positive_int
+from tlora.checks import base_modules, check_same_model, positive_int
 from tlora.covariance import Covariance
+from tlora.precision import exact_products
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.weights import weight
@@ -116,6 +117,7 @@ class CapturedEnergy(Result):
         return cls(**values | {"shapes": shapes} | tensors, meta=meta)
 
 
+@exact_products()
 def captured_energy(
     model: Any,
     calibration: Calibration,
@@ -164,9 +166,9 @@ def captured_energy(
             )
         check_same_model(model, subspace.fingerprints, subspace.shapes)
     best = task_subspaces(model, calibration, max_rank=wanted[-1], progress=progress)
-    captured, optimum, total = [], [], []
+    modules, captured, optimum, total = base_modules(model), [], [], []
     for name in tqdm(calibration.names, desc="captured energy", unit="module", disable=not progress):
-        w, c = weight(model.get_submodule(name)).float(), calibration.covariance[name]
+        w, c = weight(modules[name]).float(), calibration.covariance[name]
         rows = torch.stack([s.basis(name, wanted[-1]) for s in subspaces.values()])
         captured.append(_energies(w, c, rows.to(w.device))[:, [rank - 1 for rank in wanted]])
         found = best.singular_values[name].double().square().cumsum(0)[[rank - 1 for rank in wanted]]

@@ -111,7 +111,7 @@ def load_model(
     with seeded(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
-    FRESH_MODULES[model] = _fresh_modules(model, info, name)
+    setattr(model, FRESH_MODULES, _fresh_modules(model, info, name))
     model.name_or_path = model.config.name_or_path = str(name)
     _set_padding(model, tokenizer)
     return model.to(place) if place is not None else model, tokenizer

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from tlora.batches import Batch, prepare
 from tlora.losses import sample_losses
+from tlora.precision import exact_products
 from tlora.recording import Recorder, recording
 from tlora.targets import Target
 
@@ -95,12 +96,12 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     ValueError
         If there are no batches, or one does not fit the model.
     """
-    with recording(model, targets, observer.gradient_arrived) as recorder:
+    with recording(model, targets, exact_products()(observer.gradient_arrived)) as recorder:
         for each in batches:
             batch = each.on(input_device(model.get_input_embeddings()))
             observer.start(batch)
             losses = sample_losses(model, batch.inputs)
-            observer.forward_done(recorder)
+            exact_products()(observer.forward_done)(recorder)
             recorder.backward(losses.sum())
             recorder.clear()
     if not observer.samples:

@@ -19,7 +19,7 @@ from tlora.targets import is_linear, shape
 MERGED = "export it merged into the weights, format='merged'"
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_OTHER_FORWARD = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config")
+_OTHER_FORWARD = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
 
 Factors = tuple[Tensor, Tensor]
 

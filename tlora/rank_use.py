@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tlora.precision import exact_products
+
 COLUMNS = {
     "module": "full module name",
     "rank": "rank given to the module",
@@ -19,6 +21,7 @@ COLUMNS = {
 }
 
 
+@exact_products()
 def update_singular_values(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scaling: float) -> Tensor:
     """Singular values of ``scaling * b @ a``, largest first, (r,) float32.
 

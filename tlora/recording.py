@@ -35,6 +35,7 @@ class Recorder:
     def __init__(self, on_gradient: Gradients | None = None) -> None:
         self.on_gradient = on_gradient
         self.inputs: dict[str, list[Tensor]] = defaultdict(list)
+        self._versions: dict[str, list[int]] = defaultdict(list)
         self._gradients: dict[str, dict[int, Tensor]] = defaultdict(dict)
         self._whole: set[str] = set()
         self._forward = True
@@ -42,6 +43,7 @@ class Recorder:
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs.clear()
+        self._versions.clear()
         self._gradients.clear()
         self._whole.clear()
         self._forward = True
@@ -52,10 +54,17 @@ class Recorder:
         Raises
         ------
         RuntimeError
-            If no gradient comes back to a module for one of its calls: its score would look like a result.
+            If no gradient comes back to a module for one of its calls, for its score would look like a result, or its
+            input is not what it read any more.
         """
         self._forward = False
         loss.backward()
+        for name, inputs in self.inputs.items():
+            if self._versions[name] != [x._version for x in inputs]:
+                raise RuntimeError(
+                    f"the input of {name} is changed in place after it was read, and what it was is lost: leave it out "
+                    "with target_modules=[...], or copy the input in the model's code"
+                )
         if lost := [name for name in self.inputs if name not in self._whole and self.on_gradient is not None]:
             raise RuntimeError(
                 f"no gradient comes back to {lost[0]}: in at least one of its calls what it gives is not used, or in a "
@@ -77,6 +86,7 @@ class Recorder:
                     f"no gradient can reach {name}, which runs without a graph in the model's forward pass: "
                     "leave it out with target_modules=[...]"
                 )
+            self._versions[name].append(x._version)
             if self.on_gradient is not None:
                 output.register_hook(lambda gradient: self._arrived(name, call, gradient))
 

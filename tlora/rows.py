@@ -38,16 +38,19 @@ class Rows:
     unused : int
         Labels at the beginning of a row that nothing predicts: 1 for a causal model, which predicts from the token
         before.
+    more : tuple of str
+        Other columns that the model takes, such as ``token_type_ids``.
 
     Raises
     ------
     ValueError
-        If a column is missing, or a row has no label that counts.
+        If a column is missing, or a row has no label that counts, or one on padding.
     """
 
     train: Dataset
     pad_token_id: int
     unused: int = 0
+    more: tuple[str, ...] = ()
 
     name = ""
     validation = None
@@ -62,11 +65,16 @@ class Rows:
         self._check_labels()
 
     def _check_labels(self) -> None:
-        column = self.train.select_columns("labels").with_format("numpy")
-        rows = itertools.chain.from_iterable(batch["labels"] for batch in column.iter(1000))
-        for index, labels in enumerate(rows):
+        masked = "attention_mask" in self.train.column_names
+        columns = self.train.select_columns(["labels", *["attention_mask"] * masked]).with_format("numpy")
+        rows = itertools.chain.from_iterable(zip(*batch.values(), strict=True) for batch in columns.iter(1000))
+        for index, (labels, *mask) in enumerate(rows):
             if np.ndim(labels) == 0:
                 return  # classes
+            if mask and len(mask[0]) == len(labels) and ((labels != IGNORED) & (mask[0] == 0)).any():
+                raise ValueError(
+                    f"row {index} of the dataset has labels on padding: set them to {IGNORED} where attention_mask is 0"
+                )
             if (labels[self.unused :] == IGNORED).all():
                 raise ValueError(
                     f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave "
@@ -74,7 +82,7 @@ class Rows:
                 )
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,)."""
+        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,); what else there is, with 0."""
         ids = [torch.as_tensor(example["input_ids"]) for example in examples]
         masks = [
             torch.as_tensor(e.get("attention_mask", torch.ones_like(i))) for e, i in zip(examples, ids, strict=True)
@@ -86,6 +94,7 @@ class Rows:
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)
             if labels[0].ndim
             else torch.stack(labels),
+            **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.more},
         }
 
     def loss(self, model: PeftModel, limit: int) -> float:
@@ -95,6 +104,10 @@ class Rows:
             # One at a time: a mean over a padded batch would weigh the long rows more.
             losses = [model(**_on(self.collate([row]), model)).loss.item() for row in rows]
         return sum(losses) / len(losses)
+
+
+def _padded(values: list[Tensor]) -> Tensor:
+    return pad_sequence(values, batch_first=True) if values[0].ndim else torch.stack(values)
 
 
 def _on(batch: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.monitoring import LoraModule
+from tlora.precision import exact_products
 
 # Above the rounding of bfloat16, below the cosines of rows that are drawn.
 TOLERANCE = 1e-2
 
 
+@exact_products()
 def start_of_a(modules: Iterable[LoraModule]) -> str | None:
     """Tell the rows of a subspace from rows that were drawn.
 

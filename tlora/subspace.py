@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tlora.calibration import Calibration
-from tlora.checks import check_same_model, positive_int
+from tlora.checks import base_modules, check_same_model, positive_int
 from tlora.covariance import Covariance
 from tlora.linalg import (
     Product,
@@ -21,6 +22,7 @@ from tlora.linalg import (
     leading_right_singular_vectors,
     orthonormal_rows,
 )
+from tlora.precision import exact_products
 from tlora.statistics import module_seed
 from tlora.storage import Meta, Result
 from tlora.weights import weight
@@ -160,6 +162,7 @@ class Subspaces(Result):
         return cls(**values | {"shapes": shapes} | parts, meta=meta)
 
 
+@exact_products()
 def task_subspaces(
     model: Any,
     calibration: Calibration,
@@ -174,7 +177,7 @@ def task_subspaces(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The model that was calibrated. Read only.
+        The model that was calibrated; of one with adapters, the layers under them. Read only.
     calibration : Calibration
         From `calibrate`.
     max_rank : int
@@ -216,9 +219,9 @@ def task_subspaces(
     """
     check_possible(calibration, max_rank, kind)
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
-    inputs, found = _Inputs(calibration), {}
+    modules, inputs, found = base_modules(model), _Inputs(calibration), {}
     for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
-        found[name] = _module_basis(model, inputs, name, max_rank, kind, seed)
+        found[name] = _module_basis(modules, inputs, name, max_rank, kind, seed)
     scores = calibration.sensitivity
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
@@ -296,7 +299,9 @@ class _Basis(NamedTuple):
     variance: Tensor
 
 
-def _module_basis(model: Any, inputs: _Inputs, name: str, max_rank: int, kind: Kind, seed: int) -> _Basis:
+def _module_basis(
+    modules: Mapping[str, nn.Module], inputs: _Inputs, name: str, max_rank: int, kind: Kind, seed: int
+) -> _Basis:
     calibration = inputs.calibration
     d_out, d_in = calibration.sensitivity.shapes[name]
     k = min(max_rank, d_out, d_in)
@@ -304,7 +309,7 @@ def _module_basis(model: Any, inputs: _Inputs, name: str, max_rank: int, kind: K
     if kind == "random":
         rows = fix_signs(orthonormal_rows(k, d_in, generator))
         return _Basis(rows, torch.zeros(k), k, _variance(calibration.covariance[name], rows))
-    w = weight(model.get_submodule(name), name).float()
+    w = weight(modules[name], name).float()
     c = inputs.on(calibration.shared[name], w.device)
     matrix = _matrix(w, c, inputs, name, kind)
     leading = leading_right_singular_vectors(

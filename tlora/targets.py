@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
 
-# Modules that `load_model` had to initialise because the checkpoint has no weights for them, by model.
-FRESH_MODULES: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
+FRESH_MODULES = "_tlora_fresh_modules"
+"""Attribute with the modules that `load_model` had to initialise; a copy of the model has it too."""
 
 Part = Literal["attention", "mlp"]
 
@@ -129,8 +128,13 @@ def refuse_adapted(model: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If any module is a PEFT layer.
+        If any module is a PEFT layer, or the model is the wrapper that ``torch.compile`` returns.
     """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "the model is a wrapper of torch.compile, whose names no other model has: pass model._orig_mod, or compile "
+            "in place with model.compile()"
+        )
     for name, module in model.named_modules():
         if isinstance(module, PeftModel | BaseTunerLayer):
             raise ValueError(
@@ -156,7 +160,7 @@ def head_modules(model: nn.Module) -> list[str]:
         Full module names, in model order; empty for language models.
     """
     heads = _outside_base(model)
-    fresh = [name for name in FRESH_MODULES.get(model, ()) if not _is_within(name, heads)]
+    fresh = [name for name in getattr(model, FRESH_MODULES, ()) if not _is_within(name, heads)]
     wanted = {*heads, *fresh}
     return [name for name, _ in model.named_modules() if name in wanted]
 

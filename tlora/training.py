@@ -12,15 +12,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from peft import PeftModel, TaskType, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from tlora.arguments import check_numbers, training_arguments
 from tlora.checks import fingerprint
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
+from tlora.losses import accepts
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.packing import refuse_packed
 from tlora.rows import Rows, spread
@@ -65,7 +68,7 @@ def train(
         the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on.
     task : Task or datasets.Dataset
         A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where nothing is learnt, or
-        one class index), optionally ``attention_mask``. Rows alone have no held-out samples; their only
+        one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out samples; their only
         metric is ``train_loss``.
     learning_rate : float
         Peak learning rate. The default is for small adapters, alpha = rank of 4 to 64 with only ``B``
@@ -118,7 +121,7 @@ def train(
     -----
     UserWarning
         If training was stopped early, met a loss or gradient that is not finite (the weights never see it),
-        left some ``B`` at zero, or could not write a checkpoint.
+        left some ``B`` at zero, trained no head where labels are classes, or could not write a checkpoint.
 
     Notes
     -----
@@ -262,7 +265,9 @@ def _check_model(model: Any) -> None:
 def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     if isinstance(task, Dataset):
         is_causal = model.peft_config[model.active_adapter].task_type == TaskType.CAUSAL_LM
-        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, unused=int(is_causal))
+        more = set(task.column_names) - {"input_ids", "attention_mask", "labels"}
+        taken = tuple(name for name in sorted(more) if accepts(model.get_base_model(), name))
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, unused=int(is_causal), more=taken)
     missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
     if missing:
         raise TypeError(
@@ -271,6 +276,13 @@ def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
         )
     if not len(task.train):
         raise ValueError(f"task {task.name!r} has no training samples: pass at least one")
+    has_head = any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())
+    if np.ndim(task.train[0]["labels"]) == 0 and not has_head:
+        warnings.warn(
+            "the labels are classes, and no head is trained beside the adapter: one is sought beside the module that "
+            f"base_model_prefix names, which {type(model.get_base_model()).__name__} has to say",
+            stacklevel=4,
+        )
     return task
 
 
