@@ -99,7 +99,8 @@ def calibrate(
     -----
     No parameter requires a gradient: with ``D_n`` the gradient at a module's output, ``dL_n/dW = D_n^T X_n`` is formed
     tile by tile, sample by sample. Sums are float32 whatever the model computes in. The sum of the samples' losses is
-    backpropagated: samples stay apart, because no row of a batch reads another.
+    backpropagated: samples stay apart, because no row of a batch reads another. That of a float16 model is scaled by
+    1024 on its way back, so that small gradients do not underflow.
 
     Under ``torchrun`` or ``accelerate launch`` each process gives the same batches, runs its part of them, and
     returns the result of all; let one of them save it.

@@ -15,6 +15,9 @@ from tlora.precision import exact_products
 from tlora.recording import Recorder, recording
 from tlora.targets import Target
 
+LOSS_SCALE = 2.0**10
+"""Of a float16 model: a long sample spreads its loss over gradients that are below what float16 holds."""
+
 
 class Observer(Protocol):
     """What is made of a pass."""
@@ -96,13 +99,20 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     ValueError
         If there are no batches, or one does not fit the model.
     """
-    with recording(model, targets, exact_products()(observer.gradient_arrived)) as recorder:
+    scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
+
+    @exact_products()
+    def arrived(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+        whole = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
+        observer.gradient_arrived(name, inputs, whole)
+
+    with recording(model, targets, arrived) as recorder:
         for each in batches:
             batch = each.on(input_device(model.get_input_embeddings()))
             observer.start(batch)
             losses = sample_losses(model, batch.inputs)
             exact_products()(observer.forward_done)(recorder)
-            recorder.backward(losses.sum())
+            recorder.backward(losses.sum() * scale)
             recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (a generator that was used up?)")

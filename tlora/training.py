@@ -68,8 +68,8 @@ def train(
         the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on.
     task : Task or datasets.Dataset
         A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where nothing is learnt, or
-        one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out samples; their only
-        metric is ``train_loss``.
+        one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out
+        samples; their only metric is ``train_loss``.
     learning_rate : float
         Peak learning rate. The default is for small adapters, alpha = rank of 4 to 64 with only ``B``
         trained; the authors take 2e-5 at alpha = rank = 128.

@@ -189,6 +189,18 @@ def test_autocast_around_the_walk_changes_no_product_of_ours() -> None:
         torch.testing.assert_close(merged(**batch).logits, live, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_of_a_float16_model_do_not_underflow() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2**-14)  # as a long sample does: gradients near the smallest of float16
+    model.half().float()
+    expected, _ = planned(model, gradient=True)
+    found, _ = planned(model.half(), gradient=True)
+    for name in expected.names:
+        whole, half = expected.gradient[name].dense(), found.gradient[name].dense()
+        assert float((half - whole).norm()) < 0.02 * float(whole.norm()), name
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_wrapper_of_torch_compile_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pass model\._orig_mod, or compile in place with model\.compile\(\)"):
