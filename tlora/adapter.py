@@ -219,10 +219,10 @@ def _task_type(model: Any) -> TaskType | None:
 def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor], freeze_a: bool) -> None:
     layers = adapter_layers(adapted)
     if getattr(adapted.peft_config[ADAPTER], "target_parameters", None):
+        taken = list(dict.fromkeys(allocation.projections[name] for name in allocation.ranks if name not in layers))
         raise ValueError(
-            f"PEFT adapts the experts of a {adapted.config.model_type} for every module whose name ends like theirs "
-            "(gate_proj, up_proj, down_proj), and these are not planned for: plan without such, e.g. with "
-            "calibrate(target_modules='attention') or allocate(exclude=[...])"
+            f"PEFT takes {', '.join(taken)} of a {adapted.config.model_type} for its experts, whose modules had these "
+            f"names, and experts are not planned for: plan without, allocate(..., exclude={taken})"
         )
     if layers.keys() != allocation.ranks.keys():
         odd = sorted(layers.keys() ^ allocation.ranks.keys())

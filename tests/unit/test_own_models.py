@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from typing import Any
 
@@ -267,9 +268,11 @@ def test_experts_that_peft_would_adapt_are_named_with_a_way_out() -> None:
     )
     model = transformers.DeepseekV3ForCausalLM(config).eval()
     batch = tiny_batch("llama")
-    with pytest.raises(ValueError, match=r"PEFT adapts the experts of a deepseek_v3 .*target_modules='attention'"):
-        tlora.attach(model, None, planned(model, batch)[1])
-    assert tlora.attach(model, None, planned(model, batch, target_modules="attention")[1])
+    calibration, plan = planned(model, batch)
+    with pytest.raises(ValueError, match=r"PEFT takes .* of a deepseek_v3 for its experts.*exclude=\[") as refused:
+        tlora.attach(model, None, plan)
+    named = ast.literal_eval(str(refused.value).split("exclude=")[1].removesuffix(")"))
+    assert tlora.attach(model, None, tlora.allocate(calibration.sensitivity, 4, exclude=named))
 
 
 def test_a_copy_knows_what_was_initialised_afresh() -> None:
