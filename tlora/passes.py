@@ -109,7 +109,7 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     with recording(model, targets, arrived) as recorder:
         for each in batches:
             batch = each.on(input_device(model.get_input_embeddings()))
-            observer.start(batch)
+            exact_products()(observer.start)(batch)
             losses = sample_losses(model, batch.inputs)
             exact_products()(observer.forward_done)(recorder)
             recorder.backward(losses.sum() * scale)

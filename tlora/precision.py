@@ -1,4 +1,4 @@
-"""Products of our own are of the precision of their factors, whatever autocast a user's code has on around them."""
+"""Products and sums of our own have the precision that they are asked for, whatever is set around them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Without autocast inside; also a decorator."""
-    accelerator = torch.accelerator.current_accelerator()
+    """Without autocast inside, and new tensors of float32 unless something else is said; also a decorator."""
+    accelerator, usual = torch.accelerator.current_accelerator(), torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(torch.set_default_dtype, usual)
+        torch.set_default_dtype(torch.float32)
         yield

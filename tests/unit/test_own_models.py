@@ -190,6 +190,23 @@ def test_autocast_around_the_walk_changes_no_product_of_ours() -> None:
         torch.testing.assert_close(merged(**batch).logits, live, rtol=1e-4, atol=1e-4)
 
 
+def test_another_default_dtype_changes_no_sum_of_ours() -> None:
+    model, batch = tiny_model("llama"), tiny_batch("llama")
+    expected, _ = planned(model, batch, gradient=True)
+    bases = tlora.task_subspaces(model, expected, max_rank=8, progress=False)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, _ = planned(model, batch, gradient=True)
+        again = tlora.task_subspaces(model, found, max_rank=8, progress=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.sensitivity.per_sample, expected.sensitivity.per_sample)
+    for name in expected.names:
+        assert torch.equal(found.covariance[name].dense(), expected.covariance[name].dense())
+        assert torch.equal(found.gradient[name].dense(), expected.gradient[name].dense())
+        assert torch.equal(again.basis(name, 8), bases.basis(name, 8))
+
+
 def test_gradients_of_a_float16_model_do_not_underflow() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
