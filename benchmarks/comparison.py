@@ -156,6 +156,7 @@ def table(comparison: tlora.Comparison) -> str:
     ranges = flat_ranges(comparison)
     found = [_alike(summary[~summary["method"].isin(ABLATIONS)], -losses, ranges)]
     sized = as_large(whole(comparison, baseline_rank="nearest"))
+    sized = sized[~sized["method"].isin(ABLATIONS)]
     if len(sized):
         found.append(_sized(sized))
     if summary["method"].isin(ABLATIONS).any():
