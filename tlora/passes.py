@@ -109,9 +109,11 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     with recording(model, targets, arrived) as recorder:
         for each in batches:
             batch = each.on(input_device(model.get_input_embeddings()))
-            exact_products()(observer.start)(batch)
+            with exact_products():
+                observer.start(batch)
             losses = sample_losses(model, batch.inputs)
-            exact_products()(observer.forward_done)(recorder)
+            with exact_products():
+                observer.forward_done(recorder)
             recorder.backward(losses.sum() * scale)
             recorder.clear()
     if not observer.samples:
