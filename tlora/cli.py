@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,7 +125,7 @@ def run(
     looking.check(data, plan.rank if start.init else 1)
     plan = plan.within(looking.directions) if start.init else plan
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
-    made = {"command": line, "data": asdict(data)}
+    made = steps.origin(line, data)
     steps.check_run(start, training, output, [work] if work.exists() else [], overwrite)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, plan)
@@ -188,7 +187,7 @@ def calibrate(
     base, task = steps.load_base(model, data, placement, report)
     kind = Kind.G if gradient else Kind.WC
     found = steps.look_at(base, task, looking, kind, report, checkpoint)
-    found = steps.marked(found, command=line, data=asdict(data))
+    found = steps.marked(found, **steps.origin(line, data))
     found.save(output)
     typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
     then = {"calibration": output, "output": output.with_name("plan")}
@@ -268,7 +267,7 @@ def train(
     """
     report, line = Report(quiet), written(train, ctx.params)
     left = [] if resume else steps.checkpoints(output)
-    made = {"command": line, "data": asdict(data)}
+    made = steps.origin(line, data)
     steps.check_run(start, training, output, left, overwrite)
     planned = Allocation.load(allocation)
     looked = Calibration.load(calibration) if calibration else None

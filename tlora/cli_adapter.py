@@ -13,6 +13,7 @@ import typer
 from tlora import cli_base as bases
 from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
+from tlora.bench import task_contents
 from tlora.catalogue import PRESETS
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
@@ -54,13 +55,26 @@ def evaluate(
     """Metrics of an adapter on the test samples of a task.
 
     On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
-    the record of the run, where it was made on the command line.
+    the record of the run, where it was made on the command line. Of another file a tenth are test samples, as in
+    training; of a folder with a test file alone, all.
     """
     report, record = Report(quiet), bases.recorded(adapter)
     known = _data_of(record, task)
     name = bases.base_name(adapter, model)
     with bases.named_by(adapter, model):
         bare, loaded = steps.load_base(name, known or Data(task=task), placement, report)
+    kept = record.meta.recipe if record else {}
+    if kept.get("classes") and kept["classes"] != list(loaded.classes):
+        raise ValueError(
+            f"{adapter} tells {', '.join(kept['classes'])} apart, in this order, and {task} has "
+            f"{', '.join(loaded.classes)}: name the labels as they were in training"
+        )
+    if known and kept.get("contents") not in (None, task_contents(task, {}).get("task")):
+        warnings.warn(
+            f"{task} has changed since {adapter} was trained on it, and is split otherwise: these test samples may "
+            "have been among the training samples",
+            stacklevel=1,
+        )
     adapted = load(adapter, bare)
     if not known and record and record.meta.task == loaded.name and _is_dealt(task):
         warnings.warn(

@@ -16,6 +16,7 @@ import torch
 
 from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
+from tlora.bench import task_contents
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
 from tlora.cli_options import CovarianceForm, Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
@@ -259,6 +260,11 @@ def look_at(
         )
 
 
+def origin(line: str, data: Data) -> dict[str, Any]:
+    """What a result keeps of the command that made it: the line, its data, and the digest of their files."""
+    return {"command": line, "data": asdict(data), "contents": task_contents(data.task, {}).get("task")}
+
+
 def marked(result: R, **recipe: Any) -> R:
     """The result with more in its recipe, and so that of its parts which are saved on their own."""
     parts: dict[str, Any] = {"meta": replace(result.meta, recipe=result.meta.recipe | recipe)}
@@ -337,7 +343,7 @@ def train_adapter(
         )
     limit, held_out = training.eval_limit, len(getattr(task, run.evaluated_on, ()))
     evaluated = held_out if limit is None else min(limit, held_out)
-    return marked(run, num_labels=task.num_labels, evaluated_samples=evaluated)
+    return marked(run, num_labels=task.num_labels, classes=list(task.classes), evaluated_samples=evaluated)
 
 
 def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> None:

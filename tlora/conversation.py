@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -107,7 +108,7 @@ def tokenise(
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that may end a turn: the end token, and whatever else the tokenizer marks as special."""
+    """Tokens that may end a turn of a chat: the end token, and whatever else the tokenizer marks as special."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     ends = (special - {tokenizer.unk_token_id}) | {tokenizer.eos_token_id}
     return frozenset(index for index in ends if index is not None)
@@ -129,12 +130,19 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: boo
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+            [_whole(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
         )
         return str(text)
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages) or "(none)"
         raise ValueError(f"the chat template refuses messages of the roles {roles}: {error}") from error
+
+
+def _whole(value: Any) -> Any:
+    """Without what is None: a table gives every object in a column the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: _whole(each) for key, each in value.items() if each is not None}
+    return [_whole(each) for each in value] if isinstance(value, list) else value
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

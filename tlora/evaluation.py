@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -194,12 +194,21 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     answers = [""] * len(rows)
     for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
         some = [prompts[index] for index in indices]
-        for index, answer in zip(indices, _answers(model, task, some), strict=True):
-            answers[index] = answer
+        for index, written in zip(indices, _answers(model, task, some), strict=True):
+            answers[index] = as_answer(task, rows[index], written)
     return answers
 
 
-def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[str]:
+def as_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) -> str:
+    """The text of the tokens written after a row's prompt, up to their end and without the template's frame."""
+    prompt = [] if task.architecture == "seq2seq" else row["input_ids"][: row["prompt_length"]]
+    text = _decoded(task, prompt, written)
+    frame = row.get("frame")
+    head, _, rest = text.partition(frame) if frame else (text, "", "")
+    return text if head.strip() else rest
+
+
+def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     # Padding on the left: the answer of each must follow its prompt.
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
     batch = _to_device(task.collate(rows, padding_side="left"), model)
@@ -220,8 +229,8 @@ def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[s
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
         )
     if task.architecture == "seq2seq":
-        return [_decoded(task, [], row[1:]) for row in written.tolist()]  # after the decoder's start token
-    return [_decoded(task, prompt, row[width:]) for prompt, row in zip(prompts, written.tolist(), strict=True)]
+        width = 1  # the decoder's start token
+    return [row[width:] for row in written.tolist()]
 
 
 @contextlib.contextmanager
@@ -247,7 +256,7 @@ def _room(task: Task, width: int) -> int:
 def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
     """The text that the written tokens add to the prompt's."""
     stop = next((place for place, index in enumerate(written) if index in task.stop_ids), len(written))
-    decode = partial(decoded, task.tokenizer)
+    decode = partial(decoded, task.tokenizer, special=True)
     before = decode(prompt)
     whole = decode([*prompt, *written[:stop]])
     if whole.startswith(before):  # tokenizers that drop the space of a text's first word do so only here

@@ -91,7 +91,8 @@ class Format:
         -------
         rows : Dataset
             ``input_ids``, ``labels`` and whatever else the rows had. For generation also ``prompt_length``
-            (tokens before the last answer), ``prompt`` and ``answer`` (texts).
+            (tokens before the last answer), ``prompt`` and ``answer`` (texts), and ``frame``, the text that the
+            template writes between the two.
         cuts : Cuts
             What was cut off.
 
@@ -116,8 +117,13 @@ class Format:
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that may end a turn."""
+        """Tokens that may end a turn of a chat."""
         return end_tokens(self.tokenizer)
+
+    @cached_property
+    def _end_id(self) -> frozenset[int]:
+        """The token that ends a completion without a template."""
+        return frozenset({self.tokenizer.eos_token_id} - {None})
 
     @cached_property
     def _first_ids(self) -> list[int]:
@@ -129,7 +135,7 @@ class Format:
         if self.architecture == "classification":
             types = {"token_type_ids": _TOKENS} if self._paired(rows) else {}
             return Features({"input_ids": _TOKENS, "labels": Value("int64")} | types | kept)
-        own = {"prompt_length": Value("int32"), "prompt": Value("string"), "answer": Value("string")}
+        own = {"prompt_length": Value("int32")} | dict.fromkeys(("prompt", "answer", "frame"), Value("string"))
         return Features({"input_ids": _TOKENS, "labels": _TOKENS} | own | kept)
 
     def _paired(self, rows: Dataset) -> bool:
@@ -155,7 +161,7 @@ class Format:
             ]
         if messages is None:
             segments = [(row["prompt"] + self.separator, False), (row["completion"], True)]
-            ids, labels, starts = tokenise(self.tokenizer, segments, self.end_ids, self._first_ids)
+            ids, labels, starts = tokenise(self.tokenizer, segments, self._end_id, self._first_ids)
             answers = [row["completion"]]
         else:
             segments = conversation_segments(self.tokenizer, messages)
@@ -164,12 +170,14 @@ class Format:
         cut = labels[: self.max_length]
         turn = max(0, sum(start < self.max_length for start in starts) - 1)
         before = "".join(text for text, _ in segments[: 2 * turn + 1])
+        frame = segments[2 * turn + 1][0].partition(answers[turn].strip())
         return dict(row) | {
             "input_ids": ids[: self.max_length],
             "labels": cut,
             "prompt_length": starts[turn],
             "prompt": row.get("prompt", before),
             "answer": answers[turn],
+            "frame": frame[0].lstrip() if frame[1] else "",
         }, Cuts(len(ids) > self.max_length, all(label == IGNORED for label in cut), len(ids))
 
     def _seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
@@ -186,6 +194,7 @@ class Format:
             "labels": labels[: self.max_length],
             "prompt_length": len(ids),
             "answer": row["completion"],
+            "frame": "",
         }, Cuts(longest > self.max_length, not labels, longest)
 
     def _classified(self, rows: Dataset) -> Iterator[tuple[dict[str, Any], Cuts]]:

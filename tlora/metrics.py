@@ -37,9 +37,10 @@ def same_text(rows: Rows, answers: Sequence[str]) -> list[float]:
 
 
 def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
-    """1 where the final answer has the value of the reference's; see `final_answer`."""
+    """1 where the answer is the reference, or ends with a final answer of the same value; see `final_answer`."""
     return [
-        float(equal_values(final_answer(row["answer"]), final_answer(a))) for row, a in zip(rows, answers, strict=True)
+        float(alike or equal_values(final_answer(row["answer"]), final_answer(answer)))
+        for row, answer, alike in zip(rows, answers, same_text(rows, answers), strict=True)
     ]
 
 

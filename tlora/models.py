@@ -278,12 +278,12 @@ def _stands_apart(model: nn.Module, name: str) -> bool:
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell the model of the padding token where it knows none."""
+    """Tell the model of the padding token that the tokenizer pads with."""
     generation = getattr(model, "generation_config", None)
     if generation is not None and generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
     # A classifier finds its last real token by it; the config of a language model stays as it was saved.
-    if output_embeddings(model) is None and model.config.pad_token_id is None:
+    if output_embeddings(model) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 

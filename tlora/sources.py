@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,9 @@ def _read_csv(path: Path) -> Iterator[Located]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            for values in reader:
+            if twice := next((name for name, count in Counter(header).items() if count > 1), None):
+                raise ValueError(f"{path}: two columns are called {twice!r}: rename one")
+            for values in filter(None, reader):  # blank lines aside
                 where = f"{path}, line {reader.line_num}"
                 if len(values) != len(header):
                     raise ValueError(f"{where}: {len(values)} fields, the header has {len(header)}: quote the commas")
@@ -279,7 +282,7 @@ def _check_label(label: Any, where: str) -> None:
             f"{where}: label {label!r} is a fraction, and regression is not supported: "
             "make classes of it, as integers or names"
         )
-    if not isinstance(label, int | str) or (isinstance(label, int) and label < 0):
+    if not isinstance(label, int | str) or (isinstance(label, int) and label < 0) or not str(label).strip():
         raise ValueError(f"{where}: label {label!r} is no class: labels are names, or integers from 0")
 
 
@@ -308,32 +311,45 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     feature = splits[first].features["label"]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names), {s: _renumbered(rows, s, feature, first) for s, rows in splits.items()}
-    values = {label for rows in splits.values() for label in rows["label"][:]}
+    named = {split: [_name(label) for label in rows["label"][:]] for split, rows in splits.items()}
+    values = {label for labels in named.values() for label in labels}
     if len(values) < 2 or len({type(value) for value in values}) > 1:
-        raise ValueError(
-            f"the labels of {name} are {', '.join(sorted(map(repr, values))[:5])}: "
-            "a task needs two classes or more, all of one type"
-        )
-    numeric = all(isinstance(value, int) or value.strip().lstrip("-").isdigit() for value in values)
+        raise ValueError(f"the labels of {name} are {_some(values)}: a task needs two classes or more, all of one type")
+    for split, labels in named.items():
+        if split != first and (new := next((label for label in labels if label not in named[first]), None)) is not None:
+            raise ValueError(
+                f"{split} of {name} has the label {new!r}, which {first} has not ({_some(set(named[first]))}): spell "
+                "labels alike in all splits, or leave these samples out"
+            )
+    numeric = all(isinstance(value, int) or value.lstrip("-").isdecimal() for value in values)
     ordered = sorted(values, key=int) if numeric else sorted(values)
     classes = ClassLabel(names=[str(value) for value in ordered])
     indices = {value: index for index, value in enumerate(ordered)}
     numbered = {}
     for split, rows in splits.items():
-        labels = [indices[label] for label in rows["label"][:]]
+        labels = [indices[label] for label in named[split]]
         numbered[split] = rows.remove_columns("label").add_column("label", labels, feature=classes)
     return tuple(classes.names), numbered
+
+
+def _name(label: int | str) -> int | str:
+    return label.strip() if isinstance(label, str) else label
+
+
+def _some(values: set[int | str]) -> str:
+    return ", ".join(sorted(map(repr, values))[:5])
 
 
 def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> Dataset:
     """Each label as the index that its name has among these classes, those of the split ``first``."""
     own = rows.features["label"]
-    if not isinstance(own, ClassLabel) or own.names == classes.names:
+    if isinstance(own, ClassLabel) and own.names == classes.names:
         return rows
-    names = [own.int2str(label) for label in rows["label"][:]]
+    known = dict(enumerate(own.names if isinstance(own, ClassLabel) else classes.names))
+    names = [str(known.get(label, label)).strip() for label in rows["label"][:]]
     if not set(names) <= set(classes.names):
         raise ValueError(
-            f"the classes of {split} are {', '.join(own.names)}, those of {first} {', '.join(classes.names)}: "
+            f"the classes of {split} are {', '.join(sorted(set(names)))}, those of {first} {', '.join(classes.names)}: "
             f"rename them, or cast the label of {first} to a ClassLabel with all of their names"
         )
     labels = [classes.str2int(name) for name in names]

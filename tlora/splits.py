@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -84,7 +85,15 @@ def key_columns(rows: Dataset) -> tuple[str, ...]:
 def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
     if not columns:
         return [str(index) for index in range(len(rows))]
-    return ["\0".join(map(str, values)) for values in zip(*(rows[name][:] for name in columns), strict=True)]
+    return ["\0".join(map(_given, values)) for values in zip(*(rows[name][:] for name in columns), strict=True)]
+
+
+def _given(value: Any) -> str:
+    """What the model is given of a value: of messages, those before the assistant's last turn."""
+    if isinstance(value, list):
+        last = max((place for place, message in enumerate(value) if message["role"] == "assistant"), default=len(value))
+        value = value[:last]
+    return str(value)
 
 
 def _without_shared(

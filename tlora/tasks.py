@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from tlora.catalogue import PRESETS, REFUSED
+from tlora.conversation import IGNORED
+from tlora.evaluation import as_answer
 from tlora.formats import ARCHITECTURES, Cuts, Format
 from tlora.metrics import METRICS, Metric
 from tlora.models import load_config, load_tokenizer, writes_text
@@ -25,7 +28,10 @@ from tlora.task import Batches, Task
 
 __all__ = ["Batches", "Task", "load_task", "task_names"]
 
+logger = logging.getLogger(__name__)
+
 _MAX_LENGTH = 1024
+_LOOKED_AT = 8  # samples, for what no model could be right about
 _METRICS = ("exact_match", "final_answer", "loss")
 _TEXTS = Features({"prompt": Value("string"), "completion": Value("string")})
 
@@ -74,7 +80,8 @@ def load_task(
         Most tokens of a sample; what is longer is cut off at the end. Default: 1,024, or less where the
         tokenizer says that the model reads less.
     seed : int
-        Seed of the questions drawn, the splits and the calibration samples.
+        Seed of the questions drawn, the splits and the calibration samples. Another one, or other sizes of the splits
+        that are held out, deal rows anew: what was held out before may then be among those for training.
     chat : bool
         Use the tokenizer's chat template, where it has one.
     metric : str, optional
@@ -267,7 +274,7 @@ def _tokenised(source: Source, form: Format, seed: int, progress: bool) -> Task:
     _say_cuts(source.name, form.max_length, cuts)
     classified = form.architecture == "classification"
     longest, stops = (1, set()) if classified else _answers(splits.values(), form)
-    return Task(
+    task = Task(
         name=source.name,
         kind="classification" if classified else "generation",
         tokenizer=form.tokenizer,
@@ -282,6 +289,29 @@ def _tokenised(source: Source, form: Format, seed: int, progress: bool) -> Task:
         seed=seed,
         **splits,
     )
+    if source.metric.name in ("exact_match", "final_answer"):
+        _say_unreachable(task)
+    return task
+
+
+def _say_unreachable(task: Task) -> None:
+    """Warn where a model that writes exactly what it learns would not be right."""
+    rows = next((rows for rows in (task.test, task.validation, task.train) if len(rows)), task.train)
+    rows = rows.select(range(min(len(rows), _LOOKED_AT)))
+    rows = rows.select([n for n, labels in enumerate(rows["labels"][:]) if len(labels) < task.max_length])  # not cut
+    if task.score is None or not len(rows):
+        return
+    begins = [0 if task.architecture == "seq2seq" else row["prompt_length"] for row in rows]  # the last answer
+    learnt = [[n for n in row["labels"][begin:] if n != IGNORED] for row, begin in zip(rows, begins, strict=True)]
+    written = [as_answer(task, row, labels) for row, labels in zip(rows, learnt, strict=True)]
+    for row, answer, score in zip(rows, written, task.score(rows, written)[task.metric], strict=True):
+        if score < 1:
+            logger.warning(
+                "%s: a model that writes exactly what it learns scores %g by %s where the answer is %r, for it writes "
+                "%r: choose another metric, or completions that the tokenizer and the metric can read",
+                *(task.name, score, task.metric, row["answer"][:60], answer[:60]),
+            )
+            return
 
 
 def _answers(splits: Iterable[Dataset], form: Format) -> tuple[int, set[int]]:
@@ -290,7 +320,8 @@ def _answers(splits: Iterable[Dataset], form: Format) -> tuple[int, set[int]]:
     for rows in splits:
         for labels, start in zip(rows["labels"][:], rows["prompt_length"][:], strict=True):
             longest = max(longest, len(labels) - (0 if form.architecture == "seq2seq" else start))
-            stops |= {labels[-1]} & form.end_ids
+            if len(labels) < form.max_length:  # else it may be cut off behind any token
+                stops |= {labels[-1]} & form.end_ids
     return longest, stops
 
 

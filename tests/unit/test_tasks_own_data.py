@@ -1,0 +1,190 @@
+"""Data of one's own: what a model that learnt its task perfectly would be given, and rows that cannot be meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import ClassLabel, Dataset, Features, Value
+
+import tlora
+from tests.commands import QUICK, done, invoke, no_pictures, saved, workplace  # noqa: F401
+from tests.helpers import tiny_model
+from tests.tokenizers import bytes_tokenizer, words_tokenizer
+from tlora.evaluation import as_answer
+from tlora.models import _set_padding
+from tlora.tasks import load_task
+
+THINKING = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant<|channel|>final<|message|>' }}"
+    "{{ m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '<|message|>' + m.content + '<|im_end|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+
+
+def sums(answer: str = "{}") -> Dataset:
+    answers = [answer.format(i + 1) for i in range(40)]
+    return Dataset.from_dict({"prompt": [f"What is {i} + 1?" for i in range(40)], "completion": answers})
+
+
+def perfect(task: Any) -> float:
+    """The score of a model that writes what it learnt, token by token, and then something else."""
+    written = [[label for label in row["labels"] if label != -100] + [5, 6] for row in task.test]
+    answers = [as_answer(task, row, tokens) for row, tokens in zip(task.test, written, strict=True)]
+    scores = task.score(task.test, answers)[task.metric]
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("template", ["chatml", THINKING, CHANNELS])
+def test_what_a_template_writes_around_an_answer_is_no_part_of_it(template: str) -> None:
+    tokenizer = bytes_tokenizer(template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
+    assert perfect(load_task(sums(), tokenizer)) == 1
+    assert perfect(load_task("chain_sum", tokenizer, train=4, validation=2, test=4)) == 1
+
+
+def test_special_tokens_of_ones_own_are_answers_and_no_ends() -> None:
+    tokenizer = bytes_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<yes>", "<no>"]})
+    rows = Dataset.from_dict({"prompt": [f"Is {i} even?" for i in range(40)], "completion": ["<yes>", "<no>"] * 20})
+    task = load_task(rows, tokenizer)
+    assert task.stop_ids == (tokenizer.eos_token_id,)
+    assert all(row["labels"][-1] == tokenizer.eos_token_id for row in task.train)
+    assert perfect(task) == 1
+
+
+def test_a_sample_that_is_cut_off_behind_a_special_token_stops_no_other() -> None:
+    tokenizer = bytes_tokenizer("chatml")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<sep>"]})
+    rows = sums("the number<sep>is {}")
+    whole = load_task(rows, tokenizer)
+    row = whole.train[0]
+    behind = row["input_ids"].index(tokenizer.convert_tokens_to_ids("<sep>")) + 1
+    with pytest.warns(UserWarning, match="truncated"):
+        cut = load_task(rows, tokenizer, max_length=behind)
+    assert tokenizer.convert_tokens_to_ids("<sep>") not in cut.stop_ids
+    assert perfect(whole) == 1
+
+
+def test_completions_that_no_model_could_write_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    rows = Dataset.from_dict({"prompt": [f"What film {i}?" for i in range(20)], "completion": ["joy\nbore"] * 20})
+    load_task(rows, words_tokenizer(), architecture="causal")
+    assert "a model that writes exactly what it learns scores 0 by exact_match where the answer is 'joy\\nbore'" in (
+        caplog.text
+    )
+    caplog.clear()
+    load_task(sums(), bytes_tokenizer())
+    assert not caplog.text
+
+
+def test_words_are_final_answers_too() -> None:
+    rows = Dataset.from_dict({"prompt": [f"Capital {i}?" for i in range(20)], "completion": ["Paris"] * 20})
+    assert perfect(load_task(rows, bytes_tokenizer(), metric="final_answer")) == 1
+
+
+def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
+    """In a table each would get those of all others, with nulls."""
+    arguments = [{"city": "Paris"}, {"a": 1, "b": 2}] * 10
+    calls = [[{"function": {"name": "f", "arguments": each}}] for each in arguments]
+    messages = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "now", "tool_calls": call}]
+        for i, call in enumerate(calls)
+    ]
+    file = tmp_path / "calls.jsonl"
+    file.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
+    template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}"
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}{{ '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = bytes_tokenizer(template)
+    task = load_task(file, tokenizer)
+    learnt = {tokenizer.decode([label for label in row["labels"] if label != -100]) for row in task.train}
+    assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
+
+
+def test_one_question_is_in_one_split() -> None:
+    talks = [
+        [{"role": "user", "content": f"question {i % 10}"}, {"role": "assistant", "content": f"answer {i}"}]
+        for i in range(100)
+    ]
+    task = load_task(Dataset.from_dict({"messages": talks}), bytes_tokenizer("chatml"))
+    asked = [{row["prompt"] for row in rows} for rows in (task.train, task.validation, task.test)]
+    assert not asked[0] & asked[1]
+    assert not asked[0] & asked[2]
+
+
+def csv_of(path: Path, rows: list[str], header: str = "text,label") -> Path:
+    path.write_text("\n".join([header, *rows, ""]))
+    return path
+
+
+def test_labels_are_names(tmp_path: Path) -> None:
+    rows = [f"film {i},{('good', 'bad ')[i % 2]}" for i in range(20)]
+    assert load_task(csv_of(tmp_path / "a.csv", [*rows, "film 20,bad", ""]), words_tokenizer()).classes == (
+        "bad",
+        "good",
+    )
+    with pytest.raises(ValueError, match=r"label '' is no class"):
+        load_task(csv_of(tmp_path / "b.csv", [*rows, "film 20,"]), words_tokenizer())
+    with pytest.raises(ValueError, match=r"two columns are called 'label'"):
+        load_task(csv_of(tmp_path / "c.csv", ["film,good,bad"], "text,label,label"), words_tokenizer())
+
+
+def test_labels_that_training_has_not_are_refused(tmp_path: Path) -> None:
+    csv_of(tmp_path / "train.csv", [f"film {i},{('good', 'bad')[i % 2]}" for i in range(20)])
+    csv_of(tmp_path / "test.csv", [f"movie {i},{('Good', 'Bad')[i % 2]}" for i in range(20)])
+    with pytest.raises(ValueError, match=r"test of .* has the label '[GB]\w+', which train has not \('bad', 'good'\)"):
+        load_task(tmp_path, words_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [(["1", "0"], [0, 1]), ([0, 1], [0, 1]), ([0, 2], None), (["no", "1"], None)]
+)
+def test_names_are_names_where_training_has_a_class_label(labels: list[Any], expected: list[int] | None) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["1", "0"])})
+    train = Dataset.from_dict({"text": [f"film {i}" for i in range(8)], "label": [0, 1] * 4}, features=features)
+    splits = {"train": train, "test": Dataset.from_dict({"text": ["a joy", "a bore"], "label": labels})}
+    if expected is None:
+        with pytest.raises(ValueError, match=r"the classes of test are .*, those of train 1, 0"):
+            load_task(splits, words_tokenizer())
+    else:
+        assert load_task(splits, words_tokenizer()).test["labels"][:] == expected
+
+
+def test_a_classifier_pools_before_the_padding_of_its_tokenizer() -> None:
+    config = tiny_model("llama").config
+    config.pad_token_id, config.num_labels = 0, 2
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    tokenizer = words_tokenizer()
+    assert tokenizer.pad_token_id != 0 or tokenizer.eos_token_id != 0
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(2)
+    _set_padding(model, tokenizer)
+    ids = torch.tensor([[5, 6, 7, 2, 2]])
+    with torch.no_grad():
+        padded = model(ids, attention_mask=(ids != 2).long()).logits
+        torch.testing.assert_close(padded, model(ids[:, :3], attention_mask=torch.ones(1, 3).long()).logits)
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+def test_evaluate_tells_of_other_data_than_it_was_trained_on() -> None:
+    rows = [f"film {i},{('good', 'bad')[i % 2]}" for i in range(40)]
+    csv_of(Path("a.csv"), rows)
+    csv_of(Path("b.csv"), [row.replace("bad", "poor") for row in rows])
+    done(f"run --model bert --task a.csv {QUICK} --samples 6 --output sorted")
+    assert "has changed" not in done("evaluate sorted --task a.csv").stderr
+    refused = invoke("evaluate sorted --task b.csv")
+    assert (refused.exit_code, "tells bad, good apart" in refused.stderr) == (2, True)
+    csv_of(Path("a.csv"), ["one more,good", *rows])
+    assert "a.csv has changed since sorted was trained on it" in done("evaluate sorted --task a.csv").stderr
+    assert tlora.TrainingRun.load("sorted").meta.recipe["classes"] == ["bad", "good"]
