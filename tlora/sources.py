@@ -315,11 +315,12 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     values = {label for labels in named.values() for label in labels}
     if len(values) < 2 or len({type(value) for value in values}) > 1:
         raise ValueError(f"the labels of {name} are {_some(values)}: a task needs two classes or more, all of one type")
+    learnt = set(named[first])
     for split, labels in named.items():
-        if split != first and (new := next((label for label in labels if label not in named[first]), None)) is not None:
+        if new := set(labels) - learnt:
             raise ValueError(
-                f"{split} of {name} has the label {new!r}, which {first} has not ({_some(set(named[first]))}): spell "
-                "labels alike in all splits, or leave these samples out"
+                f"{split} of {name} has the label {min(new)!r}, which {first} has not ({_some(learnt)}): spell labels "
+                "alike in all splits, or leave these samples out"
             )
     numeric = all(isinstance(value, int) or value.lstrip("-").isdecimal() for value in values)
     ordered = sorted(values, key=int) if numeric else sorted(values)
@@ -346,7 +347,7 @@ def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> D
     if isinstance(own, ClassLabel) and own.names == classes.names:
         return rows
     known = dict(enumerate(own.names if isinstance(own, ClassLabel) else classes.names))
-    names = [str(known.get(label, label)).strip() for label in rows["label"][:]]
+    names = [known[label] if label in known else str(label).strip() for label in rows["label"][:]]
     if not set(names) <= set(classes.names):
         raise ValueError(
             f"the classes of {split} are {', '.join(sorted(set(names)))}, those of {first} {', '.join(classes.names)}: "
