@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import sys
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -305,7 +306,12 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     Raises
     ------
     ValueError
-        If a split has a class that training has not, or there are not two classes of one type.
+        If there are not two classes of one type, or a split has a class that the ClassLabel of training has not.
+
+    Warns
+    -----
+    UserWarning
+        If a split has a label that no sample of training has.
     """
     first = "train" if "train" in splits else next(iter(splits))
     feature = splits[first].features["label"]
@@ -318,9 +324,10 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     learnt = set(named[first])
     for split, labels in named.items():
         if new := set(labels) - learnt:
-            raise ValueError(
-                f"{split} of {name} has the label {min(new)!r}, which {first} has not ({_some(learnt)}): spell labels "
-                "alike in all splits, or leave these samples out"
+            warnings.warn(
+                f"{split} of {name} has the label {min(new)!r}, which is in no sample of {first} ({_some(learnt)}) and "
+                "will not be learnt: spell labels alike in all splits",
+                stacklevel=4,
             )
     numeric = all(isinstance(value, int) or value.lstrip("-").isdecimal() for value in values)
     ordered = sorted(values, key=int) if numeric else sorted(values)
