@@ -258,10 +258,11 @@ def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
     stop = next((place for place, index in enumerate(written) if index in task.stop_ids), len(written))
     decode = partial(decoded, task.tokenizer, special=True)
     before = decode(prompt)
-    whole = decode([*prompt, *written[:stop]])
+    said = [index for index in written[:stop] if index != task.pad_token_id]
+    whole = decode([*prompt, *said])
     if whole.startswith(before):  # tokenizers that drop the space of a text's first word do so only here
         return whole[len(before) :]
-    return decode(written[:stop])
+    return decode(said)
 
 
 def _batches(

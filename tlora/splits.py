@@ -91,8 +91,8 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
 def _given(value: Any) -> str:
     """What the model is given of a value: of messages, those before the assistant's last turn."""
     if isinstance(value, list):
-        last = max((place for place, message in enumerate(value) if message["role"] == "assistant"), default=len(value))
-        value = value[:last]
+        said = [place for place, message in enumerate(value) if message.get("role") == "assistant"]
+        value = value[: said[-1]] if said else value
     return str(value)
 
 
