@@ -149,14 +149,17 @@ def _places(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
     return list(rows[list(PLACE)].itertuples(index=False, name=None))
 
 
+def _no_ablations(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[~rows["method"].isin(ABLATIONS)]
+
+
 def table(comparison: tlora.Comparison) -> str:
     """The README's tables, in Markdown."""
     summary = whole(comparison)
     losses = whole(comparison, metric="loss").set_index(list(PLACE))["value"]
     ranges = flat_ranges(comparison)
-    found = [_alike(summary[~summary["method"].isin(ABLATIONS)], -losses, ranges)]
-    sized = as_large(whole(comparison, baseline_rank="nearest"))
-    sized = sized[~sized["method"].isin(ABLATIONS)]
+    found = [_alike(_no_ablations(summary), -losses, ranges)]
+    sized = _no_ablations(as_large(whole(comparison, baseline_rank="nearest")))
     if len(sized):
         found.append(_sized(sized))
     if summary["method"].isin(ABLATIONS).any():
@@ -249,9 +252,7 @@ def digest(comparison: tlora.Comparison) -> str:
 
 def finished(comparison: tlora.Comparison) -> tlora.Comparison:
     """What has been run with every seed, for the picture: what is not finished has not failed."""
-    summary = whole(comparison)
-    shown = summary[~summary["method"].isin(ABLATIONS)]
-    places = set(_places(shown))
+    places = set(_places(_no_ablations(whole(comparison))))
     records = Store(STORE).read()
     return tlora.Comparison.of([r for r in records if tuple(r["key"][name] for name in PLACE) in places])
 

@@ -99,9 +99,9 @@ def attach(
         refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
     refuse_offloaded(model, allocation.ranks)
+    _check_head(model)
     detach(model)
     config = _config(model, allocation)
-    _check_head(model, config)
     with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         _apply(adapted, allocation, initial, freeze_a)
@@ -195,13 +195,12 @@ def shared_config(model: Any, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _check_head(model: Any, config: LoraConfig) -> None:
+def _check_head(model: Any) -> None:
     """Refuse a head by whose name PEFT finds other modules as well: it takes all whose names end like that."""
-    heads, named = head_modules(model), set(config.modules_to_save or ())
-    if config.task_type == TaskType.SEQ_CLS:
-        named |= {"classifier", "score"}
+    heads = head_modules(model)
+    named = (*heads, "classifier", "score") if heads else ()  # the last two PEFT adds itself
     for name, _ in model.named_modules():
-        if name.endswith(tuple(named)) and name not in heads:
+        if name.endswith(named) and name not in heads:
             raise ValueError(
                 f"the name of {name} ends like that of the head, {', '.join(heads)}, and PEFT would train both whole: "
                 "give the head another name in the model's class"

@@ -40,7 +40,7 @@ def conversation_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence
         If the template refuses the messages, or changes what it wrote before when a message is added.
     """
     segments: list[Segment] = []
-    done = ""
+    done, messages = "", [_whole(message) for message in messages]
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -130,7 +130,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: boo
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            [_whole(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
         )
         return str(text)
     except jinja2.TemplateError as error:

@@ -189,13 +189,14 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     """
     if not hasattr(model, "generate") or (hasattr(model, "can_generate") and not model.can_generate()):
         raise ValueError(f"{type(model).__name__} cannot write answers, which task {task.name!r} asks for")
-    prompts = [row["input_ids"][: row["prompt_length"]] for row in rows]
+    read = list(rows)
+    prompts = [row["input_ids"][: row["prompt_length"]] for row in read]
     batches = by_length(list(map(len, prompts)), batch_size)
     answers = [""] * len(rows)
     for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
         some = [prompts[index] for index in indices]
         for index, written in zip(indices, _answers(model, task, some), strict=True):
-            answers[index] = as_answer(task, rows[index], written)
+            answers[index] = as_answer(task, read[index], written)
     return answers
 
 

@@ -170,14 +170,15 @@ class Format:
         cut = labels[: self.max_length]
         turn = max(0, sum(start < self.max_length for start in starts) - 1)
         before = "".join(text for text, _ in segments[: 2 * turn + 1])
-        frame = segments[2 * turn + 1][0].partition(answers[turn].strip())
+        said = segments[2 * turn + 1][0]
+        frame = said[: max(0, said.find(answers[turn].strip()))]
         return dict(row) | {
             "input_ids": ids[: self.max_length],
             "labels": cut,
             "prompt_length": starts[turn],
             "prompt": row.get("prompt", before),
             "answer": answers[turn],
-            "frame": frame[0].lstrip() if frame[1] else "",
+            "frame": frame.lstrip(),
         }, Cuts(len(ids) > self.max_length, all(label == IGNORED for label in cut), len(ids))
 
     def _seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:

@@ -281,7 +281,7 @@ def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
         warnings.warn(
             "the labels are classes, and no head is trained beside the adapter: one is sought beside the module that "
             f"base_model_prefix names, which {type(model.get_base_model()).__name__} has to say",
-            stacklevel=4,
+            stacklevel=3,
         )
     return task
 

@@ -74,6 +74,11 @@ def test_a_head_that_is_called_like_modules_of_the_blocks_is_refused(head: str) 
     with pytest.raises(ValueError, match=f"ends like that of the head, {head}, and PEFT would train both whole"):
         tlora.attach(model, None, plan)
     assert [name for name, _ in model.named_modules()] == before
+    get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=f"ends like that of the head, {head}, and PEFT would train both whole"):
+        tlora.attach(model, None, plan, replace=True)
+    assert [name for name, _ in model.named_modules()] == before
 
 
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM"])

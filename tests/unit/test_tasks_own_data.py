@@ -113,6 +113,15 @@ def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
     assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
 
 
+def test_an_answer_may_be_a_call_without_words() -> None:
+    talk = [("user", "why?"), ("assistant", "because"), ("user", "where?"), ("assistant", "")]
+    talks = [
+        [{"role": role, "content": f"{said}{i if role == 'user' else ''}"} for role, said in talk] for i in range(20)
+    ]
+    task = load_task(Dataset.from_dict({"messages": talks}), bytes_tokenizer("chatml"))
+    assert set(task.train["answer"][:]) == {""}
+
+
 def test_one_question_is_in_one_split() -> None:
     talks = [
         [{"role": "user", "content": f"question {i % 10}"}, {"role": "assistant", "content": f"answer {i}"}]
