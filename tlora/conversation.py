@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from tlora.messages import Message, is_learnt, unpacked
+
 IGNORED = -100
 
-Message = Mapping[str, str]
 Segment = tuple[str, bool]  # a piece of text, and whether it is learnt
 
 
-def conversation_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Segment]:
+def conversation_segments(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] = ()
+) -> list[Segment]:
     """The text of a conversation under the chat template, cut where the assistant starts and stops to speak.
 
     Works for any template that only appends: the conversation is rendered up to each of the assistant's
-    turns, once with the generation prompt and once with the turn itself, and what the second adds to the
-    first was said.
+    turns that are learnt, once with the generation prompt and once with the turn itself, and what the second
+    adds to the first was said.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
         With a chat template.
     messages : sequence of mapping
-        ``role`` and ``content``. What follows the assistant's last turn is left out: nothing of it is learnt.
+        ``role`` and ``content``, and whatever else the template reads. A turn of the assistant with ``weight`` 0 is
+        not learnt. What follows the last turn that is learnt is left out.
+    tools : sequence of mapping
+        JSON schemas of the functions that may be called, which the template writes.
 
     Returns
     -------
@@ -37,15 +42,15 @@ def conversation_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence
     Raises
     ------
     ValueError
-        If the template refuses the messages, or changes what it wrote before when a message is added.
+        If the template refuses the messages, changes what it wrote before when a message is added, or does not
+        write the tools.
     """
     segments: list[Segment] = []
-    done, messages = "", [_whole(message) for message in messages]
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _rendered(tokenizer, messages[:turn], generation_prompt=True)
-        after = _rendered(tokenizer, messages[: turn + 1], generation_prompt=False)
+    done, messages = "", [unpacked(message) for message in messages]
+    turns = [turn for turn, message in enumerate(messages) if is_learnt(message)]
+    for turn in turns:
+        before = _rendered(tokenizer, messages[:turn], tools, generation_prompt=True)
+        after = _rendered(tokenizer, messages[: turn + 1], tools, generation_prompt=False)
         if not before.startswith(done) or not after.startswith(before) or after == before:
             raise ValueError(
                 "the chat template is not prefix-stable (a message changes what was written before it, or an "
@@ -54,6 +59,11 @@ def conversation_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence
             )
         segments += [(before[len(done) :], False), (after[len(before) :], True)]
         done = after
+    if tools and segments[0][0] == _rendered(tokenizer, messages[: turns[0]], (), generation_prompt=True):
+        raise ValueError(
+            "the chat template writes no tools, so the model would not know of them: set tokenizer.chat_template to "
+            "one that does, or leave the column tools out"
+        )
     return segments
 
 
@@ -127,22 +137,23 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: boo
     return str(text)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message],
+    generation_prompt: bool,
+) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+            [dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
         )
         return str(text)
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages) or "(none)"
         raise ValueError(f"the chat template refuses messages of the roles {roles}: {error}") from error
-
-
-def _whole(value: Any) -> Any:
-    """Without what is None: a table gives every object in a column the keys of all others."""
-    if isinstance(value, Mapping):
-        return {key: _whole(each) for key, each in value.items() if each is not None}
-    return [_whole(each) for each in value] if isinstance(value, list) else value
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

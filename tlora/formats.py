@@ -18,6 +18,7 @@ from tlora.conversation import (
     first_tokens,
     tokenise,
 )
+from tlora.messages import is_learnt, read_tools
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 
@@ -81,7 +82,7 @@ class Format:
         Parameters
         ----------
         rows : Dataset
-            ``prompt`` and ``completion``, ``messages``, or ``text`` and ``label`` (a class index).
+            ``prompt`` and ``completion``, ``messages`` (and ``tools``), or ``text`` and ``label`` (a class index).
         split : str
             Its name, for messages.
         progress : bool
@@ -130,7 +131,7 @@ class Format:
         return first_tokens(self.tokenizer)
 
     def _features(self, rows: Dataset) -> Features:
-        source = ("prompt", "completion", "messages", "label")
+        source = ("prompt", "completion", "messages", "tools", "label")
         kept = {name: feature for name, feature in rows.features.items() if name not in source}
         if self.architecture == "classification":
             types = {"token_type_ids": _TOKENS} if self._paired(rows) else {}
@@ -164,9 +165,9 @@ class Format:
             ids, labels, starts = tokenise(self.tokenizer, segments, self._end_id, self._first_ids)
             answers = [row["completion"]]
         else:
-            segments = conversation_segments(self.tokenizer, messages)
+            segments = conversation_segments(self.tokenizer, messages, read_tools(row.get("tools")))
             ids, labels, starts = tokenise(self.tokenizer, segments, self.end_ids)
-            answers = [message["content"] for message in messages if message["role"] == "assistant"]
+            answers = [message.get("content") or "" for message in messages if is_learnt(message)]
         cut = labels[: self.max_length]
         turn = max(0, sum(start < self.max_length for start in starts) - 1)
         before = "".join(text for text, _ in segments[: 2 * turn + 1])

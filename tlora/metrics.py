@@ -45,6 +45,7 @@ def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
 
 
 _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
+_FRACTION = re.compile(rf"{_NUMBER.pattern}(?:/\d+)?")
 # A number that is no part of a formula: before it only words, after it neither a letter nor an operator.
 _QUANTITY = re.compile(rf"[^\d\\({{.+-]*({_NUMBER.pattern})(?!\s*[-+*/^\\({{,\d]|\.\d|[a-zA-Z]).*", re.DOTALL)
 _IN_BRACKETS = re.compile(r"^\s*\(\s*([-+]?\$?[\d.]+)\s*\)")  # without a comma: that may be a pair
@@ -58,7 +59,7 @@ def final_answer(text: str) -> str:
 
     In this order: the last ``\boxed{...}`` (MATH), what follows the last ``####`` (GSM8K), what follows the
     last ``answer is`` (MetaMathQA; no remark without a value after it, as "this answer is right"), the last
-    number. Asterisks that emphasise are taken out.
+    number or fraction. Asterisks that emphasise are taken out.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def final_answer(text: str) -> str:
     announced = _ANNOUNCED.split(text)[1:]
     if announced:
         return _announced(announced)
-    numbers = _NUMBER.findall(text)
+    numbers = _FRACTION.findall(text)
     return numbers[-1] if numbers else ""
 
 

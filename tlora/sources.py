@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import re
-import sys
 import warnings
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +14,19 @@ import pyarrow
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset
 
+from tlora.messages import check_messages, check_tools, packed
 from tlora.metrics import METRICS, Metric
+from tlora.readers import Located, read_csv, read_json, read_jsonl
 from tlora.splits import SPLITS
 
-PAIR = "text_pair"
+PAIR, TOOLS = "text_pair", "tools"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-ACCEPTED = "prompt and completion; messages (role and content); text and label (optionally text_pair)"
+ACCEPTED = "prompt and completion; messages (optionally tools); text and label (optionally text_pair)"
 
 _ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 _SHAPES = (("prompt", "completion"), ("messages",), ("text", "label"))
 _FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
-
-Located = tuple[str, dict[str, Any]]  # where a row stands, and the row
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -60,13 +56,13 @@ class Source:
 
 
 def read_path(path: str | Path) -> Source:
-    """Rows of a local file, or of a folder with one file a split.
+    """Rows of a local file, or of a folder with one file a split, or its shards.
 
     Parameters
     ----------
     path : path-like
         A JSONL, JSON, CSV or Parquet file; or a folder with ``train.*`` and optionally ``validation.*``,
-        ``test.*``.
+        ``test.*``, where a split may be in shards as the hub names them (``train-00000-of-00002.parquet``).
 
     Returns
     -------
@@ -84,10 +80,10 @@ def read_path(path: str | Path) -> Source:
     if path.is_dir():
         files = split_files(path)
     elif path.is_file():
-        files = {"train": path}
+        files = {"train": (path,)}
     else:
         raise FileNotFoundError(f"{path} does not exist: pass a file ({', '.join(SUFFIXES)}) or a folder of them")
-    return _source(path.name.partition(".")[0], {split: _read(file) for split, file in files.items()})
+    return _source(path.name.partition(".")[0], {split: _read(paths) for split, paths in files.items()})
 
 
 def read_dataset(data: Dataset | Mapping[str, Dataset], name: str = "dataset") -> Source:
@@ -136,81 +132,25 @@ def shape_of(columns: Iterable[str], where: str) -> tuple[str, ...]:
     raise ValueError(f"{where} has the columns {', '.join(found) or '(none)'}; accepted are {ACCEPTED}: rename yours")
 
 
-def read_jsonl(path: Path) -> Iterator[Located]:
-    """The objects of a file with one JSON object a line, blank lines left out; ``.gz`` is unpacked."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no gzip file, or a damaged one ({error}): pack it again") from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error}); each line must hold one object") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns as keys")
-    return row
-
-
-def _read_json(path: Path) -> Iterator[Located]:
-    """A JSON array of objects, or what `read_jsonl` reads."""
-    with open(path, encoding="utf-8-sig") as file:
-        if file.read(1) != "[":
-            yield from read_jsonl(path)
-            return
-        file.seek(0)
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, element {number}: a {type(row).__name__}, not an object with columns as keys")
-        yield f"{path}, element {number}", row
-
-
-def _read_csv(path: Path) -> Iterator[Located]:
-    limit = csv.field_size_limit(sys.maxsize)  # a document may be longer than the module expects of a field
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if twice := next((name for name, count in Counter(header).items() if count > 1), None):
-                raise ValueError(f"{path}: two columns are called {twice!r}: rename one")
-            for values in filter(None, reader):  # blank lines aside
-                where = f"{path}, line {reader.line_num}"
-                if len(values) != len(header):
-                    raise ValueError(f"{where}: {len(values)} fields, the header has {len(header)}: quote the commas")
-                yield where, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read(path: Path) -> Dataset:
-    name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file: convert it to one")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty: it needs at least one row with {ACCEPTED}")
+def _read(paths: Sequence[Path]) -> Dataset:
+    """The rows of a split, in one file or in shards."""
+    for path in paths:
+        if not path.name.lower().endswith(SUFFIXES):
+            raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file: convert it to one")
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty: it needs at least one row with {ACCEPTED}")
+    name = paths[0].name.lower()
     if name.endswith(".parquet"):
-        try:
-            return _checked(Dataset(pyarrow.parquet.read_table(path)), str(path))
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
-    reader = _read_csv if name.endswith(".csv") else _read_json if name.endswith(".json") else read_jsonl
-    return _collect(reader(path), str(path))
+        return _checked(Dataset(pyarrow.concat_tables(map(_table, paths))), str(paths[0]))
+    reader = read_csv if name.endswith(".csv") else read_json if name.endswith(".json") else read_jsonl
+    return _collect(chain.from_iterable(map(reader, paths)), str(paths[0]))
+
+
+def _table(path: Path) -> pyarrow.Table:
+    try:
+        return pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
 
 
 def _checked(rows: Dataset, where: str) -> Dataset:
@@ -222,7 +162,7 @@ def _checked(rows: Dataset, where: str) -> Dataset:
     columns = _columns(shape, rows[0])
     for number, row in enumerate(rows, start=1):
         _check_row(row, columns, f"{where}, sample {number}")
-    return rows.select_columns(list(columns))
+    return rows.select_columns([name for name in columns if name in rows.column_names])
 
 
 def _collect(rows: Iterable[Located], path: str) -> Dataset:
@@ -231,50 +171,45 @@ def _collect(rows: Iterable[Located], path: str) -> Dataset:
     for where, row in rows:
         columns = columns or _columns(shape_of(row, where), row)
         _check_row(row, columns, where)
+        row = packed(row) if "messages" in columns else row
         values.append({name: row[name] for name in columns})
     if not values:
         raise ValueError(f"{path} has no rows: it needs at least one with {ACCEPTED}")
     found = {name: [row[name] for row in values] for name in columns}
     try:
-        return Dataset.from_dict({name: column for name, column in found.items() if name != PAIR or any(column)})
+        return Dataset.from_dict(
+            {name: column for name, column in found.items() if name not in (PAIR, TOOLS) or any(column)}
+        )
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: a column holds values of different types ({error})") from error
 
 
 def _optional(shape: tuple[str, ...]) -> tuple[str, ...]:
-    return (PAIR,) if shape == ("text", "label") else ()
+    return {("text", "label"): (PAIR,), ("messages",): (TOOLS,)}.get(shape, ())
 
 
 def _columns(shape: tuple[str, ...], first: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns of a task, by its first row: those that are optional in all rows, or in none."""
-    return (*shape, *(name for name in _optional(shape) if first.get(name) is not None))
+    """The columns of a task, by its first row: a second text in all rows or in none, tools in any."""
+    return (*shape, *(name for name in _optional(shape) if name == TOOLS or first.get(name) is not None))
 
 
 def _check_row(row: Mapping[str, Any], columns: tuple[str, ...], where: str) -> None:
     if "text" in columns and (row.get(PAIR) is not None) != (PAIR in columns):
         found = "missing" if PAIR in columns else "here"
         raise ValueError(f"{where}: {PAIR!r} is {found}, unlike in the first row; every row needs one, or none")
-    for name in columns:
+    needed = [name for name in columns if name != TOOLS]
+    for name in needed:
         if row.get(name) is None:
-            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(columns)}")
-    if columns == ("messages",):
-        _check_messages(row["messages"], where)
+            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(needed)}")
+    if "messages" in columns:
+        check_messages(row["messages"], where)
+        check_tools(row.get(TOOLS), where)
         return
     for name in columns:
         if name != "label" and not (isinstance(row[name], str) and (row[name].strip() or name == PAIR)):
             raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, not a text that says something")
     if "label" in columns:
         _check_label(row["label"], where)
-
-
-def _check_messages(messages: Any, where: str) -> None:
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"{where}: messages must be a list of objects with role and content")
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise ValueError(f"{where}: a message needs role and content, both text; got {message!r:.80}")
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise ValueError(f"{where}: no message of the assistant, so there is nothing to learn")
 
 
 def _check_label(label: Any, where: str) -> None:
@@ -364,27 +299,40 @@ def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> D
     return rows.remove_columns("label").add_column("label", labels, feature=classes)
 
 
-def split_files(folder: Path) -> dict[str, Path]:
-    """The file of each split in a folder.
+def split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The file of each split in a folder, or its shards in order.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     ValueError
-        If there are two of one split.
+        If there are two of one split, or not all shards.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        stem = path.name.partition(".")[0].lower()
-        split = _ALIASES.get(stem, stem)
+        split, _ = _place(path)
         if split in SPLITS and path.name.lower().endswith(SUFFIXES):
-            if split in files:
-                raise ValueError(f"{folder} holds {files[split].name} and {path.name}, both {split}: keep one of them")
-            files[split] = path
+            files.setdefault(split, []).append(path)
+    for split, paths in files.items():
+        kinds = {(_place(path)[1], path.name.partition(".")[2].lower()): path for path in paths}
+        parts = _place(paths[0])[1]
+        if len(kinds) > 1 or len(paths) > parts:
+            one, other, *_ = kinds.values() if len(kinds) > 1 else paths
+            raise ValueError(f"{folder} holds {one.name} and {other.name}, both {split}: keep one of them")
+        if len(paths) < parts:
+            raise ValueError(f"{folder} holds {len(paths)} of the {parts} shards of {split}: fetch the others")
     if not files:
         raise FileNotFoundError(f"{folder} holds no train, validation or test file ({', '.join(SUFFIXES)})")
-    return files
+    return {split: tuple(paths) for split, paths in files.items()}
+
+
+def _place(path: Path) -> tuple[str, int]:
+    """The split that a file is named after, and in how many shards that is."""
+    stem = path.name.partition(".")[0].lower()
+    shard = _SHARD.fullmatch(stem)
+    name, parts = (shard.group(1), int(shard.group(3))) if shard else (stem, 1)
+    return _ALIASES.get(name, name), parts
 
 
 def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:

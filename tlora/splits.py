@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from tlora.messages import is_learnt
 from tlora.rounding import apportion
 
 SPLITS = ("train", "validation", "test")
@@ -89,9 +90,9 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
 
 
 def _given(value: Any) -> str:
-    """What the model is given of a value: of messages, those before the assistant's last turn."""
+    """What the model is given of a value: of messages, those before the last turn that is learnt."""
     if isinstance(value, list):
-        said = [place for place, message in enumerate(value) if message.get("role") == "assistant"]
+        said = [place for place, message in enumerate(value) if is_learnt(message)]
         value = value[: said[-1]] if said else value
     return str(value)
 

@@ -62,11 +62,13 @@ def load_task(
           ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``, ``qqp``,
           ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from
           packages where these are installed; else they, and the others always, come from the hub.
-        - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``.
+        - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``, each in
+          one file or in shards as the hub names them (``train-00000-of-00002.parquet``).
         - A `datasets.Dataset`, or one a split.
 
-        Files and datasets have the columns ``prompt`` and ``completion``; or ``messages`` (``role`` and
-        ``content``); or ``text`` and ``label`` (names or integers), optionally ``text_pair``.
+        Files and datasets have the columns ``prompt`` and ``completion``; or ``messages`` (``role``, ``content``,
+        and what else the chat template reads), optionally ``tools`` (JSON schemas, as a list or as text); or ``text``
+        and ``label`` (names or integers), optionally ``text_pair``.
     tokenizer : transformers.PreTrainedTokenizerBase
         That of the model. It is not changed.
     architecture : str, optional
@@ -120,8 +122,8 @@ def load_task(
     Notes
     -----
     What is learnt: the answer and the token that ends it, also where that token is the padding token. In a
-    conversation, all that the assistant says. No sample is in two splits of tasks known by name or drawn, nor
-    of data that is split here.
+    conversation, all that the assistant says, but for messages with a ``weight`` of 0. No sample is in two splits
+    of tasks known by name or drawn, nor of data that is split here.
     """
     sizes = {"train": train, "validation": validation, "test": test}
     _check(tokenizer, architecture, sizes, metric)
@@ -170,7 +172,12 @@ def task_files(task: str, data_files: DataFiles | None = None) -> dict[str, Path
         path = Path(task)
         if task in PRESETS or not _is_path(task):
             return {}
-        return split_files(path) if path.is_dir() else {"train": path}
+        splits = split_files(path) if path.is_dir() else {"train": (path,)}
+        return {
+            split if len(files) == 1 else f"{split} {file.name}": file
+            for split, files in splits.items()
+            for file in files
+        }
     named = data_files if isinstance(data_files, Mapping) else {"train": data_files}
     paths = {f"{split} {n}": Path(path) for split, files in named.items() for n, path in enumerate(listed(files))}
     return {f"{place} {file.relative_to(path)}": file for place, path in paths.items() for file in _within(path)}

@@ -49,6 +49,8 @@ from tlora.metrics import (
         ("the answer is a^*b^*", "a^*b^*"),
         ("She has 3 apples and 4 pears, 7 in all.", "7"),
         ("It costs $1,250.50 today", "$1,250.50"),
+        ("So 3/4 of the cake are left.", "3/4"),
+        ("We have 12/4 = 3", "3"),
         ("nothing to see", ""),
         ("", ""),
         ("We get $\\boxed{\\frac{3}{4}}$.", "\\frac{3}{4}"),

@@ -17,7 +17,7 @@ from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, words_tokenizer
 from tlora.evaluation import as_answer
 from tlora.models import _set_padding
-from tlora.tasks import load_task
+from tlora.tasks import load_task, task_files
 
 THINKING = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
@@ -108,9 +108,10 @@ def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
     tokenizer = bytes_tokenizer(template)
-    task = load_task(file, tokenizer)
-    learnt = {tokenizer.decode([label for label in row["labels"] if label != -100]) for row in task.train}
-    assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
+    for data in (file, Dataset.from_dict({"messages": messages})):
+        task = load_task(data, tokenizer)
+        learnt = {learnt_of(row, tokenizer) for row in task.train}
+        assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
 
 
 def test_an_answer_may_be_a_call_without_words() -> None:
@@ -120,6 +121,111 @@ def test_an_answer_may_be_a_call_without_words() -> None:
     ]
     task = load_task(Dataset.from_dict({"messages": talks}), bytes_tokenizer("chatml"))
     assert set(task.train["answer"][:]) == {""}
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}]
+CALLING = (
+    "{% if tools %}{{ 'tools:' + tools | tojson + '\n' }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ':' + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name + call.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+def called(arguments: Any, **answer: Any) -> dict[str, Any]:
+    """As a provider's file for fine-tuning has it: a call without words, its result, an answer."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {
+        "messages": [
+            {"role": "user", "content": "How is it in Rome?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "rain", "tool_call_id": "1"},
+            {"role": "assistant", "content": "Wet."} | answer,
+        ]
+    }
+
+
+def learnt_of(row: dict[str, Any], tokenizer: Any) -> str:
+    return str(tokenizer.decode([label for label in row["labels"] if label != -100]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "dataset"])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tools_are_shown_and_calls_learnt(kind: str, as_text: bool, tmp_path: Path) -> None:
+    """Arguments reach the template as objects, however they are written: so an engine gives them to it."""
+    arguments = {"city": "Rome", "day": None} if kind == "jsonl" else {"city": "Rome"}
+    tools = json.dumps(TOOLS) if as_text else TOOLS
+    rows = [called(json.dumps(arguments) if as_text else arguments) | {"tools": tools}] * 10
+    data: Any = Dataset.from_list(rows)
+    if kind == "jsonl":
+        data = tmp_path / "calls.jsonl"
+        plain = [called("{}")] * 10  # without tools
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows + plain))
+    tokenizer = bytes_tokenizer(CALLING)
+    task = load_task(data, tokenizer, validation=0, test=0)
+    row, written = task.train[0], json.dumps(arguments)
+    assert learnt_of(row, tokenizer) == f"weather{written}<|im_end|>Wet.<|im_end|>"
+    assert tokenizer.decode(row["input_ids"]).startswith(f"tools:{json.dumps(TOOLS)}\nuser:How")
+    if kind == "jsonl":
+        assert tokenizer.decode(task.train[10]["input_ids"]).startswith("user:How")
+
+
+def test_a_template_that_writes_no_tools_is_refused() -> None:
+    rows = Dataset.from_list([called("{}") | {"tools": TOOLS}] * 10)
+    with pytest.raises(ValueError, match=r"train sample 1: the chat template writes no tools.*leave the column tools"):
+        load_task(rows, bytes_tokenizer("chatml"), validation=0, test=0)
+
+
+def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
+    """As in the files that are uploaded to a provider."""
+    tokenizer = bytes_tokenizer(CALLING)
+    talk = called("{}")["messages"]
+    talk[1]["weight"] = 0
+    row = load_task(Dataset.from_list([{"messages": talk}] * 10), tokenizer, validation=0, test=0).train[0]
+    assert learnt_of(row, tokenizer) == "Wet.<|im_end|>"
+    assert "weather{}" in tokenizer.decode(row["input_ids"])
+    talk[1]["weight"], talk[3]["weight"] = 1, 0
+    row = load_task(Dataset.from_list([{"messages": talk}] * 10), tokenizer, validation=0, test=0).train[0]
+    assert learnt_of(row, tokenizer) == "weather{}<|im_end|>"
+    assert row["answer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (called("{}", weight=0.5), r"sample 1: weight 0.5: a message is learnt \(1"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+            "to learn",
+        ),
+        ({"messages": [{"role": "assistant", "content": None}]}, "one with tool_calls may do without"),
+        (called("{}") | {"tools": "[{]"}, "tools are no valid JSON"),
+        (called("{}") | {"tools": '{"name": "f"}'}, "tools must be a list of JSON schemas"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_task(Dataset.from_list([row] * 10), bytes_tokenizer(CALLING))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_split_may_be_in_shards(suffix: str, tmp_path: Path) -> None:
+    """As a folder of the hub has them; all or none."""
+    rows = sums()
+    for part in range(3):
+        shard = rows.shard(3, part, contiguous=True)
+        path = str(tmp_path / f"train-0000{part}-of-00003.{suffix}")
+        shard.to_parquet(path) if suffix == "parquet" else shard.to_json(path)
+    task = load_task(tmp_path, bytes_tokenizer(), validation=0, test=0)
+    assert task.train["prompt"][:] == rows["prompt"][:]
+    assert len(task_files(str(tmp_path))) == 3
+    (tmp_path / f"train.{suffix}").write_bytes(b"[]")
+    with pytest.raises(ValueError, match=rf"train-00002-of-00003\.{suffix} and train\.{suffix}, both train"):
+        load_task(tmp_path, bytes_tokenizer())
+    (tmp_path / f"train.{suffix}").unlink()
+    (tmp_path / f"train-00001-of-00003.{suffix}").unlink()
+    with pytest.raises(ValueError, match="holds 2 of the 3 shards of train"):
+        load_task(tmp_path, bytes_tokenizer())
 
 
 def test_one_question_is_in_one_split() -> None:
