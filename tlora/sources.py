@@ -21,7 +21,7 @@ from tlora.splits import SPLITS
 
 PAIR, TOOLS = "text_pair", "tools"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-ACCEPTED = "prompt and completion; messages (optionally tools); text and label (optionally text_pair)"
+ACCEPTED = "prompt and completion; messages (role and content); text and label (optionally text_pair)"
 
 _ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 _SHAPES = (("prompt", "completion"), ("messages",), ("text", "label"))
