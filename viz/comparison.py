@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -22,8 +23,10 @@ WIDTH = 8.8
 """Inches of a figure."""
 LINE = 0.215
 """Inches of a method's line in the first panel."""
-ABOVE, BELOW, GAP, RIGHT = 0.78, 0.52, 0.78, 0.12
-"""Inches: for headlines, for labels below, between panels for labels beside, and at the right."""
+GAP, RIGHT, EDGE = 0.78, 0.12, 0.08
+"""Inches: between panels for labels beside, at the right, and between two rows of panels."""
+LONGEST = 42
+"""Characters of a method's name beside the first panel; a longer one is cut off."""
 
 
 class Look(NamedTuple):
@@ -62,10 +65,10 @@ def plot_comparison(
     -------
     matplotlib.figure.Figure
         A row of three panels for each model and task. Left, the value on the test split, best first; thin lines are
-        its interval, thick ones that of the difference from the baseline, which is the dashed line: a thick line that
-        does not touch it says that the two differ. Middle, values on the validation split by learning rate, the chosen
-        one marked, the curve thick where it is within 1 % of the best; crosses where training failed. Right, the
-        value by trained parameters.
+        its interval, thick ones that of the difference from the baseline, which is dashed, for each method at its
+        value in the runs that both have: a thick line that does not touch it says that the two differ. Middle,
+        values on the validation split by learning rate, the chosen one marked, the curve thick where it is within 1 %
+        of the best; crosses where training failed. Right, the value by trained parameters.
 
     Raises
     ------
@@ -75,8 +78,7 @@ def plot_comparison(
         If nothing is left to draw.
     """
     style.check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
-    whole = comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric)
-    summary = _selected(whole, tasks, ranks)
+    summary = _selected(comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric), tasks, ranks)
     summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)
     looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
@@ -85,40 +87,56 @@ def plot_comparison(
     figure, panels = _panels([rows for _, rows in places])
     for ((model, task), rows), (left, middle, right) in zip(places, panels, strict=True):
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
-        baselines = whole[(whole["model"] == model) & (whole["task"] == task) & (whole["method"] == name)]
-        _draw_values(left, rows, looks, _references(rows, baselines))
+        rows = rows.assign(instead=[_instead(here, row) for _, row in rows.iterrows()])
+        _draw_values(left, rows, looks, name)
         _draw_rates(middle, here, rows, looks)
         _draw_sizes(right, rows, looks)
         _headlines((left, middle, right), rows, name, baseline_rank)
+    _make_room(figure, panels)
     return figure
 
 
 def _panels(tables: list[pd.DataFrame]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with three panels for each table, as high as its methods need."""
+    """A figure with three panels for each table, as high as its methods need, one row below the other."""
     heights = [max(1.7, LINE * len(rows)) for rows in tables]
-    height = sum(heights) + (ABOVE + BELOW) * len(heights)
-    figure = plt.figure(figsize=(WIDTH, height))
+    figure = plt.figure(figsize=(WIDTH, sum(heights)))
     left = 0.25 + 0.072 * max(rows["label"].str.len().max() for rows in tables)
     widths = (WIDTH - left - RIGHT - 2 * GAP) * np.array([0.36, 0.32, 0.32])
-    panels, top = [], height
-    for rows_height in heights:
-        top -= ABOVE + rows_height
-        starts = left + np.array([0, widths[0] + GAP, widths[0] + widths[1] + 2 * GAP])
-        boxes = [
-            (x / WIDTH, top / height, w / WIDTH, rows_height / height) for x, w in zip(starts, widths, strict=True)
-        ]
+    starts = left + np.array([0, widths[0] + GAP, widths[0] + widths[1] + 2 * GAP])
+    panels = []
+    for height in heights:
+        boxes = [(x / WIDTH, 0, w / WIDTH, height / sum(heights)) for x, w in zip(starts, widths, strict=True)]
         panels.append([figure.add_axes(box) for box in boxes])
-        top -= BELOW
     return figure, panels
+
+
+def _make_room(figure: Figure, panels: list[list[Axes]]) -> None:
+    """Move the rows of panels apart by what is written above and below them."""
+    figure.canvas.draw()
+    dpi = figure.dpi
+    rows, height = [], EDGE
+    for row in reversed(panels):
+        drawn = [ax.get_tightbbox() for ax in row]
+        below = max(ax.bbox.y0 - box.y0 for ax, box in zip(row, drawn, strict=True)) / dpi
+        above = max(box.y1 - ax.bbox.y1 for ax, box in zip(row, drawn, strict=True)) / dpi
+        rows.append((row, height + below, row[0].bbox.height / dpi))
+        height = rows[-1][1] + rows[-1][2] + above + EDGE
+    figure.set_size_inches(WIDTH, height)
+    for row, bottom, inside in rows:
+        for ax in row:
+            box = ax.get_position()
+            ax.set_position((box.x0, bottom / height, box.width, inside / height))
 
 
 def _selected(frame: pd.DataFrame, tasks: Any, ranks: Any) -> pd.DataFrame:
     for column, chosen in (("task", tasks), ("rank", ranks)):
         if chosen is not None:
-            wanted = [chosen] if isinstance(chosen, str | int) else list(chosen)
-            if not frame[column].isin(wanted).any():
-                there = ", ".join(map(str, dict.fromkeys(frame[column])))
-                raise ValueError(f"nothing was compared with {column} {wanted}: choose from {there}")
+            wanted = [chosen] if isinstance(chosen, str | Integral) else list(chosen)
+            there = list(dict.fromkeys(frame[column]))
+            if missing := [each for each in wanted if each not in there] or not wanted:
+                raise ValueError(
+                    f"nothing was compared with {column} {missing}: choose from {', '.join(map(str, there))}"
+                )
             frame = frame[frame[column].isin(wanted)]
     return frame
 
@@ -134,35 +152,39 @@ def _order(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sort_values("value", ascending=False, kind="stable", na_position="last").reset_index(drop=True)
     several = rows["rank"].nunique() > 1
     labels = [f"{row.method}, {row.rank}" if several else row.method for row in rows.itertuples()]
-    return rows.assign(label=labels)
+    return rows.assign(label=[label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…" for label in labels])
 
 
-def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], references: pd.Series) -> None:
-    """A line a method: its value, its interval, and that of its difference from the baseline."""
+def _instead(runs: pd.DataFrame, row: pd.Series) -> str:
+    """What is written where a method has no value."""
+    mine = runs[(runs["method"] == row["method"]) & (runs["rank"] == row["rank"])]
+    waiting = (mine["status"] == "done").any() and not (mine["split"] == "test").any()
+    return "not tested yet" if waiting else "failed"
+
+
+def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline: str) -> None:
+    """A line a method: its value, its interval, that of its difference from the baseline, and the baseline itself."""
+    own = rows["value"].where((rows["method"] == baseline) & rows["difference"].isna())
+    origins = (rows["value"] - rows["difference"]).fillna(own)
     for place, row in rows.iterrows():
         look = looks[row["method"]]
         if np.isnan(row["value"]):
-            ax.annotate("failed", (0.5, place), xycoords=("axes fraction", "data"), va="center", color="0.5")
+            ax.annotate(
+                row["instead"], (0.5, place), xycoords=("axes fraction", "data"), va="center", ha="center", color="0.5"
+            )
             continue
         ax.plot((row["low"], row["high"]), (place, place), color=look.colour, linewidth=1, alpha=0.6)
         if not np.isnan(row["difference"]):
-            origin = row["value"] - row["difference"]
-            ends = (origin + row["difference_low"], origin + row["difference_high"])
+            ends = (origins[place] + row["difference_low"], origins[place] + row["difference_high"])
             ax.plot(ends, (place, place), color=look.colour, linewidth=3.5, alpha=0.75, solid_capstyle="butt")
         ax.plot(row["value"], place, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
-    for value in references:
-        ax.axvline(value, color="0.35", linestyle="--", linewidth=1, zorder=0)
+    across = [(x, y) for place, x in origins.items() for x, y in ((x, place - 0.5), (x, place + 0.5), (np.nan, place))]
+    ax.plot(*zip(*across, strict=True), color="0.35", linestyle="--", linewidth=1, zorder=0)
     ax.set_yticks(range(len(rows)), rows["label"])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(_worded(rows))
     ax.xaxis.set_major_locator(MaxNLocator(4))
-
-
-def _references(rows: pd.DataFrame, baselines: pd.DataFrame) -> pd.Series:
-    """Values of the baseline at the ranks that something is held against; at those drawn, where nothing is."""
-    used = baselines["rank"].isin(rows["baseline_rank"])
-    return baselines[used if used.any() else baselines["rank"].isin(rows["rank"])]["value"].dropna()
 
 
 def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -220,11 +242,14 @@ def _log_axis(ax: Axes, label: str, ticks: Sequence[float], text: Callable[[floa
 
 
 def _thinned(values: pd.Series, most: int) -> list[float]:
-    """The least and the largest of the values, and as many between them as have room."""
-    there = np.unique(values.dropna())
-    return [
-        float(there[i]) for i in np.unique(np.linspace(0, len(there) - 1, min(most, len(there))).round().astype(int))
-    ]
+    """The least and the largest of the values, and those between them that have room on a logarithmic axis."""
+    there = [float(value) for value in np.unique(values.dropna())]
+    apart = 0.99 * np.log(there[-1] / there[0]) / (most - 1) if there else 0.0
+    kept = there[-1:]
+    for value in there[:-1]:
+        if all(value == there[0] or abs(np.log(value / other)) >= apart for other in kept):
+            kept.append(value)
+    return sorted(kept)
 
 
 def _rate(value: float) -> str:
@@ -234,7 +259,7 @@ def _rate(value: float) -> str:
 
 def _size(value: float) -> str:
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= 0.9995 * factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:g}"
 
@@ -260,6 +285,8 @@ def _finding(rows: pd.DataFrame, baseline: str) -> str:
     """How many methods are ahead of the baseline, and how many behind, beyond the interval."""
     others = rows.dropna(subset=["difference"])
     if not len(others):
-        return f"Best: {rows.iloc[0]['label']}" if np.isfinite(rows.iloc[0]["value"]) else "No method could be trained"
+        if np.isfinite(rows.iloc[0]["value"]):
+            return f"Best: {rows.iloc[0]['label']}"
+        return "No method could be trained" if (rows["instead"] == "failed").all() else "Nothing has been tested yet"
     ahead, behind = int((others["difference_low"] > 0).sum()), int((others["difference_high"] < 0).sum())
     return f"{ahead} above {baseline} (dashed), {behind} below, of {len(others)}"

@@ -13,6 +13,7 @@ from tests.pictured import texts
 from tests.results import comparison, record
 from tlora.compared import Comparison
 from tlora.methods import METHODS
+from viz.comparison import _size
 
 GRID = (5e-4, 1e-3, 2e-3, 4e-3)
 
@@ -75,6 +76,15 @@ def test_everything_has_its_place(count, tasks, ranks):
     assert {label.split(",")[0] for label in labels} == set(names)
 
 
+def dashed(ax) -> list[float]:
+    """Where the baseline is drawn, line by line."""
+    (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    ends = line.get_xdata().reshape(-1, 3)  # two ends and a gap
+    assert np.array_equal(ends[:, 0], ends[:, 1], equal_nan=True)
+    assert line.get_ydata().reshape(-1, 3)[:, :2].tolist() == [[n - 0.5, n + 0.5] for n in range(len(ends))]
+    return ends[:, 0].tolist()
+
+
 def points(ax, marker: str) -> list[tuple[float, float]]:
     return [
         (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
@@ -104,8 +114,7 @@ def test_what_is_drawn_is_what_the_tables_say():
     assert spans[(tlora["low"], tlora["high"])] == 1
     ends = (lora["value"] + tlora["difference_low"], lora["value"] + tlora["difference_high"])
     assert any(np.allclose(span, ends) and width > 3 for span, width in spans.items())
-    (dashed,) = [line for line in left.lines if line.get_linestyle() == "--"]
-    assert dashed.get_xdata()[0] == lora["value"]
+    assert dashed(left) == pytest.approx([lora["value"]] * 3)
     crosses = [line for line in middle.lines if line.get_marker() == "x"]
     assert [line.get_xdata().tolist() for line in crosses] == [[GRID[-1]]] * 3
 
@@ -129,9 +138,8 @@ def test_runs_without_a_search_have_values_and_no_curve():
 def test_one_rank_of_the_baseline_is_the_line_that_all_are_held_against():
     found = many(("lora", "tlora"), ranks=(4, 8))
     left, _, right = viz.plot_comparison(found, baseline_rank=8).axes
-    (dashed,) = [line for line in left.lines if line.get_linestyle() == "--"]
     value = found.summary().set_index(["method", "rank"]).loc[("lora", 8), "value"]
-    assert dashed.get_xdata()[0] == value
+    assert dashed(left) == pytest.approx([value] * 4)
     assert left.get_title(loc="left").replace("\n", " ").endswith("of 3")
     assert "differences: from rank 8" in " ".join(texts(right))
 
@@ -145,10 +153,31 @@ def test_the_line_is_at_the_rank_that_differences_are_from_though_it_is_not_draw
         found.runs.loc[rows, "trainable_parameters"] = size
     left = viz.plot_comparison(found, ranks=ranks, baseline_rank=baseline_rank).axes[0]
     values = found.summary(baseline_rank=baseline_rank).set_index(["method", "rank"])
-    (dashed,) = [line for line in left.lines if line.get_linestyle() == "--"]
-    assert dashed.get_xdata()[0] == values.loc[("lora", reference), "value"]
-    row = values.loc[("tlora", ranks if isinstance(ranks, int) else ranks[0])]
-    assert dashed.get_xdata()[0] == pytest.approx(row["value"] - row["difference"])
+    line = [label.get_text() for label in left.get_yticklabels()].index("tlora")
+    assert dashed(left)[line] == pytest.approx(values.loc[("lora", reference), "value"])
+
+
+def test_what_differs_does_so_in_the_picture_though_the_baseline_has_more_runs():
+    """Two runs that only the baseline has move its value, not what the difference is from."""
+    values = {"lora": (0.8, 0.8, 0.8, 0.6, 0.6), "tlora": (0.79, 0.79, 0.79)}
+    records = [
+        record(method, GRID[0], seed, "test", [value] * 50)
+        for method, each in values.items()
+        for seed, value in enumerate(each)
+    ]
+    records += [record(method, GRID[0], 0, "validation", [0.5]) for method in values]
+    left = viz.plot_comparison(Comparison.of(records)).axes[0]
+    assert dashed(left) == pytest.approx([0.8, 0.72], abs=1e-3)  # of tlora, which is first, and of lora itself
+    (thick,) = [line for line in left.lines if line.get_linewidth() == 3.5]
+    assert max(thick.get_xdata()) < 0.8
+
+
+def test_what_has_not_been_tested_has_not_failed():
+    records = [record("lora", rate, 0, "validation", [rate]) for rate in GRID[:-1]]
+    records.append(record("lora", GRID[-1], 0, "validation", None))
+    left = viz.plot_comparison(Comparison.of(records)).axes[0]
+    assert "not tested yet" in texts(left)
+    assert left.get_title(loc="left") == "Nothing has been tested yet"
 
 
 def test_headline_counts_what_is_ahead_beyond_the_interval():
@@ -182,6 +211,19 @@ def test_tasks_and_ranks_can_be_chosen():
     assert len(viz.plot_comparison(found, ranks=[4, 8]).axes) == 6
     with pytest.raises(ValueError, match=r"with task \['sst2'\]: choose from pairs, imdb"):
         viz.plot_comparison(found, tasks="sst2")
+    with pytest.raises(ValueError, match=r"with rank \[99\]: choose from 4, 8"):
+        viz.plot_comparison(found, ranks=[4, 99])
+    assert len(viz.plot_comparison(found, ranks=np.int64(8)).axes) == 6
+
+
+def test_long_names_are_cut_off():
+    figure = viz.plot_comparison(many(["a_method_of_ones_own_" * 5, "lora"]))
+    assert figure.axes[0].get_yticklabels()[0].get_text().endswith("…")
+    everything_inside_and_apart(figure)
+
+
+def test_sizes_are_rounded_before_their_unit_is_chosen():
+    assert [_size(value) for value in (999, 999.7, 99_960, 999_700, 2.5e6)] == ["999", "1k", "100k", "1M", "2.5M"]
 
 
 def test_the_loss_can_be_drawn_in_place_of_the_metric():
