@@ -189,7 +189,7 @@ def budget_text(allocation: Allocation) -> str:
 def size_text(count: float) -> str:
     """Bytes in the unit that suits them, three digits."""
     for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
@@ -198,12 +198,11 @@ def size_text(count: float) -> str:
 def run_facts(run: TrainingRun) -> dict[str, str]:
     """The adapter, and what its training took."""
     ranks = run.ranks.values()
-    steps = int(run.history["step"].max()) if len(run.history) else 0
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     size = size_text(sum(t.nbytes for t in run.adapter.values()))
     return {
         "adapter": f"{len(ranks)} modules with ranks {min(ranks)} to {max(ranks)}, {size}",
-        "trained": f"{run.trainable_parameters:,} parameters in {steps} steps, {run.seconds:.0f} s{ending}",
+        "trained": f"{run.trainable_parameters:,} parameters in {run.steps} steps, {run.seconds:.0f} s{ending}",
     }
 
 

@@ -105,6 +105,12 @@ class TrainingRun(Result):
     rank_columns: ClassVar[dict[str, str]] = rank_use.COLUMNS
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps that were done: the last one that was logged or whose modules were looked at."""
+        seen = pd.concat([self.history["step"], self.module_history["step"]])
+        return int(seen.max()) if len(seen) else 0
+
+    @property
     def evaluated_on(self) -> str:
         """Split of ``before`` and ``after``: ``"test"`` or ``"validation"``; ``"train"`` of bare rows; else empty."""
         recipe = self.meta.recipe
@@ -232,9 +238,8 @@ class TrainingRun(Result):
         losses = self.history["loss"].dropna()
         change = f", loss {losses.iloc[0]:.4g} -> {losses.iloc[-1]:.4g}" if len(losses) else ""
         ending = ", diverged" if self.diverged else ", interrupted" if self.interrupted else ""
-        steps = int(self.history["step"].max()) if len(self.history) else 0
         return (
-            f"{steps} steps in {self.seconds:.4g} s{change}, {len(self.ranks)} modules, "
+            f"{self.steps} steps in {self.seconds:.4g} s{change}, {len(self.ranks)} modules, "
             f"{self.trainable_parameters:,} trained parameters{ending}"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 from tlora.alignment import Alignment, LayerAlignment
 from tlora.capture import GradientCapture
 from tlora.energy import CapturedEnergy
+from tlora.subspace import Kind
 from viz import heatmap, style
 
 Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture
@@ -162,7 +163,8 @@ def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
 
 def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     """A line for each kind, the highest first in the legend, between the best possible and chance."""
-    ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys(table["kind"]))
+    # a kind has its colour whatever it is drawn beside
+    ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys([*get_args(Kind), *table["kind"]]))
     n = len(kinds)
     looks = dict(zip(kinds, zip(style.colours(n), style.dashes(n), style.markers(n), strict=True), strict=True))
     drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
@@ -58,8 +59,8 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     divider = make_axes_locatable(ax)
     _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
     _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
-    _colour_bar(divider, mesh, {low, nominal, high})
-    style.headline(ax, _finding(frame, nominal, low, high), _detail(allocation, frame), lift=ABOVE + GAP)
+    _colour_bar(divider, mesh, nominal, {low, nominal, high})
+    style.headline(ax, finding(allocation), _detail(allocation, frame), lift=ABOVE + GAP)
     return ax
 
 
@@ -77,14 +78,17 @@ def whole(allocation: Allocation) -> pd.DataFrame:
     return frame.assign(**places, uniform=allocation.rank)
 
 
-def _colour_bar(divider: AxesDivider, mesh: QuadMesh, ranks: set[int]) -> None:
+def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[int]) -> None:
     """A colour bar in the corner that the two rows of bars leave free."""
     corner = mesh.figure.add_axes((0, 0, 1, 1), label="colours")
     corner.set_axes_locator(divider.new_locator(nx=2, ny=2))
     corner.axis("off")
     ticks = sorted(ranks)
     bar = mesh.figure.colorbar(mesh, cax=corner.inset_axes((0.08, 0.4, 0.78, 0.18)), orientation="horizontal")
-    bar.set_ticks(ticks, labels=[str(rank) for rank in ticks])
+    # of two whose labels would meet, the uniform rank stays
+    span = np.log(ticks[-1] / ticks[0]) or 1
+    labels = ["" if rank != nominal and abs(np.log(rank / nominal)) < 0.3 * span else str(rank) for rank in ticks]
+    bar.set_ticks(ticks, labels=labels)
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, pad=1, labelsize=8)
@@ -126,11 +130,18 @@ def _edges(centres: Sequence[int]) -> list[float]:
     return [centre - 0.5 for centre in centres] + [centres[-1] + 0.5]
 
 
-def _finding(frame: pd.DataFrame, nominal: int, low: int, high: int) -> str:
-    top = frame.loc[frame["rank"].idxmax()]
+def finding(allocation: Allocation) -> str:
+    """The plan in a few words."""
+    ranks = allocation.ranks
+    low, high = min(ranks.values()), max(ranks.values())
     if low == high:
-        return f"Every module gets rank {high}"
-    return f"Ranks from {low} to {high} instead of {nominal} everywhere; most to {style.place(top)}"
+        return f"Every module {'that is not excluded ' if allocation.excluded else ''}gets rank {high}"
+    top = [name for name, rank in ranks.items() if rank == high]
+    most = f"layer {allocation.layers[top[0]]} {allocation.projections[top[0]]}"
+    return (
+        f"Ranks from {low} to {high} instead of {allocation.rank} everywhere; "
+        f"most to {most if len(top) == 1 else f'{len(top)} modules'}"
+    )
 
 
 def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:

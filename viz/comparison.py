@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from tlora.compared import Comparison
 from tlora.paired import PLACE, BaselineRank
@@ -113,14 +114,13 @@ def _panels(tables: list[pd.DataFrame]) -> tuple[Figure, list[list[Axes]]]:
 def _make_room(figure: Figure, panels: list[list[Axes]]) -> None:
     """Move the rows of panels apart by what is written above and below them."""
     figure.canvas.draw()
-    dpi = figure.dpi
     rows, height = [], EDGE
     for row in reversed(panels):
-        drawn = [ax.get_tightbbox() for ax in row]
-        below = max(ax.bbox.y0 - box.y0 for ax, box in zip(row, drawn, strict=True)) / dpi
-        above = max(box.y1 - ax.bbox.y1 for ax, box in zip(row, drawn, strict=True)) / dpi
-        rows.append((row, height + below, row[0].bbox.height / dpi))
-        height = rows[-1][1] + rows[-1][2] + above + EDGE
+        inner = row[0].bbox
+        drawn = Bbox.union([box for ax in row if (box := ax.get_tightbbox())])
+        below, inside, above = np.array((inner.y0 - drawn.y0, inner.height, drawn.y1 - inner.y1)) / figure.dpi
+        rows.append((row, height + below, inside))
+        height += below + inside + above + EDGE
     figure.set_size_inches(WIDTH, height)
     for row, bottom, inside in rows:
         for ax in row:

@@ -91,15 +91,23 @@ def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) 
     curves = _thinned(spectrum.curves(frame["module"])).merge(frame[["module", "label"]], on="module")
     if len(frame) <= LINES:
         curves["label"] = "layer " + curves["layer"].astype(str) + " " + curves["label"]
-    quartiles = curves.groupby(["label", "direction"])[value].quantile([0.25, 0.5, 0.75]).unstack()
     labels = list(dict.fromkeys(curves["label"]))
     for label, colour, dash in zip(labels, style.colours(len(labels)), style.dashes(len(labels)), strict=True):
-        curve = quartiles.loc[label]
+        curve = _quartiles(curves[curves["label"] == label], value)
         ax.plot(curve.index, curve[0.5], color=colour, linestyle=dash, linewidth=1.8, label=label)
         if len(frame) > LINES:
             ax.fill_between(curve.index, curve[0.25], curve[0.75], color=colour, alpha=0.13, linewidth=0)
     _label_curves(ax, spectrum, value)
     _legend(ax)
+
+
+def _quartiles(curves: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Quartiles over the modules at each direction.
+
+    Where one ends before others, what its directions hold together stays; shares of single ones are drawn no further.
+    """
+    wide = curves.pivot(index="direction", columns="module", values=value)
+    return (wide.ffill() if value == "cumulative" else wide.dropna()).quantile([0.25, 0.5, 0.75], axis=1).T
 
 
 def _thinned(curves: pd.DataFrame) -> pd.DataFrame:

@@ -37,6 +37,21 @@ STYLE: dict[str, Any] = {
 }
 """Settings under which pictures are drawn; put back when a picture is done."""
 
+PAPER: dict[str, Any] = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": "black",
+    "axes.labelcolor": "black",
+    "axes.titlecolor": "auto",
+    "axes.grid": False,
+    "legend.labelcolor": "None",
+    "text.color": "black",
+    "xtick.color": "black",
+    "ytick.color": "black",
+}
+"""Colours of a picture on paper of its own, whatever style is set: its greys are made for white. On axes of the user's
+own, theirs stay."""
+
 SEQUENTIAL: Colormap = plt.get_cmap("viridis")
 DIVERGING: Colormap = sns.color_palette("vlag", as_cmap=True)
 """Blue below, white at, red above: told apart under the common colour-vision deficiencies."""
@@ -53,8 +68,9 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
         # No rc_context, which would also undo what a backend sets that starts with the first picture: in Jupyter the
         # pictures after it would not be shown.
         settings: Any = plt.rcParams
-        before = {name: settings[name] for name in STYLE}
-        settings.update(STYLE)
+        ours = STYLE if kwargs.get("ax") is not None else STYLE | PAPER
+        before = {name: settings[name] for name in ours}
+        settings.update(ours)
         try:
             return plot(*args, **kwargs)
         finally:
@@ -195,9 +211,17 @@ def sentence(*parts: str) -> str:
 
 def number(value: float) -> str:
     """Two or three significant digits, thousands written out: ``"0.0123"``, ``"9.5"``, ``"1,230"``."""
-    if 1000 <= abs(value) < 1e6:
+    if 999.5 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}" if abs(value) >= 10 or 1e-4 <= abs(value) < 1 else f"{value:.2g}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, three digits: ``"1.23 MB"``."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:g} bytes"
 
 
 def percent(share: float) -> str:

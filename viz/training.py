@@ -39,14 +39,14 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     ax = style.axes(ax, 8.6, 3.9)
     _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75, zorder=2.5)
     _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)
-    _draw_before_and_after(ax, run, history)
+    _draw_before_and_after(ax, run)
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("loss, nats")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     style.guide_lines(ax)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="best")
-    style.headline(ax, _finding(run, history), _detail(run, history))
+    style.headline(ax, _finding(run, history), _detail(run))
     return ax
 
 
@@ -58,10 +58,9 @@ def _draw_loss(ax: Axes, history: pd.DataFrame, column: str, label: str, marker:
         ax.plot(rows["step"], rows[column], label=label, marker=points, markersize=5, **look)
 
 
-def _draw_before_and_after(ax: Axes, run: TrainingRun, history: pd.DataFrame) -> None:
+def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
     """Diamonds at the first and last step, each with its value beside it."""
-    last = int(history["step"].max()) if len(history) else 0
-    points = [(step, of["loss"]) for step, of in ((0, run.before), (last, run.after)) if "loss" in of]
+    points = [(step, of["loss"]) for step, of in ((0, run.before), (run.steps, run.after)) if "loss" in of]
     if points:
         look: dict[str, Any] = {
             "marker": "D",
@@ -108,8 +107,7 @@ def _change(name: str, before: float, after: float) -> str:
     return f"{name.replace('_', ' ')} {old} → {new}"
 
 
-def _detail(run: TrainingRun, history: pd.DataFrame) -> str:
+def _detail(run: TrainingRun) -> str:
     ending = "stopped: not finite" if run.diverged else "interrupted" if run.interrupted else ""
-    steps = int(history["step"].max()) if len(history) else 0
     trained = f"{run.trainable_parameters:,} parameters"
-    return style.sentence(f"{steps} steps, {trained}", ending, style.source(run.meta))
+    return style.sentence(f"{run.steps} steps, {trained}", ending, style.source(run.meta))

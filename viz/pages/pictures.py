@@ -21,7 +21,7 @@ from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
 from viz import heatmap, style
 from viz.alignment import Aligned, plot_alignment
-from viz.allocation import plot_allocation
+from viz.allocation import plot_allocation, whole
 from viz.pages.parts import Picture
 from viz.sensitivity import plot_sensitivity
 from viz.spectrum import plot_spectrum
@@ -55,7 +55,7 @@ def sensitivity_picture(sensitivity: Sensitivity) -> Picture:
 
 def allocation_picture(allocation: Allocation) -> Picture:
     """Heat map of the ranks with its totals."""
-    width, height = heatmap.size(allocation.to_frame())
+    width, height = heatmap.size(whole(allocation))
     what = "Heat map of the ranks, layers across and projections down"
     return _picture(partial(plot_allocation, allocation), (width, height + 0.8), what)
 

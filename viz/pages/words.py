@@ -26,10 +26,7 @@ def percent(share: float) -> str:
 
 def size(count: int) -> str:
     """Bytes in decimal units: ``"1.23 MB"``."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g}\u00a0{unit}"
-    return f"{count}\u00a0bytes"
+    return style.size(count).replace(" ", "\u00a0")
 
 
 def duration(seconds: float) -> str:

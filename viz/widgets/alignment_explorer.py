@@ -67,7 +67,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
             if not isinstance(side, Subspaces):
                 raise TypeError(f"a side is a {type(side).__name__}: pass Subspaces from tlora.task_subspaces")
         self.labels = list(labels) if labels is not None else _labels(sides)
-        if len(set(self.labels)) != len(sides):
+        if not len(set(self.labels)) == len(self.labels) == len(sides):
             raise ValueError(f"{len(sides)} sides are called {', '.join(self.labels)}: pass one label for each of them")
         rank = positive_int(rank, "rank")
         self._most = min(len(rows) for side in sides for rows in side.bases.values())

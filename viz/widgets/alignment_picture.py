@@ -50,7 +50,7 @@ class AlignmentPicture:
         self.curve.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         self.curve.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         strip = self.curve.inset_axes((0, 0, 0.045, 1 / 1.02))  # the colours stand on the scale of the curve
-        strip.imshow(np.linspace(1, 0, 256)[:, None], cmap=style.SEQUENTIAL, aspect="auto")
+        strip.imshow(np.linspace(1, 0, 256)[:, None], cmap=style.SEQUENTIAL, aspect="auto", origin="upper")
         strip.set_axis_off()
         self.curve.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
         style.guide_lines(self.curve)

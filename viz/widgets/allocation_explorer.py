@@ -15,8 +15,9 @@ from tlora.allocation import Allocation, allocate
 from tlora.sensitivity import Sensitivity
 from tlora.subspace import Subspaces
 from viz import heatmap, style
+from viz.allocation import finding
 from viz.widgets import by_hand
-from viz.widgets.allocation_text import changed, costs, finding
+from viz.widgets.allocation_text import changed, costs
 from viz.widgets.base import WIDTH, Explorer, alert, choice, row
 from viz.widgets.rank_picture import RankPicture
 
@@ -91,6 +92,10 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **knobs: Any
     ) -> None:
         first = allocate(sensitivity, rank, **knobs)
+        if not isinstance(subspaces, Subspaces | None):
+            raise TypeError(
+                f"subspaces are a {type(subspaces).__name__}: pass what tlora.task_subspaces returned, or None"
+            )
         if subspaces is not None and list(subspaces.shapes) != sensitivity.names:
             raise ValueError(
                 f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of "
@@ -99,10 +104,11 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         self.sensitivity = sensitivity
         self._bound = None if subspaces is None else subspaces.max_rank
         values = {field: getattr(first.knobs, field) for field in DEFAULTS}
-        values |= {"alpha": knobs.get("alpha"), "exclude": by_hand.names_of(first.knobs.exclude, sensitivity)}
+        alpha = None if knobs.get("alpha") is None else first.knobs.alpha
+        values |= {"alpha": alpha, "exclude": by_hand.names_of(first.knobs.exclude, sensitivity)}
         values["max_rank"] = self._within_bases(first.knobs.max_rank)
         state = AllocationState(rank=first.rank, edits={}, **values)
-        super().__init__(replace(state, kept=plan(sensitivity, state)))
+        super().__init__(replace(state, kept=self.result(state)))
         self._start = self.state
         self._build()
         self._refresh()
@@ -161,7 +167,13 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
 
     def result(self, state: AllocationState) -> Allocation:
         """The plan of ``state``: `tlora.allocate`, then its edits."""
-        return plan(self.sensitivity, state)
+        try:
+            return plan(self.sensitivity, state)
+        except ValueError as refusal:
+            if self._bound is None or "raise max_rank" not in str(refusal) or state.max_rank != self._bound:
+                raise
+            more = f"make subspaces of more than {self._bound} directions, tlora.task_subspaces(..., max_rank=...)"
+            raise ValueError(str(refusal).replace("raise max_rank", more)) from None
 
     def render(self, state: AllocationState, ax: Axes) -> Axes:
         """Draw the plan of a state.
@@ -203,7 +215,8 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         self.controls["way"].observe(lambda change: self._decide(change["new"]), "value")
         self.controls["set_rank"].observe(lambda change: self._decide(self._rank_way()), "value")
         view = choice("Show", (RANKS, CHANGE), self.state.view, ("Rank of each module", "In ranks, module by module"))
-        self._watch(view=view)
+        view.observe(lambda change: self._look(change["new"]), "value")
+        self.controls["view"] = view
         self.controls |= _buttons(keep=self.keep, start_over=self.start_over)
         rows = ("rank temperature", "budget scaling min_rank max_rank", "layer projection way set_rank")
         knobs, limits, hand = ([self.controls[name] for name in names.split()] for names in rows)
@@ -216,9 +229,18 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         label = 0.075 * max(map(len, style.projections(frame)))
         self._drawn = RankPicture(self._canvas.axes(0.45 + label, 0.12, 0.5, 0.5), self.sensitivity)
 
-    def _refresh(self) -> None:
+    def _look(self, view: str) -> None:
+        """Draw ranks or changes, also while something that cannot be is asked for."""
+        if not self._following:
+            self.state, self._asked = replace(self.state, view=view), replace(self._asked, view=view)
+            self._draw()
+
+    def _draw(self) -> None:
         self._update(self._drawn, self.state, self._result)
         self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
+
+    def _refresh(self) -> None:
+        self._draw()
         self.summary.value = "".join(
             (costs(self._result), changed(self.changes, self.kept), f"<code>{html.escape(self.code())}</code>")
         )

@@ -11,24 +11,13 @@ from viz import style
 from viz.widgets.base import table
 
 
-def finding(allocation: Allocation) -> str:
-    """The plan in a few words."""
-    ranks = allocation.ranks
-    top = max(ranks, key=ranks.__getitem__)
-    low, high = min(ranks.values()), ranks[top]
-    if low == high:
-        return f"Every module gets rank {high}"
-    place = f"layer {allocation.layers[top]} {allocation.projections[top]}"
-    return f"Ranks from {low} to {high} instead of {allocation.rank} everywhere; most to {place}"
-
-
 def costs(allocation: Allocation) -> str:
     """Table of what the plan costs, next to uniform LoRA at the same nominal rank."""
     ours, lora = allocation.footprint(), allocation.lora
     rows = [
         ("trainable parameters", "trainable_parameters", "{:,}".format),
-        ("adapter, float32", "adapter_bytes", _size),
-        ("AdamW states, float32", "optimiser_bytes", _size),
+        ("adapter, float32", "adapter_bytes", style.size),
+        ("AdamW states, float32", "optimiser_bytes", style.size),
     ]
     heads = ["", "this plan", f"uniform LoRA, rank {allocation.rank}", "ratio"]
     pairs = [(what, getattr(ours, key), getattr(lora, key), write) for what, key, write in rows]
@@ -53,11 +42,3 @@ def changed(changes: pd.DataFrame, kept: Allocation) -> str:
 
 def _signed(number: int) -> str:
     return f"{number:+,}".replace("-", "−")
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units, three digits."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count} bytes"

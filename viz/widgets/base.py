@@ -57,6 +57,10 @@ class Shown(ABC):
         display(self._picture(), raw=True)
         display({"text/plain": self.line}, raw=True)
 
+    def close(self) -> None:
+        """Take the widget off the page and free what it holds; ipywidgets keeps every widget until it is closed."""
+        _close(self.widget)
+
     def _paper(self, width: float, height: float) -> Canvas:
         """A canvas of this many inches, or what a headline needs; shown at its size where the page is wide enough."""
         width = max(width, WIDTH)
@@ -143,6 +147,14 @@ class Explorer(Shown, Generic[State, Result]):
             yield
         finally:
             self._following = False
+
+
+def _close(widget: ipywidgets.Widget) -> None:
+    """Close a widget and all that is in it."""
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    widget.unobserve_all()
+    widget.close()
 
 
 def alert(text: str) -> str:

@@ -38,7 +38,7 @@ class Canvas:
     """
 
     def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), dpi=DPI)
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         self._agg = FigureCanvasAgg(self.figure)
         self._still: dict[Hashable, Any] = {}
 
@@ -74,16 +74,18 @@ class Canvas:
             artist.draw(self._agg.get_renderer())
         file = io.BytesIO()
         # Compression beyond the first level takes longer than it saves.
-        imsave(file, np.asarray(self._agg.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
+        imsave(
+            file, np.asarray(self._agg.buffer_rgba()), format="png", origin="upper", pil_kwargs={"compress_level": 1}
+        )
         return file.getvalue()
 
 
 def steady(ax: Axes) -> None:
-    """Give ticks that are made later the size of those that are there: widgets draw outside of our settings.
+    """Give ticks that are made later the look of those that are there: widgets draw outside of our settings.
 
     Settings are global, and a widget may draw in the thread that hears its controls while a cell runs in another.
     """
-    ax.tick_params(labelsize=style.STYLE["xtick.labelsize"])
+    ax.tick_params(labelsize=style.STYLE["xtick.labelsize"], colors=style.PAPER["xtick.color"])
 
 
 class Numbers(PathCollection):
@@ -155,6 +157,7 @@ class Headline:
 
         # a name of the user's may hold dollar signs, which are no formula
         look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False, "parse_math": False}
+        self._edge = figure.bbox
         self.finding = ax.text(0, 1, "", fontsize=10.5, transform=above(22), **look)
         self.detail = ax.text(0, 1, "", fontsize=8.5, color="0.4", transform=above(8), **look)
 
@@ -164,6 +167,9 @@ class Headline:
         return [self.finding, self.detail]
 
     def write(self, finding: str, *detail: str) -> None:
-        """Set the finding, and the parts of the detail that are not empty."""
-        self.finding.set_text(finding)
-        self.detail.set_text(style.sentence(*detail))
+        """Set the finding, and the parts of the detail that are not empty; what goes beyond the picture is left out."""
+        for text, words in ((self.finding, finding), (self.detail, style.sentence(*detail))):
+            text.set_text(words)
+            while text.get_window_extent().x1 > self._edge.x1 and " " in words:
+                words = words.rpartition(" ")[0].rstrip(" ·")
+                text.set_text(f"{words} …")

@@ -121,6 +121,7 @@ class MonitorPicture:
             "handlelength": 0.9,
             "fontsize": 8,
             "frameon": False,
+            "labelcolor": "black",
             "labelspacing": 0.25,
             "borderaxespad": 0,
         }
@@ -157,8 +158,14 @@ def places(modules: tuple[str, ...]) -> list[tuple[tuple[str, int], str]]:
         return ".".join(next((end for end in ends if all(other[-len(end) :] != end for other in others)), path))
 
     many = len({stack for stack, _, _ in split}) > 1
-    names = {(s, p): (f"{s.split('.')[0]}." if many and s else "") + role(s, p) for s, p in inner}
+    names = {(s, p): (f"{_side(s)}." if many and s else "") + role(s, p) for s, p in inner}
     return [((stack, index), names[stack, path]) for stack, index, path in split]
+
+
+def _side(stack: str) -> str:
+    """What the roles of a stack are told apart by: encoder or decoder, or how its name begins."""
+    parts = stack.split(".")
+    return next((part for part in parts if part in ("encoder", "decoder")), parts[0])
 
 
 def _split(parts: list[str]) -> tuple[str, int, tuple[str, ...]]:

@@ -130,7 +130,9 @@ class RankPicture:
         corner.set_axes_locator(divider.new_locator(nx=2, ny=2))
         corner.axis("off")
         self.bar = corner.inset_axes((0.08, 0.4, 0.84, 0.18))
-        self.bar.imshow(np.linspace(0, 1, 256)[None], cmap=style.DIVERGING, aspect="auto", extent=(0, 1, 0, 1))
+        self.bar.imshow(
+            np.linspace(0, 1, 256)[None], cmap=style.DIVERGING, aspect="auto", extent=(0, 1, 0, 1), origin="upper"
+        )
         self.bar.set_yticks([])
         self.bar.spines[:].set_visible(False)
         self.bar.tick_params(length=2, pad=1, labelsize=8)

@@ -93,6 +93,7 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
             raise ValueError("nothing to explore: pass a Spectrum, a Calibration or Subspaces")
         rank = positive_int(rank, "rank")
         self._shares: dict[str, Shares] = {}  # by kind
+        self._whole: dict[str, bool] = {}  # whether the energies are shares of all of it
         spectra = [_spectrum(source) for source in sources]
         for source in spectra:
             if source.kind in self._shares:
@@ -100,6 +101,9 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
             if list(source.layers) != list(spectra[0].layers):
                 raise ValueError("the sources are of different modules: pass results of one calibration")
             self._shares[source.kind] = _shares(source)
+            self._whole[source.kind] = isinstance(source, Spectrum) and bool(
+                np.isfinite([*source.traces.values()]).all()
+            )
         first = spectra[0]
         self._meta, self._layers, self._projections = first.meta, first.layers, first.projections
         name = next(iter(first.layers))
@@ -147,7 +151,7 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
     @property
     def line(self) -> str:
         """What is shown in one line of text."""
-        return f"{self._finding(self._result)}: {self._result.module}, kind {self.state.kind}"
+        return f"{self._finding(self.state, self._result)}: {self._result.module}, kind {self.state.kind}"
 
     def _module(self, state: SpectrumState) -> str:
         for name, layer in self._layers.items():
@@ -181,34 +185,37 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
     def _refresh(self) -> None:
         self._update(self._drawn, self.state, self._result)
         self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
-        held, needed, words = self._result.held, self._result.needed, self._words()
+        held, needed = self._result.held, self._result.needed
+        words = self._words(self.state, self._result)
         heads = [f"first {self._result.rank}", "for 90 %", "for 95 %", "for 99 %"]
-        self.summary.value = table(
-            ["share of", *heads],
-            [
-                [words[what], percent(held[what]), *(str(n or "more than known") for n in needed[what].values())]
-                for what in held
-            ],
-        )
+        lines = []
+        for what, share in held.items():
+            enough = [str(directions or "more than known") for directions in needed[what].values()]
+            lines.append([f"{words[what]}{' of the inputs' if what == VARIANCE else ''}", percent(share), *enough])
+        self.summary.value = table(["share of", *heads], lines)
 
     def _update(self, picture: SpectrumPicture, state: SpectrumState, reading: SpectrumReading) -> None:
         everywhere = [n for n, projection in self._projections.items() if projection == state.projection]
         picture.update(state.kind, self._shares[state.kind], reading.module, everywhere, reading.rank)
         picture.headline.write(
-            f"Layer {state.layer} {state.projection}: {self._finding(reading)[0].lower()}{self._finding(reading)[1:]}",
+            f"Layer {state.layer} {state.projection}: {self._finding(state, reading, 'the')}",
             MEANINGS.get(state.kind, state.kind),
             f"grey: {state.projection} of the other layers" if len(everywhere) > 1 else "",
             style.source(self._meta),
         )
 
-    def _finding(self, reading: SpectrumReading) -> str:
-        held = " and ".join(f"{percent(share)} of the {what}" for what, share in reading.held.items())
-        directions = "The first direction holds" if reading.rank == 1 else f"The first {reading.rank} directions hold"
+    def _finding(self, state: SpectrumState, reading: SpectrumReading, the: str = "The") -> str:
+        words = self._words(state, reading)
+        held = " and ".join(f"{percent(share)} of the {words[what]}" for what, share in reading.held.items())
+        directions = (
+            f"{the} first direction holds" if reading.rank == 1 else f"{the} first {reading.rank} directions hold"
+        )
         return f"{directions} {held}"
 
-    def _words(self) -> dict[str, str]:
-        own = f"energy of the {self._result.directions} known directions"
-        return {ENERGY: own, VARIANCE: "variance of the inputs"}
+    def _words(self, state: SpectrumState, reading: SpectrumReading) -> dict[str, str]:
+        """What shares are of: of truncated subspaces, the energy that they know."""
+        known = "" if self._whole[state.kind] else f" of the {reading.directions} known directions"
+        return {ENERGY: f"energy{known}", VARIANCE: "variance"}
 
 
 def _spectrum(source: Source) -> Spectrum | Subspaces:

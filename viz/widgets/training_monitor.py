@@ -116,7 +116,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
     def cost(self) -> float:
         """Part of the time of training that went into looking and drawing; 0 before it begins."""
         seconds = (self._ended or time.perf_counter()) - self._began
-        return self._spent / seconds if self._spent else 0.0
+        return 0.0 if self.state.status == "waiting" else self._spent / seconds
 
     @property
     def line(self) -> str:
@@ -126,7 +126,8 @@ class TrainingMonitor(Shown, ModuleRecorder):
     def stop(self) -> None:
         """End training after the step that runs; the same as pressing the button."""
         self._stopping.set()
-        self._set_button("Stopping ...", disabled=True)
+        if not self._ended:
+            self._set_button("Stopping ...", disabled=True)
 
     def render(self, state: MonitorState, ax: Axes) -> Axes:
         """Draw a state.
@@ -219,7 +220,8 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self.stop_button.description, self.stop_button.disabled = description, disabled
         # From 7.4 on ipykernel answers where a widget was last changed: in the thread that is busy with the cell.
         # Without this note of it, a click goes where the front end sends it.
-        vars(self.stop_button.comm).pop("_reply_subshell_id", None)
+        if self.stop_button.comm is not None:  # closed with all widgets: training goes on without the button
+            vars(self.stop_button.comm).pop("_reply_subshell_id", None)
 
     def _show(self, status: str, state: TrainerState | None = None) -> None:
         """Bring state and picture up to date, and say when the next picture is due."""
