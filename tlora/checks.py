@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -89,6 +91,16 @@ def check_same_model(
         if not (alike > 0.9 or torch.equal(here, fingerprints[name])):  # zeros point nowhere
             likeness = f"likeness {float(alike):.2f} of 1"
             raise ValueError(f"{what} of another model: {name} has another weight there ({likeness}); {way_out}")
+
+
+def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
+    """Fingerprints of the weights under the LoRA layers; packed or sharded ones, which cannot be read, go without."""
+    found = {}
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            with contextlib.suppress(TypeError, ValueError):
+                found[name] = fingerprint(weight(layer.get_base_layer(), name))
+    return found
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

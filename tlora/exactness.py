@@ -110,8 +110,9 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
-    """The exported adapter as a second one, active; what was trainable before is so afterwards."""
+    """The exported adapter as a second one, active; modes and what was trainable are put back."""
     trainable, active = {name for name, p in model.named_parameters() if p.requires_grad}, active_adapter(model)
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with seeded(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
@@ -123,6 +124,8 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
             model.delete_adapter(_EXPORTED)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextlib.contextmanager

@@ -69,6 +69,8 @@ def load(
         is offloaded, or the adapter was trained on another model. The model is then as it was.
     """
     folder = Path(folder)
+    if not name or "." in name:
+        raise ValueError(f"name={name!r}: an adapter's name is a word without dots, for modules are named after it")
     _check_model(model)
     config, sizes = checked(folder, "load")
     base = config.get("base_model_name_or_path")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -16,7 +17,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from tlora.losses import at_labels
 from tlora.packing import intact
 from tlora.randomness import seeded
-from tlora.sealing import Sealing, dispensable
+from tlora.sealing import Sealing, adapter_folder, dispensable
+from tlora.targets import is_causal
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
 _ATTRIBUTES = (
@@ -57,6 +59,9 @@ class AdapterTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients(), Sealing()], **kwargs)
+        # Losses of classifiers and encoder-decoders are means of their batch, whatever else forward takes: only those
+        # of causal models are divided by the tokens of a whole step.
+        self.model_accepts_loss_kwargs &= is_causal(model.get_base_model())
         self._adapted = model
         self._make_optimizer = make_optimizer
         for config in _configs(model):
@@ -105,6 +110,15 @@ class AdapterTrainer(Trainer):
         elif self.args.should_save:
             # By default PEFT looks the base model up on the hub, to see whether its vocabulary was resized.
             self._adapted.save_pretrained(output_dir or str(self.args.output_dir), save_embedding_layers=False)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint into the adapter that was trained; the Trainer reads ``default`` for any."""
+        folder = adapter_folder(Path(str(self.state.best_model_checkpoint)), self._adapted)
+        if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            tensors = load_peft_weights(str(folder), device="cpu")
+            set_peft_model_state_dict(self._adapted, tensors, adapter_name=self._adapted.active_adapter)
+        else:  # sharded, or nothing was saved
+            super()._load_best_model()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with dispensable(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,8 @@ class ModuleRecorder(TrainerCallback):
         rows = []
         for name, module in self._modules.items():
             gram = self._grams[name] if name in self._grams else _gram(module.a)
-            rows.append(module_statistics(module.b, gram, module.scaling / self._weight_norms[name]))
+            norm = self._weight_norms[name] or math.nan  # of a weight that is zero no update is a share
+            rows.append(module_statistics(module.b, gram, module.scaling / norm))
         return _stacked(rows)
 
     def _read(self, checkpoint: Path) -> None:

@@ -122,10 +122,15 @@ def active_adapter(model: PeftModel) -> str:
     return str(names[0])
 
 
+def changes_the_base(config: Any) -> bool:
+    """Whether the start of A and B that a config asks for rewrites the base's weights."""
+    return str(getattr(config, "init_lora_weights", "")).lower().startswith(_CHANGE_THE_BASE)
+
+
 def _refuse_more_than_lora(config: Any) -> None:
     """What changes the computation, or the base that A and B are added to, and is lost with the config."""
-    start = str(config.init_lora_weights).lower()
-    if start.startswith(_CHANGE_THE_BASE):
+    if changes_the_base(config):
+        start = config.init_lora_weights
         raise ValueError(f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {MERGED}")
     for key in _OTHER_FORWARD:
         if getattr(config, key, None):

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tlora.conversation import IGNORED
 from tlora.evaluation import evaluating
+from tlora.losses import pad_right
 
 
 def spread(rows: Dataset, count: int) -> Dataset:
@@ -82,13 +83,16 @@ class Rows:
                 )
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,); what else there is, with 0."""
+        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,); what else there is, with 0.
+
+        Rows that are padded on the left are moved, as in calibration.
+        """
         ids = [torch.as_tensor(example["input_ids"]) for example in examples]
         masks = [
             torch.as_tensor(e.get("attention_mask", torch.ones_like(i))) for e, i in zip(examples, ids, strict=True)
         ]
         labels = [torch.as_tensor(example["labels"]) for example in examples]
-        return {
+        batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "attention_mask": pad_sequence(masks, batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)
@@ -96,6 +100,7 @@ class Rows:
             else torch.stack(labels),
             **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.more},
         }
+        return pad_right(batch, is_encoder_decoder=False)
 
     def loss(self, model: PeftModel, limit: int) -> float:
         """Mean loss of at most ``limit`` rows, in nats per labelled token, each row counting the same."""

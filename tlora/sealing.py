@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tlora.adapter import ADAPTER
+from tlora.checks import base_fingerprints, base_modules, check_same_model
 from tlora.files import digest, flush, read_json, write_bytes
+from tlora.targets import shape
 
 SEAL = "sealed.json"
 """Digests of a checkpoint's files, written last."""
+
+LAST = "trainer_state.json"
+"""What the Trainer writes last."""
+
+BASE = "base"
+ANEW = "name another folder, or remove this one"
+
+_LOOKED_AT = 256
 
 ARGUMENTS = "arguments.json"
 """What a checkpoint was trained with, of what a resumed training cannot change half-way."""
@@ -44,18 +58,30 @@ class Sealing(TrainerCallback):
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             with dispensable(folder):
-                write_bytes(folder / ARGUMENTS, json.dumps(held(args, kwargs["train_dataloader"].dataset)).encode())
+                record = held(args, kwargs["train_dataloader"].dataset) | {BASE: _base(kwargs["model"])}
+                write_bytes(folder / ARGUMENTS, json.dumps(record).encode())
                 seal(folder)
 
 
-def held(args: TrainingArguments, rows: Sized) -> dict[str, Any]:
-    """What a resumed training has to have in common with that of its checkpoint."""
+def held(args: TrainingArguments, rows: Any) -> dict[str, Any]:
+    """What a resumed training has to have in common with that of its checkpoint, beside the base."""
     given = args.to_dict()
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {name: given[name] for name in HELD} | {"samples a step": step, "training samples": len(rows)}
+    own = {"samples a step": step, "training samples": len(rows), "digest of samples": _digest(rows)}
+    return {name: given[name] for name in HELD} | own
 
 
-def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: Sized) -> None:
+def _digest(rows: Any) -> str:
+    """Of tokens and labels of some rows at even distances: other data have another."""
+    some = (rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round())
+    return hashlib.sha256(repr([(row["input_ids"], row["labels"]) for row in some]).encode()).hexdigest()[:16]
+
+
+def _base(model: PeftModel) -> dict[str, list[float]]:
+    return {name: print_.tolist() for name, print_ in base_fingerprints(model).items()}
+
+
+def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, model: PeftModel) -> None:
     """Refuse to go on with a checkpoint in another way than it was begun.
 
     Part of them comes out of the checkpoint, such as the learning rate: another would be recorded, and not used. With
@@ -64,7 +90,7 @@ def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: S
     Raises
     ------
     ValueError
-        If an argument or the number of training samples differs; checkpoints without a record are taken as they are.
+        If an argument, the training samples or the base differ; checkpoints without a record are taken as they are.
     """
     if checkpoint is None or not (Path(checkpoint) / ARGUMENTS).exists():
         return
@@ -73,8 +99,14 @@ def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: S
         if before.get(name, value) != value:
             raise ValueError(
                 f"{checkpoint} was made with {name}={before[name]}, and {value} is asked for: pass the same to go on, "
-                "or train anew without resume="
+                f"or train anew: {ANEW}"
             )
+    prints = {name: torch.tensor(value) for name, value in before.get(BASE, {}).items()}
+    modules = base_modules(model)
+    shapes = {name: shape(modules[name]) for name in prints if name in modules}
+    check_same_model(
+        model, prints, shapes, what=f"{checkpoint} is", way_out="load the base that it was trained on, or train anew"
+    )
 
 
 def seal(checkpoint: Path) -> None:
@@ -128,46 +160,78 @@ def checkpoint_to_resume(
     Raises
     ------
     ValueError
-        If there is no folder to look in, or the checkpoint is of another adapter.
+        If there is no folder to look in, the checkpoint is of another adapter or holds no state of an optimiser; or
+        a new training would leave its checkpoints among those of an earlier one.
     FileNotFoundError
         If there is no whole checkpoint.
     """
     if resume is False:
+        _refuse_earlier(output_dir)
         return None
     if resume is True and output_dir is None:
         raise ValueError("resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path")
     folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
-    if folder is None or not _is_usable(folder):
+    if folder is None or not _is_usable(folder, model):
         place = output_dir if resume is True else folder
         raise FileNotFoundError(f"no whole checkpoint in {place}: leave resume= out to train from the start")
+    if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
+        raise ValueError(
+            f"{folder} holds the adapter alone (save_only_model=True), and no state of an optimiser to go on with: "
+            "load it with tlora.load() and train on from there"
+        )
     _check_fits(folder, model)
     return str(folder)
 
 
+def adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
+    """Where in a checkpoint PEFT has put the active adapter."""
+    return checkpoint if model.active_adapter == ADAPTER else checkpoint / model.active_adapter
+
+
+def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
+    """Refuse a folder with checkpoints: the Trainer would count them among its own, and resume take the highest."""
+    there = [] if output_dir is None else [path for path in _numbered(Path(output_dir)) if (path / LAST).is_file()]
+    if there:
+        raise ValueError(
+            f"{output_dir} holds {there[-1].name} of an earlier training: pass resume=True to go on with that, or "
+            f"train anew: {ANEW}"
+        )
+
+
 def _last_checkpoint(folder: Path) -> Path | None:
+    return next((path for path in reversed(_numbered(folder)) if is_whole(path)), None)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Checkpoints by their steps."""
     numbered = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
-    latest_first = sorted(numbered, key=lambda path: int(path.name[11:]), reverse=True)
-    return next((path for path in latest_first if is_whole(path)), None)
+    return sorted(numbered, key=lambda path: int(path.name[11:]))
 
 
-def _is_usable(checkpoint: Path) -> bool:
+def _is_usable(checkpoint: Path, model: PeftModel) -> bool:
     """Whole; or made by a Trainer that seals nothing, and there as far as one can see."""
     if (checkpoint / SEAL).exists():
         return is_whole(checkpoint)
     try:
-        read_json(checkpoint / "trainer_state.json")  # the Trainer writes it last
+        read_json(checkpoint / LAST)
     except (OSError, ValueError):
         return False
-    return (checkpoint / SAFETENSORS_WEIGHTS_NAME).is_file()
+    return (adapter_folder(checkpoint, model) / SAFETENSORS_WEIGHTS_NAME).is_file()
 
 
 def _check_fits(checkpoint: Path, model: PeftModel) -> None:
+    folder = adapter_folder(checkpoint, model)
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ValueError(
+            f"{checkpoint} holds no adapter called {model.active_adapter!r}, which is the active one: "
+            "model.set_adapter(name) picks another"
+        )
     try:
-        with safe_open(checkpoint / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
             saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{checkpoint / SAFETENSORS_WEIGHTS_NAME} is damaged ({error}): resume from an earlier checkpoint"
+            f"{folder / SAFETENSORS_WEIGHTS_NAME} is damaged ({error}): resume from an earlier checkpoint"
         ) from error
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     here = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -177,7 +241,7 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
             f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
             f"{here.get(odd[0])} in the model; attach the same plan, or leave resume= out"
         )
-    before, now = read_json(checkpoint / CONFIG_NAME), model.peft_config[model.active_adapter].to_dict()
+    before, now = read_json(folder / CONFIG_NAME), model.peft_config[model.active_adapter].to_dict()
     if not _scaled_alike(before, now):
         raise ValueError(
             f"{checkpoint} is of another adapter, of the same shapes with other scales: attach the same plan, or leave "

@@ -60,7 +60,9 @@ class Store:
         with self._locked("r", fcntl.LOCK_SH) as file:
             lines = file.read().split(b"\n")
         torn = lines.pop()
-        if torn:
+        if _is_whole(torn):
+            lines.append(torn)  # an editor took the end of the line away
+        elif torn:
             warnings.warn(
                 f"{self.path}: the last line is torn ({len(torn)} bytes) and was left out: the run that was being "
                 "written when the process ended will be done again",
@@ -91,7 +93,7 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
         with self._locked("a+", fcntl.LOCK_EX) as file:
-            _cut_torn_line(file)
+            line = _end_last_line(file) + line
             with _whole_or_nothing(file):
                 while line:
                     line = line[file.write(line) :]
@@ -155,8 +157,17 @@ def key_text(key: Mapping[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
-def _cut_torn_line(file: FileIO) -> None:
-    """Take off what follows the last whole line."""
+def _is_whole(line: bytes) -> bool:
+    """Whether a line without its end is all of a run, by its checksum."""
+    try:
+        record = json.loads(line)
+        return bool(_checked(record)) and CHECKSUM in record
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _end_last_line(file: FileIO) -> bytes:
+    """Take off a last line that is torn; what a whole one without an end lacks is returned."""
     size = file.seek(0, os.SEEK_END)
     start = size
     while start:
@@ -167,5 +178,8 @@ def _cut_torn_line(file: FileIO) -> None:
             start += newline + 1 - step
             break
         start -= step
-    if start < size:
-        file.truncate(start)
+    file.seek(start)
+    if _is_whole(file.read()):
+        return b"\n"
+    file.truncate(start)
+    return b""

@@ -174,6 +174,11 @@ def _outside_base(model: nn.Module) -> list[str]:
     return [name for name, child in children if name != prefix and any(True for _ in child.parameters())]
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Whether the model writes text without an encoder."""
+    return output_embeddings(model) is not None and not model.config.is_encoder_decoder  # type: ignore[union-attr]
+
+
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The layer that maps hidden states to the vocabulary, or None where there is none."""
     getter = getattr(model, "get_output_embeddings", None)

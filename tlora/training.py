@@ -14,25 +14,23 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from peft import PeftModel, TaskType, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from tlora.arguments import check_numbers, training_arguments
-from tlora.checks import fingerprint
+from tlora.checks import base_fingerprints
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.losses import accepts
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
-from tlora.packing import refuse_packed
+from tlora.plain import changes_the_base
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.sealing import check_same_training, checkpoint_to_resume
 from tlora.start import start_of_a
 from tlora.storage import Meta
 from tlora.task import Task
-from tlora.weights import weight
+from tlora.trainable import adapter_tensors, check_trainable
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
@@ -134,12 +132,12 @@ def train(
     TLoRA, arXiv 2604.18124: ``W`` and ``A`` stay fixed, ``B`` is trained.
     """
     check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
-    _check_model(model)
+    check_trainable(model)
     data = _as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
-    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | arguments
+    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model)
     with contextlib.ExitStack() as stack:
         folder = output_dir
@@ -155,7 +153,7 @@ def train(
             "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model.device)
-        check_same_training(checkpoint, settings, data.train)
+        check_same_training(checkpoint, settings, data.train, model)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
             model,
@@ -211,7 +209,9 @@ def _train(trainer: AdapterTrainer, checkpoint: str | None) -> _Ending:
     if not reason and done < planned:
         reason = "a callback stopped training"
     if reason:
-        reason += f" after {done} of {planned} steps; the run holds the adapter as it was then"
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end and not cut_short else None
+        holds = f"that of step {best}, the best" if best else "the adapter as it was then"
+        reason += f" after {done} of {planned} steps; the run holds {holds}"
     seconds = time.perf_counter() - started
     return _Ending(seconds, reason, bool(reason) and not diverged, diverged, cut_short)
 
@@ -229,36 +229,6 @@ def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraMo
             f"B is still zero after {done} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
             "the learning rate was zero (a single step is all warm-up: pass warmup_steps=0)",
             stacklevel=3,
-        )
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, PeftModel):
-        raise TypeError(
-            f"train() takes an adapted model, got {type(model).__name__}: attach an adapter first, "
-            "tlora.attach(model, subspaces, allocation)"
-        )
-    if len(model.active_adapters) != 1:
-        raise ValueError(
-            f"the model has the active adapters {', '.join(model.active_adapters) or 'none'}: choose "
-            "the one to train with model.set_adapter(name)"
-        )
-    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
-    if merged:
-        raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
-    refuse_packed(model)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise ValueError(
-            "nothing in the model requires a gradient: attach an adapter, or load one to train on with "
-            "tlora.load() (in PEFT: is_trainable=True)"
-        )
-    saved = {tensor.data_ptr() for tensor in _adapter_tensors(model).values()}
-    lost = [name for name, p in trainable.items() if p.data_ptr() not in saved]
-    if lost:
-        raise ValueError(
-            f"{lost[0]} would be trained but is not saved with the adapter: freeze it with "
-            "requires_grad_(False), or name its module in the adapter's modules_to_save"
         )
 
 
@@ -303,6 +273,11 @@ def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCa
     return recorder, [recorder, *chosen]
 
 
+def _without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A run is shown, and uploaded with the adapter."""
+    return {name: value for name, value in arguments.items() if not name.endswith("_token")}
+
+
 def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
     """What a recipe says beside the arguments, seen before the training."""
     is_classifier = model.peft_config[model.active_adapter].task_type == TaskType.SEQ_CLS
@@ -337,29 +312,16 @@ def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, prog
         return {}
 
 
-def _fingerprints(modules: Mapping[str, LoraModule]) -> dict[str, Tensor]:
-    """Of the base weights; packed or sharded ones, which cannot be read, go without."""
-    found = {}
-    for name, module in modules.items():
-        with contextlib.suppress(TypeError, ValueError):
-            found[name] = fingerprint(weight(module.layer.get_base_layer(), name))
-    return found
-
-
-def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
-    # Left to itself PEFT asks a hub whether the vocabulary was resized.
-    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-
-
 def _adapter(model: PeftModel) -> dict[str, Any]:
     """What a run keeps of the model."""
-    modules = lora_modules(model)
+    modules, config = lora_modules(model), model.peft_config[model.active_adapter]
     return {
-        "adapter": {name: t.detach().cpu().clone().contiguous() for name, t in _adapter_tensors(model).items()},
+        "adapter": {name: t.detach().cpu().clone().contiguous() for name, t in adapter_tensors(model).items()},
         "adapter_config": _adapter_config(model),
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
-        "fingerprints": _fingerprints(modules),
+        # where the start has rewritten the base, it is none that anybody else has
+        "fingerprints": {} if changes_the_base(config) else base_fingerprints(model),
         "frozen_a": bool(modules) and not any(module.a.requires_grad for module in modules.values()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }

@@ -122,6 +122,18 @@ def test_a_torn_last_line_is_left_out_with_a_warning_and_cut_off_by_the_next(tmp
     assert [r["key"]["seed"] for r in store.read()] == [0, 1, 2, 7]
 
 
+def test_a_last_line_without_an_end_is_a_run_all_the_same(tmp_path, recwarn):
+    """Editors and merges take the end of the last line away."""
+    store = filled(tmp_path / "runs.jsonl")
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:-1])
+    assert len(store.read()) == 3
+    store.append(record("lora", 1e-3, 7, "validation", [7]))
+    assert store.path.read_bytes().startswith(whole)
+    assert [r["key"]["seed"] for r in store.read()] == [0, 1, 2, 7]
+    assert not recwarn.list
+
+
 def test_a_store_that_is_one_torn_line(tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     store.path.write_text('{"key"')

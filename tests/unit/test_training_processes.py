@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tlora
-from tests.adapted import quick_collections  # noqa: F401
+from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import tiny_batch, tiny_model
 from tests.launched import in_two_processes
 from tests.results import same
@@ -54,3 +54,32 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 def numbers(run: tlora.TrainingRun, other: tlora.TrainingRun, column: str) -> list[torch.Tensor]:
     return [torch.tensor(each.history[column].to_numpy(), dtype=torch.float64) for each in (run, other)]
+
+
+CLASSIFIER = """
+import os, sys, torch
+from tests.unit.test_training_processes import classified
+torch.set_num_threads(1)
+classified(f"{sys.argv[1]}/steps", 4).save(f"{sys.argv[1]}/{os.environ['RANK']}")
+torch.distributed.destroy_process_group()
+"""
+
+
+def classified(folder: Path | str, batch_size: int) -> tlora.TrainingRun:
+    """Two steps of a classifier, whose loss knows nothing of other processes."""
+    model = adapted_model("bert")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    options = {"learning_rate": 1e-2, "warmup_steps": 0, "progress": False, "output_dir": folder}
+    return tlora.train(model, token_rows(16, classes=2), batch_size=batch_size, **options)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_classifier_as_one_does(tmp_path: Path) -> None:
+    alone = classified(tmp_path / "alone", 8)
+    (tmp_path / "script.py").write_text(CLASSIFIER)
+    in_two_processes(tmp_path / "script.py", tmp_path)
+    run = tlora.TrainingRun.load(tmp_path / "0")
+    for column in ("loss", "grad_norm"):
+        torch.testing.assert_close(*numbers(run, alone, column), rtol=1e-4, atol=0, equal_nan=True)

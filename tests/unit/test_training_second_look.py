@@ -1,0 +1,238 @@
+"""Training by arguments, adapters and folders of the user's own: what it trains, goes on with, and writes down."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+import tlora
+import viz
+from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
+from tests.helpers import tiny_model
+from tlora.exactness import export_difference
+from tlora.rows import Rows
+
+QUIET: dict[str, Any] = {"progress": False, "evaluation_limit": 0, "batch_size": 4}
+
+
+def without_dropout(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert"])
+def test_accumulated_gradients_are_those_of_one_batch(family: str) -> None:
+    """Eight samples at once or in four parts: transformers alone multiplies losses of classifiers and T5 by four."""
+    rows = token_rows(8, classes=2 if family == "bert" else 0)
+    rows = rows.map(
+        lambda row: {"input_ids": row["input_ids"][:4]} | ({} if family == "bert" else {"labels": row["labels"][:4]})
+    )
+    found = []
+    for size, parts in ((8, 1), (2, 4)):
+        model = without_dropout(adapted_model(family))
+        options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+        run = tlora.train(
+            model, rows, **QUIET | {"batch_size": size}, gradient_accumulation_steps=parts, max_steps=1, **options
+        )
+        found.append([*run.history[["loss", "grad_norm"]].iloc[0]])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+class Held:
+    """A task with validation samples."""
+
+    name, train, validation, test = "held", token_rows(16), token_rows(8, seed=3), token_rows(0)
+    collate = staticmethod(Rows(token_rows(), 0).collate)
+    evaluate = staticmethod(lambda model, split, limit, progress: {})
+
+
+def two_adapters(keep: bool = True) -> PeftModel:
+    """``default``, with a B of its own, and ``second``, which is active."""
+    model = adapted_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.normal_(0, 0.5)
+    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
+    model.set_adapter("second")
+    if not keep:
+        model.delete_adapter("default")
+    return model
+
+
+def b_of(model: Any, adapter: str) -> list[torch.Tensor]:
+    return [p.detach().clone() for name, p in model.named_parameters() if f"lora_B.{adapter}." in name]
+
+
+class Evaluations(TrainerCallback):
+    """B of the active adapter at each evaluation, by its loss."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, list[torch.Tensor]]] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self.seen.append((metrics["eval_loss"], b_of(kwargs["model"], kwargs["model"].active_adapter)))
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["beside another", "alone"])
+def test_the_best_is_loaded_into_the_adapter_that_was_trained(keep: bool, tmp_path: Path) -> None:
+    model, evaluations = two_adapters(keep), Evaluations()
+    others = b_of(model, "default")
+    options = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0, "epochs": 2}
+    options |= QUIET | {"output_dir": tmp_path, "load_best_model_at_end": True, "evaluation_limit": 8}
+    tlora.train(model, Held(), callbacks=evaluations, **options)
+    best = min(evaluations.seen, key=lambda each: each[0])[1]
+    assert len(evaluations.seen) > 1
+    assert all(map(torch.equal, b_of(model, "second"), best))
+    assert all(map(torch.equal, b_of(model, "default"), others))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name and "default" in name)
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
+def begun(folder: Path, model: PeftModel, **more: Any) -> dict[str, Any]:
+    """Train for five of eight steps; the options to go on with."""
+    options = QUIET | {"learning_rate": 0.02, "epochs": 2, "save_steps": 2, "output_dir": folder} | more
+    with pytest.warns(UserWarning, match="after 5 of 8 steps"):
+        tlora.train(model, token_rows(), callbacks=Stop(5), **options)
+    return options
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["beside another", "alone"])
+def test_an_adapter_of_any_name_goes_on(keep: bool, tmp_path: Path) -> None:
+    options = begun(tmp_path, two_adapters(keep))
+    resumed = tlora.train(two_adapters(keep), token_rows(), resume=True, **options)
+    whole = tlora.train(two_adapters(keep), token_rows(), **options | {"output_dir": tmp_path / "whole"})
+    assert all(torch.equal(tensor, whole.adapter[name]) for name, tensor in resumed.adapter.items())
+
+
+def test_a_training_goes_on_with_its_own_samples_and_base(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model())
+    with pytest.raises(ValueError, match=r"checkpoint-4 was made with digest of samples=.*train anew: name another"):
+        tlora.train(adapted_model(), token_rows(seed=2), resume=True, **options)
+    with pytest.raises(ValueError, match=r"checkpoint-4 is of another model: .*load the base that it was trained on"):
+        tlora.train(adapted_model(seed=5), token_rows(), resume=True, **options)
+    with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier training: pass resume=True"):
+        tlora.train(adapted_model(), token_rows(), **options)
+
+
+def test_an_adapter_alone_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model(), save_only_model=True)
+    with pytest.raises(ValueError, match=r"checkpoint-4 holds the adapter alone \(save_only_model=True\)"):
+        tlora.train(adapted_model(), token_rows(), resume=True, **options)
+
+
+def test_no_secret_is_written_down(tmp_path: Path) -> None:
+    run = tlora.train(adapted_model(), token_rows(8), **QUIET, hub_token="hf_secret")
+    run.save(tmp_path / "a")
+    assert not any(b"hf_secret" in path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert "hf_secret" not in str(viz.card(tmp_path / "a"))
+
+
+def test_a_vocabulary_that_was_resized_is_told(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+
+    def adapted(tokens: int) -> PeftModel:
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        base.resize_token_embeddings(tokens, mean_resizing=False)
+        return get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+
+    with pytest.warns(UserWarning, match=r"the model has 70 tokens and .*base has 64: the adapter holds none"):
+        tlora.train(adapted(70), token_rows(8), **QUIET)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the adapter holds none")
+        tlora.train(adapted(64), token_rows(8), **QUIET)
+
+
+def test_layers_that_are_not_what_the_config_says_are_refused() -> None:
+    model = adapted_model()
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scale_layer(0.5)
+    with pytest.raises(ValueError, match=r"q_proj has rank 4 and scaling 0.75, its config says 4 and 1.5"):
+        tlora.train(model, token_rows(8), **QUIET)
+
+
+def test_rows_padded_on_the_left_are_those_padded_on_the_right() -> None:
+    rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in token_rows(8)]
+    pads = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+    losses = []
+    for side in (-1, 1):
+        filled = []
+        for row in rows:
+            room = {name: [pad] * (10 - len(row["input_ids"])) for name, pad in pads.items()}
+            filled.append(
+                {name: (row[name] + room[name])[::1] if side > 0 else room[name] + row[name] for name in pads}
+            )
+        run = tlora.train(without_dropout(adapted_model("gpt2")), Dataset.from_list(filled), **QUIET)
+        losses.append(run.history["loss"].tolist())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_weight_of_zero_has_no_share_that_an_update_is_of() -> None:
+    model = adapted_model()
+    name = "model.layers.0.self_attn.q_proj"
+    model.get_base_model().get_submodule(name).get_base_layer().weight.data.zero_()
+    history = tlora.train(model, token_rows(), **QUIET).module_history
+    assert history.loc[history["module"] == name, "update_norm"].isna().all()
+    assert history.loc[history["module"] != name, "update_norm"].notna().all()
+
+
+def test_a_start_that_rewrites_the_base_is_read_again_on_the_base(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa")
+    model = get_peft_model(tiny_model("llama"), config)
+    tlora.train(model, token_rows(8), **QUIET).save(tmp_path / "a")
+    ids = torch.tensor([[3, 9, 12]])
+    again = tlora.load(tmp_path / "a", tiny_model("llama"))
+    assert torch.allclose(again.eval()(ids).logits, model.eval()(ids).logits, atol=1e-5)
+
+
+def test_a_run_that_holds_its_best_says_so(tmp_path: Path) -> None:
+    options = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0, "epochs": 4, "save_steps": 2}
+    options |= QUIET | {"output_dir": tmp_path, "load_best_model_at_end": True, "evaluation_limit": 8, "eval_steps": 2}
+    with pytest.warns(UserWarning, match=r"after 7 of 16 steps; the run holds that of step \d, the best"):
+        tlora.train(adapted_model(), Held(), callbacks=Stop(7), **options)
+
+
+def test_measuring_an_export_leaves_modes_alone(tmp_path: Path) -> None:
+    model = adapted_model()
+    tlora.export(model, tmp_path / "e")
+    model.train()
+    ids = torch.tensor([[3, 9, 12]])
+    export_difference(model, tmp_path / "e", [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["my.adapter", ""])
+def test_a_name_that_no_adapter_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    tlora.train(adapted_model(), token_rows(8), **QUIET).save(tmp_path / "a")
+    with pytest.raises(ValueError, match="an adapter's name is a word without dots"):
+        tlora.load(tmp_path / "a", tiny_model("llama"), name=name)
+
+
+def test_the_record_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
+    begun(tmp_path, adapted_model())
+    record = json.loads((tmp_path / "checkpoint-4" / "arguments.json").read_text())
+    assert record["training samples"] == 16
+    assert len(record["base"]) == 4
