@@ -1,4 +1,4 @@
-"""Pictures that said something else than their numbers, settings of the user's that turned them over."""
+"""Pictures and widgets agree with the numbers they show, whatever settings the user has."""
 
 from __future__ import annotations
 
