@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tlora.precision import exact_products
-from tlora.targets import shape
+from tlora.targets import is_linear, shape
 from tlora.weights import weight
 
 
@@ -97,7 +97,7 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
     """Fingerprints of the weights under the LoRA layers; packed or sharded ones, which cannot be read, go without."""
     found = {}
     for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer) and is_linear(layer.get_base_layer()):
             with contextlib.suppress(TypeError, ValueError):
                 found[name] = fingerprint(weight(layer.get_base_layer(), name))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from transformers import GenerationConfig
 
 from tlora.conversation import decoded
 from tlora.losses import at_labels
+from tlora.passes import input_device
 
 if TYPE_CHECKING:
     from tlora.tasks import Task
@@ -260,10 +262,18 @@ def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
     decode = partial(decoded, task.tokenizer, special=True)
     before = decode(prompt)
     said = [index for index in written[:stop] if index != task.pad_token_id]
+    if task.architecture == "seq2seq":  # BART and others write tokens of their own before an answer
+        first = list(itertools.takewhile(lambda index: index not in task.stop_ids, _first(task)))
+        said = said[len(first) :] if said[: len(first)] == first else said
     whole = decode([*prompt, *said])
     if whole.startswith(before):  # tokenizers that drop the space of a text's first word do so only here
         return whole[len(before) :]
     return decode(said)
+
+
+def _first(task: Task) -> list[int]:
+    """What stands before every answer of an encoder-decoder."""
+    return list(task.tokenizer(text_target="")["input_ids"])
 
 
 def _batches(
@@ -277,10 +287,11 @@ def _batches(
 
 def _to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """The batch where the model's embeddings are, wherever its other layers may be."""
-    weight = model.get_input_embeddings().weight
-    if int(batch["input_ids"].max()) >= len(weight):
+    embeddings = model.get_input_embeddings()
+    if int(batch["input_ids"].max()) >= len(embeddings.weight):
         raise ValueError(
-            f"token {int(batch['input_ids'].max())} is beyond the {len(weight)} embeddings of the model: "
+            f"token {int(batch['input_ids'].max())} is beyond the {len(embeddings.weight)} embeddings of the model: "
             "the task was loaded with the tokenizer of another model"
         )
-    return {name: value.to(weight.device) for name, value in batch.items()}
+    place = input_device(embeddings)
+    return {name: value.to(place) for name, value in batch.items()}

@@ -14,9 +14,14 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import psutil
+
 _RUNNER = Path(__file__).with_name("program_runner.py")
+_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # without which some interpreters do not start
+_WINDOWS = 10  # how often a program that is still computing is given the time on the clock once more
 _REPORT_BYTES = 4096  # below the capacity of a pipe, so that writing a report never waits for a reader
 
 
@@ -27,8 +32,8 @@ class Limits:
     Attributes
     ----------
     seconds : float
-        CPU time, rounded up to whole seconds. The wall clock may run three times as long, so that a busy
-        machine fails no program.
+        CPU time, rounded up to whole seconds. The wall clock may run three times as long, or thirty times where the
+        program gets to compute now and then: a busy machine fails none.
     memory : int
         Address space in bytes, the interpreter's own 20 MB or so included.
     file_bytes : int
@@ -112,7 +117,7 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
 
 
 def run_programs(programs: Iterable[str], limits: Limits | None = None) -> list[Outcome]:
-    """Run programs side by side, as many as there are processors; see `run_program`.
+    """Run programs side by side, as many as there are processors for this process; see `run_program`.
 
     Parameters
     ----------
@@ -125,9 +130,27 @@ def run_programs(programs: Iterable[str], limits: Limits | None = None) -> list[
     -------
     list of Outcome
         In the order of the programs.
+
+    Raises
+    ------
+    RuntimeError
+        If not even an empty program runs.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    _check_runner()
+    with ThreadPoolExecutor(_processors()) as pool:
         return list(pool.map(lambda program: run_program(program, limits), programs))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache
+def _check_runner() -> None:
+    """Refuse to score where an interpreter of its own does not start: every program would be wrong."""
+    outcome = run_program("pass")
+    if not outcome.passed:
+        raise RuntimeError(f"no program can be run here, not even an empty one ({outcome.reason}): {sys.executable} -I")
 
 
 def _run(folder: str, orders: int, seconds: float) -> tuple[bytes, int | None]:
@@ -143,7 +166,7 @@ def _run(folder: str, orders: int, seconds: float) -> tuple[bytes, int | None]:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(writer,),
                 cwd=folder,
-                env={},
+                env={name: os.environ[name] for name in _KEPT if name in os.environ},
                 start_new_session=True,
             )
         finally:
@@ -159,13 +182,26 @@ def _run(folder: str, orders: int, seconds: float) -> tuple[bytes, int | None]:
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
+        used = 0.0
+        for _ in range(_WINDOWS):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(seconds)
+            before, used = used, _cpu_seconds(process.pid)
+            if used - before < 0.01 * seconds:
+                break  # it waits for something
         return None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    except psutil.Error:
+        return 0.0
 
 
 def _outcome(report: bytes, token: str, ended: int | None, limits: Limits) -> Outcome:

@@ -172,7 +172,7 @@ class Format:
         turn = max(0, sum(start < self.max_length for start in starts) - 1)
         before = "".join(text for text, _ in segments[: 2 * turn + 1])
         said = segments[2 * turn + 1][0]
-        frame = said[: max(0, said.find(answers[turn].strip()))]
+        frame = self._frame(said, answers[turn].strip())
         return dict(row) | {
             "input_ids": ids[: self.max_length],
             "labels": cut,
@@ -181,6 +181,14 @@ class Format:
             "answer": answers[turn],
             "frame": frame.lstrip(),
         }, Cuts(len(ids) > self.max_length, all(label == IGNORED for label in cut), len(ids))
+
+    def _frame(self, said: str, answer: str) -> str:
+        """What the template writes before an answer: all before its end, which may say the same words."""
+        body = said.rstrip()
+        for end in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)):
+            body = body.removesuffix(end).rstrip()
+        place = len(body) - len(answer) if body.endswith(answer) else said.find(answer)
+        return said[: max(0, place)] if answer else ""
 
     def _seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
         limit = {"truncation": True, "max_length": self.max_length}

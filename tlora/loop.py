@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from tlora.losses import at_labels
 from tlora.packing import intact
 from tlora.randomness import seeded
-from tlora.sealing import Sealing, adapter_folder, dispensable
+from tlora.sealing import adapter_folder, dispensable
 from tlora.targets import is_causal
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
@@ -47,7 +47,7 @@ class AdapterTrainer(Trainer):
     """A Trainer that trains what required a gradient when it was made, and nothing else.
 
     It stops before a loss or gradient that is not finite reaches the weights, writes checkpoints without asking a hub
-    about the base model, seals them, and goes on where one cannot be written. Everything else is the Trainer's own.
+    about the base model, and goes on where one cannot be written. Everything else is the Trainer's own.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AdapterTrainer(Trainer):
         make_optimizer: MakeOptimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients(), Sealing()], **kwargs)
+        super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients()], **kwargs)
         # Losses of classifiers and encoder-decoders are means of their batch, whatever else forward takes: only those
         # of causal models are divided by the tokens of a whole step.
         self.model_accepts_loss_kwargs &= is_causal(model.get_base_model())

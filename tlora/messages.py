@@ -75,7 +75,9 @@ def unpacked(message: Message) -> dict[str, Any]:
 
 def read_tools(tools: Any) -> Any:
     """The tools of a row, from the table or from JSON text; an empty list where it has none."""
-    return json.loads(tools) if isinstance(tools, str) else _whole(tools or [])
+    if isinstance(tools, str):
+        return (json.loads(tools) or []) if tools.strip() else []
+    return _whole(tools or [])
 
 
 def _says(message: Message) -> bool:
@@ -96,9 +98,9 @@ def _with_arguments(message: Message, change: Callable[[Any], Any]) -> dict[str,
 
 def _changed(call: Any, change: Callable[[Any], Any]) -> Any:
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or "arguments" not in function:
+    if not isinstance(function, Mapping):
         return call
-    return dict(call) | {"function": dict(function) | {"arguments": change(function["arguments"])}}
+    return dict(call) | {"function": dict(function) | {"arguments": change(function.get("arguments") or {})}}
 
 
 def _written(value: Any) -> str:

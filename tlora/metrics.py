@@ -47,8 +47,15 @@ def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
 _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
 _FRACTION = re.compile(rf"{_NUMBER.pattern}(?:/\d+)?")
 # A number that is no part of a formula: before it only words, after it neither a letter nor an operator.
-_QUANTITY = re.compile(rf"[^\d\\({{.+-]*({_NUMBER.pattern})(?!\s*[-+*/^\\({{,\d]|\.\d|[a-zA-Z]).*", re.DOTALL)
+_OPERATORS = "+*/^\\\\√π×÷·⋅±<>≤≥≠"
+_QUANTITY = re.compile(
+    rf"(?:[^\d({{.{_OPERATORS}-]*(?<![a-zA-Z_]))?({_NUMBER.pattern})"
+    rf"(?!\s*[-({{,\d²³½{_OPERATORS}]|\s*[–:]\s*\d|\.\d|[a-zA-Z]).*",
+    re.DOTALL,
+)
 _IN_BRACKETS = re.compile(r"^\s*\(\s*([-+]?\$?[\d.]+)\s*\)")  # without a comma: that may be a pair
+# With a number behind it, as the published evaluation of GSM8K wants one; or at the end of the text.
+_MARKED = re.compile(r"####[ \t]*+((?!\d+\.[ \t]+\S)\**[ \t]*-?[ \t]*\$?[ \t]*\.?\d[^\n]*|[^\n]+(?=\s*\Z))")
 _ANNOUNCED = re.compile(r"answer\s+is\s*:?\s*", re.IGNORECASE)
 # Markdown's emphasis: unlike signs of a formula, its asterisks stand between a space or a bracket and a word.
 _EMPHASIS = re.compile(r"(?<![^\s(\[:#\"'])(\*{1,3})(?=[^\s*])(.*?)(?<=[^\s*])\1(?![\w*(\\{])")
@@ -57,9 +64,9 @@ _EMPHASIS = re.compile(r"(?<![^\s(\[:#\"'])(\*{1,3})(?=[^\s*])(.*?)(?<=[^\s*])\1
 def final_answer(text: str) -> str:
     r"""The answer that a worked solution ends with, as it is written there.
 
-    In this order: the last ``\boxed{...}`` (MATH), what follows the last ``####`` (GSM8K), what follows the
-    last ``answer is`` (MetaMathQA; no remark without a value after it, as "this answer is right"), the last
-    number or fraction. Asterisks that emphasise are taken out.
+    In this order: the last ``\boxed{...}`` (MATH), what follows the first ``####`` with a number, or one on the
+    last line (GSM8K; others are headings), what follows the last ``answer is`` (MetaMathQA; no remark without a
+    value after it, as "this answer is right"), the last number or fraction. Asterisks that emphasise are taken out.
 
     Parameters
     ----------
@@ -79,9 +86,11 @@ def final_answer(text: str) -> str:
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
+    text = text.replace("\N{MINUS SIGN}", "-")
     text = _EMPHASIS.sub(r"\2", text)
-    if "####" in text:
-        return text.rpartition("####")[2].strip().partition("\n")[0]
+    marked = _MARKED.search(text)
+    if marked:
+        return marked.group(1).strip()
     announced = _ANNOUNCED.split(text)[1:]
     if announced:
         return _announced(announced)
@@ -142,11 +151,12 @@ def equal_values(reference: str, answer: str) -> bool:
     bool
         False where either is empty.
     """
+    reference, answer = (text.replace("\N{MINUS SIGN}", "-") for text in (reference, answer))
     one, other = plain_latex(reference), plain_latex(answer)
     if one and _HALVES.get(one, one) == _HALVES.get(other, other):
         return True
     last = _IN_BRACKETS.sub(r"\1", answer.rpartition("=")[2].replace("\\$", "$"))
-    number, found = _number(one), _QUANTITY.fullmatch(last)
+    number, found = None if "," in one else _number(one), _QUANTITY.fullmatch(last)
     return number is not None and found is not None and _number(found.group(1)) == number
 
 
@@ -160,13 +170,17 @@ def _number(text: str) -> Decimal | None:
 
 # What is taken out or rewritten, in this order, so that different ways to write a value become one.
 _REWRITES: tuple[tuple[str, str], ...] = (
+    (r"\s*\\\\\s*", r"\\\\"),  # a new row of a matrix
+    (r"(?<!\\)\\[()\[\]]", ""),
     (r"\\(left|right|!|,|;|:|quad|qquad| )", ""),
+    (r"\{,\}", ","),
     (r"\\[dt]frac", r"\\frac"),
     (r"\\\$|\$", ""),
     (r"\\%|%", ""),
     (r"\^\s*(\{\\circ\}|\\circ)", ""),
-    (r"\\(text|mbox|mathrm)\{\s+[^{}]*\}\s*$", ""),  # a unit
+    (r"\\(text|mbox|mathrm)\{\s+[^{}]*\}(\^\{?\d+\}?)?\s*$", ""),  # a unit
     (r"\\(text|mbox|mathrm|textbf)\{\s*((?:[^{}])*?)\s*\}", r"\2"),
+    (r"(?<=\d),(?=\d{3}(,\d{3})*(\.\d+)?\s*\.?\s*$)", ""),  # thousands, and no list
     (r"\s+", ""),
     (r"\.$", ""),
     (r"^[a-zA-Z]=", ""),
@@ -176,7 +190,6 @@ _REWRITES: tuple[tuple[str, str], ...] = (
     (r"\\frac(\w)\{", r"\\frac{\1}{"),
     (r"\\frac\{([^{}]*)\}(\w)", r"\\frac{\1}{\2}"),
     (r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
-    (r"(?<=\d),(?=\d{3}(\D|$))", ""),
 )
 
 
@@ -206,6 +219,8 @@ _HALVES = {"0.5": "\\frac{1}{2}"}  # as in the published evaluation of MATH: thi
 
 # A block of any language: what stands before its fence, and its lines up to a fence at either end of one.
 _FENCED = re.compile(r"^([^\n`]*)`{3,}[^\n`]*\n(.*?)(?:^[ \t]*```|```(?=\s|$)|\Z)", re.DOTALL | re.MULTILINE)
+_GOES_ON = re.compile(r"\s*?^( {2,}|\t)(?!\s*(def |`))\S", re.MULTILINE)  # an answer that is the rest of the body
+_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 # Where a completion of a function's body goes on to something else.
 _AFTER_BODY = re.compile(r"\n(?=(?:class|def|if|print|for|while|assert|import|from)\b|[#@`])")
 
@@ -227,6 +242,8 @@ def program_of(row: Mapping[str, Any], answer: str) -> str:
     str
         Source text.
     """
+    if row["code"] and _GOES_ON.match(answer):
+        return f"{row['code']}{_AFTER_BODY.split(answer, maxsplit=1)[0]}\n{row['test']}"
     defined = re.compile(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", re.MULTILINE)
     blocks = [_unindented(*found) for found in _FENCED.findall(answer)] or [answer]
     code = next(filter(defined.search, blocks), blocks[0])
@@ -234,7 +251,8 @@ def program_of(row: Mapping[str, Any], answer: str) -> str:
         body = _AFTER_BODY.split(code, maxsplit=1)[0]
         return f"{row['code']}{body}\n{row['test']}"
     # The given start may import what the function uses; a function defined again takes its place.
-    return f"{row['code']}\n{code}\n{row['test']}"
+    future = "\n".join(_FUTURE.findall(code))  # which has to come first
+    return f"{future}\n{row['code']}\n{_FUTURE.sub('', code)}\n{row['test']}"
 
 
 def _unindented(before: str, code: str) -> str:

@@ -102,6 +102,10 @@ def load_model(
     ValueError
         If there is no such model, device, dtype or number of labels, or its files are damaged.
     """
+    if "torch_dtype" in kwargs:
+        raise TypeError(
+            f"torch_dtype={kwargs['torch_dtype']}: load_model calls it dtype=, as transformers does since 5"
+        )
     place = checked_device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
     location = resolve(name, kwargs)

@@ -125,6 +125,9 @@ def _load_files(data_files: DataFiles) -> DatasetDict:
         if not path.exists():
             raise FileNotFoundError(f"data_files: {path} does not exist")
     first = next(iter(paths.values()))[0]
+    folders = [path for files in paths.values() for path in files if path.is_dir()]
+    if folders and isinstance(data_files, Mapping):
+        raise ValueError(f"data_files: {folders[0]} is a folder: name the files of each split, or one folder of all")
     where = {split: [str(path) for path in files] for split, files in paths.items()}
     try:
         with _quiet():

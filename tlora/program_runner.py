@@ -5,6 +5,7 @@ reason of a failure to the file descriptor in its argument. The token comes only
 line.
 """
 
+import _posixsubprocess
 import contextlib
 import json
 import os
@@ -33,6 +34,10 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
         raise PermissionError(f"{event} is not for programs under test")
 
 
+def _no_fork(*_: object) -> int:
+    raise PermissionError("starting processes is not for programs under test")
+
+
 def _limit(name: str, value: int) -> None:
     # Not every system has every limit (macOS: address space), and none may be raised above what is set
     # already.
@@ -47,12 +52,12 @@ def main() -> None:
     _limit("RLIMIT_AS", orders["memory"])
     _limit("RLIMIT_FSIZE", orders["file_bytes"])
     _limit("RLIMIT_CORE", 0)
-    _limit("RLIMIT_NPROC", 0)  # of no effect for root, hence the hook
     sys.argv = ["program.py"]
     sys.addaudithook(_refuse)
+    _posixsubprocess.fork_exec = _no_fork  # what no event is raised for
     reason = ""
     try:
-        exec(compile(orders["program"], "program.py", "exec"), {"__name__": "__main__"})
+        exec(compile(orders["program"], "program.py", "exec"), {"__name__": "program"})
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"[:500]
     os.write(int(REPORT), (orders["token"] + reason).encode(errors="replace"))

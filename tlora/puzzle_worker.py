@@ -20,6 +20,9 @@ from typing import Any, BinaryIO
 
 Entry = dict[str, Any]
 
+_REFUSED = ("os.fork", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "os.kill", "os.remove", "os.rename",
+            "os.rmdir", "os.truncate", "shutil.", "subprocess.Popen", "socket.connect")  # fmt: skip
+
 # Questions that a dataset is made for: some make them all at once. Question i has seed first + i in any block.
 _BLOCK = 1000
 
@@ -31,6 +34,7 @@ _UNREADABLE = (
     AttributeError,
     LookupError,
     NameError,
+    OSError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -155,11 +159,19 @@ def _answered(entry: Entry) -> tuple[str, str, bytes]:
 def score(name: str, options: dict[str, Any], answers: list[tuple[bytes, str]]) -> Iterator[float]:
     """The verifier's score of each answer, between 0 and 1."""
     dataset = _dataset(name, 0, 1, options)
+    sys.addaudithook(_refuse)
     for entry, answer in answers:
         try:
             yield float(dataset.score_answer(answer, pickle.loads(entry)))
         except _UNREADABLE:
             yield 0.0
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    """What no answer is to do when it is evaluated."""
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes or event.startswith(_REFUSED):
+        raise PermissionError(f"{event} is not for answers")
 
 
 def main() -> None:
@@ -173,6 +185,7 @@ def main() -> None:
 def _answer(order: dict[str, Any], messages: BinaryIO) -> None:
     from reasoning_gym.factory import DATASETS
 
+    pickle.dump(("ready", None), messages)
     if order["name"] not in DATASETS:
         pickle.dump(("unknown", sorted(DATASETS)), messages)
         return

@@ -30,7 +30,9 @@ FEATURES = Features({"prompt": Value("string"), "completion": Value("string"), "
 # The split that a question belongs to, by the digest of its text: percent of all questions.
 _PERCENT = {"train": 70, "validation": 10, "test": 20}
 _WORKER = Path(__file__).with_name("puzzle_worker.py")
-_PATIENCE = 30.0  # seconds that a verifier may take for one answer, its own start included
+_PATIENCE = 30.0  # seconds that a verifier may take for one answer
+_START = 600.0  # seconds that a worker may take to begin, from a file system that is slow or busy
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _LONG = 10.0  # seconds of drawing after which we say how long it will take
 
 Question = tuple[str, str, bytes]
@@ -115,8 +117,8 @@ def score_answers(
 ) -> list[float]:
     """The scores that a task's own verifier gives.
 
-    Some verifiers evaluate the answer as code: they run in a process of their own, and an answer that hangs
-    it or ends it scores 0.
+    Some verifiers evaluate the answer as code: they run in a process of their own, without the environment, which
+    starts no other and writes no file; an answer that hangs it or ends it scores 0.
 
     Parameters
     ----------
@@ -223,7 +225,9 @@ def _questions(name: str, seed: int, options: dict[str, Any]) -> Generator[Quest
     with _worker({"do": "draw", "name": name, "seed": first, "options": options}) as process:
         while True:
             try:
-                yield _opened(name, pickle.load(process.stdout))  # type: ignore[arg-type]
+                kind, content = pickle.load(process.stdout)  # type: ignore[arg-type]
+                if kind != "ready":
+                    yield _opened(name, (kind, content))
             except EOFError as error:
                 raise ValueError(
                     f"the generator of {name!r} broke off (exit status {process.wait()}): "
@@ -255,6 +259,9 @@ def _in_time(process: subprocess.Popen[bytes]) -> list[float]:
     reader.start()
     scores = []
     try:
+        begun = messages.get(timeout=_START)
+        if begun is None or begun[0] != "ready":
+            raise RuntimeError(f"reasoning-gym does not start in a process of its own: {begun or 'it ended'}")
         while (message := messages.get(timeout=_PATIENCE)) is not None:
             scores.append(_opened("", message))
     except queue.Empty:
@@ -277,7 +284,8 @@ def _worker(order: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONHASHSEED": "0"},
+        # An answer that is evaluated finds no secrets of the user's.
+        env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"PYTHONHASHSEED": "0"},
     )
     with process:  # waits, and closes the pipes
         try:

@@ -41,6 +41,8 @@ class Rows:
         before.
     more : tuple of str
         Other columns that the model takes, such as ``token_type_ids``.
+    is_encoder_decoder : bool
+        Whether labels belong to a decoder, and not to the tokens above them.
 
     Raises
     ------
@@ -52,6 +54,7 @@ class Rows:
     pad_token_id: int
     unused: int = 0
     more: tuple[str, ...] = ()
+    is_encoder_decoder: bool = False
 
     name = ""
     validation = None
@@ -100,7 +103,7 @@ class Rows:
             else torch.stack(labels),
             **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.more},
         }
-        return pad_right(batch, is_encoder_decoder=False)
+        return pad_right(batch, self.is_encoder_decoder)
 
     def loss(self, model: PeftModel, limit: int) -> float:
         """Mean loss of at most ``limit`` rows, in nats per labelled token, each row counting the same."""

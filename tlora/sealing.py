@@ -32,7 +32,7 @@ SEAL = "sealed.json"
 LAST = "trainer_state.json"
 """What the Trainer writes last."""
 
-BASE = "base"
+BASE, SAMPLES = "base", "digest of samples"
 ANEW = "name another folder, or remove this one"
 
 _LOOKED_AT = 256
@@ -50,7 +50,16 @@ _TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
 class Sealing(TrainerCallback):
-    """Seals each checkpoint once the Trainer, and the callbacks before this one, have written what belongs to it."""
+    """Seals each checkpoint once the Trainer, and the callbacks before this one, have written what belongs to it.
+
+    Parameters
+    ----------
+    record : dict
+        From `same_training`.
+    """
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Seal the checkpoint of this step."""
@@ -58,55 +67,66 @@ class Sealing(TrainerCallback):
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             with dispensable(folder):
-                record = held(args, kwargs["train_dataloader"].dataset) | {BASE: _base(kwargs["model"])}
-                write_bytes(folder / ARGUMENTS, json.dumps(record).encode())
+                write_bytes(folder / ARGUMENTS, json.dumps(self.record).encode())
                 seal(folder)
 
 
-def held(args: TrainingArguments, rows: Any) -> dict[str, Any]:
-    """What a resumed training has to have in common with that of its checkpoint, beside the base."""
-    given = args.to_dict()
-    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    own = {"samples a step": step, "training samples": len(rows), "digest of samples": _digest(rows)}
-    return {name: given[name] for name in HELD} | own
+def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, model: PeftModel) -> dict[str, Any]:
+    """What a resumed training has to have in common with that of its checkpoint; refuses to go on in another way.
 
-
-def _digest(rows: Any) -> str:
-    """Of tokens and labels of some rows at even distances: other data have another."""
-    some = (rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round())
-    return hashlib.sha256(repr([(row["input_ids"], row["labels"]) for row in some]).encode()).hexdigest()[:16]
-
-
-def _base(model: PeftModel) -> dict[str, list[float]]:
-    return {name: print_.tolist() for name, print_ in base_fingerprints(model).items()}
-
-
-def check_same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, model: PeftModel) -> None:
-    """Refuse to go on with a checkpoint in another way than it was begun.
-
-    Part of them comes out of the checkpoint, such as the learning rate: another would be recorded, and not used. With
+    Part of it comes out of the checkpoint, such as the learning rate: another would be recorded, and not used. With
     others the second part of the training would not be that of the first. How many devices share a step is left open.
+
+    Returns
+    -------
+    dict
+        By name, for `Sealing`.
 
     Raises
     ------
     ValueError
         If an argument, the training samples or the base differ; checkpoints without a record are taken as they are.
     """
+    given = args.to_dict()
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    now = {name: given[name] for name in HELD} | {"samples a step": step, "training samples": len(rows)}
+    prints = base_fingerprints(model)
+    record = now | {SAMPLES: _digest(rows), BASE: {name: print_.tolist() for name, print_ in prints.items()}}
     if checkpoint is None or not (Path(checkpoint) / ARGUMENTS).exists():
-        return
-    before, now = read_json(Path(checkpoint) / ARGUMENTS), held(args, rows)
+        return record
+    before = read_json(Path(checkpoint) / ARGUMENTS)
     for name, value in now.items():
         if before.get(name, value) != value:
             raise ValueError(
                 f"{checkpoint} was made with {name}={before[name]}, and {value} is asked for: pass the same to go on, "
                 f"or train anew: {ANEW}"
             )
-    prints = {name: torch.tensor(value) for name, value in before.get(BASE, {}).items()}
+    if before.get(SAMPLES, record[SAMPLES]) != record[SAMPLES]:
+        raise ValueError(f"{checkpoint} was made with other training samples: pass those, or train anew: {ANEW}")
+    earlier = {name: torch.tensor(value) for name, value in before.get(BASE, {}).items() if name in prints}
     modules = base_modules(model)
-    shapes = {name: shape(modules[name]) for name in prints if name in modules}
     check_same_model(
-        model, prints, shapes, what=f"{checkpoint} is", way_out="load the base that it was trained on, or train anew"
+        model,
+        earlier,
+        {name: shape(modules[name]) for name in earlier},
+        what=f"{checkpoint} is",
+        way_out="load the base that it was trained on, or train anew",
     )
+    return record
+
+
+def _digest(rows: Any) -> str:
+    """Of numbers and texts in some rows at even distances: other data have another, whatever form they come in."""
+    found = hashlib.sha256()
+    for place in np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round():
+        row = rows[int(place)]
+        read = [row[name] for name in ("input_ids", "labels") if name in row] or row
+        found.update(json.dumps(read, default=_plain).encode())
+    return found.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def seal(checkpoint: Path) -> None:
@@ -190,7 +210,7 @@ def adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
 
 def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
     """Refuse a folder with checkpoints: the Trainer would count them among its own, and resume take the highest."""
-    there = [] if output_dir is None else [path for path in _numbered(Path(output_dir)) if (path / LAST).is_file()]
+    there = [] if output_dir is None else [path for path in _numbered(Path(output_dir)) if (path / SEAL).is_file()]
     if there:
         raise ValueError(
             f"{output_dir} holds {there[-1].name} of an earlier training: pass resume=True to go on with that, or "

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from tlora.messages import check_messages, check_tools, packed
 from tlora.metrics import METRICS, Metric
@@ -26,7 +26,7 @@ ACCEPTED = "prompt and completion; messages (role and content); text and label (
 _ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 _SHAPES = (("prompt", "completion"), ("messages",), ("text", "label"))
 _FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
-_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,13 @@ def _read(paths: Sequence[Path]) -> Dataset:
             raise ValueError(f"{path} is empty: it needs at least one row with {ACCEPTED}")
     name = paths[0].name.lower()
     if name.endswith(".parquet"):
-        return _checked(Dataset(pyarrow.concat_tables(map(_table, paths))), str(paths[0]))
+        shards = [_checked(Dataset(_table(path)), str(path)) for path in paths]
+        try:
+            return concatenate_datasets(shards) if len(shards) > 1 else shards[0]
+        except ValueError as error:
+            raise ValueError(
+                f"the shards beside {paths[0]} have different columns ({error}): write them alike"
+            ) from error
     reader = read_csv if name.endswith(".csv") else read_json if name.endswith(".json") else read_jsonl
     return _collect(chain.from_iterable(map(reader, paths)), str(paths[0]))
 
@@ -309,30 +315,43 @@ def split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
     ValueError
         If there are two of one split, or not all shards.
     """
-    files: dict[str, list[Path]] = {}
+    found: dict[str, list[_Part]] = {}
     for path in sorted(folder.iterdir()):
-        split, _ = _place(path)
-        if split in SPLITS and path.name.lower().endswith(SUFFIXES):
-            files.setdefault(split, []).append(path)
-    for split, paths in files.items():
-        kinds = {(_place(path)[1], path.name.partition(".")[2].lower()): path for path in paths}
-        parts = _place(paths[0])[1]
-        if len(kinds) > 1 or len(paths) > parts:
-            one, other, *_ = kinds.values() if len(kinds) > 1 else paths
-            raise ValueError(f"{folder} holds {one.name} and {other.name}, both {split}: keep one of them")
-        if len(paths) < parts:
-            raise ValueError(f"{folder} holds {len(paths)} of the {parts} shards of {split}: fetch the others")
-    if not files:
+        part = _part(path)
+        if part.split in SPLITS and path.name.lower().endswith(SUFFIXES):
+            found.setdefault(part.split, []).append(part)
+    for split, parts in found.items():
+        parts.sort(key=lambda part: part.number)
+        first = parts[0]
+        if other := next((part for part in parts[1:] if part.kind != first.kind or part.number == first.number), None):
+            raise ValueError(f"{folder} holds {first.path.name} and {other.path.name}, both {split}: keep one of them")
+        if [part.number for part in parts] != list(range(first.count)):
+            raise ValueError(f"{folder} holds {len(parts)} of the {first.count} shards of {split}: fetch the others")
+    if not found:
         raise FileNotFoundError(f"{folder} holds no train, validation or test file ({', '.join(SUFFIXES)})")
-    return {split: tuple(paths) for split, paths in files.items()}
+    return {split: tuple(part.path for part in parts) for split, parts in found.items()}
 
 
-def _place(path: Path) -> tuple[str, int]:
-    """The split that a file is named after, and in how many shards that is."""
+@dataclass(frozen=True)
+class _Part:
+    """A file, the split that it is named after, and which shard of how many it is."""
+
+    path: Path
+    split: str
+    number: int = 0
+    count: int = 1
+
+    @property
+    def kind(self) -> tuple[int, str]:
+        return self.count, self.path.name.partition(".")[2].lower()
+
+
+def _part(path: Path) -> _Part:
     stem = path.name.partition(".")[0].lower()
     shard = _SHARD.fullmatch(stem)
-    name, parts = (shard.group(1), int(shard.group(3))) if shard else (stem, 1)
-    return _ALIASES.get(name, name), parts
+    if shard is None:
+        return _Part(path, _ALIASES.get(stem, stem))
+    return _Part(path, _ALIASES.get(shard[1], shard[1]), int(shard[2]), int(shard[3]))
 
 
 def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from tlora.messages import is_learnt
+from tlora.messages import is_learnt, unpacked
 from tlora.rounding import apportion
 
 SPLITS = ("train", "validation", "test")
@@ -93,7 +93,8 @@ def _given(value: Any) -> str:
     """What the model is given of a value: of messages, those before the last turn that is learnt."""
     if isinstance(value, list):
         said = [place for place, message in enumerate(value) if is_learnt(message)]
-        value = value[: said[-1]] if said else value
+        given = value[: said[-1]] if said else value
+        value = [{key: each for key, each in unpacked(message).items() if key != "weight"} for message in given]
     return str(value)
 
 

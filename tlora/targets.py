@@ -175,8 +175,8 @@ def _outside_base(model: nn.Module) -> list[str]:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether the model writes text without an encoder."""
-    return output_embeddings(model) is not None and not model.config.is_encoder_decoder  # type: ignore[union-attr]
+    """Whether the model writes text, without an encoder: a masked language model fills gaps."""
+    return bool(getattr(model, "can_generate", bool)()) and not getattr(model.config, "is_encoder_decoder", False)
 
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:

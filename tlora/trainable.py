@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -83,7 +84,7 @@ def _check_config(model: PeftModel) -> None:
 
 def _say_resized(model: PeftModel) -> None:
     config = model.peft_config[model.active_adapter]
-    here = model.config.get_text_config().vocab_size if hasattr(model.config, "get_text_config") else None
+    here = getattr(model.config.get_text_config(), "vocab_size", None)
     there = _vocabulary(model.config._name_or_path)
     kept = getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None)
     if here and there and here != there and not kept:
@@ -98,12 +99,11 @@ def _say_resized(model: PeftModel) -> None:
 def _vocabulary(base: str) -> int | None:
     """Tokens of a base, by its config in a folder or in the cache of the hub."""
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         file = cached_file(base, "config.json", **options) if base else None
         config = read_json(Path(file)) if file else {}
-    except (OSError, ValueError):
-        return None
-    return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return None
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:

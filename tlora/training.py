@@ -26,9 +26,10 @@ from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.plain import changes_the_base
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
-from tlora.sealing import check_same_training, checkpoint_to_resume
+from tlora.sealing import Sealing, checkpoint_to_resume, same_training
 from tlora.start import start_of_a
 from tlora.storage import Meta
+from tlora.targets import is_causal
 from tlora.task import Task
 from tlora.trainable import adapter_tensors, check_trainable
 
@@ -79,10 +80,10 @@ def train(
         Seed of the data order, dropout and all else. Sets the global generators, as the Trainer does.
     output_dir : path-like, optional
         Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are
-        kept. Without it there are none.
+        kept. Without it there are none. With ``resume``, those of an earlier training may be there.
     resume : bool or path-like
         True goes on from the last whole checkpoint in ``output_dir``, a path from that checkpoint: in the same way,
-        for longer if ``epochs`` or ``max_steps`` says so.
+        with the same samples and base, for longer if ``epochs`` or ``max_steps`` says so.
     evaluation_limit : int, optional
         Most samples to evaluate on before, after, and for ``eval_loss`` in between; 0 evaluates nothing.
         Without it the metrics before and after take all test samples (those of the validation split, where
@@ -111,7 +112,8 @@ def train(
         If the model is no ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
-        would not save, a number out of range, or a checkpoint of another adapter or of another training.
+        would not save or would save with another scale, a number out of range, a checkpoint of another adapter,
+        training or base or without the state of its optimiser, or checkpoints in a folder for a new training.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
@@ -119,7 +121,8 @@ def train(
     -----
     UserWarning
         If training was stopped early, met a loss or gradient that is not finite (the weights never see it),
-        left some ``B`` at zero, trained no head where labels are classes, or could not write a checkpoint.
+        left some ``B`` at zero, trained no head where labels are classes, could not write a checkpoint, or was given
+        a base whose vocabulary was resized.
 
     Notes
     -----
@@ -153,12 +156,12 @@ def train(
             "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model.device)
-        check_same_training(checkpoint, settings, data.train, model)
+        record = same_training(checkpoint, settings, data.train, model)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
             model,
             progress,
-            callbacks,
+            [*callbacks, Sealing(record)],
             optimizer,
             args=settings,
             data_collator=data.collate,
@@ -234,10 +237,11 @@ def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraMo
 
 def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     if isinstance(task, Dataset):
-        is_causal = model.peft_config[model.active_adapter].task_type == TaskType.CAUSAL_LM
+        base = model.get_base_model()
         more = set(task.column_names) - {"input_ids", "attention_mask", "labels"}
-        taken = tuple(name for name in sorted(more) if accepts(model.get_base_model(), name))
-        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, unused=int(is_causal), more=taken)
+        taken = tuple(name for name in sorted(more) if accepts(base, name))
+        reads = bool(getattr(base.config, "is_encoder_decoder", False))
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, int(is_causal(base)), taken, reads)
     missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
     if missing:
         raise TypeError(

@@ -133,9 +133,10 @@ def _selected(frame: pd.DataFrame, tasks: Any, ranks: Any) -> pd.DataFrame:
         if chosen is not None:
             wanted = [chosen] if isinstance(chosen, str | Integral) else list(chosen)
             there = list(dict.fromkeys(frame[column]))
-            if missing := [each for each in wanted if each not in there] or not wanted:
+            missing = [each for each in wanted if each not in there]
+            if missing or not wanted:
                 raise ValueError(
-                    f"nothing was compared with {column} {missing}: choose from {', '.join(map(str, there))}"
+                    f"nothing was compared with {column} {missing or wanted}: choose from {', '.join(map(str, there))}"
                 )
             frame = frame[frame[column].isin(wanted)]
     return frame
@@ -151,8 +152,10 @@ def _order(rows: pd.DataFrame) -> pd.DataFrame:
     """Best first, what has no value last, with what each is called: its rank too where there are several."""
     rows = rows.sort_values("value", ascending=False, kind="stable", na_position="last").reset_index(drop=True)
     several = rows["rank"].nunique() > 1
-    labels = [f"{row.method}, {row.rank}" if several else row.method for row in rows.itertuples()]
-    return rows.assign(label=[label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…" for label in labels])
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in rows["method"]]
+    return rows.assign(
+        label=[f"{name}, {rank}" if several else name for name, rank in zip(names, rows["rank"], strict=True)]
+    )
 
 
 def _instead(runs: pd.DataFrame, row: pd.Series) -> str:

@@ -13,8 +13,11 @@ QUICK = Limits(seconds=1, memory=1 << 28)
 
 
 def test_a_program_that_runs_to_its_last_line_passes():
-    assert run_program("import math\nassert math.sqrt(4) == 2\nif __name__ == '__main__':\n    x = 1") == Outcome(True)
+    assert run_program("import math\nassert math.sqrt(4) == 2") == Outcome(True)
     assert run_program("") == Outcome(True)
+    assert run_program("if __name__ == '__main__':\n    print(input())") == Outcome(True), "of a script, not of a test"
+    threads = "from concurrent.futures import ThreadPoolExecutor\nassert ThreadPoolExecutor(2).submit(abs, -1).result()"
+    assert run_program(threads) == Outcome(True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import tlora
 import viz
@@ -50,6 +57,59 @@ def test_accumulated_gradients_are_those_of_one_batch(family: str) -> None:
         )
         found.append([*run.history[["loss", "grad_norm"]].iloc[0]])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_accumulated_gradients_of_a_masked_language_model_are_means_too() -> None:
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    rows = Dataset.from_list([{"input_ids": [3, 4, 5, n + 6], "labels": [-100, 4, -100, n + 6]} for n in range(8)])
+    found = []
+    for size, parts in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        base = without_dropout(BertForMaskedLM(BertConfig(**sizes, hidden_dropout_prob=0.0)))
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["query"]))
+        options = QUIET | {"batch_size": size, "gradient_accumulation_steps": parts, "max_steps": 1, "warmup_steps": 0}
+        run = tlora.train(model, rows, **options)
+        found.append([*run.history[["loss", "grad_norm"]].iloc[0]])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_embeddings_are_trained_and_models_without_a_vocabulary(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    run = tlora.train(get_peft_model(tiny_model("llama"), config), token_rows(8), output_dir=tmp_path / "a", **QUIET)
+    assert any("lora_embedding" in name for name in run.adapter)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vit = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=2))
+    adapted = get_peft_model(vit, LoraConfig(r=2, target_modules=["q_proj", "query"]))
+    options = QUIET | {"output_dir": tmp_path / "b", "save_steps": 1}
+    with pytest.warns(UserWarning, match="no head is trained"):
+        assert tlora.train(adapted, Pictures(), **options).steps == 2
+
+
+class Pictures:
+    """A task whose rows are no tokens."""
+
+    name, validation, test = "pictures", None, None
+    train = Dataset.from_list([{"image": [float(n)] * 192, "labels": n % 2} for n in range(8)])
+
+    def collate(self, rows: Any) -> dict[str, torch.Tensor]:
+        pixels = torch.tensor([row["image"] for row in rows]).view(-1, 3, 8, 8)
+        return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def test_labels_of_a_decoder_stay_where_they_are() -> None:
+    rows = [
+        {"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1], "labels": [11, 12, 13]},
+        {"input_ids": [7, 8, 9, 4], "attention_mask": [1, 1, 1, 1], "labels": [14, 15, 16, 17]},
+    ]
+    batch = Rows(Dataset.from_list(rows), 0, is_encoder_decoder=True).collate(rows)
+    assert batch["input_ids"][0].tolist() == [5, 6, 0, 0]
+    assert batch["labels"][0].tolist() == [11, 12, 13, -100]
 
 
 class Held:
@@ -128,12 +188,26 @@ def test_an_adapter_of_any_name_goes_on(keep: bool, tmp_path: Path) -> None:
 
 def test_a_training_goes_on_with_its_own_samples_and_base(tmp_path: Path) -> None:
     options = begun(tmp_path, adapted_model())
-    with pytest.raises(ValueError, match=r"checkpoint-4 was made with digest of samples=.*train anew: name another"):
+    with pytest.raises(ValueError, match=r"checkpoint-4 was made with other training samples: pass those"):
         tlora.train(adapted_model(), token_rows(seed=2), resume=True, **options)
     with pytest.raises(ValueError, match=r"checkpoint-4 is of another model: .*load the base that it was trained on"):
         tlora.train(adapted_model(seed=5), token_rows(), resume=True, **options)
     with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier training: pass resume=True"):
         tlora.train(adapted_model(), token_rows(), **options)
+
+
+def test_the_same_samples_in_another_form_are_the_same(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model())
+    assert tlora.train(adapted_model(), token_rows().with_format("torch"), resume=True, **options).steps == 8
+
+
+def test_a_checkpoint_that_was_not_finished_is_no_dead_end(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model())
+    for seal in tmp_path.glob("checkpoint-*/sealed.json"):
+        seal.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out"):
+        tlora.train(adapted_model(), token_rows(), resume=True, **options)
+    assert tlora.train(adapted_model(), token_rows(), **options).steps == 8
 
 
 def test_an_adapter_alone_is_nothing_to_go_on_with(tmp_path: Path) -> None:

@@ -208,6 +208,50 @@ def test_what_is_no_conversation_is_refused(row: dict[str, Any], words: str) -> 
         load_task(Dataset.from_list([row] * 10), bytes_tokenizer(CALLING))
 
 
+@pytest.mark.parametrize("tools", ["", "null", None, []])
+def test_no_tools_and_no_arguments_are_said_in_any_form(tools: Any, tmp_path: Path) -> None:
+    row, tokenizer = called(None) | {"tools": tools}, bytes_tokenizer(CALLING)
+    file = tmp_path / "calls.jsonl"
+    file.write_text(f"{json.dumps(row)}\n" * 10)
+    for data in (file, Dataset.from_list([row] * 10)):
+        task = load_task(data, tokenizer, validation=0, test=0)
+        assert learnt_of(task.train[0], tokenizer) == "weather{}<|im_end|>Wet.<|im_end|>"
+
+
+def test_samples_in_two_splits_are_told_whatever_their_weights() -> None:
+    talk = called("{}")["messages"]
+    weighed = [message | ({"weight": 1} if message["role"] == "assistant" else {}) for message in talk]
+    splits = {"train": [{"messages": weighed}] * 10, "test": [{"messages": talk}]}
+    with pytest.warns(UserWarning, match="10 training samples are in another split"):
+        data = {name: Dataset.from_list(rows) for name, rows in splits.items()}
+        load_task(data, bytes_tokenizer(CALLING), validation=0)
+
+
+@pytest.mark.parametrize("form", ["train-{}-of-11", "train-{:05}-of-00011", "train-{:05}-of-00011-0123456789abcdef"])
+def test_shards_are_read_in_order_however_they_are_numbered(form: str, tmp_path: Path) -> None:
+    rows = sums()
+    for part in range(11):
+        shard = rows.shard(11, part, contiguous=True)
+        shard.to_json(str(tmp_path / f"{form.format(part)}.jsonl"))
+    assert load_task(tmp_path, bytes_tokenizer(), validation=0, test=0).train["prompt"][:] == rows["prompt"][:]
+
+
+def test_shards_may_have_columns_of_their_own(tmp_path: Path) -> None:
+    """A bad row is placed in its own shard."""
+    rows = [called("{}"), called("{}") | {"tools": json.dumps(TOOLS)}]
+    for part, row in enumerate(rows):
+        Dataset.from_list([row | {"more": part or None}] * 5).to_parquet(
+            tmp_path / f"train-0000{part}-of-00002.parquet"
+        )
+    tokenizer = bytes_tokenizer(CALLING)
+    task = load_task(tmp_path, tokenizer, validation=0, test=0)
+    assert [tokenizer.decode(row["input_ids"])[:5] for row in task.train] == ["user:"] * 5 + ["tools"] * 5
+    bad = rows[:1] * 4 + [{"messages": [{"role": "user", "content": "?"}]}]
+    Dataset.from_list(bad).to_parquet(tmp_path / "train-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet, sample 5: no message of the assistant"):
+        load_task(tmp_path, tokenizer)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_a_split_may_be_in_shards(suffix: str, tmp_path: Path) -> None:
     """As a folder of the hub has them; all or none."""
@@ -220,7 +264,7 @@ def test_a_split_may_be_in_shards(suffix: str, tmp_path: Path) -> None:
     assert task.train["prompt"][:] == rows["prompt"][:]
     assert len(task_files(str(tmp_path))) == 3
     (tmp_path / f"train.{suffix}").write_bytes(b"[]")
-    with pytest.raises(ValueError, match=rf"train-00002-of-00003\.{suffix} and train\.{suffix}, both train"):
+    with pytest.raises(ValueError, match=rf"train-00000-of-00003\.{suffix} and train\.{suffix}, both train"):
         load_task(tmp_path, bytes_tokenizer())
     (tmp_path / f"train.{suffix}").unlink()
     (tmp_path / f"train-00001-of-00003.{suffix}").unlink()

@@ -154,7 +154,9 @@ def _close(widget: ipywidgets.Widget) -> None:
     for child in getattr(widget, "children", ()):
         _close(child)
     widget.unobserve_all()
-    widget.close()
+    for part in (getattr(widget, "style", None), widget.layout, widget):
+        if part is not None:
+            part.close()
 
 
 def alert(text: str) -> str:
