@@ -206,7 +206,9 @@ def _cpu_seconds(pid: int) -> float:
 
 def _outcome(report: bytes, token: str, ended: int | None, limits: Limits) -> Outcome:
     if ended is None or ended in (-signal.SIGXCPU, -signal.SIGKILL):
-        return Outcome(False, f"stopped: more than {limits.seconds:g} s of CPU time, or three times that on the clock")
+        return Outcome(
+            False, f"stopped: more than {limits.seconds:g} s of CPU time, or three times that without computing"
+        )
     text = report.decode(errors="replace")
     if not text.startswith(token):
         return Outcome(False, f"ended by itself before its last line (exit status {ended})")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tlora.execution import Limits, Outcome, run_program, run_programs
+from tlora.execution import Limits, Outcome, _processors, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
 QUICK = Limits(seconds=1, memory=1 << 28)
@@ -68,6 +68,21 @@ def endless(tmp_path_factory):
     return dict(zip(ENDLESS, outcomes, strict=True)), int(place.read_text())
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to leave a process one processor")
+def test_a_busy_machine_fails_no_program():
+    """Eight programs of half a second share one processor: each takes four seconds on the clock."""
+    program = "import time\nwhile time.process_time() < 0.5: pass"
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert _processors() == 1
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(lambda _: run_program(program, Limits(seconds=1)), range(8)))
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert outcomes == [Outcome(True)] * 8
+
+
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_does_not_end_is_stopped(endless, name):
     outcome = endless[0][name]
@@ -96,6 +111,7 @@ def test_memory_is_limited(program):
         "import os; os.posix_spawn('/bin/true', ['true'], {})",
         "import os; os.execv('/bin/true', ['true'])",
         "import multiprocessing as m; p = m.Process(target=print); p.start(); p.join()",
+        "import multiprocessing as m; p = m.get_context('spawn').Process(target=print); p.start(); p.join()",
         "import os; os.kill(os.getppid(), 9)",
         "import socket; socket.socket()",
         "import ctypes; ctypes.CDLL(None)",

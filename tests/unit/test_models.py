@@ -357,3 +357,8 @@ def test_a_folder_with_one_gguf_is_that_file(tmp_path):
     }
     shutil.copy(tmp_path / "only.gguf", tmp_path / "config.json")
     assert locations.resolve(tmp_path, {}).where == {}, "a saved model comes before a GGUF beside it"
+
+
+def test_another_name_of_the_dtype_is_refused():
+    with pytest.raises(TypeError, match="load_model calls it dtype="):
+        load_model("smollm2-135m", torch_dtype="bfloat16")

@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, Value
+from tokenizers.processors import TemplateProcessing
 
 import tlora
 from tests.commands import QUICK, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tests.helpers import tiny_model
-from tests.tokenizers import bytes_tokenizer, words_tokenizer
+from tests.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
 from tlora.evaluation import as_answer
 from tlora.models import _set_padding
 from tlora.tasks import load_task, task_files
@@ -51,6 +52,23 @@ def test_what_a_template_writes_around_an_answer_is_no_part_of_it(template: str)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
     assert perfect(load_task(sums(), tokenizer)) == 1
     assert perfect(load_task("chain_sum", tokenizer, train=4, validation=2, test=4)) == 1
+
+
+@pytest.mark.parametrize("answer", ["h", "think", "im_end", "<think>"])
+def test_an_answer_may_say_what_the_template_says(answer: str) -> None:
+    assert perfect(load_task(sums(answer), bytes_tokenizer(THINKING), metric="exact_match")) == 1
+
+
+def test_what_an_encoder_decoder_writes_first_is_no_part_of_an_answer() -> None:
+    """BART writes a token of the beginning."""
+    tokenizer = ended_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    single = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = single
+    task = load_task(sums(), tokenizer, architecture="seq2seq")
+    assert task.test["labels"][0][0] == bos
+    assert perfect(task) == 1
 
 
 def test_special_tokens_of_ones_own_are_answers_and_no_ends() -> None:
@@ -222,8 +240,8 @@ def test_samples_in_two_splits_are_told_whatever_their_weights() -> None:
     talk = called("{}")["messages"]
     weighed = [message | ({"weight": 1} if message["role"] == "assistant" else {}) for message in talk]
     splits = {"train": [{"messages": weighed}] * 10, "test": [{"messages": talk}]}
+    data = {name: Dataset.from_list(rows) for name, rows in splits.items()}
     with pytest.warns(UserWarning, match="10 training samples are in another split"):
-        data = {name: Dataset.from_list(rows) for name, rows in splits.items()}
         load_task(data, bytes_tokenizer(CALLING), validation=0)
 
 

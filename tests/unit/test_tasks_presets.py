@@ -259,3 +259,11 @@ def test_progress_bars_of_the_library_are_back_afterwards(files, capsys):
     load_task("gsm8k", bytes_tokenizer(), data_files=files("gsm8k"))
     assert datasets.is_progress_bar_enabled() == shown
     assert capsys.readouterr() == ("", "")
+
+
+def test_folders_are_no_files_of_a_split(tmp_path):
+    """The library would read the first one and split that."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="a is a folder: name the files of each split, or one folder of all"):
+        load_task("gsm8k", bytes_tokenizer(), data_files={"train": tmp_path / "a", "test": tmp_path / "b"})

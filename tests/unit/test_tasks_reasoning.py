@@ -130,6 +130,21 @@ def test_an_answer_that_ends_the_verifier_scores_nothing_and_the_others_as_ever(
     assert "hung or crashed on '[exit()]'" in caplog.text
 
 
+def test_an_answer_that_is_evaluated_sees_no_secret_and_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLORA_SECRET", "hf_secret")
+    entry, right = (draw_puzzles("spiral_matrix", {"test": 1})["test"][0][name] for name in ("entry", "completion"))
+    numbers = [int(number) for number in right.split()]
+    listed = "[" + ", ".join(map(str, numbers)) + "]"
+    file = tmp_path / "written"
+    answers = [
+        f"{listed} if 'TLORA_SECRET' not in __import__('os').environ else []",
+        f"[open({str(file)!r}, 'w').write('x')] and {listed}",
+        f"[__import__('subprocess').Popen(['sleep', '9'])] and {listed}",
+    ]
+    assert score_answers("spiral_matrix", None, [entry] * 3, answers) == [0.1, 0, 0]  # 0.1 for a list
+    assert not file.exists()
+
+
 @pytest.mark.slow
 def test_an_answer_that_hangs_the_verifier_scores_nothing(monkeypatch):
     monkeypatch.setattr(reasoning, "_PATIENCE", 15)
