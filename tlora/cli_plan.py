@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tlora.cli_report import facts, size_text, table
+from tlora.cli_report import facts, table
+from tlora.footprint import size_text
 from tlora.knobs import positive
 from tlora.planning import ResourcePlan, matmul_speed
 from tlora.planning import plan as estimate

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.files import replace_file
+from tlora.footprint import size_text
 from tlora.run import TrainingRun
 from tlora.storage import Result
 
@@ -184,15 +185,6 @@ def budget_text(allocation: Allocation) -> str:
             "for plain LoRA",
         }
     )
-
-
-def size_text(count: float) -> str:
-    """Bytes in the unit that suits them, three digits."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def run_facts(run: TrainingRun) -> dict[str, str]:

@@ -15,11 +15,12 @@ from tlora import cli_steps as steps
 from tlora.cli_adapter import Folder
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, option
-from tlora.cli_report import Report, facts, size_text, table
+from tlora.cli_report import Report, facts, table
 from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
 from tlora.exactness import PROMPTS, export_difference
 from tlora.export import export as write_export
 from tlora.export import export_format, gguf_file
+from tlora.footprint import size_text
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
 from tlora.locations import served_by

@@ -53,3 +53,12 @@ def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *
     b = sum(rank * shapes[name][0] for name, rank in ranks.items())
     a = sum(rank * shapes[name][1] for name, rank in ranks.items())
     return Footprint(a + b, b if freeze_a else a + b)
+
+
+def size_text(count: float) -> str:
+    """Bytes in the unit that suits them, three digits."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -216,14 +216,6 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 10 or 1e-4 <= abs(value) < 1 else f"{value:.2g}"
 
 
-def size(count: float) -> str:
-    """Bytes in decimal units, three digits: ``"1.23 MB"``."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= 0.9995 * factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:g} bytes"
-
-
 def percent(share: float) -> str:
     """A share in percent, two significant digits below 10: ``"3.1 %"``, ``"42 %"``."""
     value = 100 * share

@@ -19,6 +19,7 @@ from tests.pictured import PLOTS, spectrum
 from tests.results import base, calibration
 from tests.sensitivities import sensitivity
 from tests.unit.test_widgets_training import train
+from tlora.footprint import size_text
 from tlora.subspace import task_subspaces
 from viz import style
 from viz.allocation import finding
@@ -117,7 +118,7 @@ def test_headlines_of_widgets_end_within_the_picture():
 
 def test_numbers_are_rounded_before_their_form_is_chosen():
     assert [style.number(x) for x in (999.4, 999.7, 1234)] == ["999", "1,000", "1,230"]
-    assert [style.size(x) for x in (999, 999_700, 999_700_000)] == ["999 bytes", "1 MB", "1 GB"]
+    assert [size_text(x) for x in (999, 999_700, 999_700_000)] == ["999 bytes", "1 MB", "1 GB"]
 
 
 def test_a_closed_monitor_does_not_stop_training():

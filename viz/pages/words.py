@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tlora.footprint import size_text
 from viz import style
 
 MINUS, DASH = "\u2212", "\u2013"
@@ -26,7 +27,7 @@ def percent(share: float) -> str:
 
 def size(count: int) -> str:
     """Bytes in decimal units: ``"1.23 MB"``."""
-    return style.size(count).replace(" ", "\u00a0")
+    return size_text(count).replace(" ", "\u00a0")
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ import html
 import pandas as pd
 
 from tlora.allocation import Allocation
+from tlora.footprint import size_text
 from viz import style
 from viz.widgets.base import table
 
@@ -16,8 +17,8 @@ def costs(allocation: Allocation) -> str:
     ours, lora = allocation.footprint(), allocation.lora
     rows = [
         ("trainable parameters", "trainable_parameters", "{:,}".format),
-        ("adapter, float32", "adapter_bytes", style.size),
-        ("AdamW states, float32", "optimiser_bytes", style.size),
+        ("adapter, float32", "adapter_bytes", size_text),
+        ("AdamW states, float32", "optimiser_bytes", size_text),
     ]
     heads = ["", "this plan", f"uniform LoRA, rank {allocation.rank}", "ratio"]
     pairs = [(what, getattr(ours, key), getattr(lora, key), write) for what, key, write in rows]
