@@ -229,7 +229,7 @@ def _check_label(label: Any, where: str) -> None:
 
 
 def _source(name: str, splits: dict[str, Dataset]) -> Source:
-    shapes = sorted({tuple(rows.column_names) for rows in splits.values()})
+    shapes = sorted({tuple(name for name in rows.column_names if name != TOOLS) for rows in splits.values()})
     if len(shapes) > 1:
         raise ValueError(f"the splits of {name} have different columns: {shapes}; make them the same")
     if "label" in shapes[0]:

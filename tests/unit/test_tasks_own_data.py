@@ -188,6 +188,15 @@ def test_tools_are_shown_and_calls_learnt(kind: str, as_text: bool, tmp_path: Pa
         assert tokenizer.decode(task.train[10]["input_ids"]).startswith("user:How")
 
 
+def test_tools_may_be_in_one_split_alone() -> None:
+    rows, other = [called("{}")] * 10, {"messages": [{"role": "user", "content": "?"}, *called("{}")["messages"]]}
+    data = {"train": Dataset.from_list([row | {"tools": TOOLS} for row in rows]), "test": Dataset.from_list([other])}
+    tokenizer = bytes_tokenizer(CALLING)
+    task = load_task(data, tokenizer, validation=0)
+    assert tokenizer.decode(task.train[0]["input_ids"]).startswith("tools:")
+    assert tokenizer.decode(task.test[0]["input_ids"]).startswith("user:")
+
+
 def test_a_template_that_writes_no_tools_is_refused() -> None:
     rows = Dataset.from_list([called("{}") | {"tools": TOOLS}] * 10)
     with pytest.raises(ValueError, match=r"train sample 1: the chat template writes no tools.*leave the column tools"):
