@@ -193,7 +193,10 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
         raise ValueError(f"{type(model).__name__} cannot write answers, which task {task.name!r} asks for")
     read = list(rows)
     prompts = [row["input_ids"][: row["prompt_length"]] for row in read]
-    batches = by_length(list(map(len, prompts)), batch_size)
+    # Where the model reads no more, an answer has the room that it has alone, whatever it is batched with.
+    room = [_room(task, len(prompt)) for prompt in prompts]
+    alike = [itertools.groupby(batch, room.__getitem__) for batch in by_length(list(map(len, prompts)), batch_size)]
+    batches = [list(group) for groups in alike for _, group in groups]
     answers = [""] * len(rows)
     for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
         some = [prompts[index] for index in indices]

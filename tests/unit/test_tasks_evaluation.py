@@ -1,6 +1,7 @@
 """Batches, and what a model is measured at, against loops over single samples without padding."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
-from tlora.evaluation import by_length
+from tlora.evaluation import by_length, generate
 from tlora.tasks import load_task
 
 WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
@@ -487,3 +488,16 @@ def test_progress_is_shown_only_where_it_is_asked_for(tokenizer, llama, capsys):
     task.evaluate(llama, progress=True)
     shown = capsys.readouterr().err
     assert all(word in shown for word in ("tokenising train", "loss", "answers"))
+
+
+def test_an_answer_near_the_models_limit_has_the_room_that_it_has_alone(llama):
+    """The model reads 64 tokens: long prompts leave less to write, and take nothing from short ones beside them."""
+    tokenizer = bytes_tokenizer("chatml")
+    tokenizer.model_max_length = 64
+    rows = [{"prompt": "ab" * (1 + 3 * (n % 6)), "completion": "x" * 30} for n in range(12)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        task = load_task(Dataset.from_list(rows), tokenizer, train=0, validation=0, test=12)
+    alone, together = (generate(llama, task, task.test, size, False) for size in (1, 5))
+    assert alone == together
+    assert len({len(answer) for answer in alone}) > 1
