@@ -49,6 +49,7 @@ from tlora.cli_report import (
 from tlora.cli_serving import EXPORTING, INSPECTING, export, inspect
 from tlora.files import replace_file
 from tlora.run import TrainingRun
+from tlora.sealing import is_whole
 from tlora.storage import RESULT, Result, library_versions
 
 app = typer.Typer(
@@ -340,16 +341,16 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
     """What is kept of a run that broke off, and the command that goes on with it."""
-    work = steps.unfinished(output)
-    names = [name for name in ("calibration", "allocation") if name not in values]
-    kept = {name: work / name for name in names if (work / name).exists()}
-    resume = bool(steps.checkpoints(output))
+    work, stages = steps.unfinished(output), ("calibration", "allocation")
+    kept = {name: work / name for name in stages if name not in values and (work / name).exists()}
+    left = steps.checkpoints(output)
+    resume = any(map(is_whole, left))
     if not kept and not resume:
         return {}
     values = dict(values) | kept
     if values.get("allocation") is None:
         return {"kept": str(work), "next": written(allocate, values | {"output": work / "allocation"})}
-    values |= {"resume": resume, "overwrite": bool(values["overwrite"]) or output.exists()}
+    values |= {"resume": resume, "overwrite": values["overwrite"] or output.exists() or (bool(left) and not resume)}
     return {"kept": str(work), "next": written(train, values)}
 
 

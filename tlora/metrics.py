@@ -53,9 +53,13 @@ _QUANTITY = re.compile(
     rf"(?!\s*[-({{,\d²³½{_OPERATORS}]|\s*[–:]\s*\d|\.\d|[a-zA-Z]).*",
     re.DOTALL,
 )
+_ARROW = re.compile("=>|->|⇒|→")
 _IN_BRACKETS = re.compile(r"^\s*\(\s*([-+]?\$?[\d.]+)\s*\)")  # without a comma: that may be a pair
-# With a number behind it, as the published evaluation of GSM8K wants one; or at the end of the text.
-_MARKED = re.compile(r"####[ \t]*+((?!\d+\.[ \t]+\S)\**[ \t]*-?[ \t]*\$?[ \t]*\.?\d[^\n]*|[^\n]+(?=\s*\Z))")
+# What stands behind the four signs of GSM8K, which make headings too: a number alone, or one with words around it.
+_MARKED = re.compile(r"(?<!#)####(?!#)[ \t*]*([^\n]*)")
+_ALONE = re.compile(r"\(?[-+]?\s*\\?[$€£]?\s*[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?\s*\\?%?\)?")
+_HEADING = re.compile(r"\d+\s*(?:\\?[.):]|[-–])\s+\S")
+_LED = re.compile(rf"(?:[A-Za-z][A-Za-z ]*[:=]\s*)?{_ALONE.pattern}")
 _ANNOUNCED = re.compile(r"answer\s+is\s*:?\s*", re.IGNORECASE)
 # Markdown's emphasis: unlike signs of a formula, its asterisks stand between a space or a bracket and a word.
 _EMPHASIS = re.compile(r"(?<![^\s(\[:#\"'])(\*{1,3})(?=[^\s*])(.*?)(?<=[^\s*])\1(?![\w*(\\{])")
@@ -64,9 +68,9 @@ _EMPHASIS = re.compile(r"(?<![^\s(\[:#\"'])(\*{1,3})(?=[^\s*])(.*?)(?<=[^\s*])\1
 def final_answer(text: str) -> str:
     r"""The answer that a worked solution ends with, as it is written there.
 
-    In this order: the last ``\boxed{...}`` (MATH), what follows the first ``####`` with a number, or one on the
-    last line (GSM8K; others are headings), what follows the last ``answer is`` (MetaMathQA; no remark without a
-    value after it, as "this answer is right"), the last number or fraction. Asterisks that emphasise are taken out.
+    In this order: the last ``\boxed{...}`` (MATH); what follows ``####`` (GSM8K), the first number, or what is on
+    the last line, and no heading; what follows the last ``answer is`` (MetaMathQA; no remark without a value after
+    it, as "this answer is right"); the last number or fraction. Asterisks that emphasise are taken out.
 
     Parameters
     ----------
@@ -88,14 +92,25 @@ def final_answer(text: str) -> str:
         return boxed
     text = text.replace("\N{MINUS SIGN}", "-")
     text = _EMPHASIS.sub(r"\2", text)
-    marked = _MARKED.search(text)
+    marked = _marked(text)
     if marked:
-        return marked.group(1).strip()
+        return marked
     announced = _ANNOUNCED.split(text)[1:]
     if announced:
         return _announced(announced)
     numbers = _FRACTION.findall(text)
     return numbers[-1] if numbers else ""
+
+
+def _marked(text: str) -> str:
+    """What follows ``####``: the first number; else what is on the last line; else a number among words."""
+    lines = [line.strip(" \t*") for line in _MARKED.findall(text)]
+    alone = next(filter(_ALONE.fullmatch, lines), "")
+    if alone or not lines:
+        return alone
+    if "####" in text.rstrip().rpartition("\n")[2]:
+        return lines[-1]
+    return next((line for line in lines if _LED.match(line) and not _HEADING.match(line)), "")
 
 
 def _announced(parts: Sequence[str]) -> str:
@@ -155,7 +170,7 @@ def equal_values(reference: str, answer: str) -> bool:
     one, other = plain_latex(reference), plain_latex(answer)
     if one and _HALVES.get(one, one) == _HALVES.get(other, other):
         return True
-    last = _IN_BRACKETS.sub(r"\1", answer.rpartition("=")[2].replace("\\$", "$"))
+    last = _IN_BRACKETS.sub(r"\1", _ARROW.sub("=", answer).rpartition("=")[2].replace("\\$", "$"))
     number, found = None if "," in one else _number(one), _QUANTITY.fullmatch(last)
     return number is not None and found is not None and _number(found.group(1)) == number
 
@@ -168,19 +183,29 @@ def _number(text: str) -> Decimal | None:
     return value if value.is_finite() else None
 
 
+_GROUPED = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
+
+
+def _without_thousands(found: re.Match[str]) -> str:
+    """Numbers without commas between thousands, where the text can be no list: ``(2,100)`` may be two numbers."""
+    text = found.group()
+    in_numbers = sum(number.count(",") for number in _GROUPED.findall(text))
+    return text if re.search(r"[(\[]", text) or in_numbers < text.count(",") else text.replace(",", "")
+
+
 # What is taken out or rewritten, in this order, so that different ways to write a value become one.
-_REWRITES: tuple[tuple[str, str], ...] = (
+_REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\s*\\\\\s*", r"\\\\"),  # a new row of a matrix
     (r"(?<!\\)\\[()\[\]]", ""),
     (r"\\(left|right|!|,|;|:|quad|qquad| )", ""),
     (r"\{,\}", ","),
+    (r"(?s)\A.*\Z", _without_thousands),
     (r"\\[dt]frac", r"\\frac"),
     (r"\\\$|\$", ""),
     (r"\\%|%", ""),
     (r"\^\s*(\{\\circ\}|\\circ)", ""),
     (r"\\(text|mbox|mathrm)\{\s+[^{}]*\}(\^\{?\d+\}?)?\s*$", ""),  # a unit
     (r"\\(text|mbox|mathrm|textbf)\{\s*((?:[^{}])*?)\s*\}", r"\2"),
-    (r"(?<=\d),(?=\d{3}(,\d{3})*(\.\d+)?\s*\.?\s*$)", ""),  # thousands, and no list
     (r"\s+", ""),
     (r"\.$", ""),
     (r"^[a-zA-Z]=", ""),
@@ -242,11 +267,12 @@ def program_of(row: Mapping[str, Any], answer: str) -> str:
     str
         Source text.
     """
-    if row["code"] and _GOES_ON.match(answer):
-        return f"{row['code']}{_AFTER_BODY.split(answer, maxsplit=1)[0]}\n{row['test']}"
     defined = re.compile(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", re.MULTILINE)
-    blocks = [_unindented(*found) for found in _FENCED.findall(answer)] or [answer]
-    code = next(filter(defined.search, blocks), blocks[0])
+    fenced = [_unindented(*found) for found in _FENCED.findall(answer)]
+    code = next(filter(defined.search, fenced), "")
+    if not code and row["code"] and _GOES_ON.match(answer):
+        return f"{row['code']}{_AFTER_BODY.split(answer, maxsplit=1)[0]}\n{row['test']}"
+    code = code or (fenced or [answer])[0]
     if row["code"] and not defined.search(code):
         body = _AFTER_BODY.split(code, maxsplit=1)[0]
         return f"{row['code']}{body}\n{row['test']}"

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import types
 
 # Raised by the interpreter before it does these things; a hook can refuse them, and no program can remove it.
 _REFUSED = (
@@ -57,7 +58,9 @@ def main() -> None:
     _posixsubprocess.fork_exec = _no_fork  # what no event is raised for
     reason = ""
     try:
-        exec(compile(orders["program"], "program.py", "exec"), {"__name__": "program"})
+        # A module of its own, so that what looks its classes up there finds them; and no script, which is a test's.
+        sys.modules["program"] = module = types.ModuleType("program")
+        exec(compile(orders["program"], "program.py", "exec"), module.__dict__)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"[:500]
     os.write(int(REPORT), (orders["token"] + reason).encode(errors="replace"))

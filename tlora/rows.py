@@ -75,7 +75,8 @@ class Rows:
         for index, (labels, *mask) in enumerate(rows):
             if np.ndim(labels) == 0:
                 return  # classes
-            if mask and len(mask[0]) == len(labels) and ((labels != IGNORED) & (mask[0] == 0)).any():
+            together = mask and not self.is_encoder_decoder and len(mask[0]) == len(labels)
+            if together and ((labels != IGNORED) & (mask[0] == 0)).any():
                 raise ValueError(
                     f"row {index} of the dataset has labels on padding: set them to {IGNORED} where attention_mask is 0"
                 )

@@ -120,13 +120,13 @@ def _digest(rows: Any) -> str:
     found = hashlib.sha256()
     for place in np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round():
         row = rows[int(place)]
-        read = [row[name] for name in ("input_ids", "labels") if name in row] or row
-        found.update(json.dumps(read, default=_plain).encode())
+        row = dict(row) if isinstance(row, Mapping) else row
+        found.update(json.dumps(row, sort_keys=True, default=_plain).encode())
     return found.hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
+    return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
 def seal(checkpoint: Path) -> None:
@@ -193,7 +193,7 @@ def checkpoint_to_resume(
     folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
     if folder is None or not _is_usable(folder, model):
         place = output_dir if resume is True else folder
-        raise FileNotFoundError(f"no whole checkpoint in {place}: leave resume= out to train from the start")
+        raise FileNotFoundError(f"no whole checkpoint in {place}: to train anew, leave resume= out and {ANEW}")
     if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
         raise ValueError(
             f"{folder} holds the adapter alone (save_only_model=True), and no state of an optimiser to go on with: "
@@ -209,13 +209,12 @@ def adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
 
 
 def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
-    """Refuse a folder with checkpoints: the Trainer would count them among its own, and resume take the highest."""
-    there = [] if output_dir is None else [path for path in _numbered(Path(output_dir)) if (path / SEAL).is_file()]
+    """Refuse a folder with checkpoints: the Trainer counts all of them when it removes the oldest ones."""
+    there = [] if output_dir is None else _numbered(Path(output_dir))
     if there:
-        raise ValueError(
-            f"{output_dir} holds {there[-1].name} of an earlier training: pass resume=True to go on with that, or "
-            f"train anew: {ANEW}"
-        )
+        whole = next((path for path in reversed(there) if (path / SEAL).is_file() or (path / LAST).is_file()), None)
+        on = f": pass resume={str(whole)!r} to go on with that" if whole else ", which was not finished: take it away"
+        raise ValueError(f"{output_dir} holds {there[-1].name} of an earlier training{on}, or train anew: {ANEW}")
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -176,7 +176,8 @@ def _outside_base(model: nn.Module) -> list[str]:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether the model writes text, without an encoder: a masked language model fills gaps."""
-    return bool(getattr(model, "can_generate", bool)()) and not getattr(model.config, "is_encoder_decoder", False)
+    writes = getattr(model, "can_generate", bool)() or getattr(model, "loss_type", None) == "ForCausalLM"
+    return bool(writes) and not getattr(model.config, "is_encoder_decoder", False)
 
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:

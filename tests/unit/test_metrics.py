@@ -1,6 +1,7 @@
 """Scores of answers, by hand."""
 
 import re
+import time
 from decimal import Decimal
 
 import pytest
@@ -19,6 +20,9 @@ from tlora.metrics import (
     same_text,
 )
 
+HEADINGS = ("1) First", "1: Add", "1.", "1\\. Add", "2 steps", "5 + 3")
+SAID = ("\\$42", "€42", "+42", "(42)", "x = 42", "Answer: 42", "42.", "42 apples")
+
 
 @pytest.mark.parametrize(
     ("text", "answer"),
@@ -31,6 +35,8 @@ from tlora.metrics import (
         ("#### Step 1: Add\n40 + 2 = 42\n\n#### Step 2: Conclude\nTherefore the answer is 42.", "42."),
         ("#### 1. Add\n40 + 2\n#### Final answer\n42", "42"),
         ("So:\n#### yes", "yes"),
+        *((f"#### {heading}\nadd\n#### 42", "42") for heading in HEADINGS),
+        *((f"#### {said}\nDone 3", said) for said in SAID),
         ("#### \N{MINUS SIGN}5", "-5"),
         ("So we have it. The answer is: 42", "42"),
         ("the answer is \\frac{1}{2}", "\\frac{1}{2}"),
@@ -135,6 +141,10 @@ def test_a_box_holds_all_up_to_its_own_brace(content, rest):
         ("15\\text{ cm}^2", "15"),
         ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}"),
         ("7", "x = 7: done"),
+        ("7", "3 + 4 => 7"),
+        ("1,200\\pi", "1200\\pi"),
+        ("\\frac{1,000}{3}", "\\frac{1000}{3}"),
+        ("2,345_6", "2345_6"),
     ],
 )
 def test_equal_values(reference, answer):
@@ -238,6 +248,7 @@ ADD = {
     "entry_point": "add",
     "test": "assert add(1, 2) == 3",
 }
+TYPED = "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\ndef double(x):\n    return P(2 * x).x"
 FREE = {"code": "", "entry_point": "", "test": "assert double(2) == 4"}
 
 
@@ -269,6 +280,8 @@ FREE = {"code": "", "entry_point": "", "test": "assert double(2) == 4"}
         (ADD, "    return a + b\n\n\ndef add(a, b"),
         (ADD, "\n    return a + b\n\n\ndef add(a, b):\n    return a - b\n"),
         (ADD, "```python\nfrom __future__ import annotations\n\ndef add(a, b):\n    return a + b\n```"),
+        (ADD, "  Here is the function:\n\n```python\ndef add(a, b):\n    return a + b\n```"),
+        (FREE, TYPED),
         (ADD, " Sure:\n```python\ndef add(a, b):\n    return a + b\n```"),
         (ADD, "def add(a, b):\n    return a + b\n\nif __name__ == '__main__':\n    print(add(*input()))"),
         (FREE, "def double(x):\n    return 2 * x"),
@@ -298,3 +311,11 @@ def test_the_test_runs_last():
     program = program_of(ADD, "    return a + b")
     assert program.rstrip().endswith(ADD["test"])
     assert Outcome(True) == Outcome(True, "")
+
+
+def test_long_answers_take_no_longer_than_they_are_long():
+    began = time.process_time()
+    for text in ("#" * 50_000 + "\nx y", "#### " * 10_000 + "\nx y", "1,234," * 10_000, "(" * 20_000, "-$" * 20_000):
+        equal_values("7", final_answer(text))
+        program_of(ADD, text)
+    assert time.process_time() - began < 5

@@ -110,6 +110,8 @@ def test_labels_of_a_decoder_stay_where_they_are() -> None:
     batch = Rows(Dataset.from_list(rows), 0, is_encoder_decoder=True).collate(rows)
     assert batch["input_ids"][0].tolist() == [5, 6, 0, 0]
     assert batch["labels"][0].tolist() == [11, 12, 13, -100]
+    padded = {"input_ids": [7, 8, 2, 0], "attention_mask": [1, 1, 1, 0], "labels": [5, 6, 9, 2]}
+    Rows(Dataset.from_list([padded]), 0, is_encoder_decoder=True)  # as many of its own, and none of them on padding
 
 
 class Held:
@@ -170,11 +172,11 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-def begun(folder: Path, model: PeftModel, **more: Any) -> dict[str, Any]:
+def begun(folder: Path, model: PeftModel, rows: Any = None, **more: Any) -> dict[str, Any]:
     """Train for five of eight steps; the options to go on with."""
     options = QUIET | {"learning_rate": 0.02, "epochs": 2, "save_steps": 2, "output_dir": folder} | more
     with pytest.warns(UserWarning, match="after 5 of 8 steps"):
-        tlora.train(model, token_rows(), callbacks=Stop(5), **options)
+        tlora.train(model, rows or token_rows(), callbacks=Stop(5), **options)
     return options
 
 
@@ -192,7 +194,7 @@ def test_a_training_goes_on_with_its_own_samples_and_base(tmp_path: Path) -> Non
         tlora.train(adapted_model(), token_rows(seed=2), resume=True, **options)
     with pytest.raises(ValueError, match=r"checkpoint-4 is of another model: .*load the base that it was trained on"):
         tlora.train(adapted_model(seed=5), token_rows(), resume=True, **options)
-    with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier training: pass resume=True"):
+    with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier training: pass resume="):
         tlora.train(adapted_model(), token_rows(), **options)
 
 
@@ -201,13 +203,26 @@ def test_the_same_samples_in_another_form_are_the_same(tmp_path: Path) -> None:
     assert tlora.train(adapted_model(), token_rows().with_format("torch"), resume=True, **options).steps == 8
 
 
-def test_a_checkpoint_that_was_not_finished_is_no_dead_end(tmp_path: Path) -> None:
+def test_checkpoints_that_are_there_are_never_counted_among_new_ones(tmp_path: Path) -> None:
+    """The Trainer would remove them, or the new ones, as the oldest."""
     options = begun(tmp_path, adapted_model())
     for seal in tmp_path.glob("checkpoint-*/sealed.json"):
         seal.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out"):
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out and name another folder"):
         tlora.train(adapted_model(), token_rows(), resume=True, **options)
-    assert tlora.train(adapted_model(), token_rows(), **options).steps == 8
+    with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4' to go on with that, or train anew"):
+        tlora.train(adapted_model(), token_rows(), **options)
+    assert tlora.train(adapted_model(), token_rows(), resume=tmp_path / "checkpoint-4", **options).steps == 8
+    (tmp_path / "new" / "checkpoint-7").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds checkpoint-7 of an earlier training, which was not finished"):
+        tlora.train(adapted_model(), token_rows(), **options | {"output_dir": tmp_path / "new"})
+
+
+def test_other_inputs_are_other_samples(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model("bert"), rows=token_rows(classes=2))
+    more = token_rows(classes=2).map(lambda row: {"token_type_ids": [1] * len(row["input_ids"])})
+    with pytest.raises(ValueError, match="made with other training samples"):
+        tlora.train(adapted_model("bert"), more, resume=True, **options)
 
 
 def test_an_adapter_alone_is_nothing_to_go_on_with(tmp_path: Path) -> None:

@@ -248,9 +248,13 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_training(tmp_path: Pat
     options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
     whole = train(adapted_model(), token_rows(), output_dir=tmp_path / "whole", **options)
     folder = tmp_path / "full"
-    (folder / "checkpoint-4" / name).mkdir(parents=True)  # even root cannot write a file there
+
+    class Full(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            (folder / "checkpoint-4" / name).mkdir(parents=True)  # even root cannot write a file there
+
     with pytest.warns(UserWarning, match=r"checkpoint-4 could not be written \(.*training goes on, and earlier"):
-        run = train(adapted_model(), token_rows(), output_dir=folder, **options)
+        run = train(adapted_model(), token_rows(), output_dir=folder, callbacks=Full(), **options)
     assert run.history.equals(whole.history)
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
     assert train(adapted_model(), token_rows(), output_dir=folder, resume=True, **options).history.equals(whole.history)
