@@ -189,7 +189,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
             before, used = used, _cpu_seconds(process.pid)
             if used - before < 0.01 * seconds:
                 break  # it waits for something
-        return None
+        return process.poll()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
