@@ -8,6 +8,7 @@ moments are spread alike on a machine that has other things to do. Two deeds are
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import traceback
@@ -215,9 +216,17 @@ def test_what_was_reported_as_saved_is_there(deed: Deed, is_number: Any, count: 
 # Training goes on.
 
 
+def going_on(folder: Path) -> dict[str, Any]:
+    """From the last whole checkpoint; or anew, where a kill has left at most a part of one."""
+    place = folder / "checkpoints"
+    resume = any(place.glob("checkpoint-*/sealed.json"))
+    if not resume:
+        shutil.rmtree(place, ignore_errors=True)
+    return {"output_dir": place, "resume": resume}
+
+
 def training(folder: Path) -> None:
-    resume = any((folder / "checkpoints").glob("checkpoint-*/sealed.json"))
-    run = train(adapted_model(), token_rows(), output_dir=folder / "checkpoints", resume=resume, **TRAINING)
+    run = train(adapted_model(), token_rows(), **TRAINING | going_on(folder))
     run.save(folder / "saved")
     report(folder, 1)
 
@@ -296,9 +305,7 @@ def test_training_of_a_real_model_goes_on(tmp_path: Path) -> None:
 
     def deed(folder: Path) -> None:
         adapted = tlora.attach(base, subspaces, plan, replace=True)
-        resume = any((folder / "checkpoints").glob("checkpoint-*/sealed.json"))
-        arguments = TRAINING | {"batch_size": 8, "output_dir": folder / "checkpoints", "resume": resume}
-        train(adapted, task, **arguments).save(folder / "saved")
+        train(adapted, task, **TRAINING | {"batch_size": 8} | going_on(folder)).save(folder / "saved")
 
     longest = whole(deed, tmp_path / "whole")
     expected = TrainingRun.load(tmp_path / "whole" / "saved")
