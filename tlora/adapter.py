@@ -61,7 +61,7 @@ def attach(
         Seed of a random A.
     replace : bool
         Take off an adapter that the model carries, instead of refusing, so that a notebook cell can be run again. The
-        `PeftModel` that had it has the new one then, and is not to be saved.
+        ``PeftModel`` that had it has the new one then, and is not to be saved.
 
     Returns
     -------
