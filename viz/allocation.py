@@ -87,7 +87,7 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[i
     bar = mesh.figure.colorbar(mesh, cax=corner.inset_axes((0.08, 0.4, 0.78, 0.18)), orientation="horizontal")
     # of two whose labels would meet, the uniform rank stays
     span = np.log(ticks[-1] / ticks[0]) or 1
-    labels = ["" if rank != nominal and abs(np.log(rank / nominal)) < 0.3 * span else str(rank) for rank in ticks]
+    labels = ["" if rank != nominal and abs(np.log(rank / nominal)) < 0.2 * span else str(rank) for rank in ticks]
     bar.set_ticks(ticks, labels=labels)
     bar.minorticks_off()
     bar.outline.set_visible(False)
