@@ -122,6 +122,11 @@ class Format:
         return end_tokens(self.tokenizer)
 
     @cached_property
+    def _ends(self) -> list[str]:
+        """The same as text; once, for there may be hundreds."""
+        return list(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+
+    @cached_property
     def _end_id(self) -> frozenset[int]:
         """The token that ends a completion without a template."""
         return frozenset({self.tokenizer.eos_token_id} - {None})
@@ -185,7 +190,7 @@ class Format:
     def _frame(self, said: str, answer: str) -> str:
         """What the template writes before an answer: all before its end, which may say the same words."""
         body = said.rstrip()
-        for end in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)):
+        for end in self._ends:
             body = body.removesuffix(end).rstrip()
         place = len(body) - len(answer) if body.endswith(answer) else said.find(answer)
         return said[: max(0, place)] if answer else ""

@@ -269,11 +269,10 @@ def program_of(row: Mapping[str, Any], answer: str) -> str:
     """
     defined = re.compile(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", re.MULTILINE)
     fenced = [_unindented(*found) for found in _FENCED.findall(answer)]
-    code = next(filter(defined.search, fenced), "")
-    if not code and row["code"] and _GOES_ON.match(answer):
-        return f"{row['code']}{_AFTER_BODY.split(answer, maxsplit=1)[0]}\n{row['test']}"
-    code = code or (fenced or [answer])[0]
-    if row["code"] and not defined.search(code):
+    goes_on = bool(row["code"] and _GOES_ON.match(answer)) and not any(map(defined.search, fenced))
+    blocks = [answer] if goes_on else fenced or [answer]
+    code = next(filter(defined.search, blocks), blocks[0])
+    if row["code"] and (goes_on or not defined.search(code)):
         body = _AFTER_BODY.split(code, maxsplit=1)[0]
         return f"{row['code']}{body}\n{row['test']}"
     # The given start may import what the function uses; a function defined again takes its place.

@@ -185,11 +185,12 @@ def main() -> None:
 def _answer(order: dict[str, Any], messages: BinaryIO) -> None:
     from reasoning_gym.factory import DATASETS
 
-    pickle.dump(("ready", None), messages)
     if order["name"] not in DATASETS:
         pickle.dump(("unknown", sorted(DATASETS)), messages)
         return
     work = draw if order.pop("do") == "draw" else score
+    if work is score:
+        pickle.dump(("ready", None), messages)
     try:
         for message in work(**order):
             pickle.dump(("done", message), messages)

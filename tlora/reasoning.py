@@ -225,9 +225,7 @@ def _questions(name: str, seed: int, options: dict[str, Any]) -> Generator[Quest
     with _worker({"do": "draw", "name": name, "seed": first, "options": options}) as process:
         while True:
             try:
-                kind, content = pickle.load(process.stdout)  # type: ignore[arg-type]
-                if kind != "ready":
-                    yield _opened(name, (kind, content))
+                yield _opened(name, pickle.load(process.stdout))  # type: ignore[arg-type]
             except EOFError as error:
                 raise ValueError(
                     f"the generator of {name!r} broke off (exit status {process.wait()}): "
@@ -260,8 +258,9 @@ def _in_time(process: subprocess.Popen[bytes]) -> list[float]:
     scores = []
     try:
         begun = messages.get(timeout=_START)
-        if begun is None or begun[0] != "ready":
-            raise RuntimeError(f"reasoning-gym does not start in a process of its own: {begun or 'it ended'}")
+        if begun is None:
+            raise RuntimeError("reasoning-gym does not start in a process of its own: it ended")
+        _opened("", begun)  # ready to score
         while (message := messages.get(timeout=_PATIENCE)) is not None:
             scores.append(_opened("", message))
     except queue.Empty:

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback, set_seed
 
 from tlora.arguments import check_numbers, training_arguments
-from tlora.checks import base_fingerprints
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.losses import accepts
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.plain import changes_the_base
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
-from tlora.sealing import Sealing, checkpoint_to_resume, same_training
+from tlora.sealing import BASE, Sealing, checkpoint_to_resume, same_training
 from tlora.start import start_of_a
 from tlora.storage import Meta
 from tlora.targets import is_causal
@@ -182,7 +182,7 @@ def train(
         interrupted=ending.interrupted,
         diverged=ending.diverged,
         meta=Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train)),
-        **_adapter(model),
+        **_adapter(model, record),
     )
 
 
@@ -316,8 +316,9 @@ def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, prog
         return {}
 
 
-def _adapter(model: PeftModel) -> dict[str, Any]:
-    """What a run keeps of the model."""
+def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run keeps of the model, of whose base the record of its training has the fingerprints."""
+    prints = {name: torch.tensor(values) for name, values in record[BASE].items()}
     modules, config = lora_modules(model), model.peft_config[model.active_adapter]
     return {
         "adapter": {name: t.detach().cpu().clone().contiguous() for name, t in adapter_tensors(model).items()},
@@ -325,7 +326,7 @@ def _adapter(model: PeftModel) -> dict[str, Any]:
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
         # where the start has rewritten the base, it is none that anybody else has
-        "fingerprints": {} if changes_the_base(config) else base_fingerprints(model),
+        "fingerprints": {} if changes_the_base(config) else prints,
         "frozen_a": bool(modules) and not any(module.a.requires_grad for module in modules.values()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
