@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import TrainingArguments
 
 from tlora.processes import on_cpu
@@ -56,8 +58,24 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
         raise ValueError(f"evaluation_limit must be a number of samples, 0 for none, or None, got {evaluation_limit!r}")
 
 
+def check_card(device: torch.device | None) -> None:
+    """Refuse a card that the Trainer would not train on, and move the model away from.
+
+    Raises
+    ------
+    ValueError
+        If it is not the first that this process sees, or of several processes its own.
+    """
+    taken = int(os.environ.get("LOCAL_RANK", "0"))
+    if device is not None and device.type == "cuda" and (device.index or 0) != taken:
+        raise ValueError(
+            f"device {str(device)!r}: the Trainer of transformers takes cuda:{taken} here; to train on this card, "
+            f"start Python with CUDA_VISIBLE_DEVICES={device.index} in its environment and leave the device out"
+        )
+
+
 def training_arguments(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool, device: torch.device
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool, model: PeftModel
 ) -> TrainingArguments:
     """The Trainer's arguments: our defaults, then what was passed on, then what `train` names itself.
 
@@ -69,27 +87,33 @@ def training_arguments(
         What the caller passed on.
     validates, saves : bool
         Whether there are validation samples, and a folder for checkpoints.
-    device : torch.device
-        Where the model is: one on the CPU is trained there, though there be a GPU.
+    model : peft.PeftModel
+        One on the CPU is trained there, though there be a GPU; one on a card on that card alone, though there be more.
 
     Raises
     ------
     TypeError
         If an argument is unknown, or goes by another name in `train`.
     ValueError
-        If a value is refused by the Trainer, or asks for validation or checkpoints where there can be none.
+        If a value is refused by the Trainer, or asks for validation or checkpoints where there can be none, or the
+        model is on a card that the Trainer does not take.
     """
+    if not getattr(model, "hf_device_map", None):  # else it stays where it is
+        check_card(model.device)
     _check_names(theirs)
     _check_possible(theirs, validates, saves)
     chosen = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
-        "use_cpu": on_cpu() or device.type == "cpu",
+        "use_cpu": on_cpu() or model.device.type == "cpu",
         "per_device_eval_batch_size": ours["per_device_train_batch_size"],
         # Anywhere else torch warns that it can pin nothing.
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return TrainingArguments(**(chosen | _checkpointing(theirs) | dict(ours)))
+    found = TrainingArguments(**(chosen | _checkpointing(theirs) | dict(ours)))
+    # With several cards in sight and no launcher, a batch of this size would be given to each of them.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
 
 
 def _check_names(theirs: Mapping[str, Any]) -> None:

@@ -127,7 +127,7 @@ def run(
     plan = plan.within(looking.directions) if start.init else plan
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = steps.origin(line, data)
-    steps.check_run(start, training, output, [work] if work.exists() else [], overwrite)
+    steps.check_run(start, training, placement, output, [work] if work.exists() else [], overwrite)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, plan)
     shutil.rmtree(work, ignore_errors=True)
@@ -269,7 +269,7 @@ def train(
     report, line = Report(quiet), written(train, ctx.params)
     left = [] if resume else steps.checkpoints(output)
     made = steps.origin(line, data)
-    steps.check_run(start, training, output, left, overwrite)
+    steps.check_run(start, training, placement, output, left, overwrite)
     planned = Allocation.load(allocation)
     looked = Calibration.load(calibration) if calibration else None
     steps.check_start(start, looked, planned)

@@ -16,6 +16,7 @@ import torch
 
 from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
+from tlora.arguments import check_card
 from tlora.bench import task_contents
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
@@ -23,7 +24,7 @@ from tlora.cli_options import CovarianceForm, Data, Kind, Looking, Placement, Pl
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
 from tlora.files import check_replaceable, replace_folder
-from tlora.models import floating_dtype, load_model
+from tlora.models import checked_device, floating_dtype, load_model
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
@@ -78,12 +79,14 @@ def beside(folder: Path, suffix: str) -> Path:
     return folder.parent / f"{folder.resolve().name}{suffix}"
 
 
-def check_run(start: Start, training: Training, output: Path, left: Iterable[Path], overwrite: bool) -> None:
+def check_run(
+    start: Start, training: Training, placement: Placement, output: Path, left: Iterable[Path], overwrite: bool
+) -> None:
     """Refuse, before anything is computed, what could not be trained or saved.
 
     Parameters
     ----------
-    start, training : Start and Training
+    start, training, placement : Start, Training and Placement
         Options.
     output : pathlib.Path
         Folder to write.
@@ -95,7 +98,7 @@ def check_run(start: Start, training: Training, output: Path, left: Iterable[Pat
     Raises
     ------
     ValueError
-        If options are out of range or contradict each other.
+        If options are out of range or contradict each other, or there is no such device to train on.
     FileExistsError
         If something would be replaced that may not be.
     OSError
@@ -103,6 +106,7 @@ def check_run(start: Start, training: Training, output: Path, left: Iterable[Pat
     """
     start.check()
     training.check()
+    check_card(checked_device(placement.device, {}))
     check_output(output, ADAPTER_CONFIG, overwrite)
     for found in left:
         if not overwrite:

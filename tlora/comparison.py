@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tlora import rates
+from tlora.arguments import check_card
 from tlora.bench import Cell, Split, Terms, load_data, model_contents, run, task_contents
 from tlora.checks import positive_int
 from tlora.compared import Comparison, cell_text, score_of
@@ -124,7 +125,7 @@ def compare(
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
         positive_int(value, name)
-    checked_device(device, {})
+    check_card(checked_device(device, {}))
     floating_dtype(dtype)
     terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
     cells = _cells(methods, tasks, terms, ranks)

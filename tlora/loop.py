@@ -93,10 +93,8 @@ class AdapterTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss, with logits only where there are labels (unless inputs are split among GPUs)."""
-        if self.args.n_gpu <= 1:
-            inputs = at_labels(self._adapted, inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        """The model's own loss, with logits only where there are labels."""
+        return super().compute_loss(model, at_labels(self._adapted, inputs), *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Losses on the validation samples; what it draws changes nothing of the training that goes on."""

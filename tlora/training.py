@@ -64,7 +64,8 @@ def train(
     ----------
     model : peft.PeftModel
         From `tlora.attach`, `tlora.load` or PEFT itself. It is trained where it is: one on
-        the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on.
+        the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on; one on a card on that
+        alone, though there be more: for several start the script with ``torchrun``.
     task : Task or datasets.Dataset
         A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where nothing is learnt, or
         one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out
@@ -112,8 +113,9 @@ def train(
         If the model is no ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
-        would not save or would save with another scale, a number out of range, a checkpoint of another adapter,
-        training or base or without the state of its optimiser, or checkpoints in a folder for a new training.
+        would not save or would save with another scale, a number out of range, a card that the Trainer does not
+        take, a checkpoint of another adapter, training or base or without the state of its optimiser, or checkpoints
+        in a folder for a new training.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
@@ -155,7 +157,7 @@ def train(
             "resume_from_checkpoint": checkpoint,
             "disable_tqdm": True,  # the bar is ours
         }
-        settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model.device)
+        settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model)
         record = same_training(checkpoint, settings, data.train, model)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -18,6 +20,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     TrainerCallback,
+    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -25,7 +28,9 @@ from transformers import (
 import tlora
 import viz
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
+from tests.commands import invoke
 from tests.helpers import tiny_model
+from tlora.arguments import check_card
 from tlora.exactness import export_difference
 from tlora.rows import Rows
 
@@ -325,3 +330,43 @@ def test_the_record_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "checkpoint-4" / "arguments.json").read_text())
     assert record["training samples"] == 16
     assert len(record["base"]) == 4
+
+
+def test_of_several_cards_one_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a launcher, the Trainer would give a batch to each of them, and half of the steps be done."""
+
+    def two_cards(arguments: TrainingArguments) -> torch.device:
+        arguments.distributed_state, arguments._n_gpu = PartialState(cpu=True), 2
+        return torch.device("cpu")
+
+    devices = cached_property(two_cards)
+    devices.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", devices)
+    run = tlora.train(adapted_model("llama"), token_rows(8), **QUIET, use_cpu=False)
+    assert len(run.history) == 2
+    assert run.history["loss"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("card", "rank", "fits"), [("cuda:1", None, False), ("cuda:1", "1", True), ("cuda", None, True)]
+)
+def test_a_card_that_the_trainer_does_not_take_is_refused(
+    card: str, rank: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would train on its own, and leave the model there."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    if fits:
+        check_card(torch.device(card))
+        return
+    way_out = "CUDA_VISIBLE_DEVICES=1"
+    model = adapted_model("llama")
+    monkeypatch.setattr(type(model), "device", torch.device(card), raising=False)
+    with pytest.raises(ValueError, match=way_out):
+        tlora.train(model, token_rows(8), **QUIET)
+    with pytest.raises(ValueError, match=way_out):
+        tlora.compare("lora", "none", "no-model", store=tmp_path / "store.jsonl", device=card)
+    refused = invoke(f"run --model no-model --task none -o {tmp_path / 'out'} --device {card}")
+    assert way_out in refused.stderr
+    assert not list(tmp_path.iterdir())
