@@ -24,6 +24,7 @@ from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.losses import accepts
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.plain import changes_the_base
+from tlora.precision import heads_in_float32
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.sealing import BASE, Sealing, checkpoint_to_resume, same_training
@@ -130,7 +131,8 @@ def train(
     -----
     As in the authors' example: AdamW without weight decay, a cosine schedule with 3 % warm-up, one epoch. The
     adapter has no dropout; the base model's own, where it has any, is active. Gradients are clipped at norm
-    1, the Trainer's default.
+    1, the Trainer's default. A head is trained in float32 though the base has fewer bits, as PEFT does with ``A`` and
+    ``B``, and rounded to the base's type in the end.
 
     References
     ----------
@@ -172,7 +174,7 @@ def train(
         )
         before = _evaluate(data, model, evaluation_limit, progress)
         set_seed(seed)  # whatever the evaluation drew
-        ending = _train(trainer, checkpoint)
+        ending = _train(trainer, model, checkpoint)
         after = {} if ending.cut_short else _evaluate_after(data, model, evaluation_limit, progress)
     _warn(ending, trainer, lora_modules(model))
     return TrainingRun(
@@ -199,11 +201,12 @@ class _Ending:
     cut_short: bool = False  # at once, so that nobody waits for an evaluation
 
 
-def _train(trainer: AdapterTrainer, checkpoint: str | None) -> _Ending:
+def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) -> _Ending:
     started = time.perf_counter()
     reason, diverged, cut_short = "", False, False
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with heads_in_float32(model):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         reason, cut_short = "training was interrupted", True
     except NotFinite as error:

@@ -370,3 +370,25 @@ def test_a_card_that_the_trainer_does_not_take_is_refused(
     refused = invoke(f"run --model no-model --task none -o {tmp_path / 'out'} --device {card}")
     assert way_out in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_of_a_short_type_is_trained_as_one_of_float32(tmp_path: Path) -> None:
+    """Steps of 1e-4 on weights of 0.1 are below what bfloat16 can hold: they would be rounded away one by one."""
+    options = QUIET | {"learning_rate": 1e-4, "warmup_steps": 0, "lr_scheduler_type": "constant", "save_steps": 20}
+    rows, moved = token_rows(16, classes=2), []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        base = without_dropout(tiny_model("bert").bfloat16().to(dtype))
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+        weight = model.base_model.model.classifier.modules_to_save["default"].weight
+        before, hooks = weight.detach().float().clone(), sum(len(m._forward_hooks) for m in model.modules())
+        for steps, resume in ((20, False), (40, True)):
+            options |= {"output_dir": tmp_path / str(dtype), "max_steps": steps, "resume": resume}
+            run = tlora.train(model, rows, **options)
+        assert run.steps == 40
+        assert weight.dtype == dtype
+        assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
+        assert run.adapter["base_model.model.classifier.weight"].equal(weight.detach())
+        moved.append(weight.detach().float() - before)
+    full, short = moved
+    assert (short - full).abs().mean() < 0.2 * full.abs().mean()
