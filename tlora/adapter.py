@@ -27,6 +27,8 @@ from tlora.targets import head_modules, refuse_adapted, refuse_offloaded
 ADAPTER = "default"
 NO_VARIANCE = 1e-6
 """Of a row of A, as a share of the average: what is below is rounding."""
+EXPERTS = "which PEFT alone reads: use its own functions for this adapter"
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -115,7 +117,7 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        detach(model)
+        _take_off(model)
         for name, parameter in model.named_parameters():
             if name in trainable:
                 parameter.requires_grad_(True)
@@ -253,6 +255,19 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
 
 
+def refuse_experts(layers: Mapping[str, LoraLayer]) -> None:
+    """Refuse layers that hold the factors of many experts in one A and one B, in an order of their own.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    for name, layer in layers.items():
+        if getattr(layer, "num_experts", 1) > 1:
+            raise ValueError(f"{name.removesuffix('.base_layer')} has LoRA of experts (target_parameters), {EXPERTS}")
+
+
 def detach(model: nn.Module) -> None:
     """Take every adapter off a model, in place; the base layers and the original head come back.
 
@@ -264,19 +279,49 @@ def detach(model: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If an adapter is merged into the weights: it cannot be taken off again; load the base afresh.
+        If an adapter is merged into the weights, or has parts in the base itself (PiSSA, trained biases): it cannot be
+        taken off again; load the base afresh.
     """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    for adapter, config in getattr(base, "peft_config", {}).items():
+        if part := part_in_the_base(config.to_dict()):
+            raise ValueError(
+                f"the adapter {adapter!r} has {part}, which would stay behind: load the base model again in place of "
+                "taking it off"
+            )
+    _take_off(base)
+
+
+def changes_the_base(config: Mapping[str, Any]) -> bool:
+    """Whether the start of A and B that a config asks for rewrites the base's weights."""
+    return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGE_THE_BASE)
+
+
+def part_in_the_base(config: Mapping[str, Any]) -> str:
+    """What an adapter leaves in the base itself, whichever is active; empty where it leaves nothing."""
+    if changes_the_base(config):
+        return f"changed the base's own weights (init_lora_weights={config['init_lora_weights']!r})"
+    bias = config.get("bias", "none")
+    return "" if bias == "none" else f"trained the base's own biases (bias={bias!r})"
+
+
+def _take_off(model: nn.Module) -> None:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     wrapped = [(name, m) for name, m in base.named_modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
     for name, module in wrapped:
         if isinstance(module, BaseTunerLayer) and module.merged:
             raise ValueError(f"the adapter is merged into {name}: unmerge it first, or load the base model again")
+    unwrap(base, wrapped)
+    if wrapped and hasattr(base, "peft_config"):
+        del base.peft_config
+
+
+def unwrap(base: nn.Module, wrapped: Iterable[tuple[str, Any]]) -> None:
+    """Put the base's own layers and modules back in the place of what PEFT has wrapped them in."""
     for name, module in wrapped:
         inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
         parent, _, child = name.rpartition(".")
         setattr(base.get_submodule(parent), child, inner)
-    if wrapped and hasattr(base, "peft_config"):
-        del base.peft_config
 
 
 @exact_products()
@@ -311,15 +356,19 @@ def merge(model: PeftModel) -> Any:
     layers = adapter_layers(model)
     if not layers:
         raise ValueError("the model has no adapter left to merge: it was merged or taken off before")
+    refuse_experts(layers)
     for name, layer in layers.items():
         if layer.merged:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
-    _refuse_shared(model.get_base_model(), layers)
+    if shared := shared_weight(model.get_base_model(), layers):
+        raise ValueError(
+            f"{shared[0]} shares its weight with {shared[1]}, and merging would change both: keep the adapter apart"
+        )
     return model.merge_and_unload(safe_merge=True)
 
 
-def _refuse_shared(base: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
-    """Refuse to write to a weight that another module has as well: what is added for one would be added for both."""
+def shared_weight(base: nn.Module, layers: Mapping[str, LoraLayer]) -> tuple[str, str] | None:
+    """An adapted module whose weight another one has as well, and that one: what is added for one is added for both."""
     modules = dict(base.named_modules(remove_duplicate=False))
     holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by what holds the module that has it
     for name, module in modules.items():
@@ -328,6 +377,5 @@ def _refuse_shared(base: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
     for name, layer in layers.items():
         for parameter in layer.get_base_layer().parameters(recurse=False):
             if others := [other for holder, other in holders[id(parameter)].items() if holder != id(layer)]:
-                raise ValueError(
-                    f"{name} shares its weight with {others[0]}, and merging would change both: keep the adapter apart"
-                )
+                return name, others[0]
+    return None

@@ -75,7 +75,6 @@ def evaluate(
             "have been among the training samples",
             stacklevel=1,
         )
-    adapted = load(adapter, bare)
     if not known and record and record.meta.task == loaded.name and _is_dealt(task):
         warnings.warn(
             f"nothing in {adapter} says how {task} was split when it was trained on: these test samples may have been "
@@ -83,11 +82,13 @@ def evaluate(
             stacklevel=1,
         )
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
+    metrics: dict[str, dict[str, float]] = {}
+    if base:  # before the adapter, which may have parts in the base itself
+        with report.step("evaluating the base"):
+            metrics["base"] = loaded.evaluate(bare, **options)
+    adapted = load(adapter, bare)
     with report.step("evaluating"):
-        metrics = {"adapter": loaded.evaluate(adapted, **options)}
-        if base:
-            with adapted.disable_adapter():
-                metrics = {"base": loaded.evaluate(adapted, **options)} | metrics
+        metrics["adapter"] = loaded.evaluate(adapted, **options)
     samples = min(len(loaded.test), eval_limit or len(loaded.test))
     if as_json:
         typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tlora.cli_options import Placement
-from tlora.loading import load
+from tlora.loading import classes, load
 from tlora.models import load_model
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.saved import lora_config
+from tlora.saved import checked, lora_config
 
 
 def base_name(folder: Path, model: str | None) -> str:
@@ -40,8 +40,8 @@ def recorded(folder: Path) -> TrainingRun | None:
 
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """The base with the adapter on it, and its tokenizer."""
-    name, run = base_name(folder, model), recorded(folder)
-    labels = run.meta.recipe.get("num_labels") if run else None
+    name = base_name(folder, model)
+    labels = classes(folder, *checked(folder, "tlora"))
     with named_by(folder, model):
         base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
     return load(folder, base), tokenizer

@@ -73,11 +73,12 @@ def plan(
 
 def _facts(found: ResourcePlan) -> str:
     distinct = len(set(found.shared.values()))
+    head = ", the head included" if found.meta.recipe.get("num_labels") else ""
     return facts(
         {
             "model": f"{found.meta.model}, {found.parameters:,} parameters",
             "modules": f"{len(found.shapes)}, which read {distinct} distinct inputs",
-            "trained": f"{found.trainable['B']:,} (B alone), {found.trainable['A and B']:,} (A and B)",
+            "trained": f"{found.trainable['B']:,} (B alone), {found.trainable['A and B']:,} (A and B){head}",
             "speed": f"{(found.speed or 0) / 1e12:.3g} teraflops",
         }
     )

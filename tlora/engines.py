@@ -27,10 +27,13 @@ class Adapter:
         ``adapter_config.json``.
     ranks : dict of int
         Rows of ``A`` of each module, by full module name.
+    others : collection of str
+        Names of the tensors that are no ``A`` or ``B`` of a linear layer.
     """
 
     config: Mapping[str, Any]
     ranks: Mapping[str, int]
+    others: Collection[str] = ()
 
     def pattern(self, name: str, which: str, default: float) -> float:
         """What PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
@@ -48,8 +51,13 @@ class Adapter:
             return f"bias={self.config['bias']!r}"
         if self.config.get("use_dora"):
             return "DoRA"
-        saved = sorted(set(self.config.get("modules_to_save") or ()).difference(known))
-        return f"modules_to_save={saved}" if saved else ""
+        saved = set(self.config.get("modules_to_save") or ())
+        if strange := sorted(saved.difference(known)):
+            return f"modules_to_save={strange}"
+        # Of embeddings A and B have names of their own.
+        heads = tuple(f".{name}." for name in saved)
+        stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
+        return f"{stray[0]}, which is neither A nor B" if stray else ""
 
 
 def by_layer(adapter: Adapter) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapter import without_noise
+from tlora.adapter import adapter_layers, unwrap, without_noise
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
 from tlora.models import load_model
@@ -48,7 +48,8 @@ def export_difference(
     difference : float
         Largest absolute difference of a logit at a real token.
     size : float
-        Largest absolute change of a logit that the adapter makes to the base, to hold the difference against.
+        Largest absolute change of a logit that the adapter makes to the base, to hold the difference against; what it
+        has changed in the base itself (PiSSA, trained biases) is not counted.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
 def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
     """The exported adapter as a second one, active; modes and what was trainable are put back."""
     trainable, active = {name for name, p in model.named_parameters() if p.requires_grad}, active_adapter(model)
-    modes = [(module, module.training) for module in model.modules()]
+    modes, wrapped = [(module, module.training) for module in model.modules()], adapter_layers(model)
     try:
         with seeded(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
@@ -122,6 +123,8 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
         model.set_adapter(active)
         if _EXPORTED in model.peft_config:
             model.delete_adapter(_EXPORTED)
+        new = [(name, layer) for name, layer in adapter_layers(model).items() if name not in wrapped]
+        unwrap(model.get_base_model(), new)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
         for module, mode in modes:

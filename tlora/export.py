@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from tlora.adapter import merge
+from tlora.adapter import merge, shared_weight
 from tlora.engines import SERVERS, Adapter, Server
 from tlora.files import write_bytes
 from tlora.gguf_adapter import FILE as GGUF_FILE
@@ -175,6 +175,11 @@ def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, 
 def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dtype) -> Path:
     if plain.others:
         raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: format='merged'")
+    if shared := shared_weight(model.get_base_model(), lora_layers(model)):
+        raise ValueError(
+            f"{shared[0]} shares its weight with {shared[1]}, and a GGUF model holds that once, by the other's name: "
+            "serve this adapter with PEFT"
+        )
     factors: Mapping[str, Factors] = {
         name: (_cast(name, a, dtype).float(), _cast(name, b, dtype).float()) for name, (a, b) in plain.factors.items()
     }
@@ -184,9 +189,13 @@ def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dt
 
 def _cast(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     found = x.to(dtype) if x.is_floating_point() else x
-    if not found.isfinite().all():
-        raise ValueError(f"{name} holds numbers that are not finite in {dtype}: export it in bfloat16 or float32")
+    _refuse_infinite(name, found)
     return found
+
+
+def _refuse_infinite(name: str, x: Tensor) -> None:
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError(f"{name} holds numbers that are not finite in {x.dtype}: export it in bfloat16 or float32")
 
 
 def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, tokenizer: Any) -> Path:
@@ -201,6 +210,8 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
     merged = merge(copied)
     if dtype is not None:
         merged.to(dtype)
+        for key, tensor in merged.state_dict().items():
+            _refuse_infinite(key, tensor)
     save_model(merged, tokenizer, folder)
     return folder
 

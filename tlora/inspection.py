@@ -103,7 +103,7 @@ class Inspection(Result):
 
     def engines(self) -> pd.DataFrame:
         """One row an engine; see ``engine_columns``."""
-        adapter, trained = Adapter(self.config, self.ranks), self.scalings
+        adapter, trained = Adapter(self.config, self.ranks, tuple(self.others)), self.scalings
         rows = []
         for engine in ENGINES:
             refused, read = engine.refusal(adapter), engine.scales(adapter)

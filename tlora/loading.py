@@ -13,21 +13,29 @@ from typing import Any
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, without_noise
+from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, part_in_the_base, without_noise
 from tlora.checks import check_same_model
 from tlora.models import load_model
 from tlora.randomness import seeded
 from tlora.run import ADAPTER as TENSORS
 from tlora.run import RUN, TrainingRun
-from tlora.saved import checked
+from tlora.saved import PREFIX, checked
 from tlora.targets import refuse_adapted, refuse_offloaded
 
 # What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
 _DAMAGE = (
     SafetensorError, TypeError, AttributeError, ArithmeticError, LookupError, NotImplementedError, ImportError, re.error
 )  # fmt: skip
+# Parts of names that PEFT adds to those of a model, and of what it makes itself.
+_WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)\.")
+_BY_PEFT = re.compile(r"\.(lora_|token_adapter\.)")
+_HEADS = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
 _OWN_BASE = "pass the base model that it was trained on (a classifier: with as many classes)"
 
 
@@ -78,17 +86,19 @@ def load(
     if model is None:
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        model, _ = load_model(base, num_labels=_classes(sizes))
-    _refuse_taken(model, name)
+        model, _ = load_model(base, num_labels=classes(folder, config, sizes))
+    _refuse_taken(model, name, folder, config)
     base_model = model.get_base_model() if isinstance(model, PeftModel) else model
-    refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix("base_model.model.") for key in sizes])
+    refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
     _check_task(model, folder, config)
     if run is not None:
         _check_base(model, folder, run, sizes)
     if freeze_a is None:
         freeze_a = run is not None and run.frozen_a
-    with seeded(), _restored_on_error(model, name):  # PEFT draws an A before it reads one
+    kept = _parts(base_model, sizes) if part_in_the_base(config) else []
+    with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
         adapted = _with_saved(model, folder, name)
+        _refuse_lost(adapted, folder, sizes)
         for layer in adapter_layers(adapted).values():
             if freeze_a and name in layer.lora_A:
                 freeze(layer, name)
@@ -101,14 +111,45 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({named})[0]")
 
 
-def _classes(sizes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Number of classes of a saved head: rows of its last matrix, the lowest of them; None where there is no head."""
+def classes(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Number of classes of a saved head: rows of its last matrix, the lowest of them; None where there is no head.
+
+    Raises
+    ------
+    ValueError
+        If the base has a head that `load_model` knows nothing of.
+    """
+    kind = config.get("task_type")
+    if kind not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS"):
+        raise ValueError(
+            f"the adapter in {folder} is for task_type={kind!r}: load its base by a class of transformers and pass it, "
+            "tlora.load(folder, model)"
+        )
     names = re.compile(r"\.(classifier|classification_head|score)\.")
     heads = [size[0] for key, size in sizes.items() if names.search(key) and len(size) == 2]
     return min(heads, default=None)
 
 
-def _refuse_taken(model: Any, name: str) -> None:
+def _parts(base: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> list[tuple[nn.Parameter, Tensor]]:
+    """The base's parameters that an adapter may write to, by the names in its file, with a copy of what they hold."""
+    names = {_WRAPPED.sub(".", key.removeprefix(PREFIX)).partition(".lora_")[0] for key in sizes}
+    parameters = dict(base.named_parameters())
+    found = {parameters[name] for name in {*names, *(f"{name}.weight" for name in names)} if name in parameters}
+    return [(parameter, parameter.detach().clone()) for parameter in found]
+
+
+def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a model without a place for what was saved whole, such as a head: PEFT leaves it out without a word."""
+    base = adapted.get_base_model()
+    there = {_WRAPPED.sub(".", name) for name, _ in base.named_parameters(remove_duplicate=False)}
+    for name in (_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes if not _BY_PEFT.search(key)):
+        if name not in there:
+            raise ValueError(
+                f"the adapter in {folder} holds {name}, for which a {type(base).__name__} has no place: {_OWN_BASE}"
+            )
+
+
+def _refuse_taken(model: Any, name: str, folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a model that cannot take an adapter of this name."""
     if not isinstance(model, PeftModel):
         refuse_adapted(model)
@@ -121,6 +162,14 @@ def _refuse_taken(model: Any, name: str) -> None:
     for module, layer in adapter_layers(model).items():
         if layer.merged:
             raise ValueError(f"an adapter is merged into {module}: call model.unmerge_adapter() before loading another")
+    if part := part_in_the_base(config):
+        raise ValueError(
+            f"the adapter in {folder} has {part}, which the others on this model would compute with: load it on a "
+            "base of its own"
+        )
+    for other, its in model.peft_config.items():
+        if part := part_in_the_base(its.to_dict()):
+            raise ValueError(f"the adapter {other!r} has {part}: load another one on a base of its own")
 
 
 def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
@@ -136,6 +185,9 @@ def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
             f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
             "it with a task of prompts and completions"
         )
+    base = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+    if kind in _HEADS and base.endswith(tuple(_HEADS.values())) and not base.endswith(_HEADS[kind]):
+        raise ValueError(f"the adapter in {folder} is for a base {_HEADS[kind]}, and this is a {base}: {_OWN_BASE}")
 
 
 def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -146,11 +198,16 @@ def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, 
 
 
 @contextlib.contextmanager
-def _restored_on_error(model: Any, name: str) -> Iterator[None]:
-    """Leave the model with the adapters that it had, if any, when the block fails."""
+def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Leave the model with the adapters and the parameters that it had when the block fails."""
     if not isinstance(model, PeftModel):
-        with back_on_error(model):
-            yield
+        try:
+            with back_on_error(model):
+                yield
+        except BaseException:
+            for parameter, values in kept:
+                parameter.data = values
+            raise
         return
     active, trainable = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]
     try:

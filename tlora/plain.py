@@ -12,13 +12,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from tlora.adapter import adapter_layers
+from tlora.adapter import adapter_layers, changes_the_base, refuse_experts, shared_weight
 from tlora.saved import PREFIX
 from tlora.targets import is_linear, shape
+from tlora.trainable import say_resized
 
 MERGED = "export it merged into the weights, format='merged'"
 
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _OTHER_FORWARD = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
 
 Factors = tuple[Tensor, Tensor]
@@ -69,7 +69,9 @@ def plain_lora(model: PeftModel) -> PlainLora:
     """
     layers, adapter = lora_layers(model), active_adapter(model)
     config: Any = model.peft_config[adapter]
-    _refuse_more_than_lora(config)
+    way_out = _way_out(model, layers)
+    _refuse_more_than_lora(config, way_out)
+    say_resized(model)
     # With embedding layers PEFT asks a hub about the vocabulary.
     tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     others = {key: t.detach().cpu() for key, t in tensors.items()}
@@ -77,13 +79,15 @@ def plain_lora(model: PeftModel) -> PlainLora:
     for name, layer in layers.items():
         keys = [f"{PREFIX}{name}.lora_{part}.weight" for part in "AB"]
         if not all(key in others for key in keys):
-            raise ValueError(f"the adapter of {name} is none of a linear layer ({type(layer).__name__}): {MERGED}")
+            raise ValueError(f"the adapter of {name} is none of a linear layer ({type(layer).__name__}): {way_out}")
         a, b = (others.pop(key).float() for key in keys)
         factors[name] = (a, b * layer.scaling[adapter])
     saved = [n for n, m in model.get_base_model().named_modules() if isinstance(m, ModulesToSaveWrapper)]
     strange = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
     if strange:
-        raise ValueError(f"{strange[0]} is neither A nor B of a linear layer nor part of a saved head: {MERGED}")
+        raise ValueError(f"{strange[0]} is neither A nor B of a linear layer nor part of a saved head: {way_out}")
+    if len({tensors[key].data_ptr() for key in others}) < len(others):
+        raise ValueError(f"{' and '.join(others)} are tied, which the files of old versions do not hold: {way_out}")
     return PlainLora(factors, others, config)
 
 
@@ -102,6 +106,7 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
     layers = adapter_layers(model)
     if not layers:
         raise ValueError("the model has no LoRA layers to export: attach an adapter first")
+    refuse_experts(layers)
     if any(layer.merged for layer in layers.values()):
         raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
     adapter = active_adapter(model)
@@ -122,21 +127,24 @@ def active_adapter(model: PeftModel) -> str:
     return str(names[0])
 
 
-def changes_the_base(config: Any) -> bool:
-    """Whether the start of A and B that a config asks for rewrites the base's weights."""
-    return str(getattr(config, "init_lora_weights", "")).lower().startswith(_CHANGE_THE_BASE)
+def _way_out(model: PeftModel, layers: Mapping[str, Any]) -> str:
+    """Of an adapter that only its own format holds: the merged one, where it can be merged."""
+    shared = shared_weight(model.get_base_model(), layers)
+    return f"serve it with PEFT, for merged it would change {shared[1]} as well" if shared else MERGED
 
 
-def _refuse_more_than_lora(config: Any) -> None:
+def _refuse_more_than_lora(config: Any, way_out: str) -> None:
     """What changes the computation, or the base that A and B are added to, and is lost with the config."""
-    if changes_the_base(config):
+    if changes_the_base(config.to_dict()):
         start = config.init_lora_weights
-        raise ValueError(f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {MERGED}")
+        raise ValueError(
+            f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
+        )
     for key in _OTHER_FORWARD:
         if getattr(config, key, None):
-            raise ValueError(f"{key}={getattr(config, key)!r} computes more than W + s B A: {MERGED}")
+            raise ValueError(f"{key}={getattr(config, key)!r} computes more than W + s B A: {way_out}")
     if config.bias != "none":
-        raise ValueError(f"bias={config.bias!r} trained biases of the base, which A and B do not hold: {MERGED}")
+        raise ValueError(f"bias={config.bias!r} trained biases of the base, which A and B do not hold: {way_out}")
 
 
 def padded(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]:

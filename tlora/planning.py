@@ -38,7 +38,8 @@ class ResourcePlan(Result):
     parameters : int
         Of the model.
     trainable : dict of int
-        Trained parameters of a uniform plan: ``"B"`` alone, as TLoRA; ``"A and B"``, as LoRA.
+        Trained parameters of a uniform plan, a classifier's head included: ``"B"`` alone, as TLoRA; ``"A and B"``, as
+        LoRA.
     bytes : dict of int
         Most memory at once, by stage, the weights included.
     flops : dict of float
@@ -157,6 +158,11 @@ def plan(
         If a number is out of range, the samples are longer than the positions that the model has learnt, or it has no
         target modules.
 
+    Warns
+    -----
+    UserWarning
+        If the config asks for quantised weights, which are counted as they would be without.
+
     Notes
     -----
     Memory is that of tensors: a process has its libraries beside them, a few hundred megabytes. Ranks are counted as
@@ -182,7 +188,7 @@ def plan(
         shapes=seen.shapes,
         shared=seen.shared,
         parameters=seen.parameters,
-        trainable={kind: adapter.trainable_parameters for kind, adapter in adapters.items()},
+        trainable={kind: adapter.trainable_parameters + seen.head for kind, adapter in adapters.items()},
         bytes=_bytes(seen, adapters, size, _width(rank)),
         flops=_flops(seen, work, size, _width(rank)),
         speed=speed,
@@ -211,7 +217,8 @@ def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], size: int, width: in
         "subspaces": seen.weights + whole + bases,
     }
     for kind, adapter in adapters.items():
-        found[f"training {kind}"] = seen.weights + seen.step_bytes[kind] + adapter.optimiser_bytes
+        head = 4 * BYTES * seen.head  # its float32 copy, gradient and two states
+        found[f"training {kind}"] = seen.weights + seen.step_bytes[kind] + adapter.optimiser_bytes + head
     return found
 
 

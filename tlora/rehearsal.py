@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from tlora.checks import positive_int
 from tlora.losses import accepts
 from tlora.recording import recording
 from tlora.simulation import Simulation, simulated
-from tlora.targets import Target, target_modules
+from tlora.targets import Target, head_modules, target_modules
 
 _POSITIONS = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
 
@@ -39,7 +40,7 @@ class Workload:
     Raises
     ------
     ValueError
-        If a number is not positive, or there are more labels than tokens.
+        If a number is not positive.
     """
 
     samples: int
@@ -50,8 +51,6 @@ class Workload:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             positive_int(value, name)
-        if self.labels > self.length:
-            raise ValueError(f"labels={self.labels} of {self.length} tokens: a sample has no more labels than tokens")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ class Rehearsal:
         For each module the first one that reads the same input.
     parameters : int
         Of the model.
+    head : int
+        Of a classifier's head, which is trained beside the adapter.
     weights : int
         Bytes of parameters and buffers.
     pass_bytes : int
@@ -82,6 +83,7 @@ class Rehearsal:
     shapes: dict[str, tuple[int, int]]
     shared: dict[str, str]
     parameters: int
+    head: int
     weights: int
     pass_bytes: int
     pass_flops: int
@@ -117,11 +119,21 @@ def rehearse(
     Raises
     ------
     ValueError
-        If a sample is longer than the model reads.
+        If a sample is longer than the model reads, or has more labels than tokens where these are the same ones.
+
+    Warns
+    -----
+    UserWarning
+        If the config asks for quantised weights, which are counted as they would be without.
     """
+    if getattr(config, "quantization_config", None):
+        warnings.warn(
+            f"the config asks for quantised weights, and the plan counts them in {dtype}: they will take less",
+            stacklevel=3,
+        )
     with simulated() as simulation:
         model = architecture.from_config(config, dtype=dtype).eval()
-        _check_length(model, work.length)
+        _check_length(model, work)
         targets = target_modules(model, select)
         weights = simulation.live.now
         pass_bytes, pass_flops, shared = _calibration_pass(simulation, model, targets, work)
@@ -130,6 +142,7 @@ def rehearse(
             shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
             shared=shared,
             parameters=sum(p.numel() for p in model.parameters()),
+            head=sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters()),
             weights=weights,
             pass_bytes=pass_bytes - weights,
             pass_flops=pass_flops,
@@ -138,8 +151,11 @@ def rehearse(
         )
 
 
-def _check_length(model: Any, length: int) -> None:
+def _check_length(model: Any, work: Workload) -> None:
     """Refuse more tokens than positions that were learnt: a table without data takes any index."""
+    length = work.length
+    if work.labels > length and not model.config.is_encoder_decoder:
+        raise ValueError(f"labels={work.labels} of {length} tokens: a sample has no more labels than tokens")
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and _POSITIONS.search(name):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
@@ -209,7 +225,7 @@ def _loss(model: Any, work: Workload) -> Tensor:
     """The summed loss of a batch of the workload's size; of a causal model from the labelled tokens alone."""
     ids = torch.zeros(work.batch_size, work.length, dtype=torch.long)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    labels = ids[:, : work.labels]
+    labels = torch.zeros(work.batch_size, work.labels, dtype=torch.long)
     if model.config.is_encoder_decoder:
         inputs["labels"] = labels
     elif accepts(model, "logits_to_keep"):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tlora.adapter import EXPERTS
 from tlora.engines import Adapter
 from tlora.files import read_json
 from tlora.run import ADAPTER, ADAPTER_CONFIG, RUN, check_adapter
@@ -191,6 +192,8 @@ def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
     default, most = config.get("r", 8), max((size for shape in rows.values() for size in shape), default=0)
     for name, rank in adapter.ranks.items():
         said = adapter.pattern(name, "rank_pattern", default)
+        if said != rank and config.get("target_parameters") and rank % said == 0:
+            raise ValueError(f"{folder} holds LoRA of experts (target_parameters), {EXPERTS}")
         if said != rank:
             raise ValueError(
                 f"{name} has rank {rank} in {folder / ADAPTER} and {said:g} by the config: the two files do not belong "

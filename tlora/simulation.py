@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -33,7 +33,10 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and note what it made."""
-        made = func(*args, **(kwargs or {}))
+        if func.__name__ == "_grouped_mm.default":  # without data torch has it for bfloat16 alone
+            made = func(*tree_map(_short, args), **tree_map(_short, kwargs or {})).to(args[0].dtype)
+        else:
+            made = func(*args, **(kwargs or {}))
         for tensor in tree_iter(made):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
@@ -48,6 +51,10 @@ class LiveMemory(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+def _short(value: Any) -> Any:
+    return value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 @dataclass

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers.utils import cached_file
 
+from tlora.adapter import adapter_layers, refuse_experts
 from tlora.engines import Adapter, by_layer
 from tlora.files import read_json
 from tlora.monitoring import lora_modules
@@ -28,7 +29,7 @@ def check_trainable(model: Any) -> None:
         If it is no PeftModel.
     ValueError
         If it has several active adapters, a merged one, nothing to train, something to train that is not saved, or
-        layers of other ranks or scales than the adapter's config.
+        layers of other ranks or scales than the adapter's config, or LoRA of experts.
 
     Warns
     -----
@@ -49,6 +50,7 @@ def check_trainable(model: Any) -> None:
     if merged:
         raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
     refuse_packed(model)
+    refuse_experts(adapter_layers(model))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
@@ -63,7 +65,7 @@ def check_trainable(model: Any) -> None:
             "requires_grad_(False), or name its module in the adapter's modules_to_save"
         )
     _check_config(model)
-    _say_resized(model)
+    say_resized(model)
 
 
 def _check_config(model: PeftModel) -> None:
@@ -82,7 +84,8 @@ def _check_config(model: PeftModel) -> None:
             )
 
 
-def _say_resized(model: PeftModel) -> None:
+def say_resized(model: PeftModel) -> None:
+    """Warn where the model has other tokens than the base by whose name its adapter is loaded again."""
     config = model.peft_config[model.active_adapter]
     here = getattr(model.config.get_text_config(), "vocab_size", None)
     there = _vocabulary(model.config._name_or_path)
@@ -90,8 +93,8 @@ def _say_resized(model: PeftModel) -> None:
     if here and there and here != there and not kept:
         warnings.warn(
             f"the model has {here:,} tokens and {model.config._name_or_path} has {there:,}: the adapter holds none of "
-            "the others, which are lost with this model; save the resized base and attach to that, or name its "
-            "embeddings in modules_to_save",
+            "the others, which are lost with this model; save the resized base and attach to that, name its "
+            "embeddings in modules_to_save, or export it merged into the weights",
             stacklevel=4,
         )
 

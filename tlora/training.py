@@ -19,11 +19,11 @@ from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback, set_seed
 
+from tlora.adapter import changes_the_base
 from tlora.arguments import check_numbers, training_arguments
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.losses import accepts
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
-from tlora.plain import changes_the_base
 from tlora.precision import heads_in_float32
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
@@ -331,7 +331,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
         # where the start has rewritten the base, it is none that anybody else has
-        "fingerprints": {} if changes_the_base(config) else prints,
+        "fingerprints": {} if changes_the_base(config.to_dict()) else prints,
         "frozen_a": bool(modules) and not any(module.a.requires_grad for module in modules.values()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }

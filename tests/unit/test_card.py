@@ -14,7 +14,7 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import singles, tiny_batch, tiny_model
 from tests.reported import results_of, run_of, save, walked
 from viz import card
-from viz.pages.card import _place
+from viz.pages.card import _header, _place
 
 
 def parts(text: str) -> tuple[dict, str]:
@@ -214,3 +214,11 @@ def test_parts_that_are_missing_are_left_out(found, tmp_path):
 def test_folder_that_is_no_adapter_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
         card(tmp_path)
+
+
+def test_a_folder_is_no_base_on_the_hub(tmp_path, monkeypatch):
+    """Its name may look like one."""
+    monkeypatch.chdir(tmp_path)
+    assert "base_model: models/llama" in _header("models/llama", {})
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    assert "base_model" not in _header("models/llama", {})

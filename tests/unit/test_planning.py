@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
 import tlora
 from tests.helpers import FAMILIES, tiny_batch, tiny_config, tiny_model
@@ -201,3 +201,39 @@ def test_positions_that_are_computed_have_no_end(family):
 
 def test_speed_is_that_of_a_product():
     assert 1e8 < matmul_speed(seconds=0.05) < 1e15
+
+
+def test_experts_are_planned_for_in_any_type():
+    """Without data torch knows their products for bfloat16 alone; in float32 all that is held is twice as large."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
+    config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    full, short = (plan(config, 2, **SMALL, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert full.bytes["weights"] == pytest.approx(2 * short.bytes["weights"], rel=0.01)
+    whole = [found.bytes["calibration, covariances whole"] - found.bytes["subspaces"] for found in (full, short)]
+    assert 1.7 < whole[0] / whole[1] < 2.1
+    assert full.flops == short.flops
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_head_of_a_classifier_is_trained_too(family):
+    model = tiny_model(family, num_labels=5)
+    calibration = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, 2, ranks=False, scales=False)
+    found = plan(tiny_config(family), 2, **SMALL, num_labels=5)
+    without = plan(tiny_config(family), 2, **SMALL, num_labels=2)
+    assert found.bytes["training B"] > without.bytes["training B"]
+    for freeze_a, kind in ((True, "B"), (False, "A and B")):
+        adapted = tlora.attach(model, None, allocation, freeze_a, replace=True)
+        assert found.trainable[kind] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_quantised_weights_are_told_to_be_counted_whole():
+    config = tiny_config("llama")
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.warns(UserWarning, match=r"asks for quantised weights, and the plan counts them in torch.float32"):
+        assert plan(config, 2, **SMALL).bytes == plan(tiny_config("llama"), 2, **SMALL).bytes
+
+
+def test_an_encoder_decoder_may_write_more_than_it_reads():
+    few, many = (plan(tiny_config("t5"), 2, **SMALL, labels=labels) for labels in (4, 40))
+    assert many.flops["training B"] > 1.5 * few.flops["training B"]

@@ -272,6 +272,14 @@ def test_run_without_history_and_adapter_without_modules(tmp_path):
     assert "rank-use" not in [e.attributes["id"] for e in page.all("section")]
 
 
+def test_steps_are_those_of_the_run_and_not_those_that_were_logged(small, tmp_path):
+    run = small["run"]
+    seen = run.module_history.reindex([0]).assign(step=20.0)
+    logged = dataclasses.replace(run, history=run.history[run.history["step"] <= 15], module_history=seen)
+    page = Page(report(logged, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert facts(page, "training", "Circumstances")["optimiser steps"] == "20"
+
+
 def test_single_sample_has_no_intervals(small, tmp_path):
     scores = dataclasses.replace(small["sensitivity"], per_sample=small["sensitivity"].per_sample[:1])
     page = Page(report(scores, tmp_path / "page.html").read_text(encoding="utf-8"))

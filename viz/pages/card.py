@@ -84,7 +84,7 @@ def _header(base: str, config: dict[str, Any]) -> str:
     except HFValidationError:
         on_hub = None
     else:
-        on_hub = base
+        on_hub = None if Path(base).exists() else base
     _, pipeline = CLASSES.get(config.get("task_type") or "", (None, None))
     tags = ["lora", "tlora"]
     return ModelCardData(base_model=on_hub, library_name="peft", pipeline_tag=pipeline, tags=tags).to_yaml()

@@ -64,14 +64,14 @@ def _change(name: str, before: float, after: float) -> str:
 
 
 def _circumstances(run: TrainingRun, allocation: Allocation | None) -> Table:
-    recipe, history = run.meta.recipe, run.history
+    recipe = run.meta.recipe
     inside = (
         allocation.footprint(freeze_a=run.frozen_a).trainable_parameters if allocation else run.trainable_parameters
     )
     outside = run.trainable_parameters - inside
     head = f", {outside:,} of them outside of the plan" if outside > 0 else ""
     values = {
-        "optimiser steps": f"{int(history['step'].max()):,}" if len(history) else "none was logged",
+        "optimiser steps": f"{run.steps:,}" if run.steps else "none was logged",
         "time": words.duration(run.seconds),
         "trained parameters": f"{run.trainable_parameters:,}{head}",
         "A": "frozen" if run.frozen_a else "trained",
