@@ -242,7 +242,7 @@ def _difference(row: Any) -> str:
     factor, digits = (1, 3) if "loss" in row.metric else (100, 1)
     values = (row.difference, row.difference_low, row.difference_high)
     found = [f"{round(factor * value, digits) + 0.0:+.{digits}f}" for value in values]  # no zero with a minus
-    return f"{found[0]} ({found[1]} to {found[2]})"
+    return found[0] if pd.isna(row.difference_low) else f"{found[0]} ({found[1]} to {found[2]})"
 
 
 def digest(comparison: tlora.Comparison) -> str:

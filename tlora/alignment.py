@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.angles import orthonormal, overlap_by_rank, principal_angles
-from tlora.checks import positive_int
+from tlora.checks import ALIKE, likeness, positive_int
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces
 
@@ -335,11 +335,11 @@ def _check_comparable(a: Subspaces, b: Subspaces) -> None:
                 f"the two subspaces are of different models: {name} reads {one} inputs in the first and {other} in the "
                 "second; calibrate one model for both"
             )
-        alike = torch.nn.functional.cosine_similarity(a.fingerprints[name], b.fingerprints[name], dim=0)
-        if not alike > 0.9:
+        alike = likeness(a.fingerprints[name], b.fingerprints[name])
+        if not alike > ALIKE:
             raise ValueError(
                 f"the two subspaces are of different models: the weight of {name} is not the same (likeness "
-                f"{float(alike):.2f} of 1); calibrate one model for both"
+                f"{alike:.2f} of 1); calibrate one model for both"
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
@@ -29,6 +30,9 @@ _IN_PLACE = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(), *MODEL_FOR_TOKEN_CLASS
     *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 }
 """Classes of models whose labels belong to the tokens that they stand at."""
+
+_OF_TEXTS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
+"""Classes of models that give one class, or one score, to a whole text."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +174,27 @@ class Batch:
         return Tokens.of(torch.ones_like(self.labelled), self.device)
 
 
-def _fingerprints(ids: Tensor, labels: Tensor, real: Tensor, labelled: Tensor) -> list[int]:
-    if labels.ndim == 1:
-        labels, labelled = labels[:, None], torch.ones_like(labels, dtype=torch.bool)[:, None]
-    return [_fingerprint(i[r], t[k]) for i, t, r, k in zip(ids, labels, real, labelled, strict=True)]
+def _fingerprints(tensors: Mapping[str, Tensor], real: Tensor, labelled: Tensor, has_decoder: bool) -> list[int]:
+    """A digest of all that is a sample's own, in whatever batch: at its tokens, and whole what is not of tokens."""
+    used = labelled.flip(1).cumsum(1).flip(1) > 0  # a decoder's tokens up to the last label
+
+    def part(key: str, n: int) -> Tensor:
+        value, decoders = tensors[key], has_decoder and key.startswith("decoder_")
+        counts = labelled if key == "labels" else used if decoders else real
+        return value[n][counts[n]] if value.shape[:2] == counts.shape else value[n]
+
+    own = (key for key, value in tensors.items() if value.ndim and len(value) == len(real))
+    others = sorted({*own} - {"input_ids", "labels", "attention_mask"})
+    return [
+        _fingerprint([part("input_ids", n), part("labels", n)], {key: part(key, n) for key in others})
+        for n in range(len(real))
+    ]
 
 
-def _fingerprint(ids: Tensor, labels: Tensor) -> int:
+def _fingerprint(ids_and_labels: list[Tensor], others: Mapping[str, Tensor]) -> int:
     digest = hashlib.blake2b(digest_size=8)
-    for part in (ids, labels):
-        digest.update(len(part).to_bytes(8) + part.double().numpy().tobytes())
+    for key, part in [*(("", part) for part in ids_and_labels), *others.items()]:
+        digest.update(key.encode() + part.numel().to_bytes(8) + part.double().numpy().tobytes())
     return int.from_bytes(digest.digest(), signed=True)
 
 
@@ -208,21 +223,22 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
         If a part is missing or the parts do not fit together or the model.
     """
     _check_parts(batch, where)
+    _check_predicts(batch["labels"], model, where)
     tensors = {k: v.cpu() for k, v in batch.items() if isinstance(v, Tensor)}
+    tensors["input_ids"] = _whole(tensors["input_ids"], "input_ids", where)
+    tensors["labels"] = _typed_labels(tensors["labels"], model, where)
     tensors = pad_right(tensors, model.config.is_encoder_decoder)
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
     _check_tokens(tensors["input_ids"], "token id", model, where)
     if not bool(real.any(1).all()):
         raise ValueError(f"{where}: sample {int(real.any(1).int().argmin())} has no token: its mask is all zero")
     if labels.ndim == 1:
-        _check_classes(labels, model, where)
-        return Batch(tensors, real, real, False, _fingerprints(tensors["input_ids"], labels, real, real))
+        return Batch(tensors, real, real, False, _fingerprints(tensors, real, real, False))
     labelled = labels != IGNORED
-    _check_predicts(model, where)
     _check_tokens(labels[labelled], "label", model, where)
     _check_labels(labelled, real, model.config.is_encoder_decoder, where)
     has_decoder = bool(model.config.is_encoder_decoder)
-    fingerprints = _fingerprints(tensors["input_ids"], labels, real, labelled if has_decoder else real)
+    fingerprints = _fingerprints(tensors, real, labelled if has_decoder else real, has_decoder)
     return Batch(tensors, real, labelled, has_decoder, fingerprints)
 
 
@@ -245,9 +261,37 @@ def _check_parts(batch: Mapping[str, Any], where: str) -> None:
             f"{where}: shapes do not fit together: input_ids {tuple(ids.shape)}, attention_mask {tuple(mask.shape)}, "
             f"labels {tuple(labels.shape)}; expected (B, T), (B, T) and (B, T) or (B,) with B at least 1"
         )
-    for key, tokens in (("input_ids", ids), ("labels", labels)):
-        if tokens.ndim == 2 and tokens.is_floating_point():
-            raise ValueError(f"{where} has {key} of type {tokens.dtype}: token ids are whole numbers, use torch.int64")
+
+
+def _whole(tokens: Tensor, key: str, where: str) -> Tensor:
+    """Token ids as int64, which every model and loss takes."""
+    if tokens.is_floating_point():
+        raise ValueError(f"{where} has {key} of type {tokens.dtype}: token ids are whole numbers, use torch.int64")
+    return tokens.long()
+
+
+def _typed_labels(labels: Tensor, model: Any, where: str) -> Tensor:
+    """Token ids and classes as int64, scores as floats."""
+    classes = model.config.num_labels
+    if labels.ndim == 2:
+        return _whole(labels, "labels", where)
+    if classes == 1:
+        if not bool(labels.isfinite().all()):
+            sample = int(labels.isfinite().int().argmin())
+            raise ValueError(f"{where}: the score of sample {sample} is {float(labels[sample])}: leave the sample out")
+        return labels if labels.is_floating_point() else labels.float()
+    if labels.is_floating_point():
+        raise ValueError(
+            f"{where} has labels of type {labels.dtype}, and the model has {classes} classes: pass their numbers as "
+            "torch.int64, or load it with num_labels=1 for scores"
+        )
+    bad = (labels < 0) | (labels >= classes)
+    if bool(bad.any()):
+        found = int(labels[bad][0])
+        raise ValueError(
+            f"{where} has class {found}, the model has {classes}: load it with num_labels={found + 1} or more"
+        )
+    return labels.long()
 
 
 def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
@@ -260,21 +304,19 @@ def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
         )
 
 
-def _check_predicts(model: Any, where: str) -> None:
-    """Refuse labels of tokens for a model that predicts them in their places, and not each from those before it."""
-    classes = {base.__name__ for base in type(model).__mro__}
-    if not model.config.is_encoder_decoder and classes & _IN_PLACE:
+def _check_predicts(labels: Tensor, model: Any, where: str) -> None:
+    """Refuse labels of tokens for a model that does not predict each token from those before it."""
+    classes, name = {base.__name__ for base in type(model).__mro__}, type(model).__name__
+    if labels.ndim == 2 and classes & _OF_TEXTS:
         raise ValueError(
-            f"{where} has a label for each token, and a {type(model).__name__} predicts tokens where they stand: "
+            f"{where} has labels {tuple(labels.shape)}, and a {name} predicts one class or score for each text: pass "
+            f"labels of shape ({len(labels)},); several labels of one text are not supported"
+        )
+    if labels.ndim == 2 and not model.config.is_encoder_decoder and classes & _IN_PLACE:
+        raise ValueError(
+            f"{where} has a label for each token, and a {name} predicts tokens where they stand: "
             "calibration knows the losses of causal, encoder-decoder and sequence classification models"
         )
-
-
-def _check_classes(labels: Tensor, model: Any, where: str) -> None:
-    classes = model.config.num_labels
-    if not labels.is_floating_point() and not bool(((labels >= 0) & (labels < classes)).all()):
-        bad = int(labels[(labels < 0) | (labels >= classes)][0])
-        raise ValueError(f"{where} has class {bad}, the model has {classes}: load it with num_labels={bad + 1} or more")
 
 
 def _check_labels(labelled: Tensor, real: Tensor, is_encoder_decoder: bool, where: str) -> None:

@@ -65,8 +65,9 @@ def calibrate(
         twice this are kept whole.
     products : {"float32", "model"}
         Precision of the factors of products: float32, or what the model computes in, twice as fast for a bfloat16
-        model on a machine that has it. Sums are float32 in either case. With ``"model"`` what a sketch says that it
-        misses is an estimate, and can come out too small.
+        model on a machine that has it (for a float16 model float32 all the same, as its products would overflow). Sums
+        are float32 in either case. With ``"model"`` what a sketch says that it misses is an estimate, and can come out
+        too small.
     checkpoint : path-like, optional
         Folder to save the statistics in now and then, and to go on from where it holds some: a calibration that was
         killed then gives the numbers of one that was not. Samples that are in it already, in whatever batches, are

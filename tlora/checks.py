@@ -31,6 +31,10 @@ def positive_int(value: Any, name: str) -> int:
     return int(value)
 
 
+ALIKE = 0.9
+"""Two fingerprints that are more alike than this are of one weight, quantised or not."""
+
+
 @exact_products()
 def fingerprint(matrix: Tensor) -> Tensor:
     """Sixteen rows of a weight, each projected on one fixed random direction.
@@ -51,6 +55,21 @@ def fingerprint(matrix: Tensor) -> Tensor:
     direction = torch.randn(matrix.shape[1], generator=generator).to(matrix.device)
     rows = torch.linspace(0, matrix.shape[0] - 1, 16, device=matrix.device).long()
     return (matrix[rows].float() @ direction).cpu()
+
+
+def likeness(one: Tensor, other: Tensor) -> float:
+    """Cosine of two fingerprints, and 1 of the same ones: those of a weight of zeros point nowhere.
+
+    Parameters
+    ----------
+    one, other : (16,) float32 tensor
+        From `fingerprint`.
+
+    Returns
+    -------
+    float
+    """
+    return 1.0 if torch.equal(one, other) else float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
 def check_same_model(
@@ -86,11 +105,10 @@ def check_same_model(
             raise ValueError(f"{what} of another model: {name} was {sizes}; {way_out}")
         if name not in fingerprints:
             continue
-        here = fingerprint(weight(modules[name]))
-        alike = torch.nn.functional.cosine_similarity(here, fingerprints[name], dim=0)
-        if not (alike > 0.9 or torch.equal(here, fingerprints[name])):  # zeros point nowhere
-            likeness = f"likeness {float(alike):.2f} of 1"
-            raise ValueError(f"{what} of another model: {name} has another weight there ({likeness}); {way_out}")
+        alike = likeness(fingerprint(weight(modules[name])), fingerprints[name])
+        if not alike > ALIKE:
+            words = f"likeness {alike:.2f} of 1"
+            raise ValueError(f"{what} of another model: {name} has another weight there ({words}); {way_out}")
 
 
 def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -74,11 +75,11 @@ class Comparison(Result):
         "seeds": "runs on the test split that have outcomes",
         "metric": "name of the value",
         "value": "mean over runs and test samples, higher is better",
-        "low": "lower end of its interval, for other runs and samples",
-        "high": "upper end",
+        "low": "lower end of its interval, for other runs and samples; NaN where there are fewer than two runs",
+        "high": "upper end; NaN likewise",
         "difference": "value less that of the baseline with the same seeds; NaN where it has none",
-        "difference_low": "lower end of its interval, paired by run and by sample",
-        "difference_high": "upper end",
+        "difference_low": "lower end of its interval, paired by run and by sample; NaN where fewer than two are paired",
+        "difference_high": "upper end; NaN likewise",
         "baseline_rank": "rank of the baseline that it was held against",
         "trainable_parameters": "all that was trained",
         "seconds": "mean time of training",
@@ -108,9 +109,9 @@ class Comparison(Result):
         cls,
         store: str | os.PathLike[str],
         *,
-        tasks: Iterable[str] = (),
-        methods: Iterable[str] = (),
-        ranks: Iterable[int] = (),
+        tasks: str | Iterable[str] = (),
+        methods: str | Iterable[str] = (),
+        ranks: int | Iterable[int] = (),
     ) -> Self:
         """The runs of a store.
 
@@ -122,9 +123,9 @@ class Comparison(Result):
         ----------
         store : path-like
             The file that `tlora.compare` wrote.
-        tasks, methods : iterable of str
+        tasks, methods : str or iterable of str
             Only these, by the names in the store; without any, all.
-        ranks : iterable of int
+        ranks : int or iterable of int
             Only these.
 
         Returns
@@ -146,7 +147,9 @@ class Comparison(Result):
         records = Store(store).read()
         if not records:
             raise ValueError(f"{store} holds no runs: fill it with tlora.compare(..., store=)")
-        for name, wanted in (("task", list(tasks)), ("method", list(methods)), ("rank", list(ranks))):
+        only: dict[str, Any] = {"task": tasks, "method": methods, "rank": ranks}
+        for name, asked in only.items():
+            wanted = [asked] if isinstance(asked, str | Integral) else list(asked)
             there = dict.fromkeys(record["key"][name] for record in records)
             absent = [each for each in wanted if each not in there]
             if absent:
@@ -217,8 +220,8 @@ class Comparison(Result):
         -----
         A run is paired with that of the same seed (which has the same head and the same order of the data), a test
         sample with itself. Intervals allow for other runs and other samples, and for how few they are: Student's t, on
-        the variance components of runs and samples (``tlora.crossed``). They are at the rates that were chosen: that
-        another search could have chosen others is not in them.
+        the variance components of runs and samples (``tlora.crossed``); one run says nothing of others and has none.
+        They are at the rates that were chosen: that another search could have chosen others is not in them.
         """
         frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence)
         return frame[list(self.summary_columns)]

@@ -21,8 +21,7 @@ def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) 
     Returns
     -------
     low, high : float
-        NaN where there is but one number, or none. Of a single run only the spread over samples is known, and the
-        interval is for that run.
+        NaN where there are fewer than two runs: how far apart others would be is then not known.
 
     Notes
     -----
@@ -37,7 +36,7 @@ def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) 
     Searle, Casella and McCulloch, "Variance Components", 1992; Satterthwaite, "An approximate distribution of estimates
     of variance components", Biometrics Bulletin 1946.
     """
-    if values.size < 2:
+    if len(values) < 2:
         return np.nan, np.nan
     (runs, n), mean = values.shape, values.mean()
     rows, columns = values.mean(1) - mean, values.mean(0) - mean

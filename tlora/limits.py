@@ -82,12 +82,17 @@ def limits(
     pairs = [_span_of(knobs, name, shapes[name], pins.get(name)) for name in planned]
     low, high = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     costs = knobs.costs({name: shapes[name] for name in planned})
+    columns = low, high, costs
     total = budget_total(knobs, shapes)
+    parts = _parts(knobs, [projections[name] for name in planned])
     set_by_hand = {name: rank for name, (_, rank) in pins.items()}
-    _check_budget(knobs, total, list(planned), (low, high, costs), set_by_hand)
-    if not knobs.projection_shares:
-        return Limits(low, high, costs, [(list(range(len(low))), total)])
-    return Limits(low, high, costs, _shared(knobs, total, [projections[name] for name in planned], (low, high, costs)))
+    _check_budget(knobs, total, list(planned), columns, set_by_hand, [members for _, members in parts.values()])
+    free = (
+        [min(_floor(knobs, name), least) for name, least in zip(planned, low, strict=True)],
+        [_ceiling(knobs, name, shapes[name]) for name in planned],
+        costs,
+    )
+    return Limits(*columns, _shared(total, parts, columns, free))
 
 
 def budget_total(knobs: Knobs, shapes: Shapes) -> int:
@@ -95,15 +100,23 @@ def budget_total(knobs: Knobs, shapes: Shapes) -> int:
     return knobs.rank * sum(knobs.costs(shapes))
 
 
+def _floor(knobs: Knobs, name: str) -> int:
+    """Least rank of a module that nobody pins."""
+    return knobs.min_rank.get(name, 1) if isinstance(knobs.min_rank, dict) else knobs.min_rank
+
+
+def _ceiling(knobs: Knobs, name: str, shape: tuple[int, int]) -> int:
+    """Most rank of a module, pinned or not."""
+    asked = knobs.max_rank.get(name) if isinstance(knobs.max_rank, dict) else knobs.max_rank
+    return min(shape) if asked is None else min(*shape, asked)
+
+
 def _span_of(knobs: Knobs, name: str, shape: tuple[int, int], pin: tuple[str, int] | None) -> tuple[int, int]:
     """Least and most rank of one module."""
-    asked = knobs.max_rank.get(name) if isinstance(knobs.max_rank, dict) else knobs.max_rank
-    ceiling = min(shape) if asked is None else min(*shape, asked)
-    why = "max_rank" if ceiling == asked else f"its matrix of {shape[0]} x {shape[1]}"
-    what, floor = ("min_rank", knobs.min_rank) if pin is None else pin
-    if isinstance(floor, dict):
-        floor = floor.get(name, 1)
+    ceiling = _ceiling(knobs, name, shape)
+    what, floor = ("min_rank", _floor(knobs, name)) if pin is None else pin
     if floor > ceiling:
+        why = "max_rank" if ceiling < min(shape) else f"its matrix of {shape[0]} x {shape[1]}"
         raise ValueError(f"{what} asks for rank {floor} of {name}, which {why} limits to {ceiling}: at most {ceiling}")
     return floor, (ceiling if pin is None else floor)
 
@@ -112,26 +125,35 @@ Columns = tuple[list[int], list[int], list[int]]
 """Least rank, most rank and price of every module."""
 
 
-def _check_budget(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: dict[str, int]) -> None:
-    """Refuse limits between which the budget does not lie, with the values nearest to what was asked."""
+def _check_budget(
+    knobs: Knobs, total: int, names: list[str], columns: Columns, pins: dict[str, int], groups: list[list[int]]
+) -> None:
+    """Refuse limits between which the budget does not lie, with the values nearest to what was asked.
+
+    What each group leaves as a rest, which does not pay for a rank of its dearest module, is not missed.
+    """
     low, high, costs = columns
+    rest = sum(max(costs[i] for i in members) - 1 for members in groups)
     need, room, price = spent(low, costs), spent(high, costs), total // knobs.rank
     if need > total:
         ways = _ways(knobs, total, names, columns, pins)
         rank = -(-need // price)
-        if rank * price - room < min(costs):
+        if rank * price - room <= rest:
             ways.insert(0, f"a rank of {rank} or more")
         raise ValueError(
             f"min_rank and pinned ranks need {need:,} {knobs.unit} at least, rank {knobs.rank} makes "
             f"{total:,}: take {', or '.join(ways)}"
         )
-    if total - room >= min(costs):
+    if total - room > rest:
         rank = room // price
-        ways = [f"take a rank of {rank} or less"] if rank * price >= max(need, 1) else ["exclude fewer modules"]
+        ways = [f"take a rank of {rank} or less"] if rank * price >= max(need, 1) else []
+        if not ways and knobs.exclude:
+            ways.append("exclude fewer modules")
         if knobs.max_rank is not None:
             ways.append("raise max_rank")
         if pins:
             ways.append(f"raise pinned ranks by {total - room:,} {knobs.unit} in all")
+        ways = ways or [f"take a rank of {rank} or less, and lower min_rank to it"]
         raise ValueError(
             f"max_rank, pinned ranks and the sizes of the matrices have room for {room:,} {knobs.unit}, rank "
             f"{knobs.rank} makes {total:,}: {', or '.join(ways)}"
@@ -154,8 +176,8 @@ def _ways(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: di
     return [*ways, f"pinned ranks lower by {over:,} {knobs.unit} in all"] if pins else ways
 
 
-def _shared(knobs: Knobs, total: int, projections: list[str], columns: Columns) -> list[tuple[list[int], int]]:
-    """Groups of modules, each with its part of the budget: the projections with a share, and all others."""
+def _parts(knobs: Knobs, projections: list[str]) -> dict[str, tuple[float, list[int]]]:
+    """Share of the budget and positions of the modules: of each projection with a share, and of all others together."""
     shares = dict(knobs.projection_shares)
     known("projection_shares", shares, projections, "projection of the plan")
     others = [i for i, projection in enumerate(projections) if projection not in shares]
@@ -166,29 +188,47 @@ def _shared(knobs: Knobs, total: int, projections: list[str], columns: Columns) 
         groups.append(others)
     elif abs(given - 1) > 1e-9:
         raise ValueError(f"projection_shares of all projections sum to {given:.6g}: divide each by {given:.6g}")
-    spans = [_group_span(group, columns) for group in groups]
-    for (name, share), span in zip(shares.items(), spans, strict=True):
-        _check_share(name, share, total, span)
-    low, high, _ = zip(*spans, strict=True)
-    return list(zip(groups, apportion(list(shares.values()), total, low, high), strict=True))
+    return {name: (share, group) for (name, share), group in zip(shares.items(), groups, strict=True)}
 
 
-def _group_span(group: list[int], columns: Columns) -> tuple[int, int, int]:
-    """Least and most that a group can spend, and the price of its cheapest rank."""
-    low, high, costs = ([column[i] for i in group] for column in columns)
-    return spent(low, costs), spent(high, costs), min(costs)
+def _shared(
+    total: int, parts: Mapping[str, tuple[float, list[int]]], columns: Columns, free: Columns
+) -> list[tuple[list[int], int]]:
+    """Groups of modules, each with its part of the budget.
+
+    Parts are rounded as if nothing were pinned (``free``). Pins that fit in leave them as they are, and so does a rest
+    that pays for no rank; what pins leave beyond that goes to the other groups.
+    """
+    shares, groups = zip(*parts.values(), strict=True)
+    spans = _spans(total, parts, [share * total for share in shares], free)
+    rounded = apportion(shares, total, [least for least, _, _ in spans], [most for _, most, _ in spans])
+    spans = _spans(total, parts, rounded, columns)
+    high = [most + price - 1 for _, most, price in spans]
+    return list(zip(groups, apportion(rounded, total, [least for least, _, _ in spans], high), strict=True))
 
 
-def _check_share(name: str, share: float, total: int, span: tuple[int, int, int]) -> None:
-    """Refuse a share that the limits of its modules do not allow."""
-    least, most, price = span
-    if share * total < least - 1e-6:
-        bound = f"at least {math.ceil(1e4 * least / total) / 1e4:g}, which its floors and pinned ranks need"
-    elif share * total - most >= price:
-        bound = f"at most {math.floor(1e4 * most / total) / 1e4:g}, for which its matrices and limits have room"
-    else:
-        return
-    raise ValueError(f"projection_shares leave {share:.6g} of the budget for {name}: it must be {bound}")
+def _spans(
+    total: int, parts: Mapping[str, tuple[float, list[int]]], budgets: Sequence[float], columns: Columns
+) -> list[tuple[int, int, int]]:
+    """Least and most that each group can spend, and the price of its dearest rank; refuses shares that do not fit.
+
+    A group may need more than its part as far as others cannot spend theirs.
+    """
+    spans = []
+    for _, members in parts.values():
+        low, high, costs = ([column[i] for i in members] for column in columns)
+        spans.append((spent(low, costs), spent(high, costs), max(costs)))
+    left = sum(max(0, budget - most) for budget, (_, most, _) in zip(budgets, spans, strict=True))
+    for (name, (share, _)), budget, (least, most, price) in zip(parts.items(), budgets, spans, strict=True):
+        asked = sorted((share * total, budget))
+        if asked[1] + left < least - 1e-6:
+            bound = f"at least {math.ceil(1e4 * least / total) / 1e4:g}, which its floors and pinned ranks need"
+        elif asked[0] - most >= price:
+            bound = f"at most {math.floor(1e4 * most / total) / 1e4:g}, for which its matrices and limits have room"
+        else:
+            continue
+        raise ValueError(f"projection_shares leave {share:.6g} of the budget for {name}: it must be {bound}")
+    return spans
 
 
 def excluded_names(exclude: Sequence[str | int], layers: Mapping[str, int], projections: Mapping[str, str]) -> set[str]:

@@ -151,7 +151,8 @@ class Sensitivity(Result):
 
     def _grouped(self, column: str) -> pd.DataFrame:
         groups = self.to_frame().groupby(column, sort=False)
-        return groups.agg(modules=("score", "size"), score=("score", "mean"), share=("share", "sum")).reset_index()
+        found = groups.agg(modules=("score", "size"), score=("score", "mean"))
+        return found.assign(share=groups["share"].sum(min_count=1)).reset_index()
 
     def _summary(self) -> str:
         scores = self.scores

@@ -53,7 +53,7 @@ class Spectrum(Result):
         Sum of all eigenvalues, the unknown ones included; NaN where it is not known.
     dimensions : dict of int
         How many eigenvalues can be other than zero, the unknown ones included: the width of the input, or
-        the tokens that were seen, each sample's mean taken off, where these are fewer.
+        the tokens that were seen, each sample's mean taken off, where these are fewer and known.
     inputs : dict of str
         First module that has the same spectrum because it reads the same input (itself, for most).
     layers : dict of int
@@ -288,6 +288,8 @@ def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
     Spectrum
         Of the subspaces' kind, truncated at their largest rank. For kind ``"c"`` it is the spectrum of ``C``
         itself, as from `spectrum`, and its trace is known; for the others only where no direction is missing.
+        Subspaces do not say how many tokens were seen: its dimension is the width of the input, and where the tokens
+        are fewer its effective ranks are looser bounds than those of `spectrum`.
 
     Raises
     ------

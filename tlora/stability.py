@@ -106,7 +106,7 @@ class PlanStability(Result):
     confidence : float
         Of the intervals in the table.
     meta : Meta
-        Of the plan, with the seed of the resampling.
+        Of the plan, with the seed of the resampling; its recipe has the price of a rank of each module, ``costs``.
     """
 
     plan: dict[str, int]
@@ -131,9 +131,12 @@ class PlanStability(Result):
 
     @property
     def moved(self) -> Float[Tensor, " resamples"]:
-        """Part of the plan's ranks that each resample puts into other modules: 0 where none moves."""
-        plan = torch.tensor(list(self.plan.values()))
-        return (plan - torch.minimum(plan, self.ranks)).sum(1).double() / plan.sum()
+        """Part of what the plan spends that each resample takes from its modules: 0 where no rank moves.
+
+        Counted as the budget is: in ranks, or each rank by its trainable parameters.
+        """
+        plan, costs = torch.tensor(list(self.plan.values())), torch.tensor(self.meta.recipe.get("costs", 1))
+        return ((plan - torch.minimum(plan, self.ranks)) * costs).sum(1).double() / (plan * costs).sum()
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
@@ -156,7 +159,7 @@ class PlanStability(Result):
     def _summary(self) -> str:
         return (
             f"{len(self.plan)} modules, {len(self.ranks)} resamples of {self.samples} samples, on average "
-            f"{float(self.moved.mean()):.1%} of the ranks move"
+            f"{float(self.moved.mean()):.1%} of the budget moves"
         )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -280,7 +283,7 @@ def plan_stability(
     means = bootstrap_means(drawn[:, columns], positive_int(resamples, "resamples"), seed, draws)
     limits, knobs = allocation.limits(), allocation.knobs
     ranks = torch.tensor([limits.solve(knobs.rank_weights(row)) for row in means.tolist()])
-    recipe = {"samples": draws, "resamples": resamples, "allocation": allocation.meta.recipe}
+    recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
     return PlanStability(
         plan=allocation.ranks,

@@ -49,7 +49,7 @@ class Options:
     sketch_size : int
         Columns of a sketch.
     products : {"float32", "model"}
-        Precision of the factors of products: float32, or what the model computes in.
+        Precision of the factors of products: float32, or what the model computes in unless that is float16.
     """
 
     tokens: Tokens = "all"
@@ -166,7 +166,8 @@ class Statistics:
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
-        return x.dtype if self.options.products == "model" else torch.float32
+        """That of the factors of products; float16, in which a sum of squares overflows, is none."""
+        return x.dtype if self.options.products == "model" and x.dtype != torch.float16 else torch.float32
 
     def covariance_sum(self, name: str, device: torch.device) -> CovarianceSum:
         """The running covariance of a module, made where there is none yet."""
@@ -199,6 +200,7 @@ class Statistics:
     def go_on(self, earlier: Calibration) -> None:
         """Take up the sums of an earlier run over other samples."""
         self.first = dict(earlier.shared)
+        self.matrices = SketchingMatrices(earlier.sketching)
         for name, covariance in earlier.covariances.items():
             self.covariance_sum(name, self._place(name)).go_on(covariance)
         for name, gradient in (earlier.gradient or {}).items():

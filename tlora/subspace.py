@@ -255,7 +255,8 @@ def check_possible(calibration: Calibration, max_rank: int, kind: Kind) -> None:
     TypeError
         If the calibration is none.
     ValueError
-        If ``max_rank`` is below 1 or beyond a sketch, or the kind unknown or without what it needs.
+        If ``max_rank`` is below 1 or beyond a sketch, or the kind unknown or without what it needs: a gradient, or
+        inputs that vary.
     """
     if not isinstance(calibration, Calibration):
         raise TypeError(f"calibration is a {type(calibration).__name__}: pass what calibrate(model, ...) returned")
@@ -264,6 +265,11 @@ def check_possible(calibration: Calibration, max_rank: int, kind: Kind) -> None:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
     if kind == "g" and calibration.gradient is None:
         raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
+    if kind in ("wc", "c", "wc_half") and not any(c.rank_bound for c in calibration.covariances.values()):
+        raise ValueError(
+            f"kind={kind!r} needs inputs that vary within a sample, and each sample has one counted token at most: "
+            "calibrate with tokens='all' and texts of several tokens, or choose kind='w', 'g' or 'random'"
+        )
     if kind not in ("wc", "c"):
         return
     for name, covariance in calibration.covariance.items():

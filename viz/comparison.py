@@ -66,10 +66,11 @@ def plot_comparison(
     -------
     matplotlib.figure.Figure
         A row of three panels for each model and task. Left, the value on the test split, best first; thin lines are
-        its interval, thick ones that of the difference from the baseline, which is dashed, for each method at its
-        value in the runs that both have: a thick line that does not touch it says that the two differ. Middle,
-        values on the validation split by learning rate, the chosen one marked, the curve thick where it is within 1 %
-        of the best; crosses where training failed. Right, the value by trained parameters.
+        its interval, thick ones that of the difference from the baseline (none where there are fewer than two runs, or
+        two that both have). Dashed, for each method, is its value less its difference in the runs that both have: a
+        thick line that does not touch it says that the two differ. Middle, values on the validation split by learning
+        rate, the chosen one marked, the curve thick where it is within 1 % of the best; crosses where training failed.
+        Right, the value by trained parameters.
 
     Raises
     ------
@@ -176,8 +177,9 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
                 row["instead"], (0.5, place), xycoords=("axes fraction", "data"), va="center", ha="center", color="0.5"
             )
             continue
-        ax.plot((row["low"], row["high"]), (place, place), color=look.colour, linewidth=1, alpha=0.6)
-        if not np.isnan(row["difference"]):
+        if not np.isnan(row["low"]):
+            ax.plot((row["low"], row["high"]), (place, place), color=look.colour, linewidth=1, alpha=0.6)
+        if not np.isnan(row["difference_low"]):
             ends = (origins[place] + row["difference_low"], origins[place] + row["difference_high"])
             ax.plot(ends, (place, place), color=look.colour, linewidth=3.5, alpha=0.75, solid_capstyle="butt")
         ax.plot(row["value"], place, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
@@ -285,8 +287,8 @@ def _headlines(panels: tuple[Axes, Axes, Axes], rows: pd.DataFrame, baseline: st
 
 
 def _finding(rows: pd.DataFrame, baseline: str) -> str:
-    """How many methods are ahead of the baseline, and how many behind, beyond the interval."""
-    others = rows.dropna(subset=["difference"])
+    """How many methods are ahead of the baseline, and how many behind, beyond the interval, of those that have one."""
+    others = rows.dropna(subset=["difference_low"])
     if not len(others):
         if np.isfinite(rows.iloc[0]["value"]):
             return f"Best: {rows.iloc[0]['label']}"

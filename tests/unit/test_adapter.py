@@ -179,7 +179,9 @@ def test_inputs_without_variance_give_rows_all_the_same(rows):
     batch["labels"][:, :-1] = -100  # one labelled token a sample, which varies around its mean by nothing
     calibration = tlora.calibrate(model, [batch], tokens="labels", progress=False)
     assert not any(c.dense().any() for c in calibration.covariances.values())
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    with pytest.raises(ValueError, match="kind='wc' needs inputs that vary within a sample"):
+        tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, kind="w", progress=False)
     assert subspaces.to_frame()["explained_variance"].isna().all()
     assert subspaces._repr_html_()
     before = logits(model, batch)

@@ -54,6 +54,20 @@ def random_subspaces(kinds, rank, d_in, seed=0, modules=400):
     )
 
 
+def test_a_weight_of_zeros_is_one_with_itself():
+    """Its fingerprint points nowhere; another weight in its place is found out all the same."""
+    model = tiny_model("llama")
+    found = []
+    for scale in (0, 1):
+        with torch.no_grad():
+            model.model.layers[1].self_attn.o_proj.weight.mul_(scale).add_(scale)
+        found.append(tlora.task_subspaces(model, calibrated(model), max_rank=4, kind="c", progress=False))
+    assert list(tlora.align(found[0], found[0], 2).overlap.values()) == pytest.approx([1.0] * len(found[0].names))
+    with pytest.raises(ValueError, match=r"the weight of model\.layers\.1\.self_attn\.o_proj is not the same"):
+        tlora.align(*found, 2)
+    tlora.task_subspaces(model, calibrated(model), max_rank=2, progress=False)
+
+
 # Pure functions
 
 

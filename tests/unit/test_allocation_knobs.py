@@ -125,6 +125,26 @@ def test_the_values_that_a_refusal_names_would_do(source, rank, budget, data):
         allocate(source, rank, budget=budget, **(knobs | {"pinned": pinned}))
 
 
+@settings(parent=quick, max_examples=300)
+@given(sources(), st.integers(1, 6), budgets, st.none() | st.integers(2, 12), st.data())
+def test_the_ranks_of_a_plan_can_be_pinned_and_give_the_plan(source, rank, budget, max_rank, data):
+    """With shares, whose parts are rounded, and with what parameters leave as a rest, too."""
+    roles = sorted(set(source.projections.values()))
+    parts = data.draw(st.lists(st.integers(0, 9), min_size=len(roles), max_size=len(roles)).filter(any))
+    named = data.draw(st.integers(0, len(roles)))
+    shares = {role: part / sum(parts) for role, part in list(zip(roles, parts, strict=True))[:named]}
+    knobs = {"budget": budget, "max_rank": max_rank, "projection_shares": shares}
+    plan, _ = attempt(allocate, source, rank, **knobs)
+    assume(plan)
+    assert allocate(source, rank, **knobs, pinned=plan.ranks).ranks == plan.ranks
+    assert plan.edit(plan.ranks).ranks == plan.ranks
+    name = data.draw(st.sampled_from(list(plan.ranks)))
+    edited = plan.edit({name: plan.ranks[name]})
+    assert edited.ranks[name] == plan.ranks[name]
+    assert edited.budget_used <= plan.budget_total
+    assert budget == "parameters" or edited.budget_used == plan.budget_total
+
+
 # ---- each knob ---------------------------------------------------------------------------------------------
 
 
@@ -220,6 +240,8 @@ REFUSALS = [
     ({"max_rank": 3}, "room for 18 ranks, rank 4 makes 24", "a rank of 3 or less, or raise max_rank"),
     ({"exclude": [0, Q1, K1], "max_rank": 5}, "room for 5 ranks", "exclude fewer modules, or raise max_rank"),
     ({"pinned": EVERYONE}, "room for 18 ranks", "a rank of 3 or less, or raise pinned ranks by 6 ranks"),
+    # No rank goes with these floors, and nothing is excluded.
+    ({"pinned": EVERYONE | {D1: 1}, "max_rank": 3}, "room for 16 ranks", "makes 24: raise max_rank, or raise pinned"),
     # No rank fits what is pinned everywhere: none is named.
     (
         {"pinned": {D1: 5, **dict.fromkeys((Q0, K0, D0, Q1, K1), 4)}},
@@ -239,6 +261,15 @@ def test_knobs_that_cannot_be_met_are_refused_with_the_nearest_value(knobs, what
     with pytest.raises(ValueError, match=re.escape(what)) as caught:
         allocate(sensitivity(SCORES, SHAPES), 4, **knobs)
     assert way in str(caught.value)
+
+
+def test_where_nothing_is_excluded_fewer_exclusions_are_not_advised():
+    source = sensitivity([1.0, 1.0], [(4, 4), (1, 8)])
+    with pytest.raises(
+        ValueError, match="room for 5 ranks, rank 3 makes 6: take a rank of 2 or less, and lower min_rank"
+    ):
+        allocate(source, 3, min_rank={"layers.0.q_proj": 4})
+    assert list(allocate(source, 2, min_rank=1).ranks.values()) == [3, 1]
 
 
 def test_edits_that_cannot_be_made_are_refused_with_the_nearest_value():

@@ -8,6 +8,8 @@ from torch import nn
 
 import tlora
 from tests.helpers import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tiny_model
+from tlora.batches import prepare
+from tlora.losses import sample_losses
 from tlora.targets import target_modules
 
 
@@ -319,10 +321,82 @@ def test_a_class_the_model_does_not_have():
         tlora.calibrate(model, [batch], progress=False)
 
 
+TYPED = [
+    ("bert", torch.tensor([0, 1, 1]), (torch.int32, torch.uint8, torch.bool, torch.int64)),
+    ("llama", None, (torch.int32, torch.int16, torch.int64)),
+    ("t5", None, (torch.int32, torch.int16, torch.int64)),
+]
+
+
+@pytest.mark.parametrize(("family", "classes", "dtypes"), TYPED, ids=[family for family, _, _ in TYPED])
+def test_ids_and_labels_of_any_whole_type_are_taken(family, classes, dtypes):
+    model = tiny_model(family)
+    batch = tiny_batch(model) | ({} if classes is None else {"labels": classes})
+    found = []
+    for dtype in dtypes:
+        other = batch | {"labels": batch["labels"].to(dtype)}
+        if dtype.is_signed:
+            other["input_ids"] = batch["input_ids"].to(dtype)
+        found.append(tlora.calibrate(model, [other], progress=False))
+    for each in found[:-1]:
+        assert each.sensitivity.per_sample.equal(found[-1].sensitivity.per_sample)
+        assert each.sample_fingerprints.equal(found[-1].sample_fingerprints)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
+def test_scores_may_be_whole_numbers(dtype):
+    """For a model with one output they are no classes; its loss is the square of what it is off by."""
+    model, scores = tiny_model("bert", num_labels=1), torch.tensor([3, 0, 5])
+    batch = tiny_batch(model) | {"labels": scores.to(dtype)}
+    with torch.no_grad():
+        outputs = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, 0]
+    prepared = prepare(batch, model, "batch 0")
+    torch.testing.assert_close(sample_losses(model, prepared.inputs).detach().float(), (outputs - scores) ** 2)
+    tlora.calibrate(model, [batch], progress=False)
+
+
+LABELS = [
+    (2, torch.tensor([[0], [1], [1]]), r"labels \(3, 1\), and a Bert.* one class or score for each text: .*\(3,\);"),
+    (3, torch.tensor([[0, 1, 1]] * 3), r"labels \(3, 3\), and a Bert.*; several labels of one text are not supported"),
+    (3, torch.tensor([[0.0, 1.0, 1.0]] * 3), r"labels \(3, 3\), and a Bert.*; several labels of one text are not"),
+    (
+        3,
+        torch.tensor([0.0, 1.0, 2.0]),
+        r"labels of type torch.float32, and the model has 3 classes: .* torch.int64, or",
+    ),
+    (1, torch.tensor([0.5, torch.nan, 1.0]), r"batch 0: the score of sample 1 is nan: leave the sample out"),
+]
+
+
+@pytest.mark.parametrize(("outputs", "labels", "words"), LABELS)
+def test_labels_that_a_classifier_has_no_loss_for_are_called_so(outputs, labels, words):
+    model = tiny_model("bert", num_labels=outputs)
+    with pytest.raises(ValueError, match=words):
+        tlora.calibrate(model, [tiny_batch(model) | {"labels": labels}], progress=False)
+
+
 @pytest.mark.parametrize("family", ENCODERS)
 def test_tokens_labels_is_refused_for_classification(family):
     with pytest.raises(ValueError, match="labels whole texts"):
         tlora.calibrate(tiny_model(family), [tiny_batch(family)], tokens="labels", progress=False)
+
+
+@pytest.mark.parametrize("covariance", ["dense", "sketch"])
+def test_products_of_a_float16_model_do_not_overflow(covariance):
+    """Inputs of a few hundred are finite in float16, their squares are not."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.input_layernorm.weight.mul_(200)
+    options = {"covariance": covariance, "sketch_size": 4, "gradient": True, "progress": False}
+    model, batch = model.to(torch.float16), tiny_batch(model)
+    found = tlora.calibrate(model, [batch], products="model", **options)
+    expected = tlora.calibrate(model, [batch], products="float32", **options)
+    for name, c in found.covariance.items():
+        assert c.total.isfinite().all()
+        assert c.total.equal(expected.covariance[name].total)
+    assert max(float(c.total.abs().max()) for c in found.covariances.values()) > torch.finfo(torch.float16).max
+    assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)
 
 
 def test_bfloat16_models_are_summed_in_float32():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ import tlora
 from tests.helpers import FAMILIES, singles, tiny_batch, tiny_model
 from tests.launched import in_two_processes
 from tests.results import same
+from tlora.batches import prepare
 from tlora.calibration import Calibration
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +112,62 @@ def test_a_sample_is_known_again_in_any_batch(family):
     assert len(set(together.tolist())) == 3
 
 
+MORE = [("llama", "position_ids"), ("bert", "token_type_ids"), ("t5", "decoder_attention_mask"), ("t5", "weights")]
+
+
+def with_more(family, key, value, **kwargs):
+    """A batch with one more input of its tokens, of the decoder's, or of the samples; padding is marked in it."""
+    model = tiny_model(family)
+    batch = tiny_batch(model, **kwargs)
+    tokens = batch["labels"] != -100 if key.startswith("decoder_") else batch["attention_mask"].bool()
+    whole = torch.full((3, 2), 0.5) * value
+    return model, batch | {key: whole if key == "weights" else torch.where(tokens, value, 7)}
+
+
+@pytest.mark.parametrize(("family", "key"), MORE)
+def test_a_sample_with_other_inputs_beside_its_ids_is_another(family, key):
+    model, batch = with_more(family, key, 1, padding="left")
+    found = prepare(batch, model, "batch 0").fingerprints
+    values = batch[key].clone()
+    values[1][values[1] != 7] = 0
+    changed = prepare(batch | {key: values}, model, "batch 0").fingerprints
+    assert [a == b for a, b in zip(found, changed, strict=True)] == [True, False, True]
+    assert found != prepare(tiny_batch(model, padding="left"), model, "batch 0").fingerprints
+    alone = []
+    for n, single in enumerate(singles(batch)):
+        own = batch[key][n] if key == "weights" else batch[key][n][batch[key][n] != 7]
+        alone += prepare(single | {key: own[None]}, model, "batch 0").fingerprints
+    assert alone == found
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_without_other_inputs_a_sample_is_known_as_ever(family):
+    """By ids and labels, each after their count, so that what was saved before goes on."""
+    model = tiny_model(family)
+    batch = tiny_batch(model)
+    expected = []
+    for single in singles(batch):
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (single["input_ids"], single["labels"]):
+            values = part.flatten().tolist()
+            digest.update(len(values).to_bytes(8, "big") + np.array(values, dtype=np.float64).tobytes())
+        expected.append(int.from_bytes(digest.digest(), "big", signed=True))
+    assert prepare(batch, model, "batch 0").fingerprints == expected
+
+
+def test_corrected_positions_are_no_samples_that_are_done(tmp_path):
+    """As where several texts are packed into one row, and each begins at zero."""
+    model = tiny_model("llama")
+    batch = tiny_batch(model)
+    packed = batch | {"position_ids": torch.arange(9).expand(3, -1) % 4}
+    calibrate(model, [batch], checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="holds 3 samples that are not among these"):
+        calibrate(model, [packed], checkpoint=tmp_path)
+    one, other = calibrate(model, [batch]), calibrate(model, [packed])
+    assert not one.sensitivity.per_sample.equal(other.sensitivity.per_sample)
+    assert one.merge(other).meta.samples == 6
+
+
 # Killed, and taken up again.
 
 
@@ -148,6 +207,18 @@ def test_it_goes_on_to_the_same_bytes(options, done, tmp_path, small_sketches):
     assert len(seen) == 4 - done, "what is done is not run again"
     assert same(resumed, undisturbed)
     assert same(calibrate(model, given, checkpoint=tmp_path, **options), undisturbed), "when all is done, too"
+
+
+def test_it_goes_on_with_the_random_matrices_that_it_was_begun_with(tmp_path, small_sketches, monkeypatch):
+    """Another version of torch may draw others, and a sum of products with both is a sketch of nothing."""
+    model = tiny_model("llama")
+    given = batches(model)
+    undisturbed = calibrate(model, given, **SKETCH)
+    calibrate(model, given[:2], checkpoint=tmp_path, **SKETCH)
+    drawn = tlora.sketching.sketching_matrix
+    monkeypatch.setattr("tlora.sketching.sketching_matrix", lambda d, size: drawn(d, size, seed=1))
+    assert not calibrate(model, given, **SKETCH).sketching["32.12"].equal(undisturbed.sketching["32.12"])
+    assert same(calibrate(model, given, checkpoint=tmp_path, **SKETCH), undisturbed)
 
 
 def test_samples_are_added_in_other_batches_and_order(tmp_path):

@@ -27,12 +27,12 @@ def narrow(monkeypatch) -> None:
     monkeypatch.setattr(rates, "WIDENINGS", 0)
 
 
-def stored() -> None:
+def stored(seeds: int = 3) -> None:
     store = Store("runs.jsonl")
     for method, worth in (("lora", 0.4), ("tlora", 0.6)):
         for rate in (1e-3, 2e-3, 4e-3):
             store.append(record(method, rate, 0, "validation", [worth - abs(rate - 2e-3)]))
-        for seed in range(3):
+        for seed in range(seeds):
             store.append(record(method, 2e-3, seed, "test", [worth, 0, 1, 0.5]))
     store.append(record("vera", 1e-3, 0, "validation", None))
 
@@ -84,6 +84,13 @@ def test_the_summary_names_values_and_differences():
     )
     assert "negative_loss" in done("compare --store runs.jsonl --loss").stdout
     assert "-0.0500" in done("compare --store runs.jsonl --baseline tlora").stdout
+
+
+def test_of_one_run_the_summary_names_no_interval():
+    stored(seeds=1)
+    lines = done("compare --store runs.jsonl").stdout.splitlines()
+    row = next(line for line in lines if line.startswith("tlora "))
+    assert row.split()[1:7] == ["0.5250", "-", "+0.0500", "-", "0.002", "1"]
 
 
 def test_of_a_store_what_is_asked_for_is_shown():

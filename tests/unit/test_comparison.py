@@ -12,7 +12,7 @@ import scipy.stats
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import saved, workplace  # noqa: F401
-from tests.results import comparison, record
+from tests.results import comparison, record, same
 from tlora.crossed import mean_interval
 from tlora.store import Store
 
@@ -21,12 +21,12 @@ GRID = (1e-3, 1e-2)
 # Paired intervals.
 
 
-def test_of_one_run_it_is_the_paired_t_test_over_samples():
+def test_where_runs_are_alike_it_is_the_paired_t_test_over_samples():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 2, (2, 300)).astype(float)
     b[:200] = a[:200]  # as methods that agree on most
     expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.9)
-    assert mean_interval((a - b)[None], 0.9) == pytest.approx(tuple(expected))
+    assert mean_interval(np.repeat((a - b)[None], 3, axis=0), 0.9) == pytest.approx(tuple(expected))
     unpaired = scipy.stats.ttest_ind(a, b).confidence_interval(0.9)
     assert unpaired.high - unpaired.low > 1.4 * (expected.high - expected.low)
 
@@ -65,9 +65,10 @@ def test_of_three_runs_it_holds_the_true_mean_as_often_as_it_says(runs, samples,
     assert 900 <= held <= 995
 
 
-def test_of_a_single_number_or_of_equals_there_is_no_spread():
-    assert np.isnan(mean_interval(np.ones((1, 1)), 0.95)).all()
-    assert np.isnan(mean_interval(np.empty((0, 0)), 0.95)).all()
+def test_of_a_single_run_there_is_no_interval_and_of_equals_no_spread():
+    """The samples of one run say nothing of other runs, however many they are."""
+    for values in (np.empty((0, 0)), np.ones((1, 1)), np.random.default_rng(0).normal(size=(1, 300))):
+        assert np.isnan(mean_interval(values, 0.95)).all()
     assert mean_interval(np.zeros((3, 20)), 0.95) == (0, 0)
 
 
@@ -152,6 +153,8 @@ def test_only_seeds_that_both_have_are_paired():
     assert row["value"] == 0.75
     assert row["difference"] == 0.5  # of seed 1 alone
     assert row["seeds"] == 2
+    assert row["low"] < row["value"] < row["high"]
+    assert row[["difference_low", "difference_high"]].isna().all()  # one pair says nothing of others
 
 
 def test_a_method_that_never_trained_is_in_the_summary():
@@ -228,6 +231,7 @@ def test_read_gives_what_was_asked_for(tmp_path):
         store.append(record(method, 1e-3, 0, "validation", [1], rank=rank))
     found = tlora.Comparison.read(store.path, methods=["lora"], ranks=[4], tasks=["pairs"])
     assert found.runs[["method", "rank"]].values.tolist() == [["lora", 4]]
+    assert same(tlora.Comparison.read(store.path, methods="lora", ranks=np.int64(4), tasks="pairs"), found)
     for wrong, words in (
         ({"methods": ["nosuch"]}, "no runs of method nosuch .* only of lora, mine"),
         ({"methods": ["mine"], "ranks": [2]}, "no runs of rank 2 among those asked for, only of 4"),

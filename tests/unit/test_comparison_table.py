@@ -63,6 +63,14 @@ def test_runs_that_failed_are_told():
     assert "| 3, 1 failed |" in row
 
 
+def test_one_pair_of_runs_has_a_difference_and_no_interval():
+    records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in ("lora", "mine")]
+    records += [record("lora", 1e-3, seed, "test", [0.0, 0.5], rank=8) for seed in bench.SEEDS]
+    records += [record("mine", 1e-3, seed, "test", [1.0, 0.5], rank=8) for seed in (2, 3, 4)]
+    rows = bench.table(tlora.Comparison.of(records)).splitlines()[2:]
+    assert [row.split("|")[-2].strip() for row in rows] == ["+50.0", ""]
+
+
 def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
     records = []
     sizes = {("lora", 4): 100, ("lora", 8): 200, ("half", 8): 90, ("quarter", 4): 50, ("whole", 16): 190}

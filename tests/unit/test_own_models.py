@@ -154,7 +154,7 @@ def test_subspaces_of_an_adapted_model_are_those_of_its_base(family: str) -> Non
         torch.testing.assert_close(energy.captured[:, 0, 0], energy.best[:, 0], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["w", "g", "random", "wc"])
+@pytest.mark.parametrize("kind", ["w", "g", "random"])
 def test_rows_along_which_nothing_varies_stay_of_the_usual_length(kind: Any) -> None:
     model = tiny_model("llama")
     batch = tiny_batch(model, (9, 9, 9))

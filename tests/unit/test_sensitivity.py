@@ -96,7 +96,9 @@ def test_the_table_and_the_saved_file(source, tmp_path):
 
 def test_scores_that_are_all_zero_can_still_be_looked_at():
     source = sensitivity([0.0, 0.0])
-    assert source.to_frame()["share"].isna().all()
+    for table in (source.to_frame(), source.by_layer(), source.by_projection()):
+        assert table["share"].isna().all()
+        assert (table["score"] == 0).all()
     assert np.isnan(source.gini)
 
 

@@ -1,5 +1,7 @@
 """Stability of rankings and plans, against SciPy and against plans made one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,6 +129,20 @@ def test_the_table_of_plan_stability():
         np.testing.assert_array_equal(frame[column], expected)
     moved = np.abs(ranks - frame["rank"].to_numpy()).sum(1) / 2 / ranks.sum(1)
     np.testing.assert_allclose(found.moved, moved)
+
+
+def test_what_moves_is_counted_as_the_budget_is():
+    """A rank of a wide module is worth several narrow ones, and resampled plans have more or fewer ranks."""
+    source = noisy(0.8, modules=6)
+    shapes = dict(zip(source.shapes, [(8, 64), (64, 64), (8, 64), (64, 64), (256, 64), (8, 64)], strict=True))
+    source = replace(source, shapes=shapes)
+    plan = allocate(source, rank=8, budget="parameters")
+    found = plan_stability(source, plan, resamples=60)
+    ranks, costs = found.ranks.numpy(), np.array([d_out for d_out, _ in shapes.values()])
+    assert len(set(ranks.sum(1))) > 1
+    lost = (np.maximum(found.to_frame()["rank"].to_numpy() - ranks, 0) * costs).sum(1)
+    np.testing.assert_allclose(found.moved, lost / plan.budget_used)
+    assert f"{100 * (lost / plan.budget_used).mean():.1f}% of the budget moves" in repr(found)
 
 
 def test_a_plan_from_fewer_samples_moves_more_and_one_without_noise_does_not():

@@ -245,6 +245,25 @@ def test_a_basis_has_a_row_at_least_and_a_module_that_is_there(llama):
         found.basis("x", 1)
 
 
+@pytest.mark.parametrize(("family", "tokens", "lengths"), [("llama", "labels", (6, 6)), ("bert", "all", (1, 1))])
+def test_kinds_of_inputs_are_refused_where_nothing_varies_within_a_sample(family, tokens, lengths):
+    """One labelled token a sample, or texts of one: what would come out is random, whatever the samples are."""
+    model = tiny_model(family)
+    batch = tiny_batch(model, lengths=lengths)
+    if tokens == "labels":
+        batch["labels"][:, :-1] = -100
+    calibration = tlora.calibrate(model, [batch], tokens=tokens, gradient=True, progress=False)
+    assert all(c.trace == 0 for c in calibration.covariances.values())
+    words = (
+        "needs inputs that vary within a sample, .* one counted token at most: calibrate with tokens='all' and texts"
+    )
+    for kind in ("wc", "c", "wc_half"):
+        with pytest.raises(ValueError, match=f"kind='{kind}' {words}"):
+            subspaces(model, calibration, max_rank=2, kind=kind)
+    for kind in ("w", "g", "random"):
+        assert max(subspaces(model, calibration, max_rank=2, kind=kind).numerical_rank.values()) == 2
+
+
 def test_progress_is_shown_unless_it_is_not_asked_for(llama, capsys):
     tlora.task_subspaces(*llama, max_rank=1)
     assert "subspaces wc" in capsys.readouterr().err

@@ -194,6 +194,21 @@ def test_headline_counts_what_is_ahead_beyond_the_interval():
     assert ax.get_title(loc="left").replace("\n", " ") == "0 above up (dashed), 3 below, of 3"
 
 
+def test_one_run_draws_no_interval_and_is_not_counted_as_beyond_it():
+    better, base = np.ones(100), np.tile([1.0, 0.0], 50)
+    records = [record(method, GRID[0], 0, "validation", [0.5]) for method in ("lora", "one", "three")]
+    for method, values, seeds in (("lora", base, 3), ("one", better, 1), ("three", better, 3)):
+        records += [record(method, GRID[0], seed, "test", np.roll(values, seed)) for seed in range(seeds)]
+    for chosen, title, drawn in (
+        (records, "1 above lora (dashed), 0 below, of 1", [1, 1, 3.5]),
+        ([r for r in records if r["key"]["seed"] == 0], "Best: one", []),
+    ):
+        left = viz.plot_comparison(Comparison.of(chosen)).axes[0]
+        assert left.get_title(loc="left").replace("\n", " ") == title
+        assert sorted(line.get_linewidth() for line in left.lines if len(line.get_xdata()) == 2) == drawn
+        assert np.nanmin(dashed(left)) == 0.5
+
+
 def test_what_failed_everywhere_is_said():
     records = [record("lora", rate, 0, "validation", None) for rate in GRID]
     figure = viz.plot_comparison(Comparison.of(records))
