@@ -119,9 +119,9 @@ def model_contents(model: str) -> dict[str, str]:
     path = Path(model)
     if model in PACKAGED or not path.exists():
         return {}
-    kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt"}
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {"model": _digest({file.name: file for file in files if file.suffix in kinds})}
+    kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
+    files = [*path.iterdir(), *path.glob("additional_chat_templates/*")] if path.is_dir() else [path]
+    return {"model": _digest({file.name: file for file in sorted(files) if file.suffix in kinds})}
 
 
 def task_contents(task: str, data: Mapping[str, Any]) -> dict[str, str]:

@@ -123,7 +123,7 @@ class Comparing:
 class Showing:
     """What is shown of a comparison."""
 
-    as_list: Annotated[bool, option("Output", f"Print all runs as CSV: {', '.join(LISTED)}.", "--list")] = False
+    as_list: Annotated[bool, option("Output", f"Print the runs as CSV: {', '.join(LISTED)}.", "--list")] = False
     picture: Annotated[Path | None, option("Output", f"Draw the comparison into this file: {', '.join(PICTURES)}.")] = (
         None
     )
@@ -245,8 +245,11 @@ def _told(report: Report) -> Iterator[None]:
 
 
 def listed(comparison: Comparison) -> str:
-    """All runs as CSV, without the last line's end."""
-    return comparison.to_frame()[list(LISTED)].to_csv(index=False).removesuffix("\n")
+    """Runs as CSV, without the last line's end: of the test split, which no column tells, those at the chosen rate."""
+    frame = comparison.to_frame()
+    frame = frame[(frame["split"] == "validation") | frame["best_rate"]]
+    frame = frame.astype({"trainable_parameters": "Int64"})
+    return frame[list(LISTED)].to_csv(index=False).removesuffix("\n")
 
 
 def summary_text(comparison: Comparison, showing: Showing) -> str:

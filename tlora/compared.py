@@ -62,7 +62,7 @@ class Comparison(Result):
         "head_parameters": "those of them that every method trains: the classification head",
         "seconds": "time of training",
         "preparation_seconds": "time before it: calibration, decompositions, making the adapter",
-        "peak_bytes": "most memory while training: on CUDA, or of the process; NaN where unknown",
+        "peak_bytes": "most memory while training, of CUDA or the process, with what is kept for other runs, or NaN",
         "status": "done, diverged (stopped by a loss or gradient that is not finite) or failed",
         "best_rate": "whether this is a run on the test split at the method's chosen rate",
     }

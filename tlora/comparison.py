@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -173,14 +174,16 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
             logger.info("%s", told(known[key]))
         return known[key]
 
-    mine = [record for record in known.values() if cell_text(record["key"]) == key_text(about)]
-    keys = [record["key"] for record in mine]
-    first = next((key["seed"] for key in keys if key["split"] == "validation"), plan.seeds[0])
-    tried = {key["learning_rate"] for key in keys if (key["split"], key["seed"]) == ("validation", first)}
-    failed = [record["error"] for record in mine if record["status"] == "failed"]
+    failed = [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
     if failed and not plan.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
-    scores = rates.search(lambda rate: score_of(result(rate, first, "validation")), {*plan.learning_rates, *tried})
+    scores, first = {}, None
+    while first != (earliest := _first_seed(cell, store.find(), plan)):  # another process may have begun it by now
+        first = earliest
+        known.update(store.find())
+        tried = {key["learning_rate"] for key in _searched(cell, known) if key["seed"] == first}
+        score_at = functools.partial(_score, result, first)
+        scores = rates.search(score_at, plan.learning_rates, tried)
     rate = rates.best(scores)
     if rate is None:
         said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with")
@@ -190,6 +193,25 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         for seed in plan.seeds:
             result(rate, seed, "test")
     return f"{_named(cell)}: {'; '.join(said)}" if said else ""
+
+
+def _score(result: Callable[[float, int, Split], Record], seed: int, rate: float) -> rates.Score:
+    return score_of(result(rate, seed, "validation"))
+
+
+def _of(cell: Cell, known: Mapping[str, Record]) -> list[Record]:
+    """The runs of a cell, in the order in which they are in the store."""
+    about = key_text(cell.about())
+    return [record for record in known.values() if cell_text(record["key"]) == about]
+
+
+def _searched(cell: Cell, known: Mapping[str, Record]) -> list[dict[str, Any]]:
+    return [record["key"] for record in _of(cell, known) if record["key"]["split"] == "validation"]
+
+
+def _first_seed(cell: Cell, known: Mapping[str, Record], plan: Plan) -> int:
+    """The seed that a rate is searched with: that of the first run there is."""
+    return next((key["seed"] for key in _searched(cell, known)), plan.seeds[0])
 
 
 def told(record: Record) -> str:

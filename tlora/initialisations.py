@@ -12,6 +12,7 @@ from peft.tuners.lora.config import CordaConfig, EvaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import get_eva_state_dict
 from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import cast_adapter_dtype
 
 from tlora.adapter import shared_config
 from tlora.job import Job
@@ -49,6 +50,7 @@ def eva(lora: Lora, job: Job) -> PeftModel:
         seeded=False,
     )
     initialize_lora_eva_weights(adapted, eva_state_dict=dict(state))  # it takes out what it has used
+    cast_adapter_dtype(adapted, adapted.active_adapter)  # from the base's type, as PEFT does for all others
     return adapted
 
 

@@ -79,6 +79,9 @@ def chosen(method: str | Recipe | Method) -> Method:
         If it is something else, or a recipe trains in its own way.
     """
     if isinstance(method, Method):
+        known = METHODS.get(method.name, method)
+        if known is not method and known.arguments == method.arguments:
+            raise ValueError(f"a method {method.name!r} is there already: give yours another name, or other arguments")
         return method
     if isinstance(method, Recipe):
         return from_recipe(method.name, method)
@@ -107,7 +110,7 @@ def from_recipe(name: str, recipe: Recipe) -> Method:
             f"the recipe {recipe.name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "
             "training, and each at its own learning rate; leave train= out"
         )
-    if name in METHODS and METHODS[name].arguments != recipe.arguments():
+    if name in METHODS and (name not in _RECIPES.values() or METHODS[name].arguments != recipe.arguments()):
         raise ValueError(f"the recipe {name!r} has the name of another method: call it something else")
     return Method(name, partial(_walk, recipe), recipe.arguments())
 
@@ -160,7 +163,11 @@ def _adalora(job: Job) -> PeftModel:
     schedule = {"tinit": job.steps // 10, "tfinal": max(1, 3 * job.steps // 10), "total_step": job.steps}
     ranks = {"init_r": round(1.5 * job.rank), "target_r": job.rank, "lora_alpha": job.rank}
     config: dict[str, Any] = ranks | schedule | {"deltaT": max(1, job.steps // 100), "lora_dropout": 0.0}
-    return _peft(job, AdaLoraConfig, **config)
+    adapted = _peft(job, AdaLoraConfig, **config)
+    for name, parameter in adapted.named_parameters():
+        if ".ranknum." in name:  # a count, which PEFT unfreezes where the base has fewer bits than float32
+            parameter.requires_grad_(False)
+    return adapted
 
 
 def _vera(job: Job) -> PeftModel:

@@ -14,7 +14,9 @@ Score = tuple[float, ...]
 """What a rate reached: its value, and what decides among rates of the same value; higher is better."""
 
 
-def search(score_at: Callable[[float], Score], grid: Iterable[float]) -> dict[float, Score]:
+def search(
+    score_at: Callable[[float], Score], grid: Iterable[float], tried: Iterable[float] = ()
+) -> dict[float, Score]:
     """Score at each rate of the grid, and of as many more as it takes for the best not to be at an edge.
 
     Parameters
@@ -23,6 +25,8 @@ def search(score_at: Callable[[float], Score], grid: Iterable[float]) -> dict[fl
         From a learning rate to a score, whose value is minus infinity or NaN where training failed.
     grid : iterable of float
         At least two rates; from one to the next by about the same factor.
+    tried : iterable of float
+        Those of an earlier search, which goes on: what lies beyond the grid was added to it then.
 
     Returns
     -------
@@ -34,8 +38,10 @@ def search(score_at: Callable[[float], Score], grid: Iterable[float]) -> dict[fl
     ValueError
         If there are fewer than two rates, or one is not positive.
     """
-    scores = {rate: score_at(rate) for rate in checked_grid(grid)}
-    for _ in range(WIDENINGS):
+    asked, tried = checked_grid(grid), set(tried)
+    scores = {rate: score_at(rate) for rate in sorted({*asked, *tried})}
+    added = sum(not asked[0] <= rate <= asked[-1] for rate in tried)
+    for _ in range(WIDENINGS - added):
         rate = beyond(scores)
         if rate is None:
             break

@@ -52,7 +52,7 @@ def test_runs_tells_lists_and_goes_on():
     assert Path("runs.jsonl").read_bytes() == before
     listed = pd.read_csv(io.StringIO(done("compare --store runs.jsonl --list").stdout))
     expected = tlora.Comparison.read("runs.jsonl").to_frame()[list(LISTED)]
-    pd.testing.assert_frame_equal(listed, expected)
+    pd.testing.assert_frame_equal(listed, expected, check_dtype=False)
 
 
 def test_the_list_is_csv_with_exactly_these_columns():
@@ -67,6 +67,20 @@ def test_the_list_is_csv_with_exactly_these_columns():
     assert best["learning_rate"].eq(2e-3).all()
     assert best[best["method"] == "tlora"]["value"].tolist() == pytest.approx([0.525] * 3)
     assert frame.iloc[-1]["value"] != frame.iloc[-1]["value"]
+
+
+def test_the_list_has_no_test_run_that_could_be_taken_for_a_search(tmp_path, monkeypatch):
+    """No column tells the split: a test run at a rate that is not the chosen one any more is left out."""
+    monkeypatch.chdir(tmp_path)
+    runs = [record("lora", rate, 0, "validation", [worth]) for rate, worth in ((1e-3, 0.5), (2e-3, 0.7), (4e-3, 0.6))]
+    runs += [record("lora", rate, 0, "test", [worth]) for rate, worth in ((1e-3, 0.9), (2e-3, 0.6))]
+    for each in runs:
+        Store("runs.jsonl").append(each)
+    text = done("compare --store runs.jsonl --list").stdout
+    frame = pd.read_csv(io.StringIO(text))
+    assert frame["value"].tolist() == [0.5, 0.7, 0.6, 0.6]
+    assert frame["best_rate"].tolist() == [False, False, False, True]
+    assert ".0," not in text
 
 
 def test_the_summary_names_values_and_differences():

@@ -303,6 +303,17 @@ def test_a_path_whose_contents_changed_is_run_again(pretended):
     assert (runs(), runs()) == (3, 0)
 
 
+@pytest.mark.parametrize("file", ["chat_template.jinja", "additional_chat_templates/tools.jinja", "modeling_own.py"])
+def test_templates_and_code_are_contents_of_a_base(file, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    found = [bench.model_contents(str(tmp_path))]
+    for words in ("one", "two"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(words)
+        found.append(bench.model_contents(str(tmp_path)))
+    assert len({each["model"] for each in found}) == 3
+
+
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
     assert bench.model_contents("minilm") | bench.task_contents("rotten_tomatoes", {}) == {}
     files = [tmp_path / split / "data.csv" for split in ("a", "b")]
@@ -343,6 +354,40 @@ def test_more_seeds_are_run_at_the_rate_of_the_first_search(monkeypatch):
     tested = found.runs[found.runs["best_rate"]]
     assert tested[["learning_rate", "seed"]].values.tolist() == [[2e-3, 0], [2e-3, 5]]
     assert found.summary().loc[0, "seeds"] == 2
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("workplace")
+def test_of_two_that_begin_a_search_at_once_the_first_in_the_store_counts(monkeypatch):
+    """The other one has looked at a store that was empty then, and searched with its own seed."""
+    begun = []
+
+    def run(cell, task, rate, seed, split, memory):
+        if not begun:
+            begun.append(seed)
+            tlora.compare("lora", "pairs.jsonl", "llama", **base | {"seeds": (0,)})
+        worth = -abs(math.log(rate / {0: 2e-3, 5: 4e-3}[seed]))
+        return record("lora", rate, seed, split, [worth, worth]) | {"key": cell.key(rate, seed, split)}
+
+    monkeypatch.setattr(comparing, "run", run)
+    base = {"learning_rates": (1e-3, 2e-3, 4e-3, 8e-3)} | QUICK | {"seeds": (5,)}
+    found = tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    assert begun == [5]
+    tested = found.runs[found.runs["split"] == "test"]
+    assert tested[["learning_rate", "seed", "best_rate"]].values.tolist() == [[2e-3, 0, True], [2e-3, 5, True]]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_cannot_be_trained_is_not_tried_at_more_rates_each_time(monkeypatch):
+    def run(cell, task, rate, seed, split, memory):
+        return {"key": cell.key(rate, seed, split), "status": "failed", "error": "ValueError: no"}
+
+    monkeypatch.setattr(comparing, "run", run)
+    made = []
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="could be trained with"):
+            made.append(len(tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK).runs))
+    assert made == [len(GRID) + rates.WIDENINGS] * 3
 
 
 def test_a_second_search_does_not_hide_the_first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 
@@ -354,6 +355,28 @@ def test_other_methods_are_refused(method, kind, words):
 def test_recipes_refuse_what_is_not_theirs_to_say(arguments, words):
     with pytest.raises(TypeError, match=words):
         Recipe("mine", **arguments)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora-ga", "rslora", "tlora"])
+def test_no_recipe_takes_the_runs_of_another_method(name):
+    """What a recipe of defaults alone has in its key, plain LoRA has: nothing but its name."""
+    with pytest.raises(ValueError, match=f"recipe '{name}' has the name of another method"):
+        chosen(Recipe(name))
+    with pytest.raises(ValueError, match=f"a method '{name}' is there already"):
+        chosen(Method(name, lambda job: None, METHODS[name].arguments))
+    assert chosen(METHODS[name]) is METHODS[name]
+    assert chosen(Method(name, lambda job: None, {"of": "my own"})).arguments == {"of": "my own"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", METHODS)
+def test_adapters_are_trained_in_float32_whatever_the_base_is(name, dtype):
+    """PEFT casts what it makes; what is put in its place afterwards it leaves in the base's type, or unfreezes."""
+    given = job()
+    full = {n for n, p in seeded_adapt(METHODS[name], given).named_parameters() if p.requires_grad}
+    short = dataclasses.replace(given, model=tiny_model("llama").to(dtype), memory=Memory())
+    found = {n: p.dtype for n, p in seeded_adapt(METHODS[name], short).named_parameters() if p.requires_grad}
+    assert found == dict.fromkeys(full, torch.float32)
 
 
 def test_recipes_keep_their_own_copy():

@@ -56,6 +56,15 @@ def test_a_search_that_never_ends_is_given_up():
     assert rates.beyond(values) is not None
 
 
+def test_a_search_that_goes_on_ends_where_one_does_that_was_never_interrupted():
+    whole = rates.search(lambda rate: (rate,), GRID)
+    for done in range(len(GRID), len(whole) + 1):
+        tried = sorted(whole)[:done]
+        assert rates.search(lambda rate: (rate,), GRID, tried) == whole
+    inside = rates.search(bump(2e-3), (1e-3, 4e-3), (2e-3, 3e-3))
+    assert rates.beyond(inside) is None
+
+
 def test_rates_that_diverge_are_no_reason_to_go_higher():
     values = rates.search(lambda rate: (rate if rate < 3e-3 else -math.inf,), (1e-3, 2e-3, 4e-3))
     assert rates.best(values) == 2e-3
