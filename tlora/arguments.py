@@ -66,11 +66,18 @@ def check_card(device: torch.device | None) -> None:
     ValueError
         If it is not the first that this process sees, or of several processes its own.
     """
-    taken = int(os.environ.get("LOCAL_RANK", "0"))
-    if device is not None and device.type == "cuda" and (device.index or 0) != taken:
+    if device is None or device.type != "cuda" or device.index is None:
+        return
+    launched = int(os.environ.get("LOCAL_RANK", "-1"))
+    taken = max(0, launched)
+    if device.index != taken and launched >= 0:
+        raise ValueError(f"device {str(device)!r}: this process trains on cuda:{taken}: leave the device out")
+    if device.index != taken:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device.index + 1)))
+        card = seen.split(",")[device.index]
         raise ValueError(
             f"device {str(device)!r}: the Trainer of transformers takes cuda:{taken} here; to train on this card, "
-            f"start Python with CUDA_VISIBLE_DEVICES={device.index} in its environment and leave the device out"
+            f"start Python with CUDA_VISIBLE_DEVICES={card} in its environment and leave the device out"
         )
 
 

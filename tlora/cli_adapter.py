@@ -21,6 +21,7 @@ from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
 from tlora.loading import load
 from tlora.run import TrainingRun
+from tlora.saved import checked
 from tlora.tasks import task_files
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
@@ -82,6 +83,7 @@ def evaluate(
             stacklevel=1,
         )
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
+    checked(adapter, "evaluate")  # now, and not when the base was evaluated
     metrics: dict[str, dict[str, float]] = {}
     if base:  # before the adapter, which may have parts in the base itself
         with report.step("evaluating the base"):

@@ -15,7 +15,15 @@ from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tlora.adapter import ADAPTER, adapter_layers, back_on_error, freeze, part_in_the_base, without_noise
+from tlora.adapter import (
+    ADAPTER,
+    adapter_layers,
+    back_on_error,
+    changes_the_base,
+    freeze,
+    part_in_the_base,
+    without_noise,
+)
 from tlora.checks import check_same_model
 from tlora.models import load_model
 from tlora.randomness import seeded
@@ -31,6 +39,7 @@ _DAMAGE = (
 # Parts of names that PEFT adds to those of a model, and of what it makes itself.
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)\.")
 _BY_PEFT = re.compile(r"\.(lora_|token_adapter\.)")
+_CLASSES = re.compile(r"\.(classifier|classification_head|score|logits_proj)\.")
 _HEADS = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -95,7 +104,7 @@ def load(
         _check_base(model, folder, run, sizes)
     if freeze_a is None:
         freeze_a = run is not None and run.frozen_a
-    kept = _parts(base_model, sizes) if part_in_the_base(config) else []
+    kept = _parts(base_model, sizes, config)
     with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
         adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
@@ -112,7 +121,7 @@ def _check_model(model: Any) -> None:
 
 
 def classes(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Number of classes of a saved head: rows of its last matrix, the lowest of them; None where there is no head.
+    """Number of classes of a saved head, as recorded, or by the rows of its last matrix; None where there is no head.
 
     Raises
     ------
@@ -125,23 +134,29 @@ def classes(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[i
             f"the adapter in {folder} is for task_type={kind!r}: load its base by a class of transformers and pass it, "
             "tlora.load(folder, model)"
         )
-    names = re.compile(r"\.(classifier|classification_head|score)\.")
-    heads = [size[0] for key, size in sizes.items() if names.search(key) and len(size) == 2]
-    return min(heads, default=None)
+    run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
+    if run is not None and "num_labels" in run.meta.recipe:
+        return run.meta.recipe["num_labels"]
+    heads = [key for key, size in sizes.items() if _CLASSES.search(key) and len(size) == 2]
+    last = [key for key in heads if ".out_proj." in key] or heads
+    return min((sizes[key][0] for key in last), default=None)
 
 
-def _parts(base: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> list[tuple[nn.Parameter, Tensor]]:
-    """The base's parameters that an adapter may write to, by the names in its file, with a copy of what they hold."""
-    names = {_WRAPPED.sub(".", key.removeprefix(PREFIX)).partition(".lora_")[0] for key in sizes}
-    parameters = dict(base.named_parameters())
-    found = {parameters[name] for name in {*names, *(f"{name}.weight" for name in names)} if name in parameters}
-    return [(parameter, parameter.detach().clone()) for parameter in found]
+def _parts(
+    base: nn.Module, sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The base's parameters that an adapter writes to, by the names in its file, with a copy of what they hold."""
+    names = {_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes if part_in_the_base(config)}
+    if changes_the_base(config):
+        names |= {f"{name.partition('.lora_')[0]}.weight" for name in names}
+    found = [parameter for name, parameter in base.named_parameters() if name in names]
+    return [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in found]
 
 
 def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a model without a place for what was saved whole, such as a head: PEFT leaves it out without a word."""
     base = adapted.get_base_model()
-    there = {_WRAPPED.sub(".", name) for name, _ in base.named_parameters(remove_duplicate=False)}
+    there = {_WRAPPED.sub(".", name) for name in base.state_dict()}
     for name in (_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes if not _BY_PEFT.search(key)):
         if name not in there:
             raise ValueError(
@@ -206,7 +221,7 @@ def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Ten
                 yield
         except BaseException:
             for parameter, values in kept:
-                parameter.data = values
+                parameter.data.copy_(values)
             raise
         return
     active, trainable = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]

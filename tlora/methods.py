@@ -80,7 +80,7 @@ def chosen(method: str | Recipe | Method) -> Method:
     """
     if isinstance(method, Method):
         known = METHODS.get(method.name, method)
-        if known is not method and known.arguments == method.arguments:
+        if known != method and known.arguments == method.arguments:
             raise ValueError(f"a method {method.name!r} is there already: give yours another name, or other arguments")
         return method
     if isinstance(method, Recipe):

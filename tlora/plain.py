@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -86,8 +87,9 @@ def plain_lora(model: PeftModel) -> PlainLora:
     strange = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
     if strange:
         raise ValueError(f"{strange[0]} is neither A nor B of a linear layer nor part of a saved head: {way_out}")
-    if len({tensors[key].data_ptr() for key in others}) < len(others):
-        raise ValueError(f"{' and '.join(others)} are tied, which the files of old versions do not hold: {way_out}")
+    for key, other in itertools.combinations(others, 2):
+        if tensors[key].data_ptr() == tensors[other].data_ptr():
+            raise ValueError(f"{key} and {other} are one weight, and this format holds each on its own: {way_out}")
     return PlainLora(factors, others, config)
 
 

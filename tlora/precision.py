@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from torch.utils._pytree import tree_map
 
 _SHORT = (torch.float16, torch.bfloat16)
 
@@ -30,31 +31,36 @@ def heads_in_float32(model: nn.Module) -> Iterator[None]:
     """Train the modules that are saved whole beside an adapter in float32, though the base has fewer bits.
 
     Small steps of AdamW, and those of its second moments, are rounded away in bfloat16; PEFT sees to ``A`` and ``B``
-    alone. What goes into a module and comes out keeps its type, and in the end so do the parameters.
+    alone. What goes into a module and comes out keeps its type, and in the end so does what it holds.
     """
     wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    leaves = {m for w in wrappers for m in w.modules_to_save.modules() if not any(m.children())}
-    short = {m: [p for p in m.parameters() if p.requires_grad and p.dtype in _SHORT] for m in leaves}
-    kept = [(parameter, parameter.dtype) for found in short.values() for parameter in found]
     with contextlib.ExitStack() as stack:
-        for module, found in short.items():
-            if found:
-                stack.callback(module.register_forward_pre_hook(lambda _, given: _cast(given, torch.float32)).remove)
-                usual = found[0].dtype
-                stack.callback(module.register_forward_hook(lambda _, __, out, usual=usual: _cast(out, usual)).remove)
-        for parameter, dtype in kept:
-            parameter.data = parameter.data.float()
-            stack.callback(_put_back, parameter, dtype)
+        for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
+            short = {p.dtype for p in module.parameters() if p.requires_grad and p.dtype in _SHORT}
+            if short:
+                _raise(module, short.pop(), stack)
         yield
 
 
+def _raise(module: nn.Module, usual: torch.dtype, stack: contextlib.ExitStack) -> None:
+    """Have a module compute in float32 until the stack is closed, between inputs and outputs of its usual type."""
+
+    def cast_inputs(_: Any, args: Any, kwargs: Any) -> Any:
+        return _cast(args, torch.float32), _cast(kwargs, torch.float32)
+
+    stack.callback(module.register_forward_pre_hook(cast_inputs, with_kwargs=True).remove)
+    stack.callback(module.register_forward_hook(lambda _, __, out: _cast(out, usual)).remove)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype in _SHORT:
+            stack.callback(_put_back, tensor, tensor.dtype)
+            tensor.data = tensor.data.float()
+
+
 def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """Tensors of numbers in a type, alone or among the arguments of a module."""
-    if isinstance(values, tuple):
-        return tuple(_cast(value, dtype) for value in values)
-    return values.to(dtype) if isinstance(values, torch.Tensor) and values.is_floating_point() else values
+    """The same, with all tensors of numbers in a type."""
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, values)
 
 
-def _put_back(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    parameter.grad = None
-    parameter.data = parameter.data.to(dtype)
+def _put_back(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    tensor.grad = None
+    tensor.data = tensor.data.to(dtype)

@@ -26,7 +26,7 @@ def search(
     grid : iterable of float
         At least two rates; from one to the next by about the same factor.
     tried : iterable of float
-        Those of an earlier search, which goes on: what lies beyond the grid was added to it then.
+        Those of earlier searches, from other grids perhaps, which are scored too and widen this one no further.
 
     Returns
     -------
@@ -38,15 +38,13 @@ def search(
     ValueError
         If there are fewer than two rates, or one is not positive.
     """
-    asked, tried = checked_grid(grid), set(tried)
-    scores = {rate: score_at(rate) for rate in sorted({*asked, *tried})}
-    added = sum(not asked[0] <= rate <= asked[-1] for rate in tried)
-    for _ in range(WIDENINGS - added):
+    scores = {rate: score_at(rate) for rate in checked_grid(grid)}
+    for _ in range(WIDENINGS):
         rate = beyond(scores)
         if rate is None:
             break
         scores[rate] = score_at(rate)
-    return scores
+    return scores | {rate: score_at(rate) for rate in tried}
 
 
 def checked_grid(grid: Iterable[float]) -> list[float]:

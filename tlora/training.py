@@ -132,7 +132,7 @@ def train(
     As in the authors' example: AdamW without weight decay, a cosine schedule with 3 % warm-up, one epoch. The
     adapter has no dropout; the base model's own, where it has any, is active. Gradients are clipped at norm
     1, the Trainer's default. A head is trained in float32 though the base has fewer bits, as PEFT does with ``A`` and
-    ``B``, and rounded to the base's type in the end.
+    ``B``, and rounded to the base's type in the end; biases of the base (``bias=`` of PEFT) are not.
 
     References
     ----------

@@ -140,6 +140,18 @@ def test_classifiers_of_others_are_merged_with_their_classes(tmp_path: Path) -> 
         torch.testing.assert_close(whole(**inputs).logits, trained(**inputs).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("workplace")
+def test_more_classes_than_a_head_is_wide(tmp_path: Path) -> None:
+    """The last matrix of a head tells its classes, not the smallest."""
+    for made in (tiny_model("roberta", num_labels=40), tiny_model("roberta")):
+        made.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base, _ = tlora.load_model("base", num_labels=40)
+    foreign(base, tmp_path / "adapter", target_modules=["query"], task_type="SEQ_CLS")
+    assert tlora.load(tmp_path / "adapter").config.num_labels == 40
+    done("merge adapter merged --quiet")
+
+
 def experts(**config: Any) -> Any:
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
@@ -207,7 +219,7 @@ def test_advice_can_be_followed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="serve it with PEFT, for merged it would change lm_head as well"):
         tlora.export(model, tmp_path / "x")
     model = tied(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
-    with pytest.raises(ValueError, match=r"are tied, .*format='merged'"):
+    with pytest.raises(ValueError, match=r"are one weight, .*format='merged'"):
         tlora.export(model, tmp_path / "x")
     path = tlora.export(model, tmp_path / "x", format="merged", tokenizer=tiny_tokenizer())
     torch.testing.assert_close(logits(tlora.load_model(path)[0], BATCH), logits(model, BATCH), atol=1e-5, rtol=0)

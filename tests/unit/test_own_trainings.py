@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import warnings
@@ -347,29 +348,75 @@ def test_of_several_cards_one_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert run.history["loss"].notna().all()
 
 
-@pytest.mark.parametrize(
-    ("card", "rank", "fits"), [("cuda:1", None, False), ("cuda:1", "1", True), ("cuda", None, True)]
-)
-def test_a_card_that_the_trainer_does_not_take_is_refused(
-    card: str, rank: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_card_that_the_trainer_does_not_take_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It would train on its own, and leave the model there."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    if rank:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    if fits:
-        check_card(torch.device(card))
-        return
     way_out = "CUDA_VISIBLE_DEVICES=1"
     model = adapted_model("llama")
-    monkeypatch.setattr(type(model), "device", torch.device(card), raising=False)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda:1"), raising=False)
     with pytest.raises(ValueError, match=way_out):
         tlora.train(model, token_rows(8), **QUIET)
     with pytest.raises(ValueError, match=way_out):
-        tlora.compare("lora", "none", "no-model", store=tmp_path / "store.jsonl", device=card)
-    refused = invoke(f"run --model no-model --task none -o {tmp_path / 'out'} --device {card}")
+        tlora.compare("lora", "none", "no-model", store=tmp_path / "store.jsonl", device="cuda:1")
+    refused = invoke(f"run --model no-model --task none -o {tmp_path / 'out'} --device cuda:1")
     assert way_out in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("card", "rank", "visible", "says"),
+    [
+        ("cuda", "1", None, None),
+        ("cuda:1", "1", None, None),
+        ("cuda:0", "-1", None, None),
+        ("cpu", "1", None, None),
+        ("cuda:1", None, "2,3", "CUDA_VISIBLE_DEVICES=3"),
+        ("cuda:0", "1", None, "this process trains on cuda:1: leave the device out"),
+    ],
+)
+def test_the_card_of_a_process_is_taken(
+    card: str, rank: str | None, visible: str | None, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCAL_RANK", rank), ("CUDA_VISIBLE_DEVICES", visible)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=says) if says else contextlib.nullcontext():
+        check_card(torch.device(card))
+
+
+class Odd(torch.nn.Module):
+    """A head that reads a weight of its own part, has a parameter of its own, and counts what it has seen."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm = torch.nn.BatchNorm1d(width)
+        self.shift = torch.nn.Parameter(torch.full((width,), 0.3))
+        self.proj = torch.nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found, _ = self.attention(x[:, None], x[:, None], x[:, None])
+        return torch.nn.functional.linear(self.norm(found[:, 0]) + self.shift, self.proj.weight, self.proj.bias)
+
+
+def test_heads_of_any_kind_are_trained_in_float32_and_loaded_again(tmp_path: Path) -> None:
+    def base() -> Any:
+        torch.manual_seed(0)
+        found = tiny_model("bert")
+        found.classifier = Odd(found.config.hidden_size, 2)
+        return without_dropout(found.bfloat16())
+
+    model = get_peft_model(base(), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    odd = model.base_model.model.classifier.modules_to_save["default"]
+    before = {name: value.clone() for name, value in odd.state_dict().items()}
+    options = {"learning_rate": 1e-4, "warmup_steps": 0, "lr_scheduler_type": "constant", "max_steps": 40}
+    run = tlora.train(model, token_rows(16, classes=2), **QUIET | options)
+    after = odd.state_dict()
+    assert {name: value.dtype for name, value in after.items()} == {n: v.dtype for n, v in before.items()}
+    assert (after["norm.weight"] - 1).abs().max() > 3e-3  # a step of 1e-4 from 1 is none in bfloat16
+    run.save(tmp_path / "adapter")
+    again = tlora.load(tmp_path / "adapter", base()).base_model.model.classifier.modules_to_save["default"]
+    assert again.norm.running_var.equal(odd.norm.running_var)
+    assert int(again.norm.num_batches_tracked) == 40
 
 
 def test_a_head_of_a_short_type_is_trained_as_one_of_float32(tmp_path: Path) -> None:
