@@ -306,8 +306,7 @@ def part_in_the_base(config: Mapping[str, Any]) -> str:
     return "" if bias == "none" else f"trained the base's own biases (bias={bias!r})"
 
 
-def _take_off(model: nn.Module) -> None:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+def _take_off(base: Any) -> None:
     wrapped = [(name, m) for name, m in base.named_modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
     for name, module in wrapped:
         if isinstance(module, BaseTunerLayer) and module.merged:

@@ -41,7 +41,7 @@ def recorded(folder: Path) -> TrainingRun | None:
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """The base with the adapter on it, and its tokenizer."""
     name = base_name(folder, model)
-    labels = classes(folder, *checked(folder, "tlora"))
+    labels = classes(folder, *checked(folder, "tlora"), recorded(folder))
     with named_by(folder, model):
         base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
     return load(folder, base), tokenizer

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -174,16 +173,18 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
             logger.info("%s", told(known[key]))
         return known[key]
 
+    def score(seed: int, rate: float) -> rates.Score:
+        return score_of(result(rate, seed, "validation"))
+
     failed = [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
     if failed and not plan.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
     scores, first = {}, None
-    while first != (earliest := _first_seed(cell, store.find(), plan)):  # another process may have begun it by now
+    while first != (earliest := _first_seed(cell, found := store.find(), plan)):  # another process may have begun it
         first = earliest
-        known.update(store.find())
+        known.update(found)
         tried = {key["learning_rate"] for key in _searched(cell, known) if key["seed"] == first}
-        score_at = functools.partial(_score, result, first)
-        scores = rates.search(score_at, plan.learning_rates, tried)
+        scores = rates.search(partial(score, first), plan.learning_rates, tried)
     rate = rates.best(scores)
     if rate is None:
         said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with")
@@ -193,10 +194,6 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         for seed in plan.seeds:
             result(rate, seed, "test")
     return f"{_named(cell)}: {'; '.join(said)}" if said else ""
-
-
-def _score(result: Callable[[float, int, Split], Record], seed: int, rate: float) -> rates.Score:
-    return score_of(result(rate, seed, "validation"))
 
 
 def _of(cell: Cell, known: Mapping[str, Record]) -> list[Record]:

@@ -95,7 +95,7 @@ def load(
     if model is None:
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        model, _ = load_model(base, num_labels=classes(folder, config, sizes))
+        model, _ = load_model(base, num_labels=classes(folder, config, sizes, run))
     _refuse_taken(model, name, folder, config)
     base_model = model.get_base_model() if isinstance(model, PeftModel) else model
     refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
@@ -120,7 +120,9 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({named})[0]")
 
 
-def classes(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> int | None:
+def classes(
+    folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], run: TrainingRun | None
+) -> int | None:
     """Number of classes of a saved head, as recorded, or by the rows of its last matrix; None where there is no head.
 
     Raises
@@ -134,7 +136,6 @@ def classes(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[i
             f"the adapter in {folder} is for task_type={kind!r}: load its base by a class of transformers and pass it, "
             "tlora.load(folder, model)"
         )
-    run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
     if run is not None and "num_labels" in run.meta.recipe:
         return run.meta.recipe["num_labels"]
     heads = [key for key, size in sizes.items() if _CLASSES.search(key) and len(size) == 2]

@@ -38,11 +38,11 @@ def heads_in_float32(model: nn.Module) -> Iterator[None]:
         for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
             short = {p.dtype for p in module.parameters() if p.requires_grad and p.dtype in _SHORT}
             if short:
-                _raise(module, short.pop(), stack)
+                _widen(module, short.pop(), stack)
         yield
 
 
-def _raise(module: nn.Module, usual: torch.dtype, stack: contextlib.ExitStack) -> None:
+def _widen(module: nn.Module, usual: torch.dtype, stack: contextlib.ExitStack) -> None:
     """Have a module compute in float32 until the stack is closed, between inputs and outputs of its usual type."""
 
     def cast_inputs(_: Any, args: Any, kwargs: Any) -> Any:
