@@ -36,6 +36,7 @@ MORE_SEEDS = {("lora", 8): (0, 1, 2, 3, 4), ("tlora", 8): (0, 1, 2, 3, 4)}
 """Of what the first question is about: with five, an interval is half as wide as with three."""
 REFERENCE = 8
 """Rank of LoRA that the others are held against, whatever theirs."""
+LORA = ("lora", REFERENCE)
 
 Ranks = dict[str, tuple[int, ...]]
 
@@ -98,6 +99,7 @@ BENCHES = (
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, PEERS),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, PEERS),
 )
+HELD_OUT = {task for bench in BENCHES if bench.held_out for task in bench.tasks}
 
 
 def main() -> None:
@@ -153,18 +155,65 @@ def _no_ablations(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~rows["method"].isin(ABLATIONS)]
 
 
-def table(comparison: tlora.Comparison) -> str:
-    """The README's tables, in Markdown."""
+def tables(comparison: tlora.Comparison) -> dict[str, str]:
+    """The README's tables in Markdown, by their titles."""
     summary = whole(comparison)
+    shown = _no_ablations(summary)
     losses = whole(comparison, metric="loss").set_index(list(PLACE))["value"]
-    ranges = flat_ranges(comparison)
-    found = [_alike(_no_ablations(summary), -losses, ranges)]
+    found = {
+        f"Better than LoRA of rank {REFERENCE} by": overview(shown),
+        "Every method, rank and task": _alike(shown, -losses, flat_ranges(comparison)),
+    }
     sized = _no_ablations(as_large(whole(comparison, baseline_rank="nearest")))
     if len(sized):
-        found.append(_sized(sized))
+        found["Beside LoRA of another rank, with as many trained parameters"] = _sized(sized)
     if summary["method"].isin(ABLATIONS).any():
-        found.append(ablation(-losses))
-    return "\n\n".join(found)
+        found["The ablation: starts, ranks and scales, each switched off"] = ablation(-losses)
+    return found
+
+
+def written(comparison: tlora.Comparison) -> str:
+    """The tables as they are in the README: the first to be seen, the others to be opened."""
+    (_, first), *others = tables(comparison).items()
+    folded = [f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in others]
+    return "\n\n".join([first, *folded])
+
+
+def overview(summary: pd.DataFrame) -> str:
+    """What LoRA of the reference rank measured, and by how much each method is better: one column a task."""
+    tasks = sorted(set(zip(summary["model"], summary["task"], strict=True)), key=lambda at: (at[1] in HELD_OUT, *at))
+    heads = [f"{task} (held out)" if task in HELD_OUT else task for _, task in tasks]
+    lines = [f"| | rank | trained | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
+    rows = {(row.model, row.task, row.method, row.rank): row for row in summary.itertuples()}
+    methods = {(row.method, row.rank) for row in rows.values()}
+    for method in sorted(methods, key=lambda method: (method != LORA, *_order(*method))):
+        found = {task: rows[*task, *method] for task in tasks if (*task, *method) in rows}
+        sizes = {task: rows[*task, *LORA].trainable_parameters for task in found if (*task, *LORA) in rows}
+        shares = [found[task].trainable_parameters / size for task, size in sizes.items()]
+        cells = [_cell(found[task]) if task in found else "" for task in tasks]
+        lines.append(f"| {method[0]} | {method[1]} | {_percent(shares)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _order(method: str, rank: int) -> tuple[int, str, int]:
+    known = [*COMMON, *PEERS]
+    return known.index(method) if method in known else len(known), method, rank
+
+
+def _percent(shares: list[float]) -> str:
+    ends = dict.fromkeys(f"{100 * share:.0f}" for share in sorted(shares)[:: max(len(shares) - 1, 1)])
+    return f"{' to '.join(ends)} %" if ends else ""
+
+
+def _cell(row: Any) -> str:
+    if (row.method, row.rank) == LORA:
+        return f"{-row.value:.3f}" if "loss" in row.metric else f"{100 * row.value:.1f} %"
+    if pd.isna(row.difference):
+        return ""
+    found = _signed(row, row.difference)
+    if not pd.isna(row.difference_low):
+        found += f" ± {_signed(row, (row.difference_high - row.difference_low) / 2)[1:]}"
+    return f"**{found}**" if row.difference_low > 0 or row.difference_high < 0 else found
 
 
 def flat_ranges(comparison: tlora.Comparison) -> dict[tuple[Any, ...], str]:
@@ -239,10 +288,14 @@ def _count(row: Any) -> str:
 def _difference(row: Any) -> str:
     if pd.isna(row.difference):
         return ""
-    factor, digits = (1, 3) if "loss" in row.metric else (100, 1)
-    values = (row.difference, row.difference_low, row.difference_high)
-    found = [f"{round(factor * value, digits) + 0.0:+.{digits}f}" for value in values]  # no zero with a minus
+    found = [_signed(row, value) for value in (row.difference, row.difference_low, row.difference_high)]
     return found[0] if pd.isna(row.difference_low) else f"{found[0]} ({found[1]} to {found[2]})"
+
+
+def _signed(row: Any, difference: float) -> str:
+    """Nats, or points of a hundred."""
+    factor, digits = (1, 3) if "loss" in row.metric else (100, 1)
+    return f"{round(factor * difference, digits) + 0.0:+.{digits}f}"  # no zero with a minus
 
 
 def digest(comparison: tlora.Comparison) -> str:
@@ -262,7 +315,7 @@ def write() -> None:
     comparison = tlora.Comparison.read(STORE)
     text = README.read_text()
     before, rest = text.split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n\n{table(comparison)}\n\n{END}{rest.split(END)[1]}")
+    README.write_text(f"{before}{BEGIN}\n\n{written(comparison)}\n\n{END}{rest.split(END)[1]}")
     figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE)
     figure.savefig(PICTURE, dpi=110, metadata={"Description": digest(comparison)})
 

@@ -13,6 +13,8 @@ from tests.results import record
 from tlora.methods import chosen
 from tlora.paired import PLACE
 
+EVERY = "Every method, rank and task"
+
 
 @pytest.fixture(scope="module")
 def stored() -> tlora.Comparison:
@@ -23,7 +25,7 @@ def test_the_readme_has_the_table_of_the_store(stored):
     text = bench.README.read_text()
     assert text.count(bench.BEGIN) == text.count(bench.END) == 1
     block = text.split(bench.BEGIN)[1].split(bench.END)[0]
-    assert block.strip() == bench.table(stored).strip(), "run python -m benchmarks.comparison --table"
+    assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.comparison --table"
 
 
 def test_the_picture_is_of_the_store(stored):
@@ -33,7 +35,7 @@ def test_the_picture_is_of_the_store(stored):
 
 def test_the_numbers_are_the_means_of_the_runs(stored):
     runs = stored.to_frame()
-    for line in bench.table(stored).split("\n\n")[0].splitlines()[2:]:
+    for line in bench.tables(stored)[EVERY].splitlines()[2:]:
         task, method, rank, trained, rate, count, measured, _ = (cell.strip() for cell in line.strip("|").split("|"))
         here = runs[(runs.task == task) & (runs.method == method) & (runs["rank"] == int(rank)) & runs.best_rate]
         assert len(here) == int(count) >= len(bench.SEEDS)
@@ -48,6 +50,42 @@ def test_the_numbers_are_the_means_of_the_runs(stored):
         )
 
 
+def _cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_overview_has_the_mean_differences_of_the_runs_that_two_methods_share(stored):
+    runs = stored.to_frame().query("best_rate").set_index(["task", "method", "rank", "seed"]).sort_index()
+    heads, _, *rows = (_cells(line) for line in bench.tables(stored)[next(iter(bench.tables(stored)))].splitlines())
+    tasks = [head.removesuffix(" (held out)") for head in heads[3:]]
+    assert [head.endswith("(held out)") for head in heads[3:]] == [task in bench.HELD_OUT for task in tasks]
+    assert {(row[0], int(row[1])) for row in rows} == {
+        place[2:]
+        for place in bench.whole(stored)[list(PLACE)].itertuples(index=False)
+        if place[2] not in bench.ABLATIONS
+    }
+    assert rows[0][:3] == ["lora", "8", "100 %"]
+    for method, rank, trained, *cells in rows:
+        shares = []
+        for task, cell in zip(tasks, cells, strict=True):
+            if not cell:
+                continue
+            mine, loras = runs.loc[task, method, int(rank)], runs.loc[task, "lora", 8]
+            shares.append(100 * mine.trainable_parameters.mean() / loras.trainable_parameters.mean())
+            factor = 1 if "loss" in mine.metric.iloc[0] else 100
+            if mine is loras or (method, rank) == ("lora", "8"):
+                assert float(cell.rstrip(" %")) == pytest.approx(
+                    abs(factor * mine.value.mean()), abs=0.06 / (100 / factor)
+                )
+                continue
+            difference, reach = (float(number) for number in cell.strip("*").split(" ± "))
+            paired = (mine.value - loras.value).dropna()
+            assert difference == pytest.approx(factor * paired.mean(), abs=0.06 if factor == 100 else 0.0006)
+            assert cell.startswith("**") == (abs(paired.mean()) * factor > reach)
+        ends = [float(end) for end in trained.removesuffix(" %").split(" to ")]
+        assert [ends[0], ends[-1]] == pytest.approx([min(shares), max(shares)], abs=0.51)
+
+
 def test_only_what_ran_with_three_seeds_is_shown(stored):
     seeds = stored.to_frame().query("best_rate").groupby(["task", "model", "method", "rank"]).size()
     shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
@@ -59,7 +97,7 @@ def test_runs_that_failed_are_told():
     records += [record("lora", 2e-3, seed, "test", [1.0, 0.0], rank=8) for seed in bench.SEEDS]
     del records[-1]["outcomes"]
     records[-1] |= {"status": "failed", "metrics": {}}
-    (row,) = bench.table(tlora.Comparison.of(records)).splitlines()[2:]
+    (row,) = bench.tables(tlora.Comparison.of(records))[EVERY].splitlines()[2:]
     assert "| 3, 1 failed |" in row
 
 
@@ -67,7 +105,7 @@ def test_one_pair_of_runs_has_a_difference_and_no_interval():
     records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in ("lora", "mine")]
     records += [record("lora", 1e-3, seed, "test", [0.0, 0.5], rank=8) for seed in bench.SEEDS]
     records += [record("mine", 1e-3, seed, "test", [1.0, 0.5], rank=8) for seed in (2, 3, 4)]
-    rows = bench.table(tlora.Comparison.of(records)).splitlines()[2:]
+    rows = bench.tables(tlora.Comparison.of(records))[EVERY].splitlines()[2:]
     assert [row.split("|")[-2].strip() for row in rows] == ["+50.0", ""]
 
 
@@ -79,7 +117,7 @@ def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
         for seed in bench.SEEDS:
             run = record(method, 2e-3, seed, "test", [float(rank > 4), 1.0], rank=rank)
             records.append(run | {"trainable_parameters": size})
-    main, second = bench.table(tlora.Comparison.of(records)).split("\n\n")
+    _, main, second = bench.tables(tlora.Comparison.of(records)).values()
     assert len(main.splitlines()) == 2 + len(sizes)
     (row,) = [[cell.strip() for cell in line.strip("|").split("|")] for line in second.splitlines()[2:]]
     assert row[1:5] == ["half", "8", "90", "rank 4"]
