@@ -105,7 +105,11 @@ def tiny_model(family: str, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     _, architecture, _ = _FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return getattr(transformers, architecture)(tiny_config(family, **config)).float().eval()
+        model = getattr(transformers, architecture)(tiny_config(family, **config)).float().eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("pooler.dense.bias"):
+                torch.nn.init.normal_(parameter, std=0.2)  # as trained: with zeros it would be taken for a new one
+        return model
 
 
 def tiny_batch(

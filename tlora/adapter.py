@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
-from tlora.checks import check_same_model
+from tlora.checks import BEFORE_MERGING, base_fingerprints, before_merging, check_same_model
 from tlora.precision import exact_products
 from tlora.randomness import seeded
 from tlora.subspace import Subspaces
@@ -364,7 +364,10 @@ def merge(model: PeftModel) -> Any:
         raise ValueError(
             f"{shared[0]} shares its weight with {shared[1]}, and merging would change both: keep the adapter apart"
         )
-    return model.merge_and_unload(safe_merge=True)
+    before = [*before_merging(model), base_fingerprints(model)]
+    merged = model.merge_and_unload(safe_merge=True)
+    setattr(merged, BEFORE_MERGING, before)  # what was made for it does not fit it any more
+    return merged
 
 
 def shared_weight(base: nn.Module, layers: Mapping[str, LoraLayer]) -> tuple[str, str] | None:

@@ -146,10 +146,9 @@ class Alignment(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
-        parts = {part: {n: tensors[f"{part}.{n}"] for n in shapes} for part in ("angles", "overlaps")}
+        parts = {part: {n: tensors[f"{part}.{n}"] for n in values["shapes"]} for part in ("angles", "overlaps")}
         one, other = values["sides"]
-        return cls(**values | {"sides": (one, other), "shapes": shapes} | parts, meta=meta)
+        return cls(**values | {"sides": (one, other)} | parts, meta=meta)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -271,12 +271,11 @@ class Allocation(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
         ranks, scalings, scores = (
             dict(zip(values["modules"], tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
         )
         places = values["layers"], values["projections"]
-        return cls(ranks, scalings, scores, shapes, *places, Knobs(**values["knobs"]), values["edits"], meta)
+        return cls(ranks, scalings, scores, values["shapes"], *places, Knobs(**values["knobs"]), values["edits"], meta)
 
 
 def allocate(

@@ -141,6 +141,28 @@ class Batch:
         real, labelled = self.real[samples], self.labelled[samples]
         return replace(self, inputs=inputs, real=real, labelled=labelled, fingerprints=fingerprints)
 
+    def alone(self, sample: int) -> Batch:
+        """The batch of one sample, without what follows its last token and, in a decoder, its last label."""
+        batch = self.only([sample])
+        real, labelled = (mask[:, : int(mask[0].nonzero()[-1]) + 1] for mask in (batch.real, batch.labelled))
+        labelled = labelled if self.is_encoder_decoder else batch.labelled[:, : real.shape[1]]
+
+        def cut(key: str, value: Tensor) -> Tensor:
+            decoders = self.is_encoder_decoder and (key == "labels" or key.startswith("decoder_"))
+            whole, part = (batch.labelled, labelled) if decoders else (batch.real, real)
+            return value[:, : part.shape[1]] if value.shape[:2] == whole.shape else value
+
+        inputs = {key: cut(key, value) for key, value in batch.inputs.items()}
+        return replace(batch, inputs=inputs, real=real, labelled=labelled)
+
+    def told_apart(self) -> list[Batch]:
+        """The batch, in parts where it has as many samples as tokens: by its shape nothing tells which are which."""
+        tokens = {self.real.shape[1], self.labelled.shape[1]}
+        most = next(n for n in range(len(self), 0, -1) if n == 1 or n not in tokens)
+        if most == len(self):
+            return [self]
+        return [self.only(list(range(n, min(n + most, len(self))))) for n in range(0, len(self), most)]
+
     def reads_decoder(self, target: Target) -> bool:
         """Whether the inputs of this module are the decoder's tokens, not those of ``input_ids``."""
         return self.is_encoder_decoder and target.stack == "decoder" and not _READS_ENCODER.search(target.name)
@@ -198,6 +220,22 @@ def _fingerprint(ids_and_labels: list[Tensor], others: Mapping[str, Tensor]) -> 
     return int.from_bytes(digest.digest(), signed=True)
 
 
+def padded_for(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with the model's own padding token where its mask is 0: by it classifiers find the end of a text.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        One that names no padding token, or none that it has an embedding of, is given the batch as it is.
+    batch : mapping
+        ``input_ids`` and ``attention_mask`` (B, T), and whatever else.
+    """
+    token = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
+        return dict(batch)
+    return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, token)}
+
+
 def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     """Check a batch and move its padding to the right.
 
@@ -227,7 +265,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     tensors = {k: v.cpu() for k, v in batch.items() if isinstance(v, Tensor)}
     tensors["input_ids"] = _whole(tensors["input_ids"], "input_ids", where)
     tensors["labels"] = _typed_labels(tensors["labels"], model, where)
-    tensors = pad_right(tensors, model.config.is_encoder_decoder)
+    tensors = padded_for(model, pad_right(tensors, model.config.is_encoder_decoder))
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
     _check_tokens(tensors["input_ids"], "token id", model, where)
     if not bool(real.any(1).all()):

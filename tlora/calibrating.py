@@ -51,7 +51,7 @@ def calibrate(
     batches : iterable of dict
         Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
         where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
-        same.
+        same, and a model that reads padding, or other samples, is refused.
     tokens : {"all", "labels"}
         Which real tokens enter the covariance: all, or those with a label.
     gradient : bool
@@ -94,13 +94,14 @@ def calibrate(
         of other options or holds samples that are not among these. The message names the value and the module.
     RuntimeError
         If a target module does not run in the forward pass, no gradient comes back to it, or its input is
-        changed in place afterwards.
+        changed in place afterwards; if a sample is another in its batch than alone.
 
     Notes
     -----
     No parameter requires a gradient: with ``D_n`` the gradient at a module's output, ``dL_n/dW = D_n^T X_n`` is formed
     tile by tile, sample by sample. Sums are float32 whatever the model computes in. The sum of the samples' losses is
-    backpropagated: samples stay apart, because no row of a batch reads another. That of a float16 model is scaled by
+    backpropagated: samples stay apart, because no row of a batch reads another; one sample, the shortest, of the first
+    batch that is padded, or has several, is run alone to see that it is so. That of a float16 model is scaled by
     1024 on its way back, so that small gradients do not underflow.
 
     Under ``torchrun`` or ``accelerate launch`` each process gives the same batches, runs its part of them, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -130,11 +130,3 @@ class Share:
         is_done = self._done[fingerprint] > 0
         self._done[fingerprint] -= is_done
         return is_done
-
-
-def places(fingerprints: list[int], order: list[int]) -> list[int]:
-    """Where in ``fingerprints`` each of ``order`` is: the same numbers, each as often."""
-    found = defaultdict(list)
-    for place, fingerprint in reversed(list(enumerate(fingerprints))):
-        found[fingerprint].append(place)
-    return [found[fingerprint].pop() for fingerprint in order]

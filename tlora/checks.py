@@ -31,6 +31,9 @@ def positive_int(value: Any, name: str) -> int:
     return int(value)
 
 
+BEFORE_MERGING = "_tlora_before_merging"
+"""Attribute of a model that adapters were merged into: fingerprints of its weights before each of them."""
+
 ALIKE = 0.9
 """Two fingerprints that are more alike than this are of one weight, quantised or not."""
 
@@ -94,9 +97,10 @@ def check_same_model(
     Raises
     ------
     ValueError
-        If a module is missing, has another shape, or its weight points elsewhere.
+        If a module is missing, has another shape, or its weight points elsewhere; or if the results are of this model
+        as it was before `tlora.merge`.
     """
-    modules = base_modules(model)
+    modules, before = base_modules(model), before_merging(model)
     for name, expected in shapes.items():
         if name not in modules:
             raise ValueError(f"{what} of another model: it has {name}, this one does not; {way_out}")
@@ -105,7 +109,10 @@ def check_same_model(
             raise ValueError(f"{what} of another model: {name} was {sizes}; {way_out}")
         if name not in fingerprints:
             continue
-        alike = likeness(fingerprint(weight(modules[name])), fingerprints[name])
+        here, theirs = fingerprint(weight(modules[name])), fingerprints[name]
+        if any((then[name] - theirs).norm() < (here - theirs).norm() for then in before if name in then):
+            raise ValueError(f"{what} of this model as it was before an adapter was merged into it; {way_out}")
+        alike = likeness(here, theirs)
         if not alike > ALIKE:
             words = f"likeness {alike:.2f} of 1"
             raise ValueError(f"{what} of another model: {name} has another weight there ({words}); {way_out}")
@@ -119,6 +126,11 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
             with contextlib.suppress(TypeError, ValueError):
                 found[name] = fingerprint(weight(layer.get_base_layer(), name))
     return found
+
+
+def before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
+    """Fingerprints of the model's weights before each adapter that `tlora.merge` folded into it."""
+    return getattr(model.get_base_model() if isinstance(model, PeftModel) else model, BEFORE_MERGING, [])
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

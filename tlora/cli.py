@@ -20,7 +20,6 @@ from tlora.cli_lines import flat, written
 from tlora.cli_options import (
     Checkpoint,
     Data,
-    Kind,
     Looking,
     Model,
     Output,
@@ -29,7 +28,6 @@ from tlora.cli_options import (
     Plan,
     Quiet,
     Recipe,
-    RecipeName,
     SaveCalibration,
     Start,
     Training,
@@ -51,6 +49,7 @@ from tlora.files import replace_file
 from tlora.run import TrainingRun
 from tlora.sealing import is_whole
 from tlora.storage import RESULT, Result, library_versions
+from tlora.subspace import Kind
 
 app = typer.Typer(
     cls=Guarded,
@@ -112,7 +111,7 @@ def run(
     plan: Plan,
     start: Start,
     training: Training,
-    recipe: Recipe = RecipeName.PAPER,
+    recipe: Recipe = "paper",
     save_calibration: SaveCalibration = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -186,7 +185,7 @@ def calibrate(
     if checkpoint and output.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
         raise ValueError(f"--checkpoint {checkpoint} is in {output}, which is replaced as a whole: name another folder")
     base, task = steps.load_base(model, data, placement, report)
-    kind = Kind.G if gradient else Kind.WC
+    kind: Kind = "g" if gradient else "wc"
     found = steps.look_at(base, task, looking, kind, report, checkpoint)
     found = steps.marked(found, **steps.origin(line, data))
     found.save(output)

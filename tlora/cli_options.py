@@ -3,91 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from tlora.adapter import Rows
 from tlora.arguments import check_numbers
 from tlora.catalogue import PRESETS
+from tlora.knobs import Budget, Scaling
+from tlora.statistics import Kept, Tokens
+from tlora.subspace import Kind
 from tlora.tasks import task_files
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
 
 
-class Tokens(StrEnum):
-    """Tokens that count in a covariance."""
+EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
+"""Keys of `tlora.engines.SERVERS`."""
 
-    ALL = "all"
-    LABELS = "labels"
-
-
-class CovarianceForm(StrEnum):
-    """How `tlora.calibrate` keeps a covariance."""
-
-    DENSE = "dense"
-    SKETCH = "sketch"
-
-
-class Kind(StrEnum):
-    """Kinds of `tlora.task_subspaces`."""
-
-    WC = "wc"
-    W = "w"
-    C = "c"
-    WC_HALF = "wc_half"
-    G = "g"
-    RANDOM = "random"
-
-
-class Scaling(StrEnum):
-    """Divisors of `tlora.allocate`."""
-
-    NOMINAL = "nominal"
-    ALLOCATED = "allocated"
-
-
-class Budget(StrEnum):
-    """Budgets of `tlora.allocate`."""
-
-    RANKS = "ranks"
-    PARAMETERS = "parameters"
-
-
-class Rows(StrEnum):
-    """Lengths of the rows of A in `tlora.attach`."""
-
-    ORTHONORMAL = "orthonormal"
-    VARIANCE = "variance"
-
-
-class ExportFormat(StrEnum):
-    """Formats of `tlora.export`."""
-
-    PEFT = "peft"
-    GGUF = "gguf"
-    MERGED = "merged"
-
-
-class EngineName(StrEnum):
-    """Names of `tlora.engines.SERVERS`."""
-
-    PEFT = "peft"
-    VLLM = "vllm"
-    SGLANG = "sglang"
-    TENSORRT_LLM = "tensorrt-llm"
-    LORAX = "lorax"
-    LLAMA_CPP = "llama.cpp"
-
-
-class RecipeName(StrEnum):
-    """Names of `tlora.recipes.RECIPES`."""
-
-    PAPER = "paper"
-    RECOMMENDED = "recommended"
-    TRAINED = "trained"
+RecipeName = Literal["paper", "recommended", "trained"]
+"""Keys of `tlora.recipes.RECIPES`."""
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -117,10 +54,6 @@ TaskName = Annotated[
         "--task",
         "-t",
     ),
-]
-EvalLimit = Annotated[
-    int | None,
-    option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
 ]
 Output = Annotated[Path, option("Output", "Folder to write.", "--output", "-o")]
 Overwrite = Annotated[bool, option("Output", "Replace an earlier result.", "--overwrite")]
@@ -201,11 +134,11 @@ class Looking:
     samples: Annotated[int, option("Calibration", "Training samples to calibrate on.", min=1)] = 32
     tokens: Annotated[
         Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are learnt.")
-    ] = Tokens.ALL
+    ] = "all"
     covariance: Annotated[
-        CovarianceForm,
+        Kept,
         option("Calibration", "Keep covariances whole, or as sketches: a fraction of the memory for a wide model."),
-    ] = CovarianceForm.DENSE
+    ] = "dense"
     sketch_size: Annotated[
         int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
     ] = 256
@@ -213,7 +146,7 @@ class Looking:
     @property
     def directions(self) -> int | None:
         """Most directions that a covariance has, where it is a sketch."""
-        return self.sketch_size if self.covariance == CovarianceForm.SKETCH else None
+        return self.sketch_size if self.covariance == "sketch" else None
 
     def check(self, data: Data, rank: int = 1) -> None:
         """Refuse more samples than are loaded, the size of a sketch where there is none, and a rank beyond a sketch.
@@ -247,11 +180,11 @@ class Plan:
     ] = 8
     alpha: Annotated[float | None, option("Plan", "Nominal alpha, as in LoRA. Default: the rank.")] = None
     scaling: Annotated[Scaling, option("Plan", "Divide a module's alpha by the nominal or by its allocated rank.")] = (
-        Scaling.NOMINAL
+        "nominal"
     )
     budget: Annotated[
         Budget, option("Plan", "As much as a uniform plan has: of ranks, exactly, or of trained parameters, at most.")
-    ] = Budget.RANKS
+    ] = "ranks"
     max_rank: Annotated[
         int | None, option("Plan", "Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
     ] = None
@@ -288,7 +221,7 @@ class Start:
             "Matrix whose right singular vectors A takes: weight x covariance (wc, TLoRA), weight (w), covariance "
             "(c), weight x root of the covariance (wc_half), mean gradient (g); or random orthonormal rows.",
         ),
-    ] = Kind.WC
+    ] = "wc"
     init: Annotated[
         bool,
         option(
@@ -301,7 +234,7 @@ class Start:
     freeze_a: Annotated[bool, option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
     rows: Annotated[
         Rows, option("Adapter", "Length of the rows of A: one, or by the variance of the inputs along them.")
-    ] = Rows.ORTHONORMAL
+    ] = "orthonormal"
 
     def check(self) -> None:
         """Refuse options of a subspace where there is none.
@@ -337,7 +270,10 @@ class Training:
     epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
     max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
     batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 4
-    eval_limit: EvalLimit = None
+    eval_limit: Annotated[
+        int | None,
+        option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
+    ] = None
 
     def check(self) -> None:
         """Refuse numbers that cannot be trained with, before anything is computed.

@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import typer
 from safetensors import SafetensorError
-from transformers.utils import logging
 from typer.core import TyperGroup
 
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.files import replace_file
 from tlora.footprint import size_text
+from tlora.models import quiet
 from tlora.run import TrainingRun
 from tlora.storage import Result
 
@@ -61,19 +61,11 @@ def told_warnings() -> Iterator[None]:
     def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
         typer.echo(f"warning: {message}", err=True)
 
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", module=r"tlora\.")
         warnings.showwarning = tell
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
-            if has_bars:
-                logging.enable_progress_bar()
+        yield
 
 
 class Guarded(TyperGroup):

@@ -14,12 +14,12 @@ from tlora import cli_base as bases
 from tlora import cli_steps as steps
 from tlora.cli_adapter import Folder
 from tlora.cli_lines import flat, written
-from tlora.cli_options import BaseModel, EngineName, ExportFormat, Overwrite, Placement, Quiet, option
+from tlora.cli_options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
 from tlora.cli_report import Report, facts, table
 from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
 from tlora.exactness import PROMPTS, export_difference
+from tlora.export import Format, export_format, gguf_file
 from tlora.export import export as write_export
-from tlora.export import export_format, gguf_file
 from tlora.footprint import size_text
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
@@ -105,7 +105,7 @@ def export(
         Path, typer.Argument(help="Folder to write; for gguf also a file, NAME.gguf.", show_default=False)
     ],
     format: Annotated[
-        ExportFormat | None,
+        Format | None,
         option("Output", "An adapter for PEFT's readers or for llama.cpp, or the whole model. Default: by the engine."),
     ] = None,
     engine: Annotated[

@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from tlora.arguments import check_card
 from tlora.bench import task_contents
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
-from tlora.cli_options import CovarianceForm, Data, Kind, Looking, Placement, Plan, RecipeName, Start, Training
+from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
 from tlora.files import check_replaceable, replace_folder
@@ -29,7 +28,7 @@ from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
-from tlora.subspace import Subspaces, check_possible, task_subspaces
+from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
 from tlora.targets import target_modules
 from tlora.tasks import Task, load_task_of
 from tlora.training import train
@@ -136,11 +135,7 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     found = []
     for group in groups:
         names = {field.name for field in fields(group)}
-        asked = {k: v for k, v in RECIPES[recipe.value].flat().items() if k in names and _is_default(ctx, k)}
-        for name in asked:
-            before = getattr(group, name)
-            if isinstance(before, StrEnum):  # an option of choices takes one of its own kind
-                asked[name] = type(before)(asked[name])
+        asked = {k: v for k, v in RECIPES[recipe].flat().items() if k in names and _is_default(ctx, k)}
         ctx.params.update(asked)
         found.append(replace(group, **asked))
     return tuple(found)
@@ -211,7 +206,7 @@ def check_start(start: Start, calibration: Calibration | None, allocation: Alloc
         return
     if calibration is None:
         raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
-    check_possible(calibration, max(allocation.ranks.values()), start.kind.value)
+    check_possible(calibration, max(allocation.ranks.values()), start.kind)
 
 
 def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
@@ -231,7 +226,7 @@ def check_calibration(calibration: Calibration | None, place: Path | None, task:
 def directions(calibration: Calibration) -> int | None:
     """Most directions that a covariance has, where it is a sketch."""
     recipe = calibration.meta.recipe
-    return recipe["sketch_size"] if recipe.get("covariance") == CovarianceForm.SKETCH else None
+    return recipe["sketch_size"] if recipe.get("covariance") == "sketch" else None
 
 
 def look_at(
@@ -255,9 +250,9 @@ def look_at(
         return calibrate(
             model,
             batches,
-            tokens=looking.tokens.value,
-            gradient=kind is Kind.G,
-            covariance=looking.covariance.value,
+            tokens=looking.tokens,
+            gradient=kind == "g",
+            covariance=looking.covariance,
             sketch_size=looking.sketch_size,
             checkpoint=checkpoint,
             progress=report.progress,
@@ -310,7 +305,7 @@ def find(
     most = max(allocation.ranks.values())
     with report.step(f"subspaces of kind {start.kind}, up to rank {most}"):
         subspaces = task_subspaces(
-            model, calibration, max_rank=most, kind=start.kind.value, seed=seed, progress=report.progress
+            model, calibration, max_rank=most, kind=start.kind, seed=seed, progress=report.progress
         )
     return Found(subspaces, allocation, results)
 
@@ -327,9 +322,7 @@ def train_adapter(
     resume: bool = False,
 ) -> TrainingRun:
     """Attach the plan and train it; checkpoints go beside the output until that is whole."""
-    adapted = attach(
-        model, found.subspaces, found.allocation, start.init and start.freeze_a, start.rows.value, seed=seed
-    )
+    adapted = attach(model, found.subspaces, found.allocation, start.init and start.freeze_a, start.rows, seed=seed)
     steps: dict[str, Any] = {} if training.max_steps is None else {"max_steps": training.max_steps}
     with report.step("training, with the metrics before and after"):
         run = train(

@@ -113,8 +113,7 @@ class CapturedEnergy(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
-        return cls(**values | {"shapes": shapes} | tensors, meta=meta)
+        return cls(**values | tensors, meta=meta)
 
 
 @exact_products()

@@ -8,16 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from tlora.batches import padded_for
 from tlora.conversation import decoded
-from tlora.losses import at_labels
+from tlora.losses import IGNORED, at_labels
 from tlora.passes import input_device
 
 if TYPE_CHECKING:
@@ -77,10 +80,24 @@ def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None =
     return batches
 
 
-def total_loss(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> tuple[float, int]:
-    """Summed loss of all labelled tokens of a generation task, and how many there are; see `sample_losses`."""
-    losses, counts = sample_losses(model, task, rows, batch_size, progress)
-    return float(losses.sum()), int(counts.sum())
+def per_sample(
+    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+) -> dict[str, NDArray[np.float64]]:
+    """Loss and metrics of each sample by name, (N,) in the order of the rows; their means are those of the split.
+
+    A sample's loss is weighted by its part of all labelled tokens.
+    """
+    with evaluating(model):
+        if task.kind == "classification":
+            logits, labels = class_logits(model, task, rows, batch_size, progress), torch.tensor(rows["labels"][:])
+            losses = functional.cross_entropy(logits.double(), labels, reduction="none")
+            return {"loss": losses.numpy(), task.metric: (logits.argmax(1) == labels).double().numpy()}
+        totals, counts = sample_losses(model, task, rows, batch_size, progress)
+        found = {"loss": (totals * len(rows) / counts.sum()).numpy()}
+        if task.score is not None:
+            scores = task.score(list(rows), generate(model, task, rows, batch_size, progress))
+            found |= {name: np.array(each, dtype=np.float64) for name, each in scores.items()}
+    return found
 
 
 def sample_losses(
@@ -119,7 +136,7 @@ def sample_losses(
             inputs = at_labels(model, batch)
             labels = inputs.pop("labels")[:, 1:]
             logits = model(**inputs, use_cache=False).logits[:, :-1]
-        learnt = labels != -100
+        learnt = labels != IGNORED
         each = functional.cross_entropy(logits[learnt].float(), labels[learnt], reduction="none").cpu().double()
         owner = torch.tensor(indices)[learnt.nonzero()[:, 0].cpu()]
         losses.index_add_(0, owner, each)
@@ -289,7 +306,7 @@ def _batches(
 
 
 def _to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The batch where the model's embeddings are, wherever its other layers may be."""
+    """The batch with the model's padding, where its embeddings are, wherever its other layers may be."""
     embeddings = model.get_input_embeddings()
     if int(batch["input_ids"].max()) >= len(embeddings.weight):
         raise ValueError(
@@ -297,4 +314,4 @@ def _to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
             "the task was loaded with the tokenizer of another model"
         )
     place = input_device(embeddings)
-    return {name: value.to(place) for name, value in batch.items()}
+    return {name: value.to(place) for name, value in padded_for(model, batch).items()}

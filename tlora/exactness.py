@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapter import adapter_layers, unwrap, without_noise
+from tlora.evaluation import evaluating
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
 from tlora.models import load_model
@@ -77,18 +77,13 @@ def _largest(these: list[Tensor], those: list[Tensor]) -> float:
     return max((a - b).abs().max().item() for a, b in zip(these, those, strict=True))
 
 
-@torch.no_grad()
 def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits at real tokens, (tokens, vocabulary), or (samples, classes) of a classifier; float32 on the CPU."""
     inputs = dict(batch)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         logits = model(**inputs).logits
-    finally:
-        model.train(was_training)
     real = batch["attention_mask"].bool() if logits.ndim == 3 else slice(None)
     return logits[real].float().cpu()
 

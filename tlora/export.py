@@ -23,8 +23,7 @@ from tlora.gguf_adapter import write_gguf
 from tlora.models import floating_dtype, load_tokenizer
 from tlora.plain import Factors, PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
 from tlora.replacing import check_place, replace_export
-from tlora.run import ADAPTER, ADAPTER_CONFIG
-from tlora.saved import PREFIX
+from tlora.run import ADAPTER, ADAPTER_CONFIG, PREFIX
 
 Format = Literal["peft", "gguf", "merged"]
 MODEL_CONFIG = "config.json"

@@ -54,11 +54,6 @@ class Gradient:
     range: Float[Tensor, "d_out k"] | None = field(default=None, repr=False)
     psi: Float[Tensor, "d_out l"] | None = field(default=None, repr=False)
 
-    @property
-    def is_sketch(self) -> bool:
-        """Whether this is a low-rank approximation."""
-        return self.range is not None
-
     @cached_property
     def _factors(self) -> tuple[Tensor | None, Tensor]:
         """Orthonormal ``left`` (d_out, k), None where it is the identity, and ``right`` (k, d_in) of the sum."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from tlora.engines import ENGINES, Adapter, by_layer
 from tlora.files import undisturbed
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
-from tlora.run import ADAPTER, ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.saved import PREFIX, checked
+from tlora.run import ADAPTER, ADAPTER_CONFIG, PREFIX, RUN, TrainingRun
+from tlora.saved import checked
 from tlora.storage import Meta, Result
 
 _KEPT = (
@@ -130,10 +130,9 @@ class Inspection(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
         others = {name: tuple(shape) for name, shape in values["others"].items()}
-        sigma = {name: tensors[name] for name in shapes}
-        return cls(values["config"], values["ranks"], shapes, sigma, others, meta)
+        sigma = {name: tensors[name] for name in values["shapes"]}
+        return cls(values["config"], values["ranks"], values["shapes"], sigma, others, meta)
 
 
 def inspect(folder: str | os.PathLike[str]) -> Inspection:

@@ -7,12 +7,14 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex, get_args
 
 from tlora.checks import positive_int
 
-SCALINGS = ("nominal", "allocated")
-BUDGETS = ("ranks", "parameters")
+Scaling = Literal["nominal", "allocated"]
+SCALINGS = get_args(Scaling)
+Budget = Literal["ranks", "parameters"]
+BUDGETS = get_args(Budget)
 
 Shapes = Mapping[str, tuple[int, int]]
 Limit = int | dict[str, int]

@@ -72,11 +72,11 @@ def limits(
         If a knob cannot be met; the message gives the nearest possible value.
     """
     for name, value in {"max_rank": knobs.max_rank, "min_rank": knobs.min_rank}.items():
-        known(name, value if isinstance(value, dict) else (), shapes, "module")
+        _known(name, value if isinstance(value, dict) else (), shapes, "module")
     pins = {name: ("pinned", rank) for name, rank in knobs.pinned.items()}
     pins |= {name: ("edited", rank) for name, rank in edits.items()}
     for name, (what, _) in pins.items():
-        known(what, [name], shapes, "module")
+        _known(what, [name], shapes, "module")
         if name not in planned:
             raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
     pairs = [_span_of(knobs, name, shapes[name], pins.get(name)) for name in planned]
@@ -179,7 +179,7 @@ def _ways(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: di
 def _parts(knobs: Knobs, projections: list[str]) -> dict[str, tuple[float, list[int]]]:
     """Share of the budget and positions of the modules: of each projection with a share, and of all others together."""
     shares = dict(knobs.projection_shares)
-    known("projection_shares", shares, projections, "projection of the plan")
+    _known("projection_shares", shares, projections, "projection of the plan")
     others = [i for i, projection in enumerate(projections) if projection not in shares]
     groups = [[i for i, projection in enumerate(projections) if projection == share] for share in shares]
     given = math.fsum(shares.values())
@@ -244,7 +244,7 @@ def excluded_names(exclude: Sequence[str | int], layers: Mapping[str, int], proj
     found: set[str] = set()
     for item in exclude:
         if isinstance(item, str):
-            known("exclude", [item], [*layers, *projections.values()], "module or projection")
+            _known("exclude", [item], [*layers, *projections.values()], "module or projection")
             found |= {name for name in layers if item in (name, projections[name])}
         elif item in layers.values():
             found |= {name for name, layer in layers.items() if layer == item}
@@ -261,7 +261,7 @@ def _span(layers: Iterable[int]) -> str:
     return f"{indices[0]} to {indices[-1]}"
 
 
-def known(name: str, given: Iterable[str], choices: Iterable[str], what: str) -> None:
+def _known(name: str, given: Iterable[str], choices: Iterable[str], what: str) -> None:
     """Refuse names that are not among the choices, with the closest one that is."""
     pool = dict.fromkeys(choices)
     for value in given:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
@@ -24,13 +25,14 @@ from tlora.adapter import (
     part_in_the_base,
     without_noise,
 )
-from tlora.checks import check_same_model
+from tlora.checks import before_merging, check_same_model
 from tlora.models import load_model
 from tlora.randomness import seeded
 from tlora.run import ADAPTER as TENSORS
-from tlora.run import RUN, TrainingRun
-from tlora.saved import PREFIX, checked
-from tlora.targets import refuse_adapted, refuse_offloaded
+from tlora.run import PREFIX, RUN, TrainingRun
+from tlora.saved import checked
+from tlora.sealing import BASE, FROZEN_A, record_of
+from tlora.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
 
 # What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
 _DAMAGE = (
@@ -67,8 +69,8 @@ def load(
     name : str
         What the model calls the adapter.
     freeze_a : bool, optional
-        Train B alone, or A too. By default as `train` recorded it; other trainers leave no record, and after them A is
-        trainable unless this is True.
+        Train B alone, or A too. By default as `train` recorded it, in its checkpoints too; other trainers, and exports,
+        have no record, and A is trainable then unless this is True.
 
     Returns
     -------
@@ -100,14 +102,15 @@ def load(
     base_model = model.get_base_model() if isinstance(model, PeftModel) else model
     refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
     _check_task(model, folder, config)
-    if run is not None:
-        _check_base(model, folder, run, sizes)
+    fingerprints, was_frozen = _recorded(folder, run)
+    _check_base(model, folder, fingerprints, sizes)
     if freeze_a is None:
-        freeze_a = run is not None and run.frozen_a
+        freeze_a = was_frozen
     kept = _parts(base_model, sizes, config)
     with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
         adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
+        _refuse_drawn(adapted, folder, sizes)
         for layer in adapter_layers(adapted).values():
             if freeze_a and name in layer.lora_A:
                 freeze(layer, name)
@@ -165,6 +168,17 @@ def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int
             )
 
 
+def _refuse_drawn(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a base with parts that `load_model` has drawn at random and the adapter does not bring."""
+    saved = [_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes]
+    for name in getattr(adapted.get_base_model(), FRESH_MODULES, ()):
+        if not any(key.startswith(f"{name}.") for key in saved):
+            raise ValueError(
+                f"{name} is drawn at random, for the base has no weights for it, and the adapter in {folder} does not "
+                f"hold what it was trained with: {_OWN_BASE}"
+            )
+
+
 def _refuse_taken(model: Any, name: str, folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a model that cannot take an adapter of this name."""
     if not isinstance(model, PeftModel):
@@ -206,11 +220,29 @@ def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"the adapter in {folder} is for a base {_HEADS[kind]}, and this is a {base}: {_OWN_BASE}")
 
 
-def _check_base(model: Any, folder: Path, run: TrainingRun, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse another base than the run had: PEFT puts an adapter on whatever has modules of these names."""
-    keys = {name: [f"base_model.model.{name}.lora_{part}.weight" for part in "BA"] for name in run.ranks}
-    shapes = {name: (sizes[b][0], sizes[a][1]) for name, (b, a) in keys.items() if a in sizes and b in sizes}
-    check_same_model(model, run.fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
+def _recorded(folder: Path, run: TrainingRun | None) -> tuple[Mapping[str, Tensor] | None, bool]:
+    """Fingerprints of the base, and whether A was frozen, where a run or a checkpoint of `train` has them."""
+    if run is not None:
+        return run.fingerprints, run.frozen_a
+    record = record_of(folder)
+    prints = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
+    return prints, record.get(FROZEN_A, False)
+
+
+def _check_base(
+    model: Any, folder: Path, fingerprints: Mapping[str, Tensor] | None, sizes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse another base than the adapter was trained on: PEFT puts it on whatever has modules of these names."""
+    if not fingerprints and before_merging(model):
+        warnings.warn(
+            f"nothing tells which base the adapter in {folder} was trained on, and one was merged into this base: if "
+            "that is the same, it counts twice now; load a fresh base",
+            stacklevel=3,
+        )
+    if fingerprints is not None:
+        keys = [(key.replace(".lora_A.", ".lora_B."), key) for key in sizes if key.endswith(".lora_A.weight")]
+        shapes = {a.removeprefix(PREFIX).partition(".lora_A")[0]: (sizes[b][0], sizes[a][1]) for b, a in keys}
+        check_same_model(model, fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
 
 
 @contextlib.contextmanager

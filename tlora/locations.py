@@ -173,7 +173,7 @@ def _on_hub(name: str, where: dict[str, Any]) -> Location:
 
 def _cached(name: str, where: dict[str, Any]) -> Location | None:
     """The model's folder in the cache of the hub: `transformers` reads that without asking for anything."""
-    filename = where.get("gguf_file", "config.json")
+    filename = "/".join(filter(None, (where.get("subfolder"), where.get("gguf_file", "config.json"))))
     found = try_to_load_from_cache(name, filename, where.get("cache_dir"), where.get("revision"))
     if not isinstance(found, str):
         return None

@@ -84,7 +84,7 @@ def chosen(method: str | Recipe | Method) -> Method:
             raise ValueError(f"a method {method.name!r} is there already: give yours another name, or other arguments")
         return method
     if isinstance(method, Recipe):
-        return from_recipe(method.name, method)
+        return from_recipe(method)
     if not isinstance(method, str):
         raise TypeError(f"a method is a name, a tlora.Recipe or a Method, got a {type(method).__name__}")
     if method in REFUSED:
@@ -97,7 +97,7 @@ def chosen(method: str | Recipe | Method) -> Method:
     return METHODS[method]
 
 
-def from_recipe(name: str, recipe: Recipe) -> Method:
+def from_recipe(recipe: Recipe) -> Method:
     """TLoRA by a recipe, as a method.
 
     Raises
@@ -105,6 +105,7 @@ def from_recipe(name: str, recipe: Recipe) -> Method:
     TypeError
         If the recipe has arguments of `tlora.train`: what is compared is trained in one way.
     """
+    name = recipe.name
     if recipe.train:
         raise TypeError(
             f"the recipe {recipe.name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "

@@ -30,10 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from tlora.locations import Location, resolve
 from tlora.randomness import seeded
-from tlora.targets import FRESH_MODULES, Target, head_modules, output_embeddings, target_modules
-from tlora.weights import weight
-
-__all__ = ["Target", "head_modules", "load_model", "load_tokenizer", "target_modules", "weight"]
+from tlora.targets import FRESH_MODULES, output_embeddings
 
 
 @contextmanager
@@ -173,7 +170,7 @@ def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs:
         # Packed layers can be neither trained nor saved.
         kwargs = {"quantization_config": transformers.GgufConfig(dequantize=True)} | kwargs
     try:
-        with _quiet():
+        with quiet():
             return auto.from_pretrained(location.path, **location.where, **kwargs)
     except (SafetensorError, struct.error, ValueError) as error:
         what = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "model")
@@ -292,7 +289,7 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the progress bars and notes of `transformers`; what was set before holds again afterwards."""
     verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

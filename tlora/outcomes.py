@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from tlora.evaluation import class_logits, evaluating, generate, sample_losses
+from tlora.evaluation import per_sample
 from tlora.task import Task
 
 Floats = NDArray[np.float64]
@@ -35,7 +33,7 @@ class Outcomes:
     per_sample: dict[str, Floats]
 
 
-def outcomes(model: Any, task: Task, split: str, *, batch_size: int = 16, progress: bool = False) -> Outcomes:
+def outcomes(model: Any, task: Task, split: str, *, batch_size: int = 16) -> Outcomes:
     """Evaluate a model sample by sample: its loss, and the task's headline metric.
 
     Parameters
@@ -48,8 +46,6 @@ def outcomes(model: Any, task: Task, split: str, *, batch_size: int = 16, progre
         ``"train"``, ``"validation"`` or ``"test"``.
     batch_size : int
         Most samples at a time.
-    progress : bool
-        Show progress bars.
 
     Raises
     ------
@@ -59,18 +55,8 @@ def outcomes(model: Any, task: Task, split: str, *, batch_size: int = 16, progre
     rows = getattr(task, split)
     if not len(rows):
         raise ValueError(f"the {split} split of {task.name!r} is empty: load the task with {split}= of at least 1")
-    with evaluating(model):
-        if task.kind == "classification":
-            logits = class_logits(model, task, rows, batch_size, progress)
-            labels = torch.tensor(rows["labels"][:])
-            losses = functional.cross_entropy(logits.double(), labels, reduction="none")
-            found = {"loss": losses.numpy(), task.metric: (logits.argmax(1) == labels).double().numpy()}
-        else:
-            totals, counts = sample_losses(model, task, rows, batch_size, progress)
-            found = {"loss": (totals * len(rows) / counts.sum()).numpy()}
-            if task.score is not None:
-                scores = task.score(list(rows), generate(model, task, rows, batch_size, progress))
-                found[task.metric] = np.array(scores[task.metric], dtype=np.float64)
+    each = per_sample(model, task, rows, batch_size, progress=False)
+    found = {name: each[name] for name in dict.fromkeys(("loss", task.metric))}
     return Outcomes({name: float(values.mean()) for name, values in found.items()}, found)
 
 

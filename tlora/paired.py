@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlora.crossed import mean_interval
+from tlora.knobs import confidence_level
 
 BaselineRank = Literal["same", "nearest"] | int
 """Which rank of the baseline a method is held against."""
@@ -80,8 +81,7 @@ def _check(
         raise ValueError(f"baseline_rank={baseline_rank!r}: choose 'same', 'nearest' (in parameters){there}")
     if metric not in (None, "loss"):
         raise ValueError(f"metric={metric!r}: pass 'loss', or nothing for the task's own")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r}: pass a share between 0 and 1, e.g. 0.95")
+    confidence_level(confidence)
 
 
 def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None) -> Runs:

@@ -14,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tlora.adapter import adapter_layers, changes_the_base, refuse_experts, shared_weight
-from tlora.saved import PREFIX
+from tlora.run import PREFIX
 from tlora.targets import is_linear, shape
 from tlora.trainable import say_resized
 

@@ -18,11 +18,9 @@ from tlora.footprint import BYTES, Footprint, footprint
 from tlora.knobs import positive
 from tlora.linalg import OVERSAMPLING
 from tlora.models import architecture_of, floating_dtype, load_config
-from tlora.rehearsal import Rehearsal, Workload, rehearse
+from tlora.rehearsal import KINDS, Rehearsal, Workload, rehearse
+from tlora.statistics import Options
 from tlora.storage import Meta, Result
-
-KINDS = ("B", "A and B")
-"""What is trained: as TLoRA, as LoRA."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -97,8 +95,7 @@ class ResourcePlan(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in values.pop("shapes").items()}
-        return cls(shapes=shapes, **values, meta=meta)
+        return cls(**values, meta=meta)
 
 
 def plan(
@@ -183,14 +180,14 @@ def plan(
     if rank > most:
         raise ValueError(f"rank={rank} is beyond the matrices of the {len(seen.shapes)} modules: give at most {most}")
     adapters = {kind: footprint(seen.shapes, dict.fromkeys(seen.shapes, rank), freeze_a=kind == "B") for kind in KINDS}
-    size = positive_int(sketch_size, "sketch_size")
+    kept = Options(covariance="sketch", sketch_size=sketch_size)
     return ResourcePlan(
         shapes=seen.shapes,
         shared=seen.shared,
         parameters=seen.parameters,
         trainable={kind: adapter.trainable_parameters + seen.head for kind, adapter in adapters.items()},
-        bytes=_bytes(seen, adapters, size, _width(rank)),
-        flops=_flops(seen, work, size, _width(rank)),
+        bytes=_bytes(seen, adapters, kept, _width(rank)),
+        flops=_flops(seen, work, kept, _width(rank)),
         speed=speed,
         memory=None if memory is None else int(memory),
         meta=Meta(name or type(config).__name__, recipe=asked | {"target_modules": target_modules}, samples=samples),
@@ -202,12 +199,12 @@ def _width(rank: int) -> int:
     return 4 * rank
 
 
-def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], size: int, width: int) -> dict[str, int]:
+def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], kept: Options, width: int) -> dict[str, int]:
     distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
     whole = BYTES * sum(d**2 for d in distinct)
     sketched = BYTES * (
-        sum(d * size if _is_sketched(d, size) else d**2 for d in distinct)
-        + sum(d * size for d in set(distinct) if _is_sketched(d, size))  # what sketches are made with
+        sum(d * kept.sketch_size if kept.is_sketched(d) else d**2 for d in distinct)
+        + sum(d * kept.sketch_size for d in set(distinct) if kept.is_sketched(d))  # what sketches are made with
     )
     bases = BYTES * sum(min(width, *shape) * shape[1] for shape in seen.shapes.values())
     found = {
@@ -222,17 +219,15 @@ def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], size: int, width: in
     return found
 
 
-def _is_sketched(d_in: int, size: int) -> bool:
-    return d_in >= 2 * size  # as `tlora.calibrate` decides
-
-
-def _flops(seen: Rehearsal, work: Workload, size: int, width: int) -> dict[str, float]:
+def _flops(seen: Rehearsal, work: Workload, kept: Options, width: int) -> dict[str, float]:
     tokens = work.samples * work.length
     passes = seen.pass_flops * work.samples / work.batch_size
     scores = sum(2.0 * tokens * rows * columns for rows, columns in seen.shapes.values())
     distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
     whole = sum(1.0 * tokens * d**2 for d in distinct)  # one triangle
-    sketched = sum(4.0 * tokens * d * size if _is_sketched(d, size) else 1.0 * tokens * d**2 for d in distinct)
+    sketched = sum(
+        4.0 * tokens * d * kept.sketch_size if kept.is_sketched(d) else 1.0 * tokens * d**2 for d in distinct
+    )
     found = {
         "calibration, covariances whole": passes + scores + whole,
         "calibration, covariances sketched": passes + scores + sketched,

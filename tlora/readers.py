@@ -42,7 +42,8 @@ def _object(line: str, where: str) -> dict[str, Any]:
 def read_json(path: Path) -> Iterator[Located]:
     """A JSON array of objects, or what `read_jsonl` reads."""
     with open(path, encoding="utf-8-sig") as file:
-        if file.read(1) != "[":
+        first = next((line.strip() for line in file if not line.isspace()), "")
+        if not first.startswith("["):
             yield from read_jsonl(path)
             return
         file.seek(0)

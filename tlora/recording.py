@@ -21,7 +21,7 @@ class Recorder:
 
     Parameters
     ----------
-    on_gradient : callable or None
+    on_gradient : callable
         Called in the backward pass as ``on_gradient(name, inputs, gradients)`` once the gradients at all outputs of
         the module's calls are known: lists with one entry a call, as the module saw and gave them.
 
@@ -32,7 +32,7 @@ class Recorder:
         held, not copied: modules that read the same tensor are recognised by identity, which is safe only meanwhile.
     """
 
-    def __init__(self, on_gradient: Gradients | None = None) -> None:
+    def __init__(self, on_gradient: Gradients) -> None:
         self.on_gradient = on_gradient
         self.inputs: dict[str, list[Tensor]] = defaultdict(list)
         self._versions: dict[str, list[int]] = defaultdict(list)
@@ -65,7 +65,7 @@ class Recorder:
                     f"the input of {name} is changed in place after it was read, and what it was is lost: leave it out "
                     "with target_modules=[...], or copy the input in the model's code"
                 )
-        if lost := [name for name in self.inputs if name not in self._whole and self.on_gradient is not None]:
+        if lost := [name for name in self.inputs if name not in self._whole]:
             raise RuntimeError(
                 f"no gradient comes back to {lost[0]}: in at least one of its calls what it gives is not used, or in a "
                 "way that has no gradient; leave it out with target_modules=[...]"
@@ -80,22 +80,21 @@ class Recorder:
             x = args[0] if args else next(iter(kwargs.values()))
             call = len(self.inputs[name])
             self.inputs[name].append(x)
-            if self.on_gradient is not None and not output.requires_grad:
+            if not output.requires_grad:
                 # its score would be zero, and look like a result
                 raise RuntimeError(
                     f"no gradient can reach {name}, which runs without a graph in the model's forward pass: "
                     "leave it out with target_modules=[...]"
                 )
             self._versions[name].append(x._version)
-            if self.on_gradient is not None:
-                output.register_hook(lambda gradient: self._arrived(name, call, gradient))
+            output.register_hook(lambda gradient: self._arrived(name, call, gradient))
 
         return observe
 
     def _arrived(self, name: str, call: int, gradient: Tensor) -> None:
         waiting = self._gradients[name]
         waiting[call] = gradient
-        if self.on_gradient is not None and len(waiting) == len(self.inputs[name]):
+        if len(waiting) == len(self.inputs[name]):
             gradients = [waiting[i] for i in range(len(waiting))]
             del self._gradients[name]
             self._whole.add(name)
@@ -103,9 +102,7 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recording(
-    model: nn.Module, targets: Mapping[str, Target], on_gradient: Gradients | None = None
-) -> Iterator[Recorder]:
+def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Gradients) -> Iterator[Recorder]:
     """Observe ``targets`` of ``model`` with all parameters frozen, in evaluation mode.
 
     Inside the block no parameter requires a gradient, dropout is off, gradient checkpointing is off (it would run the
@@ -118,7 +115,7 @@ def recording(
         A transformers model.
     targets : mapping of str to Target
         Modules to watch, by full name.
-    on_gradient : callable, optional
+    on_gradient : callable
         See `Recorder`.
 
     Yields

@@ -17,7 +17,10 @@ from tlora.checks import positive_int
 from tlora.losses import accepts
 from tlora.recording import recording
 from tlora.simulation import Simulation, simulated
-from tlora.targets import Target, head_modules, target_modules
+from tlora.targets import FRESH_MODULES, Target, head_modules, target_modules
+
+KINDS = ("B", "A and B")
+"""What is trained: as TLoRA, as LoRA."""
 
 _POSITIONS = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
 
@@ -133,11 +136,12 @@ def rehearse(
         )
     with simulated() as simulation:
         model = architecture.from_config(config, dtype=dtype).eval()
+        setattr(model, FRESH_MODULES, ())  # what a checkpoint lacks is not known
         _check_length(model, work)
         targets = target_modules(model, select)
         weights = simulation.live.now
         pass_bytes, pass_flops, shared = _calibration_pass(simulation, model, targets, work)
-        steps = {kind: _training_step(simulation, model, targets, work, rank, kind == "B") for kind in ("B", "A and B")}
+        steps = {kind: _training_step(simulation, model, targets, work, rank, kind == "B") for kind in KINDS}
         return Rehearsal(
             shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
             shared=shared,

@@ -35,7 +35,7 @@ class Rows:
     train : datasets.Dataset
         ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
     pad_token_id : int
-        What to pad ``input_ids`` with; masked, so it does not matter which.
+        What stands in ``input_ids`` where the mask is 0: the model's own, by which a classifier finds a text's end.
     unused : int
         Labels at the beginning of a row that nothing predicts: 1 for a causal model, which predicts from the token
         before.
@@ -104,6 +104,7 @@ class Rows:
             else torch.stack(labels),
             **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.more},
         }
+        batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, self.pad_token_id)
         return pad_right(batch, self.is_encoder_decoder)
 
     def loss(self, model: PeftModel, limit: int) -> float:

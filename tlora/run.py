@@ -22,6 +22,8 @@ from tlora.storage import Meta, Result, read_head
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of modules in the file."""
 RUN = Path("tlora", "run")
 # What goes to JSON as it is.
 PLAIN = (
@@ -129,7 +131,7 @@ class TrainingRun(Result):
         """Singular values of the update ``s B A`` of each module, largest first, (r,) float32."""
         values = {}
         for name, scaling in self.scalings.items():
-            a, b = (self.adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+            a, b = (self.adapter[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
             values[name] = rank_use.update_singular_values(a, b, scaling)
         return values
 

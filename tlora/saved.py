@@ -16,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 from tlora.adapter import EXPERTS
 from tlora.engines import Adapter
 from tlora.files import read_json
-from tlora.run import ADAPTER, ADAPTER_CONFIG, RUN, check_adapter
+from tlora.run import ADAPTER, ADAPTER_CONFIG, PREFIX, RUN, check_adapter
 
-PREFIX = "base_model.model."
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
 

@@ -21,7 +21,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapter import ADAPTER
+from tlora.adapter import ADAPTER, adapter_layers
 from tlora.checks import base_fingerprints, base_modules, check_same_model
 from tlora.files import digest, flush, read_json, write_bytes
 from tlora.targets import shape
@@ -32,7 +32,7 @@ SEAL = "sealed.json"
 LAST = "trainer_state.json"
 """What the Trainer writes last."""
 
-BASE, SAMPLES = "base", "digest of samples"
+BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
 ANEW = "name another folder, or remove this one"
 
 _LOOKED_AT = 256
@@ -90,6 +90,13 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     given = args.to_dict()
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = {name: given[name] for name in HELD} | {"samples a step": step, "training samples": len(rows)}
+    starts = [
+        a
+        for layer in adapter_layers(model).values()
+        for name, a in layer.lora_A.named_parameters()
+        if name.partition(".")[0] == model.active_adapter
+    ]
+    now[FROZEN_A] = bool(starts) and not any(a.requires_grad for a in starts)
     prints = base_fingerprints(model)
     record = now | {SAMPLES: _digest(rows), BASE: {name: print_.tolist() for name, print_ in prints.items()}}
     if checkpoint is None or not (Path(checkpoint) / ARGUMENTS).exists():
@@ -113,6 +120,12 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
         way_out="load the base that it was trained on, or train anew",
     )
     return record
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What is held of the training that an adapter in a checkpoint is of; empty for other folders."""
+    there = (place / ARGUMENTS for place in (folder, folder.parent) if (place / SEAL).is_file())  # see `adapter_folder`
+    return next((read_json(path) for path in there if path.is_file()), {})
 
 
 def _digest(rows: Any) -> str:

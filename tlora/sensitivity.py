@@ -165,8 +165,7 @@ class Sensitivity(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
-        return cls(tensors["per_sample"], shapes, values["layers"], values["projections"], meta)
+        return cls(tensors["per_sample"], values["shapes"], values["layers"], values["projections"], meta)
 
 
 def check_scores(scores: Mapping[str, float]) -> None:

@@ -86,15 +86,13 @@ def read_path(path: str | Path) -> Source:
     return _source(path.name.partition(".")[0], {split: _read(paths) for split, paths in files.items()})
 
 
-def read_dataset(data: Dataset | Mapping[str, Dataset], name: str = "dataset") -> Source:
+def read_dataset(data: Dataset | Mapping[str, Dataset]) -> Source:
     """Rows of a `datasets.Dataset`, or of a `datasets.DatasetDict` with one dataset a split.
 
     Parameters
     ----------
     data : Dataset or mapping of str to Dataset
         With the columns of a task; other columns are left out.
-    name : str
-        Name of the task.
 
     Returns
     -------
@@ -114,7 +112,7 @@ def read_dataset(data: Dataset | Mapping[str, Dataset], name: str = "dataset") -
             raise TypeError(
                 f"split {split!r} is a {type(rows).__name__}, not a datasets.Dataset: load it without streaming=True"
             )
-    return _source(name, {split: _checked(rows, split) for split, rows in parts.items()})
+    return _source("dataset", {split: _checked(rows, split) for split, rows in parts.items()})
 
 
 def shape_of(columns: Iterable[str], where: str) -> tuple[str, ...]:
@@ -355,7 +353,11 @@ def _part(path: Path) -> _Part:
 
 
 def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    parts = {_ALIASES.get(str(split), str(split)): rows for split, rows in data.items()}
+    ours = {str(split): _ALIASES.get(str(split), str(split)) for split in data}
+    twice = [split for split, name in ours.items() if name in SPLITS and list(ours.values()).count(name) > 1]
+    if twice:
+        raise ValueError(f"the splits {' and '.join(twice)} are one, named in two ways: keep one of them")
+    parts = {ours[str(split)]: rows for split, rows in data.items()}
     known = {split: rows for split, rows in parts.items() if split in SPLITS}
     if not known:
         raise ValueError(f"the splits are {', '.join(parts) or '(none)'}: name them train, validation and test")

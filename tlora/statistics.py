@@ -80,11 +80,11 @@ class Statistics:
         Its target modules.
     options : Options
         What is kept.
-    matrices : SketchingMatrices
-        What sketches are made with.
 
     Attributes
     ----------
+    matrices : SketchingMatrices
+        What sketches are made with.
     first : dict of str
         For each module the first one that reads the same input.
     covariances : dict of CovarianceSum
@@ -97,11 +97,9 @@ class Statistics:
         Of the samples, in the order of ``scores``.
     """
 
-    def __init__(
-        self, model: Any, targets: dict[str, Target], options: Options, matrices: SketchingMatrices | None = None
-    ) -> None:
+    def __init__(self, model: Any, targets: dict[str, Target], options: Options) -> None:
         self.model, self.targets, self.options = model, targets, options
-        self.matrices = matrices or SketchingMatrices()
+        self.matrices = SketchingMatrices()
         self.first: dict[str, str] = {}
         self.covariances: dict[str, CovarianceSum] = {}
         self.scores: list[Tensor] = []

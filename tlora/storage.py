@@ -218,7 +218,12 @@ class Result:
             raise ValueError(f"{path} holds {kind}, not {cls.__name__}: use {kind}.load({str(path)!r})")
         try:
             blob = _checked_blob(path / TENSORS, head["tensors"])
-            return cls._unpack(load_tensors(blob), head["values"], Meta(**head["meta"]))
+            values = head["values"]
+            if "shapes" in values:  # JSON knows no tuples
+                values["shapes"] = {
+                    name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()
+                }
+            return cls._unpack(load_tensors(blob), values, Meta(**head["meta"]))
         except _DAMAGE as error:
             raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
 

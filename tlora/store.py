@@ -13,6 +13,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from tlora.files import fsync
+
 Record = dict[str, Any]
 
 CHECKSUM = "checksum"
@@ -99,7 +101,7 @@ class Store:
                     line = line[file.write(line) :]
                 os.fsync(file.fileno())
         if new:
-            _fsync_folder(self.path.parent)
+            fsync(self.path.parent)
 
     @contextmanager
     def _locked(self, mode: str, kind: int) -> Iterator[FileIO]:
@@ -142,14 +144,6 @@ def _whole_or_nothing(file: FileIO) -> Iterator[None]:
         file.truncate(size)
         told = f"{error.strerror} (the runs before are there as they were)"
         raise OSError(error.errno, told, str(file.name)) from error
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def key_text(key: Mapping[str, Any]) -> str:

@@ -154,12 +154,11 @@ class Subspaces(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shapes = {name: (int(o), int(i)) for name, (o, i) in values["shapes"].items()}
         parts = {
-            part: {name: tensors[f"{part}.{name}"] for name in shapes}
+            part: {name: tensors[f"{part}.{name}"] for name in values["shapes"]}
             for part in ("bases", "singular_values", "row_variance", "fingerprints")
         }
-        return cls(**values | {"shapes": shapes} | parts, meta=meta)
+        return cls(**values | parts, meta=meta)
 
 
 @exact_products()

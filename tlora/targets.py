@@ -146,8 +146,9 @@ def refuse_adapted(model: nn.Module) -> None:
 def head_modules(model: nn.Module) -> list[str]:
     """The modules that must be trained and saved whole next to an adapter: the classification head.
 
-    That is whatever a classifier has outside its base model (``"classifier"``, ``"score"``), and modules that
-    `load_model` initialised because the checkpoint has none (a missing pooler).
+    That is whatever a classifier has outside its base model (``"classifier"``, ``"score"``), and modules that the
+    checkpoint had no weights for (a missing pooler): as `load_model` has seen, or, of a model that was loaded
+    otherwise, a pooler whose biases are all zero.
 
     Parameters
     ----------
@@ -160,9 +161,18 @@ def head_modules(model: nn.Module) -> list[str]:
         Full module names, in model order; empty for language models.
     """
     heads = _outside_base(model)
-    fresh = [name for name in getattr(model, FRESH_MODULES, ()) if not _is_within(name, heads)]
+    fresh = [name for name in _drawn(model) if not _is_within(name, heads)]
     wanted = {*heads, *fresh}
     return [name for name, _ in model.named_modules() if name in wanted]
+
+
+def _drawn(model: nn.Module) -> Iterable[str]:
+    """What the checkpoint had no weights for: as `load_model` has seen, or poolers whose biases are zero as drawn."""
+    if hasattr(model, FRESH_MODULES):
+        return getattr(model, FRESH_MODULES)
+    poolers = [(name, module) for name, module in model.named_modules() if name.endswith(".pooler")]
+    biases = {name: [p for key, p in module.named_parameters() if key.endswith("bias")] for name, module in poolers}
+    return [name for name, found in biases.items() if found and not any(bias.is_meta or bias.any() for bias in found)]
 
 
 def _outside_base(model: nn.Module) -> list[str]:
@@ -226,7 +236,7 @@ def _linears_in_blocks(model: nn.Module) -> Iterator[_Place]:
         parts = name.split(".")
         parents = [modules[".".join(parts[:depth])] for depth in range(len(parts))]
         depth = next((d for d, parent in enumerate(parents) if isinstance(parent, nn.ModuleList)), None)
-        if depth is not None:
+        if depth is not None and depth + 1 < len(parts):  # in an element of the list, and not one itself
             yield _Place(name, ".".join(parts[: depth + 1]), tuple(parts[depth:]), module, tuple(parents[depth + 1 :]))
 
 
@@ -249,10 +259,11 @@ def _say_skipped(model: nn.Module, linears: list[str]) -> None:
 
 
 def _is_router(place: _Place) -> bool:
-    *above, last = place.path
+    """Whether it is called one, or is, or stands in, a gate beside experts."""
     by_class = any("Router" in type(module).__name__ for module in (*place.parents, place.module))
-    by_name = last in ("router", "shared_expert_gate") or "router" in above
-    is_gate = last == "gate" and hasattr(place.parents[-1], "experts")
+    by_name = any("router" in part for part in place.path)
+    steps = zip(place.parents, place.path[1:], strict=True)
+    is_gate = any(part.endswith("gate") and hasattr(parent, "experts") for parent, part in steps)
     return by_class or by_name or is_gate
 
 
@@ -383,6 +394,6 @@ def _description(model: nn.Module, name: str, module: nn.Module) -> str:
         return "part of the classification head, which is trained and saved whole"
     if isinstance(module, nn.Embedding) or module is embeddings:
         return "an embedding, never a target"
-    if re.search(r"router|gate$|expert", f"{type(module).__name__} {name}", re.IGNORECASE):
+    if re.search(r"router|gate\b|expert", f"{type(module).__name__} {name}", re.IGNORECASE):
         return "a router or an expert behind one, never a target"
     return f"a {type(module).__name__} " + ("outside the blocks" if is_linear(module) else "and no linear layer")

@@ -15,12 +15,12 @@ import torch
 from datasets import Dataset
 from jaxtyping import Int64
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from tlora.checks import positive_int
 from tlora.conversation import IGNORED, decoded
-from tlora.evaluation import by_length, class_logits, evaluating, generate, total_loss
+from tlora.evaluation import by_length, class_logits, evaluating, generate, per_sample
 from tlora.formats import Cuts
 from tlora.splits import SPLITS
 
@@ -124,7 +124,7 @@ class Task:
         """
         for name, value in (("n", n), ("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value is not None:
-                _check_positive(name, value)
+                positive_int(value, name)
         if n > len(self.train):
             raise ValueError(
                 f"n={n} calibration samples asked for, the training split of {self.name!r} has "
@@ -211,19 +211,9 @@ class Task:
             If the split is unknown or empty, a number is not positive, or the model is not one for this task.
         """
         rows = self._rows(split, limit, batch_size)
-        with evaluating(model):
-            if self.kind == "classification":
-                logits = class_logits(model, self, rows, batch_size, progress)
-                labels = torch.tensor(rows["labels"][:])
-                loss = functional.cross_entropy(logits, labels).item()
-                scores = {self.metric: (logits.argmax(1) == labels).double().mean().item()}
-            else:
-                total, count = total_loss(model, self, rows, batch_size, progress)
-                loss, scores = total / count, {}
-                if self.score is not None:
-                    answers = generate(model, self, rows, batch_size, progress)
-                    scores = {name: float(np.mean(each)) for name, each in self.score(list(rows), answers).items()}
-        return {"loss": loss, "perplexity": _exponential(loss)} | scores
+        each = per_sample(model, self, rows, batch_size, progress)
+        means = {name: float(values.mean()) for name, values in each.items()}
+        return {"loss": means["loss"], "perplexity": _exponential(means["loss"])} | means
 
     def predict(
         self,
@@ -289,13 +279,13 @@ class Task:
     def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: choose from {', '.join(SPLITS)}")
-        _check_positive("batch_size", batch_size)
+        positive_int(batch_size, "batch_size")
         rows: Dataset = getattr(self, split)
         if not len(rows):
             raise ValueError(f"the {split} split of {self.name!r} is empty: choose another, or load it with {split}=")
         if limit is None or limit >= len(rows):
             return rows
-        _check_positive("limit", limit)
+        positive_int(limit, "limit")
         # Drawn, not the first: files are often sorted by class.
         return rows.select(np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:limit]))
 
@@ -327,8 +317,3 @@ def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> Int64[Tenso
 
 def _exponential(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}={value!r}: pass a whole number of at least 1")

@@ -24,9 +24,7 @@ from tlora.presets import DataFiles, listed, load_preset
 from tlora.reasoning import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
 from tlora.sources import SUFFIXES, Source, read_dataset, read_path, split_files
 from tlora.splits import arrange, key_columns
-from tlora.task import Batches, Task
-
-__all__ = ["Batches", "Task", "load_task", "task_names"]
+from tlora.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.precision import heads_in_float32
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
-from tlora.sealing import BASE, Sealing, checkpoint_to_resume, same_training
+from tlora.sealing import BASE, FROZEN_A, Sealing, checkpoint_to_resume, same_training
 from tlora.start import start_of_a
 from tlora.storage import Meta
 from tlora.targets import is_causal
@@ -332,7 +332,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
         # where the start has rewritten the base, it is none that anybody else has
         "fingerprints": {} if changes_the_base(config.to_dict()) else prints,
-        "frozen_a": bool(modules) and not any(module.a.requires_grad for module in modules.values()),
+        "frozen_a": record[FROZEN_A],
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from tlora.alignment import Alignment, LayerAlignment
 from tlora.capture import GradientCapture
@@ -19,8 +20,10 @@ from viz import heatmap, style
 
 Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture
 
-CHANCE: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 2)), "linewidth": 1.6}
+CHANCE: dict[str, Any] = {"color": "black", "linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 4}
 BEST: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
+RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "zorder": 1.5}
+"""Of the kind that holds what chance gives: broad and pale, so that the line of chance is seen on it."""
 WHOLE = Normalize(0, 1)
 """Colours of an overlap: the same in all pictures, so that one can be held against another."""
 
@@ -119,12 +122,16 @@ def _draw_layers(alignment: LayerAlignment, ax: Axes | None) -> Axes:
 
 def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> None:
     """A slim colour bar beside the heat map, with a mark at each overlap that chance gives."""
-    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=aspect, fraction=0.05)
-    bar.set_label("overlap (▸ by chance)")
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.025, aspect=aspect, fraction=0.05)
+    values = chance.unique()
+    bar.set_label(f"overlap (arrow{'s' if len(values) > 1 else ''}: by chance)")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     bar.outline.set_visible(False)
-    for value in chance.unique():
-        bar.ax.plot(-0.1, value, marker=">", markersize=4, color="0.15", clip_on=False)
+    beside = bar.ax.transData + ScaledTranslation(-4 / 72, 0, ax.figure.dpi_scale_trans)  # on the white of the paper
+    for value in values:
+        bar.ax.plot(
+            0, value, marker=">", markersize=6, color="black", markeredgewidth=0, clip_on=False, transform=beside
+        )
 
 
 def _by_chance(random: pd.Series) -> str:
@@ -171,10 +178,9 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     for kind in table[table["rank"] == ranks[-1]].sort_values("captured", ascending=False)["kind"]:
         rows, (colour, dash, marker) = table[table["kind"] == kind], looks[kind]
         ends = np.abs(rows[["low", "high"]].to_numpy() - rows[["captured"]].to_numpy()).T
-        bars = ax.errorbar(
-            rows["rank"], rows["captured"], ends, label=kind, color=colour, linestyle=dash, linewidth=1.8,
-            marker=marker, markersize=5, elinewidth=1.2, capsize=3,
-        )  # fmt: skip
+        look: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.8, "marker": marker, "markersize": 5}
+        look |= RANDOM if kind == "random" else {}
+        bars = ax.errorbar(rows["rank"], rows["captured"], ends, label=kind, elinewidth=1.2, capsize=3, **look)
         drawn.append(bars)
     chance = table.groupby("rank")["random"].first()
     drawn += ax.plot(chance.index, chance, label="by chance", marker="_", **CHANCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from numbers import Integral
@@ -26,6 +27,8 @@ LINE = 0.215
 """Inches of a method's line in the first panel."""
 GAP, RIGHT, EDGE = 0.78, 0.12, 0.08
 """Inches: between panels for labels beside, at the right, and between two rows of panels."""
+STROKES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
+"""Of the curves of a rank, where there are several: that of most methods is solid."""
 LONGEST = 42
 """Characters of a method's name beside the first panel; a longer one is cut off."""
 
@@ -70,7 +73,7 @@ def plot_comparison(
         two that both have). Dashed, for each method, is its value less its difference in the runs that both have: a
         thick line that does not touch it says that the two differ. Middle, values on the validation split by learning
         rate, the chosen one marked, the curve thick where it is within 1 % of the best; crosses where training failed.
-        Right, the value by trained parameters.
+        Where there are several ranks, each has a line style. Right, the value by trained parameters.
 
     Raises
     ------
@@ -85,16 +88,22 @@ def plot_comparison(
     runs = _selected(comparison.to_frame(), tasks, ranks)
     looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
     name = baseline or "lora"
+    strokes = _strokes(summary["rank"])
+    summary = summary.assign(origin=_origins(summary, name))
     places = [(place, _order(rows)) for place, rows in summary.groupby(["model", "task"], sort=False)]
     figure, panels = _panels([rows for _, rows in places])
     for ((model, task), rows), (left, middle, right) in zip(places, panels, strict=True):
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
         rows = rows.assign(instead=[_instead(here, row) for _, row in rows.iterrows()])
-        _draw_values(left, rows, looks, name)
-        _draw_rates(middle, here, rows, looks)
+        _draw_values(left, rows, looks)
+        _draw_rates(middle, here, rows, looks, strokes)
         _draw_sizes(right, rows, looks)
-        _headlines((left, middle, right), rows, name, baseline_rank)
-    _make_room(figure, panels)
+        where = style.sentence(model.rpartition("/")[2], task.rpartition("/")[2])
+        style.headline(left, _finding(rows, name), where)
+        style.headline(middle, "Learning rates", "thick: within 1 %, x: failed")
+        style.headline(right, "Quality by parameters", "higher is better")
+    note = style.sentence(_dashed(summary, name, baseline_rank), _told(strokes))
+    _make_room(figure, panels, note)
     return figure
 
 
@@ -112,10 +121,12 @@ def _panels(tables: list[pd.DataFrame]) -> tuple[Figure, list[list[Axes]]]:
     return figure, panels
 
 
-def _make_room(figure: Figure, panels: list[list[Axes]]) -> None:
-    """Move the rows of panels apart by what is written above and below them."""
+def _make_room(figure: Figure, panels: list[list[Axes]], note: str) -> None:
+    """Move the rows of panels apart by what is written above and below them, with a note below all."""
+    edge = EDGE / WIDTH
+    written = figure.text(edge, 0, "\n".join(textwrap.wrap(note, 140)), fontsize=8.5, color="0.4", parse_math=False)
     figure.canvas.draw()
-    rows, height = [], EDGE
+    rows, height = [], EDGE + (written.get_window_extent().height / figure.dpi + EDGE if note else 0)
     for row in reversed(panels):
         inner = row[0].bbox
         drawn = Bbox.union([box for ax in row if (box := ax.get_tightbbox())])
@@ -123,6 +134,7 @@ def _make_room(figure: Figure, panels: list[list[Axes]]) -> None:
         rows.append((row, height + below, inside))
         height += below + inside + above + EDGE
     figure.set_size_inches(WIDTH, height)
+    written.set_position((edge, EDGE / height))
     for row, bottom, inside in rows:
         for ax in row:
             box = ax.get_position()
@@ -149,6 +161,19 @@ def _looks(methods: list[str]) -> dict[str, Look]:
     return dict(zip(methods, map(Look, style.colours(count), style.dashes(count), markers), strict=True))
 
 
+def _strokes(ranks: pd.Series) -> dict[int, str]:
+    """A line style for each rank, by its name; none where there is one rank alone."""
+    counts = ranks.value_counts()
+    ordered = sorted(counts.index, key=lambda rank: (-counts[rank], rank))
+    return dict(zip(ordered, cycle(STROKES), strict=False)) if len(ordered) > 1 else {}
+
+
+def _told(strokes: dict[int, str]) -> str:
+    """What the line styles of ranks mean, for the note."""
+    told = ", ".join(f"{rank} {strokes[rank]}" for rank in sorted(strokes))
+    return style.sentence(f"middle: rank {told}", "right: lines join the ranks of a method") if told else ""
+
+
 def _order(rows: pd.DataFrame) -> pd.DataFrame:
     """Best first, what has no value last, with what each is called: its rank too where there are several."""
     rows = rows.sort_values("value", ascending=False, kind="stable", na_position="last").reset_index(drop=True)
@@ -166,10 +191,14 @@ def _instead(runs: pd.DataFrame, row: pd.Series) -> str:
     return "not tested yet" if waiting else "failed"
 
 
-def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline: str) -> None:
-    """A line a method: its value, its interval, that of its difference from the baseline, and the baseline itself."""
+def _origins(rows: pd.DataFrame, baseline: str) -> pd.Series:
+    """What the baseline makes of the runs that a method shares with it; NaN where it has none."""
     own = rows["value"].where((rows["method"] == baseline) & rows["difference"].isna())
-    origins = (rows["value"] - rows["difference"]).fillna(own)
+    return (rows["value"] - rows["difference"]).fillna(own)
+
+
+def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """A line a method: its value, its interval, that of its difference from the baseline, and the baseline itself."""
     for place, row in rows.iterrows():
         look = looks[row["method"]]
         if np.isnan(row["value"]):
@@ -180,10 +209,11 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
         if not np.isnan(row["low"]):
             ax.plot((row["low"], row["high"]), (place, place), color=look.colour, linewidth=1, alpha=0.6)
         if not np.isnan(row["difference_low"]):
-            ends = (origins[place] + row["difference_low"], origins[place] + row["difference_high"])
+            ends = (row["origin"] + row["difference_low"], row["origin"] + row["difference_high"])
             ax.plot(ends, (place, place), color=look.colour, linewidth=3.5, alpha=0.75, solid_capstyle="butt")
         ax.plot(row["value"], place, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
-    across = [(x, y) for place, x in origins.items() for x, y in ((x, place - 0.5), (x, place + 0.5), (np.nan, place))]
+    origins = enumerate(rows["origin"])
+    across = [(x, y) for place, x in origins for x, y in ((x, place - 0.5), (x, place + 0.5), (np.nan, place))]
     ax.plot(*zip(*across, strict=True), color="0.35", linestyle="--", linewidth=1, zorder=0)
     ax.set_yticks(range(len(rows)), rows["label"])
     ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -192,18 +222,19 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], baseline:
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
+def _draw_rates(
+    ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look], strokes: dict[int, str]
+) -> None:
     """Curves over the learning rate, on the validation split, thick where they are flat."""
     searched = runs[runs["split"] == "validation"]
-    several = rows["rank"].nunique() > 1
     for _, row in rows[::-1].iterrows():
         look = looks[row["method"]]
         mine = searched[(searched["method"] == row["method"]) & (searched["rank"] == row["rank"])]
         curve = mine[mine["status"] == "done"].groupby("learning_rate")["value"].mean()
-        thin = several and row["rank"] != rows["rank"].max()
+        dashes = STROKES[strokes[row["rank"]]] if strokes else look.dashes
         ax.plot(
-            curve.index, curve, look.dashes, color=look.colour, linewidth=0.8 if thin else 1.4, marker=look.marker,
-            markersize=3, label=row["label"],
+            curve.index, curve, dashes, color=look.colour, linewidth=1.2, marker=look.marker, markersize=3,
+            label=row["label"],
         )  # fmt: skip
         steady = curve[(curve.index >= row["lowest"]) & (curve.index <= row["highest"])]
         ax.plot(steady.index, steady, color=look.colour, linewidth=5, alpha=0.35, solid_capstyle="round")
@@ -211,10 +242,11 @@ def _draw_rates(ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[st
             chosen = (row["learning_rate"], curve[row["learning_rate"]])
             ax.plot(*chosen, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
         broken = mine.loc[mine["status"] != "done", "learning_rate"]
-        ax.plot(
-            broken, np.zeros(len(broken)), "x", color=look.colour, transform=ax.get_xaxis_transform(), clip_on=False,
-            markersize=5,
-        )  # fmt: skip
+        if len(broken):  # a line without points that is not clipped would take room at the figure's corner
+            ax.plot(
+                broken, np.zeros(len(broken)), "x", color=look.colour, transform=ax.get_xaxis_transform(),
+                clip_on=False, markersize=5,
+            )  # fmt: skip
     _log_axis(ax, "learning rate", _thinned(searched["learning_rate"], 4), _rate)
     ax.set_ylabel(f"{next(filter(None, searched['metric']), 'value').replace('_', ' ')}, validation")
     if not (searched["status"] == "done").any():
@@ -274,16 +306,17 @@ def _worded(rows: pd.DataFrame) -> str:
     return f"{names[0] if names else 'value'}, test"
 
 
-def _headlines(panels: tuple[Axes, Axes, Axes], rows: pd.DataFrame, baseline: str, baseline_rank: BaselineRank) -> None:
-    """What each panel shows, and above the first where it comes from and what came out."""
-    first = rows.iloc[0]
-    at = {"same": "at equal rank", "nearest": "at equal parameters"}.get(
-        str(baseline_rank), f"from rank {baseline_rank}"
+def _dashed(summary: pd.DataFrame, baseline: str, baseline_rank: BaselineRank) -> str:
+    """What the dashed line is, for the note, where that takes more words than the name of the baseline."""
+    reference = summary["baseline_rank"].fillna(summary["rank"])
+    origins = summary.dropna(subset=["origin"]).groupby(["model", "task", reference])["origin"]
+    broken = (origins.max() - origins.min() > 1e-6 * origins.max().abs()).any()
+    shared = ", in the runs that both have" if broken else ""
+    which = {"same": " of equal rank", "nearest": " of about as many parameters"}.get(
+        str(baseline_rank), f" of rank {baseline_rank}"
     )
-    where = style.sentence(first["model"].rpartition("/")[2], first["task"].rpartition("/")[2])
-    style.headline(panels[0], _finding(rows, baseline), where)
-    style.headline(panels[1], "Learning rates", "thick: within 1 %, x: failed")
-    style.headline(panels[2], "Quality by parameters", f"differences: {at}")
+    which = which if summary["rank"].nunique() > 1 or (reference != summary["rank"]).any() else ""
+    return f"left: dashed is {baseline}{which}{shared}" if len(origins) and (which or shared) else ""
 
 
 def _finding(rows: pd.DataFrame, baseline: str) -> str:

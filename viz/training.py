@@ -75,7 +75,7 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
     for step, loss in points:  # outside of the curve, which is between the two
         side, aligned = (-8, "right") if step == 0 else (8, "left")
         ax.annotate(
-            f"{loss:.3g}", (step, loss), (side, 0), textcoords="offset points", va="center", ha=aligned, color=TEST
+            _digits(loss), (step, loss), (side, 0), textcoords="offset points", va="center", ha=aligned, color=TEST
         )
 
 
@@ -103,8 +103,13 @@ def evaluated_on(run: TrainingRun) -> str:
 def _change(name: str, before: float, after: float) -> str:
     """``"exact match 2.0 % → 41.5 %"``; what is no loss and lies between 0 and 1 is a share."""
     share = "loss" not in name and min(before, after) >= 0 and max(before, after) <= 1
-    old, new = (f"{100 * value:.1f} %" if share else f"{value:.3g}" for value in (before, after))
+    old, new = (f"{100 * value:.1f} %" if share else _digits(value) for value in (before, after))
     return f"{name.replace('_', ' ')} {old} → {new}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, zeros at the end too: ``"0.560"``, ``"6.00"``, ``"100"``."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _detail(run: TrainingRun) -> str:

@@ -170,7 +170,7 @@ def test_a_method_that_never_trained_is_in_the_summary():
         ({"baseline": "dora"}, "'dora' was not compared: choose one of lora, tlora"),
         ({"baseline_rank": "seconds"}, "choose 'same', 'nearest'"),
         ({"metric": "f1"}, "pass 'loss'"),
-        ({"confidence": 95}, "between 0 and 1"),
+        ({"confidence": 95}, "above 0 and below 1"),
     ],
 )
 def test_summary_refuses_what_is_out_of_range(arguments, words):

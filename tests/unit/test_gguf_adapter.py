@@ -18,7 +18,7 @@ from tests.unit.test_adapter import logits
 from tlora import gguf_adapter
 from tlora.adapter import adapter_layers
 from tlora.gguf_adapter import ARCHITECTURES, read_gguf
-from tlora.models import _quiet
+from tlora.models import quiet
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
@@ -64,7 +64,7 @@ def test_added_to_the_base_file_it_is_the_adapted_model(family, tmp_path):
         assert tensors[weight].shape == (len(b), a.shape[1])
         tensors[weight] = tensors[weight] + fields["adapter.lora.alpha"] / len(a) * b @ a
     write_model(tmp_path / "whole.gguf", model_of(family), family, tensors)
-    with _quiet():
+    with quiet():
         unpacked = transformers.GgufConfig(dequantize=True)
         whole = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path,

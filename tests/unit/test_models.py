@@ -291,6 +291,17 @@ def test_a_cached_model_loads_without_the_hub(no_hub, tmp_path):
     assert no_hub == ["somebody/tiny"], "not asked when only local files are wanted"
 
 
+@pytest.mark.parametrize("options", [{}, {"local_files_only": True}])
+def test_a_cached_model_in_a_folder_of_its_repository_loads_without_the_hub(no_hub, tmp_path, options):
+    cached_repository(tmp_path)
+    snapshot = next((tmp_path / "models--somebody--tiny" / "snapshots").iterdir())
+    (snapshot / "inner").mkdir()
+    for file in [file for file in snapshot.iterdir() if file.is_file()]:
+        file.rename(snapshot / "inner" / file.name)
+    model, _ = load_model("somebody/tiny", subfolder="inner", cache_dir=tmp_path, **options)
+    assert len(target_modules(model)) == 14
+
+
 def test_local_files_only_says_so(no_hub, tmp_path):
     with pytest.raises(ValueError, match="not in the local cache"):
         load_model("somebody/tiny", cache_dir=tmp_path, local_files_only=True)

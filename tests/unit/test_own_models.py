@@ -35,7 +35,7 @@ class Classifier(BertPreTrainedModel):
     def __init__(self, config: Any, body: str = "bert", head: str = "head") -> None:
         super().__init__(config)
         self.names = body, head
-        setattr(self, body, BertModel(config))
+        setattr(self, body, BertModel(config, add_pooling_layer=False))
         setattr(self, head, nn.Linear(config.hidden_size, 2))
         self.post_init()
 

@@ -6,6 +6,8 @@ import errno
 import itertools
 import json
 import math
+import os
+import stat
 import subprocess
 import sys
 from io import FileIO
@@ -208,9 +210,21 @@ def test_a_full_disk_leaves_the_runs_before(tmp_path, monkeypatch, room):
     assert len(store.read()) == 3
 
 
+def test_a_folder_that_cannot_be_flushed_holds_a_store_all_the_same(tmp_path, monkeypatch):
+    plain = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert len(filled(tmp_path / "runs.jsonl").read()) == 3
+
+
 def test_two_processes_append_at_once(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, 'tlora'); from store import Store; s = Store(sys.argv[1])\n"  # its room alone
+        "import sys; from tlora.store import Store; s = Store(sys.argv[1])\n"
         "for n in range(30): s.append({'key': [sys.argv[2], n], 'data': 'x' * 20000})"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "runs.jsonl")]

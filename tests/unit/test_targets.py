@@ -221,6 +221,62 @@ def test_routers_and_experts_of_linear_layers_are_left_out(caplog):
     assert "4 weights of routed experts (e.g. layers.0.experts.0.w1)" in caplog.text
 
 
+def test_a_router_inside_a_gate_is_left_out():
+    model = transformers.HunYuanMoEV1ForCausalLM(
+        transformers.HunYuanMoEV1Config(**MOE | {"num_experts": 4, "moe_topk": 2, "head_dim": 8})
+    )
+    mlp = [t.name for t in target_modules(model).values() if t.part == "mlp" and t.layer == 0]
+    assert mlp == [f"model.layers.0.mlp.shared_mlp.{p}_proj" for p in ("gate", "up", "down")]
+    with pytest.raises(ValueError, match="a router or an expert"):
+        target_modules(model, ["wg"])
+
+
+def test_a_router_by_a_longer_name_is_left_out():
+    sizes = MOE | {"num_experts": 16, "num_experts_per_tok": 2, "is_moe": True}
+    model = transformers.DogeForCausalLM(transformers.DogeConfig(**sizes))
+    mlp = [t.name for t in target_modules(model).values() if t.name.startswith("model.layers.0.mlp")]
+    assert mlp == [f"model.layers.0.mlp.{p}_proj" for p in ("gate", "up", "down")]
+
+
+def test_gemma3n_leaves_its_router_and_its_lists_of_bare_layers():
+    sizes = {name: MOE[name] for name in MOE if "intermediate" not in name} | {
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 8,
+        "intermediate_size": 48,
+        "head_dim": 8,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    }
+    model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**sizes))
+    altup = [f"altup.{name}_coefs" for name in ("correction", "prediction")]
+    laurel = [f"laurel.linear_{side}" for side in ("left", "right")]
+    expected = {
+        *(f"model.layers.{layer}.self_attn.{p}_proj" for layer in range(2) for p in "qkvo"),
+        *(f"model.layers.{layer}.mlp.{p}_proj" for layer in range(2) for p in ("gate", "up", "down")),
+        *(f"model.layers.{layer}.{name}" for layer in range(2) for name in (*altup, *laurel)),
+        *(f"model.layers.{layer}.per_layer_{name}" for layer in range(2) for name in ("input_gate", "projection")),
+    }
+    assert set(target_modules(model)) == expected
+    with pytest.raises(ValueError, match="a Linear outside the blocks"):
+        target_modules(model, ["altup_projections.0"])
+
+
+class Gated(nn.Module):
+    """Gates that choose no expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.out_gate, self.wg = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attn = nn.ModuleDict({"g_proj": nn.Linear(8, 8), "gate": nn.ModuleDict({"proj": nn.Linear(8, 8)})})
+
+
+def test_gates_without_experts_are_projections():
+    names = [f"layers.0.{name}" for name in ("gate", "out_gate", "wg", "attn.g_proj", "attn.gate.proj")]
+    assert list(target_modules(nn.ModuleDict({"layers": nn.ModuleList([Gated()])}))) == names
+
+
 def test_a_dense_model_says_nothing(caplog):
     target_modules(tiny_model("llama"))
     assert not caplog.records

@@ -70,6 +70,18 @@ def test_a_folder_has_one_file_a_split(tmp_path):
         load_task(tmp_path / "empty", bytes_tokenizer())
 
 
+def test_a_dataset_has_each_split_once():
+    rows = Dataset.from_list(PAIRS[:2])
+    with pytest.raises(ValueError, match="the splits validation and dev are one, named in two ways"):
+        read_dataset({"train": rows, "validation": rows, "dev": rows})
+    assert set(read_dataset({"train": rows, "dev": rows, "extra": rows}).splits) == {"train", "validation"}
+
+
+def test_an_array_may_come_after_blank_lines(tmp_path):
+    (tmp_path / "a.json").write_text("\n \n" + json.dumps(PAIRS))
+    assert read_path(tmp_path / "a.json").splits["train"][:]["prompt"] == [row["prompt"] for row in PAIRS]
+
+
 @pytest.mark.filterwarnings("ignore:4 (training|validation) samples are in another split")
 def test_datasets_keep_their_class_names():
     names = ["no", "yes", "never seen"]

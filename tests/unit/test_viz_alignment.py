@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 import viz
 from tests.pictured import MODELS, alignment, captured_energy, cells, gradient_capture, layer_alignment, texts
@@ -43,6 +44,19 @@ def test_cells_are_the_overlaps(model):
     assert (mesh.norm.vmin, mesh.norm.vmax) == (0, 1)
     marks = [line.get_ydata()[0] for line in ax.figure.axes[1].lines]
     assert sorted(marks) == sorted(set(result.random.values()))
+
+
+def test_the_marks_of_chance_stand_beside_the_colour_bar():
+    ax = viz.plot_alignment(layer_alignment(2))
+    ax.figure.canvas.draw()
+    bar = ax.figure.axes[1]
+    (mark,) = bar.lines
+    box = mark.get_window_extent()
+    middle = bar.transData.transform((0, mark.get_ydata()[0]))[1]
+    assert ax.bbox.x1 < box.x0 < box.x1 <= bar.bbox.x0 + 0.5
+    assert (box.y0 + box.y1) / 2 == pytest.approx(middle, abs=0.5)
+    assert bar.get_ylabel() == "overlap (arrow: by chance)"
+    assert viz.plot_alignment(alignment("30 layers")).figure.axes[1].get_ylabel() == "overlap (arrows: by chance)"
 
 
 def test_the_title_says_how_much_and_the_cells_in_percent():
@@ -93,6 +107,16 @@ def test_curves_are_the_shares_with_their_intervals(source, ranks):
     shares = table[table["rank"] == ranks[-1]].set_index("kind")["captured"]
     assert labels == ["best possible", *shares.sort_values(ascending=False).index, "by chance"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [str(rank) for rank in ranks]
+
+
+def test_chance_is_seen_on_the_kind_that_holds_what_chance_gives():
+    ax = viz.plot_alignment(captured_energy())
+    kinds = {bars.get_label(): bars.lines[0] for bars in ax.containers}
+    chance = next(line for line in ax.lines if line.get_label() == "by chance")
+    broad = kinds.pop("random")
+    assert all(broad.get_zorder() < line.get_zorder() < chance.get_zorder() for line in kinds.values())
+    assert all(broad.get_linewidth() > 2 * line.get_linewidth() for line in [chance, *kinds.values()])
+    assert len(set(to_rgb(broad.get_color()))) == 1  # a grey
 
 
 def test_curves_of_many_ranks_label_the_ends():

@@ -54,6 +54,10 @@ def everything_inside_and_apart(figure, labelled: bool = True) -> None:
             assert labels or not labelled
             assert not any(a.overlaps(b) for a, b in pairwise(labels))
     boxes = [ax.get_tightbbox() for ax in figure.axes]
+    (written,) = figure.texts
+    if written.get_text():
+        boxes.append(written.get_window_extent())
+        assert (boxes[-1].x0 >= 0, boxes[-1].x1 <= width, boxes[-1].y0 >= 0) == (True,) * 3
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[n + 1 :])
 
 
@@ -61,7 +65,8 @@ def everything_inside_and_apart(figure, labelled: bool = True) -> None:
     ("count", "tasks", "ranks"),
     [
         (1, ("pairs",), (8,)), (2, ("pairs",), (8,)), (6, ("rotten_tomatoes", "family_relationships"), (8,)),
-        (5, ("pairs",), (4, 16)), (14, ("family_relationships_of_large_families",), (4, 16)),
+        (5, ("pairs",), (4, 16)), (16, ("rotten_tomatoes", "family_relationships"), (4, 8, 16)),
+        (14, ("family_relationships_of_large_families",), (4, 16)),
     ],
 )  # fmt: skip
 def test_everything_has_its_place(count, tasks, ranks):
@@ -83,6 +88,12 @@ def dashed(ax) -> list[float]:
     assert np.array_equal(ends[:, 0], ends[:, 1], equal_nan=True)
     assert line.get_ydata().reshape(-1, 3)[:, :2].tolist() == [[n - 0.5, n + 0.5] for n in range(len(ends))]
     return ends[:, 0].tolist()
+
+
+def note(figure) -> str:
+    """What is written below all panels."""
+    (text,) = figure.texts
+    return text.get_text().replace("\n", " ")
 
 
 def points(ax, marker: str) -> list[tuple[float, float]]:
@@ -135,13 +146,42 @@ def test_runs_without_a_search_have_values_and_no_curve():
     assert not any(len(line.get_xdata()) for line in middle.lines)
 
 
+def test_curves_of_different_ranks_are_told_apart():
+    figure = viz.plot_comparison(
+        Comparison.of([*of_rank(4, "lora"), *of_rank(8, "lora", "tlora"), *of_rank(16, "lora")])
+    )
+    curves = {line.get_label(): line.get_linestyle() for line in figure.axes[1].lines}
+    looks = {label: curves[label] for label in ("lora, 4", "lora, 8", "tlora, 8", "lora, 16")}
+    assert looks == {"lora, 4": "--", "lora, 8": "-", "tlora, 8": "-", "lora, 16": ":"}
+    assert note(figure) == (
+        "left: dashed is lora of equal rank  ·  middle: rank 4 dashed, 8 solid, 16 dotted  ·  "
+        "right: lines join the ranks of a method"
+    )
+    assert note(viz.plot_comparison(many(("lora", "tlora")))) == ""
+
+
+def of_rank(rank: int, *methods: str) -> list:
+    """Runs of which none failed."""
+    found = []
+    for method in methods:
+        found += [record(method, rate, 0, "validation", [0.5 + rate], rank=rank) for rate in GRID]
+        found += [record(method, GRID[-1], seed, "test", [0.7] * 20, rank=rank) for seed in range(3)]
+    return found
+
+
+def test_rows_are_apart_where_nothing_failed():
+    """Crosses that are not there take no room."""
+    everything_inside_and_apart(viz.plot_comparison(Comparison.of(of_rank(8, "a", "b")), baseline="a"))
+
+
 def test_one_rank_of_the_baseline_is_the_line_that_all_are_held_against():
     found = many(("lora", "tlora"), ranks=(4, 8))
-    left, _, right = viz.plot_comparison(found, baseline_rank=8).axes
+    figure = viz.plot_comparison(found, baseline_rank=8)
+    left = figure.axes[0]
     value = found.summary().set_index(["method", "rank"]).loc[("lora", 8), "value"]
     assert dashed(left) == pytest.approx([value] * 4)
     assert left.get_title(loc="left").replace("\n", " ").endswith("of 3")
-    assert "differences: from rank 8" in " ".join(texts(right))
+    assert note(figure).startswith("left: dashed is lora of rank 8  ·  middle: ")
 
 
 @pytest.mark.parametrize(("ranks", "baseline_rank", "reference"), [(4, 8, 8), ([4], "same", 4), (8, "nearest", 4)])
@@ -151,7 +191,11 @@ def test_the_line_is_at_the_rank_that_differences_are_from_though_it_is_not_draw
     for (method, rank), size in sizes.items():
         rows = (found.runs["method"] == method) & (found.runs["rank"] == rank)
         found.runs.loc[rows, "trainable_parameters"] = size
-    left = viz.plot_comparison(found, ranks=ranks, baseline_rank=baseline_rank).axes[0]
+    figure = viz.plot_comparison(found, ranks=ranks, baseline_rank=baseline_rank)
+    left = figure.axes[0]
+    assert note(figure) == {8: "left: dashed is lora of rank 8", "same": ""}.get(
+        baseline_rank, "left: dashed is lora of about as many parameters"
+    )
     values = found.summary(baseline_rank=baseline_rank).set_index(["method", "rank"])
     line = [label.get_text() for label in left.get_yticklabels()].index("tlora")
     assert dashed(left)[line] == pytest.approx(values.loc[("lora", reference), "value"])
@@ -166,7 +210,9 @@ def test_what_differs_does_so_in_the_picture_though_the_baseline_has_more_runs()
         for seed, value in enumerate(each)
     ]
     records += [record(method, GRID[0], 0, "validation", [0.5]) for method in values]
-    left = viz.plot_comparison(Comparison.of(records)).axes[0]
+    figure = viz.plot_comparison(Comparison.of(records))
+    left = figure.axes[0]
+    assert note(figure) == "left: dashed is lora, in the runs that both have"
     assert dashed(left) == pytest.approx([0.8, 0.72], abs=1e-3)  # of tlora, which is first, and of lora itself
     (thick,) = [line for line in left.lines if line.get_linewidth() == 3.5]
     assert max(thick.get_xdata()) < 0.8

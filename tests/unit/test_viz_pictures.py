@@ -271,8 +271,8 @@ def test_training_draws_the_history_and_the_ends():
 @pytest.mark.parametrize(
     ("split", "metric", "labels", "headline"),
     [
-        ("validation", "loss", ["validation loss, before and after"], "Validation loss 3 → 2"),
-        ("train", "train_loss", [], "Training loss 3 → 2"),
+        ("validation", "loss", ["validation loss, before and after"], "Validation loss 3.00 → 2.00"),
+        ("train", "train_loss", [], "Training loss 3.00 → 2.00"),
     ],
 )
 def test_training_says_what_was_evaluated(split, metric, labels, headline):
@@ -282,11 +282,17 @@ def test_training_says_what_was_evaluated(split, metric, labels, headline):
     assert ax.get_title(loc="left") == headline
 
 
+def test_losses_have_three_digits_each():
+    ax = viz.plot_training(training_run(before={"loss": 100.2}, after={"loss": 0.56}))
+    assert ax.get_title(loc="left") == "Test loss 100 → 0.560"
+    assert texts(ax)[:2] == ["100", "0.560"]
+
+
 def test_training_without_metrics_or_evaluation():
     history = training_run().history.assign(eval_loss=np.nan)
     ax = viz.plot_training(training_run(history=history, before={}, after={}, interrupted=True))
     assert [line.get_label() for line in ax.lines] == ["training loss"]
-    assert ax.get_title(loc="left") == "Training loss 3 → 1.1"
+    assert ax.get_title(loc="left") == "Training loss 3.00 → 1.10"
     assert "interrupted" in texts(ax)[-1]
 
 

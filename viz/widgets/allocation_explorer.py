@@ -105,7 +105,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         self._bound = None if subspaces is None else subspaces.max_rank
         values = {field: getattr(first.knobs, field) for field in DEFAULTS}
         alpha = None if knobs.get("alpha") is None else first.knobs.alpha
-        values |= {"alpha": alpha, "exclude": by_hand.names_of(first.knobs.exclude, sensitivity)}
+        values |= {"alpha": alpha, "exclude": tuple(first.excluded)}
         values["max_rank"] = self._within_bases(first.knobs.max_rank)
         state = AllocationState(rank=first.rank, edits={}, **values)
         super().__init__(replace(state, kept=self.result(state)))

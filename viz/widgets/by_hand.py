@@ -75,13 +75,6 @@ def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]
     return found + [name for name in sensitivity.names if name in left]
 
 
-def names_of(exclude: str | int | Collection[str | int], sensitivity: Sensitivity) -> tuple[str, ...]:
-    """Full names of the modules that ``allocate(exclude=)`` would leave out."""
-    items = [exclude] if isinstance(exclude, str | int) else list(exclude)
-    layers, projections = sensitivity.layers, sensitivity.projections
-    return tuple(n for n in sensitivity.names if {n, projections[n], layers[n]} & set(items))
-
-
 def ranks_in_words(ranks: Mapping[str, int], sensitivity: Sensitivity, source: str) -> str:
     """A dictionary of ranks as Python text; a projection that has one rank throughout becomes a comprehension."""
     left, parts = dict(ranks), []
