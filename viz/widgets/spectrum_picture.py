@@ -130,7 +130,8 @@ class SpectrumPicture:
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if longest <= 200 else (1, 3)))
         self.single.set_ylim(lowest / 1.5, min(1.2, 2 * highest))
         handles = [self.lines[what][1] for what in self.lines if what in shares]
-        self.single.legend(handles=handles, loc="lower left", frameon=False, fontsize=8.5, labelcolor="black")
+        look: dict[str, Any] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 1}
+        self.single.legend(handles=handles, loc="upper right", fontsize=8.5, labelcolor="black", **look)
 
 
 _HALO = [withStroke(linewidth=3, foreground="white")]
