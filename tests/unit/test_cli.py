@@ -381,7 +381,7 @@ def test_a_calibration_goes_on_from_its_checkpoint_and_takes_more_samples(monkey
         LlamaForCausalLM,
         "forward",
         lambda self, *args, _forward=LlamaForCausalLM.forward, **inputs: (
-            seen.append(len(inputs["input_ids"])) or _forward(self, *args, **inputs)
+            (torch.is_grad_enabled() and seen.append(len(inputs["input_ids"]))) or _forward(self, *args, **inputs)
         ),
     )
     result = done(f"calibrate {DATA} {options} --samples 6 --checkpoint steps --output more")

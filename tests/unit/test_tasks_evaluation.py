@@ -360,7 +360,7 @@ def test_an_answer_stops_at_its_end_token_and_is_no_longer_than_the_longest(task
 def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
     truth = task.test["answer"][:]
     given_answers = [truth[0], f" {truth[1]}\n", truth[2] + ".", truth[3].swapcase()]
-    monkeypatch.setattr("tlora.task.generate", lambda *_: given_answers)
+    monkeypatch.setattr("tlora.evaluation.generate", lambda *_: given_answers)
     assert task.evaluate(llama)["exact_match"] == 2 / 4
     assert task.predict(llama)["exact_match"].tolist() == [1, 1, 0, 0]
 
@@ -404,7 +404,7 @@ def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
     )
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     if broken:
-        monkeypatch.setattr("tlora.task.generate", lambda *_: 1 / 0)
+        monkeypatch.setattr("tlora.evaluation.generate", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             task.evaluate(model)
     else:

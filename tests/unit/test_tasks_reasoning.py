@@ -173,7 +173,7 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
     scores = [
         dataset.score_answer(a.strip(), pickle.loads(e)) for a, e in zip(answers, task.test["entry"], strict=True)
     ]
-    monkeypatch.setattr("tlora.task.generate", lambda *_: answers)
+    monkeypatch.setattr("tlora.evaluation.generate", lambda *_: answers)
     model = tiny_model("llama", vocab_size=len(task.tokenizer), max_position_embeddings=1024)
     found = task.evaluate(model)
     assert found["exact_match"] == 4 / 10
