@@ -201,8 +201,10 @@ def _order(method: str, rank: int) -> tuple[int, str, int]:
 
 
 def _percent(shares: list[float]) -> str:
-    ends = dict.fromkeys(f"{100 * share:.0f}" for share in sorted(shares)[:: max(len(shares) - 1, 1)])
-    return f"{' to '.join(ends)} %" if ends else ""
+    if not shares:
+        return ""
+    ends = dict.fromkeys(f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{' to '.join(ends)} %"
 
 
 def _cell(row: Any) -> str:

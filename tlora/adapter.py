@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
-from tlora.checks import BEFORE_MERGING, base_fingerprints, before_merging, check_same_model
+from tlora.checks import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.precision import exact_products
 from tlora.randomness import seeded
 from tlora.subspace import Subspaces
@@ -97,7 +97,7 @@ def attach(
     if rows not in get_args(Rows):
         raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
     if replace:
-        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        model = base_of(model)
     else:
         refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
@@ -252,8 +252,7 @@ def freeze(layer: LoraLayer, adapter: str = ADAPTER) -> None:
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """LoRA layers of a model by the full name of the module that each wraps, in model order."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in base_of(model).named_modules() if isinstance(module, LoraLayer)}
 
 
 def refuse_experts(layers: Mapping[str, LoraLayer]) -> None:
@@ -283,7 +282,7 @@ def detach(model: nn.Module) -> None:
         If an adapter is merged into the weights, or has parts in the base itself (PiSSA, trained biases): it cannot be
         taken off again; load the base afresh.
     """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     for adapter, config in getattr(base, "peft_config", {}).items():
         if part := part_in_the_base(config.to_dict()):
             raise ValueError(

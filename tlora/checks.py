@@ -128,12 +128,17 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
     return found
 
 
+def base_of(model: Any) -> Any:
+    """The model itself, or the one under its adapters."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
     """Fingerprints of the model's weights before each adapter that `tlora.merge` folded into it."""
-    return getattr(model.get_base_model() if isinstance(model, PeftModel) else model, BEFORE_MERGING, [])
+    return getattr(base_of(model), BEFORE_MERGING, [])
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by full name; of one with adapters, the layers under them."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}
+    modules = base_of(model).named_modules()
+    return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in modules}

@@ -234,7 +234,7 @@ def as_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) -> str
 def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     # Padding on the left: the answer of each must follow its prompt.
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
-    batch = _to_device(task.collate(rows, padding_side="left"), model)
+    batch = to_device(task.collate(rows, padding_side="left"), model)
     width = batch["input_ids"].shape[1]
     own = model.generation_config
     beginning = _BEGINNING if task.architecture == "seq2seq" else ()
@@ -302,10 +302,10 @@ def _batches(
     lengths = [len(ids) for ids in rows["input_ids"][:]]
     batches = by_length(lengths, batch_size, _TOKENS_AT_ONCE)
     for indices in tqdm(batches, desc=what, unit="batch", disable=not progress):
-        yield indices, _to_device(task.collate(list(rows.select(indices))), model)
+        yield indices, to_device(task.collate(list(rows.select(indices))), model)
 
 
-def _to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """The batch with the model's padding, where its embeddings are, wherever its other layers may be."""
     embeddings = model.get_input_embeddings()
     if int(batch["input_ids"].max()) >= len(embeddings.weight):

@@ -25,7 +25,7 @@ from tlora.adapter import (
     part_in_the_base,
     without_noise,
 )
-from tlora.checks import before_merging, check_same_model
+from tlora.checks import base_of, before_merging, check_same_model
 from tlora.models import load_model
 from tlora.randomness import seeded
 from tlora.run import ADAPTER as TENSORS
@@ -99,7 +99,7 @@ def load(
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
         model, _ = load_model(base, num_labels=classes(folder, config, sizes, run))
     _refuse_taken(model, name, folder, config)
-    base_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    base_model = base_of(model)
     refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
     _check_task(model, folder, config)
     fingerprints, was_frozen = _recorded(folder, run)
@@ -146,11 +146,16 @@ def classes(
     return min((sizes[key][0] for key in last), default=None)
 
 
+def _plain(key: str) -> str:
+    """The base's name of what has this one in an adapter's file, or in a model with adapters."""
+    return _WRAPPED.sub(".", key.removeprefix(PREFIX))
+
+
 def _parts(
     base: nn.Module, sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """The base's parameters that an adapter writes to, by the names in its file, with a copy of what they hold."""
-    names = {_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes if part_in_the_base(config)}
+    names = {_plain(key) for key in sizes if part_in_the_base(config)}
     if changes_the_base(config):
         names |= {f"{name.partition('.lora_')[0]}.weight" for name in names}
     found = [parameter for name, parameter in base.named_parameters() if name in names]
@@ -160,8 +165,8 @@ def _parts(
 def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a model without a place for what was saved whole, such as a head: PEFT leaves it out without a word."""
     base = adapted.get_base_model()
-    there = {_WRAPPED.sub(".", name) for name in base.state_dict()}
-    for name in (_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes if not _BY_PEFT.search(key)):
+    there = {_plain(name) for name in base.state_dict()}
+    for name in (_plain(key) for key in sizes if not _BY_PEFT.search(key)):
         if name not in there:
             raise ValueError(
                 f"the adapter in {folder} holds {name}, for which a {type(base).__name__} has no place: {_OWN_BASE}"
@@ -170,9 +175,8 @@ def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int
 
 def _refuse_drawn(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a base with parts that `load_model` has drawn at random and the adapter does not bring."""
-    saved = [_WRAPPED.sub(".", key.removeprefix(PREFIX)) for key in sizes]
     for name in getattr(adapted.get_base_model(), FRESH_MODULES, ()):
-        if not any(key.startswith(f"{name}.") for key in saved):
+        if not any(_plain(key).startswith(f"{name}.") for key in sizes):
             raise ValueError(
                 f"{name} is drawn at random, for the base has no weights for it, and the adapter in {folder} does not "
                 f"hold what it was trained with: {_OWN_BASE}"
@@ -215,7 +219,7 @@ def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
             f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
             "it with a task of prompts and completions"
         )
-    base = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+    base = type(base_of(model)).__name__
     if kind in _HEADS and base.endswith(tuple(_HEADS.values())) and not base.endswith(_HEADS[kind]):
         raise ValueError(f"the adapter in {folder} is for a base {_HEADS[kind]}, and this is a {base}: {_OWN_BASE}")
 
@@ -242,6 +246,7 @@ def _check_base(
     if fingerprints is not None:
         keys = [(key.replace(".lora_A.", ".lora_B."), key) for key in sizes if key.endswith(".lora_A.weight")]
         shapes = {a.removeprefix(PREFIX).partition(".lora_A")[0]: (sizes[b][0], sizes[a][1]) for b, a in keys}
+        shapes = {name: shapes[name] for name in (*fingerprints, *shapes) if name in shapes}  # in the model's order
         check_same_model(model, fingerprints, shapes, what=f"the adapter in {folder} is", way_out=_OWN_BASE)
 
 

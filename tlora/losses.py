@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
+
+from tlora.checks import base_of
 
 IGNORED = -100
 
@@ -122,7 +123,7 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         one column predict the label at the next.
     """
     labels = batch["labels"]
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    model = base_of(model)
     if labels.ndim == 1 or model.config.is_encoder_decoder or not accepts(model, "logits_to_keep"):
         return dict(batch)
     columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]

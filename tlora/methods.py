@@ -108,7 +108,7 @@ def from_recipe(recipe: Recipe) -> Method:
     name = recipe.name
     if recipe.train:
         raise TypeError(
-            f"the recipe {recipe.name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "
+            f"the recipe {name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "
             "training, and each at its own learning rate; leave train= out"
         )
     if name in METHODS and (name not in _RECIPES.values() or METHODS[name].arguments != recipe.arguments()):

