@@ -140,5 +140,5 @@ def before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by full name; of one with adapters, the layers under them."""
-    modules = base_of(model).named_modules()
-    return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in modules}
+    base = base_of(model)
+    return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}
