@@ -9,6 +9,7 @@ work on the machine changes less. The most a move may take is 100 ms.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from typing import Any
@@ -104,6 +105,7 @@ def measured(explorer: Any, control: str, values: list[Any]) -> list[tuple[float
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     print(f"{'widget':20} {'control':12} {'moves':>5} {'clock':>9} {'CPU':>9} {'slowest':>9}")
     slow = []

@@ -17,7 +17,7 @@ PLANNING = """Examples:
 
 `tlora plan smollm2-135m --length 90 --labels 4`
 
-`tlora plan meta-llama/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 1 --memory 24 --teraflops 300`
+`tlora plan NousResearch/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 1 --memory 24 --teraflops 300`
 """
 
 

@@ -23,7 +23,7 @@ from tlora.gguf_adapter import write_gguf
 from tlora.models import floating_dtype, load_tokenizer
 from tlora.plain import Factors, PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
 from tlora.replacing import check_place, replace_export
-from tlora.run import ADAPTER, ADAPTER_CONFIG, PREFIX
+from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
 
 Format = Literal["peft", "gguf", "merged"]
 MODEL_CONFIG = "config.json"
@@ -148,7 +148,7 @@ def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.
     blob = dump_tensors({key: t.contiguous() for key, t in tensors.items()}, metadata={"format": "pt"})
     config = _plain_config(plain, rank, target_suffixes(factors, model.get_base_model()))
     with replace_export(folder, "peft") as fresh:
-        write_bytes(fresh / ADAPTER, blob)
+        write_bytes(fresh / ADAPTER_WEIGHTS, blob)
         write_bytes(fresh / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
     return folder
 

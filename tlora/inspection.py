@@ -16,7 +16,7 @@ from torch import Tensor
 from tlora.engines import ENGINES, Adapter, by_layer
 from tlora.files import undisturbed
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
-from tlora.run import ADAPTER, ADAPTER_CONFIG, PREFIX, RUN, TrainingRun
+from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
 from tlora.storage import Meta, Result
 
@@ -206,9 +206,9 @@ def _config(folder: Path) -> dict[str, Any]:
 def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[int, ...]]]:
     """``A`` and ``B`` of each module, and the shapes of all other tensors."""
     try:
-        tensors = load_file(folder / ADAPTER)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise ValueError(f"{folder / ADAPTER} is damaged ({error}): copy it again") from error
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     others = {key: tuple(t.shape) for key, t in tensors.items()}
     for key in sorted((key for key in tensors if key.endswith(".lora_A.weight")), key=_numerically):
@@ -216,11 +216,11 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, 
         a, b = tensors[key], tensors.get(other)
         if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
             there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
-            raise ValueError(f"{key} in {folder / ADAPTER} has shape {tuple(a.shape)}, and its lora_B {there}")
+            raise ValueError(f"{key} in {folder / ADAPTER_WEIGHTS} has shape {tuple(a.shape)}, and its lora_B {there}")
         pairs[key.removesuffix(".lora_A.weight").removeprefix(PREFIX)] = (a, b)
         del others[key], others[other]
     if not pairs:
-        raise ValueError(f"{folder / ADAPTER} holds no lora_A of a linear layer: {len(others)} other tensors")
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} holds no lora_A of a linear layer: {len(others)} other tensors")
     return pairs, others
 
 

@@ -28,8 +28,7 @@ from tlora.adapter import (
 from tlora.checks import base_of, before_merging, check_same_model
 from tlora.models import load_model
 from tlora.randomness import seeded
-from tlora.run import ADAPTER as TENSORS
-from tlora.run import PREFIX, RUN, TrainingRun
+from tlora.run import ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
 from tlora.sealing import BASE, FROZEN_A, record_of
 from tlora.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
@@ -286,7 +285,7 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
             model.set_adapter(name)
             return model
     except (UserWarning, KeyError) as error:
-        raise ValueError(f"{folder / TENSORS} is incomplete ({str(error)[:200]}): copy it again") from error
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} is incomplete ({str(error)[:200]}): copy it again") from error
     except _DAMAGE as error:
         raise ValueError(f"the adapter in {folder} is damaged ({str(error)[:200]}): copy it again") from error
     except (NoMatchingPeftModuleError, RuntimeError) as error:

@@ -20,7 +20,7 @@ from tlora.files import digest, replace_folder, undisturbed, write_bytes
 from tlora.monitoring import MODULE_COLUMNS
 from tlora.storage import Meta, Result, read_head
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules in the file."""
@@ -209,12 +209,12 @@ class TrainingRun(Result):
     @classmethod
     def _whole(cls, path: Path) -> Self:
         run = cls.record(path)
-        for name in (ADAPTER, ADAPTER_CONFIG):
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"{path / name} is missing: copy the whole adapter folder")
         check_adapter(path)
         config = json.loads((path / ADAPTER_CONFIG).read_bytes())
-        return replace(run, adapter=load_tensors((path / ADAPTER).read_bytes()), adapter_config=config)
+        return replace(run, adapter=load_tensors((path / ADAPTER_WEIGHTS).read_bytes()), adapter_config=config)
 
     @classmethod
     def record(cls, path: str | os.PathLike[str]) -> Self:
@@ -248,7 +248,7 @@ class TrainingRun(Result):
     def _files(self) -> dict[str, bytes]:
         """The adapter as PEFT reads it."""
         config = json.dumps(self.adapter_config, indent=2, sort_keys=True)
-        return {ADAPTER: dump_tensors(self.adapter, metadata={"format": "pt"}), ADAPTER_CONFIG: config.encode()}
+        return {ADAPTER_WEIGHTS: dump_tensors(self.adapter, metadata={"format": "pt"}), ADAPTER_CONFIG: config.encode()}
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         values = {name: getattr(self, name) for name in PLAIN}
@@ -296,7 +296,7 @@ def check_adapter(folder: Path) -> None:
         If a file of it has changed since.
     """
     written = read_head(folder / RUN)["values"]["files"]
-    for name in (ADAPTER, ADAPTER_CONFIG):
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if name in written and digest(folder / name) != written[name]:
             raise ValueError(
                 f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "

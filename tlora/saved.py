@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tlora.adapter import EXPERTS
 from tlora.engines import Adapter
 from tlora.files import read_json
-from tlora.run import ADAPTER, ADAPTER_CONFIG, PREFIX, RUN, check_adapter
+from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_adapter
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
@@ -55,12 +55,12 @@ def check_files(folder: Path) -> None:
     ValueError
         If there is a record of a run, and the adapter is not the one that it trained.
     """
-    for name in (ADAPTER_CONFIG, ADAPTER):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             pickled = " (adapter_model.bin can run code when it is read: save it as safetensors)"
             hint = pickled if (folder / "adapter_model.bin").is_file() else ""
             raise FileNotFoundError(
-                f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {ADAPTER}, no {name} there{hint}"
+                f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, no {name} there{hint}"
             )
     if (folder / RUN).is_dir():
         check_adapter(folder)
@@ -151,10 +151,10 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         If the file is damaged.
     """
     try:
-        with safe_open(folder / ADAPTER, "pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, OverflowError, ValueError) as error:
-        raise ValueError(f"{folder / ADAPTER} is damaged ({error}): copy it again") from error
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
 
 
 def check_numbers(folder: Path) -> None:
@@ -165,13 +165,13 @@ def check_numbers(folder: Path) -> None:
     ValueError
         If there is one, naming it.
     """
-    with safe_open(folder / ADAPTER, "pt") as file:
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         for key in file.keys():  # noqa: SIM118
             tensor = file.get_tensor(key)
             if not (torch.isfinite(tensor.float()).all() if tensor.is_floating_point() else ".lora_" not in key):
                 raise ValueError(
-                    f"{key} in {folder / ADAPTER} is not finite, or no floats ({tensor.dtype}): it is damaged, or its "
-                    "training diverged; take an earlier checkpoint, or copy it again"
+                    f"{key} in {folder / ADAPTER_WEIGHTS} is not finite, or no floats ({tensor.dtype}): it is damaged, "
+                    "or its training diverged; take an earlier checkpoint, or copy it again"
                 )
 
 
@@ -186,7 +186,7 @@ def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
     rows = {_ROWS.sub("", key).removeprefix(PREFIX): shape for key, shape in shapes.items() if _ROWS.search(key)}
     empty = next((name for name, shape in rows.items() if not shape or not shape[0]), None)
     if empty is not None:
-        raise ValueError(f"{empty} has no rank in {folder / ADAPTER}: it is damaged, copy it again")
+        raise ValueError(f"{empty} has no rank in {folder / ADAPTER_WEIGHTS}: it is damaged, copy it again")
     adapter = Adapter(config, {name: shape[0] for name, shape in rows.items()})
     default, most = config.get("r", 8), max((size for shape in rows.values() for size in shape), default=0)
     for name, rank in adapter.ranks.items():
@@ -195,8 +195,8 @@ def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
             raise ValueError(f"{folder} holds LoRA of experts (target_parameters), {EXPERTS}")
         if said != rank:
             raise ValueError(
-                f"{name} has rank {rank} in {folder / ADAPTER} and {said:g} by the config: the two files do not belong "
-                "together"
+                f"{name} has rank {rank} in {folder / ADAPTER_WEIGHTS} and {said:g} by the config: the two files do "
+                "not belong together"
             )
     if rows and default > most:
         raise ValueError(f"r={default} in {folder / ADAPTER_CONFIG}: no module here has so many; copy the file again")
