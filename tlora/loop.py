@@ -15,10 +15,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.batches import padded_for
+from tlora.files import dispensable
 from tlora.losses import at_labels
 from tlora.packing import intact
 from tlora.randomness import seeded
-from tlora.sealing import adapter_folder, dispensable
+from tlora.sealing import adapter_folder
 from tlora.targets import is_causal
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import shutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,10 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapter import ADAPTER, adapter_layers
+from tlora.adapter import ADAPTER
 from tlora.checks import base_fingerprints, base_modules, check_same_model
-from tlora.files import digest, flush, read_json, write_bytes
+from tlora.files import digest, dispensable, flush, read_json, write_bytes
+from tlora.monitoring import lora_modules
 from tlora.targets import shape
 
 SEAL = "sealed.json"
@@ -44,9 +42,6 @@ HELD = (
     "learning_rate", "seed", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon",
 )  # fmt: skip
-
-# What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
-_TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
 class Sealing(TrainerCallback):
@@ -90,13 +85,8 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     given = args.to_dict()
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = {name: given[name] for name in HELD} | {"samples a step": step, "training samples": len(rows)}
-    starts = [
-        a
-        for layer in adapter_layers(model).values()
-        for name, a in layer.lora_A.named_parameters()
-        if name.partition(".")[0] == model.active_adapter
-    ]
-    now[FROZEN_A] = bool(starts) and not any(a.requires_grad for a in starts)
+    modules = lora_modules(model).values()
+    now[FROZEN_A] = bool(modules) and not any(module.a.requires_grad for module in modules)
     prints = base_fingerprints(model)
     record = now | {SAMPLES: _digest(rows), BASE: {name: print_.tolist() for name, print_ in prints.items()}}
     if checkpoint is None or not (Path(checkpoint) / ARGUMENTS).exists():
@@ -111,11 +101,11 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     if before.get(SAMPLES, record[SAMPLES]) != record[SAMPLES]:
         raise ValueError(f"{checkpoint} was made with other training samples: pass those, or train anew: {ANEW}")
     earlier = {name: torch.tensor(value) for name, value in before.get(BASE, {}).items() if name in prints}
-    modules = base_modules(model)
+    layers = base_modules(model)
     check_same_model(
         model,
         earlier,
-        {name: shape(modules[name]) for name in earlier},
+        {name: shape(layers[name]) for name in earlier},
         what=f"{checkpoint} is",
         way_out="load the base that it was trained on, or train anew",
     )
@@ -160,29 +150,6 @@ def is_whole(checkpoint: Path) -> bool:
         return all(digest(checkpoint / name) == written for name, written in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-@contextlib.contextmanager
-def dispensable(checkpoint: Path) -> Iterator[None]:
-    """Go on without a checkpoint that cannot be written: what is in memory is worth more.
-
-    Warns
-    -----
-    UserWarning
-        If it cannot; what there is of it is removed, and earlier checkpoints stay.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
-            raise
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        warnings.warn(
-            f"{checkpoint} could not be written ({reason}): training goes on, and earlier checkpoints stay; free some "
-            "space before it ends",
-            stacklevel=1,  # of this package, so that the command line tells it
-        )
 
 
 def checkpoint_to_resume(
