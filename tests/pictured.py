@@ -32,6 +32,9 @@ MODELS = {
     "80 layers": (LLAMA, 80),
     "BERT": (BERT, 12),
     "T5": (T5, 12),
+    "one projection": (("o_proj",), 30),
+    "one module": (("o_proj",), 1),
+    "long names": (tuple(f"{'x' * 30}_{'y' * 22}_{i}_proj" for i in range(4)), 6),
 }
 META = Meta("models/smollm2-135m", "family_relationships", samples=5)
 

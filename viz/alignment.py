@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from tlora.alignment import Alignment, LayerAlignment
@@ -20,8 +20,8 @@ from viz import heatmap, style
 
 Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture
 
-CHANCE: dict[str, Any] = {"color": "black", "linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 4}
-BEST: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
+CHANCE: dict[str, Any] = {"linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 4}
+BEST: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2}
 RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "zorder": 1.5}
 """Of the kind that holds what chance gives: broad and pale, so that the line of chance is seen on it."""
 WHOLE = Normalize(0, 1)
@@ -91,12 +91,13 @@ def _draw_layers(alignment: LayerAlignment, ax: Axes | None) -> Axes:
     layers = range(frame["layer"].min(), frame["layer"].max() + 1)
     grid = frame.pivot(index="other", columns="layer", values="overlap").reindex(index=layers, columns=layers)
     cells = np.ma.masked_invalid(grid.to_numpy())
-    mesh = ax.pcolormesh(layers, layers, cells, cmap=style.SEQUENTIAL, norm=WHOLE, edgecolor="face", linewidth=0)
+    ends = heatmap.edges(layers)
+    mesh = ax.pcolormesh(ends, ends, cells, cmap=style.SEQUENTIAL, norm=WHOLE, edgecolor="face", linewidth=0)
     ax.set_facecolor(style.MISSING)
     ax.set_aspect("equal")
     style.layer_axis(ax, frame)
     ax.set_ylim(ax.get_xlim()[::-1])
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    ax.yaxis.set_major_locator(style.whole_numbers(style.inches(ax)))
     ax.set_ylabel("layer")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -130,7 +131,7 @@ def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> N
     beside = bar.ax.transData + ScaledTranslation(-4 / 72, 0, ax.figure.dpi_scale_trans)  # on the white of the paper
     for value in values:
         bar.ax.plot(
-            0, value, marker=">", markersize=6, color="black", markeredgewidth=0, clip_on=False, transform=beside
+            0, value, marker=">", markersize=6, markeredgewidth=0, clip_on=False, transform=beside, **style.ink()
         )
 
 
@@ -174,7 +175,7 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys([*get_args(Kind), *table["kind"]]))
     n = len(kinds)
     looks = dict(zip(kinds, zip(style.colours(n), style.dashes(n), style.markers(n), strict=True), strict=True))
-    drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST)
+    drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST, **style.ink(0.65))
     for kind in table[table["rank"] == ranks[-1]].sort_values("captured", ascending=False)["kind"]:
         rows, (colour, dash, marker) = table[table["kind"] == kind], looks[kind]
         ends = np.abs(rows[["low", "high"]].to_numpy() - rows[["captured"]].to_numpy()).T
@@ -183,7 +184,7 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
         bars = ax.errorbar(rows["rank"], rows["captured"], ends, label=kind, elinewidth=1.2, capsize=3, **look)
         drawn.append(bars)
     chance = table.groupby("rank")["random"].first()
-    drawn += ax.plot(chance.index, chance, label="by chance", marker="_", **CHANCE)
+    drawn += ax.plot(chance.index, chance, label="by chance", marker="_", **CHANCE, **style.ink())
     ax.legend(handles=drawn, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=2.2)
     _label(ax, ranks)
 

@@ -18,7 +18,7 @@ from tlora.allocation import Allocation
 from viz import heatmap, style
 
 BARS = "0.72"
-UNIFORM: dict[str, Any] = {"color": "0.15", "linewidth": 1.2, "linestyle": "--"}
+UNIFORM: dict[str, Any] = {"linewidth": 1.2, "linestyle": "--", "baseline": None}
 ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
 """Inches: totals above and beside the heat map, the gap between them."""
 
@@ -101,7 +101,7 @@ def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
     """Bars above the heat map: all ranks of a layer."""
     layers = range(frame["layer"].min(), frame["layer"].max() + 1)
     above.bar(layers, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
-    above.stairs(_totals(frame, "layer", "uniform", layers), _edges(layers), baseline=None, **UNIFORM)
+    above.stairs(_totals(frame, "layer", "uniform", layers), heatmap.edges(layers), **UNIFORM, **style.ink(0.85))
     above.set_ylabel("total")
     above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     above.tick_params(labelbottom=False, bottom=False)
@@ -114,7 +114,7 @@ def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
     places = range(len(rows))
     beside.barh(places, _totals(frame, "projection", "rank", rows), height=0.8, color=BARS)
     totals = _totals(frame, "projection", "uniform", rows)
-    beside.stairs(totals, _edges(places), orientation="horizontal", baseline=None, **UNIFORM)
+    beside.stairs(totals, heatmap.edges(places), orientation="horizontal", **UNIFORM, **style.ink(0.85))
     beside.set_xlabel("total rank", labelpad=0)  # no lower than the label of the layers
     beside.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     beside.tick_params(labelleft=False, left=False)
@@ -124,10 +124,6 @@ def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
 def _totals(frame: pd.DataFrame, by: str, value: str, groups: Sequence[Any]) -> pd.Series:
     """Sums over these groups, 0 where there is no module."""
     return frame.groupby(by)[value].sum().reindex(groups, fill_value=0)
-
-
-def _edges(centres: Sequence[int]) -> list[float]:
-    return [centre - 0.5 for centre in centres] + [centres[-1] + 0.5]
 
 
 def finding(allocation: Allocation) -> str:

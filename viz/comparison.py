@@ -27,7 +27,10 @@ LINE = 0.215
 """Inches of a method's line in the first panel."""
 GAP, RIGHT, EDGE = 0.78, 0.12, 0.08
 """Inches: between panels for labels beside, at the right, and between two rows of panels."""
-STROKES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
+STROKES: dict[str, Any] = {
+    "solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-.", "long-dashed": (0, (9, 3)),
+    "dash-dot-dotted": (0, (5, 1.5, 1, 1.5, 1, 1.5)),
+}  # fmt: skip
 """Of the curves of a rank, where there are several: that of most methods is solid."""
 LONGEST = 42
 """Characters of a method's name beside the first panel; a longer one is cut off."""
@@ -187,8 +190,8 @@ def _order(rows: pd.DataFrame) -> pd.DataFrame:
 def _instead(runs: pd.DataFrame, row: pd.Series) -> str:
     """What is written where a method has no value."""
     mine = runs[(runs["method"] == row["method"]) & (runs["rank"] == row["rank"])]
-    waiting = (mine["status"] == "done").any() and not (mine["split"] == "test").any()
-    return "not tested yet" if waiting else "failed"
+    tested = mine[(mine["split"] == "test") & (mine["learning_rate"] == row["learning_rate"])]
+    return "not tested yet" if (mine["status"] == "done").any() and not len(tested) else "failed"
 
 
 def _origins(rows: pd.DataFrame, baseline: str) -> pd.Series:
@@ -233,7 +236,7 @@ def _draw_rates(
         curve = mine[mine["status"] == "done"].groupby("learning_rate")["value"].mean()
         dashes = STROKES[strokes[row["rank"]]] if strokes else look.dashes
         ax.plot(
-            curve.index, curve, dashes, color=look.colour, linewidth=1.2, marker=look.marker, markersize=3,
+            curve.index, curve, linestyle=dashes, color=look.colour, linewidth=1.2, marker=look.marker, markersize=3,
             label=row["label"],
         )  # fmt: skip
         steady = curve[(curve.index >= row["lowest"]) & (curve.index <= row["highest"])]

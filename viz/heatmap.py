@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,19 @@ WIDTH = 8.6
 
 
 def size(frame: pd.DataFrame) -> tuple[float, float]:
-    """Inches for a heat map: wider with the layers, up to `WIDTH`, and taller with the projections."""
-    layers = frame["layer"].max() - frame["layer"].min() + 1
-    return float(np.clip(5.2 + 0.3 * layers, 6.4, WIDTH)), 1.6 + 0.27 * len(style.projections(frame))
+    """Inches for a heat map: wider with the layers, up to `WIDTH` and what long labels need, taller with the rows."""
+    layers, rows = frame["layer"].max() - frame["layer"].min() + 1, style.projections(frame)
+    return float(np.clip(5.2 + 0.3 * layers, 6.4, WIDTH)) + beside(rows), 1.6 + 0.27 * max(4, len(rows))
+
+
+def beside(rows: list[str]) -> float:
+    """Inches that the labels of these rows take beyond those of the usual length."""
+    return 0.065 * max(0, max(len(style.cut(row)) for row in rows) - 9)
+
+
+def edges(places: Sequence[int]) -> np.ndarray:
+    """Where the cells of these consecutive places end: for `pcolormesh`, which cannot tell how wide a single one is."""
+    return np.arange(len(places) + 1) + places[0] - 0.5
 
 
 def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
@@ -46,10 +57,11 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=layers)
     cells = np.ma.masked_invalid(grid.to_numpy(dtype=float))
     gap = 1.2 if len(layers) <= 40 else 0
-    mesh = ax.pcolormesh(layers, range(len(rows)), cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs)
+    across, down = edges(layers), edges(range(len(rows)))
+    mesh = ax.pcolormesh(across, down, cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs)
     ax.set_facecolor(style.MISSING)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(rows)), [style.cut(row) for row in rows])
     ax.set_ylabel("projection")
     style.layer_axis(ax, frame)
     ax.tick_params(length=0)
@@ -90,7 +102,7 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
     """
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
     rows, first = style.projections(frame), frame["layer"].min()
-    room -= 0.065 * max(0, max(map(len, rows)) - 9)  # long labels are given room from the axes
+    room -= beside(rows)  # long labels are given room from the axes
     frame = frame.dropna(subset=value)
     texts = frame[value].map(form.format)
     per_character = room / faces.shape[1] / texts.str.len().max()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from tlora.sensitivity import Sensitivity
+from tlora.sensitivity import Sensitivity, check_scores
 from viz import heatmap, style
 
 
@@ -29,12 +29,16 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     ------
     TypeError
         If ``sensitivity`` is no Sensitivity.
+    ValueError
+        If a score is negative, NaN or infinite; the message names the module.
     """
-    frame = style.check_type(sensitivity, Sensitivity, "calibration.sensitivity").to_frame()
+    scores = style.check_type(sensitivity, Sensitivity, "calibration.sensitivity").scores
+    if reached := any(scores.values()):
+        check_scores(scores)
+    frame = sensitivity.to_frame()
     ax = style.axes(ax, *heatmap.size(frame))
     norm = heatmap.scale(frame["score"])
     mesh = heatmap.draw(ax, frame, "score", cmap=style.SEQUENTIAL, norm=norm)
-    reached = bool(frame["score"].any())
     shares = reached and heatmap.write(ax, mesh, frame, "share", "{:.1%}", style.inches(ax))
     heatmap.colour_bar(ax, mesh, "score, nats" + (" (log)" if isinstance(norm, LogNorm) else ""))
     top = frame.loc[frame["score"].idxmax()]
@@ -44,6 +48,8 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
         "cells: share of the total" if shares else "",
         style.source(sensitivity.meta),
     )
-    finding = f"The loss is most sensitive to {style.place(top)}" if reached else "The loss reaches no module"
+    alike = int((frame["score"] == top["score"]).sum())
+    where = style.place(top) if alike == 1 else f"{alike} modules alike"
+    finding = f"The loss is most sensitive to {where}" if reached else "The loss reaches no module"
     style.headline(ax, finding, detail)
     return ax

@@ -94,7 +94,8 @@ def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) 
     labels = list(dict.fromkeys(curves["label"]))
     for label, colour, dash in zip(labels, style.colours(len(labels)), style.dashes(len(labels)), strict=True):
         curve = _quartiles(curves[curves["label"] == label], value)
-        ax.plot(curve.index, curve[0.5], color=colour, linestyle=dash, linewidth=1.8, label=label)
+        point = "o" if len(curve) == 1 else ""
+        ax.plot(curve.index, curve[0.5], color=colour, linestyle=dash, linewidth=1.8, marker=point, label=label)
         if len(frame) > LINES:
             ax.fill_between(curve.index, curve[0.25], curve[0.75], color=colour, alpha=0.13, linewidth=0)
     _label_curves(ax, spectrum, value)
@@ -129,7 +130,7 @@ def _label_curves(ax: Axes, spectrum: Spectrum, value: str) -> None:
         ax.set_ylim(0, 1.02)
         ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 0.9, 1]))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        ax.axhline(0.9, color="0.5", linewidth=0.9, linestyle=(0, (1, 2)))
+        ax.axhline(0.9, linewidth=0.9, linestyle=(0, (1, 2)), **style.ink(0.5))
     else:
         ax.set_xlabel("direction")
         ax.set_ylabel(f"share of the {quantity}{known} in it")
@@ -183,7 +184,7 @@ def _finding(frame: pd.DataFrame) -> str:
 
 def _bounds(frame: pd.DataFrame) -> str:
     """What the effective ranks are where spectra are truncated."""
-    if frame["covered"].isna().any():
+    if frame["trace"].isna().any():
         return "lower bounds: known directions only"
     return "upper bounds: spectra are truncated" if frame["covered"].min() < 0.99 else ""
 

@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tlora.storage import Meta
@@ -55,6 +56,9 @@ own, theirs stay."""
 SEQUENTIAL: Colormap = plt.get_cmap("viridis")
 DIVERGING: Colormap = sns.color_palette("vlag", as_cmap=True)
 """Blue below, white at, red above: told apart under the common colour-vision deficiencies."""
+
+LONGEST = 40
+"""Characters of a label beside the axes."""
 
 MISSING = "0.88"
 """Grey of a cell for which there is no module."""
@@ -115,17 +119,27 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
     return check_type(ax, Axes, "one Axes, e.g. the second value of plt.subplots()")
 
 
-def inches(ax: Axes) -> float:
-    """Width of the axes as they stand; a layout that comes later may change it a little."""
+def figure_of(ax: Axes) -> Figure:
+    """The figure that all of it is on."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    return float(ax.bbox.width / figure.dpi)
+    return figure
+
+
+def inches(ax: Axes) -> float:
+    """Width of the axes as they stand; a layout that comes later may change it a little."""
+    return float(ax.bbox.width / figure_of(ax).dpi)
+
+
+def ink(strength: float = 1.0) -> dict[str, Any]:
+    """Look of a line or a text: the colour of texts on this paper, black or grey on white, and light on dark."""
+    return {"color": plt.rcParams["text.color"], "alpha": strength}
 
 
 def guide_lines(ax: Axes) -> None:
     """Faint lines across at the ticks of the y axis, behind everything."""
     ax.set_axisbelow(True)
-    ax.grid(axis="y", color="0.9", linewidth=0.7)
+    ax.grid(axis="y", linewidth=0.7, **ink(0.1))
 
 
 def colours(count: int) -> list[tuple[float, float, float]]:
@@ -152,8 +166,19 @@ def layer_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Label the x axis as layers: whole numbers, thinned to what fits."""
     first, last = int(frame["layer"].min()), int(frame["layer"].max())
     ax.set_xlim(first - 0.5, last + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    ax.xaxis.set_major_locator(whole_numbers(inches(ax)))
     ax.set_xlabel("layer")
+
+
+def whole_numbers(room: float) -> MaxNLocator:
+    """Ticks at whole numbers, as many as have room in these inches."""
+    nbins = min(16, max(2, int(2.4 * room)))
+    return MaxNLocator(nbins=nbins, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+
+
+def cut(label: str) -> str:
+    """A label as it is written beside the axes: of a long one its end, which tells modules apart."""
+    return label if len(label) <= LONGEST else f"…{label[1 - LONGEST :]}"
 
 
 def place(row: pd.Series) -> str:
@@ -186,6 +211,9 @@ def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> Non
     lift : float
         Inches between the axes and the text, for what stands on top of the axes.
     """
+    figure = figure_of(ax)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)  # leaves the axes as wide as they will be
     width = inches(ax)
     lines = textwrap.wrap(detail, max(24, int(17 * width)))
     title = "\n".join(textwrap.wrap(finding, max(20, int(13 * width))))
@@ -193,8 +221,7 @@ def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> Non
     ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines), parse_math=False)
     ax.annotate(
         "\n".join(lines), (0, 1), (0, 72 * lift + 5), xycoords="axes fraction", textcoords="offset points",
-        va="bottom", fontsize=8.5, color="0.4", linespacing=1.15, annotation_clip=False,
-        parse_math=False,
+        va="bottom", fontsize=8.5, linespacing=1.15, annotation_clip=False, parse_math=False, **ink(0.6),
     )  # fmt: skip
 
 

@@ -12,10 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 import tlora
 import viz
-from tests.pictured import PLOTS, spectrum
+from tests.pictured import PLOTS, allocation, gradient_capture, spectrum
 from tests.results import base, calibration
 from tests.sensitivities import sensitivity
 from tests.unit.test_widgets_training import train
@@ -24,6 +25,7 @@ from tlora.subspace import task_subspaces
 from viz import style
 from viz.allocation import finding
 from viz.widgets.monitor_picture import places
+from viz.widgets.training_monitor import MonitorState
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def test_a_plan_is_told_with_its_ties_and_what_is_left_out():
 def test_energy_of_known_directions_is_no_share_of_all():
     """The matrix has more than four: all of what four hold of what four hold is no 100 %."""
     known = viz.SpectrumExplorer(task_subspaces(base(), calibration(), max_rank=4, progress=False), rank=4)
-    assert known.line.startswith("The first 4 directions hold 100 % of the energy of the 4 known directions and ")
+    assert known.line.startswith("The first 4 directions hold 100 % of the known energy and ")
     assert viz.SpectrumExplorer(calibration(), rank=4).line.count("known") == 0
 
 
@@ -107,6 +109,16 @@ def test_settings_of_the_user_change_no_picture(settings):
         assert drawn() == plain
 
 
+def test_lines_that_a_legend_names_are_seen_on_dark_paper():
+    with plt.style.context("dark_background"):
+        ax = viz.plot_alignment(gradient_capture(), ax=plt.subplots()[1])
+        drawn = {line.get_label(): to_rgb(line.get_color()) for line in ax.get_lines()}
+        assert drawn["by chance"] == drawn["best possible"] == (1, 1, 1)
+        ax = viz.plot_allocation(allocation(), ax=plt.subplots()[1])
+        assert to_rgb(ax.figure.axes[1].patches[-1].get_edgecolor()) == (1, 1, 1)
+    plt.close("all")
+
+
 def test_headlines_of_widgets_end_within_the_picture():
     long = sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0])
     long = dataclasses.replace(long, meta=dataclasses.replace(long.meta, task="a task with a very long name " * 9))
@@ -135,6 +147,31 @@ def test_a_closed_explorer_is_freed():
     del it
     gc.collect()
     assert seen() is None
+
+
+def test_closing_leaves_no_widget():
+    before = set(ipywidgets.widgets.widget._instances)
+    viz.AllocationExplorer(None, sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4).close()
+    viz.TrainingMonitor().close()
+    assert set(ipywidgets.widgets.widget._instances) == before
+
+
+def experts(count: int) -> tuple[str, ...]:
+    return tuple(f"model.layers.{i}.mlp.experts.{e}.{p}_proj" for i in range(2) for e in range(count) for p in "ab")
+
+
+def test_legends_of_a_monitor_are_within_the_figure_and_apart():
+    modules = experts(12)
+    updates = tuple(np.linspace(0.01, 0.02, len(modules)))
+    state = MonitorState("training", 1, 2, losses=((1, 1.0),), modules=modules, updates=updates)
+    ax = viz.TrainingMonitor().render(state, plt.subplots(figsize=(8, 4.4))[1])
+    ax.figure.canvas.draw()
+    legends = [part.get_legend() for part in (ax, *ax.figure.axes) if part.get_legend()]
+    boxes = {id(legend): legend.get_window_extent() for legend in legends}
+    assert len(boxes) == 2
+    assert not boxes.popitem()[1].overlaps(boxes.popitem()[1])
+    assert max(legend.get_window_extent().x1 for legend in legends) <= ax.figure.bbox.x1
+    assert [text.get_text() for text in legends[-1].get_texts()][-2:] == ["8.b_proj", "and 6 more"]
 
 
 def test_what_is_shown_can_be_chosen_while_something_else_cannot_be_met():

@@ -226,6 +226,28 @@ def test_what_has_not_been_tested_has_not_failed():
     assert left.get_title(loc="left") == "Nothing has been tested yet"
 
 
+def test_what_was_tested_at_another_rate_than_the_best_has_not_failed():
+    """As where a search was widened after its tests."""
+    records = [record("lora", rate, 0, "validation", [rate]) for rate in GRID]
+    records.append(record("lora", GRID[0], 0, "test", [0.5]))
+    left = viz.plot_comparison(Comparison.of(records)).axes[0]
+    assert "not tested yet" in texts(left)
+    assert left.get_title(loc="left") == "Nothing has been tested yet"
+
+
+def test_six_ranks_have_six_line_styles():
+    records = [
+        record(method, rate, 0, split, [rate], rank=rank)
+        for method in ("lora", "tlora")
+        for rank in (1, 2, 4, 8, 16, 32)
+        for split, rates in (("validation", GRID[:3]), ("test", GRID[1:2]))
+        for rate in rates
+    ]
+    middle = viz.plot_comparison(Comparison.of(records)).axes[1]
+    drawn = [line._unscaled_dash_pattern for line in middle.lines if line.get_linewidth() == 1.2]
+    assert len({str(pattern) for pattern in drawn}) == 6
+
+
 def test_headline_counts_what_is_ahead_beyond_the_interval():
     base = np.tile([1.0, 0.0], 50)
     better, worse = np.ones(100), np.zeros(100)

@@ -12,7 +12,7 @@ import torch
 from matplotlib.colors import LogNorm
 
 import viz
-from tests.pictured import META, MODELS, allocation, cells, sensitivity, spectrum, texts, training_run
+from tests.pictured import META, MODELS, alignment, allocation, cells, sensitivity, spectrum, texts, training_run
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
 from viz import style
@@ -34,7 +34,8 @@ def test_sensitivity_cells_are_the_scores(model):
     projections, layers = MODELS[model]
     expected = [[result.scores[f"layers.{layer}.{p}"] for layer in range(layers)] for p in projections]
     np.testing.assert_allclose(cells(ax), expected)
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(projections)
+    written = [role if len(role) <= 40 else f"…{role[-39:]}" for role in projections]
+    assert [label.get_text() for label in ax.get_yticklabels()] == written
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the block runs from top to bottom
 
 
@@ -64,6 +65,35 @@ def test_a_module_that_is_missing_leaves_a_blank_cell():
     )
     mask = np.ma.getmaskarray(cells(viz.plot_sensitivity(part)))
     assert np.argwhere(mask).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("plot", [viz.plot_sensitivity, viz.plot_allocation, viz.plot_alignment])
+def test_each_cell_is_as_wide_and_high_as_its_place(plot, model):
+    """One layer or one projection says nothing of how wide its cells are."""
+    made = {viz.plot_sensitivity: sensitivity, viz.plot_allocation: allocation, viz.plot_alignment: alignment}
+    corners = plot(made[plot](model)).collections[0].get_coordinates()
+    projections, layers = MODELS[model]
+    assert corners[:, 0, 1].tolist() == [i - 0.5 for i in range(len(projections) + 1)]
+    assert corners[0, :, 0].tolist() == [i - 0.5 for i in range(layers + 1)]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_none_is_refused_by_name(score):
+    whole = sensitivity("2 layers")
+    scores = whole.per_sample.clone()
+    scores[0, 3] = score
+    with pytest.raises(ValueError, match=rf"layers\.0\.o_proj is {score}, not a score"):
+        viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
+    assert not plt.get_fignums()
+
+
+def test_scores_that_are_equal_are_told_as_such():
+    whole = sensitivity("2 layers")
+    scores = torch.ones_like(whole.per_sample)
+    scores[:, 0] = 0
+    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
+    assert ax.get_title(loc="left") == "The loss is most sensitive to 13 modules alike"
 
 
 def test_colours_are_logarithmic_only_over_more_than_a_decade():
@@ -241,6 +271,27 @@ def test_a_truncated_spectrum_says_which_way_its_figures_err(trace, k, words):
     assert words in texts(ax)[-1]
     assert ("bounds" in texts(ax)[-1]) == bool(words)
     assert ("known directions" in ax.get_ylabel()) == (words == "lower bounds")
+
+
+def test_an_input_without_variance_is_no_unknown_trace():
+    some = spectrum("30 layers")
+    dead = "layers.3.down_proj"
+    ax = viz.plot_spectrum(
+        dataclasses.replace(
+            some,
+            eigenvalues=some.eigenvalues | {dead: torch.zeros(40)},
+            traces=some.traces | {dead: 0.0},
+        )
+    )
+    assert "bounds" not in texts(ax)[-1]
+
+
+@pytest.mark.parametrize("view", ["variance", "eigenvalues"])
+def test_a_single_direction_is_a_point(view):
+    ax = viz.plot_spectrum(spectrum(k=1), view=view)
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert len(curves) == 10
+    assert {line.get_marker() for line in curves} == {"o"}
 
 
 def test_bad_choices_for_a_spectrum_are_refused():

@@ -52,7 +52,7 @@ class AlignmentPicture:
         strip = self.curve.inset_axes((0, 0, 0.045, 1 / 1.02))  # the colours stand on the scale of the curve
         strip.imshow(np.linspace(1, 0, 256)[:, None], cmap=style.SEQUENTIAL, aspect="auto", origin="upper")
         strip.set_axis_off()
-        self.curve.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
+        self.legend = self.curve.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
         style.guide_lines(self.curve)
         self.headline = Headline(ax)
 
@@ -60,7 +60,7 @@ class AlignmentPicture:
     def moving(self) -> list[Artist]:
         """What `update` changes, the hindmost first."""
         lines = [self.cursor, self.chance, self.mean]
-        return [*self.cells.artists, *lines, *self.headline.artists]
+        return [*self.cells.artists, *lines, self.legend, *self.headline.artists]
 
     def update(self, alignment: Alignment, overlap: pd.DataFrame) -> None:
         """Show the overlap of a pair at a rank.

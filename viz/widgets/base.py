@@ -64,7 +64,7 @@ class Shown(ABC):
     def _paper(self, width: float, height: float) -> Canvas:
         """A canvas of this many inches, or what a headline needs; shown at its size where the page is wide enough."""
         width = max(width, WIDTH)
-        self.image.layout = {"width": f"{96 * width:.0f}px", "max_width": "100%"}
+        self.image.layout.width, self.image.layout.max_width = f"{96 * width:.0f}px", "100%"
         return Canvas(width, height)
 
     def _picture(self) -> dict[str, str]:

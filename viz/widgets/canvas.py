@@ -101,8 +101,7 @@ class Numbers(PathCollection):
 
     def __init__(self, ax: Axes, places: ArrayLike) -> None:
         super().__init__([], offsets=places, offset_transform=ax.transData, linewidth=0, zorder=3)
-        figure = ax.get_figure(root=True)
-        assert figure is not None
+        figure = style.figure_of(ax)
         self.set_transform(Affine2D().scale(1 / 72) + figure.dpi_scale_trans)
         ax.add_collection(self, autolim=False)
 
@@ -149,8 +148,7 @@ class Headline:
     """
 
     def __init__(self, ax: Axes, lift: float = 0.0) -> None:
-        figure = ax.get_figure(root=True)
-        assert figure is not None
+        figure = style.figure_of(ax)
 
         def above(points: float) -> Any:
             return ax.transAxes + ScaledTranslation(0, lift + points / 72, figure.dpi_scale_trans)

@@ -45,7 +45,7 @@ class Cells:
         self.column = frame["layer"].to_numpy() - self.first
         self.row = frame["projection"].map(rows.index).to_numpy()
         self._shape = len(rows), int(self.column.max()) + 1
-        self._width = 72 * (room - 0.065 * max(0, max(map(len, rows)) - 9)) / self._shape[1]  # of a cell, in points
+        self._width = 72 * (room - heatmap.beside(rows)) / self._shape[1]  # of a cell, in points
         self.mesh = heatmap.draw(ax, frame, "value", **look)
         self.numbers = Numbers(ax, np.column_stack([frame["layer"], self.row]))
 

@@ -12,7 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from mpl_toolkits.axes_grid1 import make_axes_locatable
+from mpl_toolkits.axes_grid1 import Size, make_axes_locatable
 
 from viz import style
 from viz.widgets.canvas import Headline, boxes, place_boxes, steady
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from viz.widgets.training_monitor import MonitorState
 
 TRAINING, VALIDATION = style.colours(2)
+MOST = 19
+"""Lines that the legend of the roles has room for."""
 STRIPES = (None, "----", "....")
 """On the bars of the first ten roles, of the next ten, which have the same colours, and of the rest."""
 
@@ -31,13 +33,17 @@ class MonitorPicture:
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        Becomes the panel of the losses; that of the modules takes its room from it.
+        Becomes the panel of the losses; that of the modules and the legends take their room from it.
+    modules : tuple of str
+        Full names of the modules that there will be.
     """
 
     @style.styled
-    def __init__(self, ax: Axes) -> None:
+    def __init__(self, ax: Axes, modules: tuple[str, ...]) -> None:
         self.losses = ax
-        self.bars_panel = make_axes_locatable(ax).append_axes("bottom", "70%", pad=0.62)
+        divider = make_axes_locatable(ax)
+        divider.set_horizontal([*divider.get_horizontal(), Size.Fixed(_beside(modules))])
+        self.bars_panel = divider.append_axes("bottom", "70%", pad=0.62)
         self.training = ax.plot([], [], color=TRAINING, linewidth=1.1, label="training")[0]
         dots: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 1.8}
         self.validation = ax.plot([], [], color=VALIDATION, label="validation", **dots)[0]
@@ -117,6 +123,8 @@ class MonitorPicture:
             Patch(facecolor=colour, edgecolor="white", linewidth=0, hatch=STRIPES[kinds[role]], label=role)
             for role, colour in colours.items()
         ]
+        if len(handles) > MOST:
+            handles[MOST - 1 :] = [Patch(facecolor="none", linewidth=0, label=f"and {len(handles) - MOST + 1} more")]
         look: dict[str, Any] = {
             "handlelength": 0.9,
             "fontsize": 8,
@@ -130,7 +138,7 @@ class MonitorPicture:
         self.bars_panel.legend(handles=handles, loc=place, bbox_to_anchor=(1.01, height), **look)
 
 
-def room(modules: tuple[str, ...]) -> float:
+def _beside(modules: tuple[str, ...]) -> float:
     """Inches that the legends need to the right of the panels."""
     return 0.5 + 0.062 * max(map(len, ["validation", *(role for _, role in places(modules))]))
 

@@ -124,7 +124,7 @@ class RankPicture:
 
     def _draw_colours(self, divider: AxesDivider) -> None:
         """A colour bar in the corner that the two rows of bars leave free."""
-        figure = self.above.get_figure(root=True)
+        figure = style.figure_of(self.above)
         assert figure is not None
         corner = figure.add_axes((0, 0, 1, 1), label="colours")
         corner.set_axes_locator(divider.new_locator(nx=2, ny=2))

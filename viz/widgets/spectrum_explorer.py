@@ -186,12 +186,13 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
         self._update(self._drawn, self.state, self._result)
         self.image.value = self._canvas.png(self._drawn.moving, self._drawn.key)
         held, needed = self._result.held, self._result.needed
-        words = self._words(self.state, self._result)
+        known = "" if self._whole[self.state.kind] else f" of the {self._result.directions} known directions"
+        words = {ENERGY: f"energy{known}", VARIANCE: "variance of the inputs"}
         heads = [f"first {self._result.rank}", "for 90 %", "for 95 %", "for 99 %"]
         lines = []
         for what, share in held.items():
             enough = [str(directions or "more than known") for directions in needed[what].values()]
-            lines.append([f"{words[what]}{' of the inputs' if what == VARIANCE else ''}", percent(share), *enough])
+            lines.append([words[what], percent(share), *enough])
         self.summary.value = table(["share of", *heads], lines)
 
     def _update(self, picture: SpectrumPicture, state: SpectrumState, reading: SpectrumReading) -> None:
@@ -205,17 +206,13 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
         )
 
     def _finding(self, state: SpectrumState, reading: SpectrumReading, the: str = "The") -> str:
-        words = self._words(state, reading)
+        known = "" if self._whole[state.kind] else "known "  # of truncated subspaces
+        words = {ENERGY: f"{known}energy", VARIANCE: "variance"}
         held = " and ".join(f"{percent(share)} of the {words[what]}" for what, share in reading.held.items())
         directions = (
             f"{the} first direction holds" if reading.rank == 1 else f"{the} first {reading.rank} directions hold"
         )
         return f"{directions} {held}"
-
-    def _words(self, state: SpectrumState, reading: SpectrumReading) -> dict[str, str]:
-        """What shares are of: of truncated subspaces, the energy that they know."""
-        known = "" if self._whole[state.kind] else f" of the {reading.directions} known directions"
-        return {ENERGY: f"energy{known}", VARIANCE: "variance"}
 
 
 def _spectrum(source: Source) -> Spectrum | Subspaces:

@@ -64,7 +64,8 @@ class SpectrumPicture:
         """What `update` changes, the hindmost first."""
         lines = [line for pair in self.lines.values() for line in pair]
         marks = [*self.points.values(), *self.labels.values()]
-        return [*self.others, *self.cursors, *lines, *marks, *self.headline.artists]
+        legend = self.single.get_legend()
+        return [*self.others, *self.cursors, *lines, *([legend] if legend else []), *marks, *self.headline.artists]
 
     def update(
         self,

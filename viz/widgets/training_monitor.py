@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tlora.monitoring import ModuleRecorder
 from viz.widgets.base import WIDTH, Shown, front_end, row
-from viz.widgets.monitor_picture import MonitorPicture, room
+from viz.widgets.monitor_picture import MonitorPicture
 
 SHARE = 0.015
 """Most of the time of training that is spent on drawing."""
@@ -137,14 +137,14 @@ class TrainingMonitor(Shown, ModuleRecorder):
         state : MonitorState
             For example ``monitor.state``.
         ax : matplotlib.axes.Axes
-            Where to draw; the bars take their room from it.
+            Where to draw; the bars and the legends take their room from it.
 
         Returns
         -------
         matplotlib.axes.Axes
             The axes of the losses.
         """
-        MonitorPicture(ax).update(state)
+        MonitorPicture(ax, state.modules).update(state)
         return ax
 
     def display(self) -> None:
@@ -214,7 +214,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
 
     def _draw_for(self, modules: tuple[str, ...]) -> None:
         self._canvas = self._paper(WIDTH, 4.4 if modules else 1.2)
-        self._drawn = MonitorPicture(self._canvas.axes(0.8, room(modules), 0.5 if modules else 0.1, 0.55))
+        self._drawn = MonitorPicture(self._canvas.axes(0.8, 0, 0.5 if modules else 0.1, 0.55), modules)
 
     def _set_button(self, description: str, disabled: bool) -> None:
         self.stop_button.description, self.stop_button.disabled = description, disabled
