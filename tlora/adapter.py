@@ -29,6 +29,8 @@ NO_VARIANCE = 1e-6
 """Of a row of A, as a share of the average: what is below is rounding."""
 EXPERTS = "which PEFT alone reads: use its own functions for this adapter"
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_TRAINABLE = "_tlora_trainable"
+"""Attribute of a model with an adapter: the names of its parameters that were trainable before."""
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -114,14 +116,11 @@ def attach(
 @contextlib.contextmanager
 def back_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    setattr(model, _TRAINABLE, {name for name, p in model.named_parameters() if p.requires_grad})
     try:
         yield
     except BaseException:
         _take_off(model)
-        for name, parameter in model.named_parameters():
-            if name in trainable:
-                parameter.requires_grad_(True)
         raise
 
 
@@ -271,6 +270,8 @@ def refuse_experts(layers: Mapping[str, LoraLayer]) -> None:
 def detach(model: nn.Module) -> None:
     """Take every adapter off a model, in place; the base layers and the original head come back.
 
+    What was trainable before `attach` or `tlora.load` is so again; PEFT itself keeps no note of that.
+
     Parameters
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
@@ -313,6 +314,10 @@ def _take_off(base: Any) -> None:
     unwrap(base, wrapped)
     if wrapped and hasattr(base, "peft_config"):
         del base.peft_config
+    trainable = vars(base).pop(_TRAINABLE, ())
+    for name, parameter in base.named_parameters():
+        if name in trainable:
+            parameter.requires_grad_(True)
 
 
 def unwrap(base: nn.Module, wrapped: Iterable[tuple[str, Any]]) -> None:

@@ -144,6 +144,11 @@ def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> 
         )
     if (asked("save_strategy") or theirs.get("load_best_model_at_end")) and not saves:
         raise ValueError("checkpoints were asked for without a place: pass output_dir=")
+    if (best := theirs.get("metric_for_best_model")) not in (None, "loss", "eval_loss"):
+        raise ValueError(
+            f"metric_for_best_model={best!r}: during training the loss alone is evaluated, so leave it out; for the "
+            "best by another metric keep all checkpoints (save_total_limit=None) and evaluate each"
+        )
 
 
 def _checkpointing(theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from tlora.checks import base_of
 from tlora.losses import IGNORED, pad_right
+from tlora.positions import check_width
 from tlora.targets import Target
 
 _READS_ENCODER = re.compile(
@@ -220,8 +222,10 @@ def _fingerprint(ids_and_labels: list[Tensor], others: Mapping[str, Tensor]) -> 
     return int.from_bytes(digest.digest(), signed=True)
 
 
-def padded_for(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch with the model's own padding token where its mask is 0: by it classifiers find the end of a text.
+def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch as the model reads it: with its own padding token where the mask is 0.
+
+    By that token classifiers find the end of a text.
 
     Parameters
     ----------
@@ -229,11 +233,29 @@ def padded_for(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         One that names no padding token, or none that it has an embedding of, is given the batch as it is.
     batch : mapping
         ``input_ids`` and ``attention_mask`` (B, T), and whatever else.
+
+    Raises
+    ------
+    ValueError
+        If the batch is longer than the model reads, or of several texts for a classifier that needs a padding token and
+        has none.
     """
+    check_width(batch, model)
     token = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(base_of(model)):
+        raise ValueError(
+            f"a {type(base_of(model)).__name__} finds the end of each text by config.pad_token_id, which is None: set "
+            "model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
+        )
     if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
         return dict(batch)
     return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, token)}
+
+
+def _ends_at_padding(model: Any) -> bool:
+    """Whether it is a classifier made of a decoder, which reads the class off the last token."""
+    of_texts = any(base.__name__ in _OF_TEXTS for base in type(model).__mro__)
+    return of_texts and model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
@@ -265,7 +287,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     tensors = {k: v.cpu() for k, v in batch.items() if isinstance(v, Tensor)}
     tensors["input_ids"] = _whole(tensors["input_ids"], "input_ids", where)
     tensors["labels"] = _typed_labels(tensors["labels"], model, where)
-    tensors = padded_for(model, pad_right(tensors, model.config.is_encoder_decoder))
+    tensors = fitted(model, pad_right(tensors, model.config.is_encoder_decoder))
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
     _check_tokens(tensors["input_ids"], "token id", model, where)
     if not bool(real.any(1).all()):

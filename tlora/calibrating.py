@@ -15,7 +15,7 @@ from torch import Tensor
 from tlora.batches import Batch
 from tlora.calibration import Calibration
 from tlora.checkpoint import Checkpoint, Share
-from tlora.checks import fingerprint
+from tlora.checks import fingerprint, listed
 from tlora.merging import check_alike, in_order
 from tlora.passes import check_batches, observe, prepared
 from tlora.processes import Processes
@@ -32,7 +32,7 @@ def calibrate(
     *,
     tokens: Tokens = "all",
     gradient: bool = False,
-    target_modules: str | list[str] | None = None,
+    target_modules: str | Iterable[str] | None = None,
     covariance: Kept = "dense",
     sketch_size: int = 256,
     products: Products = "float32",
@@ -56,7 +56,7 @@ def calibrate(
         Which real tokens enter the covariance: all, or those with a label.
     gradient : bool
         Keep the mean gradient of each weight too (a sketch where the weight is large), for subspaces of kind ``"g"``.
-    target_modules : str or list of str, optional
+    target_modules : str or iterable of str, optional
         As in `tlora.target_modules`; all linear layers of the blocks by default.
     covariance : {"dense", "sketch"}
         Keep covariances whole, or as sketches that never form them: a fraction of the memory for a wide model.
@@ -115,6 +115,7 @@ def calibrate(
     check_batches(batches)
     processes = Processes.of_this_run()
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
+    target_modules = listed(target_modules)
     targets = find_targets(model, target_modules)
     fingerprints = {name: _checked_fingerprint(model, name) for name in targets}
     recipe = asdict(options) | {"target_modules": target_modules}

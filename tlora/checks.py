@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -29,6 +29,13 @@ def positive_int(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: use a whole number of at least 1")
     return int(value)
+
+
+def listed(names: Any) -> Any:
+    """Names in any iterable as a list, which can be read twice and written down; all else as it is."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return names
+    return sorted(names, key=str) if isinstance(names, set | frozenset) else list(names)
 
 
 BEFORE_MERGING = "_tlora_before_merging"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from tlora.batches import padded_for
+from tlora.batches import fitted
 from tlora.conversation import decoded
 from tlora.losses import IGNORED, at_labels
 from tlora.passes import input_device
+from tlora.positions import most_tokens
 
 if TYPE_CHECKING:
     from tlora.tasks import Task
@@ -211,7 +213,8 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     read = list(rows)
     prompts = [row["input_ids"][: row["prompt_length"]] for row in read]
     # Where the model reads no more, an answer has the room that it has alone, whatever it is batched with.
-    room = [_room(task, len(prompt)) for prompt in prompts]
+    most = _most(task, model)
+    room = [_room(task, len(prompt), most) for prompt in prompts]
     alike = [itertools.groupby(batch, room.__getitem__) for batch in by_length(list(map(len, prompts)), batch_size)]
     batches = [list(group) for groups in alike for _, group in groups]
     answers = [""] * len(rows)
@@ -239,7 +242,7 @@ def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[l
     own = model.generation_config
     beginning = _BEGINNING if task.architecture == "seq2seq" else ()
     settings = GenerationConfig(
-        max_new_tokens=_room(task, width),
+        max_new_tokens=_room(task, width, _most(task, model)),
         do_sample=False,
         num_beams=1,
         eos_token_id=list(task.stop_ids) or own.eos_token_id,
@@ -269,11 +272,16 @@ def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
             module.generation_config = its
 
 
-def _room(task: Task, width: int) -> int:
+def _room(task: Task, width: int, most: float) -> int:
     """Tokens that an answer may have: as many as the longest of the task, within what the model can read."""
-    if task.architecture == "seq2seq":
-        return task.max_new_tokens
-    return max(1, min(task.max_new_tokens, task.tokenizer.model_max_length - width))
+    return max(1, int(min(task.max_new_tokens, most if task.architecture == "seq2seq" else most - width)))
+
+
+def _most(task: Task, model: Any) -> float:
+    """Tokens that the model reads at once; of an encoder-decoder, those that it writes."""
+    told = math.inf if task.architecture == "seq2seq" else task.tokenizer.model_max_length
+    table = most_tokens(model)
+    return min(told, table[0]) if table else told
 
 
 def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
@@ -314,4 +322,4 @@ def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
             "the task was loaded with the tokenizer of another model"
         )
     place = input_device(embeddings)
-    return {name: value.to(place) for name, value in padded_for(model, batch).items()}
+    return {name: value.to(place) for name, value in fitted(model, batch).items()}

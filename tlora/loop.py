@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tlora.batches import padded_for
+from tlora.batches import fitted
 from tlora.files import dispensable
 from tlora.losses import at_labels
 from tlora.packing import intact
@@ -96,7 +96,7 @@ class AdapterTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own loss, with logits only where there are labels."""
-        return super().compute_loss(model, at_labels(self._adapted, padded_for(self._adapted, inputs)), *args, **kwargs)
+        return super().compute_loss(model, at_labels(self._adapted, fitted(self._adapted, inputs)), *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Losses on the validation samples; what it draws changes nothing of the training that goes on."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import Any
 
 from tlora.execution import run_programs
@@ -295,7 +296,13 @@ def passes(rows: Rows, answers: Sequence[str]) -> list[float]:
 
 
 def _metric(name: str, score: Callable[[Rows, Sequence[str]], list[float]]) -> Metric:
-    return Metric(name, lambda rows, answers: {name: score(rows, answers)})
+    return Metric(name, partial(_named, name, score))
+
+
+def _named(
+    name: str, score: Callable[[Rows, Sequence[str]], list[float]], rows: Rows, answers: Sequence[str]
+) -> dict[str, list[float]]:
+    return {name: score(rows, answers)}
 
 
 METRICS: dict[str, Metric] = {

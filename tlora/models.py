@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tlora.locations import Location, resolve
+from tlora.positions import tell_limit
 from tlora.randomness import seeded
 from tlora.targets import FRESH_MODULES, output_embeddings
 
@@ -88,7 +89,7 @@ def load_model(
     -------
     model : transformers.PreTrainedModel
     tokenizer : transformers.PreTrainedTokenizerBase
-        With a padding token: the end token where it had none.
+        With a padding token: the end token where it had none; and with the model's limit, where it had none.
 
     Raises
     ------
@@ -108,7 +109,7 @@ def load_model(
     location = resolve(name, kwargs)
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = architecture_of(config, num_labels)
-    tokenizer = _padded_tokenizer(location, name)
+    tokenizer = tell_limit(_padded_tokenizer(location, name), config)
     with seeded(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tlora.checks import positive_int
+from tlora.checks import listed, positive_int
 from tlora.footprint import BYTES, Footprint, footprint
 from tlora.knobs import positive
 from tlora.linalg import OVERSAMPLING
@@ -109,7 +110,7 @@ def plan(
     sketch_size: int = 256,
     dtype: str = "float32",
     num_labels: int | None = None,
-    target_modules: str | list[str] | None = None,
+    target_modules: str | Iterable[str] | None = None,
     speed: float | None = None,
     memory: float | None = None,
 ) -> ResourcePlan:
@@ -138,7 +139,7 @@ def plan(
         Of the weights.
     num_labels : int, optional
         Classes, where the model is to be a classifier.
-    target_modules : str or list of str, optional
+    target_modules : str or iterable of str, optional
         As for `tlora.calibrate`.
     speed : float, optional
         Floating-point operations a second, for the seconds; ``tlora.planning.matmul_speed`` measures that of a device.
@@ -175,6 +176,7 @@ def plan(
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
     precision = floating_dtype(dtype)
     asked = asdict(work) | {"rank": rank, "sketch_size": sketch_size, "dtype": dtype, "num_labels": num_labels}
+    target_modules = listed(target_modules)
     seen = rehearse(architecture_of(config, num_labels), config, precision, target_modules, work, rank)
     most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
     if rank > most:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,14 +14,13 @@ from transformers import PretrainedConfig
 
 from tlora.checks import positive_int
 from tlora.losses import accepts
+from tlora.positions import most_tokens
 from tlora.recording import recording
 from tlora.simulation import Simulation, simulated
 from tlora.targets import FRESH_MODULES, Target, head_modules, target_modules
 
 KINDS = ("B", "A and B")
 """What is trained: as TLoRA, as LoRA."""
-
-_POSITIONS = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def rehearse(
     architecture: Any,
     config: PretrainedConfig,
     dtype: torch.dtype,
-    select: str | list[str] | None,
+    select: str | Iterable[str] | None,
     work: Workload,
     rank: int,
 ) -> Rehearsal:
@@ -160,12 +158,9 @@ def _check_length(model: Any, work: Workload) -> None:
     length = work.length
     if work.labels > length and not model.config.is_encoder_decoder:
         raise ValueError(f"labels={work.labels} of {length} tokens: a sample has no more labels than tokens")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _POSITIONS.search(name):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            most = min(module.num_embeddings - unused, getattr(model.config, "max_position_embeddings", None) or length)
-            if length > most:
-                raise ValueError(f"length={length}: the model reads at most {most} tokens, by {name}: ask for fewer")
+    most, table = most_tokens(model) or (length, "")
+    if length > most:
+        raise ValueError(f"length={length}: the model reads at most {most} tokens, by {table}: ask for fewer")
 
 
 def _calibration_pass(

@@ -33,6 +33,11 @@ class Batches(list[dict[str, Tensor]]):
         self.task = task
         self.seed = seed
 
+    def __getitem__(self, place: Any) -> Any:
+        """A batch, or those of a slice."""
+        found = super().__getitem__(place)
+        return Batches(found, self.task, self.seed) if isinstance(place, slice) else found
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tlora.evaluation import as_answer
 from tlora.formats import ARCHITECTURES, Cuts, Format
 from tlora.metrics import METRICS, Metric
 from tlora.models import load_config, load_tokenizer, writes_text
+from tlora.positions import tell_limit
 from tlora.presets import DataFiles, listed, load_preset
 from tlora.reasoning import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
 from tlora.sources import SUFFIXES, Source, read_dataset, read_path, split_files
@@ -155,7 +157,8 @@ def load_task_of(model: str, task: str, **options: Any) -> Task:
     """
     config = load_config(model)
     architecture = "seq2seq" if config.is_encoder_decoder else None
-    found = load_task(task, load_tokenizer(model), **({"architecture": architecture} | options))
+    tokenizer = tell_limit(load_tokenizer(model), config)
+    found = load_task(task, tokenizer, **({"architecture": architecture} | options))
     if found.kind == "generation" and not writes_text(config):
         raise ValueError(
             f"{model} is an encoder and writes no text, which {task} asks for: take a task with labels, such as "
@@ -229,12 +232,15 @@ def _puzzle(
     except UnknownPuzzle as error:
         raise ValueError(_unknown(name, error.names)) from None
 
-    def score(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> dict[str, list[float]]:
-        entries = [row["entry"] for row in rows]
-        scores = score_answers(name, options, entries, [answer.strip() for answer in answers])
-        return {"exact_match": [float(each == 1) for each in scores], "score": scores}
+    return Source(name, splits, Metric("exact_match", partial(_verified, name, options)), separator="\n")
 
-    return Source(name, splits, Metric("exact_match", score), separator="\n")
+
+def _verified(
+    name: str, options: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]
+) -> dict[str, list[float]]:
+    """What the puzzle's own verifier says of the answers."""
+    scores = score_answers(name, options, [row["entry"] for row in rows], [answer.strip() for answer in answers])
+    return {"exact_match": [float(each == 1) for each in scores], "score": scores}
 
 
 def _unknown(name: str, puzzles: Sequence[str]) -> str:
@@ -272,9 +278,12 @@ def _tokenised(source: Source, form: Format, seed: int, progress: bool) -> Task:
     for split, rows in source.splits.items():
         splits[split], cuts[split] = form.encode(rows, split, progress)
         if len(rows) and not len(splits[split]):
+            most, longest = form.tokenizer.model_max_length, cuts[split].longest
+            way_out = f"pass up to max_length={min(longest, most)}, the tokens of its longest sample"
+            if form.max_length >= most:
+                way_out = "the model reads no more, so shorten the prompts"
             raise ValueError(
-                f"max_length={form.max_length} cuts off every answer of {source.name!r}, {split}: "
-                f"pass up to max_length={cuts[split].longest}, the tokens of its longest sample"
+                f"max_length={form.max_length} cuts off every answer of {source.name!r}, {split}: {way_out}"
             )
     _say_cuts(source.name, form.max_length, cuts)
     classified = form.architecture == "classification"
