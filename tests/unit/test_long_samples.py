@@ -12,6 +12,7 @@ from datasets import Dataset
 import tlora
 from tests.adapted import adapted_model, token_rows
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
+from tlora.evaluation import generate
 from tlora.tasks import load_task_of
 
 READ = {"gpt2": 64, "opt": 64, "bert": 80, "roberta": 78}
@@ -91,12 +92,21 @@ def test_evaluation_and_training_name_the_limit_too(use: str) -> None:
         uses[use]()
 
 
-def test_answers_end_where_the_model_does() -> None:
+def test_answers_end_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest prompt and the longest answer are of different samples, and together longer than the model."""
     rows = [*asked(50, 2, 6), *asked(4, 40, 6)]
     task = tlora.load_task(Dataset.from_list(rows), tiny_tokenizer(), metric="exact_match")
     assert max(map(len, task.train["input_ids"][:])) < 64 < 50 + task.max_new_tokens
-    assert torch.isfinite(torch.tensor(task.evaluate(tiny_model("gpt2"))["loss"]))
+    model, ends = tiny_model("gpt2"), []
+    write = model.generate
+
+    def noted(**given: Any) -> Any:
+        ends.append(given["input_ids"].shape[1] + given["generation_config"].max_new_tokens)
+        return write(**given)
+
+    monkeypatch.setattr(model, "generate", noted)
+    generate(model, task, task.train, batch_size=4, progress=False)
+    assert max(ends) == 64
 
 
 def test_rows_that_are_short_enough_are_trained_on() -> None:
