@@ -77,7 +77,8 @@ def compare(
     ranks : int or iterable of int
         Nominal ranks.
     learning_rates : iterable of float
-        The grid to begin with: two rates or more, from one to the next by the same factor.
+        The grid to begin with: two rates or more, from one to the next by the same factor. ``"lora+"`` and
+        ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, begin at a sixteenth of it.
     seeds : iterable of int
         Of the final runs: of a fresh head, of the adapter and of the order of the data.
     steps : int
@@ -184,7 +185,7 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         first = earliest
         known.update(found)
         tried = {key["learning_rate"] for key in _searched(cell, known) if key["seed"] == first}
-        scores = rates.search(partial(score, first), plan.learning_rates, tried)
+        scores = rates.search(partial(score, first), rates.scaled(plan.learning_rates, cell.method.rate_scale), tried)
     rate = rates.best(scores)
     if rate is None:
         said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with")

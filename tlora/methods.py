@@ -54,6 +54,9 @@ class Method:
         Makes its optimiser from the job's rank, the adapted model and the peak learning rate; None for AdamW.
     callbacks : tuple of type
         Trainer callbacks that it needs.
+    rate_scale : float
+        Where the search for its learning rate begins, over where that of the others does: below 1 for an optimiser that
+        multiplies the rate of some matrices.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Method:
     arguments: Arguments = field(default_factory=dict)
     optimizer: Callable[[int, PeftModel, float], Optimizer] | None = None
     callbacks: tuple[type[TrainerCallback], ...] = ()
+    rate_scale: float = 1.0
 
 
 def chosen(method: str | Recipe | Method) -> Method:
@@ -216,7 +220,7 @@ METHODS = {
         _of("lora"),
         _of("rslora", use_rslora=True),
         _of("dora", use_dora=True),
-        Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer),
+        Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer, rate_scale=1 / LORAPLUS_RATIO),
         _of("pissa", init_lora_weights="pissa_niter_16"),
         _of("olora", init_lora_weights="olora"),
         Method("eva", partial(eva, _lora), {"tokens": "all"}),
@@ -225,7 +229,9 @@ METHODS = {
         Method("lora-fa", _lora_fa, {}, _lorafa_optimizer),
         Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
         Method("vera", _vera, {"r": VERA_RANK}),
-        Method("tlora+", _tlora_plus, {"ratio": tlora_plus.RATIO}, tlora_plus.optimizer),
+        Method(
+            "tlora+", _tlora_plus, {"ratio": tlora_plus.RATIO}, tlora_plus.optimizer, rate_scale=1 / tlora_plus.RATIO
+        ),
     )
 }
 _RECIPES = {"paper": "tlora-paper", "recommended": "tlora", "trained": "tlora-trained"}

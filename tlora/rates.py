@@ -65,6 +65,11 @@ def checked_grid(grid: Iterable[float]) -> list[float]:
     return rates
 
 
+def scaled(grid: Iterable[float], factor: float) -> list[float]:
+    """The grid for a method that multiplies its rate."""
+    return [_rounded(factor * rate) if factor != 1 else rate for rate in grid]
+
+
 def best(scores: Mapping[float, Score]) -> float | None:
     """The rate with the highest score: the middle one of equals; None where all failed."""
     finite = _finite(scores)
