@@ -377,6 +377,17 @@ def test_of_two_that_begin_a_search_at_once_the_first_in_the_store_counts(monkey
     assert tested[["learning_rate", "seed", "best_rate"]].values.tolist() == [[2e-3, 0, True], [2e-3, 5, True]]
 
 
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+@pytest.mark.parametrize("method", ["lora+", "tlora+"])
+def test_what_multiplies_its_rate_is_searched_from_lower_rates(pretended, method):
+    """At those of the others it may be at chance, where the best of the grid is nothing but noise."""
+    tlora.compare(["lora", method], "pairs.jsonl", "llama", learning_rates=(5e-4, 1e-3, 2e-3), **QUICK)
+    begun = [line.split()[1] for line in pretended if line.startswith(f"{method} ")]
+    assert begun[:3] == ["3.13e-05", "6.25e-05", "0.000125"]
+    assert [line.split()[1] for line in pretended if line.startswith("lora ")][:3] == ["0.0005", "0.001", "0.002"]
+
+
 @pytest.mark.usefixtures("workplace")
 def test_what_cannot_be_trained_is_not_tried_at_more_rates_each_time(monkeypatch):
     def run(cell, task, rate, seed, split, memory):
