@@ -221,7 +221,8 @@ class Comparison(Result):
         A run is paired with that of the same seed (which has the same head and the same order of the data), a test
         sample with itself. Intervals allow for other runs and other samples, and for how few they are: Student's t, on
         the variance components of runs and samples (``tlora.crossed``); one run says nothing of others and has none.
-        They are at the rates that were chosen: that another search could have chosen others is not in them.
+        They are at the rates that were chosen: that another search could have chosen others is not in them. Outcomes of
+        samples are kept in float16, so that of losses a difference below about 0.1 % is rounding, or zero.
         """
         frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence)
         return frame[list(self.summary_columns)]
@@ -339,7 +340,8 @@ def score_of(record: Record) -> rates.Score:
 
 
 def _score(status: str, value: float, loss: float) -> rates.Score:
-    return (float(value) if status == "done" else -np.inf, -np.inf if np.isnan(loss) else -float(loss))
+    reached = {"done": float(value), "failed": np.nan}.get(status, -np.inf)
+    return (reached, -np.inf if np.isnan(loss) else -float(loss))
 
 
 def _curves(runs: pd.DataFrame) -> Iterable[tuple[Any, dict[float, rates.Score]]]:

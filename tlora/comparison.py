@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -132,7 +133,8 @@ def compare(
     cells = _cells(methods, tasks, terms, ranks)
     plan = Plan(tuple(rates.checked_grid(learning_rates)), tuple(_whole(seeds)), retry)
     runs = Store(store)
-    runs.find()  # a store that is damaged is found out now
+    runs.find()  # a store that is damaged is found out now, and a place that cannot be written
+    runs.check_place()
     for message in tqdm(
         _completed(cells, plan, runs, workers), total=len(cells), desc="comparing", unit="cell", disable=not progress
     ):
@@ -188,7 +190,9 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         scores = rates.search(partial(score, first), rates.scaled(plan.learning_rates, cell.method.rate_scale), tried)
     rate = rates.best(scores)
     if rate is None:
-        said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with")
+        errors = [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
+        why = f" ({errors[-1]})" if errors else ""
+        said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
     elif rates.beyond(scores) is not None:
         said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
     if rate is not None:
@@ -260,13 +264,13 @@ def _begin(threads: int, level: int) -> None:
 
 def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int]) -> list[Cell]:
     """Every method on every task at every rank, the cells of a task one after the other."""
-    single = isinstance(methods, str | Recipe | Method)
+    single = isinstance(methods, str) or not isinstance(methods, Iterable)
     found = [chosen(method) for method in ([methods] if single else methods)]
     names = [method.name for method in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not found:
         raise ValueError(f"{twice[0]!r} is named twice among the methods" if twice else "name at least one method")
-    sizes = [positive_int(rank, "rank") for rank in ([ranks] if isinstance(ranks, int) else ranks)]
+    sizes = [positive_int(rank, "rank") for rank in (ranks if isinstance(ranks, Iterable) else [ranks])]
     base = model_contents(terms.model)
     return [
         Cell(terms, task, data, method, rank, contents)
@@ -279,18 +283,19 @@ def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int])
 
 def _data(tasks: Tasks) -> dict[str, dict[str, Any]]:
     """Arguments of `load_task` by task, of JSON values."""
-    named = [tasks] if isinstance(tasks, str) else tasks
-    given = named if isinstance(named, Mapping) else {task: {} for task in named}
-    if not given:
-        raise ValueError("name at least one task")
+    named = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
     try:
-        return {str(task): {"seed": 0} | json.loads(json.dumps(dict(data))) for task, data in given.items()}
+        given = named if isinstance(named, Mapping) else {task: {} for task in named}
+        found = {str(task): {"seed": 0} | json.loads(json.dumps(dict(data))) for task, data in given.items()}
     except (TypeError, ValueError) as error:
         raise TypeError(f"tasks: pass names, or arguments of load_task by name that JSON can hold ({error})") from error
+    if not found:
+        raise ValueError("name at least one task")
+    return found
 
 
 def _whole(seeds: Iterable[int]) -> list[int]:
-    found = list(dict.fromkeys(seeds))
-    if not found or not all(isinstance(seed, int) and seed >= 0 for seed in found):
-        raise ValueError(f"seeds={found}: pass whole numbers, e.g. (0, 1, 2)")
-    return found
+    found = list(dict.fromkeys(seeds)) if isinstance(seeds, Iterable) else []
+    if not found or not all(isinstance(seed, Integral) and seed >= 0 for seed in found):
+        raise ValueError(f"seeds={seeds!r}: pass whole numbers, e.g. (0, 1, 2)")
+    return [int(seed) for seed in found]

@@ -159,6 +159,11 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     -----
     Only ``adapter_model.safetensors`` is read: a pickled ``adapter_model.bin`` can run code when it is loaded.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(
+            f"inspect reads the folder of a saved adapter, got a {type(folder).__name__}: save it first, "
+            "run.save(folder) or model.save_pretrained(folder)"
+        )
     return undisturbed(Path(folder), lambda: _inspected(Path(folder)))
 
 

@@ -25,7 +25,7 @@ from tlora.adapter import (
     part_in_the_base,
     without_noise,
 )
-from tlora.checks import base_of, before_merging, check_same_model
+from tlora.checks import base_of, before_merging, check_same_model, refuse_replicated
 from tlora.models import load_model
 from tlora.randomness import seeded
 from tlora.run import ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
@@ -91,6 +91,7 @@ def load(
         raise ValueError(f"name={name!r}: an adapter's name is a word without dots, for modules are named after it")
     _check_model(model)
     config, sizes = checked(folder, "load")
+    refuse_replicated(config)
     base = config.get("base_model_name_or_path")
     run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
     if model is None:

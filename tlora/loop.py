@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.batches import fitted
 from tlora.files import dispensable
-from tlora.losses import at_labels
+from tlora.losses import IGNORED, at_labels
 from tlora.packing import intact
 from tlora.randomness import seeded
 from tlora.sealing import adapter_folder
@@ -61,9 +61,9 @@ class AdapterTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients()], **kwargs)
-        # Losses of classifiers and encoder-decoders are means of their batch, whatever else forward takes: only those
-        # of causal models are divided by the tokens of a whole step.
-        self.model_accepts_loss_kwargs &= is_causal(model.get_base_model())
+        # Causal models divide their losses by the tokens of a whole step; we do it where the loss is a mean of a batch.
+        self._means = not is_causal(model.get_base_model())
+        self.model_accepts_loss_kwargs |= self._means
         self._adapted = model
         self._make_optimizer = make_optimizer
         for config in _configs(model):
@@ -94,9 +94,23 @@ class AdapterTrainer(Trainer):
             raise NotFinite("loss", loss.item(), self.state.global_step + 1)
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss, with logits only where there are labels."""
-        return super().compute_loss(model, at_labels(self._adapted, fitted(self._adapted, inputs)), *args, **kwargs)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss, a mean over all labels of a step; with logits only where there are labels."""
+        batch = at_labels(self._adapted, fitted(self._adapted, inputs))
+        if not self._means:
+            return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, batch, True)
+        if num_items_in_batch is not None:
+            # The gradients of processes are averaged, and labels counted over all of them.
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = loss * (inputs["labels"].ne(IGNORED).sum() * processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Losses on the validation samples; what it draws changes nothing of the training that goes on."""

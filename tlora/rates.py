@@ -22,7 +22,7 @@ def search(
     Parameters
     ----------
     score_at : callable
-        From a learning rate to a score, whose value is minus infinity or NaN where training failed.
+        From a learning rate to a score, whose value is minus infinity where training diverged, NaN where it failed.
     grid : iterable of float
         At least two rates; from one to the next by about the same factor.
     tried : iterable of float
@@ -55,7 +55,7 @@ def checked_grid(grid: Iterable[float]) -> list[float]:
     ValueError
         As `search`.
     """
-    rates = list(grid)
+    rates = list(grid) if isinstance(grid, Iterable) else [grid]
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, Real) or not (rate > 0 and math.isfinite(rate)):
             raise ValueError(f"learning rate {rate!r}: pass positive numbers")
@@ -83,9 +83,12 @@ def best(scores: Mapping[float, Score]) -> float | None:
 def beyond(scores: Mapping[float, Score]) -> float | None:
     """The rate that follows on the edge at which the best is; None where the best is inside.
 
-    Where all failed, or several came to the same value and none to another, there is nothing to go by: lower then, for
-    it is at high rates that training fails, or comes to what guessing gives.
+    Where all diverged, or several came to the same value and none to another, there is nothing to go by: lower then,
+    for it is at high rates that training diverges, or comes to what guessing gives. What fails at every rate (NaN)
+    fails at others too.
     """
+    if all(math.isnan(value) for value, *_ in scores.values()):
+        return None
     rates, top, values = sorted(scores), best(scores), [score[0] for score in _finite(scores).values()]
     if top is None or top == rates[0] or (len(values) > 1 and len(set(values)) == 1):
         return _rounded(rates[0] * rates[0] / rates[1])

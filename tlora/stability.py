@@ -29,7 +29,7 @@ class RankingStability(Result):
     counts : list of int
         Samples in a subsample, rising.
     kendall : (counts, repeats) float64 tensor
-        Kendall's tau-b between the scores of a subsample and those of all samples.
+        Kendall's tau-b between the scores of a subsample and those of all samples; NaN where either are all equal.
     overlap : (counts, repeats) float64 tensor
         Part of the ``top`` highest modules of all samples that is among the ``top`` highest of a subsample.
     top : int
@@ -49,7 +49,7 @@ class RankingStability(Result):
 
     columns: ClassVar[dict[str, str]] = {
         "samples": "samples in a subsample",
-        "kendall": "Kendall's tau-b with the ranking by all samples, mean over subsamples",
+        "kendall": "Kendall's tau-b with the ranking by all samples, mean over subsamples; NaN where one has no order",
         "kendall_low": "lower end of the interval that holds the stated part of the subsamples",
         "kendall_high": "upper end",
         "overlap": "part of the highest modules found again, mean over subsamples",
@@ -58,7 +58,7 @@ class RankingStability(Result):
     }
 
     def samples_needed(self, kendall: float = 0.9) -> int | None:
-        """Fewest samples from which on the mean tau is at least ``kendall``; None where there are none."""
+        """Fewest samples from which on the mean tau is at least ``kendall``; None where there are none, or no order."""
         enough = (self.kendall.mean(1) >= kendall).tolist()
         short = [i for i, good in enumerate(enough) if not good]
         first = short[-1] + 1 if short else 0

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,6 +80,27 @@ class Store:
     def find(self) -> dict[str, Record]:
         """The runs by `key_text`; empty where there is no file yet."""
         return {key_text(record["key"]): record for record in self.read()} if self.path.is_file() else {}
+
+    def check_place(self) -> None:
+        """Find out before a run is made that it could not be written.
+
+        Raises
+        ------
+        ValueError
+            If the store is a folder.
+        OSError
+            If the place is not writable.
+        """
+        if self.path.is_dir():
+            raise ValueError(
+                f"store={str(self.path)!r} is a folder: name a file, e.g. {self.path / 'comparison.jsonl'}"
+            )
+        if self.path.exists():
+            self.path.open("ab").close()
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path.parent):
+            pass
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a run at the end, and wait until it is on disk.

@@ -116,9 +116,9 @@ class Subspaces(Result):
             raise KeyError(f"no subspace for module {name!r}: there are {len(self.bases)}, e.g. {self.names[0]!r}")
         rows = self.bases[name]
         if not 1 <= rank <= len(rows):
+            more = ", or compute more with task_subspaces(..., max_rank=)" if len(rows) < min(self.shapes[name]) else ""
             raise ValueError(
-                f"rank {rank} asked for {name}, whose basis has {len(rows)} directions: use 1 to {len(rows)}, "
-                "or compute more with task_subspaces(..., max_rank=)"
+                f"rank {rank} asked for {name}, whose basis has {len(rows)} directions: use 1 to {len(rows)}{more}"
             )
         return rows[:rank]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from tlora.adapter import adapter_layers, refuse_experts
+from tlora.checks import refuse_replicated
 from tlora.engines import Adapter, by_layer
 from tlora.files import read_json
 from tlora.monitoring import lora_modules
@@ -51,6 +52,7 @@ def check_trainable(model: Any) -> None:
         raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
     refuse_packed(model)
     refuse_experts(adapter_layers(model))
+    refuse_replicated(model.peft_config[model.active_adapter].to_dict())
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
@@ -76,9 +78,10 @@ def _check_config(model: PeftModel) -> None:
     scales = by_layer(said)
     for name, module in modules.items():
         rank = said.pattern(name, "rank_pattern", said.config["r"])
-        if rank != module.rank or not math.isclose(scales[name], module.scaling, rel_tol=1e-3):
+        there = len(module.a) or module.rank  # a sharded A has no rows here
+        if not rank == module.rank == there or not math.isclose(scales[name], module.scaling, rel_tol=1e-3):
             raise ValueError(
-                f"{name} has rank {module.rank} and scaling {module.scaling:g}, its config says {rank:g} and "
+                f"{name} has rank {there} and scaling {module.scaling:g}, its config says {rank:g} and "
                 f"{scales[name]:g}, with which it would be saved: undo what changed it (scale_layer, "
                 "add_weighted_adapter of unlike ranks), or export it, and train what is loaded from there"
             )

@@ -388,17 +388,45 @@ def test_what_multiplies_its_rate_is_searched_from_lower_rates(pretended, method
     assert [line.split()[1] for line in pretended if line.startswith("lora ")][:3] == ["0.0005", "0.001", "0.002"]
 
 
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_arguments_are_taken_as_users_have_them(pretended):
+    given = QUICK | {"ranks": np.int64(2), "seeds": np.arange(2), "learning_rates": GRID}
+    tlora.compare("lora", Path("pairs.jsonl"), "llama", **given)
+    assert {line.split()[2] for line in pretended} == {"0", "1"}
+    assert tlora.Comparison.read("comparison.jsonl").to_frame()["rank"].unique().tolist() == [2]
+
+
 @pytest.mark.usefixtures("workplace")
-def test_what_cannot_be_trained_is_not_tried_at_more_rates_each_time(monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"seeds": 3}, ValueError, r"seeds=3: pass whole numbers, e.g. \(0, 1, 2\)"),
+        ({"learning_rates": 1e-3}, ValueError, "a search takes at least two"),
+        ({"tasks": [{"pairs.jsonl": {}}]}, TypeError, "tasks: pass names, or arguments of load_task"),
+        ({"methods": None}, TypeError, "method"),
+        ({"store": "."}, ValueError, "is a folder: name a file"),
+        ({"store": "/proc/none.jsonl"}, OSError, "/proc"),
+    ],
+)
+def test_what_cannot_be_begun_is_refused_before_a_run(pretended, arguments, kind, words):
+    given = {"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments
+    with pytest.raises(kind, match=words):
+        tlora.compare(**given)
+    assert not pretended
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_fails_at_every_rate_is_not_tried_at_more(monkeypatch):
     def run(cell, task, rate, seed, split, memory):
         return {"key": cell.key(rate, seed, split), "status": "failed", "error": "ValueError: no"}
 
     monkeypatch.setattr(comparing, "run", run)
     made = []
     for _ in range(3):
-        with pytest.warns(UserWarning, match="could be trained with"):
+        with pytest.warns(UserWarning, match=r"could be trained with \(ValueError: no\)"):
             made.append(len(tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK).runs))
-    assert made == [len(GRID) + rates.WIDENINGS] * 3
+    assert made == [len(GRID)] * 3
 
 
 def test_a_second_search_does_not_hide_the_first():

@@ -3,6 +3,7 @@
 import pickle
 from typing import Any
 
+import peft
 import pytest
 import transformers
 from datasets import Dataset
@@ -57,6 +58,40 @@ def test_the_best_checkpoint_by_another_metric_is_refused_before_training(tmp_pa
     with pytest.raises(ValueError, match="metric_for_best_model='exact_match': during training the loss alone"):
         tlora.train(adapted_model(), task, metric_for_best_model=task.metric, progress=False, **best)
     assert tlora.train(adapted_model(), task, metric_for_best_model="eval_loss", progress=False, **best).steps
+
+
+@pytest.mark.parametrize("combination", ["linear", "ties"])
+def test_a_mixture_of_unlike_ranks_that_nothing_reads_again_is_not_trained(combination: str) -> None:
+    model = adapted_model()
+    model.add_adapter("other", model.peft_config["default"])
+    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type=combination, density=0.5)
+    model.set_adapter("both")
+    with pytest.raises(ValueError, match=r"has rank 3 and .* config says 4 .*add_weighted_adapter"):
+        tlora.train(model, token_rows(8), progress=False)
+
+
+def test_adapters_that_repeat_layers_are_left_to_peft(tmp_path: Any) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_model("llama"), config)
+    with pytest.raises(ValueError, match=r"layer_replication=.* adds layers that the base has not, which PEFT alone"):
+        tlora.train(model, token_rows(8), progress=False)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="layer_replication="):
+        tlora.load(tmp_path, tiny_model("llama"))
+
+
+def test_a_model_is_inspected_once_it_is_saved() -> None:
+    with pytest.raises(TypeError, match=r"inspect reads the folder of .* got a PeftModel.*: save it first"):
+        tlora.inspect(adapted_model())
+
+
+def test_no_more_directions_are_advised_than_a_matrix_has() -> None:
+    model = tiny_model("llama")
+    found = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    name = next(name for name in found.names if name.endswith("k_proj"))  # 16 x 32
+    for most, advice in ((8, "max_rank="), (32, "use 1 to 16$")):
+        with pytest.raises(ValueError, match=advice):
+            tlora.task_subspaces(model, found, max_rank=most, progress=False).basis(name, 32)
 
 
 def test_dropping_the_only_batch_is_refused() -> None:

@@ -65,6 +65,24 @@ def test_accumulated_gradients_are_those_of_one_batch(family: str) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(("size", "parts"), [(4, 2), (2, 4), (1, 8), (3, 3)])
+@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
+def test_parts_of_a_step_count_by_their_labels(family: str, size: int, parts: int) -> None:
+    """Answers of other lengths, and a last part of fewer samples: a mean of means would be another loss."""
+    rows = token_rows(8, classes=2 if family == "bert" else 0)
+    if family != "bert":
+        rows = rows.map(lambda row, n: {"labels": row["labels"][-1 - n % 3 :]} if family == "t5" else {}, True)
+    found = []
+    for batch, steps in ((8, 1), (size, parts)):
+        model = without_dropout(adapted_model(family))
+        options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+        run = tlora.train(
+            model, rows, **QUIET | {"batch_size": batch}, gradient_accumulation_steps=steps, max_steps=1, **options
+        )
+        found.append([*run.history[["loss", "grad_norm"]].iloc[0]])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_accumulated_gradients_of_a_masked_language_model_are_means_too() -> None:
     sizes = {
         "vocab_size": 64,
