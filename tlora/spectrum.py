@@ -363,7 +363,7 @@ def _rank_at(cumulative: np.ndarray, share: float) -> float:
     if cumulative[-1] == 0:
         return 0.0
     reached = cumulative >= share - 1e-6  # float32: shares closer than rounding are the same share
-    return float(reached.argmax() + 1) if reached.any() else float("nan")
+    return float(np.argmax(reached) + 1) if reached.any() else float("nan")
 
 
 def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
@@ -373,7 +373,7 @@ def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
         return _Figures(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, nan, nan, nan)
     shares = _shares(values, trace)
     rest, missing = max(1 - shares.sum(), 0.0), max(dimension - len(values), 0)
-    squares = np.square(shares).sum()
+    squares = float(np.square(shares).sum())
     entropy = -np.sum(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0))
     if missing and rest > 0:
         squares += rest**2 / missing

@@ -124,8 +124,8 @@ class SpectrumPicture:
         """Axes that hold all modules of a kind, and a legend where there are two curves to tell apart."""
         values = [array for of_module in shares.values() for array in of_module.values()]
         longest = max(map(len, values))
-        lowest = min(float(array[array > LOWEST].min(initial=1)) for array in values)
-        highest = max(float(array.max()) for array in values)
+        lowest = min(float(np.min(array[array > LOWEST], initial=1)) for array in values)
+        highest = max(float(np.max(array)) for array in values)
         for panel in (self.sums, self.single):
             panel.set_xlim(1 / 1.1, max(longest, 2) * 1.1)
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if longest <= 200 else (1, 3)))
