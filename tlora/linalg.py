@@ -208,8 +208,11 @@ def leading_right_singular_vectors(
 def _beyond(basis: Tensor, image: Tensor) -> Tensor:
     """Orthonormal columns, orthogonal to those of the basis, that together with it span the image."""
     new = image[:, : len(basis) - basis.shape[1]]
-    for _ in range(2):  # the second projection removes what rounding left of the first
-        new = orthonormalise(new - basis @ (basis.T @ new))
+    for again in range(4):  # each projection removes what rounding left of the one before
+        inside = basis.T @ new
+        if again and bool((inside.abs() < 1e-6).all()):
+            break
+        new = orthonormalise(new - basis @ inside)
     return new
 
 

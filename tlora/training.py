@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ from tlora.trainable import adapter_tensors, check_trainable
 LOSS_SAMPLES = 256
 
 Callbacks = TrainerCallback | Iterable[TrainerCallback]
+
+_scratch = partial(tempfile.TemporaryDirectory, prefix="tlora-")
 
 
 def train(
@@ -147,9 +150,7 @@ def train(
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model)
     with contextlib.ExitStack() as stack:
-        folder = output_dir
-        if folder is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-"))
+        folder = stack.enter_context(_scratch()) if output_dir is None else output_dir
         ours = {
             "learning_rate": learning_rate,
             "num_train_epochs": epochs,
