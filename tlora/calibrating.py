@@ -15,7 +15,7 @@ from torch import Tensor
 from tlora.batches import Batch
 from tlora.calibration import Calibration
 from tlora.checkpoint import Checkpoint, Share
-from tlora.checks import fingerprint, listed
+from tlora.checks import as_names, fingerprint
 from tlora.merging import check_alike, in_order
 from tlora.passes import check_batches, observe, prepared
 from tlora.processes import Processes
@@ -115,7 +115,7 @@ def calibrate(
     check_batches(batches)
     processes = Processes.of_this_run()
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
-    target_modules = listed(target_modules)
+    target_modules = as_names(target_modules)
     targets = find_targets(model, target_modules)
     fingerprints = {name: _checked_fingerprint(model, name) for name in targets}
     recipe = asdict(options) | {"target_modules": target_modules}

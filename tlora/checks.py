@@ -31,7 +31,7 @@ def positive_int(value: Any, name: str) -> int:
     return int(value)
 
 
-def listed(names: Any) -> Any:
+def as_names(names: Any) -> Any:
     """Names in any iterable as a list, which can be read twice and written down; all else as it is."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         return names

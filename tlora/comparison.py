@@ -179,8 +179,7 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     def score(seed: int, rate: float) -> rates.Score:
         return score_of(result(rate, seed, "validation"))
 
-    failed = [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
-    if failed and not plan.retry:
+    if (failed := _errors(cell, known)) and not plan.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
     scores, first = {}, None
     while first != (earliest := _first_seed(cell, found := store.find(), plan)):  # another process may have begun it
@@ -190,8 +189,7 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         scores = rates.search(partial(score, first), rates.scaled(plan.learning_rates, cell.method.rate_scale), tried)
     rate = rates.best(scores)
     if rate is None:
-        errors = [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
-        why = f" ({errors[-1]})" if errors else ""
+        why = f" ({errors[-1]})" if (errors := _errors(cell, known)) else ""
         said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
     elif rates.beyond(scores) is not None:
         said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
@@ -205,6 +203,10 @@ def _of(cell: Cell, known: Mapping[str, Record]) -> list[Record]:
     """The runs of a cell, in the order in which they are in the store."""
     about = key_text(cell.about())
     return [record for record in known.values() if cell_text(record["key"]) == about]
+
+
+def _errors(cell: Cell, known: Mapping[str, Record]) -> list[str]:
+    return [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
 
 
 def _searched(cell: Cell, known: Mapping[str, Record]) -> list[dict[str, Any]]:

@@ -220,7 +220,7 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     answers = [""] * len(rows)
     for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
         some = [prompts[index] for index in indices]
-        for index, written in zip(indices, _answers(model, task, some), strict=True):
+        for index, written in zip(indices, _answers(model, task, some, most), strict=True):
             answers[index] = as_answer(task, read[index], written)
     return answers
 
@@ -234,7 +234,7 @@ def as_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) -> str
     return text if head.strip() else rest
 
 
-def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]], most: float) -> list[list[int]]:
     # Padding on the left: the answer of each must follow its prompt.
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
     batch = to_device(task.collate(rows, padding_side="left"), model)
@@ -242,7 +242,7 @@ def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]]) -> list[l
     own = model.generation_config
     beginning = _BEGINNING if task.architecture == "seq2seq" else ()
     settings = GenerationConfig(
-        max_new_tokens=_room(task, width, _most(task, model)),
+        max_new_tokens=_room(task, width, most),
         do_sample=False,
         num_beams=1,
         eos_token_id=list(task.stop_ids) or own.eos_token_id,

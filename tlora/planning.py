@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tlora.checks import listed, positive_int
+from tlora.checks import as_names, positive_int
 from tlora.footprint import BYTES, Footprint, footprint
 from tlora.knobs import positive
 from tlora.linalg import OVERSAMPLING
@@ -176,7 +176,7 @@ def plan(
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
     precision = floating_dtype(dtype)
     asked = asdict(work) | {"rank": rank, "sketch_size": sketch_size, "dtype": dtype, "num_labels": num_labels}
-    target_modules = listed(target_modules)
+    target_modules = as_names(target_modules)
     seen = rehearse(architecture_of(config, num_labels), config, precision, target_modules, work, rank)
     most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
     if rank > most:

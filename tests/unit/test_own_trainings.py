@@ -47,6 +47,15 @@ def without_dropout(model: Any) -> Any:
     return model
 
 
+def first_step(model: Any, rows: Dataset, size: int, parts: int) -> list[float]:
+    """Loss and norm of the gradient of one step of ``parts`` batches."""
+    options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "lr_scheduler_type": "constant", "max_steps": 1}
+    run = tlora.train(
+        without_dropout(model), rows, **QUIET | {"batch_size": size}, gradient_accumulation_steps=parts, **options
+    )
+    return [*run.history[["loss", "grad_norm"]].iloc[0]]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert"])
 def test_accumulated_gradients_are_those_of_one_batch(family: str) -> None:
     """Eight samples at once or in four parts: transformers alone multiplies losses of classifiers and T5 by four."""
@@ -54,15 +63,8 @@ def test_accumulated_gradients_are_those_of_one_batch(family: str) -> None:
     rows = rows.map(
         lambda row: {"input_ids": row["input_ids"][:4]} | ({} if family == "bert" else {"labels": row["labels"][:4]})
     )
-    found = []
-    for size, parts in ((8, 1), (2, 4)):
-        model = without_dropout(adapted_model(family))
-        options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "lr_scheduler_type": "constant"}
-        run = tlora.train(
-            model, rows, **QUIET | {"batch_size": size}, gradient_accumulation_steps=parts, max_steps=1, **options
-        )
-        found.append([*run.history[["loss", "grad_norm"]].iloc[0]])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    whole, parted = (first_step(adapted_model(family), rows, *parts) for parts in ((8, 1), (2, 4)))
+    assert whole == pytest.approx(parted, rel=1e-4)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(4, 2), (2, 4), (1, 8), (3, 3)])
@@ -70,17 +72,10 @@ def test_accumulated_gradients_are_those_of_one_batch(family: str) -> None:
 def test_parts_of_a_step_count_by_their_labels(family: str, size: int, parts: int) -> None:
     """Answers of other lengths, and a last part of fewer samples: a mean of means would be another loss."""
     rows = token_rows(8, classes=2 if family == "bert" else 0)
-    if family != "bert":
-        rows = rows.map(lambda row, n: {"labels": row["labels"][-1 - n % 3 :]} if family == "t5" else {}, True)
-    found = []
-    for batch, steps in ((8, 1), (size, parts)):
-        model = without_dropout(adapted_model(family))
-        options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "lr_scheduler_type": "constant"}
-        run = tlora.train(
-            model, rows, **QUIET | {"batch_size": batch}, gradient_accumulation_steps=steps, max_steps=1, **options
-        )
-        found.append([*run.history[["loss", "grad_norm"]].iloc[0]])
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    if family == "t5":
+        rows = rows.map(lambda row, n: {"labels": row["labels"][-1 - n % 3 :]}, with_indices=True)
+    whole, parted = (first_step(adapted_model(family), rows, *each) for each in ((8, 1), (size, parts)))
+    assert parted == pytest.approx(whole, rel=1e-4)
 
 
 def test_accumulated_gradients_of_a_masked_language_model_are_means_too() -> None:

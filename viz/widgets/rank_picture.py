@@ -124,9 +124,7 @@ class RankPicture:
 
     def _draw_colours(self, divider: AxesDivider) -> None:
         """A colour bar in the corner that the two rows of bars leave free."""
-        figure = style.figure_of(self.above)
-        assert figure is not None
-        corner = figure.add_axes((0, 0, 1, 1), label="colours")
+        corner = style.figure_of(self.above).add_axes((0, 0, 1, 1), label="colours")
         corner.set_axes_locator(divider.new_locator(nx=2, ny=2))
         corner.axis("off")
         self.bar = corner.inset_axes((0.08, 0.4, 0.84, 0.18))
