@@ -89,6 +89,12 @@ ABLATIONS = {
     for parts, (ranks, scales) in PARTS.items()
     if (name := ablated(start, parts)) not in METHODS
 }
+# Other directions in place of W C's, everything else as in `tlora`.
+KINDS = {
+    kind: Recipe(f"tlora of kind {kind}", task_subspaces={"kind": kind}, attach=RECIPES["recommended"].attach)
+    for kind in ("g", "c", "w", "wc_half", "random")
+}
+ABLATIONS |= {recipe.name: recipe for recipe in KINDS.values()}
 BENCHES = (
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, COMMON),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, SIZES),
