@@ -91,7 +91,12 @@ ABLATIONS = {
 }
 # Other directions in place of W C's, everything else as in `tlora`.
 KINDS = {
-    kind: Recipe(f"tlora of kind {kind}", task_subspaces={"kind": kind}, attach=RECIPES["recommended"].attach)
+    kind: Recipe(
+        f"tlora of kind {kind}",
+        calibrate={"gradient": True} if kind == "g" else {},
+        task_subspaces={"kind": kind},
+        attach=RECIPES["recommended"].attach,
+    )
     for kind in ("g", "c", "w", "wc_half", "random")
 }
 ABLATIONS |= {recipe.name: recipe for recipe in KINDS.values()}
