@@ -34,6 +34,8 @@ BEGIN, END = "<!-- comparison: python -m benchmarks.comparison --table -->", "<!
 SEEDS = (0, 1, 2)
 MORE_SEEDS = {("lora", 8): (0, 1, 2, 3, 4), ("tlora", 8): (0, 1, 2, 3, 4)}
 """Of what the first question is about: with five, an interval is half as wide as with three."""
+CURVES = MORE_SEEDS
+"""Whose rates are run with three seeds: how wide the range of good ones is, one run a rate does not say."""
 REFERENCE = 8
 """Rank of LoRA that the others are held against, whatever theirs."""
 LORA = ("lora", REFERENCE)
@@ -144,6 +146,7 @@ def complete(bench: Bench, arguments: argparse.Namespace) -> None:
                 bench.model,
                 ranks=rank,
                 seeds=MORE_SEEDS.get((method, rank), SEEDS),
+                curve_seeds=len(SEEDS) if (method, rank) in CURVES else 1,
                 store=STORE,
                 workers=arguments.workers,
                 **bench.arguments,

@@ -76,6 +76,14 @@ class Comparing:
         ),
     ] = RATES  # type: ignore[assignment]
     seeds: Annotated[int, option("Training", "Final runs of each method, with the seeds 0, 1, ...", min=1)] = 3
+    curve_seeds: Annotated[
+        int,
+        option(
+            "Training",
+            "With how many of them all rates are run, for the range of good ones; the first chooses the rate.",
+            min=1,
+        ),
+    ] = 1
     steps: Annotated[int, option("Training", "Optimiser steps of a run.", min=1)] = 250
     batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 16
     samples: Annotated[int, option("Training", "Training samples that a method may calibrate on.", min=1)] = 32
@@ -206,6 +214,7 @@ def compared(options: Comparing, showing: Showing, report: Report, line: str) ->
                 ranks=options.ranks,
                 learning_rates=options.learning_rate,
                 seeds=range(options.seeds),
+                curve_seeds=options.curve_seeds,
                 steps=options.steps,
                 batch_size=options.batch_size,
                 samples=options.samples,

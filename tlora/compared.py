@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tlora import rates
+from tlora.curves import averaged, flat_range, score, searches
 from tlora.outcomes import unpacked
 from tlora.paired import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
 from tlora.storage import Meta, Result, library_versions
@@ -93,6 +94,7 @@ class Comparison(Result):
         "model": "base model",
         "method": "name of the method or recipe",
         "rank": "nominal rank",
+        "seeds": "searches that the values are means of: those with every rate of the first",
         "best": "rate with the best value on the validation split",
         "lowest": "lowest rate from which on all values, up to the best rate, are within the share of the best",
         "highest": "highest such rate",
@@ -230,6 +232,9 @@ class Comparison(Result):
     def flatness(self, share: float = 0.01) -> pd.DataFrame:
         """The range of learning rates around the best that are within a share of its value.
 
+        One search is one run a rate, and the range as much chance as the method; ``compare(..., curve_seeds=)`` makes
+        more.
+
         Parameters
         ----------
         share : float
@@ -247,7 +252,10 @@ class Comparison(Result):
         """
         if not share >= 0:
             raise ValueError(f"share={share!r}: pass a part of the best value, e.g. 0.01")
-        rows = [dict(zip(PLACE, place, strict=True)) | _flat_range(curve, share) for place, curve in _curves(self.runs)]
+        rows = [
+            dict(zip(PLACE, place, strict=True)) | {"seeds": len(curves)} | flat_range(averaged(curves), share)
+            for place, curves in searches(self.runs)
+        ]
         return pd.DataFrame(rows, columns=list(self.flatness_columns))
 
     def _summary(self) -> str:
@@ -336,42 +344,15 @@ def headline(metrics: Mapping[str, float]) -> str:
 def score_of(record: Record) -> rates.Score:
     """What a learning rate is chosen by: the headline, and the loss among equals; see `tlora.rates`."""
     row = _row(record)
-    return _score(record["status"], row["value"], row["loss"])
-
-
-def _score(status: str, value: float, loss: float) -> rates.Score:
-    reached = {"done": float(value), "failed": np.nan}.get(status, -np.inf)
-    return (reached, -np.inf if np.isnan(loss) else -float(loss))
-
-
-def _curves(runs: pd.DataFrame) -> Iterable[tuple[Any, dict[float, rates.Score]]]:
-    """Score on the validation split by rate, for each place."""
-    for place, rows in runs[runs["split"] == "validation"].groupby(list(PLACE), sort=False):
-        search = rows[rows["seed"] == rows["seed"].iloc[0]]  # one search decides, that of the first seed
-        scores = map(_score, search["status"], search["value"], search["loss"])
-        yield place, dict(zip(search["learning_rate"], scores, strict=True))
+    return score(record["status"], row["value"], row["loss"])
 
 
 def _is_best(runs: pd.DataFrame) -> pd.Series:
-    chosen = {place: rates.best(curve) for place, curve in _curves(runs)}
+    # One search decides, that of the first seed: what was tested at its rate stays what is compared.
+    chosen = {place: rates.best(curves[0]) for place, curves in searches(runs)}
     places = runs[list(PLACE)].itertuples(index=False, name=None)
     best = pd.Series([chosen.get(place) for place in places], index=runs.index, dtype="float64")
     return (runs["split"] == "test") & (runs["learning_rate"] == best)
-
-
-def _flat_range(scores: Mapping[float, rates.Score], share: float) -> dict[str, Any]:
-    top = rates.best(scores)
-    if top is None:
-        return {"best": np.nan, "lowest": np.nan, "highest": np.nan, "doublings": np.nan, "edge": False}
-    grid, most = sorted(scores), scores[top][0]
-    enough = [scores[rate][0] >= most - share * abs(most) for rate in grid]
-    low = high = grid.index(top)
-    while low and enough[low - 1]:
-        low -= 1
-    while high + 1 < len(grid) and enough[high + 1]:
-        high += 1
-    ends = {"lowest": grid[low], "highest": grid[high], "doublings": float(np.log2(grid[high] / grid[low]))}
-    return {"best": top, **ends, "edge": low == 0 or high == len(grid) - 1}
 
 
 def _meta(records: Sequence[Record]) -> Meta:

@@ -44,6 +44,7 @@ def compare(
     ranks: int | Iterable[int] = 8,
     learning_rates: Iterable[float] = RATES,
     seeds: Iterable[int] = (0, 1, 2),
+    curve_seeds: int = 1,
     steps: int = 250,
     batch_size: int = 16,
     samples: int = 32,
@@ -82,6 +83,9 @@ def compare(
         ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, begin at a sixteenth of it.
     seeds : iterable of int
         Of the final runs: of a fresh head, of the adapter and of the order of the data.
+    curve_seeds : int
+        With how many of the seeds the rates of the search are run, for `Comparison.flatness` and its picture. The
+        first alone chooses the rate.
     steps : int
         Optimiser steps of a run.
     batch_size : int
@@ -125,13 +129,16 @@ def compare(
     Library versions are recorded and are not part of what identifies a run; where the model or a task is a path, the
     contents of its files are: what was run with other contents is run again.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
+    counts = {"steps": steps, "batch_size": batch_size, "samples": samples, "workers": workers}
+    for name, value in (counts | {"curve_seeds": curve_seeds}).items():
         positive_int(value, name)
     check_card(checked_device(device, {}))
     floating_dtype(dtype)
     terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
     cells = _cells(methods, tasks, terms, ranks)
-    plan = Plan(tuple(rates.checked_grid(learning_rates)), tuple(_whole(seeds)), retry)
+    plan = Plan(tuple(rates.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
+    if curve_seeds > len(plan.seeds):
+        raise ValueError(f"curve_seeds={curve_seeds} of {len(plan.seeds)} seeds: pass as many seeds at least")
     runs = Store(store)
     runs.find()  # a store that is damaged is found out now, and a place that cannot be written
     runs.check_place()
@@ -150,6 +157,7 @@ class Plan:
 
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
+    curve_seeds: int = 1
     retry: bool = False
 
 
@@ -196,6 +204,10 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     if rate is not None:
         for seed in plan.seeds:
             result(rate, seed, "test")
+    others = [seed for seed in plan.seeds if seed != first]
+    for seed in others[: plan.curve_seeds - 1]:
+        for tried_rate in sorted(scores):
+            score(seed, tried_rate)
     return f"{_named(cell)}: {'; '.join(said)}" if said else ""
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Bbox
 
 from tlora.compared import Comparison
+from tlora.curves import averaged, searches
 from tlora.paired import PLACE, BaselineRank
 from viz import style
 
@@ -75,7 +76,8 @@ def plot_comparison(
         its interval, thick ones that of the difference from the baseline (none where there are fewer than two runs, or
         two that both have). Dashed, for each method, is its value less its difference in the runs that both have: a
         thick line that does not touch it says that the two differ. Middle, values on the validation split by learning
-        rate, the chosen one marked, the curve thick where it is within 1 % of the best; crosses where training failed.
+        rate, the chosen one marked, the curve thick where it is within 1 % of the best; crosses where training failed
+        (means, where there are several searches with all rates).
         Where there are several ranks, each has a line style. Right, the value by trained parameters.
 
     Raises
@@ -230,10 +232,13 @@ def _draw_rates(
 ) -> None:
     """Curves over the learning rate, on the validation split, thick where they are flat."""
     searched = runs[runs["split"] == "validation"]
+    means = {place: averaged(curves) for place, curves in searches(runs)}
     for _, row in rows[::-1].iterrows():
         look = looks[row["method"]]
-        mine = searched[(searched["method"] == row["method"]) & (searched["rank"] == row["rank"])]
-        curve = mine[mine["status"] == "done"].groupby("learning_rate")["value"].mean()
+        mean = means.get(tuple(row[list(PLACE)]), {})
+        values = pd.Series({rate: value for rate, (value, _) in sorted(mean.items())}, dtype="float64")
+        finite = np.isfinite(values)
+        curve, broken = values[finite], values.index[~finite]
         dashes = STROKES[strokes[row["rank"]]] if strokes else look.dashes
         ax.plot(
             curve.index, curve, linestyle=dashes, color=look.colour, linewidth=1.2, marker=look.marker, markersize=3,
@@ -244,7 +249,6 @@ def _draw_rates(
         if row["learning_rate"] in curve.index:
             chosen = (row["learning_rate"], curve[row["learning_rate"]])
             ax.plot(*chosen, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
-        broken = mine.loc[mine["status"] != "done", "learning_rate"]
         if len(broken):  # a line without points that is not clipped would take room at the figure's corner
             ax.plot(
                 broken, np.zeros(len(broken)), "x", color=look.colour, transform=ax.get_xaxis_transform(),

@@ -191,6 +191,22 @@ def test_flatness_is_the_range_around_the_best_rate():
         found.flatness(-1)
 
 
+def test_flatness_is_of_the_mean_of_all_whole_searches():
+    """Each search alone has a lone peak; seed 3 lacks a rate and counts nowhere; seed 2 diverged at the highest."""
+    grid = (1e-3, 2e-3, 4e-3, 8e-3)
+    values = {0: (0.50, 0.80, 0.78, 0.76), 1: (0.51, 0.77, 0.79, 0.76), 2: (0.49, 0.78, 0.80, None), 3: (0.9, 0.9, 0.9)}
+    records = [
+        record("lora", rate, seed, "validation", None if value is None else [value])
+        for seed, curve in values.items()
+        for rate, value in zip(grid, curve, strict=False)
+    ]
+    assert tlora.Comparison.of(records[:4]).flatness().iloc[0][["seeds", "doublings"]].tolist() == [1, 0]
+    row = tlora.Comparison.of(records).flatness().iloc[0]
+    assert row[["seeds", "best", "lowest", "highest"]].tolist() == [3, 4e-3, 2e-3, 4e-3]
+    wide = tlora.Comparison.of(records).flatness(0.5).iloc[0]
+    assert (wide["lowest"], wide["highest"]) == (1e-3, 4e-3)
+
+
 def test_read_takes_what_was_begun_last_under_a_name(tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     for steps in (3, 9):

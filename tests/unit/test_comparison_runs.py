@@ -358,6 +358,30 @@ def test_more_seeds_are_run_at_the_rate_of_the_first_search(monkeypatch):
 
 @IGNORE_EDGE
 @pytest.mark.usefixtures("workplace")
+def test_rates_are_run_with_more_seeds_and_the_first_chooses(monkeypatch):
+    """Seed 5 would choose 4e-3, and so would the mean; the search of seed 0 went on to 5e-4."""
+    done = []
+
+    def run(cell, task, rate, seed, split, memory):
+        done.append((split, rate, seed))
+        worth = -abs(math.log(rate / {0: 1e-3, 5: 8e-3, 7: 8e-3}[seed]))
+        return record("lora", rate, seed, split, [worth, worth]) | {"key": cell.key(rate, seed, split)}
+
+    monkeypatch.setattr(comparing, "run", run)
+    base = {"learning_rates": (1e-3, 2e-3, 4e-3)} | QUICK | {"seeds": (0, 5, 7)}
+    found = tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    assert found.flatness()["seeds"].tolist() == [1]
+    found = tlora.compare("lora", "pairs.jsonl", "llama", curve_seeds=2, **base)
+    assert len(done) == len(set(done))
+    rates_run = (5e-4, 1e-3, 2e-3, 4e-3)
+    assert {at for at in done if at[0] == "validation"} == {("validation", r, s) for r in rates_run for s in (0, 5)}
+    assert {at for at in done if at[0] == "test"} == {("test", 1e-3, s) for s in (0, 5, 7)}
+    assert found.flatness()["seeds"].tolist() == [2]
+    assert found.runs["best_rate"].sum() == 3
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("workplace")
 def test_of_two_that_begin_a_search_at_once_the_first_in_the_store_counts(monkeypatch):
     """The other one has looked at a store that was empty then, and searched with its own seed."""
     begun = []
@@ -473,6 +497,8 @@ def test_several_processes_share_a_store():
         ({"ranks": [4, -1]}, ValueError, "rank=-1"),
         ({"seeds": ()}, ValueError, "seeds="),
         ({"seeds": (0.5,)}, ValueError, "seeds="),
+        ({"curve_seeds": 0}, ValueError, "curve_seeds=0"),
+        ({"curve_seeds": 3}, ValueError, "curve_seeds=3 of 2 seeds"),
         ({"learning_rates": (1e-3,)}, ValueError, "at least two"),
         ({"steps": 0}, ValueError, "steps=0"),
         ({"workers": 0}, ValueError, "workers=0"),

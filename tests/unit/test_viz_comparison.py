@@ -140,6 +140,23 @@ def test_a_curve_is_thick_where_it_is_within_one_percent_of_its_best():
     np.testing.assert_allclose(thick.get_ydata(), [0.796, 0.80])
 
 
+def test_a_curve_is_the_mean_of_the_whole_searches():
+    """What one seed alone ran is in no mean, and a rate that broke in one of two is crossed out."""
+    curves = {0: (0.70, 0.80, 0.60, 0.75), 1: (0.60, 0.78, 0.62, None), 2: (0.9,)}
+    records = [
+        record("lora", rate, seed, "validation", None if value is None else [value] * 1000)
+        for seed, values in curves.items()
+        for rate, value in zip(GRID, values, strict=False)
+    ]
+    records += [record("lora", GRID[1], seed, "test", [0.8] * 50) for seed in range(3)]
+    middle = viz.plot_comparison(Comparison.of(records)).axes[1]
+    curve = next(line for line in middle.lines if line.get_label() == "lora")
+    assert curve.get_xdata().tolist() == list(GRID[:3])
+    np.testing.assert_allclose(curve.get_ydata(), [0.65, 0.79, 0.61])
+    (cross,) = [line for line in middle.lines if line.get_marker() == "x"]
+    assert cross.get_xdata().tolist() == [GRID[3]]
+
+
 def test_runs_without_a_search_have_values_and_no_curve():
     found = Comparison.of([record("lora", GRID[2], seed, "test", [0.8] * 50) for seed in range(3)])
     middle = viz.plot_comparison(found).axes[1]
