@@ -34,8 +34,10 @@ BEGIN, END = "<!-- comparison: python -m benchmarks.comparison --table -->", "<!
 SEEDS = (0, 1, 2)
 MORE_SEEDS = {("lora", 8): (0, 1, 2, 3, 4), ("tlora", 8): (0, 1, 2, 3, 4)}
 """Of what the first question is about: with five, an interval is half as wide as with three."""
-CURVES = MORE_SEEDS
+CURVES = tuple(MORE_SEEDS)
 """Whose rates are run with three seeds: how wide the range of good ones is, one run a rate does not say."""
+SHARES = (0.01, 0.05)
+"""Of the best value, within which a rate is a good one."""
 REFERENCE = 8
 """Rank of LoRA that the others are held against, whatever theirs."""
 LORA = ("lora", REFERENCE)
@@ -93,24 +95,26 @@ ABLATIONS = {
 }
 # Other directions in place of W C's, everything else as in `tlora`.
 KINDS = {
-    kind: Recipe(
-        f"tlora of kind {kind}",
+    name: Recipe(
+        name,
         calibrate={"gradient": True} if kind == "g" else {},
         task_subspaces={"kind": kind},
         attach=RECIPES["recommended"].attach,
     )
     for kind in ("g", "c", "w", "wc_half", "random")
+    for name in [f"tlora of kind {kind}"]
 }
-ABLATIONS |= {recipe.name: recipe for recipe in KINDS.values()}
+TRIED = ABLATIONS | KINDS
+"""What is no method of the comparison but takes one apart."""
 BENCHES = (
     Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, COMMON),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, SIZES),
     Bench("smollm2-135m", {"family_relationships": PUZZLES}, SHORT, SIZES),
     Bench("smollm2-135m", {"letter_counting": PUZZLES, "syllogism": PUZZLES}, SHORT, COMMON, held_out=True),
     Bench("minilm", {"imdb": REVIEWS | {"max_length": 64}}, LONG, COMMON, held_out=True),
-    Bench("smollm2-135m", {"family_relationships": PUZZLES}, SHORT, dict.fromkeys(ABLATIONS, (8,))),
-    Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, PEERS),
-    Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, PEERS),
+    Bench("smollm2-135m", {"family_relationships": PUZZLES}, SHORT, dict.fromkeys(TRIED, (8,))),
+    Bench("smollm2-135m", {"chain_sum": PUZZLES}, SHORT, PEERS | {"tlora of kind g": (8,)}),
+    Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, PEERS | {"tlora of kind g": (8,)}),
 )
 HELD_OUT = {task for bench in BENCHES if bench.held_out for task in bench.tasks}
 
@@ -141,7 +145,7 @@ def complete(bench: Bench, arguments: argparse.Namespace) -> None:
         ranks = [rank for rank in planned if arguments.ranks is None or rank in arguments.ranks]
         for rank in ranks if tasks and (arguments.methods is None or method in arguments.methods) else ():
             tlora.compare(
-                ABLATIONS.get(method, method),
+                TRIED.get(method, method),
                 tasks,
                 bench.model,
                 ranks=rank,
@@ -166,7 +170,7 @@ def _places(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 
 def _no_ablations(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[~rows["method"].isin(ABLATIONS)]
+    return rows[~rows["method"].isin(TRIED)]
 
 
 def tables(comparison: tlora.Comparison) -> dict[str, str]:
@@ -183,6 +187,10 @@ def tables(comparison: tlora.Comparison) -> dict[str, str]:
         found["Beside LoRA of another rank, with as many trained parameters"] = _sized(sized)
     if summary["method"].isin(ABLATIONS).any():
         found["The ablation: starts, ranks and scales, each switched off"] = ablation(-losses)
+    if summary["method"].isin(KINDS).any():
+        found["The ablation: other directions for `A`"] = directions(comparison)
+    if len(ranges := steady(comparison)):
+        found["How wide the range of good learning rates is"] = ranges
     return found
 
 
@@ -232,11 +240,11 @@ def _cell(row: Any) -> str:
     return f"**{found}**" if row.difference_low > 0 or row.difference_high < 0 else found
 
 
-def flat_ranges(comparison: tlora.Comparison) -> dict[tuple[Any, ...], str]:
-    """From which rate to which a method is within 1 % of its best, marked where the search ended there."""
+def flat_ranges(comparison: tlora.Comparison, share: float = SHARES[0]) -> dict[tuple[Any, ...], str]:
+    """From which rate to which a method is within a share of its best, marked where the search ended there."""
     searched = comparison.to_frame().query("split == 'validation'").groupby(list(PLACE))["learning_rate"]
     ends = searched.agg(["min", "max"])
-    flat, found = comparison.flatness(), {}
+    flat, found = comparison.flatness(share), {}
     for place, low, high in zip(_places(flat), flat["lowest"], flat["highest"], strict=True):
         below = "≤ " if low == ends.loc[place, "min"] else ""
         above = "≥ " if high == ends.loc[place, "max"] else ""
@@ -291,6 +299,35 @@ def ablation(losses: pd.Series) -> str:
         values = [f"{found[name, 8]:.3f}" if (name, 8) in found else "" for name in names]
         lines.append(f"| {start} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def directions(comparison: tlora.Comparison) -> str:
+    """`tlora`, and the same with `A` along the directions of another kind."""
+    summary = comparison.summary("tlora")
+    (task,) = set(summary.loc[summary["method"].isin(KINDS), "task"])
+    rows = summary[(summary["task"] == task) & (summary["rank"] == 8) & summary["method"].isin([*KINDS, "tlora"])]
+    rows = rows[rows["seeds"] >= len(SEEDS)]
+    lines = [f"| directions | rate | test loss on {task} | better than `tlora` by |", "|---" * 4 + "|"]
+    for row in _ordered(rows):
+        kind = row.method.removeprefix("tlora of kind ") if row.method in KINDS else "wc (`tlora`)"
+        lines.append(f"| {kind} | {row.learning_rate:g} | {-row.value:.3f} | {_difference(row)} |")
+    return "\n".join(lines)
+
+
+def steady(comparison: tlora.Comparison) -> str:
+    """Between which rates the mean of the searches is near its best, where both were searched with all seeds."""
+    near = {share: flat_ranges(comparison, share) for share in SHARES}
+    flat = comparison.flatness()
+    flat = flat[flat["seeds"] >= len(SEEDS)]
+    places = [place for place in _places(flat) if place[2:] in CURVES]
+    tasks = [task for task, *_ in places if sum(task == other for other, *_ in places) == len(CURVES)]
+    heads = [f"{method}, within {100 * share:g} %" for share in SHARES for method, _ in CURVES]
+    lines = [f"| task | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for task in dict.fromkeys(tasks):
+        models = {place[2:]: place for place in places if place[0] == task}
+        cells = [near[share][models[method]] for share in SHARES for method in CURVES]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines) if tasks else ""
 
 
 def _ordered(rows: pd.DataFrame) -> list[Any]:
