@@ -36,6 +36,8 @@ MORE_SEEDS = {("lora", 8): (0, 1, 2, 3, 4), ("tlora", 8): (0, 1, 2, 3, 4)}
 """Of what the first question is about: with five, an interval is half as wide as with three."""
 CURVES = tuple(MORE_SEEDS)
 """Whose rates are run with three seeds: how wide the range of good ones is, one run a rate does not say."""
+ASTRAY = ("pissa", "tlora+")
+"""Of whose runs some went astray at the rate that was chosen: they would be all the spread there is."""
 SHARES = (0.01, 0.05)
 """Of the best value, within which a rate is a good one."""
 REFERENCE = 8
@@ -157,9 +159,11 @@ def complete(bench: Bench, arguments: argparse.Namespace) -> None:
             )
 
 
-def whole(comparison: tlora.Comparison, baseline_rank: BaselineRank = REFERENCE, **options: Any) -> pd.DataFrame:
+def whole(
+    comparison: tlora.Comparison, baseline_rank: BaselineRank = REFERENCE, baseline: str = "lora", **options: Any
+) -> pd.DataFrame:
     """The summary, less what has not been run with three seeds; runs that failed are runs."""
-    summary = comparison.summary("lora", baseline_rank=baseline_rank, **options)
+    summary = comparison.summary(baseline, baseline_rank=baseline_rank, **options)
     runs = comparison.to_frame().query("best_rate").groupby(list(PLACE)).size()
     summary = summary.assign(runs=[runs.get(place, 0) for place in _places(summary)])
     return summary[summary["runs"] >= len(SEEDS)]
@@ -183,15 +187,14 @@ def tables(comparison: tlora.Comparison) -> dict[str, str]:
         "Every method, rank and task": _alike(shown, -losses, flat_ranges(comparison)),
     }
     sized = _no_ablations(as_large(whole(comparison, baseline_rank="nearest")))
-    if len(sized):
-        found["Beside LoRA of another rank, with as many trained parameters"] = _sized(sized)
+    found["Beside LoRA of another rank, with as many trained parameters"] = _sized(sized)
     if summary["method"].isin(ABLATIONS).any():
         found["The ablation: starts, ranks and scales, each switched off"] = ablation(-losses)
     if summary["method"].isin(KINDS).any():
-        found["The ablation: other directions for `A`"] = directions(comparison)
-    if len(ranges := steady(comparison)):
-        found["How wide the range of good learning rates is"] = ranges
-    return found
+        found["The ablation: other directions for `A`, better than `tlora` by"] = directions(comparison)
+    found["How far methods lie apart, and runs of one method"] = spread(comparison)
+    found["Learning rates from which to which the mean of three runs is near its best"] = steady(comparison)
+    return {title: text for title, text in found.items() if len(text.splitlines()) > 2}
 
 
 def written(comparison: tlora.Comparison) -> str:
@@ -201,18 +204,18 @@ def written(comparison: tlora.Comparison) -> str:
     return "\n\n".join([first, *folded])
 
 
-def overview(summary: pd.DataFrame) -> str:
-    """What LoRA of the reference rank measured, and by how much each method is better: one column a task."""
+def overview(summary: pd.DataFrame, first: tuple[str, int] = LORA) -> str:
+    """What the first method, the baseline, measured, and by how much each other is better: one column a task."""
     tasks = sorted(set(zip(summary["model"], summary["task"], strict=True)), key=lambda at: (at[1] in HELD_OUT, *at))
     heads = [f"{task} (held out)" if task in HELD_OUT else task for _, task in tasks]
     lines = [f"| | rank | trained | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
     rows = {(row.model, row.task, row.method, row.rank): row for row in summary.itertuples()}
     methods = {(row.method, row.rank) for row in rows.values()}
-    for method in sorted(methods, key=lambda method: (method != LORA, *_order(*method))):
+    for method in sorted(methods, key=lambda method: (method != first, *_order(*method))):
         found = {task: rows[*task, *method] for task in tasks if (*task, *method) in rows}
-        sizes = {task: rows[*task, *LORA].trainable_parameters for task in found if (*task, *LORA) in rows}
+        sizes = {task: rows[*task, *first].trainable_parameters for task in found if (*task, *first) in rows}
         shares = [found[task].trainable_parameters / size for task, size in sizes.items()]
-        cells = [_cell(found[task]) if task in found else "" for task in tasks]
+        cells = [_cell(found[task], first) if task in found else "" for task in tasks]
         lines.append(f"| {method[0]} | {method[1]} | {_percent(shares)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -229,8 +232,8 @@ def _percent(shares: list[float]) -> str:
     return f"{' to '.join(ends)} %"
 
 
-def _cell(row: Any) -> str:
-    if (row.method, row.rank) == LORA:
+def _cell(row: Any, first: tuple[str, int]) -> str:
+    if (row.method, row.rank) == first:
         return f"{-row.value:.3f}" if "loss" in row.metric else f"{100 * row.value:.1f} %"
     if pd.isna(row.difference):
         return ""
@@ -303,31 +306,42 @@ def ablation(losses: pd.Series) -> str:
 
 def directions(comparison: tlora.Comparison) -> str:
     """`tlora`, and the same with `A` along the directions of another kind."""
-    summary = comparison.summary("tlora")
-    (task,) = set(summary.loc[summary["method"].isin(KINDS), "task"])
-    rows = summary[(summary["task"] == task) & (summary["rank"] == 8) & summary["method"].isin([*KINDS, "tlora"])]
-    rows = rows[rows["seeds"] >= len(SEEDS)]
-    lines = [f"| directions | rate | test loss on {task} | better than `tlora` by |", "|---" * 4 + "|"]
-    for row in _ordered(rows):
-        kind = row.method.removeprefix("tlora of kind ") if row.method in KINDS else "wc (`tlora`)"
-        lines.append(f"| {kind} | {row.learning_rate:g} | {-row.value:.3f} | {_difference(row)} |")
+    summary = whole(comparison, baseline="tlora")
+    tasks = set(summary.loc[summary["method"].isin(KINDS), "task"])
+    known = summary["method"].isin([*KINDS, "tlora"]) & (summary["rank"] == REFERENCE)
+    return overview(summary[known & summary["task"].isin(tasks)], ("tlora", REFERENCE))
+
+
+def spread(comparison: tlora.Comparison) -> str:
+    """Standard deviations of methods and of runs at the reference rank, from a two-way layout of methods and seeds."""
+    runs = _no_ablations(comparison.to_frame().query("best_rate and rank == @REFERENCE and seed in @SEEDS"))
+    runs = runs[~runs["method"].isin(ASTRAY)]
+    lines = ["| task | methods | between methods | between runs of one |", "|---" * 4 + "|"]
+    for task, rows in runs.groupby("task", sort=False):
+        values = rows.pivot(index="seed", columns="method", values="value").dropna(axis="columns")
+        if len(values) < len(SEEDS) or values.shape[1] < 3:
+            continue
+        rest = values.sub(values.mean(axis="columns"), axis="rows") - values.mean() + values.to_numpy().mean()
+        of_runs = rest.to_numpy().var() * values.size / ((len(values) - 1) * (values.shape[1] - 1))
+        of_methods = max(0.0, values.mean().var() - of_runs / len(values))
+        unit, factor, digits = ("", 1, 3) if "loss" in rows["metric"].iloc[0] else (" points", 100, 1)
+        cells = [f"{factor * part**0.5:.{digits}f}{unit}" for part in (of_methods, of_runs)]
+        lines.append(f"| {task} | {values.shape[1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def steady(comparison: tlora.Comparison) -> str:
     """Between which rates the mean of the searches is near its best, where both were searched with all seeds."""
-    near = {share: flat_ranges(comparison, share) for share in SHARES}
+    near = [flat_ranges(comparison, share) for share in SHARES]
     flat = comparison.flatness()
-    flat = flat[flat["seeds"] >= len(SEEDS)]
-    places = [place for place in _places(flat) if place[2:] in CURVES]
-    tasks = [task for task, *_ in places if sum(task == other for other, *_ in places) == len(CURVES)]
+    places = {place: place[:2] for place in _places(flat[flat["seeds"] >= len(SEEDS)]) if place[2:] in CURVES}
     heads = [f"{method}, within {100 * share:g} %" for share in SHARES for method, _ in CURVES]
     lines = [f"| task | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for task in dict.fromkeys(tasks):
-        models = {place[2:]: place for place in places if place[0] == task}
-        cells = [near[share][models[method]] for share in SHARES for method in CURVES]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines) if tasks else ""
+    for task, model in dict.fromkeys(places.values()):
+        if all((task, model, *method) in places for method in CURVES):
+            cells = [each[task, model, *method] for each in near for method in CURVES]
+            lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _ordered(rows: pd.DataFrame) -> list[Any]:

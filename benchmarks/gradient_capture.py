@@ -1,11 +1,12 @@
 """How much of the true gradient a frozen A can follow, on a real model and task, and how stable the plan is.
 
-Four questions, each answered with a table and, with ``--output``, a picture:
+Five questions, each answered with a table and, with ``--output``, a picture:
 
 1. What share of the gradient of held-out samples does each kind of subspace hold, next to chance and to the best?
 2. Do the task subspaces of two tasks differ more than those of two samples of one task?
 3. Would fewer samples have ranked the modules, and planned the ranks, alike?
 4. How much of the energy of ``W C`` does each kind hold?
+5. What is left of the first answer once LoRA, whose ``A`` is free, has been trained, and where has it gone itself?
 
 Run it from the root of the project::
 
@@ -25,6 +26,7 @@ import pandas as pd
 from torch import Tensor
 
 import tlora
+from tlora.plain import plain_lora
 from tlora.storage import Result
 from tlora.subspace import Kind
 
@@ -44,6 +46,8 @@ def main() -> None:
     measured |= tasks(model, task, other, subspaces["wc"], options)
     if options.stability:
         stability(model, task, options)
+    if options.steps:
+        measured |= trained(model, task, calibration.sensitivity, subspaces, options)
     if options.output:
         draw(measured, options.output)
 
@@ -55,6 +59,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--other", default="chain_sum", help="the task to compare with")
     parser.add_argument("--samples", type=int, default=32, help="to calibrate on, and as many held out")
     parser.add_argument("--stability", type=int, default=128, help="samples for the plan's stability; 0 leaves it out")
+    parser.add_argument("--steps", type=int, default=60, help="of four samples, of LoRA's training; 0 leaves it out")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of LoRA")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--device", default=None)
     parser.add_argument("--output", type=Path, default=None, help="folder for pictures")
@@ -116,6 +122,31 @@ def stability(model: Any, task: tlora.Task, options: Any) -> None:
         rows.append({"samples": count, "moved": float(moved.mean()), **ends})
     title = f"Part of the ranks (rank {options.ranks[0]}) that a plan from fewer samples puts elsewhere"
     show(title, pd.DataFrame(rows))
+
+
+def trained(
+    model: Any, task: tlora.Task, scores: tlora.Sensitivity, subspaces: dict[str, tlora.Subspaces], options: Any
+) -> dict[str, Result]:
+    """Question 5; the model is another one afterwards."""
+    rank = options.ranks[0]
+    with timed(f"{options.steps} steps of LoRA of rank {rank}"):
+        uniform = tlora.allocate(scores, rank=rank, ranks=False, scales=False)
+        lora = tlora.attach(model, None, uniform, freeze_a=False)
+        tlora.train(lora, task, max_steps=options.steps, batch_size=4, learning_rate=options.learning_rate)
+    updates = {name: b @ a for name, (a, b) in plain_lora(lora).factors.items()}
+    whole = sum(float(update.square().sum()) for update in updates.values())
+    within = {
+        kind: sum(float((updates[n] @ rows.basis(n, rank).T).square().sum()) for n in updates) / whole
+        for kind, rows in subspaces.items()
+    }
+    with timed(f"gradient capture after it, {options.samples} held-out samples"):
+        moved = lora.merge_and_unload()
+        capture = tlora.gradient_capture(
+            moved, held_out(task, options.samples), subspaces, options.ranks, task=task.name
+        )
+    show("Share of the squared gradient of held-out samples after the training of LoRA", capture.overall())
+    show(f"Share of LoRA's own update within the directions at rank {rank}", pd.DataFrame([within]))
+    return {"capture_after": capture}
 
 
 def subspace(model: Any, calibration: tlora.Calibration, options: Any, kind: Kind) -> tlora.Subspaces:

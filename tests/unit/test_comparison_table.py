@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -137,3 +139,49 @@ def test_the_ablation_has_each_part_in_its_place():
             from_nowhere = start == "random and frozen" or (start == "lora" and parts != "neither")
             assert (arguments.get("task_subspaces", {}) is None) == from_nowhere
             assert (arguments.get("attach", {}).get("freeze_a") is False) == (start == "lora" and parts != "neither")
+
+
+def test_directions_are_held_against_those_of_the_recommended_recipe():
+    values = {"lora": (1.0, 0.0), "tlora": (0.0, 0.0), "tlora of kind g": (1.0, 1.0), "tlora of kind c": (1.0, 0.0)}
+    records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in values]
+    for method, outcomes in values.items():
+        seeds = bench.SEEDS[: 2 if method.endswith("c") else None]  # not finished
+        records += [record(method, 1e-3, seed, "test", outcomes, rank=8) for seed in seeds]
+    first, second = (_cells(row) for row in bench.directions(tlora.Comparison.of(records)).splitlines()[2:])
+    assert first == ["tlora", "8", "100 %", "0.0 %"]
+    assert second[:3] == ["tlora of kind g", "8", "100 %"]
+    assert second[3].strip("*").startswith("+100.0 ±")
+
+
+def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
+    """Half the variance of the differences of two methods, the mean over all pairs, is what a run adds by itself."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(level, 0.02, 3).round(4) for name, level in (("lora", 0.5), ("b", 0.6), ("c", 0.4))}
+    strange = {"pissa": (0.1, 0.9, 0.1), "tlora of kind g": (0.9, 0.1, 0.9), "short": (0.9, 0.1)}
+    records = [
+        record(name, 1e-3, seed, split, [value], rank=8)
+        for name, found in (values | strange).items()
+        for seed, value in enumerate(found)
+        for split in ("validation", "test")
+        if split == "test" or seed == 0
+    ]
+    (row,) = bench.spread(tlora.Comparison.of(records)).splitlines()[2:]
+    pairs = itertools.combinations(values.values(), 2)
+    of_runs = np.mean([np.var(one - other, ddof=1) / 2 for one, other in pairs])
+    of_methods = np.var([found.mean() for found in values.values()], ddof=1) - of_runs / 3
+    assert _cells(row) == ["pairs", "3", f"{100 * of_methods**0.5:.1f} points", f"{100 * of_runs**0.5:.1f} points"]
+
+
+def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_seeds():
+    grid = (1e-3, 2e-3, 4e-3, 8e-3)
+    curves = {"lora": (0.5, 0.800, 0.799, 0.5), "tlora": (0.77, 0.78, 0.79, 0.8)}
+    records = [
+        record(method, rate, seed, "validation", [value + 0.01 * seed], rank=8, task=task)
+        for task, seeds in (("pairs", 3), ("unfinished", 2))
+        for method, curve in curves.items()
+        for seed in range(seeds)
+        for rate, value in zip(grid, curve, strict=True)
+    ]
+    heads, _, row = (_cells(line) for line in bench.steady(tlora.Comparison.of(records)).splitlines())
+    assert heads == ["task", "lora, within 1 %", "tlora, within 1 %", "lora, within 5 %", "tlora, within 5 %"]
+    assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]
