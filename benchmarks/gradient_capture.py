@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 import tlora
@@ -132,12 +133,14 @@ def trained(
     with timed(f"{options.steps} steps of LoRA of rank {rank}"):
         uniform = tlora.allocate(scores, rank=rank, ranks=False, scales=False)
         lora = tlora.attach(model, None, uniform, freeze_a=False)
+        start = {name: torch.linalg.qr(a.T).Q.T for name, (a, _) in plain_lora(lora).factors.items()}
         tlora.train(lora, task, max_steps=options.steps, batch_size=4, learning_rate=options.learning_rate)
     updates = {name: b @ a for name, (a, b) in plain_lora(lora).factors.items()}
+    directions = {kind: {n: rows.basis(n, rank) for n in updates} for kind, rows in subspaces.items()}
     whole = sum(float(update.square().sum()) for update in updates.values())
     within = {
-        kind: sum(float((updates[n] @ rows.basis(n, rank).T).square().sum()) for n in updates) / whole
-        for kind, rows in subspaces.items()
+        kind: sum(float((updates[n] @ rows[n].T).square().sum()) for n in updates) / whole
+        for kind, rows in (directions | {"LoRA's own start": start}).items()
     }
     with timed(f"gradient capture after it, {options.samples} held-out samples"):
         moved = lora.merge_and_unload()
