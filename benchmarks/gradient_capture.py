@@ -134,7 +134,8 @@ def trained(
         uniform = tlora.allocate(scores, rank=rank, ranks=False, scales=False)
         lora = tlora.attach(model, None, uniform, freeze_a=False)
         start = {name: torch.linalg.qr(a.T).Q.T for name, (a, _) in plain_lora(lora).factors.items()}
-        tlora.train(lora, task, max_steps=options.steps, batch_size=4, learning_rate=options.learning_rate)
+        rate = options.learning_rate
+        tlora.train(lora, task, max_steps=options.steps, batch_size=4, learning_rate=rate, evaluation_limit=8)
     updates = {name: b @ a for name, (a, b) in plain_lora(lora).factors.items()}
     directions = {kind: {n: rows.basis(n, rank) for n in updates} for kind, rows in subspaces.items()}
     whole = sum(float(update.square().sum()) for update in updates.values())
