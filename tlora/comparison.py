@@ -204,10 +204,9 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     if rate is not None:
         for seed in plan.seeds:
             result(rate, seed, "test")
-    others = [seed for seed in plan.seeds if seed != first]
-    for seed in others[: plan.curve_seeds - 1]:
-        for tried_rate in sorted(scores):
-            score(seed, tried_rate)
+        for seed in [seed for seed in plan.seeds if seed != first][: plan.curve_seeds - 1]:
+            for searched in sorted(scores):
+                result(searched, seed, "validation")
     return f"{_named(cell)}: {'; '.join(said)}" if said else ""
 
 
