@@ -22,6 +22,7 @@ import pandas as pd
 
 import tlora
 import viz
+from tlora.crossed import mean_squares
 from tlora.methods import METHODS, PRINCIPAL
 from tlora.paired import PLACE, BaselineRank
 from tlora.recipes import RECIPES, Recipe
@@ -326,9 +327,8 @@ def spread(comparison: tlora.Comparison) -> str:
         values = rows.pivot(index="seed", columns="method", values="value").dropna(axis="columns")
         if len(values) < len(SEEDS) or values.shape[1] < 3:
             continue
-        rest = values.sub(values.mean(axis="columns"), axis="rows") - values.mean() + values.to_numpy().mean()
-        of_runs = rest.to_numpy().var() * values.size / ((len(values) - 1) * (values.shape[1] - 1))
-        of_methods = max(0.0, values.mean().var() - of_runs / len(values))
+        (_, methods, of_runs), _ = mean_squares(values.to_numpy())
+        of_methods = max(0.0, methods - of_runs) / len(values)
         unit, factor, digits = ("", 1, 3) if "loss" in rows["metric"].iloc[0] else (" points", 100, 1)
         cells = [f"{factor * part**0.5:.{digits}f}{unit}" for part in (of_methods, of_runs)]
         lines.append(f"| {task} | {values.shape[1]} | {' | '.join(cells)} |")
@@ -339,10 +339,10 @@ def steady(comparison: tlora.Comparison) -> str:
     """Between which rates the mean of the searches is near its best, where both were searched with all seeds."""
     near = [flat_ranges(comparison, share) for share in SHARES]
     flat = comparison.flatness()
-    places = {place: place[:2] for place in _places(flat[flat["seeds"] >= len(SEEDS)]) if place[2:] in CURVES}
+    places = _places(flat[flat["seeds"] >= len(SEEDS)])
     heads = [f"{method}, within {100 * share:g} %" for share in SHARES for method, _ in CURVES]
     lines = [f"| task | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for task, model in dict.fromkeys(places.values()):
+    for task, model in dict.fromkeys(place[:2] for place in places):
         if all((task, model, *method) in places for method in CURVES):
             cells = [each[task, model, *method] for each in near for method in CURVES]
             lines.append(f"| {task} | {' | '.join(cells)} |")

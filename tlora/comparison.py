@@ -129,8 +129,14 @@ def compare(
     Library versions are recorded and are not part of what identifies a run; where the model or a task is a path, the
     contents of its files are: what was run with other contents is run again.
     """
-    counts = {"steps": steps, "batch_size": batch_size, "samples": samples, "workers": workers}
-    for name, value in (counts | {"curve_seeds": curve_seeds}).items():
+    counts = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "samples": samples,
+        "workers": workers,
+        "curve_seeds": curve_seeds,
+    }
+    for name, value in counts.items():
         positive_int(value, name)
     check_card(checked_device(device, {}))
     floating_dtype(dtype)

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import stdtrit
+
+
+def mean_squares(
+    values: Float[np.ndarray, "rows columns"],
+) -> tuple[Float[np.ndarray, " parts"], Int[np.ndarray, " parts"]]:
+    """Mean squares of rows, columns and the rest in a two-way layout without replication; their degrees of freedom."""
+    (m, n), mean = values.shape, values.mean()
+    rows, columns = values.mean(1) - mean, values.mean(0) - mean
+    rest = values - mean - rows[:, None] - columns
+    freedom = np.array([m - 1, n - 1, (m - 1) * (n - 1)])
+    sums = np.array([n * (rows**2).sum(), m * (columns**2).sum(), (rest**2).sum()])
+    return sums / np.maximum(freedom, 1), freedom
 
 
 def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) -> tuple[float, float]:
@@ -38,12 +50,7 @@ def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) 
     """
     if len(values) < 2:
         return np.nan, np.nan
-    (runs, n), mean = values.shape, values.mean()
-    rows, columns = values.mean(1) - mean, values.mean(0) - mean
-    rest = values - mean - rows[:, None] - columns
-    freedom = np.array([runs - 1, n - 1, (runs - 1) * (n - 1)])
-    sums = np.array([n * (rows**2).sum(), runs * (columns**2).sum(), (rest**2).sum()])
-    squares = sums / np.maximum(freedom, 1)
+    mean, (squares, freedom) = values.mean(), mean_squares(values)
     squares = np.maximum(squares, squares[2])  # what is below it would be a variance below zero
     variance = squares[0] + squares[1] - squares[2]
     if variance == 0:
