@@ -239,10 +239,11 @@ class TrainingRun(Result):
     def _summary(self) -> str:
         losses = self.history["loss"].dropna()
         change = f", loss {losses.iloc[0]:.4g} -> {losses.iloc[-1]:.4g}" if len(losses) else ""
+        before = "" if self.meta.recipe.get("b_began_at_zero", True) else ", from a B that was not zero"
         ending = ", diverged" if self.diverged else ", interrupted" if self.interrupted else ""
         return (
             f"{self.steps} steps in {self.seconds:.4g} s{change}, {len(self.ranks)} modules, "
-            f"{self.trainable_parameters:,} trained parameters{ending}"
+            f"{self.trainable_parameters:,} trained parameters{before}{ending}"
         )
 
     def _files(self) -> dict[str, bytes]:

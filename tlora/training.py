@@ -62,7 +62,8 @@ def train(
     """Train what requires a gradient in an adapted model: ``B``, and the head of a classifier.
 
     The model is trained in place and stays usable afterwards, in the modes it had. Interrupting the cell, or
-    a callback that sets ``control.should_training_stop``, ends training early and still returns the run.
+    a callback that sets ``control.should_training_stop``, ends training early and still returns the run. Called
+    again, it goes on from the ``B`` that it left, and the run says so: ``tlora.attach(..., replace=True)`` begins anew.
 
     Parameters
     ----------
@@ -302,9 +303,11 @@ def _without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
     """What a recipe says beside the arguments, seen before the training."""
     is_classifier = model.peft_config[model.active_adapter].task_type == TaskType.SEQ_CLS
+    modules = list(lora_modules(model).values())
     return {
         "evaluated_on": _evaluated_on(task),
-        "start_of_a": start_of_a(lora_modules(model).values()),
+        "start_of_a": start_of_a(modules),
+        "b_began_at_zero": not any(module.b.any() for module in modules),
         "num_labels": model.config.num_labels if is_classifier else None,
     }
 

@@ -55,6 +55,7 @@ def test_an_adapter_that_was_trained_before_does_not_show_how_it_began() -> None
     first = tlora.train(model, token_rows(), learning_rate=1e-2, progress=False)
     again = tlora.train(model, token_rows(), learning_rate=1e-2, progress=False)
     assert [run.meta.recipe["start_of_a"] for run in (first, again)] == ["random", None]
+    assert ["from a B that was not zero" in repr(run) for run in (first, again)] == [False, True]
     assert start_of_a([]) is None
 
 

@@ -39,7 +39,10 @@ UNKNOWN_START = (
     "trained before comes from tlora.load."
 )
 # What a run's recipe holds beside the arguments of `tlora.train`, some of it put there by the command line.
-BESIDE = ("resume", "evaluated_on", "start_of_a", "command", "data", "num_labels", "evaluated_samples", "test_samples")
+BESIDE = (
+    "resume", "evaluated_on", "start_of_a", "b_began_at_zero", "command", "data", "num_labels", "evaluated_samples",
+    "test_samples",
+)  # fmt: skip
 
 
 def commands(found: Findings) -> list[str]:
