@@ -250,13 +250,10 @@ def _cell(row: Any, first: tuple[str, int]) -> str:
 
 def flat_ranges(comparison: tlora.Comparison, share: float = SHARES[0]) -> dict[tuple[Any, ...], str]:
     """From which rate to which a method is within a share of its best, marked where the search ended there."""
-    searched = comparison.to_frame().query("split == 'validation'").groupby(list(PLACE))["learning_rate"]
-    ends = searched.agg(["min", "max"])
     flat, found = comparison.flatness(share), {}
-    for place, low, high in zip(_places(flat), flat["lowest"], flat["highest"], strict=True):
-        below = "≤ " if low == ends.loc[place, "min"] else ""
-        above = "≥ " if high == ends.loc[place, "max"] else ""
-        found[place] = f"{below}{low:g} to {above}{high:g}"
+    for place, row in zip(_places(flat), flat.itertuples(), strict=True):
+        below, above = ("≤ " if "low" in row.edge else ""), ("≥ " if "high" in row.edge else "")
+        found[place] = f"{below}{row.lowest:g} to {above}{row.highest:g}"
     return found
 
 

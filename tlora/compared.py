@@ -99,7 +99,7 @@ class Comparison(Result):
         "lowest": "lowest rate from which on all values, up to the best rate, are within the share of the best",
         "highest": "highest such rate",
         "doublings": "log2 of highest over lowest",
-        "edge": "whether the range ends where the grid does, and may be wider",
+        "edge": "ends of the grid that the range reaches, where it may be wider: low, high, low and high, or none",
     }
 
     def to_frame(self) -> pd.DataFrame:

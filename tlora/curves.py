@@ -52,7 +52,7 @@ def flat_range(curve: Mapping[float, rates.Score], share: float) -> dict[str, An
     """The last columns of `tlora.Comparison.flatness`."""
     top = rates.best(curve)
     if top is None:
-        return {"best": np.nan, "lowest": np.nan, "highest": np.nan, "doublings": np.nan, "edge": False}
+        return {"best": np.nan, "lowest": np.nan, "highest": np.nan, "doublings": np.nan, "edge": ""}
     grid, most = sorted(curve), curve[top][0]
     enough = [curve[rate][0] >= most - share * abs(most) for rate in grid]
     low = high = grid.index(top)
@@ -61,4 +61,5 @@ def flat_range(curve: Mapping[float, rates.Score], share: float) -> dict[str, An
     while high + 1 < len(grid) and enough[high + 1]:
         high += 1
     ends = {"lowest": grid[low], "highest": grid[high], "doublings": float(np.log2(grid[high] / grid[low]))}
-    return {"best": top, **ends, "edge": low == 0 or high == len(grid) - 1}
+    reached = [name for name, there in (("low", low == 0), ("high", high == len(grid) - 1)) if there]
+    return {"best": top, **ends, "edge": " and ".join(reached)}

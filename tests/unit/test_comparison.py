@@ -183,10 +183,11 @@ def test_flatness_is_the_range_around_the_best_rate():
     found = tlora.Comparison.of([record("lora", r, 0, "validation", [v]) for r, v in values.items()])
     row = found.flatness().iloc[0]
     assert (row["best"], row["lowest"], row["highest"], row["doublings"]) == (2e-3, 1e-3, 4e-3, 2)
-    assert not row["edge"]
+    assert row["edge"] == ""
     assert list(found.flatness().columns) == list(tlora.Comparison.flatness_columns)
     assert found.flatness(0).iloc[0]["doublings"] == 0
-    assert found.flatness(0.9).iloc[0]["edge"]
+    assert found.flatness(0.9).iloc[0]["edge"] == "low and high"
+    assert found.flatness(0.2).iloc[0]["edge"] == "low"
     with pytest.raises(ValueError, match="share=-1"):
         found.flatness(-1)
 
