@@ -27,8 +27,8 @@ from torch import Tensor
 import tlora
 from benchmarks import calibration_peers, calibration_processes, calibration_slopes
 from benchmarks.stopwatch import now
-from tlora.covariance import CovarianceSum, DenseCovariance
-from tlora.linalg import leading_right_singular_vectors, mirror_
+from tlora.covariance import CovarianceSum
+from tlora.linalg import leading_right_singular_vectors
 from tlora.sketching import sketching_matrix
 from tlora.targets import target_modules
 from tlora.weights import weight
@@ -237,8 +237,7 @@ def _inputs(model: Any, batches: list[Batch], names: list[str]) -> dict[str, lis
 def _dense(stream: list[Tensor]) -> Tensor:
     total = CovarianceSum(stream[0].shape[1])
     total.update(stream)
-    mirror_(total.moment.total)
-    return DenseCovariance(total.moment.total, 0).dense()
+    return total.finish(1).dense()
 
 
 def _nystrom(stream: list[Tensor], size: int) -> Tensor:

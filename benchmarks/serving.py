@@ -184,7 +184,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     engines.append(
         compared(f"llama.cpp {_version(sys.executable, 'xllamacpp')}", of_llama(folder, asked), wanted, asked)
     )
-    effect = _difference(wanted["base"], wanted["saved"], asked)
+    effect = _difference(wanted["base"], wanted["saved"])
     about |= {"model": MODEL, "task": TASK, "effect": effect}
     return about | {"prompts": len(asked.prompts), "tokens": asked.tokens, "top": asked.top, "engines": engines}
 
@@ -222,7 +222,7 @@ def compared(engine: str, answers: dict[str, Any], wanted: dict[str, Any], asked
             continue
         pairs = zip(answers[form], expected, strict=True)
         same = sum(_text(a, asked) == _text(b, asked) for a, b in pairs)
-        row[form] = {"same": same, "difference": _difference(answers[form], expected, asked)}
+        row[form] = {"same": same, "difference": _difference(answers[form], expected)}
     print(json.dumps(row), file=sys.stderr)
     return row
 
@@ -233,7 +233,7 @@ def _text(answer: dict[str, Any], asked: Questions) -> list[int]:
     return tokens[: next((n for n, token in enumerate(tokens) if token in asked.ends), len(tokens))]
 
 
-def _difference(answers: list[dict[str, Any]], expected: list[dict[str, Any]], asked: Questions) -> float:
+def _difference(answers: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
     """Largest difference, at steps that follow the same tokens, over the tokens that both find likeliest."""
     largest = 0.0
     for one, other in zip(answers, expected, strict=True):

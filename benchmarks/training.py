@@ -21,12 +21,8 @@ from typing import Any
 import torch
 
 import tlora
-from tlora.adapter import adapter_layers
+from tlora.footprint import BYTES
 from tlora.peak import PeakMemory
-
-BYTES = 4
-STATES = 2
-"""AdamW's two averages of each trained number: gradients take the place of activations, which are gone at that time."""
 
 
 def main() -> None:
@@ -104,7 +100,9 @@ def _seconds(stepper: Stepper) -> float:
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
     """The peak of this process while one of the two is trained, and what the account says A costs when it is."""
     base, calibration, allocation = plan(arguments)
-    account = STATES * BYTES * _entries_of_a(allocation) + _saved_inputs(calibration, arguments)
+    frozen, trained = (allocation.footprint(freeze_a=freeze_a).optimiser_bytes for freeze_a in (True, False))
+    # Gradients are not counted: they take the place of activations, which are gone at that time.
+    account = trained - frozen + _saved_inputs(calibration, arguments)
     del calibration
     stepper = Stepper(base, allocation, arguments.measure == "tlora", arguments)
     with PeakMemory(torch.device("cpu")) as peak:
@@ -112,13 +110,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
             stepper.step()
     if peak.bytes is None:
         raise SystemExit("this system does not tell the peak of a process: run it on Linux")
-    layers = adapter_layers(stepper.model).values()
-    entries = sum(layer.lora_A["default"].weight.numel() for layer in layers)
-    return {"peak": peak.bytes, "account": account, "a_entries": entries}
-
-
-def _entries_of_a(allocation: tlora.Allocation) -> int:
-    return sum(rank * allocation.shapes[name][1] for name, rank in allocation.ranks.items())
+    return {"peak": peak.bytes, "account": account}
 
 
 def _saved_inputs(calibration: tlora.Calibration, arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from tlora.checks import base_of
 from tlora.losses import IGNORED, pad_right
 from tlora.positions import check_width
-from tlora.targets import Target
+from tlora.targets import Target, output_embeddings
 
 _READS_ENCODER = re.compile(
     r"(EncDecAttention|encoder_attn|cross_?att(n|ention))\.(.*\.)?(k|v|k_proj|v_proj|key|value)$"
@@ -367,12 +367,17 @@ def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
 
 
 def _check_predicts(labels: Tensor, model: Any, where: str) -> None:
-    """Refuse labels of tokens for a model that does not predict each token from those before it."""
+    """Refuse labels that are not what the model predicts: tokens from those before them, or a class of each text."""
     classes, name = {base.__name__ for base in type(model).__mro__}, type(model).__name__
     if labels.ndim == 2 and classes & _OF_TEXTS:
         raise ValueError(
             f"{where} has labels {tuple(labels.shape)}, and a {name} predicts one class or score for each text: pass "
             f"labels of shape ({len(labels)},); several labels of one text are not supported"
+        )
+    if labels.ndim == 1 and not classes & _OF_TEXTS and (classes & _IN_PLACE or output_embeddings(model) is not None):
+        raise ValueError(
+            f"{where} has one label for each text, and a {name} predicts tokens: pass a label for each token, or "
+            "load a classifier, tlora.load_model(name, num_labels=...)"
         )
     if labels.ndim == 2 and not model.config.is_encoder_decoder and classes & _IN_PLACE:
         raise ValueError(

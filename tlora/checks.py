@@ -116,7 +116,7 @@ def check_same_model(
             raise ValueError(f"{what} of another model: {name} was {sizes}; {way_out}")
         if name not in fingerprints:
             continue
-        here, theirs = fingerprint(weight(modules[name])), fingerprints[name]
+        here, theirs = fingerprint(weight(modules[name], name)), fingerprints[name]
         if any((then[name] - theirs).norm() < (here - theirs).norm() for then in before if name in then):
             raise ValueError(f"{what} of this model as it was before an adapter was merged into it; {way_out}")
         alike = likeness(here, theirs)

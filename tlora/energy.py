@@ -167,7 +167,7 @@ def captured_energy(
     best = task_subspaces(model, calibration, max_rank=wanted[-1], progress=progress)
     modules, captured, optimum, total = base_modules(model), [], [], []
     for name in tqdm(calibration.names, desc="captured energy", unit="module", disable=not progress):
-        w, c = weight(modules[name]).float(), calibration.covariance[name]
+        w, c = weight(modules[name], name).float(), calibration.covariance[name]
         rows = torch.stack([s.basis(name, wanted[-1]) for s in subspaces.values()])
         captured.append(_energies(w, c, rows.to(w.device))[:, [rank - 1 for rank in wanted]])
         found = best.singular_values[name].double().square().cumsum(0)[[rank - 1 for rank in wanted]]

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -21,7 +20,7 @@ from tlora.files import write_bytes
 from tlora.gguf_adapter import FILE as GGUF_FILE
 from tlora.gguf_adapter import write_gguf
 from tlora.models import floating_dtype, load_tokenizer
-from tlora.plain import Factors, PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
+from tlora.plain import PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
 from tlora.replacing import check_place, replace_export
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
 
@@ -179,10 +178,10 @@ def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dt
             f"{shared[0]} shares its weight with {shared[1]}, and a GGUF model holds that once, by the other's name: "
             "serve this adapter with PEFT"
         )
-    factors: Mapping[str, Factors] = {
-        name: (_cast(name, a, dtype).float(), _cast(name, b, dtype).float()) for name, (a, b) in plain.factors.items()
-    }
-    write_gguf(file, factors, model.get_base_model().config, dtype)
+    for name, pair in plain.factors.items():
+        for x in pair:
+            _cast(name, x, dtype)  # refuses; the file's own scaling of B comes before its cast
+    write_gguf(file, plain.factors, model.get_base_model().config, dtype)
     return file
 
 

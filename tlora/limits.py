@@ -140,6 +140,7 @@ def _check_budget(
         rank = -(-need // price)
         if rank * price - room <= rest:
             ways.insert(0, f"a rank of {rank} or more")
+        ways = ways or [f"a min_rank that takes {need - total:,} {knobs.unit} less in all"]
         raise ValueError(
             f"min_rank and pinned ranks need {need:,} {knobs.unit} at least, rank {knobs.rank} makes "
             f"{total:,}: take {', or '.join(ways)}"

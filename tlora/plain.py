@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tlora.adapter import adapter_layers, changes_the_base, refuse_experts, shared_weight
 from tlora.run import PREFIX
 from tlora.targets import is_linear, shape
-from tlora.trainable import say_resized
+from tlora.trainable import adapter_tensors, say_resized
 
 MERGED = "export it merged into the weights, format='merged'"
 
@@ -73,8 +73,7 @@ def plain_lora(model: PeftModel) -> PlainLora:
     way_out = _way_out(model, layers)
     _refuse_more_than_lora(config, way_out)
     say_resized(model)
-    # With embedding layers PEFT asks a hub about the vocabulary.
-    tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    tensors = adapter_tensors(model)
     others = {key: t.detach().cpu() for key, t in tensors.items()}
     factors = {}
     for name, layer in layers.items():

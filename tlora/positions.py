@@ -34,7 +34,7 @@ def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
     Parameters
     ----------
     batch : mapping
-        ``input_ids`` (B, T), and ``labels`` of an encoder-decoder (B, T').
+        ``input_ids`` (B, T), and ``labels`` of an encoder-decoder that writes (B, T').
     model : transformers.PreTrainedModel or peft.PeftModel
         The model that will read it.
 
@@ -43,7 +43,8 @@ def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
     ValueError
         If a sample is longer.
     """
-    read = [batch["input_ids"], *([batch["labels"]] if model.config.is_encoder_decoder and "labels" in batch else [])]
+    written = [tokens for tokens in (batch.get("labels"),) if tokens is not None and tokens.ndim == 2]
+    read = [batch["input_ids"], *(written if model.config.is_encoder_decoder else [])]
     width = max(tokens.shape[1] for tokens in read)
     most, table = most_tokens(base_of(model)) or (width, "")
     if width > most:

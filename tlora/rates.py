@@ -44,7 +44,7 @@ def search(
         if rate is None:
             break
         scores[rate] = score_at(rate)
-    return scores | {rate: score_at(rate) for rate in tried}
+    return scores | {rate: score_at(rate) for rate in tried if rate not in scores}
 
 
 def checked_grid(grid: Iterable[float]) -> list[float]:

@@ -41,16 +41,18 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 def read_json(path: Path) -> Iterator[Located]:
     """A JSON array of objects, or what `read_jsonl` reads."""
-    with open(path, encoding="utf-8-sig") as file:
-        first = next((line.strip() for line in file if not line.isspace()), "")
-        if not first.startswith("["):
-            yield from read_jsonl(path)
-            return
-        file.seek(0)
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            first = next((line.strip() for line in file if not line.isspace()), "")
+            file.seek(0)
+            rows = json.load(file) if first.startswith("[") else None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    if rows is None:
+        yield from read_jsonl(path)
+        return
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, element {number}: a {type(row).__name__}, not an object with columns as keys")

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapter import ADAPTER
 from tlora.checks import base_fingerprints, base_modules, check_same_model
 from tlora.files import digest, dispensable, flush, read_json, write_bytes
 from tlora.monitoring import lora_modules
+from tlora.saved import saved_shapes
 from tlora.targets import shape
+from tlora.trainable import adapter_tensors
 
 SEAL = "sealed.json"
 """Digests of a checkpoint's files, written last."""
@@ -226,14 +227,10 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
             "model.set_adapter(name) picks another"
         )
     try:
-        with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / SAFETENSORS_WEIGHTS_NAME} is damaged ({error}): resume from an earlier checkpoint"
-        ) from error
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        saved = saved_shapes(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}, or resume from an earlier checkpoint") from error
+    here = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
     odd = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if odd:
         raise ValueError(

@@ -161,7 +161,7 @@ class Spectrum(Result):
         if not 0 < share <= 1:
             raise ValueError(f"share is {share!r}: give a share of the variance in (0, 1], e.g. 0.9")
         shares = {name: np.cumsum(self._shares(name)) for name in dict.fromkeys(self.inputs.values())}
-        return {name: _rank_at(shares[source], share) for name, source in self.inputs.items()}
+        return {name: directions_for(shares[source], share) for name, source in self.inputs.items()}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
@@ -197,8 +197,12 @@ class Spectrum(Result):
         ------
         KeyError
             If a module has no spectrum here.
+        ValueError
+            If ``modules`` is empty.
         """
         wanted = self.names if modules is None else list(modules)
+        if not wanted:
+            raise ValueError("modules is empty: name at least one, or leave it out for all")
         if unknown := [name for name in wanted if name not in self.eigenvalues]:
             raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {self.names[0]!r}")
         sizes = [len(self.eigenvalues[name]) for name in wanted]
@@ -258,8 +262,7 @@ def spectrum(calibration: Calibration, k: int | None = None) -> Spectrum:
     """
     if k is not None and k < 1:
         raise ValueError(f"k is {k}: ask for at least 1 eigenvalue, or leave k out for all of them")
-    modules, covariances = calibration.sensitivity, dict(calibration.covariance)
-    inputs = _first_with_same(covariances)
+    modules, covariances, inputs = calibration.sensitivity, dict(calibration.covariance), dict(calibration.shared)
     sizes = {name: max(1, min(modules.shapes[name][1], c.rank_bound)) for name, c in covariances.items()}
     once = dict.fromkeys(inputs.values())
     values = {name: _decompose(name, covariances[name], k)[: sizes[name]].clone() for name in once}
@@ -319,12 +322,6 @@ def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
     )
 
 
-def _first_with_same(items: dict[str, Any]) -> dict[str, str]:
-    """For each name, the first name that holds the very same object."""
-    first: dict[int, str] = {}  # `items` keeps every object alive, so an id stands for one object
-    return {name: first.setdefault(id(item), name) for name, item in items.items()}
-
-
 def _decompose(name: str, covariance: Any, k: int | None) -> Tensor:
     try:
         return _descending(name, covariance.eigenvalues(k))
@@ -359,7 +356,8 @@ def _shares(values: np.ndarray, trace: float) -> np.ndarray:
     return values / total if total > 0 else np.zeros_like(values)
 
 
-def _rank_at(cumulative: np.ndarray, share: float) -> float:
+def directions_for(cumulative: np.ndarray, share: float) -> float:
+    """Directions that hold a share, by the cumulative shares: 0 of a spectrum of zeros, NaN of more than are known."""
     if cumulative[-1] == 0:
         return 0.0
     reached = cumulative >= share - 1e-6  # float32: shares closer than rounding are the same share
@@ -383,9 +381,9 @@ def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
     return _Figures(
         effective_rank=float(1 / squares),
         entropy_rank=float(np.exp(entropy)),
-        rank_90=_rank_at(cumulative, 0.90),
-        rank_95=_rank_at(cumulative, 0.95),
-        rank_99=_rank_at(cumulative, 0.99),
+        rank_90=directions_for(cumulative, 0.90),
+        rank_95=directions_for(cumulative, 0.95),
+        rank_99=directions_for(cumulative, 0.99),
         numerical_rank=float(above.sum()),
         condition_number=float(values[0] / values[above][-1]),
         top_share=float(shares[0]),

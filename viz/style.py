@@ -144,7 +144,7 @@ def guide_lines(ax: Axes) -> None:
 
 def colours(count: int) -> list[tuple[float, float, float]]:
     """Colour-blind safe colours for ``count`` lines; from the eleventh on they repeat, dashed."""
-    return list(islice(cycle(sns.color_palette("colorblind")), count))
+    return list(sns.color_palette("colorblind", count))
 
 
 def dashes(count: int) -> list[str]:

@@ -272,6 +272,17 @@ def test_where_nothing_is_excluded_fewer_exclusions_are_not_advised():
     assert list(allocate(source, 2, min_rank=1).ranks.values()) == [3, 1]
 
 
+def test_where_no_rank_helps_the_floors_are_to_be_lowered():
+    source = sensitivity([1.0, 1.0], [(64, 64), (64, 64)])
+    first, second = source.names
+    floors, ceilings = {first: 8}, {first: 8, second: 1}
+    with pytest.raises(
+        ValueError, match="need 9 ranks at least, rank 4 makes 8: take a min_rank that takes 1 ranks less"
+    ):
+        allocate(source, 4, min_rank=floors, max_rank=ceilings)
+    assert list(allocate(source, 4, min_rank={first: 7}, max_rank=ceilings).ranks.values()) == [7, 1]
+
+
 def test_edits_that_cannot_be_made_are_refused_with_the_nearest_value():
     plan = allocate(sensitivity(SCORES, SHAPES), 4).edit({D0: 10})
     with pytest.raises(ValueError, match=f"a rank of 10 or less for {D1}"):

@@ -81,6 +81,38 @@ def test_a_head_that_is_called_like_modules_of_the_blocks_is_refused(head: str) 
     assert [name for name, _ in model.named_modules()] == before
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_label_for_each_text_is_refused_by_what_predicts_tokens(family: str) -> None:
+    model, batch = tiny_model(family), tiny_batch(family)
+    with pytest.raises(ValueError, match=rf"one label for each text, and a {type(model).__name__} predicts tokens"):
+        tlora.calibrate(model, [batch | {"labels": torch.tensor([0, 1, 5])}], progress=False)
+
+
+def test_classifiers_with_an_encoder_and_a_decoder_are_calibrated_and_trained() -> None:
+    """Their labels are classes, and no text that a decoder reads."""
+    config = transformers.BartConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32, num_labels=3,
+    )  # fmt: skip
+    model = transformers.BartForSequenceClassification(config).eval()
+    ids = torch.tensor([[5, 6, 7, 2], [8, 9, 2, 1]])
+    batch = {"input_ids": ids, "attention_mask": (ids != 1).long(), "labels": torch.tensor([0, 2])}
+    calibration = tlora.calibrate(model, [batch], progress=False)
+    name = "model.encoder.layers.0.fc1"
+    losses = torch.nn.functional.cross_entropy(
+        model(ids, attention_mask=batch["attention_mask"]).logits, batch["labels"], reduction="none"
+    )
+    weight = model.get_submodule(name).weight
+    products = [(weight * torch.autograd.grad(loss, weight, retain_graph=True)[0]).abs().mean() for loss in losses]
+    assert calibration.sensitivity.scores[name] == pytest.approx(float(sum(products).detach() / 2), rel=1e-4)
+    adapted = tlora.attach(model, None, tlora.allocate(calibration.sensitivity, 2))
+    rows = Dataset.from_list(
+        [{"input_ids": row[:n], "labels": label} for row, n, label in zip(ids.tolist(), (4, 3), (0, 2), strict=True)]
+    )
+    run = tlora.train(adapted, rows, learning_rate=1e-2, epochs=4, progress=False)
+    assert run.after["train_loss"] < run.before["train_loss"]
+
+
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM"])
 def test_labels_of_tokens_where_they_stand_are_refused(name: str) -> None:
     """Taken for labels of the tokens that follow, they gave scores that were off by a fifth."""

@@ -38,6 +38,7 @@ def calibration(covariances: dict[str, Covariance]) -> SimpleNamespace:
     return SimpleNamespace(
         names=names,
         covariance=covariances,
+        shared={n: next(m for m in names if covariances[m] is covariances[n]) for n in names},
         sensitivity=SimpleNamespace(
             shapes={n: (6, len(covariances[n].dense())) for n in names},
             layers=dict.fromkeys(names, 3),
@@ -163,6 +164,8 @@ def test_curves():
     assert len(found.curves()) == 21
     with pytest.raises(KeyError, match=r"nowhere.*a\.q"):
         found.curves(["nowhere"])
+    with pytest.raises(ValueError, match="modules is empty"):
+        found.curves([])
 
 
 def subspaces(kind: str, sigma, shape=(8, 10), trace=0.0) -> SimpleNamespace:

@@ -67,6 +67,13 @@ def test_a_search_that_goes_on_ends_where_one_does_that_was_never_interrupted():
     assert rates.beyond(inside) is None
 
 
+def test_what_was_tried_before_is_scored_once():
+    """A rate that fails each time it is run would be run twice."""
+    scored = []
+    rates.search(lambda rate: scored.append(rate) or bump(2e-3)(rate), (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 3e-3))
+    assert sorted(scored) == [1e-3, 2e-3, 3e-3, 4e-3]
+
+
 def test_rates_that_diverge_are_no_reason_to_go_higher():
     values = rates.search(lambda rate: (rate if rate < 3e-3 else -math.inf,), (1e-3, 2e-3, 4e-3))
     assert rates.best(values) == 2e-3

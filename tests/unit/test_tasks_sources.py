@@ -216,8 +216,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, message):
 
 
 def test_text_that_is_no_utf8_is_refused(tmp_path):
-    for name in ("a.jsonl", "a.csv"):
-        (tmp_path / name).write_bytes(b"\n\xff\xfe,b\n")
+    for name, start in (("a.jsonl", b"\n"), ("a.csv", b"\n"), ("a.json", b"[\n"), ("b.json", b"\n")):
+        (tmp_path / name).write_bytes(start + b"\xff\xfe,b\n")
         with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text"):
             load_task(tmp_path / name, bytes_tokenizer())
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tlora.calibration import Calibration
 from tlora.checks import positive_int
-from tlora.spectrum import Spectrum, subspace_spectrum
+from tlora.spectrum import Spectrum, directions_for, subspace_spectrum
 from tlora.subspace import Subspaces
 from viz import style
 from viz.widgets.base import WIDTH, Explorer, choice, row, table
@@ -58,15 +58,15 @@ class SpectrumReading:
     held : dict of float
         By ``"energy"`` (share of the squared singular values of the kind's own matrix) and ``"variance"`` (share
         of the variance of the inputs), where each is known.
-    needed : dict of dict of int or None
-        By the same, how many directions hold 0.9, 0.95 and 0.99; None where those known do not.
+    needed : dict of dict of float
+        By the same, how many directions hold 0.9, 0.95 and 0.99; NaN where those known do not.
     """
 
     module: str
     rank: int
     directions: int
     held: dict[str, float]
-    needed: dict[str, dict[float, int | None]]
+    needed: dict[str, dict[float, float]]
 
 
 class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
@@ -127,7 +127,9 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
             rank=rank,
             directions=directions,
             held={what: float(sums[rank - 1]) for what, sums in cumulative.items()},
-            needed={what: {at: _needed(sums, at) for at in (0.9, 0.95, 0.99)} for what, sums in cumulative.items()},
+            needed={
+                what: {at: directions_for(sums, at) for at in (0.9, 0.95, 0.99)} for what, sums in cumulative.items()
+            },
         )
 
     def render(self, state: SpectrumState, ax: Axes) -> Axes:
@@ -191,7 +193,7 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
         heads = [f"first {self._result.rank}", "for 90 %", "for 95 %", "for 99 %"]
         lines = []
         for what, share in held.items():
-            enough = [str(directions or "more than known") for directions in needed[what].values()]
+            enough = ["more than known" if np.isnan(count) else f"{count:g}" for count in needed[what].values()]
             lines.append([words[what], percent(share), *enough])
         self.summary.value = table(["share of", *heads], lines)
 
@@ -236,8 +238,3 @@ def _shares(source: Spectrum | Subspaces) -> Shares:
 def _of_spectrum(spectrum: Spectrum) -> dict[str, NDArray[np.float64]]:
     once = {name: spectrum.curves([name])["share"].to_numpy() for name in dict.fromkeys(spectrum.inputs.values())}
     return {name: once[source] for name, source in spectrum.inputs.items()}
-
-
-def _needed(cumulative: NDArray[np.float64], share: float) -> int | None:
-    reached = np.flatnonzero(cumulative >= share - 1e-6)  # float32: shares closer than rounding are the same
-    return int(reached[0]) + 1 if len(reached) else None
