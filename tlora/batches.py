@@ -368,22 +368,19 @@ def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
 
 def _check_predicts(labels: Tensor, model: Any, where: str) -> None:
     """Refuse labels that are not what the model predicts: tokens from those before them, or a class of each text."""
-    classes, name = {base.__name__ for base in type(model).__mro__}, type(model).__name__
-    if labels.ndim == 2 and classes & _OF_TEXTS:
-        raise ValueError(
-            f"{where} has labels {tuple(labels.shape)}, and a {name} predicts one class or score for each text: pass "
-            f"labels of shape ({len(labels)},); several labels of one text are not supported"
+    classes = {base.__name__ for base in type(model).__mro__}
+    of_texts, in_place, why = classes & _OF_TEXTS, classes & _IN_PLACE, ""
+    if labels.ndim == 2 and of_texts:
+        why = (
+            f"one class or score for each text: pass labels of shape ({len(labels)},); several labels of one text are "
+            "not supported"
         )
-    if labels.ndim == 1 and not classes & _OF_TEXTS and (classes & _IN_PLACE or output_embeddings(model) is not None):
-        raise ValueError(
-            f"{where} has one label for each text, and a {name} predicts tokens: pass a label for each token, or "
-            "load a classifier, tlora.load_model(name, num_labels=...)"
-        )
-    if labels.ndim == 2 and not model.config.is_encoder_decoder and classes & _IN_PLACE:
-        raise ValueError(
-            f"{where} has a label for each token, and a {name} predicts tokens where they stand: "
-            "calibration knows the losses of causal, encoder-decoder and sequence classification models"
-        )
+    elif labels.ndim == 2 and in_place and not model.config.is_encoder_decoder:
+        why = "tokens where they stand: losses of causal, encoder-decoder and text classification models are known"
+    elif labels.ndim == 1 and not of_texts and (in_place or output_embeddings(model) is not None):
+        why = "tokens: pass a label for each, or load a classifier, tlora.load_model(name, num_labels=...)"
+    if why:
+        raise ValueError(f"{where} has labels {tuple(labels.shape)}, and a {type(model).__name__} predicts {why}")
 
 
 def _check_labels(labelled: Tensor, real: Tensor, is_encoder_decoder: bool, where: str) -> None:

@@ -84,7 +84,7 @@ def test_a_head_that_is_called_like_modules_of_the_blocks_is_refused(head: str) 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_a_label_for_each_text_is_refused_by_what_predicts_tokens(family: str) -> None:
     model, batch = tiny_model(family), tiny_batch(family)
-    with pytest.raises(ValueError, match=rf"one label for each text, and a {type(model).__name__} predicts tokens"):
+    with pytest.raises(ValueError, match=rf"has labels \(3,\), and a {type(model).__name__} predicts tokens:"):
         tlora.calibrate(model, [batch | {"labels": torch.tensor([0, 1, 5])}], progress=False)
 
 
