@@ -319,7 +319,8 @@ def spread(comparison: tlora.Comparison) -> str:
     """Standard deviations of methods and of runs at the reference rank, from a two-way layout of methods and seeds."""
     runs = _no_ablations(comparison.to_frame().query("best_rate and rank == @REFERENCE and seed in @SEEDS"))
     runs = runs[~runs["method"].isin(ASTRAY)]
-    lines = ["| task | methods | between methods | between runs of one |", "|---" * 4 + "|"]
+    left_out = f"methods of rank {REFERENCE} but {' and '.join(ASTRAY)}"
+    lines = [f"| task | {left_out} | standard deviation between methods | between runs of one |", "|---" * 4 + "|"]
     for task, rows in runs.groupby("task", sort=False):
         values = rows.pivot(index="seed", columns="method", values="value").dropna(axis="columns")
         if len(values) < len(SEEDS) or values.shape[1] < 3:

@@ -262,7 +262,7 @@ class Training:
         option(
             "Training",
             "Peak learning rate of AdamW; warm-up over 3 %, then a cosine. Worth a search: the best of our comparison "
-            "at rank 8 were 2.5e-4 to 5e-4 for paper, 5e-4 to 8e-3 for recommended, 1e-3 to 2e-3 for trained.",
+            "at rank 8 were 6e-5 to 4e-3 for paper, 5e-4 to 8e-3 for recommended, 1e-3 to 2e-3 for trained.",
             "--learning-rate",
             "--lr",
         ),

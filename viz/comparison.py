@@ -21,7 +21,8 @@ from tlora.curves import averaged, searches
 from tlora.paired import PLACE, BaselineRank
 from viz import style
 
-MARKERS = "osD^vPX*<>ph8d"
+MARKERS = "osD^vP*<>ph8dH"
+"""None like the cross of what failed."""
 WIDTH = 8.8
 """Inches of a figure."""
 LINE = 0.215
@@ -101,12 +102,12 @@ def plot_comparison(
         here = runs[(runs["model"] == model) & (runs["task"] == task)]
         rows = rows.assign(instead=[_instead(here, row) for _, row in rows.iterrows()])
         _draw_values(left, rows, looks)
-        _draw_rates(middle, here, rows, looks, strokes)
+        failed = _draw_rates(middle, here, rows, looks, strokes)
         _draw_sizes(right, rows, looks)
         where = style.sentence(model.rpartition("/")[2], task.rpartition("/")[2])
         style.headline(left, _finding(rows, name), where)
-        style.headline(middle, "Learning rates", "thick: within 1 %, x: failed")
-        style.headline(right, "Quality by parameters", "higher is better")
+        style.headline(middle, "Learning rates", f"validation, thick: within 1 %{', x: failed' if failed else ''}")
+        style.headline(right, "Quality by parameters", "test, higher is better")
     note = style.sentence(_dashed(summary, name, baseline_rank), _told(strokes))
     _make_room(figure, panels, note)
     return figure
@@ -223,14 +224,15 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     ax.set_yticks(range(len(rows)), rows["label"])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(_worded(rows))
+    ax.set_xlabel(f"{_worded(rows)}, test")
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def _draw_rates(
     ax: Axes, runs: pd.DataFrame, rows: pd.DataFrame, looks: dict[str, Look], strokes: dict[int, str]
-) -> None:
-    """Curves over the learning rate, on the validation split, thick where they are flat."""
+) -> bool:
+    """Curves over the learning rate, on the validation split, thick where they are flat; says whether any failed."""
+    failed = False
     searched = runs[runs["split"] == "validation"]
     means = {place: averaged(curves) for place, curves in searches(runs)}
     for _, row in rows[::-1].iterrows():
@@ -249,16 +251,18 @@ def _draw_rates(
         if row["learning_rate"] in curve.index:
             chosen = (row["learning_rate"], curve[row["learning_rate"]])
             ax.plot(*chosen, look.marker, color=look.colour, markeredgecolor="white", markersize=7, zorder=3)
+        failed |= len(broken) > 0
         if len(broken):  # a line without points that is not clipped would take room at the figure's corner
             ax.plot(
                 broken, np.zeros(len(broken)), "x", color=look.colour, transform=ax.get_xaxis_transform(),
                 clip_on=False, markersize=5,
             )  # fmt: skip
     _log_axis(ax, "learning rate", _thinned(searched["learning_rate"], 4), _rate)
-    ax.set_ylabel(f"{next(filter(None, searched['metric']), 'value').replace('_', ' ')}, validation")
+    ax.set_ylabel(_worded(searched))
     if not (searched["status"] == "done").any():
         ax.set_yticks([])
     style.guide_lines(ax)
+    return failed
 
 
 def _draw_sizes(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -309,8 +313,8 @@ def _size(value: float) -> str:
 
 
 def _worded(rows: pd.DataFrame) -> str:
-    names = [name.replace("_", " ") for name in dict.fromkeys(rows["metric"]) if name]
-    return f"{names[0] if names else 'value'}, test"
+    name = next(filter(None, rows["metric"]), "value").replace("_", " ")
+    return f"{name}, nats" if name.endswith("loss") else name
 
 
 def _dashed(summary: pd.DataFrame, baseline: str, baseline_rank: BaselineRank) -> str:

@@ -328,7 +328,7 @@ def test_sizes_are_rounded_before_their_unit_is_chosen():
 
 def test_the_loss_can_be_drawn_in_place_of_the_metric():
     left, _, right = viz.plot_comparison(comparison(), metric="loss").axes
-    assert left.get_xlabel() == right.get_ylabel() == "negative loss, test"
+    assert left.get_xlabel() == f"{right.get_ylabel()}, test" == "negative loss, nats, test"
 
 
 def test_settings_and_other_figures_are_left_alone():
