@@ -6,14 +6,14 @@ import contextlib
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -307,22 +307,33 @@ def part_in_the_base(config: Mapping[str, Any]) -> str:
 
 
 def _take_off(base: Any) -> None:
-    wrapped = [(name, m) for name, m in base.named_modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
-    for name, module in wrapped:
+    for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer) and module.merged:
             raise ValueError(f"the adapter is merged into {name}: unmerge it first, or load the base model again")
-    unwrap(base, wrapped)
-    if wrapped and hasattr(base, "peft_config"):
-        del base.peft_config
+    while wrappers(base):  # a module that is saved whole may hold layers that are wrapped
+        unwrap(base)
+        vars(base).pop("peft_config", None)
     trainable = vars(base).pop(_TRAINABLE, ())
     for name, parameter in base.named_parameters():
         if name in trainable:
             parameter.requires_grad_(True)
 
 
-def unwrap(base: nn.Module, wrapped: Iterable[tuple[str, Any]]) -> None:
-    """Put the base's own layers and modules back in the place of what PEFT has wrapped them in."""
-    for name, module in wrapped:
+def wrappers(base: nn.Module) -> dict[str, Any]:
+    """What PEFT has wrapped layers and modules in, by their names; of wrappers inside each other the outermost."""
+    found: dict[str, Any] = {}
+    for name, module in base.named_modules():
+        inside = found and name.startswith(f"{next(reversed(found))}.")
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
+            found[name] = module
+    return found
+
+
+def unwrap(base: nn.Module, kept: Collection[str] = ()) -> None:
+    """Put the base's own layers and modules back in the place of `wrappers`, but for those at some names."""
+    for name, module in wrappers(base).items():
+        if name in kept:
+            continue
         inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
         parent, _, child = name.rpartition(".")
         setattr(base.get_submodule(parent), child, inner)

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tlora.checks import base_of
-from tlora.losses import IGNORED, pad_right
+from tlora.losses import IGNORED, check_problem, pad_right
 from tlora.positions import check_width
 from tlora.targets import Target, output_embeddings
 
@@ -243,6 +243,7 @@ def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "input_ids" not in batch:  # pictures
         return dict(batch)
     check_width(batch, model)
+    check_problem(batch, model)
     token = getattr(model.config.get_text_config(), "pad_token_id", None)
     if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(base_of(model)):
         raise ValueError(

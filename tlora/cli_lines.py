@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from typing import Any, get_args, get_type_hints
 
-from typer.models import ArgumentInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,14 +78,21 @@ def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
         value = values.get(name)
         if value is None or value == given.default or name == "quiet":
             continue
-        flag = name.replace("_", "-")
+        flag = _flag(name, given.annotation)
         if isinstance(value, list | tuple):
             if list(value) != list(given.default):
-                words += [word for each in value for word in (f"--{flag}", str(each))]
+                words += [word for each in value for word in (flag, str(each))]
         elif any(isinstance(extra, ArgumentInfo) for extra in get_args(given.annotation)):
             words.append(str(value))
         elif isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(flag if value else f"--no-{flag[2:]}")
         else:
-            words += [f"--{flag}", str(value)]
+            words += [flag, str(value)]
     return shlex.join(words)
+
+
+def _flag(name: str, annotation: Any) -> str:
+    """The long name of an option: its first one where it was given names, of which typer takes one for a default."""
+    infos = [extra for extra in get_args(annotation) if isinstance(extra, OptionInfo)]
+    given = [decl for info in infos for decl in (info.default, *(info.param_decls or ())) if isinstance(decl, str)]
+    return next((decl for decl in given if decl.startswith("--")), f"--{name.replace('_', '-')}")

@@ -17,6 +17,10 @@ FOREIGN = "PEFT's format is not read"
 _INITS = ("pissa", "olora", "corda", "loftq")
 
 
+COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
+"""Keys of ``adapter_config.json`` with which it is not ``W + s B A`` that is computed."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """What engines look at.
@@ -57,7 +61,10 @@ class Adapter:
         # Of embeddings A and B have names of their own.
         heads = tuple(f".{name}." for name in saved)
         stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
-        return f"{stray[0]}, which is neither A nor B" if stray else ""
+        if stray:
+            return f"{stray[0]}, which is neither A nor B"
+        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
+        return key and f"{key}={self.config[key]!r}"
 
 
 def by_layer(adapter: Adapter) -> dict[str, float]:

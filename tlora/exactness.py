@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapter import adapter_layers, unwrap, without_noise
+from tlora.adapter import unwrap, without_noise, wrappers
 from tlora.evaluation import evaluating
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
@@ -108,7 +108,7 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
 def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
     """The exported adapter as a second one, active; modes and what was trainable are put back."""
     trainable, active = {name for name, p in model.named_parameters() if p.requires_grad}, active_adapter(model)
-    modes, wrapped = [(module, module.training) for module in model.modules()], adapter_layers(model)
+    modes, before = [(module, module.training) for module in model.modules()], wrappers(model.get_base_model())
     try:
         with seeded(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
@@ -118,8 +118,7 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
         model.set_adapter(active)
         if _EXPORTED in model.peft_config:
             model.delete_adapter(_EXPORTED)
-        new = [(name, layer) for name, layer in adapter_layers(model).items() if name not in wrapped]
-        unwrap(model.get_base_model(), new)
+        unwrap(model.get_base_model(), kept=before)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
         for module, mode in modes:

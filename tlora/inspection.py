@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlora.engines import ENGINES, Adapter, by_layer
+from tlora.engines import COMPUTES_MORE, ENGINES, Adapter, by_layer
 from tlora.files import undisturbed
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
@@ -22,7 +22,7 @@ from tlora.storage import Meta, Result
 
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
-    "modules_to_save", "target_modules", "task_type", "base_model_name_or_path",
+    "modules_to_save", "target_modules", "task_type", "base_model_name_or_path", *COMPUTES_MORE,
 )  # fmt: skip
 
 

@@ -23,7 +23,9 @@ from tlora.adapter import (
     changes_the_base,
     freeze,
     part_in_the_base,
+    unwrap,
     without_noise,
+    wrappers,
 )
 from tlora.checks import base_of, before_merging, check_same_model, refuse_replicated
 from tlora.models import load_model
@@ -263,12 +265,15 @@ def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Ten
             raise
         return
     active, trainable = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]
+    base = model.get_base_model()
+    before = wrappers(base)
     try:
         yield
     except BaseException:
         model.set_adapter(active)  # first: PEFT warns when it deletes the active one
         if name in model.peft_config:
             model.delete_adapter(name)
+        unwrap(base, kept=before)
         for parameter, required in trainable:
             parameter.requires_grad_(required)
         raise
@@ -282,7 +287,8 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
             warnings.filterwarnings("error", "Found missing adapter keys")
             if not isinstance(model, PeftModel):
                 return PeftModel.from_pretrained(model, str(folder), **options)
-            model.load_adapter(str(folder), **options)
+            if missing := model.load_adapter(str(folder), **options).missing_keys:  # of which PEFT warns nobody here
+                raise KeyError(missing[0])
             model.set_adapter(name)
             return model
     except (UserWarning, KeyError) as error:

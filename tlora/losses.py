@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,27 @@ def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str
         along = value.ndim >= 2 and value.shape[:2] == mask.shape and not own
         moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if along else value
     return moved
+
+
+def problem_type(config: Any) -> Literal["regression", "single_label_classification"]:
+    """What transformers calls the loss of one class, or one score, of each text."""
+    return "regression" if config.num_labels == 1 else "single_label_classification"
+
+
+def check_problem(batch: Mapping[str, Tensor], model: Any) -> None:
+    """Refuse a classifier whose own loss, which it is trained with, is not that of its labels.
+
+    Raises
+    ------
+    ValueError
+        If its config says so, as that of a base for several labels of a text does.
+    """
+    found, labels = getattr(model.config, "problem_type", None), batch.get("labels")
+    if found and labels is not None and labels.ndim == 1 and found != (asked := problem_type(model.config)):
+        raise ValueError(
+            f"config.problem_type is {found!r}, which is not the loss of one label for each text with "
+            f"num_labels={model.config.num_labels}: set model.config.problem_type = {asked!r}, as tlora.load_model does"
+        )
 
 
 def accepts(model: nn.Module, argument: str) -> bool:

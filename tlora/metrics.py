@@ -49,8 +49,10 @@ _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
 _FRACTION = re.compile(rf"{_NUMBER.pattern}(?:/\d+)?")
 # A number that is no part of a formula: before it only words, after it neither a letter nor an operator.
 _OPERATORS = "+*/^\\\\√π×÷·⋅±<>≤≥≠"
+# Its commas stand before three digits each, but for one that ends a clause; others are decimal ones, or of a list.
+_AMOUNT = r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)"
 _QUANTITY = re.compile(
-    rf"(?:[^\d({{.{_OPERATORS}-]*(?<![a-zA-Z_]))?({_NUMBER.pattern})"
+    rf"(?:[^\d({{.{_OPERATORS}-]*(?<![a-zA-Z_]))?({_AMOUNT}),?"
     rf"(?!\s*[-({{,\d²³½{_OPERATORS}]|\s*[–:]\s*\d|\.\d|[a-zA-Z]).*",
     re.DOTALL,
 )

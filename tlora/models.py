@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tlora.locations import Location, resolve
+from tlora.losses import problem_type
 from tlora.positions import tell_limit
 from tlora.randomness import seeded
 from tlora.targets import FRESH_MODULES, output_embeddings
@@ -250,8 +251,10 @@ def architecture_of(config: PretrainedConfig, num_labels: int | None) -> Any:
     is_decoder = getattr(config, "is_decoder", False)
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
     was_classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
-    classifies = is_encoder or was_classifier or num_labels is not None
-    return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    if not (is_encoder or was_classifier or num_labels is not None):
+        return AutoModelForCausalLM
+    config.problem_type = problem_type(config)  # whatever the checkpoint was trained for
+    return AutoModelForSequenceClassification
 
 
 def _fresh_modules(model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tlora.adapter import adapter_layers, changes_the_base, refuse_experts, shared_weight
+from tlora.engines import COMPUTES_MORE
 from tlora.run import PREFIX
 from tlora.targets import is_linear, shape
 from tlora.trainable import adapter_tensors, say_resized
 
 MERGED = "export it merged into the weights, format='merged'"
-
-_OTHER_FORWARD = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
 
 Factors = tuple[Tensor, Tensor]
 
@@ -141,7 +140,7 @@ def _refuse_more_than_lora(config: Any, way_out: str) -> None:
         raise ValueError(
             f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
         )
-    for key in _OTHER_FORWARD:
+    for key in ("use_dora", *COMPUTES_MORE):
         if getattr(config, key, None):
             raise ValueError(f"{key}={getattr(config, key)!r} computes more than W + s B A: {way_out}")
     if config.bias != "none":

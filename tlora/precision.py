@@ -34,11 +34,12 @@ def heads_in_float32(model: nn.Module) -> Iterator[None]:
     alone. What goes into a module and comes out keeps its type, and in the end so does what it holds.
     """
     wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    heads = [module for wrapper in wrappers for module in wrapper.modules_to_save.values()]
+    usual = [next((p.dtype for p in h.parameters() if p.requires_grad and p.dtype in _SHORT), None) for h in heads]
     with contextlib.ExitStack() as stack:
-        for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
-            short = {p.dtype for p in module.parameters() if p.requires_grad and p.dtype in _SHORT}
-            if short:
-                _widen(module, short.pop(), stack)
+        for head, dtype in zip(heads, usual, strict=True):  # two may have one tied weight, which is widened once
+            if dtype is not None:
+                _widen(head, dtype, stack)
         yield
 
 

@@ -26,6 +26,7 @@ ACCEPTED = "prompt and completion; messages (role and content); text and label (
 _ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 _SHAPES = (("prompt", "completion"), ("messages",), ("text", "label"))
 _FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair that JSON writes a character as
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")
 
 
@@ -153,12 +154,15 @@ def _read(paths: Sequence[Path]) -> Dataset:
 def _table(path: Path) -> pyarrow.Table:
     try:
         return pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # a damaged body has none
+            raise
         raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
 
 
 def _checked(rows: Dataset, where: str) -> Dataset:
     """The columns of a task, every row checked; the features, and with them the class names, are kept."""
+    rows = rows.with_format(None)  # plain values, whatever they are asked for as
     shape = shape_of(rows.column_names, where)
     rows = rows.select_columns([name for name in (*shape, *_optional(shape)) if name in rows.column_names])
     if not len(rows):
@@ -212,6 +216,8 @@ def _check_row(row: Mapping[str, Any], columns: tuple[str, ...], where: str) -> 
     for name in columns:
         if name != "label" and not (isinstance(row[name], str) and (row[name].strip() or name == PAIR)):
             raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, not a text that says something")
+        if name != "label" and _HALF.search(row[name]):
+            raise ValueError(f"{where}: {name!r} holds half of a character ({row[name]!r:.60}): write it out whole")
     if "label" in columns:
         _check_label(row["label"], where)
 
@@ -222,8 +228,9 @@ def _check_label(label: Any, where: str) -> None:
             f"{where}: label {label!r} is a fraction, and regression is not supported: "
             "make classes of it, as integers or names"
         )
-    if not isinstance(label, int | str) or (isinstance(label, int) and label < 0) or not str(label).strip():
-        raise ValueError(f"{where}: label {label!r} is no class: labels are names, or integers from 0")
+    is_index = isinstance(label, int) and 0 <= label < 2**63
+    if not is_index and not (isinstance(label, str) and label.strip()):
+        raise ValueError(f"{where}: label {label!r:.60} is no class: labels are names, or integers from 0")
 
 
 def _source(name: str, splits: dict[str, Dataset]) -> Source:
@@ -255,6 +262,8 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     first = "train" if "train" in splits else next(iter(splits))
     feature = splits[first].features["label"]
     if isinstance(feature, ClassLabel):
+        if len(feature.names) < 2:
+            raise ValueError(f"the labels of {name} are {feature.names}: a task needs two classes or more")
         return tuple(feature.names), {s: _renumbered(rows, s, feature, first) for s, rows in splits.items()}
     named = {split: [_name(label) for label in rows["label"][:]] for split, rows in splits.items()}
     values = {label for labels in named.values() for label in labels}
@@ -268,7 +277,7 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
                 "will not be learnt: spell labels alike in all splits",
                 stacklevel=4,
             )
-    numeric = all(isinstance(value, int) or value.lstrip("-").isdecimal() for value in values)
+    numeric = all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)
     ordered = sorted(values, key=int) if numeric else sorted(values)
     classes = ClassLabel(names=[str(value) for value in ordered])
     indices = {value: index for index, value in enumerate(ordered)}

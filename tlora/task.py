@@ -321,4 +321,4 @@ def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> Int64[Tenso
 
 
 def _exponential(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)
