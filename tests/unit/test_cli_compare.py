@@ -13,7 +13,8 @@ import viz
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tests.results import record
-from tlora import bench, rates
+from tlora import bench, cli, rates
+from tlora.cli_lines import written
 from tlora.compared import LISTED
 from tlora.recipes import RECIPES
 from tlora.store import Store
@@ -246,3 +247,15 @@ def test_every_argument_of_a_recipe_is_an_option_of_run():
     for recipe in RECIPES.values():
         for name, value in recipe.flat().items():
             assert f"--{'no-' if value is False else ''}{name.replace('_', '-')}" in text
+
+
+def test_the_line_to_go_on_with_has_the_flags_as_they_are_typed():
+    values = {"task": ["a"], "model": "llama", "as_list": True, "learning_rate": [1e-3, 2e-3], "loss": True}
+    line = written(cli.compare, values)
+    assert "--list" in line.split()
+    assert "--as-list" not in line
+    for command in (cli.compare, cli.evaluate, cli.inspect):
+        known = invoke(f"{command.__name__} --help").stdout
+        flags = written(command, {"as_list": True, "as_json": True}).split()[2:]
+        assert flags, command
+        assert all(flag in known for flag in flags)

@@ -248,3 +248,47 @@ def test_measuring_an_export_leaves_the_names_of_the_model(tmp_path: Path) -> No
     path = tlora.export(model, tmp_path / "x")
     assert export_difference(model, path, [BATCH])[0] < 1e-5
     assert [name for name, _ in model.named_parameters()] == names
+
+
+@pytest.mark.parametrize("lost", ["v_proj.lora_A", "v_proj.lora_B", "layers.0.self_attn.v_proj"])
+def test_an_adapter_that_lacks_a_part_is_refused_beside_another_as_well(lost: str, tmp_path: Path) -> None:
+    """PEFT says so of the first adapter of a model alone: what is missing stays as it was drawn."""
+    foreign(tiny_model("llama"), tmp_path / "one", target_modules=["q_proj"])
+    foreign(tiny_model("llama"), tmp_path / "two")
+    file = tmp_path / "two" / "adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(file).items() if lost not in key}, file)
+    model = tlora.load(tmp_path / "one", tiny_model("llama"), name="one")
+    keys, expected = set(model.state_dict()), logits(model, BATCH)
+    for base in (tiny_model("llama"), model):
+        with pytest.raises(ValueError, match="is incomplete"):
+            tlora.load(tmp_path / "two", base, name="two")
+    assert set(model.state_dict()) == keys  # nor is anything left of what was wrapped for it
+    assert torch.equal(logits(model, BATCH), expected)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "experts", "inside what another saves whole"])
+def test_what_peft_wraps_otherwise_comes_off_whole(kind: str, tmp_path: Path) -> None:
+    base = experts() if kind == "experts" else tiny_model("llama")
+    keys, expected = list(base.state_dict()), logits(base, BATCH)
+    config = {
+        "tokens": {"trainable_token_indices": {"embed_tokens": [5, 6]}, "modules_to_save": ["lm_head"]},
+        "experts": {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    }.get(kind, {})
+    model = foreign(base, **config)
+    if not config:
+        model.add_adapter("two", LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["self_attn"]))
+    tlora.detach(model)
+    assert list(base.state_dict()) == keys
+    assert torch.equal(logits(base.to(torch.float32), BATCH), expected)
+    base.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(base).from_pretrained(tmp_path).eval(), BATCH), expected)
+
+
+@pytest.mark.parametrize("more", [{"alora_invocation_tokens": [5, 6]}, {"layer_replication": [(0, 2), (1, 2)]}])
+def test_engines_do_not_compute_what_is_more_than_w_and_b_a(more: dict[str, Any], tmp_path: Path) -> None:
+    foreign(tiny_model("llama"), tmp_path, task_type="CAUSAL_LM", **more)
+    refused = tlora.inspect(tmp_path).engines().set_index("engine")["refused"]
+    assert refused["PEFT 0.15 and later"] == ""
+    readers = [name for name in refused.index if not name.startswith(("PEFT", "mlx"))]
+    assert len(readers) == 6
+    assert all(refused[name].startswith(f"{next(iter(more))}=") for name in readers)

@@ -319,3 +319,14 @@ def test_long_answers_take_no_longer_than_they_are_long():
         equal_values("7", final_answer(text))
         program_of(ADD, text)
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(("reference", "answer"), [("25", "2,5"), ("12", "1,2"), ("1234", "1,2,3,4"), ("1", "1, 2")])
+def test_commas_of_lists_and_of_decimals_are_no_thousands(reference, answer):
+    assert not equal_values(reference, answer)
+    assert not equal_values(reference, final_answer(rf"\boxed{{{answer}}}"))
+
+
+@pytest.mark.parametrize("answer", ["1,234", "$1,234.00", "1,234, as said", "1234, as said", "it is 1,234 apples"])
+def test_commas_of_thousands_and_of_clauses_are_none_of_the_value(answer):
+    assert equal_values("1234", answer)

@@ -11,6 +11,7 @@ import transformers
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
+import tlora
 from tests.helpers import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tlora import locations, models
 from tlora.models import load_model, load_tokenizer
@@ -373,3 +374,27 @@ def test_a_folder_with_one_gguf_is_that_file(tmp_path):
 def test_another_name_of_the_dtype_is_refused():
     with pytest.raises(TypeError, match="load_model calls it dtype="):
         load_model("smollm2-135m", torch_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("before", "labels", "now"),
+    [
+        ("multi_label_classification", 3, "single_label_classification"),
+        ("regression", None, "single_label_classification"),
+        ("single_label_classification", 1, "regression"),
+    ],
+)
+def test_a_base_is_trained_with_the_loss_of_its_labels_whatever_it_was_trained_with(folder, before, labels, now):
+    """Three classes and as many samples were fitted as numbers, without a word."""
+    save(folder, "bert", num_labels=2, problem_type=before)
+    model, _ = load_model(folder, num_labels=labels)
+    assert model.config.problem_type == now
+    batch = tiny_batch(model)
+    batch["labels"] = torch.tensor([0.5, 0.1, 1.0]) if labels == 1 else torch.tensor([0, 1, 0])
+    out = model(**batch)
+    square, cross = torch.nn.functional.mse_loss, torch.nn.functional.cross_entropy
+    expected = square(out.logits[:, 0], batch["labels"]) if labels == 1 else cross(out.logits, batch["labels"])
+    torch.testing.assert_close(out.loss, expected)
+    model.config.problem_type = before
+    with pytest.raises(ValueError, match=rf"problem_type is '{before}', .*problem_type = '{now}', as tlora.load_model"):
+        tlora.calibrate(model, [batch], progress=False)

@@ -455,3 +455,16 @@ def test_a_head_of_a_short_type_is_trained_as_one_of_float32(tmp_path: Path) -> 
         moved.append(weight.detach().float() - before)
     full, short = moved
     assert (short - full).abs().mean() < 0.2 * full.abs().mean()
+
+
+def test_a_tied_head_and_embedding_are_trained_in_float32_together() -> None:
+    """The second of two modules that have one parameter found it wide already, and its inputs stayed narrow."""
+    model = tiny_model("llama", tie_word_embeddings=True).bfloat16()
+    config = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "modules_to_save": ["embed_tokens"]}
+    adapted = get_peft_model(model, LoraConfig(**config, ensure_weight_tying=True))
+    before = adapted.get_input_embeddings().weight.detach().clone()
+    tlora.train(adapted, token_rows(), learning_rate=1e-2, progress=False)
+    embedding = adapted.get_input_embeddings().weight
+    assert embedding.dtype == torch.bfloat16
+    assert not torch.equal(embedding, before)
+    assert embedding.data_ptr() == adapted.get_output_embeddings().weight.data_ptr()

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
 from tlora.evaluation import by_length, generate
+from tlora.task import _exponential
 from tlora.tasks import load_task
 
 WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
@@ -502,3 +503,8 @@ def test_an_answer_near_the_models_limit_has_the_room_that_it_has_alone(llama):
     alone, together = (generate(llama, task, task.test, size, False) for size in (1, 5))
     assert alone == together
     assert len({len(answer) for answer in alone}) > 1
+
+
+def test_perplexity_is_the_exponential_of_any_loss():
+    assert [_exponential(loss) for loss in (0.0, 800.0)] == [1.0, math.inf]
+    assert math.isnan(_exponential(math.nan))

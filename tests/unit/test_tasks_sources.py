@@ -215,6 +215,37 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, message):
         load_task(path, bytes_tokenizer("chatml"))
 
 
+def test_damage_that_readers_pass_on_is_refused_where_it_stands(tmp_path):
+    whole = {"prompt": "w4 w5", "completion": "w6"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(whole | {"prompt": "w4 \ud83d"}) + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: 'prompt' holds half of a character"):
+        read_path(tmp_path / "a.jsonl")
+    write(tmp_path / "b.jsonl", [{"text": "w4", "label": 0}, {"text": "w5", "label": 2**63}])
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: label 9223372036854775808 is no class"):
+        read_path(tmp_path / "b.jsonl")
+    Dataset.from_list([whole | {"prompt": f"w{i} " * 50} for i in range(300)]).to_parquet(tmp_path / "c.parquet")
+    blob = bytearray((tmp_path / "c.parquet").read_bytes())
+    blob[20:60] = bytes(40)
+    (tmp_path / "c.parquet").write_bytes(blob)
+    with pytest.raises(ValueError, match=r"c.parquet is no Parquet file, or a damaged one"):
+        read_path(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas"])
+def test_what_a_dataset_is_asked_for_as_does_not_matter(form):
+    rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": [0, 1, 0, 1]})
+    task = load_task(rows.with_format(form), words_tokenizer(), validation=1, test=1)
+    assert task.classes == ("0", "1")
+
+
+def test_labels_are_numbers_or_names_and_two_at_least():
+    rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": ["--1", "2", "--1", "2"]})
+    assert load_task(rows, words_tokenizer(), validation=1, test=1).classes == ("--1", "2")
+    one = Features({"text": Value("string"), "label": ClassLabel(names=["only"])})
+    with pytest.raises(ValueError, match=r"\['only'\]: a task needs two classes or more"):
+        load_task(Dataset.from_dict({"text": ["w4", "w5", "w6"], "label": [0, 0, 0]}, features=one), words_tokenizer())
+
+
 def test_text_that_is_no_utf8_is_refused(tmp_path):
     for name, start in (("a.jsonl", b"\n"), ("a.csv", b"\n"), ("a.json", b"[\n"), ("b.json", b"\n")):
         (tmp_path / name).write_bytes(start + b"\xff\xfe,b\n")
