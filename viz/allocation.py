@@ -85,10 +85,12 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[i
     corner.axis("off")
     ticks = sorted(ranks)
     bar = mesh.figure.colorbar(mesh, cax=corner.inset_axes((0.08, 0.4, 0.78, 0.18)), orientation="horizontal")
-    # of two whose labels would meet, the uniform rank stays
     span = np.log(ticks[-1] / ticks[0]) or 1
-    labels = ["" if rank != nominal and abs(np.log(rank / nominal)) < 0.2 * span else str(rank) for rank in ticks]
-    bar.set_ticks(ticks, labels=labels)
+    written: list[int] = []
+    for rank in sorted(ticks, key=lambda rank: (rank != nominal, -rank)):  # of two whose labels would meet, the first
+        if all(abs(np.log(rank / other)) >= 0.2 * span for other in written):
+            written.append(rank)
+    bar.set_ticks(ticks, labels=[str(rank) if rank in written else "" for rank in ticks])
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, pad=1, labelsize=8)

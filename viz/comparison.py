@@ -31,11 +31,12 @@ GAP, RIGHT, EDGE = 0.78, 0.12, 0.08
 """Inches: between panels for labels beside, at the right, and between two rows of panels."""
 STROKES: dict[str, Any] = {
     "solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-.", "long-dashed": (0, (9, 3)),
-    "dash-dot-dotted": (0, (5, 1.5, 1, 1.5, 1, 1.5)),
+    "dash-dot-dotted": (0, (5, 1.5, 1, 1.5, 1, 1.5)), "sparsely dotted": (0, (1, 4)), "dash-dash-dotted":
+    (0, (5, 1.5, 5, 1.5, 1, 1.5)),
 }  # fmt: skip
 """Of the curves of a rank, where there are several: that of most methods is solid."""
 LONGEST = 42
-"""Characters of a method's name beside the first panel; a longer one is cut off."""
+"""Characters of a method's name beside the first panel."""
 
 
 class Look(NamedTuple):
@@ -117,6 +118,7 @@ def _panels(tables: list[pd.DataFrame]) -> tuple[Figure, list[list[Axes]]]:
     """A figure with three panels for each table, as high as its methods need, one row below the other."""
     heights = [max(1.7, LINE * len(rows)) for rows in tables]
     figure = plt.figure(figsize=(WIDTH, sum(heights)))
+    figure.set_layout_engine("none")
     left = 0.25 + 0.072 * max(rows["label"].str.len().max() for rows in tables)
     widths = (WIDTH - left - RIGHT - 2 * GAP) * np.array([0.36, 0.32, 0.32])
     starts = left + np.array([0, widths[0] + GAP, widths[0] + widths[1] + 2 * GAP])
@@ -184,10 +186,15 @@ def _order(rows: pd.DataFrame) -> pd.DataFrame:
     """Best first, what has no value last, with what each is called: its rank too where there are several."""
     rows = rows.sort_values("value", ascending=False, kind="stable", na_position="last").reset_index(drop=True)
     several = rows["rank"].nunique() > 1
-    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in rows["method"]]
+    names = [_cut(name) for name in rows["method"]]
     return rows.assign(
         label=[f"{name}, {rank}" if several else name for name, rank in zip(names, rows["rank"], strict=True)]
     )
+
+
+def _cut(name: str) -> str:
+    """A name in `LONGEST` characters: of a long one both ends, of which either may tell methods apart."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[1 - LONGEST // 2 :]}"
 
 
 def _instead(runs: pd.DataFrame, row: pd.Series) -> str:
@@ -221,7 +228,7 @@ def _draw_values(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look]) -> None:
     origins = enumerate(rows["origin"])
     across = [(x, y) for place, x in origins for x, y in ((x, place - 0.5), (x, place + 0.5), (np.nan, place))]
     ax.plot(*zip(*across, strict=True), color="0.35", linestyle="--", linewidth=1, zorder=0)
-    ax.set_yticks(range(len(rows)), rows["label"])
+    ax.set_yticks(range(len(rows)), rows["label"], parse_math=False)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(f"{_worded(rows)}, test")

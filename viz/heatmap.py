@@ -61,7 +61,7 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     mesh = ax.pcolormesh(across, down, cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs)
     ax.set_facecolor(style.MISSING)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_yticks(range(len(rows)), [style.cut(row) for row in rows])
+    ax.set_yticks(range(len(rows)), [style.cut(row) for row in rows], parse_math=False)
     ax.set_ylabel("projection")
     style.layer_axis(ax, frame)
     ax.tick_params(length=0)

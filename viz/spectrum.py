@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tlora.spectrum import Spectrum
@@ -18,6 +19,8 @@ LINES = 10
 """Most inputs that get a curve each; more are summed up by projection."""
 POINTS = 150
 """Most points of a curve: directions are drawn at even distances on the logarithmic axis."""
+MOST = 18
+"""Lines that a legend has room for."""
 
 
 @style.styled
@@ -170,7 +173,12 @@ def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
 
 
 def _legend(ax: Axes) -> None:
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
+    """Beside the axes, as long as they are high; the rest is counted."""
+    lines, labels = ax.get_legend_handles_labels()
+    if len(lines) > MOST:
+        labels[MOST - 1 :] = [f"and {len(lines) - MOST + 1} more"]
+        lines[MOST - 1 :] = [Patch(facecolor="none", linewidth=0)]
+    ax.legend(lines, labels, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
 
 
 def _finding(frame: pd.DataFrame) -> str:

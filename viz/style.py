@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from tlora.storage import Meta
 
@@ -35,6 +35,7 @@ STYLE: dict[str, Any] = {
     "ytick.labelsize": 8.5,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
+    "text.usetex": False,
 }
 """Settings under which pictures are drawn; put back when a picture is done."""
 
@@ -64,6 +65,10 @@ MISSING = "0.88"
 """Grey of a cell for which there is no module."""
 
 
+class Paper(Figure):
+    """A figure of a widget's own, white whatever style is set."""
+
+
 def styled(plot: Callable[P, T]) -> Callable[P, T]:
     """Draw under `STYLE` and leave matplotlib's settings as they were."""
 
@@ -72,7 +77,8 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
         # No rc_context, which would also undo what a backend sets that starts with the first picture: in Jupyter the
         # pictures after it would not be shown.
         settings: Any = plt.rcParams
-        ours = STYLE if kwargs.get("ax") is not None else STYLE | PAPER
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Axes)), None)
+        ours = STYLE | PAPER if given is None or isinstance(figure_of(given), Paper) else STYLE
         before = {name: settings[name] for name in ours}
         settings.update(ours)
         try:
@@ -162,6 +168,18 @@ def projections(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(frame["projection"]))
 
 
+class PlainNumbers(ScalarFormatter):
+    """Numbers of an axis as they are, without a power or a constant beside the axis that belongs to all."""
+
+    def __init__(self) -> None:
+        super().__init__(useOffset=False)
+        self.set_scientific(False)
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The text of a tick."""
+        return f"{x:g}" if abs(x) >= 1e5 else super().__call__(x, pos)
+
+
 def layer_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Label the x axis as layers: whole numbers, thinned to what fits."""
     first, last = int(frame["layer"].min()), int(frame["layer"].max())
@@ -215,7 +233,7 @@ def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> Non
     if engine := figure.get_layout_engine():
         engine.execute(figure)  # leaves the axes as wide as they will be
     width = inches(ax)
-    lines = textwrap.wrap(detail, max(24, int(17 * width)))
+    lines = textwrap.wrap(detail, max(24, int(15 * width)))
     title = "\n".join(textwrap.wrap(finding, max(20, int(13 * width))))
     # a name of the user's may hold dollar signs, which are no formula
     ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines), parse_math=False)

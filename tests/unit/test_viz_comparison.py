@@ -316,9 +316,13 @@ def test_tasks_and_ranks_can_be_chosen():
     assert len(viz.plot_comparison(found, ranks=np.int64(8)).axes) == 6
 
 
-def test_long_names_are_cut_off():
-    figure = viz.plot_comparison(many(["a_method_of_ones_own_" * 5, "lora"]))
-    assert figure.axes[0].get_yticklabels()[0].get_text().endswith("…")
+def test_of_long_names_both_ends_stay():
+    long = ["a_method_of_ones_own_" * 5 + end for end in ("_a", "_b")]
+    figure = viz.plot_comparison(many([*long, "another" + long[0], "$\\frac$", "lora"]))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len({*labels}) == 5
+    assert sum("…" in label for label in labels) == 3
+    assert "$\\frac$" in labels  # a name is no formula
     everything_inside_and_apart(figure)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.text import Text
 
 import viz
 from tests.pictured import META, MODELS, alignment, allocation, cells, sensitivity, spectrum, texts, training_run
@@ -376,3 +379,60 @@ def test_settings_are_put_back_after_an_error():
     with pytest.raises(KeyError):
         broken()
     assert plt.rcParams.copy() == before
+
+
+def test_texts_of_the_colour_bar_do_not_meet():
+    """Where modules are excluded, all ranks may lie far from the uniform one and near each other."""
+    most = allocation("2 layers", exclude=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+    ax = viz.plot_allocation(dataclasses.replace(most, ranks=dict(zip(most.ranks, (27, 29, 28, 28), strict=True))))
+    bar = next(each for each in ax.figure.findobj(Axes) if each.get_title() == "rank")
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in bar.get_xticklabels() if label.get_text()]
+    assert boxes
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("view", ["variance", "effective_rank"])
+def test_a_legend_of_many_inputs_is_as_long_as_there_is_room(view):
+    names = [f"layers.{layer}.p{n}" for layer in range(2) for n in range(30)]
+    values = torch.arange(1, 9).flip(0).float()
+    found = Spectrum(
+        dict.fromkeys(names, values), dict.fromkeys(names, 36.0), dict.fromkeys(names, 8), {n: n for n in names},
+        {n: int(n.split(".")[1]) for n in names}, {n: n.split(".")[2] for n in names}, "covariance", META,
+    )  # fmt: skip
+    ax = viz.plot_spectrum(found, view=view)
+    ax.figure.canvas.draw()
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == "and 13 more"
+    box = ax.get_legend().get_window_extent()
+    assert ax.figure.bbox.y0 <= box.y0
+    assert box.x1 <= ax.figure.bbox.x1
+    assert style.inches(ax) > 4
+
+
+@pytest.mark.parametrize("losses", [(1e7, 5e7), (2.302585, 2.302586), (1e-6, 2e-6)])
+def test_losses_need_no_factor_above_the_axis(losses):
+    run = training_run(2, before={}, after={})
+    ax = viz.plot_training(dataclasses.replace(run, history=run.history.assign(loss=losses, eval_loss=np.nan)))
+    ax.figure.canvas.draw()
+    assert not ax.yaxis.get_offset_text().get_text()
+    assert len({label.get_text() for label in ax.get_yticklabels()}) == len(ax.get_yticklabels())
+
+
+def test_one_step_has_whole_numbers_below():
+    ax = viz.plot_training(training_run(1, before={}, after={}))
+    assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
+def test_a_grey_line_stays_in_the_picture():
+    meta = dataclasses.replace(META, model="Qwen2.5-0.5B-Instruct", task="gsm8k", samples=32)
+    excluded = allocation("2 layers", exclude=["q_proj"])
+    ax = viz.plot_allocation(dataclasses.replace(excluded, meta=meta))
+    ax.figure.canvas.draw()
+    assert all(text.get_window_extent().x1 <= ax.figure.bbox.x1 for text in ax.texts)
+
+
+def test_latex_of_the_users_settings_is_none_of_the_pictures():
+    with plt.rc_context({"text.usetex": True}):
+        ax = viz.plot_training(training_run())
+        assert not any(text.get_usetex() for text in ax.figure.findobj(Text))
+        assert plt.rcParams["text.usetex"]

@@ -19,7 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import viz
 from tests.pictured import sensitivity, spectrum
@@ -152,6 +154,22 @@ def test_render_draws_on_the_axes_it_is_given(make):
     assert ax.get_figure() is figure
     assert widget.image.value == before
     assert not any(artist.get_animated() for artist in figure.findobj())
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_on_dark_axes_texts_are_light(make):
+    with plt.style.context("dark_background"):
+        figure, ax = plt.subplots(figsize=(9, 4.5))
+        widget = make()
+        busy = {"status": "training"} if hasattr(widget.state, "status") else {}
+        widget.render(dataclasses.replace(widget.state, **busy), ax)
+        figure.canvas.draw()
+        written = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        outside = [text for text in written if not getattr(text, "arrow_patch", None) and not text.get_path_effects()]
+        dark = {text.get_text() for text in outside if sum(to_rgb(text.get_color())) < 0.6}
+        assert not dark
+        assert not any(panel.get_facecolor()[:3] == (1, 1, 1) for panel in figure.axes if panel.axison)
     plt.close(figure)
 
 

@@ -393,3 +393,50 @@ def test_a_click_is_heard_while_the_cell_runs():
     steps, interrupted = ran.stdout.split("ended ")[1].split()[:2]
     assert interrupted == "True"
     assert 2 <= int(steps) < 300
+
+
+def state(**values: Any) -> MonitorState:
+    about = {"status": "training", "step": 5, "planned": 10, "seconds": 3.0, "modules": NAMES, "recorded": 5}
+    return MonitorState(**about | {"losses": ((1, 3.0), (2, 2.0)), "updates": (0.1,) * len(NAMES)} | values)
+
+
+def test_every_bar_of_a_deep_model_is_seen():
+    """Narrower than a pixel, some were snapped to no width, and looked like layers that did not move."""
+    names = tuple(f"model.layers.{layer}.{role}" for layer in range(120) for role in "abcdefg")
+    figure, ax = plt.subplots(figsize=(9, 4.4))
+    picture = monitor_picture.MonitorPicture(ax, names)
+    picture.update(state(modules=names, updates=(0.5,) * len(names)))
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    line = pixels[round(pixels.shape[0] - picture.bars_panel.transData.transform((0, 0.25))[1])]
+    to_pixel = picture.bars_panel.transData.transform
+    columns = [round(to_pixel((place, 0))[0]) for place in picture._places]
+    white = [place for place, x in zip(picture._places, columns, strict=True) if line[x - 1 : x + 2].min() > 235]
+    assert not white
+    plt.close(figure)
+
+
+def test_one_point_is_seen_and_stands_apart_from_the_axis():
+    figure, ax = plt.subplots()
+    picture = monitor_picture.MonitorPicture(ax, NAMES)
+    picture.update(state(losses=((1, 2.0),)))
+    assert picture.training.get_marker() == "o"
+    assert ax.get_ylim()[0] < 2.0 < ax.get_ylim()[1]
+    picture.update(state())
+    assert picture.training.get_marker() == ""
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("update", [1e-9, 1e-6, 1e-3, 0.3, 30.0, 1e7])
+@pytest.mark.parametrize("losses", [((1, 2.302585), (2, 2.302586)), ((1, 1e7), (2, 5e7)), ((1, 1e-6), (2, 2e-6))])
+def test_numbers_beside_the_panels_are_whole_and_need_no_factor(update, losses):
+    monitor = viz.TrainingMonitor()
+    monitor._draw_for(NAMES)
+    monitor._drawn.update(state(updates=(update,) * len(NAMES), losses=losses))
+    figure = monitor._canvas.figure
+    figure.canvas.draw()
+    for panel in (monitor._drawn.losses, monitor._drawn.bars_panel):
+        assert not panel.yaxis.get_offset_text().get_text()
+        shown = [label.get_text() for label in panel.get_yticklabels()]
+        assert len({*shown}) == len(shown)
+        assert panel.yaxis.get_tightbbox().x0 >= figure.bbox.x0

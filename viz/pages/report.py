@@ -112,6 +112,6 @@ def _headlines(metrics: dict[str, float]) -> list[str]:
 def _metric_tile(name: str, before: dict[str, float], after: dict[str, float]) -> tuple[str, str, str]:
     return (
         words.worded(name),
-        words.metric(name, after[name]),
-        f"{words.metric(name, before.get(name))} before training",
+        words.metric(name, after[name], before.get(name)),
+        f"{words.metric(name, before.get(name), after[name])} before training",
     )

@@ -48,8 +48,8 @@ def metrics_table(run: TrainingRun) -> Table:
     frame = pd.DataFrame(
         {
             "metric": list(map(words.worded, names)),
-            "before": list(map(words.metric, names, before)),
-            "after": list(map(words.metric, names, after)),
+            "before": list(map(words.metric, names, before, after)),
+            "after": list(map(words.metric, names, after, before)),
             "change": list(map(_change, names, before, after)),
         }
     )
@@ -65,9 +65,9 @@ def _change(name: str, before: float, after: float) -> str:
 
 def _circumstances(run: TrainingRun, allocation: Allocation | None) -> Table:
     recipe = run.meta.recipe
-    inside = (
-        allocation.footprint(freeze_a=run.frozen_a).trainable_parameters if allocation else run.trainable_parameters
-    )
+    inside = run.trainable_parameters
+    if allocation is not None and allocation.ranks == run.ranks:  # else another plan was trained
+        inside = allocation.footprint(freeze_a=run.frozen_a).trainable_parameters
     outside = run.trainable_parameters - inside
     head = f", {outside:,} of them outside of the plan" if outside > 0 else ""
     values = {

@@ -38,11 +38,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}\u00a0min" if minutes < 120 else f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
 
 
-def metric(name: str, value: float | None) -> str:
-    """A metric as it is read: shares in percent, losses as they are."""
+def metric(name: str, value: float | None, beside: float | None = None) -> str:
+    """A metric as it is read: shares in percent where the one beside it is one too, all others as they are."""
     if value is None or math.isnan(value):
         return DASH
-    if is_share(name, value):
+    if is_share(name, value) and (beside is None or math.isnan(beside) or is_share(name, beside)):
         return f"{100 * value:.1f}\u00a0%"
     return f"{value:.4g}".replace("-", MINUS)
 

@@ -38,7 +38,7 @@ class AlignmentPicture:
         places = alignment.layers, alignment.projections
         self.cells = Cells(ax, *places, room, cmap=style.SEQUENTIAL, norm=Normalize(0, 1))
         self.curve = make_axes_locatable(ax).append_axes("right", BESIDE, pad=GAP)
-        grey: dict[str, Any] = {"color": "0.3", "linewidth": 1, "linestyle": "--"}
+        grey: dict[str, Any] = {"linewidth": 1, "linestyle": "--"} | style.ink(0.7)
         self.cursor = self.curve.axvline(1, **grey)
         blue = style.colours(1)[0]
         self.mean = self.curve.plot([], [], color=blue, linewidth=1.8, label="mean of all")[0]
@@ -78,4 +78,6 @@ class AlignmentPicture:
         self.cursor.set_xdata([rank, rank])
         ranks = np.arange(1, alignment.rank + 1)
         self.mean.set_data(ranks, np.mean([values.numpy() for values in alignment.overlaps.values()], axis=0))
+        for line in (self.mean, self.chance):
+            line.set_marker("o" if len(ranks) == 1 else "")
         self.chance.set_data(ranks, ranks * np.mean([1 / d_in for _, d_in in alignment.shapes.values()]))

@@ -7,12 +7,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
@@ -38,7 +38,8 @@ class Canvas:
     """
 
     def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        self.figure = style.Paper(figsize=(width, height), dpi=DPI, facecolor="white")
+        self.figure.set_layout_engine("none")
         self._agg = FigureCanvasAgg(self.figure)
         self._still: dict[Hashable, Any] = {}
 
@@ -85,7 +86,7 @@ def steady(ax: Axes) -> None:
 
     Settings are global, and a widget may draw in the thread that hears its controls while a cell runs in another.
     """
-    ax.tick_params(labelsize=style.STYLE["xtick.labelsize"], colors=style.PAPER["xtick.color"])
+    ax.tick_params(labelsize=style.STYLE["xtick.labelsize"], colors=plt.rcParams["xtick.color"])
 
 
 class Numbers(PathCollection):
@@ -157,7 +158,7 @@ class Headline:
         look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False, "parse_math": False}
         self._edge = figure.bbox
         self.finding = ax.text(0, 1, "", fontsize=10.5, transform=above(22), **look)
-        self.detail = ax.text(0, 1, "", fontsize=8.5, color="0.4", transform=above(8), **look)
+        self.detail = ax.text(0, 1, "", fontsize=8.5, transform=above(8), **look, **style.ink(0.6))
 
     @property
     def artists(self) -> list[Artist]:

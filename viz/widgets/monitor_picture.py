@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 from mpl_toolkits.axes_grid1 import Size, make_axes_locatable
 
 from viz import style
@@ -47,10 +48,13 @@ class MonitorPicture:
         self.training = ax.plot([], [], color=TRAINING, linewidth=1.1, label="training")[0]
         dots: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 1.8}
         self.validation = ax.plot([], [], color=VALIDATION, label="validation", **dots)[0]
-        look: dict[str, Any] = {"linewidth": 0, "edgecolor": "white", "zorder": 2}
+        # Bars of less than a pixel would be snapped to nothing.
+        look: dict[str, Any] = {"linewidth": 0, "edgecolor": "white", "zorder": 2, "snap": False}
         self.bars = [boxes(self.bars_panel, hatch=stripes, **look) for stripes in STRIPES]
         ax.set(xlabel="optimiser step", ylabel="loss, nats")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_formatter(style.PlainNumbers())
+        self._ink = style.ink()["color"]
         self.legend = ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.4)
         self.bars_panel.set(xlabel="layer", ylabel="update, of ||W||")
         self.bars_panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -58,6 +62,8 @@ class MonitorPicture:
         for panel in (ax, self.bars_panel):
             style.guide_lines(panel)
             steady(panel)
+            left = ScaledTranslation(-0.74, 0, style.figure_of(ax).dpi_scale_trans)  # however long the ticks' texts
+            panel.yaxis.set_label_coords(0, 0.5, transform=panel.transAxes + left)
         self.headline = Headline(ax)
         self._modules: tuple[str, ...] = ()
         self._places: np.ndarray = np.array([])
@@ -86,6 +92,7 @@ class MonitorPicture:
         curves = [_finite(points) for points in (state.losses, state.evaluations)]
         for line, points in zip((self.training, self.validation), curves, strict=True):
             line.set_data(*points.T)
+        self.training.set_marker("o" if len(curves[0]) == 1 else "")
         self.losses.set_xlim(0, max(state.planned, 1) * 1.01)
         values = np.concatenate(curves)[:, 1]
         if len(values):
@@ -97,7 +104,7 @@ class MonitorPicture:
             place_boxes(bars, at[mine] - 0.45, at[mine] + 0.45, 0, updates[mine])
         top = _step_up(float(updates.max(initial=0)) or 0.01)
         self.bars_panel.set_ylim(0, top)
-        self.bars_panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=_decimals(top), symbol=" %"))
+        self.bars_panel.yaxis.set_major_formatter(_percentages(top))
         self.headline.write(_finding(state), *_detail(state))
 
     def _lay_out(self, modules: tuple[str, ...]) -> None:
@@ -129,7 +136,7 @@ class MonitorPicture:
             "handlelength": 0.9,
             "fontsize": 8,
             "frameon": False,
-            "labelcolor": "black",
+            "labelcolor": self._ink,
             "labelspacing": 0.25,
             "borderaxespad": 0,
         }
@@ -194,6 +201,7 @@ def _span(values: np.ndarray) -> tuple[float, float]:
     """Round limits around the values, so that they stay as they are while training goes on."""
     low, high = float(values.min()), float(values.max())
     step = 10.0 ** math.floor(math.log10(high - low or abs(high) or 1)) / 2
+    low -= step / 2 if low == high else 0  # no lone point on the axis
     return step * math.floor(low / step), step * (math.floor(high / step) + 1)
 
 
@@ -203,9 +211,11 @@ def _step_up(value: float) -> float:
     return next(factor for factor in (1, 2, 5, 10) if factor * power > value) * power
 
 
-def _decimals(top: float) -> int:
-    """Decimals of a percentage at which the ticks of an axis up to ``top`` differ."""
-    return max(0, int(np.ceil(-np.log10(100 * top / 3))))
+def _percentages(top: float) -> Formatter:
+    """Texts of an axis up to ``top`` that differ from tick to tick, with a power of ten where they would be long."""
+    if not 1e-4 <= top <= 100:
+        return FuncFormatter(lambda value, _: f"{100 * value:.2g} %")
+    return PercentFormatter(1, decimals=max(0, int(np.ceil(-np.log10(100 * top / 3)))), symbol=" %")
 
 
 def _finding(state: MonitorState) -> str:

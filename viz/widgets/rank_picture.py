@@ -77,11 +77,11 @@ class RankPicture:
         """
         ranks = np.array([plan.ranks.get(name, np.nan) for name in self.names])
         if other is None:
-            self._label_colours("rank, × uniform", f"1/{FACTOR}", "1", f"{FACTOR}")
+            self._label_colours("rank, × uniform", f"≤ 1/{FACTOR}", "1", f"≥ {FACTOR}")
             texts = ["" if np.isnan(rank) else f"{rank:.0f}" for rank in ranks]
             self.cells.update(ranks, texts, LogNorm(plan.rank / FACTOR, plan.rank * FACTOR))
         else:
-            self._label_colours("change of rank", f"−{plan.rank}", "0", f"+{plan.rank}")
+            self._label_colours("change of rank", f"≤ −{plan.rank}", "0", f"≥ +{plan.rank}")
             change = np.array([plan.ranks.get(name, 0) - other.ranks.get(name, 0) for name in self.names], float)
             texts = [f"{step:+.0f}".replace("-", "−") if step else "" for step in change]
             self.cells.update(change, texts, Normalize(-plan.rank, plan.rank))
@@ -111,7 +111,7 @@ class RankPicture:
     def _draw_totals(self) -> None:
         look: dict[str, Any] = {"facecolor": "0.72", "linewidth": 0, "zorder": 2}
         self.layer_bars, self.projection_bars = boxes(self.above, **look), boxes(self.beside, **look)
-        line: dict[str, Any] = {"color": "0.15", "linewidth": 1.2, "linestyle": "--", "zorder": 3}
+        line: dict[str, Any] = {"linewidth": 1.2, "linestyle": "--", "zorder": 3} | style.ink(0.85)
         self.uniform = [self.above.axhline(1, **line), self.beside.axvline(1, **line)]
         self.above.set_ylabel("× uniform")
         self.beside.set_xlabel("× uniform", labelpad=0)

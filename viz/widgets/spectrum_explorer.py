@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -229,7 +230,7 @@ def _shares(source: Spectrum | Subspaces) -> Shares:
     """Share of each direction: of the matrix's own energy, and of the variance of the inputs."""
     if isinstance(source, Spectrum):
         return {VARIANCE if source.kind in ("covariance", "c") else ENERGY: _of_spectrum(source)}
-    variance = {name: v.double().numpy() / source.traces[name] for name, v in source.row_variance.items()}
+    variance = {name: v.double().numpy() / (source.traces[name] or math.inf) for name, v in source.row_variance.items()}
     if source.kind in ("c", "random"):
         return {VARIANCE: variance}
     return {ENERGY: _of_spectrum(subspace_spectrum(source)), VARIANCE: variance}

@@ -42,7 +42,7 @@ class SpectrumPicture:
         for panel, others in zip((self.sums, self.single), self.others, strict=True):
             panel.add_collection(others, autolim=False)
             _label(panel)
-        cursor: dict[str, Any] = {"color": "0.3", "linewidth": 1, "linestyle": "--", "zorder": 2}
+        cursor: dict[str, Any] = {"linewidth": 1, "linestyle": "--", "zorder": 2} | style.ink(0.7)
         self.cursors = [panel.axvline(1, **cursor) for panel in (self.sums, self.single)]
         self.lines = {
             what: [panel.plot([], [], color=c, linewidth=1.8, label=what)[0] for panel in (self.sums, self.single)]
@@ -50,13 +50,17 @@ class SpectrumPicture:
         }
         point: dict[str, Any] = {"marker": "o", "markersize": 6, "linestyle": "none", "markeredgecolor": "white"}
         self.points = {what: self.sums.plot([], [], color=c, **point)[0] for what, c in colours.items()}
-        self.labels = {what: self.sums.annotate("", (1, 0), color=c, **_BESIDE) for what, c in colours.items()}
+        halo = [withStroke(linewidth=3, foreground=self.sums.get_facecolor())]
+        self.labels = {
+            what: self.sums.annotate("", (1, 0), color=c, path_effects=halo, **_BESIDE) for what, c in colours.items()
+        }
         self.sums.set_ylabel("cumulative share")
         self.sums.set_ylim(0, 1.02)
         self.sums.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 0.9, 1]))
         self.sums.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         self.single.set(yscale="log", ylabel="share of each direction")
         self.headline = Headline(ax)
+        self._ink, self._paper = style.ink()["color"], self.single.get_facecolor()
         self.key: Hashable = None
 
     @property
@@ -104,6 +108,7 @@ class SpectrumPicture:
             steps = np.arange(1, len(values) + 1)
             together.set_data(steps, sums[what])
             single.set_data(steps, np.maximum(values, LOWEST / 10))
+            single.set_marker("o" if len(values) == 1 else "")
             self.points[what].set_data(([rank], [sums[what][rank - 1]]) if what in shares else ([], []))
         self._write({what: sums[what][rank - 1] for what in shares}, rank)
 
@@ -131,13 +136,12 @@ class SpectrumPicture:
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if longest <= 200 else (1, 3)))
         self.single.set_ylim(lowest / 1.5, min(1.2, 2 * highest))
         handles = [self.lines[what][1] for what in self.lines if what in shares]
-        look: dict[str, Any] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 1}
-        self.single.legend(handles=handles, loc="upper right", fontsize=8.5, labelcolor="black", **look)
+        look: dict[str, Any] = {"frameon": True, "facecolor": self._paper, "edgecolor": "none", "framealpha": 1}
+        self.single.legend(handles=handles, loc="upper right", fontsize=8.5, labelcolor=self._ink, **look)
 
 
-_HALO = [withStroke(linewidth=3, foreground="white")]
 _BESIDE: dict[str, Any] = {
-    "xytext": (7, 0), "textcoords": "offset points", "fontsize": 9.5, "zorder": 5, "path_effects": _HALO
+    "xytext": (7, 0), "textcoords": "offset points", "fontsize": 9.5, "zorder": 5,
 }  # fmt: skip
 
 

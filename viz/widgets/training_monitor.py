@@ -214,7 +214,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
 
     def _draw_for(self, modules: tuple[str, ...]) -> None:
         self._canvas = self._paper(WIDTH, 4.4 if modules else 1.2)
-        self._drawn = MonitorPicture(self._canvas.axes(0.8, 0, 0.5 if modules else 0.1, 0.55), modules)
+        self._drawn = MonitorPicture(self._canvas.axes(0.95, 0, 0.5 if modules else 0.1, 0.55), modules)
 
     def _set_button(self, description: str, disabled: bool) -> None:
         self.stop_button.description, self.stop_button.disabled = description, disabled
