@@ -107,7 +107,7 @@ def plot_comparison(
         _draw_sizes(right, rows, looks)
         where = style.sentence(model.rpartition("/")[2], task.rpartition("/")[2])
         style.headline(left, _finding(rows, name), where)
-        style.headline(middle, "Learning rates", f"validation, thick: within 1 %{', x: failed' if failed else ''}")
+        style.headline(middle, "Learning rates", f"validation, thick: within\u00a01\u00a0%{', x: failed' if failed else ''}")
         style.headline(right, "Quality by parameters", "test, higher is better")
     note = style.sentence(_dashed(summary, name, baseline_rank), _told(strokes))
     _make_room(figure, panels, note)
