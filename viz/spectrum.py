@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tlora.spectrum import Spectrum
@@ -174,11 +173,8 @@ def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
 
 def _legend(ax: Axes) -> None:
     """Beside the axes, as long as they are high; the rest is counted."""
-    lines, labels = ax.get_legend_handles_labels()
-    if len(lines) > MOST:
-        labels[MOST - 1 :] = [f"and {len(lines) - MOST + 1} more"]
-        lines[MOST - 1 :] = [Patch(facecolor="none", linewidth=0)]
-    ax.legend(lines, labels, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
+    lines, _ = ax.get_legend_handles_labels()
+    ax.legend(handles=style.fitting(lines, MOST), loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
 
 
 def _finding(frame: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from itertools import cycle, islice
 from pathlib import PurePath
@@ -12,9 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from tlora.storage import Meta
@@ -166,6 +168,13 @@ def markers(count: int) -> list[str]:
 def projections(frame: pd.DataFrame) -> list[str]:
     """The projections in the order in which a block runs through them (that of the frame's rows)."""
     return list(dict.fromkeys(frame["projection"]))
+
+
+def fitting(handles: Sequence[Artist], most: int) -> list[Artist]:
+    """Entries of a legend that has room for so many; the last one says how many more there are."""
+    rest = len(handles) - most + 1
+    more = Patch(facecolor="none", linewidth=0, label=f"and {rest} more")
+    return [*handles[: most - 1], more] if rest > 1 else list(handles)
 
 
 class PlainNumbers(ScalarFormatter):

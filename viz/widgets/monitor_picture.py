@@ -130,8 +130,6 @@ class MonitorPicture:
             Patch(facecolor=colour, edgecolor="white", linewidth=0, hatch=STRIPES[kinds[role]], label=role)
             for role, colour in colours.items()
         ]
-        if len(handles) > MOST:
-            handles[MOST - 1 :] = [Patch(facecolor="none", linewidth=0, label=f"and {len(handles) - MOST + 1} more")]
         look: dict[str, Any] = {
             "handlelength": 0.9,
             "fontsize": 8,
@@ -142,7 +140,7 @@ class MonitorPicture:
         }
         # A long one begins at the bottom, so as to have the room beside the losses too.
         place, height = ("lower left", 0.0) if any(kinds.values()) else ("upper left", 1.0)
-        self.bars_panel.legend(handles=handles, loc=place, bbox_to_anchor=(1.01, height), **look)
+        self.bars_panel.legend(handles=style.fitting(handles, MOST), loc=place, bbox_to_anchor=(1.01, height), **look)
 
 
 def _beside(modules: tuple[str, ...]) -> float:
