@@ -23,7 +23,7 @@ import pandas as pd
 import tlora
 import viz
 from tlora.crossed import mean_squares
-from tlora.methods import METHODS, PRINCIPAL
+from tlora.methods import METHODS
 from tlora.paired import PLACE, BaselineRank
 from tlora.recipes import RECIPES, Recipe
 from tlora.store import Store
@@ -70,9 +70,10 @@ COMMON: Ranks = {
     "tlora-paper": (8,),
     "lora-fa": (8,),
     "pissa": (8,),
+    "full": (8,),
 }
 SIZES: Ranks = COMMON | {"lora": (8, 4, 16), "tlora": (8, 4, 16), "tlora-trained": (8, 4, 16)}
-PEERS: Ranks = {method: (8,) for method in METHODS if method not in PRINCIPAL}
+PEERS: Ranks = {method: (8,) for method in METHODS if method not in COMMON}
 # The paper's ablation: the start, the ranks and the scales, each switched off. Without the start, A is random: trained,
 # which is plain LoRA where ranks and scales are off as well, or frozen, which tells the directions from the freezing.
 STARTS: dict[str, dict[str, Any]] = {

@@ -71,7 +71,8 @@ def compare(
     methods : str, Recipe, Method, or iterable of them
         Names (``"lora"``, ``"rslora"``, ``"dora"``, ``"lora+"``, ``"pissa"``, ``"olora"``, ``"eva"``, ``"corda"``,
         ``"lora-ga"``, ``"lora-fa"``, ``"adalora"``, ``"vera"``, ``"tlora+"``; ``"tlora-paper"``, ``"tlora"``,
-        ``"tlora-trained"``), or recipes of one's own.
+        ``"tlora-trained"``; ``"full"``, which has no rank and trains the weights of the target modules themselves: what
+        an adapter could come to), or recipes of one's own.
     tasks : str, iterable of str, or mapping of dict
         Names or paths; or for each of them arguments of `tlora.load_task`, such as ``{"train": 4000, "test": 2000}``.
     model : str or path-like
@@ -80,7 +81,7 @@ def compare(
         Nominal ranks.
     learning_rates : iterable of float
         The grid to begin with: two rates or more, from one to the next by the same factor. ``"lora+"`` and
-        ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, begin at a sixteenth of it.
+        ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, and ``"full"`` begin at a sixteenth of it.
     seeds : iterable of int
         Of the final runs: of a fresh head, of the adapter and of the order of the data.
     curve_seeds : int

@@ -6,13 +6,14 @@ rank everywhere, so that plain LoRA has a scaling of one.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft import AdaLoraConfig, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.optim import AdamW, Optimizer
@@ -140,7 +141,9 @@ def _walk(recipe: Recipe, job: Job) -> PeftModel:
 def _peft(job: Job, kind: type[PeftConfig], low_cpu_mem_usage: bool = False, **config: Any) -> PeftModel:
     """The base with an adapter of PEFT on every target module."""
     names = list(target_modules(job.model))
-    whole = kind(**config, **shared_config(job.model, names))
+    known = {field.name for field in dataclasses.fields(kind)}
+    shared = {name: value for name, value in shared_config(job.model, names).items() if name in known}
+    whole = kind(**config, **shared)
     adapted = get_peft_model(job.model, whole, low_cpu_mem_usage=low_cpu_mem_usage)
     found = [n for n, m in adapted.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
     if found != names:
@@ -177,6 +180,11 @@ def _adalora(job: Job) -> PeftModel:
 
 def _vera(job: Job) -> PeftModel:
     return _peft(job, VeraConfig, r=VERA_RANK, projection_prng_key=job.seed, vera_dropout=0.0)
+
+
+def _full(job: Job) -> PeftModel:
+    """All weights of the targets, by the layer-norm tuning of PEFT: it trains a copy of whatever module it is told."""
+    return _peft(job, LNTuningConfig)
 
 
 def _tlora_plus(job: Job) -> PeftModel:
@@ -229,6 +237,7 @@ METHODS = {
         Method("lora-fa", _lora_fa, {}, _lorafa_optimizer),
         Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
         Method("vera", _vera, {"r": VERA_RANK}),
+        Method("full", _full, rate_scale=1 / 16),
         Method(
             "tlora+", _tlora_plus, {"ratio": tlora_plus.RATIO}, tlora_plus.optimizer, rate_scale=1 / tlora_plus.RATIO
         ),

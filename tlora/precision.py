@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -28,19 +29,25 @@ def exact_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heads_in_float32(model: nn.Module) -> Iterator[None]:
-    """Train the modules that are saved whole beside an adapter in float32, though the base has fewer bits.
+    """Train the modules that are saved whole, as a head is, in float32, though the base has fewer bits.
 
     Small steps of AdamW, and those of its second moments, are rounded away in bfloat16; PEFT sees to ``A`` and ``B``
     alone. What goes into a module and comes out keeps its type, and in the end so does what it holds.
     """
-    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    heads = [module for wrapper in wrappers for module in wrapper.modules_to_save.values()]
+    heads = [copy for module in model.modules() for copy in _copies(module)]
     usual = [next((p.dtype for p in h.parameters() if p.requires_grad and p.dtype in _SHORT), None) for h in heads]
     with contextlib.ExitStack() as stack:
         for head, dtype in zip(heads, usual, strict=True):  # two may have one tied weight, which is widened once
             if dtype is not None:
                 _widen(head, dtype, stack)
         yield
+
+
+def _copies(module: nn.Module) -> list[nn.Module]:
+    """What PEFT trains in the place of a whole module, by adapter."""
+    if isinstance(module, ModulesToSaveWrapper):
+        return list(module.modules_to_save.values())
+    return list(module.ln_tuning_layers.values()) if isinstance(module, LNTuningLayer) else []
 
 
 def _widen(module: nn.Module, usual: torch.dtype, stack: contextlib.ExitStack) -> None:

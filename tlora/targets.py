@@ -93,7 +93,7 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
         If the model is none, or ``select`` is neither a string nor an iterable of strings.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, no torch.nn.Module: load one with tlora.load_model()")
+        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
     refuse_adapted(model)
     places = _places(model)
     if not places:

@@ -53,7 +53,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return found
 
 
-WITH_A_HEAD = ("lora", "lora+", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera", "tlora+", "tlora")
+WITH_A_HEAD = ("lora", "lora+", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera", "full", "tlora+", "tlora")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,40 @@ def test_as_many_parameters_as_in_peft(name):
     plain = get_peft_model(tiny_model("llama"), config)
     adapted = seeded_adapt(METHODS[name], job())
     assert trainable(adapted) == plain.get_nb_trainable_parameters()[0] == trainable(plain)
+
+
+def test_full_trains_the_weights_of_the_targets_as_without_an_adapter():
+    base, adapted = tiny_model("gpt2"), seeded_adapt(METHODS["full"], job("gpt2"))
+    names, row = list(target_modules(base)), task().train[0]
+    data = {name: torch.tensor([row[name]]) for name in ("input_ids", "labels")}
+    for model in (base, adapted):
+        model.eval()
+        model(**data).loss.backward()
+    inside = adapted.get_base_model().named_modules()
+    copies = {n.split(".ln_tuning_layers")[0]: m for n, m in inside if n.endswith(".default")}
+    assert sorted(copies) == sorted(names)
+    for name in names:
+        for plain, copy in zip(base.get_submodule(name).parameters(), copies[name].parameters(), strict=True):
+            assert plain.grad.abs().max() > 0
+            torch.testing.assert_close(copy.grad, plain.grad)
+    theirs = {id(p) for name in names for p in base.get_submodule(name).parameters()}
+    assert trainable(adapted) == sum(p.numel() for p in base.parameters() if id(p) in theirs)
+
+
+def test_full_is_trained_in_float32_and_left_in_the_type_of_the_base():
+    """A single step of the rate is below what bfloat16 can hold beside most weights."""
+    options = {"learning_rate": 1e-4, "max_steps": 40, "batch_size": 4, "evaluation_limit": 0, "progress": False}
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        base = tiny_model("llama").bfloat16().to(dtype)
+        adapted = seeded_adapt(METHODS["full"], dataclasses.replace(job(), model=base))
+        weights = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+        before = {n: p.detach().float().clone() for n, p in weights.items()}
+        tlora.train(adapted, task(), **options)
+        assert {p.dtype for p in weights.values()} == {dtype}
+        moved.append(torch.cat([(p.detach().float() - before[n]).flatten() for n, p in weights.items()]))
+    full, short = moved
+    assert (short - full).abs().mean() < 0.5 * full.abs().mean()  # 0.9 where steps are lost; products are bfloat16's
 
 
 def test_lora_fa_and_tlora_train_b_alone():
@@ -369,7 +403,7 @@ def test_no_recipe_takes_the_runs_of_another_method(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])  # whose weights are those of the base
 def test_adapters_are_trained_in_float32_whatever_the_base_is(name, dtype):
     """PEFT casts what it makes; what is put in its place afterwards it leaves in the base's type, or unfreezes."""
     given = job()

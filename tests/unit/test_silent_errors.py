@@ -626,8 +626,10 @@ def test_bad_batches_are_refused(batches: Any, error: type, words: str) -> None:
 def test_arguments_in_the_wrong_place_are_named() -> None:
     model, subspaces, allocation = planned()
     before = condition(model)
-    with pytest.raises(TypeError, match=r"model is a str, no torch\.nn\.Module: load one with tlora\.load_model"):
+    with pytest.raises(TypeError, match=r"model is a str: pass a model, such as tlora\.load_model\(\.\.\.\)\[0\]"):
         tlora.calibrate("smollm2-135m", [tiny_batch(model)], progress=False)
+    with pytest.raises(TypeError, match=r"model is a tuple: pass a model, such as tlora\.load_model\(\.\.\.\)\[0\]"):
+        tlora.calibrate((model, None), [tiny_batch(model)], progress=False)
     with pytest.raises(TypeError, match="calibration is a LlamaForCausalLM: pass what calibrate"):
         tlora.task_subspaces(None, model, progress=False)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"takes \(model, subspaces, allocation\), got a Allocation and a Subspaces"):
