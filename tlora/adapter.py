@@ -6,14 +6,13 @@ import contextlib
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,6 +22,7 @@ from tlora.precision import exact_products
 from tlora.randomness import seeded
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, refuse_offloaded
+from tlora.wrapping import unwrap, wrappers
 
 ADAPTER = "default"
 NO_VARIANCE = 1e-6
@@ -317,26 +317,6 @@ def _take_off(base: Any) -> None:
     for name, parameter in base.named_parameters():
         if name in trainable:
             parameter.requires_grad_(True)
-
-
-def wrappers(base: nn.Module) -> dict[str, Any]:
-    """What PEFT has wrapped layers and modules in, by their names; of wrappers inside each other the outermost."""
-    found: dict[str, Any] = {}
-    for name, module in base.named_modules():
-        inside = found and name.startswith(f"{next(reversed(found))}.")
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
-            found[name] = module
-    return found
-
-
-def unwrap(base: nn.Module, kept: Collection[str] = ()) -> None:
-    """Put the base's own layers and modules back in the place of `wrappers`, but for those at some names."""
-    for name, module in wrappers(base).items():
-        if name in kept:
-            continue
-        inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
-        parent, _, child = name.rpartition(".")
-        setattr(base.get_submodule(parent), child, inner)
 
 
 @exact_products()

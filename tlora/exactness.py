@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapter import unwrap, without_noise, wrappers
+from tlora.adapter import without_noise
 from tlora.evaluation import evaluating
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
@@ -19,6 +19,7 @@ from tlora.models import load_model
 from tlora.plain import Factors, active_adapter, lora_layers
 from tlora.randomness import seeded
 from tlora.run import ADAPTER_CONFIG
+from tlora.wrapping import taking_off
 
 _EXPORTED = "exported"
 PROMPTS = (
@@ -107,20 +108,14 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
     """The exported adapter as a second one, active; modes and what was trainable are put back."""
-    trainable, active = {name for name, p in model.named_parameters() if p.requires_grad}, active_adapter(model)
-    modes, before = [(module, module.training) for module in model.modules()], wrappers(model.get_base_model())
+    modes, take_off = [(module, module.training) for module in model.modules()], taking_off(model, _EXPORTED)
     try:
         with seeded(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
         model.set_adapter(_EXPORTED)
         yield
     finally:
-        model.set_adapter(active)
-        if _EXPORTED in model.peft_config:
-            model.delete_adapter(_EXPORTED)
-        unwrap(model.get_base_model(), kept=before)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)
+        take_off()
         for module, mode in modes:
             module.training = mode
 

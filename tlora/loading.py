@@ -23,9 +23,7 @@ from tlora.adapter import (
     changes_the_base,
     freeze,
     part_in_the_base,
-    unwrap,
     without_noise,
-    wrappers,
 )
 from tlora.checks import base_of, before_merging, check_same_model, refuse_replicated
 from tlora.models import load_model
@@ -34,6 +32,7 @@ from tlora.run import ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
 from tlora.sealing import BASE, FROZEN_A, record_of
 from tlora.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
+from tlora.wrapping import taking_off
 
 # What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
 _DAMAGE = (
@@ -264,18 +263,11 @@ def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Ten
                 parameter.data.copy_(values)
             raise
         return
-    active, trainable = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]
-    base = model.get_base_model()
-    before = wrappers(base)
+    take_off = taking_off(model, name)
     try:
         yield
     except BaseException:
-        model.set_adapter(active)  # first: PEFT warns when it deletes the active one
-        if name in model.peft_config:
-            model.delete_adapter(name)
-        unwrap(base, kept=before)
-        for parameter, required in trainable:
-            parameter.requires_grad_(required)
+        take_off()
         raise
 
 
