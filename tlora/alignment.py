@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -254,9 +254,10 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
     rank = positive_int(rank, "rank")
     _check_comparable(a, b)
     rows = {name: (a.basis(name, rank), b.basis(name, rank)) for name in a.names}
+    one, other = labels or told_apart((a, b))
     sides = [{"kind": s.kind, "task": s.meta.task, "samples": s.meta.samples, "seed": s.meta.seed} for s in (a, b)]
     return Alignment(
-        sides=labels or _labels(*sides),
+        sides=(one, other),
         rank=rank,
         angles={name: principal_angles(*pair) for name, pair in rows.items()},
         overlaps={name: overlap_by_rank(*pair) for name, pair in rows.items()},
@@ -272,6 +273,22 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
             samples=min((s.meta.samples for s in (a, b) if s.meta.samples), default=None),
         ),
     )
+
+
+def told_apart(sides: Sequence[Subspaces]) -> list[str]:
+    """What to call several subspaces: their kinds; where two are the same, with what else differs, or with a number."""
+    labels = [side.kind for side in sides]
+    more = [
+        [side.meta.task for side in sides],
+        [f"{side.meta.samples} sample{'s' * (side.meta.samples != 1)}" for side in sides],
+        [f"seed {side.meta.seed}" for side in sides],
+    ]
+    differing = [parts for parts in more if len(set(parts)) > 1]
+    if len(set(labels)) < len(labels) and differing:
+        labels = [f"{kind} of {', '.join(parts)}" for kind, *parts in zip(labels, *differing, strict=True)]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} ({number})" for number, label in enumerate(labels, 1)]
+    return labels
 
 
 def align_layers(subspaces: Subspaces, projection: str, rank: int) -> LayerAlignment:
@@ -355,17 +372,3 @@ def _check_one_width(widths: dict[str, int]) -> None:
 def _repeated(values: Iterable[str]) -> list[str]:
     seen = list(values)
     return [value for value in dict.fromkeys(seen) if seen.count(value) > 1]
-
-
-def _labels(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
-    """The kinds where they differ, else the kind and what else differs; nothing, for two halves."""
-    if one["kind"] != other["kind"]:
-        return one["kind"], other["kind"]
-    forms = {"task": "{}", "samples": "{} samples", "seed": "seed {}"}
-    differing = [key for key in forms if one[key] != other[key]]
-    if not differing:
-        return f"{one['kind']} of one", f"{one['kind']} of the other"
-    first, second = (
-        f"{side['kind']} of " + ", ".join(forms[key].format(side[key]) for key in differing) for side in (one, other)
-    )
-    return first, second

@@ -165,7 +165,7 @@ def test_two_tasks_two_seeds_and_two_halves(model, calibration, kinds):
     assert tlora.align(kinds["random"], seed, 4).sides == ("random of seed 0", "random of seed 1")
     assert tlora.align(kinds["random"], seed, 4).meta.seed is None
     half = replace(kinds["wc"])
-    assert tlora.align(kinds["wc"], half, 4).sides == ("wc of one", "wc of the other")
+    assert tlora.align(kinds["wc"], half, 4).sides == ("wc (1)", "wc (2)")
     assert tlora.align(kinds["wc"], half, 4, labels=("first half", "second half")).sides == (
         "first half",
         "second half",
@@ -173,7 +173,7 @@ def test_two_tasks_two_seeds_and_two_halves(model, calibration, kinds):
     # the sample counts that the two sides were made from
     fewer = tlora.calibrate(model, [tiny_batch(model, lengths=(9,))], task="task 0", progress=False)
     found = tlora.align(kinds["wc"], tlora.task_subspaces(model, fewer, max_rank=8, progress=False), 4)
-    assert found.sides == ("wc of 2 samples", "wc of 1 samples")
+    assert found.sides == ("wc of 2 samples", "wc of 1 sample")
     assert found.meta.samples == 1
 
 

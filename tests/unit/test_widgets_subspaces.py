@@ -195,9 +195,9 @@ def test_one_side_against_itself_is_refused():
     ("changes", "labels"),
     [
         ({"kind": "w"}, ["wc", "w"]),
-        ({"seed": 1}, ["wc, seed 0", "wc, seed 1"]),
-        ({"task": "other"}, ["wc, family_relationships", "wc, other"]),
-        ({}, ["wc, 1", "wc, 2"]),
+        ({"seed": 1}, ["wc of seed 0", "wc of seed 1"]),
+        ({"task": "other"}, ["wc of family_relationships", "wc of other"]),
+        ({}, ["wc (1)", "wc (2)"]),
     ],
 )
 def test_sides_are_called_by_what_sets_them_apart(changes, labels):

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
-from tlora.alignment import Alignment, align
+from tlora.alignment import Alignment, align, told_apart
 from tlora.checks import positive_int
 from tlora.subspace import Subspaces
 from viz import heatmap, style
@@ -66,7 +66,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
         for side in sides:
             if not isinstance(side, Subspaces):
                 raise TypeError(f"a side is a {type(side).__name__}: pass Subspaces from tlora.task_subspaces")
-        self.labels = list(labels) if labels is not None else _labels(sides)
+        self.labels = list(labels) if labels is not None else told_apart(sides)
         if not len(set(self.labels)) == len(self.labels) == len(sides):
             raise ValueError(f"{len(sides)} sides are called {', '.join(self.labels)}: pass one label for each of them")
         rank = positive_int(rank, "rank")
@@ -158,16 +158,3 @@ def _finding(state: AlignmentState, overlap: pd.DataFrame) -> str:
         f"{state.left} and {state.right}: {directions} by {mean}; "
         f"most in {style.place(top)}, {style.percent(top['overlap'])}"
     )
-
-
-def _labels(sides: Sequence[Subspaces]) -> list[str]:
-    """The kinds; where two are the same, with what differs between them, or else with a number."""
-    labels = [side.kind for side in sides]
-    forms = [("task", "{}"), ("samples", "{} samples"), ("seed", "seed {}")]
-    for key, form in forms:
-        if len(set(labels)) < len(labels) and len({getattr(side.meta, key) for side in sides}) > 1:
-            more = [form.format(getattr(side.meta, key)) for side in sides]
-            labels = [f"{label}, {part}" for label, part in zip(labels, more, strict=True)]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label}, {number}" for number, label in enumerate(labels, 1)]
-    return labels
