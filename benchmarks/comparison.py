@@ -39,6 +39,8 @@ CURVES = tuple(MORE_SEEDS)
 """Whose rates are run with three seeds: how wide the range of good ones is, one run a rate does not say."""
 ASTRAY = ("pissa", "tlora+")
 """Of whose runs some went astray at the rate that was chosen: they would be all the spread there is."""
+CEILING = "full"
+"""No adapter, but what one could come to: how far adapters lie apart, it does not say."""
 SHARES = (0.01, 0.05)
 """Of the best value, within which a rate is a good one."""
 REFERENCE = 8
@@ -70,7 +72,7 @@ COMMON: Ranks = {
     "tlora-paper": (8,),
     "lora-fa": (8,),
     "pissa": (8,),
-    "full": (8,),
+    CEILING: (8,),
 }
 SIZES: Ranks = COMMON | {"lora": (8, 4, 16), "tlora": (8, 4, 16), "tlora-trained": (8, 4, 16)}
 PEERS: Ranks = {method: (8,) for method in METHODS if method not in COMMON}
@@ -319,9 +321,9 @@ def directions(comparison: tlora.Comparison) -> str:
 def spread(comparison: tlora.Comparison) -> str:
     """Standard deviations of methods and of runs at the reference rank, from a two-way layout of methods and seeds."""
     runs = _no_ablations(comparison.to_frame().query("best_rate and rank == @REFERENCE and seed in @SEEDS"))
-    runs = runs[~runs["method"].isin(ASTRAY)]
-    left_out = f"methods of rank {REFERENCE} but {' and '.join(ASTRAY)}"
-    lines = [f"| task | {left_out} | standard deviation between methods | between runs of one |", "|---" * 4 + "|"]
+    runs = runs[~runs["method"].isin((*ASTRAY, CEILING))]
+    left_out = f"adapters of rank {REFERENCE} but {' and '.join(ASTRAY)}"
+    lines = [f"| task | {left_out} | standard deviation between them | between runs of one |", "|---" * 4 + "|"]
     for task, rows in runs.groupby("task", sort=False):
         values = rows.pivot(index="seed", columns="method", values="value").dropna(axis="columns")
         if len(values) < len(SEEDS) or values.shape[1] < 3:

@@ -157,7 +157,12 @@ def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
     """Half the variance of the differences of two methods, the mean over all pairs, is what a run adds by itself."""
     rng = np.random.default_rng(0)
     values = {name: rng.normal(level, 0.02, 3).round(4) for name, level in (("lora", 0.5), ("b", 0.6), ("c", 0.4))}
-    strange = {"pissa": (0.1, 0.9, 0.1), "tlora of kind g": (0.9, 0.1, 0.9), "short": (0.9, 0.1)}
+    strange = {
+        "pissa": (0.1, 0.9, 0.1),
+        "full": (0.9, 0.9, 0.91),
+        "tlora of kind g": (0.9, 0.1, 0.9),
+        "short": (0.9, 0.1),
+    }
     records = [
         record(name, 1e-3, seed, split, [value], rank=8)
         for name, found in (values | strange).items()
