@@ -350,6 +350,8 @@ def merge(model: PeftModel) -> Any:
         raise TypeError(f"merge takes the PeftModel of attach or load, not a {type(model).__name__}")
     layers = adapter_layers(model)
     if not layers:
+        if kind := kind_of_adapter(model):
+            raise ValueError(f"merge is for LoRA, and this adapter is {kind}: PEFT merges it, model.merge_and_unload()")
         raise ValueError("the model has no adapter left to merge: it was merged or taken off before")
     refuse_experts(layers)
     for name, layer in layers.items():
@@ -363,6 +365,12 @@ def merge(model: PeftModel) -> Any:
     merged = model.merge_and_unload(safe_merge=True)
     setattr(merged, BEFORE_MERGING, before)  # what was made for it does not fit it any more
     return merged
+
+
+def kind_of_adapter(model: PeftModel) -> str:
+    """PEFT's name of the kind of an adapter that is on the model, such as LORA; empty where none is left."""
+    there = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    return str(getattr(model.active_peft_config.peft_type, "value", "")) if there else ""
 
 
 def shared_weight(base: nn.Module, layers: Mapping[str, LoraLayer]) -> tuple[str, str] | None:

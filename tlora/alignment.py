@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.angles import orthonormal, overlap_by_rank, principal_angles
-from tlora.checks import ALIKE, likeness, positive_int
+from tlora.checks import ALIKE, check_type, likeness, positive_int
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces
 
@@ -249,8 +249,7 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
         If they are of other modules, other models or other widths, or the rank is beyond what one of them has.
     """
     for side in (a, b):
-        if not isinstance(side, Subspaces):
-            raise TypeError(f"expected two Subspaces from task_subspaces, got a {type(side).__name__}")
+        check_type(side, Subspaces, "task_subspaces(...)")
     rank = positive_int(rank, "rank")
     _check_comparable(a, b)
     rows = {name: (a.basis(name, rank), b.basis(name, rank)) for name in a.names}
@@ -314,6 +313,7 @@ def align_layers(subspaces: Subspaces, projection: str, rank: int) -> LayerAlign
         is beyond what one of them has.
     """
     rank = positive_int(rank, "rank")
+    check_type(subspaces, Subspaces, "task_subspaces(...)")
     names = [name for name, role in subspaces.projections.items() if role == projection]
     if len(names) < 2:
         there = ", ".join(_repeated(subspaces.projections.values())) or "none"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 import pandas as pd
 import torch
 
-from tlora.checks import positive_int
+from tlora.checks import check_type, positive_int
 from tlora.footprint import Footprint, footprint
 from tlora.knobs import (
     BUDGETS,
@@ -199,6 +199,7 @@ class Allocation(Result):
         ValueError
             If the plans are of models with other modules or shapes.
         """
+        check_type(other, Allocation, "allocate(...)")
         if self.shapes != other.shapes:
             raise ValueError("the plans are of different models or target modules: compare two plans of the same")
         names = [name for name in self.shapes if name in self.ranks or name in other.ranks]
@@ -360,8 +361,7 @@ def allocate(
     ----------
     TLoRA, arXiv 2604.18124: sensitivity-based allocation of ranks and scaling factors.
     """
-    if not isinstance(sensitivity, Sensitivity):
-        raise TypeError(f"sensitivity is a {type(sensitivity).__name__}: pass calibrate(...).sensitivity")
+    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
     nominal = positive_int(rank, "rank")
     knobs = Knobs(
         rank=nominal,

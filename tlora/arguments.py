@@ -137,9 +137,18 @@ def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> 
     def asked(name: str) -> bool:
         return str(getattr(theirs.get(name, "no"), "value", theirs.get(name, "no"))) != "no"
 
-    if asked("eval_strategy") and not validates:
+    for name in ("max_steps", "gradient_accumulation_steps"):
+        if (count := theirs.get(name)) is not None and count < 1 and (name, count) != ("max_steps", -1):
+            raise ValueError(f"{name}={count!r}: use a whole number of at least 1, or leave it out")
+    if theirs.get("auto_find_batch_size"):
         raise ValueError(
-            f"eval_strategy={theirs['eval_strategy']!r} needs validation samples, and there are none: "
+            "auto_find_batch_size=True begins anew with what was trained before memory ran out, and the record is then "
+            "wrong: pass a smaller batch_size, and gradient_accumulation_steps for as many samples a step"
+        )
+    when = "eval_strategy" if asked("eval_strategy") else "eval_on_start"
+    if theirs.get(when) and asked(when) and not validates:
+        raise ValueError(
+            f"{when}={theirs[when]!r} needs validation samples, and there are none: "
             "pass a task with a validation split and an evaluation_limit other than 0"
         )
     if (asked("save_strategy") or theirs.get("load_best_model_at_end")) and not saves:

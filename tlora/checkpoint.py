@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections import Counter
@@ -62,7 +63,9 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def _saved(self) -> list[Path]:
-        return sorted(self.folder.glob("samples-*"))
+        """Our own by their names, the last one last: what else is there is somebody's."""
+        ours = (path for path in self.folder.glob("samples-*") if re.fullmatch(r"samples-\d{9,}", path.name))
+        return sorted(ours, key=lambda path: int(path.name.removeprefix("samples-")))
 
 
 class Share:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tlora.precision import exact_products
 from tlora.targets import is_linear, shape
 from tlora.weights import weight
+
+T = TypeVar("T")
 
 
 def positive_int(value: Any, name: str) -> int:
@@ -29,6 +31,29 @@ def positive_int(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: use a whole number of at least 1")
     return int(value)
+
+
+def check_type(value: object, expected: type[T], way_out: str) -> T:
+    """The value, if it is of the class that is asked for.
+
+    Parameters
+    ----------
+    value : object
+        What the user passed.
+    expected : type
+        Class of the result.
+    way_out : str
+        Expression that makes one, for the message.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    if not isinstance(value, expected):
+        article = "an" if expected.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}")
+    return value
 
 
 def as_names(names: Any) -> Any:
@@ -151,7 +176,15 @@ def refuse_replicated(config: Mapping[str, Any]) -> None:
 
 
 def base_of(model: Any) -> Any:
-    """The model itself, or the one under its adapters."""
+    """The model itself, or the one under its adapters.
+
+    Raises
+    ------
+    TypeError
+        If it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -267,7 +267,11 @@ class Comparison(Result):
         return f"{len(methods)} methods ({named}) on {tasks} tasks, {len(self.runs)} runs{odd}"
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self.outcomes, {"runs": self.runs.to_dict("list")}
+        # Rows may have been sorted or dropped since; what is read again is numbered from zero.
+        places = {str(row): place for place, row in enumerate(self.runs.index)}
+        parts = {key: key.partition(".") for key in self.outcomes}
+        outcomes = {f"{places[row]}.{of}": self.outcomes[key] for key, (row, _, of) in parts.items() if row in places}
+        return outcomes, {"runs": self.runs.to_dict("list")}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:

@@ -112,7 +112,7 @@ class DenseCovariance(Covariance):
 
     def dense(self) -> Float[Tensor, "d_in d_in"]:
         """The whole matrix, float32."""
-        return self.total if self.samples == 1 else self.total / self.samples
+        return self.total / self.samples
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """``C @ x`` for a (d_in, k) tensor, on the device of ``x``."""
@@ -181,7 +181,7 @@ class SketchedCovariance(Covariance):
 
     def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
         """The ``k`` largest eigenvalues (all that the sketch has by default), falling; lower bounds."""
-        return self._eigen[0][:k].cpu()
+        return self._eigen[0][:k].cpu().clone()
 
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
         """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""

@@ -33,7 +33,7 @@ def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) 
     Returns
     -------
     low, high : float
-        NaN where there are fewer than two runs: how far apart others would be is then not known.
+        NaN where there are fewer than two runs, or samples: how far apart others would be is then not known.
 
     Notes
     -----
@@ -48,7 +48,7 @@ def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) 
     Searle, Casella and McCulloch, "Variance Components", 1992; Satterthwaite, "An approximate distribution of estimates
     of variance components", Biometrics Bulletin 1946.
     """
-    if len(values) < 2:
+    if min(values.shape) < 2:
         return np.nan, np.nan
     mean, (squares, freedom) = values.mean(), mean_squares(values)
     squares = np.maximum(squares, squares[2])  # what is below it would be a variance below zero

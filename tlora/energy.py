@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tlora.calibration import Calibration
-from tlora.checks import base_modules, check_same_model, positive_int
+from tlora.checks import base_modules, check_same_model, check_type, positive_int
 from tlora.covariance import Covariance
 from tlora.precision import exact_products
 from tlora.storage import Meta, Result
@@ -156,6 +156,7 @@ def captured_energy(
     The best is found as `task_subspaces` finds kind ``"wc"``, to about 1e-5 of it.
     """
     wanted = checked_ranks(subspaces, ranks)
+    check_type(calibration, Calibration, "calibrate(...)")
     shapes = calibration.sensitivity.shapes
     for label, subspace in subspaces.items():
         if set(subspace.names) != set(shapes):

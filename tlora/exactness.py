@@ -67,8 +67,13 @@ def export_difference(
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
     lora_layers(model)
     trained = [_logits(model, batch) for batch in batches]
-    with model.disable_adapter():
-        base = [_logits(model, batch) for batch in batches]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            base = [_logits(model, batch) for batch in batches]
+    finally:  # PEFT makes A and B trainable
+        for parameter, required in trainable:
+            parameter.requires_grad_(required)
     with _as_exported(model, Path(path)) as exported:
         found = [_logits(exported, batch) for batch in batches]
     return _largest(found, trained), _largest(base, trained)

@@ -103,6 +103,10 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """The model's own loss, a mean over all labels of a step; with logits only where there are labels."""
         batch = at_labels(self._adapted, fitted(self._adapted, inputs))
+        if self.label_smoother is not None and self._adapted.config.is_encoder_decoder:
+            # The Trainer smooths labels out of the model's sight, which would have made these of them.
+            base: Any = self._adapted.get_base_model()
+            batch.setdefault("decoder_input_ids", base.prepare_decoder_input_ids_from_labels(labels=batch["labels"]))
         if not self._means:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, batch, True)
@@ -124,6 +128,12 @@ class AdapterTrainer(Trainer):
         elif self.args.should_save:
             # By default PEFT looks the base model up on the hub, to see whether its vocabulary was resized.
             self._adapted.save_pretrained(output_dir or str(self.args.output_dir), save_embedding_layers=False)
+
+    @property
+    def best_step(self) -> int | None:
+        """Of the best checkpoint that was written: a better step may have been evaluated, and not saved."""
+        folder = self.state.best_model_checkpoint
+        return int(folder.rpartition("-")[2]) if folder else None
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint into the adapter that was trained; the Trainer reads ``default`` for any."""

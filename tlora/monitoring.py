@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,9 @@ class ModuleRecorder(TrainerCallback):
     """
 
     def __init__(self, every: int = 10) -> None:
-        if not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
             raise ValueError(f"every must be a positive number of steps, got {every!r}: 1 records each step")
-        self.every = every
+        self.every: int = int(every)
         self.names: list[str] = []
         self.steps: list[int] = []
         self.values: list[Tensor] = []

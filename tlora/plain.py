@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from tlora.adapter import adapter_layers, changes_the_base, refuse_experts, shared_weight
+from tlora.adapter import adapter_layers, changes_the_base, kind_of_adapter, refuse_experts, shared_weight
 from tlora.engines import COMPUTES_MORE
 from tlora.run import PREFIX
 from tlora.targets import is_linear, shape
@@ -105,7 +105,9 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
         raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
     layers = adapter_layers(model)
     if not layers:
-        raise ValueError("the model has no LoRA layers to export: attach an adapter first")
+        other = kind_of_adapter(model)
+        there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
+        raise ValueError(f"the model has {there}: attach an adapter first")
     refuse_experts(layers)
     if any(layer.merged for layer in layers.values()):
         raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -253,19 +254,24 @@ class TrainingRun(Result):
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         values = {name: getattr(self, name) for name in PLAIN}
-        values["history"] = self.history.to_dict("list")
-        values["modules"] = self.module_history["module"].drop_duplicates().tolist()
+        history, by_module = _columns(self.history, self.columns), _columns(self.module_history, self.module_columns)
+        modules = pd.Categorical(by_module["module"], categories=by_module["module"].unique())
+        values["history"] = history.to_dict("list")
+        values["modules"] = modules.categories.tolist()
         # The adapter itself stays where PEFT wants it; the run remembers which one it is.
         values["files"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in self._files().items()}
-        numbers = self.module_history.drop(columns="module")
         tensors = {f"fingerprint.{name}": tensor for name, tensor in self.fingerprints.items()}
-        return {"module_history": torch.from_numpy(numbers.to_numpy("float64"))} | tensors, values
+        tensors["module_history"] = torch.from_numpy(by_module.drop(columns="module").to_numpy("float64"))
+        tensors["module_rows"] = torch.from_numpy(modules.codes.astype("int64"))
+        return tensors, values
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
         names, numbers = values["modules"], tensors["module_history"].numpy()
         modules = pd.DataFrame(numbers, columns=[c for c in cls.module_columns if c != "module"])
-        modules.insert(1, "module", (names * (len(modules) // max(1, len(names)))))
+        # Without numbers of their own, as earlier ones are, rows stand in the order of the modules, step by step.
+        rows = tensors["module_rows"].tolist() if "module_rows" in tensors else range(len(modules))
+        modules.insert(1, "module", [names[row % len(names)] for row in rows])
         return cls(
             history=pd.DataFrame(values["history"], columns=list(cls.columns)).astype(HISTORY_TYPES),
             module_history=modules.astype({"step": "int64", "module": "object"}),
@@ -276,6 +282,20 @@ class TrainingRun(Result):
 
 
 HISTORY_TYPES = {name: "int64" if name == "step" else "float64" for name in TrainingRun.columns}
+
+
+def _columns(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """These columns of a table that is to be saved, whatever else has been put into it.
+
+    Raises
+    ------
+    ValueError
+        If one has been taken out: the run could not be read again.
+    """
+    wanted = list(columns)
+    if missing := [name for name in wanted if name not in table.columns]:
+        raise ValueError(f"the run's table has no column {missing[0]!r} any more: change a copy of it, table.copy()")
+    return table[wanted]
 
 
 def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:

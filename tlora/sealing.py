@@ -40,8 +40,9 @@ ARGUMENTS = "arguments.json"
 """What a checkpoint was trained with, of what a resumed training cannot change half-way."""
 
 HELD = (
-    "learning_rate", "seed", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon",
+    "learning_rate", "seed", "data_seed", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
+    "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
+    "train_sampling_strategy", "dataloader_drop_last",
 )  # fmt: skip
 
 
@@ -85,7 +86,10 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     """
     given = args.to_dict()
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    now = {name: given[name] for name in HELD} | {"samples a step": step, "training samples": len(rows)}
+    now = {name: given[name] for name in HELD if name in given} | {
+        "samples a step": step,
+        "training samples": len(rows),
+    }
     modules = lora_modules(model).values()
     now[FROZEN_A] = bool(modules) and not any(module.a.requires_grad for module in modules)
     prints = base_fingerprints(model)
@@ -247,9 +251,9 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
 
 def _scaled_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two PEFT configs give their modules the same scales, to what another machine rounds otherwise."""
-    patterns = [{"": config["lora_alpha"], **config["alpha_pattern"]} for config in (one, other)]
+    patterns = [{"": config.get("lora_alpha", 1), **(config.get("alpha_pattern") or {})} for config in (one, other)]
     return (
-        one["use_rslora"] == other["use_rslora"]
+        one.get("use_rslora") == other.get("use_rslora")
         and patterns[0].keys() == patterns[1].keys()
         and all(math.isclose(alpha, patterns[1][name], rel_tol=1e-3) for name, alpha in patterns[0].items())
     )

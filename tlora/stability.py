@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tlora.allocation import Allocation
-from tlora.checks import positive_int
+from tlora.checks import check_type, positive_int
 from tlora.knobs import confidence_level
 from tlora.resampling import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
 from tlora.sensitivity import Sensitivity
@@ -217,7 +217,7 @@ def ranking_stability(
     ----------
     Kendall, "The treatment of ties in ranking problems", Biometrika 1945 (tau-b).
     """
-    samples = sensitivity.checked()
+    samples = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").checked()
     n, m = samples.shape
     if n < 3 or m < 2:
         raise ValueError(f"a ranking needs 2 modules and its stability 3 samples, got {m} and {n}: calibrate with more")
@@ -275,7 +275,8 @@ def plan_stability(
     ValueError
         If the plan is not of this sensitivity; if there are fewer than two samples.
     """
-    drawn = sensitivity.checked()
+    drawn = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").checked()
+    check_type(allocation, Allocation, "allocate(...)")
     if {name: sensitivity.scores.get(name) for name in allocation.scores} != allocation.scores:
         raise ValueError("the plan was not made from this sensitivity: allocate(sensitivity, ...) makes one that is")
     columns = [sensitivity.names.index(name) for name in allocation.ranks]
@@ -286,7 +287,7 @@ def plan_stability(
     recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
     return PlanStability(
-        plan=allocation.ranks,
+        plan=dict(allocation.ranks),
         ranks=ranks,
         layers={name: allocation.layers[name] for name in allocation.ranks},
         projections={name: allocation.projections[name] for name in allocation.ranks},

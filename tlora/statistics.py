@@ -31,7 +31,7 @@ Products = Literal["float32", "model"]
 
 def module_seed(seed: int, name: str) -> int:
     """A seed for one module that does not depend on which others are there."""
-    return (seed * 1_000_003 + zlib.crc32(name.encode())) % (1 << 63)
+    return (int(seed) * 1_000_003 + zlib.crc32(name.encode())) % (1 << 63)
 
 
 @dataclass(frozen=True)

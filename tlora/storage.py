@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -76,10 +77,18 @@ class Meta:
     def __post_init__(self) -> None:
         # Found out here, not when hours of work are saved; and what is loaded equals what was made.
         try:
-            recipe = json.loads(json.dumps(self.recipe))
+            recipe = json.loads(json.dumps(self.recipe, default=_plain))
         except TypeError as error:
             raise TypeError(f"a recipe takes JSON values only, got {self.recipe!r} ({error})") from error
         object.__setattr__(self, "recipe", recipe)
+        object.__setattr__(self, "seed", None if self.seed is None else int(self.seed))
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 class Result:

@@ -120,7 +120,7 @@ class Subspaces(Result):
             raise ValueError(
                 f"rank {rank} asked for {name}, whose basis has {len(rows)} directions: use 1 to {len(rows)}{more}"
             )
-        return rows[:rank]
+        return rows[:rank].clone()
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
@@ -225,16 +225,16 @@ def task_subspaces(
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
         kind=kind,
-        max_rank=max_rank,
+        max_rank=int(max_rank),
         bases={name: basis.rows for name, basis in found.items()},
         singular_values={name: basis.values for name, basis in found.items()},
         numerical_rank={name: basis.rank for name, basis in found.items()},
         row_variance={name: basis.variance for name, basis in found.items()},
         traces={name: trace[calibration.shared[name]] for name in found},
-        shapes=scores.shapes,
-        layers=scores.layers,
-        projections=scores.projections,
-        fingerprints=calibration.fingerprints,
+        shapes=dict(scores.shapes),
+        layers=dict(scores.layers),
+        projections=dict(scores.projections),
+        fingerprints=dict(calibration.fingerprints),
         meta=Meta(calibration.meta.model, calibration.meta.task, {"kind": kind}, seed, calibration.meta.samples),
     )
 

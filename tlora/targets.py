@@ -92,8 +92,6 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     TypeError
         If the model is none, or ``select`` is neither a string nor an iterable of strings.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
     refuse_adapted(model)
     places = _places(model)
     if not places:
@@ -130,6 +128,8 @@ def refuse_adapted(model: nn.Module) -> None:
     ValueError
         If any module is a PEFT layer, or the model is the wrapper that ``torch.compile`` returns.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
     if hasattr(model, "_orig_mod"):
         raise ValueError(
             "the model is a wrapper of torch.compile, whose names no other model has: pass model._orig_mod, or compile "

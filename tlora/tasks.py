@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -357,14 +358,14 @@ def _checked_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None) 
     most = int(min(tokenizer.model_max_length, 1 << 30))
     if max_length is None:
         return min(_MAX_LENGTH, most)
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
+    if isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 2:
         raise ValueError(f"max_length={max_length!r}: pass a whole number of tokens, at least 2")
     if max_length > most:
         warnings.warn(
             f"max_length={max_length} is more than the {most} tokens that the tokenizer says its model reads",
             stacklevel=3,
         )
-    return max_length
+    return int(max_length)
 
 
 def _check(tokenizer: Any, architecture: str | None, sizes: Mapping[str, int | None], metric: str | None) -> None:
@@ -375,7 +376,7 @@ def _check(tokenizer: Any, architecture: str | None, sizes: Mapping[str, int | N
     if metric not in (None, *_METRICS):
         raise ValueError(f"metric={metric!r}: choose from {', '.join(_METRICS)}")
     for split, size in sizes.items():
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, Integral) or size < 0):
             raise ValueError(f"{split}={size!r}: pass a number of samples, 0 or more")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -29,8 +29,9 @@ def check_trainable(model: Any) -> None:
     TypeError
         If it is no PeftModel.
     ValueError
-        If it has several active adapters, a merged one, nothing to train, something to train that is not saved, or
-        layers of other ranks or scales than the adapter's config, or LoRA of experts.
+        If its adapter was taken off, or several are active; if it is merged, there is nothing to train, something would
+        be trained that is not saved, or layers have other ranks or scales than the adapter's config; if there is LoRA
+        of experts.
 
     Warns
     -----
@@ -42,6 +43,8 @@ def check_trainable(model: Any) -> None:
             f"train() takes an adapted model, got {type(model).__name__}: attach an adapter first, "
             "tlora.attach(model, subspaces, allocation)"
         )
+    if isinstance(model.base_model, BaseTuner) and not any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+        raise ValueError("the adapter was taken off this model: attach one to its base, or load it again")
     if len(model.active_adapters) != 1:
         raise ValueError(
             f"the model has the active adapters {', '.join(model.active_adapters) or 'none'}: choose "
@@ -50,6 +53,10 @@ def check_trainable(model: Any) -> None:
     merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
         raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
+        raise ValueError(
+            "the adapter is switched off: call model.base_model.enable_adapter_layers() before training it"
+        )
     refuse_packed(model)
     refuse_experts(adapter_layers(model))
     refuse_replicated(model.peft_config[model.active_adapter].to_dict())

@@ -143,6 +143,7 @@ def train(
     TLoRA, arXiv 2604.18124: ``W`` and ``A`` stay fixed, ``B`` is trained.
     """
     check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
+    batch_size, seed = int(batch_size), int(seed)  # perhaps of NumPy, which the Trainer does not take
     check_trainable(model)
     data = _as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
@@ -199,6 +200,7 @@ class _Ending:
 
     seconds: float
     reason: str = ""
+    held: int = 0  # the step whose adapter the run has
     interrupted: bool = False
     diverged: bool = False
     cut_short: bool = False  # at once, so that nobody waits for an evaluation
@@ -218,7 +220,7 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
     started = time.perf_counter()
     reason, diverged, cut_short = "", False, False
     try:
-        with heads_in_float32(model):
+        with heads_in_float32(model), torch.inference_mode(False), torch.enable_grad():
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
         reason, cut_short = "training was interrupted", True
@@ -229,25 +231,25 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
     done, planned = trainer.state.global_step, trainer.state.max_steps
     if not reason and done < planned:
         reason = "a callback stopped training"
+    best = trainer.best_step if trainer.args.load_best_model_at_end and not cut_short else None
     if reason:
-        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end and not cut_short else None
         holds = f"that of step {best}, the best" if best else "the adapter as it was then"
         reason += f" after {done} of {planned} steps; the run holds {holds}"
     seconds = time.perf_counter() - started
-    return _Ending(seconds, reason, bool(reason) and not diverged, diverged, cut_short)
+    return _Ending(seconds, reason, best or done, bool(reason) and not diverged, diverged, cut_short)
 
 
 def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraModule]) -> None:
-    done, planned = trainer.state.global_step, trainer.state.max_steps
+    planned = trainer.state.max_steps
     advice = f" (a learning rate below {trainer.args.learning_rate:g} may help)" if ending.diverged else ""
     if ending.reason:
         warnings.warn(ending.reason + advice, stacklevel=3)
     # The first warm-up step has a learning rate of zero, so a run that was stopped there proves nothing.
     zero = [name for name, module in modules.items() if module.b.requires_grad and not module.b.any()]
-    if zero and done > min(trainer.args.get_warmup_steps(planned), planned - 1):
+    if zero and ending.held > min(trainer.args.get_warmup_steps(planned), planned - 1):
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
         warnings.warn(
-            f"B is still zero after {done} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
+            f"B is still zero after {ending.held} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
             "the learning rate was zero (a single step is all warm-up: pass warmup_steps=0)",
             stacklevel=3,
         )

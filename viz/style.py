@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from tlora.checks import check_type as check_type
 from tlora.storage import Meta
 
 P = ParamSpec("P")
@@ -89,29 +90,6 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
             settings.update(before)
 
     return drawn
-
-
-def check_type(value: object, expected: type[T], way_out: str) -> T:
-    """The value, if it is what the picture is drawn from.
-
-    Parameters
-    ----------
-    value : object
-        What the user passed.
-    expected : type
-        Class of the result.
-    way_out : str
-        Expression that makes one, for the message.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
-    if not isinstance(value, expected):
-        article = "an" if expected.__name__[0] in "AEIOU" else "a"
-        raise TypeError(f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}")
-    return value
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, SupportsIndex
 
@@ -305,7 +306,7 @@ def plan(sensitivity: Sensitivity, state: AllocationState) -> Allocation:
 
 def arguments(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
     """What `tlora.allocate` is called with for a state, defaults left out."""
-    values = {name: getattr(state, name) for name in DEFAULTS}
+    values = {name: deepcopy(getattr(state, name)) for name in DEFAULTS}
     values["exclude"] = by_hand.grouped(state.exclude, sensitivity)
     return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
 
