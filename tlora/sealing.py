@@ -85,6 +85,7 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
         If an argument, the training samples or the base differ; checkpoints without a record are taken as they are.
     """
     given = args.to_dict()
+    given["optim"] = given["optim"].removesuffix("_fused")  # the same, computed in one go
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = {name: given[name] for name in HELD if name in given} | {
         "samples a step": step,
