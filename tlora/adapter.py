@@ -78,8 +78,8 @@ def attach(
         If the subspaces or the allocation are none.
     ValueError
         If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
-        offloaded, the results are of another model, a rank is beyond ``subspaces.max_rank``, or ``rows`` is unknown.
-        The model is then as it was.
+        offloaded, the subspaces are of another model or the plan of other modules, a rank is beyond
+        ``subspaces.max_rank``, or ``rows`` is unknown. The model is then as it was.
     RuntimeError
         If PEFT has wrapped other modules than were planned for, or given them other ranks.
 

@@ -176,8 +176,12 @@ class TrainingRun(Result):
         OSError
             If the disk is full or the place is not writable; the earlier adapter, if any, is left as it was.
         FileExistsError
-            If ``path`` is a file, or a folder that holds no adapter.
+            If ``path`` is a file, or a folder that holds no adapter, or checkpoints of a training beside it.
         """
+        if kept := sorted(Path(path).glob("checkpoint-*")):
+            raise FileExistsError(
+                f"{path} also holds {kept[0].name}, which would be lost: choose another folder, or remove it"
+            )
         with replace_folder(path, expects=ADAPTER_CONFIG) as folder:
             for name, blob in self._files().items():
                 write_bytes(folder / name, blob)

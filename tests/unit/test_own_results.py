@@ -76,6 +76,16 @@ def test_a_run_that_could_not_be_read_again_is_not_saved(table: str, column: str
     assert list(tmp_path.iterdir()) == []
 
 
+def test_checkpoints_beside_an_adapter_are_not_removed_with_it(tmp_path: Path) -> None:
+    run = tlora.train(adapted_model(), token_rows(8), **QUIET)
+    run.save(tmp_path)
+    tlora.train(adapted_model(), token_rows(8), output_dir=tmp_path, save_steps=2, **QUIET)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match="also holds checkpoint-2, which would be lost"):
+        run.save(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("options", [{}, {"covariance": "sketch", "sketch_size": 16}])
 def test_what_is_handed_out_is_no_part_of_the_result(options: dict[str, Any]) -> None:
     model = tiny_model("llama")
