@@ -83,14 +83,15 @@ def best(scores: Mapping[float, Score]) -> float | None:
 def beyond(scores: Mapping[float, Score]) -> float | None:
     """The rate that follows on the edge at which the best is; None where the best is inside.
 
-    Where all diverged, or several came to the same score and none to another, there is nothing to go by: lower then,
-    for it is at high rates that training diverges, or comes to what guessing gives. What fails at every rate (NaN)
-    fails at others too.
+    Where all diverged, or several came to the same value and none to another, there is nothing to go by: lower then,
+    for it is at high rates that training diverges, or comes to what guessing gives. Where not one answer is right at
+    any rate, what decides among equals is gone by. What fails at every rate (NaN) fails at others too.
     """
     if all(math.isnan(value) for value, *_ in scores.values()):
         return None
-    rates, top, reached = sorted(scores), best(scores), list(_finite(scores).values())
-    if top is None or top == rates[0] or (len(reached) > 1 and len(set(reached)) == 1):
+    rates, top, reached = sorted(scores), best(scores), _finite(scores).values()
+    guessed = len({value for value, *_ in reached} | {0.0}) == 2 or len(set(reached)) == 1
+    if top is None or top == rates[0] or (len(reached) > 1 and guessed):
         return _rounded(rates[0] * rates[0] / rates[1])
     if top == rates[-1]:
         return _rounded(rates[-1] * rates[-1] / rates[-2])
