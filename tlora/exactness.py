@@ -67,15 +67,14 @@ def export_difference(
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
     lora_layers(model)
     trained = [_logits(model, batch) for batch in batches]
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    take_off = taking_off(model, _EXPORTED)
     try:
-        with model.disable_adapter():
+        with model.disable_adapter():  # which makes A and B trainable
             base = [_logits(model, batch) for batch in batches]
-    finally:  # PEFT makes A and B trainable
-        for parameter, required in trainable:
-            parameter.requires_grad_(required)
-    with _as_exported(model, Path(path)) as exported:
-        found = [_logits(exported, batch) for batch in batches]
+        with _as_exported(model, Path(path)) as exported:
+            found = [_logits(exported, batch) for batch in batches]
+    finally:
+        take_off()
     return _largest(found, trained), _largest(base, trained)
 
 
@@ -112,15 +111,14 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
-    """The exported adapter as a second one, active; modes and what was trainable are put back."""
-    modes, take_off = [(module, module.training) for module in model.modules()], taking_off(model, _EXPORTED)
+    """The exported adapter as a second one, active, until it is taken off; modes are put back."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with seeded(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
         model.set_adapter(_EXPORTED)
         yield
     finally:
-        take_off()
         for module, mode in modes:
             module.training = mode
 

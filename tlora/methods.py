@@ -6,10 +6,9 @@ rank everywhere, so that plain LoRA has a scaling of one.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -141,7 +140,7 @@ def _walk(recipe: Recipe, job: Job) -> PeftModel:
 def _peft(job: Job, kind: type[PeftConfig], low_cpu_mem_usage: bool = False, **config: Any) -> PeftModel:
     """The base with an adapter of PEFT on every target module."""
     names = list(target_modules(job.model))
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = {one.name for one in fields(kind)}
     shared = {name: value for name, value in shared_config(job.model, names).items() if name in known}
     whole = kind(**config, **shared)
     adapted = get_peft_model(job.model, whole, low_cpu_mem_usage=low_cpu_mem_usage)
