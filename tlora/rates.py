@@ -90,8 +90,9 @@ def beyond(scores: Mapping[float, Score]) -> float | None:
     if all(math.isnan(value) for value, *_ in scores.values()):
         return None
     rates, top, reached = sorted(scores), best(scores), _finite(scores).values()
-    guessed = len({value for value, *_ in reached} | {0.0}) == 2 or len(set(reached)) == 1
-    if top is None or top == rates[0] or (len(reached) > 1 and guessed):
+    values = {value for value, *_ in reached}
+    guessed = len(reached) > 1 and ((len(values) == 1 and values != {0.0}) or len(set(reached)) == 1)
+    if top is None or top == rates[0] or guessed:
         return _rounded(rates[0] * rates[0] / rates[1])
     if top == rates[-1]:
         return _rounded(rates[-1] * rates[-1] / rates[-2])

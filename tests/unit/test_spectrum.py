@@ -258,7 +258,7 @@ def test_bad_spectra_are_refused_by_module(values, trace, words):
 
 def test_a_covariance_with_nan_is_refused_by_module():
     bad = covariance(0)
-    bad.dense()[0, 0] = float("nan")
+    bad.total[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"covariance of a\.q holds NaN"):
         spectrum(calibration({"a.o": covariance(1), "a.q": bad}))
 
