@@ -93,12 +93,12 @@ def test_what_is_handed_out_is_no_part_of_the_result(options: dict[str, Any]) ->
     subspaces = tlora.task_subspaces(model, calibration, max_rank=4, progress=False)
     name = calibration.names[0]
     covariance = calibration.covariance[name]
-    before = covariance.trace, covariance.eigenvalues(), covariance.dense(), subspaces.basis(name, 4)
-    for handed in (covariance.eigenvalues(), covariance.eigenvalues(3), covariance.dense(), subspaces.basis(name, 2)):
+    ask = (covariance.eigenvalues, covariance.dense, lambda: subspaces.basis(name, 4))
+    trace, before = covariance.trace, [answer().clone() for answer in ask]
+    for handed in (*(answer() for answer in ask), covariance.eigenvalues(3), subspaces.basis(name, 2)):
         handed.mul_(100)
-    after = covariance.trace, covariance.eigenvalues(), covariance.dense(), subspaces.basis(name, 4)
-    assert before[0] == after[0]
-    assert all(torch.equal(one, other) for one, other in zip(before[1:], after[1:], strict=True))
+    assert covariance.trace == trace
+    assert all(torch.equal(answer(), values) for answer, values in zip(ask, before, strict=True))
     subspaces.layers.clear()
     assert len(calibration.to_frame()) == len(calibration.names)
 
