@@ -14,6 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from tlora.alignment import Alignment, LayerAlignment
 from tlora.capture import GradientCapture
+from tlora.checks import check_type
 from tlora.energy import CapturedEnergy
 from tlora.subspace import Kind
 from viz import heatmap, style
@@ -58,7 +59,7 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
         return _draw_layers(result, ax)
     if isinstance(result, CapturedEnergy):
         return _draw_energy(result, ax)
-    style.check_type(result, GradientCapture, "the result of tlora.align, captured_energy or gradient_capture")
+    check_type(result, GradientCapture, "the result of tlora.align, captured_energy or gradient_capture")
     return _draw_gradient(result, ax)
 
 

@@ -15,6 +15,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation import Allocation
+from tlora.checks import check_type
 from viz import heatmap, style
 
 BARS = "0.72"
@@ -48,7 +49,7 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     TypeError
         If ``allocation`` is no Allocation.
     """
-    frame = whole(style.check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
+    frame = whole(check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
     width, height = heatmap.size(frame)
     ax = style.axes(ax, width, height + 0.8)
     nominal, low, high = allocation.rank, int(frame["rank"].min()), int(frame["rank"].max())

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from tlora.checks import check_type
 from tlora.compared import Comparison
 from tlora.curves import averaged, searches
 from tlora.paired import PLACE, BaselineRank
@@ -89,7 +90,7 @@ def plot_comparison(
     ValueError
         If nothing is left to draw.
     """
-    style.check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
+    check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
     summary = _selected(comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric), tasks, ranks)
     summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
+from tlora.checks import check_type
 from tlora.sensitivity import Sensitivity, check_scores
 from viz import heatmap, style
 
@@ -32,7 +33,7 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     ValueError
         If a score is negative, NaN or infinite; the message names the module.
     """
-    scores = style.check_type(sensitivity, Sensitivity, "calibration.sensitivity").scores
+    scores = check_type(sensitivity, Sensitivity, "calibration.sensitivity").scores
     if reached := any(scores.values()):
         check_scores(scores)
     frame = sensitivity.to_frame()

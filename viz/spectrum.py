@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
+from tlora.checks import check_type
 from tlora.spectrum import Spectrum
 from viz import style
 
@@ -60,7 +61,7 @@ def plot_spectrum(
     KeyError
         If a module has no spectrum.
     """
-    style.check_type(spectrum, Spectrum, "calibration.spectrum()")
+    check_type(spectrum, Spectrum, "calibration.spectrum()")
     if view not in ("variance", "eigenvalues", "effective_rank"):
         raise ValueError(f"view is {view!r}: choose 'variance', 'eigenvalues' or 'effective_rank'")
     frame = _inputs(spectrum, modules)

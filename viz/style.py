@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from tlora.checks import check_type as check_type
+from tlora.checks import check_type
 from tlora.storage import Meta
 
 P = ParamSpec("P")

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from tlora.checks import check_type
 from tlora.run import TrainingRun
 from viz import style
 
@@ -35,7 +36,7 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     TypeError
         If ``run`` is no TrainingRun.
     """
-    history = style.check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
+    history = check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
     ax = style.axes(ax, 8.6, 3.9)
     _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75, zorder=2.5)
     _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)
