@@ -18,10 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation import Allocation
 from tlora.checks import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
-from tlora.precision import exact_products
-from tlora.randomness import seeded
 from tlora.subspace import Subspaces
 from tlora.targets import head_modules, refuse_adapted, refuse_offloaded
+from tlora.utils.reproducibility import exact_products, seeded
 from tlora.wrapping import unwrap, wrappers
 
 ADAPTER = "default"

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.angles import orthonormal, overlap_by_rank, principal_angles
-from tlora.checks import ALIKE, check_type, likeness, positive_int
+from tlora.checks import ALIKE, likeness
+from tlora.numerics.linalg import orthonormal, overlap_by_rank, principal_angles
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces
+from tlora.utils.validation import check_type, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -31,7 +32,7 @@ class Alignment(Result):
     angles : dict of (rank,) float64 tensor
         Principal angles at that rank, radians, rising; by full module name in model order.
     overlaps : dict of (rank,) float64 tensor
-        Overlap of the first 1, 2, ... ``rank`` directions, see ``tlora.angles.overlap_by_rank``.
+        Overlap of the first 1, 2, ... ``rank`` directions, see ``tlora.numerics.linalg.overlap_by_rank``.
     determined : dict of int
         How many of the directions both sides' matrices determine. The rest are random completions, and agree
         by chance only.

@@ -10,22 +10,13 @@ from typing import Any, ClassVar, Self, SupportsIndex
 import pandas as pd
 import torch
 
-from tlora.checks import check_type, positive_int
 from tlora.footprint import Footprint, footprint
-from tlora.knobs import (
-    BUDGETS,
-    SCALINGS,
-    Knobs,
-    fraction,
-    one_of,
-    one_or_several,
-    positive,
-    whole_or_each,
-)
+from tlora.knobs import BUDGETS, SCALINGS, Knobs, one_or_several, whole_or_each
 from tlora.limits import Limits, budget_total, excluded_names, limits
-from tlora.rounding import spent
+from tlora.numerics.apportionment import spent
 from tlora.sensitivity import Sensitivity, check_scores
 from tlora.storage import Meta, Result
+from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
 
 
 @dataclass(frozen=True, repr=False)
@@ -349,7 +340,7 @@ def allocate(
     Notes
     -----
     Ranks are in proportion to scores within the limits, rounded by largest remainders
-    (``tlora.rounding.apportion``). The authors round each rank and put the whole error on the largest module,
+    (``apportion``). The authors round each rank and put the whole error on the largest module,
     where a rank of 0 or above the size of the matrix can come out. ``scaling="nominal"`` is what their code
     computes: its layers divide by the configured rank before the allocated one is set. The paper's text
     suggests ``"allocated"``.

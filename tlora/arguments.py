@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from tlora.processes import on_cpu
+from tlora.utils.distributed import on_cpu
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 _OUR_NAMES = {

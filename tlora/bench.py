@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from tlora.files import digest
 from tlora.job import Job, Memory
 from tlora.locations import PACKAGED
 from tlora.methods import Method, seeded_adapt
@@ -30,6 +29,7 @@ from tlora.store import Record
 from tlora.task import Task
 from tlora.tasks import load_task_of, task_files
 from tlora.training import train
+from tlora.utils.files import digest
 
 Split = Literal["validation", "test"]
 

@@ -15,14 +15,15 @@ from torch import Tensor
 from tlora.batches import Batch
 from tlora.calibration import Calibration
 from tlora.checkpoint import Checkpoint, Share
-from tlora.checks import as_names, fingerprint
+from tlora.checks import fingerprint
 from tlora.merging import check_alike, in_order
 from tlora.passes import check_batches, observe, prepared
-from tlora.processes import Processes
 from tlora.sensitivity import Sensitivity
 from tlora.statistics import Kept, Options, Products, Statistics, Tokens
 from tlora.storage import Meta
 from tlora.targets import target_modules as find_targets
+from tlora.utils.distributed import Processes
+from tlora.utils.validation import as_names
 from tlora.weights import weight
 
 

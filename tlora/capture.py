@@ -14,18 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.batches import Batch
-from tlora.checks import check_same_model, positive_int
+from tlora.checks import check_same_model
 from tlora.energy import by_kind, by_module, checked_ranks
-from tlora.knobs import confidence_level
+from tlora.numerics.sketching import SecondMoment, sketching_matrix
+from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.passes import check_batches, observe, prepared
 from tlora.recording import Recorder
-from tlora.resampling import bootstrap_means, interval
-from tlora.second_moment import SecondMoment
-from tlora.sketching import sketching_matrix
-from tlora.statistics import module_seed
 from tlora.storage import Meta, Result
 from tlora.subspace import Subspaces
 from tlora.targets import Target, target_modules
+from tlora.utils.reproducibility import module_seed
+from tlora.utils.validation import confidence_level, positive_int
 
 EXACT_UP_TO = 2048
 """Largest width of a module whose second moment of gradients is kept whole: 16 MB of float32."""

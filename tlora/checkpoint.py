@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tlora.batches import Batch
 from tlora.calibration import Calibration
-from tlora.processes import Processes
 from tlora.storage import RESULT
+from tlora.utils.distributed import Processes
 
 
 class Checkpoint:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from numbers import Integral
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,55 +12,9 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tlora.precision import exact_products
 from tlora.targets import is_linear, shape
+from tlora.utils.reproducibility import exact_products
 from tlora.weights import weight
-
-T = TypeVar("T")
-
-
-def positive_int(value: Any, name: str) -> int:
-    """The value as an int.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number of at least 1; the message calls it ``name``.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r}: use a whole number of at least 1")
-    return int(value)
-
-
-def check_type(value: object, expected: type[T], way_out: str) -> T:
-    """The value, if it is of the class that is asked for.
-
-    Parameters
-    ----------
-    value : object
-        What the user passed.
-    expected : type
-        Class of the result.
-    way_out : str
-        Expression that makes one, for the message.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
-    if not isinstance(value, expected):
-        article = "an" if expected.__name__[0] in "AEIOU" else "a"
-        raise TypeError(f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}")
-    return value
-
-
-def as_names(names: Any) -> Any:
-    """Names in any iterable as a list, which can be read twice and written down; all else as it is."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        return names
-    return sorted(names, key=str) if isinstance(names, set | frozenset) else list(names)
-
 
 BEFORE_MERGING = "_tlora_before_merging"
 """Attribute of a model that adapters were merged into: fingerprints of its weights before each of them."""

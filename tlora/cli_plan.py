@@ -9,9 +9,9 @@ import typer
 
 from tlora.cli_report import facts, table
 from tlora.footprint import size_text
-from tlora.knobs import positive
 from tlora.planning import ResourcePlan, matmul_speed
 from tlora.planning import plan as estimate
+from tlora.utils.validation import positive
 
 PLANNING = """Examples:
 

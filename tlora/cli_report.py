@@ -17,11 +17,11 @@ from typer.core import TyperGroup
 
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
-from tlora.files import replace_file
 from tlora.footprint import size_text
 from tlora.models import quiet
 from tlora.run import TrainingRun
 from tlora.storage import Result
+from tlora.utils.files import replace_file
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
 """What the library raises where something is asked of it that it cannot do: shown as a sentence."""

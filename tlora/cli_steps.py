@@ -22,7 +22,6 @@ from tlora.calibration import Calibration
 from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
-from tlora.files import check_replaceable, replace_folder
 from tlora.models import checked_device, floating_dtype, load_model
 from tlora.recipes import RECIPES
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
@@ -30,8 +29,10 @@ from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
 from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
 from tlora.targets import target_modules
-from tlora.tasks import Task, load_task_of
+from tlora.task import Task
+from tlora.tasks import load_task_of
 from tlora.training import train
+from tlora.utils.files import check_replaceable, replace_folder
 
 R = TypeVar("R", bound=Result)
 

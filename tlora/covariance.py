@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.linalg import Product, mirror_, nystrom, symmetric_powers
-from tlora.second_moment import SecondMoment
+from tlora.numerics.linalg import Product, mirror_, nystrom, symmetric_powers
+from tlora.numerics.sketching import SecondMoment
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from tlora.passes import input_device
 from tlora.positions import most_tokens
 
 if TYPE_CHECKING:
-    from tlora.tasks import Task
+    from tlora.task import Task
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
 _TOKENS_AT_ONCE = 4096

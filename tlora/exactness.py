@@ -17,8 +17,8 @@ from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
 from tlora.models import load_model
 from tlora.plain import Factors, active_adapter, lora_layers
-from tlora.randomness import seeded
 from tlora.run import ADAPTER_CONFIG
+from tlora.utils.reproducibility import seeded
 from tlora.wrapping import taking_off
 
 _EXPORTED = "exported"

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from tlora.adapter import merge, shared_weight
 from tlora.engines import SERVERS, Adapter, Server
-from tlora.files import write_bytes
 from tlora.gguf_adapter import FILE as GGUF_FILE
 from tlora.gguf_adapter import write_gguf
 from tlora.models import floating_dtype, load_tokenizer
 from tlora.plain import PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
 from tlora.replacing import check_place, replace_export
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
+from tlora.utils.files import write_bytes
 
 Format = Literal["peft", "gguf", "merged"]
 MODEL_CONFIG = "config.json"

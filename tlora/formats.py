@@ -11,13 +11,8 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tlora.conversation import (
-    IGNORED,
-    conversation_segments,
-    end_tokens,
-    first_tokens,
-    tokenise,
-)
+from tlora.conversation import conversation_segments, end_tokens, first_tokens, tokenise
+from tlora.losses import IGNORED
 from tlora.messages import is_learnt, read_tools
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")

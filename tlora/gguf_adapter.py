@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tlora.files import replace_file
 from tlora.plain import MERGED, Factors
+from tlora.utils.files import replace_file
 
 FILE = "adapter.gguf"
 _TYPES = {

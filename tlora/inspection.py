@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlora.engines import COMPUTES_MORE, ENGINES, Adapter, by_layer
-from tlora.files import undisturbed
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
 from tlora.storage import Meta, Result
+from tlora.utils.files import undisturbed
 
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",

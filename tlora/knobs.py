@@ -6,10 +6,9 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Literal, SupportsIndex, get_args
 
-from tlora.checks import positive_int
+from tlora.utils.validation import positive_int
 
 Scaling = Literal["nominal", "allocated"]
 SCALINGS = get_args(Scaling)
@@ -80,40 +79,3 @@ def one_or_several(value: str | int | Iterable[str | int]) -> list[str | int]:
         raise TypeError(f"exclude={value!r}: pass module names, projections or indices of layers, or nothing")
     items = [value] if isinstance(value, str | SupportsIndex) else list(value)
     return sorted((item if isinstance(item, str) else operator.index(item) for item in items), key=str)
-
-
-def positive(name: str, value: int | float) -> int | float:
-    """``value`` as a finite number above 0; ``name`` is for the error."""
-    number = _number(name, value)
-    if not number > 0 or math.isinf(number):
-        raise ValueError(f"{name} must be above 0 and finite, got {value}")
-    return number
-
-
-def fraction(name: str, value: int | float) -> int | float:
-    """``value`` as a number from 0 to 1; ``name`` is for the error."""
-    number = _number(name, value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-    return number
-
-
-def confidence_level(value: int | float) -> float:
-    """``value`` as a number strictly between 0 and 1."""
-    number = _number("confidence", value)
-    if not 0 < number < 1:
-        raise ValueError(f"confidence must be above 0 and below 1, such as 0.95, got {value}")
-    return float(number)
-
-
-def _number(name: str, value: int | float) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    """``value`` if it is one of the choices; ``name`` is for the error."""
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-    return value

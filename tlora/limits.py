@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tlora.knobs import Knobs, Shapes
-from tlora.rounding import apportion, spent
+from tlora.numerics.apportionment import apportion, spent
 
 
 @dataclass(frozen=True)

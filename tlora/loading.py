@@ -27,11 +27,11 @@ from tlora.adapter import (
 )
 from tlora.checks import base_of, before_merging, check_same_model, refuse_replicated
 from tlora.models import load_model
-from tlora.randomness import seeded
 from tlora.run import ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
 from tlora.sealing import BASE, FROZEN_A, record_of
 from tlora.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
+from tlora.utils.reproducibility import seeded
 from tlora.wrapping import taking_off
 
 # What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.

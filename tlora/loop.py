@@ -15,12 +15,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.batches import fitted
-from tlora.files import dispensable
 from tlora.losses import IGNORED, at_labels
 from tlora.packing import intact
-from tlora.randomness import seeded
 from tlora.sealing import adapter_folder
 from tlora.targets import is_causal
+from tlora.utils.files import dispensable
+from tlora.utils.reproducibility import seeded
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
 _ATTRIBUTES = (

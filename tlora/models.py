@@ -31,8 +31,8 @@ from transformers.utils import logging as transformers_logging
 from tlora.locations import Location, resolve
 from tlora.losses import problem_type
 from tlora.positions import tell_limit
-from tlora.randomness import seeded
 from tlora.targets import FRESH_MODULES, output_embeddings
+from tlora.utils.reproducibility import seeded
 
 
 @contextmanager

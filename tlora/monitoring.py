@@ -18,7 +18,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.files import dispensable
+from tlora.utils.files import dispensable
 
 MODULE_COLUMNS = {
     "step": "optimiser step after which the module was looked at, from 1",

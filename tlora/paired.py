@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlora.crossed import mean_interval
-from tlora.knobs import confidence_level
+from tlora.utils.validation import confidence_level
 
 BaselineRank = Literal["same", "nearest"] | int
 """Which rank of the baseline a method is held against."""

@@ -12,10 +12,9 @@ from tqdm.auto import tqdm
 
 from tlora.batches import Batch, prepare
 from tlora.losses import sample_losses
-from tlora.precision import exact_products
-from tlora.randomness import seeded
 from tlora.recording import Recorder, first_of, recording
 from tlora.targets import Target
+from tlora.utils.reproducibility import exact_products, seeded
 
 LOSS_SCALE = 2.0**10
 """Of a float16 model: a long sample spreads its loss over gradients that are below what float16 holds."""

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tlora.checks import as_names, positive_int
 from tlora.footprint import BYTES, Footprint, footprint
-from tlora.knobs import positive
-from tlora.linalg import OVERSAMPLING
 from tlora.models import architecture_of, floating_dtype, load_config
+from tlora.numerics.linalg import OVERSAMPLING
 from tlora.rehearsal import KINDS, Rehearsal, Workload, rehearse
 from tlora.statistics import Options
 from tlora.storage import Meta, Result
+from tlora.utils.validation import as_names, positive, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -16,18 +16,6 @@ _SHORT = (torch.float16, torch.bfloat16)
 
 
 @contextlib.contextmanager
-def exact_products() -> Iterator[None]:
-    """Without autocast inside, and new tensors of float32 unless something else is said; also a decorator."""
-    accelerator, usual = torch.accelerator.current_accelerator(), torch.get_default_dtype()
-    with contextlib.ExitStack() as stack:
-        for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.callback(torch.set_default_dtype, usual)
-        torch.set_default_dtype(torch.float32)
-        yield
-
-
-@contextlib.contextmanager
 def heads_in_float32(model: nn.Module) -> Iterator[None]:
     """Train the modules that are saved whole, as a head is, in float32, though the base has fewer bits.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.precision import exact_products
+from tlora.utils.reproducibility import exact_products
 
 COLUMNS = {
     "module": "full module name",

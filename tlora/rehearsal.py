@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from tlora.checks import positive_int
 from tlora.losses import accepts
 from tlora.positions import most_tokens
 from tlora.recording import recording
 from tlora.simulation import Simulation, simulated
 from tlora.targets import FRESH_MODULES, Target, head_modules, target_modules
+from tlora.utils.validation import positive_int
 
 KINDS = ("B", "A and B")
 """What is trained: as TLoRA, as LoRA."""

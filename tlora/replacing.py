@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gguf
 
-from tlora.files import check_replaceable, read_json, replace_folder, write_bytes
+from tlora.utils.files import check_replaceable, read_json, replace_folder, write_bytes
 
 RECORD = "export.json"
 """File of an exported folder that says of which format it is, and which files are part of it."""
@@ -71,7 +71,7 @@ def replace_export(path: Path, format: str) -> Iterator[Path]:
     Raises
     ------
     FileExistsError, OSError
-        As `check_place` and `tlora.files.replace_folder`.
+        As `check_place` and `tlora.utils.files.replace_folder`.
     """
     with replace_folder(path, partial(_check_folder, format)) as fresh:
         yield fresh

@@ -14,9 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tlora.conversation import IGNORED
 from tlora.evaluation import evaluating, to_device
-from tlora.losses import pad_right
+from tlora.losses import IGNORED, pad_right
 
 
 def spread(rows: Dataset, count: int) -> Dataset:

@@ -17,9 +17,9 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora import rank_use
-from tlora.files import digest, replace_folder, undisturbed, write_bytes
 from tlora.monitoring import MODULE_COLUMNS
 from tlora.storage import Meta, Result, read_head
+from tlora.utils.files import digest, replace_folder, undisturbed, write_bytes
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

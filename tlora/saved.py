@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from tlora.adapter import EXPERTS
 from tlora.engines import Adapter
-from tlora.files import read_json
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_adapter
+from tlora.utils.files import read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 

@@ -19,11 +19,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tlora.adapter import ADAPTER
 from tlora.checks import base_fingerprints, base_modules, check_same_model
-from tlora.files import digest, dispensable, flush, read_json, write_bytes
 from tlora.monitoring import lora_modules
 from tlora.saved import saved_shapes
 from tlora.targets import shape
 from tlora.trainable import adapter_tensors
+from tlora.utils.files import digest, dispensable, flush, read_json, write_bytes
 
 SEAL = "sealed.json"
 """Digests of a checkpoint's files, written last."""

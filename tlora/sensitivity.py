@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tlora.checks import positive_int
-from tlora.knobs import confidence_level
-from tlora.resampling import bootstrap_means, gini, interval
+from tlora.numerics.statistics import bootstrap_means, gini, interval
 from tlora.storage import Meta, Result
+from tlora.utils.validation import confidence_level, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)

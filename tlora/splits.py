@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from tlora.messages import is_learnt, unpacked
-from tlora.rounding import apportion
+from tlora.numerics.apportionment import apportion
 
 SPLITS = ("train", "validation", "test")
 

@@ -13,11 +13,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tlora.allocation import Allocation
-from tlora.checks import check_type, positive_int
-from tlora.knobs import confidence_level
-from tlora.resampling import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
+from tlora.numerics.statistics import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
 from tlora.sensitivity import Sensitivity
 from tlora.storage import Meta, Result
+from tlora.utils.validation import check_type, confidence_level, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.monitoring import LoraModule
-from tlora.precision import exact_products
+from tlora.utils.reproducibility import exact_products
 
 # Above the rounding of bfloat16, below the cosines of rows that are drawn.
 TOLERANCE = 1e-2

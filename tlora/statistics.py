@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -10,28 +9,24 @@ import torch
 from torch import Tensor
 
 from tlora.batches import Batch
-from tlora.checks import positive_int
 from tlora.covariance import Covariance, CovarianceSum
 from tlora.gradient import Gradient, GradientSum, sketch_sizes
-from tlora.linalg import tiles
+from tlora.numerics.linalg import tiles
+from tlora.numerics.sketching import SketchingMatrices
 from tlora.passes import input_device
-from tlora.processes import Processes
 from tlora.recording import Recorder
-from tlora.sketching import SketchingMatrices
 from tlora.targets import Target
+from tlora.utils.distributed import Processes
+from tlora.utils.validation import positive_int
 from tlora.weights import weight
 
 if TYPE_CHECKING:
     from tlora.calibration import Calibration
 
+
 Tokens = Literal["all", "labels"]
 Kept = Literal["dense", "sketch"]
 Products = Literal["float32", "model"]
-
-
-def module_seed(seed: int, name: str) -> int:
-    """A seed for one module that does not depend on which others are there."""
-    return (int(seed) * 1_000_003 + zlib.crc32(name.encode())) % (1 << 63)
 
 
 @dataclass(frozen=True)

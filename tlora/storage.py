@@ -1,7 +1,7 @@
 """One format for every result: a folder with ``tensors.safetensors`` and ``result.json``.
 
 Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
-checked against the digests written with them. A result is put into its place as a whole (`tlora.files`): a reader
+checked against the digests written with them. A result is put into its place as a whole (`tlora.utils.files`): a reader
 never sees half of one, and a save that fails leaves the old result where it was. Results of an older format are
 brought up to date as they are read (`tlora.migrations`).
 """
@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from tlora.files import read_json, replace_folder, undisturbed, write_bytes
 from tlora.migrations import FORMAT_VERSION, NotReadable, migrated
+from tlora.utils.files import read_json, replace_folder, undisturbed, write_bytes
 
 TENSORS = "tensors.safetensors"
 RESULT = "result.json"

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from tlora.files import fsync
+from tlora.utils.files import fsync
 
 Record = dict[str, Any]
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from tlora.checks import positive_int
-from tlora.conversation import IGNORED, decoded
+from tlora.conversation import decoded
 from tlora.evaluation import by_length, class_logits, evaluating, generate, per_sample
 from tlora.formats import Cuts
+from tlora.losses import IGNORED
 from tlora.splits import SPLITS
+from tlora.utils.validation import positive_int
 
 
 class Batches(list[dict[str, Tensor]]):

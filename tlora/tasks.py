@@ -17,9 +17,9 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from tlora.catalogue import PRESETS, REFUSED
-from tlora.conversation import IGNORED
 from tlora.evaluation import as_answer
 from tlora.formats import ARCHITECTURES, Cuts, Format
+from tlora.losses import IGNORED
 from tlora.metrics import METRICS, Metric
 from tlora.models import load_config, load_tokenizer, writes_text
 from tlora.positions import tell_limit

@@ -14,9 +14,9 @@ from matplotlib.transforms import ScaledTranslation
 
 from tlora.alignment import Alignment, LayerAlignment
 from tlora.capture import GradientCapture
-from tlora.checks import check_type
 from tlora.energy import CapturedEnergy
 from tlora.subspace import Kind
+from tlora.utils.validation import check_type
 from viz import heatmap, style
 
 Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture

@@ -15,7 +15,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation import Allocation
-from tlora.checks import check_type
+from tlora.utils.validation import check_type
 from viz import heatmap, style
 
 BARS = "0.72"

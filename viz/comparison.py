@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from tlora.checks import check_type
 from tlora.compared import Comparison
 from tlora.curves import averaged, searches
 from tlora.paired import PLACE, BaselineRank
+from tlora.utils.validation import check_type
 from viz import style
 
 MARKERS = "osD^vP*<>ph8dH"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from tlora.checks import check_type
 from tlora.sensitivity import Sensitivity, check_scores
+from tlora.utils.validation import check_type
 from viz import heatmap, style
 
 

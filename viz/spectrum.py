@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from tlora.checks import check_type
 from tlora.spectrum import Spectrum
+from tlora.utils.validation import check_type
 from viz import style
 
 View = Literal["variance", "eigenvalues", "effective_rank"]

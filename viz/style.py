@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from tlora.checks import check_type
 from tlora.storage import Meta
+from tlora.utils.validation import check_type
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from tlora.checks import check_type
 from tlora.run import TrainingRun
+from tlora.utils.validation import check_type
 from viz import style
 
 TRAINING, VALIDATION, TEST = style.colours(3)

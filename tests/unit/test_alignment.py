@@ -12,7 +12,7 @@ import torch
 
 import tlora
 from tests.helpers import tiny_batch, tiny_model
-from tlora.angles import overlap_by_rank, principal_angles
+from tlora.numerics.linalg import overlap_by_rank, principal_angles
 
 
 def orthonormal(rows, d, seed):

@@ -12,8 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers import FAMILIES, singles, tiny_batch, tiny_model
-from tlora.second_moment import SecondMoment
-from tlora.sketching import sketching_matrix
+from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.targets import target_modules
 from tlora.weights import weight
 

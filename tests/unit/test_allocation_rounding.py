@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tlora.rounding import apportion, integer_weights, spent
+from tlora.numerics.apportionment import apportion, integer_weights, spent
 
 quick = settings(max_examples=100, deadline=None)
 weight = st.one_of(st.integers(0, 20).map(float), st.floats(0, 1e6, width=32))

@@ -223,7 +223,7 @@ def test_it_goes_on_with_the_random_matrices_that_it_was_begun_with(tmp_path, sm
     undisturbed = calibrate(model, given, **SKETCH)
     calibrate(model, given[:2], checkpoint=tmp_path, **SKETCH)
     drawn = tlora.sketching.sketching_matrix
-    monkeypatch.setattr("tlora.sketching.sketching_matrix", lambda d, size: drawn(d, size, seed=1))
+    monkeypatch.setattr("tlora.numerics.sketching.sketching_matrix", lambda d, size: drawn(d, size, seed=1))
     assert not calibrate(model, given, **SKETCH).sketching["32.12"].equal(undisturbed.sketching["32.12"])
     assert same(calibrate(model, given, checkpoint=tmp_path, **SKETCH), undisturbed)
 

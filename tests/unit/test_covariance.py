@@ -10,8 +10,8 @@ from scipy.linalg import fractional_matrix_power
 import tlora
 from tests.helpers import tiny_batch, tiny_model
 from tlora.covariance import Covariance, CovarianceSum
-from tlora.linalg import nystrom
-from tlora.sketching import sketching_matrix
+from tlora.numerics.linalg import nystrom
+from tlora.numerics.sketching import sketching_matrix
 
 D, SIZE = 120, 40
 

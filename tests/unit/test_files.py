@@ -15,17 +15,17 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-import tlora.files
+import tlora.utils.files
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
-from tlora.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
 from tlora.migrations import migrated
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.storage import RESULT, _digest
 from tlora.targets import target_modules
+from tlora.utils.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
 
 ROOT = Path(__file__).parents[2]
 FORMAT_1 = ROOT / "tests" / "data" / "format-1"

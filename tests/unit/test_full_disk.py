@@ -23,9 +23,9 @@ from tests.results import EXAMPLES, record, run
 from tlora.cli_report import error_text
 from tlora.cli_steps import save_run
 from tlora.export import save_model
-from tlora.files import replace_file
 from tlora.store import Store
 from tlora.training import train
+from tlora.utils.files import replace_file
 
 Write = Callable[[Path], Any]
 

@@ -55,7 +55,7 @@ import importlib, sys
 import tlora
 for name in {modules}:
     importlib.import_module(name)
-assert not hasattr(sys.modules["tlora.linalg"].fix_signs, "__wrapped__"), "shapes are checked"
+assert not hasattr(sys.modules["tlora.numerics.linalg"].fix_signs, "__wrapped__"), "shapes are checked"
 print(*sorted({DRAWING} & sys.modules.keys()))
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -64,7 +64,7 @@ print(*sorted({DRAWING} & sys.modules.keys()))
 
 
 def test_shapes_are_checked_while_tests_run():
-    from tlora.linalg import fix_signs
+    from tlora.numerics.linalg import fix_signs
 
     assert fix_signs(torch.eye(2)).equal(torch.eye(2))
     with pytest.raises(TypeCheckError):

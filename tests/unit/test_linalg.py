@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlora import linalg
+from tlora.numerics import linalg
 
 
 def seeded(seed=0):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlora import linalg
+from tlora.numerics import linalg
 
 SEEDS = st.integers(0, 2**31)
 few = settings(max_examples=40, deadline=None)

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from tests.sensitivities import llama_sensitivity, sensitivity
-from tlora.resampling import bootstrap_means, gini, subsample_means
+from tlora.numerics.statistics import bootstrap_means, gini, subsample_means
 from tlora.sensitivity import Sensitivity
 
 

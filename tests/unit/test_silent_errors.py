@@ -32,10 +32,10 @@ from tlora.adapter import adapter_layers
 from tlora.batches import Tokens
 from tlora.covariance import CovarianceSum
 from tlora.sensitivity import Sensitivity
-from tlora.statistics import module_seed
 from tlora.storage import Meta
 from tlora.subspace import Kind
 from tlora.targets import target_modules
+from tlora.utils.reproducibility import module_seed
 
 QUICK: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 2, "evaluation_limit": 0, "progress": False}
 

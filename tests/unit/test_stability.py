@@ -10,7 +10,7 @@ import torch
 
 from tests.sensitivities import sensitivity
 from tlora.allocation import allocate
-from tlora.resampling import bootstrap_means, kendall_tau, top_overlap
+from tlora.numerics.statistics import bootstrap_means, kendall_tau, top_overlap
 from tlora.sensitivity import Sensitivity
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 

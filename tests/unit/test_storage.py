@@ -16,13 +16,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tlora.files
 import tlora.storage
+import tlora.utils.files
 from tests.results import META, same, sensitivity
 from tlora.allocation import allocate
-from tlora.files import replace_folder
 from tlora.sensitivity import Sensitivity
 from tlora.storage import RESULT, TENSORS, Meta, Result, read_head
+from tlora.utils.files import replace_folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pandas as pd
 from tlora.alignment import Alignment
 from tlora.capture import GradientCapture
 from tlora.energy import CapturedEnergy
-from tlora.resampling import gini
+from tlora.numerics.statistics import gini
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
 from tlora.stability import ranking_stability

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tlora.files import replace_file
 from tlora.storage import Result
+from tlora.utils.files import replace_file
 from viz.pages import findings, words
 from viz.pages.findings import Findings
 from viz.pages.measured import alignment, data, sensitivity, spectra

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
 from tlora.alignment import Alignment, align, told_apart
-from tlora.checks import positive_int
 from tlora.subspace import Subspaces
+from tlora.utils.validation import positive_int
 from viz import heatmap, style
 from viz.widgets.alignment_picture import AlignmentPicture
 from viz.widgets.base import Explorer, row, table

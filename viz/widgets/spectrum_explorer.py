@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from tlora.calibration import Calibration
-from tlora.checks import positive_int
 from tlora.spectrum import Spectrum, directions_for, subspace_spectrum
 from tlora.subspace import Subspaces
+from tlora.utils.validation import positive_int
 from viz import style
 from viz.widgets.base import WIDTH, Explorer, choice, row, table
 from viz.widgets.spectrum_picture import SpectrumPicture, percent
