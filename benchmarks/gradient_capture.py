@@ -28,7 +28,7 @@ from torch import Tensor
 
 import tlora
 from tlora.plain import plain_lora
-from tlora.storage import Result
+from tlora.results import Result
 from tlora.subspace import Kind
 
 COUNTS = (8, 16, 32, 64, 128)

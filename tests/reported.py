@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tests import pictured, results
+from tlora.results import Result
 from tlora.run import TrainingRun
-from tlora.storage import Result
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -32,11 +32,11 @@ from tlora.energy import CapturedEnergy, captured_energy
 from tlora.inspection import Inspection, inspect
 from tlora.outcomes import packed
 from tlora.planning import plan
+from tlora.results import Meta, Result, library_versions
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.spectrum import Spectrum
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
-from tlora.storage import Meta, Result, library_versions
 from tlora.store import Record
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.training import train

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from tlora.results import Meta
 from tlora.sensitivity import Sensitivity
-from tlora.storage import Meta
 
 LLAMA_2_7B = {
     "q_proj": (4096, 4096),

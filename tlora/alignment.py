@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tlora.checks import ALIKE, likeness
 from tlora.numerics.linalg import orthonormal, overlap_by_rank, principal_angles
-from tlora.storage import Meta, Result
+from tlora.results import Meta, Result
 from tlora.subspace import Subspaces
 from tlora.utils.validation import check_type, positive_int
 

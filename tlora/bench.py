@@ -23,8 +23,8 @@ from tlora.methods import Method, seeded_adapt
 from tlora.models import load_model
 from tlora.outcomes import Outcomes, outcomes, packed
 from tlora.peak import PeakMemory
+from tlora.results import library_versions
 from tlora.run import TrainingRun
-from tlora.storage import library_versions
 from tlora.store import Record
 from tlora.task import Task
 from tlora.tasks import load_task_of, task_files

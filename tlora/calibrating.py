@@ -18,9 +18,9 @@ from tlora.checkpoint import Checkpoint, Share
 from tlora.checks import fingerprint
 from tlora.merging import check_alike, in_order
 from tlora.passes import check_batches, observe, prepared
+from tlora.results import Meta
 from tlora.sensitivity import Sensitivity
 from tlora.statistics import Kept, Options, Products, Statistics, Tokens
-from tlora.storage import Meta
 from tlora.targets import target_modules as find_targets
 from tlora.utils.distributed import Processes
 from tlora.utils.validation import as_names

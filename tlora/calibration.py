@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tlora.covariance import Covariance, DenseCovariance, SketchedCovariance
 from tlora.gradient import Gradient
+from tlora.results import Meta, Result
 from tlora.sensitivity import Sensitivity
-from tlora.storage import Meta, Result
 
 if TYPE_CHECKING:
     from tlora.spectrum import Spectrum

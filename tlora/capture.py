@@ -20,7 +20,7 @@ from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.passes import check_batches, observe, prepared
 from tlora.recording import Recorder
-from tlora.storage import Meta, Result
+from tlora.results import Meta, Result
 from tlora.subspace import Subspaces
 from tlora.targets import Target, target_modules
 from tlora.utils.reproducibility import module_seed

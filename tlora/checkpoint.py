@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tlora.batches import Batch
 from tlora.calibration import Calibration
-from tlora.storage import RESULT
+from tlora.results import RESULT
 from tlora.utils.distributed import Processes
 
 

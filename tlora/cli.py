@@ -45,9 +45,9 @@ from tlora.cli_report import (
     sensitivity_table,
 )
 from tlora.cli_serving import EXPORTING, INSPECTING, export, inspect
+from tlora.results import RESULT, Result, library_versions
 from tlora.run import TrainingRun
 from tlora.sealing import is_whole
-from tlora.storage import RESULT, Result, library_versions
 from tlora.subspace import Kind
 from tlora.utils.files import replace_file
 

@@ -19,8 +19,8 @@ from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.footprint import size_text
 from tlora.models import quiet
+from tlora.results import Result
 from tlora.run import TrainingRun
-from tlora.storage import Result
 from tlora.utils.files import replace_file
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)

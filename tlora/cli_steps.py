@@ -24,9 +24,9 @@ from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
 from tlora.models import checked_device, floating_dtype, load_model
 from tlora.recipes import RECIPES
+from tlora.results import Meta, Result
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
-from tlora.storage import Meta, Result
 from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
 from tlora.targets import target_modules
 from tlora.task import Task

@@ -18,7 +18,7 @@ from tlora import rates
 from tlora.curves import averaged, flat_range, score, searches
 from tlora.outcomes import unpacked
 from tlora.paired import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
-from tlora.storage import Meta, Result, library_versions
+from tlora.results import Meta, Result, library_versions
 from tlora.store import Record, Store, key_text
 
 LISTED = (

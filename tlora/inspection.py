@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tlora.engines import COMPUTES_MORE, ENGINES, Adapter, by_layer
 from tlora.rank_use import COLUMNS, rank_use, update_singular_values
+from tlora.results import Meta, Result
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
-from tlora.storage import Meta, Result
 from tlora.utils.files import undisturbed
 
 _KEPT = (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tlora.calibration import Calibration
+from tlora.results import library_versions
 from tlora.statistics import Options
-from tlora.storage import library_versions
 
 SAME_WEIGHT = 1e-3
 """How far apart the projections of a weight may be, relative to their size, where statistics are added up."""

@@ -18,8 +18,8 @@ from tlora.footprint import BYTES, Footprint, footprint
 from tlora.models import architecture_of, floating_dtype, load_config
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.rehearsal import KINDS, Rehearsal, Workload, rehearse
+from tlora.results import Meta, Result
 from tlora.statistics import Options
-from tlora.storage import Meta, Result
 from tlora.utils.validation import as_names, positive, positive_int
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tlora import rank_use
 from tlora.monitoring import MODULE_COLUMNS
-from tlora.storage import Meta, Result, read_head
+from tlora.results import Meta, Result, read_head
 from tlora.utils.files import digest, replace_folder, undisturbed, write_bytes
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from tlora.numerics.statistics import bootstrap_means, gini, interval
-from tlora.storage import Meta, Result
+from tlora.results import Meta, Result
 from tlora.utils.validation import confidence_level, positive_int
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tlora.storage import Meta, Result
+from tlora.results import Meta, Result
 
 if TYPE_CHECKING:
     from tlora.calibration import Calibration

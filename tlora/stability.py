@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tlora.allocation import Allocation
 from tlora.numerics.statistics import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
+from tlora.results import Meta, Result
 from tlora.sensitivity import Sensitivity
-from tlora.storage import Meta, Result
 from tlora.utils.validation import check_type, confidence_level, positive_int
 
 

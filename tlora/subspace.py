@@ -16,7 +16,7 @@ from tlora.calibration import Calibration
 from tlora.checks import base_modules, check_same_model
 from tlora.covariance import Covariance
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
-from tlora.storage import Meta, Result
+from tlora.results import Meta, Result
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import positive_int
 from tlora.weights import weight

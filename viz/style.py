@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from tlora.storage import Meta
+from tlora.results import Meta
 from tlora.utils.validation import check_type
 
 P = ParamSpec("P")

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, next_command, no_pictures, saved, workplace  # noqa: F401
-from tlora import cli_steps, storage
+from tlora import cli_steps, results
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -303,7 +303,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
 def test_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(monkeypatch):
     done(f"{RUN} {QUICK} --output out")
     before = content("out")
-    write = storage.write_bytes
+    write = results.write_bytes
 
     def full(path: Path, blob: bytes) -> None:
         if path.name == "adapter_config.json":

@@ -17,7 +17,7 @@ import torch
 
 import tlora
 from tests.results import EXAMPLES, adapted, same
-from tlora.storage import Result
+from tlora.results import Result
 
 
 @pytest.fixture(params=EXAMPLES)

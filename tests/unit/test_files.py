@@ -20,10 +20,9 @@ from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
-from tlora.migrations import migrated
+from tlora.results import RESULT, _digest, migrated
 from tlora.run import TrainingRun
 from tlora.sensitivity import Sensitivity
-from tlora.storage import RESULT, _digest
 from tlora.targets import target_modules
 from tlora.utils.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
 

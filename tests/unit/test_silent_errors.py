@@ -31,8 +31,8 @@ from tests.unit.test_adapter import logits, planned, saved_run, step
 from tlora.adapter import adapter_layers
 from tlora.batches import Tokens
 from tlora.covariance import CovarianceSum
+from tlora.results import Meta
 from tlora.sensitivity import Sensitivity
-from tlora.storage import Meta
 from tlora.subspace import Kind
 from tlora.targets import target_modules
 from tlora.utils.reproducibility import module_seed

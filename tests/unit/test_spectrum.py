@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tlora.covariance import Covariance, DenseCovariance
+from tlora.results import Meta
 from tlora.spectrum import Spectrum, spectrum, subspace_spectrum
-from tlora.storage import Meta
 
 
 def of(values, trace=None, dimension=None) -> Spectrum:

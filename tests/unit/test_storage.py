@@ -16,12 +16,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tlora.storage
+import tlora.results
 import tlora.utils.files
 from tests.results import META, same, sensitivity
 from tlora.allocation import allocate
+from tlora.results import RESULT, TENSORS, Meta, Result, read_head
 from tlora.sensitivity import Sensitivity
-from tlora.storage import RESULT, TENSORS, Meta, Result, read_head
 from tlora.utils.files import replace_folder
 
 

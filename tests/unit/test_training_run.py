@@ -20,8 +20,8 @@ from peft import PeftModel
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.commands import PAIRS
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
+from tlora.results import Meta
 from tlora.run import TrainingRun, history_frame
-from tlora.storage import Meta
 from tlora.tasks import load_task
 from tlora.training import train
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tlora.storage import Result
+from tlora.results import Result
 from tlora.utils.files import replace_file
 from viz.pages import findings, words
 from viz.pages.findings import Findings
