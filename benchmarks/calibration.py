@@ -28,10 +28,10 @@ import tlora
 from benchmarks import calibration_peers, calibration_processes, calibration_slopes
 from benchmarks.stopwatch import now
 from tlora.covariance import CovarianceSum
+from tlora.models.targets import target_modules
+from tlora.models.weights import weight
 from tlora.numerics.linalg import leading_right_singular_vectors
 from tlora.numerics.sketching import sketching_matrix
-from tlora.targets import target_modules
-from tlora.weights import weight
 
 Batch = dict[str, Tensor]
 

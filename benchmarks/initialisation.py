@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 import tlora
-from tlora.weights import weight
+from tlora.models.weights import weight
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import gguf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import tlora
-from tlora.locations import resolve
+from tlora.models.loading import resolve
 
 
 def main() -> None:

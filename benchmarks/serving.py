@@ -31,8 +31,7 @@ from tlora.adapter import adapter_layers
 from tlora.exactness import PROMPTS
 from tlora.export import save_model
 from tlora.gguf_adapter import Layout, write_gguf
-from tlora.locations import resolve
-from tlora.models import load_tokenizer
+from tlora.models.loading import load_tokenizer, resolve
 from tlora.plain import plain_lora
 
 MODEL = "smollm2-135m"

@@ -9,8 +9,8 @@ import logging
 # PEFT imports bitsandbytes where that is installed, and its import says on every CPU that optional kernels are missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))
 
-from tlora.models import load_model
-from tlora.targets import Target, target_modules
+from tlora.models.loading import load_model
+from tlora.models.targets import Target, target_modules
 from tlora.planning import ResourcePlan, plan
 from tlora.task import Task
 from tlora.tasks import load_task

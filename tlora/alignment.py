@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.checks import ALIKE, likeness
+from tlora.models.weights import ALIKE, likeness
 from tlora.numerics.linalg import orthonormal, overlap_by_rank, principal_angles
 from tlora.results import Meta, Result
 from tlora.subspace import Subspaces

@@ -15,14 +15,11 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from tlora.checks import base_of
-from tlora.losses import IGNORED, check_problem, pad_right
-from tlora.positions import check_width
-from tlora.targets import Target, output_embeddings
+from tlora.models.forward import _OF_TEXTS, IGNORED, fitted, pad_right
+from tlora.models.targets import Target, output_embeddings
 
 _READS_ENCODER = re.compile(
     r"(EncDecAttention|encoder_attn|cross_?att(n|ention))\.(.*\.)?(k|v|k_proj|v_proj|key|value)$"
@@ -32,9 +29,6 @@ _IN_PLACE = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(), *MODEL_FOR_TOKEN_CLASS
     *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 }
 """Classes of models whose labels belong to the tokens that they stand at."""
-
-_OF_TEXTS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
-"""Classes of models that give one class, or one score, to a whole text."""
 
 
 @dataclass(frozen=True)
@@ -220,45 +214,6 @@ def _fingerprint(ids_and_labels: list[Tensor], others: Mapping[str, Tensor]) -> 
     for key, part in [*(("", part) for part in ids_and_labels), *others.items()]:
         digest.update(key.encode() + part.numel().to_bytes(8) + part.double().numpy().tobytes())
     return int.from_bytes(digest.digest(), signed=True)
-
-
-def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch as the model reads it: with its own padding token where the mask is 0.
-
-    By that token classifiers find the end of a text.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        One that names no padding token, or none that it has an embedding of, is given the batch as it is.
-    batch : mapping
-        ``input_ids`` and ``attention_mask`` (B, T), and whatever else.
-
-    Raises
-    ------
-    ValueError
-        If the batch is longer than the model reads, or of several texts for a classifier that needs a padding token and
-        has none.
-    """
-    if "input_ids" not in batch:  # pictures
-        return dict(batch)
-    check_width(batch, model)
-    check_problem(batch, model)
-    token = getattr(model.config.get_text_config(), "pad_token_id", None)
-    if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(base_of(model)):
-        raise ValueError(
-            f"a {type(base_of(model)).__name__} finds the end of each text by config.pad_token_id, which is None: set "
-            "model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
-        )
-    if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
-        return dict(batch)
-    return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, token)}
-
-
-def _ends_at_padding(model: Any) -> bool:
-    """Whether it is a classifier made of a decoder, which reads the class off the last token."""
-    of_texts = any(base.__name__ in _OF_TEXTS for base in type(model).__mro__)
-    return of_texts and model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:

@@ -18,9 +18,8 @@ import torch
 from peft import PeftModel
 
 from tlora.job import Job, Memory
-from tlora.locations import PACKAGED
 from tlora.methods import Method, seeded_adapt
-from tlora.models import load_model
+from tlora.models.loading import PACKAGED, load_model
 from tlora.outcomes import Outcomes, outcomes, packed
 from tlora.peak import PeakMemory
 from tlora.results import library_versions

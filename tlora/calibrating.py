@@ -15,16 +15,15 @@ from torch import Tensor
 from tlora.batches import Batch
 from tlora.calibration import Calibration
 from tlora.checkpoint import Checkpoint, Share
-from tlora.checks import fingerprint
 from tlora.merging import check_alike, in_order
+from tlora.models.targets import target_modules as find_targets
+from tlora.models.weights import fingerprint, weight
 from tlora.passes import check_batches, observe, prepared
 from tlora.results import Meta
 from tlora.sensitivity import Sensitivity
 from tlora.statistics import Kept, Options, Products, Statistics, Tokens
-from tlora.targets import target_modules as find_targets
 from tlora.utils.distributed import Processes
 from tlora.utils.validation import as_names
-from tlora.weights import weight
 
 
 def calibrate(

@@ -14,15 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlora.batches import Batch
-from tlora.checks import check_same_model
 from tlora.energy import by_kind, by_module, checked_ranks
+from tlora.models.hooks import Recorder
+from tlora.models.targets import Target, target_modules
+from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.passes import check_batches, observe, prepared
-from tlora.recording import Recorder
 from tlora.results import Meta, Result
 from tlora.subspace import Subspaces
-from tlora.targets import Target, target_modules
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import confidence_level, positive_int
 

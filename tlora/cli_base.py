@@ -10,7 +10,7 @@ from typing import Any
 
 from tlora.cli_options import Placement
 from tlora.loading import classes, load
-from tlora.models import load_model
+from tlora.models.loading import load_model
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.saved import checked, lora_config
 

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from tlora.allocation import Allocation
 from tlora.calibration import Calibration
 from tlora.footprint import size_text
-from tlora.models import quiet
+from tlora.models.loading import quiet
 from tlora.results import Result
 from tlora.run import TrainingRun
 from tlora.utils.files import replace_file

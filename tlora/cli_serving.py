@@ -23,7 +23,7 @@ from tlora.export import export as write_export
 from tlora.footprint import size_text
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
-from tlora.locations import served_by
+from tlora.models.loading import served_by
 from tlora.replacing import RECORD, check_place
 
 UNKNOWN = "BASE.gguf"

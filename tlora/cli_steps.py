@@ -22,13 +22,13 @@ from tlora.calibration import Calibration
 from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
-from tlora.models import checked_device, floating_dtype, load_model
+from tlora.models.loading import checked_device, floating_dtype, load_model
+from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import Meta, Result
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
-from tlora.targets import target_modules
 from tlora.task import Task
 from tlora.tasks import load_task_of
 from tlora.training import train

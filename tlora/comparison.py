@@ -23,7 +23,7 @@ from tlora.bench import Cell, Split, Terms, load_data, model_contents, run, task
 from tlora.compared import Comparison, cell_text, score_of
 from tlora.job import Memory
 from tlora.methods import Method, chosen
-from tlora.models import checked_device, floating_dtype
+from tlora.models.loading import checked_device, floating_dtype
 from tlora.recipes import Recipe
 from tlora.store import Record, Store, key_text
 from tlora.utils.validation import positive_int

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from tlora.losses import IGNORED
 from tlora.messages import Message, is_learnt, unpacked
+from tlora.models.forward import IGNORED
 
 Segment = tuple[str, bool]  # a piece of text, and whether it is learnt
 

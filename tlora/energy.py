@@ -14,13 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tlora.calibration import Calibration
-from tlora.checks import base_modules, check_same_model
 from tlora.covariance import Covariance
+from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.results import Meta, Result
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.utils.reproducibility import exact_products
 from tlora.utils.validation import check_type, positive_int
-from tlora.weights import weight
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -19,38 +19,17 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from tlora.batches import fitted
 from tlora.conversation import decoded
-from tlora.losses import IGNORED, at_labels
-from tlora.passes import input_device
-from tlora.positions import most_tokens
+from tlora.models.forward import IGNORED, at_labels, evaluating, most_tokens, to_device
 
 if TYPE_CHECKING:
     from tlora.task import Task
+
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
 _TOKENS_AT_ONCE = 4096
 # What a decoder begins an answer with; all else that a model is published with would make its answers others.
 _BEGINNING = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
-
-
-@contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets back the mode it had, also after an error.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Any.
-    """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
@@ -311,15 +290,3 @@ def _batches(
     batches = by_length(lengths, batch_size, _TOKENS_AT_ONCE)
     for indices in tqdm(batches, desc=what, unit="batch", disable=not progress):
         yield indices, to_device(task.collate(list(rows.select(indices))), model)
-
-
-def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The batch with the model's padding, where its embeddings are, wherever its other layers may be."""
-    embeddings = model.get_input_embeddings()
-    if int(batch["input_ids"].max()) >= len(embeddings.weight):
-        raise ValueError(
-            f"token {int(batch['input_ids'].max())} is beyond the {len(embeddings.weight)} embeddings of the model: "
-            "the task was loaded with the tokenizer of another model"
-        )
-    place = input_device(embeddings)
-    return {name: value.to(place) for name, value in fitted(model, batch).items()}

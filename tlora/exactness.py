@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapter import without_noise
-from tlora.evaluation import evaluating
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
-from tlora.models import load_model
+from tlora.models.forward import evaluating
+from tlora.models.loading import load_model
 from tlora.plain import Factors, active_adapter, lora_layers
 from tlora.run import ADAPTER_CONFIG
 from tlora.utils.reproducibility import seeded

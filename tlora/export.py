@@ -18,7 +18,7 @@ from tlora.adapter import merge, shared_weight
 from tlora.engines import SERVERS, Adapter, Server
 from tlora.gguf_adapter import FILE as GGUF_FILE
 from tlora.gguf_adapter import write_gguf
-from tlora.models import floating_dtype, load_tokenizer
+from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.plain import PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
 from tlora.replacing import check_place, replace_export
 from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.conversation import conversation_segments, end_tokens, first_tokens, tokenise
-from tlora.losses import IGNORED
 from tlora.messages import is_learnt, read_tools
+from tlora.models.forward import IGNORED
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 

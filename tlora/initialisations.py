@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 
 from tlora.adapter import shared_config
 from tlora.job import Job
-from tlora.targets import target_modules
+from tlora.models.targets import target_modules
 
 Lora = Callable[..., PeftModel]
 """From a job and further arguments of `peft.LoraConfig` to the adapted model."""

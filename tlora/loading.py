@@ -25,12 +25,12 @@ from tlora.adapter import (
     part_in_the_base,
     without_noise,
 )
-from tlora.checks import base_of, before_merging, check_same_model, refuse_replicated
-from tlora.models import load_model
+from tlora.models.loading import load_model
+from tlora.models.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
+from tlora.models.weights import base_of, before_merging, check_same_model, refuse_replicated
 from tlora.run import ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
 from tlora.saved import checked
 from tlora.sealing import BASE, FROZEN_A, record_of
-from tlora.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
 from tlora.utils.reproducibility import seeded
 from tlora.wrapping import taking_off
 

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tlora.batches import fitted
-from tlora.losses import IGNORED, at_labels
-from tlora.packing import intact
+from tlora.models.forward import IGNORED, at_labels, fitted
+from tlora.models.targets import is_causal
+from tlora.models.weights import intact
 from tlora.sealing import adapter_folder
-from tlora.targets import is_causal
 from tlora.utils.files import dispensable
 from tlora.utils.reproducibility import seeded
 

@@ -24,9 +24,9 @@ from tlora.allocation import allocate
 from tlora.calibrating import calibrate
 from tlora.initialisations import corda, eva, lora_ga
 from tlora.job import Job
+from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspace import task_subspaces
-from tlora.targets import target_modules
 from tlora.utils.reproducibility import seeded
 
 Arguments = Mapping[str, Any]

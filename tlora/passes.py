@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tlora.batches import Batch, prepare
-from tlora.losses import sample_losses
-from tlora.recording import Recorder, first_of, recording
-from tlora.targets import Target
+from tlora.models.forward import input_device, sample_losses
+from tlora.models.hooks import Recorder, first_of, recording
+from tlora.models.targets import Target
 from tlora.utils.reproducibility import exact_products, seeded
 
 LOSS_SCALE = 2.0**10
@@ -169,9 +169,3 @@ def _is_coarse(model: Any) -> bool:
     device = input_device(model.get_input_embeddings()).type
     is_quantised = getattr(model, "hf_quantizer", None) is not None
     return is_quantised or model.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
-
-
-def input_device(module: Any) -> torch.device:
-    """Where a module computes: where accelerate says, for its weights may be kept elsewhere."""
-    placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if placed is None else torch.device(placed)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tlora.adapter import adapter_layers, changes_the_base, kind_of_adapter, refuse_experts, shared_weight
 from tlora.engines import COMPUTES_MORE
+from tlora.models.targets import is_linear, shape
 from tlora.run import PREFIX
-from tlora.targets import is_linear, shape
 from tlora.trainable import adapter_tensors, say_resized
 
 MERGED = "export it merged into the weights, format='merged'"

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tlora.footprint import BYTES, Footprint, footprint
-from tlora.models import architecture_of, floating_dtype, load_config
+from tlora.models.loading import architecture_of, floating_dtype, load_config
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.rehearsal import KINDS, Rehearsal, Workload, rehearse
 from tlora.results import Meta, Result

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from tlora.losses import accepts
-from tlora.positions import most_tokens
-from tlora.recording import recording
+from tlora.models.forward import accepts, most_tokens
+from tlora.models.hooks import recording
+from tlora.models.targets import FRESH_MODULES, Target, head_modules, target_modules
 from tlora.simulation import Simulation, simulated
-from tlora.targets import FRESH_MODULES, Target, head_modules, target_modules
 from tlora.utils.validation import positive_int
 
 KINDS = ("B", "A and B")

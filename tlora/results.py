@@ -363,11 +363,11 @@ def migrated(head: Head) -> Head:
     ValueError
         If it lacks what its version has.
     """
-    for version in range(head["format"], FORMAT_VERSION):
+    for found in range(head["format"], FORMAT_VERSION):
         try:
-            head = _STEPS[version](head)
+            head = _STEPS[found](head)
         except NotReadable:
             raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"a result of format {version} is damaged ({error!r}): make the result again") from error
+            raise ValueError(f"a result of format {found} is damaged ({error!r}): make the result again") from error
     return head | {"format": FORMAT_VERSION}

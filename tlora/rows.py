@@ -14,8 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tlora.evaluation import evaluating, to_device
-from tlora.losses import IGNORED, pad_right
+from tlora.models.forward import IGNORED, evaluating, pad_right, to_device
 
 
 def spread(rows: Dataset, count: int) -> Dataset:

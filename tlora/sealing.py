@@ -18,10 +18,10 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapter import ADAPTER
-from tlora.checks import base_fingerprints, base_modules, check_same_model
+from tlora.models.targets import shape
+from tlora.models.weights import base_fingerprints, base_modules, check_same_model
 from tlora.monitoring import lora_modules
 from tlora.saved import saved_shapes
-from tlora.targets import shape
 from tlora.trainable import adapter_tensors
 from tlora.utils.files import digest, dispensable, flush, read_json, write_bytes
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from tlora.batches import Batch
 from tlora.covariance import Covariance, CovarianceSum
 from tlora.gradient import Gradient, GradientSum, sketch_sizes
+from tlora.models.forward import input_device
+from tlora.models.hooks import Recorder
+from tlora.models.targets import Target
+from tlora.models.weights import weight
 from tlora.numerics.linalg import tiles
 from tlora.numerics.sketching import SketchingMatrices
-from tlora.passes import input_device
-from tlora.recording import Recorder
-from tlora.targets import Target
 from tlora.utils.distributed import Processes
 from tlora.utils.validation import positive_int
-from tlora.weights import weight
 
 if TYPE_CHECKING:
     from tlora.calibration import Calibration

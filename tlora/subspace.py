@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tlora.calibration import Calibration
-from tlora.checks import base_modules, check_same_model
 from tlora.covariance import Covariance
+from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta, Result
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import positive_int
-from tlora.weights import weight
 
 Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
 

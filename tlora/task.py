@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from tlora.conversation import decoded
-from tlora.evaluation import by_length, class_logits, evaluating, generate, per_sample
+from tlora.evaluation import by_length, class_logits, generate, per_sample
 from tlora.formats import Cuts
-from tlora.losses import IGNORED
+from tlora.models.forward import IGNORED, evaluating
 from tlora.splits import SPLITS
 from tlora.utils.validation import positive_int
 

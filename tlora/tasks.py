@@ -19,10 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from tlora.catalogue import PRESETS, REFUSED
 from tlora.evaluation import as_answer
 from tlora.formats import ARCHITECTURES, Cuts, Format
-from tlora.losses import IGNORED
 from tlora.metrics import METRICS, Metric
-from tlora.models import load_config, load_tokenizer, writes_text
-from tlora.positions import tell_limit
+from tlora.models.forward import IGNORED
+from tlora.models.loading import load_config, load_tokenizer, tell_limit, writes_text
 from tlora.presets import DataFiles, listed, load_preset
 from tlora.reasoning import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
 from tlora.sources import SUFFIXES, Source, read_dataset, read_path, split_files

@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from tlora.adapter import adapter_layers, refuse_experts
-from tlora.checks import refuse_replicated
 from tlora.engines import Adapter, by_layer
+from tlora.models.weights import refuse_packed, refuse_replicated
 from tlora.monitoring import lora_modules
-from tlora.packing import refuse_packed
 from tlora.utils.files import read_json
 
 

@@ -23,7 +23,8 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from tlora.adapter import changes_the_base
 from tlora.arguments import check_numbers, training_arguments
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
-from tlora.losses import accepts
+from tlora.models.forward import accepts
+from tlora.models.targets import is_causal
 from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
 from tlora.precision import heads_in_float32
 from tlora.results import Meta
@@ -31,7 +32,6 @@ from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.sealing import BASE, FROZEN_A, Sealing, checkpoint_to_resume, same_training
 from tlora.start import start_of_a
-from tlora.targets import is_causal
 from tlora.task import Task
 from tlora.trainable import adapter_tensors, check_trainable
 

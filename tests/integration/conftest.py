@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlora.models import load_model
+from tlora.models.loading import load_model
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import tlora
 from tests.commands import done, next_command
-from tlora.locations import resolve
+from tlora.models.loading import resolve
 
 pytestmark = pytest.mark.packaged
 

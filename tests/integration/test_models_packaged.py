@@ -12,9 +12,8 @@ import pytest
 import torch
 import transformers
 
-from tlora.locations import PACKAGED, resolve
-from tlora.models import load_model, load_tokenizer
-from tlora.targets import head_modules, target_modules
+from tlora.models.loading import PACKAGED, load_model, load_tokenizer, resolve
+from tlora.models.targets import head_modules, target_modules
 
 pytestmark = pytest.mark.packaged
 

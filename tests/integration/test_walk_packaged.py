@@ -10,7 +10,7 @@ import torch
 
 import tlora
 from tests.helpers import singles
-from tlora.weights import weight
+from tlora.models.weights import weight
 
 pytestmark = pytest.mark.packaged
 

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers import FAMILIES, singles, tiny_batch, tiny_model
+from tlora.models.targets import target_modules
+from tlora.models.weights import weight
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
-from tlora.targets import target_modules
-from tlora.weights import weight
 
 KINDS = ("wc", "g", "random")
 RANKS = (1, 4, 8)

@@ -14,8 +14,7 @@ from datasets import Dataset
 
 import tlora
 from tests.helpers import singles, tiny_batch, tiny_model
-from tlora.packing import is_packed
-from tlora.weights import weight
+from tlora.models.weights import is_packed, weight
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 QUANTISATIONS = {

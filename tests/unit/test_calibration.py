@@ -9,8 +9,8 @@ from torch import nn
 import tlora
 from tests.helpers import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tiny_model
 from tlora.batches import prepare
-from tlora.losses import sample_losses
-from tlora.targets import target_modules
+from tlora.models.forward import sample_losses
+from tlora.models.targets import target_modules
 
 
 @pytest.fixture(autouse=True)

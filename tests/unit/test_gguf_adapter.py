@@ -18,7 +18,7 @@ from tests.unit.test_adapter import logits
 from tlora import gguf_adapter
 from tlora.adapter import adapter_layers
 from tlora.gguf_adapter import ARCHITECTURES, read_gguf
-from tlora.models import quiet
+from tlora.models.loading import quiet
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")

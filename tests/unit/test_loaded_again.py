@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 import tlora
 from tests.helpers import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned
-from tlora.targets import head_modules
+from tlora.models.targets import head_modules
 
 ROWS = Dataset.from_list([{"input_ids": [3 + n, 9, 5 + n, 7], "labels": [-100, 9, 5 + n, 7]} for n in range(8)])
 QUIET = {"batch_size": 2, "epochs": 1, "evaluation_limit": 0, "progress": False}

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import DECODERS, ENCODERS, tiny_batch, tiny_model
-from tlora.losses import at_labels
+from tlora.models.forward import at_labels
 from tlora.training import train
 
 

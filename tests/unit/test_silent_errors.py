@@ -31,10 +31,10 @@ from tests.unit.test_adapter import logits, planned, saved_run, step
 from tlora.adapter import adapter_layers
 from tlora.batches import Tokens
 from tlora.covariance import CovarianceSum
+from tlora.models.targets import target_modules
 from tlora.results import Meta
 from tlora.sensitivity import Sensitivity
 from tlora.subspace import Kind
-from tlora.targets import target_modules
 from tlora.utils.reproducibility import module_seed
 
 QUICK: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 2, "evaluation_limit": 0, "progress": False}

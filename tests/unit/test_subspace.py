@@ -14,7 +14,7 @@ from scipy.linalg import fractional_matrix_power
 
 import tlora
 from tests.helpers import FAMILIES, tiny_batch, tiny_model
-from tlora.weights import weight
+from tlora.models.weights import weight
 
 KINDS = ("wc", "w", "c", "wc_half", "g", "random")
 

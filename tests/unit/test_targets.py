@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers import DECODERS, FAMILIES, tiny_config, tiny_model
-from tlora.targets import head_modules, target_modules
+from tlora.models.targets import head_modules, target_modules
 
 LLAMA_LIKE = [
     *((f"self_attn.{p}_proj", f"{p}_proj", "attention") for p in "qkvo"),

@@ -17,7 +17,7 @@ from tests.commands import QUICK, done, invoke, no_pictures, saved, workplace  #
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
 from tlora.evaluation import as_answer
-from tlora.models import _set_padding
+from tlora.models.loading import _set_padding
 from tlora.tasks import load_task, task_files
 
 THINKING = (

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from tlora.locations import PACKAGED
+from tlora.models.loading import PACKAGED
 from tlora.run import ADAPTER_CONFIG
 from viz.pages import findings, words
 from viz.pages.findings import Findings

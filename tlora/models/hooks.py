@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlora.packing import intact, refuse_packed
-from tlora.targets import Target
+from tlora.models.targets import Target
+from tlora.models.weights import intact, refuse_packed
 
 Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
 

@@ -1,26 +1,101 @@
-"""Checks of values where they enter, shared by the rooms of the walk."""
+"""The weight of a linear layer, whatever it is stored as."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
+from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from tlora.targets import is_linear, shape
+from tlora.models.targets import is_linear, shape
 from tlora.utils.reproducibility import exact_products
-from tlora.weights import weight
+
+_WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
+
 
 BEFORE_MERGING = "_tlora_before_merging"
 """Attribute of a model that adapters were merged into: fingerprints of its weights before each of them."""
 
 ALIKE = 0.9
 """Two fingerprints that are more alike than this are of one weight, quantised or not."""
+
+
+# Whether a layer packs itself when it is first used for inference; found on the CPU's features, read at every call.
+_SWITCH = "support_avx512bf16_for_cpu"
+
+
+def weight(module: nn.Module, name: str = "") -> Float[Tensor, "d_out d_in"]:
+    """The weight of a linear layer in `torch.nn.Linear` layout.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        `torch.nn.Linear`, the ``Conv1D`` of GPT-2, a quantised layer that PEFT can dequantise (bitsandbytes
+        4-bit and 8-bit), or any of these offloaded to the CPU or the disk by accelerate.
+    name : str
+        Name of the layer, for the messages of errors.
+
+    Returns
+    -------
+    (d_out, d_in) tensor
+        Detached, on the layer's device; a view of the stored weight where that is possible: only to be read.
+
+    Raises
+    ------
+    TypeError
+        If the weight is packed in a format that cannot be unpacked (GPTQ, AWQ).
+    ValueError
+        If this process has no data for it: it is sharded, or on the ``meta`` device.
+    """
+    label = f"layer {name!r} ({type(module).__name__})" if name else f"a {type(module).__name__} layer"
+    with align_module_device(module):
+        found = _unpacked(module, label)
+    if hasattr(found, "ds_id") or hasattr(found, "full_tensor"):
+        raise ValueError(f"the weight of {label} is sharded: calibrate and save before training distributed")
+    found = found.detach()
+    if found.is_meta:
+        raise ValueError(f"{label} is on the meta device and has no weight: load the model with its weights")
+    coded = not found.is_floating_point() or found.dtype.itemsize < 2  # eight bits have scales beside them
+    if found.shape != shape(module) or coded:
+        raise TypeError(f"the weight of {label} is packed as {found.dtype} {tuple(found.shape)}: {_WAY_OUT}")
+    return found
+
+
+def _unpacked(module: nn.Module, label: str) -> Tensor:
+    layer: Any = module
+    if isinstance(module, Conv1D):
+        return layer.weight.T
+    stored = getattr(module, "weight", None)
+    if type(stored).__name__ == "Int8Params":
+        # PEFT's way moves the parameter, which loses its scales on a CPU and breaks the layer.
+        scales = layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
+        return layer.weight.data * (scales.view(-1, 1) / 127)
+    if is_packed(module):
+        return _answer_to_unit_vectors(module)
+    if not isinstance(stored, Tensor) and not hasattr(module, "W_q"):
+        raise TypeError(f"the weight of {label} cannot be unpacked: {_WAY_OUT}")
+    return dequantize_module_weight(module)
+
+
+def _answer_to_unit_vectors(module: nn.Module) -> Tensor:
+    """What a layer multiplies by, read off its output.
+
+    On some CPUs bitsandbytes reorders the bytes of a 4-bit weight when the layer is first used; neither PEFT
+    nor its own way back (0.50) reads them correctly then.
+    """
+    layer: Any = module
+    with torch.no_grad():
+        output = layer.forward(torch.eye(shape(module)[1]))
+    return (output if layer.bias is None else output - layer.bias).T
 
 
 @exact_products()
@@ -150,3 +225,48 @@ def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by full name; of one with adapters, the layers under them."""
     base = base_of(model)
     return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a layer's weight was packed, which cannot be undone."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+def refuse_packed(model: nn.Module) -> None:
+    """Raise where a gradient would be lost without a word.
+
+    Raises
+    ------
+    ValueError
+        If a layer was packed.
+    """
+    for name, module in model.named_modules():
+        if is_packed(module):
+            raise ValueError(
+                f"bitsandbytes has packed {name} for inference on this CPU, and no gradient passes through it any "
+                "more: load the model again, and calibrate and train before it is evaluated or generates anything"
+            )
+
+
+@contextlib.contextmanager
+def intact(model: nn.Module) -> Iterator[None]:
+    """Within the block no 4-bit layer packs itself, whatever it is used for, and 8-bit ones can be moved."""
+    able = [module for module in model.modules() if getattr(module, _SWITCH, False)]
+    _keep_scales(model)
+    try:
+        for module in able:
+            setattr(module, _SWITCH, False)
+        yield
+    finally:
+        for module in able:
+            setattr(module, _SWITCH, True)
+
+
+def _keep_scales(model: nn.Module) -> None:
+    """Give 8-bit weights their scales back: a layer that was used holds them in its state, and moving loses them."""
+    for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        state = getattr(module, "state", None)
+        if type(weight).__name__ == "Int8Params" and state is not None and weight.SCB is None:
+            weight.SCB = state.SCB

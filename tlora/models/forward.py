@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
-from tlora.checks import base_of
+from tlora.models.weights import base_of
 
 IGNORED = -100
+
+
+_OF_TEXTS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
+"""Classes of models that give one class, or one score, to a whole text."""
+
+
+_TABLE = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
+_UNLIMITED = 2**30
+"""A tokenizer that was never told how much its model reads says more than this."""
 
 
 def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str, Tensor]:
@@ -161,3 +176,117 @@ def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
         logits.float().transpose(1, 2), labels.to(logits.device), ignore_index=IGNORED, reduction="none"
     )
     return losses.sum(1) / (labels != IGNORED).sum(1).to(logits.device)
+
+
+def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch as the model reads it: with its own padding token where the mask is 0.
+
+    By that token classifiers find the end of a text.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        One that names no padding token, or none that it has an embedding of, is given the batch as it is.
+    batch : mapping
+        ``input_ids`` and ``attention_mask`` (B, T), and whatever else.
+
+    Raises
+    ------
+    ValueError
+        If the batch is longer than the model reads, or of several texts for a classifier that needs a padding token and
+        has none.
+    """
+    if "input_ids" not in batch:  # pictures
+        return dict(batch)
+    check_width(batch, model)
+    check_problem(batch, model)
+    token = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(base_of(model)):
+        raise ValueError(
+            f"a {type(base_of(model)).__name__} finds the end of each text by config.pad_token_id, which is None: set "
+            "model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
+        )
+    if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
+        return dict(batch)
+    return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, token)}
+
+
+def _ends_at_padding(model: Any) -> bool:
+    """Whether it is a classifier made of a decoder, which reads the class off the last token."""
+    of_texts = any(base.__name__ in _OF_TEXTS for base in type(model).__mro__)
+    return of_texts and model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; every module gets back the mode it had, also after an error.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The batch with the model's padding, where its embeddings are, wherever its other layers may be."""
+    embeddings = model.get_input_embeddings()
+    if int(batch["input_ids"].max()) >= len(embeddings.weight):
+        raise ValueError(
+            f"token {int(batch['input_ids'].max())} is beyond the {len(embeddings.weight)} embeddings of the model: "
+            "the task was loaded with the tokenizer of another model"
+        )
+    place = input_device(embeddings)
+    return {name: value.to(place) for name, value in fitted(model, batch).items()}
+
+
+def input_device(module: Any) -> torch.device:
+    """Where a module computes: where accelerate says, for its weights may be kept elsewhere."""
+    placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if placed is None else torch.device(placed)
+
+
+def most_tokens(model: nn.Module) -> tuple[int, str] | None:
+    """Tokens that the smallest table of learnt positions has room for, and its name; None where there is none."""
+    asked = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _TABLE.search(name):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            room = module.num_embeddings - unused
+            found.append((min(room, asked or room), name))
+    return min(found, default=None)
+
+
+def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
+    """Refuse more tokens than positions that were learnt: torch would tell of an index out of range.
+
+    Parameters
+    ----------
+    batch : mapping
+        ``input_ids`` (B, T), and ``labels`` of an encoder-decoder that writes (B, T').
+    model : transformers.PreTrainedModel or peft.PeftModel
+        The model that will read it.
+
+    Raises
+    ------
+    ValueError
+        If a sample is longer.
+    """
+    written = [tokens for tokens in (batch.get("labels"),) if tokens is not None and tokens.ndim == 2]
+    read = [batch["input_ids"], *(written if model.config.is_encoder_decoder else [])]
+    width = max(tokens.shape[1] for tokens in read)
+    most, table = most_tokens(base_of(model)) or (width, "")
+    if width > most:
+        raise ValueError(
+            f"a sample has {width} tokens, and the model reads at most {most}, by {table}: load the task with "
+            f"max_length={most} or less"
+        )
