@@ -12,8 +12,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "ker
 from tlora.models.loading import load_model
 from tlora.models.targets import Target, target_modules
 from tlora.planning import ResourcePlan, plan
-from tlora.task import Task
-from tlora.tasks import load_task
+from tlora.tasks.task import Task
+from tlora.tasks.load import load_task
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
 from tlora.covariance import Covariance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -25,10 +24,9 @@ from tlora.peak import PeakMemory
 from tlora.results import library_versions
 from tlora.run import TrainingRun
 from tlora.store import Record
-from tlora.task import Task
-from tlora.tasks import load_task_of, task_files
+from tlora.tasks.load import _digest, load_task_of
+from tlora.tasks.task import Task
 from tlora.training import train
-from tlora.utils.files import digest
 
 Split = Literal["validation", "test"]
 
@@ -121,17 +119,6 @@ def model_contents(model: str) -> dict[str, str]:
     kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
     files = [*path.iterdir(), *path.glob("additional_chat_templates/*")] if path.is_dir() else [path]
     return {"model": _digest({file.name: file for file in sorted(files) if file.suffix in kinds})}
-
-
-def task_contents(task: str, data: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of the files that a task is read from, under ``"task"``, where they are one's own."""
-    files = task_files(task, data.get("data_files"))
-    return {"task": _digest(files)} if files else {}
-
-
-def _digest(files: Mapping[str, Path]) -> str:
-    found = {place: digest(file) for place, file in files.items() if file.is_file()}
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:

@@ -13,8 +13,6 @@ import typer
 from tlora import cli_base as bases
 from tlora import cli_steps as steps
 from tlora.adapter import merge as merge_adapter
-from tlora.bench import task_contents
-from tlora.catalogue import PRESETS
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
 from tlora.cli_report import Report, facts, metrics_table
@@ -22,7 +20,8 @@ from tlora.export import save_model
 from tlora.loading import load
 from tlora.run import TrainingRun
 from tlora.saved import checked
-from tlora.tasks import task_files
+from tlora.tasks.load import task_contents, task_files
+from tlora.tasks.presets import PRESETS
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
 Folder = Annotated[Path, _ADAPTER]

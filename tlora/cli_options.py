@@ -10,11 +10,11 @@ import typer
 
 from tlora.adapter import Rows
 from tlora.arguments import check_numbers
-from tlora.catalogue import PRESETS
 from tlora.knobs import Budget, Scaling
 from tlora.statistics import Kept, Tokens
 from tlora.subspace import Kind
-from tlora.tasks import task_files
+from tlora.tasks.load import task_files
+from tlora.tasks.presets import PRESETS
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""

@@ -16,7 +16,6 @@ import torch
 from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
 from tlora.arguments import check_card
-from tlora.bench import task_contents
 from tlora.calibrating import calibrate
 from tlora.calibration import Calibration
 from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
@@ -29,8 +28,8 @@ from tlora.results import Meta, Result
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
 from tlora.sensitivity import Sensitivity
 from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
-from tlora.task import Task
-from tlora.tasks import load_task_of
+from tlora.tasks.load import load_task_of, task_contents
+from tlora.tasks.task import Task
 from tlora.training import train
 from tlora.utils.files import check_replaceable, replace_folder
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tlora.task import Batches, Task
+from tlora.tasks.task import Batches, Task
 
 T = TypeVar("T")
 

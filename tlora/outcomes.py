@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlora.evaluation import per_sample
-from tlora.task import Task
+from tlora.tasks.evaluation import per_sample
+from tlora.tasks.task import Task
 
 Floats = NDArray[np.float64]
 

@@ -32,7 +32,7 @@ from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
 from tlora.sealing import BASE, FROZEN_A, Sealing, checkpoint_to_resume, same_training
 from tlora.start import start_of_a
-from tlora.task import Task
+from tlora.tasks.task import Task
 from tlora.trainable import adapter_tensors, check_trainable
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.

@@ -8,9 +8,9 @@ import sys
 import pandas as pd
 import pytest
 
-from tlora.catalogue import _package_file
-from tlora.splits import SPLITS
-from tlora.tasks import load_task
+from tlora.tasks.load import load_task
+from tlora.tasks.presets import _package_file
+from tlora.tasks.splits import SPLITS
 
 pytestmark = pytest.mark.packaged
 

@@ -28,6 +28,7 @@ from tlora.methods import METHODS, Method
 from tlora.peak import PeakMemory
 from tlora.recipes import Recipe
 from tlora.store import Store
+from tlora.tasks.load import task_contents
 
 QUICK = {"ranks": 2, "steps": 3, "batch_size": 4, "samples": 8, "seeds": (0, 1), "progress": False}
 GRID = (1e-3, 1e-2)
@@ -160,7 +161,7 @@ def test_training_that_is_interrupted_is_no_run(monkeypatch):
 
 @pytest.mark.usefixtures("workplace")
 def test_all_methods_see_the_same_samples_in_the_same_order(monkeypatch):
-    from tlora.task import Task
+    from tlora.tasks.task import Task
 
     seen: list[str] = []
     real = Task.collate
@@ -315,17 +316,17 @@ def test_templates_and_code_are_contents_of_a_base(file, tmp_path):
 
 
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
-    assert bench.model_contents("minilm") | bench.task_contents("rotten_tomatoes", {}) == {}
+    assert bench.model_contents("minilm") | task_contents("rotten_tomatoes", {}) == {}
     files = [tmp_path / split / "data.csv" for split in ("a", "b")]
     for file in files:
         file.parent.mkdir()
         file.write_text("text,label")
     one, other = map(str, files)
     for data_files in (str(tmp_path), one, {"train": one, "test": other}, {"train": [one, other]}):
-        before = bench.task_contents("sst2", {"data_files": data_files})
+        before = task_contents("sst2", {"data_files": data_files})
         assert before.keys() == {"task"}
         files[0].write_text(f"text,label,{data_files}")
-        assert bench.task_contents("sst2", {"data_files": data_files}) != before
+        assert task_contents("sst2", {"data_files": data_files}) != before
 
 
 @IGNORE_EDGE

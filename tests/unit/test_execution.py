@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tlora.execution import Limits, Outcome, _processors, run_program, run_programs
+from tlora.tasks.code_execution import Limits, Outcome, _processors, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
 QUICK = Limits(seconds=1, memory=1 << 28)
@@ -167,6 +167,6 @@ def test_limits_are_positive():
 
 
 def test_without_limits_to_set_nothing_is_run(monkeypatch):
-    monkeypatch.setattr("tlora.execution.os.name", "nt")
+    monkeypatch.setattr("tlora.tasks.code_execution.os.name", "nt")
     with pytest.raises(NotImplementedError, match="POSIX"):
         run_program("x = 1")

@@ -12,8 +12,8 @@ from datasets import Dataset
 import tlora
 from tests.adapted import adapted_model, token_rows
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
-from tlora.evaluation import generate
-from tlora.tasks import load_task_of
+from tlora.tasks.evaluation import generate
+from tlora.tasks.load import load_task_of
 
 READ = {"gpt2": 64, "opt": 64, "bert": 80, "roberta": 78}
 """Positions of the tiny models; RoBERTa counts from behind its padding token."""

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlora.execution import Outcome
-from tlora.metrics import (
+from tlora.tasks.code_execution import Outcome
+from tlora.tasks.metrics import (
     METRICS,
     equal_values,
     final_answer,

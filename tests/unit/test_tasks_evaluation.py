@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
-from tlora.evaluation import by_length, generate
-from tlora.task import _exponential
-from tlora.tasks import load_task
+from tlora.tasks.evaluation import by_length, generate
+from tlora.tasks.load import load_task
+from tlora.tasks.task import _exponential
 
 WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
 
@@ -369,7 +369,7 @@ def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
 
 def test_text_after_a_word_that_begins_with_a_space_keeps_its_spaces():
     """Tokenizers like Llama 2's drop the space before the first word of a text: an answer is not the first."""
-    from tlora.evaluation import _decoded
+    from tlora.tasks.evaluation import _decoded
 
     tokenizer = pieces_tokenizer()
     data = Dataset.from_dict({"prompt": ["def f():\n"], "completion": ["    return word"]})
@@ -406,7 +406,7 @@ def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
     )
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     if broken:
-        monkeypatch.setattr("tlora.evaluation.generate", lambda *_: 1 / 0)
+        monkeypatch.setattr("tlora.tasks.evaluation.generate", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             task.evaluate(model)
     else:

@@ -15,8 +15,8 @@ from tests.tokenizers import (
     pieces_tokenizer,
     words_tokenizer,
 )
-from tlora.conversation import conversation_segments, end_tokens, tokenise
-from tlora.tasks import load_task
+from tlora.tasks.chat import conversation_segments, end_tokens, tokenise
+from tlora.tasks.load import load_task
 
 SIZES = {"validation": 0, "test": 0}
 TOKENIZERS = {"bytes": bytes_tokenizer, "pieces": pieces_tokenizer}

@@ -16,9 +16,9 @@ import tlora
 from tests.commands import QUICK, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
-from tlora.evaluation import as_answer
 from tlora.models.loading import _set_padding
-from tlora.tasks import load_task, task_files
+from tlora.tasks.evaluation import as_answer
+from tlora.tasks.load import load_task, task_files
 
 THINKING = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"

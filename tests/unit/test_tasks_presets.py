@@ -7,9 +7,9 @@ import pytest
 
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
-from tlora.catalogue import PRESETS
-from tlora.splits import SPLITS
-from tlora.tasks import load_task
+from tlora.tasks.load import load_task
+from tlora.tasks.presets import PRESETS
+from tlora.tasks.splits import SPLITS
 
 
 def turns(i):
@@ -233,7 +233,7 @@ def test_without_the_hub_the_ways_out_are_named(name, monkeypatch):
         raise ConnectionError(f"Couldn't reach {arguments[0]!r} on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr("tlora.catalogue._package_file", lambda *_: None)
+    monkeypatch.setattr("tlora.tasks.presets._package_file", lambda *_: None)
     with pytest.raises(ConnectionError, match=rf"{name} is not here and .*data_files=") as error:
         load_task(name, bytes_tokenizer())
     packaged = PRESETS[name].packaged is not None

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.helpers import tiny_model
 from tests.tokenizers import bytes_tokenizer
-from tlora import reasoning
-from tlora.reasoning import draw_puzzles, owner, puzzle_names, score_answers
-from tlora.splits import SPLITS
-from tlora.tasks import load_task, task_names
+from tlora.tasks import reasoning_gym as module
+from tlora.tasks.load import load_task, task_names
+from tlora.tasks.reasoning_gym import draw_puzzles, owner, puzzle_names, score_answers
+from tlora.tasks.splits import SPLITS
 
 NAME = "family_relationships"
 FEW = {"train": 30, "validation": 5, "test": 10}
@@ -147,7 +147,7 @@ def test_an_answer_that_is_evaluated_sees_no_secret_and_changes_nothing(tmp_path
 
 @pytest.mark.slow
 def test_an_answer_that_hangs_the_verifier_scores_nothing(monkeypatch):
-    monkeypatch.setattr(reasoning, "_PATIENCE", 15)
+    monkeypatch.setattr(module, "_PATIENCE", 15)
     rows = draw_puzzles("string_insertion", {"train": 2})["train"]
     answers = ["[9**9**9**9]", rows["completion"][1]]
     assert score_answers("string_insertion", None, rows["entry"][:], answers) == [0, 1]
@@ -173,7 +173,7 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
     scores = [
         dataset.score_answer(a.strip(), pickle.loads(e)) for a, e in zip(answers, task.test["entry"], strict=True)
     ]
-    monkeypatch.setattr("tlora.evaluation.generate", lambda *_: answers)
+    monkeypatch.setattr("tlora.tasks.evaluation.generate", lambda *_: answers)
     model = tiny_model("llama", vocab_size=len(task.tokenizer), max_position_embeddings=1024)
     found = task.evaluate(model)
     assert found["exact_match"] == 4 / 10
@@ -183,7 +183,7 @@ def test_the_headline_is_the_share_that_is_right(monkeypatch):
 @pytest.mark.filterwarnings("ignore:tiny has few distinct questions")
 def test_an_answer_that_is_partly_right_is_no_match(few_questions, monkeypatch):
     task = load_task("tiny", bytes_tokenizer(), train=4, validation=1, test=1)
-    monkeypatch.setattr("tlora.tasks.score_answers", lambda *_: [1.0, 0.99, 0.01, 0.0])
+    monkeypatch.setattr("tlora.tasks.load.score_answers", lambda *_: [1.0, 0.99, 0.01, 0.0])
     found = task.score(list(task.train), ["a"] * 4)
     assert found == {"exact_match": [1, 0, 0, 0], "score": [1, 0.99, 0.01, 0]}
 
@@ -205,7 +205,7 @@ def few_questions(monkeypatch):
         for i in itertools.count():
             yield f"question {i * 7 % 40}", "answer", b""
 
-    monkeypatch.setattr(reasoning, "_questions", repeated)
+    monkeypatch.setattr(module, "_questions", repeated)
 
 
 def test_a_task_with_few_questions_says_so(few_questions):
@@ -218,13 +218,13 @@ def test_a_task_with_few_questions_says_so(few_questions):
 
 
 def test_a_split_that_no_question_is_for(few_questions, monkeypatch):
-    monkeypatch.setattr(reasoning, "owner", lambda question: "train")
+    monkeypatch.setattr(module, "owner", lambda question: "train")
     with pytest.raises(ValueError, match="0 of the 5 asked for are left for validation; ask for validation=0"):
         draw_puzzles("tiny", {"train": 10, "validation": 5})
 
 
 def test_slow_drawing_is_said(few_questions, monkeypatch, caplog):
-    monkeypatch.setattr(reasoning, "_LONG", 0.0)
+    monkeypatch.setattr(module, "_LONG", 0.0)
     draw_puzzles("tiny", {"train": 3}, progress=True)
     assert not caplog.text
     draw_puzzles("tiny", {"train": 3})
@@ -244,9 +244,9 @@ def test_an_unknown_name_is_answered_with_close_ones(monkeypatch):
         load_task("famly_relations", bytes_tokenizer())
 
     def unknown(*_):
-        raise reasoning.UnknownPuzzle([NAME])
+        raise module.UnknownPuzzle([NAME])
 
-    monkeypatch.setattr("tlora.tasks.draw_puzzles", unknown)
+    monkeypatch.setattr("tlora.tasks.load.draw_puzzles", unknown)
     for name, close in (("Rotten_Tomatos", "rotten_tomatoes"), ("gsm8", "gsm8k"), ("sst-2", "sst2")):
         with pytest.raises(ValueError, match=f"unknown task '{name}'. Did you mean .*'{close}'"):
             load_task(name, bytes_tokenizer())
@@ -269,7 +269,7 @@ def test_every_task_loads_and_its_answers_are_right(name):
 def test_no_task_depends_on_the_process():
     """The same digest of all tasks under two hash seeds of the calling process."""
     code = (
-        "import hashlib, json\nfrom tlora.reasoning import draw_puzzles, puzzle_names\n"
+        "import hashlib, json\nfrom tlora.tasks.reasoning_gym import draw_puzzles, puzzle_names\n"
         "names = [n for n in puzzle_names() if n != 'composite']\n"
         "rows = {n: draw_puzzles(n, {'train': 2})['train'].remove_columns('entry').to_list() for n in names}\n"
         "print(json.dumps({n: hashlib.sha256(repr(r).encode()).hexdigest() for n, r in rows.items()}))"

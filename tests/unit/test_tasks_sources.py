@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizers import bytes_tokenizer, words_tokenizer
-from tlora.sources import read_dataset, read_path
-from tlora.splits import SPLITS, arrange
-from tlora.tasks import load_task
+from tlora.tasks.load import load_task
+from tlora.tasks.sources import read_dataset, read_path
+from tlora.tasks.splits import SPLITS, arrange
 
 PAIRS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(10)]
 LABELLED = [{"text": f"film {i}", "label": ("bad", "good")[i % 2]} for i in range(10)]

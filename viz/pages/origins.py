@@ -7,9 +7,9 @@ from dataclasses import asdict
 import pandas as pd
 
 from tlora.allocation import Allocation
-from tlora.catalogue import PRESETS
 from tlora.results import Meta
 from tlora.statistics import Options
+from tlora.tasks.presets import PRESETS
 from viz.pages import words
 from viz.pages.findings import Findings
 from viz.pages.parts import Code, Column, Part, Section, Table, Text, facts, table

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-_RUNNER = Path(__file__).with_name("program_runner.py")
+_RUNNER = Path(__file__).with_name("code_execution_worker.py")
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # without which some interpreters do not start
 _WINDOWS = 10  # how often a program that is still computing is given the time on the clock once more
 _REPORT_BYTES = 4096  # below the capacity of a pipe, so that writing a report never waits for a reader

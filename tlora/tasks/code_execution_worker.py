@@ -1,9 +1,11 @@
-"""The child process of `tlora.execution`: a script of its own that imports nothing but the standard library.
+"""The child process of `tlora.tasks.code_execution`: a script of its own that imports nothing but the standard library.
 
 It reads its orders from standard input, sets the limits, runs the program, and writes the token and the
 reason of a failure to the file descriptor in its argument. The token comes only after the program's last
 line.
 """
+
+from __future__ import annotations
 
 import _posixsubprocess
 import contextlib

@@ -29,7 +29,7 @@ FEATURES = Features({"prompt": Value("string"), "completion": Value("string"), "
 
 # The split that a question belongs to, by the digest of its text: percent of all questions.
 _PERCENT = {"train": 70, "validation": 10, "test": 20}
-_WORKER = Path(__file__).with_name("puzzle_worker.py")
+_WORKER = Path(__file__).with_name("reasoning_gym_worker.py")
 _PATIENCE = 30.0  # seconds that a verifier may take for one answer
 _START = 600.0  # seconds that a worker may take to begin, from a file system that is slow or busy
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")

@@ -11,9 +11,8 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tlora.conversation import conversation_segments, end_tokens, first_tokens, tokenise
-from tlora.messages import is_learnt, read_tools
 from tlora.models.forward import IGNORED
+from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is_learnt, read_tools, tokenise
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 

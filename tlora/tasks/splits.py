@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from tlora.messages import is_learnt, unpacked
 from tlora.numerics.apportionment import apportion
+from tlora.tasks.chat import is_learnt, unpacked
 
 SPLITS = ("train", "validation", "test")
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from tlora.conversation import decoded
-from tlora.evaluation import by_length, class_logits, generate, per_sample
-from tlora.formats import Cuts
 from tlora.models.forward import IGNORED, evaluating
-from tlora.splits import SPLITS
+from tlora.tasks.chat import decoded
+from tlora.tasks.evaluation import by_length, class_logits, generate, per_sample
+from tlora.tasks.splits import SPLITS
+from tlora.tasks.tokenization import Cuts
 from tlora.utils.validation import positive_int
 
 

@@ -19,11 +19,11 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from tlora.conversation import decoded
 from tlora.models.forward import IGNORED, at_labels, evaluating, most_tokens, to_device
+from tlora.tasks.chat import decoded
 
 if TYPE_CHECKING:
-    from tlora.task import Task
+    from tlora.tasks.task import Task
 
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -16,17 +18,17 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
-from tlora.catalogue import PRESETS, REFUSED
-from tlora.evaluation import as_answer
-from tlora.formats import ARCHITECTURES, Cuts, Format
-from tlora.metrics import METRICS, Metric
 from tlora.models.forward import IGNORED
 from tlora.models.loading import load_config, load_tokenizer, tell_limit, writes_text
-from tlora.presets import DataFiles, listed, load_preset
-from tlora.reasoning import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
-from tlora.sources import SUFFIXES, Source, read_dataset, read_path, split_files
-from tlora.splits import arrange, key_columns
-from tlora.task import Task
+from tlora.tasks.evaluation import as_answer
+from tlora.tasks.metrics import METRICS, Metric
+from tlora.tasks.presets import PRESETS, REFUSED, DataFiles, listed, load_preset
+from tlora.tasks.reasoning_gym import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
+from tlora.tasks.sources import SUFFIXES, Source, read_dataset, read_path, split_files
+from tlora.tasks.splits import arrange, key_columns
+from tlora.tasks.task import Task
+from tlora.tasks.tokenization import ARCHITECTURES, Cuts, Format
+from tlora.utils.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -395,3 +397,14 @@ def _check_fit(source: Source, architecture: str, templated: bool, metric: str |
             "messages need a chat template, and the tokenizer has none (or chat=False): "
             "set tokenizer.chat_template, or use the columns prompt and completion"
         )
+
+
+def task_contents(task: str, data: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of the files that a task is read from, under ``"task"``, where they are one's own."""
+    files = task_files(task, data.get("data_files"))
+    return {"task": _digest(files)} if files else {}
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    found = {place: digest(file) for place, file in files.items() if file.is_file()}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Any
 
-from tlora.execution import run_programs
+from tlora.tasks.code_execution import run_programs
 
 Rows = Sequence[Mapping[str, Any]]
 Scores = dict[str, list[float]]
@@ -292,7 +292,7 @@ def _unindented(before: str, code: str) -> str:
 
 
 def passes(rows: Rows, answers: Sequence[str]) -> list[float]:
-    """1 where the program of an answer runs to its end; see `tlora.execution.run_program`."""
+    """1 where the program of an answer runs to its end; see `tlora.tasks.code_execution.run_program`."""
     outcomes = run_programs(program_of(row, answer) for row, answer in zip(rows, answers, strict=True))
     return [float(outcome.passed) for outcome in outcomes]
 

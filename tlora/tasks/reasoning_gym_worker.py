@@ -1,4 +1,4 @@
-"""The child process of `tlora.reasoning`: the only place that imports reasoning-gym.
+"""The child process of `tlora.tasks.reasoning_gym`: the only place that imports reasoning-gym.
 
 A script of its own, for three reasons: some of its tasks depend on the order of Python's sets, so that only a
 fixed hash seed makes them reproducible; some of its verifiers evaluate the answer as code, which may hang or
