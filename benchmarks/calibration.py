@@ -27,7 +27,7 @@ from torch import Tensor
 import tlora
 from benchmarks import calibration_peers, calibration_processes, calibration_slopes
 from benchmarks.stopwatch import now
-from tlora.covariance import CovarianceSum
+from tlora.calibration.covariance import CovarianceSum
 from tlora.models.targets import target_modules
 from tlora.models.weights import weight
 from tlora.numerics.linalg import leading_right_singular_vectors

@@ -19,8 +19,8 @@ import torch
 
 import viz
 from tests.sensitivities import llama_sensitivity
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.subspace import Subspaces
 
 RANK = 64

@@ -24,8 +24,10 @@ from tests.helpers import singles, tiny_batch, tiny_config, tiny_model
 from tlora.adapter import attach
 from tlora.alignment import align, align_layers
 from tlora.allocation import Allocation, allocate
-from tlora.calibrating import calibrate
-from tlora.calibration import Calibration
+from tlora.calibration.calibrate import calibrate
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.capture import GradientCapture, gradient_capture
 from tlora.compared import Comparison
 from tlora.energy import CapturedEnergy, captured_energy
@@ -34,8 +36,6 @@ from tlora.outcomes import packed
 from tlora.planning import plan
 from tlora.results import Meta, Result, library_versions
 from tlora.run import TrainingRun
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.store import Record
 from tlora.subspace import Subspaces, task_subspaces
@@ -124,7 +124,7 @@ def inspection() -> Inspection:
 
 def spectrum() -> Spectrum:
     """Of the covariances, truncated."""
-    from tlora.spectrum import spectrum
+    from tlora.calibration.spectrum import spectrum
 
     return spectrum(calibration(), 6)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import Meta
-from tlora.sensitivity import Sensitivity
 
 LLAMA_2_7B = {
     "q_proj": (4096, 4096),

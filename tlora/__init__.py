@@ -14,11 +14,11 @@ from tlora.models.targets import Target, target_modules
 from tlora.planning import ResourcePlan, plan
 from tlora.tasks.task import Task
 from tlora.tasks.load import load_task
-from tlora.calibrating import calibrate
-from tlora.calibration import Calibration
-from tlora.covariance import Covariance
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
+from tlora.calibration.calibrate import calibrate
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.covariance import Covariance
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.subspace import Subspaces, task_subspaces
 from tlora.alignment import Alignment, LayerAlignment, align, align_layers

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.batches import Batch
+from tlora.calibration.batches import Batch
+from tlora.calibration.forward_backward import check_batches, observe, prepared
 from tlora.energy import by_kind, by_module, checked_ranks
 from tlora.models.hooks import Recorder
 from tlora.models.targets import Target, target_modules
 from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
-from tlora.passes import check_batches, observe, prepared
 from tlora.results import Meta, Result
 from tlora.subspace import Subspaces
 from tlora.utils.reproducibility import module_seed

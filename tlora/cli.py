@@ -13,7 +13,7 @@ import typer
 
 from tlora import cli_steps as steps
 from tlora.allocation import Allocation
-from tlora.calibration import Calibration
+from tlora.calibration.calibration import Calibration
 from tlora.cli_adapter import EVALUATING, evaluate, merge
 from tlora.cli_compare import Comparing, Showing, compared, listed, summary_text
 from tlora.cli_lines import flat, written

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from tlora.allocation import Allocation
-from tlora.calibration import Calibration
+from tlora.calibration.calibration import Calibration
 from tlora.footprint import size_text
 from tlora.models.loading import quiet
 from tlora.results import Result

@@ -16,8 +16,9 @@ import torch
 from tlora.adapter import attach
 from tlora.allocation import Allocation, allocate
 from tlora.arguments import check_card
-from tlora.calibrating import calibrate
-from tlora.calibration import Calibration
+from tlora.calibration.calibrate import calibrate
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
 from tlora.export import MODEL_CONFIG
@@ -26,7 +27,6 @@ from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import Meta, Result
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.sensitivity import Sensitivity
 from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tlora.calibration import Calibration
-from tlora.covariance import Covariance
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.covariance import Covariance
 from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.results import Meta, Result
 from tlora.subspace import Subspaces, task_subspaces

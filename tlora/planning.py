@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tlora.calibration.calibration import Options
 from tlora.footprint import BYTES, Footprint, footprint
 from tlora.models.loading import architecture_of, floating_dtype, load_config
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.rehearsal import KINDS, Rehearsal, Workload, rehearse
 from tlora.results import Meta, Result
-from tlora.statistics import Options
 from tlora.utils.validation import as_names, positive, positive_int
 
 

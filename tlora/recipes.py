@@ -9,7 +9,7 @@ from typing import Any
 
 from tlora.adapter import attach
 from tlora.allocation import allocate
-from tlora.calibrating import calibrate
+from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta
 from tlora.subspace import task_subspaces
 from tlora.training import train

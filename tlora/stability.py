@@ -13,9 +13,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tlora.allocation import Allocation
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
 from tlora.results import Meta, Result
-from tlora.sensitivity import Sensitivity
 from tlora.utils.validation import check_type, confidence_level, positive_int
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tlora.calibration import Calibration
-from tlora.covariance import Covariance
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.covariance import Covariance
+from tlora.calibration.spectrum import Spectrum, _descending
 from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta, Result
@@ -360,3 +361,47 @@ def numerical_rank(values: Tensor, d: int) -> int:
     """Singular values that stand above what float32 rounding makes of zero, ``sqrt(d) * eps`` of the largest."""
     floor = values[0] * torch.finfo(values.dtype).eps * d**0.5
     return int((values > floor).sum())
+
+
+def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
+    """Squared singular values of the matrix ``M`` behind each subspace: the energy of each direction.
+
+    Parameters
+    ----------
+    subspaces : Subspaces
+        Of any kind that comes from a matrix, i.e. all but ``"random"``.
+
+    Returns
+    -------
+    Spectrum
+        Of the subspaces' kind, truncated at their largest rank. For kind ``"c"`` it is the spectrum of ``C``
+        itself, as from `spectrum`, and its trace is known; for the others only where no direction is missing.
+        Subspaces do not say how many tokens were seen: its dimension is the width of the input, and where the tokens
+        are fewer its effective ranks are looser bounds than those of `spectrum`.
+
+    Raises
+    ------
+    ValueError
+        If the subspaces are random, or a singular value is NaN.
+    """
+    if subspaces.kind == "random":
+        raise ValueError("kind 'random' comes from no matrix and has no spectrum: choose another, e.g. 'wc'")
+    values = {name: _descending(name, found) for name, found in subspaces.singular_values.items()}
+    sizes = {name: min(shape) for name, shape in subspaces.shapes.items()}
+    if subspaces.kind == "c":
+        traces, sizes = dict(subspaces.traces), {n: d_in for n, (_, d_in) in subspaces.shapes.items()}
+    else:
+        values = {name: found.square() for name, found in values.items()}
+        # all are known where they are as many as the matrix has, or end in zeros
+        ends = {name: len(v) == sizes[name] or bool(v[-1] == 0) for name, v in values.items()}
+        traces = {name: float(v.double().sum()) if ends[name] else float("nan") for name, v in values.items()}
+    return Spectrum(
+        eigenvalues=values,
+        traces=traces,
+        dimensions=sizes,
+        inputs={name: name for name in values},
+        layers=dict(subspaces.layers),
+        projections=dict(subspaces.projections),
+        kind=subspaces.kind,
+        meta=subspaces.meta,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from tlora.sensitivity import Sensitivity, check_scores
+from tlora.calibration.sensitivity import Sensitivity, check_scores
 from tlora.utils.validation import check_type
 from viz import heatmap, style
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from tlora.spectrum import Spectrum
+from tlora.calibration.spectrum import Spectrum
 from tlora.utils.validation import check_type
 from viz import style
 
@@ -38,7 +38,7 @@ def plot_spectrum(
     Parameters
     ----------
     spectrum : Spectrum
-        From ``calibration.spectrum()`` or ``tlora.spectrum.subspace_spectrum(subspaces)``.
+        From ``calibration.spectrum()`` or ``tlora.subspace.subspace_spectrum(subspaces)``.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure when left out.
     modules : iterable of str, optional

@@ -8,7 +8,7 @@ from torch import nn
 
 import tlora
 from tests.helpers import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tiny_model
-from tlora.batches import prepare
+from tlora.calibration.batches import prepare
 from tlora.models.forward import sample_losses
 from tlora.models.targets import target_modules
 
@@ -99,7 +99,7 @@ def test_large_gradients_are_sketched(monkeypatch):
     model = tiny_model("llama")
     batch = tiny_batch(model)
     whole = tlora.calibrate(model, [batch], gradient=True, progress=False)
-    monkeypatch.setattr("tlora.gradient.SKETCH_ABOVE", 1000)
+    monkeypatch.setattr("tlora.calibration.gradient.SKETCH_ABOVE", 1000)
     sketched = tlora.calibrate(model, [batch], gradient=True, progress=False)
     name = "model.layers.0.mlp.up_proj"
     assert sketched.gradient[name].range is not None

@@ -17,8 +17,8 @@ import tlora
 from tests.helpers import FAMILIES, singles, tiny_batch, tiny_model
 from tests.launched import in_two_processes
 from tests.results import same
-from tlora.batches import prepare
-from tlora.calibration import Calibration
+from tlora.calibration.batches import prepare
+from tlora.calibration.calibration import Calibration
 
 ROOT = Path(__file__).parents[2]
 SKETCH = {"covariance": "sketch", "sketch_size": 12}
@@ -47,8 +47,8 @@ def assert_close(one: Calibration, other: Calibration, tolerance=1e-5):
 
 @pytest.fixture
 def small_sketches(monkeypatch):
-    monkeypatch.setattr("tlora.gradient.SKETCH_ABOVE", 1000)
-    monkeypatch.setattr("tlora.gradient.SKETCH_RANK", 8)
+    monkeypatch.setattr("tlora.calibration.gradient.SKETCH_ABOVE", 1000)
+    monkeypatch.setattr("tlora.calibration.gradient.SKETCH_RANK", 8)
 
 
 # Merged.

@@ -24,10 +24,10 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, next_command, no_pictures, saved, workplace  # noqa: F401
 from tests.results import same
 from tlora import cli, cli_adapter
+from tlora.calibration.covariance import SketchedCovariance
+from tlora.calibration.spectrum import Spectrum
 from tlora.cli_lines import written
 from tlora.cli_report import error_text
-from tlora.covariance import SketchedCovariance
-from tlora.spectrum import Spectrum
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")

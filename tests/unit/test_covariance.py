@@ -9,7 +9,7 @@ from scipy.linalg import fractional_matrix_power
 
 import tlora
 from tests.helpers import tiny_batch, tiny_model
-from tlora.covariance import Covariance, CovarianceSum
+from tlora.calibration.covariance import Covariance, CovarianceSum
 from tlora.numerics.linalg import nystrom
 from tlora.numerics.sketching import sketching_matrix
 

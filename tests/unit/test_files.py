@@ -19,11 +19,11 @@ import tlora.utils.files
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
 from tlora.allocation import Allocation
-from tlora.calibration import Calibration
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import target_modules
 from tlora.results import RESULT, _digest, migrated
 from tlora.run import TrainingRun
-from tlora.sensitivity import Sensitivity
 from tlora.utils.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import tiny_batch, tiny_config, tiny_model
 from tests.unit.test_silent_errors import QUICK
 from tlora.adapter import adapter_layers
-from tlora.batches import _READS_ENCODER
+from tlora.calibration.batches import _READS_ENCODER
 from tlora.models.weights import fingerprint
 
 

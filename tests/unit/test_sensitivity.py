@@ -9,8 +9,8 @@ import scipy.stats
 import torch
 
 from tests.sensitivities import llama_sensitivity, sensitivity
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import bootstrap_means, gini, subsample_means
-from tlora.sensitivity import Sensitivity
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import tlora
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
 from tlora.adapter import adapter_layers
-from tlora.sensitivity import Sensitivity
+from tlora.calibration.sensitivity import Sensitivity
 
 THREADS = 4
 

@@ -29,11 +29,11 @@ import tlora
 from tests.helpers import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
 from tlora.adapter import adapter_layers
-from tlora.batches import Tokens
-from tlora.covariance import CovarianceSum
+from tlora.calibration.batches import Tokens
+from tlora.calibration.covariance import CovarianceSum
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import target_modules
 from tlora.results import Meta
-from tlora.sensitivity import Sensitivity
 from tlora.subspace import Kind
 from tlora.utils.reproducibility import module_seed
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tlora.covariance import Covariance, DenseCovariance
+from tlora.calibration.covariance import Covariance, DenseCovariance
+from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.results import Meta
-from tlora.spectrum import Spectrum, spectrum, subspace_spectrum
+from tlora.subspace import subspace_spectrum
 
 
 def of(values, trace=None, dimension=None) -> Spectrum:

@@ -10,8 +10,8 @@ import torch
 
 from tests.sensitivities import sensitivity
 from tlora.allocation import allocate
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import bootstrap_means, kendall_tau, top_overlap
-from tlora.sensitivity import Sensitivity
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 
 

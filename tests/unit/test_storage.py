@@ -20,8 +20,8 @@ import tlora.results
 import tlora.utils.files
 from tests.results import META, same, sensitivity
 from tlora.allocation import allocate
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import RESULT, TENSORS, Meta, Result, read_head
-from tlora.sensitivity import Sensitivity
 from tlora.utils.files import replace_folder
 
 

@@ -16,8 +16,8 @@ from matplotlib.text import Text
 
 import viz
 from tests.pictured import META, MODELS, alignment, allocation, cells, sensitivity, spectrum, texts, training_run
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from viz import style
 
 

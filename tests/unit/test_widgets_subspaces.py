@@ -16,7 +16,7 @@ import torch
 import viz
 from tests.pictured import spectrum
 from tests.results import base, calibration
-from tlora.spectrum import Spectrum
+from tlora.calibration.spectrum import Spectrum
 from tlora.subspace import Subspaces, task_subspaces
 from viz import style
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from tlora.alignment import Alignment
 from tlora.allocation import Allocation
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.capture import GradientCapture
 from tlora.energy import CapturedEnergy
 from tlora.results import RESULT, Meta, Result
 from tlora.run import ADAPTER_CONFIG, TrainingRun
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
 
 # Where `load` looks for a result: name of the field, folder, and class.
 PLACES: tuple[tuple[str, Path, type[Result]], ...] = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from tlora.alignment import Alignment
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.capture import GradientCapture
 from tlora.energy import CapturedEnergy
 from tlora.numerics.statistics import gini
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
 from tlora.stability import ranking_stability
 from viz import style
 from viz.pages import words

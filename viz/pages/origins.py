@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pandas as pd
 
 from tlora.allocation import Allocation
+from tlora.calibration.calibration import Options
 from tlora.results import Meta
-from tlora.statistics import Options
 from tlora.tasks.presets import PRESETS
 from viz.pages import words
 from viz.pages.findings import Findings

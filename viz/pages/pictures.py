@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from tlora.alignment import Alignment
 from tlora.allocation import Allocation
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.run import TrainingRun
-from tlora.sensitivity import Sensitivity
-from tlora.spectrum import Spectrum
 from viz import heatmap, style
 from viz.alignment import Aligned, plot_alignment
 from viz.allocation import plot_allocation, whole

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tlora.allocation import Allocation, allocate
-from tlora.sensitivity import Sensitivity
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.subspace import Subspaces
 from viz import heatmap, style
 from viz.allocation import finding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tlora.sensitivity import Sensitivity
+from tlora.calibration.sensitivity import Sensitivity
 
 SCORE, EDIT, PIN, EXCLUDE = "by score", "edit", "pin", "exclude"
 WAYS = (SCORE, EDIT, PIN, EXCLUDE)

@@ -14,7 +14,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation import Allocation
-from tlora.sensitivity import Sensitivity
+from tlora.calibration.sensitivity import Sensitivity
 from viz import style
 from viz.widgets.canvas import Headline, boxes, place_boxes, steady
 from viz.widgets.cells import Cells

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from tlora.calibration import Calibration
-from tlora.spectrum import Spectrum, directions_for, subspace_spectrum
-from tlora.subspace import Subspaces
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.spectrum import Spectrum, directions_for
+from tlora.subspace import Subspaces, subspace_spectrum
 from tlora.utils.validation import positive_int
 from viz import style
 from viz.widgets.base import WIDTH, Explorer, choice, row, table

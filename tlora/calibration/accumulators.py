@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tlora.batches import Batch
-from tlora.covariance import Covariance, CovarianceSum
-from tlora.gradient import Gradient, GradientSum, sketch_sizes
+from tlora.calibration.batches import Batch
+from tlora.calibration.calibration import Options
+from tlora.calibration.covariance import Covariance, CovarianceSum
+from tlora.calibration.gradient import Gradient, GradientSum, sketch_sizes
 from tlora.models.forward import input_device
 from tlora.models.hooks import Recorder
 from tlora.models.targets import Target
@@ -18,50 +18,9 @@ from tlora.models.weights import weight
 from tlora.numerics.linalg import tiles
 from tlora.numerics.sketching import SketchingMatrices
 from tlora.utils.distributed import Processes
-from tlora.utils.validation import positive_int
 
 if TYPE_CHECKING:
-    from tlora.calibration import Calibration
-
-
-Tokens = Literal["all", "labels"]
-Kept = Literal["dense", "sketch"]
-Products = Literal["float32", "model"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is kept of the samples, and how it is computed.
-
-    Attributes
-    ----------
-    tokens : {"all", "labels"}
-        Tokens that the covariances are taken over.
-    gradient : bool
-        Whether mean gradients are kept.
-    covariance : {"dense", "sketch"}
-        How covariances are kept.
-    sketch_size : int
-        Columns of a sketch.
-    products : {"float32", "model"}
-        Precision of the factors of products: float32, or what the model computes in unless that is float16.
-    """
-
-    tokens: Tokens = "all"
-    gradient: bool = False
-    covariance: Kept = "dense"
-    sketch_size: int = 256
-    products: Products = "float32"
-
-    def __post_init__(self) -> None:
-        for name, choices in (("tokens", Tokens), ("covariance", Kept), ("products", Products)):
-            if (value := getattr(self, name)) not in get_args(choices):
-                raise ValueError(f"{name}={value!r}: choose {' or '.join(map(repr, get_args(choices)))}")
-        positive_int(self.sketch_size, "sketch_size")
-
-    def is_sketched(self, d_in: int) -> bool:
-        """Whether a covariance of this width is kept as a sketch: where that is at most half of the whole."""
-        return self.covariance == "sketch" and d_in >= 2 * self.sketch_size
+    from tlora.calibration.calibration import Calibration
 
 
 class Statistics:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tlora.batches import Batch, prepare
+from tlora.calibration.batches import Batch, prepare
 from tlora.models.forward import input_device, sample_losses
 from tlora.models.hooks import Recorder, first_of, recording
 from tlora.models.targets import Target

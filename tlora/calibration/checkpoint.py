@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tlora.batches import Batch
-from tlora.calibration import Calibration
+from tlora.calibration.batches import Batch
+from tlora.calibration.calibration import Calibration
 from tlora.results import RESULT
 from tlora.utils.distributed import Processes
 

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlora.batches import Batch
-from tlora.calibration import Calibration
-from tlora.checkpoint import Checkpoint, Share
-from tlora.merging import check_alike, in_order
+from tlora.calibration.accumulators import Statistics
+from tlora.calibration.batches import Batch
+from tlora.calibration.calibration import Calibration, Kept, Options, Products, Tokens, check_alike, in_order
+from tlora.calibration.checkpoint import Checkpoint, Share
+from tlora.calibration.forward_backward import check_batches, observe, prepared
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, weight
-from tlora.passes import check_batches, observe, prepared
 from tlora.results import Meta
-from tlora.sensitivity import Sensitivity
-from tlora.statistics import Kept, Options, Products, Statistics, Tokens
 from tlora.utils.distributed import Processes
 from tlora.utils.validation import as_names
 
