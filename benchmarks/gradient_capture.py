@@ -29,7 +29,7 @@ from torch import Tensor
 import tlora
 from tlora.plain import plain_lora
 from tlora.results import Result
-from tlora.subspace import Kind
+from tlora.subspaces.subspaces import Kind
 
 COUNTS = (8, 16, 32, 64, 128)
 

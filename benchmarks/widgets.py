@@ -21,7 +21,7 @@ import viz
 from tests.sensitivities import llama_sensitivity
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.subspace import Subspaces
+from tlora.subspaces.subspaces import Subspaces
 
 RANK = 64
 LIMIT = 0.1

@@ -22,15 +22,12 @@ from transformers import PreTrainedModel
 
 from tests.helpers import singles, tiny_batch, tiny_config, tiny_model
 from tlora.adapter import attach
-from tlora.alignment import align, align_layers
 from tlora.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.capture import GradientCapture, gradient_capture
 from tlora.compared import Comparison
-from tlora.energy import CapturedEnergy, captured_energy
 from tlora.inspection import Inspection, inspect
 from tlora.outcomes import packed
 from tlora.planning import plan
@@ -38,7 +35,10 @@ from tlora.results import Meta, Result, library_versions
 from tlora.run import TrainingRun
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.store import Record
-from tlora.subspace import Subspaces, task_subspaces
+from tlora.subspaces.alignment import align, align_layers
+from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
+from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.training import train
 
 META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)

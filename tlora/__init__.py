@@ -20,10 +20,10 @@ from tlora.calibration.covariance import Covariance
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
-from tlora.subspace import Subspaces, task_subspaces
-from tlora.alignment import Alignment, LayerAlignment, align, align_layers
-from tlora.energy import CapturedEnergy, captured_energy
-from tlora.capture import GradientCapture, gradient_capture
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.alignment import Alignment, LayerAlignment, align, align_layers
+from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
+from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.allocation import Allocation, allocate
 from tlora.adapter import attach, detach, merge
 from tlora.loading import load

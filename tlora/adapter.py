@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from tlora.allocation import Allocation
 from tlora.models.targets import head_modules, refuse_adapted, refuse_offloaded
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
-from tlora.subspace import Subspaces
+from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import exact_products, seeded
 from tlora.wrapping import unwrap, wrappers
 

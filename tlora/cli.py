@@ -48,7 +48,7 @@ from tlora.cli_serving import EXPORTING, INSPECTING, export, inspect
 from tlora.results import RESULT, Result, library_versions
 from tlora.run import TrainingRun
 from tlora.sealing import is_whole
-from tlora.subspace import Kind
+from tlora.subspaces.subspaces import Kind
 from tlora.utils.files import replace_file
 
 app = typer.Typer(

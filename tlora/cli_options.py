@@ -12,7 +12,7 @@ from tlora.adapter import Rows
 from tlora.arguments import check_numbers
 from tlora.calibration.calibration import Kept, Tokens
 from tlora.knobs import Budget, Scaling
-from tlora.subspace import Kind
+from tlora.subspaces.subspaces import Kind
 from tlora.tasks.load import task_files
 from tlora.tasks.presets import PRESETS
 

@@ -27,7 +27,7 @@ from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import Meta, Result
 from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.subspace import Kind, Subspaces, check_possible, task_subspaces
+from tlora.subspaces.subspaces import Kind, Subspaces, check_possible, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task
 from tlora.training import train

@@ -26,7 +26,7 @@ from tlora.initialisations import corda, eva, lora_ga
 from tlora.job import Job
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
-from tlora.subspace import task_subspaces
+from tlora.subspaces.subspaces import task_subspaces
 from tlora.utils.reproducibility import seeded
 
 Arguments = Mapping[str, Any]

@@ -11,7 +11,7 @@ from tlora.adapter import attach
 from tlora.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta
-from tlora.subspace import task_subspaces
+from tlora.subspaces.subspaces import task_subspaces
 from tlora.training import train
 
 Arguments = Mapping[str, Any]

@@ -12,10 +12,10 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from tlora.alignment import Alignment, LayerAlignment
-from tlora.capture import GradientCapture
-from tlora.energy import CapturedEnergy
-from tlora.subspace import Kind
+from tlora.subspaces.alignment import Alignment, LayerAlignment
+from tlora.subspaces.captured_energy import CapturedEnergy
+from tlora.subspaces.gradient_capture import GradientCapture
+from tlora.subspaces.subspaces import Kind
 from tlora.utils.validation import check_type
 from viz import heatmap, style
 

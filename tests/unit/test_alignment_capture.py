@@ -290,9 +290,9 @@ def test_the_sketch_of_few_directions_is_exact():
 
 def test_a_poor_sketch_is_never_below_what_was_captured(monkeypatch, llama, found):
     model, _, subspaces, batch = llama
-    monkeypatch.setattr("tlora.capture.EXACT_UP_TO", 1)
-    monkeypatch.setattr("tlora.capture.SKETCH_FACTOR", 1)
-    monkeypatch.setattr("tlora.capture.SKETCH_EXTRA", 0)
+    monkeypatch.setattr("tlora.subspaces.gradient_capture.EXACT_UP_TO", 1)
+    monkeypatch.setattr("tlora.subspaces.gradient_capture.SKETCH_FACTOR", 1)
+    monkeypatch.setattr("tlora.subspaces.gradient_capture.SKETCH_EXTRA", 0)
     for ranks in (RANKS, (1,)):  # as many columns as the highest rank
         rough = tlora.gradient_capture(model, [batch], subspaces, ranks, progress=False)
         frame = rough.to_frame()

@@ -34,7 +34,7 @@ from tlora.calibration.covariance import CovarianceSum
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import target_modules
 from tlora.results import Meta
-from tlora.subspace import Kind
+from tlora.subspaces.subspaces import Kind
 from tlora.utils.reproducibility import module_seed
 
 QUICK: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 2, "evaluation_limit": 0, "progress": False}

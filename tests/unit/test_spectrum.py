@@ -11,7 +11,7 @@ import torch
 from tlora.calibration.covariance import Covariance, DenseCovariance
 from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.results import Meta
-from tlora.subspace import subspace_spectrum
+from tlora.subspaces.subspaces import subspace_spectrum
 
 
 def of(values, trace=None, dimension=None) -> Spectrum:

@@ -21,7 +21,7 @@ from tests.results import base, calibration
 from tests.sensitivities import sensitivity
 from tests.unit.test_widgets_training import train
 from tlora.footprint import size_text
-from tlora.subspace import task_subspaces
+from tlora.subspaces.subspaces import task_subspaces
 from viz import style
 from viz.allocation import finding
 from viz.widgets.monitor_picture import places

@@ -26,7 +26,7 @@ from matplotlib.text import Text
 import viz
 from tests.pictured import sensitivity, spectrum
 from tests.results import base, calibration, subspaces
-from tlora.subspace import task_subspaces
+from tlora.subspaces.subspaces import task_subspaces
 from viz.widgets import base as widgets
 from viz.widgets.canvas import Canvas, Headline, Numbers
 

@@ -17,7 +17,7 @@ import viz
 from tests.pictured import spectrum
 from tests.results import base, calibration
 from tlora.calibration.spectrum import Spectrum
-from tlora.subspace import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from viz import style
 
 

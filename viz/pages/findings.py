@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from tlora.alignment import Alignment
 from tlora.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.capture import GradientCapture
-from tlora.energy import CapturedEnergy
 from tlora.results import RESULT, Meta, Result
 from tlora.run import ADAPTER_CONFIG, TrainingRun
+from tlora.subspaces.alignment import Alignment
+from tlora.subspaces.captured_energy import CapturedEnergy
+from tlora.subspaces.gradient_capture import GradientCapture
 
 # Where `load` looks for a result: name of the field, folder, and class.
 PLACES: tuple[tuple[str, Path, type[Result]], ...] = (

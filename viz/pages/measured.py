@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tlora.alignment import Alignment
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.capture import GradientCapture
-from tlora.energy import CapturedEnergy
 from tlora.numerics.statistics import gini
 from tlora.stability import ranking_stability
+from tlora.subspaces.alignment import Alignment
+from tlora.subspaces.captured_energy import CapturedEnergy
+from tlora.subspaces.gradient_capture import GradientCapture
 from viz import style
 from viz.pages import words
 from viz.pages.findings import Findings

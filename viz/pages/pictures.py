@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from tlora.alignment import Alignment
 from tlora.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.run import TrainingRun
+from tlora.subspaces.alignment import Alignment
 from viz import heatmap, style
 from viz.alignment import Aligned, plot_alignment
 from viz.allocation import plot_allocation, whole

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 
-from tlora.alignment import Alignment, align, told_apart
-from tlora.subspace import Subspaces
+from tlora.subspaces.alignment import Alignment, align, told_apart
+from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import positive_int
 from viz import heatmap, style
 from viz.widgets.alignment_picture import AlignmentPicture

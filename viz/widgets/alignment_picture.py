@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 
-from tlora.alignment import Alignment
+from tlora.subspaces.alignment import Alignment
 from viz import style
 from viz.widgets.canvas import Headline
 from viz.widgets.cells import Cells

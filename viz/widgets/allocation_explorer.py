@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from tlora.allocation import Allocation, allocate
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.subspace import Subspaces
+from tlora.subspaces.subspaces import Subspaces
 from viz import heatmap, style
 from viz.allocation import finding
 from viz.widgets import by_hand

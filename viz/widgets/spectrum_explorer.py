@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.spectrum import Spectrum, directions_for
-from tlora.subspace import Subspaces, subspace_spectrum
+from tlora.subspaces.subspaces import Subspaces, subspace_spectrum
 from tlora.utils.validation import positive_int
 from viz import style
 from viz.widgets.base import WIDTH, Explorer, choice, row, table

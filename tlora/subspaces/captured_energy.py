@@ -17,7 +17,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.results import Meta, Result
-from tlora.subspace import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.utils.reproducibility import exact_products
 from tlora.utils.validation import check_type, positive_int
 

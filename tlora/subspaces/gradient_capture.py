@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import check_batches, observe, prepared
-from tlora.energy import by_kind, by_module, checked_ranks
 from tlora.models.hooks import Recorder
 from tlora.models.targets import Target, target_modules
 from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta, Result
-from tlora.subspace import Subspaces
+from tlora.subspaces.captured_energy import by_kind, by_module, checked_ranks
+from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import confidence_level, positive_int
 

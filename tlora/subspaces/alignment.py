@@ -15,7 +15,7 @@ from torch import Tensor
 from tlora.models.weights import ALIKE, likeness
 from tlora.numerics.linalg import orthonormal, overlap_by_rank, principal_angles
 from tlora.results import Meta, Result
-from tlora.subspace import Subspaces
+from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import check_type, positive_int
 
 
