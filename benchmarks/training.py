@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import tlora
-from tlora.footprint import BYTES
+from tlora.allocation.footprint import BYTES
 from tlora.peak import PeakMemory
 
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 
 import viz
-from tlora.allocation import Allocation, allocate
+from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.results import Meta

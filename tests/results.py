@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from tests.helpers import singles, tiny_batch, tiny_config, tiny_model
 from tlora.adapter import attach
-from tlora.allocation import Allocation, allocate
+from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -33,7 +34,6 @@ from tlora.outcomes import packed
 from tlora.planning import plan
 from tlora.results import Meta, Result, library_versions
 from tlora.run import TrainingRun
-from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.store import Record
 from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy

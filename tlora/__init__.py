@@ -19,12 +19,12 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
+from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.subspaces.alignment import Alignment, LayerAlignment, align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
-from tlora.allocation import Allocation, allocate
+from tlora.allocation.allocation import Allocation, allocate
 from tlora.adapter import attach, detach, merge
 from tlora.loading import load
 from tlora.training import train

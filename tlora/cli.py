@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tlora import cli_steps as steps
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
 from tlora.cli_adapter import EVALUATING, evaluate, merge
 from tlora.cli_compare import Comparing, Showing, compared, listed, summary_text

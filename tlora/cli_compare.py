@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import pandas as pd
 
+from tlora.allocation.footprint import size_text
 from tlora.cli_options import option
 from tlora.cli_report import Report, facts, table
 from tlora.compared import LISTED, Comparison
 from tlora.comparison import RATES, compare
-from tlora.footprint import size_text
 from tlora.methods import METHODS, PRINCIPAL
 
 PICTURES = (".png", ".svg", ".pdf")

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tlora.adapter import Rows
+from tlora.allocation.constraints import Budget, Scaling
 from tlora.arguments import check_numbers
 from tlora.calibration.calibration import Kept, Tokens
-from tlora.knobs import Budget, Scaling
 from tlora.subspaces.subspaces import Kind
 from tlora.tasks.load import task_files
 from tlora.tasks.presets import PRESETS

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tlora.allocation.footprint import size_text
 from tlora.cli_report import facts, table
-from tlora.footprint import size_text
 from tlora.planning import ResourcePlan, matmul_speed
 from tlora.planning import plan as estimate
 from tlora.utils.validation import positive

@@ -15,9 +15,9 @@ import typer
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
+from tlora.allocation.footprint import size_text
 from tlora.calibration.calibration import Calibration
-from tlora.footprint import size_text
 from tlora.models.loading import quiet
 from tlora.results import Result
 from tlora.run import TrainingRun

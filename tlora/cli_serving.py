@@ -12,6 +12,7 @@ import typer
 
 from tlora import cli_base as bases
 from tlora import cli_steps as steps
+from tlora.allocation.footprint import size_text
 from tlora.cli_adapter import Folder
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
@@ -20,7 +21,6 @@ from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
 from tlora.exactness import PROMPTS, export_difference
 from tlora.export import Format, export_format, gguf_file
 from tlora.export import export as write_export
-from tlora.footprint import size_text
 from tlora.inspection import Inspection
 from tlora.inspection import inspect as read
 from tlora.models.loading import served_by

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from tlora.adapter import attach
-from tlora.allocation import Allocation, allocate
+from tlora.allocation.allocation import Allocation, allocate
 from tlora.arguments import check_card
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration

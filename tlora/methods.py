@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tlora import tlora_plus
 from tlora.adapter import adapter_layers, attach, freeze, shared_config, without_noise
-from tlora.allocation import allocate
+from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.initialisations import corda, eva, lora_ga
 from tlora.job import Job

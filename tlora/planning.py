@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tlora.allocation.footprint import BYTES, Footprint, footprint
 from tlora.calibration.calibration import Options
-from tlora.footprint import BYTES, Footprint, footprint
 from tlora.models.loading import architecture_of, floating_dtype, load_config
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.rehearsal import KINDS, Rehearsal, Workload, rehearse

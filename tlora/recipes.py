@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tlora.adapter import attach
-from tlora.allocation import allocate
+from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta
 from tlora.subspaces.subspaces import task_subspaces

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.utils.validation import check_type
 from viz import heatmap, style
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.sensitivities import llama_sensitivity, sensitivity
-from tlora.allocation import Allocation, allocate
+from tlora.allocation.allocation import Allocation, allocate
 
 SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
 NAMES = ["layers.0.q_proj", "layers.0.k_proj", "layers.0.down_proj"]

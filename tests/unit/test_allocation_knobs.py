@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.sensitivities import sensitivity
-from tlora.allocation import allocate
+from tlora.allocation.allocation import allocate
 
 SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
 Q0, K0, D0, Q1, K1, D1 = [f"layers.{layer}.{role}" for layer in (0, 1) for role in ("q_proj", "k_proj", "down_proj")]

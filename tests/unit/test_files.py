@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import tlora.utils.files
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import target_modules

@@ -10,7 +10,7 @@ import pytest
 
 from tests.adapted import quick_collections  # noqa: F401
 from tests.reported import Page, results_of, save, walked
-from tlora.allocation import allocate
+from tlora.allocation.allocation import allocate
 from viz import report
 from viz.pages import words
 

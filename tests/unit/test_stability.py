@@ -9,10 +9,10 @@ import scipy.stats
 import torch
 
 from tests.sensitivities import sensitivity
-from tlora.allocation import allocate
+from tlora.allocation.allocation import allocate
+from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import bootstrap_means, kendall_tau, top_overlap
-from tlora.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 
 
 def noisy(noise, samples=32, modules=9, seed=0):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import tlora.results
 import tlora.utils.files
 from tests.results import META, same, sensitivity
-from tlora.allocation import allocate
+from tlora.allocation.allocation import allocate
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import RESULT, TENSORS, Meta, Result, read_head
 from tlora.utils.files import replace_folder

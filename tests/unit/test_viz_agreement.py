@@ -20,7 +20,7 @@ from tests.pictured import PLOTS, allocation, gradient_capture, spectrum
 from tests.results import base, calibration
 from tests.sensitivities import sensitivity
 from tests.unit.test_widgets_training import train
-from tlora.footprint import size_text
+from tlora.allocation.footprint import size_text
 from tlora.subspaces.subspaces import task_subspaces
 from viz import style
 from viz.allocation import finding

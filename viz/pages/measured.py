@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from tlora.allocation.stability import ranking_stability
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.numerics.statistics import gini
-from tlora.stability import ranking_stability
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS

@@ -7,8 +7,8 @@ from dataclasses import MISSING, fields
 
 import pandas as pd
 
-from tlora.allocation import Allocation
-from tlora.knobs import Knobs
+from tlora.allocation.allocation import Allocation
+from tlora.allocation.constraints import Knobs
 from viz.allocation import whole
 from viz.pages import words
 from viz.pages.findings import Findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.run import TrainingRun
 from viz.pages import words
 from viz.pages.findings import Findings

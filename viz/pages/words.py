@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tlora.footprint import size_text
+from tlora.allocation.footprint import size_text
 from viz import style
 
 MINUS, DASH = "\u2212", "\u2013"

@@ -12,7 +12,7 @@ import ipywidgets
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tlora.allocation import Allocation, allocate
+from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.subspaces.subspaces import Subspaces
 from viz import heatmap, style

@@ -6,8 +6,8 @@ import html
 
 import pandas as pd
 
-from tlora.allocation import Allocation
-from tlora.footprint import size_text
+from tlora.allocation.allocation import Allocation
+from tlora.allocation.footprint import size_text
 from viz import style
 from viz.widgets.base import table
 

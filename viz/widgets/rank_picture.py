@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from viz import style
 from viz.widgets.canvas import Headline, boxes, place_boxes, steady

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from tlora.allocation import Allocation
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
 from tlora.results import Meta, Result

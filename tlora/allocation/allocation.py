@@ -10,10 +10,19 @@ from typing import Any, ClassVar, Self, SupportsIndex
 import pandas as pd
 import torch
 
+from tlora.allocation.constraints import (
+    BUDGETS,
+    SCALINGS,
+    Knobs,
+    Limits,
+    budget_total,
+    excluded_names,
+    limits,
+    one_or_several,
+    whole_or_each,
+)
+from tlora.allocation.footprint import Footprint, footprint
 from tlora.calibration.sensitivity import Sensitivity, check_scores
-from tlora.footprint import Footprint, footprint
-from tlora.knobs import BUDGETS, SCALINGS, Knobs, one_or_several, whole_or_each
-from tlora.limits import Limits, budget_total, excluded_names, limits
 from tlora.numerics.apportionment import spent
 from tlora.results import Meta, Result
 from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
