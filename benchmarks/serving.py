@@ -27,7 +27,7 @@ import torch
 
 import tlora
 from benchmarks.serving_engines import REFUSED, Questions, llama_cpp_answers, peft_answers, vllm
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.exactness import PROMPTS
 from tlora.export import save_model
 from tlora.gguf_adapter import Layout, write_gguf

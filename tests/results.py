@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tests.helpers import singles, tiny_batch, tiny_config, tiny_model
-from tlora.adapter import attach
+from tlora.adapters.attach import attach
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
 from tlora.calibration.calibrate import calibrate

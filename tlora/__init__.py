@@ -25,8 +25,8 @@ from tlora.subspaces.alignment import Alignment, LayerAlignment, align, align_la
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.allocation.allocation import Allocation, allocate
-from tlora.adapter import attach, detach, merge
-from tlora.loading import load
+from tlora.adapters.attach import attach, detach, merge
+from tlora.adapters.load import load
 from tlora.training import train
 from tlora.export import export
 from tlora.inspection import Inspection, inspect

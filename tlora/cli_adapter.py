@@ -12,14 +12,14 @@ import typer
 
 from tlora import cli_base as bases
 from tlora import cli_steps as steps
-from tlora.adapter import merge as merge_adapter
+from tlora.adapters.attach import merge as merge_adapter
+from tlora.adapters.files import checked
+from tlora.adapters.load import load
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
 from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
-from tlora.loading import load
 from tlora.run import TrainingRun
-from tlora.saved import checked
 from tlora.tasks.load import task_contents, task_files
 from tlora.tasks.presets import PRESETS
 

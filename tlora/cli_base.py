@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tlora.adapters.files import ADAPTER_CONFIG, RUN, checked, lora_config, read_training_record
+from tlora.adapters.load import classes, load
 from tlora.cli_options import Placement
-from tlora.loading import classes, load
 from tlora.models.loading import load_model
-from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
-from tlora.saved import checked, lora_config
+from tlora.run import TrainingRun
 
 
 def base_name(folder: Path, model: str | None) -> str:
@@ -41,7 +41,7 @@ def recorded(folder: Path) -> TrainingRun | None:
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """The base with the adapter on it, and its tokenizer."""
     name = base_name(folder, model)
-    labels = classes(folder, *checked(folder, "tlora"), recorded(folder))
+    labels = classes(folder, *checked(folder, "tlora"), read_training_record(folder))
     with named_by(folder, model):
         base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
     return load(folder, base), tokenizer

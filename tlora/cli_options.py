@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tlora.adapter import Rows
+from tlora.adapters.attach import Rows
 from tlora.allocation.constraints import Budget, Scaling
 from tlora.arguments import check_numbers
 from tlora.calibration.calibration import Kept, Tokens

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from tlora.adapter import attach
+from tlora.adapters.attach import attach
+from tlora.adapters.files import ADAPTER_CONFIG, RUN
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.arguments import check_card
 from tlora.calibration.calibrate import calibrate
@@ -26,7 +27,7 @@ from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import Meta, Result
-from tlora.run import ADAPTER_CONFIG, RUN, TrainingRun
+from tlora.run import TrainingRun
 from tlora.subspaces.subspaces import Kind, Subspaces, check_possible, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from peft.utils.other import get_pattern_key
+from tlora.adapters.files import Adapter, by_layer
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's ``--max-lora-rank`` may have."""
@@ -15,63 +15,6 @@ FOREIGN = "PEFT's format is not read"
 """Why an engine takes no adapter of PEFT at all."""
 
 _INITS = ("pissa", "olora", "corda", "loftq")
-
-
-COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
-"""Keys of ``adapter_config.json`` with which it is not ``W + s B A`` that is computed."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What engines look at.
-
-    Attributes
-    ----------
-    config : dict
-        ``adapter_config.json``.
-    ranks : dict of int
-        Rows of ``A`` of each module, by full module name.
-    others : collection of str
-        Names of the tensors that are no ``A`` or ``B`` of a linear layer.
-    """
-
-    config: Mapping[str, Any]
-    ranks: Mapping[str, int]
-    others: Collection[str] = ()
-
-    def pattern(self, name: str, which: str, default: float) -> float:
-        """What PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
-        patterns = self.config.get(which) or {}
-        return float(patterns.get(get_pattern_key(list(patterns), name), default))
-
-    @property
-    def power(self) -> float:
-        """Of the rank, that alpha is divided by: one half under rsLoRA."""
-        return 0.5 if self.config.get("use_rslora") else 1.0
-
-    def more(self, known: Collection[str] = ()) -> str:
-        """What it holds beside ``A``, ``B`` and saved modules of known names; empty where there is nothing."""
-        if self.config.get("bias", "none") != "none":
-            return f"bias={self.config['bias']!r}"
-        if self.config.get("use_dora"):
-            return "DoRA"
-        saved = set(self.config.get("modules_to_save") or ())
-        if strange := sorted(saved.difference(known)):
-            return f"modules_to_save={strange}"
-        # Of embeddings A and B have names of their own.
-        heads = tuple(f".{name}." for name in saved)
-        stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
-        if stray:
-            return f"{stray[0]}, which is neither A nor B"
-        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
-        return key and f"{key}={self.config[key]!r}"
-
-
-def by_layer(adapter: Adapter) -> dict[str, float]:
-    """Rank and alpha of each module from the patterns, divided by the rank's root under rsLoRA: as PEFT."""
-    config = adapter.config
-    alphas = {name: adapter.pattern(name, "alpha_pattern", config["lora_alpha"]) for name in adapter.ranks}
-    return {n: alphas[n] / adapter.pattern(n, "rank_pattern", config["r"]) ** adapter.power for n in adapter.ranks}
 
 
 def one_scale(adapter: Adapter) -> dict[str, float]:

@@ -11,15 +11,14 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
-from tlora.adapter import without_noise
+from tlora.adapters.files import ADAPTER_CONFIG
+from tlora.adapters.lora_layers import active_adapter, lora_layers, taking_off, without_noise
 from tlora.export import MODEL_CONFIG, gguf_file
 from tlora.gguf_adapter import read_gguf
 from tlora.models.forward import evaluating
 from tlora.models.loading import load_model
-from tlora.plain import Factors, active_adapter, lora_layers
-from tlora.run import ADAPTER_CONFIG
+from tlora.plain import Factors
 from tlora.utils.reproducibility import seeded
-from tlora.wrapping import taking_off
 
 _EXPORTED = "exported"
 PROMPTS = (

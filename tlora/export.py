@@ -14,14 +14,15 @@ from peft import PeftModel
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from tlora.adapter import merge, shared_weight
-from tlora.engines import SERVERS, Adapter, Server
+from tlora.adapters.attach import merge
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, Adapter
+from tlora.adapters.lora_layers import lora_layers, shared_weight
+from tlora.engines import SERVERS, Server
 from tlora.gguf_adapter import FILE as GGUF_FILE
 from tlora.gguf_adapter import write_gguf
 from tlora.models.loading import floating_dtype, load_tokenizer
-from tlora.plain import PlainLora, in_every_layer, lora_layers, padded, plain_lora, target_suffixes
+from tlora.plain import PlainLora, in_every_layer, padded, plain_lora, target_suffixes
 from tlora.replacing import check_place, replace_export
-from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
 from tlora.utils.files import write_bytes
 
 Format = Literal["peft", "gguf", "merged"]

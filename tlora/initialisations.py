@@ -14,7 +14,7 @@ from peft.tuners.lora.eva import get_eva_state_dict
 from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import cast_adapter_dtype
 
-from tlora.adapter import shared_config
+from tlora.adapters.attach import shared_config
 from tlora.job import Job
 from tlora.models.targets import target_modules
 

@@ -13,11 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlora.engines import COMPUTES_MORE, ENGINES, Adapter, by_layer
-from tlora.rank_use import COLUMNS, rank_use, update_singular_values
+from tlora.adapters.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    COMPUTES_MORE,
+    PREFIX,
+    Adapter,
+    by_layer,
+    checked,
+    read_training_record,
+)
+from tlora.adapters.lora_layers import COLUMNS, rank_use, update_singular_values
+from tlora.engines import ENGINES
 from tlora.results import Meta, Result
-from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
-from tlora.saved import checked
 from tlora.utils.files import undisturbed
 
 _KEPT = (
@@ -195,9 +203,7 @@ def _sigma(name: str, a: Tensor, b: Tensor, scaling: float) -> Tensor:
 
 def _meta(folder: Path, config: dict[str, Any]) -> Meta:
     """That of the run, where the adapter is one of ours."""
-    if (folder / RUN).is_dir():
-        return TrainingRun.record(folder).meta
-    return Meta(config.get("base_model_name_or_path") or "an unnamed model")
+    return read_training_record(folder).meta or Meta(config.get("base_model_name_or_path") or "an unnamed model")
 
 
 def _config(folder: Path) -> dict[str, Any]:

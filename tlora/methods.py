@@ -19,7 +19,8 @@ from torch.optim import AdamW, Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora import tlora_plus
-from tlora.adapter import adapter_layers, attach, freeze, shared_config, without_noise
+from tlora.adapters.attach import attach, shared_config
+from tlora.adapters.lora_layers import adapter_layers, freeze, without_noise
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.initialisations import corda, eva, lora_ga

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tlora.adapters.lora_layers import LoraModule, lora_modules
 from tlora.utils.files import dispensable
 
 MODULE_COLUMNS = {
@@ -29,47 +26,6 @@ MODULE_COLUMNS = {
 }
 _STATISTICS = list(MODULE_COLUMNS)[2:]
 _FILE = "module_history.json"
-
-
-@dataclass(frozen=True)
-class LoraModule:
-    """The linear LoRA module of one adapter, as PEFT holds it.
-
-    Attributes
-    ----------
-    layer : peft.tuners.lora.LoraLayer
-        The wrapped module.
-    a, b : Tensor
-        ``A`` (r, d_in) and ``B`` (d_out, r).
-    rank : int
-        ``r``.
-    scaling : float
-        ``s``, the factor before ``B A``.
-    """
-
-    layer: LoraLayer
-    a: Tensor
-    b: Tensor
-    rank: int
-    scaling: float
-
-    def weight_norm(self) -> float:
-        """Frobenius norm of the base weight, in float32 whatever it is stored in."""
-        weight = dequantize_module_weight(self.layer.get_base_layer()).detach()
-        return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
-
-
-def lora_modules(model: PeftModel) -> dict[str, LoraModule]:
-    """The linear LoRA modules of the active adapter, by full name in the base model, in model order."""
-    adapter = model.active_adapter
-    found = {}
-    for name, layer in model.get_base_model().named_modules():
-        # Embeddings, convolutions and AdaLoRA keep their factors otherwise.
-        factors = dict(layer.lora_A.items()) if isinstance(layer, LoraLayer) else {}
-        a = factors.get(adapter)
-        if isinstance(a, nn.Linear) and isinstance(b := layer.lora_B[adapter], nn.Linear):
-            found[name] = LoraModule(layer, a.weight, b.weight, layer.r[adapter], layer.scaling[adapter])
-    return found
 
 
 def module_statistics(b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float) -> Float[Tensor, " 2"]:

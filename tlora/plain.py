@@ -13,11 +13,16 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from tlora.adapter import adapter_layers, changes_the_base, kind_of_adapter, refuse_experts, shared_weight
-from tlora.engines import COMPUTES_MORE
+from tlora.adapters.files import COMPUTES_MORE, PREFIX
+from tlora.adapters.lora_layers import (
+    active_adapter,
+    adapter_tensors,
+    changes_the_base,
+    lora_layers,
+    say_resized,
+    shared_weight,
+)
 from tlora.models.targets import is_linear, shape
-from tlora.run import PREFIX
-from tlora.trainable import adapter_tensors, say_resized
 
 MERGED = "export it merged into the weights, format='merged'"
 
@@ -89,44 +94,6 @@ def plain_lora(model: PeftModel) -> PlainLora:
         if tensors[key].data_ptr() == tensors[other].data_ptr():
             raise ValueError(f"{key} and {other} are one weight, and this format holds each on its own: {way_out}")
     return PlainLora(factors, others, config)
-
-
-def lora_layers(model: PeftModel) -> dict[str, Any]:
-    """Layers of the active adapter, by the full name of the module that each wraps.
-
-    Raises
-    ------
-    TypeError
-        If it is no PEFT model.
-    ValueError
-        If it has no LoRA layers, several adapters are active, or one is merged.
-    """
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
-    layers = adapter_layers(model)
-    if not layers:
-        other = kind_of_adapter(model)
-        there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
-        raise ValueError(f"the model has {there}: attach an adapter first")
-    refuse_experts(layers)
-    if any(layer.merged for layer in layers.values()):
-        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
-    adapter = active_adapter(model)
-    return {name: layer for name, layer in layers.items() if adapter in layer.r}
-
-
-def active_adapter(model: PeftModel) -> str:
-    """Name of the active adapter.
-
-    Raises
-    ------
-    ValueError
-        If several are active.
-    """
-    names = model.active_adapters
-    if len(names) != 1:
-        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
-    return str(names[0])
 
 
 def _way_out(model: PeftModel, layers: Mapping[str, Any]) -> str:

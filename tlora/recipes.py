@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlora.adapter import attach
+from tlora.adapters.attach import attach
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta

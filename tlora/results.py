@@ -14,7 +14,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -275,24 +275,50 @@ class Result:
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        head = read_head(path)
-        kind = head["result"]
-        if kind != cls.__name__:
-            raise ValueError(f"{path} holds {kind}, not {cls.__name__}: use {kind}.load({str(path)!r})")
-        try:
-            blob = _checked_blob(path / TENSORS, head["tensors"])
-            values = head["values"]
-            if "shapes" in values:  # JSON knows no tuples
-                values["shapes"] = {
-                    name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()
-                }
-            return cls._unpack(load_tensors(blob), values, Meta(**head["meta"]))
-        except _DAMAGE as error:
-            raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
+        parts = read_parts(path, cls.__name__)
+        with _damage_in(path):
+            return cls._unpack(*parts)
 
 
 # What taking apart raises where the parts are of the wrong kinds, besides the ValueError that it is told as.
 _DAMAGE = (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+
+
+def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], Meta]:
+    """Tensors, JSON values and `Meta` of a saved result, for those who need no object of its class.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The result's folder.
+    kind : str
+        Name of its class.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no result in the folder.
+    ValueError
+        If it is another kind of result, of a newer format, truncated or changed since it was written.
+    """
+    head = read_head(path)
+    if head["result"] != kind:
+        there = head["result"]
+        raise ValueError(f"{path} holds {there}, not {kind}: use {there}.load({str(path)!r})")
+    with _damage_in(path):
+        blob = _checked_blob(path / TENSORS, head["tensors"])
+        values = head["values"]
+        if "shapes" in values:  # JSON knows no tuples
+            values["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
+        return load_tensors(blob), values, Meta(**head["meta"])
+
+
+@contextlib.contextmanager
+def _damage_in(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
 
 
 def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:

@@ -16,16 +16,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from tlora import rank_use
+from tlora.adapters import lora_layers
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_adapter
 from tlora.monitoring import MODULE_COLUMNS
-from tlora.results import Meta, Result, read_head
-from tlora.utils.files import digest, replace_folder, undisturbed, write_bytes
+from tlora.results import Meta, Result
+from tlora.utils.files import replace_folder, undisturbed, write_bytes
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of modules in the file."""
-RUN = Path("tlora", "run")
 # What goes to JSON as it is.
 PLAIN = (
     "before",
@@ -105,7 +101,7 @@ class TrainingRun(Result):
         "eval_loss": "validation loss, mean over batches, nats per labelled token; NaN where not evaluated",
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
-    rank_columns: ClassVar[dict[str, str]] = rank_use.COLUMNS
+    rank_columns: ClassVar[dict[str, str]] = lora_layers.COLUMNS
 
     @property
     def steps(self) -> int:
@@ -133,7 +129,7 @@ class TrainingRun(Result):
         values = {}
         for name, scaling in self.scalings.items():
             a, b = (self.adapter[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
-            values[name] = rank_use.update_singular_values(a, b, scaling)
+            values[name] = lora_layers.update_singular_values(a, b, scaling)
         return values
 
     def rank_use(self, energy: float = 0.99) -> pd.DataFrame:
@@ -154,7 +150,7 @@ class TrainingRun(Result):
         ValueError
             If ``energy`` is not in (0, 1].
         """
-        return rank_use.rank_use(self.singular_values(), energy)
+        return lora_layers.rank_use(self.singular_values(), energy)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a folder that PEFT reads as one of its own adapters, with the record of the run inside.
@@ -310,20 +306,3 @@ def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
             rows.setdefault(int(entry["step"]), {}).update(entry)
     frame = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(TrainingRun.columns))
     return frame.astype(HISTORY_TYPES)
-
-
-def check_adapter(folder: Path) -> None:
-    """Refuse an adapter that is not the one which the run in its folder trained.
-
-    Raises
-    ------
-    ValueError
-        If a file of it has changed since.
-    """
-    written = read_head(folder / RUN)["values"]["files"]
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        if name in written and digest(folder / name) != written[name]:
-            raise ValueError(
-                f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
-                f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
-            )

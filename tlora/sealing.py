@@ -17,28 +17,19 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapter import ADAPTER
+from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, SEAL, saved_shapes
+from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_modules
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
-from tlora.monitoring import lora_modules
-from tlora.saved import saved_shapes
-from tlora.trainable import adapter_tensors
 from tlora.utils.files import digest, dispensable, flush, read_json, write_bytes
-
-SEAL = "sealed.json"
-"""Digests of a checkpoint's files, written last."""
 
 LAST = "trainer_state.json"
 """What the Trainer writes last."""
 
-BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
+
 ANEW = "name another folder, or remove this one"
 
 _LOOKED_AT = 256
-
-ARGUMENTS = "arguments.json"
-"""What a checkpoint was trained with, of what a resumed training cannot change half-way."""
-
 HELD = (
     "learning_rate", "seed", "data_seed", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
     "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
@@ -116,12 +107,6 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
         way_out="load the base that it was trained on, or train anew",
     )
     return record
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """What is held of the training that an adapter in a checkpoint is of; empty for other folders."""
-    there = (place / ARGUMENTS for place in (folder, folder.parent) if (place / SEAL).is_file())  # see `adapter_folder`
-    return next((read_json(path) for path in there if path.is_file()), {})
 
 
 def _digest(rows: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.monitoring import LoraModule
+from tlora.adapters.lora_layers import LoraModule
 from tlora.utils.reproducibility import exact_products
 
 # Above the rounding of bfloat16, below the cosines of rows that are drawn.

@@ -12,7 +12,7 @@ from torch import Tensor, eye, nn
 from torch.nn.utils import parametrize
 from torch.optim import AdamW, Optimizer
 
-from tlora.adapter import ADAPTER, adapter_layers
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers
 
 RATIO = 16
 """Learning rate of ``B`` and of the third matrix over that of ``A``: that of LoRA+."""

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from torch import Tensor
-from transformers.utils import cached_file
 
-from tlora.adapter import adapter_layers, refuse_experts
-from tlora.engines import Adapter, by_layer
-from tlora.models.weights import refuse_packed, refuse_replicated
-from tlora.monitoring import lora_modules
-from tlora.utils.files import read_json
+from tlora.adapters.files import Adapter, by_layer, refuse_replicated
+from tlora.adapters.lora_layers import adapter_layers, adapter_tensors, lora_modules, refuse_experts, say_resized
+from tlora.models.weights import refuse_packed
 
 
 def check_trainable(model: Any) -> None:
@@ -91,34 +84,3 @@ def _check_config(model: PeftModel) -> None:
                 f"{scales[name]:g}, with which it would be saved: undo what changed it (scale_layer, "
                 "add_weighted_adapter of unlike ranks), or export it, and train what is loaded from there"
             )
-
-
-def say_resized(model: PeftModel) -> None:
-    """Warn where the model has other tokens than the base by whose name its adapter is loaded again."""
-    config = model.peft_config[model.active_adapter]
-    here = getattr(model.config.get_text_config(), "vocab_size", None)
-    there = _vocabulary(model.config._name_or_path)
-    kept = getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None)
-    if here and there and here != there and not kept:
-        warnings.warn(
-            f"the model has {here:,} tokens and {model.config._name_or_path} has {there:,}: the adapter holds none of "
-            "the others, which are lost with this model; save the resized base and attach to that, name its "
-            "embeddings in modules_to_save, or export it merged into the weights",
-            stacklevel=4,
-        )
-
-
-def _vocabulary(base: str) -> int | None:
-    """Tokens of a base, by its config in a folder or in the cache of the hub."""
-    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        file = cached_file(base, "config.json", **options) if base else None
-        config = read_json(Path(file)) if file else {}
-        return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    return None
-
-
-def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
-    """Tensors of the active adapter and of what it saves whole, by the names under which PEFT saves them."""
-    # Left to itself PEFT asks a hub whether the vocabulary was resized.
-    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)

@@ -20,20 +20,21 @@ from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from tlora.adapter import changes_the_base
+from tlora.adapters.files import BASE, FROZEN_A
+from tlora.adapters.lora_layers import LoraModule, adapter_tensors, changes_the_base, lora_modules
 from tlora.arguments import check_numbers, training_arguments
 from tlora.loop import AdapterTrainer, MakeOptimizer, NotFinite, restored
 from tlora.models.forward import accepts
 from tlora.models.targets import is_causal
-from tlora.monitoring import LoraModule, ModuleRecorder, lora_modules
+from tlora.monitoring import ModuleRecorder
 from tlora.precision import heads_in_float32
 from tlora.results import Meta
 from tlora.rows import Rows, spread
 from tlora.run import TrainingRun, history_frame
-from tlora.sealing import BASE, FROZEN_A, Sealing, checkpoint_to_resume, same_training
+from tlora.sealing import Sealing, checkpoint_to_resume, same_training
 from tlora.start import start_of_a
 from tlora.tasks.task import Task
-from tlora.trainable import adapter_tensors, check_trainable
+from tlora.trainable import check_trainable
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256

@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from tlora.adapter import freeze
-from tlora.monitoring import ModuleRecorder, lora_modules
+from tlora.adapters.lora_layers import freeze, lora_modules
+from tlora.monitoring import ModuleRecorder
 from tlora.training import train
 
 pytestmark = pytest.mark.packaged

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 import tlora
 from tests.helpers import FAMILIES, tiny_batch, tiny_model, tiny_tokenizer
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 
 
 def planned(family="llama", max_rank=16, **knobs):
@@ -259,7 +259,7 @@ def test_refusals_leave_the_model_as_it_was(monkeypatch):
         tlora.attach(tiny_model("llama", seed=3), subspaces, allocation)
     with pytest.raises(ValueError, match="another model"):
         tlora.attach(tiny_model("gpt2"), None, allocation)
-    monkeypatch.setattr("tlora.adapter._apply", lambda *a: (_ for _ in ()).throw(RuntimeError("interrupted")))
+    monkeypatch.setattr("tlora.adapters.attach._apply", lambda *a: (_ for _ in ()).throw(RuntimeError("interrupted")))
     with pytest.raises(RuntimeError, match="interrupted"):
         tlora.attach(model, subspaces, allocation)
     assert untouched()

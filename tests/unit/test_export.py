@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import tlora
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.cli_options import EngineName
 from tlora.engines import SERVERS
 from tlora.exactness import export_difference

@@ -25,10 +25,11 @@ import tlora
 from tests.fuzzed import fuzz, sign
 from tests.helpers import tiny_model
 from tests.results import EXAMPLES, record, run, same
+from tlora.adapters.files import SEAL
 from tlora.cli_base import base_name
 from tlora.results import RESULT, Result
 from tlora.run import TrainingRun
-from tlora.sealing import SEAL, is_whole, seal
+from tlora.sealing import is_whole, seal
 from tlora.store import Store
 
 FEW = 1

@@ -16,7 +16,7 @@ from tests.gguf_models import FAMILIES, gguf_name, model_of, row_order, tensors_
 from tests.helpers import tiny_batch, tiny_model
 from tests.unit.test_adapter import logits
 from tlora import gguf_adapter
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.gguf_adapter import ARCHITECTURES, read_gguf
 from tlora.models.loading import quiet
 

@@ -15,7 +15,7 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import tiny_batch, tiny_model
 from tests.unit.test_adapter import logits, planned, saved_run, step
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 
 QUICK: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 2, "evaluation_limit": 0, "progress": False}
 BATCH = tiny_batch("llama")
@@ -142,7 +142,7 @@ def test_what_fails_leaves_the_others_as_they_were(folders: dict[str, Path], mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tlora.loading.freeze", interrupted)
+        patched.setattr("tlora.adapters.load.freeze", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tlora.load(folders["two"], model, name="two")
     assert model.active_adapters == ["one"]

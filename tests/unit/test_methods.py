@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import tiny_model, tiny_tokenizer
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.bench import Cell, Terms, run
 from tlora.job import Job, Memory
 from tlora.methods import METHODS, Method, chosen, seeded_adapt

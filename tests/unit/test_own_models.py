@@ -19,7 +19,7 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import tiny_batch, tiny_config, tiny_model
 from tests.unit.test_silent_errors import QUICK
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.calibration.batches import _READS_ENCODER
 from tlora.models.weights import fingerprint
 

@@ -15,7 +15,7 @@ import torch
 import tlora
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import same, sensitivity
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.calibration.sensitivity import Sensitivity
 
 THREADS = 4

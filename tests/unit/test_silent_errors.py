@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 import tlora
 from tests.helpers import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
-from tlora.adapter import adapter_layers
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.calibration.batches import Tokens
 from tlora.calibration.covariance import CovarianceSum
 from tlora.calibration.sensitivity import Sensitivity
@@ -248,16 +248,16 @@ def test_a_module_outside_the_plan_is_not_wrapped_silently() -> None:
 
 @pytest.mark.parametrize("lost", ["rank_pattern", "alpha_pattern"])
 def test_what_peft_gives_is_compared_with_the_plan(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlora import adapter
+    from tlora.adapters import attach
 
-    config = adapter._config
+    config = attach._config
 
     def forgetful(*arguments: Any) -> LoraConfig:
         made = config(*arguments)
         setattr(made, lost, {})
         return made
 
-    monkeypatch.setattr(adapter, "_config", forgetful)
+    monkeypatch.setattr(attach, "_config", forgetful)
     model = tiny_model("llama")
     before = condition(model)
     with pytest.raises(RuntimeError, match=r"PEFT gave model\.layers\.0.* planned were .*report this PEFT version"):
@@ -552,7 +552,7 @@ def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pyte
 # Interrupted.
 
 
-@pytest.mark.parametrize("where", ["tlora.adapter._apply", "tlora.adapter.get_peft_model"])
+@pytest.mark.parametrize("where", ["tlora.adapters.attach._apply", "tlora.adapters.attach.get_peft_model"])
 def test_an_interrupt_while_attaching_leaves_the_model_as_it_was(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, subspaces, allocation = planned()
     before = condition(model)

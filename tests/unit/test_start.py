@@ -12,7 +12,7 @@ from peft import PeftModel
 import tlora
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import tiny_batch, tiny_model
-from tlora.monitoring import lora_modules
+from tlora.adapters.lora_layers import lora_modules
 from tlora.start import start_of_a
 
 

@@ -10,7 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
-from tlora.monitoring import ModuleRecorder, lora_modules, module_statistics
+from tlora.adapters.lora_layers import lora_modules
+from tlora.monitoring import ModuleRecorder, module_statistics
 from tlora.rows import Rows
 from tlora.training import train
 

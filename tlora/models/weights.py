@@ -188,21 +188,6 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
     return found
 
 
-def refuse_replicated(config: Mapping[str, Any]) -> None:
-    """Refuse an adapter whose config repeats layers of its base: what it is of is no model that we know.
-
-    Raises
-    ------
-    ValueError
-        If it does.
-    """
-    if config.get("layer_replication"):
-        raise ValueError(
-            f"layer_replication={config['layer_replication']} adds layers that the base has not, which PEFT alone "
-            "reads: use its own functions for this adapter"
-        )
-
-
 def base_of(model: Any) -> Any:
     """The model itself, or the one under its adapters.
 

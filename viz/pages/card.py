@@ -11,8 +11,8 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.models.loading import PACKAGED
-from tlora.run import ADAPTER_CONFIG
 from viz.pages import findings, words
 from viz.pages.findings import Findings
 from viz.pages.origins import caveat, classes, commands, snippet, versions

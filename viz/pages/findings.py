@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.results import RESULT, Meta, Result
-from tlora.run import ADAPTER_CONFIG, TrainingRun
+from tlora.run import TrainingRun
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture

@@ -10,29 +10,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tlora.adapter import (
+from tlora.adapters.attach import back_on_error
+from tlora.adapters.files import (
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    TrainingRecord,
+    checked,
+    read_training_record,
+    refuse_replicated,
+)
+from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
-    back_on_error,
     changes_the_base,
     freeze,
     part_in_the_base,
+    taking_off,
     without_noise,
 )
 from tlora.models.loading import load_model
 from tlora.models.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
-from tlora.models.weights import base_of, before_merging, check_same_model, refuse_replicated
-from tlora.run import ADAPTER_WEIGHTS, PREFIX, RUN, TrainingRun
-from tlora.saved import checked
-from tlora.sealing import BASE, FROZEN_A, record_of
+from tlora.models.weights import base_of, before_merging, check_same_model
 from tlora.utils.reproducibility import seeded
-from tlora.wrapping import taking_off
 
 # What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
 _DAMAGE = (
@@ -94,19 +98,18 @@ def load(
     config, sizes = checked(folder, "load")
     refuse_replicated(config)
     base = config.get("base_model_name_or_path")
-    run = TrainingRun.record(folder) if (folder / RUN).is_dir() else None
+    record = read_training_record(folder)
     if model is None:
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        model, _ = load_model(base, num_labels=classes(folder, config, sizes, run))
+        model, _ = load_model(base, num_labels=classes(folder, config, sizes, record))
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
     refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
     _check_task(model, folder, config)
-    fingerprints, was_frozen = _recorded(folder, run)
-    _check_base(model, folder, fingerprints, sizes)
+    _check_base(model, folder, record.fingerprints, sizes)
     if freeze_a is None:
-        freeze_a = was_frozen
+        freeze_a = record.frozen_a
     kept = _parts(base_model, sizes, config)
     with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
         adapted = _with_saved(model, folder, name)
@@ -125,7 +128,7 @@ def _check_model(model: Any) -> None:
 
 
 def classes(
-    folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], run: TrainingRun | None
+    folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], record: TrainingRecord
 ) -> int | None:
     """Number of classes of a saved head, as recorded, or by the rows of its last matrix; None where there is no head.
 
@@ -140,8 +143,8 @@ def classes(
             f"the adapter in {folder} is for task_type={kind!r}: load its base by a class of transformers and pass it, "
             "tlora.load(folder, model)"
         )
-    if run is not None and "num_labels" in run.meta.recipe:
-        return run.meta.recipe["num_labels"]
+    if record.meta is not None and "num_labels" in record.meta.recipe:
+        return record.meta.recipe["num_labels"]
     heads = [key for key, size in sizes.items() if _CLASSES.search(key) and len(size) == 2]
     last = [key for key in heads if ".out_proj." in key] or heads
     return min((sizes[key][0] for key in last), default=None)
@@ -223,15 +226,6 @@ def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
     base = type(base_of(model)).__name__
     if kind in _HEADS and base.endswith(tuple(_HEADS.values())) and not base.endswith(_HEADS[kind]):
         raise ValueError(f"the adapter in {folder} is for a base {_HEADS[kind]}, and this is a {base}: {_OWN_BASE}")
-
-
-def _recorded(folder: Path, run: TrainingRun | None) -> tuple[Mapping[str, Tensor] | None, bool]:
-    """Fingerprints of the base, and whether A was frozen, where a run or a checkpoint of `train` has them."""
-    if run is not None:
-        return run.fingerprints, run.frozen_a
-    record = record_of(folder)
-    prints = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
-    return prints, record.get(FROZEN_A, False)
 
 
 def _check_base(

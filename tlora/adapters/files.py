@@ -6,19 +6,43 @@ Checked before PEFT or torch make anything of them: what a config asks for is al
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from tlora.adapter import EXPERTS
-from tlora.engines import Adapter
-from tlora.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_adapter
-from tlora.utils.files import read_json
+from tlora.adapters.lora_layers import EXPERTS
+from tlora.results import Meta, read_head, read_parts
+from tlora.utils.files import digest, read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
+
+
+COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
+"""Keys of ``adapter_config.json`` with which it is not ``W + s B A`` that is computed."""
+
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of modules in the file."""
+RUN = Path("tlora", "run")
+
+
+SEAL = "sealed.json"
+"""Digests of a checkpoint's files, written last."""
+
+
+BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
+
+
+ARGUMENTS = "arguments.json"
+"""What a checkpoint was trained with, of what a resumed training cannot change half-way."""
 
 
 def checked(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -200,3 +224,130 @@ def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
             )
     if rows and default > most:
         raise ValueError(f"r={default} in {folder / ADAPTER_CONFIG}: no module here has so many; copy the file again")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What engines look at.
+
+    Attributes
+    ----------
+    config : dict
+        ``adapter_config.json``.
+    ranks : dict of int
+        Rows of ``A`` of each module, by full module name.
+    others : collection of str
+        Names of the tensors that are no ``A`` or ``B`` of a linear layer.
+    """
+
+    config: Mapping[str, Any]
+    ranks: Mapping[str, int]
+    others: Collection[str] = ()
+
+    def pattern(self, name: str, which: str, default: float) -> float:
+        """What PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
+        patterns = self.config.get(which) or {}
+        return float(patterns.get(get_pattern_key(list(patterns), name), default))
+
+    @property
+    def power(self) -> float:
+        """Of the rank, that alpha is divided by: one half under rsLoRA."""
+        return 0.5 if self.config.get("use_rslora") else 1.0
+
+    def more(self, known: Collection[str] = ()) -> str:
+        """What it holds beside ``A``, ``B`` and saved modules of known names; empty where there is nothing."""
+        if self.config.get("bias", "none") != "none":
+            return f"bias={self.config['bias']!r}"
+        if self.config.get("use_dora"):
+            return "DoRA"
+        saved = set(self.config.get("modules_to_save") or ())
+        if strange := sorted(saved.difference(known)):
+            return f"modules_to_save={strange}"
+        # Of embeddings A and B have names of their own.
+        heads = tuple(f".{name}." for name in saved)
+        stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
+        if stray:
+            return f"{stray[0]}, which is neither A nor B"
+        key = next((key for key in COMPUTES_MORE if self.config.get(key)), "")
+        return key and f"{key}={self.config[key]!r}"
+
+
+def by_layer(adapter: Adapter) -> dict[str, float]:
+    """Rank and alpha of each module from the patterns, divided by the rank's root under rsLoRA: as PEFT."""
+    config = adapter.config
+    alphas = {name: adapter.pattern(name, "alpha_pattern", config["lora_alpha"]) for name in adapter.ranks}
+    return {n: alphas[n] / adapter.pattern(n, "rank_pattern", config["r"]) ** adapter.power for n in adapter.ranks}
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What an adapter's folder says of the training that it comes from.
+
+    Attributes
+    ----------
+    fingerprints : dict of (16,) float32 tensor, optional
+        Of the base weights by full module name; None where nobody wrote them down.
+    frozen_a : bool
+        Every ``A`` was frozen.
+    meta : Meta, optional
+        Of the `TrainingRun`; None in a checkpoint and in other people's folders.
+    """
+
+    fingerprints: Mapping[str, Tensor] | None = None
+    frozen_a: bool = False
+    meta: Meta | None = None
+
+
+def read_training_record(folder: Path) -> TrainingRecord:
+    """The record of a run, or of a checkpoint of `train`; empty in other folders.
+
+    Raises
+    ------
+    ValueError
+        If the run is damaged or of a newer format.
+    """
+    if (folder / RUN).is_dir():
+        tensors, values, meta = read_parts(folder / RUN, "TrainingRun")
+        prints = {name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors}
+        return TrainingRecord(prints, values["frozen_a"], meta)
+    record = _checkpoint_record(folder)
+    prints = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
+    return TrainingRecord(prints, record.get(FROZEN_A, False))
+
+
+def refuse_replicated(config: Mapping[str, Any]) -> None:
+    """Refuse an adapter whose config repeats layers of its base: what it is of is no model that we know.
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
+    if config.get("layer_replication"):
+        raise ValueError(
+            f"layer_replication={config['layer_replication']} adds layers that the base has not, which PEFT alone "
+            "reads: use its own functions for this adapter"
+        )
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter that is not the one which the run in its folder trained.
+
+    Raises
+    ------
+    ValueError
+        If a file of it has changed since.
+    """
+    written = read_head(folder / RUN)["values"]["files"]
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        if name in written and digest(folder / name) != written[name]:
+            raise ValueError(
+                f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
+                f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
+            )
+
+
+def _checkpoint_record(folder: Path) -> dict[str, Any]:
+    """What is held of the training that an adapter in a checkpoint is of; empty for other folders."""
+    there = (place / ARGUMENTS for place in (folder, folder.parent) if (place / SEAL).is_file())  # see `adapter_folder`
+    return next((read_json(path) for path in there if path.is_file()), {})

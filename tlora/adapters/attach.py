@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tlora.adapters.lora_layers import (
+    ADAPTER,
+    adapter_layers,
+    freeze,
+    kind_of_adapter,
+    part_in_the_base,
+    refuse_experts,
+    shared_weight,
+    unwrap,
+    without_noise,
+    wrappers,
+)
 from tlora.allocation.allocation import Allocation
 from tlora.models.targets import head_modules, refuse_adapted, refuse_offloaded
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import exact_products, seeded
-from tlora.wrapping import unwrap, wrappers
 
-ADAPTER = "default"
 NO_VARIANCE = 1e-6
 """Of a row of A, as a share of the average: what is below is rounding."""
-EXPERTS = "which PEFT alone reads: use its own functions for this adapter"
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
 _TRAINABLE = "_tlora_trainable"
 """Attribute of a model with an adapter: the names of its parameters that were trainable before."""
 Rows = Literal["orthonormal", "variance"]
@@ -121,14 +128,6 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
     except BaseException:
         _take_off(model)
         raise
-
-
-@contextlib.contextmanager
-def without_noise() -> Iterator[None]:
-    """Without the warning that PEFT asks transformers by an old name, about which nobody here can do anything."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
@@ -242,30 +241,6 @@ def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Ten
             freeze(layer)
 
 
-def freeze(layer: LoraLayer, adapter: str = ADAPTER) -> None:
-    """Freeze A of one layer for good: PEFT makes it trainable again after ``disable_adapter()`` unless told not to."""
-    layer.frozen_peft_weight_names = layer.frozen_peft_weight_names | {adapter: ("lora_A",)}
-    layer.lora_A[adapter].requires_grad_(False)
-
-
-def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """LoRA layers of a model by the full name of the module that each wraps, in model order."""
-    return {name: module for name, module in base_of(model).named_modules() if isinstance(module, LoraLayer)}
-
-
-def refuse_experts(layers: Mapping[str, LoraLayer]) -> None:
-    """Refuse layers that hold the factors of many experts in one A and one B, in an order of their own.
-
-    Raises
-    ------
-    ValueError
-        If there is one.
-    """
-    for name, layer in layers.items():
-        if getattr(layer, "num_experts", 1) > 1:
-            raise ValueError(f"{name.removesuffix('.base_layer')} has LoRA of experts (target_parameters), {EXPERTS}")
-
-
 def detach(model: nn.Module) -> None:
     """Take every adapter off a model, in place; the base layers and the original head come back.
 
@@ -290,19 +265,6 @@ def detach(model: nn.Module) -> None:
                 "taking it off"
             )
     _take_off(base)
-
-
-def changes_the_base(config: Mapping[str, Any]) -> bool:
-    """Whether the start of A and B that a config asks for rewrites the base's weights."""
-    return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGE_THE_BASE)
-
-
-def part_in_the_base(config: Mapping[str, Any]) -> str:
-    """What an adapter leaves in the base itself, whichever is active; empty where it leaves nothing."""
-    if changes_the_base(config):
-        return f"changed the base's own weights (init_lora_weights={config['init_lora_weights']!r})"
-    bias = config.get("bias", "none")
-    return "" if bias == "none" else f"trained the base's own biases (bias={bias!r})"
 
 
 def _take_off(base: Any) -> None:
@@ -364,23 +326,3 @@ def merge(model: PeftModel) -> Any:
     merged = model.merge_and_unload(safe_merge=True)
     setattr(merged, BEFORE_MERGING, before)  # what was made for it does not fit it any more
     return merged
-
-
-def kind_of_adapter(model: PeftModel) -> str:
-    """PEFT's name of the kind of an adapter that is on the model, such as LORA; empty where none is left."""
-    there = any(isinstance(module, BaseTunerLayer) for module in model.modules())
-    return str(getattr(model.active_peft_config.peft_type, "value", "")) if there else ""
-
-
-def shared_weight(base: nn.Module, layers: Mapping[str, LoraLayer]) -> tuple[str, str] | None:
-    """An adapted module whose weight another one has as well, and that one: what is added for one is added for both."""
-    modules = dict(base.named_modules(remove_duplicate=False))
-    holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by what holds the module that has it
-    for name, module in modules.items():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)][id(modules.get(name.rpartition(".")[0]))] = name.removesuffix(".base_layer")
-    for name, layer in layers.items():
-        for parameter in layer.get_base_layer().parameters(recurse=False):
-            if others := [other for holder, other in holders[id(parameter)].items() if holder != id(layer)]:
-                return name, others[0]
-    return None

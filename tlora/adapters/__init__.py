@@ -1,0 +1,5 @@
+"""The adapter on a model and on disk.
+
+attach (put an allocation on a model, take it off, merge it), lora_layers (what PEFT made of it), files (an adapter's
+folder), load (put it on a model again).
+"""

@@ -1,0 +1,301 @@
+"""What PEFT wraps a model in, and how it comes off again."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from tlora.models.weights import base_of
+from tlora.utils.files import read_json
+from tlora.utils.reproducibility import exact_products
+
+ADAPTER = "default"
+EXPERTS = "which PEFT alone reads: use its own functions for this adapter"
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+COLUMNS = {
+    "module": "full module name",
+    "rank": "rank given to the module",
+    "used_rank": "directions that hold the asked share of the update's squared norm",
+    "effective_rank": "participation ratio of the squared singular values of s B A",
+    "use": "used_rank divided by rank",
+    "update_norm": "||s B A||_F",
+}
+
+
+def wrappers(base: nn.Module) -> dict[str, Any]:
+    """What PEFT has wrapped layers and modules in, by their names; of wrappers inside each other the outermost."""
+    found: dict[str, Any] = {}
+    for name, module in base.named_modules():
+        inside = found and name.startswith(f"{next(reversed(found))}.")
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
+            found[name] = module
+    return found
+
+
+def unwrap(base: nn.Module, kept: Collection[str] = ()) -> None:
+    """Put the base's own layers and modules back in the place of `wrappers`, but for those at some names."""
+    for name, module in wrappers(base).items():
+        if name in kept:
+            continue
+        inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+        parent, _, child = name.rpartition(".")
+        setattr(base.get_submodule(parent), child, inner)
+
+
+def taking_off(model: PeftModel, name: str) -> Callable[[], None]:
+    """What takes one more adapter off again, with all that it brought, and puts back which are active and trainable.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        As it is before that adapter is put on.
+    name : str
+        Of that adapter; where it never came so far, what there is of it goes.
+    """
+    base, active = model.get_base_model(), model.active_adapter
+    before, trainable = wrappers(base), [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def take_off() -> None:
+        model.set_adapter(active)  # first: PEFT warns when it deletes the active one
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        unwrap(base, kept=before)
+        for parameter, required in trainable:
+            parameter.requires_grad_(required)
+
+    return take_off
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Without the warning that PEFT asks transformers by an old name, about which nobody here can do anything."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def freeze(layer: LoraLayer, adapter: str = ADAPTER) -> None:
+    """Freeze A of one layer for good: PEFT makes it trainable again after ``disable_adapter()`` unless told not to."""
+    layer.frozen_peft_weight_names = layer.frozen_peft_weight_names | {adapter: ("lora_A",)}
+    layer.lora_A[adapter].requires_grad_(False)
+
+
+def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """LoRA layers of a model by the full name of the module that each wraps, in model order."""
+    return {name: module for name, module in base_of(model).named_modules() if isinstance(module, LoraLayer)}
+
+
+def refuse_experts(layers: Mapping[str, LoraLayer]) -> None:
+    """Refuse layers that hold the factors of many experts in one A and one B, in an order of their own.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    for name, layer in layers.items():
+        if getattr(layer, "num_experts", 1) > 1:
+            raise ValueError(f"{name.removesuffix('.base_layer')} has LoRA of experts (target_parameters), {EXPERTS}")
+
+
+def changes_the_base(config: Mapping[str, Any]) -> bool:
+    """Whether the start of A and B that a config asks for rewrites the base's weights."""
+    return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGE_THE_BASE)
+
+
+def part_in_the_base(config: Mapping[str, Any]) -> str:
+    """What an adapter leaves in the base itself, whichever is active; empty where it leaves nothing."""
+    if changes_the_base(config):
+        return f"changed the base's own weights (init_lora_weights={config['init_lora_weights']!r})"
+    bias = config.get("bias", "none")
+    return "" if bias == "none" else f"trained the base's own biases (bias={bias!r})"
+
+
+def kind_of_adapter(model: PeftModel) -> str:
+    """PEFT's name of the kind of an adapter that is on the model, such as LORA; empty where none is left."""
+    there = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    return str(getattr(model.active_peft_config.peft_type, "value", "")) if there else ""
+
+
+def shared_weight(base: nn.Module, layers: Mapping[str, LoraLayer]) -> tuple[str, str] | None:
+    """An adapted module whose weight another one has as well, and that one: what is added for one is added for both."""
+    modules = dict(base.named_modules(remove_duplicate=False))
+    holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by what holds the module that has it
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)][id(modules.get(name.rpartition(".")[0]))] = name.removesuffix(".base_layer")
+    for name, layer in layers.items():
+        for parameter in layer.get_base_layer().parameters(recurse=False):
+            if others := [other for holder, other in holders[id(parameter)].items() if holder != id(layer)]:
+                return name, others[0]
+    return None
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The linear LoRA module of one adapter, as PEFT holds it.
+
+    Attributes
+    ----------
+    layer : peft.tuners.lora.LoraLayer
+        The wrapped module.
+    a, b : Tensor
+        ``A`` (r, d_in) and ``B`` (d_out, r).
+    rank : int
+        ``r``.
+    scaling : float
+        ``s``, the factor before ``B A``.
+    """
+
+    layer: LoraLayer
+    a: Tensor
+    b: Tensor
+    rank: int
+    scaling: float
+
+    def weight_norm(self) -> float:
+        """Frobenius norm of the base weight, in float32 whatever it is stored in."""
+        weight = dequantize_module_weight(self.layer.get_base_layer()).detach()
+        return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
+
+
+def lora_modules(model: PeftModel) -> dict[str, LoraModule]:
+    """The linear LoRA modules of the active adapter, by full name in the base model, in model order."""
+    adapter = model.active_adapter
+    found = {}
+    for name, layer in model.get_base_model().named_modules():
+        # Embeddings, convolutions and AdaLoRA keep their factors otherwise.
+        factors = dict(layer.lora_A.items()) if isinstance(layer, LoraLayer) else {}
+        a = factors.get(adapter)
+        if isinstance(a, nn.Linear) and isinstance(b := layer.lora_B[adapter], nn.Linear):
+            found[name] = LoraModule(layer, a.weight, b.weight, layer.r[adapter], layer.scaling[adapter])
+    return found
+
+
+def lora_layers(model: PeftModel) -> dict[str, Any]:
+    """Layers of the active adapter, by the full name of the module that each wraps.
+
+    Raises
+    ------
+    TypeError
+        If it is no PEFT model.
+    ValueError
+        If it has no LoRA layers, several adapters are active, or one is merged.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
+    layers = adapter_layers(model)
+    if not layers:
+        other = kind_of_adapter(model)
+        there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
+        raise ValueError(f"the model has {there}: attach an adapter first")
+    refuse_experts(layers)
+    if any(layer.merged for layer in layers.values()):
+        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
+    adapter = active_adapter(model)
+    return {name: layer for name, layer in layers.items() if adapter in layer.r}
+
+
+def active_adapter(model: PeftModel) -> str:
+    """Name of the active adapter.
+
+    Raises
+    ------
+    ValueError
+        If several are active.
+    """
+    names = model.active_adapters
+    if len(names) != 1:
+        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
+    return str(names[0])
+
+
+@exact_products()
+def update_singular_values(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scaling: float) -> Tensor:
+    """Singular values of ``scaling * b @ a``, largest first, (r,) float32.
+
+    Computed from r x r factors: ``B = Q R`` and ``A^T = Q' R'`` leave the singular values of ``s R R'^T``.
+    """
+    core = torch.linalg.qr(b.float()).R @ torch.linalg.qr(a.float().T).R.T
+    sigma = torch.linalg.svdvals(scaling * core)
+    return torch.nn.functional.pad(sigma, (0, len(a) - len(sigma)))
+
+
+def rank_use(singular_values: Mapping[str, Tensor], energy: float) -> pd.DataFrame:
+    """One row a module; see ``COLUMNS``. A module whose update is zero uses nothing.
+
+    Parameters
+    ----------
+    singular_values : mapping of str to (r,) tensor
+        As from `update_singular_values`, by module.
+    energy : float
+        Share of the update's squared Frobenius norm that the used directions hold, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If ``energy`` is not in (0, 1].
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy must be a share in (0, 1], got {energy!r}: 0.99 is usual")
+    rows = [(name, len(s), *_use(s.double().square(), energy)) for name, s in singular_values.items()]
+    frame = pd.DataFrame(rows, columns=["module", "rank", "used_rank", "effective_rank", "update_norm"])
+    return frame.assign(use=frame["used_rank"] / frame["rank"])[list(COLUMNS)]
+
+
+def _use(squares: Tensor, energy: float) -> tuple[int, float, float]:
+    """Used directions, participation ratio and norm, from squared singular values."""
+    total = squares.sum().item()
+    if total == 0:
+        return 0, 0.0, 0.0
+    shares = squares / total
+    # The singular values are float32: a sum may end a hair below the share that it stands for.
+    needed = int((shares.cumsum(0) < energy * (1 - 1e-6)).sum()) + 1
+    return needed, 1 / shares.square().sum().item(), total**0.5
+
+
+def say_resized(model: PeftModel) -> None:
+    """Warn where the model has other tokens than the base by whose name its adapter is loaded again."""
+    config = model.peft_config[model.active_adapter]
+    here = getattr(model.config.get_text_config(), "vocab_size", None)
+    there = _vocabulary(model.config._name_or_path)
+    kept = getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None)
+    if here and there and here != there and not kept:
+        warnings.warn(
+            f"the model has {here:,} tokens and {model.config._name_or_path} has {there:,}: the adapter holds none of "
+            "the others, which are lost with this model; save the resized base and attach to that, name its "
+            "embeddings in modules_to_save, or export it merged into the weights",
+            stacklevel=4,
+        )
+
+
+def _vocabulary(base: str) -> int | None:
+    """Tokens of a base, by its config in a folder or in the cache of the hub."""
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        file = cached_file(base, "config.json", **options) if base else None
+        config = read_json(Path(file)) if file else {}
+        return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return None
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """Tensors of the active adapter and of what it saves whole, by the names under which PEFT saves them."""
+    # Left to itself PEFT asks a hub whether the vocabulary was resized.
+    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
