@@ -15,10 +15,10 @@ from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.results import Meta
-from tlora.run import TrainingRun
 from tlora.subspaces.alignment import Alignment, LayerAlignment
 from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
+from tlora.training.run import TrainingRun
 
 matplotlib.use("Agg")  # no windows on machines that have a display
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -11,7 +11,7 @@ import torch
 
 from tests import pictured, results
 from tlora.results import Result
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -33,13 +33,13 @@ from tlora.inspection import Inspection, inspect
 from tlora.outcomes import packed
 from tlora.planning import plan
 from tlora.results import Meta, Result, library_versions
-from tlora.run import TrainingRun
 from tlora.store import Record
 from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
-from tlora.training import train
+from tlora.training.run import TrainingRun
+from tlora.training.train import train
 
 META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)
 # Not in alphabetical order: a format that sorted the modules would be noticed.

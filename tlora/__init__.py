@@ -27,10 +27,10 @@ from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.adapters.attach import attach, detach, merge
 from tlora.adapters.load import load
-from tlora.training import train
+from tlora.training.train import train
 from tlora.export import export
 from tlora.inspection import Inspection, inspect
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 from tlora.recipes import Recipe
 from tlora.comparison import compare
 from tlora.compared import Comparison

@@ -22,11 +22,11 @@ from tlora.models.loading import PACKAGED, load_model
 from tlora.outcomes import Outcomes, outcomes, packed
 from tlora.peak import PeakMemory
 from tlora.results import library_versions
-from tlora.run import TrainingRun
 from tlora.store import Record
 from tlora.tasks.load import _digest, load_task_of
 from tlora.tasks.task import Task
-from tlora.training import train
+from tlora.training.run import TrainingRun
+from tlora.training.train import train
 
 Split = Literal["validation", "test"]
 

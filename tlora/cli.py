@@ -46,9 +46,9 @@ from tlora.cli_report import (
 )
 from tlora.cli_serving import EXPORTING, INSPECTING, export, inspect
 from tlora.results import RESULT, Result, library_versions
-from tlora.run import TrainingRun
-from tlora.sealing import is_whole
 from tlora.subspaces.subspaces import Kind
+from tlora.training.checkpoints import is_whole
+from tlora.training.run import TrainingRun
 from tlora.utils.files import replace_file
 
 app = typer.Typer(

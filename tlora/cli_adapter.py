@@ -19,9 +19,9 @@ from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
 from tlora.cli_report import Report, facts, metrics_table
 from tlora.export import save_model
-from tlora.run import TrainingRun
 from tlora.tasks.load import task_contents, task_files
 from tlora.tasks.presets import PRESETS
+from tlora.training.run import TrainingRun
 
 _ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
 Folder = Annotated[Path, _ADAPTER]

@@ -12,7 +12,7 @@ from tlora.adapters.files import ADAPTER_CONFIG, RUN, checked, lora_config, read
 from tlora.adapters.load import classes, load
 from tlora.cli_options import Placement
 from tlora.models.loading import load_model
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 
 
 def base_name(folder: Path, model: str | None) -> str:

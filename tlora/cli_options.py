@@ -10,11 +10,11 @@ import typer
 
 from tlora.adapters.attach import Rows
 from tlora.allocation.constraints import Budget, Scaling
-from tlora.arguments import check_numbers
 from tlora.calibration.calibration import Kept, Tokens
 from tlora.subspaces.subspaces import Kind
 from tlora.tasks.load import task_files
 from tlora.tasks.presets import PRESETS
+from tlora.training.arguments import check_numbers
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""

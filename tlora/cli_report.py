@@ -20,7 +20,7 @@ from tlora.allocation.footprint import size_text
 from tlora.calibration.calibration import Calibration
 from tlora.models.loading import quiet
 from tlora.results import Result
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 from tlora.utils.files import replace_file
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)

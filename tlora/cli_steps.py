@@ -16,7 +16,6 @@ import torch
 from tlora.adapters.attach import attach
 from tlora.adapters.files import ADAPTER_CONFIG, RUN
 from tlora.allocation.allocation import Allocation, allocate
-from tlora.arguments import check_card
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -27,11 +26,12 @@ from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import Meta, Result
-from tlora.run import TrainingRun
 from tlora.subspaces.subspaces import Kind, Subspaces, check_possible, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task
-from tlora.training import train
+from tlora.training.arguments import check_card
+from tlora.training.run import TrainingRun
+from tlora.training.train import train
 from tlora.utils.files import check_replaceable, replace_folder
 
 R = TypeVar("R", bound=Result)

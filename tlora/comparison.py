@@ -18,7 +18,6 @@ import torch
 from tqdm.auto import tqdm
 
 from tlora import rates
-from tlora.arguments import check_card
 from tlora.bench import Cell, Split, Terms, load_data, model_contents, run
 from tlora.compared import Comparison, cell_text, score_of
 from tlora.job import Memory
@@ -27,6 +26,7 @@ from tlora.models.loading import checked_device, floating_dtype
 from tlora.recipes import Recipe
 from tlora.store import Record, Store, key_text
 from tlora.tasks.load import task_contents
+from tlora.training.arguments import check_card
 from tlora.utils.validation import positive_int
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)

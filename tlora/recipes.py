@@ -12,7 +12,7 @@ from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta
 from tlora.subspaces.subspaces import task_subspaces
-from tlora.training import train
+from tlora.training.train import train
 
 Arguments = Mapping[str, Any]
 

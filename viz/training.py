@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 from tlora.utils.validation import check_type
 from viz import style
 

@@ -12,8 +12,8 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from tlora.adapters.lora_layers import freeze, lora_modules
-from tlora.monitoring import ModuleRecorder
-from tlora.training import train
+from tlora.training.callbacks import ModuleRecorder
+from tlora.training.train import train
 
 pytestmark = pytest.mark.packaged
 

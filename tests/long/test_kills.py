@@ -31,9 +31,9 @@ from tests.commands import saved, workplace  # noqa: F401
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import run as example_run
 from tests.results import same
-from tlora.run import TrainingRun
 from tlora.store import Store, key_text
-from tlora.training import train
+from tlora.training.run import TrainingRun
+from tlora.training.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")]
 

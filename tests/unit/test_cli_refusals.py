@@ -311,7 +311,7 @@ def test_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(monk
         write(path, blob)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tlora.run.write_bytes", full)
+        patch.setattr("tlora.training.run.write_bytes", full)
         result = invoke(f"{RUN} --output out --overwrite")
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr

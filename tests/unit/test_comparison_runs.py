@@ -148,7 +148,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(counted, monkeypatch):
 @pytest.mark.usefixtures("workplace")
 def test_training_that_is_interrupted_is_no_run(monkeypatch):
     """`tlora.train` gives back what it has when it is interrupted: that is half a run."""
-    from tlora.loop import AdapterTrainer
+    from tlora.training.trainer import AdapterTrainer
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.targets import target_modules
 from tlora.results import RESULT, _digest, migrated
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 from tlora.utils.files import LARGEST_JSON, digest, flush, read_json, replace_file, replace_folder, undisturbed
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,7 @@ from tlora.cli_report import error_text
 from tlora.cli_steps import save_run
 from tlora.export import save_model
 from tlora.store import Store
-from tlora.training import train
+from tlora.training.train import train
 from tlora.utils.files import replace_file
 
 Write = Callable[[Path], Any]

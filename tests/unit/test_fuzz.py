@@ -28,9 +28,9 @@ from tests.results import EXAMPLES, record, run, same
 from tlora.adapters.files import SEAL
 from tlora.cli_base import base_name
 from tlora.results import RESULT, Result
-from tlora.run import TrainingRun
-from tlora.sealing import is_whole, seal
 from tlora.store import Store
+from tlora.training.checkpoints import is_whole, seal
+from tlora.training.run import TrainingRun
 
 FEW = 1
 MANY = 32

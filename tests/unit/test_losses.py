@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import DECODERS, ENCODERS, tiny_batch, tiny_model
 from tlora.models.forward import at_labels
-from tlora.training import train
+from tlora.training.train import train
 
 
 def loss_and_gradients(model, batch):

@@ -14,7 +14,7 @@ import viz
 from tests import results
 from tests.adapted import adapted_model, token_rows
 from tests.helpers import tiny_batch, tiny_model
-from tlora.monitoring import ModuleRecorder
+from tlora.training.callbacks import ModuleRecorder
 
 QUIET: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "progress": False}
 

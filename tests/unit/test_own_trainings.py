@@ -31,9 +31,9 @@ import viz
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.commands import invoke
 from tests.helpers import tiny_model
-from tlora.arguments import check_card
 from tlora.exactness import export_difference
-from tlora.rows import Rows
+from tlora.training.arguments import check_card
+from tlora.training.dataset import Rows
 
 QUIET: dict[str, Any] = {"progress": False, "evaluation_limit": 0, "batch_size": 4}
 

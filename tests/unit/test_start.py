@@ -13,7 +13,7 @@ import tlora
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import tiny_batch, tiny_model
 from tlora.adapters.lora_layers import lora_modules
-from tlora.start import start_of_a
+from tlora.training.train import start_of_a
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,9 @@ from transformers import TrainerCallback
 
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.helpers import tiny_model
-from tlora import training
-from tlora.monitoring import ModuleRecorder
-from tlora.rows import Rows
-from tlora.training import train
+from tlora.training.callbacks import ModuleRecorder
+from tlora.training.dataset import Rows
+from tlora.training.train import _as_task, train
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
 
@@ -542,7 +541,7 @@ def test_a_row_without_a_label_is_named() -> None:
             train(adapted_model(), rows, **QUICK)
     Rows(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[5, -100]]}), 0)
     one_number = Dataset.from_dict({"input_ids": [[5, 6]] * 4, "labels": [[0.5]] * 4})
-    assert training._as_task(one_number, adapted_model("bert")).train is one_number  # a classifier uses it
+    assert _as_task(one_number, adapted_model("bert")).train is one_number  # a classifier uses it
 
 
 def test_a_task_of_ones_own_needs_no_test_samples() -> None:

@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tlora.adapters.lora_layers import lora_modules
-from tlora.monitoring import ModuleRecorder, module_statistics
-from tlora.rows import Rows
-from tlora.training import train
+from tlora.training.callbacks import ModuleRecorder, module_statistics
+from tlora.training.dataset import Rows
+from tlora.training.train import train
 
 ARGUMENTS: dict[str, Any] = {
     "learning_rate": 1e-2,

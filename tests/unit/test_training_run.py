@@ -21,9 +21,9 @@ from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: 
 from tests.commands import PAIRS
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tlora.results import Meta
-from tlora.run import TrainingRun, history_frame
 from tlora.tasks.load import load_task
-from tlora.training import train
+from tlora.training.run import TrainingRun, history_frame
+from tlora.training.train import train
 
 ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8, "progress": False}
 

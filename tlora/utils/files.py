@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,9 +32,6 @@ _UNFINISHED = re.compile(r"\.tlora-[0-9a-f]{32}")
 _KEPT = "what was there before is as it was"
 _OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
-
-# What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
-_TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
 def read_json(path: Path) -> Any:
@@ -176,29 +172,6 @@ def replace_folder(path: str | os.PathLike[str], expects: Expected) -> Iterator[
         check_replaceable(target, expects)  # another process may have put something there since
         _put_in_place(scratch, target)
         fsync(target.parent)
-
-
-@contextlib.contextmanager
-def dispensable(checkpoint: Path) -> Iterator[None]:
-    """Go on without a checkpoint that cannot be written: what is in memory is worth more.
-
-    Warns
-    -----
-    UserWarning
-        If it cannot; what there is of it is removed, and earlier checkpoints stay.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
-            raise
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        warnings.warn(
-            f"{checkpoint} could not be written ({reason}): training goes on, and earlier checkpoints stay; free some "
-            "space before it ends",
-            stacklevel=1,  # of this package, so that the command line tells it
-        )
 
 
 def check_replaceable(target: Path, expects: Expected) -> None:

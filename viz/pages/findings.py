@@ -13,10 +13,10 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.results import RESULT, Meta, Result
-from tlora.run import TrainingRun
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
+from tlora.training.run import TrainingRun
 
 # Where `load` looks for a result: name of the field, folder, and class.
 PLACES: tuple[tuple[str, Path, type[Result]], ...] = (

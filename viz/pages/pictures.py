@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.run import TrainingRun
 from tlora.subspaces.alignment import Alignment
+from tlora.training.run import TrainingRun
 from viz import heatmap, style
 from viz.alignment import Aligned, plot_alignment
 from viz.allocation import plot_allocation, whole

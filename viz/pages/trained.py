@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tlora.allocation.allocation import Allocation
-from tlora.run import TrainingRun
+from tlora.training.run import TrainingRun
 from viz.pages import words
 from viz.pages.findings import Findings
 from viz.pages.parts import Column, Part, Section, Table, Text, bar, facts, table

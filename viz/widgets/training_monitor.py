@@ -13,7 +13,7 @@ from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tlora.monitoring import ModuleRecorder
+from tlora.training.callbacks import ModuleRecorder
 from viz.widgets.base import WIDTH, Shown, front_end, row
 from viz.widgets.monitor_picture import MonitorPicture
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tlora.adapters import lora_layers
 from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_adapter
-from tlora.monitoring import MODULE_COLUMNS
 from tlora.results import Meta, Result
+from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.files import replace_folder, undisturbed, write_bytes
 
 # What goes to JSON as it is.

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, load_peft_weights
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.models.forward import IGNORED, at_labels, fitted
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
-from tlora.sealing import adapter_folder
-from tlora.utils.files import dispensable
+from tlora.training.checkpoints import adapter_folder, dispensable
 from tlora.utils.reproducibility import seeded
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
@@ -35,6 +36,9 @@ _ATTRIBUTES = (
 
 MakeOptimizer = Callable[[PeftModel, float], torch.optim.Optimizer]
 """From an adapted model and the peak learning rate to an optimiser."""
+
+
+_SHORT = (torch.float16, torch.bfloat16)
 
 
 class NotFinite(FloatingPointError):
@@ -227,3 +231,50 @@ def _configs(model: PeftModel) -> list[Any]:
     """All configs that may switch on a cache: the decoder of an encoder-decoder model has one of its own."""
     configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules())}
     return [config for config in configs.values() if hasattr(config, "use_cache")]
+
+
+@contextlib.contextmanager
+def heads_in_float32(model: nn.Module) -> Iterator[None]:
+    """Train the modules that are saved whole, as a head is, in float32, though the base has fewer bits.
+
+    Small steps of AdamW, and those of its second moments, are rounded away in bfloat16; PEFT sees to ``A`` and ``B``
+    alone. What goes into a module and comes out keeps its type, and in the end so does what it holds.
+    """
+    heads = [copy for module in model.modules() for copy in _copies(module)]
+    usual = [next((p.dtype for p in h.parameters() if p.requires_grad and p.dtype in _SHORT), None) for h in heads]
+    with contextlib.ExitStack() as stack:
+        for head, dtype in zip(heads, usual, strict=True):  # two may have one tied weight, which is widened once
+            if dtype is not None:
+                _widen(head, dtype, stack)
+        yield
+
+
+def _copies(module: nn.Module) -> list[nn.Module]:
+    """What PEFT trains in the place of a whole module, by adapter."""
+    if isinstance(module, ModulesToSaveWrapper):
+        return list(module.modules_to_save.values())
+    return list(module.ln_tuning_layers.values()) if isinstance(module, LNTuningLayer) else []
+
+
+def _widen(module: nn.Module, usual: torch.dtype, stack: contextlib.ExitStack) -> None:
+    """Have a module compute in float32 until the stack is closed, between inputs and outputs of its usual type."""
+
+    def cast_inputs(_: Any, args: Any, kwargs: Any) -> Any:
+        return _cast(args, torch.float32), _cast(kwargs, torch.float32)
+
+    stack.callback(module.register_forward_pre_hook(cast_inputs, with_kwargs=True).remove)
+    stack.callback(module.register_forward_hook(lambda _, __, out: _cast(out, usual)).remove)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype in _SHORT:
+            stack.callback(_put_back, tensor, tensor.dtype)
+            tensor.data = tensor.data.float()
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    """The same, with all tensors of numbers in a type."""
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, values)
+
+
+def _put_back(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    tensor.grad = None
+    tensor.data = tensor.data.to(dtype)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,14 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, SEAL, saved_shapes
 from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_modules
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
-from tlora.utils.files import digest, dispensable, flush, read_json, write_bytes
+from tlora.utils.files import digest, flush, read_json, write_bytes
 
 LAST = "trainer_state.json"
 """What the Trainer writes last."""
@@ -35,6 +39,8 @@ HELD = (
     "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
     "train_sampling_strategy", "dataloader_drop_last",
 )  # fmt: skip
+# What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
+_TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
 class Sealing(TrainerCallback):
@@ -243,3 +249,26 @@ def _scaled_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         and patterns[0].keys() == patterns[1].keys()
         and all(math.isclose(alpha, patterns[1][name], rel_tol=1e-3) for name, alpha in patterns[0].items())
     )
+
+
+@contextlib.contextmanager
+def dispensable(checkpoint: Path) -> Iterator[None]:
+    """Go on without a checkpoint that cannot be written: what is in memory is worth more.
+
+    Warns
+    -----
+    UserWarning
+        If it cannot; what there is of it is removed, and earlier checkpoints stay.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        warnings.warn(
+            f"{checkpoint} could not be written ({reason}): training goes on, and earlier checkpoints stay; free some "
+            "space before it ends",
+            stacklevel=1,  # of this package, so that the command line tells it
+        )

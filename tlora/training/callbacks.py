@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapters.lora_layers import LoraModule, lora_modules
-from tlora.utils.files import dispensable
+from tlora.training.checkpoints import dispensable
 
 MODULE_COLUMNS = {
     "step": "optimiser step after which the module was looked at, from 1",
