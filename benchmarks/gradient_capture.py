@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 import tlora
-from tlora.plain import plain_lora
 from tlora.results import Result
+from tlora.serving.uniform_lora import plain_lora
 from tlora.subspaces.subspaces import Kind
 
 COUNTS = (8, 16, 32, 64, 128)

@@ -28,11 +28,11 @@ import torch
 import tlora
 from benchmarks.serving_engines import REFUSED, Questions, llama_cpp_answers, peft_answers, vllm
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.exactness import PROMPTS
-from tlora.export import save_model
-from tlora.gguf_adapter import Layout, write_gguf
 from tlora.models.loading import load_tokenizer, resolve
-from tlora.plain import plain_lora
+from tlora.serving.export import save_model
+from tlora.serving.llama_cpp import Layout, write_gguf
+from tlora.serving.uniform_lora import plain_lora
+from tlora.serving.verify import PROMPTS
 
 MODEL = "smollm2-135m"
 TASK = "family_relationships"

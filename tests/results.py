@@ -29,10 +29,10 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.compared import Comparison
-from tlora.inspection import Inspection, inspect
 from tlora.outcomes import packed
 from tlora.planning import plan
 from tlora.results import Meta, Result, library_versions
+from tlora.serving.inspect import Inspection, inspect
 from tlora.store import Record
 from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy

@@ -28,8 +28,8 @@ from tlora.allocation.allocation import Allocation, allocate
 from tlora.adapters.attach import attach, detach, merge
 from tlora.adapters.load import load
 from tlora.training.train import train
-from tlora.export import export
-from tlora.inspection import Inspection, inspect
+from tlora.serving.export import export
+from tlora.serving.inspect import Inspection, inspect
 from tlora.training.run import TrainingRun
 from tlora.recipes import Recipe
 from tlora.comparison import compare

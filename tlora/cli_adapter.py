@@ -18,7 +18,7 @@ from tlora.adapters.load import load
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
 from tlora.cli_report import Report, facts, metrics_table
-from tlora.export import save_model
+from tlora.serving.export import save_model
 from tlora.tasks.load import task_contents, task_files
 from tlora.tasks.presets import PRESETS
 from tlora.training.run import TrainingRun

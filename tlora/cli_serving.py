@@ -17,14 +17,13 @@ from tlora.cli_adapter import Folder
 from tlora.cli_lines import flat, written
 from tlora.cli_options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
 from tlora.cli_report import Report, facts, table
-from tlora.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
-from tlora.exactness import PROMPTS, export_difference
-from tlora.export import Format, export_format, gguf_file
-from tlora.export import export as write_export
-from tlora.inspection import Inspection
-from tlora.inspection import inspect as read
 from tlora.models.loading import served_by
-from tlora.replacing import RECORD, check_place
+from tlora.serving.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
+from tlora.serving.export import RECORD, Format, check_place, export_format, gguf_file
+from tlora.serving.export import export as write_export
+from tlora.serving.inspect import Inspection
+from tlora.serving.inspect import inspect as read
+from tlora.serving.verify import PROMPTS, export_difference
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""

@@ -21,11 +21,11 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
 from tlora.cli_report import Report, facts
-from tlora.export import MODEL_CONFIG
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import Meta, Result
+from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Kind, Subspaces, check_possible, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task

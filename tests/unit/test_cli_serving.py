@@ -1,4 +1,4 @@
-"""`tlora export`: what it writes, says and refuses; what the files hold is tested with `tlora.export`."""
+"""`tlora export`: what it writes, says and refuses; what the files hold is tested with `tlora.serving.export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 import tlora
 from tests.commands import QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tlora import cli_serving
-from tlora.engines import SERVERS
+from tlora.serving.engines import SERVERS
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")

@@ -19,8 +19,8 @@ from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.cli_options import EngineName
-from tlora.engines import SERVERS
-from tlora.exactness import export_difference
+from tlora.serving.engines import SERVERS
+from tlora.serving.verify import export_difference
 
 
 def served_with_one_scale(family, folder):
@@ -245,7 +245,7 @@ def computes_nothing(monkeypatch):
         raise AssertionError("computed something before refusing")
 
     for name in ("plain_lora", "merge"):
-        monkeypatch.setattr(sys.modules["tlora.export"], name, never)  # tlora.export is the function
+        monkeypatch.setattr(sys.modules["tlora.serving.export"], name, never)  # tlora.export is the function
 
 
 def test_a_coarse_base_is_merged_in_the_type_that_is_asked_for(tmp_path):

@@ -18,7 +18,7 @@ import tlora
 from tests.commands import done, invoke, saved, workplace  # noqa: F401
 from tests.helpers import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits
-from tlora.exactness import export_difference
+from tlora.serving.verify import export_difference
 
 BATCH = tiny_batch("llama")
 PARTS = {"bias": {"bias": "lora_only"}, "weights": {"init_lora_weights": "pissa"}}

@@ -22,7 +22,7 @@ from tests.helpers import tiny_model, tiny_tokenizer
 from tests.results import EXAMPLES, record, run
 from tlora.cli_report import error_text
 from tlora.cli_steps import save_run
-from tlora.export import save_model
+from tlora.serving.export import save_model
 from tlora.store import Store
 from tlora.training.train import train
 from tlora.utils.files import replace_file

@@ -15,10 +15,10 @@ import tlora
 from tests.gguf_models import FAMILIES, gguf_name, model_of, row_order, tensors_of, write_model
 from tests.helpers import tiny_batch, tiny_model
 from tests.unit.test_adapter import logits
-from tlora import gguf_adapter
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.gguf_adapter import ARCHITECTURES, read_gguf
 from tlora.models.loading import quiet
+from tlora.serving import llama_cpp
+from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
@@ -146,7 +146,7 @@ def test_another_gguf_file_is_not_replaced(tmp_path):
 
 
 def test_a_module_that_llama_cpp_lacks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_adapter.gguf.TensorNameMap, "get_name", lambda *_: None)
+    monkeypatch.setattr(llama_cpp.gguf.TensorNameMap, "get_name", lambda *_: None)
     with pytest.raises(ValueError, match=r"'llama' has no tensor for model.layers.0.self_attn.q_proj"):
         tlora.export(adapted_of("llama"), tmp_path / "x.gguf", format="gguf")
 

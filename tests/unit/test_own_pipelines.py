@@ -17,7 +17,7 @@ import tlora
 from tests.adapted import adapted_model, token_rows
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tlora import rates
-from tlora.exactness import export_difference
+from tlora.serving.verify import export_difference
 
 QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
 

@@ -31,7 +31,7 @@ import viz
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.commands import invoke
 from tests.helpers import tiny_model
-from tlora.exactness import export_difference
+from tlora.serving.verify import export_difference
 from tlora.training.arguments import check_card
 from tlora.training.dataset import Rows
 

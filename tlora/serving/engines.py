@@ -157,4 +157,4 @@ SERVERS = {
         _BY_NAME["llama.cpp, by its converter"], reads="gguf", start="llama-server -m {base} --lora {adapter}"
     ),
 }
-"""What `tlora.export` can be asked to write for, by ``engine``."""
+"""What `tlora.serving.export` can be asked to write for, by ``engine``."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.adapters.lora_layers import active_adapter, lora_layers, taking_off, without_noise
-from tlora.export import MODEL_CONFIG, gguf_file
-from tlora.gguf_adapter import read_gguf
 from tlora.models.forward import evaluating
 from tlora.models.loading import load_model
-from tlora.plain import Factors
+from tlora.serving.export import MODEL_CONFIG, gguf_file
+from tlora.serving.llama_cpp import read_gguf
+from tlora.serving.uniform_lora import Factors
 from tlora.utils.reproducibility import seeded
 
 _EXPORTED = "exported"
@@ -39,7 +39,7 @@ def export_difference(
     model : peft.PeftModel
         What was exported; as it was afterwards.
     path : path-like
-        What `tlora.export` returned: a folder, or a GGUF file.
+        What `tlora.serving.export` returned: a folder, or a GGUF file.
     batches : iterable of dict
         Inputs of the model, as a tokenizer returns them.
 

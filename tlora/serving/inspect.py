@@ -24,8 +24,8 @@ from tlora.adapters.files import (
     read_training_record,
 )
 from tlora.adapters.lora_layers import COLUMNS, rank_use, update_singular_values
-from tlora.engines import ENGINES
 from tlora.results import Meta, Result
+from tlora.serving.engines import ENGINES
 from tlora.utils.files import undisturbed
 
 _KEPT = (

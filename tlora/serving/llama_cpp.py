@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tlora.plain import MERGED, Factors
+from tlora.serving.uniform_lora import MERGED, Factors
 from tlora.utils.files import replace_file
 
 FILE = "adapter.gguf"
