@@ -29,8 +29,8 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.compared import Comparison
+from tlora.estimate import plan
 from tlora.outcomes import packed
-from tlora.planning import plan
 from tlora.results import Meta, Result, library_versions
 from tlora.serving.inspect import Inspection, inspect
 from tlora.store import Record

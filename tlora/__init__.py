@@ -11,7 +11,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "ker
 
 from tlora.models.loading import load_model
 from tlora.models.targets import Target, target_modules
-from tlora.planning import ResourcePlan, plan
+from tlora.estimate import ResourcePlan, plan
 from tlora.tasks.task import Task
 from tlora.tasks.load import load_task
 from tlora.calibration.calibrate import calibrate

@@ -9,8 +9,8 @@ import typer
 
 from tlora.allocation.footprint import size_text
 from tlora.cli_report import facts, table
-from tlora.planning import ResourcePlan, matmul_speed
-from tlora.planning import plan as estimate
+from tlora.estimate import ResourcePlan, matmul_speed
+from tlora.estimate import plan as estimate
 from tlora.utils.validation import positive
 
 PLANNING = """Examples:

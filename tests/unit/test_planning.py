@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
 import tlora
 from tests.helpers import FAMILIES, tiny_batch, tiny_config, tiny_model
-from tlora.planning import matmul_speed, plan
+from tlora.estimate import matmul_speed, plan
 
 SMALL = {"samples": 4, "length": 16, "batch_size": 2}
 
