@@ -9,9 +9,8 @@ import sys
 
 import tlora
 from benchmarks.stopwatch import now
-from tlora.job import Job
-from tlora.methods import METHODS, seeded_adapt
-from tlora.peak import PeakMemory
+from tlora.comparison.methods import METHODS, Job, seeded_adapt
+from tlora.comparison.run import PeakMemory
 
 PEERS = ("tlora-paper", "lora-ga", "corda", "eva")
 

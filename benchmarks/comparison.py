@@ -22,11 +22,10 @@ import pandas as pd
 
 import tlora
 import viz
-from tlora.crossed import mean_squares
-from tlora.methods import METHODS
-from tlora.paired import PLACE, BaselineRank
+from tlora.comparison.methods import METHODS
+from tlora.comparison.store import Store
+from tlora.comparison.summary import PLACE, BaselineRank, mean_squares
 from tlora.recipes import RECIPES, Recipe
-from tlora.store import Store
 
 STORE = Path("benchmarks/comparison.jsonl")
 README = Path("README.md")

@@ -22,7 +22,7 @@ import torch
 
 import tlora
 from tlora.allocation.footprint import BYTES
-from tlora.peak import PeakMemory
+from tlora.comparison.run import PeakMemory
 
 
 def main() -> None:

@@ -28,12 +28,11 @@ from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.compared import Comparison
+from tlora.comparison.comparison import Comparison
+from tlora.comparison.store import Record, packed
 from tlora.estimate import plan
-from tlora.outcomes import packed
 from tlora.results import Meta, Result, library_versions
 from tlora.serving.inspect import Inspection, inspect
-from tlora.store import Record
 from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture

@@ -32,8 +32,8 @@ from tlora.serving.export import export
 from tlora.serving.inspect import Inspection, inspect
 from tlora.training.run import TrainingRun
 from tlora.recipes import Recipe
-from tlora.comparison import compare
-from tlora.compared import Comparison
+from tlora.comparison.compare import compare
+from tlora.comparison.comparison import Comparison
 
 __all__ = [
     "load_model",

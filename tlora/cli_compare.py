@@ -14,9 +14,9 @@ import pandas as pd
 from tlora.allocation.footprint import size_text
 from tlora.cli_options import option
 from tlora.cli_report import Report, facts, table
-from tlora.compared import LISTED, Comparison
-from tlora.comparison import RATES, compare
-from tlora.methods import METHODS, PRINCIPAL
+from tlora.comparison.compare import RATES, compare
+from tlora.comparison.comparison import LISTED, Comparison
+from tlora.comparison.methods import METHODS, PRINCIPAL
 
 PICTURES = (".png", ".svg", ".pdf")
 """What a picture's name may end with."""
@@ -242,7 +242,7 @@ def _told(report: Report) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             report.say(record.getMessage())
 
-    logger, teller = logging.getLogger("tlora.comparison"), Teller(logging.INFO)
+    logger, teller = logging.getLogger("tlora.comparison.compare"), Teller(logging.INFO)
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(teller)

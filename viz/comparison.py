@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from tlora.compared import Comparison
-from tlora.curves import averaged, searches
-from tlora.paired import PLACE, BaselineRank
+from tlora.comparison.comparison import Comparison
+from tlora.comparison.lr_search import averaged, searches
+from tlora.comparison.summary import PLACE, BaselineRank
 from tlora.utils.validation import check_type
 from viz import style
 

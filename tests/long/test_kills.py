@@ -25,13 +25,13 @@ import pytest
 import torch
 
 import tlora
-import tlora.rates
+import tlora.comparison.lr_search
 from tests.adapted import adapted_model, token_rows
 from tests.commands import saved, workplace  # noqa: F401
 from tests.helpers import tiny_batch, tiny_model
 from tests.results import run as example_run
 from tests.results import same
-from tlora.store import Store, key_text
+from tlora.comparison.store import Store, key_text
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 

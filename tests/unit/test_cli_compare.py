@@ -13,11 +13,12 @@ import viz
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tests.results import record
-from tlora import bench, cli, rates
+from tlora import cli
 from tlora.cli_lines import written
-from tlora.compared import LISTED
+from tlora.comparison import lr_search, run
+from tlora.comparison.comparison import LISTED
+from tlora.comparison.store import Store
 from tlora.recipes import RECIPES
-from tlora.store import Store
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --lr 1e-3 --lr 1e-2"
@@ -25,7 +26,7 @@ SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --lr 1e-3 --lr 
 
 @pytest.fixture
 def narrow(monkeypatch) -> None:
-    monkeypatch.setattr(rates, "WIDENINGS", 0)
+    monkeypatch.setattr(lr_search, "WIDENINGS", 0)
 
 
 def stored(seeds: int = 3) -> None:
@@ -135,7 +136,7 @@ def test_where_all_runs_fail_the_command_fails(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(bench, "train", fail)
+    monkeypatch.setattr(run, "train", fail)
     result = invoke(f"compare {DATA} --method lora {SMALL}")
     assert result.exit_code == 2
     assert "RuntimeError: no memory (failed)" in result.stderr
@@ -168,7 +169,7 @@ def test_the_rank_of_the_baseline_can_be_said():
 @pytest.mark.usefixtures("narrow")
 def test_an_interruption_says_how_to_go_on(monkeypatch):
     line = f"compare {DATA} --method lora {SMALL} --store runs.jsonl"
-    real, count = bench.train, []
+    real, count = run.train, []
 
     def train(*args, **kwargs):
         count.append(1)
@@ -176,7 +177,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(run, "train", train)
     result = invoke(line)
     assert result.exit_code == 130
     assert "kept  runs.jsonl" in result.stderr

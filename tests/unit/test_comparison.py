@@ -13,8 +13,8 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import saved, workplace  # noqa: F401
 from tests.results import comparison, record, same
-from tlora.crossed import mean_interval
-from tlora.store import Store
+from tlora.comparison.store import Store
+from tlora.comparison.summary import mean_interval
 
 GRID = (1e-3, 1e-2)
 

@@ -20,14 +20,14 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import saved, workplace  # noqa: F401
 from tests.helpers import tiny_model
 from tests.results import comparison, record
-from tlora import bench, rates
-from tlora import comparison as comparing
-from tlora.compared import LISTED
-from tlora.job import Memory
-from tlora.methods import METHODS, Method
-from tlora.peak import PeakMemory
+from tlora.comparison import compare as comparing
+from tlora.comparison import lr_search
+from tlora.comparison import run as running
+from tlora.comparison.comparison import LISTED
+from tlora.comparison.methods import METHODS, Memory, Method
+from tlora.comparison.run import PeakMemory
+from tlora.comparison.store import Store
 from tlora.recipes import Recipe
-from tlora.store import Store
 from tlora.tasks.load import task_contents
 
 QUICK = {"ranks": 2, "steps": 3, "batch_size": 4, "samples": 8, "seeds": (0, 1), "progress": False}
@@ -38,7 +38,7 @@ GRID = (1e-3, 1e-2)
 def counted(monkeypatch) -> list[str]:
     """What was really run."""
     done: list[str] = []
-    real = bench.run
+    real = running.run
 
     def run(cell, task, rate, seed, split, memory):
         done.append(f"{cell.method.name} {rate:g} {seed} {split}")
@@ -64,7 +64,7 @@ def pretended(monkeypatch) -> list[str]:
 @pytest.fixture
 def narrow(monkeypatch) -> None:
     """Searches that are not widened: a tiny model's best rate may be anywhere."""
-    monkeypatch.setattr(rates, "WIDENINGS", 0)
+    monkeypatch.setattr(lr_search, "WIDENINGS", 0)
 
 
 IGNORE_EDGE = pytest.mark.filterwarnings("ignore:.*is at the edge of what was searched")
@@ -124,20 +124,20 @@ def test_an_interrupted_comparison_goes_on_where_it_was(counted, monkeypatch):
     arguments = {"learning_rates": GRID} | QUICK
     whole = tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", store="whole.jsonl", **arguments)
     del counted[:]
-    real = bench.train
+    real = running.train
 
     def interrupted(*args, **kwargs):
         if len(counted) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(bench, "train", interrupted)
+    monkeypatch.setattr(running, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
     assert len(Store("comparison.jsonl").read()) == 2
     with open("comparison.jsonl", "a") as file:  # and what a kill would leave
         file.write('{"key": {"model"')
-    monkeypatch.setattr(bench, "train", real)
+    monkeypatch.setattr(running, "train", real)
     with pytest.warns(UserWarning, match="torn"):
         found = tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
     assert len(counted) == 3 + 6
@@ -173,12 +173,12 @@ def test_all_methods_see_the_same_samples_in_the_same_order(monkeypatch):
         return batch
 
     monkeypatch.setattr(Task, "collate", collate)
-    terms = bench.Terms("llama", steps=12, batch_size=4, samples=8)  # into a second epoch
-    task = bench.load_data(terms, "pairs.jsonl", {})
+    terms = running.Terms("llama", steps=12, batch_size=4, samples=8)  # into a second epoch
+    task = running.load_data(terms, "pairs.jsonl", {})
 
     def order(name, rate, seed):
         del seen[:]
-        bench.run(bench.Cell(terms, "pairs.jsonl", {}, METHODS[name], 2), task, rate, seed, "validation", Memory())
+        running.run(running.Cell(terms, "pairs.jsonl", {}, METHODS[name], 2), task, rate, seed, "validation", Memory())
         return list(seen)
 
     first = order("lora", 1e-3, 0)
@@ -307,16 +307,16 @@ def test_a_path_whose_contents_changed_is_run_again(pretended):
 @pytest.mark.parametrize("file", ["chat_template.jinja", "additional_chat_templates/tools.jinja", "modeling_own.py"])
 def test_templates_and_code_are_contents_of_a_base(file, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
-    found = [bench.model_contents(str(tmp_path))]
+    found = [running.model_contents(str(tmp_path))]
     for words in ("one", "two"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(words)
-        found.append(bench.model_contents(str(tmp_path)))
+        found.append(running.model_contents(str(tmp_path)))
     assert len({each["model"] for each in found}) == 3
 
 
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
-    assert bench.model_contents("minilm") | task_contents("rotten_tomatoes", {}) == {}
+    assert running.model_contents("minilm") | task_contents("rotten_tomatoes", {}) == {}
     files = [tmp_path / split / "data.csv" for split in ("a", "b")]
     for file in files:
         file.parent.mkdir()

@@ -12,8 +12,8 @@ import pytest
 import tlora
 from benchmarks import comparison as bench
 from tests.results import record
-from tlora.methods import chosen
-from tlora.paired import PLACE
+from tlora.comparison.methods import chosen
+from tlora.comparison.summary import PLACE
 
 EVERY = "Every method, rank and task"
 

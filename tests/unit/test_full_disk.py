@@ -22,8 +22,8 @@ from tests.helpers import tiny_model, tiny_tokenizer
 from tests.results import EXAMPLES, record, run
 from tlora.cli_report import error_text
 from tlora.cli_steps import save_run
+from tlora.comparison.store import Store
 from tlora.serving.export import save_model
-from tlora.store import Store
 from tlora.training.train import train
 from tlora.utils.files import replace_file
 

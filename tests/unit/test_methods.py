@@ -16,9 +16,8 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.bench import Cell, Terms, run
-from tlora.job import Job, Memory
-from tlora.methods import METHODS, Method, chosen, seeded_adapt
+from tlora.comparison.methods import METHODS, Job, Memory, Method, chosen, seeded_adapt
+from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import tlora
 from tests.adapted import adapted_model, token_rows
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
-from tlora import rates
+from tlora.comparison import lr_search
 from tlora.serving.verify import export_difference
 
 QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
@@ -91,11 +91,11 @@ def test_adapters_of_other_kinds_go_on_too(kind: type[peft.PeftConfig], tmp_path
 
 def test_a_search_whose_metric_is_tied_goes_where_the_loss_falls() -> None:
     """Answers that are all wrong at every rate, while the loss falls as the rates rise."""
-    found = rates.search(lambda rate: (0.0, -abs(math.log10(rate / 3e-2))), (5e-4, 1e-3, 2e-3, 4e-3))
-    assert rates.best(found) == pytest.approx(0.032)
+    found = lr_search.search(lambda rate: (0.0, -abs(math.log10(rate / 3e-2))), (5e-4, 1e-3, 2e-3, 4e-3))
+    assert lr_search.best(found) == pytest.approx(0.032)
     assert min(found) == 5e-4
-    low = rates.search(lambda rate: (0.0, -abs(math.log10(rate / 2e-4))), (5e-4, 1e-3))
-    assert rates.best(low) == pytest.approx(2.5e-4)
+    low = lr_search.search(lambda rate: (0.0, -abs(math.log10(rate / 2e-4))), (5e-4, 1e-3))
+    assert lr_search.best(low) == pytest.approx(2.5e-4)
 
 
 def test_labels_of_a_decoder_can_be_smoothed() -> None:

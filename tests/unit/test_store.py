@@ -23,9 +23,9 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import saved, workplace  # noqa: F401
 from tests.helpers import tiny_model
 from tests.results import record
-from tlora import rates
-from tlora.outcomes import outcomes, packed, unpacked
-from tlora.store import Store, key_text
+from tlora.comparison import lr_search
+from tlora.comparison.run import outcomes
+from tlora.comparison.store import Store, key_text, packed, unpacked
 
 GRID = (1e-3, 1e-2)
 ROOT = Path(__file__).parents[2]
@@ -41,51 +41,51 @@ def bump(centre: float):
 @pytest.mark.parametrize("centre", [1e-6, 7e-5, 1e-3, 3e-3, 0.3])
 @pytest.mark.parametrize("grid", [(1e-3, 2e-3, 4e-3), (4e-3, 1e-3, 2e-3), (1e-3, 1e-2)])
 def test_grid_is_widened_until_the_best_rate_is_inside(centre, grid):
-    values = rates.search(bump(centre), grid)
-    found, factor = rates.best(values), sorted(grid)[1] / sorted(grid)[0]
+    values = lr_search.search(bump(centre), grid)
+    found, factor = lr_search.best(values), sorted(grid)[1] / sorted(grid)[0]
     assert values.keys() >= set(grid)
     if centre > 1e-5 or factor > 2:
         assert min(values) < found < max(values)
         assert abs(math.log(found / centre)) <= math.log(factor)
-        assert rates.beyond(values) is None
+        assert lr_search.beyond(values) is None
     steps = [b / a for a, b in itertools.pairwise(sorted(values))]
     assert steps == pytest.approx([factor] * len(steps), rel=0.01)
 
 
 def test_a_search_that_never_ends_is_given_up():
-    values = rates.search(lambda rate: (rate,), GRID)
-    assert len(values) == len(GRID) + rates.WIDENINGS
-    assert rates.beyond(values) is not None
+    values = lr_search.search(lambda rate: (rate,), GRID)
+    assert len(values) == len(GRID) + lr_search.WIDENINGS
+    assert lr_search.beyond(values) is not None
 
 
 def test_a_search_that_goes_on_ends_where_one_does_that_was_never_interrupted():
-    whole = rates.search(lambda rate: (rate,), GRID)
+    whole = lr_search.search(lambda rate: (rate,), GRID)
     for done in range(len(GRID), len(whole) + 1):
         tried = sorted(whole)[:done]
-        assert rates.search(lambda rate: (rate,), GRID, tried) == whole
-    inside = rates.search(bump(2e-3), (1e-3, 4e-3), (2e-3, 3e-3))
-    assert rates.beyond(inside) is None
+        assert lr_search.search(lambda rate: (rate,), GRID, tried) == whole
+    inside = lr_search.search(bump(2e-3), (1e-3, 4e-3), (2e-3, 3e-3))
+    assert lr_search.beyond(inside) is None
 
 
 def test_what_was_tried_before_is_scored_once():
     """A rate that fails each time it is run would be run twice."""
     scored = []
-    rates.search(lambda rate: scored.append(rate) or bump(2e-3)(rate), (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 3e-3))
+    lr_search.search(lambda rate: scored.append(rate) or bump(2e-3)(rate), (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 3e-3))
     assert sorted(scored) == [1e-3, 2e-3, 3e-3, 4e-3]
 
 
 def test_rates_that_diverge_are_no_reason_to_go_higher():
-    values = rates.search(lambda rate: (rate if rate < 3e-3 else -math.inf,), (1e-3, 2e-3, 4e-3))
-    assert rates.best(values) == 2e-3
+    values = lr_search.search(lambda rate: (rate if rate < 3e-3 else -math.inf,), (1e-3, 2e-3, 4e-3))
+    assert lr_search.best(values) == 2e-3
     assert len(values) == 3
-    lower = rates.search(lambda rate: (-math.inf if rate > 2e-4 else -rate / 1e-4 - 1e-4 / rate,), (1e-3, 2e-3))
-    assert rates.best(lower) == pytest.approx(1.25e-4)
-    assert rates.best(dict.fromkeys((1e-3, 2e-3), (math.nan,))) is None
+    lower = lr_search.search(lambda rate: (-math.inf if rate > 2e-4 else -rate / 1e-4 - 1e-4 / rate,), (1e-3, 2e-3))
+    assert lr_search.best(lower) == pytest.approx(1.25e-4)
+    assert lr_search.best(dict.fromkeys((1e-3, 2e-3), (math.nan,))) is None
 
 
 def test_among_equals_the_rest_of_the_score_decides_and_then_the_middle():
-    assert rates.best({1e-3: (0.5, -0.3), 2e-3: (0.5, -0.2), 4e-3: (0.4, -0.1)}) == 2e-3
-    assert rates.best(dict.fromkeys((1e-3, 2e-3, 4e-3), (0.5, -0.3))) == 2e-3
+    assert lr_search.best({1e-3: (0.5, -0.3), 2e-3: (0.5, -0.2), 4e-3: (0.4, -0.1)}) == 2e-3
+    assert lr_search.best(dict.fromkeys((1e-3, 2e-3, 4e-3), (0.5, -0.3))) == 2e-3
 
 
 def test_where_all_came_to_the_same_the_search_goes_lower():
@@ -94,16 +94,16 @@ def test_where_all_came_to_the_same_the_search_goes_lower():
     def learnt(rate):
         return (0.8 - abs(math.log(rate / 1e-4)) / 10 if rate < 3e-4 else 0.5, -abs(rate - 2e-3))
 
-    scores = rates.search(learnt, (1e-3, 2e-3, 4e-3))
-    assert rates.best(scores) == pytest.approx(1.25e-4, rel=0.01)
-    assert rates.beyond(scores) is None
+    scores = lr_search.search(learnt, (1e-3, 2e-3, 4e-3))
+    assert lr_search.best(scores) == pytest.approx(1.25e-4, rel=0.01)
+    assert lr_search.beyond(scores) is None
     assert len(scores) == 7
 
 
 @pytest.mark.parametrize("grid", [(), (1e-3,), (1e-3, 1e-3), (0.0, 1e-3), (-1.0, 1.0), (math.inf, 1.0), ("a", "b")])
 def test_grids_that_are_none_are_refused(grid):
     with pytest.raises(ValueError, match=r"learning.rate"):
-        rates.search(bump(1), grid)
+        lr_search.search(bump(1), grid)
 
 
 # The store.
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_runs_before(tmp_path, monkeypatch, room):
     store = filled(tmp_path / "runs.jsonl")
     size = store.path.stat().st_size
     with monkeypatch.context() as patch:
-        patch.setattr("tlora.store.FileIO", Full)
+        patch.setattr("tlora.comparison.store.FileIO", Full)
         with pytest.raises(OSError, match=r"No space left on device \(the runs before are there.*\): '.*runs.jsonl'"):
             store.append(record("lora", 1e-3, 7, "validation", [7]))
     assert store.path.stat().st_size == size

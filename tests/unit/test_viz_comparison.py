@@ -11,8 +11,8 @@ import pytest
 import viz
 from tests.pictured import texts
 from tests.results import comparison, record
-from tlora.compared import Comparison
-from tlora.methods import METHODS
+from tlora.comparison.comparison import Comparison
+from tlora.comparison.methods import METHODS
 from viz.comparison import _size
 
 GRID = (5e-4, 1e-3, 2e-3, 4e-3)

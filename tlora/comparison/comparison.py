@@ -14,12 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tlora import rates
-from tlora.curves import averaged, flat_range, score, searches
-from tlora.outcomes import unpacked
-from tlora.paired import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
+from tlora.comparison import lr_search
+from tlora.comparison.lr_search import averaged, flat_range, score, searches
+from tlora.comparison.store import Record, Store, key_text, unpacked
+from tlora.comparison.summary import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
 from tlora.results import Meta, Result, library_versions
-from tlora.store import Record, Store, key_text
 
 LISTED = (
     "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",
@@ -168,7 +167,7 @@ class Comparison(Result):
         Parameters
         ----------
         records : sequence of dict
-            Of ``tlora.bench.run``, no two cells of which have method, task, model and rank in common.
+            Of ``tlora.comparison.run.run``, no two cells of which have method, task, model and rank in common.
 
         Returns
         -------
@@ -222,7 +221,8 @@ class Comparison(Result):
         -----
         A run is paired with that of the same seed (which has the same head and the same order of the data), a test
         sample with itself. Intervals allow for other runs and other samples, and for how few they are: Student's t, on
-        the variance components of runs and samples (``tlora.crossed``); one run says nothing of others and has none.
+        the variance components of runs and samples (``tlora.comparison.summary``); one run says nothing of others and
+        has none.
         They are at the rates that were chosen: that another search could have chosen others is not in them. Outcomes of
         samples are kept in float16, so that of losses a difference below about 0.1 % is rounding, or zero.
         """
@@ -345,15 +345,15 @@ def headline(metrics: Mapping[str, float]) -> str:
     return next((name for name in metrics if name != "loss"), "loss")
 
 
-def score_of(record: Record) -> rates.Score:
-    """What a learning rate is chosen by: the headline, and the loss among equals; see `tlora.rates`."""
+def score_of(record: Record) -> lr_search.Score:
+    """What a learning rate is chosen by: the headline, and the loss among equals; see `tlora.comparison.lr_search`."""
     row = _row(record)
     return score(record["status"], row["value"], row["loss"])
 
 
 def _is_best(runs: pd.DataFrame) -> pd.Series:
     # One search decides, that of the first seed: what was tested at its rate stays what is compared.
-    chosen = {place: rates.best(curves[0]) for place, curves in searches(runs)}
+    chosen = {place: lr_search.best(curves[0]) for place, curves in searches(runs)}
     places = runs[list(PLACE)].itertuples(index=False, name=None)
     best = pd.Series([chosen.get(place) for place in places], index=runs.index, dtype="float64")
     return (runs["split"] == "test") & (runs["learning_rate"] == best)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from peft import PeftModel
 
-from tlora.job import Job, Memory
-from tlora.methods import Method, seeded_adapt
+from tlora.comparison.methods import Job, Memory, Method, seeded_adapt
+from tlora.comparison.store import Floats, Record, packed
 from tlora.models.loading import PACKAGED, load_model
-from tlora.outcomes import Outcomes, outcomes, packed
-from tlora.peak import PeakMemory
 from tlora.results import library_versions
-from tlora.store import Record
+from tlora.tasks.evaluation import per_sample
 from tlora.tasks.load import _digest, load_task_of
 from tlora.tasks.task import Task
 from tlora.training.run import TrainingRun
@@ -34,6 +34,7 @@ EXPECTED = (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError)
 """What a run may fail with and become a row: numbers, memory, a shape that does not suit a method."""
 
 logger = logging.getLogger(__name__)
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -241,3 +242,86 @@ def _machine(device: str | None) -> str:
     if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Metrics of a split, and the values that they are the means of.
+
+    Attributes
+    ----------
+    metrics : dict of float
+        As `Task.evaluate` gives them: ``loss`` and the task's own.
+    per_sample : dict of (N,) float64 array
+        By metric, in the order of the split; the mean is the metric. A sample's loss is weighted by its part of all
+        labelled tokens, ``N * (summed loss of the sample) / (tokens of the split)``.
+    """
+
+    metrics: dict[str, float]
+    per_sample: dict[str, Floats]
+
+
+def outcomes(model: Any, task: Task, split: str, *, batch_size: int = 16) -> Outcomes:
+    """Evaluate a model sample by sample: its loss, and the task's headline metric.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        Left in the modes it had.
+    task : Task
+        Where the samples come from.
+    split : str
+        ``"train"``, ``"validation"`` or ``"test"``.
+    batch_size : int
+        Most samples at a time.
+
+    Raises
+    ------
+    ValueError
+        If the split is empty.
+    """
+    rows = getattr(task, split)
+    if not len(rows):
+        raise ValueError(f"the {split} split of {task.name!r} is empty: load the task with {split}= of at least 1")
+    each = per_sample(model, task, rows, batch_size, progress=False)
+    found = {name: each[name] for name in dict.fromkeys(("loss", task.metric))}
+    return Outcomes({name: float(values.mean()) for name, values in found.items()}, found)
+
+
+class PeakMemory:
+    """Measures a ``with`` block: CUDA memory allocated where the device is CUDA, else the process's resident memory.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the model is.
+
+    Attributes
+    ----------
+    bytes : int or None
+        After the block: the peak, with what was there before it. None where the system does not tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes: int | None = None
+        self._told = True
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return self
+        try:
+            _RESET.write_text("5")  # see proc(5): sets the peak back to what is resident now
+        except OSError:
+            self._told = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device)
+        elif self._told:
+            found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+            self.bytes = 1024 * int(found[1]) if found else None

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tlora import rates
-from tlora.bench import Cell, Split, Terms, load_data, model_contents, run
-from tlora.compared import Comparison, cell_text, score_of
-from tlora.job import Memory
-from tlora.methods import Method, chosen
+from tlora.comparison import lr_search
+from tlora.comparison.comparison import Comparison, cell_text, score_of
+from tlora.comparison.methods import Memory, Method, chosen
+from tlora.comparison.run import Cell, Split, Terms, load_data, model_contents, run
+from tlora.comparison.store import Record, Store, key_text
 from tlora.models.loading import checked_device, floating_dtype
 from tlora.recipes import Recipe
-from tlora.store import Record, Store, key_text
 from tlora.tasks.load import task_contents
 from tlora.training.arguments import check_card
 from tlora.utils.validation import positive_int
@@ -144,7 +143,7 @@ def compare(
     floating_dtype(dtype)
     terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
     cells = _cells(methods, tasks, terms, ranks)
-    plan = Plan(tuple(rates.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
+    plan = Plan(tuple(lr_search.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
     if curve_seeds > len(plan.seeds):
         raise ValueError(f"curve_seeds={curve_seeds} of {len(plan.seeds)} seeds: pass as many seeds at least")
     runs = Store(store)
@@ -192,7 +191,7 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
             logger.info("%s", told(known[key]))
         return known[key]
 
-    def score(seed: int, rate: float) -> rates.Score:
+    def score(seed: int, rate: float) -> lr_search.Score:
         return score_of(result(rate, seed, "validation"))
 
     if (failed := _errors(cell, known)) and not plan.retry:
@@ -202,12 +201,14 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         first = earliest
         known.update(found)
         tried = {key["learning_rate"] for key in _searched(cell, known) if key["seed"] == first}
-        scores = rates.search(partial(score, first), rates.scaled(plan.learning_rates, cell.method.rate_scale), tried)
-    rate = rates.best(scores)
+        scores = lr_search.search(
+            partial(score, first), lr_search.scaled(plan.learning_rates, cell.method.rate_scale), tried
+        )
+    rate = lr_search.best(scores)
     if rate is None:
         why = f" ({errors[-1]})" if (errors := _errors(cell, known)) else ""
         said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
-    elif rates.beyond(scores) is not None:
+    elif lr_search.beyond(scores) is not None:
         said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
     if rate is not None:
         for seed in plan.seeds:

@@ -7,27 +7,46 @@ rank everywhere, so that plain LoRA has a scaling of one.
 from __future__ import annotations
 
 import difflib
+import json
+import time
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from peft import AdaLoraConfig, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+import torch
+from peft import (
+    AdaLoraConfig,
+    LNTuningConfig,
+    LoraConfig,
+    LoraGAConfig,
+    PeftConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+    initialize_lora_eva_weights,
+)
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora.config import CordaConfig, EvaConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.eva import get_eva_state_dict
+from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from torch import Tensor, eye, nn
+from torch.nn.utils import parametrize
 from torch.optim import AdamW, Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora import tlora_plus
 from tlora.adapters.attach import attach, shared_config
-from tlora.adapters.lora_layers import adapter_layers, freeze, without_noise
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers, freeze, without_noise
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
-from tlora.initialisations import corda, eva, lora_ga
-from tlora.job import Job
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspaces.subspaces import task_subspaces
+from tlora.tasks.task import Batches, Task
 from tlora.utils.reproducibility import seeded
 
 Arguments = Mapping[str, Any]
@@ -37,6 +56,17 @@ LORAPLUS_RATIO = 16
 
 VERA_RANK = 256
 """PEFT's default: VeRA's rank is that of fixed random matrices, and costs next to nothing."""
+
+
+Lora = Callable[..., PeftModel]
+"""From a job and further arguments of `peft.LoraConfig` to the adapted model."""
+
+
+T = TypeVar("T")
+
+
+RATIO = 16
+"""Learning rate of ``B`` and of the third matrix over that of ``A``: that of LoRA+."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +218,7 @@ def _full(job: Job) -> PeftModel:
 
 
 def _tlora_plus(job: Job) -> PeftModel:
-    return tlora_plus.add_third_matrices(_lora(job))
+    return add_third_matrices(_lora(job))
 
 
 class AllocateRanks(TrainerCallback):
@@ -222,6 +252,190 @@ def _of(kind: str, **config: Any) -> Method:
     return Method(kind, partial(_lora, **config), config)
 
 
+def eva(lora: Lora, job: Job) -> PeftModel:
+    """Directions of the inputs' largest variance, ranks given to where they explain most (PEFT's defaults).
+
+    All tokens count, as in TLoRA: where few are labelled, PEFT advises against its mask of labels, and goes round for
+    ever where no batch has enough tokens left.
+
+    Raises
+    ------
+    ValueError
+        If no batch has as many tokens as vectors are computed.
+
+    References
+    ----------
+    EVA, arXiv 2410.07170.
+    """
+    settings = EvaConfig(use_label_mask=False)
+    # Factors have no values until the vectors are there, which is how PEFT wants it.
+    adapted = lora(job, init_lora_weights="eva", eva_config=settings, low_cpu_mem_usage=True)
+    batches = _on_device(job)
+    tokens, wanted = max(int(batch["attention_mask"].sum()) for batch in batches), round(settings.rho * job.rank)
+    if tokens < wanted:
+        raise ValueError(f"EVA takes {wanted} tokens a batch at rank {job.rank}, there are {tokens}: take a lower rank")
+    state = job.once(
+        ("eva", job.rank),
+        lambda: get_eva_state_dict(adapted, batches, show_progress_bar=False),
+        seeded=False,
+    )
+    initialize_lora_eva_weights(adapted, eva_state_dict=dict(state))  # it takes out what it has used
+    cast_adapter_dtype(adapted, adapted.active_adapter)  # from the base's type, as PEFT does for all others
+    return adapted
+
+
+def corda(lora: Lora, job: Job) -> PeftModel:
+    """Singular vectors of ``W C``, taken out of ``W`` (the instruction-previewed mode).
+
+    PEFT's hooks ignore masks, so samples come one by one, without padding.
+
+    References
+    ----------
+    CorDA, arXiv 2406.05223.
+    """
+    settings = CordaConfig(corda_method="ipm")
+    names = list(target_modules(job.model))
+    config = LoraConfig(r=job.rank, init_lora_weights="corda", corda_config=settings, **shared_config(job.model, names))
+    found = job.once(("corda", job.rank), lambda: _corda_vectors(job, names, config), seeded=False)
+    for name, vectors in found.items():
+        job.model.get_submodule(name).eigens = vectors  # where PEFT looks for them, and takes them away again
+    return lora(job, init_lora_weights="corda", corda_config=settings)
+
+
+def _corda_vectors(job: Job, names: list[str], config: LoraConfig) -> dict[str, Any]:
+    @torch.no_grad()
+    def run_model() -> None:
+        for batch in _on_device(job, batch_size=1):
+            job.model(**batch)
+
+    preprocess_corda(job.model, config, run_model)
+    return {name: job.model.get_submodule(name).eigens for name in names}
+
+
+def lora_ga(lora: Lora, job: Job) -> PeftModel:
+    """Singular vectors of the mean gradient, in ``A`` and in ``B``, and what they make taken off ``W``.
+
+    As PEFT has it: ``B`` holds the singular values as well, where the authors' code scales unit vectors of both by one
+    number, so that ``B`` starts much smaller here.
+
+    References
+    ----------
+    LoRA-GA, arXiv 2407.05000.
+    """
+    settings = LoraGAConfig()
+    names = list(target_modules(job.model))
+    kind: Any = "lora_ga"  # which PEFT's own annotation forgets
+    config = LoraConfig(r=job.rank, init_lora_weights=kind, lora_ga_config=settings, **shared_config(job.model, names))
+
+    def backward() -> None:
+        for batch in _on_device(job):
+            job.model(**batch).loss.backward()
+
+    with warnings.catch_warnings():
+        # PEFT counts backward passes by hooks, and the first layer's inputs need no gradient.
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        preprocess_loraga(job.model, config, backward)
+    return lora(job, init_lora_weights="lora_ga", lora_ga_config=settings)
+
+
+def _on_device(job: Job, batch_size: int = 8) -> list[dict[str, torch.Tensor]]:
+    device = job.model.device
+    return [{name: value.to(device) for name, value in batch.items()} for batch in job.batches(batch_size)]
+
+
+class Memory:
+    """The last few things that were computed, by a key of JSON values, and what each of them took.
+
+    Calibrations and decompositions depend on the base, the task and the rank, not on the learning rate: a search would
+    make the same one again and again.
+
+    Parameters
+    ----------
+    most : int
+        How many are kept.
+
+    Attributes
+    ----------
+    saved : float
+        Seconds that were not spent because something was remembered.
+    """
+
+    def __init__(self, most: int = 6) -> None:
+        self.most = most
+        self.saved = 0.0
+        self._found: OrderedDict[str, tuple[Any, float]] = OrderedDict()
+
+    def __call__(self, key: Any, make: Callable[[], T]) -> T:
+        """What is remembered under the key, or else made and remembered."""
+        name = json.dumps(key, sort_keys=True)
+        if name in self._found:
+            self._found.move_to_end(name)
+            value, seconds = self._found[name]
+            self.saved += seconds
+            return value
+        started, saved = time.perf_counter(), self.saved
+        value = make()
+        self._found[name] = value, time.perf_counter() - started + self.saved - saved
+        while len(self._found) > self.most:
+            self._found.popitem(last=False)
+        return value
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to be made.
+
+    Attributes
+    ----------
+    model : transformers.PreTrainedModel
+        A fresh base, for this adapter alone.
+    task : Task
+        What it is adapted to.
+    rank : int
+        Nominal rank.
+    seed : int
+        Seed of all that is random in it.
+    steps : int
+        Optimiser steps that it will be trained for.
+    samples : int
+        Training samples to calibrate on.
+    memory : Memory
+        Of this base model and this task.
+    """
+
+    model: Any
+    task: Task
+    rank: int
+    seed: int = 0
+    steps: int = 100
+    samples: int = 32
+    memory: Memory = field(default_factory=Memory)
+
+    @property
+    def fresh_head(self) -> bool:
+        """Whether the base has a head that differs by seed, and with it all that depends on the loss."""
+        return self.task.kind == "classification"
+
+    def batches(self, batch_size: int = 8) -> Batches:
+        """The samples to calibrate on."""
+        return self.task.calibration(self.samples, batch_size)
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], T], seeded: bool = True) -> T:
+        """What ``make`` gives, remembered for jobs of the same samples, and of the same seed where it is seeded."""
+        return self.memory((*key, self.samples, self.seed if seeded else None), make)
+
+
+def optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
+    """AdamW with ``rate`` for ``A`` (and for a head), and `RATIO` times as much for ``B`` and the third matrices."""
+    slow: list[nn.Parameter] = []
+    fast: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (fast if name.endswith(".middle") or ".lora_B." in name else slow).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": RATIO * rate}]
+    return AdamW(groups, lr=rate, weight_decay=0.0)
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -238,9 +452,7 @@ METHODS = {
         Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
         Method("vera", _vera, {"r": VERA_RANK}),
         Method("full", _full, rate_scale=1 / 16),
-        Method(
-            "tlora+", _tlora_plus, {"ratio": tlora_plus.RATIO}, tlora_plus.optimizer, rate_scale=1 / tlora_plus.RATIO
-        ),
+        Method("tlora+", _tlora_plus, {"ratio": RATIO}, optimizer, rate_scale=1 / RATIO),
     )
 }
 _RECIPES = {"paper": "tlora-paper", "recommended": "tlora", "trained": "tlora-trained"}
@@ -265,3 +477,54 @@ def seeded_adapt(method: Method, job: Job) -> PeftModel:
     """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""
     with seeded(job.seed), without_noise():
         return method.adapt(job)
+
+
+class ThirdMatrix(nn.Module):
+    """Makes ``A`` into ``M A``.
+
+    Parameters
+    ----------
+    a : (r, d_in) tensor
+        The ``A`` that it is for.
+
+    Attributes
+    ----------
+    middle : (r, r) parameter
+        ``M``, the identity at first.
+    """
+
+    def __init__(self, a: Tensor) -> None:
+        super().__init__()
+        self.middle = nn.Parameter(eye(len(a), device=a.device, dtype=a.dtype))
+
+    def forward(self, a: Tensor) -> Tensor:
+        """``M A``, (r, d_in)."""
+        return self.middle @ a
+
+
+def add_third_matrices(adapted: PeftModel) -> PeftModel:
+    """Put a third matrix into every LoRA layer of a model, in place: ``W + s B M A``.
+
+    Parameters
+    ----------
+    adapted : peft.PeftModel
+        With a LoRA adapter that is called ``default``.
+
+    Returns
+    -------
+    peft.PeftModel
+        The same model, which computes what it computed.
+
+    Notes
+    -----
+    The paper is followed in its idea, three trained matrices with learning rates of their own; that ``M`` starts as the
+    identity, and that the ratio of rates is that of LoRA+, is ours.
+
+    References
+    ----------
+    TLoRA+, arXiv 2604.13368.
+    """
+    for layer in adapter_layers(adapted).values():
+        a: nn.Module = layer.lora_A[ADAPTER]
+        parametrize.register_parametrization(a, "weight", ThirdMatrix(a.get_parameter("weight")))
+    return adapted

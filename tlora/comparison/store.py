@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tlora.utils.files import fsync
 
 Record = dict[str, Any]
@@ -25,6 +29,7 @@ _UNSIGNED = {
     "at", "error", "head_parameters", "key", "last_training_loss", "machine", "metrics", "outcomes", "peak_bytes",
     "preparation_seconds", "seconds", "status", "steps_done", "trainable_parameters", "versions",
 }  # fmt: skip
+Floats = NDArray[np.float64]
 
 
 class Store:
@@ -199,3 +204,40 @@ def _end_last_line(file: FileIO) -> bytes:
         return b"\n"
     file.truncate(start)
     return b""
+
+
+def packed(values: Floats) -> dict[str, Any]:
+    """Values as text: one bit each where all are 0 or 1, else 16-bit floats; base64.
+
+    Parameters
+    ----------
+    values : (N,) float64 array
+        Finite.
+
+    Returns
+    -------
+    dict
+        ``kind`` (``"bits"`` or ``"float16"``), ``count`` and ``data``.
+    """
+    if np.isin(values, (0.0, 1.0)).all():
+        kind, data = "bits", np.packbits(values.astype(bool)).tobytes()
+    else:
+        largest = float(np.finfo(np.float16).max)
+        kind, data = "float16", values.clip(-largest, largest).astype("<f2").tobytes()
+    return {"kind": kind, "count": len(values), "data": base64.b64encode(data).decode()}
+
+
+def unpacked(text: Mapping[str, Any]) -> Floats:
+    """The values that `packed` wrote, 16-bit floats rounded as they were stored.
+
+    Raises
+    ------
+    ValueError
+        If they are not what was written.
+    """
+    data = base64.b64decode(text["data"], validate=True)
+    bits = text["kind"] == "bits"
+    values = np.unpackbits(np.frombuffer(data, np.uint8)) if bits else np.frombuffer(data, "<f2")
+    if len(values) < text["count"] or len(values) - text["count"] >= 8:
+        raise ValueError(f"{len(values)} outcomes where {text['count']} were written: the store was changed by hand")
+    return values[: text["count"]].astype(np.float64)

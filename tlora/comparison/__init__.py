@@ -1,0 +1,5 @@
+"""Methods against each other on one task.
+
+compare (`compare`), methods, lr_search, run (one training and its scores), store (runs on disk), summary (differences
+with intervals), comparison (the result).
+"""
