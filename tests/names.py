@@ -74,7 +74,7 @@ def _default(value: Any) -> str:
 
 def _commands() -> Iterator[str]:
     """Each command with its options; help texts may change."""
-    from tlora.cli import app
+    from tlora.cli.main import app
 
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)

@@ -23,15 +23,16 @@ import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, next_command, no_pictures, saved, workplace  # noqa: F401
 from tests.results import same
-from tlora import cli, cli_adapter
 from tlora.calibration.covariance import SketchedCovariance
 from tlora.calibration.spectrum import Spectrum
-from tlora.cli_lines import written
-from tlora.cli_report import error_text
+from tlora.cli import evaluate, main
+from tlora.cli.command_line import written
+from tlora.cli.output import error_text
+from tlora.cli.pipeline import _draw, allocate, calibrate, run, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
-DRAW = cli._draw
+DRAW = _draw
 
 
 def left(folder: str = ".") -> set[str]:
@@ -206,7 +207,7 @@ def test_evaluate_knows_a_file_by_another_path_and_warns_where_it_cannot_tell():
     ("task", "dealt"), [("rotten_tomatoes", True), ("sst2", False), ("family_relationships", False)]
 )
 def test_packages_have_one_split(task, dealt):
-    assert cli_adapter._is_dealt(task) == dealt
+    assert evaluate._is_dealt(task) == dealt
 
 
 def test_a_folder_of_data_needs_no_slash():
@@ -250,7 +251,7 @@ def test_encoder_decoder_reads_the_prompt_and_writes_the_answer():
 
 
 def test_pictures_are_drawn_and_nothing_of_the_drawing_stays(monkeypatch):
-    monkeypatch.setattr(cli, "_draw", DRAW)
+    monkeypatch.setattr(main, "_draw", DRAW)
     monkeypatch.setenv("MPLBACKEND", "svg")
     done(f"{RUN} {QUICK} --output out")
     pictures = {path.name: path.read_bytes() for path in Path("out/pictures").iterdir()}
@@ -263,7 +264,7 @@ def test_pictures_are_drawn_and_nothing_of_the_drawing_stays(monkeypatch):
 
 
 def test_run_without_anything_to_draw_with_says_so_and_is_whole(monkeypatch):
-    monkeypatch.setattr(cli, "_draw", DRAW)
+    monkeypatch.setattr(main, "_draw", DRAW)
     monkeypatch.setitem(sys.modules, "viz", None)
     result = done(f"{RUN} {QUICK} --output out")
     assert "no pictures" in result.stderr
@@ -310,12 +311,12 @@ def test_lines_to_type_are_quoted_and_leave_out_what_is_default():
         "kind": "c",
         "scaling": "nominal",
     }
-    line = written(cli.run, values)
+    line = written(run, values)
     assert shlex.split(line) == [
         *("tlora", "run", "--model", "my models/llama", "--task", "it's.jsonl", "--output", "out"),
         *("--alpha", "16.0", "--no-ranks", "--kind", "c", "--overwrite"),
     ]
-    assert written(cli.merge, {"adapter": "a", "output": "b"}) == "tlora merge a b"
+    assert written(main.merge, {"adapter": "a", "output": "b"}) == "tlora merge a b"
 
 
 def test_help_says_what_there_is_to_know():
@@ -330,9 +331,9 @@ def test_help_says_what_there_is_to_know():
 def test_options_of_one_name_are_one_option():
     """Of one default, one type and one help, whichever command takes it."""
     seen: dict[str, object] = {}
-    for command in (cli.run, cli.calibrate, cli.train, cli.allocate):
+    for command in (run, calibrate, train, allocate):
         for name, option in inspect.signature(command).parameters.items():
-            if name != "ctx" and (command, name) != (cli.allocate, "calibration"):  # its argument
+            if name != "ctx" and (command, name) != (allocate, "calibration"):  # its argument
                 kind, read = get_args(option.annotation)
                 told = (option.default, kind, vars(read))
                 assert seen.setdefault(name, told) == told, name

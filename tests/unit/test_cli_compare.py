@@ -13,8 +13,8 @@ import viz
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, no_pictures, saved, workplace  # noqa: F401
 from tests.results import record
-from tlora import cli
-from tlora.cli_lines import written
+from tlora.cli import main
+from tlora.cli.command_line import written
 from tlora.comparison import lr_search, run
 from tlora.comparison.comparison import LISTED
 from tlora.comparison.store import Store
@@ -252,10 +252,10 @@ def test_every_argument_of_a_recipe_is_an_option_of_run():
 
 def test_the_line_to_go_on_with_has_the_flags_as_they_are_typed():
     values = {"task": ["a"], "model": "llama", "as_list": True, "learning_rate": [1e-3, 2e-3], "loss": True}
-    line = written(cli.compare, values)
+    line = written(main.compare, values)
     assert "--list" in line.split()
     assert "--as-list" not in line
-    for command in (cli.compare, cli.evaluate, cli.inspect):
+    for command in (main.compare, main.evaluate, main.inspect):
         known = invoke(f"{command.__name__} --help").stdout
         flags = written(command, {"as_list": True, "as_json": True}).split()[2:]
         assert flags, command

@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 import tlora
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import DATA, QUICK, RUN, done, invoke, next_command, no_pictures, saved, workplace  # noqa: F401
-from tlora import cli_steps, results
+from tlora import results
+from tlora.cli import steps
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
@@ -47,9 +48,9 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed something before refusing")
 
-    monkeypatch.setattr(cli_steps, "calibrate", never)
-    monkeypatch.setattr(cli_steps, "task_subspaces", never)
-    monkeypatch.setattr(cli_steps, "train", never)
+    monkeypatch.setattr(steps, "calibrate", never)
+    monkeypatch.setattr(steps, "task_subspaces", never)
+    monkeypatch.setattr(steps, "train", never)
 
 
 @pytest.mark.usefixtures("computes_nothing")
@@ -196,7 +197,7 @@ def taken(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
         for file in saved.iterdir():
             (folder / file.name).symlink_to(file)
         patch.chdir(folder)
-        patch.setattr("tlora.cli._draw", lambda *_: "")
+        patch.setattr("tlora.cli.pipeline._draw", lambda *_: "")
         done(f"calibrate {DATA} --samples 6 --output calib")
         done("allocate calib --rank 2 --output plan")
         done(f"train {DATA} {QUICK} --calibration calib --allocation plan --output adapter")
@@ -245,7 +246,7 @@ def breaking(error: BaseException, at: int) -> Callable[[], None]:
                 raise error
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(cli_steps, "train", partial(cli_steps.train, callbacks=[Break()]))
+    patch.setattr(steps, "train", partial(steps.train, callbacks=[Break()]))
     return patch.undo
 
 
@@ -292,7 +293,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_steps, "calibrate", interrupt)
+    monkeypatch.setattr(steps, "calibrate", interrupt)
     before = content()
     result = invoke(f"{RUN} --output out")
     assert result.exit_code == 130

@@ -18,7 +18,7 @@ import tlora
 from tests.helpers import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.test_adapter import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.cli_options import EngineName
+from tlora.cli.options import EngineName
 from tlora.serving.engines import SERVERS
 from tlora.serving.verify import export_difference
 

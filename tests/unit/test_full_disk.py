@@ -20,8 +20,8 @@ import tlora
 from tests.adapted import adapted_model, token_rows
 from tests.helpers import tiny_model, tiny_tokenizer
 from tests.results import EXAMPLES, record, run
-from tlora.cli_report import error_text
-from tlora.cli_steps import save_run
+from tlora.cli.output import error_text
+from tlora.cli.steps import save_run
 from tlora.comparison.store import Store
 from tlora.serving.export import save_model
 from tlora.training.train import train

@@ -26,7 +26,7 @@ from tests.fuzzed import fuzz, sign
 from tests.helpers import tiny_model
 from tests.results import EXAMPLES, record, run, same
 from tlora.adapters.files import SEAL
-from tlora.cli_base import base_name
+from tlora.cli.steps import base_name
 from tlora.comparison.store import Store
 from tlora.results import RESULT, Result
 from tlora.training.checkpoints import is_whole, seal

@@ -10,7 +10,7 @@ import viz
 from tests.adapted import quick_collections  # noqa: F401
 from tests.commands import QUICK, RUN, done, invoke, next_command, saved, workplace  # noqa: F401
 from tests.reported import Page
-from tlora import cli
+from tlora.cli import main
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 @pytest.fixture
 def adapter(monkeypatch: pytest.MonkeyPatch) -> Path:
     """What ``tlora run`` leaves, without its pictures."""
-    monkeypatch.setattr(cli, "_draw", lambda *_: "")
+    monkeypatch.setattr(main, "_draw", lambda *_: "")
     done(f"{RUN} {QUICK} --seed 3 --output out")
     return Path("out")
 

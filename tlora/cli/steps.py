@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 import torch
 
 from tlora.adapters.attach import attach
-from tlora.adapters.files import ADAPTER_CONFIG, RUN
+from tlora.adapters.files import ADAPTER_CONFIG, RUN, checked, lora_config, read_training_record
+from tlora.adapters.load import classes, load
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.cli_options import Data, Looking, Placement, Plan, RecipeName, Start, Training
-from tlora.cli_report import Report, facts
+from tlora.cli.options import Data, Looking, Placement, Plan, RecipeName, Start, Training
+from tlora.cli.output import Report, facts
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
@@ -391,3 +392,46 @@ def check_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is never overwritten: name another folder")
     check_output(folder, MODEL_CONFIG)
+
+
+def base_name(folder: Path, model: str | None) -> str:
+    """The base model of an adapter.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no adapter in the folder.
+    ValueError
+        If the adapter names no base.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: name the folder that tlora train or tlora run wrote")
+    name = model or lora_config(folder, "tlora").get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
+    return name
+
+
+def recorded(folder: Path) -> TrainingRun | None:
+    """The run that made an adapter; None where it was made by something else."""
+    return TrainingRun.load(folder) if (folder / RUN).is_dir() else None
+
+
+def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
+    """The base with the adapter on it, and its tokenizer."""
+    name = base_name(folder, model)
+    labels = classes(folder, *checked(folder, "tlora"), read_training_record(folder))
+    with named_by(folder, model):
+        base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
+    return load(folder, base), tokenizer
+
+
+@contextlib.contextmanager
+def named_by(folder: Path, model: str | None) -> Iterator[None]:
+    """Add to an error about a base who names it, where nobody did on the command line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if model is None:
+            error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass --model where it is elsewhere now)")
+        raise

@@ -1,4 +1,4 @@
-"""What `tlora compare` takes and says; `tlora.cli` puts it on the command line."""
+"""What `tlora compare` takes and says; `tlora.cli.main` puts it on the command line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import pandas as pd
 
 from tlora.allocation.footprint import size_text
-from tlora.cli_options import option
-from tlora.cli_report import Report, facts, table
+from tlora.cli.options import option
+from tlora.cli.output import Report, facts, table
 from tlora.comparison.compare import RATES, compare
 from tlora.comparison.comparison import LISTED, Comparison
 from tlora.comparison.methods import METHODS, PRINCIPAL

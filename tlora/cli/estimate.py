@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tlora.allocation.footprint import size_text
-from tlora.cli_report import facts, table
+from tlora.cli.output import facts, table
 from tlora.estimate import ResourcePlan, matmul_speed
 from tlora.estimate import plan as estimate
 from tlora.utils.validation import positive

@@ -1,9 +1,7 @@
-"""The `tlora` command: the walk from a task to a trained adapter, whole or in steps that leave files."""
+"""The commands of the pipeline: run, calibrate, allocate, train."""
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora import cli_steps as steps
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
-from tlora.cli_adapter import EVALUATING, evaluate, merge
-from tlora.cli_compare import Comparing, Showing, compared, listed, summary_text
-from tlora.cli_lines import flat, written
-from tlora.cli_options import (
+from tlora.cli import steps
+from tlora.cli.command_line import flat, written
+from tlora.cli.evaluate import evaluate, merge
+from tlora.cli.options import (
     Checkpoint,
     Data,
     Looking,
@@ -32,10 +29,9 @@ from tlora.cli_options import (
     Start,
     Training,
 )
-from tlora.cli_plan import PLANNING, plan
-from tlora.cli_report import (
-    Guarded,
+from tlora.cli.output import (
     Report,
+    _viz,
     allocation_table,
     budget_text,
     draw,
@@ -44,50 +40,13 @@ from tlora.cli_report import (
     run_facts,
     sensitivity_table,
 )
-from tlora.cli_serving import EXPORTING, INSPECTING, export, inspect
-from tlora.results import RESULT, Result, library_versions
+from tlora.results import RESULT, Result
 from tlora.subspaces.subspaces import Kind
 from tlora.training.checkpoints import is_whole
 from tlora.training.run import TrainingRun
 from tlora.utils.files import replace_file
 
-app = typer.Typer(
-    cls=Guarded,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        versions = library_versions()
-        typer.echo(f"tlora {versions.pop('tlora', '(not installed)')}")
-        typer.echo(", ".join(f"{name} {number}" for name, number in versions.items()))
-        raise typer.Exit
-
-
-@app.callback(epilog="`tlora run --help` is the place to begin; the commands of the walk end by naming the next one.")
-def main(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions that decide the numbers."),
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="TLORA_DEBUG", help="Show the traceback of an error.")
-    ] = False,
-) -> None:
-    """Task-aware low-rank adaptation: see where a LoRA adapter's rank should go, then train it.
-
-    From a few samples of a task, TLoRA decides which input directions an adapter reads, which layers get more
-    rank, and how they are scaled; then it trains half of the parameters that LoRA trains. The adapter is an
-    ordinary PEFT LoRA adapter.
-    """
-
-
-@app.command(
-    epilog="""Examples:
+RUNNING = """Examples:
 
 `tlora run --model smollm2-135m --task family_relationships --output demo`
 
@@ -99,7 +58,8 @@ def main(
 
 `tlora run --model minilm --task rotten_tomatoes --recipe recommended --output reviews`
 """
-)
+
+
 @flat
 def run(
     ctx: typer.Context,
@@ -145,8 +105,7 @@ def run(
     _conclude(trained, found.results, output, line, ctx.params, report)
 
 
-@app.command(
-    epilog="""Examples:
+CALIBRATING = """Examples:
 
 `tlora calibrate --model smollm2-135m --task family_relationships --samples 32 --output calib`
 
@@ -155,7 +114,8 @@ def run(
 `tlora calibrate --model models/llama --task gsm8k --covariance sketch --checkpoint steps --output calib` (again after a
 kill, or with more `--samples`: it goes on from where it was)
 """
-)
+
+
 @flat
 def calibrate(
     ctx: typer.Context,
@@ -194,14 +154,14 @@ def calibrate(
     typer.echo(facts({"saved": str(output), "again": line, "next": written(allocate, then)}))
 
 
-@app.command(
-    epilog="""Examples:
+ALLOCATING = """Examples:
 
 `tlora allocate calib --rank 8 --output plan`
 
 `tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output plan`
 """
-)
+
+
 @flat
 def allocate(
     ctx: typer.Context,
@@ -228,14 +188,14 @@ def allocate(
     typer.echo(facts({"saved": str(output), "again": line, "next": written(train, then)}))
 
 
-@app.command(
-    epilog="""Examples:
+TRAINING = """Examples:
 
 `tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation plan --output adapter`
 
 The same with `--resume --overwrite` goes on from the last checkpoint of a training that was broken off.
 """
-)
+
+
 @flat
 def train(
     ctx: typer.Context,
@@ -285,59 +245,6 @@ def train(
     _conclude(trained, found.results, output, line, ctx.params, report)
 
 
-app.command(epilog=EVALUATING)(evaluate)
-app.command(epilog="Example: `tlora merge demo demo-merged`")(merge)
-app.command(epilog=PLANNING)(plan)
-app.command(epilog=INSPECTING)(inspect)
-app.command(epilog=EXPORTING)(export)
-
-
-@app.command(epilog="Example: `tlora report demo`")
-@flat
-def report(
-    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter of ours.", show_default=False)],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="HTML file. Default: report.html in the folder.", rich_help_panel="Output"),
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """One HTML page to hand on: data, spectra, sensitivity, plan, training, and how to make it all again.
-
-    The page holds its pictures, runs no scripts and needs no network.
-    """
-    with Report(quiet).step(f"reporting on {adapter}"):
-        path = _viz().report(adapter, output)
-    typer.echo(facts({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
-
-
-@app.command(
-    epilog="""Examples:
-
-`tlora compare --model minilm --task rotten_tomatoes --test-samples 2000 --method lora --method tlora`
-
-`tlora compare --store comparison.jsonl --list`
-"""
-)
-@flat
-def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Quiet = False) -> None:
-    """Methods against each other: the same training for all, and each at its own learning rate.
-
-    Learning rates are chosen on the validation split, results are of the test split, intervals are for other seeds and
-    samples, and paired. Each run is in --store before the next begins: the same command goes on with what was
-    interrupted, and what is there already is not run again.
-    """
-    report, line = Report(quiet), written(compare, ctx.params)
-    comparison = compared(options, showing, report, line)
-    typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
-    if showing.picture:
-        viz = _viz()
-        figure = viz.plot_comparison(comparison, **showing.shared())
-        with replace_file(showing.picture) as fresh:
-            figure.savefig(fresh, dpi=150)
-        viz.style.plt.close(figure)
-
-
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
     """What is kept of a run that broke off, and the command that goes on with it."""
     work, stages = steps.unfinished(output), ("calibration", "allocation")
@@ -384,16 +291,3 @@ def _draw(results: Mapping[str, Result], folder: Path, report: Report) -> str:
         with replace_file(folder.parent / "README.md") as fresh:
             fresh.write_text(viz.card(folder.parent), encoding="utf-8")
     return drawn
-
-
-def _viz() -> Any:
-    """`viz`, drawing into memory alone: matplotlib, where it is not in use yet, opens no window."""
-    chosen = os.environ.get("MPLBACKEND")
-    os.environ["MPLBACKEND"] = "agg"
-    try:
-        import viz
-    finally:
-        del os.environ["MPLBACKEND"]
-        if chosen is not None:
-            os.environ["MPLBACKEND"] = chosen
-    return viz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,3 +218,16 @@ def draw(viz: Any, results: Mapping[str, Result], folder: Path) -> str:
             viz.style.plt.close(figure)
             files.append(f"{name}.png")
     return f"{folder}: {', '.join(files)}"
+
+
+def _viz() -> Any:
+    """`viz`, drawing into memory alone: matplotlib, where it is not in use yet, opens no window."""
+    chosen = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        import viz
+    finally:
+        del os.environ["MPLBACKEND"]
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    return viz

@@ -10,13 +10,13 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from tlora import cli_base as bases
-from tlora import cli_steps as steps
 from tlora.allocation.footprint import size_text
-from tlora.cli_adapter import Folder
-from tlora.cli_lines import flat, written
-from tlora.cli_options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
-from tlora.cli_report import Report, facts, table
+from tlora.cli import steps
+from tlora.cli import steps as bases
+from tlora.cli.command_line import flat, written
+from tlora.cli.evaluate import Folder
+from tlora.cli.options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
+from tlora.cli.output import Report, facts, table
 from tlora.models.loading import served_by
 from tlora.serving.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
 from tlora.serving.export import RECORD, Format, check_place, export_format, gguf_file

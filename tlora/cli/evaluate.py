@@ -1,4 +1,4 @@
-"""Commands on an adapter that is trained: evaluate it, merge it; `tlora.cli` puts them on the command line."""
+"""Commands on an adapter that is trained: evaluate it, merge it; `tlora.cli.main` puts them on the command line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora import cli_base as bases
-from tlora import cli_steps as steps
 from tlora.adapters.attach import merge as merge_adapter
 from tlora.adapters.files import checked
 from tlora.adapters.load import load
-from tlora.cli_lines import flat, written
-from tlora.cli_options import BaseModel, Data, Placement, Quiet, TaskName, option
-from tlora.cli_report import Report, facts, metrics_table
+from tlora.cli import steps
+from tlora.cli import steps as bases
+from tlora.cli.command_line import flat, written
+from tlora.cli.options import BaseModel, Data, Placement, Quiet, TaskName, option
+from tlora.cli.output import Report, facts, metrics_table
 from tlora.serving.export import save_model
 from tlora.tasks.load import task_contents, task_files
 from tlora.tasks.presets import PRESETS
