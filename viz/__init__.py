@@ -7,14 +7,18 @@ of an adapter's folder.
 """
 # ruff: noqa: I001, RUF022  (the order is that of the walk)
 
-from viz.spectrum import plot_spectrum
-from viz.sensitivity import plot_sensitivity
-from viz.alignment import plot_alignment
-from viz.allocation import plot_allocation
-from viz.training import plot_training
-from viz.comparison import plot_comparison
-from viz.widgets import SpectrumExplorer, AlignmentExplorer, AllocationExplorer, TrainingMonitor
-from viz.pages import card, report
+from viz.plots.spectrum import plot_spectrum
+from viz.plots.sensitivity import plot_sensitivity
+from viz.plots.alignment import plot_alignment
+from viz.plots.allocation import plot_allocation
+from viz.plots.training import plot_training
+from viz.plots.comparison import plot_comparison
+from viz.widgets.spectrum import SpectrumExplorer
+from viz.widgets.alignment import AlignmentExplorer
+from viz.widgets.allocation import AllocationExplorer
+from viz.widgets.training import TrainingMonitor
+from viz.reports.model_card import card
+from viz.reports.report import report
 
 __all__ = [
     "plot_spectrum",

@@ -14,7 +14,7 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.helpers import singles, tiny_batch, tiny_model
 from tests.reported import results_of, run_of, save, walked
 from viz import card
-from viz.pages.card import _header, _place
+from viz.reports.model_card import _header, _place
 
 
 def parts(text: str) -> tuple[dict, str]:

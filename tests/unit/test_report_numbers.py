@@ -12,7 +12,7 @@ from tests.adapted import quick_collections  # noqa: F401
 from tests.reported import Page, results_of, save, walked
 from tlora.allocation.allocation import allocate
 from viz import report
-from viz.pages import words
+from viz.reports import formatting
 
 SECTIONS = ["data", "spectra", "alignment", "sensitivity", "plan", "training", "rank-use", "reproduce"]
 
@@ -244,5 +244,5 @@ def test_tiles_of_a_run_on_bare_rows(real):
 
 def test_a_metric_is_a_share_in_all_places_or_in_none():
     """0.8 tokens were 80 % where 3.2 stood beside them."""
-    assert [words.metric("mean_length", 0.8, 3.2), words.metric("mean_length", 3.2, 0.8)] == ["0.8", "3.2"]
-    assert words.metric("accuracy", 0.8, 0.9) == words.metric("accuracy", 0.8) == "80.0\u00a0%"
+    assert [formatting.metric("mean_length", 0.8, 3.2), formatting.metric("mean_length", 3.2, 0.8)] == ["0.8", "3.2"]
+    assert formatting.metric("accuracy", 0.8, 0.9) == formatting.metric("accuracy", 0.8) == "80.0\u00a0%"

@@ -23,9 +23,8 @@ from tests.unit.test_widgets_training import train
 from tlora.allocation.footprint import size_text
 from tlora.subspaces.subspaces import task_subspaces
 from viz import style
-from viz.allocation import finding
-from viz.widgets.monitor_picture import places
-from viz.widgets.training_monitor import MonitorState
+from viz.plots.allocation import finding
+from viz.widgets.training import MonitorState, places
 
 
 @pytest.fixture(autouse=True)

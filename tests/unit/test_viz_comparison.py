@@ -13,7 +13,7 @@ from tests.pictured import texts
 from tests.results import comparison, record
 from tlora.comparison.comparison import Comparison
 from tlora.comparison.methods import METHODS
-from viz.comparison import _size
+from viz.plots.comparison import _size
 
 GRID = (5e-4, 1e-3, 2e-3, 4e-3)
 

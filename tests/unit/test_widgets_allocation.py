@@ -17,7 +17,7 @@ from tests.helpers import tiny_batch, tiny_model
 from tests.pictured import sensitivity as pictured
 from tests.results import same
 from tests.sensitivities import llama_sensitivity, sensitivity
-from viz.widgets import by_hand
+from viz.widgets import allocation
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 
@@ -163,7 +163,7 @@ def test_selecting_modules_shows_how_they_are_treated_and_changes_nothing():
 def test_a_way_replaces_the_one_before():
     it = explorer()
     select(it, 0, "q_proj")
-    for way in by_hand.WAYS[1:]:
+    for way in allocation.WAYS[1:]:
         it.controls["way"].value = way
         state = it.state
         assert [bool(state.edits), bool(state.pinned), bool(state.exclude)] == [

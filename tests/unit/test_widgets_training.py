@@ -17,8 +17,9 @@ import tlora
 import viz
 from tests.adapted import adapted_model, quick_collections, token_rows  # noqa: F401
 from tests.unit import test_widgets as shared
-from viz.widgets import MonitorState, monitor_picture, training_monitor
 from viz.widgets import base as widgets
+from viz.widgets import training
+from viz.widgets.training import MonitorState
 
 ROOT = Path(__file__).parents[2]
 NAMES = tuple(f"model.layers.{layer}.{p}" for layer in range(3) for p in ("q_proj", "down_proj"))
@@ -158,7 +159,7 @@ def test_a_picture_changed_in_place_is_the_one_drawn_afresh():
 
 @pytest.mark.parametrize("stop", [lambda monitor: monitor.stop(), lambda monitor: monitor.stop_button.click()])
 def test_the_button_ends_training_after_the_step_and_keeps_the_run(stop, monkeypatch):
-    monkeypatch.setattr(training_monitor, "_hears", lambda: True)
+    monkeypatch.setattr(training, "_hears", lambda: True)
     monitor = viz.TrainingMonitor(interval=0)
     seen = []
     at = At(3, lambda: (seen.append(monitor.stop_button.disabled), stop(monitor)))
@@ -190,8 +191,8 @@ def test_the_button_is_out_of_use_where_the_kernel_cannot_hear_it(monkeypatch):
             self.kernel, self.kernel_info = self, {"supported_features": [*features]}
 
     for shell, answer in ((None, False), (Kernel("debugger"), False), (Kernel("kernel subshells"), True)):
-        monkeypatch.setattr(training_monitor, "get_ipython", lambda shell=shell: shell)
-        assert training_monitor._hears() is answer
+        monkeypatch.setattr(training, "get_ipython", lambda shell=shell: shell)
+        assert training._hears() is answer
 
 
 def test_interrupting_the_kernel_keeps_the_run_and_the_picture():
@@ -211,7 +212,7 @@ def test_interrupting_the_kernel_keeps_the_run_and_the_picture():
 def test_pictures_keep_their_distance(monkeypatch):
     """A clock that advances a second a step, and pictures that take 0.05: one every 0.05 / 0.015 seconds."""
     monitor, clock, drawn = viz.TrainingMonitor(interval=0.0), [0.0], []
-    monkeypatch.setattr(training_monitor.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
 
     def draw(state: MonitorState) -> None:
         drawn.append((state.status, state.step))
@@ -236,7 +237,7 @@ def test_time_left_is_counted_from_where_a_resumed_run_goes_on(tmp_path, monkeyp
     """Steps of ten seconds; the first four of eight were made by an earlier run."""
     train(viz.TrainingMonitor(), steps=8, output_dir=tmp_path, save_steps=4)
     clock, told = [0.0], []
-    monkeypatch.setattr(training_monitor.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
     monitor = viz.TrainingMonitor(interval=0)
 
     def wait() -> None:
@@ -265,10 +266,10 @@ def test_without_a_front_end_the_picture_is_replaced_at_the_end(monkeypatch):
         shown.append(data)
         return Handle()
 
-    for module in (widgets, training_monitor):
+    for module in (widgets, training):
         monkeypatch.setattr(module, "get_ipython", lambda: shared.Shell({"allow_stdin": False}))
-    monkeypatch.setattr(training_monitor, "_hears", lambda: False)
-    monkeypatch.setattr(training_monitor, "display", display)
+    monkeypatch.setattr(training, "_hears", lambda: False)
+    monkeypatch.setattr(training, "display", display)
     monitor = viz.TrainingMonitor()
     monitor.display()
     train(monitor)
@@ -322,12 +323,12 @@ def test_more_than_ten_roles_are_told_apart():
     ],
 )
 def test_places_are_read_off_the_names(names, roles):
-    assert [role for _, role in monitor_picture.places(tuple(names))] == roles
+    assert [role for _, role in training.places(tuple(names))] == roles
 
 
 def test_blocks_are_told_apart():
     names = ("encoder.block.0.q", "encoder.block.1.q", "decoder.block.0.q")
-    assert [block for block, _ in monitor_picture.places(names)] == [
+    assert [block for block, _ in training.places(names)] == [
         ("encoder.block", 0),
         ("encoder.block", 1),
         ("decoder.block", 0),
@@ -404,7 +405,7 @@ def test_every_bar_of_a_deep_model_is_seen():
     """Narrower than a pixel, some were snapped to no width, and looked like layers that did not move."""
     names = tuple(f"model.layers.{layer}.{role}" for layer in range(120) for role in "abcdefg")
     figure, ax = plt.subplots(figsize=(9, 4.4))
-    picture = monitor_picture.MonitorPicture(ax, names)
+    picture = training.MonitorPicture(ax, names)
     picture.update(state(modules=names, updates=(0.5,) * len(names)))
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
@@ -418,7 +419,7 @@ def test_every_bar_of_a_deep_model_is_seen():
 
 def test_one_point_is_seen_and_stands_apart_from_the_axis():
     figure, ax = plt.subplots()
-    picture = monitor_picture.MonitorPicture(ax, NAMES)
+    picture = training.MonitorPicture(ax, NAMES)
     picture.update(state(losses=((1, 2.0),)))
     assert picture.training.get_marker() == "o"
     assert ax.get_ylim()[0] < 2.0 < ax.get_ylim()[1]

@@ -15,7 +15,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.axes import Axes
 
-from viz import heatmap
+from viz.plots import heatmap
 from viz.widgets.canvas import Canvas
 
 State = TypeVar("State")

@@ -10,10 +10,10 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS
-from viz.pages import words
-from viz.pages.findings import Findings
-from viz.pages.parts import Code, Column, Part, Section, Table, Text, facts, table
-from viz.pages.planned import changed_knobs
+from viz.reports import formatting
+from viz.reports.allocation import changed_knobs
+from viz.reports.components import Code, Column, Part, Section, Table, Text, facts, table
+from viz.reports.contents import Findings
 
 
 def reproduce(found: Findings) -> Section:
@@ -117,7 +117,11 @@ def _training(meta: Meta) -> str:
 
 def _origins(found: Findings) -> Table:
     rows = [
-        {"result": words.worded(name), "seed": "" if m.seed is None else str(m.seed), "samples": f"{m.samples or ''}"}
+        {
+            "result": formatting.worded(name),
+            "seed": "" if m.seed is None else str(m.seed),
+            "samples": f"{m.samples or ''}",
+        }
         for name, m in found.metas.items()
     ]
     columns = [Column("result", "result"), Column("seed", "seed", str.strip), Column("samples", "samples", str.strip)]

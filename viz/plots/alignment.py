@@ -17,7 +17,8 @@ from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Kind
 from tlora.utils.validation import check_type
-from viz import heatmap, style
+from viz import style
+from viz.plots import heatmap
 
 Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture
 
@@ -61,9 +62,6 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
         return _draw_energy(result, ax)
     check_type(result, GradientCapture, "the result of tlora.align, captured_energy or gradient_capture")
     return _draw_gradient(result, ax)
-
-
-# Heat maps
 
 
 def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
@@ -139,9 +137,6 @@ def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> N
 def _by_chance(random: pd.Series) -> str:
     low, high = style.percent(random.min()), style.percent(random.max())
     return f"by chance {low}" if low == high else f"by chance {low} to {high}"
-
-
-# Curves
 
 
 def _draw_energy(energy: CapturedEnergy, ax: Axes | None) -> Axes:

@@ -9,11 +9,11 @@ import pandas as pd
 
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import Knobs
-from viz.allocation import whole
-from viz.pages import words
-from viz.pages.findings import Findings
-from viz.pages.parts import Column, Part, Section, Table, Text, facts, table
-from viz.pages.pictures import allocation_picture
+from viz.plots.allocation import whole
+from viz.reports import formatting
+from viz.reports.components import Column, Part, Section, Table, Text, facts, table
+from viz.reports.contents import Findings
+from viz.reports.rendering import allocation_picture
 
 
 def plan(found: Findings) -> Section:
@@ -53,16 +53,16 @@ def beside_uniform(allocation: Allocation, *, freeze_a: bool = True) -> Table:
     """Parameters and bytes of a plan, and of plain LoRA."""
     ours, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
     rows = [
-        _compared("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, words.whole),
-        _compared("parameters in all", ours.parameters, lora.parameters, words.whole),
-        _compared("adapter, float32", ours.adapter_bytes, lora.adapter_bytes, words.size),
-        _compared("optimiser state of AdamW", ours.optimiser_bytes, lora.optimiser_bytes, words.size),
+        _compared("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, formatting.whole),
+        _compared("parameters in all", ours.parameters, lora.parameters, formatting.whole),
+        _compared("adapter, float32", ours.adapter_bytes, lora.adapter_bytes, formatting.size),
+        _compared("optimiser state of AdamW", ours.optimiser_bytes, lora.optimiser_bytes, formatting.size),
     ]
     columns = [
         Column("what", ""),
         Column("ours", "this plan", str.strip),
         Column("lora", f"uniform LoRA, rank {allocation.rank}", str.strip),
-        Column("part", "this plan / LoRA", words.percent),
+        Column("part", "this plan / LoRA", formatting.percent),
     ]
     return table(pd.DataFrame(rows), "Beside uniform LoRA", columns)
 
@@ -86,14 +86,14 @@ def by_projection(allocation: Allocation) -> Table:
     ).reset_index()
     columns = [
         Column("projection", "projection"),
-        Column("modules", "modules", words.whole),
-        Column("total", "ranks", words.whole),
-        Column("uniform", "uniform", words.whole),
-        Column("least", "least", words.whole),
-        Column("mean", "mean", words.number),
-        Column("most", "most", words.whole),
-        Column("scaling", "mean scaling", words.number),
-        Column("parameters", "parameters of B", words.whole),
+        Column("modules", "modules", formatting.whole),
+        Column("total", "ranks", formatting.whole),
+        Column("uniform", "uniform", formatting.whole),
+        Column("least", "least", formatting.whole),
+        Column("mean", "mean", formatting.number),
+        Column("most", "most", formatting.whole),
+        Column("scaling", "mean scaling", formatting.number),
+        Column("parameters", "parameters of B", formatting.whole),
     ]
     return table(frame, "By projection", columns)
 
@@ -103,9 +103,9 @@ def _asked_for(allocation: Allocation) -> Table:
     values = {
         "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.knobs.unit}",
         "decided by": ", ".join(f"{reason} ({count})" for reason, count in reasons.items()),
-        "left out": words.several(len(allocation.excluded), "module") if allocation.excluded else "",
+        "left out": formatting.several(len(allocation.excluded), "module") if allocation.excluded else "",
     }
-    asked = {words.worded(name): _words(value) for name, value in changed_knobs(allocation).items()}
+    asked = {formatting.worded(name): _words(value) for name, value in changed_knobs(allocation).items()}
     return facts("What was asked for", asked | values)
 
 
@@ -137,5 +137,5 @@ def _rank_grid(allocation: Allocation) -> Table:
     frame = allocation.to_frame()
     grid = frame.pivot(index="layer", columns="projection", values="rank")
     names = list(dict.fromkeys(frame["projection"]))
-    columns = [Column("layer", "layer"), *(Column(name, name, words.whole) for name in names)]
+    columns = [Column("layer", "layer"), *(Column(name, name, formatting.whole) for name in names)]
     return table(grid.reset_index(), "Ranks by layer and projection", columns, folded=True)

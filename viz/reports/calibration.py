@@ -12,10 +12,10 @@ from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
 from viz import style
-from viz.pages import words
-from viz.pages.findings import Findings
-from viz.pages.parts import Cell, Column, Interval, Part, Section, Table, Text, bar, facts, table
-from viz.pages.pictures import alignment_picture, sensitivity_picture, spectrum_pictures
+from viz.reports import formatting
+from viz.reports.components import Cell, Column, Interval, Part, Section, Table, Text, bar, facts, table
+from viz.reports.contents import Findings
+from viz.reports.rendering import alignment_picture, sensitivity_picture, spectrum_pictures
 
 TOP = 15
 """Modules that are listed before the reader asks for all."""
@@ -29,11 +29,11 @@ def data(found: Findings) -> Section:
     calibrated = found.calibrated
     values = {"base model": found.model, "task": found.task}
     if calibrated and calibrated.samples:
-        values["calibration"] = words.several(calibrated.samples, "sample")
+        values["calibration"] = formatting.several(calibrated.samples, "sample")
         tokens = found.calibration_recipe.get("tokens", "")
         values["tokens that count"] = {"all": "all real ones", "labels": "those that are learnt"}.get(tokens, "")
     if found.run and found.run.meta.samples:
-        values["training"] = words.several(found.run.meta.samples, "sample")
+        values["training"] = formatting.several(found.run.meta.samples, "sample")
     return Section("data", "Data", about, [facts("Model and data", values | _options(found))])
 
 
@@ -43,7 +43,7 @@ def _options(found: Findings) -> dict[str, str]:
     shown = {
         name: value for name, value in options.items() if value is not None and name not in ("task", "train_samples")
     }
-    return {words.worded(name): f"{v:,}" if isinstance(v, int) else str(v) for name, v in shown.items()}
+    return {formatting.worded(name): f"{v:,}" if isinstance(v, int) else str(v) for name, v in shown.items()}
 
 
 def spectra(found: Findings) -> Section:
@@ -62,11 +62,11 @@ def spectra(found: Findings) -> Section:
 
 
 SPECTRUM_COLUMNS = [
-    Column("dimension", "dimensions", words.whole),
-    Column("effective_rank", "effective rank", words.number),
-    Column("rank_90", "directions for 90 %", words.whole),
-    Column("rank_99", "for 99 %", words.whole),
-    Column("top_share", "share of the first", words.percent),
+    Column("dimension", "dimensions", formatting.whole),
+    Column("effective_rank", "effective rank", formatting.number),
+    Column("rank_90", "directions for 90 %", formatting.whole),
+    Column("rank_99", "for 99 %", formatting.whole),
+    Column("top_share", "share of the first", formatting.percent),
 ]
 
 
@@ -77,7 +77,7 @@ def _spectra_by_projection(frame: pd.DataFrame) -> Table:
 
 
 def _spectra_by_module(spectrum: Spectrum, frame: pd.DataFrame) -> Table:
-    caption = f"All {words.several(len(spectrum.names), 'module')}"
+    caption = f"All {formatting.several(len(spectrum.names), 'module')}"
     return table(frame, caption, [MODULE, *SPECTRUM_COLUMNS], folded=True)
 
 
@@ -104,10 +104,10 @@ def _overlaps(alignment: Alignment) -> Table:
     columns = [
         Column("projection", "projection"),
         Column("overlap", "overlap", bar),
-        Column("random", "by chance", words.percent),
-        Column("first_angle", "smallest angle, degrees", words.number),
-        Column("median_angle", "median", words.number),
-        Column("last_angle", "largest", words.number),
+        Column("random", "by chance", formatting.percent),
+        Column("first_angle", "smallest angle, degrees", formatting.number),
+        Column("median_angle", "median", formatting.number),
+        Column("last_angle", "largest", formatting.number),
     ]
     one, other = alignment.sides
     return table(rows, f"Overlap of {one} and {other} at rank {alignment.rank}, means over layers", columns)
@@ -117,13 +117,13 @@ def _captured_gradient(capture: GradientCapture) -> Table:
     frame = capture.overall()
     columns = [
         Column("kind", "subspace"),
-        Column("rank", "rank", words.whole),
+        Column("rank", "rank", formatting.whole),
         Column("captured", "of the squared gradient", bar),
-        Column("interval", f"{words.percent(capture.confidence)} interval"),
-        Column("random", "by chance", words.percent),
-        Column("best", "at best", words.percent),
+        Column("interval", f"{formatting.percent(capture.confidence)} interval"),
+        Column("random", "by chance", formatting.percent),
+        Column("best", "at best", formatting.percent),
     ]
-    samples = words.several(len(capture.total), "held-out sample")
+    samples = formatting.several(len(capture.total), "held-out sample")
     return table(frame.assign(interval=_spans(frame)), f"Gradient captured, {samples}", columns)
 
 
@@ -131,17 +131,17 @@ def _captured_energy(energy: CapturedEnergy) -> Table:
     frame = energy.overall()
     columns = [
         Column("kind", "subspace"),
-        Column("rank", "rank", words.whole),
+        Column("rank", "rank", formatting.whole),
         Column("captured", "of what the best holds", bar),
         Column("interval", "middle half of the modules"),
-        Column("random", "by chance", words.percent),
+        Column("random", "by chance", formatting.percent),
     ]
     return table(frame.assign(interval=_spans(frame)), "Energy of W C captured, medians over modules", columns)
 
 
 def _spans(frame: pd.DataFrame, low: str = "low", high: str = "high", form: str = "") -> list[str]:
     """The interval of each row in words."""
-    say = form.format if form else words.percent
+    say = form.format if form else formatting.percent
     return [f"{say(a)} to {say(b)}" for a, b in zip(frame[low], frame[high], strict=True)]
 
 
@@ -159,7 +159,7 @@ def sensitivity(found: Findings) -> Section:
     parts: list[Part] = [sensitivity_picture(scores), Text(f"{_concentration(frame)} {note}")]
     top = frame.nlargest(TOP, "score", keep="first")
     top = top.assign(place=top.apply(style.place, axis=1))
-    caption = f"The {len(top)} most sensitive of {words.several(len(frame), 'module')}"
+    caption = f"The {len(top)} most sensitive of {formatting.several(len(frame), 'module')}"
     parts.append(table(top, caption, [Column("place", "module"), *_score_columns(top)]))
     parts += [_scores_by_projection(scores), *_stability(scores)]
     if len(frame) > len(top):
@@ -174,7 +174,7 @@ def _with_intervals(scores: Sensitivity) -> tuple[pd.DataFrame, str]:
         intervals = scores.intervals()
     except ValueError as error:  # a single sample, or scores of zero
         return frame.assign(low=frame["score"], high=frame["score"]), f"No intervals: {error}."
-    samples = words.several(len(scores.per_sample), "sample")
+    samples = formatting.several(len(scores.per_sample), "sample")
     note = f"Intervals are percentile bootstrap intervals over {samples}, each of one score alone."
     return frame.assign(low=intervals["low"], high=intervals["high"]), note
 
@@ -185,11 +185,15 @@ def _score_columns(frame: pd.DataFrame) -> list[Column]:
     def interval(module: str) -> Cell:
         row = rows.loc[module]
         low, value, high = (row[key] / furthest for key in ("low", "score", "high"))
-        return Interval(low, value, high, f"{words.number(row['low'])} to {words.number(row['high'])}")
+        return Interval(low, value, high, f"{formatting.number(row['low'])} to {formatting.number(row['high'])}")
 
     rows = frame.set_index("module")
     spread = [Column("module", "95 % interval", interval)] if (frame["low"] < frame["high"]).any() else []
-    return [Column("score", "score, nats", words.number), *spread, Column("share", "of the total", words.percent)]
+    return [
+        Column("score", "score, nats", formatting.number),
+        *spread,
+        Column("share", "of the total", formatting.percent),
+    ]
 
 
 def _concentration(frame: pd.DataFrame) -> str:
@@ -198,16 +202,16 @@ def _concentration(frame: pd.DataFrame) -> str:
     tenth = max(1, len(frame) // 10)
     held = frame["share"].nlargest(tenth).sum()
     return (
-        f"{words.percent(tenth / len(frame))} of the modules ({tenth:,}) hold {words.percent(held)} of the total; the "
-        f"Gini coefficient is {words.number(gini(frame['score'].to_numpy()))} (0: all alike)."
+        f"{formatting.percent(tenth / len(frame))} of the modules ({tenth:,}) hold {formatting.percent(held)} of the "
+        f"total; the Gini coefficient is {formatting.number(gini(frame['score'].to_numpy()))} (0: all alike)."
     )
 
 
 def _scores_by_projection(scores: Sensitivity) -> Table:
     columns = [
         Column("projection", "projection"),
-        Column("modules", "modules", words.whole),
-        Column("score", "mean score, nats", words.number),
+        Column("modules", "modules", formatting.whole),
+        Column("score", "mean score, nats", formatting.number),
         Column("share", "of the total", bar),
     ]
     return table(scores.by_projection(), "By projection", columns)
@@ -221,9 +225,9 @@ def _stability(scores: Sensitivity) -> list[Part]:
     frame = stability.to_frame()
     frame = frame.assign(interval=_spans(frame, "kendall_low", "kendall_high", "{:.2f}"))
     columns = [
-        Column("samples", "samples", words.whole),
+        Column("samples", "samples", formatting.whole),
         Column("kendall", "Kendall's tau", lambda tau: f"{tau:.2f}"),
-        Column("interval", f"{words.percent(stability.confidence)} interval"),
+        Column("interval", f"{formatting.percent(stability.confidence)} interval"),
         Column("overlap", f"of the top {stability.top} found again", bar),
     ]
     caption = f"Would fewer samples have done? Rankings by subsamples against that by all {len(scores.per_sample)}"

@@ -16,7 +16,8 @@ from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation.allocation import Allocation
 from tlora.utils.validation import check_type
-from viz import heatmap, style
+from viz import style
+from viz.plots import heatmap
 
 BARS = "0.72"
 UNIFORM: dict[str, Any] = {"linewidth": 1.2, "linestyle": "--", "baseline": None}

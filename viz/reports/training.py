@@ -7,11 +7,11 @@ import pandas as pd
 
 from tlora.allocation.allocation import Allocation
 from tlora.training.run import TrainingRun
-from viz.pages import words
-from viz.pages.findings import Findings
-from viz.pages.parts import Column, Part, Section, Table, Text, bar, facts, table
-from viz.pages.pictures import rank_use_picture, training_picture
-from viz.training import evaluated_on
+from viz.plots.training import evaluated_on
+from viz.reports import formatting
+from viz.reports.components import Column, Part, Section, Table, Text, bar, facts, table
+from viz.reports.contents import Findings
+from viz.reports.rendering import rank_use_picture, training_picture
 
 STEPS = 40
 """Most rows of the history that a page shows."""
@@ -47,9 +47,9 @@ def metrics_table(run: TrainingRun) -> Table:
     before, after = ([metrics.get(name, np.nan) for name in names] for metrics in (run.before, run.after))
     frame = pd.DataFrame(
         {
-            "metric": list(map(words.worded, names)),
-            "before": list(map(words.metric, names, before, after)),
-            "after": list(map(words.metric, names, after, before)),
+            "metric": list(map(formatting.worded, names)),
+            "before": list(map(formatting.metric, names, before, after)),
+            "after": list(map(formatting.metric, names, after, before)),
             "change": list(map(_change, names, before, after)),
         }
     )
@@ -58,9 +58,9 @@ def metrics_table(run: TrainingRun) -> Table:
 
 
 def _change(name: str, before: float, after: float) -> str:
-    if words.is_share(name, before) and words.is_share(name, after):
-        return f"{100 * (after - before):+.1f} points".replace("-", words.MINUS)
-    return "" if np.isnan(after - before) else f"{after - before:+.4g}".replace("-", words.MINUS)
+    if formatting.is_share(name, before) and formatting.is_share(name, after):
+        return f"{100 * (after - before):+.1f} points".replace("-", formatting.MINUS)
+    return "" if np.isnan(after - before) else f"{after - before:+.4g}".replace("-", formatting.MINUS)
 
 
 def _circumstances(run: TrainingRun, allocation: Allocation | None) -> Table:
@@ -72,12 +72,14 @@ def _circumstances(run: TrainingRun, allocation: Allocation | None) -> Table:
     head = f", {outside:,} of them outside of the plan" if outside > 0 else ""
     values = {
         "optimiser steps": f"{run.steps:,}" if run.steps else "none was logged",
-        "time": words.duration(run.seconds),
+        "time": formatting.duration(run.seconds),
         "trained parameters": f"{run.trainable_parameters:,}{head}",
         "A": "frozen" if run.frozen_a else "trained",
     }
     shown = ("learning_rate", "epochs", "batch_size", "max_steps")
-    return facts("Circumstances", values | {words.worded(key): str(recipe[key]) for key in shown if recipe.get(key)})
+    return facts(
+        "Circumstances", values | {formatting.worded(key): str(recipe[key]) for key in shown if recipe.get(key)}
+    )
 
 
 def _history(run: TrainingRun) -> list[Part]:
@@ -86,12 +88,12 @@ def _history(run: TrainingRun) -> list[Part]:
         return []
     rows = np.unique(np.linspace(0, len(history) - 1, STEPS).round().astype(int))
     columns = [
-        Column("step", "step", words.whole),
-        Column("epoch", "epoch", words.number),
-        Column("loss", "loss, nats", words.number),
-        Column("eval_loss", "validation loss", words.number),
-        Column("learning_rate", "learning rate", words.number),
-        Column("grad_norm", "gradient norm", words.number),
+        Column("step", "step", formatting.whole),
+        Column("epoch", "epoch", formatting.number),
+        Column("loss", "loss, nats", formatting.number),
+        Column("eval_loss", "validation loss", formatting.number),
+        Column("learning_rate", "learning rate", formatting.number),
+        Column("grad_norm", "gradient norm", formatting.number),
     ]
     thinned = f", {len(rows)} of {len(history):,} rows" if len(rows) < len(history) else ""
     return [table(history.iloc[rows], f"History{thinned}", columns, folded=True)]
@@ -100,8 +102,8 @@ def _history(run: TrainingRun) -> list[Part]:
 def rank_use(found: Findings) -> Section:
     """Whether the rank that was given was used."""
     about = (
-        f"How many directions the trained update s B A needs for {words.percent(ENERGY)} of its squared norm, against "
-        "the rank that the module was given. Rank that is not used can go elsewhere in the next plan."
+        f"How many directions the trained update s B A needs for {formatting.percent(ENERGY)} of its squared norm, "
+        "against the rank that the module was given. Rank that is not used can go elsewhere in the next plan."
     )
     missing = f'run = tlora.train(adapted, task)\nrun.save("{found.folder}")'
     run = found.run
@@ -113,9 +115,9 @@ def rank_use(found: Findings) -> Section:
     if found.places and set(use["module"]) <= found.places[0].keys():
         layers, projections = found.places
         use = use.assign(layer=use["module"].map(layers), projection=use["module"].map(projections))
-        detail = f"directions that hold {words.percent(ENERGY)} of the update"
+        detail = f"directions that hold {formatting.percent(ENERGY)} of the update"
         parts = [rank_use_picture(use, finding, detail), _use_by_projection(use)]
-    caption = f"All {words.several(len(use), 'module')}"
+    caption = f"All {formatting.several(len(use), 'module')}"
     everything = table(use, caption, [Column("module", "module"), *USE_COLUMNS], folded=True)
     return Section("rank-use", "Was the rank used?", about, [*parts, _extremes(use), everything])
 
@@ -123,15 +125,15 @@ def rank_use(found: Findings) -> Section:
 def used_rank(use: pd.DataFrame) -> str:
     """The finding in words: ``"1,234 of 1,680 ranks are used (73 %)"``."""
     used, given = int(use["used_rank"].sum()), int(use["rank"].sum())
-    return f"{used:,} of {given:,} ranks are used ({words.percent(used / given)})"
+    return f"{used:,} of {given:,} ranks are used ({formatting.percent(used / given)})"
 
 
 USE_COLUMNS = [
-    Column("rank", "rank", words.whole),
-    Column("used_rank", "used", words.whole),
+    Column("rank", "rank", formatting.whole),
+    Column("used_rank", "used", formatting.whole),
     Column("use", "used / given", bar),
-    Column("effective_rank", "effective rank", words.number),
-    Column("update_norm", "norm of s B A", words.number),
+    Column("effective_rank", "effective rank", formatting.number),
+    Column("update_norm", "norm of s B A", formatting.number),
 ]
 
 
@@ -145,11 +147,11 @@ def _use_by_projection(use: pd.DataFrame) -> Table:
         update_norm=("update_norm", "mean"),
     ).reset_index()
     frame = frame.assign(use=frame["used_rank"] / frame["rank"])
-    columns = [Column("projection", "projection"), Column("modules", "modules", words.whole), *USE_COLUMNS]
+    columns = [Column("projection", "projection"), Column("modules", "modules", formatting.whole), *USE_COLUMNS]
     return table(frame, "By projection: sums of ranks, means of the rest", columns)
 
 
 def _extremes(use: pd.DataFrame) -> Text:
     full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
     still = f", and {idle:,} did not move at all" if idle else ""
-    return Text(f"{full:,} of {words.several(len(use), 'module')} use all of their rank{still}.")
+    return Text(f"{full:,} of {formatting.several(len(use), 'module')} use all of their rank{still}.")

@@ -1,15 +1,17 @@
-"""Pictures inside a page: what the plots draw, as SVG in a data URI."""
+"""Templates of the pages: HTML that escapes what is put into it, and Markdown with filters that do."""
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import matplotlib.style
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -19,16 +21,53 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.subspaces.alignment import Alignment
 from tlora.training.run import TrainingRun
-from viz import heatmap, style
-from viz.alignment import Aligned, plot_alignment
-from viz.allocation import plot_allocation, whole
-from viz.pages.parts import Picture
-from viz.sensitivity import plot_sensitivity
-from viz.spectrum import plot_spectrum
-from viz.training import plot_training
+from viz import style
+from viz.plots import heatmap
+from viz.plots.alignment import Aligned, plot_alignment
+from viz.plots.allocation import plot_allocation, whole
+from viz.plots.sensitivity import plot_sensitivity
+from viz.plots.spectrum import plot_spectrum
+from viz.plots.training import plot_training
+from viz.reports.components import Cell, Picture, Table
 
 # Letters as outlines, so that the page needs no fonts; the same picture gives the same bytes.
 SVG: dict[str, Any] = {"svg.fonttype": "path", "svg.hashsalt": "tlora"}
+
+
+@cache
+def template(name: str) -> Template:
+    """A template of this package; what is put into HTML is escaped."""
+    environment = Environment(
+        loader=PackageLoader("viz.reports"),
+        autoescape=name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"escaped": escaped, "fenced": fenced, "markdown": markdown}
+    return environment.get_template(name)
+
+
+def escaped(text: object) -> str:
+    """Text on one line in which Markdown and HTML mean nothing."""
+    one_line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", one_line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def fenced(code: str, language: str) -> str:
+    """A block of code, fenced by more backticks than are in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def markdown(part: Table) -> str:
+    """A table whose cells are all text."""
+    titles: list[Cell] = [column.title for column in part.columns]
+    rows = [titles, *part.rows]
+    lines = ["| " + " | ".join(escaped(cell) for cell in row) + " |" for row in rows]
+    rule = "|" + "|".join("--:" if column.is_number else "---" for column in part.columns) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def spectrum_pictures(spectrum: Spectrum) -> list[Picture]:

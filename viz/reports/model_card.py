@@ -13,12 +13,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.models.loading import PACKAGED
-from viz.pages import findings, words
-from viz.pages.findings import Findings
-from viz.pages.origins import caveat, classes, commands, snippet, versions
-from viz.pages.planned import beside_uniform, by_projection
-from viz.pages.templating import template
-from viz.pages.trained import ENERGY, metrics_table, used_rank
+from viz.reports import contents, formatting
+from viz.reports.allocation import beside_uniform, by_projection
+from viz.reports.contents import Findings
+from viz.reports.rendering import template
+from viz.reports.reproduce import caveat, classes, commands, snippet, versions
+from viz.reports.training import ENERGY, metrics_table, used_rank
 
 PICTURE = Path("pictures", "allocation.png")
 """Where ``tlora run`` draws the plan."""
@@ -52,7 +52,7 @@ def card(folder: str | os.PathLike[str]) -> str:
     ValueError
         If a result is damaged.
     """
-    found, path = findings.load(folder), Path(folder)
+    found, path = contents.load(folder), Path(folder)
     config = json.loads((path / ADAPTER_CONFIG).read_bytes())
     base = str(config.get("base_model_name_or_path") or found.model)
     run, allocation = found.run, found.allocation
@@ -61,7 +61,7 @@ def card(folder: str | os.PathLike[str]) -> str:
         title=found.title,
         base=base,
         task=found.task,
-        samples=words.several(allocation.meta.samples or 0, "sample") if allocation else "",
+        samples=formatting.several(allocation.meta.samples or 0, "sample") if allocation else "",
         frozen=run is not None and run.frozen_a,
         metrics=metrics_table(run) if run and (run.before or run.after) else None,
         allocation=allocation,

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, SupportsIndex
 
 import ipywidgets
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from mpl_toolkits.axes_grid1 import make_axes_locatable
+from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 
 from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.footprint import size_text
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.subspaces.subspaces import Subspaces
-from viz import heatmap, style
-from viz.allocation import finding
-from viz.widgets import by_hand
-from viz.widgets.allocation_text import changed, costs
-from viz.widgets.base import WIDTH, Explorer, alert, choice, row
-from viz.widgets.rank_picture import RankPicture
+from viz import style
+from viz.plots import heatmap
+from viz.plots.allocation import finding
+from viz.widgets.base import WIDTH, Explorer, alert, choice, row, table
+from viz.widgets.canvas import Cells, Headline, boxes, place_boxes, steady
 
 SOURCE = "calibration.sensitivity"
 RANKS, CHANGE = "ranks", "change since the kept plan"
 Limit = int | Mapping[str, int] | None
+SCORE, EDIT, PIN, EXCLUDE = "by score", "edit", "pin", "exclude"
+WAYS = (SCORE, EDIT, PIN, EXCLUDE)
+MEANINGS = (
+    "The scores decide",
+    "Set the rank in the finished plan: Allocation.edit",
+    "Ask for the rank when the plan is made: allocate(pinned=)",
+    "Give no adapter: allocate(exclude=)",
+)
+
+
+ABOVE, BESIDE, GAP = 0.6, 0.85, 0.06
+"""Inches: totals above and beside the heat map, the gap between them."""
+FACTOR = 8
+"""Colours are full at this many times the uniform rank, and at one part of as many."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +170,11 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         """
         values = {name: repr(value) for name, value in self.knobs.items()}
         if self.state.pinned:
-            values["pinned"] = by_hand.ranks_in_words(self.state.pinned, self.sensitivity, source)
+            values["pinned"] = ranks_in_words(self.state.pinned, self.sensitivity, source)
         text = f"tlora.allocate({', '.join([source, *(f'{name}={value}' for name, value in values.items())])})"
         if not self.state.edits:
             return text
-        return f"{text}.edit({by_hand.ranks_in_words(self.state.edits, self.sensitivity, source)})"
+        return f"{text}.edit({ranks_in_words(self.state.edits, self.sensitivity, source)})"
 
     def keep(self) -> None:
         """Count changes from the plan as it is now; what could not be met is asked for no longer."""
@@ -270,10 +290,10 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
 
     def _selected(self) -> list[str]:
         layer, projection = self.controls["layer"].value, self.controls["projection"].value
-        return by_hand.selected(self.sensitivity, layer, projection)
+        return selected(self.sensitivity, layer, projection)
 
     def _rank_way(self) -> str:
-        return by_hand.PIN if self.controls["way"].value == by_hand.PIN else by_hand.EDIT
+        return PIN if self.controls["way"].value == PIN else EDIT
 
     def _decide(self, way: str | None) -> None:
         """Treat the selected modules in one of `by_hand.WAYS`; what is refused is not asked for again."""
@@ -283,7 +303,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         if not names:
             self.message.value = alert("there is no such projection in this layer: choose another")
             return
-        self._ask(**by_hand.decided(names, way, rank, before.pinned, before.edits, before.exclude))
+        self._ask(**decided(names, way, rank, before.pinned, before.edits, before.exclude))
         if self.state is not self._asked:
             self._asked = before
             self._show_selected()
@@ -291,7 +311,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
     def _show_selected(self) -> None:
         """Say of the selected modules how they are treated and which rank they have, where that is one answer."""
         state, names = self.state, self._selected()
-        ways = {by_hand.way_of(name, state.pinned, state.edits, state.exclude) for name in names}
+        ways = {way_of(name, state.pinned, state.edits, state.exclude) for name in names}
         ranks = {self._result.ranks.get(name) for name in names} - {None}
         with self._follow():
             self.controls["way"].value = ways.pop() if len(ways) == 1 else None
@@ -307,7 +327,7 @@ def plan(sensitivity: Sensitivity, state: AllocationState) -> Allocation:
 def arguments(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
     """What `tlora.allocate` is called with for a state, defaults left out."""
     values = {name: deepcopy(getattr(state, name)) for name in DEFAULTS}
-    values["exclude"] = by_hand.grouped(state.exclude, sensitivity)
+    values["exclude"] = grouped(state.exclude, sensitivity)
     return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
 
 
@@ -362,7 +382,7 @@ def _hand_controls(sensitivity: Sensitivity, most: int) -> dict[str, ipywidgets.
             options=[("all", None), *((p, p) for p in projections)], value=projections[0],
             description="Projection", layout={"width": "210px"}, **look,
         ),
-        "way": choice("Rank", by_hand.WAYS, by_hand.SCORE, by_hand.MEANINGS),
+        "way": choice("Rank", WAYS, SCORE, MEANINGS),
         "set_rank": _number("to", 1, most, "Rank of the selected modules, for edit and pin"),
     }  # fmt: skip
 
@@ -379,3 +399,227 @@ def _buttons(**actions: Any) -> dict[str, ipywidgets.Button]:
         made[name] = ipywidgets.Button(description=description, tooltip=tooltip)
         made[name].on_click(lambda _, action=action: action())
     return made
+
+
+def costs(allocation: Allocation) -> str:
+    """Table of what the plan costs, next to uniform LoRA at the same nominal rank."""
+    ours, lora = allocation.footprint(), allocation.lora
+    rows = [
+        ("trainable parameters", "trainable_parameters", "{:,}".format),
+        ("adapter, float32", "adapter_bytes", size_text),
+        ("AdamW states, float32", "optimiser_bytes", size_text),
+    ]
+    heads = ["", "this plan", f"uniform LoRA, rank {allocation.rank}", "ratio"]
+    pairs = [(what, getattr(ours, key), getattr(lora, key), write) for what, key, write in rows]
+    return table(heads, [[what, write(a), write(b), style.percent(a / b)] for what, a, b, write in pairs])
+
+
+def changed(changes: pd.DataFrame, kept: Allocation) -> str:
+    """What is different from the kept plan, in a sentence or two."""
+    moved = changes[changes["rank_change"] != 0]
+    scaled = int((changes["scaling_change"] != 0).sum())
+    words = "nothing changed" if not scaled else f"{scaled} scalings changed, no rank"
+    if len(moved):
+        gained, lost = int(moved["rank_change"].clip(lower=0).sum()), int(-moved["rank_change"].clip(upper=0).sum())
+        largest = moved.sort_values("rank_change", key=abs, ascending=False, kind="stable").head(3)
+        most = [f"{_signed(r['rank_change'])} {style.place(r)}" for _, r in largest.iterrows()]
+        words = (
+            f"{len(moved)} of {len(changes)} modules changed, {gained:,} ranks more and {lost:,} fewer, "
+            f"{_signed(moved['parameters_change'].sum())} trainable parameters; most: {', '.join(most)}"
+        )
+    return f"<p style='margin: 6px 0'>Since the kept plan (rank {kept.rank}): {html.escape(words)}.</p>"
+
+
+def _signed(number: int) -> str:
+    return f"{number:+,}".replace("-", "−")
+
+
+def selected(sensitivity: Sensitivity, layer: int | None, projection: str | None) -> list[str]:
+    """Modules of a layer and projection, in model order; None stands for all of them."""
+    layers, projections = sensitivity.layers, sensitivity.projections
+    return [n for n in sensitivity.names if layer in (None, layers[n]) and projection in (None, projections[n])]
+
+
+def decided(
+    names: Collection[str], way: str, rank: int, pinned: Mapping[str, int], edits: Mapping[str, int], out: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of a state after ``names`` are treated in one of `WAYS`; other modules stay as they are.
+
+    Parameters
+    ----------
+    names : collection of str
+        Full module names.
+    way : str
+        One of `WAYS`.
+    rank : int
+        For an edit or a pin.
+    pinned, edits : mapping of int
+        Ranks so far.
+    out : sequence of str
+        Full names of the modules that are excluded so far.
+
+    Returns
+    -------
+    dict
+        New ``pinned``, ``edits`` and ``exclude``.
+    """
+    pins = {name: r for name, r in pinned.items() if name not in names}
+    hand = {name: r for name, r in edits.items() if name not in names}
+    kept = [name for name in out if name not in names]
+    ranks = dict.fromkeys(names, rank)
+    return {
+        "pinned": pins | ranks if way == PIN else pins,
+        "edits": hand | ranks if way == EDIT else hand,
+        "exclude": (*kept, *names) if way == EXCLUDE else tuple(kept),
+    }
+
+
+def way_of(name: str, pinned: Collection[str], edits: Collection[str], out: Collection[str]) -> str:
+    """How a module is treated; an edit goes before a pin, as in the plan."""
+    return EXCLUDE if name in out else EDIT if name in edits else PIN if name in pinned else SCORE
+
+
+def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]:
+    """The modules as briefly as ``allocate(exclude=)`` takes them: whole projections, whole layers, then the rest."""
+    found: list[str | int] = []
+    left = set(names)
+    for roles in (sensitivity.projections, sensitivity.layers):
+        for role in dict.fromkeys(roles.values()):
+            members = {name for name in sensitivity.names if roles[name] == role}
+            if members <= set(names) and members & left:
+                found.append(role)  # type: ignore[arg-type]
+                left -= members
+    return found + [name for name in sensitivity.names if name in left]
+
+
+def ranks_in_words(ranks: Mapping[str, int], sensitivity: Sensitivity, source: str) -> str:
+    """A dictionary of ranks as Python text; a projection that has one rank throughout becomes a comprehension."""
+    left, parts = dict(ranks), []
+    for projection in dict.fromkeys(sensitivity.projections.values()):
+        members = selected(sensitivity, None, projection)
+        values = {ranks.get(name) for name in members}
+        if len(members) > 1 and len(values) == 1 and None not in values:
+            parts.append(f"{{n: {values.pop()} for n, p in {source}.projections.items() if p == {projection!r}}}")
+            left = {name: rank for name, rank in left.items() if name not in members}
+    return " | ".join(parts + ([repr(left)] if left or not parts else []))
+
+
+class RankPicture:
+    """Artists on given axes that `update` brings up to a plan, without making new ones.
+
+    White is the rank of a uniform plan and full colour eight times of it, whatever the plan, so that two plans can
+    be compared by eye. The totals are in multiples of the uniform plan's.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Where to draw; the totals take their room from it.
+    sensitivity : Sensitivity
+        Names the modules that there are.
+    """
+
+    @style.styled
+    def __init__(self, ax: Axes, sensitivity: Sensitivity) -> None:
+        self.names = sensitivity.names
+        self._colours: tuple[str, ...] = ()
+        places = sensitivity.layers, sensitivity.projections
+        room = style.inches(ax) - BESIDE - GAP
+        self.cells = Cells(ax, *places, room, cmap=style.DIVERGING, norm=Normalize(-1, 1))
+        self.marks = boxes(ax, facecolor="none", edgecolor="0.1", linewidth=1.4, zorder=4)
+        divider = make_axes_locatable(ax)
+        self.above = divider.append_axes("top", ABOVE, pad=GAP, sharex=ax)
+        self.beside = divider.append_axes("right", BESIDE, pad=GAP, sharey=ax)
+        self._draw_totals()
+        self._draw_colours(divider)
+        self.headline = Headline(ax, lift=ABOVE + GAP)
+
+    @property
+    def moving(self) -> list[Artist]:
+        """What `update` changes, the hindmost first."""
+        bars = [self.layer_bars, self.projection_bars]
+        return [*self.cells.artists, *bars, *self.uniform, self.marks, *self.headline.artists]
+
+    @property
+    def key(self) -> Hashable:
+        """What the rest of the picture depends on."""
+        return self.above.get_ylim(), self.beside.get_xlim(), self._colours
+
+    def update(self, plan: Allocation, other: Allocation | None = None) -> None:
+        """Show a plan; with another one, its change since that.
+
+        Parameters
+        ----------
+        plan : Allocation
+            Of the sensitivity.
+        other : Allocation, optional
+            The plan to compare with.
+        """
+        ranks = np.array([plan.ranks.get(name, np.nan) for name in self.names])
+        if other is None:
+            self._label_colours("rank, × uniform", f"≤ 1/{FACTOR}", "1", f"≥ {FACTOR}")
+            texts = ["" if np.isnan(rank) else f"{rank:.0f}" for rank in ranks]
+            self.cells.update(ranks, texts, LogNorm(plan.rank / FACTOR, plan.rank * FACTOR))
+        else:
+            self._label_colours("change of rank", f"≤ −{plan.rank}", "0", f"≥ +{plan.rank}")
+            change = np.array([plan.ranks.get(name, 0) - other.ranks.get(name, 0) for name in self.names], float)
+            texts = [f"{step:+.0f}".replace("-", "−") if step else "" for step in change]
+            self.cells.update(change, texts, Normalize(-plan.rank, plan.rank))
+        self._mark([name in plan.edits or name in plan.knobs.pinned for name in self.names])
+        self._set_totals(np.nan_to_num(ranks) / plan.rank)
+
+    def _label_colours(self, *labels: str) -> None:
+        """A title, and labels of both ends and the middle of the colour bar."""
+        if labels != self._colours:
+            self._colours = labels
+            self.bar.set_title(labels[0], fontsize=8.5, pad=3, loc="center")
+            self.bar.set_xticks([0, 0.5, 1], labels[1:])
+
+    def _mark(self, by_hand: list[bool]) -> None:
+        x, y = self.cells.first + self.cells.column[by_hand], self.cells.row[by_hand]
+        place_boxes(self.marks, x - 0.44, x + 0.44, y - 0.44, y + 0.44)
+
+    def _set_totals(self, shares: np.ndarray) -> None:
+        """Bars of the means over a layer or projection of the ranks, as multiples of the uniform one."""
+        layers, projections = _means(shares, self.cells.column), _means(shares, self.cells.row)
+        x, y = self.cells.first + np.arange(len(layers)), np.arange(len(projections))
+        place_boxes(self.layer_bars, x - 0.4, x + 0.4, 0, layers)
+        place_boxes(self.projection_bars, 0, projections, y - 0.4, y + 0.4)
+        self.above.set_ylim(0, _round_up(layers.max()))
+        self.beside.set_xlim(0, _round_up(projections.max()))
+
+    def _draw_totals(self) -> None:
+        look: dict[str, Any] = {"facecolor": "0.72", "linewidth": 0, "zorder": 2}
+        self.layer_bars, self.projection_bars = boxes(self.above, **look), boxes(self.beside, **look)
+        line: dict[str, Any] = {"linewidth": 1.2, "linestyle": "--", "zorder": 3} | style.ink(0.85)
+        self.uniform = [self.above.axhline(1, **line), self.beside.axvline(1, **line)]
+        self.above.set_ylabel("× uniform")
+        self.beside.set_xlabel("× uniform", labelpad=0)
+        self.above.tick_params(labelbottom=False, bottom=False)
+        self.beside.tick_params(labelleft=False, left=False)
+        for panel in (self.above, self.beside):
+            steady(panel)
+        self.above.spines["bottom"].set_visible(False)
+        self.beside.spines["left"].set_visible(False)
+
+    def _draw_colours(self, divider: AxesDivider) -> None:
+        """A colour bar in the corner that the two rows of bars leave free."""
+        corner = style.figure_of(self.above).add_axes((0, 0, 1, 1), label="colours")
+        corner.set_axes_locator(divider.new_locator(nx=2, ny=2))
+        corner.axis("off")
+        self.bar = corner.inset_axes((0.08, 0.4, 0.84, 0.18))
+        self.bar.imshow(
+            np.linspace(0, 1, 256)[None], cmap=style.DIVERGING, aspect="auto", extent=(0, 1, 0, 1), origin="upper"
+        )
+        self.bar.set_yticks([])
+        self.bar.spines[:].set_visible(False)
+        self.bar.tick_params(length=2, pad=1, labelsize=8)
+
+
+def _means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Mean of the values of each group; 0 where a layer has no module."""
+    return np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
+
+
+def _round_up(value: float) -> float:
+    """The next of 2, 4, 8 ...: axes that stay as they are while a plan changes a little."""
+    return 2.0 ** max(1, math.ceil(math.log2(1.02 * value)))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from viz.pages import words
+from viz.reports import formatting
 
 
 @dataclass(frozen=True)
@@ -129,4 +129,4 @@ def facts(caption: str, values: dict[str, str]) -> Table:
 
 def bar(share: float) -> Cell:
     """A share in percent with a bar of that length."""
-    return words.DASH if math.isnan(share) else Bar(min(max(share, 0.0), 1.0), words.percent(share))
+    return formatting.DASH if math.isnan(share) else Bar(min(max(share, 0.0), 1.0), formatting.percent(share))

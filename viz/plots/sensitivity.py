@@ -7,7 +7,8 @@ from matplotlib.colors import LogNorm
 
 from tlora.calibration.sensitivity import Sensitivity, check_scores
 from tlora.utils.validation import check_type
-from viz import heatmap, style
+from viz import style
+from viz.plots import heatmap
 
 
 @style.styled

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tlora.results import Result
 from tlora.utils.files import replace_file
-from viz.pages import findings, words
-from viz.pages.findings import Findings
-from viz.pages.measured import alignment, data, sensitivity, spectra
-from viz.pages.origins import reproduce
-from viz.pages.planned import plan
-from viz.pages.templating import template
-from viz.pages.trained import ENERGY, rank_use, training
+from viz.reports import contents, formatting
+from viz.reports.allocation import plan
+from viz.reports.calibration import alignment, data, sensitivity, spectra
+from viz.reports.contents import Findings
+from viz.reports.rendering import template
+from viz.reports.reproduce import reproduce
+from viz.reports.training import ENERGY, rank_use, training
 
 SECTIONS = (data, spectra, alignment, sensitivity, plan, training, rank_use, reproduce)
 FILE = "report.html"
@@ -55,12 +55,12 @@ def report(
         is no HTML file.
     """
     if isinstance(folder_or_results, str | os.PathLike):
-        found = findings.load(folder_or_results)
+        found = contents.load(folder_or_results)
         path = Path(folder_or_results, FILE) if output is None else Path(output)
     elif output is None:
         raise ValueError(f"results alone have no folder to write to: pass output, e.g. output={FILE!r}")
     else:
-        found, path = findings.collect(folder_or_results), Path(output)
+        found, path = contents.collect(folder_or_results), Path(output)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the file, e.g. {path / FILE}")
     if path.suffix.lower() not in (".html", ".htm"):
@@ -91,16 +91,16 @@ def _tiles(found: Findings) -> list[tuple[str, str, str]]:
         tiles += [_metric_tile(name, run.before, run.after) for name in _headlines(run.after)]
     if allocation is not None:
         ours, lora = allocation.footprint(freeze_a=run is None or run.frozen_a), allocation.lora
-        part = words.percent(ours.trainable_parameters / lora.trainable_parameters)
-        tiles.append(("trainable parameters", words.whole(ours.trainable_parameters), f"{part} of uniform LoRA's"))
-        part = words.percent(ours.optimiser_bytes / lora.optimiser_bytes)
-        tiles.append(("optimiser state", words.size(ours.optimiser_bytes), f"{part} of uniform LoRA's"))
+        part = formatting.percent(ours.trainable_parameters / lora.trainable_parameters)
+        tiles.append(("trainable parameters", formatting.whole(ours.trainable_parameters), f"{part} of uniform LoRA's"))
+        part = formatting.percent(ours.optimiser_bytes / lora.optimiser_bytes)
+        tiles.append(("optimiser state", formatting.size(ours.optimiser_bytes), f"{part} of uniform LoRA's"))
         ranks = allocation.ranks.values()
         tiles.append(("ranks", f"{min(ranks)} to {max(ranks)}", f"instead of {allocation.rank} everywhere"))
     if run is not None and run.ranks:
         use = run.rank_use(ENERGY)
         part = use["used_rank"].sum() / use["rank"].sum()
-        tiles.append(("rank used", words.percent(part), f"of {words.whole(use['rank'].sum())} ranks given"))
+        tiles.append(("rank used", formatting.percent(part), f"of {formatting.whole(use['rank'].sum())} ranks given"))
     return tiles
 
 
@@ -111,7 +111,7 @@ def _headlines(metrics: dict[str, float]) -> list[str]:
 
 def _metric_tile(name: str, before: dict[str, float], after: dict[str, float]) -> tuple[str, str, str]:
     return (
-        words.worded(name),
-        words.metric(name, after[name], before.get(name)),
-        f"{words.metric(name, before.get(name), after[name])} before training",
+        formatting.worded(name),
+        formatting.metric(name, after[name], before.get(name)),
+        f"{formatting.metric(name, before.get(name), after[name])} before training",
     )
