@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.helpers import tiny_model, tiny_tokenizer
-from tlora.cli import main
+from tlora.cli import main, pipeline
 
 PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(40)]
 LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": "abc"[i % 3]} for i in range(40)]
@@ -43,7 +43,7 @@ def workplace(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else that a tiny model goes through."""
-    monkeypatch.setattr(main, "_draw", lambda *_: "")
+    monkeypatch.setattr(pipeline, "_draw", lambda *_: "")
 
 
 def invoke(line: str) -> Result:

@@ -311,8 +311,8 @@ def read_training_record(folder: Path) -> TrainingRecord:
         prints = {name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors}
         return TrainingRecord(prints, values["frozen_a"], meta)
     record = _checkpoint_record(folder)
-    prints = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
-    return TrainingRecord(prints, record.get(FROZEN_A, False))
+    base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
+    return TrainingRecord(base, record.get(FROZEN_A, False))
 
 
 def refuse_replicated(config: Mapping[str, Any]) -> None:
