@@ -37,7 +37,7 @@ test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow fo
 	$(NBVAL)
 
 mutation: $(INSTALLED)  ## Change the rooms that all rests on, one place at a time, and see their tests fail: docs/mutation.md
-	$(BIN)/uv run --quiet --no-project --with "cosmic-ray>=8.7" python tests/mutation.py --python $(abspath $(BIN))/python
+	$(BIN)/uv run --quiet --no-project --with "cosmic-ray>=8.7" python tests/slow/mutation.py --python $(abspath $(BIN))/python
 
 test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)

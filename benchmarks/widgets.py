@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import viz
-from tests.sensitivities import llama_sensitivity
+from tests.helpers.sensitivities import llama_sensitivity
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.subspaces.subspaces import Subspaces

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from jaxtyping import install_import_hook
 
-import tests.shapes  # noqa: F401  (the hook finds it by name)
+import tests.helpers.shapes  # noqa: F401  (the hook finds it by name)
 
 # Shapes are checked at every call while tests run, and cost nothing otherwise. Before any import of tlora.
-install_import_hook("tlora", "tests.shapes.check_shapes")
+install_import_hook("tlora", "tests.helpers.shapes.check_shapes")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

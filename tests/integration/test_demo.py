@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import tlora
-from tests.commands import done, next_command
+from tests.helpers.commands import done, next_command
 from tlora.models.loading import resolve
 
 pytestmark = pytest.mark.packaged

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reported import results_of
+from tests.helpers.reported import results_of
 from viz import report
 
 pytestmark = pytest.mark.browser

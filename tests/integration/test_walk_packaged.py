@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tlora
-from tests.helpers import singles
+from tests.helpers.models import singles
 from tlora.models.weights import weight
 
 pytestmark = pytest.mark.packaged

@@ -10,9 +10,9 @@ import torch
 
 import tlora
 from benchmarks.serving_engines import Questions, llama_cpp_answers
-from tests.gguf_models import FAMILIES, model_of, tensors_of, write_model
-from tests.helpers import VOCABULARY
-from tests.unit.test_gguf_adapter import adapted_of
+from tests.helpers.gguf_models import FAMILIES, model_of, tensors_of, write_model
+from tests.helpers.models import VOCABULARY
+from tests.unit.serving.test_llama_cpp import adapted_of
 
 pytestmark = pytest.mark.serving
 pytest.importorskip("xllamacpp")

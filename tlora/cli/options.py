@@ -21,7 +21,7 @@ DRAWN = {"train": 300, "validation": 50, "test": 64}
 
 
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-"""Keys of `tlora.engines.SERVERS`."""
+"""Keys of `tlora.serving.engines.SERVERS`."""
 
 RecipeName = Literal["paper", "recommended", "trained"]
 """Keys of `tlora.recipes.RECIPES`."""

@@ -38,7 +38,7 @@ def plot_spectrum(
     Parameters
     ----------
     spectrum : Spectrum
-        From ``calibration.spectrum()`` or ``tlora.subspace.subspace_spectrum(subspaces)``.
+        From ``calibration.spectrum()`` or ``tlora.subspaces.subspaces.subspace_spectrum(subspaces)``.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure when left out.
     modules : iterable of str, optional

@@ -97,7 +97,7 @@ def _knobs(allocation: Allocation) -> str:
 
 
 def _start(found: Findings) -> str | None:
-    """As `tlora.start.start_of_a` has it; None in runs of earlier versions too."""
+    """As `tlora.training.train.start_of_a` has it; None in runs of earlier versions too."""
     return found.run.meta.recipe.get("start_of_a") if found.run else None
 
 

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, data, commands, examples of results."""

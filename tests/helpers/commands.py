@@ -1,0 +1,64 @@
+"""A folder with tiny models and data to run commands in, and the commands run in this process."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tlora.cli import main, pipeline
+
+PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(40)]
+LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": "abc"[i % 3]} for i in range(40)]
+DATA = "--model llama --task pairs.jsonl"
+RUN = f"run {DATA} --samples 6 --rank 2"
+QUICK = "--max-steps 1 --eval-limit 0"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tiny models with a tokenizer, a task of answers and one of classes."""
+    folder = tmp_path_factory.mktemp("saved")
+    for family in ("llama", "bert", "t5"):
+        tiny_model(family).save_pretrained(folder / family)
+        tiny_tokenizer().save_pretrained(folder / family)
+    for name, rows in (("pairs", PAIRS), ("labels", LABELS)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def workplace(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: what was saved, and nothing else."""
+    for file in saved.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than everything else that a tiny model goes through."""
+    monkeypatch.setattr(pipeline, "_draw", lambda *_: "")
+
+
+def invoke(line: str) -> Result:
+    """Run what one would type after ``tlora``."""
+    return CliRunner().invoke(main.app, shlex.split(line))
+
+
+def done(line: str) -> Result:
+    """Run it, and see that it went well."""
+    result = invoke(line)
+    assert result.exit_code == 0, (line, result.stderr, result.exception)
+    return result
+
+
+def next_command(text: str) -> str:
+    """What a command says is to be typed next, without the ``tlora``."""
+    (line,) = [line for line in text.splitlines() if line.startswith("next ")]
+    return line.removeprefix("next").strip().removeprefix("tlora ")

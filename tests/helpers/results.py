@@ -1,0 +1,210 @@
+"""One small example of every kind of result: what the contract test runs over.
+
+They come out of one real walk over a tiny model, so that what holds for them holds for what users get. A new
+result class adds a builder to `EXAMPLES`; a test fails until it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
+from tlora.adapters.attach import attach
+from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
+from tlora.calibration.calibrate import calibrate
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
+from tlora.comparison.comparison import Comparison
+from tlora.comparison.store import Record, packed
+from tlora.estimate import plan
+from tlora.results import Meta, Result, library_versions
+from tlora.serving.inspect import Inspection, inspect
+from tlora.subspaces.alignment import align, align_layers
+from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
+from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.training.run import TrainingRun
+from tlora.training.train import train
+
+META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)
+# Not in alphabetical order: a format that sorted the modules would be noticed.
+NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
+SHAPES = dict(zip(NAMES, ((8, 8), (8, 12), (8, 12)), strict=True))
+LAYERS = dict(zip(NAMES, (0, 0, 1), strict=True))
+PROJECTIONS = dict(zip(NAMES, ("q_proj", "down_proj", "down_proj"), strict=True))
+
+
+def sensitivity(samples: int = 4) -> Sensitivity:
+    """Positive scores of a fixed seed, made by hand."""
+    noise = torch.rand(samples, len(NAMES), generator=torch.Generator().manual_seed(0))
+    return Sensitivity(noise + torch.tensor([1.0, 2.0, 3.0]), SHAPES, LAYERS, PROJECTIONS, META)
+
+
+@cache
+def base() -> PreTrainedModel:
+    """The model that all examples are of; `adapted` wraps its modules."""
+    return tiny_model("llama")
+
+
+@cache
+def calibration() -> Calibration:
+    """Four samples, with gradients."""
+    batch = tiny_batch("llama", lengths=(7, 4, 9, 6))
+    return calibrate(base(), [batch], gradient=True, task="family_relationships", progress=False)
+
+
+@cache
+def subspaces() -> Subspaces:
+    """The default kind."""
+    return task_subspaces(base(), calibration(), max_rank=8, progress=False)
+
+
+@cache
+def kinds() -> dict[str, Subspaces]:
+    """Two kinds."""
+    rest = task_subspaces(base(), calibration(), max_rank=8, kind="random", progress=False)
+    return {"wc": subspaces(), "random": rest}
+
+
+@cache
+def energy() -> CapturedEnergy:
+    """Of both kinds at two ranks."""
+    return captured_energy(base(), calibration(), kinds(), ranks=(2, 4), progress=False)
+
+
+@cache
+def capture() -> GradientCapture:
+    """Of both kinds at two ranks, on two samples."""
+    batch = tiny_batch("llama", lengths=(5, 8), seed=1)
+    return gradient_capture(base(), [batch], kinds(), ranks=(2, 4), resamples=10, progress=False)
+
+
+@cache
+def allocation() -> Allocation:
+    """A plan with a module left out, a rank set by hand, and everything else by the scores."""
+    first, second, *_ = calibration().names
+    return allocate(calibration().sensitivity, rank=3, max_rank=8, exclude=first).edit({second: 2})
+
+
+@cache
+def adapted() -> PeftModel:
+    """The base with its adapter."""
+    calibration(), kinds(), energy(), capture()  # these want the base as it was
+    return attach(base(), subspaces(), allocation())
+
+
+@cache
+def run() -> TrainingRun:
+    """Four steps of training."""
+    rows = [{key: row[0].tolist() for key, row in sample.items()} for sample in singles(tiny_batch("llama"))]
+    task = Dataset.from_list(rows)
+    return train(adapted(), task, max_steps=4, batch_size=2, learning_rate=0.01, progress=False)
+
+
+def inspection() -> Inspection:
+    """Of the trained adapter's folder."""
+    with TemporaryDirectory() as folder:
+        return inspect(run().save(Path(folder, "adapter")))
+
+
+def spectrum() -> Spectrum:
+    """Of the covariances, truncated."""
+    from tlora.calibration.spectrum import spectrum
+
+    return spectrum(calibration(), 6)
+
+
+def stability_of_ranking() -> RankingStability:
+    """Of four samples."""
+    return ranking_stability(calibration().sensitivity, top=3, repeats=10)
+
+
+def stability_of_plan() -> PlanStability:
+    """Of four samples."""
+    return plan_stability(calibration().sensitivity, allocation(), resamples=10)
+
+
+def record(
+    method: str, rate: float, seed: int, split: str, values: Any = None, *, metric: str = "accuracy", **changes: Any
+) -> Record:
+    """What a store holds of a run; ``values`` are what it made of each sample, None for a run that failed."""
+    key = {"model": "tiny", "dtype": "float32", "task": "pairs", "data": {"seed": 0}, "method": method, "arguments": {}}
+    key |= {"rank": 2, "steps": 3, "batch_size": 4, "samples": 8, "learning_rate": rate, "seed": seed, "split": split}
+    about = {"key": key | changes, "versions": library_versions(), "at": "2026-01-01T00:00:00+00:00"}
+    if values is None:
+        return about | {"status": "failed", "error": "RuntimeError: no memory"}
+    values = np.asarray(values, dtype=float)
+    found = {"loss": 1 - values} if metric == "loss" else {"loss": 1 - values, metric: values}
+    costs = {"trainable_parameters": 100, "head_parameters": 10, "seconds": 2.5, "preparation_seconds": 0.5}
+    done = {"status": "done", "metrics": {name: float(each.mean()) for name, each in found.items()}}
+    outcomes = {"outcomes": {name: packed(each) for name, each in found.items()}} if split == "test" else {}
+    return about | done | costs | {"peak_bytes": 10**9} | outcomes
+
+
+def comparison() -> Comparison:
+    """Two methods, one of which failed at a rate."""
+    rng = np.random.default_rng(0)
+    records = [
+        record(method, rate, 0, "validation", None if rate > 2e-3 and method == "lora" else [0.5, rate * 100])
+        for method in ("lora", "tlora")
+        for rate in (1e-3, 2e-3, 4e-3)
+    ]
+    rates = {"lora": 2e-3, "tlora": 4e-3}
+    tested = [record(m, r, seed, "test", rng.integers(0, 2, 11)) for m, r in rates.items() for seed in range(3)]
+    return Comparison.of([*records, *tested])
+
+
+EXAMPLES: dict[str, Callable[[], Result]] = {
+    "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
+    "Allocation": allocation,
+    "Calibration": calibration,
+    "CapturedEnergy": energy,
+    "Comparison": comparison,
+    "GradientCapture": capture,
+    "Inspection": inspection,
+    "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
+    "PlanStability": stability_of_plan,
+    "RankingStability": stability_of_ranking,
+    "ResourcePlan": lambda: plan(tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9),
+    "Sensitivity": lambda: calibration().sensitivity,
+    "Spectrum": spectrum,
+    "Subspaces": subspaces,
+    "TrainingRun": run,
+}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two results, or any of their parts, are equal, down to dtypes and the order of modules."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and one.equal(other)
+    if isinstance(one, pd.DataFrame):
+        return one.equals(other) and list(one.columns) == list(other.columns)
+    if dataclasses.is_dataclass(one):
+        names = [field.name for field in dataclasses.fields(one)]
+        return all(same(getattr(one, name), getattr(other, name)) for name in names)
+    if isinstance(one, Mapping):
+        return _order(one) == _order(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(np.array_equal(one, other, equal_nan=isinstance(one, float)))
+
+
+def _order(mapping: Mapping[str, Any]) -> list[str]:
+    """The keys: as they come where they are modules, sorted where order says nothing, as in an adapter."""
+    return list(mapping) if set(mapping) <= set(calibration().names) | set(NAMES) else sorted(mapping)

@@ -1,0 +1,197 @@
+"""The bases that people have: quantised, offloaded, tied, mixtures of experts, sharded."""
+
+import copy
+import importlib.util
+import tempfile
+
+import accelerate
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+
+import tlora
+from tests.helpers.models import singles, tiny_batch, tiny_model
+from tlora.models.weights import is_packed, weight
+
+needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+QUANTISATIONS = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+def batches(model, n=3):
+    return [tiny_batch(model, seed=seed) for seed in range(n)]
+
+
+def quantised(dense, kind):
+    config = transformers.BitsAndBytesConfig(**QUANTISATIONS[kind])
+    with tempfile.TemporaryDirectory() as folder:
+        dense.save_pretrained(folder)
+        return type(dense).from_pretrained(folder, quantization_config=config)
+
+
+def with_weights_of(dense, other):
+    """The dense model, its target weights replaced by those that the other one's layers are read as."""
+    twin = copy.deepcopy(dense)
+    with torch.no_grad():
+        for name in tlora.target_modules(dense):
+            twin.get_submodule(name).weight.copy_(weight(other.get_submodule(name), name))
+    return twin
+
+
+def adapted(model, calibration):
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    return tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, rank=4, max_rank=8))
+
+
+def with_graph(model, batch):
+    """Logits such that bitsandbytes packs no layer: with a graph, as in training."""
+    embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    return model(inputs_embeds=embedded, attention_mask=batch["attention_mask"]).logits.detach()
+
+
+def trained(model):
+    rows = [
+        {key: row[0].tolist() for key, row in sample.items()} for batch in batches("llama") for sample in singles(batch)
+    ]
+    options = {"max_steps": 6, "batch_size": 3, "learning_rate": 1e-2, "warmup_steps": 0, "progress": False}
+    return tlora.train(model, Dataset.from_list(rows), **options)
+
+
+@pytest.fixture
+def dense():
+    return tiny_model("llama", hidden_size=128, intermediate_size=192)
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(("kind", "tolerance"), [("nf4", 1e-4), ("double", 1e-4), ("int8", 0.15)])
+def test_the_walk_on_a_quantised_base(kind, tolerance, dense, tmp_path):
+    """As on the dense base that has its weights (int8 layers round what they read, too)."""
+    model = quantised(dense, kind)
+    twin = with_weights_of(dense, model)
+    before = with_graph(model, tiny_batch("llama"))
+    found, expected = (tlora.calibrate(each, batches("llama"), progress=False) for each in (model, twin))
+    for name in found.names:
+        here, there = found.covariance[name].dense(), expected.covariance[name].dense()
+        assert torch.dist(here, there) <= tolerance * there.norm(), name
+    torch.testing.assert_close(
+        found.sensitivity.per_sample, expected.sensitivity.per_sample, rtol=4 * tolerance, atol=1e-6
+    )
+    peft_model = adapted(model, found)
+    assert with_graph(peft_model, tiny_batch("llama")).equal(before), "B is zero"
+    run, reference = trained(peft_model), trained(adapted(twin, expected))
+    losses = [torch.tensor(each.history["loss"].dropna().to_numpy()) for each in (run, reference)]
+    torch.testing.assert_close(*losses, rtol=10 * tolerance, atol=0)
+    after = with_graph(peft_model, tiny_batch("llama"))
+    assert not after.equal(before)
+    with peft_model.disable_adapter():
+        assert with_graph(peft_model, tiny_batch("llama")).equal(before), "the base is as it was"
+    again = tlora.load(run.save(tmp_path / "adapter"), quantised(dense, kind))
+    assert with_graph(again, tiny_batch("llama")).equal(after)
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_layer_that_lost_its_gradient_is_refused(dense):
+    model = quantised(dense, "nf4").eval()
+    peft_model = adapted(copy.deepcopy(model), tlora.calibrate(model, batches("llama"), progress=False))
+    for each in (model, peft_model):
+        with torch.no_grad():
+            each(**tiny_batch("llama"))
+    if not is_packed(model.model.layers[0].mlp.up_proj):
+        pytest.skip("bitsandbytes packs nothing on this CPU")
+    with pytest.raises(ValueError, match=r"has packed model\.layers\.0\.self_attn\.q_proj .* load the model again"):
+        tlora.calibrate(model, batches("llama"), progress=False)
+    with pytest.raises(ValueError, match=r"has packed .*q_proj .* load the model again"):
+        trained(peft_model)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_an_offloaded_base(where, tmp_path):
+    model, offloaded = tiny_model("llama"), tiny_model("llama")
+    if where == "cpu":
+        accelerate.cpu_offload(offloaded, "cpu")
+    else:
+        accelerate.disk_offload(offloaded, tmp_path / "weights", "cpu")
+    options = {"gradient": True, "progress": False, "covariance": "sketch", "sketch_size": 12}
+    expected = tlora.calibrate(model, batches(model), **options)
+    found = tlora.calibrate(offloaded, batches(model), checkpoint=tmp_path / "steps", checkpoint_every=0, **options)
+    assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)
+    assert all(found.covariance[name].total.equal(c.total) for name, c in expected.covariance.items())
+    assert offloaded.model.layers[0].mlp.up_proj.weight.is_meta, "left as it was"
+    more = [*batches(model), tiny_batch(model, seed=7)]
+    resumed = tlora.calibrate(offloaded, more, checkpoint=tmp_path / "steps", **options)
+    assert resumed.sensitivity.per_sample.equal(tlora.calibrate(model, more, **options).sensitivity.per_sample)
+    one, other = (tlora.task_subspaces(m, found, max_rank=8, progress=False) for m in (model, offloaded))
+    assert all(one.bases[name].equal(other.bases[name]) for name in one.names)
+    plan = tlora.allocate(found.sensitivity, rank=2)
+    with pytest.raises(ValueError, match=r"q_proj is offloaded, and an adapter beside it would have no weights"):
+        tlora.attach(offloaded, other, plan)
+    assert not any("lora" in name for name, _ in offloaded.named_modules())
+    tlora.attach(model, one, plan).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(ValueError, match=r"_proj is offloaded, and an adapter beside it would have no weights"):
+        tlora.load(tmp_path / "adapter", offloaded)
+
+
+def test_a_base_in_eight_bit_floats_is_packed():
+    layer = torch.nn.Linear(32, 32, bias=False)
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(TypeError, match=r"is packed as torch\.float8_e4m3fn"):
+        weight(layer, "layers.0.q_proj")
+
+
+def test_tied_embeddings_are_no_target_and_stay_as_they_are():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    before = model.lm_head.weight.clone()
+    calibration = tlora.calibrate(model, batches(model), progress=False)
+    assert not any("lm_head" in name or "embed" in name for name in calibration.names)
+    assert model.lm_head.weight.equal(before)
+    assert model.lm_head.weight.grad is None
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe"])
+def test_a_mixture_of_experts_without_its_experts(family, caplog):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 64}
+    experts = {"Mixtral": {"num_local_experts": 4}, "Qwen2Moe": {"num_experts": 4, "moe_intermediate_size": 16}}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**sizes, **experts[family])
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    calibration = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    assert not any(".experts." in name for name in calibration.names)
+    assert "routed experts" in caplog.text
+    alone = tlora.calibrate(model, singles(tiny_batch("llama")), progress=False)
+    torch.testing.assert_close(alone.sensitivity.per_sample, calibration.sensitivity.per_sample, rtol=1e-3, atol=1e-7)
+
+
+def test_shards_of_zero_3_are_refused_with_the_way_out():
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.up_proj.weight.ds_id = 3  # how ZeRO-3 marks a parameter whose shards are elsewhere
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj' .*is sharded: calibrate and save before"):
+        tlora.calibrate(model, batches(model), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.packaged
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_smollm2_in_4_bits_learns():
+    dense, tokenizer = tlora.load_model("smollm2-135m", dtype="float32")
+    task = tlora.load_task("family_relationships", tokenizer, train=48, validation=8, test=8)
+    model = quantised(dense, "nf4")
+    batch = task.calibration(4)[0]
+    before = with_graph(model, batch)
+    calibration = tlora.calibrate(model, task.calibration(4), progress=False)
+    reference = tlora.calibrate(dense, task.calibration(4), progress=False)
+    ours, theirs = (torch.tensor(list(c.sensitivity.scores.values())) for c in (calibration, reference))
+    assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) > 0.95
+    peft_model = adapted(model, calibration)
+    assert with_graph(peft_model, batch).equal(before)
+    options = {"max_steps": 5, "batch_size": 2, "learning_rate": 2e-3, "evaluation_limit": 0, "progress": False}
+    losses = tlora.train(peft_model, task, logging_steps=1, **options).history["loss"].dropna()
+    assert losses.iloc[-1] < losses.iloc[0]

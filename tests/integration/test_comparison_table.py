@@ -1,0 +1,190 @@
+"""The README's table and picture of the comparison are those that the store in the repository makes."""
+
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tlora
+from benchmarks import comparison as bench
+from tests.helpers.results import record
+from tlora.comparison.methods import chosen
+from tlora.comparison.summary import PLACE
+
+EVERY = "Every method, rank and task"
+
+
+@pytest.fixture(scope="module")
+def stored() -> tlora.Comparison:
+    return tlora.Comparison.read(bench.STORE)
+
+
+def test_the_readme_has_the_table_of_the_store(stored):
+    text = bench.README.read_text()
+    assert text.count(bench.BEGIN) == text.count(bench.END) == 1
+    block = text.split(bench.BEGIN)[1].split(bench.END)[0]
+    assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.comparison --table"
+
+
+def test_the_picture_is_of_the_store(stored):
+    said = b"Description\0" + bench.digest(stored).encode()  # PNG's tEXt chunk
+    assert said in bench.PICTURE.read_bytes(), "run python -m benchmarks.comparison --table"
+
+
+def test_the_numbers_are_the_means_of_the_runs(stored):
+    runs = stored.to_frame()
+    for line in bench.tables(stored)[EVERY].splitlines()[2:]:
+        task, method, rank, trained, rate, count, measured, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        here = runs[(runs.task == task) & (runs.method == method) & (runs["rank"] == int(rank)) & runs.best_rate]
+        assert len(here) == int(count) >= len(bench.SEEDS)
+        assert (here.learning_rate == float(rate.split()[0])).all()
+        assert here.trainable_parameters.mean() == pytest.approx(
+            int(trained.replace(",", "")), abs=1
+        )  # ranks differ by seed
+        shown = dict(re.findall(r"(\w+) ([\d.]+)", measured))
+        assert float(shown.pop("loss")) == pytest.approx(here.loss.mean(), abs=0.002)
+        assert [float(value) for value in shown.values()] == pytest.approx(
+            [100 * here.value.mean()] * ("loss" not in here.metric.iloc[0]), abs=0.06
+        )
+
+
+def _cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_overview_has_the_mean_differences_of_the_runs_that_two_methods_share(stored):
+    runs = stored.to_frame().query("best_rate").set_index(["task", "method", "rank", "seed"]).sort_index()
+    heads, _, *rows = (_cells(line) for line in bench.tables(stored)[next(iter(bench.tables(stored)))].splitlines())
+    tasks = [head.removesuffix(" (held out)") for head in heads[3:]]
+    assert [head.endswith("(held out)") for head in heads[3:]] == [task in bench.HELD_OUT for task in tasks]
+    assert {(row[0], int(row[1])) for row in rows} == {
+        place[2:] for place in bench.whole(stored)[list(PLACE)].itertuples(index=False) if place[2] not in bench.TRIED
+    }
+    assert rows[0][:3] == ["lora", "8", "100 %"]
+    for method, rank, trained, *cells in rows:
+        shares = []
+        for task, cell in zip(tasks, cells, strict=True):
+            if not cell:
+                continue
+            mine, loras = runs.loc[task, method, int(rank)], runs.loc[task, "lora", 8]
+            shares.append(100 * mine.trainable_parameters.mean() / loras.trainable_parameters.mean())
+            factor = 1 if "loss" in mine.metric.iloc[0] else 100
+            if mine is loras or (method, rank) == ("lora", "8"):
+                assert float(cell.rstrip(" %")) == pytest.approx(
+                    abs(factor * mine.value.mean()), abs=0.06 / (100 / factor)
+                )
+                continue
+            difference, reach = (float(number) for number in cell.strip("*").split(" ± "))
+            paired = (mine.value - loras.value).dropna()
+            assert difference == pytest.approx(factor * paired.mean(), abs=0.06 if factor == 100 else 0.0006)
+            assert cell.startswith("**") == (abs(paired.mean()) * factor > reach)
+        ends = [float(end) for end in trained.removesuffix(" %").split(" to ")]
+        assert [ends[0], ends[-1]] == pytest.approx([min(shares), max(shares)], abs=0.51)
+
+
+def test_only_what_ran_with_three_seeds_is_shown(stored):
+    seeds = stored.to_frame().query("best_rate").groupby(["task", "model", "method", "rank"]).size()
+    shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
+    assert set(shown) == set(seeds[seeds >= len(bench.SEEDS)].index)
+
+
+def test_runs_that_failed_are_told():
+    records = [record("lora", rate, 0, "validation", [rate], rank=8) for rate in (5e-4, 1e-3, 2e-3)]
+    records += [record("lora", 2e-3, seed, "test", [1.0, 0.0], rank=8) for seed in bench.SEEDS]
+    del records[-1]["outcomes"]
+    records[-1] |= {"status": "failed", "metrics": {}}
+    (row,) = bench.tables(tlora.Comparison.of(records))[EVERY].splitlines()[2:]
+    assert "| 3, 1 failed |" in row
+
+
+def test_one_pair_of_runs_has_a_difference_and_no_interval():
+    records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in ("lora", "mine")]
+    records += [record("lora", 1e-3, seed, "test", [0.0, 0.5], rank=8) for seed in bench.SEEDS]
+    records += [record("mine", 1e-3, seed, "test", [1.0, 0.5], rank=8) for seed in (2, 3, 4)]
+    rows = bench.tables(tlora.Comparison.of(records))[EVERY].splitlines()[2:]
+    assert [row.split("|")[-2].strip() for row in rows] == ["+50.0", ""]
+
+
+def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
+    records = []
+    sizes = {("lora", 4): 100, ("lora", 8): 200, ("half", 8): 90, ("quarter", 4): 50, ("whole", 16): 190}
+    for (method, rank), size in sizes.items():
+        records += [record(method, rate, 0, "validation", [rate], rank=rank) for rate in (5e-4, 1e-3, 2e-3)]
+        for seed in bench.SEEDS:
+            run = record(method, 2e-3, seed, "test", [float(rank > 4), 1.0], rank=rank)
+            records.append(run | {"trainable_parameters": size})
+    _, main, second = bench.tables(tlora.Comparison.of(records)).values()
+    assert len(main.splitlines()) == 2 + len(sizes)
+    (row,) = [[cell.strip() for cell in line.strip("|").split("|")] for line in second.splitlines()[2:]]
+    assert row[1:5] == ["half", "8", "90", "rank 4"]
+    assert row[5].startswith("+50.0 (")
+
+
+def test_the_ablation_has_each_part_in_its_place():
+    names = [*bench.ABLATIONS, *bench.COMPLETE]
+    places = pd.MultiIndex.from_tuples([("puzzles", "model", name, 8) for name in names], names=PLACE)
+    rows = bench.ablation(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
+    heads, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
+    assert len(names) == 16
+    for start, *values in cells:
+        for parts, value in zip(heads[1:], values, strict=True):
+            arguments = chosen(bench.ABLATIONS.get(names[int(float(value))], names[int(float(value))])).arguments
+            off = [part for part, on in arguments.get("allocate", {}).items() if not on]
+            expected = [part for part in ("ranks", "scales") if part not in parts]
+            assert off == (expected if names[int(float(value))] != "lora" else [])
+            from_nowhere = start == "random and frozen" or (start == "lora" and parts != "neither")
+            assert (arguments.get("task_subspaces", {}) is None) == from_nowhere
+            assert (arguments.get("attach", {}).get("freeze_a") is False) == (start == "lora" and parts != "neither")
+
+
+def test_directions_are_held_against_those_of_the_recommended_recipe():
+    values = {"lora": (1.0, 0.0), "tlora": (0.0, 0.0), "tlora of kind g": (1.0, 1.0), "tlora of kind c": (1.0, 0.0)}
+    records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in values]
+    for method, outcomes in values.items():
+        seeds = bench.SEEDS[: 2 if method.endswith("c") else None]  # not finished
+        records += [record(method, 1e-3, seed, "test", outcomes, rank=8) for seed in seeds]
+    first, second = (_cells(row) for row in bench.directions(tlora.Comparison.of(records)).splitlines()[2:])
+    assert first == ["tlora", "8", "100 %", "0.0 %"]
+    assert second[:3] == ["tlora of kind g", "8", "100 %"]
+    assert second[3].strip("*").startswith("+100.0 ±")
+
+
+def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
+    """Half the variance of the differences of two methods, the mean over all pairs, is what a run adds by itself."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(level, 0.02, 3).round(4) for name, level in (("lora", 0.5), ("b", 0.6), ("c", 0.4))}
+    strange = {
+        "pissa": (0.1, 0.9, 0.1),
+        "full": (0.9, 0.9, 0.91),
+        "tlora of kind g": (0.9, 0.1, 0.9),
+        "short": (0.9, 0.1),
+    }
+    records = [
+        record(name, 1e-3, seed, split, [value], rank=8)
+        for name, found in (values | strange).items()
+        for seed, value in enumerate(found)
+        for split in ("validation", "test")
+        if split == "test" or seed == 0
+    ]
+    (row,) = bench.spread(tlora.Comparison.of(records)).splitlines()[2:]
+    pairs = itertools.combinations(values.values(), 2)
+    of_runs = np.mean([np.var(one - other, ddof=1) / 2 for one, other in pairs])
+    of_methods = np.var([found.mean() for found in values.values()], ddof=1) - of_runs / 3
+    assert _cells(row) == ["pairs", "3", f"{100 * of_methods**0.5:.1f} points", f"{100 * of_runs**0.5:.1f} points"]
+
+
+def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_seeds():
+    grid = (1e-3, 2e-3, 4e-3, 8e-3)
+    curves = {"lora": (0.5, 0.800, 0.799, 0.5), "tlora": (0.77, 0.78, 0.79, 0.8)}
+    records = [
+        record(method, rate, seed, "validation", [value + 0.01 * seed], rank=8, task=task)
+        for task, seeds in (("pairs", 3), ("unfinished", 2))
+        for method, curve in curves.items()
+        for seed in range(seeds)
+        for rate, value in zip(grid, curve, strict=True)
+    ]
+    heads, _, row = (_cells(line) for line in bench.steady(tlora.Comparison.of(records)).splitlines())
+    assert heads == ["task", "lora, within 1 %", "tlora, within 1 %", "lora, within 5 %", "tlora, within 5 %"]
+    assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]

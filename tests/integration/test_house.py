@@ -1,0 +1,172 @@
+"""Rules of the house that a reader of one file cannot see broken."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*ROOT.glob("tlora/**/*.py"), *ROOT.glob("viz/**/*.py")])
+DRAWING = {"matplotlib", "seaborn", "ipywidgets", "IPython", "viz"}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(source: Path) -> set[str]:
+    """Top-level names of all that is imported, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_core_never_imports_what_draws():
+    """Not in functions either; the command line alone reaches for `viz`, when it draws."""
+    wrong = []
+    for source in ROOT.glob("tlora/**/*.py"):
+        allowed = {"viz"} if source.name == "cli.py" else set()
+        wrong += [f"{relative(source)}: {name}" for name in (imported(source) & DRAWING) - allowed]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_core_brings_in_nothing_that_draws_and_checks_no_shapes():
+    """In a process of its own, as a user has it: no import does, ours or a dependency's, nor the CLI's."""
+    modules = [relative(p).removesuffix(".py").replace("/", ".") for p in ROOT.glob("tlora/*.py")]
+    modules = sorted(name for name in modules if not name.endswith("__"))
+    code = f"""
+import importlib, sys
+import tlora
+for name in {modules}:
+    importlib.import_module(name)
+assert not hasattr(sys.modules["tlora.numerics.linalg"].fix_signs, "__wrapped__"), "shapes are checked"
+print(*sorted({DRAWING} & sys.modules.keys()))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
+
+
+def test_shapes_are_checked_while_tests_run():
+    from tlora.numerics.linalg import fix_signs
+
+    assert fix_signs(torch.eye(2)).equal(torch.eye(2))
+    with pytest.raises(TypeCheckError):
+        fix_signs(torch.zeros(2))
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """What `tlora` and `viz` export, by name, and the public methods that the classes among it bring."""
+    for package in ("tlora", "viz"):
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not inspect.isclass(thing):
+                yield f"{package}.{name}", thing
+                continue
+            assert inspect.getdoc(thing), f"{package}.{name} has no docstring"
+            for method, function in vars(thing).items():
+                function = getattr(function, "__func__", function)  # of a class method
+                inherited = any(hasattr(base, method) for base in thing.__mro__[1:])
+                if inspect.isfunction(function) and not method.startswith("_") and not inherited:
+                    yield f"{package}.{name}.{method}", function
+
+
+def parameters(function: Any) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
+
+
+def section(docstring: str, title: str) -> str:
+    """The text of a numpydoc section."""
+    found = re.search(rf"^{title}\n-{{{len(title)}}}\n(.*?)(?=^\w[\w ]*\n---|\Z)", docstring, re.S | re.M)
+    return found[1] if found else ""
+
+
+def documented(docstring: str) -> list[str]:
+    """Names in the section Parameters, ``a, b : int`` taken apart."""
+    lines = re.findall(r"^([^\s:][^:\n]*)(?: : |$)", section(docstring, "Parameters"), re.M)
+    return [name.strip(" *") for line in lines for name in line.split(",")]
+
+
+def test_public_functions_are_documented():
+    """Every parameter by its name, in order, and what comes back; one parameter may be named in the text."""
+    wrong = []
+    for name, function in public():
+        docstring, names = inspect.getdoc(function) or "", [p.name for p in parameters(function)]
+        returns = inspect.signature(function).return_annotation not in (None, "None")
+        if not docstring:
+            wrong.append(f"{name} has no docstring")
+        elif len(names) == 1 and f"``{names[0]}``" in docstring:
+            continue
+        elif names and documented(docstring) != names:
+            wrong.append(f"{name} documents {documented(docstring)} and takes {names}")
+        elif names and returns and not section(docstring, "Returns") + section(docstring, "Yields"):
+            wrong.append(f"{name} does not say what it returns")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_public_functions_are_typed():
+    wrong = []
+    for name, function in public():
+        empty = inspect.Signature.empty
+        untyped = [p.name for p in parameters(function) if p.annotation is empty]
+        if inspect.signature(function).return_annotation is empty:
+            untyped.append("return")
+        wrong += [f"{name}: {parameter}" for parameter in untyped]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_docstring_sections_stand_on_lines_of_their_own():
+    """A heading that was wrapped into its paragraph, ``Notes ----- As in ...``, heads nothing."""
+    wrong = []
+    for source in SOURCES:
+        lines = source.read_text().splitlines()
+        wrong += [f"{relative(source)}:{n}" for n, line in enumerate(lines, 1) if re.search(r"[A-Z]\w+ ---", line)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_and_functions_stay_small():
+    """400 lines a file, 50 lines of code a function, without its docstring."""
+    wrong = []
+    for source in SOURCES:
+        text = source.read_text()
+        if len(text.splitlines()) > 400:
+            wrong.append(f"{relative(source)} has {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - _code(node)[0].lineno + 1
+                if lines > 50:
+                    wrong.append(f"{relative(source)}:{node.lineno} {node.name} has {lines} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def _code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    return function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
+
+
+def tracked() -> list[Path]:
+    ran = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    return [ROOT / name for name in ran.stdout.split("\0") if name] if ran.returncode == 0 else SOURCES
+
+
+def test_no_file_names_a_folder_of_somebodys_machine():
+    folder = re.compile(r"(?<![\w.:/}-])/(?:home|root|Users|mnt|media|opt|work|tmp)/")
+    found = []
+    for path in tracked():
+        if path.is_file() and b"\0" not in path.read_bytes()[:1024]:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, 1) if folder.search(line)]
+    assert not found, "\n".join(found)

@@ -1,0 +1,99 @@
+"""The library in several threads and processes at once: each gets what it would get alone."""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.results import same, sensitivity
+from tlora.adapters.lora_layers import adapter_layers
+from tlora.calibration.sensitivity import Sensitivity
+
+THREADS = 4
+
+
+def at_once(deed: Callable[[int], Any]) -> list[Any]:
+    """What each of several threads gets, all of which begin at the same time."""
+    barrier = threading.Barrier(THREADS)
+
+    def begin(number: int) -> Any:
+        barrier.wait()
+        return deed(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(begin, range(THREADS)))
+
+
+def walk(model: Any, number: int) -> tuple[Any, ...]:
+    """The walk on a model and samples of one's own, up to the adapter, once planned and once at random."""
+    batch = tiny_batch("llama", seed=number)
+    calibration = tlora.calibrate(model, [batch], gradient=True, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=4, seed=number, progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, rank=2, max_rank=4)
+    parts = {}
+    for name, start in (("planned", subspaces), ("random", None)):
+        adapted = tlora.attach(model, start, allocation, seed=number, replace=True)
+        layers = adapter_layers(adapted).items()
+        parts |= {f"{name}.{module}": layer.lora_A["default"].weight.detach().clone() for module, layer in layers}
+    covariances = {name: c.dense() for name, c in calibration.covariances.items()}
+    return covariances, calibration.sensitivity.per_sample, subspaces.bases, allocation.ranks, parts
+
+
+def test_the_walk_in_threads_is_the_walk_alone() -> None:
+    alone = [walk(tiny_model("llama", seed=number), number) for number in range(THREADS)]
+    models = [tiny_model("llama", seed=number) for number in range(THREADS)]
+    before = torch.get_rng_state()
+    for one, other in zip(at_once(lambda number: walk(models[number], number)), alone, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            assert same(mine, theirs)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_one_calibration_serves_many_threads() -> None:
+    """Results are frozen: they can be asked anything by anybody at once."""
+    calibration = tlora.calibrate(tiny_model("llama"), [tiny_batch("llama")], progress=False)
+    plan = tlora.allocate(calibration.sensitivity, rank=3)
+
+    def ask(number: int) -> Any:
+        edited = plan.edit({plan.to_frame()["module"][number]: 2 + number})
+        return edited.to_frame(), calibration.to_frame(), calibration.spectrum().to_frame()
+
+    for found, number in zip(at_once(ask), range(THREADS), strict=True):
+        assert all(one.equals(other) for one, other in zip(found, ask(number), strict=True))
+
+
+def test_two_processes_write_one_folder_and_read_it(tmp_path: Path) -> None:
+    """As two kernels of one notebook do: what is read is one of the two, whole, at every moment."""
+    children = [forked(lambda n=n: write_and_read(tmp_path / "saved", n)) for n in (2, 3, 4)]
+    for child in children:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def write_and_read(folder: Path, samples: int) -> None:
+    for _ in range(40):
+        sensitivity(samples).save(folder)
+        found = Sensitivity.load(folder)
+        assert same(found, sensitivity(len(found.per_sample)))
+
+
+def forked(deed: Callable[[], None]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which have no part in this
+        child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        deed()
+        code = 0
+    finally:
+        os._exit(code)

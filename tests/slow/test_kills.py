@@ -1,0 +1,320 @@
+"""SIGKILL at random moments: what was reported as saved is there, nothing half-written is read, and runs go on.
+
+Each deed reports, in a file of its own, what it has saved so far. It runs in a fork of this process, so that nothing is
+imported again, and is killed once it has used a random share of the processor time that the whole deed takes: the
+moments are spread alike on a machine that has other things to do. Two deeds are killed side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import tlora
+import tlora.comparison.lr_search
+from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.commands import saved, workplace  # noqa: F401
+from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.results import run as example_run
+from tests.helpers.results import same
+from tlora.comparison.store import Store, key_text
+from tlora.training.run import TrainingRun
+from tlora.training.train import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")]
+
+Deed = Callable[[Path], None]
+SAVES = 12  # of a deed that saves again and again
+TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "save_steps": 1, "save_total_limit": 3, "progress": False,
+    "evaluation_limit": 0,
+}  # fmt: skip
+
+
+def forked(deed: Deed, folder: Path) -> int:
+    """The process id of a fork that does it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the fork does not use
+        child = os.fork()
+    if child:
+        return child
+    try:
+        os.chdir(folder)
+        deed(folder)
+    except BaseException:  # noqa: BLE001  (a fork must never go on as the tests)
+        (folder / "failure.txt").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
+
+
+def used(process: psutil.Process) -> float:
+    """Seconds of processor time, a killed or ended process infinitely many."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return float("inf")
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return float("inf")
+    return float(times.user + times.system)
+
+
+def whole(deed: Deed, folder: Path) -> float:
+    """Do it undisturbed: how much processor time it takes, in seconds."""
+    folder.mkdir()
+    child = forked(deed, folder)
+    _, status, usage = os.wait4(child, 0)
+    assert status == 0, (folder / "failure.txt").read_text()
+    return usage.ru_utime + usage.ru_stime
+
+
+def killed(deed: Deed, folder: Path, after: float) -> None:
+    """Do it, and kill it after so many seconds of processor time; it may be done before."""
+    folder.mkdir(exist_ok=True)
+    child = forked(deed, folder)
+    process = psutil.Process(child)
+    while used(process) < after:
+        time.sleep(0.001)
+    time.sleep(0.01 * (after * 1e4 % 1))  # the clock of processor time ticks every 10 ms
+    os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), (folder / "failure.txt").read_text()
+
+
+def report(folder: Path, number: int) -> None:
+    """Say that something is saved, on disk before anything else happens."""
+    with open(folder / "reported.txt", "a") as file:
+        file.write(f"{number}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def reported(folder: Path) -> list[int]:
+    file = folder / "reported.txt"
+    return [int(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
+
+
+def moments(name: str, count: int, longest: float) -> Iterator[tuple[int, float]]:
+    rng = Random(name)
+    for number in range(count):
+        yield number, rng.uniform(0, longest)
+
+
+def side_by_side(tasks: list[Callable[[], None]]) -> None:
+    """Watch over two at a time; forks are made here, by threads that hold nothing meanwhile."""
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(task) for task in tasks]:
+            future.result()
+
+
+# Deeds that save one thing again and again, each time another.
+
+
+@cache
+def calibration(number: int) -> tlora.Calibration:
+    return tlora.calibrate(tiny_model("llama"), [tiny_batch("llama", seed=number)], progress=False)
+
+
+def calibrate(folder: Path) -> None:
+    for number in range(1, SAVES + 1):
+        batch = tiny_batch("llama", seed=number)
+        tlora.calibrate(tiny_model("llama"), [batch], progress=False).save(folder / "saved")
+        report(folder, number)
+
+
+def save(folder: Path) -> None:
+    for number in range(1, 3 * SAVES + 1):
+        changed(number).save(folder / "saved")
+        report(folder, number)
+
+
+def export(folder: Path) -> None:
+    for number in range(1, SAVES + 1):
+        tlora.export(trained(number), folder / "saved")
+        report(folder, number)
+
+
+def changed(number: int) -> TrainingRun:
+    """A run whose tensors, config and record all say which one it is."""
+    run = example_run()
+    adapter = {name: tensor + number for name, tensor in run.adapter.items()}
+    config = run.adapter_config | {"lora_dropout": number / 1000}
+    return type(run)(**{**vars(run), "adapter": adapter, "adapter_config": config, "seconds": float(number)})
+
+
+def trained(number: int) -> Any:
+    model = adapted_model()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, number)
+    return model
+
+
+@cache
+def exported(number: int) -> dict[str, torch.Tensor]:
+    return {name: values * number for name, values in _unit().items()}
+
+
+@cache
+def _unit() -> dict[str, torch.Tensor]:
+    layers = tlora.adapters.lora_layers.adapter_layers(trained(1))
+    return {name: torch.linalg.svdvals(layer.get_delta_weight("default")) for name, layer in layers.items()}
+
+
+def is_calibration(folder: Path, number: int) -> bool:
+    found, made = tlora.Calibration.load(folder), calibration(number)
+    return all(found.covariances[name].dense().equal(c.dense()) for name, c in made.covariances.items())
+
+
+def is_run(folder: Path, number: int) -> bool:
+    return same(TrainingRun.load(folder), changed(number)) and tlora.inspect(folder).ranks == example_run().ranks
+
+
+def is_exported(folder: Path, number: int) -> bool:
+    found = tlora.inspect(folder).singular_values
+    return all(torch.allclose(found[n][:1], sigma[:1], rtol=1e-4) for n, sigma in exported(number).items())
+
+
+@pytest.mark.parametrize(
+    ("deed", "is_number", "count"),
+    [(calibrate, is_calibration, 15), (save, is_run, 30), (export, is_exported, 15)],
+    ids=["calibrate", "save", "export"],
+)
+def test_what_was_reported_as_saved_is_there(deed: Deed, is_number: Any, count: int, tmp_path: Path) -> None:
+    example_run()
+    longest = whole(deed, tmp_path / "whole")
+    tasks = [partial(killed, deed, tmp_path / f"{n}", after) for n, after in moments(deed.__name__, count, longest)]
+    side_by_side(tasks)
+    seen = set()
+    for number in range(count):
+        folder = tmp_path / f"{number}"
+        last = (reported(folder) or [0])[-1]
+        seen.add(last)
+        if last or (folder / "saved").exists():
+            one = next((n for n in (last, last + 1) if n and is_number(folder / "saved", n)), None)
+            assert one is not None, f"{folder}: neither {last}, which was reported, nor the next"
+        # What the kill has left goes with the next write.
+        with tlora.utils.files.replace_file(folder / "x") as fresh:
+            fresh.touch()
+        assert not list(folder.glob(".tlora-*"))
+    assert len(seen) > 3  # the moments were spread
+
+
+# Training goes on.
+
+
+def going_on(folder: Path) -> dict[str, Any]:
+    """From the last whole checkpoint; or anew, where a kill has left at most a part of one."""
+    place = folder / "checkpoints"
+    resume = any(place.glob("checkpoint-*/sealed.json"))
+    if not resume:
+        shutil.rmtree(place, ignore_errors=True)
+    return {"output_dir": place, "resume": resume}
+
+
+def training(folder: Path) -> None:
+    run = train(adapted_model(), token_rows(), **TRAINING | going_on(folder))
+    run.save(folder / "saved")
+    report(folder, 1)
+
+
+def test_training_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    """Killed three times, at any moments, each time anew or from the last checkpoint."""
+    longest = whole(training, tmp_path / "whole")
+    expected = TrainingRun.load(tmp_path / "whole" / "saved")
+
+    def thrice(number: int, rng: Random) -> None:
+        for _ in range(3):
+            killed(training, tmp_path / f"{number}", rng.uniform(0, longest))
+
+    side_by_side([partial(thrice, n, Random(f"training {n}")) for n in range(7)])
+    resumed = 0
+    for number in range(7):
+        folder = tmp_path / f"{number}"
+        if reported(folder):
+            assert same(TrainingRun.load(folder / "saved").adapter, expected.adapter)
+        training(folder)
+        run = TrainingRun.load(folder / "saved")
+        assert same(run.adapter, expected.adapter)
+        assert same(run.history, expected.history)
+        assert same(run.module_history, expected.module_history)
+        resumed += bool(run.meta.recipe["resume"])
+    assert resumed
+
+
+# A comparison goes on.
+
+
+def compare(folder: Path) -> None:
+    warnings.simplefilter("ignore")  # that the best rate is at the edge, and that a last line is torn
+    tlora.compare(
+        ["lora", "lora-fa"], str(folder.parent / "pairs.jsonl"), str(folder.parent / "llama"),
+        learning_rates=(1e-3, 2e-3), seeds=(0, 1), steps=2, batch_size=2, samples=2, progress=False,
+        store=folder / "runs.jsonl",
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*the last line is torn:UserWarning")
+@pytest.mark.usefixtures("workplace")
+def test_a_comparison_goes_on_and_does_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path.cwd()
+    monkeypatch.setattr(tlora.rates, "WIDENINGS", 0)
+    longest = whole(compare, place / "whole")
+    expected = {key_text(r["key"]): r["metrics"] for r in Store(place / "whole" / "runs.jsonl").read()}
+
+    def twice(number: int, rng: Random) -> None:
+        for _ in range(2):
+            killed(compare, place / f"{number}", rng.uniform(0, longest))
+
+    side_by_side([partial(twice, n, Random(f"compare {n}")) for n in range(9)])
+    for number in range(9):
+        store = Store(place / f"{number}" / "runs.jsonl")
+        before = list(store.find().values())
+        lines = store.path.read_bytes().split(b"\n")[:-1] if store.path.exists() else []
+        compare(store.path.parent)
+        after = store.read()
+        assert after[: len(before)] == before
+        assert store.path.read_bytes().split(b"\n")[: len(lines)] == lines
+        assert {key_text(r["key"]): r["metrics"] for r in after} == expected
+        assert len(store.path.read_bytes().split(b"\n")) - 1 == len(after)
+
+
+# Real weights.
+
+
+@pytest.mark.packaged
+def test_training_of_a_real_model_goes_on(tmp_path: Path) -> None:
+    base, tokenizer = tlora.load_model("minilm", num_labels=2)
+    task = tlora.load_task("rotten_tomatoes", tokenizer, train=24, validation=8, test=8)
+    looked = tlora.calibrate(base, task.calibration(4), progress=False)
+    subspaces = tlora.task_subspaces(base, looked, max_rank=8, progress=False)
+    plan = tlora.allocate(looked.sensitivity, rank=2)
+
+    def deed(folder: Path) -> None:
+        adapted = tlora.attach(base, subspaces, plan, replace=True)
+        train(adapted, task, **TRAINING | {"batch_size": 8} | going_on(folder)).save(folder / "saved")
+
+    longest = whole(deed, tmp_path / "whole")
+    expected = TrainingRun.load(tmp_path / "whole" / "saved")
+    for number, after in moments("real", 4, longest):
+        killed(deed, tmp_path / f"{number}", after)
+        if (tmp_path / f"{number}" / "saved").exists():
+            assert same(TrainingRun.load(tmp_path / f"{number}" / "saved").adapter, expected.adapter)
+        whole_again = forked(deed, tmp_path / f"{number}")
+        assert os.waitstatus_to_exitcode(os.waitpid(whole_again, 0)[1]) == 0
+        run = TrainingRun.load(tmp_path / f"{number}" / "saved")
+        assert same(run.adapter, expected.adapter)
+        assert same(run.history, expected.history)

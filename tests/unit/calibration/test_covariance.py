@@ -1,0 +1,164 @@
+"""Covariances dense and sketched against NumPy; a sketch answers like the whole, and says what it misses."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import fractional_matrix_power
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+from tlora.calibration.covariance import Covariance, CovarianceSum
+from tlora.numerics.linalg import nystrom
+from tlora.numerics.sketching import sketching_matrix
+
+D, SIZE = 120, 40
+
+
+def tokens(decay: float, seed: int = 0, n: int = 4) -> list[torch.Tensor]:
+    """Samples whose principal components fall as a power of their number, along random directions."""
+    rng = np.random.default_rng(seed)
+    directions = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    scale = np.arange(1, D + 1.0) ** -decay
+    parts = (rng.normal(size=(60 + i, D)) * scale @ directions + rng.normal(size=D) for i in range(n))
+    return [torch.tensor(part, dtype=torch.float32) for part in parts]
+
+
+def definition(samples: list[torch.Tensor]) -> np.ndarray:
+    centred = [x.double().numpy() - x.double().numpy().mean(0) for x in samples]
+    return sum(x.T @ x for x in centred) / len(samples)
+
+
+def kept(samples: list[torch.Tensor], sketch: bool, dtype: torch.dtype = torch.float32) -> Covariance:
+    omega = sketching_matrix(D, SIZE) if sketch else None
+    total = CovarianceSum(D, omega=omega)
+    for half in (samples[: len(samples) // 2], samples[len(samples) // 2 :]):
+        total.update(half, dtype)
+    return total.finish(len(samples), omega)
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0, 2.0])
+def test_a_sketch_is_the_nystrom_approximation_and_knows_its_error(decay):
+    samples = tokens(decay)
+    c, omega = definition(samples), sketching_matrix(D, SIZE).double().numpy()
+    y = c @ omega
+    expected = y @ np.linalg.pinv(omega.T @ y) @ y.T
+    found = kept(samples, sketch=True)
+    assert found.total.shape == (D, SIZE)
+    assert np.linalg.norm(found.dense().numpy() - expected) < 1e-3 * np.linalg.norm(expected)
+    assert found.trace == pytest.approx(np.trace(c), rel=1e-5)
+    assert found.error == pytest.approx(np.linalg.norm(c - expected, "nuc") / np.trace(c), abs=1e-3)
+    assert found.rank_bound == sum(len(x) - 1 for x in samples)
+    values = np.linalg.eigvalsh(c)[::-1]
+    assert (found.eigenvalues(8).numpy() <= values[:8] * (1 + 1e-4)).all()
+    x = torch.randn(D, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found @ x, found.dense() @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_few_directions_are_kept_whole():
+    basis = torch.randn(5, D, generator=torch.Generator().manual_seed(1))
+    samples = [torch.randn(20, 5, generator=torch.Generator().manual_seed(n)) @ basis for n in range(2)]
+    found, c = kept(samples, sketch=True), definition(samples)
+    assert found.error < 1e-5
+    assert np.linalg.norm(found.dense().numpy() - c) < 1e-4 * np.linalg.norm(c)
+    np.testing.assert_allclose(found.eigenvalues(5), np.linalg.eigvalsh(c)[::-1][:5], rtol=1e-3)
+
+
+def test_a_sketch_of_nothing():
+    found = kept([torch.ones(1, D)] * 2, sketch=True)
+    assert (found.trace, found.error, found.rank_bound) == (0, 0, 0)
+    assert not (found @ torch.ones(D, 1)).any()
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+def test_powers_are_those_of_the_shrunk_matrix(sketch):
+    found = kept(tokens(1.5), sketch)
+    c = found.dense().double().numpy()
+    shrunk = 0.9 * c + 0.1 * found.trace / D * np.eye(D)
+    x = torch.randn(D, 3, generator=torch.Generator().manual_seed(0))
+    for product, exponent in zip(found.powers(0.1), (0.5, -0.5), strict=True):
+        expected = fractional_matrix_power(shrunk, exponent) @ x.double().numpy()
+        np.testing.assert_allclose(product(x), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_eigenvectors_of_a_sketch_are_orthonormal():
+    total = CovarianceSum(D, omega=sketching_matrix(D, SIZE))
+    total.update(tokens(1.0))
+    values, vectors = nystrom(total.moment.total, sketching_matrix(D, SIZE))
+    assert (values.diff() <= 0).all()
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(SIZE, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+def test_halved_factors_are_summed_in_float32(sketch):
+    """Each batch's product is rounded to bfloat16 once; thousands of them would stall in bfloat16 sums."""
+    samples = tokens(0.5, n=2) * 200
+    half, exact = kept(samples, sketch, torch.bfloat16), kept(samples, sketch)
+    assert half.total.dtype == torch.float32
+    assert float((half.total - exact.total).norm()) < 0.01 * float(exact.total.norm())
+
+
+def calibrated(model, **options):
+    lengths = (30, 25, 28, 40)
+    return tlora.calibrate(model, [tiny_batch(model, lengths=lengths)], progress=False, **options)
+
+
+@pytest.mark.parametrize("kind", ["wc", "c", "wc_half", "w"])
+def test_subspaces_from_a_sketch(kind):
+    model = tiny_model("llama", hidden_size=64, intermediate_size=96)
+    dense, sketch = calibrated(model), calibrated(model, covariance="sketch", sketch_size=24)
+    assert all(c.total.shape[1] == 24 for c in sketch.covariances.values())
+    assert 0 < sketch.to_frame()["error"].max() < 0.6  # random weights: flat spectra
+    assert not dense.to_frame()["error"].any()
+    found = {
+        name: tlora.task_subspaces(model, each, max_rank=8, kind=kind, progress=False)
+        for name, each in (("dense", dense), ("sketch", sketch))
+    }
+    energy = tlora.captured_energy(model, dense, found, ranks=[8], progress=False).overall().set_index("kind")
+    assert energy.captured["sketch"] > 0.9 * energy.captured["dense"]
+
+
+def test_modules_of_one_width_share_what_they_are_sketched_with():
+    model = tiny_model("llama")
+    found = calibrated(model, covariance="sketch", sketch_size=12)
+    assert set(found.sketching) == {"32.12", "48.12"}
+    assert {id(c.omega) for c in found.covariances.values()} == {id(m) for m in found.sketching.values()}
+    inputs = 2 * (3 * 32 + 48) * 12  # of two blocks
+    assert found.nbytes == 4 * (inputs + (32 + 48) * 12)
+
+
+def test_narrow_inputs_are_kept_whole():
+    found = calibrated(tiny_model("llama"), covariance="sketch", sketch_size=20)
+    widths = {c.total.shape for c in found.covariances.values()}
+    assert widths == {(32, 32), (48, 20)}
+
+
+def test_more_directions_than_the_sketch_has_are_refused():
+    model = tiny_model("llama")
+    found = calibrated(model, covariance="sketch", sketch_size=12)
+    with pytest.raises(ValueError, match=r"max_rank=16 is beyond the sketch of the inputs of model.layers.0"):
+        tlora.task_subspaces(model, found, max_rank=16, progress=False)
+    assert tlora.task_subspaces(model, found, max_rank=16, kind="w", progress=False).max_rank == 16
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"covariance": "sparse"}, {"sketch_size": 0}, {"products": "bfloat16"}, {"tokens": "some"}]
+)
+def test_options_are_checked(wrong):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        calibrated(model, **wrong)
+
+
+@pytest.mark.parametrize("sketch", [{}, {"covariance": "sketch", "sketch_size": 12}])
+def test_products_in_the_models_precision(sketch):
+    model = tiny_model("llama").to(torch.bfloat16)
+    fine = calibrated(model, gradient=True, **sketch)
+    coarse = calibrated(model, gradient=True, products="model", **sketch)
+    for name in fine.names:
+        for part in ("covariance", "gradient"):
+            a, b = getattr(coarse, part)[name].dense(), getattr(fine, part)[name].dense()
+            assert a.dtype == torch.float32
+            assert 0 < float((a - b).norm()) < 0.02 * float(b.norm()), (part, name)
+    torch.testing.assert_close(coarse.sensitivity.per_sample, fine.sensitivity.per_sample, rtol=0.01, atol=1e-6)
+    exact = tiny_model("llama")
+    assert calibrated(exact, products="model").sensitivity.scores == calibrated(exact).sensitivity.scores

@@ -1,0 +1,133 @@
+"""What goes through elsewhere and gives a wrong result, and bad input: refused in words, the model as it was.
+
+A table in CONTRIBUTING.md says where each guard stands; `tests/slow/test_guards.py` takes each of them out.
+"""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+
+
+def condition(model: nn.Module) -> list[Any]:
+    """What a refusal must leave as it was."""
+    modules = [(n, type(m), m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
+    return [modules, [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]]
+
+
+def test_calibration_is_without_dropout() -> None:
+    batch = tiny_batch("bert")
+    still, dropping = (
+        tlora.calibrate(m, [batch], progress=False) for m in (tiny_model("bert"), tiny_model("bert").train())
+    )
+    assert still.sensitivity.per_sample.equal(dropping.sensitivity.per_sample)
+
+
+class _NoGraph(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_a_module_that_no_gradient_reaches_is_named() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = _NoGraph(model.model.layers[1].mlp)
+    before = condition(model)
+    with pytest.raises(RuntimeError, match=r"no gradient can reach model\.layers\.1\.mlp\.inner\.gate_proj"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    assert condition(model) == before
+    attention = tlora.calibrate(model, [tiny_batch("llama")], target_modules="attention", progress=False)
+    assert all(score > 0 for score in attention.sensitivity.scores.values())
+
+
+def test_a_call_that_leads_nowhere_is_named() -> None:
+    """Its module's score would be zero, or that of the other calls."""
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: (mlp.up_proj(x), forward(x))[1]
+    with pytest.raises(RuntimeError, match=r"no gradient comes back to model\.layers\.1\.mlp\.up_proj: in at least"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+
+
+def test_a_checkpoint_of_ones_own_changes_no_score() -> None:
+    """The modules in it run again in the backward pass: seen again, they would wait for gradients that never come."""
+    plain, model = tiny_model("llama"), tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.forward = partial(checkpoint, layer.mlp.forward, use_reentrant=False)
+    one, other = (tlora.calibrate(m, [tiny_batch("llama")], progress=False) for m in (plain, model))
+    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample)
+
+
+def test_a_module_that_does_not_run_is_named() -> None:
+    model = with_a_draft()
+    before = condition(model)
+    with pytest.raises(RuntimeError, match=r"draft\.model\.layers\.0\.self_attn\.q_proj did not run .*leave it out"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    assert condition(model) == before
+
+
+class _NowAndThen(nn.Module):
+    """An MLP that hands its two readers one tensor, and from the second pass on two."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        other = x.clone() if self.passes > 1 else x
+        return self.mlp.down_proj(self.mlp.act_fn(self.mlp.gate_proj(x)) * self.mlp.up_proj(other))
+
+
+def test_an_input_that_is_shared_now_and_then_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp = _NowAndThen(model.model.layers[0].mlp)
+    before = condition(model)
+    words = r"layers\.0\.mlp\.mlp\.up_proj shares its input with .*gate_proj in one batch and with .*up_proj in another"
+    with pytest.raises(RuntimeError, match=words):
+        tlora.calibrate(model, [tiny_batch("llama")] * 2, progress=False)
+    assert condition(model) == before
+
+
+class _Checkpointed(nn.Module):
+    """A block that recomputes whatever the mode, as code outside transformers does; no gradient reaches into it."""
+
+    gradient_checkpointing = True
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if self.gradient_checkpointing:
+            return checkpoint(partial(self.block, **kwargs), x, use_reentrant=True)
+        return self.block(x, **kwargs)
+
+
+def test_checkpointing_that_ignores_the_mode_is_off_during_calibration() -> None:
+    plain, model = tiny_model("llama"), tiny_model("llama")
+    model.model.layers = nn.ModuleList(_Checkpointed(block) for block in model.model.layers)
+    expected, found = (tlora.calibrate(m, [tiny_batch("llama")], progress=False) for m in (plain, model))
+    assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)
+    for one, other in zip(found.covariance.values(), expected.covariance.values(), strict=True):
+        assert one.dense().equal(other.dense())
+    assert all(block.gradient_checkpointing for block in model.model.layers)
+
+
+def with_a_draft() -> Any:
+    """A model that carries another one: full names of the first are suffixes of names of the second."""
+    model = tiny_model("llama")
+    model.draft = tiny_model("llama", seed=1)
+    return model

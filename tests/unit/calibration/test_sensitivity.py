@@ -1,0 +1,123 @@
+"""Scores: intervals against SciPy, concentration and groups against their definitions."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+
+from tests.helpers.sensitivities import llama_sensitivity, sensitivity
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.numerics.statistics import bootstrap_means, gini, subsample_means
+
+
+@pytest.fixture
+def source():
+    generator = np.random.default_rng(1)
+    return sensitivity(np.exp(generator.normal(size=7)) * generator.gamma(3, size=(24, 7)), (8, 6))
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_intervals_equal_scipys_percentile_bootstrap(source, confidence):
+    mine = source.intervals(confidence=confidence, resamples=500, seed=3)
+    theirs = scipy.stats.bootstrap(
+        (source.per_sample.double().numpy(),),
+        np.mean,
+        axis=0,
+        n_resamples=500,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    np.testing.assert_allclose(mine["low"], theirs.low, rtol=1e-12)
+    np.testing.assert_allclose(mine["high"], theirs.high, rtol=1e-12)
+    np.testing.assert_allclose(mine["score"], list(source.scores.values()))
+    assert list(mine.columns) == ["module", "layer", "projection", "score", "low", "high"]
+
+
+def test_intervals_depend_on_the_seed_alone(source):
+    pd.testing.assert_frame_equal(source.intervals(seed=1), source.intervals(seed=1))
+    assert not source.intervals(seed=1).equals(source.intervals(seed=2))
+
+
+def test_a_resample_is_a_mean_of_whole_rows():
+    samples = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    means = bootstrap_means(samples, 50, seed=0, draws=2)
+    np.testing.assert_allclose(means[:, 1], 10 * means[:, 0])
+    assert set(means[:, 0]) <= {1.0, 1.5, 2.0, 2.5, 3.0, 4.0}
+    assert {1.0, 4.0} <= set(means[:, 0])  # with replacement
+
+
+def test_a_subsample_has_different_rows():
+    samples = np.array([[1.0], [2.0], [4.0]])
+    assert set(subsample_means(samples, 50, seed=0, draws=2)[:, 0]) == {1.5, 2.5, 3.0}
+    np.testing.assert_allclose(subsample_means(samples, 5, seed=0, draws=3), 7 / 3)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0, 10.0], [5.0, 5.0, 5.0], [0.0, 0.0, 7.0], [3.0]])
+def test_gini_is_half_the_relative_mean_difference(values):
+    differences = [abs(a - b) for a in values for b in values]
+    expected = np.mean(differences) / (2 * np.mean(values))
+    assert gini(np.array(values)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_gini_of_a_sensitivity(source):
+    assert source.gini == gini(np.array(list(source.scores.values())))
+    assert sensitivity([2.0] * 5).gini == pytest.approx(0)
+    assert sensitivity([0.0, 0.0, 0.0, 1.0]).gini == pytest.approx(0.75)
+
+
+def test_by_layer_and_by_projection():
+    source = sensitivity([1.0, 2.0, 3.0, 4.0, 5.0])
+    layers, projections = source.by_layer(), source.by_projection()
+    assert layers.to_dict("list") == {
+        "layer": [0, 1],
+        "modules": [3, 2],
+        "score": [2.0, 4.5],
+        "share": [pytest.approx(6 / 15), pytest.approx(9 / 15)],
+    }
+    assert projections["projection"].tolist() == ["q_proj", "k_proj", "down_proj"]
+    assert projections["score"].tolist() == [2.5, 3.5, 3.0]
+    assert projections["share"].sum() == pytest.approx(1)
+
+
+def test_the_table_and_the_saved_file(source, tmp_path):
+    frame = source.to_frame()
+    assert list(frame.columns) == list(Sensitivity.columns)
+    np.testing.assert_allclose(frame["deviation"], source.per_sample.double().numpy().std(0))
+    np.testing.assert_allclose(frame["score"], source.per_sample.double().numpy().mean(0))
+    assert frame["share"].sum() == pytest.approx(1)
+    loaded = Sensitivity.load(source.save(tmp_path / "sensitivity"))
+    assert torch.equal(loaded.per_sample, source.per_sample)
+    assert (loaded.shapes, loaded.layers, loaded.meta) == (source.shapes, source.layers, source.meta)
+
+
+def test_scores_that_are_all_zero_can_still_be_looked_at():
+    source = sensitivity([0.0, 0.0])
+    for table in (source.to_frame(), source.by_layer(), source.by_projection()):
+        assert table["share"].isna().all()
+        assert (table["score"] == 0).all()
+    assert np.isnan(source.gini)
+
+
+@pytest.mark.parametrize(
+    ("scores", "arguments", "words"),
+    [
+        ([[1.0, 2.0]], {}, "1 sample"),
+        ([[1.0, 2.0], [np.nan, 1.0]], {}, "sensitivity of layers.0.q_proj is nan"),
+        ([[1.0, 2.0], [2.0, 1.0]], {"confidence": 95}, "confidence must be above 0 and below 1"),
+        ([[1.0, 2.0], [2.0, 1.0]], {"resamples": 0}, "resamples=0"),
+    ],
+)
+def test_what_cannot_be_resampled_is_refused(scores, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        sensitivity(scores).intervals(**arguments)
+
+
+def test_intervals_of_a_7b_model_are_quick():
+    source = llama_sensitivity(samples=128)
+    start = time.perf_counter()
+    source.intervals(resamples=1000)
+    assert time.perf_counter() - start < 1

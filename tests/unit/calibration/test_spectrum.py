@@ -1,0 +1,215 @@
+"""Spectra against constructed ones, NumPy's eigenvalues and the definitions written naively."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tlora.calibration.covariance import Covariance, DenseCovariance
+from tlora.calibration.spectrum import Spectrum, spectrum
+from tlora.results import Meta
+
+
+def of(values, trace=None, dimension=None) -> Spectrum:
+    """The spectrum of one module ``m`` with the given eigenvalues."""
+    values = torch.tensor(values, dtype=torch.float32)
+    return Spectrum(
+        {"m": values},
+        {"m": float(values.sum()) if trace is None else trace},
+        {"m": dimension or len(values)},
+        {"m": "m"},
+        {"m": 0},
+        {"m": "q_proj"},
+        "covariance",
+        Meta(),
+    )
+
+
+def covariance(seed: int, d: int = 12, tokens: int = 40, decay: float = 1.0) -> Covariance:
+    x = np.random.default_rng(seed).normal(size=(tokens, d)) * np.arange(1, d + 1) ** -decay
+    return DenseCovariance(torch.tensor(x.T @ x, dtype=torch.float32), rank_bound=tokens)
+
+
+def calibration(covariances: dict[str, Covariance]) -> SimpleNamespace:
+    names = list(covariances)
+    return SimpleNamespace(
+        names=names,
+        covariance=covariances,
+        shared={n: next(m for m in names if covariances[m] is covariances[n]) for n in names},
+        sensitivity=SimpleNamespace(
+            shapes={n: (6, len(covariances[n].dense())) for n in names},
+            layers=dict.fromkeys(names, 3),
+            projections={n: n.rsplit(".", 1)[-1] for n in names},
+        ),
+        meta=Meta(model="tiny", samples=4),
+    )
+
+
+def naive_ranks(values: np.ndarray) -> tuple[float, float]:
+    p = [v / sum(values) for v in values if v > 0]
+    return sum(values) ** 2 / sum(v * v for v in values), np.exp(-sum(q * np.log(q) for q in p))
+
+
+@pytest.mark.parametrize("d", [1, 7, 300])
+def test_white_noise_has_the_rank_of_its_dimension(d):
+    found = of([2.5] * d)
+    assert found.effective_rank["m"] == pytest.approx(d)
+    assert found.entropy_rank["m"] == pytest.approx(d)
+    assert found.condition_number["m"] == pytest.approx(1)
+    assert found.top_share["m"] == pytest.approx(1 / d)
+    assert found.rank_at(1.0)["m"] == d
+
+
+def test_one_direction_has_rank_one():
+    found = of([5.0, 0, 0, 0])
+    row = found.to_frame().iloc[0]
+    assert row[["effective_rank", "entropy_rank", "rank_99", "numerical_rank", "top_share"]].tolist() == [1] * 5
+    assert found.condition_number["m"] == 1
+
+
+def test_constructed_spectrum():
+    """Shares 0.5, 0.25, 0.15, 0.06, 0.04."""
+    row = of([50.0, 25, 15, 6, 4]).to_frame().iloc[0]
+    assert row.effective_rank == pytest.approx(1 / (0.25 + 0.0625 + 0.0225 + 0.0036 + 0.0016))
+    assert (row.rank_90, row.rank_95, row.rank_99) == (3, 4, 5)
+    assert row.condition_number == pytest.approx(12.5)
+    assert row.covered == pytest.approx(1)
+
+
+def test_two_equal_halves_by_the_entropy():
+    """Half the trace in one direction, half spread over n: exp(H) = 2 sqrt(n), in closed form."""
+    assert of([16.0] + [1.0] * 16).entropy_rank["m"] == pytest.approx(2 * 4)
+
+
+def test_eigenvalues_equal_numpys_and_the_figures_their_definitions():
+    covariances = {"a.q": covariance(0), "a.o": covariance(1, d=9, decay=2.0)}
+    found = spectrum(calibration(covariances))
+    frame = found.to_frame().set_index("module")
+    for name, c in covariances.items():
+        expected = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
+        np.testing.assert_allclose(found.eigenvalues[name], expected, rtol=1e-5)
+        assert found.eigenvalues[name].dtype == torch.float32
+        assert (frame.effective_rank[name], frame.entropy_rank[name]) == pytest.approx(naive_ranks(expected))
+        assert frame.condition_number[name] == pytest.approx(np.linalg.cond(c.dense().double()), rel=1e-3)
+        assert frame.trace[name] == pytest.approx(np.trace(c.dense()))
+        assert frame.numerical_rank[name] == np.linalg.matrix_rank(c.dense())
+        assert frame.rank_90[name] == 1 + next(
+            i for i in range(len(expected)) if expected[: i + 1].sum() >= 0.9 * expected.sum()
+        )
+
+
+def test_a_covariance_of_few_tokens_is_singular_and_says_so():
+    c = covariance(3, d=12, tokens=5, decay=0.0)
+    found = spectrum(calibration({"a": c}))
+    row = found.to_frame().iloc[0]
+    values = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
+    assert row.numerical_rank == 5
+    assert row.dimension == 5
+    assert len(found.eigenvalues["a"]) == 5  # the other seven are zero but for rounding
+    assert row.condition_number == pytest.approx(values[0] / values[4], rel=1e-4)
+
+
+def test_a_truncated_spectrum_keeps_its_shares_through_the_trace():
+    cov = {"a": covariance(5, d=40, tokens=200)}
+    whole, part = spectrum(calibration(cov)), spectrum(calibration(cov), k=6)
+    expected = whole.curves().iloc[:6]
+    np.testing.assert_allclose(part.curves().cumulative, expected.cumulative, rtol=1e-6)
+    assert part.rank_at(0.8) == whole.rank_at(0.8)
+    assert part.top_share["a"] == pytest.approx(whole.top_share["a"])
+    row = part.to_frame().iloc[0]
+    assert row.covered == pytest.approx(float(expected.cumulative.iloc[-1]))
+    assert np.isnan(row.rank_99)
+
+
+def test_the_rest_of_a_truncated_spectrum_bounds_the_effective_ranks_from_above():
+    values = np.linalg.eigvalsh(covariance(5, d=40, tokens=200).dense().double().numpy())[::-1]
+    for k in (1, 4, 10, 30):
+        part = of(values[:k].copy(), trace=values.sum(), dimension=40)
+        filled = np.concatenate([values[:k], np.full(40 - k, values[k:].sum() / (40 - k))])
+        assert (part.effective_rank["m"], part.entropy_rank["m"]) == pytest.approx(naive_ranks(filled), rel=1e-4)
+        assert part.effective_rank["m"] >= naive_ranks(values)[0] - 1e-4
+        assert part.entropy_rank["m"] >= naive_ranks(values)[1] - 1e-4
+    assert part.effective_rank["m"] == pytest.approx(naive_ranks(values)[0], rel=1e-3)
+
+
+def test_modules_that_share_an_input_are_decomposed_once():
+    calls = []
+
+    class Counted(DenseCovariance):
+        def eigenvalues(self, k=None):
+            calls.append(id(self))
+            return super().eigenvalues(k)
+
+    shared = Counted(covariance(0).dense(), 40)
+    other = Counted(covariance(1).dense(), 40)
+    found = spectrum(calibration({"q": shared, "k": shared, "o": other}))
+    assert calls == [id(shared), id(other)]
+    assert found.inputs == {"q": "q", "k": "q", "o": "o"}
+    assert found.eigenvalues["q"] is found.eigenvalues["k"]
+    assert found.effective_rank["q"] == found.effective_rank["k"] != found.effective_rank["o"]
+
+
+def test_curves():
+    found = spectrum(calibration({"a.q": covariance(0), "a.o": covariance(1, d=9)}))
+    curves = found.curves(["a.o"])
+    assert curves.direction.tolist() == list(range(1, 10))
+    assert set(curves.module) == {"a.o"}
+    assert set(curves.projection) == {"o"}
+    np.testing.assert_allclose(curves.eigenvalue, found.eigenvalues["a.o"])
+    np.testing.assert_allclose(curves.share.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(curves.cumulative.diff().dropna(), curves.share[1:])
+    assert len(found.curves()) == 21
+    with pytest.raises(KeyError, match=r"nowhere.*a\.q"):
+        found.curves(["nowhere"])
+    with pytest.raises(ValueError, match="modules is empty"):
+        found.curves([])
+
+
+def test_a_module_that_saw_nothing_has_rank_zero():
+    row = of([0.0, 0.0]).to_frame().iloc[0]
+    assert (row.effective_rank, row.entropy_rank, row.rank_90, row.numerical_rank) == (0, 0, 0, 0)
+    assert np.isnan(row.condition_number)
+    assert of([0.0, 0.0]).rank_at(0.9)["m"] == 0
+
+
+def test_round_trip(tmp_path):
+    shared = covariance(0)
+    found = spectrum(calibration({"q": shared, "k": shared, "o": covariance(1)}), k=4)
+    found.save(tmp_path / "s")
+    back = Spectrum.load(tmp_path / "s")
+    assert back.to_frame().equals(found.to_frame())
+    assert back.curves().equals(found.curves())
+    assert back.eigenvalues["q"] is back.eigenvalues["k"]
+    assert list(found.to_frame().columns) == list(Spectrum.columns)
+    assert len(repr(found)) < 400
+    assert back.meta == found.meta
+
+
+@pytest.mark.parametrize(
+    ("values", "trace", "words"),
+    [
+        ([1.0, float("nan")], 2.0, "spectrum of m holds NaN"),
+        ([1.0, 2.0], 3.0, "m rise"),
+        ([1.0, -2.0], 3.0, "negative"),
+        ([], 0.0, "non-empty|at least one"),
+        ([1.0], -1.0, "trace of m"),
+    ],
+)
+def test_bad_spectra_are_refused_by_module(values, trace, words):
+    with pytest.raises(ValueError, match=words):
+        of(values, trace=trace)
+
+
+def test_a_covariance_with_nan_is_refused_by_module():
+    bad = covariance(0)
+    bad.total[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"covariance of a\.q holds NaN"):
+        spectrum(calibration({"a.o": covariance(1), "a.q": bad}))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="k is 0"):
+        spectrum(calibration({"q": covariance(0)}), k=0)
+    with pytest.raises(ValueError, match=r"share is 90"):
+        of([1.0]).rank_at(90)

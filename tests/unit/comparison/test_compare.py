@@ -1,0 +1,538 @@
+"""Comparison: the runs, with tiny models."""
+
+import logging
+import math
+import mmap
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import tlora
+from tests.helpers.models import tiny_model
+from tests.helpers.results import comparison, record
+from tlora.comparison import compare as comparing
+from tlora.comparison import lr_search
+from tlora.comparison import run as running
+from tlora.comparison.comparison import LISTED
+from tlora.comparison.methods import METHODS, Memory, Method
+from tlora.comparison.run import PeakMemory
+from tlora.comparison.store import Store
+from tlora.recipes import Recipe
+from tlora.tasks.load import task_contents
+
+QUICK = {"ranks": 2, "steps": 3, "batch_size": 4, "samples": 8, "seeds": (0, 1), "progress": False}
+GRID = (1e-3, 1e-2)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[str]:
+    """What was really run."""
+    done: list[str] = []
+    real = running.run
+
+    def run(cell, task, rate, seed, split, memory):
+        done.append(f"{cell.method.name} {rate:g} {seed} {split}")
+        return real(cell, task, rate, seed, split, memory)
+
+    monkeypatch.setattr(comparing, "run", run)
+    return done
+
+
+@pytest.fixture
+def pretended(monkeypatch) -> list[str]:
+    """What would have been run: nothing is trained, and a rate is as good as it is high."""
+    done: list[str] = []
+
+    def run(cell, task, rate, seed, split, memory):
+        done.append(f"{cell.method.name} {rate:g} {seed} {split}")
+        return {"key": cell.key(rate, seed, split), "status": "done", "metrics": {"loss": -rate}}
+
+    monkeypatch.setattr(comparing, "run", run)
+    return done
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    """Searches that are not widened: a tiny model's best rate may be anywhere."""
+    monkeypatch.setattr(lr_search, "WIDENINGS", 0)
+
+
+IGNORE_EDGE = pytest.mark.filterwarnings("ignore:.*is at the edge of what was searched")
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+@pytest.mark.parametrize(("model", "task"), [("llama", "pairs.jsonl"), ("bert", "labels.jsonl"), ("t5", "pairs.jsonl")])
+def test_every_method_is_searched_then_run_with_every_seed(model, task, counted):
+    found = tlora.compare(["lora", "tlora"], task, model, learning_rates=GRID, **QUICK)
+    frame = found.to_frame()
+    for method in ("lora", "tlora"):
+        rows = frame[frame["method"] == method]
+        searched, tested = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
+        assert sorted(searched["learning_rate"]) == list(GRID)
+        assert searched["seed"].tolist() == [0, 0]
+        best = searched.loc[searched["value"].idxmax(), "learning_rate"]
+        assert tested["seed"].tolist() == [0, 1]
+        if searched["value"].nunique() > 1:
+            assert set(tested["learning_rate"]) == {best}
+        assert tested["best_rate"].all()
+        assert not searched["best_rate"].any()
+    assert set(frame["status"]) == {"done"}
+    assert (frame["seconds"] > 0).all()
+    assert (frame["peak_bytes"] > 1e8).all()
+    assert set(frame["metric"]) == {"accuracy" if model == "bert" else "exact_match"}
+    sizes = frame.groupby("method")["trainable_parameters"].agg(["min", "max"])
+    assert (sizes["min"] == sizes["max"]).all()
+    assert sizes.loc["tlora", "max"] < sizes.loc["lora", "max"]
+    assert {len(values) for values in found.outcomes.values()} == {4}
+    assert len(counted) == 8
+    summary = found.summary()
+    assert summary["seeds"].tolist() == [2, 2]
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_the_runs_are_the_same_whoever_makes_them(counted):
+    """A second time nothing is run; from scratch, the numbers are the same."""
+    first = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    assert len(counted) == 4
+    again = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    assert len(counted) == 4
+    assert again.runs.equals(first.runs)
+    fresh = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, store="other.jsonl", **QUICK)
+    assert len(counted) == 8
+    numbers = ["learning_rate", "seed", "value", "loss", "trainable_parameters"]
+    assert fresh.runs[numbers].equals(first.runs[numbers])
+    assert tlora.Comparison.read("other.jsonl").runs.equals(fresh.runs)
+    validation, test = fresh.runs.iloc[0], fresh.runs.iloc[2]
+    assert validation["loss"] != test["loss"]
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_an_interrupted_comparison_goes_on_where_it_was(counted, monkeypatch):
+    arguments = {"learning_rates": GRID} | QUICK
+    whole = tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", store="whole.jsonl", **arguments)
+    del counted[:]
+    real = running.train
+
+    def interrupted(*args, **kwargs):
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(running, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
+    assert len(Store("comparison.jsonl").read()) == 2
+    with open("comparison.jsonl", "a") as file:  # and what a kill would leave
+        file.write('{"key": {"model"')
+    monkeypatch.setattr(running, "train", real)
+    with pytest.warns(UserWarning, match="torn"):
+        found = tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
+    assert len(counted) == 3 + 6
+    assert found.runs["value"].equals(whole.runs["value"])
+    assert found.runs["loss"].equals(whole.runs["loss"])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_training_that_is_interrupted_is_no_run(monkeypatch):
+    """`tlora.train` gives back what it has when it is interrupted: that is half a run."""
+    from tlora.training.trainer import AdapterTrainer
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tlora.compare("lora", "pairs.jsonl", "llama", **QUICK)
+    assert not Path("comparison.jsonl").exists()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_all_methods_see_the_same_samples_in_the_same_order(monkeypatch):
+    from tlora.tasks.task import Task
+
+    seen: list[str] = []
+    real = Task.collate
+
+    def collate(self, examples, padding_side="right"):
+        batch = real(self, examples, padding_side)
+        if torch.is_grad_enabled() and sys._getframe(1).f_code.co_name == "fetch":
+            seen.append(str(batch["input_ids"].tolist()))
+        return batch
+
+    monkeypatch.setattr(Task, "collate", collate)
+    terms = running.Terms("llama", steps=12, batch_size=4, samples=8)  # into a second epoch
+    task = running.load_data(terms, "pairs.jsonl", {})
+
+    def order(name, rate, seed):
+        del seen[:]
+        running.run(running.Cell(terms, "pairs.jsonl", {}, METHODS[name], 2), task, rate, seed, "validation", Memory())
+        return list(seen)
+
+    first = order("lora", 1e-3, 0)
+    assert len(first) >= 12
+    for name in ("lora", "pissa", "lora-fa", "adalora", "vera", "tlora"):
+        assert order(name, 1e-2, 0) == first, name
+    assert order("lora", 1e-3, 1) != first
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_failures_and_divergences_are_rows(monkeypatch, caplog):
+    def adapt(job):
+        if job.seed == 1:
+            raise RuntimeError("no memory")
+        return METHODS["lora"].adapt(job)
+
+    def optimizer(rank, model, rate):
+        if rate > 5e-3:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_hook(lambda gradient: gradient * math.nan)
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
+
+    method = Method("mine", adapt, {}, optimizer)
+    with caplog.at_level(logging.WARNING):
+        found = tlora.compare(method, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    frame = found.to_frame()
+    assert frame["status"].tolist() == ["done", "diverged", "done", "failed"]
+    assert frame["best_rate"].tolist() == [False, False, True, True]
+    assert math.isnan(frame["value"].iloc[3])
+    assert set(frame["metric"]) == {"exact_match"}
+    assert "no memory" in caplog.text
+    row = found.summary().iloc[0]
+    assert (row["seeds"], row["diverged"], row["failed"]) == (1, 1, 1)
+    store = Store("comparison.jsonl")
+    assert store.read()[3]["error"] == "RuntimeError: no memory"
+    healed = Method("mine", METHODS["lora"].adapt, {}, optimizer)
+    with pytest.warns(UserWarning, match=r"1 runs failed before \(RuntimeError: no memory\) .* unless retry=True"):
+        kept = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    assert kept.runs["status"].tolist()[3] == "failed"
+    retried = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, retry=True, **QUICK)
+    assert retried.runs["status"].tolist() == ["done", "diverged", "done", "done"]
+    assert len(store.path.read_text().splitlines()) == 5
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("arguments", "says"), [({"device": "cuda:99"}, "CUDA devices"), ({"dtype": "bf16"}, "dtype='bf16' is no")]
+)
+def test_a_device_or_a_type_that_there_is_not_leaves_no_failures(arguments, says):
+    """As failures they would count against every rate, also when the call is put right."""
+    with pytest.raises(ValueError, match=says):
+        tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK | arguments)
+    assert not Path("comparison.jsonl").exists()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_method_that_cannot_be_trained_at_all_is_warned_of(monkeypatch, narrow):
+    def adapt(job):
+        raise RuntimeError("no memory")
+
+    with pytest.warns(UserWarning, match=r"mine at rank 2 on pairs.jsonl: no learning rate from 0.001 to 0.01"):
+        found = tlora.compare(Method("mine", adapt), "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    assert found.runs["status"].tolist() == ["failed", "failed"]
+
+
+@pytest.mark.usefixtures("narrow", "workplace", "pretended")
+def test_a_search_that_was_given_up_is_warned_of():
+    with pytest.warns(
+        UserWarning, match=r"lora at rank 2 on pairs.jsonl: the best learning rate, 0.01, is at the edge"
+    ):
+        tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_everything_that_matters_makes_another_run(pretended):
+    counted = pretended
+    base = {"learning_rates": GRID} | QUICK | {"seeds": (0,)}
+    tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    assert len(counted) == 3
+    changes = [
+        {"steps": 4}, {"batch_size": 2}, {"ranks": 3}, {"samples": 6}, {"dtype": "bfloat16"},
+        {"learning_rates": (2e-3, 1e-2)}, {"seeds": (5,)},
+    ]  # fmt: skip
+    for change in changes:
+        before = len(counted)
+        tlora.compare("lora", "pairs.jsonl", "llama", **base | change)
+        assert len(counted) > before, change
+    for tasks in ({"pairs.jsonl": {"train": 20}}, {"pairs.jsonl": {"seed": 1}}):
+        before = len(counted)
+        tlora.compare("lora", tasks, "llama", **base)
+        assert len(counted) == before + 3
+    for knob in (0.5, 0.0):
+        before = len(counted)
+        tlora.compare(Recipe("mine", allocate={"temperature": knob}), "pairs.jsonl", "llama", **base)
+        assert len(counted) == before + 3
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_a_path_whose_contents_changed_is_run_again(pretended):
+    base = {"learning_rates": GRID} | QUICK | {"seeds": (0,)}
+    rows = Path("pairs.jsonl").read_text()
+    file, folder = Path("changing.jsonl"), Path("base")
+    file.write_text(rows)
+    shutil.copytree("llama", folder)
+
+    def runs() -> int:
+        before = len(pretended)
+        found = tlora.compare("lora", file.name, folder.name, **base)
+        assert len(found.runs) == 3  # none of the earlier contents
+        return len(pretended) - before
+
+    assert (runs(), runs()) == (3, 0)
+    file.write_text(rows.replace("w4", "w5"))
+    assert (runs(), runs()) == (3, 0)
+    file.write_text(rows)
+    (folder / "README.md").write_text("no part of the model")
+    assert runs() == 0
+    tiny_model("llama", seed=7).save_pretrained(folder)
+    assert (runs(), runs()) == (3, 0)
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "additional_chat_templates/tools.jinja", "modeling_own.py"])
+def test_templates_and_code_are_contents_of_a_base(file, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    found = [running.model_contents(str(tmp_path))]
+    for words in ("one", "two"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(words)
+        found.append(running.model_contents(str(tmp_path)))
+    assert len({each["model"] for each in found}) == 3
+
+
+def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
+    assert running.model_contents("minilm") | task_contents("rotten_tomatoes", {}) == {}
+    files = [tmp_path / split / "data.csv" for split in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("text,label")
+    one, other = map(str, files)
+    for data_files in (str(tmp_path), one, {"train": one, "test": other}, {"train": [one, other]}):
+        before = task_contents("sst2", {"data_files": data_files})
+        assert before.keys() == {"task"}
+        files[0].write_text(f"text,label,{data_files}")
+        assert task_contents("sst2", {"data_files": data_files}) != before
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_a_store_in_the_folder_of_the_data_is_no_part_of_it(pretended):
+    Path("own").mkdir()
+    shutil.copy("pairs.jsonl", "own/train.jsonl")
+    base = {"learning_rates": GRID} | QUICK | {"seeds": (0,), "store": "own/runs.jsonl"}
+    for _ in range(2):
+        tlora.compare("lora", "own", "llama", **base)
+    assert len(pretended) == 3
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_more_seeds_are_run_at_the_rate_of_the_first_search(monkeypatch):
+    def run(cell, task, rate, seed, split, memory):
+        worth = -abs(math.log(rate / {0: 2e-3, 5: 4e-3}[seed]))
+        return record("lora", rate, seed, split, [worth, worth]) | {"key": cell.key(rate, seed, split)}
+
+    monkeypatch.setattr(comparing, "run", run)
+    for seeds in ((0,), (5,)):
+        base = {"learning_rates": (1e-3, 2e-3, 4e-3, 8e-3)} | QUICK | {"seeds": seeds}
+        tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    found = tlora.Comparison.read("comparison.jsonl")
+    tested = found.runs[found.runs["best_rate"]]
+    assert tested[["learning_rate", "seed"]].values.tolist() == [[2e-3, 0], [2e-3, 5]]
+    assert found.summary().loc[0, "seeds"] == 2
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("workplace")
+def test_rates_are_run_with_more_seeds_and_the_first_chooses(monkeypatch):
+    """Seed 5 would choose 4e-3, and so would the mean; the search of seed 0 went on to 5e-4."""
+    done = []
+
+    def run(cell, task, rate, seed, split, memory):
+        done.append((split, rate, seed))
+        worth = -abs(math.log(rate / {0: 1e-3, 5: 8e-3, 7: 8e-3}[seed]))
+        return record("lora", rate, seed, split, [worth, worth]) | {"key": cell.key(rate, seed, split)}
+
+    monkeypatch.setattr(comparing, "run", run)
+    base = {"learning_rates": (1e-3, 2e-3, 4e-3)} | QUICK | {"seeds": (0, 5, 7)}
+    found = tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    assert found.flatness()["seeds"].tolist() == [1]
+    found = tlora.compare("lora", "pairs.jsonl", "llama", curve_seeds=2, **base)
+    assert len(done) == len(set(done))
+    rates_run = (5e-4, 1e-3, 2e-3, 4e-3)
+    assert {at for at in done if at[0] == "validation"} == {("validation", r, s) for r in rates_run for s in (0, 5)}
+    assert {at for at in done if at[0] == "test"} == {("test", 1e-3, s) for s in (0, 5, 7)}
+    assert found.flatness()["seeds"].tolist() == [2]
+    assert found.runs["best_rate"].sum() == 3
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("workplace")
+def test_of_two_that_begin_a_search_at_once_the_first_in_the_store_counts(monkeypatch):
+    """The other one has looked at a store that was empty then, and searched with its own seed."""
+    begun = []
+
+    def run(cell, task, rate, seed, split, memory):
+        if not begun:
+            begun.append(seed)
+            tlora.compare("lora", "pairs.jsonl", "llama", **base | {"seeds": (0,)})
+        worth = -abs(math.log(rate / {0: 2e-3, 5: 4e-3}[seed]))
+        return record("lora", rate, seed, split, [worth, worth]) | {"key": cell.key(rate, seed, split)}
+
+    monkeypatch.setattr(comparing, "run", run)
+    base = {"learning_rates": (1e-3, 2e-3, 4e-3, 8e-3)} | QUICK | {"seeds": (5,)}
+    found = tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    assert begun == [5]
+    tested = found.runs[found.runs["split"] == "test"]
+    assert tested[["learning_rate", "seed", "best_rate"]].values.tolist() == [[2e-3, 0, True], [2e-3, 5, True]]
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+@pytest.mark.parametrize("method", ["lora+", "tlora+"])
+def test_what_multiplies_its_rate_is_searched_from_lower_rates(pretended, method):
+    """At those of the others it may be at chance, where the best of the grid is nothing but noise."""
+    tlora.compare(["lora", method], "pairs.jsonl", "llama", learning_rates=(5e-4, 1e-3, 2e-3), **QUICK)
+    begun = [line.split()[1] for line in pretended if line.startswith(f"{method} ")]
+    assert begun[:3] == ["3.13e-05", "6.25e-05", "0.000125"]
+    assert [line.split()[1] for line in pretended if line.startswith("lora ")][:3] == ["0.0005", "0.001", "0.002"]
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+def test_arguments_are_taken_as_users_have_them(pretended):
+    given = QUICK | {"ranks": np.int64(2), "seeds": np.arange(2), "learning_rates": GRID}
+    tlora.compare("lora", Path("pairs.jsonl"), "llama", **given)
+    assert {line.split()[2] for line in pretended} == {"0", "1"}
+    assert tlora.Comparison.read("comparison.jsonl").to_frame()["rank"].unique().tolist() == [2]
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"seeds": 3}, ValueError, r"seeds=3: pass whole numbers, e.g. \(0, 1, 2\)"),
+        ({"learning_rates": 1e-3}, ValueError, "a search takes at least two"),
+        ({"tasks": [{"pairs.jsonl": {}}]}, TypeError, "tasks: pass names, or arguments of load_task"),
+        ({"methods": None}, TypeError, "method"),
+        ({"store": "."}, ValueError, "is a folder: name a file"),
+        ({"store": "/proc/none.jsonl"}, OSError, "/proc"),
+    ],
+)
+def test_what_cannot_be_begun_is_refused_before_a_run(pretended, arguments, kind, words):
+    given = {"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments
+    with pytest.raises(kind, match=words):
+        tlora.compare(**given)
+    assert not pretended
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_fails_at_every_rate_is_not_tried_at_more(monkeypatch):
+    def run(cell, task, rate, seed, split, memory):
+        return {"key": cell.key(rate, seed, split), "status": "failed", "error": "ValueError: no"}
+
+    monkeypatch.setattr(comparing, "run", run)
+    made = []
+    for _ in range(3):
+        with pytest.warns(UserWarning, match=r"could be trained with \(ValueError: no\)"):
+            found = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, curve_seeds=2, **QUICK)
+        made.append(len(found.runs))
+    assert made == [len(GRID)] * 3
+
+
+def test_a_second_search_does_not_hide_the_first():
+    values = {0: (0.3, 0.8, 0.7, 0.1), 5: (0.1, 0.2, 0.7, 0.8)}
+    grid = (1e-3, 2e-3, 4e-3, 8e-3)
+    records = [
+        record("lora", r, seed, "validation", [v]) for seed in values for r, v in zip(grid, values[seed], strict=True)
+    ]
+    records += [record("lora", 2e-3, 0, "test", [0.6])]
+    row = tlora.Comparison.of(records).summary().loc[0]
+    assert (row["learning_rate"], row["value"]) == (2e-3, pytest.approx(0.6, abs=1e-3))
+
+
+@IGNORE_EDGE
+@pytest.mark.usefixtures("narrow", "workplace")
+@pytest.mark.slow
+def test_several_processes_share_a_store():
+    base = {"learning_rates": GRID} | QUICK
+    alone = tlora.compare(["lora", "tlora", "pissa"], "pairs.jsonl", "llama", store="alone.jsonl", **base)
+    together = tlora.compare(["lora", "tlora", "pissa"], "pairs.jsonl", "llama", workers=2, **base)
+    columns = ["method", "split", "learning_rate", "seed"]
+    searched = [
+        c.runs[(c.runs["split"] == "validation") & c.runs["learning_rate"].isin(GRID)] for c in (alone, together)
+    ]
+    one, other = (runs.sort_values(columns).reset_index(drop=True)[[*columns, "loss"]] for runs in searched)
+    assert len(one) == 6
+    assert one.equals(other)
+    assert together.runs["best_rate"].sum() == 6
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"methods": "loar"}, ValueError, "unknown method 'loar'"),
+        ({"methods": []}, ValueError, "at least one method"),
+        ({"methods": ["lora", "lora"]}, ValueError, "'lora' is named twice"),
+        ({"tasks": []}, ValueError, "at least one task"),
+        ({"tasks": {"pairs.jsonl": {"train": {1}}}}, TypeError, "load_task"),
+        ({"tasks": "pears.jsonl"}, FileNotFoundError, "pears"),
+        ({"tasks": {"pairs.jsonl": {"test": 0}}}, ValueError, "test of 'pairs.jsonl' has 0 samples"),
+        ({"samples": 400}, ValueError, "train of 'pairs.jsonl' has .* needs 400"),
+        ({"ranks": 0}, ValueError, "rank=0"),
+        ({"ranks": [4, -1]}, ValueError, "rank=-1"),
+        ({"seeds": ()}, ValueError, "seeds="),
+        ({"seeds": (0.5,)}, ValueError, "seeds="),
+        ({"curve_seeds": 0}, ValueError, "curve_seeds=0"),
+        ({"curve_seeds": 3}, ValueError, "curve_seeds=3 of 2 seeds"),
+        ({"learning_rates": (1e-3,)}, ValueError, "at least two"),
+        ({"steps": 0}, ValueError, "steps=0"),
+        ({"workers": 0}, ValueError, "workers=0"),
+        ({"model": "nowhere/at/all"}, ValueError, "no model 'nowhere/at/all'"),
+        ({"model": "bert"}, ValueError, "bert is an encoder and writes no text, which pairs.jsonl asks for"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(arguments, kind, words):
+    with pytest.raises(kind, match=words):
+        tlora.compare(**{"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments)
+    assert not os.path.exists("comparison.jsonl")
+
+
+def test_listed_columns_are_those_of_the_table():
+    assert LISTED == (
+        "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters",
+        "best_rate",
+    )  # fmt: skip
+    assert set(LISTED) <= set(tlora.Comparison.columns)
+
+
+def test_peak_memory_sees_what_was_held_in_between():
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    with PeakMemory(torch.device("cpu")) as during:
+        held = mmap.mmap(-1, 200_000_000)  # the allocator may have as much at hand from earlier tests
+        np.frombuffer(held, np.uint8)[:] = 1
+        held.close()
+    with PeakMemory(torch.device("cpu")) as after:
+        pass
+    if before.bytes is None:
+        pytest.skip("the system does not tell")
+    assert during.bytes - before.bytes > 150_000_000
+    assert after.bytes < during.bytes - 150_000_000
+
+
+def test_repr_says_what_was_compared():
+    assert repr(comparison()) == "Comparison(2 methods (lora, tlora) on 1 tasks, 12 runs, 1 failed)"
+    assert isinstance(comparison().to_frame(), pd.DataFrame)

@@ -1,0 +1,424 @@
+"""Methods of a comparison: each trains, with PEFT's own number of parameters, and leaves the next one's base alone."""
+
+import dataclasses
+import math
+import pickle
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+from transformers import TrainerCallback
+
+import tlora
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tlora.adapters.lora_layers import adapter_layers
+from tlora.comparison.methods import METHODS, Job, Memory, Method, chosen, seeded_adapt
+from tlora.comparison.run import Cell, Terms, run
+from tlora.models.targets import target_modules
+from tlora.recipes import RECIPES, Recipe
+
+RANK = 2
+PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(36)]
+LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": i % 2} for i in range(36)]
+
+
+def task(family: str = "llama") -> tlora.Task:
+    rows = LABELS if family == "bert" else PAIRS
+    splits = {"train": rows[:20], "validation": rows[20:28], "test": rows[28:]}
+    return tlora.load_task({name: Dataset.from_list(part) for name, part in splits.items()}, tiny_tokenizer())
+
+
+def job(family: str = "llama", **changes) -> Job:
+    values = {"rank": RANK, "steps": 20, "samples": 12} | changes
+    return Job(tiny_model(family), task(family), **values)
+
+
+def trainable(model) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    found = {}
+    for family in ("llama", "bert"):
+        folder = tmp_path_factory.mktemp("models") / family
+        tiny_model(family).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        found[family] = str(folder)
+    return found
+
+
+WITH_A_HEAD = ("lora", "lora+", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera", "full", "tlora+", "tlora")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [*((name, "llama") for name in METHODS), *((name, "bert") for name in WITH_A_HEAD)]
+)
+def test_trains_and_the_next_base_is_as_before(name, family, folders):
+    before = {n: p.clone() for n, p in tlora.load_model(folders[family])[0].named_parameters()}
+    cell = Cell(Terms(folders[family], 6, 4, 12), "pairs", {}, METHODS[name], RANK)
+    memory = Memory()
+    rates = (1e-2, 1e-2) if name in ("pissa", "tlora") else (1e-2,)
+    records = [run(cell, task(family), rate, 0, "test", memory) for rate in rates]
+    for record in records:
+        assert record["status"] == "done", record
+        assert math.isfinite(record["last_training_loss"])
+        assert record["trainable_parameters"] > record["head_parameters"] == (66 if family == "bert" else 0)
+        assert record["metrics"] == records[0]["metrics"]  # the same run gives the same numbers
+    after = dict(tlora.load_model(folders[family])[0].named_parameters())
+    assert all(torch.equal(before[n], after[n]) for n in before if not n.startswith("classifier"))
+
+
+NO_RANK_LEFT = pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape")  # in a module of AdaLoRA
+
+
+@NO_RANK_LEFT
+@pytest.mark.parametrize("name", METHODS)
+def test_training_moves_every_adapter_and_no_weight_of_the_base(name):
+    adapted = seeded_adapt(METHODS[name], job())
+    frozen = {n: p.clone() for n, p in adapted.named_parameters() if not p.requires_grad}
+    moved = {n: p.clone() for n, p in adapted.named_parameters() if p.requires_grad}
+    make = METHODS[name].optimizer
+    data = task()
+    loss = data.evaluate(adapted, "train")["loss"]
+    trained = tlora.train(
+        adapted, data, learning_rate=1e-2, max_steps=20, batch_size=4, evaluation_limit=0, progress=False,
+        callbacks=[c() for c in METHODS[name].callbacks],
+        optimizer=make and (lambda model, rate: make(RANK, model, rate)),
+    )  # fmt: skip
+    now = dict(adapted.named_parameters())
+    assert all(torch.equal(p, now[n]) for n, p in frozen.items())
+    assert sum(not torch.equal(p, now[n]) for n, p in moved.items()) >= 0.9 * len(moved)
+    assert data.evaluate(adapted, "train")["loss"] < loss
+    assert trained.trainable_parameters == trainable(adapted)
+
+
+# What PEFT itself trains when asked by the shortest way there is.
+PLAIN = {
+    "lora": LoraConfig(r=RANK),
+    "rslora": LoraConfig(r=RANK, use_rslora=True),
+    "dora": LoraConfig(r=RANK, use_dora=True),
+    "lora+": LoraConfig(r=RANK),
+    "pissa": LoraConfig(r=RANK),
+    "olora": LoraConfig(r=RANK),
+    "corda": LoraConfig(r=RANK),
+    "lora-ga": LoraConfig(r=RANK),
+    "adalora": AdaLoraConfig(init_r=3, target_r=RANK, total_step=20),
+    "vera": VeraConfig(r=256),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_as_many_parameters_as_in_peft(name):
+    config = PLAIN[name]
+    config.task_type = "CAUSAL_LM"
+    config.target_modules = {n.rpartition(".")[2] for n in target_modules(tiny_model("llama"))}
+    plain = get_peft_model(tiny_model("llama"), config)
+    adapted = seeded_adapt(METHODS[name], job())
+    assert trainable(adapted) == plain.get_nb_trainable_parameters()[0] == trainable(plain)
+
+
+def test_full_trains_the_weights_of_the_targets_as_without_an_adapter():
+    base, adapted = tiny_model("gpt2"), seeded_adapt(METHODS["full"], job("gpt2"))
+    names, row = list(target_modules(base)), task().train[0]
+    data = {name: torch.tensor([row[name]]) for name in ("input_ids", "labels")}
+    for model in (base, adapted):
+        model.eval()
+        model(**data).loss.backward()
+    inside = adapted.get_base_model().named_modules()
+    copies = {n.split(".ln_tuning_layers")[0]: m for n, m in inside if n.endswith(".default")}
+    assert sorted(copies) == sorted(names)
+    for name in names:
+        for plain, copy in zip(base.get_submodule(name).parameters(), copies[name].parameters(), strict=True):
+            assert plain.grad.abs().max() > 0
+            torch.testing.assert_close(copy.grad, plain.grad)
+    theirs = {id(p) for name in names for p in base.get_submodule(name).parameters()}
+    assert trainable(adapted) == sum(p.numel() for p in base.parameters() if id(p) in theirs)
+
+
+def test_full_is_trained_in_float32_and_left_in_the_type_of_the_base():
+    """A single step of the rate is below what bfloat16 can hold beside most weights."""
+    options = {"learning_rate": 1e-4, "max_steps": 40, "batch_size": 4, "evaluation_limit": 0, "progress": False}
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        base = tiny_model("llama").bfloat16().to(dtype)
+        adapted = seeded_adapt(METHODS["full"], dataclasses.replace(job(), model=base))
+        weights = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+        before = {n: p.detach().float().clone() for n, p in weights.items()}
+        tlora.train(adapted, task(), **options)
+        assert {p.dtype for p in weights.values()} == {dtype}
+        moved.append(torch.cat([(p.detach().float() - before[n]).flatten() for n, p in weights.items()]))
+    full, short = moved
+    assert (short - full).abs().mean() < 0.5 * full.abs().mean()  # 0.9 where steps are lost; products are bfloat16's
+
+
+def test_lora_fa_and_tlora_train_b_alone():
+    shapes = {t.name: t for t in target_modules(tiny_model("llama")).values()}
+    for name in ("lora-fa", "tlora-paper", "tlora"):
+        adapted = seeded_adapt(METHODS[name], job())
+        layers = adapter_layers(adapted)
+        assert trainable(adapted) == sum(layers[n].r["default"] * t.d_out for n, t in shapes.items())
+        assert sum(layer.r["default"] for layer in layers.values()) == RANK * len(shapes)
+
+
+def test_eva_shares_its_ranks_out_within_the_budget():
+    layers = adapter_layers(seeded_adapt(METHODS["eva"], job()))
+    ranks = [layer.r["default"] for layer in layers.values()]
+    assert sum(ranks) == RANK * len(target_modules(tiny_model("llama")))
+    assert max(ranks) > RANK
+
+
+def test_eva_takes_all_tokens_and_refuses_batches_that_have_too_few():
+    """PEFT would go round for ever: of each batch it takes as many vectors as it has tokens, or none."""
+    rich = job(rank=12)  # more than twice as many tokens as labels: not refused
+    labelled = [int((batch["labels"] != -100).sum()) for batch in rich.batches(8)]
+    assert max(labelled) < 24
+    assert adapter_layers(seeded_adapt(METHODS["eva"], rich))
+    with pytest.raises(ValueError, match=r"EVA takes 400 tokens a batch at rank 200, there are \d+: take a lower rank"):
+        seeded_adapt(METHODS["eva"], job(rank=200))
+
+
+@pytest.mark.parametrize(
+    "name", ["lora", "rslora", "dora", "pissa", "olora", "eva", "corda", "lora-ga", "tlora+", "tlora"]
+)
+def test_starts_where_the_base_is(name):
+    data = task()
+    batch = data.collate(list(data.test))
+    with torch.no_grad():
+        expected = tiny_model("llama")(**batch).logits
+        adapted = seeded_adapt(METHODS[name], job()).eval()
+        torch.testing.assert_close(adapted(**batch).logits, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_initialisations_are_theirs():
+    """PiSSA's A holds what the leading singular vectors of the weight do, found here by a full decomposition."""
+    base = tiny_model("llama")
+    name = "model.layers.0.mlp.down_proj"
+    w = base.get_submodule(name).weight.detach()
+    best = torch.linalg.svdvals(w)[:RANK].square().sum()
+
+    def captured(method: str) -> float:
+        a = adapter_layers(seeded_adapt(METHODS[method], job()))[name].lora_A["default"].weight.detach()
+        return float((w @ torch.linalg.qr(a.T).Q).square().sum() / best)
+
+    assert captured("pissa") > 0.9  # PEFT iterates, without oversampling
+    assert captured("lora-fa") < 0.7
+    scaled = adapter_layers(seeded_adapt(METHODS["rslora"], job()))[name].scaling["default"]
+    assert scaled == pytest.approx(RANK**0.5)
+
+
+def test_loraplus_trains_b_faster():
+    adapted = seeded_adapt(METHODS["lora+"], job())
+    groups = METHODS["lora+"].optimizer(RANK, adapted, 1e-3).param_groups
+    names = {id(p): n for n, p in adapted.named_parameters()}
+    rates = {names[id(p)].split(".")[-3]: group["lr"] for group in groups for p in group["params"]}
+    assert rates == {"lora_A": 1e-3, "lora_B": 16e-3}
+
+
+def test_loraplus_trains_the_whole_head_at_one_rate():
+    adapted = seeded_adapt(METHODS["lora+"], job("bert"))
+    groups = METHODS["lora+"].optimizer(RANK, adapted, 1e-3).param_groups
+    names = {id(p): n for n, p in adapted.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert {n.split(".")[-1]: rate for n, rate in rates.items() if ".modules_to_save." in n} == {
+        "weight": 1e-3,
+        "bias": 1e-3,
+    }
+    assert len(rates) == sum(p.requires_grad for p in adapted.parameters())
+
+
+def test_tlora_plus_has_a_third_matrix_and_a_rate_for_it():
+    adapted = seeded_adapt(METHODS["tlora+"], job())
+    targets = len(target_modules(tiny_model("llama")))
+    assert trainable(adapted) == trainable(seeded_adapt(METHODS["lora"], job())) + targets * RANK**2
+    groups = METHODS["tlora+"].optimizer(RANK, adapted, 1e-3).param_groups
+    names = {id(p): n for n, p in adapted.named_parameters()}
+    rates = {n: group["lr"] for group in groups for n in (names[id(p)] for p in group["params"])}
+    assert {n.split(".")[-1]: rate for n, rate in rates.items()} == {"original": 1e-3, "middle": 16e-3, "weight": 16e-3}
+
+    layer = adapter_layers(adapted)["model.layers.0.mlp.down_proj"]
+    parts = dict(layer.named_parameters())
+    a, m = (parts[f"lora_A.default.parametrizations.weight.{n}"] for n in ("original", "0.middle"))
+    with torch.no_grad():
+        for part in (m, parts["lora_B.default.weight"]):
+            part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(len(part))))
+        x = torch.randn(3, a.shape[1], generator=torch.Generator().manual_seed(0))
+        update = parts["lora_B.default.weight"] @ m @ a  # alpha is the rank
+        torch.testing.assert_close(layer(x), x @ layer.get_base_layer().weight.T + x @ update.T)
+
+
+@NO_RANK_LEFT
+def test_adalora_ends_within_its_budget():
+    adapted = seeded_adapt(METHODS["adalora"], job())
+    tlora.train(
+        adapted, task(), learning_rate=1e-2, max_steps=20, batch_size=4, evaluation_limit=0, progress=False,
+        callbacks=[c() for c in METHODS["adalora"].callbacks],
+    )  # fmt: skip
+    kept = sum(int((p != 0).sum()) for n, p in adapted.named_parameters() if "lora_E" in n)
+    assert 0 < kept <= RANK * len(target_modules(tiny_model("llama")))
+
+
+@pytest.mark.parametrize("name", ["eva", "corda", "tlora"])
+def test_what_is_remembered_gives_the_same_adapter(name):
+    memory = Memory()
+    first, second = (seeded_adapt(METHODS[name], job(memory=memory)) for _ in range(2))
+    assert memory.saved > 0
+    fresh = seeded_adapt(METHODS[name], job())
+    for (n, p), q, r in zip(first.named_parameters(), second.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(p, q), n
+        assert torch.equal(p, r), n
+
+
+def test_what_depends_on_the_seed_is_remembered_by_seed():
+    """A fresh head differs by seed, and with it gradients and scores; random directions do too."""
+    memory = Memory()
+    for seed in (0, 1):
+        model = tiny_model("bert", seed=seed)
+        shared = Job(model, task("bert"), RANK, seed, 20, 12, memory)
+        alone = Job(tiny_model("bert", seed=seed), task("bert"), RANK, seed, 20, 12)
+        pairs = zip(*(seeded_adapt(METHODS["tlora"], j).named_parameters() for j in (shared, alone)), strict=True)
+        for (name, p), (_, q) in pairs:
+            assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lora-fa", "LoraFAOptimizer"), ("lora+", "AdamW"), ("lora", "AdamW")])
+def test_methods_train_with_their_own_optimiser(name, kind):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            inner = kwargs["optimizer"].optimizer
+            seen.append((type(inner).__name__, sorted({group["lr"] > 0.99e-2 for group in inner.param_groups})))
+
+    make = METHODS[name].optimizer
+    adapted = seeded_adapt(METHODS[name], job())
+    tlora.train(
+        adapted, task(), learning_rate=1e-3, max_steps=2, batch_size=4, evaluation_limit=0, progress=False,
+        callbacks=[Look()], lr_scheduler_type="constant", optimizer=make and (lambda m, rate: make(RANK, m, rate)),
+    )  # fmt: skip
+    assert seen[-1] == (kind, [False, True] if name == "lora+" else [False])
+
+
+def test_memory_forgets_what_was_not_asked_for_longest_and_counts_what_it_saves():
+    memory, made = Memory(most=2), []
+    for key in ("a", "b", "a", "c", "a", "b"):
+        memory(key, lambda key=key: made.append(key))
+    assert made == ["a", "b", "c", "b"]
+    inner = Memory()
+    inner("outer", lambda: inner("inner", lambda: sum(range(10**5))))
+    before = inner.saved
+    inner("outer", lambda: 1 / 0)
+    assert inner.saved > before
+
+
+def test_adapters_are_seeded_and_the_global_generator_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    one, two, other = (
+        next(iter(adapter_layers(seeded_adapt(METHODS["lora"], job(seed=seed))).values())).lora_A["default"].weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_recipes_are_methods_too():
+    recipe = Recipe("flat", attach={"rows": "variance"}, allocate={"temperature": 0.0})
+    method = chosen(recipe)
+    assert method.name == "flat"
+    assert method.arguments == {"attach": {"rows": "variance"}, "allocate": {"temperature": 0.0}}
+    assert {layer.r["default"] for layer in adapter_layers(seeded_adapt(method, job())).values()} == {RANK}
+    plain = Recipe("plain", task_subspaces=None, attach={"freeze_a": False}, allocate={"ranks": False, "scales": False})
+    assert trainable(seeded_adapt(chosen(plain), job())) == trainable(seeded_adapt(METHODS["lora"], job()))
+    assert pickle.loads(pickle.dumps(method)).arguments == method.arguments
+
+
+def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
+    assert RECIPES["paper"].arguments() == {}
+    assert RECIPES["recommended"].arguments() == {"attach": {"rows": "variance"}}
+    data, model = task(), tiny_model("llama")
+    calibration = tlora.calibrate(model, data.calibration(12), progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, RANK)
+    most = max(allocation.ranks.values())
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=most, progress=False)
+    for name, rows, frozen in (
+        ("tlora-paper", "orthonormal", True),
+        ("tlora", "variance", True),
+        ("tlora-trained", "variance", False),
+    ):
+        expected = tlora.attach(tiny_model("llama"), subspaces, allocation, rows=rows, freeze_a=frozen)
+        adapted = seeded_adapt(METHODS[name], job())
+        assert trainable(adapted) == trainable(expected)
+        assert all(torch.equal(p, q) for p, q in zip(adapted.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "words"),
+    [
+        ("qalora", ValueError, "GPTQ"),
+        ("qa-lora", ValueError, "GPTQ"),
+        ("LoRA", ValueError, "Did you mean lora"),
+        ("galore", ValueError, "There are lora, rslora"),
+        (3, TypeError, "got a int"),
+        (Recipe("tlora"), ValueError, "has the name of another method"),
+        (Recipe("mine", train={"warmup_steps": 3}), TypeError, "warmup_steps.*leave train= out"),
+    ],
+)
+def test_other_methods_are_refused(method, kind, words):
+    with pytest.raises(kind, match=words):
+        chosen(method)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"attach": {"row": "variance"}}, r"'row' of attach\(\)"),
+        ({"allocate": {"rank": 8}}, r"'rank' of allocate\(\)"),
+        ({"train": {"seed": 8}}, r"'seed' of train\(\)"),
+        ({"task_subspaces": {"model": 8}}, r"'model' of task_subspaces\(\)"),
+        ({"calibrate": {"tokens": {1}}}, "JSON"),
+    ],
+)
+def test_recipes_refuse_what_is_not_theirs_to_say(arguments, words):
+    with pytest.raises(TypeError, match=words):
+        Recipe("mine", **arguments)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora-ga", "rslora", "tlora"])
+def test_no_recipe_takes_the_runs_of_another_method(name):
+    """What a recipe of defaults alone has in its key, plain LoRA has: nothing but its name."""
+    with pytest.raises(ValueError, match=f"recipe '{name}' has the name of another method"):
+        chosen(Recipe(name))
+    with pytest.raises(ValueError, match=f"a method '{name}' is there already"):
+        chosen(Method(name, lambda job: None, METHODS[name].arguments))
+    assert chosen(METHODS[name]) is METHODS[name]
+    assert chosen(Method(name, lambda job: None, {"of": "my own"})).arguments == {"of": "my own"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])  # whose weights are those of the base
+def test_adapters_are_trained_in_float32_whatever_the_base_is(name, dtype):
+    """PEFT casts what it makes; what is put in its place afterwards it leaves in the base's type, or unfreezes."""
+    given = job()
+    full = {n for n, p in seeded_adapt(METHODS[name], given).named_parameters() if p.requires_grad}
+    short = dataclasses.replace(given, model=tiny_model("llama").to(dtype), memory=Memory())
+    found = {n: p.dtype for n, p in seeded_adapt(METHODS[name], short).named_parameters() if p.requires_grad}
+    assert found == dict.fromkeys(full, torch.float32)
+
+
+def test_recipes_keep_their_own_copy():
+    given = {"rows": "variance"}
+    recipe = Recipe("mine", attach=given, train={"warmup_steps": 0})
+    given["rows"] = "orthonormal"
+    assert recipe.attach == {"rows": "variance"}
+    assert repr(recipe) == "Recipe(mine: attach(rows='variance'), train(warmup_steps=0))"
+    assert repr(RECIPES["paper"]) == "Recipe(paper: all as by default)"
+    assert recipe.flat() == {"rows": "variance", "warmup_steps": 0}
+
+
+def test_a_method_of_ones_own():
+    method = Method("mine", METHODS["lora"].adapt)
+    assert chosen(method) is method

@@ -1,0 +1,110 @@
+"""Samples longer than a model with learnt positions reads: cut by default, refused where they come all the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+
+import tlora
+from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.models import DECODERS, ENCODERS, tiny_batch, tiny_model, tiny_tokenizer
+from tlora.models.forward import at_labels
+
+READ = {"gpt2": 64, "opt": 64, "bert": 80, "roberta": 78}
+"""Positions of the tiny models; RoBERTa counts from behind its padding token."""
+
+
+def words(count: int, start: int = 0) -> str:
+    return " ".join(f"w{4 + (start + 7 * n) % 60}" for n in range(count))
+
+
+def asked(prompt: int, answer: int = 2, rows: int = 12) -> Dataset:
+    return Dataset.from_list([{"prompt": words(prompt, n), "completion": words(answer, n)} for n in range(rows)])
+
+
+@pytest.mark.parametrize("family", READ)
+def test_calibration_names_the_length_and_the_limit(family: str) -> None:
+    model, most = tiny_model(family), READ[family]
+    words = rf"a sample has {most + 1} tokens, and the model reads at most {most}, by .*: load the task with max_length"
+    with pytest.raises(ValueError, match=words):
+        tlora.calibrate(model, [tiny_batch(model, (most + 1, 5))], progress=False)
+    assert tlora.calibrate(model, [tiny_batch(model, (most, 5))], progress=False).meta.samples == 2
+
+
+def test_rotary_positions_have_no_limit() -> None:
+    model = tiny_model("llama")
+    assert tlora.calibrate(model, [tiny_batch(model, (65, 5))], progress=False).meta.samples == 2
+
+
+@pytest.mark.parametrize("use", ["evaluate", "train"])
+def test_evaluation_and_training_name_the_limit_too(use: str) -> None:
+    task = tlora.load_task(asked(100), tiny_tokenizer())
+    model = adapted_model("gpt2")
+    uses: dict[str, Callable[[], Any]] = {
+        "evaluate": lambda: task.evaluate(model),
+        "train": lambda: tlora.train(model, task.train, max_steps=1, progress=False),
+    }
+    with pytest.raises(
+        ValueError, match=r"a sample has 1\d\d tokens, and the model reads at most 64, by transformer.wpe"
+    ):
+        uses[use]()
+
+
+def test_rows_that_are_short_enough_are_trained_on() -> None:
+    run = tlora.train(adapted_model("gpt2"), token_rows(), max_steps=1, warmup_steps=0, progress=False)
+    assert run.steps == 1
+
+
+def loss_and_gradients(model, batch):
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_model_computes_the_same_loss_from_the_labelled_positions(family, padding):
+    model = tiny_model(family)
+    batch = tiny_batch(model, padding=padding)
+    batch["labels"][:, 5] = -100  # a column in the middle that nobody is asked for
+    asked = at_labels(model, batch)
+    assert asked["labels"].shape == (3, len(asked["logits_to_keep"]))
+    assert 4 not in asked["logits_to_keep"]
+    assert len(asked["logits_to_keep"]) < batch["labels"].shape[1]
+    loss, gradients = loss_and_gradients(model, batch)
+    same, same_gradients = loss_and_gradients(model, asked)
+    torch.testing.assert_close(same, loss)
+    assert same_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", [*ENCODERS, "t5"])
+def test_other_models_get_their_batch_as_it_is(family):
+    model = tiny_model(family)
+    batch = tiny_batch(model)
+    asked = at_labels(model, batch)
+    assert asked.keys() == batch.keys()
+    assert all(asked[key] is value for key, value in batch.items())
+
+
+def test_a_batch_without_labels_has_no_loss_as_before():
+    model = tiny_model("llama")
+    batch = tiny_batch(model)
+    batch["labels"][:] = -100
+    assert at_labels(model, batch)["labels"].shape == (3, 1)
+    assert model(**at_labels(model, batch)).loss.isnan()
+    assert model(**batch).loss.isnan()
+
+
+def test_an_adapted_model_is_asked_like_its_base():
+    base = tiny_model("llama")
+    batch = tiny_batch(base)
+    expected = at_labels(base, batch)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert at_labels(adapted, batch)["logits_to_keep"] == expected["logits_to_keep"]
+    assert adapted(**at_labels(adapted, batch)).logits.shape[1] == len(expected["logits_to_keep"])

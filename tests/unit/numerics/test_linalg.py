@@ -1,0 +1,589 @@
+"""Pure tensor functions against NumPy and SciPy."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+from tlora.numerics import linalg
+from tlora.numerics.linalg import overlap_by_rank, principal_angles
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def matrix_with(values, d_out, d_in, seed=0):
+    """A matrix with these singular values."""
+    g = np.random.default_rng(seed)
+    u = np.linalg.qr(g.normal(size=(d_out, len(values))))[0]
+    v = np.linalg.qr(g.normal(size=(d_in, len(values))))[0]
+    return torch.tensor((u * values) @ v.T, dtype=torch.float32)
+
+
+def leading(m, k, seed=0, **kwargs):
+    return linalg.leading_right_singular_vectors(
+        lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, seeded(seed), **kwargs
+    )
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 9, 17, 200])
+def test_gram_by_blocks(d):
+    x, y = torch.randn(50, d, generator=seeded()), torch.randn(20, d, generator=seeded(1))
+    total = torch.zeros(d, d)
+    linalg.add_gram_(total, x)
+    linalg.add_gram_(total, y)
+    linalg.mirror_(total)
+    assert torch.equal(total, total.T)
+    both = np.concatenate([x.numpy(), y.numpy()]).astype(np.float64)
+    np.testing.assert_allclose(total.numpy(), both.T @ both, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize(("d_out", "d_in"), [(40, 90), (90, 40), (64, 64)])
+def test_captured_energy_is_the_optimum(decay, d_out, d_in):
+    values = decay ** np.arange(min(d_out, d_in))
+    m = matrix_with(values, d_out, d_in)
+    found = leading(m, 12)
+    rows = found.rows.numpy().astype(np.float64)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(12), atol=2e-6)
+    energy = np.cumsum(((m.numpy().astype(np.float64) @ rows.T) ** 2).sum(0))
+    assert (energy / np.cumsum(values[:12] ** 2)).min() >= 0.9999
+    np.testing.assert_allclose(found.singular_values.numpy(), values[:12], rtol=2e-2, atol=1e-6)
+
+
+def test_a_flat_spectrum_takes_more_iterations():
+    steep, flat = matrix_with(0.5 ** np.arange(80.0), 80, 80), matrix_with(np.linspace(1, 0.7, 80), 80, 80)
+    assert leading(flat, 20, oversampling=4).iterations > leading(steep, 20, oversampling=4).iterations
+
+
+def test_one_seed_gives_the_same_bytes():
+    m = matrix_with(0.7 ** np.arange(30.0), 30, 50)
+    assert torch.equal(leading(m, 8, seed=3).rows, leading(m, 8, seed=3).rows)
+
+
+def test_rank_one_and_zero_matrices():
+    one = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 9.0))
+    found = leading(one, 4)
+    expected = np.arange(1.0, 9.0) / np.linalg.norm(np.arange(1.0, 9.0))
+    np.testing.assert_allclose(found.rows[0].numpy(), expected, atol=1e-6)
+    assert found.singular_values[1] < 1e-4 * found.singular_values[0]
+    for seed in range(5):  # eigenvalues that rounding takes below zero have no root
+        assert torch.isfinite(leading(matrix_with([1.0, 0.5], 40, 30, seed), 30, seed).singular_values).all()
+    zero = leading(torch.zeros(5, 8), 3)
+    assert torch.isfinite(zero.rows).all()
+    assert not zero.singular_values.any()
+
+
+def test_fixed_signs():
+    rows = linalg.fix_signs(torch.tensor([[1.0, -3.0, 2.0], [0.5, 0.1, -0.2], [-1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(rows.numpy(), [[-1, 3, -2], [0.5, 0.1, -0.2], [1, -1, 0]])
+
+
+def test_completion_keeps_the_given_rows_and_is_orthonormal():
+    given = linalg.orthonormal_rows(5, 20, seeded())
+    rows = linalg.complete_rows(given, 17, seeded(1))
+    assert torch.equal(rows[:5], given)
+    np.testing.assert_allclose((rows @ rows.T).numpy(), np.eye(17), atol=1e-6)
+    assert torch.equal(rows, linalg.complete_rows(given, 17, seeded(1)))
+
+
+def test_orthonormalise_survives_dependent_columns():
+    y = torch.randn(30, 6, generator=seeded())
+    y[:, 3] = y[:, 1] * 2
+    q = linalg.orthonormalise(y)
+    np.testing.assert_allclose((q.T @ q).numpy(), np.eye(6), atol=1e-5)
+    plain = linalg.orthonormalise(y[:, :3])
+    reference = np.linalg.qr(y[:, :3].numpy())[0]
+    np.testing.assert_allclose(np.abs(plain.numpy()), np.abs(reference), atol=1e-5)
+
+
+def test_symmetric_powers_against_scipy():
+    from scipy.linalg import fractional_matrix_power
+
+    x = torch.randn(40, 6, generator=seeded())
+    c = x.T @ x
+    root, inverse = linalg.symmetric_powers(c, 0.1)
+    shrunk = 0.9 * c.double().numpy() + 0.1 * float(c.trace()) / 6 * np.eye(6)
+    np.testing.assert_allclose(root.numpy(), fractional_matrix_power(shrunk, 0.5), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(inverse.numpy(), fractional_matrix_power(shrunk, -0.5), rtol=1e-4, atol=1e-4)
+
+
+SEEDS = st.integers(0, 2**31)
+few = settings(max_examples=40, deadline=None)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(x: torch.Tensor) -> np.ndarray:
+    return x.numpy().astype(np.float64)
+
+
+@few
+@given(rows=st.integers(1, 60), columns=st.integers(1, 40), side=st.integers(1, 70))
+def test_tiles_cover_each_entry_once_and_are_alike(rows: int, columns: int, side: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linalg, "TILE", side)
+        found = list(linalg.tiles(rows, columns))
+    seen = np.zeros((rows, columns), int)
+    for tile in found:
+        seen[tile] += 1
+        assert 0 < max(seen[tile].shape) <= side
+    assert (seen == 1).all()
+    # as few as there can be, but where a last one would be empty: 5 in steps of ceil(5 / 4) are three
+    assert len(found) <= -(-rows // side) * -(-columns // side)
+
+
+def test_tiles_on_an_accelerator_are_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert linalg.TILE**2 * 4 < 2**21  # bytes of float32: under 2 MB
+    assert linalg.DEVICE_TILE**2 * 4 == 2**26
+    monkeypatch.setattr(linalg, "TILE", 10)
+    monkeypatch.setattr(linalg, "DEVICE_TILE", 40)
+    for device, height in ((None, 10), (torch.device("cpu"), 10), (torch.device("cuda"), 34)):
+        assert next(iter(linalg.tiles(100, 5, device))) == (slice(0, height), slice(0, 5))
+
+
+@few
+@given(seed=SEEDS, n=st.integers(1, 30), d=st.integers(1, 40))
+def test_the_gram_matrix_grows_above_the_diagonal_alone(seed: int, n: int, d: int) -> None:
+    x, total = normal(seed, n, d), torch.zeros(d, d)
+    linalg.add_gram_(total, x)
+    expected = exact(x).T @ exact(x)
+    step = -(-d // 8)
+    block = np.arange(d) // step
+    above = block[:, None] <= block[None, :]
+    np.testing.assert_allclose(exact(total)[above], expected[above], rtol=1e-4, atol=1e-4)
+    assert not exact(total)[~above].any()
+    linalg.mirror_(total)
+    np.testing.assert_allclose(exact(total), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(total, total.T)
+
+
+def test_bands_are_alike_but_for_the_last() -> None:
+    assert list(linalg._bands(8, 4)) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+    assert list(linalg._bands(9, 4)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_added_in_float32_and_multiplied_as_they_are(dtype: torch.dtype) -> None:
+    a, b, total = normal(0, 5, 7).to(dtype), normal(1, 7, 3).to(dtype), normal(2, 5, 3)
+    expected = total + (a @ b).float()
+    linalg.add_product_(total, a, b)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    assert total.dtype == torch.float32
+
+
+@few
+@given(seed=SEEDS, k=st.integers(1, 8), d=st.integers(1, 12))
+def test_signs_are_fixed_once(seed: int, k: int, d: int) -> None:
+    rows = normal(seed, k, d)
+    fixed = linalg.fix_signs(rows)
+    assert torch.equal(fixed.abs(), rows.abs())
+    pivots = fixed.gather(1, fixed.abs().argmax(1, keepdim=True))
+    assert bool((pivots >= 0).all())
+    assert torch.equal(linalg.fix_signs(fixed), fixed)
+    assert torch.equal(linalg.fix_signs(-rows), fixed)
+
+
+def test_a_row_of_zeros_stays_as_it_is() -> None:
+    assert not torch.signbit(linalg.fix_signs(torch.zeros(1, 3))).any()
+
+
+@few
+@given(seed=SEEDS, d=st.integers(1, 24), data=st.data())
+def test_completions_are_orthonormal_and_keep_what_they_complete(seed: int, d: int, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, d))
+    k = data.draw(st.integers(0, rank))
+    rows = linalg.orthonormal_rows(k, d, torch.Generator().manual_seed(seed))
+    whole = linalg.complete_rows(rows, rank, torch.Generator().manual_seed(seed + 1))
+    assert whole.shape == (rank, d)
+    assert torch.equal(whole[:k], rows)
+    np.testing.assert_allclose(exact(whole) @ exact(whole).T, np.eye(rank), atol=3e-6)
+    again = linalg.complete_rows(rows, rank, torch.Generator().manual_seed(seed + 1))
+    assert torch.equal(whole, again)
+
+
+@few
+@given(seed=SEEDS, d=st.integers(2, 30), data=st.data())
+def test_orthonormal_columns_span_the_same_nested_from_the_left(seed: int, d: int, data: st.DataObject) -> None:
+    width = data.draw(st.integers(1, d))
+    y = normal(seed, d, width) * torch.logspace(0, data.draw(st.floats(-8, 0)), width)
+    q = exact(linalg.orthonormalise(y))
+    np.testing.assert_allclose(q.T @ q, np.eye(width), atol=1e-4)
+    reference = np.linalg.qr(exact(y))[0]
+    first = min(width, 2)  # those after are not determined to float32 where y is nearly dependent
+    np.testing.assert_allclose(q[:, :first] @ q[:, :first].T, reference[:, :first] @ reference[:, :first].T, atol=1e-3)
+
+
+def test_well_conditioned_columns_take_the_fast_way_and_others_householder(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    qr = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda y: (used.append(1), qr(y))[1])
+    fine = normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-4])
+    linalg.orthonormalise(fine)
+    assert not used
+    linalg.orthonormalise(normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-6]))
+    assert used == [1]
+    linalg.orthonormalise(torch.ones(40, 3))
+    assert used == [1, 1]
+
+
+def falling(seed: int, d_out: int, d_in: int, decay: float) -> torch.Tensor:
+    """A matrix whose singular values are the powers of ``decay``, from 1 on."""
+    g = np.random.default_rng(seed)
+    least = min(d_out, d_in)
+    u, v = (np.linalg.qr(g.normal(size=(d, least)))[0] for d in (d_out, d_in))
+    return torch.tensor((u * decay ** np.arange(least)) @ v.T, dtype=torch.float32)
+
+
+@few
+@given(seed=SEEDS, d_out=st.integers(1, 40), d_in=st.integers(1, 40), decay=st.floats(0.1, 0.99), data=st.data())
+def test_captured_energy_is_the_optimum_at_every_rank(
+    seed: int, d_out: int, d_in: int, decay: float, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, min(d_out, d_in)))
+    m = falling(seed, d_out, d_in, decay)
+    found = leading_linalg_properties(m, k, seed)
+    sigma = np.linalg.svd(exact(m), compute_uv=False)[:k] ** 2
+    energy = ((exact(m) @ exact(found.rows).T) ** 2).sum(0)
+    assert (np.cumsum(energy) >= 0.9999 * np.cumsum(sigma) - 1e-9).all()
+    np.testing.assert_allclose(exact(found.rows) @ exact(found.rows).T, np.eye(k), atol=1e-5)
+    assert torch.equal(linalg.fix_signs(found.rows), found.rows)
+    assert bool((found.singular_values[:-1] >= found.singular_values[1:]).all())
+    assert bool((found.singular_values >= 0).all())
+
+
+def leading_linalg_properties(m: torch.Tensor, k: int, seed: int = 0, **options: object) -> linalg.Leading:
+    generator = torch.Generator().manual_seed(seed)
+    return linalg.leading_right_singular_vectors(
+        lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, generator, **options
+    )
+
+
+def counted(m: torch.Tensor, k: int, **options: object) -> tuple[linalg.Leading, list[int], list[int]]:
+    """What was found, and the columns of each product with the matrix and with its transpose."""
+    forth, back = [], []
+    found = linalg.leading_right_singular_vectors(
+        lambda x: (forth.append(x.shape[1]), m @ x)[1],
+        lambda y: (back.append(y.shape[1]), m.T @ y)[1],
+        m.shape[1],
+        k,
+        torch.Generator().manual_seed(0),
+        **options,
+    )
+    return found, forth, back
+
+
+@pytest.mark.parametrize(("k", "extra", "width"), [(3, 16, 19), (3, 0, 3), (20, 16, 30), (30, 5, 30)])
+def test_a_block_is_as_wide_as_asked_and_no_wider_than_the_matrix(k: int, extra: int, width: int) -> None:
+    assert counted(normal(0, 50, 30), k, oversampling=extra)[1][0] == width
+
+
+def test_by_default_eight_columns_more_are_carried_and_thirty_iterations_run_at_most() -> None:
+    flat = torch.diag(torch.linspace(1, 0, 2500))
+    found, forth, back = counted(flat, 4, tolerance=0.0)
+    assert forth == [12] * 30
+    assert back == [12] * 29
+    assert found.iterations == 30
+    assert leading_linalg_properties(flat, 4, max_iterations=3, tolerance=0.0).iterations == 3
+    assert leading_linalg_properties(flat, 4, max_iterations=1).iterations == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "forth", "back"),
+    [
+        ((50, 30), [12, 12, 6], [12, 12]),  # of the last products with the transpose six columns were new
+        ((30, 50), [12, 12, 12], [12, 12, 6]),
+        ((30, 30), [12, 12, 6], [12, 12]),
+        ((50, 12), [12], []),
+        ((5, 50), [12], [5]),
+    ],
+)
+def test_it_ends_where_a_basis_spans_everything(shape: tuple[int, int], forth: list[int], back: list[int]) -> None:
+    m = normal(0, *shape)
+    found, *products = counted(m, min(4, *shape), tolerance=0.0)
+    assert products == [forth, back]
+    sigma = np.linalg.svd(exact(m), compute_uv=False)
+    np.testing.assert_allclose(exact(found.singular_values), sigma[: len(found.rows)], rtol=1e-5)
+
+
+def test_products_that_came_before_are_not_lost() -> None:
+    """The space of a Krylov iteration holds that of a subspace iteration of as many products, and more."""
+    m = normal(0, 300, 300)
+    start = normal(1, 300, 12)
+    plain = np.linalg.qr(exact(start))[0]
+    for _ in range(3):
+        plain = np.linalg.qr(exact(m).T @ (exact(m) @ plain))[0]
+    krylov = [exact(start)]
+    for _ in range(3):
+        krylov.append(exact(m).T @ (exact(m) @ np.linalg.qr(krylov[-1])[0]))
+    whole = np.linalg.qr(np.concatenate(krylov, axis=1))[0]
+    best = [np.linalg.svd(exact(m) @ space, compute_uv=False)[:4] for space in (plain, whole)]
+    found = leading_linalg_properties(m, 4, tolerance=0.0, max_iterations=4, warm=lambda x: start)
+    np.testing.assert_allclose(exact(found.singular_values), best[1], rtol=1e-4)
+    assert (best[1] > 1.02 * best[0]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, d=st.integers(1, 20), data=st.data())
+def test_what_goes_beyond_a_basis_is_orthonormal_and_spans_the_image_with_it(
+    seed: int, d: int, data: st.DataObject
+) -> None:
+    kept = data.draw(st.integers(0, d - 1))
+    basis = linalg.orthonormal_rows(d, d, torch.Generator().manual_seed(seed)).T[:, :kept]
+    image = normal(seed + 1, d, data.draw(st.integers(1, d)))
+    if data.draw(st.booleans()):  # nearly within the basis
+        image = basis @ (basis.T @ image) + 1e-5 * image
+    new = linalg._beyond(basis, image)
+    both = np.concatenate([exact(basis), exact(new)], axis=1)
+    np.testing.assert_allclose(both.T @ both, np.eye(both.shape[1]), atol=3e-6)
+    if image.shape[1] <= d - kept:
+        np.testing.assert_allclose(both @ (both.T @ exact(image)), exact(image), atol=2e-5)
+    else:
+        assert both.shape == (d, d)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_wherever_it_stops_the_values_are_those_of_the_rows(iterations: int) -> None:
+    m = normal(0, 60, 50)
+    found = leading_linalg_properties(m, 6, tolerance=0.0, oversampling=4, max_iterations=iterations)
+    products = exact(m) @ exact(found.rows).T
+    np.testing.assert_allclose(products.T @ products, np.diag(exact(found.singular_values) ** 2), atol=1e-3)
+
+
+def test_by_default_a_fifty_thousandth_of_the_energy_may_be_missing() -> None:
+    m = torch.diag(0.95 ** torch.arange(80.0))
+    found = [
+        leading_linalg_properties(m, 10, oversampling=4, **asked).iterations for asked in ({}, {"tolerance": 2e-5})
+    ]
+    assert found[0] == found[1] < leading_linalg_properties(m, 10, oversampling=4, tolerance=0.0).iterations
+
+
+def test_a_warm_start_is_used() -> None:
+    m = torch.diag(0.9 ** torch.arange(60.0))
+    warm = leading_linalg_properties(m, 3, warm=lambda x: torch.linalg.matrix_power(m, 40) @ x, max_iterations=1)
+    cold = leading_linalg_properties(m, 3, max_iterations=1)
+    energies = [float(((m @ found.rows.T) ** 2).sum()) for found in (warm, cold)]
+    assert energies[0] > energies[1]
+    assert energies[0] == pytest.approx(float((0.9 ** torch.arange(3.0)).square().sum()), rel=1e-5)
+
+
+def naive_settled(captured: list[list[float]], tolerance: float) -> bool:
+    """What is still to come of the geometric series with the last two growths, for each rank by itself."""
+    if len(captured) < 3:
+        return False
+    for before, middle, last in zip(*captured[-3:], strict=True):
+        earlier, growth = abs(middle - before), abs(last - middle)
+        if growth <= last * 1e-6:
+            continue
+        if growth >= earlier or growth / (1 / max(growth / earlier, 0.3) - 1) > tolerance * last:
+            return False
+    return True
+
+
+growths = st.lists(st.sampled_from([0.0, 1e-9, 1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 1e-2, 0.3]), min_size=4, max_size=4)
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=st.lists(growths, min_size=1, max_size=3), tolerance=st.sampled_from([0.0, 1e-6, 2e-5, 1e-3, 0.1]))
+def test_the_iteration_settles_as_the_series_says(steps: list[list[float]], tolerance: float) -> None:
+    captured = np.cumsum([[1.0, 1.5, 2.0, 7.0], *steps], axis=0)
+    energies = [torch.tensor(row, dtype=torch.float64) for row in captured]
+    assert linalg._settled(energies, tolerance) == naive_settled(captured.tolist(), tolerance)
+
+
+def series(*captured: float) -> list[torch.Tensor]:
+    return [torch.tensor([energy], dtype=torch.float64) for energy in captured]
+
+
+@pytest.mark.parametrize("ratio", [0.31, 0.5, 0.9, 0.9995])
+def test_what_is_still_to_come_is_the_rest_of_the_series(ratio: float) -> None:
+    captured = series(1.0, 1.01, 1.01 + 0.01 * ratio)
+    to_come = sum(0.01 * ratio**step for step in range(2, 30_000))
+    share = to_come / float(captured[-1])
+    assert linalg._settled(captured, share * 1.001)
+    assert not linalg._settled(captured, share * 0.999)
+
+
+def test_one_small_growth_is_no_promise_of_smaller_ones() -> None:
+    captured = series(1.0, 2.0, 2.01)  # a hundredth of the growth before it
+    to_come = 0.01 * 0.3 / 0.7 / 2.01  # as if each were three tenths
+    assert linalg._settled(captured, to_come * 1.001)
+    assert not linalg._settled(captured, to_come * 0.999)
+
+
+@pytest.mark.parametrize(
+    ("seed", "d_out", "d_in", "decay", "k"),
+    [(0, 10, 23, 0.875, 1), (486851, 23, 46, 0.9941336860283312, 7), (731163, 11, 59, 0.9806232077863731, 1)],
+)
+def test_an_iteration_that_pauses_is_not_taken_for_settled(
+    seed: int, d_out: int, d_in: int, decay: float, k: int
+) -> None:
+    """Found by chance: a half step that added little was followed by one that added a hundredth."""
+    m = falling(seed, d_out, d_in, decay)
+    energy = np.cumsum(((exact(m) @ exact(leading_linalg_properties(m, k, seed).rows).T) ** 2).sum(0))
+    assert (energy >= 0.9999 * np.cumsum(decay ** (2.0 * np.arange(k)))).all()
+
+
+def test_the_tolerance_is_what_may_be_missing_at_most_and_rounding_is_a_share_of_the_last() -> None:
+    assert linalg._settled(series(0.5, 1.5, 2.0), 0.25)  # what is to come: 0.5
+    assert linalg._settled(series(1.0, 1.0, 1e6, 1e6 + 0.5), 0.0)
+    assert not linalg._settled(series(1e6, 1e6, 1.0, 1.5), 0.0)
+    assert not linalg._settled(series(1.0, 1.0, 1.5), 1.0)  # nothing to extrapolate from
+    assert not linalg._settled(series(1.0, 1.1, 1.25), 1.0)  # and a series that grows has no end
+
+
+def test_it_is_not_settled_before_there_are_two_growths() -> None:
+    same = torch.ones(2, dtype=torch.float64)
+    assert [linalg._settled([same] * n, 1.0) for n in (1, 2, 3)] == [False, False, True]
+
+
+def test_what_was_found_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        leading_linalg_properties(torch.eye(3), 1).iterations = 0  # type: ignore[misc]
+
+
+@few
+@given(seed=SEEDS, rows=st.integers(1, 6), more=st.integers(0, 6), k=st.integers(1, 6))
+def test_captured_energies_are_sums_from_the_largest(seed: int, rows: int, more: int, k: int) -> None:
+    core = normal(seed, rows, rows + more).double()
+    sigma = np.linalg.svd(core.numpy(), compute_uv=False)
+    captured = linalg._captured(core, k)
+    np.testing.assert_allclose(captured.numpy(), np.cumsum(sigma**2)[:k], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("seed", range(3))
+def test_nystrom_is_the_definition(seed: int, size: float) -> None:
+    x, omega = size * exact(normal(seed, 60, 20)), normal(seed + 10, 20, 8)
+    matrix = x.T @ x
+    y = matrix @ exact(omega)
+    expected = y @ np.linalg.inv(exact(omega).T @ y) @ y.T
+    values, vectors = linalg.nystrom(torch.tensor(y, dtype=torch.float32), omega)
+    found = (vectors.numpy() * values.numpy()) @ vectors.numpy().T
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.linalg.norm(matrix))
+    np.testing.assert_allclose(vectors.numpy().T @ vectors.numpy(), np.eye(8), atol=1e-4)
+
+
+@few
+@given(seed=SEEDS, d=st.integers(2, 30), data=st.data())
+def test_nystrom_stays_below_the_matrix_whatever_its_rank(seed: int, d: int, data: st.DataObject) -> None:
+    s = data.draw(st.integers(1, d))
+    factor = exact(normal(seed, d, data.draw(st.integers(1, d))))
+    matrix = factor @ factor.T
+    omega = normal(seed + 1, d, s)
+    values, vectors = linalg.nystrom(torch.tensor(matrix @ exact(omega), dtype=torch.float32), omega)
+    kept = values.numpy() > 0
+    assert (values.numpy()[~kept] == 0).all()
+    assert not vectors.numpy()[:, ~kept].any()
+    assert (np.diff(values.numpy()) <= 0).all()
+    eigenvalues = np.linalg.eigvalsh(matrix)[::-1][:s]
+    assert (values.numpy() <= eigenvalues + 1e-3 * np.linalg.norm(matrix)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_the_sketch_adds_no_energy(seed: int) -> None:
+    """A sketch nearly as wide as the matrix, of few directions: what is left of it is the rounding of float32."""
+    factor, omega = normal(seed, 400, 5), normal(seed + 1, 400, 380)
+    values, _ = linalg.nystrom(factor @ (factor.T @ omega), omega)
+    trace = float((exact(factor) ** 2).sum())
+    assert 0.99998 * trace < float(values.sum()) < trace
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-3])
+def test_nystrom_takes_columns_that_nearly_depend_on_each_other(gap: float) -> None:
+    """As those of a square Gaussian matrix may: the core of one direction is rounding in all the others."""
+    factor, omega = normal(0, 10, 1), normal(1, 10, 10)
+    omega[:, 9] = omega[:, :9].sum(1) + gap * omega[:, 9]
+    matrix = exact(factor) @ exact(factor).T
+    for seed in range(20):
+        noise = 1 + 2**-24 * exact(normal(seed + 2, 10, 10))
+        z = torch.tensor(matrix @ exact(omega) * noise, dtype=torch.float32)
+        values, vectors = linalg.nystrom(z, omega)
+        found = (vectors.numpy() * values.numpy()) @ vectors.numpy().T
+        np.testing.assert_allclose(found, matrix, atol=1e-2 * np.trace(matrix))
+
+
+@pytest.mark.parametrize("matrix", [torch.full((5, 5), torch.nan), -torch.eye(5)])
+def test_a_sketch_of_what_has_no_square_root_is_refused(matrix: torch.Tensor) -> None:
+    omega = normal(0, 5, 3)
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        linalg.nystrom(matrix @ omega, omega)
+
+
+def test_nystrom_of_nothing_is_nothing() -> None:
+    values, vectors = linalg.nystrom(torch.zeros(5, 2), normal(0, 5, 2))
+    assert not values.any()
+    assert not vectors.any()
+    assert (values.shape, vectors.shape) == ((2,), (5, 2))
+
+
+@few
+@given(seed=SEEDS, d=st.integers(1, 20), n=st.integers(1, 30), shrinkage=st.floats(0.001, 1.0))
+def test_powers_of_a_shrunk_covariance(seed: int, d: int, n: int, shrinkage: float) -> None:
+    x = normal(seed, n, d)
+    c = x.T @ x
+    root, inverse = linalg.symmetric_powers(c, shrinkage)
+    shrunk = (1 - shrinkage) * exact(c) + shrinkage * np.trace(exact(c)) / d * np.eye(d)
+    scale = np.linalg.norm(shrunk)
+    np.testing.assert_allclose(exact(root) @ exact(root), shrunk, atol=1e-4 * scale)
+    np.testing.assert_allclose(exact(root) @ exact(inverse), np.eye(d), atol=5e-3)
+
+
+def test_rounding_below_zero_is_no_part_of_a_covariance() -> None:
+    c = torch.diag(torch.tensor([4.0, -1e-3, 0.0, 0.0]))
+    root, _ = linalg.symmetric_powers(c, 0.5)
+    np.testing.assert_allclose(exact(root.diagonal()) ** 2, [2.5, 0.5, 0.5, 0.5], rtol=1e-6)
+
+
+def orthonormal(rows, d, seed):
+    return torch.from_numpy(scipy.linalg.orth(np.random.default_rng(seed).normal(size=(d, rows))).T.copy())
+
+
+@pytest.mark.parametrize(("p", "q", "d"), [(4, 4, 40), (7, 3, 40), (3, 7, 12), (8, 8, 12), (1, 1, 5)])
+def test_angles_equal_scipys(p, q, d):
+    a, b = orthonormal(p, d, 0), orthonormal(q, d, 1)
+    expected = scipy.linalg.subspace_angles(a.numpy().T, b.numpy().T)[::-1]
+    # in spaces that share directions, SciPy's own zeros are no closer than 1.5e-8
+    np.testing.assert_allclose(principal_angles(a, b), expected, rtol=1e-11, atol=2e-8)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-9, 1e-12])
+def test_small_angles_are_not_lost_to_the_cosine(size):
+    """Rows turned by known angles into directions of their own."""
+    a, away = torch.eye(3, 10).double(), torch.eye(10).double()[3:6]
+    angles = torch.tensor([0.2, 0.5, 1.0]).double() * size
+    b = angles.cos()[:, None] * a + angles.sin()[:, None] * away
+    np.testing.assert_allclose(principal_angles(a, b), angles, rtol=1e-6, atol=1e-16)
+
+
+def test_the_same_space_in_other_coordinates_has_angle_zero_and_an_orthogonal_one_a_right_angle():
+    a = orthonormal(4, 20, 0)
+    turned = torch.from_numpy(scipy.linalg.expm(np.triu(np.ones((4, 4)), 1) - np.tril(np.ones((4, 4)), -1))) @ a
+    assert principal_angles(a, turned).max() < 1e-14
+    torch.testing.assert_close(overlap_by_rank(a, turned)[-1].item(), 1.0)
+    rest = torch.from_numpy(scipy.linalg.null_space(a.numpy()).T[:4].copy())
+    torch.testing.assert_close(principal_angles(a, rest), torch.full((4,), np.pi / 2, dtype=torch.float64))
+    assert overlap_by_rank(a, rest).max() < 1e-28
+
+
+def test_float32_rows_are_one_with_themselves():
+    a = orthonormal(6, 50, 0).float()
+    assert principal_angles(a, a).max() < 1e-14
+    assert overlap_by_rank(a, a).tolist() == pytest.approx([1.0] * 6, abs=1e-14)
+
+
+def test_a_completed_basis_is_the_same_on_two_runs() -> None:
+    model = tiny_model("llama")
+    calibration = tlora.calibrate(model, [tiny_batch(model, lengths=(3, 3))], progress=False)
+    one, two = (tlora.task_subspaces(model, calibration, max_rank=8, progress=False) for _ in range(2))
+    assert all(one.numerical_rank[name] < 8 for name in one.names)
+    assert all(one.bases[name].equal(two.bases[name]) for name in one.names)

@@ -1,0 +1,203 @@
+"""A GGUF adapter: judged by transformers' own reader of GGUF models, and by names and row orders spelled out."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import tlora
+from tests.helpers.gguf_models import FAMILIES, gguf_name, model_of, row_order, tensors_of, write_model
+from tests.helpers.models import tiny_batch, tiny_model
+from tests.unit.adapters.test_attach import logits
+from tlora.adapters.lora_layers import adapter_layers
+from tlora.models.loading import quiet
+from tlora.serving import llama_cpp
+from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
+
+# What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
+READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
+
+
+def adapted_of(family: str, **changes) -> PeftModel:
+    """An adapter whose ranks and scalings differ by layer, B not zero."""
+    config = {"r": 3, "lora_alpha": 5, "target_modules": FAMILIES[family][2], "task_type": "CAUSAL_LM"}
+    config |= {
+        "rank_pattern": {r".*\.0\..*": 2},
+        "alpha_pattern": {r".*\.0\..*": 9},
+        "fan_in_fan_out": family == "gpt2",
+    }
+    model = get_peft_model(model_of(family), LoraConfig(**config | changes))
+    generator = torch.Generator().manual_seed(0)
+    for layer in adapter_layers(model).values():
+        for part in (layer.lora_A, layer.lora_B):
+            part["default"].weight.data.normal_(0, 0.3, generator=generator)
+    return model.eval()
+
+
+def read(file: Path) -> tuple[dict[str, np.ndarray], dict]:
+    reader = gguf.GGUFReader(file)
+    tensors = {t.name: gguf.dequantize(t.data, t.tensor_type).copy() for t in reader.tensors}
+    return tensors, {key: field.contents() for key, field in reader.fields.items()}
+
+
+def test_every_architecture_is_tried():
+    kinds = {model_of(family).config.model_type for family in FAMILIES}
+    assert kinds == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("family", READ_BY_TRANSFORMERS)
+def test_added_to_the_base_file_it_is_the_adapted_model(family, tmp_path):
+    """What llama.cpp does: W + alpha / rank B A on the tensors of the base's GGUF, read by transformers afterwards."""
+    adapted = adapted_of(family)
+    tensors = tensors_of(model_of(family), family)
+    update, fields = read(tlora.export(adapted, tmp_path / "adapter.gguf", format="gguf"))
+    bare = adapted_logits(model_of(family), family)
+    for name in [name for name in update if name.endswith(".lora_a")]:
+        a, b = update[name], update[name.replace("lora_a", "lora_b")]
+        weight = name.removesuffix(".lora_a")
+        assert tensors[weight].shape == (len(b), a.shape[1])
+        tensors[weight] = tensors[weight] + fields["adapter.lora.alpha"] / len(a) * b @ a
+    write_model(tmp_path / "whole.gguf", model_of(family), family, tensors)
+    with quiet():
+        unpacked = transformers.GgufConfig(dequantize=True)
+        whole = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path,
+            gguf_file="whole.gguf",
+            quantization_config=unpacked,
+            config=model_of(family).config,
+            dtype=torch.float32,
+        )
+    expected = adapted_logits(adapted, family)
+    torch.testing.assert_close(adapted_logits(whole, family), expected, atol=1e-4, rtol=0)
+    assert (expected - bare).abs().max() > 0.1
+
+
+def adapted_logits(model, family):
+    with torch.no_grad():
+        return model(input_ids=tiny_batch("llama", (9,))["input_ids"]).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_rows_and_scale(family, tmp_path):
+    adapted = adapted_of(family)
+    tensors, fields = read(tlora.export(adapted, tmp_path, engine="llama.cpp"))
+    assert fields["general.architecture"] == FAMILIES[family][0]
+    assert fields["general.type"] == "adapter"
+    assert fields["adapter.type"] == "lora"
+    config = adapted.get_base_model().config
+    for module, layer in adapter_layers(adapted).items():
+        name = gguf_name(module, FAMILIES[family][1])
+        a, b = tensors.pop(f"{name}.weight.lora_a"), tensors.pop(f"{name}.weight.lora_b")
+        assert len(a) == layer.r["default"]
+        np.testing.assert_array_equal(a, layer.lora_A["default"].weight.detach())
+        delta = layer.scaling["default"] * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
+        expected = delta[row_order(name, len(b), config, family)]
+        np.testing.assert_allclose(fields["adapter.lora.alpha"] / len(a) * b @ a, expected, atol=1e-6)
+    assert not tensors
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 5e-7), ("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_a_dtype_rounds_once(dtype, error, tmp_path):
+    adapted = adapted_of("llama")
+    path = tlora.export(adapted, tmp_path, format="gguf", dtype=dtype)
+    names = adapter_layers(adapted)
+    factors = read_gguf(path, names, adapted.get_base_model().config)
+    for name, (a, b) in factors.items():
+        layer = names[name]
+        torch.testing.assert_close(a, layer.lora_A["default"].weight.detach(), rtol=error, atol=0)
+        scaled = layer.lora_B["default"].weight.detach() * layer.scaling["default"]
+        torch.testing.assert_close(b, scaled, rtol=error * 1.01, atol=1e-9)
+
+
+def test_refusals(tmp_path):
+    for family, words in (("t5", "'t5'"), ("opt", "'opt'")):
+        model = get_peft_model(tiny_model(family), LoraConfig(target_modules=r".*\.0\..*(q|q_proj)"))
+        with pytest.raises(ValueError, match=f"no GGUF adapter for {words} models, only for llama, .*'merged'"):
+            tlora.export(model, tmp_path / "x.gguf", format="gguf")
+    head = get_peft_model(tiny_model("bert"), LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    with pytest.raises(ValueError, match="holds no head"):
+        tlora.export(head, tmp_path / "x.gguf", format="gguf")
+    adapted = adapted_of("llama")
+    with pytest.raises(ValueError, match="float64"):
+        tlora.export(adapted, tmp_path / "x.gguf", format="gguf", dtype="float64")
+    (tmp_path / "thesis.gguf").write_text("mine")
+    with pytest.raises(FileExistsError, match="no GGUF"):
+        tlora.export(adapted, tmp_path / "thesis.gguf", format="gguf")
+    assert (tmp_path / "thesis.gguf").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.gguf"]
+
+
+def test_another_gguf_file_is_not_replaced(tmp_path):
+    base = model_of("llama")
+    write_model(tmp_path / "base.gguf", base, "llama", tensors_of(base, "llama"))
+    before = (tmp_path / "base.gguf").read_bytes()
+    with pytest.raises(FileExistsError, match=r"base\.gguf is no earlier export, but another GGUF file"):
+        tlora.export(adapted_of("llama"), tmp_path / "base.gguf", format="gguf")
+    (tmp_path / "adapter.gguf").mkdir()
+    with pytest.raises(FileExistsError, match=r"adapter\.gguf exists and is no GGUF file"):
+        tlora.export(adapted_of("llama"), tmp_path, format="gguf")
+    assert (tmp_path / "base.gguf").read_bytes() == before
+
+
+def test_a_module_that_llama_cpp_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp.gguf.TensorNameMap, "get_name", lambda *_: None)
+    with pytest.raises(ValueError, match=r"'llama' has no tensor for model.layers.0.self_attn.q_proj"):
+        tlora.export(adapted_of("llama"), tmp_path / "x.gguf", format="gguf")
+
+
+def test_what_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
+    adapted = adapted_of("llama")
+    path = tlora.export(adapted, tmp_path, format="gguf")
+    before = path.read_bytes()
+    assert tlora.export(adapted, tmp_path, format="gguf") == path  # a GGUF is replaced
+
+    def full(self, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        tlora.export(adapted, tmp_path, format="gguf", dtype="float16")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_another_adapter_is_not_read(tmp_path):
+    adapted = adapted_of("llama")
+    path = tlora.export(adapted, tmp_path, format="gguf")
+    names = list(adapter_layers(adapted))
+    config = adapted.get_base_model().config
+    with pytest.raises(ValueError, match="also holds"):
+        read_gguf(path, names[1:], config)
+    with pytest.raises(ValueError, match="no matching pair"):
+        read_gguf(path, [*names, "model.layers.0.mlp.gate_proj"], config)
+    assert logits(adapted, tiny_batch("llama")).isfinite().all()
+
+
+def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
+    """An adapter whose every trained number was moved, and saved."""
+    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    if folder is not None:
+        model.save_pretrained(folder, save_embedding_layers=False)
+    return model
+
+
+def tied(**config: Any) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        return foreign(tiny_model("llama", tie_word_embeddings=True), **config)
+
+
+def test_a_weight_that_a_gguf_model_holds_once_is_no_second_one_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lm_head shares its weight with model.embed_tokens, and a GGUF model"):
+        tlora.export(tied(target_modules=["q_proj", "lm_head"]), tmp_path / "x.gguf", format="gguf")
+    assert not list(tmp_path.iterdir())

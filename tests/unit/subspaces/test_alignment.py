@@ -1,0 +1,189 @@
+"""Angles and overlaps against SciPy and the definition."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+import torch
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+from tlora.numerics.linalg import overlap_by_rank
+
+
+def orthonormal(rows, d, seed):
+    return torch.from_numpy(scipy.linalg.orth(np.random.default_rng(seed).normal(size=(d, rows))).T.copy())
+
+
+def calibrated(model, seed=0):
+    return tlora.calibrate(model, [tiny_batch(model, lengths=(30, 25), seed=seed)], task=f"task {seed}", progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def calibration(model):
+    return calibrated(model)
+
+
+@pytest.fixture(scope="module")
+def kinds(model, calibration):
+    found = ("wc", "w", "random")
+    return {k: tlora.task_subspaces(model, calibration, max_rank=8, kind=k, progress=False) for k in found}
+
+
+def random_subspaces(kinds, rank, d_in, seed=0, modules=400):
+    """Random subspaces of many modules of one shape, from the real ones of another."""
+    names = [f"layers.{i}.q_proj" for i in range(modules)]
+    generator = torch.Generator().manual_seed(seed)
+    return replace(
+        kinds["random"],
+        bases={n: torch.linalg.qr(torch.randn(d_in, rank, generator=generator)).Q.T.contiguous() for n in names},
+        numerical_rank=dict.fromkeys(names, rank),
+        shapes=dict.fromkeys(names, (d_in, d_in)),
+        layers={n: i for i, n in enumerate(names)},
+        projections=dict.fromkeys(names, "q_proj"),
+        fingerprints={n: torch.arange(1, 17).float() for n in names},
+    )
+
+
+def test_overlap_is_the_mean_squared_cosine_at_every_rank():
+    a, b = orthonormal(6, 15, 0), orthonormal(6, 15, 1)
+    expected = [
+        np.mean(np.cos(scipy.linalg.subspace_angles(a[:r].numpy().T, b[:r].numpy().T)) ** 2) for r in range(1, 7)
+    ]
+    np.testing.assert_allclose(overlap_by_rank(a, b), expected, atol=1e-12)
+
+
+def test_alignment_of_two_kinds(kinds):
+    found = tlora.align(kinds["wc"], kinds["w"], 5)
+    assert found.sides == ("wc", "w")
+    frame = found.to_frame().set_index("module")
+    for name in kinds["wc"].names:
+        pair = [kinds[k].basis(name, 5).double().numpy().T for k in ("wc", "w")]
+        expected = scipy.linalg.subspace_angles(*pair)[::-1]
+        np.testing.assert_allclose(found.angles[name], expected, atol=1e-6)
+        assert found.overlap[name] == pytest.approx(np.mean(np.cos(expected) ** 2), abs=1e-6)
+        assert frame.loc[name, "overlap"] == found.overlap[name]
+        ends = frame.loc[name, ["first_angle", "median_angle", "last_angle"]].astype(float)
+        np.testing.assert_allclose(ends, np.rad2deg(expected[[0, 2, 4]]), atol=1e-4)
+        assert frame.loc[name, "random"] == found.random[name] == 5 / kinds["wc"].shapes[name][1]
+
+
+def test_lower_ranks_are_read_off(kinds):
+    found = tlora.align(kinds["wc"], kinds["w"], 6)
+    for rank in (1, 4, 6):
+        alone = tlora.align(kinds["wc"], kinds["w"], rank)
+        pd.testing.assert_frame_equal(found.at(rank), alone.at(rank))
+        assert found.at(rank)["overlap"].tolist() == pytest.approx(list(alone.overlap.values()), abs=1e-12)
+    for rank in (0, 7):
+        with pytest.raises(ValueError, match=f"rank {rank} of an alignment up to rank 6: use 1 to 6"):
+            found.at(rank)
+
+
+def test_a_subspace_is_aligned_with_itself(kinds):
+    found = tlora.align(kinds["wc"], kinds["wc"], 8)
+    assert max(float(angles.max()) for angles in found.angles.values()) < 1e-7
+    assert min(found.overlap.values()) > 1 - 1e-12
+
+
+def test_random_subspaces_overlap_by_chance(kinds):
+    found = tlora.align(random_subspaces(kinds, 4, 32), random_subspaces(kinds, 4, 32, seed=1), 4)
+    overlaps = np.array(list(found.overlap.values()))
+    assert set(found.random.values()) == {4 / 32}
+    assert overlaps.mean() == pytest.approx(4 / 32, abs=4 * overlaps.std() / len(overlaps) ** 0.5)
+    assert overlaps.std() < 0.06  # so that the mean says something
+
+
+def test_two_tasks_two_seeds_and_two_halves(model, calibration, kinds):
+    other = calibrated(model, seed=1)
+    task = tlora.task_subspaces(model, other, max_rank=8, progress=False)
+    found = tlora.align(kinds["wc"], task, 4)
+    assert found.sides == ("wc of task 0", "wc of task 1")
+    assert found.meta.task == "task 0 and task 1"
+    seed = tlora.task_subspaces(model, calibration, max_rank=8, kind="random", seed=1, progress=False)
+    assert tlora.align(kinds["random"], seed, 4).sides == ("random of seed 0", "random of seed 1")
+    assert tlora.align(kinds["random"], seed, 4).meta.seed is None
+    half = replace(kinds["wc"])
+    assert tlora.align(kinds["wc"], half, 4).sides == ("wc (1)", "wc (2)")
+    assert tlora.align(kinds["wc"], half, 4, labels=("first half", "second half")).sides == (
+        "first half",
+        "second half",
+    )
+    # the sample counts that the two sides were made from
+    fewer = tlora.calibrate(model, [tiny_batch(model, lengths=(9,))], task="task 0", progress=False)
+    found = tlora.align(kinds["wc"], tlora.task_subspaces(model, fewer, max_rank=8, progress=False), 4)
+    assert found.sides == ("wc of 2 samples", "wc of 1 sample")
+    assert found.meta.samples == 1
+
+
+def test_directions_that_no_matrix_determines_are_counted(model, kinds):
+    few = tlora.calibrate(model, [tiny_batch(model, lengths=(4,))], progress=False)
+    short = tlora.task_subspaces(model, few, max_rank=8, progress=False)
+    found = tlora.align(kinds["wc"], short, 8)
+    assert set(found.determined.values()) == {3}
+    assert found.to_frame()["determined"].tolist() == [3] * len(found.names)
+
+
+def test_other_modules_other_models_and_too_high_a_rank_are_refused(model, kinds):
+    wc = kinds["wc"]
+    with pytest.raises(ValueError, match=r"rank 9 asked for model\.layers.*use 1 to 8"):
+        tlora.align(wc, kinds["w"], 9)
+    with pytest.raises(ValueError, match="rank=0"):
+        tlora.align(wc, kinds["w"], 0)
+    with pytest.raises(TypeError, match="got a dict"):
+        tlora.align(wc, {}, 2)
+    part = tlora.calibrate(model, [tiny_batch(model)], target_modules=["down_proj"], progress=False)
+    part = tlora.task_subspaces(model, part, max_rank=4, progress=False)
+    with pytest.raises(ValueError, match=r"different modules: model\.layers\.0\.mlp\.gate_proj is in the first only"):
+        tlora.align(wc, part, 2)
+    with pytest.raises(ValueError, match="in the second only"):
+        tlora.align(part, wc, 2)
+    other = tiny_model("llama", seed=1)
+    other = tlora.task_subspaces(other, calibrated(other), max_rank=4, progress=False)
+    with pytest.raises(ValueError, match=r"different models: the weight of model\.layers.*likeness"):
+        tlora.align(wc, other, 2)
+    wide = tiny_model("llama", intermediate_size=64)
+    wide = tlora.task_subspaces(wide, calibrated(wide), max_rank=4, progress=False)
+    wide = replace(wide, fingerprints=wc.fingerprints)
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp\.down_proj reads 48 inputs in the first and 64 in the second"
+    ):
+        tlora.align(wc, wide, 2)
+
+
+def test_layers_of_a_projection_against_scipy(kinds):
+    found = tlora.align_layers(kinds["wc"], "down_proj", 4)
+    assert found.modules == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+    assert found.random == 4 / 48
+    for i, one in enumerate(found.modules):
+        for j, other in enumerate(found.modules):
+            pair = (kinds["wc"].basis(n, 4).double().numpy().T for n in (one, other))
+            expected = np.mean(np.cos(scipy.linalg.subspace_angles(*pair)) ** 2)
+            assert float(found.overlap[i, j]) == pytest.approx(expected, abs=1e-6)
+    frame = found.to_frame()
+    assert frame[["layer", "other"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    np.testing.assert_array_equal(frame["overlap"], found.overlap.flatten())
+
+
+def test_layers_of_random_subspaces_overlap_by_chance(kinds):
+    found = tlora.align_layers(random_subspaces(kinds, 4, 32, modules=40), "q_proj", 4)
+    assert found.overlap.diagonal().tolist() == pytest.approx([1] * 40)
+    apart = found.overlap[~torch.eye(40, dtype=torch.bool)]
+    assert float(apart.mean()) == pytest.approx(4 / 32, abs=0.01)
+
+
+def test_layers_that_cannot_be_compared_are_refused(kinds):
+    with pytest.raises(ValueError, match=r"'query' is in 0 layers.*choose from q_proj, k_proj"):
+        tlora.align_layers(kinds["wc"], "query", 4)
+    with pytest.raises(ValueError, match="rank 9 asked for"):
+        tlora.align_layers(kinds["wc"], "down_proj", 9)
+    uneven = random_subspaces(kinds, 4, 32, modules=2)
+    uneven = replace(uneven, shapes=dict(zip(uneven.shapes, [(32, 32), (32, 40)], strict=True)))
+    with pytest.raises(ValueError, match=r"layers\.0\.q_proj reads 32 inputs and layers\.1\.q_proj 40"):
+        tlora.align_layers(uneven, "q_proj", 2)

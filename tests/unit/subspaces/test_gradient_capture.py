@@ -1,0 +1,265 @@
+"""Gradient capture and captured energy against dense matrices in float64, sample by sample."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from transformers.pytorch_utils import Conv1D
+
+import tlora
+from tests.helpers.models import FAMILIES, singles, tiny_batch, tiny_model
+from tlora.models.targets import target_modules
+
+KINDS = ("wc", "g", "random")
+RANKS = (1, 4, 8)
+
+
+def prepared(family):
+    """A tiny model, subspaces of three kinds, and held-out samples of uneven length."""
+    model = tiny_model(family)
+    calibration = tlora.calibrate(model, [tiny_batch(model, lengths=(20, 15, 25))], gradient=True, progress=False)
+    subspaces = {k: tlora.task_subspaces(model, calibration, max_rank=8, kind=k, progress=False) for k in KINDS}
+    return model, calibration, subspaces, tiny_batch(model, lengths=(7, 12, 5, 9), seed=1)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return prepared("llama")
+
+
+@pytest.fixture(scope="module")
+def found(llama):
+    model, _, subspaces, batch = llama
+    return tlora.gradient_capture(model, [batch], subspaces, RANKS, task="held out", progress=False)
+
+
+def dense_gradients(model, batch):
+    """``dL_n/dW`` of each sample alone, by autograd through the weights, in float64: (N, d_out, d_in) by module."""
+    gradients = {name: [] for name in target_modules(model)}
+    model.requires_grad_(True)
+    for sample in singles(batch):
+        model.zero_grad()
+        model(**sample).loss.backward()
+        for name, found in gradients.items():
+            module = model.get_submodule(name)
+            gradient = module.weight.grad.double()
+            found.append(gradient.T if isinstance(module, Conv1D) else gradient)
+    model.zero_grad()
+    model.requires_grad_(False)
+    return {name: torch.stack(each).numpy() for name, each in gradients.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_dense_gradients_sample_by_sample(family):
+    model, _, subspaces, batch = prepared(family)
+    found = tlora.gradient_capture(model, [batch], subspaces, RANKS, progress=False)
+    gradients = dense_gradients(model, batch)
+    assert found.names == list(gradients)
+    for column, (name, each) in enumerate(gradients.items()):
+        squared = (each**2).sum((1, 2))
+        np.testing.assert_allclose(found.total[:, column], squared, rtol=1e-3, atol=1e-12)
+        for k, kind in enumerate(KINDS):
+            for r, rank in enumerate(RANKS):
+                a = subspaces[kind].basis(name, rank).double().numpy()
+                expected = np.linalg.norm(each @ a.T, axis=(1, 2)) ** 2
+                np.testing.assert_allclose(
+                    found.captured[:, column, k, r], expected, rtol=2e-3, atol=1e-5 * squared.max()
+                )
+        values = np.linalg.eigvalsh(np.einsum("noi,noj->ij", each, each))[::-1]
+        best = [values[:rank].sum() for rank in RANKS]
+        np.testing.assert_allclose(found.best[column], best, rtol=1e-4)
+
+
+def test_the_table_is_the_definition(llama, found):
+    model, _, subspaces, batch = llama
+    gradients = dense_gradients(model, batch)
+    frame = found.to_frame()
+    assert len(frame) == len(found.names) * len(KINDS) * len(RANKS)
+    for row in frame.sample(20, random_state=0).itertuples():
+        g, a = gradients[row.module], subspaces[row.kind].basis(row.module, row.rank).double().numpy()
+        assert row.captured == pytest.approx(np.linalg.norm(g @ a.T) ** 2 / np.linalg.norm(g) ** 2, rel=1e-4)
+        assert row.random == pytest.approx(row.rank / g.shape[2], rel=1e-12)
+        values = np.linalg.svd(np.concatenate(list(g)), compute_uv=False) ** 2
+        assert row.best == pytest.approx(values[: row.rank].sum() / values.sum(), rel=1e-4)
+        assert (row.layer, row.projection) == (found.layers[row.module], found.projections[row.module])
+    assert (frame["captured"] <= frame["best"]).all()
+    assert (frame["low"] <= frame["captured"]).all()
+    assert (frame["captured"] <= frame["high"]).all()
+
+
+def test_all_modules_together_are_one_long_vector(llama, found):
+    model, _, subspaces, batch = llama
+    gradients = dense_gradients(model, batch)
+    for by, of in ((None, dict.fromkeys(found.names)), ("layer", found.layers), ("projection", found.projections)):
+        table = found.overall(by)
+        assert list(table.columns) == [
+            *([by] if by else []),
+            "kind",
+            "rank",
+            "captured",
+            "low",
+            "high",
+            "random",
+            "best",
+        ]
+        assert len(table) == len(set(of.values())) * 9
+        for row in table.query("kind == 'wc' and rank == 4").to_dict("records"):
+            names = [n for n in found.names if of[n] == (row[by] if by else None)]
+            whole = sum(np.linalg.norm(gradients[n]) ** 2 for n in names)
+            part = sum(
+                np.linalg.norm(gradients[n] @ subspaces["wc"].basis(n, 4).double().numpy().T) ** 2 for n in names
+            )
+            chance = sum(np.linalg.norm(gradients[n]) ** 2 * 4 / gradients[n].shape[2] for n in names)
+            best = sum(
+                (np.linalg.svd(np.concatenate(list(gradients[n])), compute_uv=False)[:4] ** 2).sum() for n in names
+            )
+            assert row["captured"] == pytest.approx(part / whole, rel=1e-4)
+            assert row["random"] == pytest.approx(chance / whole, rel=1e-4)
+            assert row["best"] == pytest.approx(best / whole, rel=1e-4)
+    with pytest.raises(ValueError, match="by='kind'"):
+        found.overall("kind")
+
+
+def test_intervals_equal_scipys_bootstrap(llama):
+    model, _, subspaces, _ = llama
+    batch = tiny_batch(model, lengths=range(4, 20), seed=2)
+    found = tlora.gradient_capture(
+        model, [batch], subspaces, [4], confidence=0.9, resamples=6000, seed=3, progress=False
+    )
+    row = found.overall().query("kind == 'wc'").iloc[0]
+    parts, totals = found.captured[:, :, 0, 0].double().sum(1).numpy(), found.total.double().sum(1).numpy()
+    expected = scipy.stats.bootstrap(
+        (parts, totals), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True,
+        confidence_level=0.9, n_resamples=6000, method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    width = expected.high - expected.low
+    assert row["low"] == pytest.approx(expected.low, abs=0.05 * width)
+    assert row["high"] == pytest.approx(expected.high, abs=0.05 * width)
+    again = tlora.gradient_capture(
+        model, [batch], subspaces, [4], confidence=0.9, resamples=6000, seed=3, progress=False
+    )
+    assert again.to_frame().equals(found.to_frame())
+
+
+def test_one_sample_has_no_interval(llama):
+    model, _, subspaces, batch = llama
+    found = tlora.gradient_capture(model, singles(batch)[:1], subspaces, [2], progress=False)
+    assert found.to_frame()[["low", "high"]].isna().all(axis=None)
+    assert found.to_frame()["captured"].notna().all()
+
+
+def test_random_subspaces_capture_their_share_of_dimensions(llama):
+    model, calibration, _, batch = llama
+    draws = {
+        str(seed): tlora.task_subspaces(model, calibration, max_rank=4, kind="random", seed=seed, progress=False)
+        for seed in range(60)
+    }
+    frame = tlora.gradient_capture(model, [batch], draws, [4], progress=False).to_frame()
+    by_module = frame.groupby("module")[["captured", "random"]].agg(["mean", "std"])
+    error = 4 * by_module["captured", "std"] / 60**0.5
+    assert (abs(by_module["captured", "mean"] - by_module["random", "mean"]) < error).all()
+
+
+def test_padding_and_batches_change_nothing(llama, found):
+    model, _, subspaces, batch = llama
+    left = tiny_batch(model, lengths=(7, 12, 5, 9), seed=1, padding="left")
+    for batches in ([left], iter(singles(batch))):
+        other = tlora.gradient_capture(model, batches, subspaces, RANKS, progress=False)
+        torch.testing.assert_close(other.captured, found.captured, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(other.best, found.best, rtol=1e-4, atol=1e-9)
+
+
+def test_the_whole_space_captures_everything_and_its_complement_nothing(llama):
+    model, _, _, batch = llama
+    name = "model.layers.0.self_attn.q_proj"
+    part = tlora.calibrate(model, [tiny_batch(model)], target_modules=[name], progress=False)
+    whole = tlora.task_subspaces(model, part, max_rank=32, kind="random", progress=False)
+    gradients = dense_gradients(model, batch)[name]
+    rows = np.linalg.svd(np.concatenate(list(gradients)))[2][::-1]  # the least important first
+    least = replace(whole, bases={name: torch.from_numpy(rows.copy()).float()})
+    frame = tlora.gradient_capture(model, [batch], {"any": whole, "least": least}, [4, 32], progress=False).to_frame()
+    shares = frame.set_index(["kind", "rank"])["captured"]
+    assert shares["any", 32] == pytest.approx(1)
+    assert shares["least", 32] == pytest.approx(1)
+    assert shares["least", 4] < 1e-9
+
+
+def test_modules_that_no_gradient_reaches_have_no_share():
+    model, _, subspaces, batch = prepared("llama")
+    model.model.layers[1].post_attention_layernorm.weight.data.zero_()  # the MLP reads zeros
+    found = tlora.gradient_capture(model, [batch], subspaces, [2], progress=False)
+    frame = found.to_frame()
+    silent = frame["module"].str.startswith("model.layers.1.mlp")
+    figures = frame[["captured", "low", "high", "best"]]
+    assert figures[silent].isna().all(axis=None)
+    assert figures[~silent].notna().all(axis=None)
+    assert found.overall().notna().all(axis=None)
+
+
+def test_the_model_is_left_as_it_was(llama):
+    model, _, subspaces, batch = llama
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    model.train()
+    tlora.gradient_capture(model, [batch], subspaces, [2], progress=False)
+    assert model.training
+    model.eval()
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_refusals(llama):
+    model, calibration, subspaces, batch = llama
+
+    def capture(model=model, batches=(batch,), subspaces=subspaces, ranks=(2,), **kwargs):
+        tlora.gradient_capture(model, batches, subspaces, ranks, progress=False, **kwargs)
+
+    with pytest.raises(ValueError, match=r"rank 9 asked for model.*use 1 to 8"):
+        capture(ranks=(2, 9))
+    with pytest.raises(ValueError, match="a rank=0"):
+        capture(ranks=(0,))
+    with pytest.raises(ValueError, match="3 subspaces at 0 ranks"):
+        capture(ranks=())
+    with pytest.raises(ValueError, match="0 subspaces at 1 ranks"):
+        capture(subspaces={})
+    with pytest.raises(TypeError, match="subspaces is a Subspaces: pass a dict"):
+        capture(subspaces=subspaces["wc"])
+    with pytest.raises(ValueError, match="no batches"):
+        capture(batches=iter(()))
+    with pytest.raises(ValueError, match="batch 0 has no tensor 'labels'"):
+        capture(batches=[{k: v for k, v in batch.items() if k != "labels"}])
+    with pytest.raises(ValueError, match="another model"):
+        capture(model=tiny_model("llama", seed=1))
+    with pytest.raises(ValueError, match="confidence"):
+        capture(confidence=95)
+    with pytest.raises(ValueError, match="resamples=0"):
+        capture(resamples=0)
+    part = tlora.calibrate(model, [batch], target_modules=["down_proj"], progress=False)
+    part = tlora.task_subspaces(model, part, max_rank=8, progress=False)
+    with pytest.raises(
+        ValueError, match=r"'wc' and 'part' are of different modules: only one of them has model\.layers"
+    ):
+        capture(subspaces={"wc": subspaces["wc"], "part": part})
+    with pytest.raises(ValueError, match="'part' are of other modules than the calibration"):
+        tlora.captured_energy(model, calibration, {"part": part}, [2], progress=False)
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    model, _, subspaces, batch = prepared("llama")
+    model.lm_head.weight.data[3] = float("inf")
+    with pytest.raises(ValueError, match=r"the gradient of model\.layers.* is not finite"):
+        tlora.gradient_capture(model, [batch], subspaces, [2], progress=False)
+
+
+def test_a_poor_sketch_is_never_below_what_was_captured(monkeypatch, llama, found):
+    model, _, subspaces, batch = llama
+    monkeypatch.setattr("tlora.subspaces.gradient_capture.EXACT_UP_TO", 1)
+    monkeypatch.setattr("tlora.subspaces.gradient_capture.SKETCH_FACTOR", 1)
+    monkeypatch.setattr("tlora.subspaces.gradient_capture.SKETCH_EXTRA", 0)
+    for ranks in (RANKS, (1,)):  # as many columns as the highest rank
+        rough = tlora.gradient_capture(model, [batch], subspaces, ranks, progress=False)
+        frame = rough.to_frame()
+        assert (frame["best"] >= frame["captured"] * (1 - 1e-12)).all()
+        assert (rough.best <= found.best[:, : len(ranks)] * (1 + 1e-5)).all()
+    assert (rough.best < 0.5 * found.best[:, :1]).any()  # poor it was

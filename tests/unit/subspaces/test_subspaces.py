@@ -1,0 +1,424 @@
+"""Subspaces against full decompositions in float64."""
+
+import dataclasses
+import gc
+import re
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import fractional_matrix_power
+
+import tlora
+from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
+from tlora.calibration.covariance import Covariance, DenseCovariance
+from tlora.calibration.spectrum import Spectrum, spectrum
+from tlora.models.weights import weight
+from tlora.results import Meta
+from tlora.subspaces.subspaces import subspace_spectrum
+
+KINDS = ("wc", "w", "c", "wc_half", "g", "random")
+
+
+def calibrated(family="llama", seed=0, lengths=(30, 25, 28, 40)):
+    model = tiny_model(family, seed=seed)
+    calibration = tlora.calibrate(model, [tiny_batch(model, lengths=lengths, seed=seed)], gradient=True, progress=False)
+    return model, calibration
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return calibrated()
+
+
+def subspaces(model, calibration, **kwargs):
+    return tlora.task_subspaces(model, calibration, progress=False, **kwargs)
+
+
+def target_matrix(kind, model, calibration, name):
+    """The matrix of a kind in float64, straight from its definition."""
+    w = weight(model.get_submodule(name)).double().numpy()
+    c = calibration.covariance[name].dense().double().numpy()
+    g = calibration.gradient[name].dense().double().numpy()
+    return {"wc": w @ c, "w": w, "c": c, "g": g}[kind]
+
+
+@pytest.mark.parametrize("kind", ["wc", "w", "c", "g"])
+def test_captured_energy_of_the_kind_is_the_optimum(llama, kind):
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=8, kind=kind)
+    for name in calibration.names:
+        m = target_matrix(kind, model, calibration, name)
+        values = np.linalg.svd(m, compute_uv=False)
+        for rank in (1, 4, 8):
+            a = found.basis(name, rank).double().numpy()
+            np.testing.assert_allclose(a @ a.T, np.eye(rank), atol=5e-6)
+            captured = np.linalg.norm(m @ a.T) ** 2 / (values[:rank] ** 2).sum()
+            assert captured >= 0.9999, (name, rank, captured)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family):
+    model, calibration = calibrated(family)
+    found = subspaces(model, calibration, max_rank=4)
+    for name in calibration.names:
+        m = target_matrix("wc", model, calibration, name)
+        values = np.linalg.svd(m, compute_uv=False)
+        captured = np.linalg.norm(m @ found.basis(name, 4).double().numpy().T) ** 2
+        assert captured / (values[:4] ** 2).sum() >= 0.9999
+
+
+def test_wc_half_gives_the_best_low_rank_outputs(llama):
+    """The space of kind wc_half minimises the error on the (shrunk) inputs over all matrices of the rank."""
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=6, kind="wc_half")
+    name = "model.layers.1.mlp.up_proj"
+    w = weight(model.get_submodule(name)).double().numpy()
+    c = calibration.covariance[name].dense().double().numpy()
+    c = 0.99 * c + 0.01 * np.trace(c) / len(c) * np.eye(len(c))
+    root = fractional_matrix_power(c, 0.5).real
+    best = (np.linalg.svd(w @ root, compute_uv=False)[6:] ** 2).sum()
+    # the best matrix with this row space: weighted least squares on it
+    a = found.basis(name, 6).double().numpy()
+    b = w @ c @ a.T @ np.linalg.inv(a @ c @ a.T)
+    error = np.linalg.norm((w - b @ a) @ root) ** 2
+    assert error <= best * 1.001
+    plain = subspaces(model, calibration, max_rank=6, kind="w").basis(name, 6).double().numpy()
+    b = w @ c @ plain.T @ np.linalg.inv(plain @ c @ plain.T)
+    assert np.linalg.norm((w - b @ plain) @ root) ** 2 > error
+
+
+def test_bases_are_nested_and_signs_fixed(llama):
+    found = subspaces(*llama, max_rank=8)
+    name = found.names[3]
+    assert torch.equal(found.basis(name, 3), found.basis(name, 8)[:3])
+    rows = found.basis(name, 8)
+    pivots = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    assert (pivots > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_seed_gives_the_same_bytes(llama, kind):
+    one, two = (subspaces(*llama, max_rank=6, kind=kind, seed=7) for _ in range(2))
+    assert all(torch.equal(one.bases[n], two.bases[n]) for n in one.names)
+
+
+def test_a_random_space_depends_on_the_seed_and_not_on_the_other_modules(llama):
+    model, calibration = llama
+    one = subspaces(model, calibration, kind="random", max_rank=4, seed=0)
+    other = subspaces(model, calibration, kind="random", max_rank=4, seed=1)
+    assert not torch.equal(one.bases[one.names[0]], other.bases[one.names[0]])
+    few = tlora.calibrate(model, [tiny_batch(model)], target_modules=["down_proj"], progress=False)
+    alone = subspaces(model, few, kind="random", max_rank=4, seed=0)
+    assert all(torch.equal(alone.bases[n], one.bases[n]) for n in alone.names)
+
+
+def test_too_few_tokens_are_said_and_completed():
+    model, calibration = calibrated(lengths=(3, 3))
+    found = subspaces(model, calibration, max_rank=8)
+    for name in found.names:
+        assert found.numerical_rank[name] <= 4
+        rows = found.basis(name, 8)
+        torch.testing.assert_close(rows @ rows.T, torch.eye(8), atol=5e-6, rtol=0)
+        assert not found.singular_values[name][found.numerical_rank[name] :].any()
+    assert "completed" in repr(found)
+
+
+def test_row_variance_and_trace(llama):
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=5)
+    for name in found.names[:3]:
+        c, a = calibration.covariance[name].dense().double(), found.basis(name, 5).double()
+        expected = torch.stack([row @ c @ row for row in a])
+        torch.testing.assert_close(found.row_variance[name].double(), expected, rtol=1e-4, atol=1e-8)
+        assert found.traces[name] == pytest.approx(float(c.trace()), rel=1e-5)
+
+
+def test_refusals(llama):
+    model, calibration = llama
+    with pytest.raises(ValueError, match="max_rank=0"):
+        subspaces(model, calibration, max_rank=0)
+    with pytest.raises(ValueError, match="choose one of wc, w, c"):
+        subspaces(model, calibration, kind="svd")
+    with pytest.raises(ValueError, match=r"another model.*likeness"):
+        subspaces(tiny_model("llama", seed=1), calibration)
+    with pytest.raises(ValueError, match="another model"):
+        subspaces(tiny_model("gpt2"), calibration)
+    with pytest.raises(ValueError, match="another model"):
+        subspaces(tiny_model("llama", intermediate_size=64), calibration)
+    plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    with pytest.raises(ValueError, match="gradient=True"):
+        subspaces(model, plain, kind="g")
+    found = subspaces(model, calibration, max_rank=4)
+    with pytest.raises(ValueError, match="rank 5 asked for"):
+        found.basis(found.names[0], 5)
+    with pytest.raises(KeyError, match="no subspace for module 'x'"):
+        found.basis("x", 1)
+
+
+def test_every_column_of_the_table(llama):
+    model, calibration = llama
+    found = subspaces(model, calibration, max_rank=5)
+    frame = found.to_frame().set_index("module")
+    assert list(frame.index) == found.names == calibration.names
+    for name, row in frame.iterrows():
+        values = found.singular_values[name]
+        assert row["first_singular_value"] == pytest.approx(values.max().item())
+        assert row["last_singular_value"] == pytest.approx(values.min().item())
+        assert row["first_singular_value"] > row["last_singular_value"]
+        rows, c = found.bases[name].double(), calibration.covariance[name].dense().double()
+        assert row["explained_variance"] == pytest.approx(float((rows @ c @ rows.T).trace() / c.trace()), rel=1e-4)
+        assert 0 < row["explained_variance"] <= 1
+        assert (row["rank"], row["numerical_rank"]) == (len(rows), found.numerical_rank[name])
+
+
+def test_the_summary_counts_the_bases_that_were_completed(llama):
+    model, calibration = llama
+    whole = subspaces(model, calibration, max_rank=2)
+    assert "completed" not in repr(whole)
+    few, short = calibrated(lengths=(3, 2))
+    assert f", {len(short.names)} completed beyond their numerical rank" in repr(subspaces(few, short, max_rank=8))
+
+
+def test_the_defaults_are_the_documented_ones(llama):
+    model, calibration = llama
+    found = subspaces(model, calibration)
+    assert (found.max_rank, found.meta.seed, found.kind) == (64, 0, "wc")
+    asked = subspaces(model, calibration, max_rank=64, kind="wc", seed=0)
+    assert all(torch.equal(found.bases[name], asked.bases[name]) for name in found.names)
+
+
+@pytest.mark.parametrize("d", [1, 4, 100])
+def test_the_numerical_rank_is_what_rounding_leaves(d):
+    floor = 8 * torch.finfo(torch.float32).eps * d**0.5
+    values = torch.tensor([8.0, 1.0, floor * 1.01, floor * 0.99, 0.0])
+    assert tlora.subspaces.subspaces.numerical_rank(values, d) == 3
+    assert tlora.subspaces.subspaces.numerical_rank(torch.zeros(3), d) == 0
+
+
+def test_a_basis_cannot_be_longer_than_a_sketch_has_columns(llama):
+    """Where the covariance is what is decomposed; other kinds need no more of it than its trace."""
+    model = llama[0]
+    batch = tiny_batch(model, lengths=(30, 25))
+    sketched = tlora.calibrate(model, [batch], covariance="sketch", sketch_size=6, progress=False)
+    kept = min(covariance.total.shape[1] for covariance in sketched.covariances.values())
+    for kind in ("wc", "c"):
+        assert len(subspaces(model, sketched, max_rank=kept, kind=kind).names) == len(sketched.names)
+        with pytest.raises(
+            ValueError, match=rf"max_rank={kept + 1} is beyond the sketch of .* which has {kept} columns"
+        ):
+            subspaces(model, sketched, max_rank=kept + 1, kind=kind)
+    assert subspaces(model, sketched, max_rank=kept + 1, kind="w").max_rank == kept + 1
+
+
+def test_few_tokens_bound_the_rank_of_what_is_made_of_the_covariance_alone():
+    model, calibration = calibrated(lengths=(3, 2))
+    assert all(covariance.rank_bound == 3 for covariance in calibration.covariances.values())
+    for kind in KINDS:
+        ranks = set(subspaces(model, calibration, max_rank=8, kind=kind).numerical_rank.values())
+        assert ranks <= {1, 2, 3} if kind in ("wc", "c") else ranks == {8} or kind == "g"
+
+
+def test_what_comes_back_is_frozen_and_is_equal_to_itself_alone(llama, tmp_path):
+    model, calibration = llama
+    found, again = (subspaces(model, calibration, max_rank=2) for _ in range(2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.kind = "w"
+    assert found == found
+    assert found != again
+    assert len({found, again}) == 2
+    found.save(tmp_path / "saved")
+    loaded = tlora.Subspaces.load(tmp_path / "saved")
+    for part in ("bases", "singular_values", "row_variance", "fingerprints"):
+        mine, theirs = getattr(loaded, part), getattr(found, part)
+        assert mine.keys() == theirs.keys()
+        assert all(mine[name].equal(theirs[name]) for name in mine)
+
+
+def test_a_basis_has_a_row_at_least_and_a_module_that_is_there(llama):
+    found = subspaces(*llama, max_rank=2)
+    with pytest.raises(ValueError, match="rank 0 asked for"):
+        found.basis(found.names[0], 0)
+    with pytest.raises(KeyError, match=rf"there are {len(found.names)}, e\.g\. '{re.escape(found.names[0])}'"):
+        found.basis("x", 1)
+
+
+@pytest.mark.parametrize(("family", "tokens", "lengths"), [("llama", "labels", (6, 6)), ("bert", "all", (1, 1))])
+def test_kinds_of_inputs_are_refused_where_nothing_varies_within_a_sample(family, tokens, lengths):
+    """One labelled token a sample, or texts of one: what would come out is random, whatever the samples are."""
+    model = tiny_model(family)
+    batch = tiny_batch(model, lengths=lengths)
+    if tokens == "labels":
+        batch["labels"][:, :-1] = -100
+    calibration = tlora.calibrate(model, [batch], tokens=tokens, gradient=True, progress=False)
+    assert all(c.trace == 0 for c in calibration.covariances.values())
+    words = (
+        "needs inputs that vary within a sample, .* one counted token at most: calibrate with tokens='all' and texts"
+    )
+    for kind in ("wc", "c", "wc_half"):
+        with pytest.raises(ValueError, match=f"kind='{kind}' {words}"):
+            subspaces(model, calibration, max_rank=2, kind=kind)
+    for kind in ("w", "g", "random"):
+        assert max(subspaces(model, calibration, max_rank=2, kind=kind).numerical_rank.values()) == 2
+
+
+def test_progress_is_shown_unless_it_is_not_asked_for(llama, capsys):
+    tlora.task_subspaces(*llama, max_rank=1)
+    assert "subspaces wc" in capsys.readouterr().err
+    tlora.task_subspaces(*llama, max_rank=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("kind", "method"), [("wc_half", "powers"), ("wc", "to")])
+def test_an_input_that_modules_share_is_decomposed_and_moved_once(llama, monkeypatch, kind, method):
+    model, calibration = llama
+    covariance, calls = type(next(iter(calibration.covariances.values()))), []
+    once = getattr(covariance, method)
+    monkeypatch.setattr(covariance, method, lambda *args: (calls.append(1), once(*args))[1])
+    subspaces(model, calibration, max_rank=2, kind=kind)
+    assert len(calls) == len(calibration.covariances) < len(calibration.names)
+
+
+def test_of_inputs_only_the_last_is_held(llama):
+    """Where the products run, a covariance is the largest thing that there is."""
+    calibration, cpu = llama[1], torch.device("cpu")
+    first, second = list(calibration.covariances)[:2]
+    inputs = tlora.subspaces.subspaces._Inputs(calibration)
+    held = [weakref.ref(inputs.on(first, cpu)), weakref.ref(inputs.powers(first, cpu)[0])]
+    assert all(ref() is not None for ref in held)
+    inputs.powers(second, cpu)
+    gc.collect()
+    assert all(ref() is None for ref in held)
+
+
+def of(values, trace=None, dimension=None) -> Spectrum:
+    """The spectrum of one module ``m`` with the given eigenvalues."""
+    values = torch.tensor(values, dtype=torch.float32)
+    return Spectrum(
+        {"m": values},
+        {"m": float(values.sum()) if trace is None else trace},
+        {"m": dimension or len(values)},
+        {"m": "m"},
+        {"m": 0},
+        {"m": "q_proj"},
+        "covariance",
+        Meta(),
+    )
+
+
+def covariance(seed: int, d: int = 12, tokens: int = 40, decay: float = 1.0) -> Covariance:
+    x = np.random.default_rng(seed).normal(size=(tokens, d)) * np.arange(1, d + 1) ** -decay
+    return DenseCovariance(torch.tensor(x.T @ x, dtype=torch.float32), rank_bound=tokens)
+
+
+def calibration(covariances: dict[str, Covariance]) -> SimpleNamespace:
+    names = list(covariances)
+    return SimpleNamespace(
+        names=names,
+        covariance=covariances,
+        shared={n: next(m for m in names if covariances[m] is covariances[n]) for n in names},
+        sensitivity=SimpleNamespace(
+            shapes={n: (6, len(covariances[n].dense())) for n in names},
+            layers=dict.fromkeys(names, 3),
+            projections={n: n.rsplit(".", 1)[-1] for n in names},
+        ),
+        meta=Meta(model="tiny", samples=4),
+    )
+
+
+def naive_ranks(values: np.ndarray) -> tuple[float, float]:
+    p = [v / sum(values) for v in values if v > 0]
+    return sum(values) ** 2 / sum(v * v for v in values), np.exp(-sum(q * np.log(q) for q in p))
+
+
+def subspaces_spectrum(kind: str, sigma, shape=(8, 10), trace=0.0) -> SimpleNamespace:
+    return SimpleNamespace(
+        kind=kind,
+        singular_values={"a": torch.tensor(np.array(sigma), dtype=torch.float32)},
+        traces={"a": trace},
+        shapes={"a": shape},
+        layers={"a": 0},
+        projections={"a": "q"},
+        meta=Meta(seed=1),
+    )
+
+
+def test_subspace_spectrum_squares_singular_values_and_bounds_from_below():
+    w = np.random.default_rng(0).normal(size=(8, 10)) * np.arange(10, 0, -1)
+    sigma = np.linalg.svd(w, compute_uv=False)
+    found = subspace_spectrum(subspaces_spectrum("w", sigma[:5]))
+    np.testing.assert_allclose(found.eigenvalues["a"], np.linalg.eigvalsh(w.T @ w)[::-1][:5], rtol=1e-5)
+    row = found.to_frame().iloc[0]
+    assert (found.kind, row.dimension) == ("w", 8)
+    assert np.isnan(row.trace)
+    assert np.isnan(row.covered)
+    assert row.effective_rank == pytest.approx(naive_ranks(sigma[:5] ** 2)[0])
+    assert row.effective_rank <= naive_ranks(sigma**2)[0]
+    assert row.entropy_rank <= naive_ranks(sigma**2)[1]
+
+
+@pytest.mark.parametrize("sigma", [[3.0, 2.0, 1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.1, 1.0]])
+def test_a_subspace_spectrum_that_misses_nothing_knows_its_trace(sigma):
+    found = subspace_spectrum(subspaces_spectrum("wc", sigma))
+    assert found.traces["a"] == pytest.approx(sum(s * s for s in sigma))
+    assert found.to_frame().covered[0] == pytest.approx(1)
+
+
+def test_the_subspace_of_the_covariance_has_the_covariances_spectrum():
+    c = covariance(7, d=10)
+    values = np.linalg.svd(c.dense().double().numpy(), compute_uv=False)[:4]
+    found = subspace_spectrum(subspaces_spectrum("c", values, trace=c.trace)).to_frame().iloc[0]
+    expected = spectrum(calibration({"a": c}), k=4).to_frame().iloc[0]
+    columns = ["dimension", "trace", "effective_rank", "entropy_rank", "top_share", "covered"]
+    np.testing.assert_allclose(found[columns].astype(float), expected[columns].astype(float), rtol=1e-5)
+
+
+def test_a_random_subspace_has_no_spectrum():
+    with pytest.raises(ValueError, match="random"):
+        subspace_spectrum(subspaces_spectrum("random", [0.0, 0.0]))
+
+
+def test_a_spectrum_of_a_subspace_kind_survives_saving_with_its_unknown_trace(tmp_path):
+    found = of([3.0, 1.0], trace=float("nan"), dimension=9)
+    found.save(tmp_path / "s")
+    assert np.isnan(Spectrum.load(tmp_path / "s").traces["m"])
+
+
+@pytest.mark.parametrize("max_rank", [0, -3, 2.5, "8"])
+def test_a_largest_rank_that_is_none_is_refused(max_rank: Any) -> None:
+    model = tiny_model("llama")
+    calibration = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    with pytest.raises(ValueError, match="use a whole number of at least 1"):
+        tlora.task_subspaces(model, calibration, max_rank=max_rank, progress=False)
+
+
+def test_no_more_directions_are_advised_than_a_matrix_has() -> None:
+    model = tiny_model("llama")
+    found = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    name = next(name for name in found.names if name.endswith("k_proj"))  # 16 x 32
+    for most, advice in ((8, "max_rank="), (32, "use 1 to 16$")):
+        with pytest.raises(ValueError, match=advice):
+            tlora.task_subspaces(model, found, max_rank=most, progress=False).basis(name, 32)
+
+
+def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:
+    calibration = tlora.calibrate(model, [batch or tiny_batch(model)], progress=False, **options)
+    return calibration, tlora.allocate(calibration.sensitivity, 4, max_rank=8)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_subspaces_of_an_adapted_model_are_those_of_its_base(family: str) -> None:
+    """A square Conv1D under an adapter was read untransposed."""
+    model = tiny_model(family)
+    calibration, plan = planned(model)
+    expected = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    adapted = tlora.attach(model, expected, plan)
+    for again in (model, adapted):
+        found = tlora.task_subspaces(again, calibration, max_rank=8, progress=False)
+        for name in calibration.names:
+            torch.testing.assert_close(found.basis(name, 8), expected.basis(name, 8))
+        energy = tlora.captured_energy(again, calibration, {"wc": expected}, ranks=[8], progress=False)
+        torch.testing.assert_close(energy.captured[:, 0, 0], energy.best[:, 0], rtol=1e-4, atol=0)

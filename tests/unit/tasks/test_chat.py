@@ -1,0 +1,225 @@
+"""What of a sample is learnt, against renderings written by hand and token offsets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from tests.helpers.tokenizers import TEMPLATES, UNSTABLE, bytes_tokenizer, ended_tokenizer, pieces_tokenizer
+from tlora.tasks.load import load_task
+
+SIZES = {"validation": 0, "test": 0}
+TOKENIZERS = {"bytes": bytes_tokenizer, "pieces": pieces_tokenizer}
+SINGLE = [("user", "What is 1 + 2?"), ("assistant", "It is 3.")]
+MULTIPLE = [
+    ("user", "Hello"),
+    ("assistant", "Who is there?"),
+    ("user", "  Me, said the fox\n"),
+    ("assistant", "I do not\nknow you"),
+    ("user", "Why?"),
+    ("assistant", "Because."),
+]
+CONVERSATIONS = {
+    "single": SINGLE,
+    "system": [("system", "You answer in verse."), *SINGLE],
+    "multiple": MULTIPLE,
+    "unanswered": [*MULTIPLE, ("user", "And now?")],
+}
+
+
+def messages(turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def spelled(tokenizer, pieces, first=()):
+    """Ids and labels of (before, said) pieces, from the offsets of one tokenisation of the whole text."""
+    text, spans = "", []
+    for before, said in pieces:
+        text += before
+        spans.append((len(text), len(text) + len(said)))
+        text += said
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = [*first, *encoded["input_ids"]]
+    offsets = [(-1, -1)] * len(first) + encoded["offset_mapping"]
+    inside = [any(begin <= a and b <= end for begin, end in spans) for a, b in offsets]
+    return ids, [index if said else -100 for index, said in zip(ids, inside, strict=True)]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("template", ["chatml", "instruct"])
+def test_all_that_the_assistant_says_is_learnt_and_nothing_else(template, kind, conversation):
+    tokenizer = TOKENIZERS[kind](template)
+    turns = messages(CONVERSATIONS[conversation])
+    row = load_task(Dataset.from_dict({"messages": [turns]}), tokenizer, **SIZES).train[0]
+    ids, labels = spelled(tokenizer, TEMPLATES[template][1](turns))
+    assert row["input_ids"] == ids
+    assert row["labels"] == labels
+    assert sum(label != -100 for label in labels) > 3
+    # The rendering by hand is the template's, up to what follows the last answer.
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert rendered.startswith("".join(text for piece in TEMPLATES[template][1](turns) for text in piece))
+
+
+def test_where_the_template_ends_no_turn_the_end_token_is_added_to_the_last():
+    tokenizer = bytes_tokenizer("headed")
+    turns = messages(MULTIPLE)
+    row = load_task(Dataset.from_dict({"messages": [turns]}), tokenizer, **SIZES).train[0]
+    pieces = TEMPLATES["headed"][1](turns)
+    # The line break after a turn is part of it here: nothing else says that it is over.
+    pieces = [(before.removeprefix("\n"), said + "\n") for before, said in pieces]
+    ids, labels = spelled(tokenizer, pieces)
+    assert row["input_ids"] == [*ids, tokenizer.eos_token_id]
+    assert row["labels"] == [*labels, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_prompt_and_completion_are_a_conversation_of_one_turn(kind):
+    tokenizer = TOKENIZERS[kind]("chatml")
+    pair = Dataset.from_dict({"prompt": ["What is 1 + 2?"], "completion": ["It is 3."]})
+    turn = Dataset.from_dict({"messages": [messages(SINGLE)]})
+    one, other = (load_task(data, tokenizer, **SIZES).train[0] for data in (pair, turn))
+    assert one["input_ids"] == other["input_ids"]
+    assert one["labels"] == other["labels"]
+    assert (one["prompt"], one["answer"]) == ("What is 1 + 2?", "It is 3.")
+
+
+def test_an_unstable_template_is_refused():
+    data = Dataset.from_dict({"messages": [messages(MULTIPLE)]})
+    with pytest.raises(ValueError, match=r"train sample 1: .*prefix-stable.*tokenizer\.chat_template"):
+        load_task(data, bytes_tokenizer(UNSTABLE), **SIZES)
+
+
+def test_a_template_that_refuses_a_conversation_is_quoted():
+    strict = "{{ raise_exception('roles must alternate') }}"
+    data = Dataset.from_dict({"messages": [messages(SINGLE)]})
+    with pytest.raises(ValueError, match=r"train sample 1: the chat template refuses .*user: roles must alternate"):
+        load_task(data, bytes_tokenizer(strict), **SIZES)
+
+
+def test_messages_need_a_template():
+    data = Dataset.from_dict({"messages": [messages(SINGLE)]})
+    with pytest.raises(ValueError, match="messages need a chat template"):
+        load_task(data, bytes_tokenizer(), **SIZES)
+    with pytest.raises(ValueError, match="messages need a chat template"):
+        load_task(data, bytes_tokenizer("chatml"), chat=False, **SIZES)
+    with pytest.raises(ValueError, match="encoder-decoder takes prompt and completion"):
+        load_task(data, ended_tokenizer(), architecture="seq2seq", **SIZES)
+
+
+def test_a_conversation_is_cut_to_the_turns_that_fit():
+    tokenizer = bytes_tokenizer("chatml")
+    data = Dataset.from_dict({"messages": [messages(MULTIPLE)]})
+    whole = load_task(data, tokenizer, **SIZES).train[0]
+    second = whole["labels"].index(-100, [label != -100 for label in whole["labels"]].index(True))
+    with pytest.warns(UserWarning, match="truncated 1 of train"):
+        row = load_task(data, tokenizer, max_length=second, **SIZES).train[0]
+    assert row["labels"] == whole["labels"][:second]
+    assert row["answer"] == "Who is there?"
+    assert row["prompt_length"] < second
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}]
+CALLING = (
+    "{% if tools %}{{ 'tools:' + tools | tojson + '\n' }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ':' + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name + call.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+def called(arguments: Any, **answer: Any) -> dict[str, Any]:
+    """As a provider's file for fine-tuning has it: a call without words, its result, an answer."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {
+        "messages": [
+            {"role": "user", "content": "How is it in Rome?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "rain", "tool_call_id": "1"},
+            {"role": "assistant", "content": "Wet."} | answer,
+        ]
+    }
+
+
+def learnt_of(row: dict[str, Any], tokenizer: Any) -> str:
+    return str(tokenizer.decode([label for label in row["labels"] if label != -100]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "dataset"])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tools_are_shown_and_calls_learnt(kind: str, as_text: bool, tmp_path: Path) -> None:
+    """Arguments reach the template as objects, however they are written: so an engine gives them to it."""
+    arguments = {"city": "Rome", "day": None} if kind == "jsonl" else {"city": "Rome"}
+    tools = json.dumps(TOOLS) if as_text else TOOLS
+    rows = [called(json.dumps(arguments) if as_text else arguments) | {"tools": tools}] * 10
+    data: Any = Dataset.from_list(rows)
+    if kind == "jsonl":
+        data = tmp_path / "calls.jsonl"
+        plain = [called("{}")] * 10  # without tools
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows + plain))
+    tokenizer = bytes_tokenizer(CALLING)
+    task = load_task(data, tokenizer, validation=0, test=0)
+    row, written = task.train[0], json.dumps(arguments)
+    assert learnt_of(row, tokenizer) == f"weather{written}<|im_end|>Wet.<|im_end|>"
+    assert tokenizer.decode(row["input_ids"]).startswith(f"tools:{json.dumps(TOOLS)}\nuser:How")
+    if kind == "jsonl":
+        assert tokenizer.decode(task.train[10]["input_ids"]).startswith("user:How")
+
+
+def test_tools_may_be_in_one_split_alone() -> None:
+    rows, other = [called("{}")] * 10, {"messages": [{"role": "user", "content": "?"}, *called("{}")["messages"]]}
+    data = {"train": Dataset.from_list([row | {"tools": TOOLS} for row in rows]), "test": Dataset.from_list([other])}
+    tokenizer = bytes_tokenizer(CALLING)
+    task = load_task(data, tokenizer, validation=0)
+    assert tokenizer.decode(task.train[0]["input_ids"]).startswith("tools:")
+    assert tokenizer.decode(task.test[0]["input_ids"]).startswith("user:")
+
+
+def test_a_template_that_writes_no_tools_is_refused() -> None:
+    rows = Dataset.from_list([called("{}") | {"tools": TOOLS}] * 10)
+    with pytest.raises(ValueError, match=r"train sample 1: the chat template writes no tools.*leave the column tools"):
+        load_task(rows, bytes_tokenizer("chatml"), validation=0, test=0)
+
+
+def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
+    """As in the files that are uploaded to a provider."""
+    tokenizer = bytes_tokenizer(CALLING)
+    talk = called("{}")["messages"]
+    talk[1]["weight"] = 0
+    row = load_task(Dataset.from_list([{"messages": talk}] * 10), tokenizer, validation=0, test=0).train[0]
+    assert learnt_of(row, tokenizer) == "Wet.<|im_end|>"
+    assert "weather{}" in tokenizer.decode(row["input_ids"])
+    talk[1]["weight"], talk[3]["weight"] = 1, 0
+    row = load_task(Dataset.from_list([{"messages": talk}] * 10), tokenizer, validation=0, test=0).train[0]
+    assert learnt_of(row, tokenizer) == "weather{}<|im_end|>"
+    assert row["answer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (called("{}", weight=0.5), r"sample 1: weight 0.5: a message is learnt \(1"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+            "to learn",
+        ),
+        ({"messages": [{"role": "assistant", "content": None}]}, "one with tool_calls may do without"),
+        (called("{}") | {"tools": "[{]"}, "tools are no valid JSON"),
+        (called("{}") | {"tools": '{"name": "f"}'}, "tools must be a list of JSON schemas"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_task(Dataset.from_list([row] * 10), bytes_tokenizer(CALLING))
+
+
+@pytest.mark.parametrize("tools", ["", "null", None, []])
+def test_no_tools_and_no_arguments_are_said_in_any_form(tools: Any, tmp_path: Path) -> None:
+    row, tokenizer = called(None) | {"tools": tools}, bytes_tokenizer(CALLING)
+    file = tmp_path / "calls.jsonl"
+    file.write_text(f"{json.dumps(row)}\n" * 10)
+    for data in (file, Dataset.from_list([row] * 10)):
+        task = load_task(data, tokenizer, validation=0, test=0)
+        assert learnt_of(task.train[0], tokenizer) == "weather{}<|im_end|>Wet.<|im_end|>"

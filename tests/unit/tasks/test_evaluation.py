@@ -1,0 +1,426 @@
+"""Batches, and what a model is measured at, against loops over single samples without padding."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+
+import tlora
+from tests.helpers.models import tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
+from tlora.tasks.evaluation import generate
+from tlora.tasks.load import load_task
+from tlora.tasks.task import _exponential
+
+WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
+
+
+def sentences(count, seed, most=9):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, most))) for _ in range(count)]
+
+
+def pairs(count=12, seed=0):
+    return Dataset.from_dict(
+        {
+            "prompt": [f"{i} {s}:" for i, s in enumerate(sentences(count, seed))],
+            "completion": sentences(count, seed + 1, 4),
+        }
+    )
+
+
+def labelled(count=12):
+    texts = [f"{i} {s}" for i, s in enumerate(sentences(count, 3))]
+    return Dataset.from_dict({"text": texts, "label": [("bad", "fine", "good")[i % 3] for i in range(count)]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bytes_tokenizer("chatml")
+
+
+@pytest.fixture(scope="module")
+def task(tokenizer):
+    return load_task(pairs(), tokenizer, train=6, validation=2, test=4)
+
+
+@pytest.fixture(scope="module")
+def llama(tokenizer):
+    return tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=2, pad_token_id=2)
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    return load_task(labelled(), words_tokenizer(), train=6, validation=2, test=4)
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return tiny_model("bert", vocab_size=200, num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def seq2seq():
+    tokenizer = ended_tokenizer()
+    task = load_task(pairs(), tokenizer, architecture="seq2seq", train=6, validation=2, test=4)
+    return task, tiny_model("t5", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+
+
+def single_losses(model, rows, seq2seq=False):
+    """Summed loss and number of labels of each row, alone and unpadded, by the model's own loss."""
+    found = []
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=labels).loss.item()
+        count = int((labels if seq2seq else labels[:, 1:]).ne(-100).sum())
+        found.append((loss * count, count))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_the_loss_is_the_mean_over_all_labelled_tokens(task, llama, size):
+    singles = single_losses(llama, task.test)
+    expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
+    found = task.evaluate(llama, batch_size=size)
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert list(found) == ["loss", "perplexity", "exact_match"]
+
+
+def test_the_loss_of_an_encoder_decoder(seq2seq):
+    task, model = seq2seq
+    singles = single_losses(model, task.test, seq2seq=True)
+    expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
+    assert task.evaluate(model)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_and_accuracy_of_a_classifier(encoded, bert):
+    losses, right = [], []
+    for row in encoded.test:
+        with torch.no_grad():
+            logits = bert(torch.tensor([row["input_ids"]])).logits[0].double()
+        losses.append(-torch.log_softmax(logits, 0)[row["labels"]].item())
+        right.append(int(logits.argmax()) == row["labels"])
+    found = encoded.evaluate(bert, batch_size=3)
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["accuracy"] == np.mean(right)
+    assert (encoded.metric, encoded.kind, encoded.num_labels) == ("accuracy", "classification", 3)
+    frame = encoded.predict(bert, limit=None)
+    assert frame["accuracy"].tolist() == [float(each) for each in right]
+    assert set(frame["answer"]) | set(frame["prediction"]) <= {"bad", "fine", "good"}
+
+
+def test_an_adapted_model_is_evaluated_like_any_other(task, tokenizer):
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    plain = task.evaluate(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"], r=2, task_type="CAUSAL_LM"))
+    assert task.evaluate(adapted) == pytest.approx(plain, rel=1e-5)  # B is zero
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    changed = task.evaluate(adapted)
+    assert changed["loss"] != pytest.approx(plain["loss"], rel=1e-3)
+    assert changed == pytest.approx(task.evaluate(adapted.merge_and_unload()), rel=1e-4)
+
+
+def test_a_loss_beyond_what_has_an_exponential(encoded):
+    model = tiny_model("bert", vocab_size=200, num_labels=3)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1e4, 0, -1e4]))
+    assert encoded.evaluate(model)["perplexity"] == math.inf
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_a_gpu_gives_the_same(task, encoded, tokenizer):
+    for each, build in (
+        (task, lambda: tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)),
+        (encoded, lambda: tiny_model("bert", vocab_size=200, num_labels=3)),
+    ):
+        assert each.evaluate(build().cuda()) == pytest.approx(each.evaluate(build()), rel=1e-3)
+
+
+def greedy(model, prompt, stops, most):
+    """One token after the other, everything computed anew each time."""
+    ids = list(prompt)
+    for _ in range(most):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in stops:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_answers_are_those_of_each_prompt_alone(task, tokenizer, family):
+    length = {"n_positions": 256} if family == "gpt2" else {"max_position_embeddings": 256}
+    model = tiny_model(
+        family, vocab_size=len(tokenizer), eos_token_id=None, pad_token_id=None, bos_token_id=None, **length
+    )
+    expected = [
+        tokenizer.decode(
+            greedy(model, row["input_ids"][: row["prompt_length"]], task.stop_ids, task.max_new_tokens),
+            skip_special_tokens=True,
+        )
+        for row in task.test
+    ]
+    frame = task.predict(model, batch_size=3)
+    assert frame["prediction"].tolist() == expected
+    assert frame["answer"].tolist() == list(task.test["answer"])
+    assert len(set(expected)) > 1
+
+
+def test_an_encoder_decoder_answers_greedily_too(seq2seq):
+    task, model = seq2seq
+    expected = []
+    for row in task.test:
+        ids, written = torch.tensor([row["input_ids"]]), [model.config.decoder_start_token_id]
+        while len(written) <= task.max_new_tokens and written[-1] != task.tokenizer.eos_token_id:
+            with torch.no_grad():
+                logits = model(input_ids=ids, decoder_input_ids=torch.tensor([written])).logits
+            written.append(int(logits[0, -1].argmax()))
+        expected.append(task.tokenizer.decode(written[1:], skip_special_tokens=True))
+    assert task.predict(model, batch_size=3)["prediction"].tolist() == expected
+
+
+# What a model may be published with, each of which makes other answers of the greedy ones.
+PUBLISHED = {
+    "no_repeat_ngram_size": 1,
+    "min_length": 200,
+    "min_new_tokens": 20,
+    "suppress_tokens": list(range(40, 120)),
+    "begin_suppress_tokens": list(range(10, 200)),
+    "bad_words_ids": [[index] for index in range(40, 120)],
+    "forced_eos_token_id": 5,
+    "num_return_sequences": 2,
+    "return_dict_in_generate": True,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_answers_are_greedy_whatever_the_model_was_published_with(task, tokenizer, name):
+    def build(adapted):
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=2)
+        return get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")) if adapted else model
+
+    expected = task.predict(build(False))["prediction"].tolist()
+    for adapted in (False, True):
+        model = build(adapted)
+        own = model.generation_config
+        setattr(own, name, PUBLISHED[name])
+        before = own.to_dict()
+        assert task.predict(model)["prediction"].tolist() == expected
+        assert model.generation_config is own
+        assert own.to_dict() == before
+
+
+def test_the_settings_of_a_model_come_back_after_an_error(task, tokenizer, monkeypatch):
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    own = model.generation_config
+    monkeypatch.setattr(type(model), "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        task.predict(model)
+    assert model.generation_config is own
+
+
+def test_a_decoder_begins_as_its_model_says(seq2seq):
+    task, _ = seq2seq
+    model = tiny_model("t5", vocab_size=len(task.tokenizer), eos_token_id=task.tokenizer.eos_token_id)
+    first = task.tokenizer("w")["input_ids"][0]
+    plain = task.predict(model)["prediction"].tolist()
+    assert not all(text.startswith("w") for text in plain)
+    model.generation_config.min_length = 200
+    assert task.predict(model)["prediction"].tolist() == plain
+    model.generation_config.forced_bos_token_id = first  # a language, where a model writes several
+    assert all(text.startswith("w") for text in task.predict(model)["prediction"])
+    started = []
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, given: started.append(given["input_ids"][0, 0].item()), with_kwargs=True
+    )
+    model.generation_config.decoder_start_token_id = 7
+    task.predict(model)
+    assert started[0] == 7
+
+
+def test_an_answer_stops_at_its_end_token_and_is_no_longer_than_the_longest(task, tokenizer):
+    assert task.stop_ids == (tokenizer.eos_token_id,)
+    lengths = [len(row["labels"]) - row["prompt_length"] for s in (task.train, task.validation, task.test) for row in s]
+    assert task.max_new_tokens == max(lengths)
+
+    word = tokenizer("w")["input_ids"][0]
+    for token, expected in ((tokenizer.eos_token_id, ""), (word, "w" * task.max_new_tokens)):
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=None)
+        always = torch.nn.functional.one_hot(torch.tensor(token), len(tokenizer)).float()
+        calls = []
+        model.lm_head.register_forward_hook(lambda _, __, out, *, a=always, c=calls: c.append(1) or a.expand_as(out))
+        assert task.predict(model)["prediction"].tolist() == [expected] * len(task.test)
+        assert len(calls) == max(1, len(expected))  # no step after all answers have ended
+
+
+def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
+    truth = task.test["answer"][:]
+    given_answers = [truth[0], f" {truth[1]}\n", truth[2] + ".", truth[3].swapcase()]
+    for place in ("evaluation", "task"):  # for evaluate, and for predict
+        monkeypatch.setattr(f"tlora.{place}.generate", lambda *_: given_answers)
+    assert task.evaluate(llama)["exact_match"] == 2 / 4
+    assert task.predict(llama)["exact_match"].tolist() == [1, 1, 0, 0]
+
+
+def test_text_after_a_word_that_begins_with_a_space_keeps_its_spaces():
+    """Tokenizers like Llama 2's drop the space before the first word of a text: an answer is not the first."""
+    from tlora.tasks.evaluation import _decoded
+
+    tokenizer = pieces_tokenizer()
+    data = Dataset.from_dict({"prompt": ["def f():\n"], "completion": ["    return word"]})
+    task = load_task(data, tokenizer, validation=0, test=0)
+    row = task.train[0]
+    prompt, written = row["input_ids"][: row["prompt_length"]], row["input_ids"][row["prompt_length"] :]
+    assert _decoded(task, prompt, written) == "    return word"
+
+
+def modes(model):
+    return {
+        name: (module.training, getattr(module, "gradient_checkpointing", None))
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
+    model.train()
+    model.model.layers[0].eval()
+    model.config.use_cache = False
+    model.model.embed_tokens.weight.requires_grad_(False)
+    # Of transformers' two names for it the older warns.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    before = (
+        modes(model),
+        {n: p.requires_grad for n, p in model.named_parameters()},
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    if broken:
+        monkeypatch.setattr("tlora.tasks.evaluation.generate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            task.evaluate(model)
+    else:
+        task.evaluate(model)
+    assert torch.is_grad_enabled()
+    after = (
+        modes(model),
+        {n: p.requires_grad for n, p in model.named_parameters()},
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
+    assert after == before
+    assert any(checkpointed for _, checkpointed in after[0].values())
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+
+
+def test_dropout_is_off_while_a_model_is_evaluated(encoded):
+    model = tiny_model("bert", vocab_size=200, num_labels=3, hidden_dropout_prob=0.5)
+    expected = encoded.evaluate(model)
+    assert encoded.evaluate(model.train()) == expected
+    assert model.training
+
+
+def test_the_wrong_model_is_refused(task, encoded, tokenizer, bert):
+    with pytest.raises(ValueError, match=r"3 classes.*num_labels=3.*architecture='causal'"):
+        encoded.evaluate(tiny_model("bert", vocab_size=200, num_labels=2))
+    with pytest.raises(ValueError, match="beyond the 64 embeddings"):
+        task.evaluate(tiny_model("llama", max_position_embeddings=256))
+    with pytest.raises(ValueError, match="cannot write answers"):
+        task.predict(tiny_model("bert", vocab_size=len(tokenizer)))
+
+
+def test_what_cannot_be_evaluated_is_refused(task, llama, tokenizer):
+    with pytest.raises(ValueError, match="split='dev': choose from train, validation, test"):
+        task.evaluate(llama, "dev")
+    for arguments in ({"limit": 0}, {"limit": -1}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            task.evaluate(llama, **arguments)
+    empty = load_task(pairs(), tokenizer, test=0)
+    with pytest.raises(ValueError, match="test split of 'dataset' is empty"):
+        empty.evaluate(llama)
+
+
+def test_progress_is_shown_only_where_it_is_asked_for(tokenizer, llama, capsys):
+    task = load_task(pairs(), tokenizer)
+    task.evaluate(llama)
+    assert capsys.readouterr() == ("", "")
+    task = load_task(pairs(), tokenizer, progress=True)
+    task.evaluate(llama, progress=True)
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("tokenising train", "loss", "answers"))
+
+
+def test_an_answer_near_the_models_limit_has_the_room_that_it_has_alone(llama):
+    """The model reads 64 tokens: long prompts leave less to write, and take nothing from short ones beside them."""
+    tokenizer = bytes_tokenizer("chatml")
+    tokenizer.model_max_length = 64
+    rows = [{"prompt": "ab" * (1 + 3 * (n % 6)), "completion": "x" * 30} for n in range(12)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        task = load_task(Dataset.from_list(rows), tokenizer, train=0, validation=0, test=12)
+    alone, together = (generate(llama, task, task.test, size, False) for size in (1, 5))
+    assert alone == together
+    assert len({len(answer) for answer in alone}) > 1
+
+
+def test_perplexity_is_the_exponential_of_any_loss():
+    assert [_exponential(loss) for loss in (0.0, 800.0)] == [1.0, math.inf]
+    assert math.isnan(_exponential(math.nan))
+
+
+def words(count: int, start: int = 0) -> str:
+    return " ".join(f"w{4 + (start + 7 * n) % 60}" for n in range(count))
+
+
+def asked(prompt: int, answer: int = 2, rows: int = 12) -> Dataset:
+    return Dataset.from_list([{"prompt": words(prompt, n), "completion": words(answer, n)} for n in range(rows)])
+
+
+def test_answers_end_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest prompt and the longest answer are of different samples, and together longer than the model."""
+    rows = [*asked(50, 2, 6), *asked(4, 40, 6)]
+    task = tlora.load_task(Dataset.from_list(rows), tiny_tokenizer(), metric="exact_match")
+    assert max(map(len, task.train["input_ids"][:])) < 64 < 50 + task.max_new_tokens
+    model, ends = tiny_model("gpt2"), []
+    write = model.generate
+
+    def noted(**given: Any) -> Any:
+        ends.append(given["input_ids"].shape[1] + given["generation_config"].max_new_tokens)
+        return write(**given)
+
+    monkeypatch.setattr(model, "generate", noted)
+    generate(model, task, task.train, batch_size=4, progress=False)
+    assert max(ends) == 64
+
+
+def classifier(config: transformers.PretrainedConfig) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def decoder(family: str, pad: int = 3) -> Any:
+    """A classifier that finds the end of a text by a padding token; texts are padded with 0."""
+    return classifier(tiny_config(family, num_labels=2, pad_token_id=pad))
+
+
+def test_a_classifier_is_evaluated_on_texts_whatever_pads_them() -> None:
+    words = [" ".join(f"w{5 + (7 * n + 3 * i) % 40}" for i in range(2 + n % 6)) for n in range(60)]
+    rows = Dataset.from_list([{"text": text, "label": n % 2} for n, text in enumerate(words)])
+    task = tlora.load_task(rows, tiny_tokenizer())
+    alone, together = (task.evaluate(decoder("llama"), batch_size=size)["loss"] for size in (1, 16))
+    assert together == pytest.approx(alone, rel=1e-5)

@@ -1,0 +1,200 @@
+"""Data of one's own: what a model that learnt its task perfectly would be given, and rows that cannot be meant."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+
+import tlora
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
+from tlora.tasks.evaluation import as_answer
+from tlora.tasks.load import load_task, load_task_of
+
+THINKING = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant<|channel|>final<|message|>' }}"
+    "{{ m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '<|message|>' + m.content + '<|im_end|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+
+
+def sums(answer: str = "{}") -> Dataset:
+    answers = [answer.format(i + 1) for i in range(40)]
+    return Dataset.from_dict({"prompt": [f"What is {i} + 1?" for i in range(40)], "completion": answers})
+
+
+def perfect(task: Any) -> float:
+    """The score of a model that writes what it learnt, token by token, and then something else."""
+    written = [[label for label in row["labels"] if label != -100] + [5, 6] for row in task.test]
+    answers = [as_answer(task, row, tokens) for row, tokens in zip(task.test, written, strict=True)]
+    scores = task.score(task.test, answers)[task.metric]
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("template", ["chatml", THINKING, CHANNELS])
+def test_what_a_template_writes_around_an_answer_is_no_part_of_it(template: str) -> None:
+    tokenizer = bytes_tokenizer(template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
+    assert perfect(load_task(sums(), tokenizer)) == 1
+    assert perfect(load_task("chain_sum", tokenizer, train=4, validation=2, test=4)) == 1
+
+
+@pytest.mark.parametrize("answer", ["h", "think", "im_end", "<think>"])
+def test_an_answer_may_say_what_the_template_says(answer: str) -> None:
+    assert perfect(load_task(sums(answer), bytes_tokenizer(THINKING), metric="exact_match")) == 1
+
+
+def test_what_an_encoder_decoder_writes_first_is_no_part_of_an_answer() -> None:
+    """BART writes a token of the beginning."""
+    tokenizer = ended_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    single = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = single
+    task = load_task(sums(), tokenizer, architecture="seq2seq")
+    assert task.test["labels"][0][0] == bos
+    assert perfect(task) == 1
+
+
+def test_special_tokens_of_ones_own_are_answers_and_no_ends() -> None:
+    tokenizer = bytes_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<yes>", "<no>"]})
+    rows = Dataset.from_dict({"prompt": [f"Is {i} even?" for i in range(40)], "completion": ["<yes>", "<no>"] * 20})
+    task = load_task(rows, tokenizer)
+    assert task.stop_ids == (tokenizer.eos_token_id,)
+    assert all(row["labels"][-1] == tokenizer.eos_token_id for row in task.train)
+    assert perfect(task) == 1
+
+
+def test_a_sample_that_is_cut_off_behind_a_special_token_stops_no_other() -> None:
+    tokenizer = bytes_tokenizer("chatml")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<sep>"]})
+    rows = sums("the number<sep>is {}")
+    whole = load_task(rows, tokenizer)
+    row = whole.train[0]
+    behind = row["input_ids"].index(tokenizer.convert_tokens_to_ids("<sep>")) + 1
+    with pytest.warns(UserWarning, match="truncated"):
+        cut = load_task(rows, tokenizer, max_length=behind)
+    assert tokenizer.convert_tokens_to_ids("<sep>") not in cut.stop_ids
+    assert perfect(whole) == 1
+
+
+def test_completions_that_no_model_could_write_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    rows = Dataset.from_dict({"prompt": [f"What film {i}?" for i in range(20)], "completion": ["joy\nbore"] * 20})
+    load_task(rows, words_tokenizer(), architecture="causal")
+    assert "a model that writes exactly what it learns scores 0 by exact_match where the answer is 'joy\\nbore'" in (
+        caplog.text
+    )
+    caplog.clear()
+    load_task(sums(), bytes_tokenizer())
+    assert not caplog.text
+
+
+def test_words_are_final_answers_too() -> None:
+    rows = Dataset.from_dict({"prompt": [f"Capital {i}?" for i in range(20)], "completion": ["Paris"] * 20})
+    assert perfect(load_task(rows, bytes_tokenizer(), metric="final_answer")) == 1
+
+
+def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
+    """In a table each would get those of all others, with nulls."""
+    arguments = [{"city": "Paris"}, {"a": 1, "b": 2}] * 10
+    calls = [[{"function": {"name": "f", "arguments": each}}] for each in arguments]
+    messages = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "now", "tool_calls": call}]
+        for i, call in enumerate(calls)
+    ]
+    file = tmp_path / "calls.jsonl"
+    file.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
+    template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}"
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}{{ '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = bytes_tokenizer(template)
+    for data in (file, Dataset.from_dict({"messages": messages})):
+        task = load_task(data, tokenizer)
+        learnt = {learnt_of(row, tokenizer) for row in task.train}
+        assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
+
+
+def test_an_answer_may_be_a_call_without_words() -> None:
+    talk = [("user", "why?"), ("assistant", "because"), ("user", "where?"), ("assistant", "")]
+    talks = [
+        [{"role": role, "content": f"{said}{i if role == 'user' else ''}"} for role, said in talk] for i in range(20)
+    ]
+    task = load_task(Dataset.from_dict({"messages": talks}), bytes_tokenizer("chatml"))
+    assert set(task.train["answer"][:]) == {""}
+
+
+def learnt_of(row: dict[str, Any], tokenizer: Any) -> str:
+    return str(tokenizer.decode([label for label in row["labels"] if label != -100]))
+
+
+def save_tiny(folder: Path, family: str) -> Path:
+    tiny_model(family).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def words(count: int, start: int = 0) -> str:
+    return " ".join(f"w{4 + (start + 7 * n) % 60}" for n in range(count))
+
+
+def asked(prompt: int, answer: int = 2, rows: int = 12) -> Dataset:
+    return Dataset.from_list([{"prompt": words(prompt, n), "completion": words(answer, n)} for n in range(rows)])
+
+
+def with_the_model(folder: Path, data: Path) -> tlora.Task:
+    return tlora.load_task(str(data), tlora.load_model(folder)[1])
+
+
+def by_its_name(folder: Path, data: Path) -> tlora.Task:
+    return load_task_of(str(folder), str(data))
+
+
+@pytest.mark.parametrize("load", [with_the_model, by_its_name])
+@pytest.mark.parametrize(("family", "most"), [("gpt2", 64), ("llama", 64), ("bert", 80)])
+def test_a_task_is_cut_to_what_the_model_reads(
+    tmp_path: Path, family: str, most: int, load: Callable[[Path, Path], tlora.Task]
+) -> None:
+    """The tokenizer was never told."""
+    folder = save_tiny(tmp_path / family, family)
+    rows = [{"text": words(200, n), "label": n % 2} for n in range(12)]
+    if family != "bert":
+        rows = [{"prompt": words(9, n), "completion": words(200, n)} for n in range(12)]
+    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
+    with pytest.warns(UserWarning, match=f"max_length={most} truncated"):
+        task = load(folder, tmp_path / "data.jsonl")
+    assert task.max_length == most
+    assert {len(ids) for ids in task.train["input_ids"][:]} == {most}
+
+
+def test_prompts_that_fill_the_model_are_what_is_to_be_shortened(tmp_path: Path) -> None:
+    _, tokenizer = tlora.load_model(save_tiny(tmp_path, "gpt2"))
+    with pytest.raises(ValueError, match=r"max_length=64 cuts off every answer .* the model reads no more"):
+        tlora.load_task(asked(100), tokenizer)
+
+
+def test_answers_of_an_encoder_decoder_have_a_limit_of_their_own() -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": 64}
+    config = transformers.BartConfig(max_position_embeddings=40, **sizes, **heads)
+    model = transformers.BartForConditionalGeneration(config).eval()
+    ids = torch.full((1, 5), 7)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full((1, 41), 7)}
+    with pytest.raises(ValueError, match=r"a sample has 41 tokens, and the model reads at most 40, by model.decoder"):
+        tlora.calibrate(model, [batch], progress=False)
+    short = batch | {"labels": batch["labels"][:, :40]}
+    assert tlora.calibrate(model, [short], progress=False).meta.samples == 1

@@ -1,0 +1,591 @@
+"""Files and datasets as tasks: what is read, what is refused, and that splits share nothing."""
+
+import gzip
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.tokenizers import bytes_tokenizer, words_tokenizer
+from tlora.tasks.load import load_task, task_files
+from tlora.tasks.sources import read_dataset, read_path
+from tlora.tasks.splits import SPLITS, arrange
+
+PAIRS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(10)]
+LABELLED = [{"text": f"film {i}", "label": ("bad", "good")[i % 2]} for i in range(10)]
+
+
+def write(path, rows):
+    """Rows in the format that the name says."""
+    if path.name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.name.endswith(".jsonl.gz"):
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        Dataset.from_list(rows).to_pandas().to_csv(path, index=False)
+    else:
+        Dataset.from_list(rows).to_pandas().to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("rows", [PAIRS, LABELLED])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix, rows):
+    source = read_path(write(tmp_path / f"data{suffix}", rows))
+    assert source.name == "data"
+    found = source.splits["train"]
+    if rows is LABELLED:
+        assert source.classes == ("bad", "good")
+        rows = [{"text": row["text"], "label": source.classes.index(row["label"])} for row in rows]
+    assert list(found) == rows
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_file_is_a_task(tmp_path, as_text):
+    path = write(tmp_path / "sums.jsonl", PAIRS)
+    task = load_task(str(path) if as_text else path, bytes_tokenizer("chatml"))
+    assert [len(getattr(task, split)) for split in SPLITS] == [8, 1, 1]
+    assert (task.name, task.metric, task.kind) == ("sums", "exact_match", "generation")
+    prompts = [prompt for split in SPLITS for prompt in getattr(task, split)["prompt"][:]]
+    assert sorted(prompts) == sorted(row["prompt"] for row in PAIRS)
+
+
+def test_a_folder_has_one_file_a_split(tmp_path):
+    write(tmp_path / "train.jsonl", PAIRS[:5])
+    write(tmp_path / "dev.csv", PAIRS[5:7])
+    write(tmp_path / "test.parquet", PAIRS[7:])
+    (tmp_path / "README.md").write_text("about")
+    task = load_task(f"{tmp_path}/", bytes_tokenizer())
+    assert [len(getattr(task, split)) for split in SPLITS] == [5, 2, 3]
+    write(tmp_path / "val.jsonl", PAIRS[:1])
+    with pytest.raises(ValueError, match=r"dev\.csv and val\.jsonl, both validation"):
+        load_task(tmp_path, bytes_tokenizer())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no train, validation or test file"):
+        load_task(tmp_path / "empty", bytes_tokenizer())
+
+
+def test_a_dataset_has_each_split_once():
+    rows = Dataset.from_list(PAIRS[:2])
+    with pytest.raises(ValueError, match="the splits validation and dev are one, named in two ways"):
+        read_dataset({"train": rows, "validation": rows, "dev": rows})
+    assert set(read_dataset({"train": rows, "dev": rows, "extra": rows}).splits) == {"train", "validation"}
+
+
+def test_an_array_may_come_after_blank_lines(tmp_path):
+    (tmp_path / "a.json").write_text("\n \n" + json.dumps(PAIRS))
+    assert read_path(tmp_path / "a.json").splits["train"][:]["prompt"] == [row["prompt"] for row in PAIRS]
+
+
+@pytest.mark.filterwarnings("ignore:4 (training|validation) samples are in another split")
+def test_datasets_keep_their_class_names():
+    names = ["no", "yes", "never seen"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names), "extra": Value("int32")})
+    data = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 1, 0], "extra": [1] * 4}, features=features)
+    task = load_task(DatasetDict(train=data, validation=data, test=data), words_tokenizer())
+    assert (task.classes, task.num_labels) == (tuple(names), 3)
+    assert task.train["labels"][:] == [0, 1, 1, 0]
+    assert "extra" not in task.train.column_names
+
+
+def with_classes(names, labels, first=0):
+    """A split of its own ClassLabel, as each has that was encoded by itself; with texts that no other has."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    texts = [f"w{first + number}" for number in range(len(labels))]
+    return Dataset.from_dict({"text": texts, "label": [names.index(label) for label in labels]}, features=features)
+
+
+@pytest.mark.parametrize("names", [["b", "c"], ["c", "b", "a"], ["a", "b", "c"], ["c", "unused", "b"]])
+def test_classes_are_those_of_training_by_name(names):
+    train, test = with_classes(["a", "b", "c"], "abca"), with_classes(names, "bc", first=4)
+    for splits in ({"train": train, "test": test}, {"test": test, "train": train}):
+        source = read_dataset(splits)
+        assert source.classes == ("a", "b", "c")
+        assert source.splits["train"]["label"][:] == [0, 1, 2, 0]
+        assert source.splits["test"]["label"][:] == [1, 2]
+        assert source.splits["test"].features["label"].names == ["a", "b", "c"]
+    task = load_task(DatasetDict(splits), words_tokenizer(), validation=0)
+    assert [task.classes[label] for label in task.test["labels"]] == ["b", "c"]
+
+
+def test_classes_that_training_has_not_are_refused():
+    splits = {"test": with_classes(["b", "d"], "bd"), "train": with_classes(["a", "b", "c"], "ab")}
+    with pytest.raises(ValueError, match="the classes of test are b, d, those of train a, b, c: rename them, or cast"):
+        read_dataset(splits)
+    del splits["train"]
+    assert read_dataset(splits).classes == ("b", "d")
+    with pytest.raises(ValueError, match="the classes of test are b, d, those of validation a, b: rename"):
+        read_dataset({"validation": with_classes(["a", "b"], "ab")} | splits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["b", "a", "b", "c"], ("a", "b", "c")),
+        ([10, 2, 10, 2], ("2", "10")),
+        (["10", "2", "10", "2"], ("2", "10")),
+        ([True, False, True, True], ("False", "True")),
+    ],
+)
+def test_labels_become_indices_in_order(labels, classes):
+    source = read_dataset(Dataset.from_dict({"text": list("wxyz"), "label": labels}))
+    assert source.classes == classes
+    assert [source.classes[i] for i in source.splits["train"]["label"][:]] == [str(label) for label in labels]
+
+
+def test_labels_of_all_splits_are_numbered_together():
+    data = {
+        split: Dataset.from_dict({"text": ["x"], "label": [label]}) for split, label in (("train", "b"), ("test", "a"))
+    }
+    with pytest.warns(UserWarning, match="test of dataset has the label 'a', which is in no sample of train"):
+        source = read_dataset(data)
+    assert source.classes == ("a", "b")
+    assert source.splits["train"]["label"][:] == [1]
+
+
+def test_classes_may_be_written_in_words():
+    task = load_task(Dataset.from_list(LABELLED), bytes_tokenizer("chatml"), architecture="causal")
+    assert (task.kind, task.metric, task.num_labels) == ("generation", "accuracy", None)
+    assert set(task.train["answer"][:]) == {"bad", "good"}
+    assert task.train["prompt"][0].endswith("\n\nAnswer with one of: bad, good.")
+    many = Dataset.from_list([{"text": f"film {i}", "label": ("bad", "good")[i % 2]} for i in range(40)])
+    balanced = load_task(many, bytes_tokenizer(), architecture="causal", train=4, test=2)
+    assert sorted(balanced.test["answer"][:]) == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n\n{"prompt": \n', r"a\.jsonl, line 3: not valid JSON"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n[1]\n', r"a\.jsonl, line 2: a list, not an object"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', r"line 2: 'completion' is missing"),
+        ("a.jsonl", '{"prompt": "a", "completion": 5}\n', r"line 1: 'completion' is 5, not a text"),
+        ("a.jsonl", '{"prompt": "a", "completion": " "}\n', r"line 1: 'completion' is ' '"),
+        (
+            "a.jsonl",
+            '{"question": "a", "reply": "b"}\n',
+            r"columns question, reply; accepted are prompt and completion",
+        ),
+        ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: label 0\.5 is a fraction, and regression"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: 'label' is missing"),
+        ("a.jsonl", '{"text": "a", "label": -1}\n', r"line 1: label -1 is no class"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\] is no class"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "of different types|all of one type"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "two classes or more"),
+        ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages must be a list"),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: a message needs role and content"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no message of the assistant"),
+        (
+            "a.jsonl",
+            '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 1}\n',
+            r"a\.jsonl, line 2: 'text_pair' is missing, unlike in the first row; every row needs one, or none",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\n\n{"text": "a", "text_pair": "b", "label": 1}\n',
+            r"line 3: 'text_pair' is here, unlike in the first row",
+        ),
+        ("a.jsonl", '{"text": "a", "text_pair": 5, "label": 0}\n', r"line 1: 'text_pair' is 5, not a text"),
+        ("a.jsonl.gz", '{"prompt": "a", "completion": "b"}\n', r"a\.jsonl\.gz is no gzip file, or a damaged one"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n', "1 sample cannot be split into train, test, validation"),
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", "\n\n", "has no rows"),
+        ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', r"element 2: a int, not an object"),
+        ("a.json", '[{"prompt": "a",\n "completion": }]', r"a\.json, line 2: not valid JSON"),
+        ("a.csv", "prompt,completion\na,b\nc\n", r"a\.csv, line 3: 1 fields, the header has 2"),
+        ("a.csv", 'prompt,completion\na,b\n"c,d\n', r"a\.csv, line 3: malformed CSV"),
+        ("a.csv", "prompt,completion\n", "has no rows"),
+        ("a.csv", "text,label\na,0.5\nb,1.5\n", r"line 2: label '0\.5' is a fraction"),
+        ("a.parquet", "PAR1 but not really", "no Parquet file, or a damaged one"),
+        ("a.xlsx", "x", r"is no \.jsonl"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_task(path, bytes_tokenizer("chatml"))
+
+
+def test_damage_that_readers_pass_on_is_refused_where_it_stands(tmp_path):
+    whole = {"prompt": "w4 w5", "completion": "w6"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(whole | {"prompt": "w4 \ud83d"}) + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: 'prompt' holds half of a character"):
+        read_path(tmp_path / "a.jsonl")
+    write(tmp_path / "b.jsonl", [{"text": "w4", "label": 0}, {"text": "w5", "label": 2**63}])
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: label 9223372036854775808 is no class"):
+        read_path(tmp_path / "b.jsonl")
+    Dataset.from_list([whole | {"prompt": f"w{i} " * 50} for i in range(300)]).to_parquet(tmp_path / "c.parquet")
+    blob = bytearray((tmp_path / "c.parquet").read_bytes())
+    blob[20:60] = bytes(40)
+    (tmp_path / "c.parquet").write_bytes(blob)
+    with pytest.raises(ValueError, match=r"c.parquet is no Parquet file, or a damaged one"):
+        read_path(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas"])
+def test_what_a_dataset_is_asked_for_as_does_not_matter(form):
+    rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": [0, 1, 0, 1]})
+    task = load_task(rows.with_format(form), words_tokenizer(), validation=1, test=1)
+    assert task.classes == ("0", "1")
+
+
+def test_labels_are_numbers_or_names_and_two_at_least():
+    rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": ["--1", "2", "--1", "2"]})
+    assert load_task(rows, words_tokenizer(), validation=1, test=1).classes == ("--1", "2")
+    one = Features({"text": Value("string"), "label": ClassLabel(names=["only"])})
+    with pytest.raises(ValueError, match=r"\['only'\]: a task needs two classes or more"):
+        load_task(Dataset.from_dict({"text": ["w4", "w5", "w6"], "label": [0, 0, 0]}, features=one), words_tokenizer())
+
+
+def test_text_that_is_no_utf8_is_refused(tmp_path):
+    for name, start in (("a.jsonl", b"\n"), ("a.csv", b"\n"), ("a.json", b"[\n"), ("b.json", b"\n")):
+        (tmp_path / name).write_bytes(start + b"\xff\xfe,b\n")
+        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text"):
+            load_task(tmp_path / name, bytes_tokenizer())
+
+
+@pytest.mark.parametrize("keep", [30, -1, -9], ids=["body", "end", "sums"])
+def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, keep):
+    path = write(tmp_path / "a.jsonl.gz", PAIRS)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is no gzip file, or a damaged one .*: pack it again"):
+        load_task(path, bytes_tokenizer())
+
+
+def test_a_pair_of_texts_is_read_in_all_rows_or_none(tmp_path):
+    pairs = [{"text": f"w{n}", "text_pair": ("", "w5")[n % 2], "label": n % 2} for n in range(6)]
+    path = write(tmp_path / "a.jsonl", pairs)
+    assert read_path(path).splits["train"]["text_pair"][:] == [row["text_pair"] for row in pairs]
+    for missing in (None, ""):
+        rows = [row | {"text_pair": missing} for row in pairs]
+        assert "text_pair" not in read_path(write(tmp_path / "b.jsonl", rows)).splits["train"].column_names
+    rows = [{"text": "a", "label": 0, "text_pair": None}, {"text": "b", "label": 1, "text_pair": None}]
+    assert read_dataset(Dataset.from_list(rows)).splits["train"].column_names == ["text", "label"]
+    with pytest.raises(ValueError, match="train, sample 2: 'text_pair' is missing"):
+        read_dataset(Dataset.from_list([pairs[1], rows[1]]))
+    with pytest.raises(ValueError, match="different columns"):
+        read_dataset({"train": Dataset.from_list(pairs), "test": Dataset.from_list(rows)})
+
+
+def test_long_fields_and_quoted_line_breaks_are_read(tmp_path):
+    rows = [{"prompt": "a" * 200_000, "completion": "b\nc, d"}] * 3
+    assert list(read_path(write(tmp_path / "a.csv", rows)).splits["train"]) == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (5, TypeError, "not int"),
+        ([{"prompt": "a"}], TypeError, "not list"),
+        ({"train": [1]}, TypeError, "'train' is a list"),
+        ({}, ValueError, r"\(none\)"),
+        (DatasetDict(other=Dataset.from_list(PAIRS)), ValueError, "the splits are other"),
+        (Dataset.from_dict({}), ValueError, r"columns \(none\)"),
+        (Dataset.from_dict({"a": [1]}), ValueError, "columns a; accepted are"),
+        (Dataset.from_dict({"prompt": [], "completion": []}), ValueError, "no rows"),
+        (Dataset.from_dict({"prompt": ["a", None], "completion": ["b", "c"]}), ValueError, "train, sample 2: 'prompt'"),
+        (Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.5]}), ValueError, "regression is not supported"),
+        (
+            DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(LABELLED)),
+            ValueError,
+            "different columns",
+        ),
+    ],
+)
+def test_what_is_no_data_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        load_task(data, bytes_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"architecture": "encoder"}, "architecture='encoder': choose from causal, seq2seq, classification"),
+        ({"architecture": "classification"}, "no labels to classify"),
+        ({"metric": "bleu"}, "metric='bleu': choose from"),
+        ({"max_length": 1}, "max_length=1"),
+        ({"max_length": 10.0}, r"max_length=10\.0"),
+        ({"test": -1}, "test=-1"),
+        ({"train": 2.5}, r"train=2\.5"),
+        ({"train": 11}, "train=11 asks for more than the 8 samples"),
+        ({"test": 11}, "test=11 asks for more than the 10 samples"),
+        ({"options": {"size": 3}}, "options are for the generators"),
+        ({"data_files": "x.jsonl"}, "data_files are for"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(Dataset.from_list(PAIRS), bytes_tokenizer(), **arguments)
+    with pytest.raises(ValueError, match=r"a classification has its accuracy"):
+        load_task(Dataset.from_list(LABELLED), words_tokenizer(), metric="loss")
+
+
+def test_a_tokenizer_is_wanted():
+    with pytest.raises(TypeError, match="tokenizer is of type str"):
+        load_task(Dataset.from_list(PAIRS), "smollm2-135m")
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "./nowhere", "some/where.csv"])
+def test_paths_that_do_not_exist(name):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_task(name, bytes_tokenizer())
+
+
+texts = st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("xyz")), max_size=30).map(
+    lambda rows: [*rows, *((prompt, "x") for prompt in "abcdefgh")]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts, st.integers(0, 3), st.integers(0, 3), st.integers(0, 99))
+def test_no_prompt_is_in_two_splits(rows, validation, test, seed):
+    """Samples with one prompt stay together, none is lost, and sizes are as asked where that is possible."""
+    data = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in rows])
+    sizes = {"train": None, "validation": validation, "test": test}
+    counts = {prompt: sum(p == prompt for p, _ in rows) for prompt, _ in rows}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that groups do not add up to
+        found = arrange({"train": data}, sizes, seed, ["prompt"], leave_out_shared=False)
+    prompts = {split: set(found[split]["prompt"][:]) for split in SPLITS}
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["train"] & prompts["validation"]
+    assert not prompts["validation"] & prompts["test"]
+    assert sum(map(len, found.values())) == len(rows)
+    for split in ("validation", "test"):
+        assert (len(found[split]) > 0) == (sizes[split] > 0)
+        assert len(found[split]) <= max(sizes[split], *counts.values())
+        if max(counts.values()) == 1:
+            assert len(found[split]) == sizes[split]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(4, 30), min_size=2, max_size=4), st.data())
+def test_every_class_keeps_its_share(counts, data):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    rows = Dataset.from_dict({"text": [str(i) for i in range(len(labels))], "label": labels})
+    test = data.draw(st.integers(1, len(labels) // 3))
+    found = arrange({"train": rows}, dict.fromkeys(SPLITS) | {"test": test}, 0, ["text"], leave_out_shared=False)
+    assert len(found["test"]) == test
+    for label, count in enumerate(counts):
+        share = sum(each == label for each in found["test"]["label"][:])
+        assert abs(share - test * count / len(labels)) < 1
+
+
+def test_given_splits_are_kept_and_cut_to_size():
+    data = {"train": Dataset.from_list(PAIRS[:6]), "test": Dataset.from_list(PAIRS[6:])}
+    sizes = {"train": 3, "validation": 1, "test": 2}
+    found = arrange(data, sizes, 0, ["prompt"], leave_out_shared=False)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "validation": 1, "test": 2}
+    assert set(found["test"]["prompt"][:]) <= {row["prompt"] for row in PAIRS[6:]}
+    assert set(found["validation"]["prompt"][:]) <= {row["prompt"] for row in PAIRS[:6]}
+
+
+def test_only_a_test_set():
+    task = load_task({"test": Dataset.from_list(PAIRS)}, bytes_tokenizer())
+    assert [len(getattr(task, split)) for split in SPLITS] == [0, 0, 10]
+    with pytest.raises(ValueError, match="has 0"):
+        task.calibration(1)
+
+
+def test_samples_in_two_given_splits_are_said_or_left_out():
+    data = {
+        "train": Dataset.from_list(PAIRS),
+        "validation": Dataset.from_list(PAIRS[:1]),
+        "test": Dataset.from_list(PAIRS[:3]),
+    }
+    for leave_out, said, left in ((False, "kept", 10), (True, "left out", 7)):
+        with (
+            pytest.warns(UserWarning, match=f"3 training samples are in another split too; {said}"),
+            pytest.warns(UserWarning, match="1 validation samples are in another split too"),
+        ):
+            found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
+        assert len(found["train"]) == left
+
+
+@pytest.mark.parametrize("train", [{}, {"train": Dataset.from_list(PAIRS[8:])}], ids=["without", "with"])
+def test_samples_of_validation_in_a_given_test_split_are_said_or_left_out(train):
+    data = train | {"validation": Dataset.from_list(PAIRS[:4]), "test": Dataset.from_list(PAIRS[2:8])}
+    for leave_out, said, left in (
+        (False, "kept: metrics on held-out samples will be too good", 4),
+        (True, "left out of validation", 2),
+    ):
+        with pytest.warns(UserWarning, match="in another split") as warned:
+            found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
+        assert [str(each.message) for each in warned] == [f"2 validation samples are in another split too; {said}"]
+        assert [len(found[split]) for split in SPLITS] == [2 if train else 0, left, 6]
+    assert not set(found["validation"]["prompt"]) & set(found["test"]["prompt"])
+
+
+def test_what_cannot_be_split_is_refused():
+    same = Dataset.from_list([{"prompt": "Write.", "completion": str(i)} for i in range(20)])
+    with pytest.raises(ValueError, match="no sample can be held out for test: all have the same text"):
+        load_task(same, bytes_tokenizer())
+    assert len(load_task(same, bytes_tokenizer(), test=0, validation=0).train) == 20
+    twice = Dataset.from_list(PAIRS[:5] * 2)
+    with pytest.warns(UserWarning, match="test has 2 samples, not 3"):
+        assert len(load_task(twice, bytes_tokenizer(), test=3, validation=0).test) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "message"),
+    [
+        (1, {}, "1 sample cannot be split into train, test, validation: give at least 3, .* test=0 and validation=0"),
+        (2, {}, "2 samples cannot be split into train, test, validation: give at least 3"),
+        (1, {"validation": 0}, "1 sample cannot be split into train, test: give at least 2, or .* with test=0"),
+        (3, {"test": 2}, "1 sample cannot be split into train, validation: give at least 2"),
+        (1, {"train": 0}, "1 sample cannot be split into test, validation: give at least 2"),
+    ],
+)
+def test_too_few_to_split(count, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(Dataset.from_list(PAIRS[:count]), bytes_tokenizer(), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "found"),
+    [
+        (3, {}, [1, 1, 1]),
+        (1, {"test": 0, "validation": 0}, [1, 0, 0]),
+        (1, {"train": 0, "validation": 0}, [0, 0, 1]),
+        (2, {"test": 1, "validation": 1}, [0, 1, 1]),
+    ],
+)
+def test_just_enough_to_split(count, sizes, found):
+    task = load_task(Dataset.from_list(PAIRS[:count]), bytes_tokenizer(), **sizes)
+    assert [len(getattr(task, split)) for split in SPLITS] == found
+
+
+def test_the_same_call_gives_the_same_task_and_another_seed_another():
+    data = Dataset.from_list([{"prompt": f"What is {i}?", "completion": str(i)} for i in range(100)])
+    one, again, other = (load_task(data, bytes_tokenizer(), seed=seed) for seed in (1, 1, 2))
+    for split in SPLITS:
+        assert list(getattr(one, split)) == list(getattr(again, split))
+    assert set(one.test["prompt"][:]) != set(other.test["prompt"][:])
+    assert all(a[key].equal(b[key]) for a, b in zip(one.calibration(8), again.calibration(8), strict=True) for key in a)
+
+
+def test_the_metric_may_be_chosen():
+    data = Dataset.from_list([{"prompt": "2 + 2", "completion": "#### 4"}] * 3)
+    task = load_task(data, bytes_tokenizer(), metric="final_answer", test=0, validation=0)
+    assert task.score(list(task.train), ["4", "the answer is 4.", "5"]) == {"exact_match": [1, 1, 0]}
+    assert load_task(data, bytes_tokenizer(), metric="loss", test=0, validation=0).score is None
+
+
+def sums(answer: str = "{}") -> Dataset:
+    answers = [answer.format(i + 1) for i in range(40)]
+    return Dataset.from_dict({"prompt": [f"What is {i} + 1?" for i in range(40)], "completion": answers})
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}]
+CALLING = (
+    "{% if tools %}{{ 'tools:' + tools | tojson + '\n' }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ':' + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name + call.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+def called(arguments: Any, **answer: Any) -> dict[str, Any]:
+    """As a provider's file for fine-tuning has it: a call without words, its result, an answer."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {
+        "messages": [
+            {"role": "user", "content": "How is it in Rome?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "rain", "tool_call_id": "1"},
+            {"role": "assistant", "content": "Wet."} | answer,
+        ]
+    }
+
+
+@pytest.mark.parametrize("form", ["train-{}-of-11", "train-{:05}-of-00011", "train-{:05}-of-00011-0123456789abcdef"])
+def test_shards_are_read_in_order_however_they_are_numbered(form: str, tmp_path: Path) -> None:
+    rows = sums()
+    for part in range(11):
+        shard = rows.shard(11, part, contiguous=True)
+        shard.to_json(str(tmp_path / f"{form.format(part)}.jsonl"))
+    assert load_task(tmp_path, bytes_tokenizer(), validation=0, test=0).train["prompt"][:] == rows["prompt"][:]
+
+
+def test_shards_may_have_columns_of_their_own(tmp_path: Path) -> None:
+    """A bad row is placed in its own shard."""
+    rows = [called("{}"), called("{}") | {"tools": json.dumps(TOOLS)}]
+    for part, row in enumerate(rows):
+        Dataset.from_list([row | {"more": part or None}] * 5).to_parquet(
+            tmp_path / f"train-0000{part}-of-00002.parquet"
+        )
+    tokenizer = bytes_tokenizer(CALLING)
+    task = load_task(tmp_path, tokenizer, validation=0, test=0)
+    assert [tokenizer.decode(row["input_ids"])[:5] for row in task.train] == ["user:"] * 5 + ["tools"] * 5
+    bad = rows[:1] * 4 + [{"messages": [{"role": "user", "content": "?"}]}]
+    Dataset.from_list(bad).to_parquet(tmp_path / "train-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet, sample 5: no message of the assistant"):
+        load_task(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_split_may_be_in_shards(suffix: str, tmp_path: Path) -> None:
+    """As a folder of the hub has them; all or none."""
+    rows = sums()
+    for part in range(3):
+        shard = rows.shard(3, part, contiguous=True)
+        path = str(tmp_path / f"train-0000{part}-of-00003.{suffix}")
+        shard.to_parquet(path) if suffix == "parquet" else shard.to_json(path)
+    task = load_task(tmp_path, bytes_tokenizer(), validation=0, test=0)
+    assert task.train["prompt"][:] == rows["prompt"][:]
+    assert len(task_files(str(tmp_path))) == 3
+    (tmp_path / f"train.{suffix}").write_bytes(b"[]")
+    with pytest.raises(ValueError, match=rf"train-00000-of-00003\.{suffix} and train\.{suffix}, both train"):
+        load_task(tmp_path, bytes_tokenizer())
+    (tmp_path / f"train.{suffix}").unlink()
+    (tmp_path / f"train-00001-of-00003.{suffix}").unlink()
+    with pytest.raises(ValueError, match="holds 2 of the 3 shards of train"):
+        load_task(tmp_path, bytes_tokenizer())
+
+
+def csv_of(path: Path, rows: list[str], header: str = "text,label") -> Path:
+    path.write_text("\n".join([header, *rows, ""]))
+    return path
+
+
+def test_labels_are_names(tmp_path: Path) -> None:
+    rows = [f"film {i},{('good', 'bad ')[i % 2]}" for i in range(20)]
+    assert load_task(csv_of(tmp_path / "a.csv", [*rows, "film 20,bad", ""]), words_tokenizer()).classes == (
+        "bad",
+        "good",
+    )
+    with pytest.raises(ValueError, match=r"label '' is no class"):
+        load_task(csv_of(tmp_path / "b.csv", [*rows, "film 20,"]), words_tokenizer())
+    with pytest.raises(ValueError, match=r"two columns are called 'label'"):
+        load_task(csv_of(tmp_path / "c.csv", ["film,good,bad"], "text,label,label"), words_tokenizer())
+
+
+def test_labels_that_training_has_not_are_told(tmp_path: Path) -> None:
+    csv_of(tmp_path / "train.csv", [f"film {i},{('good', 'bad')[i % 2]}" for i in range(20)])
+    csv_of(tmp_path / "test.csv", [f"movie {i},{('Good', 'Bad')[i % 2]}" for i in range(20)])
+    with pytest.warns(
+        UserWarning, match=r"test of .* has the label 'Bad', which is in no sample of train \('bad', 'good'\)"
+    ):
+        assert load_task(tmp_path, words_tokenizer()).classes == ("Bad", "Good", "bad", "good")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [(["1", "0"], [0, 1]), ([0, 1], [0, 1]), ([0, 2], None), (["no", "1"], None)]
+)
+def test_names_are_names_where_training_has_a_class_label(labels: list[Any], expected: list[int] | None) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["1", "0"])})
+    train = Dataset.from_dict({"text": [f"film {i}" for i in range(8)], "label": [0, 1] * 4}, features=features)
+    splits = {"train": train, "test": Dataset.from_dict({"text": ["a joy", "a bore"], "label": labels})}
+    if expected is None:
+        with pytest.raises(ValueError, match=r"the classes of test are .*, those of train 1, 0"):
+            load_task(splits, words_tokenizer())
+    else:
+        assert load_task(splits, words_tokenizer()).test["labels"][:] == expected

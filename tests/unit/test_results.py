@@ -1,0 +1,748 @@
+"""What holds for every result class, run over one real example of each."""
+
+import copy
+import dataclasses
+import errno
+import gc
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+import types
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import tlora
+from tests.helpers import results
+from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.results import EXAMPLES, META, adapted, same, sensitivity
+from tlora.allocation.allocation import Allocation, allocate
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.models.targets import target_modules
+from tlora.results import RESULT, TENSORS, Meta, Result, _digest, migrated, read_head
+from tlora.training.callbacks import ModuleRecorder
+from tlora.training.run import TrainingRun
+
+
+@pytest.fixture(params=EXAMPLES)
+def result(request: pytest.FixtureRequest) -> Result:
+    return EXAMPLES[request.param]()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from subclasses(sub)
+
+
+def test_every_result_class_has_an_example():
+    for module in pkgutil.walk_packages(tlora.__path__, "tlora."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    ours = {cls.__name__ for cls in subclasses(Result) if cls.__module__.startswith("tlora.")}
+    assert ours == EXAMPLES.keys()
+    assert {type(build()).__name__ for build in EXAMPLES.values()} == ours
+
+
+def test_comes_back_from_disk_equal_and_of_the_same_bytes(result, tmp_path):
+    assert result.save(tmp_path / "once") == tmp_path / "once"
+    loaded = type(result).load(tmp_path / "once")
+    assert same(loaded, result)
+    loaded.save(tmp_path / "again")
+    assert content(tmp_path / "once") == content(tmp_path / "again")
+    assert loaded.to_frame().equals(result.to_frame())
+    assert repr(loaded) == repr(result)
+
+
+def test_table_has_the_documented_columns(result):
+    frame = result.to_frame()
+    assert len(frame) > 0
+    assert list(frame.columns) == list(result.columns)
+    assert all(isinstance(meaning, str) and meaning for meaning in result.columns.values())
+
+
+def test_table_is_the_callers_own(result):
+    """Whatever is done to a table, the result keeps its own."""
+    before = result.to_frame().copy()
+    result = copy.deepcopy(result)
+    frame = result.to_frame()
+    frame.loc[len(frame)] = frame.iloc[0]
+    frame[frame.columns[-1]] = 0
+    del frame[frame.columns[0]]
+    assert result.to_frame().equals(before)
+
+
+def test_repr_is_one_short_line(result):
+    text = repr(result)
+    assert text.startswith(f"{type(result).__name__}(")
+    assert len(text) < 400
+    assert "\n" not in text
+
+
+def test_html_is_a_short_table_and_draws_nothing(result):
+    page = result._repr_html_()
+    assert page.count("<table") == 1
+    assert page.count("<tr") <= 11
+    assert not any(tag in page for tag in ("<img", "<svg", "<script", "<canvas"))
+    assert all(f"<th>{column}</th>" in page for column in result.columns)
+
+
+def test_is_frozen(result):
+    for field in dataclasses.fields(result):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(result, field.name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.something_new = 1
+
+
+def test_can_be_compared(result):
+    """Equality made field by field would ask a tensor for its truth, and raise."""
+    assert (result == copy.deepcopy(result)) in (True, False)
+    assert result != "something else"
+
+
+# What leads from an object to the rest of the program rather than to its parts.
+NOT_PARTS = (type, types.ModuleType, types.FunctionType)
+
+
+def reachable(root: Any) -> list[Any]:
+    """Every object that is kept alive by `root`."""
+    seen, queue = {id(root): root}, [root]
+    while queue:
+        parts = gc.get_referents(queue.pop())
+        fresh = [part for part in parts if id(part) not in seen and not isinstance(part, NOT_PARTS)]
+        seen |= {id(part): part for part in fresh}
+        queue += fresh
+    return list(seen.values())
+
+
+def test_search_for_models_finds_one():
+    """The search itself: through a frozen dataclass, a dictionary, a list and a bound method's object."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Holder:
+        parts: dict[str, list[Any]]
+
+    model = torch.nn.Linear(1, 1)
+    assert model in reachable(Holder({"a": [1, [model]]}))
+    assert model in reachable(Holder({"a": [model.state_dict]}))
+    assert model not in reachable(Holder({"a": [torch.nn.Linear]}))
+
+
+def test_holds_no_model_no_graph_and_no_more_memory_than_it_shows(result):
+    parts = reachable(result)
+    assert not [part for part in parts if isinstance(part, torch.nn.Module)]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    for tensor in tensors:
+        assert tensor.device.type == "cpu"
+        assert not tensor.requires_grad
+        assert tensor.grad_fn is None
+    # A view of a larger tensor keeps the whole of it alive.
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    assert sum(storages.values()) <= 1.25 * sum(tensor.nbytes for tensor in tensors)
+
+
+def test_does_not_change_with_the_model(result):
+    """Neither weights nor adapter are shared: what is trained or merged later leaves a result alone."""
+    before = copy.deepcopy(result)
+    parameters = list(adapted().parameters())
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.fill_(float("nan"))
+        assert same(result, before)
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(parameters, saved, strict=True):
+                parameter.copy_(values)
+
+
+def test_says_where_it_comes_from(result):
+    meta = result.meta
+    assert meta.versions["torch"] == version("torch")
+    assert meta.samples is not None
+    assert isinstance(meta.recipe, dict)
+
+
+def test_index_is_plain(result):
+    """The keys are in columns, where CSV, HTML and joins find them."""
+    assert isinstance(result.to_frame().index, pd.RangeIndex)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return sensitivity().save(tmp_path / "saved")
+
+
+def listing(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files included."""
+    return sorted(os.listdir(folder))
+
+
+def content_storage(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in listing(folder)}
+
+
+def test_round_trip(tmp_path):
+    made = sensitivity()
+    assert made.save(tmp_path / "saved") == tmp_path / "saved"
+    assert listing(tmp_path / "saved") == [RESULT, TENSORS]
+    assert same(Sensitivity.load(tmp_path / "saved"), made)
+
+
+def test_round_trip_keeps_special_floats_and_non_contiguous_tensors(tmp_path):
+    made = sensitivity()
+    scores = torch.tensor([[float("nan"), float("inf"), -0.0], [5e-45, 1.1, 2.0]]).T.contiguous().T
+    odd = Sensitivity(scores, made.shapes, made.layers, made.projections, META)
+    odd.save(tmp_path / "saved")
+    loaded = Sensitivity.load(tmp_path / "saved").per_sample
+    assert loaded.view(torch.int32).equal(scores.contiguous().view(torch.int32))  # NaN and -0.0 bit by bit
+
+
+def test_files_are_readable_without_tlora(saved):
+    """The format that the documentation promises, read with nothing of ours: JSON and safetensors."""
+    head = json.loads((saved / RESULT).read_text())
+    blob = (saved / TENSORS).read_bytes()
+    assert head["format"] == 4
+    assert head["result"] == "Sensitivity"
+    assert head["meta"]["model"] == META.model
+    assert head["meta"]["seed"] == 3
+    assert head["meta"]["samples"] == 4
+    assert head["meta"]["versions"]["torch"] == version("torch")
+    assert head["tensors"] == {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+    size = int.from_bytes(blob[:8], "little")  # safetensors: length of the header, header, data
+    assert json.loads(blob[8 : 8 + size])["per_sample"]["shape"] == [4, 3]
+
+
+def test_new_files_follow_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        folder = sensitivity().save(tmp_path / "saved")
+    finally:
+        os.umask(old)
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert (folder / RESULT).stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", [RESULT, TENSORS])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_truncated_file_is_refused(saved, name, kept):
+    blob = (saved / name).read_bytes()
+    (saved / name).write_bytes(blob[: int(kept * len(blob))])
+    with pytest.raises(ValueError, match=f"{name}.* truncated"):
+        Sensitivity.load(saved)
+
+
+@pytest.mark.parametrize("name", [RESULT, TENSORS])
+def test_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Sensitivity.load(saved)
+
+
+@pytest.mark.parametrize("where", [0, 7, 8, 60, *range(-48, 0, 4), -1])
+def test_flipped_byte_in_the_tensors_is_refused(saved, where):
+    blob = bytearray((saved / TENSORS).read_bytes())
+    blob[where] ^= 1
+    (saved / TENSORS).write_bytes(blob)
+    with pytest.raises(ValueError, match="changed"):
+        Sensitivity.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *(('"samples": 4', f'"samples": {n}') for n in (5, 6, 7, 8, 9)),
+        ("down_proj", "dowm_proj"),
+        ('"layers"', '"lapers"'),
+        ("12", "13"),
+    ],
+)
+def test_changed_value_in_the_json_is_refused(saved, old, new):
+    """A changed digit is still valid JSON: only the digest tells."""
+    text = (saved / RESULT).read_text()
+    assert old in text
+    (saved / RESULT).write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match="changed since it was written"):
+        Sensitivity.load(saved)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "3", '"text"', "{}", '{"accuracy": 0.5}', '{"format": 1, "result": "Sensitivity"}', "\xff\xfe"],
+)
+def test_foreign_json_is_refused(saved, text):
+    (saved / RESULT).write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"result\.json (is|was) (not|changed)"):
+        Sensitivity.load(saved)
+
+
+def test_json_of_ours_that_lacks_the_rest_is_told_from_foreign_json(saved):
+    (saved / RESULT).write_text('{"format": 1, "result": "Sensitivity"}')
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        Sensitivity.load(saved)
+    (saved / RESULT).write_text('{"result": "Sensitivity"}')
+    with pytest.raises(ValueError, match="names no format and no kind of result"):
+        Sensitivity.load(saved)
+
+
+def test_newer_format_is_refused_by_its_number(saved):
+    """A newer format may have other keys: the number is what the message must be about."""
+    for number in (5, 0, True, "2", 1.0, None):
+        (saved / RESULT).write_text(json.dumps({"format": number, "result": "Sensitivity", "parts": []}))
+        with pytest.raises(ValueError, match=rf"format {number!r}, .* reads 4 and older: upgrade tlora"):
+            Sensitivity.load(saved)
+
+
+def test_other_kind_of_result_is_refused_and_named(saved):
+    class Other(Sensitivity):
+        pass
+
+    class Zebra(Sensitivity):
+        pass
+
+    for kind in (Other, Zebra):
+        with pytest.raises(ValueError, match=rf"holds Sensitivity, not {kind.__name__}: use Sensitivity\.load\("):
+            kind.load(saved)
+
+
+@pytest.mark.parametrize("values", [{}, [], {"shapes": 3, "layers": {}, "projections": {}}])
+def test_values_that_do_not_make_a_result_are_refused(saved, monkeypatch, values):
+    """Well-formed and undamaged, yet nothing a Sensitivity can be made of."""
+    monkeypatch.setattr(Sensitivity, "_pack", lambda self: ({"per_sample": self.per_sample}, values))
+    sensitivity().save(saved)
+    with pytest.raises(ValueError, match="is damaged"):
+        Sensitivity.load(saved)
+
+
+@pytest.mark.parametrize("make", [lambda path: path, lambda path: path.mkdir(), lambda path: path.touch()])
+def test_nothing_to_load(tmp_path, make):
+    path = tmp_path / "nothing"
+    make(path)
+    with pytest.raises(FileNotFoundError, match=r"no result in .*nothing: expected a folder with result\.json"):
+        Sensitivity.load(path)
+
+
+def test_recipe_keeps_what_json_keeps():
+    recipe = {"ranks": (1, 2), "nested": {"dtype": "float32"}}
+    meta = Meta(recipe=recipe)
+    assert meta.recipe == {"ranks": [1, 2], "nested": {"dtype": "float32"}}
+    recipe["nested"]["dtype"] = "bfloat16"
+    assert meta.recipe["nested"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("value", [torch.float32, Path("a"), {1, 2}])
+def test_recipe_refuses_what_json_cannot_hold(value):
+    with pytest.raises(TypeError, match=r"JSON values only, got .*'x'"):
+        Meta(recipe={"x": value})
+
+
+def fail(error: BaseException, on_call: int):
+    """A stand-in that writes as usual, but raises on the n-th call, after half of the bytes."""
+    write, calls = tlora.results.write_bytes, []
+
+    def write_some(path: Path, blob: bytes) -> None:
+        calls.append(path)
+        if len(calls) < on_call:
+            return write(path, blob)
+        path.write_bytes(blob[: len(blob) // 2])
+        raise error
+
+    return write_some
+
+
+@pytest.mark.parametrize("on_call", [1, 2], ids=["tensors", "json"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("earlier", [True, False], ids=["over-a-result", "new"])
+def test_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, error, on_call, earlier):
+    target = tmp_path / "saved"
+    if earlier:
+        sensitivity(samples=2).save(target)
+    before = {name: content_storage(tmp_path / name) for name in listing(tmp_path)}
+    monkeypatch.setattr(tlora.storage, "write_bytes", fail(error, on_call))
+    with pytest.raises(type(error)):
+        sensitivity(samples=4).save(target)
+    assert {name: content_storage(tmp_path / name) for name in listing(tmp_path)} == before
+
+
+def test_unwritable_place_is_an_os_error(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match="Permission denied"):
+        sensitivity().save(tmp_path / "saved")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+def test_really_full_disk(tmp_path):
+    """A file system of 64 KiB, a result that fits and one that does not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        old = sensitivity(samples=2)
+        with pytest.raises(FileExistsError, match="mount point"):
+            old.save(disk)
+        old.save(disk / "saved")
+        with pytest.raises(OSError, match="No space left") as caught:
+            sensitivity(samples=20_000).save(disk / "saved")
+        assert caught.value.errno == errno.ENOSPC
+        assert listing(disk) == ["saved"]
+        assert same(Sensitivity.load(disk / "saved"), old)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_replaces_an_earlier_result_of_any_kind_and_an_empty_folder(tmp_path):
+    target = tmp_path / "saved"
+    target.mkdir()
+    sensitivity(samples=2).save(target)
+    (target / TENSORS).write_bytes(b"damaged")
+    sensitivity(samples=4).save(target)
+    assert len(Sensitivity.load(target).per_sample) == 4
+    assert listing(tmp_path) == ["saved"]
+
+
+def test_file_in_the_place_is_refused(tmp_path):
+    (tmp_path / "saved").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"saved is a file, and no folder: choose another path"):
+        sensitivity().save(tmp_path / "saved")
+    with pytest.raises(OSError, match="saved"):
+        sensitivity().save(tmp_path / "saved" / "below")
+    assert (tmp_path / "saved").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"thesis.tex": "mine"}, r"also holds thesis\.tex, which would be lost"),
+        ({"thesis.tex": "mine", "zoo.txt": "mine"}, r"also holds thesis\.tex, which would be lost"),
+        ({RESULT: "{}", "thesis.tex": "mine"}, r"also holds thesis\.tex"),
+        ({RESULT: '{"accuracy": 0.9}'}, r"is not a tlora result.*; choose another folder"),
+        ({RESULT: "accuracy 0.9"}, r"is not valid JSON.*; choose another folder"),
+        ({TENSORS: "weights"}, r"holds no result\.json"),
+    ],
+)
+def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path, files, message):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    before = content_storage(folder)
+    with pytest.raises(FileExistsError, match=message):
+        sensitivity().save(folder)
+    assert content_storage(folder) == before
+    assert listing(tmp_path) == ["theirs"]
+
+
+def test_a_result_of_another_kind_is_not_replaced(saved, tmp_path):
+    before = content_storage(saved)
+    allocation = allocate(sensitivity(), 4)
+    with pytest.raises(FileExistsError, match="holds Allocation, which would be lost to Sensitivity"):
+        sensitivity().save(allocation.save(tmp_path / "plan"))
+    with pytest.raises(FileExistsError, match="holds Sensitivity, which would be lost to Allocation: choose another"):
+        allocation.save(saved)
+    assert content_storage(saved) == before
+    sensitivity(samples=2).save(saved)
+    assert len(Sensitivity.load(saved).per_sample) == 2
+
+
+def test_result_saved_inside_a_result_is_not_lost(saved):
+    sensitivity(samples=2).save(saved / "half")
+    with pytest.raises(FileExistsError, match="also holds half"):
+        sensitivity().save(saved)
+    assert len(Sensitivity.load(saved / "half").per_sample) == 2
+
+
+def test_read_head_says_what_a_folder_holds(saved):
+    head = read_head(saved)
+    assert head["result"] == "Sensitivity"
+    assert Meta(**head["meta"]) == META
+
+
+@pytest.mark.parametrize(("rows", "shown", "more"), [(9, 9, ""), (10, 10, ""), (11, 10, "1 more"), (25, 10, "15 more")])
+def test_the_short_table_says_how_many_rows_it_leaves_out(rows, shown, more):
+    class Table(Result):
+        def to_frame(self):
+            return pd.DataFrame({"a": [0.123456789] * rows})
+
+        def _summary(self):
+            return "<&>"
+
+    html = Table()._repr_html_()
+    assert html.count("<tr") == shown + 1
+    assert html.count("<td") == shown
+    assert html.count("<th>") == 1  # one column, no index
+    assert html.count("0.1235<") == shown
+    assert "Table(&lt;&amp;&gt;)" in html
+    assert ("more rows" in html) == bool(more)
+    assert f"<p>{more} rows" in html if more else "<p></p>" not in html
+
+
+def test_meta_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        META.seed = 4
+
+
+def test_subclass_that_forgets_its_part_says_so(tmp_path):
+    class Bare(Result):
+        pass
+
+    with pytest.raises(NotImplementedError):
+        Bare().save(tmp_path / "saved")
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | names,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+dtypes = st.sampled_from(
+    [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
+)
+
+
+@st.composite
+def tensors(draw):
+    shape, dtype = draw(st.lists(st.integers(0, 4), max_size=3)), draw(dtypes)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+    return noise.to(dtype).T if draw(st.booleans()) and len(shape) == 2 else noise.to(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anything(Result):
+    tensors: dict
+    values: dict
+    meta: Meta
+
+    def _pack(self):
+        return self.tensors, self.values
+
+    @classmethod
+    def _unpack(cls, tensors, values, meta):
+        return cls(tensors, values, meta)
+
+
+def equal(one, other):
+    """Numbers bit by bit: NaN is NaN, and -0.0 is not 0.0."""
+    return json.dumps(one) == json.dumps(other)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.dictionaries(names.filter(lambda name: name != "__metadata__"), tensors(), max_size=4),
+    plain=st.dictionaries(names, values, max_size=4),
+    recipe=st.dictionaries(names, values, max_size=3),
+    seed=st.none() | st.integers(0, 2**63),
+)
+def test_whatever_is_put_in_comes_out(tmp_path, parts, plain, recipe, seed):
+    made = Anything(parts, plain, Meta("m\n\"'é", "任务", recipe, seed, 3, {"torch": "2"}))
+    made.save(tmp_path / "saved")
+    found = Anything.load(tmp_path / "saved")
+    assert found.tensors.keys() == parts.keys()
+    for name, tensor in parts.items():
+        assert (found.tensors[name].dtype, found.tensors[name].shape) == (tensor.dtype, tensor.shape)
+        mine, theirs = (t.reshape(-1).view(torch.uint8) for t in (found.tensors[name], tensor))
+        assert mine.equal(theirs)
+    assert equal(found.values, plain)
+    assert equal(found.meta.recipe, recipe)
+    assert (found.meta.model, found.meta.task, found.meta.seed) == (made.meta.model, made.meta.task, seed)
+
+
+QUIET: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "progress": False}
+
+
+@pytest.mark.parametrize("options", [{}, {"covariance": "sketch", "sketch_size": 16}])
+def test_what_is_handed_out_is_no_part_of_the_result(options: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    calibration = tlora.calibrate(model, [tiny_batch(model, lengths=[9])], progress=False, **options)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=4, progress=False)
+    name = calibration.names[0]
+    covariance = calibration.covariance[name]
+    ask = (covariance.eigenvalues, covariance.dense, lambda: subspaces.basis(name, 4))
+    trace, before = covariance.trace, [answer().clone() for answer in ask]
+    for handed in (*(answer() for answer in ask), covariance.eigenvalues(3), subspaces.basis(name, 2)):
+        handed.mul_(100)
+    assert covariance.trace == trace
+    assert all(torch.equal(answer(), values) for answer, values in zip(ask, before, strict=True))
+    subspaces.layers.clear()
+    assert len(calibration.to_frame()) == len(calibration.names)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    batches, one = [tiny_batch(model, seed=seed) for seed in range(2)], np.int64(1)
+    calibration = tlora.calibrate(model, batches, covariance="sketch", sketch_size=np.int64(8), progress=False)
+    made = {
+        "subspaces": tlora.task_subspaces(model, calibration, max_rank=np.int64(4), seed=one, progress=False),
+        "ranking": tlora.ranking_stability(calibration.sensitivity, [one], seed=one),
+        "plan": tlora.plan_stability(
+            calibration.sensitivity,
+            tlora.allocate(calibration.sensitivity, np.int64(2)),
+            resamples=np.int64(20),
+            seed=one,
+        ),
+    }
+    for name, result in made.items():
+        result.save(tmp_path / name)
+        assert type(result).load(tmp_path / name).meta == result.meta
+    plain = tlora.task_subspaces(model, calibration, max_rank=4, seed=1, progress=False)
+    assert all(torch.equal(plain.bases[name], made["subspaces"].bases[name]) for name in plain.names)
+    run = tlora.train(adapted_model(), token_rows(8), seed=np.int64(3), **QUIET | {"batch_size": np.int64(4)})
+    assert (run.steps, run.meta.seed, run.meta.recipe["batch_size"]) == (3, 3, 4)
+    assert ModuleRecorder(every=np.int64(5)).every == 5
+
+
+WRONG: dict[str, Any] = {
+    "expected a Sensitivity, got a Calibration: pass calibrate": [
+        lambda r: tlora.ranking_stability(r.calibration()),
+        lambda r: tlora.plan_stability(r.calibration(), r.allocation()),
+        lambda r: tlora.allocate(r.calibration(), 4),
+    ],
+    "expected an Allocation, got a Sensitivity: pass allocate": [
+        lambda r: r.allocation().compare(r.sensitivity()),
+        lambda r: tlora.plan_stability(r.sensitivity(), r.sensitivity()),
+    ],
+    "expected a Subspaces, got a Calibration: pass task_subspaces": [
+        lambda r: tlora.align_layers(r.calibration(), "q_proj", 4),
+        lambda r: tlora.align(r.subspaces(), r.calibration(), 4),
+    ],
+    "expected a Calibration, got a Sensitivity": [
+        lambda r: tlora.captured_energy(r.base(), r.sensitivity(), {"wc": r.subspaces()}, [2]),
+    ],
+    "model is a str: pass a model, such as tlora.load_model": [
+        lambda r: tlora.task_subspaces("smollm2", r.calibration()),
+        lambda r: tlora.attach("smollm2", r.subspaces(), r.allocation()),
+        lambda r: tlora.attach("smollm2", r.subspaces(), r.allocation(), replace=True),
+    ],
+    "model is a NoneType": [lambda r: tlora.detach(None)],
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_passed_in_the_wrong_place_is_named(message: str) -> None:
+    for call in WRONG[message]:
+        with pytest.raises(TypeError, match=message):
+            call(results)
+
+
+ROOT = Path(__file__).parents[2]
+FORMAT_1 = ROOT / "tests" / "data" / "format-1"
+FORMAT_2 = ROOT / "tests" / "data" / "format-2"
+FORMAT_3 = ROOT / "tests" / "data" / "format-3"
+
+
+def test_results_of_format_1_are_read_and_saved_as_the_present_format(tmp_path):
+    """Files that version 0.1.0 wrote."""
+    assert same(Sensitivity.load(FORMAT_1 / "sensitivity"), sensitivity_of_format_1())
+    run = TrainingRun.load(FORMAT_1 / "run")
+    file = load_file(FORMAT_1 / "run" / "adapter_model.safetensors")
+    assert same(run.adapter, file)
+    assert run.adapter_config == json.loads((FORMAT_1 / "run" / "adapter_config.json").read_bytes())
+    assert list(run.ranks.values()) == [3, 1]
+    run.save(tmp_path / "run")
+    head = json.loads((tmp_path / "run" / "tlora" / "run" / RESULT).read_bytes())
+    assert head["format"] == 4
+    assert head["values"]["files"].keys() == {"adapter_model.safetensors", "adapter_config.json"}
+    assert same(TrainingRun.load(tmp_path / "run"), run)
+
+
+def sensitivity_of_format_1() -> Sensitivity:
+    made = sensitivity()
+    versions = json.loads((FORMAT_1 / "sensitivity" / RESULT).read_bytes())["meta"]["versions"]
+    meta = type(made.meta)(**{**vars(made.meta), "versions": versions})
+    return Sensitivity(made.per_sample, made.shapes, made.layers, made.projections, meta)
+
+
+def test_an_adapter_of_format_1_is_checked_too(tmp_path):
+    copy = shutil.copytree(FORMAT_1 / "run", tmp_path / "run")
+    blob = (copy / "adapter_model.safetensors").read_bytes()
+    (copy / "adapter_model.safetensors").write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is not what this run trained"):
+        TrainingRun.load(copy)
+
+
+def test_an_older_head_that_lacks_what_it_had_is_refused():
+    for values in ({}, None, 3):
+        with pytest.raises(ValueError, match="a result of format 1 is damaged"):
+            migrated({"format": 1, "result": "TrainingRun", "values": values})
+    head = {"format": 1, "result": "Sensitivity", "values": {"adapter": 1}}
+    assert migrated(head) == head | {"format": 4}
+
+
+def test_a_plan_of_format_3_finds_the_places_of_what_it_leaves_out(tmp_path):
+    """A file that version 0.1.0 wrote: it holds a name and a shape of each such module, and no more."""
+    plan = Allocation.load(FORMAT_3 / "allocation")
+    targets = target_modules(tiny_model("llama"))
+    assert plan.shapes.keys() == targets.keys() == plan.ranks.keys() | set(plan.excluded)
+    assert plan.layers == {name: target.layer for name, target in targets.items()}
+    gone = {name for name in targets if name.endswith("down_proj")}
+    assert set(plan.excluded) == gone | {"model.layers.0.self_attn.q_proj"}
+    roles = {name: "left out" if name in gone else target.projection for name, target in targets.items()}
+    assert plan.projections == roles
+    assert plan.edit({}).ranks == plan.ranks
+    assert plan.budget_used == plan.budget_total == 3 * 14
+    assert same(Allocation.load(plan.save(tmp_path / "plan")), plan)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_layers_are_the_first_number_in_a_name(family):
+    targets = target_modules(tiny_model(family))
+    out, *kept = targets
+    old = {
+        "shapes": dict.fromkeys(kept, (4, 4)),
+        "excluded": {out: (4, 4)},
+        "layers": {name: targets[name].layer for name in kept},
+        "projections": {name: targets[name].projection for name in kept},
+    }
+    values = migrated({"format": 3, "result": "Allocation", "values": old})["values"]
+    assert values["layers"] == {name: target.layer for name, target in targets.items()}
+    assert values["projections"] == {name: target.projection for name, target in targets.items()}
+    assert (values["modules"], list(values["shapes"])) == (kept, [*kept, out])
+
+
+def test_a_calibration_of_means_is_refused_by_what_it_is(tmp_path):
+    """A file that version 0.1.0 wrote before covariances became sums: read as sums, it would be N times too small."""
+    words = "holds a calibration of an earlier layout, .* remove it and calibrate again"
+    with pytest.raises(ValueError, match=words):
+        Calibration.load(FORMAT_2 / "calibration")
+    model, steps = tiny_model("llama"), tmp_path / "steps"
+    shutil.copytree(FORMAT_2 / "calibration", steps / "samples-000000003")
+    with pytest.raises(ValueError, match=words):
+        tlora.calibrate(model, [tiny_batch(model)], checkpoint=steps, progress=False)
+
+
+def test_a_calibration_of_sums_that_says_format_2_is_read(tmp_path):
+    model = tiny_model("llama")
+    made = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    file = made.save(tmp_path / "calibration") / RESULT
+    head = json.loads(file.read_bytes()) | {"format": 2}
+    head["sha256"] = _digest(head)
+    file.write_text(json.dumps(head))
+    assert same(Calibration.load(tmp_path / "calibration"), made)

@@ -1,0 +1,158 @@
+"""Statistics of every module while it trains, against dense definitions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+import tlora
+from tests.helpers.adapted import adapted_model, token_rows
+from tlora.adapters.lora_layers import lora_modules
+from tlora.training.callbacks import ModuleRecorder, module_statistics
+from tlora.training.dataset import Rows
+from tlora.training.train import train
+
+ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "batch_size": 16,
+    "progress": False,
+    "evaluation_limit": 0,
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_statistics_are_those_of_the_dense_update(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    b, a = scale * rng.normal(size=(20, 5)) * [4, 2, 1, 1, 0.1], rng.normal(size=(5, 12))
+    norm, rank = module_statistics(torch.from_numpy(b).float(), torch.from_numpy(a @ a.T).float(), 0.25).tolist()
+    sigma = np.linalg.svd(b, compute_uv=False)
+    assert norm == pytest.approx(0.25 * np.linalg.norm(b @ a), rel=1e-5)
+    assert rank == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-5)
+
+
+def test_statistics_of_a_zero_b() -> None:
+    assert module_statistics(torch.zeros(6, 3), torch.eye(3), 1.0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_effective_rank_of_equal_directions_is_their_number(rank: int) -> None:
+    b = torch.linalg.qr(torch.randn(16, rank, generator=torch.Generator().manual_seed(0))).Q * 3
+    assert module_statistics(b, torch.eye(rank), 1.0)[1].item() == pytest.approx(rank, rel=1e-5)
+
+
+@pytest.mark.parametrize(("family", "train_a"), [("llama", False), ("llama", True), ("gpt2", False), ("bert", False)])
+def test_last_record_describes_the_trained_model(family: str, train_a: bool) -> None:
+    model = adapted_model(family)
+    for module in lora_modules(model).values():
+        module.layer.frozen_peft_weight_names = {} if train_a else module.layer.frozen_peft_weight_names
+        module.a.requires_grad_(train_a)
+    run = train(model, token_rows(classes=2 if family == "bert" else 0), epochs=3, **ARGUMENTS)
+    last = run.module_history[run.module_history["step"] == 3].set_index("module")
+    assert list(last.index) == list(run.ranks)
+    assert run.frozen_a != train_a
+    for name, row in last.iterrows():
+        layer = model.get_base_model().get_submodule(name)
+        weight = layer.get_base_layer().weight.detach().double().numpy()
+        a, b = (part["default"].weight.detach().double().numpy() for part in (layer.lora_A, layer.lora_B))
+        update = np.linalg.norm(layer.scaling["default"] * b @ a)
+        sigma = np.linalg.svd(b, compute_uv=False)
+        assert row["update_norm"] == pytest.approx(update / np.linalg.norm(weight), rel=1e-4)
+        assert row["effective_rank"] == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-4)
+
+
+def test_gradient_norms_are_those_of_the_step() -> None:
+    rows = token_rows(8)
+    reference = adapted_model()
+    batch = Rows(rows, 0).collate(list(rows))
+    reference(**batch).loss.backward()
+    expected = [module.b.grad.norm().item() for module in lora_modules(reference).values()]
+    run = train(adapted_model(), rows, max_grad_norm=1e9, max_steps=1, warmup_steps=0, **ARGUMENTS)
+    assert run.module_history["gradient_norm"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert run.history["grad_norm"].item() == pytest.approx(np.linalg.norm(expected), rel=1e-4)
+    clipped = train(adapted_model(), rows, max_grad_norm=1e-3, max_steps=1, warmup_steps=0, **ARGUMENTS)
+    assert np.linalg.norm(clipped.module_history["gradient_norm"]) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_records_the_first_the_last_and_every_tenth_step() -> None:
+    run = train(adapted_model(), token_rows(), max_steps=23, **ARGUMENTS)
+    assert run.module_history["step"].unique().tolist() == [1, 10, 20, 23]
+    dense = train(adapted_model(), token_rows(), max_steps=5, callbacks=[ModuleRecorder(every=2)], **ARGUMENTS)
+    assert dense.module_history["step"].unique().tolist() == [1, 2, 4, 5]
+
+
+def test_accumulated_steps_are_one_step() -> None:
+    options = ARGUMENTS | {"batch_size": 4, "gradient_accumulation_steps": 4, "epochs": 2}
+    run = train(adapted_model(), token_rows(), callbacks=[ModuleRecorder(every=1)], **options)
+    whole = train(adapted_model(), token_rows(), epochs=2, callbacks=[ModuleRecorder(every=1)], **ARGUMENTS)
+    assert run.module_history["step"].unique().tolist() == [1, 2]
+    norms = (frame["gradient_norm"].to_numpy() for frame in (run.module_history, whole.module_history))
+    np.testing.assert_allclose(*norms, rtol=1e-4)
+
+
+def test_a_subclass_sees_each_record_as_it_comes() -> None:
+    class Watching(ModuleRecorder):
+        seen: list[float]
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            self.seen = [*getattr(self, "seen", []), float(self.latest["update_norm"].max())]
+
+    watching = Watching(every=1)
+    run = train(adapted_model(), token_rows(), max_steps=3, callbacks=[watching], **ARGUMENTS)
+    assert watching.seen == run.module_history.groupby("step")["update_norm"].max().tolist()
+    assert watching.to_frame().equals(run.module_history)
+    assert train(adapted_model(), token_rows(), max_steps=3, callbacks=[watching], **ARGUMENTS).module_history.equals(
+        run.module_history
+    )
+
+
+def test_frozen_b_has_no_gradient() -> None:
+    model = adapted_model()
+    name, module = next(iter(lora_modules(model).items()))
+    module.b.requires_grad_(False)
+    run = train(model, token_rows(), epochs=2, **ARGUMENTS)
+    frozen = run.module_history["module"] == name
+    assert run.module_history.loc[frozen, "gradient_norm"].isna().all()
+    assert run.module_history.loc[~frozen, "gradient_norm"].notna().all()
+
+
+def test_recording_does_not_change_training() -> None:
+    class Nothing(ModuleRecorder):
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None: ...
+
+    options = ARGUMENTS | {"max_steps": 6}
+    recorded = train(adapted_model(), token_rows(), callbacks=[ModuleRecorder(every=1)], **options)
+    plain = train(adapted_model(), token_rows(), callbacks=[Nothing()], **options)
+    assert recorded.history.equals(plain.history)
+    assert len(plain.module_history) == 0
+
+
+def test_a_class_is_a_callback_too() -> None:
+    class Counting(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            Counting.steps += 1
+
+    train(adapted_model(), token_rows(), max_steps=2, callbacks=[Counting], **ARGUMENTS)  # type: ignore[list-item]
+    assert Counting.steps == 2
+
+
+@pytest.mark.parametrize("every", [0, -3, 2.5])
+def test_recorder_refuses_what_is_no_number_of_steps(every: Any) -> None:
+    with pytest.raises(ValueError, match="positive number of steps"):
+        ModuleRecorder(every)
+
+
+QUIET: dict[str, Any] = {"progress": False, "evaluation_limit": 0, "batch_size": 4}
+
+
+def test_a_weight_of_zero_has_no_share_that_an_update_is_of() -> None:
+    model = adapted_model()
+    name = "model.layers.0.self_attn.q_proj"
+    model.get_base_model().get_submodule(name).get_base_layer().weight.data.zero_()
+    history = tlora.train(model, token_rows(), **QUIET).module_history
+    assert history.loc[history["module"] == name, "update_norm"].isna().all()
+    assert history.loc[history["module"] != name, "update_norm"].notna().all()

@@ -1,0 +1,277 @@
+"""Training in somebody's pipeline: options together, adapters of other kinds, what goes on and what is held."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+
+import tlora
+import viz
+from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.models import tiny_model
+from tlora.training.train import train
+
+QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
+
+
+def other_kind(kind: type[peft.PeftConfig] = peft.VeraConfig, **config: Any) -> peft.PeftModel:
+    return peft.get_peft_model(tiny_model("llama"), kind(target_modules=["q_proj"], task_type="CAUSAL_LM", **config))
+
+
+@pytest.mark.parametrize(
+    "change", [{"data_seed": 2}, {"optim": "sgd"}, {"max_grad_norm": 0.5}, {"label_smoothing_factor": 0.1}]
+)
+def test_training_does_not_go_on_in_another_way(change: dict[str, Any], tmp_path: Path) -> None:
+    options = QUIET | {"output_dir": tmp_path, "save_steps": 2, "data_seed": 1}
+    tlora.train(adapted_model(), token_rows(16), max_steps=2, **options)
+    with pytest.raises(ValueError, match=f"was made with {next(iter(change))}=.* is asked for: pass the same"):
+        tlora.train(adapted_model(), token_rows(16), max_steps=4, resume=True, **options | change)
+
+
+@pytest.mark.parametrize("kind", [peft.VeraConfig, peft.IA3Config, peft.LoHaConfig, peft.LNTuningConfig])
+def test_adapters_of_other_kinds_go_on_too(kind: type[peft.PeftConfig], tmp_path: Path) -> None:
+    more = {"feedforward_modules": []} if kind is peft.IA3Config else {}
+    options = QUIET | {"save_steps": 2, "max_steps": 4}
+    torch.manual_seed(0)
+    whole = tlora.train(other_kind(kind, **more), token_rows(16), output_dir=tmp_path / "whole", **options)
+    place = tmp_path / "whole" / "checkpoint-2"
+    torch.manual_seed(0)
+    again = tlora.train(other_kind(kind, **more), token_rows(16), output_dir=tmp_path / "b", resume=place, **options)
+    assert again.history.equals(whole.history)
+
+
+def two_adapters(keep: bool = True) -> PeftModel:
+    """``default``, with a B of its own, and ``second``, which is active."""
+    model = adapted_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.normal_(0, 0.5)
+    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
+    model.set_adapter("second")
+    if not keep:
+        model.delete_adapter("default")
+    return model
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
+def begun(folder: Path, model: PeftModel, rows: Any = None, **more: Any) -> dict[str, Any]:
+    """Train for five of eight steps; the options to go on with."""
+    options = QUIET | {"learning_rate": 0.02, "epochs": 2, "save_steps": 2, "output_dir": folder} | more
+    with pytest.warns(UserWarning, match="after 5 of 8 steps"):
+        tlora.train(model, rows or token_rows(), callbacks=Stop(5), **options)
+    return options
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["beside another", "alone"])
+def test_an_adapter_of_any_name_goes_on(keep: bool, tmp_path: Path) -> None:
+    options = begun(tmp_path, two_adapters(keep))
+    resumed = tlora.train(two_adapters(keep), token_rows(), resume=True, **options)
+    whole = tlora.train(two_adapters(keep), token_rows(), **options | {"output_dir": tmp_path / "whole"})
+    assert all(torch.equal(tensor, whole.adapter[name]) for name, tensor in resumed.adapter.items())
+
+
+def test_a_training_goes_on_with_its_own_samples_and_base(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model())
+    with pytest.raises(ValueError, match=r"checkpoint-4 was made with other training samples: pass those"):
+        tlora.train(adapted_model(), token_rows(seed=2), resume=True, **options)
+    with pytest.raises(ValueError, match=r"checkpoint-4 is of another model: .*load the base that it was trained on"):
+        tlora.train(adapted_model(seed=5), token_rows(), resume=True, **options)
+    with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier training: pass resume="):
+        tlora.train(adapted_model(), token_rows(), **options)
+
+
+def test_the_same_samples_in_another_form_are_the_same(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model())
+    assert tlora.train(adapted_model(), token_rows().with_format("torch"), resume=True, **options).steps == 8
+
+
+def test_checkpoints_that_are_there_are_never_counted_among_new_ones(tmp_path: Path) -> None:
+    """The Trainer would remove them, or the new ones, as the oldest."""
+    options = begun(tmp_path, adapted_model())
+    for seal in tmp_path.glob("checkpoint-*/sealed.json"):
+        seal.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out and name another folder"):
+        tlora.train(adapted_model(), token_rows(), resume=True, **options)
+    with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4' to go on with that, or train anew"):
+        tlora.train(adapted_model(), token_rows(), **options)
+    assert tlora.train(adapted_model(), token_rows(), resume=tmp_path / "checkpoint-4", **options).steps == 8
+    (tmp_path / "new" / "checkpoint-7").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds checkpoint-7 of an earlier training, which was not finished"):
+        tlora.train(adapted_model(), token_rows(), **options | {"output_dir": tmp_path / "new"})
+
+
+def test_other_inputs_are_other_samples(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model("bert"), rows=token_rows(classes=2))
+    more = token_rows(classes=2).map(lambda row: {"token_type_ids": [1] * len(row["input_ids"])})
+    with pytest.raises(ValueError, match="made with other training samples"):
+        tlora.train(adapted_model("bert"), more, resume=True, **options)
+
+
+def test_an_adapter_alone_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    options = begun(tmp_path, adapted_model(), save_only_model=True)
+    with pytest.raises(ValueError, match=r"checkpoint-4 holds the adapter alone \(save_only_model=True\)"):
+        tlora.train(adapted_model(), token_rows(), resume=True, **options)
+
+
+def test_no_secret_is_written_down(tmp_path: Path) -> None:
+    run = tlora.train(adapted_model(), token_rows(8), **QUIET, hub_token="hf_secret")
+    run.save(tmp_path / "a")
+    assert not any(b"hf_secret" in path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert "hf_secret" not in str(viz.card(tmp_path / "a"))
+
+
+def test_the_record_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
+    begun(tmp_path, adapted_model())
+    record = json.loads((tmp_path / "checkpoint-4" / "arguments.json").read_text())
+    assert record["training samples"] == 16
+    assert len(record["base"]) == 4
+
+
+QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.step
+
+
+@pytest.mark.parametrize("declare_frozen", [True, False])
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, declare_frozen: bool) -> None:
+    def fresh() -> PeftModel:
+        return adapted_model(declare_frozen=declare_frozen)
+
+    options = QUICK | {"epochs": 2, "save_steps": 3, "evaluation_limit": 0}
+    whole = train(fresh(), token_rows(), output_dir=tmp_path / "whole", **options)
+    with pytest.warns(UserWarning, match="stopped training after 4 of 8 steps"):
+        train(fresh(), token_rows(), output_dir=tmp_path / "cut", callbacks=[StopAfter(4)], **options)
+    model = fresh()
+    resumed = train(model, token_rows(), output_dir=tmp_path / "cut", resume=True, **options)
+    assert resumed.history.equals(whole.history)
+    assert resumed.module_history.equals(whole.module_history)
+    assert resumed.adapter.keys() == whole.adapter.keys()
+    for name, tensor in whole.adapter.items():
+        assert torch.equal(tensor, resumed.adapter[name])
+    initial = fresh().state_dict()
+    frozen = [name for name in initial if "lora_A" in name]
+    assert all(torch.equal(initial[name], model.state_dict()[name]) for name in frozen)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name)
+
+
+def test_resume_takes_the_last_whole_checkpoint_or_a_path(tmp_path: Path) -> None:
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    for cut in ("checkpoint-8", "checkpoint-6"):
+        (tmp_path / cut / "trainer_state.json").write_text('{"epoch": 1, "glob')
+    resumed = train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
+    assert resumed.meta.recipe["resume"].endswith("checkpoint-4")
+    assert resumed.history.equals(whole.history)
+    path = tmp_path / "checkpoint-2"
+    again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
+    assert again.history.equals(whole.history)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "module_history.json", "adapter_model.safetensors", "sealed.json"])
+def test_a_checkpoint_that_lacks_or_damaged_a_file_is_passed_over(tmp_path: Path, name: str) -> None:
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    file = tmp_path / "checkpoint-8" / name
+    blob = bytearray(file.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    file.write_bytes(blob)
+    (tmp_path / "checkpoint-6" / name).unlink()  # as a kill before it was written leaves it
+    resumed = train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
+    assert resumed.meta.recipe["resume"].endswith("checkpoint-4")
+    assert resumed.history.equals(whole.history)
+    assert resumed.module_history.equals(whole.module_history)
+    damaged = shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-9")
+    (damaged / "scheduler.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint in .*checkpoint-9"):
+        train(adapted_model(), token_rows(), output_dir=tmp_path, resume=damaged, **options)
+
+
+def test_a_checkpoint_of_another_trainer_has_no_seal_and_is_taken_by_its_path(tmp_path: Path) -> None:
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    (tmp_path / "checkpoint-4" / "sealed.json").unlink()
+    path = tmp_path / "checkpoint-4"
+    again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
+    assert again.history.equals(whole.history)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "module_history.json", ".sealed.json"])
+def test_a_checkpoint_that_cannot_be_written_does_not_end_training(tmp_path: Path, name: str) -> None:
+    """The disk is full from one file of one checkpoint on: what was trained is the same, and the others are there."""
+    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
+    whole = train(adapted_model(), token_rows(), output_dir=tmp_path / "whole", **options)
+    folder = tmp_path / "full"
+
+    class Full(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            (folder / "checkpoint-4" / name).mkdir(parents=True)  # even root cannot write a file there
+
+    with pytest.warns(UserWarning, match=r"checkpoint-4 could not be written \(.*training goes on, and earlier"):
+        run = train(adapted_model(), token_rows(), output_dir=folder, callbacks=Full(), **options)
+    assert run.history.equals(whole.history)
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+    assert train(adapted_model(), token_rows(), output_dir=folder, resume=True, **options).history.equals(whole.history)
+
+
+def test_resume_refuses_what_it_cannot_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="output_dir"):
+        train(adapted_model(), token_rows(), resume=True, **QUICK)
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        train(adapted_model(), token_rows(), resume=True, output_dir=tmp_path, **QUICK)
+    train(adapted_model(), token_rows(), output_dir=tmp_path, evaluation_limit=0, **QUICK)
+    with pytest.raises(ValueError, match=r"another adapter: .*down_proj.lora_A.weight has shape \(4, 48\)"):
+        train(adapted_model(r=5), token_rows(), output_dir=tmp_path, resume=True, **QUICK)
+
+
+def test_resume_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    options = QUICK | {"save_steps": 2, "evaluation_limit": 0, "learning_rate": 1e-2, "resume": True}
+    with pytest.warns(UserWarning, match="stopped training after 2 of"):
+        train(adapted_model(), token_rows(), output_dir=tmp_path, callbacks=StopAfter(2), **options | {"resume": False})
+    for change, words in (
+        ({"learning_rate": 1e-4}, r"learning_rate=0.01, and 0.0001 is asked for"),
+        ({"seed": 7}, "seed=0, and 7"),
+        ({"batch_size": 2}, "samples a step=4, and 2"),
+        ({"weight_decay": 0.1}, "weight_decay=0.0, and 0.1"),
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=cosine, and constant"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(adapted_model(), token_rows(), output_dir=tmp_path, **options | change)
+    with pytest.raises(ValueError, match=r"training samples=16, and 8"):
+        train(adapted_model(), token_rows(8), output_dir=tmp_path, **options)
+    for scales in ({"lora_alpha": 80}, {"alpha_pattern": {r"^.*\.1\..*$": 75}}, {"use_rslora": True}):
+        with pytest.raises(ValueError, match="of the same shapes with other scales"):
+            train(adapted_model(**scales), token_rows(), output_dir=tmp_path, **options)
+    same = {"batch_size": 2, "gradient_accumulation_steps": 2, "optim": "adamw_torch"}
+    longer = train(adapted_model(), token_rows(), output_dir=tmp_path, **options | same | {"epochs": 2})
+    assert longer.history["step"].max() == 8
+
+
+def test_checkpoints_need_a_folder_and_leave_none_behind(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    train(adapted_model(), token_rows(), **QUICK)
+    assert list(tmp_path.iterdir()) == []
+    model = adapted_model()
+    model.peft_config["default"].base_model_name_or_path = "nobody/nothing"  # and no hub is asked for it
+    train(model, token_rows(), output_dir=tmp_path / "here", **QUICK)
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["checkpoint-3", "checkpoint-4"]

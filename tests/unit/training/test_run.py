@@ -1,0 +1,316 @@
+"""TrainingRun: the saved folder as PEFT sees it, the round trip, and whether the rank was used."""
+
+import dataclasses
+import errno
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+
+import tlora
+from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.commands import PAIRS
+from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
+from tlora.results import Meta
+from tlora.tasks.load import load_task
+from tlora.training.callbacks import ModuleRecorder
+from tlora.training.run import TrainingRun, history_frame
+from tlora.training.train import train
+
+ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8, "progress": False}
+
+
+def trained(family: str = "llama") -> tuple[PeftModel, TrainingRun]:
+    model = adapted_model(family)
+    rows = token_rows(classes=2 if family == "bert" else 0)
+    return model, train(model, rows, epochs=3, **ARGUMENTS)
+
+
+@pytest.fixture(scope="module")
+def run() -> TrainingRun:
+    return trained()[1]
+
+
+def load_with_peft(family: str, folder: Path, **options: Any) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
+        return PeftModel.from_pretrained(tiny_model(family), str(folder), **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_peft_alone_finds_the_same_model(tmp_path: Path, family: str) -> None:
+    model, run = trained(family)
+    loaded = load_with_peft(family, run.save(tmp_path / "adapter"))
+    batch = tiny_batch(family)
+    with torch.no_grad():
+        expected, found = model(**batch).logits, loaded(**batch).logits
+        base = tiny_model(family)(**batch).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_files_are_those_that_peft_writes(tmp_path: Path, family: str) -> None:
+    model, run = trained(family)
+    run.save(tmp_path / "ours")
+    model.save_pretrained(str(tmp_path / "theirs"))
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    ours, theirs = (json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs"))
+    for config in (ours, theirs):
+        config["target_modules"] = sorted(config["target_modules"])
+        config.pop("base_model_name_or_path")
+    assert ours == theirs
+
+
+def test_trained_on_only_b_changes(tmp_path: Path) -> None:
+    _, run = trained()
+    loaded = load_with_peft("llama", run.save(tmp_path / "adapter"), is_trainable=True)
+    for name, parameter in loaded.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    again = train(loaded, token_rows(seed=5), **ARGUMENTS)
+    for name, tensor in run.adapter.items():
+        assert torch.equal(tensor, again.adapter[name]) == ("lora_A" in name), name
+
+
+def test_round_trip(tmp_path: Path, run: TrainingRun) -> None:
+    again = TrainingRun.load(run.save(tmp_path / "adapter"))
+    pd.testing.assert_frame_equal(again.history, run.history)
+    pd.testing.assert_frame_equal(again.module_history, run.module_history)
+    assert again.adapter.keys() == run.adapter.keys()
+    assert all(torch.equal(tensor, again.adapter[name]) for name, tensor in run.adapter.items())
+    for field in dataclasses.fields(TrainingRun):
+        if field.name not in ("history", "module_history", "adapter", "fingerprints"):
+            assert getattr(again, field.name) == getattr(run, field.name), field.name
+    assert list(run.fingerprints) == list(again.fingerprints) == list(run.ranks)
+    assert all(t.equal(again.fingerprints[name]) for name, t in run.fingerprints.items())
+    assert run.rank_use().equals(again.rank_use())
+
+
+def test_what_a_run_says(run: TrainingRun) -> None:
+    assert list(run.to_frame().columns) == list(run.columns)
+    assert list(run.module_history.columns) == list(run.module_columns)
+    assert list(run.rank_use().columns) == list(run.rank_columns)
+    assert repr(run).startswith("TrainingRun(6 steps in ")
+    assert "4 modules, 448 trained parameters" in repr(run)
+    assert len(repr(run)) < 400
+    assert "interrupted" in repr(dataclasses.replace(run, interrupted=True))
+    assert "diverged" in repr(dataclasses.replace(run, diverged=True))
+    assert repr(run).replace(">", "&gt;") in run._repr_html_()
+    assert run.meta.samples == 16
+    assert run.meta.recipe["learning_rate"] == 1e-2
+    assert all(t.device.type == "cpu" and not t.requires_grad for t in run.adapter.values())
+
+
+def test_a_run_knows_what_its_metrics_are_of(tmp_path: Path, run: TrainingRun) -> None:
+    assert run.evaluated_on == "train"
+    for sizes, split in (((4, 3), "test"), ((4, 0), "validation"), ((0, 0), "")):
+        validation, test = sizes
+        task = load_task(Dataset.from_list(PAIRS), tiny_tokenizer(), train=24, validation=validation, test=test)
+        held_out = train(adapted_model(), task, **ARGUMENTS)
+        assert held_out.evaluated_on == split
+        assert bool(held_out.before) == bool(split)
+        assert TrainingRun.load(held_out.save(tmp_path / "adapter")).evaluated_on == split
+
+
+@pytest.mark.parametrize(
+    ("recipe", "before", "split"),
+    [
+        ({}, {"loss": 1.0}, "test"),
+        ({}, {"train_loss": 1.0}, "train"),
+        ({"test_samples": 5}, {"loss": 1.0}, "test"),
+        ({"test_samples": 0}, {"loss": 1.0}, "validation"),
+    ],
+)
+def test_runs_of_earlier_versions_are_read_by_what_they_have(recipe: Any, before: Any, split: str) -> None:
+    old = dataclasses.replace(made_of([1.0]), meta=Meta(recipe=recipe), before=before)
+    assert old.evaluated_on == split
+
+
+def test_ranks_and_scalings_are_those_of_the_model(run: TrainingRun) -> None:
+    assert run.ranks == {
+        f"model.layers.{i}.{name}": rank
+        for i, rank in ((0, 4), (1, 3))
+        for name in ("self_attn.q_proj", "mlp.down_proj")
+    }
+    assert list(run.scalings.values()) == [1.5, 1.5, 2.5, 2.5]
+
+
+def test_singular_values_of_the_update(run: TrainingRun) -> None:
+    for name, sigma in run.singular_values().items():
+        a, b = (run.adapter[f"base_model.model.{name}.lora_{part}.weight"].double().numpy() for part in "AB")
+        expected = np.linalg.svd(run.scalings[name] * b @ a, compute_uv=False)[: run.ranks[name]]
+        np.testing.assert_allclose(sigma.numpy(), expected, rtol=1e-4, atol=1e-7)
+
+
+def made_of(sigma: list[float], d_out: int = 12, d_in: int = 10, scaling: float = 2.0) -> TrainingRun:
+    """A run whose one update has the given singular values; neither factor is orthogonal."""
+    rng = np.random.default_rng(0)
+    rank = len(sigma)
+    u, v = (np.linalg.qr(rng.normal(size=(d, rank)))[0] for d in (d_out, d_in))
+    mix = rng.normal(size=(rank, rank))
+    b = u * np.array(sigma) / scaling @ mix
+    a = np.linalg.solve(mix, v.T)
+    return TrainingRun(
+        history=history_frame([]),
+        module_history=pd.DataFrame(columns=list(TrainingRun.module_columns)),
+        before={},
+        after={},
+        ranks={"m": rank},
+        scalings={"m": scaling},
+        frozen_a=True,
+        trainable_parameters=b.size,
+        seconds=1.0,
+        interrupted=False,
+        diverged=False,
+        meta=Meta(),
+        adapter={
+            "base_model.model.m.lora_A.weight": torch.from_numpy(a).float(),
+            "base_model.model.m.lora_B.weight": torch.from_numpy(b).float(),
+        },
+    )
+
+
+def test_an_empty_run_can_be_saved_and_shown(tmp_path: Path) -> None:
+    empty = made_of([1.0, 2.0])
+    again = TrainingRun.load(empty.save(tmp_path / "adapter"))
+    assert len(again.history) == len(again.module_history) == 0
+    assert repr(again) == "TrainingRun(0 steps in 1 s, 1 modules, 24 trained parameters)"
+    assert "TrainingRun" in again._repr_html_()
+
+
+def test_saving_replaces_an_adapter_as_a_whole_and_nothing_else(tmp_path: Path, run: TrainingRun) -> None:
+    folder = run.save(tmp_path / "adapter")
+    (folder / "tlora" / "allocation").mkdir()
+    (folder / "plan.png").write_bytes(b"old")
+    run.save(folder)
+    assert sorted(p.name for p in folder.rglob("*")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "result.json",
+        "run",
+        "tensors.safetensors",
+        "tlora",
+    ]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(b"a")
+    with pytest.raises(FileExistsError, match=r"holds no adapter_config\.json"):
+        run.save(photos)
+    assert (photos / "a.jpg").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, run: TrainingRun, monkeypatch: Any, writes: int) -> None:
+    folder = made_of([1.0, 2.0]).save(tmp_path / "adapter")
+    old = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    left = iter(range(writes))
+
+    def full(descriptor: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == old
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_load_refuses_an_adapter_that_the_run_did_not_train(tmp_path: Path, run: TrainingRun) -> None:
+    folder = run.save(tmp_path / "adapter")
+    file = folder / "adapter_model.safetensors"
+    blob = file.read_bytes()
+    file.write_bytes(blob[:-4] + b"else")
+    with pytest.raises(ValueError, match="is not what this run trained"):
+        TrainingRun.load(folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="copy the whole adapter folder"):
+        TrainingRun.load(folder)
+    with pytest.raises(FileNotFoundError, match="no result in"):
+        TrainingRun.load(tmp_path)
+
+
+def test_history_brings_together_what_was_logged_apart() -> None:
+    log = [
+        {"loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1, "epoch": 0.5, "step": 1},
+        {"loss": 1.0, "grad_norm": 0.5, "learning_rate": 0.2, "epoch": 1.0, "step": 2},
+        {"eval_loss": 1.5, "eval_runtime": 3.0, "epoch": 1.0, "step": 2},
+        {"train_runtime": 9.0, "train_loss": 1.5, "epoch": 1.0, "step": 2},
+    ]
+    expected = pd.DataFrame(
+        {
+            "step": [1, 2],
+            "epoch": [0.5, 1.0],
+            "loss": [2.0, 1.0],
+            "learning_rate": [0.1, 0.2],
+            "grad_norm": [1.0, 0.5],
+            "eval_loss": [np.nan, 1.5],
+        }
+    )
+    pd.testing.assert_frame_equal(history_frame(log), expected)
+
+
+QUIET: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "progress": False}
+
+
+def recorded() -> tlora.TrainingRun:
+    return tlora.train(adapted_model(), token_rows(8), callbacks=ModuleRecorder(every=1), **QUIET)
+
+
+IN_PLACE = pytest.mark.filterwarnings("ignore:The inplace keyword")  # which pandas goes on having for a while
+
+
+@IN_PLACE
+@pytest.mark.parametrize("column", ["update_norm", "module"])
+def test_a_run_whose_table_was_sorted_is_read_again_with_each_module_in_its_row(column: str, tmp_path: Path) -> None:
+    run = recorded()
+    run.module_history.sort_values(column, ascending=False, inplace=True)
+    run.module_history["log"] = np.log1p(run.module_history["update_norm"])
+    kept = run.module_history.set_index(["module", "step"]).sort_index()
+    run.save(tmp_path / "run")
+    again = tlora.TrainingRun.load(tmp_path / "run").module_history.set_index(["module", "step"]).sort_index()
+    assert again.equals(kept.drop(columns="log"))
+
+
+def test_a_run_without_numbers_of_its_rows_is_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = recorded()
+    pack = tlora.TrainingRun._pack
+
+    def earlier(self: tlora.TrainingRun) -> Any:
+        tensors, values = pack(self)
+        return {name: tensor for name, tensor in tensors.items() if name != "module_rows"}, values
+
+    monkeypatch.setattr(tlora.TrainingRun, "_pack", earlier)
+    run.save(tmp_path / "run")
+    assert tlora.TrainingRun.load(tmp_path / "run").module_history.equals(run.module_history)
+
+
+@pytest.mark.parametrize(("table", "column"), [("history", "step"), ("module_history", "update_norm")])
+def test_a_run_that_could_not_be_read_again_is_not_saved(table: str, column: str, tmp_path: Path) -> None:
+    run = recorded()
+    del getattr(run, table)[column]
+    with pytest.raises(ValueError, match=rf"no column '{column}' any more: change a copy"):
+        run.save(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_beside_an_adapter_are_not_removed_with_it(tmp_path: Path) -> None:
+    run = tlora.train(adapted_model(), token_rows(8), **QUIET)
+    run.save(tmp_path)
+    tlora.train(adapted_model(), token_rows(8), output_dir=tmp_path, save_steps=2, **QUIET)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match="also holds checkpoint-2, which would be lost"):
+        run.save(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,105 @@
+"""What each picture shows equals the table of its result."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import tlora
+import viz
+from tests.helpers.pictured import MODELS, allocation, cells, texts
+from tests.helpers.sensitivities import sensitivity
+from viz.plots.allocation import finding
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_allocation_cells_are_the_ranks_and_bars_their_sums(model):
+    result = allocation(model)
+    ax = viz.plot_allocation(result)
+    projections, layers = MODELS[model]
+    expected = np.array([[result.ranks[f"layers.{i}.{p}"] for i in range(layers)] for p in projections])
+    np.testing.assert_array_equal(cells(ax), expected)
+    above, beside = ax.figure.axes[1:3]
+    assert [bar.get_height() for bar in above.containers[0]] == expected.sum(0).tolist()
+    assert [bar.get_width() for bar in beside.containers[0]] == expected.sum(1).tolist()
+
+
+def test_allocation_shows_the_uniform_plan():
+    ax = viz.plot_allocation(allocation("30 layers"))
+    above, beside = ax.figure.axes[1:3]
+    assert set(above.patches[-1].get_data().values) == {8 * 7}
+    assert set(beside.patches[-1].get_data().values) == {8 * 30}
+    norm = ax.collections[0].norm
+    assert norm(8) == pytest.approx(0.5)
+    assert norm(16) - 0.5 == pytest.approx(0.5 - norm(4))
+
+
+@pytest.mark.parametrize("max_rank", [12, None])
+def test_no_rank_is_beyond_the_colours(max_rank):
+    mesh = viz.plot_allocation(allocation("30 layers", max_rank=max_rank)).collections[0]
+    shades = mesh.norm(mesh.get_array())
+    assert (shades.min() >= 0, shades.max() <= 1) == (True, True)
+
+
+def test_allocation_writes_ranks_into_cells_and_says_the_range():
+    result = allocation("30 layers")
+    ax = viz.plot_allocation(result)
+    ranks = list(result.ranks.values())
+    assert texts(ax)[:-1] == [str(rank) for rank in ranks]
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert f"Ranks from {min(ranks)} to {max(ranks)} instead of 8 everywhere" in title
+    assert f"{sum(ranks):,} of {8 * 210:,} ranks" in texts(ax)[-1]
+
+
+def test_a_uniform_allocation_is_drawn_too():
+    ax = viz.plot_allocation(allocation("2 layers", ranks=False))
+    assert set(cells(ax).ravel()) == {8}
+    assert ax.get_title(loc="left") == "Every module gets rank 8"
+
+
+def test_what_is_left_out_is_blank():
+    plan = allocation("2 layers", exclude=["v_proj", "layers.1.o_proj"], budget="parameters")
+    ax = viz.plot_allocation(plan)
+    projections = MODELS["2 layers"][0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(projections)
+    expected = [[plan.ranks.get(f"layers.{layer}.{p}", -1) for layer in range(2)] for p in projections]
+    np.testing.assert_array_equal(np.ma.filled(cells(ax), -1), expected)
+    assert texts(ax)[:-1] == [str(rank) for rank in plan.ranks.values()]
+    assert "entries of B" in texts(ax)[-1]
+
+
+def test_the_uniform_plan_holds_the_excluded_modules_too():
+    """At the same budget for every layer, totals meet the line; a layer without a module has a line and no bar."""
+    ax = viz.plot_allocation(allocation("30 layers", ranks=False, exclude=["gate_proj", "up_proj", "down_proj"]))
+    above, beside = ax.figure.axes[1:3]
+    assert {bar.get_height() for bar in above.containers[0]} == {8 * 7}
+    assert set(above.patches[-1].get_data().values) == {8 * 7}
+    assert set(beside.patches[-1].get_data().values) == {8 * 30}
+    assert [bar.get_width() for bar in beside.containers[0]] == [*[14 * 30] * 4, 0, 0, 0]
+    assert "uniform, with the 90 excluded" in texts(ax)[-1].replace("\n", " ")
+
+
+def test_a_layer_that_is_excluded_leaves_a_gap_below_the_line():
+    ax = viz.plot_allocation(allocation("30 layers", exclude=[4, "layers.7.q_proj"]))
+    above, beside = ax.figure.axes[1:3]
+    steps = above.patches[-1].get_data()
+    np.testing.assert_array_equal(steps.edges, np.arange(31) - 0.5)
+    assert set(steps.values) == {8 * 7}
+    heights = [bar.get_height() for bar in above.containers[0]]
+    assert (len(heights), heights[4]) == (30, 0)
+    assert set(beside.patches[-1].get_data().values) == {8 * 30}
+
+
+def tied() -> tlora.Allocation:
+    return tlora.allocate(sensitivity([8.0, 1.0, 8.0, 1.0, 8.0, 1.0]), rank=4, max_rank=6)
+
+
+def test_a_plan_is_told_with_its_ties_and_what_is_left_out():
+    assert finding(tied()).endswith("most to 3 modules")
+    plan = tlora.allocate(sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4, ranks=False, exclude=["k_proj"])
+    assert finding(plan) == "Every module that is not excluded gets rank 6"

@@ -1,0 +1,67 @@
+"""Pictures and widgets agree with the numbers they show, whatever settings the user has."""
+
+import dataclasses
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+import viz
+from tests.helpers.pictured import META, MODELS, alignment, allocation, cells, sensitivity
+from tlora.calibration.sensitivity import Sensitivity
+from viz.widgets.training import places
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    plt.close("all")
+
+
+def test_encoder_and_decoder_are_told_apart_where_their_names_begin_alike():
+    names = [f"model.{side}.layers.0.fc1" for side in ("encoder", "decoder")]
+    assert [role for _, role in places(tuple(names))] == ["encoder.fc1", "decoder.fc1"]
+
+
+def test_a_module_that_is_missing_leaves_a_blank_cell():
+    whole = sensitivity("2 layers")
+    kept = [n for n in whole.names if n != "layers.1.k_proj"]
+    part = Sensitivity(
+        whole.per_sample[:, [whole.names.index(n) for n in kept]],
+        *({n: values[n] for n in kept} for values in (whole.shapes, whole.layers, whole.projections)),
+        META,
+    )
+    mask = np.ma.getmaskarray(cells(viz.plot_sensitivity(part)))
+    assert np.argwhere(mask).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("plot", [viz.plot_sensitivity, viz.plot_allocation, viz.plot_alignment])
+def test_each_cell_is_as_wide_and_high_as_its_place(plot, model):
+    """One layer or one projection says nothing of how wide its cells are."""
+    made = {viz.plot_sensitivity: sensitivity, viz.plot_allocation: allocation, viz.plot_alignment: alignment}
+    corners = plot(made[plot](model)).collections[0].get_coordinates()
+    projections, layers = MODELS[model]
+    assert corners[:, 0, 1].tolist() == [i - 0.5 for i in range(len(projections) + 1)]
+    assert corners[0, :, 0].tolist() == [i - 0.5 for i in range(layers + 1)]
+
+
+def test_texts_of_the_colour_bar_do_not_meet():
+    """Where modules are excluded, all ranks may lie far from the uniform one and near each other."""
+    most = allocation("2 layers", exclude=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+    ax = viz.plot_allocation(dataclasses.replace(most, ranks=dict(zip(most.ranks, (27, 29, 28, 28), strict=True))))
+    bar = next(each for each in ax.figure.findobj(Axes) if each.get_title() == "rank")
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in bar.get_xticklabels() if label.get_text()]
+    assert boxes
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_grey_line_stays_in_the_picture():
+    meta = dataclasses.replace(META, model="Qwen2.5-0.5B-Instruct", task="gsm8k", samples=32)
+    excluded = allocation("2 layers", exclude=["q_proj"])
+    ax = viz.plot_allocation(dataclasses.replace(excluded, meta=meta))
+    ax.figure.canvas.draw()
+    assert all(text.get_window_extent().x1 <= ax.figure.bbox.x1 for text in ax.texts)

