@@ -36,7 +36,7 @@ test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow fo
 	$(BIN)/python -m pytest tests
 	$(NBVAL)
 
-mutation: $(INSTALLED)  ## Change the rooms that all rests on, one place at a time, and see their tests fail: docs/mutation.md
+mutation: $(INSTALLED)  ## Change the modules that everything rests on, one place at a time, and see their tests fail: docs/mutation.md
 	$(BIN)/uv run --quiet --no-project --with "cosmic-ray>=8.7" python tests/slow/mutation.py --python $(abspath $(BIN))/python
 
 test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that pyproject.toml allows, in .venv-oldest
@@ -46,13 +46,14 @@ test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that p
 
 serving: demo/adapter_config.json $(SERVING)/.engines  ## Serve one adapter in PEFT, vLLM and llama.cpp, and compare what they compute
 	$(SERVING)/bin/python -m pytest tests/serving
-	$(SERVING)/bin/python -m benchmarks.serving --output benchmarks/serving.json \
+	$(SERVING)/bin/python -m benchmarks.serving.compare --output benchmarks/results/serving.json \
 		--vllm $(SERVING)/vllm-0.31/bin/python --peft $(SERVING)/peft-0.13/bin/python
 
-lint: $(INSTALLED)  ## Check style and types
+lint: $(INSTALLED)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(INSTALLED)  ## Build the reference, a page for each public name: docs/_build/index.html
 	rm -rf docs/_build docs/reference

@@ -10,8 +10,8 @@ PYTHON=${PYTHON:-.venv/bin/python}
 
 measure() {
     echo
-    echo "$ python -m benchmarks.calibration $*"
-    "$PYTHON" -m benchmarks.calibration "$@"
+    echo "$ python -m benchmarks.speed.calibration $*"
+    "$PYTHON" -m benchmarks.speed.calibration "$@"
 }
 
 if [ -n "${SMALL:-}" ]; then
@@ -25,7 +25,7 @@ if [ -n "${SMALL:-}" ]; then
 fi
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
-"$PYTHON" -m pytest -q tests/unit/test_gpu.py
+"$PYTHON" -m pytest -q tests/integration/test_gpu.py
 measure smollm2 --device cuda --samples 32
 measure block --device cuda --layers 8 --samples 8 --tokens 512
 measure subspaces --device cuda

@@ -25,10 +25,7 @@ TARGETS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_collections() -> Iterator[None]:
-    """The Trainer collects garbage when it starts, and the libraries alone are a million objects.
-
-    Import it to use it.
-    """
+    """The Trainer collects garbage when it starts, and the libraries alone are a million objects."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import tlora
-from benchmarks import comparison as bench
+from benchmarks.quality import comparison as bench
 from tests.helpers.results import record
 from tlora.comparison.methods import chosen
 from tlora.comparison.summary import PLACE
@@ -25,12 +25,12 @@ def test_the_readme_has_the_table_of_the_store(stored):
     text = bench.README.read_text()
     assert text.count(bench.BEGIN) == text.count(bench.END) == 1
     block = text.split(bench.BEGIN)[1].split(bench.END)[0]
-    assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.comparison --table"
+    assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.quality.comparison --table"
 
 
 def test_the_picture_is_of_the_store(stored):
     said = b"Description\0" + bench.digest(stored).encode()  # PNG's tEXt chunk
-    assert said in bench.PICTURE.read_bytes(), "run python -m benchmarks.comparison --table"
+    assert said in bench.PICTURE.read_bytes(), "run python -m benchmarks.quality.comparison --table"
 
 
 def test_the_numbers_are_the_means_of_the_runs(stored):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serving
+from benchmarks.serving import compare as serving
 
 ROOT = Path(__file__).parents[2]
-STORED = json.loads((ROOT / "benchmarks" / "serving.json").read_text())
+STORED = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())
 ROWS = {row["engine"]: row for row in STORED["engines"]}
 
 

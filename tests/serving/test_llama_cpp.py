@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tlora
-from benchmarks.serving_engines import Questions, llama_cpp_answers
+from benchmarks.serving.engines import Questions, llama_cpp_answers
 from tests.helpers.gguf_models import FAMILIES, model_of, tensors_of, write_model
 from tests.helpers.models import VOCABULARY
 from tests.unit.serving.test_llama_cpp import adapted_of

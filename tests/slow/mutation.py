@@ -1,4 +1,4 @@
-"""Mutation testing: one change at a time to rooms that everything rests on, which their unit tests must notice.
+"""Mutation testing: one change at a time to modules that everything rests on, which their unit tests must notice.
 
 cosmic-ray makes the mutants and keeps the record; tests are run by `forked.py`, in a copy of the project, so that a
 mutant costs a fork and not the import of torch. Mutants of annotations are left out, and so are those operators that
@@ -34,11 +34,11 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("tlora", "viz", "tests")
 LONGEST = 30  # seconds of processor time of a mutant's tests, several times what they need: it is killed then
 TESTS = {
-    "tlora/allocation.py": ["test_allocation.py", "test_allocation_knobs.py", "test_allocation_rounding.py"],
-    "tlora/linalg.py": ["test_linalg.py", "test_linalg_properties.py"],
-    "tlora/subspace.py": ["test_subspace.py"],
-    "tlora/storage.py": ["test_storage.py", "test_files.py"],
-    "tlora/files.py": ["test_files.py", "test_storage.py"],
+    "tlora/allocation/allocation.py": ["allocation", "numerics/test_apportionment.py"],
+    "tlora/numerics/linalg.py": ["numerics/test_linalg.py"],
+    "tlora/subspaces/subspaces.py": ["subspaces/test_subspaces.py"],
+    "tlora/results.py": ["test_results.py", "utils/test_files.py"],
+    "tlora/utils/files.py": ["utils/test_files.py", "test_results.py"],
 }
 LEFT_OUT = re.compile(
     r"ReplaceComparisonOperator_.*(Is|IsNot)$"
@@ -54,7 +54,7 @@ def forked(python: str, copy: Path, tests: list[str]) -> Iterator[Run]:
     """Whether the tests pass in the copy, with another source of the module each time."""
     arguments = ["-p", "no:cacheprovider", "-x", "-q", *(f"tests/unit/{test}" for test in tests)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    command = [python, str(ROOT / "tests" / "long" / "forked.py")]
+    command = [python, str(ROOT / "tests" / "slow" / "forked.py")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

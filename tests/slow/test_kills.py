@@ -27,7 +27,6 @@ import torch
 import tlora
 import tlora.comparison.lr_search
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.commands import saved, workplace  # noqa: F401
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import run as example_run
 from tests.helpers.results import same

@@ -62,7 +62,7 @@ def _gguf_read_once() -> Iterator[None]:
     """Let what is loaded inside share one reader of a GGUF file and one map of its tensors' names.
 
     transformers reads the file anew for config, tokenizer and weights, and makes the map for every module of the model:
-    that is two thirds of the time that SmolLM2-135M takes (``benchmarks/loading.py``).
+    that is two thirds of the time that SmolLM2-135M takes (``benchmarks/speed/loading.py``).
     """
     shared = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     for name, made in shared.items():

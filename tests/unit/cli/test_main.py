@@ -7,7 +7,7 @@ import pytest
 import viz
 from tests.helpers.commands import QUICK, RUN, done, invoke, next_command
 from tests.helpers.reported import Page
-from tlora.cli import main
+from tlora.cli import pipeline
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 @pytest.fixture
 def adapter(monkeypatch: pytest.MonkeyPatch) -> Path:
     """What ``tlora run`` leaves, without its pictures."""
-    monkeypatch.setattr(main, "_draw", lambda *_: "")
+    monkeypatch.setattr(pipeline, "_draw", lambda *_: "")
     done(f"{RUN} {QUICK} --seed 3 --output out")
     return Path("out")
 

@@ -22,14 +22,14 @@ from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
 from tests.helpers.results import same
 from tlora.calibration.covariance import SketchedCovariance
 from tlora.calibration.spectrum import Spectrum
-from tlora.cli import evaluate, main
+from tlora.cli import evaluate, main, pipeline
 from tlora.cli.command_line import written
 from tlora.cli.output import error_text
-from tlora.cli.pipeline import _draw, allocate, calibrate, run, train
+from tlora.cli.pipeline import allocate, calibrate, run, train
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
-DRAW = _draw
+DRAW = pipeline._draw
 
 
 def left(folder: str = ".") -> set[str]:
@@ -248,7 +248,7 @@ def test_encoder_decoder_reads_the_prompt_and_writes_the_answer():
 
 
 def test_pictures_are_drawn_and_nothing_of_the_drawing_stays(monkeypatch):
-    monkeypatch.setattr(main, "_draw", DRAW)
+    monkeypatch.setattr(pipeline, "_draw", DRAW)
     monkeypatch.setenv("MPLBACKEND", "svg")
     done(f"{RUN} {QUICK} --output out")
     pictures = {path.name: path.read_bytes() for path in Path("out/pictures").iterdir()}
@@ -261,7 +261,7 @@ def test_pictures_are_drawn_and_nothing_of_the_drawing_stays(monkeypatch):
 
 
 def test_run_without_anything_to_draw_with_says_so_and_is_whole(monkeypatch):
-    monkeypatch.setattr(main, "_draw", DRAW)
+    monkeypatch.setattr(pipeline, "_draw", DRAW)
     monkeypatch.setitem(sys.modules, "viz", None)
     result = done(f"{RUN} {QUICK} --output out")
     assert "no pictures" in result.stderr

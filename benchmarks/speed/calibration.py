@@ -1,12 +1,12 @@
 """What calibration costs, as ratios: the compared variants take turns, on one thread or on one card.
 
-    python -m benchmarks.calibration smollm2     # calibration beside plain passes and the authors' procedure
-    python -m benchmarks.calibration block       # the same on blocks of LLaMA-2-7B's shape with random weights
-    python -m benchmarks.calibration sketches    # three streaming sketches: energy that their subspaces capture, time
-    python -m benchmarks.calibration subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
-    python -m benchmarks.calibration processes   # two processes beside one, and whether they find the same
-    python -m benchmarks.calibration peers       # PEFT's data-driven starts beside ours: seconds and peak memory
-    python -m benchmarks.calibration slopes      # cost against samples, tokens, width and rank, beside `tlora plan`
+    python -m benchmarks.speed.calibration smollm2  # calibration beside plain passes and the authors' procedure
+    python -m benchmarks.speed.calibration block    # the same on blocks of LLaMA-2-7B's shape with random weights
+    python -m benchmarks.speed.calibration sketches # three streaming sketches: energy their subspaces capture, time
+    python -m benchmarks.speed.calibration subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
+    python -m benchmarks.speed.calibration processes   # two processes beside one, and whether they find the same
+    python -m benchmarks.speed.calibration peers    # PEFT's data-driven starts beside ours: seconds and peak memory
+    python -m benchmarks.speed.calibration slopes   # cost against samples, tokens, width and rank, beside `tlora plan`
 
 Medians are given with the smallest and the largest of the repeats. Time is processor time, which is less disturbed by
 what else runs on the machine than the clock is; on a card it is the clock, after all kernels. Two to ten minutes each
@@ -25,8 +25,8 @@ import transformers
 from torch import Tensor
 
 import tlora
-from benchmarks import calibration_peers, calibration_processes, calibration_slopes
-from benchmarks.stopwatch import now
+from benchmarks.speed import calibration_peers, calibration_processes, calibration_slopes
+from benchmarks.speed.stopwatch import now
 from tlora.calibration.covariance import CovarianceSum
 from tlora.models.targets import target_modules
 from tlora.models.weights import weight

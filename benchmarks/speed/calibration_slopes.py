@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import tlora
-from benchmarks.stopwatch import now
+from benchmarks.speed.stopwatch import now
 
 CALIBRATION, SUBSPACES = "calibration, covariances whole", "subspaces"
 

@@ -1,6 +1,6 @@
 """What a step of training costs with A frozen, beside LoRA with the same ranks, in one run.
 
-    python -m benchmarks.training --rank 128
+    python -m benchmarks.speed.training --rank 128
 
 Time: both are adapted copies of one model, and take turns step by step; each pair of steps gives a ratio. Memory: each
 in a process of its own, the most that was resident while training; beside it what an account of the optimiser's states
@@ -129,7 +129,7 @@ def _print_memory(arguments: argparse.Namespace) -> None:
 
 
 def _measured(arguments: argparse.Namespace, kind: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.training", "--measure", kind]
+    command = [sys.executable, "-m", "benchmarks.speed.training", "--measure", kind]
     for name in ("model", "task", "rank", "batch_size", "length"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     told = subprocess.run(command, check=True, capture_output=True, text=True)

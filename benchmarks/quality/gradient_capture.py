@@ -10,7 +10,7 @@ Five questions, each answered with a table and, with ``--output``, a picture:
 
 Run it from the root of the project::
 
-    python benchmarks/gradient_capture.py --samples 32 --stability 128 --output gradient_capture/
+    python benchmarks/quality/gradient_capture.py --samples 32 --stability 128 --output gradient_capture/
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Does it pay? The comparison of methods, run by run into a store that stays in the repository.
 
-    python -m benchmarks.comparison                    # what is not in the store yet, of the development tasks
-    python -m benchmarks.comparison --only minilm      # the tasks of one model
-    python -m benchmarks.comparison --table            # the README's table and picture, from the store
-    tlora compare --store benchmarks/comparison.jsonl --list
+    python -m benchmarks.quality.comparison                    # what is not in the store yet, of the development tasks
+    python -m benchmarks.quality.comparison --only minilm      # the tasks of one model
+    python -m benchmarks.quality.comparison --table            # the README's table and picture, from the store
+    tlora compare --store benchmarks/results/comparison.jsonl --list
 
 The recipe is chosen on the development tasks. The held-out tasks (two other families of puzzles, other reviews) are
 run once it is chosen: `--held-out`. A run takes about three minutes on one core (MiniLM, 250 steps of 16) and can be
@@ -27,10 +27,10 @@ from tlora.comparison.store import Store
 from tlora.comparison.summary import PLACE, BaselineRank, mean_squares
 from tlora.recipes import RECIPES, Recipe
 
-STORE = Path("benchmarks/comparison.jsonl")
+STORE = Path("benchmarks/results/comparison.jsonl")
 README = Path("README.md")
 PICTURE = Path("docs/comparison.png")
-BEGIN, END = "<!-- comparison: python -m benchmarks.comparison --table -->", "<!-- end of comparison -->"
+BEGIN, END = "<!-- comparison: python -m benchmarks.quality.comparison --table -->", "<!-- end of comparison -->"
 SEEDS = (0, 1, 2)
 MORE_SEEDS = {("lora", 8): (0, 1, 2, 3, 4), ("tlora", 8): (0, 1, 2, 3, 4)}
 """Of what the first question is about: with five, an interval is half as wide as with three."""

@@ -46,7 +46,7 @@ class Questions:
 def peft_answers(python: str, base: Path, adapter: Path | None, questions: Questions) -> Any:
     """Answers of PEFT, or its refusal."""
     job = {"base": str(base), "adapter": adapter and str(adapter), **asdict(questions)}
-    script = Path(__file__).with_name("serving_peft.py")
+    script = Path(__file__).with_name("peft_answers.py")
     ran = subprocess.run(
         [python, str(script)],
         input=json.dumps(job),

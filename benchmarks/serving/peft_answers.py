@@ -1,6 +1,6 @@
 """Greedy answers of PEFT or transformers, of whatever version the Python has that runs this; nothing of tlora is used.
 
-    python benchmarks/serving_peft.py < job.json > answers.json
+    python benchmarks/serving/peft_answers.py < job.json > answers.json
 
 The job holds ``base`` (folder), ``adapter`` (folder or null), ``prompts`` (lists of tokens), ``tokens``, ``top`` and
 ``ends``; the answers are, by prompt, the tokens and for each the log-probabilities of the

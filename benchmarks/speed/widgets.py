@@ -1,6 +1,6 @@
 """How long a widget takes from a value set to the bytes of its new picture, for the 224 modules of LLaMA-2-7B.
 
-    python -m benchmarks.widgets
+    python -m benchmarks.speed.widgets
 
 Scores and spectra are drawn at random in the shapes of the model; what they hold does not change how long it takes.
 Each figure is a median over the moves of one control: time on the clock, and time of this process's CPU, which other

@@ -40,7 +40,7 @@ def processes(arguments: argparse.Namespace) -> None:
 
 def _launched(count: int, samples: int, folder: Path) -> list[dict[str, float]]:
     folder.mkdir()
-    options = ["-m", "benchmarks.calibration", "processes", "--samples", str(samples), "--measure", str(folder)]
+    options = ["-m", "benchmarks.speed.calibration", "processes", "--samples", str(samples), "--measure", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *LAUNCHERS[count], *options], check=True, env=environment, capture_output=True)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import tlora
-from benchmarks.stopwatch import now
+from benchmarks.speed.stopwatch import now
 from tlora.comparison.methods import METHODS, Job, seeded_adapt
 from tlora.comparison.run import PeakMemory
 
@@ -28,7 +28,7 @@ def peers(arguments: argparse.Namespace) -> None:
 
 def _told(name: str, arguments: argparse.Namespace) -> str:
     options = ["--samples", arguments.samples, "--rank", arguments.rank, "--device", arguments.device]
-    command = [sys.executable, "-m", "benchmarks.calibration", "peers", "--measure", name, *map(str, options)]
+    command = [sys.executable, "-m", "benchmarks.speed.calibration", "peers", "--measure", name, *map(str, options)]
     try:
         ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=arguments.limit)
     except subprocess.TimeoutExpired:

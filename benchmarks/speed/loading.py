@@ -1,6 +1,6 @@
 """What loading a GGUF file takes, beside the three calls of transformers that it is made of, in one run.
 
-    python benchmarks/loading.py --model smollm2-135m
+    python benchmarks/speed/loading.py --model smollm2-135m
 
 Each repeat times both sides right after each other, in seconds of processor time, and gives one ratio. The limit is one
 reading of the file and one unpacking of its tensors. Two minutes on one core.

@@ -1,10 +1,11 @@
-"""What serving engines compute from one trained adapter: as it was saved, exported, and merged, beside the base alone.
+r"""What serving engines compute from one trained adapter: as it was saved, exported, and merged, beside the base alone.
 
 Greedy answers and log-probabilities of every engine are compared with those of PEFT, for the adapter of SmolLM2-135M
 that `make demo` trains: its ranks and scalings differ by layer. `make serving` installs the engines and runs it::
 
-    python -m benchmarks.serving --adapter demo --output benchmarks/serving.json --vllm old/python --peft old/python
-    python -m benchmarks.serving --table benchmarks/serving.json
+    python -m benchmarks.serving.compare --adapter demo --output benchmarks/results/serving.json \
+        --vllm old/python --peft old/python
+    python -m benchmarks.serving.compare --table benchmarks/results/serving.json
 
 The second prints the table of the README from the results of the first.
 """
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 import tlora
-from benchmarks.serving_engines import REFUSED, Questions, llama_cpp_answers, peft_answers, vllm
+from benchmarks.serving.engines import REFUSED, Questions, llama_cpp_answers, peft_answers, vllm
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.loading import load_tokenizer, resolve
 from tlora.serving.export import save_model
