@@ -1,4 +1,5 @@
 """Evaluate a model on tokenised rows: losses, classes, generated answers. The model is left as it was."""
+# ruff: noqa: D102  (the attributes of EvaluatedTask are documented by tlora.Task)
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,19 +18,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED, at_labels, evaluating, most_tokens, to_device
 from tlora.tasks.chat import decoded
-
-if TYPE_CHECKING:
-    from tlora.tasks.task import Task
-
+from tlora.tasks.metrics import Score
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
 _TOKENS_AT_ONCE = 4096
 # What a decoder begins an answer with; all else that a model is published with would make its answers others.
 _BEGINNING = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
+
+
+class EvaluatedTask(Protocol):
+    """What evaluation reads of a task; `tlora.Task` documents each of these."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def score(self) -> Score | None: ...
+    @property
+    def num_labels(self) -> int | None: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    def collate(self, examples: Sequence[Mapping[str, Any]], padding_side: str = ...) -> dict[str, Tensor]: ...
 
 
 def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
@@ -62,7 +86,7 @@ def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None =
 
 
 def per_sample(
-    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+    model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Loss and metrics of each sample by name, (N,) in the order of the rows; their means are those of the split.
 
@@ -82,7 +106,7 @@ def per_sample(
 
 
 def sample_losses(
-    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+    model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool
 ) -> tuple[Float[Tensor, " samples"], Int64[Tensor, " samples"]]:
     """Summed loss of the labelled tokens of each sample of a generation task, and how many it has.
 
@@ -90,7 +114,7 @@ def sample_losses(
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
         In evaluation mode.
-    task : Task
+    task : tlora.Task
         Where the rows come from.
     rows : Dataset
         Tokenised.
@@ -126,7 +150,7 @@ def sample_losses(
 
 
 def class_logits(
-    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
+    model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool
 ) -> Float[Tensor, "samples classes"]:
     """Logits of a classifier, on the CPU in float32, in the order of the rows.
 
@@ -134,7 +158,7 @@ def class_logits(
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
         In evaluation mode, with a classification head.
-    task : Task
+    task : tlora.Task
         Where the rows come from.
     rows : Dataset
         Tokenised.
@@ -161,14 +185,14 @@ def class_logits(
     return found
 
 
-def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> list[str]:
+def generate(model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool) -> list[str]:
     """Answers that the model writes, greedily, up to the end of its turn.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
         In evaluation mode.
-    task : Task
+    task : tlora.Task
         Where the rows come from; it says how long an answer may get and where it stops.
     rows : Dataset
         Tokenised.
@@ -204,7 +228,7 @@ def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: b
     return answers
 
 
-def as_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) -> str:
+def as_answer(task: EvaluatedTask, row: Mapping[str, Any], written: Sequence[int]) -> str:
     """The text of the tokens written after a row's prompt, up to their end and without the template's frame."""
     prompt = [] if task.architecture == "seq2seq" else row["input_ids"][: row["prompt_length"]]
     text = _decoded(task, prompt, written)
@@ -213,7 +237,7 @@ def as_answer(task: Task, row: Mapping[str, Any], written: Sequence[int]) -> str
     return text if head.strip() else rest
 
 
-def _answers(model: Any, task: Task, prompts: Sequence[Sequence[int]], most: float) -> list[list[int]]:
+def _answers(model: Any, task: EvaluatedTask, prompts: Sequence[Sequence[int]], most: float) -> list[list[int]]:
     # Padding on the left: the answer of each must follow its prompt.
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
     batch = to_device(task.collate(rows, padding_side="left"), model)
@@ -251,19 +275,19 @@ def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
             module.generation_config = its
 
 
-def _room(task: Task, width: int, most: float) -> int:
+def _room(task: EvaluatedTask, width: int, most: float) -> int:
     """Tokens that an answer may have: as many as the longest of the task, within what the model can read."""
     return max(1, int(min(task.max_new_tokens, most if task.architecture == "seq2seq" else most - width)))
 
 
-def _most(task: Task, model: Any) -> float:
+def _most(task: EvaluatedTask, model: Any) -> float:
     """Tokens that the model reads at once; of an encoder-decoder, those that it writes."""
     told = math.inf if task.architecture == "seq2seq" else task.tokenizer.model_max_length
     table = most_tokens(model)
     return min(told, table[0]) if table else told
 
 
-def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
+def _decoded(task: EvaluatedTask, prompt: Sequence[int], written: Sequence[int]) -> str:
     """The text that the written tokens add to the prompt's."""
     stop = next((place for place, index in enumerate(written) if index in task.stop_ids), len(written))
     decode = partial(decoded, task.tokenizer, special=True)
@@ -278,13 +302,13 @@ def _decoded(task: Task, prompt: Sequence[int], written: Sequence[int]) -> str:
     return decode(said)
 
 
-def _first(task: Task) -> list[int]:
+def _first(task: EvaluatedTask) -> list[int]:
     """What stands before every answer of an encoder-decoder."""
     return list(task.tokenizer(text_target="")["input_ids"])
 
 
 def _batches(
-    model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool, what: str
+    model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool, what: str
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     lengths = [len(ids) for ids in rows["input_ids"][:]]
     batches = by_length(lengths, batch_size, _TOKENS_AT_ONCE)

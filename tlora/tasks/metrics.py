@@ -13,6 +13,8 @@ from tlora.tasks.code_execution import run_programs
 
 Rows = Sequence[Mapping[str, Any]]
 Scores = dict[str, list[float]]
+Score = Callable[[Rows, Sequence[str]], Scores]
+"""From rows and one answer a row to scores by name, one a row."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Metric:
     """
 
     name: str
-    score: Callable[[Rows, Sequence[str]], Scores] | None
+    score: Score | None
 
 
 def same_text(rows: Rows, answers: Sequence[str]) -> list[float]:
@@ -303,7 +305,7 @@ def _metric(name: str, score: Callable[[Rows, Sequence[str]], list[float]]) -> M
 
 def _named(
     name: str, score: Callable[[Rows, Sequence[str]], list[float]], rows: Rows, answers: Sequence[str]
-) -> dict[str, list[float]]:
+) -> Scores:
     return {name: score(rows, answers)}
 
 

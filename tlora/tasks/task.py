@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from tlora.models.forward import IGNORED, evaluating
 from tlora.tasks.chat import decoded
 from tlora.tasks.evaluation import by_length, class_logits, generate, per_sample
+from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.validation import positive_int
@@ -83,7 +84,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     architecture: str
     metric: str
-    score: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], dict[str, list[float]]] | None
+    score: Score | None
     classes: tuple[str, ...] = ()
     max_length: int = 1024
     max_new_tokens: int = 1

@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_flushed_holds_a_store_all_the_same(tmp_path, mo
 
 def test_two_processes_append_at_once(tmp_path):
     code = (
-        "import sys; from tlora.store import Store; s = Store(sys.argv[1])\n"
+        "import sys; from tlora.comparison.store import Store; s = Store(sys.argv[1])\n"
         "for n in range(30): s.append({'key': [sys.argv[2], n], 'data': 'x' * 20000})"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "runs.jsonl")]
