@@ -6,11 +6,11 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -105,6 +105,7 @@ def load(
         model, _ = load_model(base, num_labels=classes(folder, config, sizes, record))
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
+    _check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])
     refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
     _check_task(model, folder, config)
     _check_base(model, folder, record.fingerprints, sizes)
@@ -119,6 +120,15 @@ def load(
             if freeze_a and name in layer.lora_A:
                 freeze(layer, name)
     return adapted
+
+
+def _check_name(name: str, parameters: Iterable[str]) -> None:
+    """Refuse a name that parameters have: PEFT would take them for the adapter's, and leave them out of other ones."""
+    if any(name in key.split(".") for key in parameters):
+        raise ValueError(
+            f"name={name!r} is a part of the names of the model's parameters, and PEFT could not tell these from the "
+            "adapter's when it saves another one: choose another name"
+        )
 
 
 def _check_model(model: Any) -> None:
@@ -271,10 +281,12 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
     try:
         with without_noise():
             warnings.filterwarnings("error", "Found missing adapter keys")
+            warnings.filterwarnings("ignore", "Adapter name '.*' should not be contained in the prefix")
             if not isinstance(model, PeftModel):
                 return PeftModel.from_pretrained(model, str(folder), **options)
-            if missing := model.load_adapter(str(folder), **options).missing_keys:  # of which PEFT warns nobody here
-                raise KeyError(missing[0])
+            missing = {*model.load_adapter(str(folder), **options).missing_keys}  # of others too, if names are alike
+            if missing := missing & _keys(model, name):
+                raise KeyError(min(missing))
             model.set_adapter(name)
             return model
     except (UserWarning, KeyError) as error:
@@ -286,3 +298,9 @@ def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
             raise
         why = f"{type(model).__name__} ({str(error).splitlines()[-1].strip()[:200]})"
         raise ValueError(f"the adapter in {folder} does not fit this {why}: {_OWN_BASE}") from error
+
+
+def _keys(model: PeftModel, name: str) -> set[str]:
+    """What the adapter's own tensors are called in the model's state dict."""
+    keys: Any = {key: key for key in model.state_dict()}
+    return {*get_peft_model_state_dict(model, keys, name, save_embedding_layers=False).values()}

@@ -347,6 +347,23 @@ def test_the_active_one_is_merged_and_only_once(folders: dict[str, Path]) -> Non
     torch.testing.assert_close(logits(merged, BATCH), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["a", "lora", "base", "o", "layer"])
+def test_an_adapter_may_be_called_like_a_part_of_a_word(name: str, folders: dict[str, Path]) -> None:
+    model = tlora.load(folders["two"], tlora.load(folders["one"], tiny_model("llama"), name="one"), name=name).eval()
+    for adapter, folder in {name: "two", "one": "one"}.items():
+        model.set_adapter(adapter)
+        alone = PeftModel.from_pretrained(tiny_model("llama"), str(folders[folder]))
+        assert torch.equal(logits(model, BATCH), logits(alone, BATCH))
+
+
+@pytest.mark.parametrize("name", ["q_proj", "model", "lora_A", "weight", "0"])
+def test_an_adapter_may_not_be_called_like_a_module(name: str, folders: dict[str, Path]) -> None:
+    """PEFT would save another adapter without what is called so."""
+    for model in (tiny_model("llama"), tlora.load(folders["one"], tiny_model("llama"), name="one")):
+        with pytest.raises(ValueError, match=f"name='{name}' is a part of the names .*: choose another name"):
+            tlora.load(folders["two"], model, name=name)
+
+
 def test_what_cannot_stand_beside_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     model = tlora.load(folders["one"], tiny_model("llama"))
     with pytest.raises(ValueError, match=r"already has an adapter called 'default': .*another name="):
