@@ -83,7 +83,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Pa
 def test_the_archive_can_be_built_and_tested(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "tests/conftest.py", "tests/slow/guards.toml"} <= names
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "tests/conftest.py", "tests/slow/forked.py"} <= names
     assert not {name for name in names if name.startswith((".git/", ".venv/"))}
 
 
