@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedMode
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.commands import done
+from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.calibration.sensitivity import Sensitivity
@@ -527,26 +528,6 @@ def test_experts_that_peft_would_adapt_are_named_with_a_way_out() -> None:
     assert tlora.attach(model, None, tlora.allocate(calibration.sensitivity, 4, exclude=named))
 
 
-BATCH = tiny_batch("llama")
-PARTS = {"bias": {"bias": "lora_only"}, "weights": {"init_lora_weights": "pissa"}}
-
-
-def biased(**config: Any) -> Any:
-    return tiny_model("llama", attention_bias=True, **config)
-
-
-def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
-    """An adapter whose every trained number was moved, and saved."""
-    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if folder is not None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return model
-
-
 @pytest.mark.parametrize("part", ["none", *PARTS])
 @pytest.mark.usefixtures("workplace")
 def test_the_base_beside_an_adapter_is_the_base(part: str, tmp_path: Path) -> None:
@@ -559,13 +540,6 @@ def test_the_base_beside_an_adapter_is_the_base(part: str, tmp_path: Path) -> No
     task = tlora.load_task("pairs.jsonl", tiny_tokenizer(), progress=False)
     alone = task.evaluate(tlora.load_model(tmp_path / "base")[0], progress=False)
     assert json.loads(found.stdout)["metrics"]["base"]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-
-
-def experts(**config: Any) -> Any:
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
-    torch.manual_seed(0)
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes | heads)).eval()
 
 
 @pytest.mark.parametrize("kind", ["tokens", "experts", "inside what another saves whole"])

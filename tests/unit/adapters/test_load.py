@@ -18,29 +18,11 @@ from torch import nn
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.commands import done, invoke
+from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign
 from tests.helpers.models import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.targets import head_modules
-
-BATCH = tiny_batch("llama")
-PARTS = {"bias": {"bias": "lora_only"}, "weights": {"init_lora_weights": "pissa"}}
-
-
-def biased(**config: Any) -> Any:
-    return tiny_model("llama", attention_bias=True, **config)
-
-
-def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
-    """An adapter whose every trained number was moved, and saved."""
-    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if folder is not None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return model
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -108,13 +90,6 @@ def test_more_classes_than_a_head_is_wide(tmp_path: Path) -> None:
     foreign(base, tmp_path / "adapter", target_modules=["query"], task_type="SEQ_CLS")
     assert tlora.load(tmp_path / "adapter").config.num_labels == 40
     done("merge adapter merged --quiet")
-
-
-def experts(**config: Any) -> Any:
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
-    torch.manual_seed(0)
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes | heads)).eval()
 
 
 def test_lora_of_experts_is_refused_by_its_name(tmp_path: Path) -> None:

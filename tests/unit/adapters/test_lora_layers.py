@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import tlora
-from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model
-from tlora.results import Meta
-from tlora.training.run import TrainingRun, history_frame
-from tlora.training.train import train
+from tests.helpers.updates import made_of, trained
+from tlora.training.run import TrainingRun
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -44,46 +41,9 @@ def test_an_update_that_overflows_has_no_singular_values(folder: Path) -> None:
         tlora.inspect(folder)
 
 
-ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8, "progress": False}
-
-
-def trained(family: str = "llama") -> tuple[PeftModel, TrainingRun]:
-    model = adapted_model(family)
-    rows = token_rows(classes=2 if family == "bert" else 0)
-    return model, train(model, rows, epochs=3, **ARGUMENTS)
-
-
 @pytest.fixture(scope="module")
 def run() -> TrainingRun:
     return trained()[1]
-
-
-def made_of(sigma: list[float], d_out: int = 12, d_in: int = 10, scaling: float = 2.0) -> TrainingRun:
-    """A run whose one update has the given singular values; neither factor is orthogonal."""
-    rng = np.random.default_rng(0)
-    rank = len(sigma)
-    u, v = (np.linalg.qr(rng.normal(size=(d, rank)))[0] for d in (d_out, d_in))
-    mix = rng.normal(size=(rank, rank))
-    b = u * np.array(sigma) / scaling @ mix
-    a = np.linalg.solve(mix, v.T)
-    return TrainingRun(
-        history=history_frame([]),
-        module_history=pd.DataFrame(columns=list(TrainingRun.module_columns)),
-        before={},
-        after={},
-        ranks={"m": rank},
-        scalings={"m": scaling},
-        frozen_a=True,
-        trainable_parameters=b.size,
-        seconds=1.0,
-        interrupted=False,
-        diverged=False,
-        meta=Meta(),
-        adapter={
-            "base_model.model.m.lora_A.weight": torch.from_numpy(a).float(),
-            "base_model.model.m.lora_B.weight": torch.from_numpy(b).float(),
-        },
-    )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 
 import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
+from tests.helpers.padding import classifier, decoder, texts
 from tests.helpers.tokenizers import words_tokenizer
 from tlora.calibration.batches import Tokens
 from tlora.calibration.covariance import CovarianceSum
@@ -25,22 +26,6 @@ SIZES = {
     "num_labels": 2,
     "initializer_range": 0.2,
 }
-
-
-def classifier(config: transformers.PretrainedConfig) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
-
-
-def decoder(family: str, pad: int = 3) -> Any:
-    """A classifier that finds the end of a text by a padding token; texts are padded with 0."""
-    return classifier(tiny_config(family, num_labels=2, pad_token_id=pad))
-
-
-def texts(lengths: tuple[int, ...], padding: str = "right") -> dict[str, torch.Tensor]:
-    """A batch that is padded with 0, with a class for each sample."""
-    return tiny_batch("bert", lengths, padding)
 
 
 def calibrate(model: Any, batches: list[dict[str, torch.Tensor]]) -> tlora.Calibration:

@@ -5,28 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 
 import tlora
+from tests.helpers.foreign import biased, foreign
 from tests.helpers.models import tiny_model
-
-
-def biased(**config: Any) -> Any:
-    return tiny_model("llama", attention_bias=True, **config)
-
-
-def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
-    """An adapter whose every trained number was moved, and saved."""
-    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if folder is not None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return model
-
 
 STRAY = {
     "lora_B.bias": {"lora_bias": True},

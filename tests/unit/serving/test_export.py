@@ -17,6 +17,7 @@ from torch import nn
 
 import tlora
 from tests.helpers.commands import done
+from tests.helpers.foreign import BATCH, PARTS, biased, foreign, tied
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
@@ -391,26 +392,6 @@ def test_no_hub_is_asked_about_the_base(tmp_path):
     tlora.export(adapted, tmp_path / "served")  # PEFT warns where its question finds no answer
 
 
-BATCH = tiny_batch("llama")
-PARTS = {"bias": {"bias": "lora_only"}, "weights": {"init_lora_weights": "pissa"}}
-
-
-def biased(**config: Any) -> Any:
-    return tiny_model("llama", attention_bias=True, **config)
-
-
-def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
-    """An adapter whose every trained number was moved, and saved."""
-    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if folder is not None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return model
-
-
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_in_the_base_itself_is_in_nobody_elses(part: str, tmp_path: Path) -> None:
     """PEFT writes it into the base that the others compute with, and leaves it there."""
@@ -440,12 +421,6 @@ def test_classifiers_of_others_are_merged_with_their_classes(tmp_path: Path) -> 
     inputs = {key: value for key, value in tiny_batch("bert").items() if key != "labels"}
     with torch.no_grad():
         torch.testing.assert_close(whole(**inputs).logits, trained(**inputs).logits, atol=1e-5, rtol=0)
-
-
-def tied(**config: Any) -> PeftModel:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
-        return foreign(tiny_model("llama", tie_word_embeddings=True), **config)
 
 
 def test_advice_can_be_followed(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """A GGUF adapter: judged by transformers' own reader of GGUF models, and by names and row orders spelled out."""
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -12,6 +10,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import tlora
+from tests.helpers.foreign import tied
 from tests.helpers.gguf_models import FAMILIES, gguf_name, model_of, row_order, tensors_of, write_model
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.unit.adapters.test_attach import logits
@@ -177,24 +176,6 @@ def test_a_file_of_another_adapter_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="no matching pair"):
         read_gguf(path, [*names, "model.layers.0.mlp.gate_proj"], config)
     assert logits(adapted, tiny_batch("llama")).isfinite().all()
-
-
-def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
-    """An adapter whose every trained number was moved, and saved."""
-    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if folder is not None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return model
-
-
-def tied(**config: Any) -> PeftModel:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
-        return foreign(tiny_model("llama", tie_word_embeddings=True), **config)
 
 
 def test_a_weight_that_a_gguf_model_holds_once_is_no_second_one_there(tmp_path: Path) -> None:

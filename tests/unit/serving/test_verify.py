@@ -1,29 +1,14 @@
 """Adapters that other trainers made: what of them the base holds, what has no place in it, and who reads them."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 
 import tlora
 from tests.helpers.adapted import adapted_model
+from tests.helpers.foreign import BATCH, foreign
 from tests.helpers.models import tiny_batch, tiny_model
 from tlora.serving.verify import export_difference
-
-BATCH = tiny_batch("llama")
-
-
-def foreign(base: Any, folder: Path | None = None, **config: Any) -> PeftModel:
-    """An adapter whose every trained number was moved, and saved."""
-    model = get_peft_model(base, LoraConfig(**({"r": 2, "target_modules": ["q_proj", "v_proj"]} | config))).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if folder is not None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return model
 
 
 def test_measuring_an_export_leaves_the_names_of_the_model(tmp_path: Path) -> None:

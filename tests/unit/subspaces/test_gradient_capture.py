@@ -10,29 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers.models import FAMILIES, singles, tiny_batch, tiny_model
+from tests.helpers.subspaces import KINDS, RANKS, prepared
 from tlora.models.targets import target_modules
-
-KINDS = ("wc", "g", "random")
-RANKS = (1, 4, 8)
-
-
-def prepared(family):
-    """A tiny model, subspaces of three kinds, and held-out samples of uneven length."""
-    model = tiny_model(family)
-    calibration = tlora.calibrate(model, [tiny_batch(model, lengths=(20, 15, 25))], gradient=True, progress=False)
-    subspaces = {k: tlora.task_subspaces(model, calibration, max_rank=8, kind=k, progress=False) for k in KINDS}
-    return model, calibration, subspaces, tiny_batch(model, lengths=(7, 12, 5, 9), seed=1)
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return prepared("llama")
-
-
-@pytest.fixture(scope="module")
-def found(llama):
-    model, _, subspaces, batch = llama
-    return tlora.gradient_capture(model, [batch], subspaces, RANKS, task="held out", progress=False)
 
 
 def dense_gradients(model, batch):

@@ -7,81 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 import tlora
-from tests.helpers.models import tiny_config, tiny_model, tiny_tokenizer
-from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.helpers.padding import decoder
+from tests.helpers.rows import pairs, single_losses
+from tests.helpers.tokenizers import bytes_tokenizer, pieces_tokenizer
 from tlora.tasks.evaluation import generate
 from tlora.tasks.load import load_task
 from tlora.tasks.task import _exponential
-
-WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
-
-
-def sentences(count, seed, most=9):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(1, most))) for _ in range(count)]
-
-
-def pairs(count=12, seed=0):
-    return Dataset.from_dict(
-        {
-            "prompt": [f"{i} {s}:" for i, s in enumerate(sentences(count, seed))],
-            "completion": sentences(count, seed + 1, 4),
-        }
-    )
-
-
-def labelled(count=12):
-    texts = [f"{i} {s}" for i, s in enumerate(sentences(count, 3))]
-    return Dataset.from_dict({"text": texts, "label": [("bad", "fine", "good")[i % 3] for i in range(count)]})
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer("chatml")
-
-
-@pytest.fixture(scope="module")
-def task(tokenizer):
-    return load_task(pairs(), tokenizer, train=6, validation=2, test=4)
-
-
-@pytest.fixture(scope="module")
-def llama(tokenizer):
-    return tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=2, pad_token_id=2)
-
-
-@pytest.fixture(scope="module")
-def encoded():
-    return load_task(labelled(), words_tokenizer(), train=6, validation=2, test=4)
 
 
 @pytest.fixture(scope="module")
 def bert():
     return tiny_model("bert", vocab_size=200, num_labels=3)
-
-
-@pytest.fixture(scope="module")
-def seq2seq():
-    tokenizer = ended_tokenizer()
-    task = load_task(pairs(), tokenizer, architecture="seq2seq", train=6, validation=2, test=4)
-    return task, tiny_model("t5", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-
-
-def single_losses(model, rows, seq2seq=False):
-    """Summed loss and number of labels of each row, alone and unpadded, by the model's own loss."""
-    found = []
-    for row in rows:
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
-        with torch.no_grad():
-            loss = model(input_ids=ids, labels=labels).loss.item()
-        count = int((labels if seq2seq else labels[:, 1:]).ne(-100).sum())
-        found.append((loss * count, count))
-    return found
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
@@ -405,17 +346,6 @@ def test_answers_end_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(model, "generate", noted)
     generate(model, task, task.train, batch_size=4, progress=False)
     assert max(ends) == 64
-
-
-def classifier(config: transformers.PretrainedConfig) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
-
-
-def decoder(family: str, pad: int = 3) -> Any:
-    """A classifier that finds the end of a text by a padding token; texts are padded with 0."""
-    return classifier(tiny_config(family, num_labels=2, pad_token_id=pad))
 
 
 def test_a_classifier_is_evaluated_on_texts_whatever_pads_them() -> None:

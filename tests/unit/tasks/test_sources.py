@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.conversations import CALLING, TOOLS, called
 from tests.helpers.tokenizers import bytes_tokenizer, words_tokenizer
 from tlora.tasks.load import load_task, task_files
 from tlora.tasks.sources import read_dataset, read_path
@@ -482,28 +483,6 @@ def test_the_metric_may_be_chosen():
 def sums(answer: str = "{}") -> Dataset:
     answers = [answer.format(i + 1) for i in range(40)]
     return Dataset.from_dict({"prompt": [f"What is {i} + 1?" for i in range(40)], "completion": answers})
-
-
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}]
-CALLING = (
-    "{% if tools %}{{ 'tools:' + tools | tojson + '\n' }}{% endif %}"
-    "{% for m in messages %}{{ m.role + ':' + m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call.function.name + call.function.arguments | tojson }}{% endfor %}"
-    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
-
-
-def called(arguments: Any, **answer: Any) -> dict[str, Any]:
-    """As a provider's file for fine-tuning has it: a call without words, its result, an answer."""
-    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    return {
-        "messages": [
-            {"role": "user", "content": "How is it in Rome?"},
-            {"role": "assistant", "tool_calls": [call]},
-            {"role": "tool", "content": "rain", "tool_call_id": "1"},
-            {"role": "assistant", "content": "Wet."} | answer,
-        ]
-    }
 
 
 @pytest.mark.parametrize("form", ["train-{}-of-11", "train-{:05}-of-00011", "train-{:05}-of-00011-0123456789abcdef"])

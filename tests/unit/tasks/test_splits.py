@@ -1,32 +1,11 @@
 """Data of one's own: what a model that learnt its task perfectly would be given, and rows that cannot be meant."""
 
-from typing import Any
-
 import pytest
 from datasets import Dataset
 
+from tests.helpers.conversations import CALLING, called
 from tests.helpers.tokenizers import bytes_tokenizer
 from tlora.tasks.load import load_task
-
-CALLING = (
-    "{% if tools %}{{ 'tools:' + tools | tojson + '\n' }}{% endif %}"
-    "{% for m in messages %}{{ m.role + ':' + m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call.function.name + call.function.arguments | tojson }}{% endfor %}"
-    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
-
-
-def called(arguments: Any, **answer: Any) -> dict[str, Any]:
-    """As a provider's file for fine-tuning has it: a call without words, its result, an answer."""
-    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    return {
-        "messages": [
-            {"role": "user", "content": "How is it in Rome?"},
-            {"role": "assistant", "tool_calls": [call]},
-            {"role": "tool", "content": "rain", "tool_call_id": "1"},
-            {"role": "assistant", "content": "Wet."} | answer,
-        ]
-    }
 
 
 def test_samples_in_two_splits_are_told_whatever_their_weights() -> None:

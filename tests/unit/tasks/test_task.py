@@ -2,7 +2,6 @@
 
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -11,69 +10,10 @@ from hypothesis import strategies as st
 
 import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
+from tests.helpers.rows import single_losses
+from tests.helpers.tokenizers import words_tokenizer
 from tlora.tasks.evaluation import by_length
 from tlora.tasks.load import load_task
-
-WORDS = ["What", "relation", "is", "Jacob", "to", "Barbara", "film", "joy", "bore", "single", "word", "mother"]
-
-
-def sentences(count, seed, most=9):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(1, most))) for _ in range(count)]
-
-
-def pairs(count=12, seed=0):
-    return Dataset.from_dict(
-        {
-            "prompt": [f"{i} {s}:" for i, s in enumerate(sentences(count, seed))],
-            "completion": sentences(count, seed + 1, 4),
-        }
-    )
-
-
-def labelled(count=12):
-    texts = [f"{i} {s}" for i, s in enumerate(sentences(count, 3))]
-    return Dataset.from_dict({"text": texts, "label": [("bad", "fine", "good")[i % 3] for i in range(count)]})
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer("chatml")
-
-
-@pytest.fixture(scope="module")
-def task(tokenizer):
-    return load_task(pairs(), tokenizer, train=6, validation=2, test=4)
-
-
-@pytest.fixture(scope="module")
-def llama(tokenizer):
-    return tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=2, pad_token_id=2)
-
-
-@pytest.fixture(scope="module")
-def encoded():
-    return load_task(labelled(), words_tokenizer(), train=6, validation=2, test=4)
-
-
-@pytest.fixture(scope="module")
-def seq2seq():
-    tokenizer = ended_tokenizer()
-    task = load_task(pairs(), tokenizer, architecture="seq2seq", train=6, validation=2, test=4)
-    return task, tiny_model("t5", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-
-
-def single_losses(model, rows, seq2seq=False):
-    """Summed loss and number of labels of each row, alone and unpadded, by the model's own loss."""
-    found = []
-    for row in rows:
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
-        with torch.no_grad():
-            loss = model(input_ids=ids, labels=labels).loss.item()
-        count = int((labels if seq2seq else labels[:, 1:]).ne(-100).sum())
-        found.append((loss * count, count))
-    return found
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

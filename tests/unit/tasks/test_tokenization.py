@@ -7,30 +7,10 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.conversations import SIZES, TOKENIZERS, messages, spelled
 from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
 from tlora.tasks.chat import conversation_segments, end_tokens, tokenise
 from tlora.tasks.load import load_task
-
-SIZES = {"validation": 0, "test": 0}
-TOKENIZERS = {"bytes": bytes_tokenizer, "pieces": pieces_tokenizer}
-
-
-def messages(turns):
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-def spelled(tokenizer, pieces, first=()):
-    """Ids and labels of (before, said) pieces, from the offsets of one tokenisation of the whole text."""
-    text, spans = "", []
-    for before, said in pieces:
-        text += before
-        spans.append((len(text), len(text) + len(said)))
-        text += said
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = [*first, *encoded["input_ids"]]
-    offsets = [(-1, -1)] * len(first) + encoded["offset_mapping"]
-    inside = [any(begin <= a and b <= end for begin, end in spans) for a, b in offsets]
-    return ids, [index if said else -100 for index, said in zip(ids, inside, strict=True)]
 
 
 @pytest.mark.parametrize("chat", [True, False])

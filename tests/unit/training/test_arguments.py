@@ -10,36 +10,17 @@ import pytest
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
 from transformers import TrainingArguments
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.commands import invoke
 from tests.helpers.models import tiny_tokenizer
+from tests.helpers.trainings import condition_of, state_of
 from tlora.training.arguments import check_card
 from tlora.training.train import train
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
-
-
-def state_of(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def condition_of(model: PeftModel) -> list[Any]:
-    modules = [
-        (
-            m.training,
-            len(m._forward_hooks),
-            getattr(m, "gradient_checkpointing", None),
-            "forward" in vars(m),
-            "_require_grads_hook" in vars(m),
-        )
-        for m in model.modules()
-    ]
-    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
-    return [*modules, *parameters, model.config.use_cache]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Training in somebody's pipeline: options together, adapters of other kinds, what goes on and what is held."""
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ import tlora
 import viz
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model
+from tests.helpers.trainings import Stop, StopAfter, two_adapters
 from tlora.training.train import train
 
 QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
@@ -45,28 +45,6 @@ def test_adapters_of_other_kinds_go_on_too(kind: type[peft.PeftConfig], tmp_path
     torch.manual_seed(0)
     again = tlora.train(other_kind(kind, **more), token_rows(16), output_dir=tmp_path / "b", resume=place, **options)
     assert again.history.equals(whole.history)
-
-
-def two_adapters(keep: bool = True) -> PeftModel:
-    """``default``, with a B of its own, and ``second``, which is active."""
-    model = adapted_model()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B.default" in name:
-                parameter.normal_(0, 0.5)
-    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
-    model.set_adapter("second")
-    if not keep:
-        model.delete_adapter("default")
-    return model
-
-
-class Stop(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step == self.step
 
 
 def begun(folder: Path, model: PeftModel, rows: Any = None, **more: Any) -> dict[str, Any]:
@@ -143,14 +121,6 @@ def test_the_record_of_a_checkpoint_is_plain(tmp_path: Path) -> None:
 
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop |= state.global_step >= self.step
 
 
 @pytest.mark.parametrize("declare_frozen", [True, False])

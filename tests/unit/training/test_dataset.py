@@ -4,31 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from datasets import Dataset
 from torch import Tensor
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
+from tests.helpers.models import singles, tiny_batch, tiny_model
+from tests.helpers.padding import decoder, texts
 from tlora.training.dataset import Rows
 from tlora.training.train import _as_task, train
-
-
-def classifier(config: transformers.PretrainedConfig) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
-
-
-def decoder(family: str, pad: int = 3) -> Any:
-    """A classifier that finds the end of a text by a padding token; texts are padded with 0."""
-    return classifier(tiny_config(family, num_labels=2, pad_token_id=pad))
-
-
-def texts(lengths: tuple[int, ...], padding: str = "right") -> dict[str, torch.Tensor]:
-    """A batch that is padded with 0, with a class for each sample."""
-    return tiny_batch("bert", lengths, padding)
 
 
 def calibrate(model: Any, batches: list[dict[str, torch.Tensor]]) -> tlora.Calibration:

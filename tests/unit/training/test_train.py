@@ -1,6 +1,5 @@
 """How A began, told from the adapter alone: what was attached is what is recognised."""
 
-import copy
 import dataclasses
 import gc
 import math
@@ -23,6 +22,7 @@ from transformers import TrainerCallback
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
+from tests.helpers.trainings import Stop, StopAfter, condition_of, state_of, two_adapters
 from tlora.adapters.lora_layers import lora_modules
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
@@ -115,14 +115,6 @@ class At(TrainerCallback):
             self.action(kwargs["model"])
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop |= state.global_step >= self.step
-
-
 class Endings(TrainerCallback):
     seen = 0
 
@@ -132,25 +124,6 @@ class Endings(TrainerCallback):
 
 def interrupt(model: Any) -> None:
     raise KeyboardInterrupt
-
-
-def state_of(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def condition_of(model: PeftModel) -> list[Any]:
-    modules = [
-        (
-            m.training,
-            len(m._forward_hooks),
-            getattr(m, "gradient_checkpointing", None),
-            "forward" in vars(m),
-            "_require_grads_hook" in vars(m),
-        )
-        for m in model.modules()
-    ]
-    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
-    return [*modules, *parameters, model.config.use_cache]
 
 
 def test_only_b_changes() -> None:
@@ -527,20 +500,6 @@ class Held:
     evaluate = staticmethod(lambda model, split, limit, progress: {})
 
 
-def two_adapters(keep: bool = True) -> PeftModel:
-    """``default``, with a B of its own, and ``second``, which is active."""
-    model = adapted_model()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B.default" in name:
-                parameter.normal_(0, 0.5)
-    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
-    model.set_adapter("second")
-    if not keep:
-        model.delete_adapter("default")
-    return model
-
-
 def b_of(model: Any, adapter: str) -> list[torch.Tensor]:
     return [p.detach().clone() for name, p in model.named_parameters() if f"lora_B.{adapter}." in name]
 
@@ -567,14 +526,6 @@ def test_the_best_is_loaded_into_the_adapter_that_was_trained(keep: bool, tmp_pa
     assert all(map(torch.equal, b_of(model, "second"), best))
     assert all(map(torch.equal, b_of(model, "default"), others))
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name and "default" in name)
-
-
-class Stop(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step == self.step
 
 
 def test_a_start_that_rewrites_the_base_is_read_again_on_the_base(tmp_path: Path) -> None:

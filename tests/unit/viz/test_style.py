@@ -23,12 +23,6 @@ from viz import style
 BY_MODEL = [viz.plot_spectrum, viz.plot_sensitivity, viz.plot_alignment, viz.plot_allocation]
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 @pytest.mark.parametrize("plot", PLOTS)
 def test_draws_on_the_axes_it_is_given_and_leaves_settings_and_figures_alone(plot):
     other, (_, ax) = plt.figure(), plt.subplots()

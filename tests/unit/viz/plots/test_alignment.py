@@ -15,12 +15,6 @@ from tlora.subspaces.subspaces import task_subspaces
 from viz import style
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 def title(ax):
     return ax.get_title(loc="left").replace("\n", " ")
 

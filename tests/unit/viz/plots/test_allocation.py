@@ -1,6 +1,5 @@
 """What each picture shows equals the table of its result."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -9,12 +8,6 @@ import viz
 from tests.helpers.pictured import MODELS, allocation, cells, texts
 from tests.helpers.sensitivities import sensitivity
 from viz.plots.allocation import finding
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -16,12 +16,6 @@ from viz.plots.comparison import _size
 GRID = (5e-4, 1e-3, 2e-3, 4e-3)
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 def many(methods, tasks=("rotten_tomatoes",), ranks=(8,)) -> Comparison:
     """Each method a little worse than the one before, with its best rate elsewhere; the highest rate failed."""
     records = []

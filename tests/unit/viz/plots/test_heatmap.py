@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -12,12 +11,6 @@ import viz
 from tests.helpers.pictured import META, MODELS, alignment, allocation, cells, sensitivity
 from tlora.calibration.sensitivity import Sensitivity
 from viz.widgets.training import places
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
 
 
 def test_encoder_and_decoder_are_told_apart_where_their_names_begin_alike():

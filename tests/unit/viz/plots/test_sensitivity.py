@@ -14,12 +14,6 @@ from tests.helpers.pictured import MODELS, cells, sensitivity, texts
 from viz import style
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_sensitivity_cells_are_the_scores(model):
     result = sensitivity(model)

@@ -13,12 +13,6 @@ from tlora.calibration.spectrum import Spectrum
 from viz import style
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 def test_a_median_over_inputs_of_many_lengths_holds_no_less_the_more_directions():
     some = spectrum("30 layers")
     own = {name: name for name in some.inputs}

@@ -2,19 +2,12 @@
 
 import dataclasses
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import viz
 from tests.helpers.pictured import META, texts, training_run
 from tests.unit.viz.widgets.test_training import train
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
 
 
 def test_steps_that_were_not_logged_were_done_all_the_same():

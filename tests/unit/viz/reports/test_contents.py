@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.helpers.reported import Page, results_of, save, walked
+from tests.helpers.reported import Page, walked
 from tlora.allocation.allocation import allocate
 from viz import report
 from viz.reports import formatting
@@ -23,27 +23,6 @@ def value(text: str) -> float:
 
 def facts(page, section, caption):
     return {row[0]: row[1] for row in page.table(section, caption)}
-
-
-@pytest.fixture(scope="module")
-def small():
-    return results_of("2 layers")
-
-
-@pytest.fixture(scope="module")
-def html(small, tmp_path_factory):
-    return report(small.values(), tmp_path_factory.mktemp("report") / "page.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def page(html):
-    return Page(html)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """The page of a folder that a real walk left."""
-    return Page(report(save(walked(), tmp_path_factory.mktemp("walk") / "adapter")).read_text(encoding="utf-8"))
 
 
 def test_ranks_by_layer_and_projection(page, small):

@@ -25,27 +25,6 @@ def facts(page, section, caption):
     return {row[0]: row[1] for row in page.table(section, caption)}
 
 
-@pytest.fixture(scope="module")
-def small():
-    return results_of("2 layers")
-
-
-@pytest.fixture(scope="module")
-def html(small, tmp_path_factory):
-    return report(small.values(), tmp_path_factory.mktemp("report") / "page.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def page(html):
-    return Page(html)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """The page of a folder that a real walk left."""
-    return Page(report(save(walked(), tmp_path_factory.mktemp("walk") / "adapter")).read_text(encoding="utf-8"))
-
-
 def test_nothing_is_fetched_and_nothing_runs(html, page):
     sources = [e.attributes[key] for e in page.all() for key in ("src", "srcset", "href", "data", "poster", "action")
                if key in e.attributes]  # fmt: skip

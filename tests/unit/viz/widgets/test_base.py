@@ -328,12 +328,6 @@ def test_dollar_signs_in_a_headline_are_no_formula():
     assert headline.detail.get_text() == "a {$1} and $2"
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 def test_headlines_of_widgets_end_within_the_picture():
     long = sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0])
     long = dataclasses.replace(long, meta=dataclasses.replace(long.meta, task="a task with a very long name " * 9))

@@ -440,12 +440,6 @@ def test_numbers_beside_the_panels_are_whole_and_need_no_factor(update, losses):
         assert panel.yaxis.get_tightbbox().x0 >= figure.bbox.x0
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    plt.close("all")
-
-
 def test_a_closed_monitor_does_not_stop_training():
     monitor = viz.TrainingMonitor()
     assert monitor.cost == 0
