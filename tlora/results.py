@@ -3,7 +3,7 @@
 Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
 checked against the digests written with them. A result is put into its place as a whole (`tlora.utils.files`): a reader
 never sees half of one, and a save that fails leaves the old result where it was. Results of an older format are
-brought up to date as they are read (`tlora.results`).
+brought up to date as they are read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import html
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -38,52 +37,8 @@ FORMAT_VERSION = 4
 
 Head = dict[str, Any]
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-"""A part of a module's name that is a number."""
-
-
-def _from_1(head: Head) -> Head:
-    """A run knew the digest of its adapter alone, not of the adapter's config."""
-    if head["result"] != "TrainingRun":
-        return head
-    values = dict(head["values"])
-    values["files"] = {"adapter_model.safetensors": values.pop("adapter")}
-    return head | {"values": values}
-
-
-def _from_2(head: Head) -> Head:
-    """A calibration held means, where it holds sums now and knows the samples that are in them."""
-    if head["result"] == "Calibration" and "traces" not in head["values"]:  # the sums came before the number
-        raise NotReadable(
-            "a calibration of an earlier layout, which does not say of which samples its covariances are the mean: "
-            "remove it and calibrate again, on the same samples for the same numbers"
-        )
-    return head
-
-
-def _from_3(head: Head) -> Head:
-    """A plan knew no more than the shapes of the modules that it leaves out; their places are read off their names.
-
-    The first number in a name is the layer; a module of the plan whose name is the same but for this number has the
-    same projection.
-    """
-    if head["result"] != "Allocation":
-        return head
-    values = dict(head["values"])
-    out, known = values.pop("excluded"), values["projections"]
-    roles = {_NUMBER.sub("", name, count=1): projection for name, projection in known.items()}
-    return head | {
-        "values": values
-        | {
-            "modules": list(values["shapes"]),
-            "shapes": values["shapes"] | out,
-            "layers": values["layers"] | {name: int((_NUMBER.findall(name) or [-1])[0]) for name in out},
-            "projections": known | {name: roles.get(_NUMBER.sub("", name, count=1), "left out") for name in out},
-        }
-    }
-
-
-_STEPS: dict[int, Callable[[Head], Head]] = {1: _from_1, 2: _from_2, 3: _from_3}
+_STEPS: dict[int, Callable[[Head], Head]] = {}
+"""By format, what makes of a ``result.json`` of that format one of the next."""
 
 
 def library_versions() -> dict[str, str]:
@@ -349,18 +304,19 @@ def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT} and {TENSORS}")
     head = _parse(file)
     written = head["format"]
-    if isinstance(written, bool) or not isinstance(written, int) or not 1 <= written <= FORMAT_VERSION:
+    readable = [*_STEPS, FORMAT_VERSION]
+    if written not in readable:
         raise ValueError(
-            f"{file} has format {written!r}, this version of tlora reads {FORMAT_VERSION} and older: upgrade tlora, or "
-            "make the result again"
+            f"{file} has format {written!r}, this version of tlora reads {' and '.join(map(str, readable))}: use the "
+            "version that wrote it, or make the result again"
         )
     lacks = {"tensors", "meta", "values", "sha256"} - head.keys()
     if lacks or head["sha256"] != _digest(head):
         raise ValueError(f"{file} was changed since it was written: copy it again or make the result again")
-    try:
-        return migrated(head)
-    except NotReadable as error:
-        raise ValueError(f"{path} holds {error}") from error
+    with _damage_in(Path(path)):
+        for found in range(written, FORMAT_VERSION):
+            head = _STEPS[found](head)
+    return head | {"format": FORMAT_VERSION}
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -373,27 +329,3 @@ def _parse(file: Path) -> dict[str, Any]:
 def _digest(head: dict[str, Any]) -> str:
     rest = {key: value for key, value in head.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
-
-
-class NotReadable(ValueError):
-    """What an older format lacks cannot be made up."""
-
-
-def migrated(head: Head) -> Head:
-    """The content of a ``result.json`` of any version from 1 on, as the present version writes it.
-
-    Raises
-    ------
-    NotReadable
-        If it lacks what cannot be made up.
-    ValueError
-        If it lacks what its version has.
-    """
-    for found in range(head["format"], FORMAT_VERSION):
-        try:
-            head = _STEPS[found](head)
-        except NotReadable:
-            raise
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"a result of format {found} is damaged ({error!r}): make the result again") from error
-    return head | {"format": FORMAT_VERSION}

@@ -6,9 +6,11 @@ import errno
 import gc
 import hashlib
 import importlib
+import io
 import json
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import types
@@ -30,11 +32,9 @@ from tests.helpers import results
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import EXAMPLES, META, adapted, same, sensitivity
-from tlora.allocation.allocation import Allocation, allocate
-from tlora.calibration.calibration import Calibration
+from tlora.allocation.allocation import allocate
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.models.targets import target_modules
-from tlora.results import RESULT, TENSORS, Meta, Result, _digest, migrated, read_head
+from tlora.results import FORMAT_VERSION, RESULT, TENSORS, Meta, Result, read_head
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.run import TrainingRun
 
@@ -223,7 +223,7 @@ def test_files_are_readable_without_tlora(saved):
     """The format that the documentation promises, read with nothing of ours: JSON and safetensors."""
     head = json.loads((saved / RESULT).read_text())
     blob = (saved / TENSORS).read_bytes()
-    assert head["format"] == 4
+    assert head["format"] == FORMAT_VERSION
     assert head["result"] == "Sensitivity"
     assert head["meta"]["model"] == META.model
     assert head["meta"]["seed"] == 3
@@ -289,7 +289,7 @@ def test_changed_value_in_the_json_is_refused(saved, old, new):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "3", '"text"', "{}", '{"accuracy": 0.5}', '{"format": 1, "result": "Sensitivity"}', "\xff\xfe"],
+    ["[]", "3", '"text"', "{}", '{"accuracy": 0.5}', '{"format": 4, "result": "Sensitivity"}', "\xff\xfe"],
 )
 def test_foreign_json_is_refused(saved, text):
     (saved / RESULT).write_text(text, encoding="latin-1")
@@ -298,7 +298,7 @@ def test_foreign_json_is_refused(saved, text):
 
 
 def test_json_of_ours_that_lacks_the_rest_is_told_from_foreign_json(saved):
-    (saved / RESULT).write_text('{"format": 1, "result": "Sensitivity"}')
+    (saved / RESULT).write_text('{"format": 4, "result": "Sensitivity"}')
     with pytest.raises(ValueError, match="was changed since it was written"):
         Sensitivity.load(saved)
     (saved / RESULT).write_text('{"result": "Sensitivity"}')
@@ -306,11 +306,11 @@ def test_json_of_ours_that_lacks_the_rest_is_told_from_foreign_json(saved):
         Sensitivity.load(saved)
 
 
-def test_newer_format_is_refused_by_its_number(saved):
-    """A newer format may have other keys: the number is what the message must be about."""
-    for number in (5, 0, True, "2", 1.0, None):
+def test_another_format_is_refused_by_its_number(saved):
+    """Another format may have other keys: the number is what the message must be about."""
+    for number in (FORMAT_VERSION + 1, 3, 0, True, "4", 1.0, None, [4]):
         (saved / RESULT).write_text(json.dumps({"format": number, "result": "Sensitivity", "parts": []}))
-        with pytest.raises(ValueError, match=rf"format {number!r}, .* reads 4 and older: upgrade tlora"):
+        with pytest.raises(ValueError, match=rf"format {re.escape(repr(number))}, .* reads .*: use the version"):
             Sensitivity.load(saved)
 
 
@@ -379,7 +379,7 @@ def test_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, erro
     if earlier:
         sensitivity(samples=2).save(target)
     before = {name: content_storage(tmp_path / name) for name in listing(tmp_path)}
-    monkeypatch.setattr(tlora.storage, "write_bytes", fail(error, on_call))
+    monkeypatch.setattr(tlora.results, "write_bytes", fail(error, on_call))
     with pytest.raises(type(error)):
         sensitivity(samples=4).save(target)
     assert {name: content_storage(tmp_path / name) for name in listing(tmp_path)} == before
@@ -652,97 +652,31 @@ def test_what_is_passed_in_the_wrong_place_is_named(message: str) -> None:
             call(results)
 
 
-ROOT = Path(__file__).parents[2]
-FORMAT_1 = ROOT / "tests" / "data" / "format-1"
-FORMAT_2 = ROOT / "tests" / "data" / "format-2"
-FORMAT_3 = ROOT / "tests" / "data" / "format-3"
+FORMAT_4 = Path(__file__).parents[1] / "data" / "format-4"
+"""A result of each class and its table, as version 0.1.0 saved them."""
 
 
-def test_results_of_format_1_are_read_and_saved_as_the_present_format(tmp_path):
-    """Files that version 0.1.0 wrote."""
-    assert same(Sensitivity.load(FORMAT_1 / "sensitivity"), sensitivity_of_format_1())
-    run = TrainingRun.load(FORMAT_1 / "run")
-    file = load_file(FORMAT_1 / "run" / "adapter_model.safetensors")
-    assert same(run.adapter, file)
-    assert run.adapter_config == json.loads((FORMAT_1 / "run" / "adapter_config.json").read_bytes())
-    assert list(run.ranks.values()) == [3, 1]
-    run.save(tmp_path / "run")
-    head = json.loads((tmp_path / "run" / "tlora" / "run" / RESULT).read_bytes())
-    assert head["format"] == 4
-    assert head["values"]["files"].keys() == {"adapter_model.safetensors", "adapter_config.json"}
-    assert same(TrainingRun.load(tmp_path / "run"), run)
+@pytest.mark.parametrize("name", sorted(path.stem for path in FORMAT_4.glob("*.csv")))
+def test_results_of_format_4_are_what_they_were(name, tmp_path):
+    folder, cls = FORMAT_4 / name, getattr(tlora, name.partition("-")[0])
+    result = cls.load(folder)
+    record = folder / "tlora" / "run" if cls is TrainingRun else folder
+    head = json.loads((record / RESULT).read_bytes())
+    tensors, values = result._pack()
+    assert same(dict(sorted(tensors.items())), dict(sorted(load_file(record / "tensors.safetensors").items())))
+    assert dataclasses.asdict(result.meta) == head["meta"]
+    for key, value in head["values"].items():
+        assert equal(values[key] if key in values else getattr(result, key), value), key
+    table = io.StringIO(result.to_frame().to_csv(index=False))
+    pd.testing.assert_frame_equal(pd.read_csv(table), pd.read_csv(FORMAT_4 / f"{name}.csv"), rtol=1e-12)
+    assert same(cls.load(result.save(tmp_path / "saved")), result)
 
 
-def sensitivity_of_format_1() -> Sensitivity:
-    made = sensitivity()
-    versions = json.loads((FORMAT_1 / "sensitivity" / RESULT).read_bytes())["meta"]["versions"]
-    meta = type(made.meta)(**{**vars(made.meta), "versions": versions})
-    return Sensitivity(made.per_sample, made.shapes, made.layers, made.projections, meta)
-
-
-def test_an_adapter_of_format_1_is_checked_too(tmp_path):
-    copy = shutil.copytree(FORMAT_1 / "run", tmp_path / "run")
-    blob = (copy / "adapter_model.safetensors").read_bytes()
-    (copy / "adapter_model.safetensors").write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
-    with pytest.raises(ValueError, match="is not what this run trained"):
-        TrainingRun.load(copy)
-
-
-def test_an_older_head_that_lacks_what_it_had_is_refused():
-    for values in ({}, None, 3):
-        with pytest.raises(ValueError, match="a result of format 1 is damaged"):
-            migrated({"format": 1, "result": "TrainingRun", "values": values})
-    head = {"format": 1, "result": "Sensitivity", "values": {"adapter": 1}}
-    assert migrated(head) == head | {"format": 4}
-
-
-def test_a_plan_of_format_3_finds_the_places_of_what_it_leaves_out(tmp_path):
-    """A file that version 0.1.0 wrote: it holds a name and a shape of each such module, and no more."""
-    plan = Allocation.load(FORMAT_3 / "allocation")
-    targets = target_modules(tiny_model("llama"))
-    assert plan.shapes.keys() == targets.keys() == plan.ranks.keys() | set(plan.excluded)
-    assert plan.layers == {name: target.layer for name, target in targets.items()}
-    gone = {name for name in targets if name.endswith("down_proj")}
-    assert set(plan.excluded) == gone | {"model.layers.0.self_attn.q_proj"}
-    roles = {name: "left out" if name in gone else target.projection for name, target in targets.items()}
-    assert plan.projections == roles
-    assert plan.edit({}).ranks == plan.ranks
-    assert plan.budget_used == plan.budget_total == 3 * 14
-    assert same(Allocation.load(plan.save(tmp_path / "plan")), plan)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
-def test_layers_are_the_first_number_in_a_name(family):
-    targets = target_modules(tiny_model(family))
-    out, *kept = targets
-    old = {
-        "shapes": dict.fromkeys(kept, (4, 4)),
-        "excluded": {out: (4, 4)},
-        "layers": {name: targets[name].layer for name in kept},
-        "projections": {name: targets[name].projection for name in kept},
-    }
-    values = migrated({"format": 3, "result": "Allocation", "values": old})["values"]
-    assert values["layers"] == {name: target.layer for name, target in targets.items()}
-    assert values["projections"] == {name: target.projection for name, target in targets.items()}
-    assert (values["modules"], list(values["shapes"])) == (kept, [*kept, out])
-
-
-def test_a_calibration_of_means_is_refused_by_what_it_is(tmp_path):
-    """A file that version 0.1.0 wrote before covariances became sums: read as sums, it would be N times too small."""
-    words = "holds a calibration of an earlier layout, .* remove it and calibrate again"
-    with pytest.raises(ValueError, match=words):
-        Calibration.load(FORMAT_2 / "calibration")
-    model, steps = tiny_model("llama"), tmp_path / "steps"
-    shutil.copytree(FORMAT_2 / "calibration", steps / "samples-000000003")
-    with pytest.raises(ValueError, match=words):
-        tlora.calibrate(model, [tiny_batch(model)], checkpoint=steps, progress=False)
-
-
-def test_a_calibration_of_sums_that_says_format_2_is_read(tmp_path):
-    model = tiny_model("llama")
-    made = tlora.calibrate(model, [tiny_batch(model)], progress=False)
-    file = made.save(tmp_path / "calibration") / RESULT
-    head = json.loads(file.read_bytes()) | {"format": 2}
-    head["sha256"] = _digest(head)
-    file.write_text(json.dumps(head))
-    assert same(Calibration.load(tmp_path / "calibration"), made)
+def test_an_adapter_of_format_4_is_what_it_was():
+    folder = FORMAT_4 / "TrainingRun"
+    run, written = TrainingRun.load(folder), load_file(folder / "adapter_model.safetensors")
+    assert same(run.adapter, written)
+    assert run.adapter_config == json.loads((folder / "adapter_config.json").read_bytes())
+    base = tiny_model("llama", hidden_size=8, intermediate_size=12, num_attention_heads=2, num_key_value_heads=1)
+    there = {key.replace(".default", ""): value for key, value in tlora.load(folder, base).state_dict().items()}
+    assert same({key: there[key] for key in written}, written)
