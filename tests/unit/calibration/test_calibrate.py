@@ -25,7 +25,7 @@ from tlora.models.weights import fingerprint
 
 @pytest.fixture(autouse=True)
 def tiles_smaller_than_the_weights(monkeypatch):
-    monkeypatch.setattr(tlora.linalg, "TILE", 20)
+    monkeypatch.setattr("tlora.numerics.linalg.TILE", 20)
 
 
 def naive(model, batch):
