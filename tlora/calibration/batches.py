@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from tlora.models.forward import _OF_TEXTS, IGNORED, fitted, pad_right
+from tlora.models.forward import _OF_TEXTS, IGNORED, accepts, fitted, pad_right
 from tlora.models.targets import Target, output_embeddings
 
 _READS_ENCODER = re.compile(
@@ -240,9 +240,9 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     ValueError
         If a part is missing or the parts do not fit together or the model.
     """
-    _check_parts(batch, where)
-    _check_predicts(batch["labels"], model, where)
-    tensors = {k: v.cpu() for k, v in batch.items() if isinstance(v, Tensor)}
+    tensors = _tensors(batch, model, where)
+    _check_parts(tensors, where)
+    _check_predicts(tensors["labels"], model, where)
     tensors["input_ids"] = _whole(tensors["input_ids"], "input_ids", where)
     tensors["labels"] = _typed_labels(tensors["labels"], model, where)
     tensors = fitted(model, pad_right(tensors, model.config.is_encoder_decoder))
@@ -260,13 +260,31 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     return Batch(tensors, real, labelled, has_decoder, fingerprints)
 
 
-def _check_parts(batch: Mapping[str, Any], where: str) -> None:
+def _tensors(batch: Mapping[str, Any], model: Any, where: str) -> dict[str, Tensor]:
+    """What the model reads, as tensors: columns that a dataset does not format come as lists."""
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"{where} is a {type(batch).__name__}: a batch is a dict with the tensors input_ids, attention_mask, labels"
         )
+    read = {k: v for k, v in batch.items() if isinstance(v, Tensor) or (v is not None and accepts(model, k))}
+    return {key: _tensor(value, key, where).cpu() for key, value in read.items()}
+
+
+def _tensor(value: Any, key: str, where: str) -> Tensor:
+    try:
+        if isinstance(value, list | tuple):
+            return torch.stack([torch.as_tensor(each) for each in value])
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{where} has {key}, which the model reads, as a {type(value).__name__} that is no tensor ({error}): pad it "
+            "and make it one, or leave it out"
+        ) from error
+
+
+def _check_parts(batch: Mapping[str, Tensor], where: str) -> None:
     for key in ("input_ids", "attention_mask", "labels"):
-        if not isinstance(batch.get(key), Tensor):
+        if key not in batch:
             hint = {
                 "attention_mask": "padding would be counted in the statistics; where there is none, pass "
                 "torch.ones_like(input_ids)",
