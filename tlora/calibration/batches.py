@@ -297,6 +297,11 @@ def _check_parts(batch: Mapping[str, Tensor], where: str) -> None:
             f"{where}: shapes do not fit together: input_ids {tuple(ids.shape)}, attention_mask {tuple(mask.shape)}, "
             f"labels {tuple(labels.shape)}; expected (B, T), (B, T) and (B, T) or (B,) with B at least 1"
         )
+    if bool((other := (mask != 0) & (mask != 1)).any()):
+        raise ValueError(
+            f"{where} has {float(mask[other][0]):g} in its attention_mask: pass 1 for a token and 0 for padding; "
+            "calibration could not tell the tokens of an additive mask from its padding"
+        )
 
 
 def _whole(tokens: Tensor, key: str, where: str) -> Tensor:

@@ -202,6 +202,22 @@ def test_what_the_model_reads_and_is_no_tensor_is_named(value: Any) -> None:
         calibrate(tiny_model("bert"), [texts((5, 3, 6)) | {"token_type_ids": value}])
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_an_additive_mask_is_refused(family: str) -> None:
+    """Of 0 for tokens and a large negative number for padding, it would be read the other way round."""
+    batch = tiny_batch(family)
+    batch["attention_mask"] = (1 - batch["attention_mask"]) * -1e4
+    with pytest.raises(ValueError, match="batch 0 has -10000 in its attention_mask: pass 1 for a token and 0 for pad"):
+        calibrate(tiny_model(family), [batch])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int32])
+def test_a_mask_of_any_type_is_read(dtype: torch.dtype) -> None:
+    model, batch = tiny_model("bert"), texts((5, 3, 6))
+    found = calibrate(model, [batch | {"attention_mask": batch["attention_mask"].to(dtype)}])
+    assert found.sensitivity.per_sample.equal(calibrate(model, [batch]).sensitivity.per_sample)
+
+
 def condition(model: nn.Module) -> list[Any]:
     """What a refusal must leave as it was."""
     modules = [(n, type(m), m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
