@@ -277,8 +277,8 @@ def _tensor(value: Any, key: str, where: str) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{where} has {key}, which the model reads, as a {type(value).__name__} that is no tensor ({error}): pad it "
-            "and make it one, or leave it out"
+            f"{where}: {key} is a {type(value).__name__} that cannot be made a tensor ({error}), and the model reads "
+            "it: pad it and make it a tensor, or leave it out"
         ) from error
 
 

@@ -198,7 +198,7 @@ def test_a_dataset_that_hands_over_lists_beside_tensors_is_read_whole() -> None:
 
 @pytest.mark.parametrize("value", [[[0, 1], [0]], "types", [["a"], ["b"], ["c"]]])
 def test_what_the_model_reads_and_is_no_tensor_is_named(value: Any) -> None:
-    with pytest.raises(ValueError, match="batch 0 has token_type_ids, which the model reads, as a .*: pad it and make"):
+    with pytest.raises(ValueError, match=r"batch 0: token_type_ids is a .*, and the model reads it: pad it"):
         calibrate(tiny_model("bert"), [texts((5, 3, 6)) | {"token_type_ids": value}])
 
 
