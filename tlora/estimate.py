@@ -27,7 +27,7 @@ from tlora.calibration.calibration import Options
 from tlora.models.forward import accepts, most_tokens
 from tlora.models.hooks import recording
 from tlora.models.loading import architecture_of, floating_dtype, load_config
-from tlora.models.targets import FRESH_MODULES, Target, head_modules, target_modules
+from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, target_modules
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
 from tlora.utils.validation import as_names, positive, positive_int
@@ -398,7 +398,7 @@ def rehearse(
         )
     with simulated() as simulation:
         model = architecture.from_config(config, dtype=dtype).eval()
-        setattr(model, FRESH_MODULES, ())  # what a checkpoint lacks is not known
+        NEWLY_INITIALIZED[model] = ()  # what a checkpoint lacks is not known
         _check_length(model, work)
         targets = target_modules(model, select)
         weights = simulation.live.now

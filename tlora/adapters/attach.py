@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -34,9 +35,8 @@ from tlora.utils.reproducibility import exact_products, seeded
 NO_VARIANCE = 1e-6
 """Of a row of A, as a share of the average: what is below is rounding."""
 
-
-_TRAINABLE = "_tlora_trainable"
-"""Attribute of a model with an adapter: the names of its parameters that were trainable before."""
+_TRAINABLE_BEFORE: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+"""Of each base that carries an adapter: names of the parameters that were trainable before."""
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -122,7 +122,7 @@ def attach(
 @contextlib.contextmanager
 def back_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
-    setattr(model, _TRAINABLE, {name for name, p in model.named_parameters() if p.requires_grad})
+    _TRAINABLE_BEFORE[model] = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
         yield
     except BaseException:
@@ -274,7 +274,7 @@ def _take_off(base: Any) -> None:
     while wrappers(base):  # a module that is saved whole may hold layers that are wrapped
         unwrap(base)
         vars(base).pop("peft_config", None)
-    trainable = vars(base).pop(_TRAINABLE, ())
+    trainable = _TRAINABLE_BEFORE.pop(base, set())
     for name, parameter in base.named_parameters():
         if name in trainable:
             parameter.requires_grad_(True)
@@ -324,5 +324,5 @@ def merge(model: PeftModel) -> Any:
         )
     before = [*before_merging(model), base_fingerprints(model)]
     merged = model.merge_and_unload(safe_merge=True)
-    setattr(merged, BEFORE_MERGING, before)  # what was made for it does not fit it any more
+    BEFORE_MERGING[merged] = before  # what was made for it does not fit it any more
     return merged

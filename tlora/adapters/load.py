@@ -34,7 +34,7 @@ from tlora.adapters.lora_layers import (
     without_noise,
 )
 from tlora.models.loading import load_model
-from tlora.models.targets import FRESH_MODULES, refuse_adapted, refuse_offloaded
+from tlora.models.targets import NEWLY_INITIALIZED, refuse_adapted, refuse_offloaded
 from tlora.models.weights import base_of, before_merging, check_same_model
 from tlora.utils.reproducibility import seeded
 
@@ -189,7 +189,7 @@ def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int
 
 def _refuse_drawn(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a base with parts that `load_model` has drawn at random and the adapter does not bring."""
-    for name in getattr(adapted.get_base_model(), FRESH_MODULES, ()):
+    for name in NEWLY_INITIALIZED.get(adapted.get_base_model(), ()):
         if not any(_plain(key).startswith(f"{name}.") for key in sizes):
             raise ValueError(
                 f"{name} is drawn at random, for the base has no weights for it, and the adapter in {folder} does not "

@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tlora.models.forward import _UNLIMITED, problem_type
-from tlora.models.targets import FRESH_MODULES, output_embeddings
+from tlora.models.targets import NEWLY_INITIALIZED, output_embeddings
 from tlora.utils.reproducibility import seeded
 
 # name -> (Python package that holds the model, path inside it)
@@ -136,7 +136,7 @@ def load_model(
     with seeded(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
-    setattr(model, FRESH_MODULES, _fresh_modules(model, info, name))
+    NEWLY_INITIALIZED[model] = _newly_initialized(model, info, name)
     model.name_or_path = model.config.name_or_path = str(name)
     _set_padding(model, tokenizer)
     return model.to(place) if place is not None else model, tokenizer
@@ -279,7 +279,7 @@ def architecture_of(config: PretrainedConfig, num_labels: int | None) -> Any:
     return AutoModelForSequenceClassification
 
 
-def _fresh_modules(model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]) -> tuple[str, ...]:
+def _newly_initialized(model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]) -> tuple[str, ...]:
     """Modules that the checkpoint has no weights for: a head, a pooler.
 
     Anything else is refused: at random in a base that stays frozen, it would never learn anything.

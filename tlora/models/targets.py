@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
 
-FRESH_MODULES = "_tlora_fresh_modules"
-"""Attribute with the modules that `load_model` had to initialise; a copy of the model has it too."""
+NEWLY_INITIALIZED: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
+"""Modules of each model that `load_model` had to initialise: the checkpoint had no weights for them."""
 
 Part = Literal["attention", "mlp"]
 
@@ -147,8 +148,8 @@ def head_modules(model: nn.Module) -> list[str]:
     """The modules that must be trained and saved whole next to an adapter: the classification head.
 
     That is whatever a classifier has outside its base model (``"classifier"``, ``"score"``), and modules that the
-    checkpoint had no weights for (a missing pooler): as `load_model` has seen, or, of a model that was loaded
-    otherwise, a pooler whose biases are all zero.
+    checkpoint had no weights for (a missing pooler): as `load_model` has seen, or, of a copy and of a model that was
+    loaded otherwise, a pooler whose biases are all zero.
 
     Parameters
     ----------
@@ -161,15 +162,14 @@ def head_modules(model: nn.Module) -> list[str]:
         Full module names, in model order; empty for language models.
     """
     heads = _outside_base(model)
-    fresh = [name for name in _drawn(model) if not _is_within(name, heads)]
-    wanted = {*heads, *fresh}
+    wanted = {*heads, *(name for name in _newly_initialized(model) if not _is_within(name, heads))}
     return [name for name, _ in model.named_modules() if name in wanted]
 
 
-def _drawn(model: nn.Module) -> Iterable[str]:
-    """What the checkpoint had no weights for: as `load_model` has seen, or poolers whose biases are zero as drawn."""
-    if hasattr(model, FRESH_MODULES):
-        return getattr(model, FRESH_MODULES)
+def _newly_initialized(model: nn.Module) -> Iterable[str]:
+    """What the checkpoint had no weights for: as `load_model` has seen, or poolers whose biases are still zero."""
+    if model in NEWLY_INITIALIZED:
+        return NEWLY_INITIALIZED[model]
     poolers = [(name, module) for name, module in model.named_modules() if name.endswith(".pooler")]
     biases = {name: [p for key, p in module.named_parameters() if key.endswith("bias")] for name, module in poolers}
     return [name for name, found in biases.items() if found and not any(bias.is_meta or bias.any() for bias in found)]

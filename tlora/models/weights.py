@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ from tlora.utils.reproducibility import exact_products
 _WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
 
 
-BEFORE_MERGING = "_tlora_before_merging"
-"""Attribute of a model that adapters were merged into: fingerprints of its weights before each of them."""
+BEFORE_MERGING: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = weakref.WeakKeyDictionary()
+"""Of each model that adapters were merged into: fingerprints of its weights before each of them."""
 
 ALIKE = 0.9
 """Two fingerprints that are more alike than this are of one weight, quantised or not."""
@@ -203,7 +204,7 @@ def base_of(model: Any) -> Any:
 
 def before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
     """Fingerprints of the model's weights before each adapter that `tlora.merge` folded into it."""
-    return getattr(base_of(model), BEFORE_MERGING, [])
+    return BEFORE_MERGING.get(base_of(model), [])
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

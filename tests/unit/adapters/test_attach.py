@@ -664,6 +664,35 @@ def test_detached_models_have_their_own_trainable_parameters(family: str) -> Non
     assert set(vars(model)) == set(vars(tiny_model(family)))
 
 
+def attributes(model: nn.Module) -> dict[str, set[str]]:
+    """Names of what is stored on each module, by the module's name."""
+    return {name: set(vars(module)) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_the_pipeline_stores_nothing_on_the_modules_of_a_model(family: str, tmp_path: Path) -> None:
+    config, batch = tiny_config(family), tiny_batch(family)
+    # A masked language model has no pooler: that of a classifier is initialized when it is loaded.
+    base = transformers.BertForMaskedLM(config) if family == "bert" else transformers.LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    auto = transformers.AutoModelForSequenceClassification if family == "bert" else transformers.AutoModelForCausalLM
+    expected = attributes(auto.from_pretrained(tmp_path))
+
+    model, _ = tlora.load_model(tmp_path)
+    assert attributes(model) == expected
+    calibration = tlora.calibrate(model, [batch], progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=4, progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, rank=2, max_rank=4)
+    for finish in (tlora.detach, tlora.merge):
+        adapted = tlora.attach(model, subspaces, allocation)
+        ours = [key for found in attributes(adapted).values() for key in found if "tlora" in key]
+        tlora.train(adapted, token_rows(8, classes=2 * (family == "bert")), max_steps=2, batch_size=4, progress=False)
+        finish(adapted)
+        assert not ours
+        assert attributes(model) == expected
+
+
 QUIET: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "progress": False}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -13,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import tlora
-from tests.helpers.models import DECODERS, FAMILIES, tiny_batch, tiny_config, tiny_model
+from tests.helpers.models import DECODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tlora.calibration.batches import _READS_ENCODER
 from tlora.models.targets import head_modules, target_modules
 
@@ -519,7 +520,9 @@ def test_what_reads_the_encoder_is_known_by_name(name: str, is_so: bool) -> None
     assert bool(_READS_ENCODER.search(name)) is is_so
 
 
-def test_a_copy_knows_what_was_initialised_afresh() -> None:
-    model = tiny_model("bert")
-    setattr(model, tlora.models.targets.FRESH_MODULES, ("bert.pooler",))
-    assert tlora.models.targets.head_modules(copy.deepcopy(model)) == ["bert.pooler", "classifier"]
+def test_the_pooler_that_a_checkpoint_lacks_is_trained_in_a_copy_of_the_model_too(tmp_path: Path) -> None:
+    transformers.BertForMaskedLM(tiny_config("bert")).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, _ = tlora.load_model(tmp_path)
+    assert head_modules(model) == ["bert.pooler.dense", "classifier"]
+    assert head_modules(copy.deepcopy(model)) == ["bert.pooler", "classifier"]
