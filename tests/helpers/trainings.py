@@ -50,11 +50,12 @@ class StopAfter(TrainerCallback):
 def two_adapters(keep: bool = True) -> PeftModel:
     """``default``, with a B of its own, and ``second``, which is active."""
     model = adapted_model()
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # PEFT draws A of the second
         for name, parameter in model.named_parameters():
             if "lora_B.default" in name:
                 parameter.normal_(0, 0.5)
-    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
+        model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
     model.set_adapter("second")
     if not keep:
         model.delete_adapter("default")
