@@ -259,11 +259,18 @@ def most_tokens(model: nn.Module) -> tuple[int, str] | None:
     asked = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _TABLE.search(name):
+        if isinstance(module, nn.Embedding) and _TABLE.search(name) and _reads_tokens(model, name):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             room = module.num_embeddings - unused
             found.append((min(room, asked or room), name))
     return min(found, default=None)
+
+
+def _reads_tokens(model: nn.Module, name: str) -> bool:
+    """Whether a module is of a model of texts, and not of one of pictures or of sound inside of it."""
+    parts = name.split(".")
+    parents = (model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts))))
+    return next((m.main_input_name for m in parents if hasattr(m, "main_input_name")), "input_ids") == "input_ids"
 
 
 def check_width(batch: Mapping[str, Tensor], model: Any) -> None:

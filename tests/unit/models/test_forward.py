@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedConfig
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import DECODERS, ENCODERS, tiny_batch, tiny_model, tiny_tokenizer
-from tlora.models.forward import at_labels
+from tlora.models.forward import at_labels, check_width, most_tokens
 
 READ = {"gpt2": 64, "opt": 64, "bert": 80, "roberta": 78}
 """Positions of the tiny models; RoBERTa counts from behind its padding token."""
@@ -37,6 +39,55 @@ def test_calibration_names_the_length_and_the_limit(family: str) -> None:
 def test_rotary_positions_have_no_limit() -> None:
     model = tiny_model("llama")
     assert tlora.calibrate(model, [tiny_batch(model, (65, 5))], progress=False).meta.samples == 2
+
+
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+IMAGES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+WITH_IMAGES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "Llava": lambda: transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**IMAGES), text_config=transformers.LlamaConfig(**TEXT)
+    ),
+    "PaliGemma": lambda: transformers.PaliGemmaConfig(
+        vision_config=transformers.SiglipVisionConfig(**IMAGES), text_config=transformers.GemmaConfig(**TEXT)
+    ),
+    "Gemma3": lambda: transformers.Gemma3Config(
+        vision_config=transformers.SiglipVisionConfig(**IMAGES), text_config=transformers.Gemma3TextConfig(**TEXT)
+    ),
+    "T5Gemma2": lambda: transformers.T5Gemma2Config(
+        encoder={"text_config": TEXT, "vision_config": IMAGES | {"model_type": "siglip_vision_model"}}, decoder=TEXT
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_the_places_of_a_picture_are_no_places_of_a_text(name: str) -> None:
+    """A text of ten tokens was refused where a picture has four patches."""
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(WITH_IMAGES[name]()).eval()
+    assert any(name.endswith("position_embedding") for name, _ in model.named_modules())
+    assert most_tokens(model) is None
+    ids = torch.arange(4, 14)[None]
+    check_width({"input_ids": ids, "labels": ids}, model)
+
+
+def test_the_places_of_a_text_beside_pictures_are() -> None:
+    texts = TEXT | {"max_position_embeddings": 40}
+    model = transformers.GitForCausalLM(transformers.GitConfig(**texts, vision_config=IMAGES))
+    assert most_tokens(model) == (40, "git.embeddings.position_embeddings")
 
 
 @pytest.mark.parametrize("use", ["evaluate", "train"])
