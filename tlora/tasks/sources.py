@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import gzip
 import json
 import re
-import sys
 import warnings
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
@@ -139,31 +137,13 @@ def shape_of(columns: Iterable[str], where: str) -> tuple[str, ...]:
 
 def _read(paths: Sequence[Path]) -> Dataset:
     """The rows of a split, in one file or in shards."""
-    for path in paths:
-        if not path.name.lower().endswith(SUFFIXES):
-            raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file: convert it to one")
-        if not path.stat().st_size:
-            raise ValueError(f"{path} is empty: it needs at least one row with {ACCEPTED}")
-    name = paths[0].name.lower()
-    if name.endswith(".parquet"):
-        shards = [_checked(Dataset(_table(path)), str(path)) for path in paths]
-        try:
-            return concatenate_datasets(shards) if len(shards) > 1 else shards[0]
-        except ValueError as error:
-            raise ValueError(
-                f"the shards beside {paths[0]} have different columns ({error}): write them alike"
-            ) from error
-    reader = read_csv if name.endswith(".csv") else read_json if name.endswith(".json") else read_jsonl
-    return _collect(chain.from_iterable(map(reader, paths)), str(paths[0]))
-
-
-def _table(path: Path) -> pyarrow.Table:
+    if not paths[0].name.lower().endswith(".parquet"):
+        return _collect(chain.from_iterable(map(read_rows, paths)), str(paths[0]))
+    shards = [_checked(read_table(path), str(path)) for path in paths]
     try:
-        return pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # a damaged body has none
-            raise
-        raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
+        return concatenate_datasets(shards)
+    except ValueError as error:
+        raise ValueError(f"the shards beside {paths[0]} have different columns ({error}): write them alike") from error
 
 
 def _checked(rows: Dataset, where: str) -> Dataset:
@@ -318,8 +298,8 @@ def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> D
     return rows.remove_columns("label").add_column("label", labels, feature=classes)
 
 
-def split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The file of each split in a folder, or its shards in order.
+def split_files(folder: Path, known: Collection[str] = SPLITS) -> dict[str, tuple[Path, ...]]:
+    """The file of each split in a folder, or its shards in order; ``known`` are the names that splits go by.
 
     Raises
     ------
@@ -331,7 +311,7 @@ def split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
     found: dict[str, list[_Part]] = {}
     for path in sorted(folder.iterdir()):
         part = _part(path)
-        if part.split in SPLITS and path.name.lower().endswith(SUFFIXES):
+        if part.split in known and path.name.lower().endswith(SUFFIXES):
             found.setdefault(part.split, []).append(part)
     for split, parts in found.items():
         parts.sort(key=lambda part: part.number)
@@ -341,7 +321,7 @@ def split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
         if [part.number for part in parts] != list(range(first.count)):
             raise ValueError(f"{folder} holds {len(parts)} of the {first.count} shards of {split}: fetch the others")
     if not found:
-        raise FileNotFoundError(f"{folder} holds no train, validation or test file ({', '.join(SUFFIXES)})")
+        raise FileNotFoundError(f"{folder} holds no {', '.join(known)} file ({', '.join(SUFFIXES)})")
     return {split: tuple(part.path for part in parts) for split, parts in found.items()}
 
 
@@ -379,70 +359,73 @@ def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
     return known
 
 
-@contextlib.contextmanager
-def _utf8(path: Path) -> Iterator[None]:
-    """Name the file that holds something else than UTF-8."""
+def read_rows(path: Path) -> list[Located]:
+    """The rows of a CSV or JSON file, each with its place; values as they are written, dates and "NA" too.
+
+    Blank lines are left out; ``.gz`` is unpacked.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, malformed (with the line) or of another kind.
+    """
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file: convert it to one")
+    return _csv_rows(path) if name.endswith(".csv") else _json_rows(path)
+
+
+def read_table(path: Path) -> Dataset:
+    """The rows of a Parquet file, with the names of classes that it keeps.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
     try:
-        yield
+        return Dataset(pyarrow.parquet.read_table(path))
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # a damaged body has none
+            raise
+        raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
+
+
+def _csv_rows(path: Path) -> list[Located]:
+    try:
+        frame = pd.read_csv(StringIO(_text(path)), dtype=str, na_filter=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path}: malformed CSV ({str(error).strip()}): quote the commas of a text") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first field for a name of the row
+        raise ValueError(f"{path}: the rows have more fields than the header: quote the commas of a text")
+    return [(f"{path}, sample {number}", row) for number, row in enumerate(frame.to_dict("records"), start=1)]
+
+
+def _json_rows(path: Path) -> list[Located]:
+    text = _text(path)
+    if text.lstrip().startswith("["):
+        found = [(f"{path}, element {n}", row) for n, row in enumerate(_parsed(text, path), start=1)]
+    else:
+        lines = enumerate(text.split("\n"), start=1)
+        found = [(f"{path}, line {n}", _parsed(line, path, n)) for n, line in lines if line.strip()]
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns as keys")
+    return found
+
+
+def _parsed(text: str, path: Path, first: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {first + error.lineno - 1}: not valid JSON ({error.msg})") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            return str(file.read())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-
-
-def read_jsonl(path: Path) -> Iterator[Located]:
-    """The objects of a file with one JSON object a line, blank lines left out; ``.gz`` is unpacked."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with _utf8(path), opener(path, "rt", encoding="utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no gzip file, or a damaged one ({error}): pack it again") from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error}); each line must hold one object") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns as keys")
-    return row
-
-
-def read_json(path: Path) -> Iterator[Located]:
-    """A JSON array of objects, or what `read_jsonl` reads."""
-    try:
-        with _utf8(path), open(path, encoding="utf-8-sig") as file:
-            first = next((line.strip() for line in file if not line.isspace()), "")
-            file.seek(0)
-            rows = json.load(file) if first.startswith("[") else None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
-    if rows is None:
-        yield from read_jsonl(path)
-        return
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, element {number}: a {type(row).__name__}, not an object with columns as keys")
-        yield f"{path}, element {number}", row
-
-
-def read_csv(path: Path) -> Iterator[Located]:
-    """The rows of a CSV file with a header, blank lines left out."""
-    limit = csv.field_size_limit(sys.maxsize)  # a document may be longer than the module expects of a field
-    try:
-        with _utf8(path), open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if twice := next((name for name, count in Counter(header).items() if count > 1), None):
-                raise ValueError(f"{path}: two columns are called {twice!r}: rename one")
-            for values in filter(None, reader):  # blank lines aside
-                where = f"{path}, line {reader.line_num}"
-                if len(values) != len(header):
-                    raise ValueError(f"{where}: {len(values)} fields, the header has {len(header)}: quote the commas")
-                yield where, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no gzip file, or a damaged one ({error}): pack it again") from error

@@ -313,12 +313,12 @@ def test_templates_and_code_are_contents_of_a_base(file, tmp_path):
 
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
     assert running.model_contents("minilm") | task_contents("rotten_tomatoes", {}) == {}
-    files = [tmp_path / split / "data.csv" for split in ("a", "b")]
+    files = [tmp_path / split / "train.csv" for split in ("a", "b")]
     for file in files:
         file.parent.mkdir()
         file.write_text("text,label")
     one, other = map(str, files)
-    for data_files in (str(tmp_path), one, {"train": one, "test": other}, {"train": [one, other]}):
+    for data_files in (str(tmp_path / "a"), one, {"train": one, "test": other}, {"train": [one, other]}):
         before = task_contents("sst2", {"data_files": data_files})
         assert before.keys() == {"task"}
         files[0].write_text(f"text,label,{data_files}")

@@ -144,6 +144,18 @@ def test_parquet_files_and_folders_too(name, files, tmp_path):
         assert list(load_task(name, tokenizer, data_files=folder).test) == list(one.test)
 
 
+def test_labels_in_a_csv_file_are_numbers_too(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"film {i},{i % 2}\n" for i in range(20)))
+    task = load_task("imdb", words_tokenizer(), data_files=path)
+    assert set(task.train["labels"][:]) == {0, 1}
+    worded = load_task("imdb", bytes_tokenizer(), architecture="causal", data_files=path)
+    assert set(worded.train["answer"][:]) == {"negative", "positive"}
+    path.write_text(path.read_text() + "film 20,2\n")
+    with pytest.raises(ValueError, match=r"train of imdb has the label 2: labels are 0 to 1"):
+        load_task("imdb", words_tokenizer(), data_files=path)
+
+
 def test_our_names_of_the_splits_will_do(files):
     task = load_task("ultrachat", bytes_tokenizer("chatml"), data_files=files("ultrachat", splits=("train", "test")))
     assert len(task.test) == 24
@@ -214,9 +226,9 @@ def test_other_columns_and_other_labels_are_refused(tmp_path, files):
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "a", \n')
-    with pytest.raises(ValueError, match=r"data_files: .*x\.jsonl cannot be read"):
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 1: not valid JSON"):
         load_task("gsm8k", bytes_tokenizer(), data_files=path)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl is no file"):
         load_task("gsm8k", bytes_tokenizer(), data_files=tmp_path / "nowhere.jsonl")
     other = tmp_path / "x.xlsx"
     other.write_text("x")
@@ -259,8 +271,7 @@ def test_progress_bars_of_the_library_are_back_afterwards(files, capsys):
 
 
 def test_folders_are_no_files_of_a_split(tmp_path):
-    """The library would read the first one and split that."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="a is a folder: name the files of each split, or one folder of all"):
+    with pytest.raises(FileNotFoundError, match="a is no file: name the files of each split, or one folder"):
         load_task("gsm8k", bytes_tokenizer(), data_files={"train": tmp_path / "a", "test": tmp_path / "b"})
