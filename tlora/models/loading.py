@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -57,24 +54,6 @@ _WHERE = (
 )
 
 
-@contextmanager
-def _gguf_read_once() -> Iterator[None]:
-    """Let what is loaded inside share one reader of a GGUF file and one map of its tensors' names.
-
-    transformers reads the file anew for config, tokenizer and weights, and makes the map for every module of the model:
-    that is two thirds of the time that SmolLM2-135M takes (``benchmarks/speed/loading.py``).
-    """
-    shared = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, made in shared.items():
-        setattr(gguf, name, cache(made))
-    try:
-        yield
-    finally:
-        for name, made in shared.items():
-            setattr(gguf, name, made)
-
-
-@_gguf_read_once()
 def load_model(
     name: str | os.PathLike[str],
     *,
@@ -321,24 +300,11 @@ def quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with _quiet_gguf():
-            yield
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if has_bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _quiet_gguf() -> Iterator[None]:
-    """Silence the bar of the GGUF reader, which listens to no setting."""
-    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    bar = reader.tqdm
-    reader.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = bar
 
 
 @dataclass(frozen=True)

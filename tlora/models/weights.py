@@ -30,7 +30,9 @@ ALIKE = 0.9
 """Two fingerprints that are more alike than this are of one weight, quantised or not."""
 
 
-# Whether a layer packs itself when it is first used for inference; found on the CPU's features, read at every call.
+# By this attribute a 4-bit layer of bitsandbytes asks, at every call, whether the CPU has instructions for packed
+# weights, and packs its weight for good when it is first used for inference. No gradient passes through it after that,
+# and nothing says so: an evaluation before training would leave the layers below without theirs.
 _SWITCH = "support_avx512bf16_for_cpu"
 
 
