@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Integer
+from scipy.stats import kendalltau
 from torch import Tensor
 
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.numerics.statistics import bootstrap_means, interval, kendall_tau, subsample_means, top_overlap
+from tlora.numerics.statistics import bootstrap_means, interval, subsample_means, top_overlap
 from tlora.results import Meta, Result
 from tlora.utils.validation import check_type, confidence_level, positive_int
 
@@ -229,7 +230,8 @@ def ranking_stability(
         raise ValueError(f"counts are {counts}, and there are {n} samples: give counts from 1 to {n - 1}")
     reference, repeats = samples.mean(0), positive_int(repeats, "repeats")
     means = np.concatenate([subsample_means(samples, repeats, seed + count, count) for count in counts])
-    kendall, overlap = kendall_tau(means, reference), top_overlap(means, reference, top)
+    kendall = np.array([kendalltau(row, reference).statistic for row in means])
+    overlap = top_overlap(means, reference, top)
     shape = (len(counts), repeats)
     taus, overlaps = torch.from_numpy(kendall).reshape(shape), torch.from_numpy(overlap).reshape(shape)
     recipe = {"counts": counts, "top": top, "repeats": repeats, "sensitivity": sensitivity.meta.recipe}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import scipy.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -352,21 +353,10 @@ def principal_angles(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[
     Returns
     -------
     (min(p, q),) float64 tensor
-        Radians, rising, from 0 to pi/2. Small angles come from their sine: the cosine of an angle below 1e-8
-        is 1 in float64.
-
-    References
-    ----------
-    Björck & Golub (1973), Numerical methods for computing angles between linear subspaces; as in
-    `scipy.linalg.subspace_angles`, which gives them falling.
+        Radians, rising, from 0 to pi/2.
     """
-    if len(a) < len(b):
-        a, b = b, a
-    a, b = orthonormal(a), orthonormal(b)
-    product = a @ b.T
-    cosines = torch.linalg.svdvals(product).clamp(max=1)
-    sines = torch.linalg.svdvals(b - product.T @ a).flip(0).clamp(max=1)
-    return torch.where(cosines.square() >= 0.5, sines.asin(), cosines.acos())
+    angles = scipy.linalg.subspace_angles(*(rows.double().cpu().numpy().T for rows in (a, b)))
+    return torch.from_numpy(angles[::-1].copy())
 
 
 def overlap_by_rank(a: Float[Tensor, "r d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:

@@ -51,25 +51,6 @@ def subsample_means(
     return chosen @ samples.astype(np.float64) / draws
 
 
-def kendall_tau(
-    rows: Float[np.ndarray, "rows modules"], reference: Float[np.ndarray, " modules"]
-) -> Float[np.ndarray, " rows"]:
-    """Kendall's tau-b of each row with a reference: 1 same order, -1 reversed, 0 unrelated.
-
-    NaN where a row or the reference is constant. Memory grows with ``rows * modules``, time with
-    ``rows * modules**2``.
-    """
-    agree, order, reference_order = np.zeros(len(rows)), np.zeros(len(rows)), 0.0
-    for i in range(1, rows.shape[1]):
-        signs = np.sign(rows[:, i:] - rows[:, :-i]).astype(np.int8)
-        wanted = np.sign(reference[i:] - reference[:-i]).astype(np.int8)
-        agree += (signs * wanted).sum(1, dtype=np.int64)
-        order += np.count_nonzero(signs, axis=1)
-        reference_order += np.count_nonzero(wanted)
-    with np.errstate(invalid="ignore"):
-        return agree / np.sqrt(order * reference_order)
-
-
 def top_overlap(
     rows: Float[np.ndarray, "rows modules"], reference: Float[np.ndarray, " modules"], k: int
 ) -> Float[np.ndarray, " rows"]:
