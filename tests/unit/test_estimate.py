@@ -21,7 +21,7 @@ MEASURED = """
 import gc, re, sys, torch, tlora
 from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM
-from tlora.peak import PeakMemory
+from tlora.comparison.run import PeakMemory
 
 torch.set_num_threads(1)
 folder, what, rank, length, batch_size, labels = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
@@ -48,7 +48,7 @@ else:
     adapted = tlora.attach(model, None, allocation, freeze_a=what == "training B").train()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
     gc.collect()
-    from tlora.losses import at_labels
+    from tlora.models.forward import at_labels
     with PeakMemory(torch.device("cpu")) as peak:
         for _ in range(2):
             adapted(**at_labels(adapted, batch)).loss.backward()
