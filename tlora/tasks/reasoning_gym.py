@@ -238,7 +238,7 @@ def _opened(name: str, message: tuple[str, Any]) -> Any:
     if kind == "unknown":
         raise UnknownPuzzle(content)
     if kind == "refused":
-        raise ValueError(f"reasoning-gym refuses {name!r} with these options: {content}")
+        raise ValueError(f"reasoning-gym cannot draw {name!r}: {content}")
     return content
 
 
