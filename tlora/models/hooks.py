@@ -88,8 +88,8 @@ class Recorder:
             if not output.requires_grad:
                 # its score would be zero, and look like a result
                 raise RuntimeError(
-                    f"no gradient can reach {name}, which runs without a graph in the model's forward pass: "
-                    "leave it out with target_modules=[...]"
+                    f"no gradient can reach {name}, which runs {_without_graph()} in the model's forward pass: change "
+                    "the model's code, or leave the module out with target_modules=[...]"
                 )
             self._versions[name].append(x._version)
             output.register_hook(lambda gradient: self._arrived(name, call, gradient))
@@ -131,8 +131,11 @@ def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Grad
     ------
     ValueError
         If a layer passes no gradient on: see `refuse_packed`.
+    RuntimeError
+        If it runs under ``torch.inference_mode()``, or the model was loaded there.
     """
     refuse_packed(model)
+    _refuse_inference(model)
     recorder = Recorder(on_gradient)
     with contextlib.ExitStack() as undo:
         undo.enter_context(intact(model))
@@ -153,6 +156,22 @@ def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Grad
             undo.callback(handle.remove)
         undo.enter_context(torch.enable_grad())
         yield recorder
+
+
+def _without_graph() -> str:
+    """Why there is no graph here."""
+    if torch.is_inference_mode_enabled():
+        return "under torch.inference_mode()"
+    return "without a graph" if torch.is_grad_enabled() else "under torch.no_grad()"
+
+
+def _refuse_inference(model: nn.Module) -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("there are no gradients under torch.inference_mode(): calibrate outside of it")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise RuntimeError(
+            "the model was loaded under torch.inference_mode(), and no gradient passes through it: load it outside"
+        )
 
 
 def _set_for_now(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

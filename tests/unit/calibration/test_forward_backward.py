@@ -3,6 +3,7 @@
 A table in CONTRIBUTING.md says where each guard stands; `tests/slow/test_guards.py` takes each of them out.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,11 +44,34 @@ def test_a_module_that_no_gradient_reaches_is_named() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp = _NoGraph(model.model.layers[1].mlp)
     before = condition(model)
-    with pytest.raises(RuntimeError, match=r"no gradient can reach model\.layers\.1\.mlp\.inner\.gate_proj"):
+    words = r"no gradient can reach model\.layers\.1\.mlp\.inner\.gate_proj, which runs under torch\.no_grad\(\)"
+    with pytest.raises(RuntimeError, match=words):
         tlora.calibrate(model, [tiny_batch("llama")], progress=False)
     assert condition(model) == before
     attention = tlora.calibrate(model, [tiny_batch("llama")], target_modules="attention", progress=False)
     assert all(score > 0 for score in attention.sensitivity.scores.values())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_forward_pass_without_gradients_is_named_as_the_cause(context: Callable[[], Any]) -> None:
+    model = tiny_model("llama")
+    model.model.forward = context()(model.model.forward)
+    with pytest.raises(RuntimeError, match=rf"q_proj, which runs under torch\.{context.__name__}\(\) in the model's"):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+
+
+def test_inference_mode_is_named_as_the_cause() -> None:
+    model, batch = tiny_model("llama"), tiny_batch("llama")
+    with torch.inference_mode():
+        loaded = tiny_model("llama")
+        with pytest.raises(
+            RuntimeError, match=r"no gradients under torch\.inference_mode\(\): calibrate outside of it"
+        ):
+            tlora.calibrate(model, [batch], progress=False)
+    with pytest.raises(
+        RuntimeError, match=r"the model was loaded under torch\.inference_mode\(\), .*: load it outside"
+    ):
+        tlora.calibrate(loaded, [batch], progress=False)
 
 
 def test_a_call_that_leads_nowhere_is_named() -> None:
