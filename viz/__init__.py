@@ -16,6 +16,7 @@ from viz.plots.comparison import plot_comparison
 from viz.widgets.spectrum import SpectrumExplorer
 from viz.widgets.alignment import AlignmentExplorer
 from viz.widgets.allocation import AllocationExplorer
+from viz.widgets.workbench import Workbench, explore
 from viz.widgets.training import TrainingMonitor
 from viz.reports.model_card import card
 from viz.reports.report import report
@@ -30,6 +31,8 @@ __all__ = [
     "SpectrumExplorer",
     "AlignmentExplorer",
     "AllocationExplorer",
+    "Workbench",
+    "explore",
     "TrainingMonitor",
     "report",
     "card",

@@ -40,6 +40,7 @@ def served(home: Path, steps: int) -> Iterator[str]:
         port = free.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "TLORA_NOTEBOOK_STEPS": str(steps)}
+    own |= {"PYTHONPATH": str(NOTEBOOKS.parent)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--expose-app-in-browser"]
     command += [f"--ServerApp.root_dir={home / 'notebooks'}", f"--LabApp.app_settings_dir={settings}"]

@@ -12,6 +12,14 @@ STATE = """() => {
     return {cells: all, status: panel.sessionContext.session?.kernel?.status ?? "none"};
 }"""
 
+SAVE = """([name, sources]) => window.jupyterapp.serviceManager.contents.save(name, {
+    type: "notebook", format: "json", content: {
+        nbformat: 4, nbformat_minor: 5,
+        metadata: {kernelspec: {name: "python3", display_name: "Python 3", language: "python"}},
+        cells: sources.map((source, i) => ({
+            cell_type: "code", id: `cell-${i}`, metadata: {}, source, outputs: [], execution_count: null})),
+    }}).then(() => null)"""
+
 READY = """(name) => {
     const panel = window.jupyterapp?.shell.currentWidget;
     return panel?.context?.path === name && panel.context.isReady
@@ -64,6 +72,13 @@ class Lab:
         self.page.goto(f"{self.address}/lab/tree/{name}?reset", timeout=120_000)
         self.page.wait_for_selector(".jp-Notebook", timeout=120_000)
         self.page.wait_for_function(READY, arg=name, timeout=120_000)
+
+    def write(self, name: str, *sources: str) -> None:
+        """Make a notebook of these code cells, and open it."""
+        self.page.goto(f"{self.address}/lab?reset", timeout=120_000)
+        self.page.wait_for_function("window.jupyterapp?.serviceManager?.isReady", timeout=120_000)
+        self.page.evaluate(SAVE, [name, list(sources)])
+        self.open(name)
 
     def run_all(self, seconds: float = 300) -> None:
         """Run all cells, by the menu, and wait for the last one; an error ends the wait."""

@@ -87,6 +87,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
         }
         super().__init__(AlignmentState(self.labels[0], self.labels[1], min(rank, self._most)))
         self._build()
+        self._answer_while_busy()
         self._refresh()
 
     @property

@@ -112,7 +112,8 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
     def __init__(
         self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **knobs: Any
     ) -> None:
-        first = allocate(sensitivity, rank, **knobs)
+        self._bound = None if not isinstance(subspaces, Subspaces) else subspaces.max_rank
+        state = starting_state(sensitivity, self._bound, rank, **knobs)
         if not isinstance(subspaces, Subspaces | None):
             raise TypeError(
                 f"subspaces are a {type(subspaces).__name__}: pass what tlora.task_subspaces returned, or None"
@@ -123,15 +124,10 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
                 f"{len(sensitivity.names)} others: pass two results of one calibration"
             )
         self.sensitivity = sensitivity
-        self._bound = None if subspaces is None else subspaces.max_rank
-        values = {field: getattr(first.knobs, field) for field in DEFAULTS}
-        alpha = None if knobs.get("alpha") is None else first.knobs.alpha
-        values |= {"alpha": alpha, "exclude": tuple(first.excluded)}
-        values["max_rank"] = self._within_bases(first.knobs.max_rank)
-        state = AllocationState(rank=first.rank, edits={}, **values)
         super().__init__(replace(state, kept=self.result(state)))
         self._start = self.state
         self._build()
+        self._answer_while_busy()
         self._refresh()
 
     @property
@@ -168,13 +164,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         str
             ``tlora.allocate(...)``, with ``.edit(...)`` where ranks were set by hand.
         """
-        values = {name: repr(value) for name, value in self.knobs.items()}
-        if self.state.pinned:
-            values["pinned"] = ranks_in_words(self.state.pinned, self.sensitivity, source)
-        text = f"tlora.allocate({', '.join([source, *(f'{name}={value}' for name, value in values.items())])})"
-        if not self.state.edits:
-            return text
-        return f"{text}.edit({ranks_in_words(self.state.edits, self.sensitivity, source)})"
+        return code(self.sensitivity, self.state, source)
 
     def keep(self) -> None:
         """Count changes from the plan as it is now; what could not be met is asked for no longer."""
@@ -188,13 +178,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
 
     def result(self, state: AllocationState) -> Allocation:
         """The plan of ``state``: `tlora.allocate`, then its edits."""
-        try:
-            return plan(self.sensitivity, state)
-        except ValueError as refusal:
-            if self._bound is None or "raise max_rank" not in str(refusal) or state.max_rank != self._bound:
-                raise
-            more = f"make subspaces of more than {self._bound} directions, tlora.task_subspaces(..., max_rank=...)"
-            raise ValueError(str(refusal).replace("raise max_rank", more)) from None
+        return plan(self.sensitivity, state, self._bound)
 
     def render(self, state: AllocationState, ax: Axes) -> Axes:
         """Draw the plan of a state.
@@ -218,13 +202,6 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
     def line(self) -> str:
         """The plan in one line of text."""
         return f"{finding(self._result)}: {self.code()}"
-
-    def _within_bases(self, max_rank: Limit) -> Limit:
-        if self._bound is None:
-            return max_rank
-        if isinstance(max_rank, Mapping):
-            return {name: min(max_rank.get(name, self._bound), self._bound) for name in self.sensitivity.names}
-        return min(max_rank or self._bound, self._bound)
 
     def _build(self) -> None:
         """Make the controls and lay them out, in the order in which Tab goes through them."""
@@ -318,10 +295,32 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
             self.controls["set_rank"].value = ranks.pop() if len(ranks) == 1 else state.rank
 
 
-def plan(sensitivity: Sensitivity, state: AllocationState) -> Allocation:
-    """The plan of a state; nothing else decides it."""
-    made = allocate(sensitivity, **arguments(sensitivity, state))
-    return made.edit(state.edits) if state.edits else made
+def starting_state(
+    sensitivity: Sensitivity, bound: int | None, rank: SupportsIndex = 8, **knobs: Any
+) -> AllocationState:
+    """The state for these arguments of `tlora.allocate`, with no rank above ``bound``; nothing is kept yet."""
+    first = allocate(sensitivity, rank, **knobs)
+    values = {field: getattr(first.knobs, field) for field in DEFAULTS}
+    values["alpha"] = None if knobs.get("alpha") is None else first.knobs.alpha
+    values["exclude"] = tuple(first.excluded)
+    most = values["max_rank"]
+    if bound is not None and isinstance(most, Mapping):
+        values["max_rank"] = {name: min(most.get(name, bound), bound) for name in sensitivity.names}
+    elif bound is not None:
+        values["max_rank"] = min(most or bound, bound)
+    return AllocationState(rank=first.rank, edits={}, **values)
+
+
+def plan(sensitivity: Sensitivity, state: AllocationState, bound: int | None = None) -> Allocation:
+    """The allocation of a state; ``bound`` is the most rank that the bases have, for the words of a refusal."""
+    try:
+        made = allocate(sensitivity, **arguments(sensitivity, state))
+        return made.edit(state.edits) if state.edits else made
+    except ValueError as refusal:
+        if bound is None or "raise max_rank" not in str(refusal) or state.max_rank != bound:
+            raise
+        more = f"make subspaces of more than {bound} directions, tlora.task_subspaces(..., max_rank=...)"
+        raise ValueError(str(refusal).replace("raise max_rank", more)) from None
 
 
 def arguments(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
@@ -329,6 +328,15 @@ def arguments(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any
     values = {name: deepcopy(getattr(state, name)) for name in DEFAULTS}
     values["exclude"] = grouped(state.exclude, sensitivity)
     return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
+
+
+def code(sensitivity: Sensitivity, state: AllocationState, source: str = SOURCE) -> str:
+    """The allocation of a state as one line of Python; ``source`` is the expression for the sensitivity."""
+    values = {name: repr(value) for name, value in arguments(sensitivity, state).items()}
+    if state.pinned:
+        values["pinned"] = ranks_in_words(state.pinned, sensitivity, source)
+    text = f"tlora.allocate({', '.join([source, *(f'{name}={value}' for name, value in values.items())])})"
+    return f"{text}.edit({ranks_in_words(state.edits, sensitivity, source)})" if state.edits else text
 
 
 def _knob_controls(state: AllocationState, most_rank: int, most: int) -> dict[str, ipywidgets.Widget]:
@@ -415,7 +423,13 @@ def costs(allocation: Allocation) -> str:
 
 
 def changed(changes: pd.DataFrame, kept: Allocation) -> str:
-    """What is different from the kept plan, in a sentence or two."""
+    """What is different from the kept plan, in a sentence or two of HTML."""
+    words = html.escape(changes_in_words(changes))
+    return f"<p style='margin: 6px 0'>Since the kept plan (rank {kept.rank}): {words}.</p>"
+
+
+def changes_in_words(changes: pd.DataFrame) -> str:
+    """How many modules changed, by how much, and which of them most."""
     moved = changes[changes["rank_change"] != 0]
     scaled = int((changes["scaling_change"] != 0).sum())
     words = "nothing changed" if not scaled else f"{scaled} scalings changed, no rank"
@@ -427,7 +441,7 @@ def changed(changes: pd.DataFrame, kept: Allocation) -> str:
             f"{len(moved)} of {len(changes)} modules changed, {gained:,} ranks more and {lost:,} fewer, "
             f"{_signed(moved['parameters_change'].sum())} trainable parameters; most: {', '.join(most)}"
         )
-    return f"<p style='margin: 6px 0'>Since the kept plan (rank {kept.rank}): {html.escape(words)}.</p>"
+    return words
 
 
 def _signed(number: int) -> str:

@@ -68,14 +68,27 @@ class Shown(ABC):
         return Canvas(width, height)
 
     def _picture(self) -> dict[str, str]:
-        return {"image/png": b64encode(self.image.value).decode("ascii"), "text/plain": self.line}
+        return {"image/png": b64encode(self._repr_png_()).decode("ascii"), "text/plain": self.line}
 
     def _repr_png_(self) -> bytes:
         return self.image.value
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    def _answer_while_busy(self) -> None:
+        """Have the controls answer while a cell runs, where kernel and front end have subshells.
+
+        ipykernel answers where a widget was last changed, which may be the thread that is busy with the cell. With
+        this it answers in the subshell that the front end asks, as JupyterLab does from 4.4 on.
+        """
+        for part in _parts(self.widget):
+            if part.comm is not None:
+                part.comm._reply_subshell_for = lambda data, asked: asked
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
         """The picture is always in it, so that it is there when the notebook is read or exported later."""
-        return (self.widget._repr_mimebundle_() if front_end() else {}) | self._picture()
+        bundle = self.widget._repr_mimebundle_() if front_end() else {}
+        if isinstance(bundle, tuple):  # of anywidget, with metadata
+            return bundle[0] | self._picture(), bundle[1]
+        return bundle | self._picture()
 
     def __repr__(self) -> str:
         return self.line
@@ -149,14 +162,20 @@ class Explorer(Shown, Generic[State, Result]):
             self._following = False
 
 
+def _parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """A widget and all that is in it, the innermost first."""
+    for child in getattr(widget, "children", ()):
+        yield from _parts(child)
+    yield widget
+
+
 def _close(widget: ipywidgets.Widget) -> None:
     """Close a widget and all that is in it."""
-    for child in getattr(widget, "children", ()):
-        _close(child)
-    widget.unobserve_all()
-    for part in (getattr(widget, "style", None), widget.layout, widget):
-        if part is not None:
-            part.close()
+    for inner in list(_parts(widget)):
+        inner.unobserve_all()
+        for part in (getattr(inner, "style", None), inner.layout, inner):
+            if part is not None:
+                part.close()
 
 
 def alert(text: str) -> str:

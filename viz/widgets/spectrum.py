@@ -117,7 +117,7 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
                 raise ValueError(f"two sources are of kind {source.kind!r}: pass one of each kind")
             if list(source.layers) != list(spectra[0].layers):
                 raise ValueError("the sources are of different modules: pass results of one calibration")
-            self._shares[source.kind] = _shares(source)
+            self._shares[source.kind] = shares_of(source)
             self._whole[source.kind] = isinstance(source, Spectrum) and bool(
                 np.isfinite([*source.traces.values()]).all()
             )
@@ -130,6 +130,7 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
         rank = min(rank, self._most)
         super().__init__(SpectrumState(first.layers[name], first.projections[name], first.kind, rank))
         self._build()
+        self._answer_while_busy()
         self._refresh()
 
     def result(self, state: SpectrumState) -> SpectrumReading:
@@ -242,7 +243,7 @@ def _spectrum(source: Source) -> Spectrum | Subspaces:
     return source
 
 
-def _shares(source: Spectrum | Subspaces) -> Shares:
+def shares_of(source: Spectrum | Subspaces) -> Shares:
     """Share of each direction: of the matrix's own energy, and of the variance of the inputs."""
     if isinstance(source, Spectrum):
         return {VARIANCE if source.kind in ("covariance", "c") else ENERGY: _of_spectrum(source)}
@@ -263,13 +264,15 @@ class SpectrumPicture:
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        Becomes the panel of the cumulative shares; that of the single directions takes its room from it.
+        Becomes the panel of the cumulative shares.
+    single : matplotlib.axes.Axes, optional
+        The panel of the single directions; when left out, it takes its room from ``ax``.
     """
 
     @style.styled
-    def __init__(self, ax: Axes) -> None:
+    def __init__(self, ax: Axes, single: Axes | None = None) -> None:
         self.sums = ax
-        self.single = make_axes_locatable(ax).append_axes("right", "78%", pad=0.75)
+        self.single = single or make_axes_locatable(ax).append_axes("right", "78%", pad=0.75)
         colours = dict(zip(("energy", "variance"), style.colours(2), strict=True))
         grey: dict[str, Any] = {"color": "0.82", "linewidth": 0.7, "zorder": 1}
         self.others = [LineCollection([], **grey) for _ in range(2)]

@@ -225,6 +225,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self.note = ipywidgets.HTML()
         self.image = ipywidgets.Image(format="png")
         self.widget = ipywidgets.VBox([row(self.stop_button, self.note), self.image])
+        self._answer_while_busy()
         self._draw_for(())
 
     def _draw_for(self, modules: tuple[str, ...]) -> None:
@@ -233,10 +234,6 @@ class TrainingMonitor(Shown, ModuleRecorder):
 
     def _set_button(self, description: str, disabled: bool) -> None:
         self.stop_button.description, self.stop_button.disabled = description, disabled
-        # From 7.4 on ipykernel answers where a widget was last changed: in the thread that is busy with the cell.
-        # Without this note of it, a click goes where the front end sends it.
-        if self.stop_button.comm is not None:  # closed with all widgets: training goes on without the button
-            vars(self.stop_button.comm).pop("_reply_subshell_id", None)
 
     def _show(self, status: str, state: TrainerState | None = None) -> None:
         """Bring state and picture up to date, and say when the next picture is due."""

@@ -1,0 +1,348 @@
+"""Workbench: budgets stay exact whatever is done, everything can be undone, and what goes out comes back the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import tlora
+import viz
+from tests.helpers import results
+from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.pictured import gradient_capture, sensitivity
+from tests.helpers.results import base, calibration, same, subspaces
+from tests.helpers.sensitivities import llama_sensitivity
+from tests.helpers.sensitivities import sensitivity as by_hand
+from tlora.subspaces.subspaces import task_subspaces
+from viz.widgets import base as widgets
+from viz.widgets import workbench as module
+
+SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
+
+
+def small(**knobs: Any) -> viz.Workbench:
+    """Six modules: q_proj, k_proj and down_proj of two layers."""
+    return viz.Workbench(by_hand(SCORES), rank=4, **knobs)
+
+
+@cache
+def other() -> Any:
+    return task_subspaces(base(), calibration(), max_rank=8, kind="random", progress=False)
+
+
+def request(it: viz.Workbench, call: str, gesture: str | None = None, **args: Any) -> None:
+    """What the browser sends."""
+    it._heard(it.widget, {"call": call, "args": args, "gesture": gesture, "id": 1}, [])
+
+
+def test_begins_with_the_allocation_of_its_arguments() -> None:
+    knobs = {"alpha": 16, "temperature": 0.5, "pinned": {"layers.0.k_proj": 3}, "exclude": [1]}
+    assert same(small(**knobs).allocation, tlora.allocate(by_hand(SCORES), rank=4, **knobs))
+
+
+def test_setting_a_rank_rebalances_the_others_within_the_budget() -> None:
+    it = small()
+    it.set_rank("layers.1.down_proj", 11)
+    assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4).edit({"layers.1.down_proj": 11}))
+    assert sum(it.allocation.ranks.values()) == 24
+    assert it.widget.shown["reasons"][5] == "by hand"
+    it.release("layers.1.down_proj")
+    assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4))
+
+
+def test_a_refused_rank_changes_nothing() -> None:
+    it = small()
+    before = it.state
+    with pytest.raises(ValueError, match=r"layers\.0\.q_proj"):
+        it.set_rank("layers.0.q_proj", 60)
+    with pytest.raises(KeyError, match="nothing"):
+        it.set_rank("nothing", 3)
+    with pytest.raises(TypeError, match="depth"):
+        it.set(depth=3)
+    assert it.state is before
+    it.undo()
+    assert it.state is before
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [(60, 19), (20, 19), (19, 19)])
+def test_dragging_too_far_gives_the_nearest_possible_rank(asked: int, nearest: int) -> None:
+    """Of 24 ranks, five other modules keep one each."""
+    it = small()
+    request(it, "set_rank", "drag 1", modules=[0], rank=asked)
+    assert it.allocation.ranks["layers.0.q_proj"] == nearest
+    assert ("at most" in it.widget.shown["message"] or "or less" in it.widget.shown["message"]) == (asked > nearest)
+
+
+def test_refusals_name_the_controls() -> None:
+    it = small()
+    request(it, "set", min_rank=6)
+    assert it.widget.shown["message"].startswith("Floor and ranks set by hand need 36 ranks")
+    assert it.allocation.knobs.min_rank == 1
+    request(it, "set", min_rank=2)
+    assert it.widget.shown["message"] == ""
+
+
+def test_one_gesture_is_one_step_to_undo() -> None:
+    it = small()
+    for rank in (9, 10, 11):
+        request(it, "set_rank", "drag 1", modules=[3], rank=rank)
+    request(it, "set_rank", "drag 2", modules=[3], rank=12)
+    request(it, "undo")
+    assert it.allocation.ranks["layers.1.q_proj"] == 11
+    request(it, "undo")
+    assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4))
+    request(it, "redo")
+    assert it.allocation.ranks["layers.1.q_proj"] == 11
+
+
+def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """Requests, sensible and not."""
+    some = st.lists(st.integers(0, modules - 1), min_size=1, max_size=3, unique=True)
+    knobs = st.one_of(
+        st.fixed_dictionaries({"rank": st.integers(1, 12)}),
+        st.fixed_dictionaries({"temperature": st.integers(0, 20).map(lambda step: step / 20)}),
+        st.fixed_dictionaries({"min_rank": st.integers(1, 9)}),
+        st.fixed_dictionaries({"max_rank": st.integers(1, 64)}),
+        st.fixed_dictionaries({"budget": st.sampled_from(["ranks", "parameters"])}),
+    )
+    return st.one_of(
+        st.tuples(st.just("set"), knobs),
+        st.tuples(st.just("set_rank"), st.fixed_dictionaries({"modules": some, "rank": st.integers(1, 64)})),
+        st.tuples(st.sampled_from(["release", "leave_out"]), st.fixed_dictionaries({"modules": some})),
+        st.tuples(st.just("preset"), st.fixed_dictionaries({"name": st.sampled_from(list(module.PRESETS))})),
+        st.tuples(st.sampled_from(["undo", "redo", "keep"]), st.just({})),
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_after_many_actions_the_budget_is_exact_and_undo_returns_to_the_start(data: st.DataObject) -> None:
+    """Fifty actions a run: the budget is counted here from ranks and shapes, not taken from the allocation."""
+    scores = by_hand(SCORES, [(64, 32), (16, 32), (32, 64)] * 2)
+    it = viz.Workbench(scores, rank=4)
+    start = it.state
+    for call, args in data.draw(st.lists(actions(6), min_size=50, max_size=50)):
+        request(it, call, **args)
+        plan, state = it.allocation, it.state
+        if state.budget == "ranks":
+            assert sum(plan.ranks.values()) == state.rank * 6
+        else:
+            used = sum(rank * plan.shapes[n][0] for n, rank in plan.ranks.items())
+            total, most = state.rank * 224, 64
+            prices = [
+                plan.shapes[n][0] for n, r in plan.ranks.items() if r < min(*plan.shapes[n], state.max_rank or most)
+            ]
+            free = [p for p, n in zip(prices, plan.ranks, strict=False) if n not in state.edits]
+            assert used <= total
+            assert not free or total - used < max(64, *free)
+        assert it.widget.shown["ranks"] == [plan.ranks.get(name, 0) for name in it.names]
+    assert same(it.allocation, eval(it.code("scores"), {"tlora": tlora, "scores": scores}))
+    while it._past:
+        it.undo()
+    assert it.state == start
+
+
+@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "paper"])
+def test_presets(name: str) -> None:
+    it = viz.Workbench(sensitivity("30 layers"), max_rank=40, min_rank=2)
+    it.set_rank(it.names[0], 30)
+    it.preset(name)
+    ranks, roles = it.allocation.ranks, it.sensitivity.projections
+    expected = {
+        "uniform": {"min_rank": 2, "max_rank": 40, "temperature": 0},
+        "q and v": {
+            "min_rank": 2,
+            "max_rank": 40,
+            "temperature": 0,
+            "exclude": set(roles.values()) - {"q_proj", "v_proj"},
+        },
+        "attention": {"min_rank": 2, "max_rank": 40, "exclude": ["gate_proj", "up_proj", "down_proj"]},
+        "by score": {"min_rank": 2, "max_rank": 40},
+        "paper": {},
+    }[name]
+    assert ranks == tlora.allocate(it.sensitivity, rank=8, **expected).ranks
+    assert it.state.edits == {}
+
+
+def test_presets_that_mean_nothing_are_not_offered() -> None:
+    it = viz.Workbench(sensitivity("one projection"))
+    assert list(it.widget.about["presets"]) == ["uniform", "by score", "paper"]
+    with pytest.raises(KeyError, match="no preset 'q and v'"):
+        it.preset("q and v")
+    assert module.modules_of("q and v", sensitivity("BERT")) == [
+        n for n in sensitivity("BERT").names if n.endswith(("query", "value"))
+    ]
+
+
+def test_what_is_kept_is_what_changes_count_from() -> None:
+    it = small()
+    first = it.allocation
+    it.set(temperature=0)
+    assert it.kept is first
+    assert it.widget.shown["kept"] == [first.ranks[name] for name in it.names]
+    assert "modules changed" in it.widget.shown["moved"]
+    it.keep()
+    assert same(it.kept, it.allocation)
+    assert it.widget.shown["moved"] == "nothing changed"
+    it.undo()
+    assert it.kept is first
+
+
+def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
+    """Worked out by hand for LLaMA-2-7B: A uniform at rank 8, B at rank 16."""
+    it = viz.Workbench(llama_sensitivity(), temperature=0)
+    it.set(rank=16)
+    b = 32 * (4 * 4096 + 2 * 11008 + 4096)
+    assert it.widget.shown["costs"][0][:3] == ["trainable parameters", f"{8 * b:,}", f"{16 * b:,}"]
+    assert it.widget.shown["costs"][2][1:] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
+
+
+def test_shares_by_rank_are_those_of_the_results() -> None:
+    it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
+    tabs = {tab["name"]: tab for tab in it.widget.about["tabs"]}
+    k, name = 3, it.names[3]
+    squares = np.square(subspaces().singular_values[name].double().numpy())
+    np.testing.assert_allclose(tabs["energy"]["curves"][k], np.cumsum(squares) / squares.sum(), rtol=6e-3)
+    along = subspaces().row_variance[name].double().numpy() / subspaces().traces[name]
+    np.testing.assert_allclose(tabs["variance"]["curves"][k], np.cumsum(along), rtol=6e-3)
+    left, right = subspaces().basis(name, 4).double(), other().basis(name, 4).double()
+    assert tabs["overlap"]["curves"][k][3] == pytest.approx(float((left @ right.T).square().sum() / 4), rel=6e-3)
+    assert it.most == 8
+
+
+def test_captured_gradient_between_measured_ranks_lies_on_straight_lines() -> None:
+    capture = gradient_capture()
+    frame = capture.to_frame()
+    name = capture.names[0]
+    measured = frame[(frame["module"] == name) & (frame["kind"] == "w")].set_index("rank")["captured"]
+    curve = module.captured_curves(capture, "w", 64)[name]
+    assert len(curve) == 32
+    assert curve[[7, 31]] == pytest.approx([measured[8], measured[32]])
+    assert curve[19] == pytest.approx((measured[8] + measured[32]) / 2)
+    assert curve[3] == pytest.approx(measured[8] / 2)
+
+
+def test_a_run_adds_how_far_modules_moved() -> None:
+    run = results.run()
+    it = viz.Workbench(calibration(), subspaces(), run=run, rank=2)
+    tabs = {tab["name"]: tab["values"] for tab in it.widget.about["tabs"] if "values" in tab}
+    last = run.module_history.groupby("module")["update_norm"].last()
+    for name, update, used in zip(it.names, tabs["update"], tabs["used"], strict=True):
+        if name in last.index:
+            assert update == pytest.approx(last[name], rel=6e-3)
+            assert used <= run.ranks[name]
+        else:
+            assert update is used is None
+
+
+def test_results_of_another_model_are_refused() -> None:
+    with pytest.raises(ValueError, match="is of another model"):
+        viz.Workbench(by_hand(SCORES), subspaces())
+    with pytest.raises(TypeError, match="capture is a Subspaces: pass a GradientCapture"):
+        viz.Workbench(calibration(), subspaces(), capture=subspaces())
+    with pytest.raises(TypeError, match=r"what tlora\.calibrate returned"):
+        viz.Workbench({"q_proj": 1.0})
+
+
+def test_the_distribution_of_a_rank_is_that_of_resampled_scores() -> None:
+    it = viz.Workbench(calibration(), subspaces(), rank=2)
+    expected = tlora.plan_stability(it.sensitivity, it.allocation, resamples=200).ranks[:, 5]
+    np.testing.assert_array_equal(it.rank_distribution(it.names[5]), expected.numpy())
+    it.set(rank=3)
+    assert it.rank_distribution(it.names[5]).mean() > expected.double().mean()
+
+
+def test_a_session_comes_back(tmp_path: Any) -> None:
+    it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
+    it.set(temperature=0.5)
+    it.keep()
+    it.set_rank(it.names[2], 6)
+    it.leave_out(it.names[9])
+    it.select(it.names[4], it.names[2])
+    it.widget.tab = "overlap"
+    again = viz.Workbench.load(it.save(tmp_path / "session"))
+    assert again.state == it.state
+    assert same(again.allocation, it.allocation)
+    assert again.code() == it.code()
+    assert again.selected == it.selected
+    assert again.widget.tab == "overlap"
+    assert again.widget.about == it.widget.about
+    it.save(tmp_path / "session")  # replaced
+    with pytest.raises(FileExistsError):
+        it.save(tmp_path)
+
+
+def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None:
+    it = viz.Workbench(llama_sensitivity(16), max_rank=64)
+    it.set_rank(it.names[3], 20)
+    text = it.page(tmp_path / "allocation.html").read_text()
+    assert len(text) < 2e6
+    assert not re.findall(
+        r"(?:src|href)=|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)", text.split("const SVG")[0]
+    )
+    data = json.loads(re.search(r"offline\((\{.*\})\), el:", text)[1])
+    for i, step in enumerate(data["steps"]):
+        plan = tlora.allocate(it.sensitivity, rank=8, max_rank=64, temperature=i / 20).edit({it.names[3]: 20})
+        assert step["ranks"] == [plan.ranks[name] for name in it.names]
+        assert step["controls"]["temperature"] == i / 20
+        assert step["scalings"] == pytest.approx(list(plan.scalings.values()), rel=6e-3)
+    assert len(data["steps"]) == 21
+
+
+def test_a_title_is_no_markup(tmp_path: Any) -> None:
+    scores = sensitivity("2 layers")
+    object.__setattr__(scores.meta, "task", "<script>alert(1)</script>")
+    text = viz.Workbench(scores).page(tmp_path / "a.html").read_text()
+    assert "<script>alert" not in text
+
+
+def test_without_a_front_end_there_are_a_picture_and_a_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = small()
+    it.display()
+    assert capsys.readouterr().out == f"{it.line}\n"
+    assert it._repr_png_().startswith(b"\x89PNG")
+    monkeypatch.setattr(widgets, "front_end", lambda: True)
+    bundle = it._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == it.widget.model_id
+    assert {"image/png", "text/plain"} <= data.keys()
+
+
+def test_the_picture_of_a_module_follows_module_and_rank() -> None:
+    it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
+    first = it.module_picture(it.names[0])
+    assert it.module_picture(it.names[1]) != first
+    assert it.module_picture(it.names[0]) == first
+    it.set_rank(it.names[0], 5)
+    assert it.module_picture(it.names[0]) != first
+    request(it, "look")
+    assert it.widget.picture == it.module_picture(it.names[0])
+    request(it, "resample")
+    assert it.widget.picture != first
+
+
+def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small:
+        name = "small"
+        validation = range(3)
+
+        def calibration(self, samples: int) -> list[Any]:
+            assert samples == 4
+            return [tiny_batch("llama", lengths=(7, 4, 9, 6))]
+
+        def collate(self, rows: list[int]) -> Any:
+            return tiny_batch("llama", lengths=(5, 8, 6)[: len(rows)])
+
+    shown: list[Any] = []
+    monkeypatch.setattr(viz.Workbench, "display", lambda it: shown.append(it))
+    it = viz.explore(tiny_model("llama"), Small(), samples=4, max_rank=4, rank=2)
+    assert shown == [it]
+    assert it.capture.ranks == [1, 2, 3, 4]
+    assert it.most == 4

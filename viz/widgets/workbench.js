@@ -1,0 +1,436 @@
+// The workbench in the browser: draws `about` (what stays) and `shown` (the allocation as it stands), and asks the
+// kernel for everything else. The page without a kernel runs the same code on a model that answers from a table.
+
+const SVG = "http://www.w3.org/2000/svg";
+const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
+const NARROWEST = 17, TALL = 22; // pixels of a cell
+const MINUS = "\u2212";
+
+function make(tag, attributes = {}, parent = null, text = null) {
+  const svg = ["svg", "g", "rect", "path"].includes(tag) || attributes.svg;
+  const element = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value);
+  if (text !== null) element.textContent = text;
+  if (parent) parent.appendChild(element);
+  return element;
+}
+
+const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + " %";
+const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
+const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
+
+function render({ model, el }) {
+  const about = model.get("about"), page = Boolean(about.page), count = about.names.length;
+  const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
+  const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
+  const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
+  const body = make("div", { class: "body" }, root);
+  const main = make("div", { class: "main" }, body);
+  const map = make("div", { class: "map", role: "tabpanel", "aria-label": "Map of the modules" }, main);
+  const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
+  const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, main);
+  const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
+  let shown = model.get("shown"), cells = [], bars = [], drag = null, focus = model.get("selected").at(-1) ?? 0;
+
+  // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
+  const queue = [];
+  let busy = false, gestures = 0, version = 1, drawn = 0, resampled = 0, drawnAt = 0, timer = null;
+  function ask(call, args = {}, gesture = null) {
+    if (gesture !== null && queue.at(-1)?.gesture === gesture) queue.pop();
+    queue.push({ call, args, gesture });
+    next();
+  }
+  function next() {
+    if (busy) return;
+    if (!queue.length) return idle();
+    busy = true;
+    model.send({ ...queue.shift(), id: version });
+  }
+  function idle() { // the picture beside the map, and when the user rests what takes longer
+    if (page || !about.pictured) return;
+    clearTimeout(timer);
+    if (drawn < version && (!drag || performance.now() - drawnAt > 200)) {
+      [drawn, drawnAt] = [version, performance.now()];
+      ask("look");
+    } else if (resampled < version && !drag) {
+      timer = setTimeout(() => { resampled = version; ask("resample"); }, 400);
+    }
+  }
+  const changed = () => { version++; idle(); };
+  function heard(content) {
+    if ("answer" in content) { busy = false; next(); }
+    if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
+  }
+
+  // --- What the tabs show.
+  const tab = () => about.tabs.find((one) => one.name === model.get("tab")) ?? about.tabs[1];
+  const change = (k) => shown.ranks[k] - shown.kept[k];
+  function value(t, k) {
+    if (t.of === "change") return change(k);
+    if (t.of) return t.of === "ranks" && !shown.ranks[k] ? null : shown[t.of][k];
+    return (t.curves ? t.curves[k][shown.ranks[k] - 1] : t.values[k]) ?? null;
+  }
+  function text(t, k) {
+    const v = value(t, k);
+    if (v === null) return "";
+    if (t.kind === "change") return v ? signed(v) : "";
+    if (t.kind === "percent") return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^0/, "");
+    return number(v);
+  }
+  const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
+  function words(k) { // everything that is known of a module
+    const rank = shown.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
+    const before = change(k) ? `, ${shown.kept[k]} in A` : "";
+    lines.push(rank ? `Rank ${rank}${before}; decided by ${shown.reasons[k].replace("by hand", "hand")}` :
+      `Left out: no adapter${before}`);
+    if (rank) lines.push(`Scale ${number(shown.scalings[k])}`);
+    const s = of("sensitivity"), ends = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
+    if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends}`);
+    for (const t of about.tabs) {
+      if (["sensitivity", "rank", "change", "scale"].includes(t.name) || value(t, k) === null) continue;
+      lines.push(`${t.kind === "percent" ? percent(value(t, k)) : number(value(t, k))} ${t.unit}`);
+    }
+    return lines;
+  }
+
+  // --- The map. Where the page is too narrow for all layers, they go on in a second band below.
+  function build() {
+    const wide = Math.max(320, map.clientWidth), named = Math.max(...about.rows.map((r) => r.length));
+    const left = Math.min(6.3 * Math.min(named, 24) + 12, 0.3 * wide), right = 46, columns = about.columns.length;
+    const bands = Math.ceil((columns * NARROWEST) / (wide - left - right)), each = Math.ceil(columns / bands);
+    const w = Math.min(34, (wide - left - right) / each), h = TALL, top = 34, rows = about.rows.length;
+    const stack = (row) => (row.includes(".") ? row.split(".")[0] : ""), gaps = []; // encoder and decoder stand apart
+    about.rows.forEach((row, j) => gaps.push(j && stack(row) !== stack(about.rows[j - 1]) ? gaps[j - 1] + 8 : gaps[j - 1] ?? 0));
+    const tall = top + rows * h + gaps[rows - 1] + 20;
+    const labels = { svg: true, class: "label" }, every = Math.ceil(18 / w);
+    svg.replaceChildren();
+    for (const [name, v] of Object.entries({ width: wide, height: bands * tall, role: "grid", "aria-multiselectable": "true",
+      "aria-label": "Modules: projections down, layers across. Arrow keys move, plus and minus change the rank, " +
+        "Delete gives it back to the score, X leaves a module out" })) svg.setAttribute(name, v);
+    cells = []; bars = [];
+    for (let b = 0; b < bands; b++) {
+      const y0 = b * tall + top, first = b * each, here = about.columns.slice(first, first + each);
+      const x = (i) => left + w * (i - first), y = (j) => y0 + h * j + gaps[j];
+      const head = make("g", { role: "row" }, svg);
+      make("text", { ...labels, x: left - 6, y: y0 + rows * h + gaps[rows - 1] + 14, "text-anchor": "end", role: "columnheader" }, head, "layer");
+      here.forEach((layer, i) => {
+        bars.push({ column: first + i, rect: make("rect", { class: "total", x: x(first + i) + 1, width: w - 2 }, svg), base: y0 - 3 });
+        const label = make("text", { ...labels, x: x(first + i) + w / 2, y: y0 + rows * h + gaps[rows - 1] + 14, "text-anchor": "middle", role: "columnheader",
+          "data-column": first + i, "aria-label": `layer ${layer}` }, head, (first + i) % every ? "\u00b7" : layer);
+        make("title", { svg: true }, label, `Select layer ${layer}`);
+      });
+      about.rows.forEach((name, j) => {
+        const row = make("g", { role: "row" }, svg), short = name.length > left / 6.3 ? "\u2026" + name.slice(-Math.floor(left / 6.3) + 2) : name;
+        const label = make("text", { ...labels, x: left - 6, y: y(j) + h / 2 + 4, "text-anchor": "end", role: "rowheader", "data-row": j }, row, short);
+        make("title", { svg: true }, label, `Select ${name} of all layers`);
+        bars.push({ row: j, rect: make("rect", { class: "total", x: left + w * here.length + 4, y: y(j) + 2, height: h - 4 }, svg), room: right - 8 });
+        for (let k = 0; k < count; k++) {
+          const i = about.column[k];
+          if (about.row[k] !== j || i < first || i >= first + each) continue;
+          const g = make("g", { class: "cell", role: "gridcell", tabindex: -1, "data-k": k, transform: `translate(${x(i)} ${y(j)})` }, row);
+          make("rect", { x: 1, y: 1, width: w - 2, height: h - 2, rx: 2 }, g);
+          make("text", { svg: true, x: w / 2, y: h / 2 + 4, "text-anchor": "middle", "font-size": w < 22 ? 9.5 : 11 }, g);
+          make("path", { class: "mark" }, g);
+          cells[k] = { g, w, h, rect: g.childNodes[0], text: g.childNodes[1], mark: g.childNodes[2] };
+        }
+      });
+    }
+    paint();
+  }
+  const MARKS = { // at the ceiling a line above, at the floor one below, a cross where there is no adapter
+    ceiling: (w) => `M3 3.5H${w - 3}`, floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`, "left out": (w, h) => `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`,
+  };
+  function paint() {
+    if (!cells.length) return;
+    const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
+    const dark = luminance(rgb(getComputedStyle(root).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
+    const diverges = ["ratio", "change"].includes(t.kind), selected = new Set(model.get("selected"));
+    const scaled = (v) => (t.kind === "ratio" ? Math.log2(v / shown.rank) : t.kind === "percent" ? Math.sqrt(v) : v);
+    const most = Math.max(...known.map((v) => Math.abs(scaled(v))), t.kind === "ratio" ? 1 : 1e-9);
+    cells.forEach((cell, k) => {
+      const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;
+      const fill = ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(s))));
+      const written = cell.w < 12 ? "" : text(t, k), reason = shown.reasons[k];
+      cell.rect.setAttribute("fill", v === null ? (dark ? "#3a3a3a" : "#dcdcdc") : `rgb(${fill})`);
+      if (cell.text.textContent !== written) cell.text.textContent = written;
+      cell.text.setAttribute("fill", luminance(v === null ? ground : fill) > 0.2 ? "#111" : "#fff");
+      cell.mark.setAttribute("d", MARKS[reason]?.(cell.w, cell.h) ?? "");
+      cell.mark.setAttribute("stroke", luminance(v === null ? ground : fill) > 0.2 ? "#111" : "#fff");
+      cell.g.setAttribute("class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
+      cell.g.setAttribute("tabindex", k === focus ? 0 : -1);
+      cell.g.setAttribute("aria-selected", selected.has(k));
+      cell.g.setAttribute("aria-label", `${place(k)}, rank ${shown.ranks[k]}, ${reason}${t.of === "ranks" ? "" : `, ${written}`}`);
+    });
+    const mean = (which, place) => { const in_ = values.filter((v, k) => about[which][k] === place); return in_.reduce((a, v) => a + Math.abs(v ?? 0), 0) / (in_.length || 1); };
+    const columns = about.columns.map((_, i) => mean("column", i)), rows = about.rows.map((_, j) => mean("row", j));
+    for (const bar of bars) {
+      const size = bar.base ? 26 * columns[bar.column] / (Math.max(...columns) || 1) : bar.room * rows[bar.row] / (Math.max(...rows) || 1);
+      bar.rect.setAttribute(bar.base ? "height" : "width", size);
+      if (bar.base) bar.rect.setAttribute("y", bar.base - size);
+    }
+    const ends = { ratio: [`rank ${number(shown.rank / 2 ** most)}`, `${shown.rank}`, number(shown.rank * 2 ** most)],
+      change: [`${MINUS}${number(most)}`, "0", `+${number(most)}`], percent: ["0", "", percent(most ** 2)], number: ["0", "", number(most)] }[t.kind];
+    legend.replaceChildren();
+    make("span", {}, legend, ends[0]);
+    const ramp = [...(diverges ? [BLUE] : []), ground, diverges ? RED : GREEN].map((c) => `rgb(${c})`);
+    make("span", { class: "ramp", style: `background: linear-gradient(to right, ${ramp})` }, legend, ends[1]);
+    make("span", {}, legend, `${ends[2]} (${t.unit}; bars: means)`);
+    for (const [sign, meaning] of [["dashed", "by hand"], ["over", "at the ceiling"], ["under", "at the floor"], ["cross", "left out"]]) {
+      if (!shown.reasons.includes(meaning.replace("at the ", ""))) continue;
+      const entry = make("span", { class: "entry" }, legend);
+      make("span", { class: `sign ${sign}` }, entry, sign === "cross" ? "\u00d7" : "");
+      entry.append(meaning);
+    }
+    for (const button of tablist.children) {
+      button.setAttribute("aria-selected", button.dataset.tab === t.name);
+      button.setAttribute("tabindex", button.dataset.tab === t.name ? 0 : -1);
+    }
+    tell();
+  }
+  function tell() { // beside the map and below it
+    const k = model.get("selected").at(-1), many = model.get("selected").length;
+    said.replaceChildren();
+    if (k !== undefined) {
+      make("h3", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
+      make("div", { class: "name" }, said, about.names[k]);
+      for (const line of words(k)) make("div", {}, said, line);
+      image.alt = `${place(k)}: spectrum, shares by rank and ranks from resampled scores`;
+    }
+    message.textContent = shown.message ?? "";
+    finding.textContent = `${shown.finding}. ${shown.budget}.`;
+    table.replaceChildren();
+    const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
+    for (const name of ["", "A", "B", "B, of A"]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
+    for (const cells of shown.costs) cells.reduce((tr, cell, i) => (make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), tr), make("tr", {}, rows));
+    moved.textContent = `B since A: ${shown.moved}.`;
+    line.textContent = shown.code;
+    for (const [name, control] of Object.entries(controls)) {
+      const now = shown.controls[name];
+      if (control.held) continue;
+      control.disabled = now === null || (page && name !== "temperature");
+      control.value = now ?? "";
+      if (control.output) control.output.textContent = now;
+    }
+    if (undo) [undo.disabled, redo.disabled] = [!shown.undo, !shown.redo];
+  }
+
+  // --- Controls.
+  const controls = {};
+  function control(name, label, tag, attributes, options = []) {
+    const box = make("label", { class: "control" }, bar, label), input = make(tag, attributes, box);
+    for (const option of options) make("option", {}, input, option);
+    if (attributes.type === "range") input.output = make("output", {}, box);
+    let gesture = ++gestures;
+    input.addEventListener(attributes.type === "number" || tag === "select" ? "change" : "input", () => {
+      const now = tag === "select" ? input.value : Number(input.value);
+      if (attributes.type === "number" && !(Number.isInteger(now) && now >= 1)) return tell();
+      input.held = attributes.type === "range";
+      if (input.output) input.output.textContent = input.value;
+      ask("set", { [name]: now }, `control ${gesture}`);
+    });
+    input.addEventListener("change", () => { gesture = ++gestures; input.held = false; });
+    input.addEventListener("blur", () => { input.held = false; });
+    controls[name] = input;
+  }
+  function button(parent, label, title, action) {
+    const made = make("button", { type: "button", title }, parent, label);
+    made.addEventListener("click", action);
+    return made;
+  }
+  let undo = null, redo = null;
+  if (!page) {
+    control("budget", "Budget", "select", {}, ["ranks", "parameters"]);
+    control("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
+  }
+  control("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
+  if (!page) {
+    control("min_rank", "Floor", "input", { type: "number", min: 1, max: about.most });
+    control("max_rank", "Ceiling", "input", { type: "number", min: 1, max: about.most });
+    const presets = make("span", { class: "group", role: "group", "aria-label": "Presets" }, bar);
+    for (const [name, meaning] of Object.entries(about.presets)) button(presets, name, meaning, () => ask("preset", { name }));
+    const steps = make("span", { class: "group", role: "group", "aria-label": "History" }, bar);
+    undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => ask("undo"));
+    redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => ask("redo"));
+    button(steps, "Keep as A", "Count changes from here on", () => ask("keep"));
+  }
+  for (const t of about.tabs) {
+    const made = make("button", { type: "button", role: "tab", "data-tab": t.name, title: t.unit }, tablist, t.title);
+    made.addEventListener("click", () => show(t.name));
+  }
+  tablist.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tablist.children];
+    if (!step) return;
+    const target = all[(all.indexOf(event.target) + step + all.length) % all.length];
+    show(target.dataset.tab);
+    target.focus();
+  });
+  function show(name) { model.set("tab", name); model.save_changes(); paint(); }
+  const said = make("div", { class: "said", "aria-live": "polite" }, side), image = make("img", { alt: "" }, side);
+  image.hidden = true;
+  const finding = make("div", { class: "finding" }, foot), table = make("table", {}, foot), moved = make("div", {}, foot);
+  const copied = make("div", { class: "copied" }, foot), line = make("code", { tabindex: 0 }, copied), out = make("span", { class: "group" }, foot);
+  button(copied, "Copy", "Copy the line of Python", async (event) => {
+    await navigator.clipboard.writeText(line.textContent);
+    event.target.textContent = "Copied";
+    setTimeout(() => { event.target.textContent = "Copy"; }, 1200);
+  });
+  button(out, "SVG", "Download the map as a vector picture", () => download("allocation.svg", new Blob([picture()], { type: "image/svg+xml" })));
+  button(out, "PNG", "Download the map as a picture", png);
+  if (!page) {
+    button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page"));
+    button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
+  }
+
+  // --- Pointer and keyboard.
+  const at = (event) => { const g = event.target.closest?.(".cell"); return g ? Number(g.dataset.k) : null; };
+  const all = (which, place) => about[which].flatMap((p, k) => (p === place ? [k] : []));
+  function select(modules, last = modules.at(-1)) {
+    focus = last;
+    model.set("selected", [...modules.filter((k) => k !== last), last]);
+    model.save_changes();
+    paint();
+    changed();
+  }
+  function inform(k, x, y) {
+    tip.replaceChildren();
+    make("b", {}, tip, place(k));
+    for (const line of words(k)) make("div", {}, tip, line);
+    const box = root.getBoundingClientRect();
+    tip.style.display = "block";
+    tip.style.left = `${Math.max(0, Math.min(x - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${y - box.top + 16}px`;
+  }
+  svg.addEventListener("pointerdown", (event) => {
+    const { row, column } = event.target.dataset;
+    if (row !== undefined) return select(all("row", Number(row)));
+    if (column !== undefined) return select(all("column", Number(column)));
+    const k = at(event);
+    if (k === null || event.button) return;
+    event.preventDefault(); // no selection of text
+    cells[k].g.focus({ preventScroll: true });
+    const before = model.get("selected");
+    if (event.shiftKey) return select(all("row", about.row[k]), k);
+    if (event.ctrlKey || event.metaKey) return select(before.includes(k) ? before.filter((one) => one !== k) : [...before, k]);
+    if (!before.includes(k)) select([k]); else select(before, k);
+    if (page) return;
+    drag = { k, y: event.clientY, rank: shown.ranks[k], last: shown.ranks[k], gesture: `drag ${++gestures}` };
+    svg.setPointerCapture(event.pointerId);
+    tip.style.display = "none";
+  });
+  svg.addEventListener("pointermove", (event) => {
+    if (drag) {
+      const rank = Math.max(1, Math.min(about.most, drag.rank + Math.round((drag.y - event.clientY) / 4)));
+      if (rank === drag.last) return;
+      drag.last = rank;
+      return ask("set_rank", { modules: model.get("selected"), rank }, drag.gesture);
+    }
+    const k = at(event);
+    if (k === null) tip.style.display = "none"; else inform(k, event.clientX, event.clientY);
+  });
+  svg.addEventListener("pointerleave", () => { tip.style.display = "none"; });
+  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, (event) => {
+    if (drag && drag.last === drag.rank && model.get("selected").length > 1 && at(event) !== null) select([drag.k]); // a mere click
+    drag = null;
+    idle();
+  });
+  if (!page) svg.addEventListener("dblclick", (event) => { if (at(event) !== null) ask("release", { modules: [at(event)] }); });
+  svg.addEventListener("keydown", (event) => {
+    const move = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
+    const step = { "+": 1, "=": 1, "-": -1 }[event.key] ?? (event.altKey && move ? -move[1] : 0), modules = model.get("selected");
+    if (step && !page) ask("set_rank", { modules, rank: Math.max(1, shown.ranks[focus] + step) });
+    else if (move && !event.altKey) {
+      let [i, j] = [about.column[focus], about.row[focus]], k = -1;
+      while (k < 0 && i >= 0 && j >= 0 && i < about.columns.length && j < about.rows.length) {
+        [i, j] = [i + move[0], j + move[1]];
+        k = cells.findIndex((_, one) => about.column[one] === i && about.row[one] === j);
+      }
+      if (k >= 0) { select(event.shiftKey ? [...new Set([...modules, k])] : [k], k); cells[k].g.focus(); }
+    } else if (event.key === " " && (event.shiftKey || event.ctrlKey)) {
+      select(event.shiftKey ? all("row", about.row[focus]) : all("column", about.column[focus]), focus);
+    } else if (event.key === "Escape") select([focus]);
+    else if (["Delete", "Backspace"].includes(event.key) && !page) ask("release", { modules });
+    else if (event.key === "x" && !page) ask("leave_out", { modules });
+    else return;
+    event.preventDefault();
+  });
+  root.addEventListener("keydown", (event) => {
+    const key = event.key.toLowerCase();
+    if (!page && (event.ctrlKey || event.metaKey) && "zy".includes(key) && event.target.type !== "number") {
+      ask(key === "y" || event.shiftKey ? "redo" : "undo");
+      event.preventDefault();
+    }
+    event.stopPropagation(); // keys of the notebook are not meant
+  });
+
+  // --- Pictures of the map.
+  function picture() {
+    const copy = svg.cloneNode(true), from = [svg, ...svg.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+    from.forEach((one, i) => {
+      const look = getComputedStyle(one);
+      for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size"]) to[i].style[name] = look[name];
+    });
+    const ground = luminance(rgb(getComputedStyle(root).color)) > 0.4 ? "#111" : "#fff";
+    copy.prepend(make("rect", { width: "100%", height: "100%", fill: ground }));
+    return new XMLSerializer().serializeToString(copy);
+  }
+  function png() {
+    const drawn = new Image(), scale = 2;
+    drawn.onload = () => {
+      const canvas = make("canvas", { width: scale * svg.clientWidth, height: scale * svg.clientHeight });
+      canvas.getContext("2d").drawImage(drawn, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob((blob) => download("allocation.png", blob));
+    };
+    drawn.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(picture());
+  }
+
+  // --- What the kernel says.
+  model.on("msg:custom", heard);
+  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(); });
+  model.on("change:tab", paint);
+  model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); changed(); });
+  model.on("change:picture", draw);
+  function draw() {
+    const bytes = model.get("picture");
+    if (!bytes?.byteLength) return;
+    URL.revokeObjectURL(image.src);
+    image.src = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+    image.hidden = false;
+  }
+  let width = 0; // laid out when it is on the page, and again when its width changes
+  const resized = new ResizeObserver(() => { if (map.clientWidth && map.clientWidth !== width) { width = map.clientWidth; build(); } });
+  const themed = new MutationObserver(paint);
+  draw();
+  resized.observe(map);
+  themed.observe(document.body, { attributes: true });
+  idle();
+  return () => { resized.disconnect(); themed.disconnect(); clearTimeout(timer); };
+}
+
+const rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+function luminance(colour) { // relative luminance, WCAG 2
+  const [r, g, b] = colour.map((c) => (c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+function download(name, blob) {
+  const link = make("a", { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// For the page without a kernel: a model that answers `set(temperature)` from the allocations in the page.
+export function offline(data) {
+  const values = { ...data, about: { ...data.about, page: true } }, listeners = {};
+  const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
+  return {
+    get: (name) => values[name],
+    set: (name, value) => { values[name] = value; },
+    save_changes: () => {},
+    on: (name, listener) => { (listeners[name] ??= []).push(listener); },
+    send: ({ call, args, id }) => {
+      if (call === "set") { values.shown = data.steps[Math.round(args.temperature * data.about.steps)]; tell("change:shown"); }
+      tell("msg:custom", { answer: id });
+    },
+  };
+}
+export { render };
+export default { render };

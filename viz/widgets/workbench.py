@@ -1,0 +1,747 @@
+"""Workbench: the map of an allocation, to be clicked, questioned and changed, with what is known of every module."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Self, SupportsIndex
+
+import anywidget
+import numpy as np
+import traitlets
+from matplotlib.axes import Axes
+
+from tlora.allocation.allocation import Allocation
+from tlora.allocation.footprint import size_text
+from tlora.allocation.stability import plan_stability
+from tlora.calibration.calibrate import calibrate
+from tlora.calibration.calibration import Calibration
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.recipes import RECIPES
+from tlora.subspaces.alignment import align
+from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.training.run import TrainingRun
+from tlora.utils.files import read_json, replace_file, replace_folder, write_bytes
+from tlora.utils.validation import check_type
+from viz import style
+from viz.plots import heatmap
+from viz.plots.allocation import finding
+from viz.widgets.allocation import (
+    DEFAULTS,
+    EDIT,
+    EXCLUDE,
+    SCORE,
+    SOURCE,
+    AllocationState,
+    Limit,
+    RankPicture,
+    changes_in_words,
+    code,
+    decided,
+    plan,
+    starting_state,
+)
+from viz.widgets.base import Shown
+from viz.widgets.canvas import Canvas
+from viz.widgets.module_picture import ModulePicture
+from viz.widgets.spectrum import ENERGY, VARIANCE, shares_of
+
+FOLDER = Path(__file__).parent
+SCRIPT, LOOK, PAGE = ((FOLDER / f"workbench.{kind}").read_text("utf-8") for kind in ("js", "css", "html"))
+SESSION = "session.json"
+RESULTS = {"subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun}
+"""Results beside the scores that a workbench can hold, by the name of the argument."""
+STEPS = 20
+"""Steps of the temperature from 0 to 1."""
+RESAMPLES = 200
+"""Bootstrap resamples behind the distribution of a rank."""
+UNBOUND = 256
+"""Largest rank on a control where no bases limit it."""
+HELD_OUT = 32
+"""Validation samples that the captured gradient is measured on."""
+
+QUERY_OR_VALUE = re.compile(r"(^|[._])(q|v|wq|wv|query|value)(_proj|_lin|_linear)?$")
+ATTENTION = re.compile(r"att(entio)?n|(^|[._])[qkvo]_proj$", re.IGNORECASE)
+PRESETS = {
+    "uniform": "The same rank for every module",
+    "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
+    "attention": "Ranks by score within attention, none elsewhere; the budget stays",
+    "by score": "Ranks in proportion to the scores, nothing by hand",
+    "paper": "The options of the published method",
+}
+"""Presets, and what each of them does."""
+
+
+class Map(anywidget.AnyWidget):
+    """The part in the browser: draws what it is told, and sends back what the user wants."""
+
+    _esm, _css = SCRIPT, LOOK
+    about: Any = traitlets.Dict().tag(sync=True)
+    shown: Any = traitlets.Dict().tag(sync=True)
+    tab: Any = traitlets.Unicode("rank").tag(sync=True)
+    selected: Any = traitlets.List().tag(sync=True)
+    picture: Any = traitlets.Bytes().tag(sync=True)
+
+
+class Workbench(Shown):
+    """The ranks of all modules as a map: point at a module to read about it, drag it to change its rank.
+
+    Whatever is changed, the other modules share the rest of the same budget. ``workbench.allocation`` is what is
+    shown: what the next cell attaches and trains.
+
+    Parameters
+    ----------
+    calibration : Calibration or Sensitivity
+        Where the scores come from.
+    subspaces : Subspaces, optional
+        The bases that will be attached: no rank goes beyond theirs, and their spectra are shown.
+    model, task : optional
+        With both, and without ``capture``, the captured gradient is measured here on validation samples.
+    run : TrainingRun, optional
+        A training on this model: how far each module moved, and how much of its rank it used.
+    capture : GradientCapture, optional
+        Of held-out samples. The kind of the subspaces is shown, or its first kind.
+    other : Subspaces, optional
+        Of another task, to show the overlap with it.
+    rank : int
+        Nominal rank to begin with.
+    **knobs
+        Other arguments of `tlora.allocate` to begin with.
+
+    Attributes
+    ----------
+    state : AllocationState
+        Frozen. It decides the allocation, and holds the kept one.
+    widget : Map
+        The part in the browser.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        If an argument is something else, `tlora.allocate` refuses the knobs, or the results are of different modules.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration | Sensitivity,
+        subspaces: Subspaces | None = None,
+        *,
+        model: Any = None,
+        task: Any = None,
+        run: TrainingRun | None = None,
+        capture: GradientCapture | None = None,
+        other: Subspaces | None = None,
+        rank: SupportsIndex = 8,
+        **knobs: Any,
+    ) -> None:
+        self.calibration = calibration
+        self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
+        self.names = check_type(self.sensitivity, Sensitivity, "what tlora.calibrate returned").names
+        self.subspaces, self.run, self.capture, self.other = subspaces, run, capture, other
+        self._check_parts()
+        if capture is None and subspaces is not None and model is not None and task is not None:
+            self.capture = measured_capture(model, task, subspaces)
+        bound = None if subspaces is None else subspaces.max_rank
+        state = starting_state(self.sensitivity, bound, rank, **knobs)
+        self._bound = bound
+        self._result = self.result(state)
+        self.state = replace(state, kept=self._result)
+        self._past: list[AllocationState] = []
+        self._future: list[AllocationState] = []
+        self._gesture: str | None = None  # of the last step
+        self._gesture_now: str | None = None  # of the request that is answered
+        self._distribution: tuple[Allocation, np.ndarray] | None = None
+        self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
+        self.widget = Map(about=self._about(), shown=self._shown(), selected=[0])
+        self.widget.on_msg(self._heard)
+        self._answer_while_busy()
+
+    @property
+    def allocation(self) -> Allocation:
+        """What is shown."""
+        return self._result
+
+    @property
+    def kept(self) -> Allocation:
+        """The allocation A, from which changes are counted."""
+        assert self.state.kept is not None
+        return self.state.kept
+
+    @property
+    def selected(self) -> list[str]:
+        """Full names of the selected modules."""
+        return [self.names[i] for i in self.widget.selected]
+
+    @property
+    def line(self) -> str:
+        """The allocation in one line of text."""
+        return f"{finding(self._result)}: {self.code()}"
+
+    def result(self, state: AllocationState) -> Allocation:
+        """The allocation of ``state``: `tlora.allocate`, then its edits."""
+        return plan(self.sensitivity, state, self._bound)
+
+    def render(self, state: AllocationState, ax: Axes) -> Axes:
+        """Draw the ranks of a state on ``ax``, with matplotlib."""
+        picture, allocation = RankPicture(ax, self.sensitivity), self.result(state)
+        picture.update(allocation)
+        picture.headline.write(finding(allocation), style.source(allocation.meta))
+        return ax
+
+    def code(self, source: str = SOURCE) -> str:
+        """The allocation as one line of Python; ``source`` is the expression for the sensitivity."""
+        return code(self.sensitivity, self.state, source)
+
+    def select(self, *names: str) -> None:
+        """Select modules by their full names; KeyError if there is no such module."""
+        self.widget.selected = [self.names.index(name) for name in self._known(names)]
+
+    def set(self, **knobs: Any) -> None:
+        """Change arguments of `tlora.allocate`, e.g. ``set(temperature=0.5)``; what was set by hand stays.
+
+        Raises
+        ------
+        TypeError, KeyError, ValueError
+            If `tlora.allocate` refuses them. Nothing changes then.
+        """
+        if unknown := sorted(knobs.keys() - {"rank", *DEFAULTS}):
+            raise TypeError(f"allocate() has no option {unknown[0]!r}: choose from rank, {', '.join(DEFAULTS)}")
+        if "exclude" in knobs:  # as full names
+            knobs |= {"exclude": starting_state(self.sensitivity, None, exclude=knobs["exclude"]).exclude}
+        self._move(replace(self.state, **knobs))
+
+    def set_rank(self, names: str | Collection[str], rank: int) -> None:
+        """Set the rank of one or several modules; the others share what is left of the budget.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If there is no such module, or budget, floor or ceiling do not allow the rank. Nothing changes then.
+        """
+        self._decide(names, EDIT, rank)
+
+    def release(self, names: str | Collection[str]) -> None:
+        """Give modules back to their scores: no rank by hand, not left out; raises as `set_rank`."""
+        self._decide(names, SCORE)
+
+    def leave_out(self, names: str | Collection[str]) -> None:
+        """Give modules no adapter; the others share their part of the budget; raises as `set_rank`."""
+        self._decide(names, EXCLUDE)
+
+    def preset(self, name: str) -> None:
+        """Go to one of `PRESETS`; the rank and A stay. ValueError if the budget has no room in it."""
+        self._move(preset(name, self.state, self.sensitivity, self._bound))
+
+    def keep(self) -> None:
+        """Make what is shown A, from which changes are counted."""
+        self._move(replace(self.state, kept=self._result))
+
+    def undo(self) -> None:
+        """Take the last change back, if there is one."""
+        self._step(self._past, self._future)
+
+    def redo(self) -> None:
+        """Repeat the change that was taken back last, if there is one."""
+        self._step(self._future, self._past)
+
+    def rank_distribution(self, name: str) -> np.ndarray:
+        """Ranks of a module in allocations from bootstrap resamples of the calibration samples, (resamples,) int.
+
+        Raises
+        ------
+        KeyError
+            If there is no such module, or it is left out.
+        ValueError
+            If there are fewer than two samples.
+        """
+        allocation = self._result
+        if self._distribution is None or self._distribution[0] is not allocation:
+            ranks = plan_stability(self.sensitivity, allocation, resamples=RESAMPLES).ranks.numpy()
+            self._distribution = allocation, ranks
+        if name not in allocation.ranks:
+            raise KeyError(f"{name!r} has no rank in this allocation")
+        return self._distribution[1][:, list(allocation.ranks).index(name)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the session to a folder: the results, the allocation, A, and what is selected.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder; an earlier session there is replaced.
+
+        Returns
+        -------
+        pathlib.Path
+            The folder.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds something else.
+        OSError
+            If it cannot be written.
+        """
+        with self._lock:
+            state = {f.name: getattr(self.state, f.name) for f in fields(self.state) if f.name != "kept"}
+            head = {
+                "state": state,
+                "selected": self.selected,
+                "tab": self.widget.tab,
+                "of": type(self.calibration).__name__,
+            }
+            results = {name: getattr(self, name) for name in ("calibration", *RESULTS, "kept")}
+        with replace_folder(path, expects=SESSION) as folder:
+            for name, result in results.items():
+                if result is not None:
+                    result.save(folder / name)
+            write_bytes(folder / SESSION, json.dumps(head, indent=1).encode())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a session that `save` wrote. Changes made before that cannot be undone.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no session.
+        """
+        folder = Path(path)
+        head = read_json(folder / SESSION)
+        kinds = RESULTS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
+        it = cls(**{name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()})
+        state = head["state"] | {"exclude": tuple(head["state"]["exclude"])}
+        it._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
+        it.select(*head["selected"])
+        it.widget.tab = head["tab"]
+        return it
+
+    def page(self, path: str | os.PathLike[str]) -> Path:
+        """Write one HTML file that shows the map without a kernel and without a network.
+
+        Hover, tabs, selection and temperature work: the allocation at every step of the temperature is in it.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        with replace_file(path) as file:
+            write_bytes(file, self._page().encode())
+        return Path(path)
+
+    def module_picture(self, name: str) -> bytes:
+        """The spectrum of a module, its captured gradient and the distribution of its rank, as PNG bytes."""
+        allocation = self._result
+        known = self._distribution is not None and self._distribution[0] is allocation and name in allocation.ranks
+        resampled = self.rank_distribution(name) if known else None
+        return self._module_picture.png(name, allocation.ranks.get(name, 0), resampled)
+
+    @functools.cached_property
+    def _module_picture(self) -> ModulePicture:
+        return ModulePicture(self._curves, self.sensitivity, self.subspaces, self.most)
+
+    @property
+    def most(self) -> int:
+        """Largest rank that a control offers."""
+        return self._bound or min(UNBOUND, max(min(shape) for shape in self.sensitivity.shapes.values()))
+
+    @functools.cached_property
+    def _curves(self) -> dict[str, list[list[float | None]]]:
+        """Shares by rank from 1 on of every module, in model order, of what is known."""
+        curves: dict[str, Mapping[str, Any]] = {}
+        if self.subspaces is not None:
+            shares = shares_of(self.subspaces)
+            curves = {
+                what: {n: v.cumsum() for n, v in shares[what].items()} for what in (ENERGY, VARIANCE) if what in shares
+            }
+        if self.capture is not None:
+            kind = self.subspaces.kind if self.subspaces is not None else ""
+            curves["captured"] = captured_curves(self.capture, kind, self.most)
+        if self.other is not None and self.subspaces is not None:
+            most = min(len(rows) for side in (self.subspaces, self.other) for rows in side.bases.values())
+            curves["overlap"] = align(self.subspaces, self.other, most, labels=("this task", "the other")).overlaps
+        return {what: [_rounded(of.get(name, ())) for name in self.names] for what, of in curves.items()}
+
+    def _check_parts(self) -> None:
+        for name, kind in RESULTS.items():
+            part = getattr(self, name)
+            if part is None:
+                continue
+            if not isinstance(part, kind):
+                raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
+            modules = part.ranks if isinstance(part, TrainingRun) else part.shapes
+            if strange := [module for module in modules if module not in self.sensitivity.shapes]:
+                raise ValueError(f"{name} is of another model: {strange[0]} is not in the calibration")
+        if self.subspaces is not None and list(self.subspaces.shapes) != self.names:
+            raise ValueError(
+                f"the subspaces are of {len(self.subspaces.shapes)} modules and the sensitivity of "
+                f"{len(self.names)} others: pass two results of one calibration"
+            )
+
+    def _known(self, names: str | Collection[str]) -> list[str]:
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if name not in self.sensitivity.shapes:
+                raise KeyError(f"{name!r} is not a module here: there are {len(self.names)}, e.g. {self.names[0]!r}")
+        return names
+
+    def _decide(self, names: str | Collection[str], way: str, rank: int = 0) -> None:
+        state = self.state
+        self._move(replace(state, **decided(self._known(names), way, rank, state.pinned, state.edits, state.exclude)))
+
+    def _move(self, state: AllocationState) -> None:
+        """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
+        with self._lock:
+            before, gesture = self.state, self._gesture_now
+            self._result, self.state = self.result(state), state
+            if gesture is None or gesture != self._gesture:
+                self._past.append(before)
+            self._gesture = gesture
+            self._future.clear()
+            self._tell()
+
+    def _step(self, source: list[AllocationState], target: list[AllocationState]) -> None:
+        with self._lock:
+            if source:
+                target.append(self.state)
+                self._gesture = None
+                self._show(source.pop())
+
+    def _show(self, state: AllocationState) -> None:
+        self._result, self.state = self.result(state), state
+        self._tell()
+
+    def _tell(self, message: str = "") -> None:
+        self.widget.shown = self._shown() | {"message": message}
+
+    def _heard(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
+        """Do what the browser asks for, and say that it is done: the browser sends one request at a time."""
+        with self._lock:
+            self._gesture_now = content.get("gesture")
+            try:
+                self._actions[content["call"]](**content.get("args", {}))
+            except (KeyError, ValueError, OSError) as refusal:
+                self._tell(in_words_of_the_controls(str(refusal.args[-1] if refusal.args else refusal)))
+            finally:
+                self._gesture_now = None
+                self.widget.send({"answer": content.get("id")})
+
+    @property
+    def _actions(self) -> dict[str, Callable[..., None]]:
+        def by_position(action: Callable[..., None]) -> Callable[..., None]:
+            return lambda modules, **args: action([self.names[i] for i in modules], **args)
+
+        return {
+            "set": self.set,
+            "set_rank": by_position(self._drag),
+            "release": by_position(self.release),
+            "leave_out": by_position(self.leave_out),
+            "preset": self.preset,
+            "keep": self.keep,
+            "undo": self.undo,
+            "redo": self.redo,
+            "look": self._look,
+            "resample": self._resample,
+            "save": self._save,
+            "page": lambda: self.widget.send({"file": "allocation.html", "text": self._page()}),
+        }
+
+    def _drag(self, names: list[str], rank: int) -> None:
+        """Set ranks, or the nearest that are possible, and say so."""
+        try:
+            self.set_rank(names, rank)
+        except ValueError as refusal:
+            if (nearest := self._nearest(names, rank)) is None:
+                raise
+            self.set_rank(names, nearest)
+            self._tell(in_words_of_the_controls(str(refusal)))
+
+    def _nearest(self, names: list[str], rank: int) -> int | None:
+        """The possible rank that is nearest to ``rank``, on the side of the present one; None if there is none."""
+        good, bad = self._result.ranks.get(names[0], 1), rank
+        state, best = self.state, None
+        while abs(bad - good) > 1 or best is None:
+            rank = (good + bad) // 2 if best is not None else good
+            try:
+                self.result(replace(state, **decided(names, EDIT, rank, state.pinned, state.edits, state.exclude)))
+            except ValueError:
+                if best is None:
+                    return None
+                bad = rank
+            else:
+                good = best = rank
+        return best
+
+    def _look(self) -> None:
+        if self.widget.selected:
+            self.widget.picture = self.module_picture(self.selected[-1])
+
+    def _resample(self) -> None:
+        if self.selected and self.selected[-1] in self._result.ranks and len(self.sensitivity.per_sample) > 1:
+            self.rank_distribution(self.selected[-1])
+            self._look()
+
+    def _save(self, path: str = "workbench-session") -> None:
+        self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
+
+    def _repr_png_(self) -> bytes:
+        """The ranks as a picture, for readers without the browser's part."""
+        frame = self.sensitivity.to_frame()
+        canvas = Canvas(max(heatmap.size(frame)[0], heatmap.WIDTH), 2.0 + 0.27 * len(style.projections(frame)))
+        label = 0.075 * max(map(len, style.projections(frame)))
+        self.render(self.state, canvas.axes(0.45 + label, 0.12, 0.5, 0.5))
+        return canvas.png([])
+
+    def _page(self) -> str:
+        shown = [self._shown(replace(self.state, temperature=step / STEPS)) for step in range(STEPS + 1)]
+        data = {"about": self.widget.about, "steps": shown, "shown": self._shown(), "tab": self.widget.tab}
+        data |= {"selected": self.widget.selected}
+        text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+        title = style.source(self._result.meta) or "allocation"
+        return (
+            PAGE.replace("$TITLE", html.escape(title))
+            .replace("$STYLE", LOOK)
+            .replace("$SCRIPT", SCRIPT)
+            .replace("$DATA", text)
+        )
+
+    def _about(self) -> dict[str, Any]:
+        """What stays as it is: the modules, what is known of them, and the tabs that show it."""
+        sensitivity = self.sensitivity
+        rows = list(dict.fromkeys(sensitivity.projections.values()))
+        columns = sorted(set(sensitivity.layers.values()))
+        return {
+            "names": self.names,
+            "rows": rows,
+            "columns": columns,
+            "row": [rows.index(p) for p in sensitivity.projections.values()],
+            "column": [columns.index(layer) for layer in sensitivity.layers.values()],
+            "tabs": tabs(self),
+            "presets": {name: PRESETS[name] for name in presets_of(sensitivity)},
+            "most": self.most,
+            "steps": STEPS,
+            "source": style.source(sensitivity.meta),
+            "pictured": bool(self._curves) or len(sensitivity.per_sample) > 1,
+        }
+
+    def _shown(self, state: AllocationState | None = None) -> dict[str, Any]:
+        """What the browser shows of a state: ranks, their reasons, costs, the line of Python."""
+        state = state or self.state
+        allocation = self._result if state is self.state else self.result(state)
+        kept = state.kept or allocation
+        reasons = dict(zip(allocation.ranks, reasons_of(allocation), strict=True))
+        unit = "ranks" if allocation.budget == "ranks" else "trainable parameters"
+        return {
+            "ranks": [allocation.ranks.get(name, 0) for name in self.names],
+            "kept": [kept.ranks.get(name, 0) for name in self.names],
+            "scalings": [_short(allocation.scalings.get(name)) for name in self.names],
+            "reasons": [reasons.get(name, "left out") for name in self.names],
+            "rank": allocation.rank,
+            "controls": controls_of(state, self.most),
+            "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
+            "costs": costs_beside(kept, allocation),
+            "moved": changes_in_words(allocation.compare(kept)),
+            "code": code(self.sensitivity, state, SOURCE),
+            "finding": finding(allocation),
+            "undo": len(self._past),
+            "redo": len(self._future),
+            "message": "",
+        }
+
+
+def explore(model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, rank: int = 8, **knobs: Any) -> Workbench:
+    """Calibrate, compute subspaces, measure the captured gradient, and show the workbench.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The base model. It is observed, not changed.
+    task : Task
+        From `tlora.load_task`.
+    samples : int
+        Training samples to calibrate on.
+    max_rank : int
+        Directions computed for each module.
+    rank : int
+        Nominal rank to begin with.
+    **knobs
+        Other arguments of `tlora.allocate` to begin with.
+
+    Returns
+    -------
+    Workbench
+        Shown already.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        If `tlora.calibrate` or `tlora.allocate` refuses something.
+    """
+    calibration = calibrate(model, task.calibration(samples))
+    subspaces = task_subspaces(model, calibration, max_rank=max_rank)
+    workbench = Workbench(calibration, subspaces, model=model, task=task, rank=rank, **knobs)
+    workbench.display()
+    return workbench
+
+
+def measured_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
+    """The captured gradient of validation samples at every rank; None where the task has no such samples."""
+    rows = [task.validation[i] for i in range(min(HELD_OUT, len(task.validation)))]
+    if not rows:
+        return None
+    batches = [task.collate(rows[i : i + 8]) for i in range(0, len(rows), 8)]
+    most = min(len(basis) for basis in subspaces.bases.values())
+    return gradient_capture(model, batches, {subspaces.kind: subspaces}, range(1, most + 1), task=task.name)
+
+
+def presets_of(sensitivity: Sensitivity) -> list[str]:
+    """The presets that make sense for these modules."""
+    named = {"q and v": modules_of("q and v", sensitivity), "attention": modules_of("attention", sensitivity)}
+    return [name for name in PRESETS if name not in named or 0 < len(named[name]) < len(sensitivity.names)]
+
+
+def modules_of(name: str, sensitivity: Sensitivity) -> list[str]:
+    """The modules that a preset adapts."""
+    if name == "q and v":
+        return [n for n, projection in sensitivity.projections.items() if QUERY_OR_VALUE.search(projection)]
+    return [n for n in sensitivity.names if name != "attention" or ATTENTION.search(n)]
+
+
+def preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: int | None) -> AllocationState:
+    """The state of a preset: what is by hand goes, the rank and the kept allocation stay.
+
+    Raises
+    ------
+    KeyError
+        If there is no such preset for these modules.
+    """
+    if name not in (known := presets_of(sensitivity)):
+        raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
+    if name == "paper":
+        fresh = starting_state(sensitivity, bound, state.rank, **RECIPES["paper"].allocate)
+        return replace(fresh, kept=state.kept)
+    kept = set(modules_of(name, sensitivity))
+    return replace(
+        state,
+        ranks=True,
+        temperature=0.0 if name in ("uniform", "q and v") else 1.0,
+        exclude=tuple(n for n in sensitivity.names if n not in kept),
+        pinned={},
+        edits={},
+        projection_shares={},
+    )
+
+
+def reasons_of(allocation: Allocation) -> list[str]:
+    """What decided each rank: score, floor, ceiling, or by hand."""
+    reasons = allocation.to_frame()["decided_by"]
+    return ["by hand" if reason in ("pinned", "edited") else str(reason) for reason in reasons]
+
+
+def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
+    """Values of the controls; None where a limit is not one number for all modules."""
+
+    def number(limit: Limit, default: int) -> int | None:
+        return None if isinstance(limit, Mapping) else limit or default
+
+    return {
+        "budget": state.budget,
+        "rank": state.rank,
+        "temperature": state.temperature,
+        "min_rank": number(state.min_rank, 1),
+        "max_rank": number(state.max_rank, most),
+    }
+
+
+def costs_beside(a: Allocation, b: Allocation) -> list[list[str]]:
+    """Rows of a table: what A costs, what B costs, and B in percent of A."""
+    rows = []
+    for what, key, write in (
+        ("trainable parameters", "trainable_parameters", "{:,}".format),
+        ("adapter, float32", "adapter_bytes", size_text),
+        ("AdamW states, float32", "optimiser_bytes", size_text),
+    ):
+        mine, theirs = getattr(a, key), getattr(b, key)
+        rows.append([what, write(mine), write(theirs), style.percent(theirs / mine)])
+    return rows
+
+
+def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, np.ndarray]:
+    """Share of the gradient by rank from 1 on; between measured ranks on straight lines, none beyond the last."""
+    frame = capture.to_frame()
+    frame = frame[frame["kind"] == (kind if kind in capture.kinds else capture.kinds[0])]
+    ranks = np.arange(1, min(most, capture.ranks[-1]) + 1)
+    return {
+        str(name): np.interp(ranks, [0, *of["rank"]], [0.0, *of["captured"]])
+        for name, of in frame.groupby("module", sort=False)
+    }
+
+
+def in_words_of_the_controls(refusal: str) -> str:
+    """A refusal of `tlora.allocate` with its arguments called what the controls are called."""
+    for argument, control in {"min_rank": "floor", "max_rank": "ceiling", "pinned ranks": "ranks set by hand"}.items():
+        refusal = refusal.replace(argument, control)
+    return refusal[:1].upper() + refusal[1:]
+
+
+def tabs(workbench: Workbench) -> list[dict[str, Any]]:
+    """What the map can show: a value of each module, by its rank or not, how it is coloured and what it is called."""
+    scores = workbench.sensitivity.to_frame()
+    shown: list[dict[str, Any]] = []
+    told = {} if len(scores) < 1 or len(workbench.sensitivity.per_sample) < 2 else _interval(workbench.sensitivity)
+    shown.append(_tab("sensitivity", "Sensitivity", "share of all scores", "percent", values=scores["share"]) | told)
+    shown.append(_tab("rank", "Rank", "middle: the uniform rank", "ratio", of="ranks"))
+    shown.append(_tab("change", "B − A", "ranks more or fewer than in A", "change", of="change"))
+    shown.append(_tab("scale", "Scale", "factor of B A", "number", of="scalings"))
+    words = {
+        ENERGY: ("Energy", "of the energy within the rank"),
+        VARIANCE: ("Variance", "of the input variance within the rank"),
+        "captured": ("Gradient captured", "of the gradient captured at this rank"),
+        "overlap": ("Overlap", "overlap with the other task at this rank"),
+    }
+    for what, curves in workbench._curves.items():
+        shown.append(_tab(what, *words[what], "percent", curves=curves))
+    if workbench.run is not None:
+        used, names = workbench.run.rank_use().set_index("module"), workbench.names
+        last = workbench.run.module_history.drop_duplicates("module", keep="last").set_index("module")["update_norm"]
+        shown.append(_tab("update", "Update", "update relative to the weight", "percent", values=last.reindex(names)))
+        use = used["used_rank"].reindex(names)
+        shown.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=use))
+    return shown
+
+
+def _tab(name: str, title: str, unit: str, kind: str, **source: Any) -> dict[str, Any]:
+    if "values" in source:
+        source["values"] = _rounded(source["values"])
+    return {"name": name, "title": title, "unit": unit, "kind": kind, **source}
+
+
+def _interval(sensitivity: Sensitivity) -> dict[str, Any]:
+    """Ends of the 95 % intervals of the shares of the scores."""
+    found = sensitivity.intervals()
+    total = found["score"].sum()
+    return {end: _rounded(found[end] / total) for end in ("low", "high")}
+
+
+def _rounded(values: Any) -> list[float | None]:
+    return [_short(value) for value in np.asarray(values, float)]
+
+
+def _short(value: float | None) -> float | None:
+    """Three digits, which is what is shown; None for what is not known."""
+    return None if value is None or not np.isfinite(value) else float(f"{value:.3g}")
