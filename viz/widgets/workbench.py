@@ -57,7 +57,7 @@ from viz.widgets.spectrum import ENERGY, VARIANCE, shares_of
 FOLDER = Path(__file__).parent
 SCRIPT, LOOK, PAGE = ((FOLDER / f"workbench.{kind}").read_text("utf-8") for kind in ("js", "css", "html"))
 SESSION = "session.json"
-RESULTS = {"subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun}
+RESULTS: dict[str, Any] = {"subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun}
 """Results beside the scores that a workbench can hold, by the name of the argument."""
 STEPS = 20
 """Steps of the temperature from 0 to 1."""
@@ -190,7 +190,20 @@ class Workbench(Shown):
         return plan(self.sensitivity, state, self._bound)
 
     def render(self, state: AllocationState, ax: Axes) -> Axes:
-        """Draw the ranks of a state on ``ax``, with matplotlib."""
+        """Draw the ranks of a state with matplotlib.
+
+        Parameters
+        ----------
+        state : AllocationState
+            For example ``workbench.state``.
+        ax : matplotlib.axes.Axes
+            Where to draw; the totals take their room from it.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The axes of the heat map.
+        """
         picture, allocation = RankPicture(ax, self.sensitivity), self.result(state)
         picture.update(allocation)
         picture.headline.write(finding(allocation), style.source(allocation.meta))
@@ -201,11 +214,11 @@ class Workbench(Shown):
         return code(self.sensitivity, self.state, source)
 
     def select(self, *names: str) -> None:
-        """Select modules by their full names; KeyError if there is no such module."""
+        """Select modules by their full ``names``; KeyError if there is no such module."""
         self.widget.selected = [self.names.index(name) for name in self._known(names)]
 
     def set(self, **knobs: Any) -> None:
-        """Change arguments of `tlora.allocate`, e.g. ``set(temperature=0.5)``; what was set by hand stays.
+        """Change arguments (``knobs``) of `tlora.allocate`, e.g. ``set(temperature=0.5)``; ranks by hand stay.
 
         Raises
         ------
@@ -221,6 +234,13 @@ class Workbench(Shown):
     def set_rank(self, names: str | Collection[str], rank: int) -> None:
         """Set the rank of one or several modules; the others share what is left of the budget.
 
+        Parameters
+        ----------
+        names : str or collection of str
+            Full module names.
+        rank : int
+            Of each of them.
+
         Raises
         ------
         KeyError, ValueError
@@ -229,15 +249,15 @@ class Workbench(Shown):
         self._decide(names, EDIT, rank)
 
     def release(self, names: str | Collection[str]) -> None:
-        """Give modules back to their scores: no rank by hand, not left out; raises as `set_rank`."""
+        """Give the modules ``names`` back to their scores: no rank by hand, not left out; raises as `set_rank`."""
         self._decide(names, SCORE)
 
     def leave_out(self, names: str | Collection[str]) -> None:
-        """Give modules no adapter; the others share their part of the budget; raises as `set_rank`."""
+        """Give the modules ``names`` no adapter, and their part of the budget to the others; raises as `set_rank`."""
         self._decide(names, EXCLUDE)
 
     def preset(self, name: str) -> None:
-        """Go to one of `PRESETS`; the rank and A stay. ValueError if the budget has no room in it."""
+        """Go to the preset ``name``, one of `PRESETS`; the rank and A stay. ValueError if the budget does not fit."""
         self._move(preset(name, self.state, self.sensitivity, self._bound))
 
     def keep(self) -> None:
@@ -253,7 +273,17 @@ class Workbench(Shown):
         self._step(self._future, self._past)
 
     def rank_distribution(self, name: str) -> np.ndarray:
-        """Ranks of a module in allocations from bootstrap resamples of the calibration samples, (resamples,) int.
+        """Ranks of a module in allocations from bootstrap resamples of the calibration samples.
+
+        Parameters
+        ----------
+        name : str
+            Full module name.
+
+        Returns
+        -------
+        (200,) int array
+            One a resample.
 
         Raises
         ------
@@ -310,6 +340,15 @@ class Workbench(Shown):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Open a session that `save` wrote. Changes made before that cannot be undone.
 
+        Parameters
+        ----------
+        path : path-like
+            The folder.
+
+        Returns
+        -------
+        Workbench
+
         Raises
         ------
         FileNotFoundError
@@ -345,7 +384,7 @@ class Workbench(Shown):
         return Path(path)
 
     def module_picture(self, name: str) -> bytes:
-        """The spectrum of a module, its captured gradient and the distribution of its rank, as PNG bytes."""
+        """The spectrum of the module ``name``, its captured gradient and the distribution of its rank, as PNG bytes."""
         allocation = self._result
         known = self._distribution is not None and self._distribution[0] is allocation and name in allocation.ranks
         resampled = self.rank_distribution(name) if known else None
@@ -384,7 +423,7 @@ class Workbench(Shown):
                 continue
             if not isinstance(part, kind):
                 raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
-            modules = part.ranks if isinstance(part, TrainingRun) else part.shapes
+            modules: Collection[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
             if strange := [module for module in modules if module not in self.sensitivity.shapes]:
                 raise ValueError(f"{name} is of another model: {strange[0]} is not in the calibration")
         if self.subspaces is not None and list(self.subspaces.shapes) != self.names:
