@@ -37,6 +37,9 @@ NO_VARIANCE = 1e-6
 
 _TRAINABLE_BEFORE: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 """Of each base that carries an adapter: names of the parameters that were trainable before."""
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""Of each A that `attach` has put on a model: how it began."""
 Rows = Literal["orthonormal", "variance"]
 
 
@@ -116,7 +119,28 @@ def attach(
     with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
         _apply(adapted, allocation, initial, freeze_a)
+    kind = None if subspaces is None else subspaces.kind
+    for layer in adapter_layers(adapted).values():
+        _ATTACHED[layer.lora_A[ADAPTER]] = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
     return adapted
+
+
+def attached_with(model: PeftModel) -> dict[str, Any] | None:
+    """How the active adapter of a model began.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        Any.
+
+    Returns
+    -------
+    dict, optional
+        ``kind`` of the subspaces (None of a random A), ``rows``, ``freeze_a`` and ``seed`` of `attach`; None of an
+        adapter that was not attached by it in this process, such as one that was loaded, or that is a copy.
+    """
+    layers = [layer.lora_A for layer in adapter_layers(model).values() if model.active_adapter in layer.lora_A]
+    return _ATTACHED.get(layers[0][model.active_adapter]) if layers else None
 
 
 @contextlib.contextmanager

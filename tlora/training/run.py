@@ -65,7 +65,7 @@ class TrainingRun(Result):
         Training was stopped by a loss or a gradient that is not finite; the adapter is that of the step
         before.
     meta : Meta
-        Model, task, arguments, number of training samples.
+        Model, task, number of training samples; the arguments, and under ``"attach"`` how A began, where that is known.
     adapter : dict of Tensor
         The adapter's tensors on the CPU, a trained classification head included, under the names that PEFT
         saves them by.

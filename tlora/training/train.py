@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Float
 from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from tlora.adapters.attach import attached_with
 from tlora.adapters.files import BASE, FROZEN_A
 from tlora.adapters.lora_layers import LoraModule, adapter_tensors, changes_the_base, lora_modules
 from tlora.models.forward import accepts
@@ -35,16 +34,15 @@ from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, spread
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restored
-from tlora.utils.reproducibility import exact_products
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
+# What a run says of how A began, where `attached_with` cannot.
+NOT_ATTACHED = "unknown: the adapter was not attached by tlora.attach in this process"
 
 Callbacks = TrainerCallback | Iterable[TrainerCallback]
 
 _scratch = partial(tempfile.TemporaryDirectory, prefix="tlora-")
-# Above the rounding of bfloat16, below the cosines of rows that are drawn.
-TOLERANCE = 1e-2
 
 
 def train(
@@ -312,7 +310,7 @@ def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
     modules = list(lora_modules(model).values())
     return {
         "evaluated_on": _evaluated_on(task),
-        "start_of_a": start_of_a(modules),
+        "attach": attached_with(model) or NOT_ATTACHED,
         "b_began_at_zero": not any(module.b.any() for module in modules),
         "num_labels": model.config.num_labels if is_classifier else None,
     }
@@ -370,38 +368,3 @@ def _adapter_config(model: PeftModel) -> dict[str, Any]:
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
-
-
-@exact_products()
-def start_of_a(modules: Iterable[LoraModule]) -> str | None:
-    """Tell the rows of a subspace from rows that were drawn.
-
-    Parameters
-    ----------
-    modules : iterable of LoraModule
-        All of an adapter, before it is trained.
-
-    Returns
-    -------
-    str or None
-        ``"orthonormal"`` or ``"variance"``: of subspaces, with the ``rows`` of `tlora.attach`. ``"random"``: without
-        them. None where it cannot be told: there is no module, some ``B`` is not zero any more, or all ranks are one.
-    """
-    modules = list(modules)
-    if not modules or any(module.b.any() for module in modules):
-        return None
-    grams = [a @ a.T for a in (module.a.detach().float() for module in modules)]
-    if all(_is_identity(gram) for gram in grams):
-        return "orthonormal"
-    if not all(_is_identity(_cosines(gram)) for gram in grams):
-        return "random"
-    return "variance" if any(len(gram) > 1 for gram in grams) else None
-
-
-def _cosines(gram: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
-    lengths = gram.diagonal().sqrt()
-    return gram / lengths / lengths[:, None]
-
-
-def _is_identity(gram: Float[Tensor, "r r"]) -> bool:
-    return bool(((gram - torch.eye(len(gram), device=gram.device)).abs() <= TOLERANCE).all())

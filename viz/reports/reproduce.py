@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 
@@ -31,17 +32,17 @@ def reproduce(found: Findings) -> Section:
 
 UNRECORDED = (
     "The results do not keep all arguments. Put back what was not as shown here: those of load_model, load_task and "
-    "task_subspaces, the path where the task is data of your own, the seed of attach, the optimizer and the callbacks "
-    "of train."
+    "task_subspaces, the path where the task is data of your own, the optimizer and the callbacks of train."
 )
 UNKNOWN_START = (
-    "Nor do they say how A began: attach also takes rows=, or no subspaces at all; and an adapter that had been "
-    "trained before comes from tlora.load."
+    "Nor do they say how A began, which a run records where attach was called in the same process: attach also takes "
+    "rows=, or no subspaces at all; and an adapter that had been trained before comes from tlora.load."
 )
+TRAINED_BEFORE = "The adapter had been trained before this run, which is not shown here."
 # What a run's recipe holds beside the arguments of `tlora.train`, some of it put there by the command line.
 BESIDE = (
-    "resume", "evaluated_on", "start_of_a", "b_began_at_zero", "command", "data", "num_labels", "evaluated_samples",
-    "test_samples",
+    "resume", "evaluated_on", "attach", "start_of_a", "b_began_at_zero", "command", "data", "num_labels",
+    "evaluated_samples", "test_samples",
 )  # fmt: skip
 
 
@@ -54,7 +55,10 @@ def caveat(found: Findings) -> str:
     """What `snippet` cannot know; empty where there are command lines, which leave nothing out."""
     if commands(found):
         return ""
-    return f"{UNRECORDED} {UNKNOWN_START}" if found.run and not _start(found) else UNRECORDED
+    if found.run and not _attached(found):
+        return f"{UNRECORDED} {UNKNOWN_START}"
+    was_trained = found.run and not found.run.meta.recipe.get("b_began_at_zero", True)
+    return f"{UNRECORDED} {TRAINED_BEFORE}" if was_trained else UNRECORDED
 
 
 def snippet(found: Findings) -> str:
@@ -66,9 +70,10 @@ def snippet(found: Findings) -> str:
     if found.calibrated:
         lines.append(f"calibration = tlora.calibrate(model, task.calibration({_calibration(found)})")
     if found.allocation:
-        if _start(found) != "random":
+        if (kind := _attached(found).get("kind", "wc")) is not None:
+            more = "" if kind == "wc" else f", kind={kind!r}"
             most = max(found.allocation.ranks.values())
-            lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most})")
+            lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most}{more})")
         lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_knobs(found.allocation)}")
     if found.run:
         unknown = "" if found.allocation else "  # of a plan that is not kept here"
@@ -96,17 +101,19 @@ def _knobs(allocation: Allocation) -> str:
     return f"{written})" + (f".edit({allocation.edits!r})" if allocation.edits else "")
 
 
-def _start(found: Findings) -> str | None:
-    """As `tlora.training.train.start_of_a` has it; None in runs of earlier versions too."""
-    return found.run.meta.recipe.get("start_of_a") if found.run else None
+def _attached(found: Findings) -> dict[str, Any]:
+    """As `tlora.adapters.attach.attached_with` has it; empty where that is unknown."""
+    began = found.run.meta.recipe.get("attach") if found.run else None
+    return began if isinstance(began, dict) else {}
 
 
 def _attaching(found: Findings) -> str:
-    arguments = ["None" if _start(found) == "random" else "subspaces", "allocation"]
+    began = _attached(found)
+    arguments = ["subspaces" if began.get("kind", "wc") else "None", "allocation"]
     if found.run and not found.run.frozen_a:
         arguments.append("freeze_a=False")
-    if _start(found) == "variance":
-        arguments.append("rows='variance'")
+    defaults = {"rows": "orthonormal", "seed": 0}
+    arguments += [f"{name}={began[name]!r}" for name in defaults if began.get(name, defaults[name]) != defaults[name]]
     return ", ".join(arguments)
 
 

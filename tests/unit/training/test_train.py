@@ -1,6 +1,6 @@
-"""How A began, told from the adapter alone: what was attached is what is recognised."""
+"""Training: what it does to the adapter and leaves of the model, what it records, how it ends."""
 
-import dataclasses
+import copy
 import gc
 import math
 import re
@@ -23,10 +23,10 @@ import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.trainings import Stop, StopAfter, condition_of, state_of, two_adapters
-from tlora.adapters.lora_layers import lora_modules
+from tlora.adapters.attach import attached_with
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
-from tlora.training.train import start_of_a, train
+from tlora.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +38,33 @@ def made() -> Any:
     return model, subspaces, tlora.allocate(calibration.sensitivity, rank=3, max_rank=8)
 
 
-def start(model: PeftModel) -> str | None:
-    return start_of_a(lora_modules(model).values())
-
-
 @pytest.mark.parametrize("freeze_a", [True, False])
 @pytest.mark.parametrize("rows", ["orthonormal", "variance", "random"])
-def test_what_was_attached_is_recognised(made: Any, rows: str, freeze_a: bool) -> None:
+def test_a_run_records_how_a_began(made: Any, rows: str, freeze_a: bool) -> None:
     model, subspaces, plan = made
-    drawn = rows == "random"
-    given = {"freeze_a": freeze_a} | ({} if drawn else {"rows": rows})
-    adapted = tlora.attach(model, None if drawn else subspaces, plan, replace=True, **given)
-    assert start(adapted) == rows
-    assert start(adapted.bfloat16()) == rows
-    adapted.float()
+    kind, options = ("wc", {"rows": rows}) if rows != "random" else (None, {})
+    start = subspaces if kind else None
+    adapted = tlora.attach(model, start, plan, replace=True, freeze_a=freeze_a, seed=3, **options)
+    expected = {"kind": kind, "rows": options.get("rows", "orthonormal"), "freeze_a": freeze_a, "seed": 3}
+    for number in range(2):
+        run = tlora.train(adapted, token_rows(), learning_rate=1e-2, max_steps=2, progress=False)
+        assert run.meta.recipe["attach"] == expected
+        assert run.meta.recipe["b_began_at_zero"] == (number == 0)
+        assert ("from a B that was not zero" in repr(run)) == (number == 1)
 
 
-def test_ranks_of_one_show_their_length_alone(made: Any) -> None:
+def test_how_an_adapter_began_that_was_not_attached_is_unknown(made: Any) -> None:
     model, subspaces, plan = made
-    plan = dataclasses.replace(plan, ranks=dict.fromkeys(plan.ranks, 1))
-    assert start(tlora.attach(model, subspaces, plan, replace=True)) == "orthonormal"
-    assert start(tlora.attach(model, subspaces, plan, rows="variance", replace=True)) is None
-    assert start(tlora.attach(model, None, plan, replace=True)) is None
-
-
-def test_an_adapter_that_was_trained_before_does_not_show_how_it_began() -> None:
-    model = adapted_model()
-    assert start(model) == "random"
-    first = tlora.train(model, token_rows(), learning_rate=1e-2, progress=False)
-    again = tlora.train(model, token_rows(), learning_rate=1e-2, progress=False)
-    assert [run.meta.recipe["start_of_a"] for run in (first, again)] == ["random", None]
-    assert ["from a B that was not zero" in repr(run) for run in (first, again)] == [False, True]
-    assert start_of_a([]) is None
-
-
-def test_a_row_of_zeros_is_of_no_subspace() -> None:
-    model = adapted_model()
-    with torch.no_grad():
-        for module in lora_modules(model).values():
-            module.a.copy_(torch.eye(*module.a.shape))
-            module.a[0] = 0
-    assert start(model) == "random"
+    first = tlora.attach(model, subspaces, plan, replace=True)
+    assert attached_with(copy.deepcopy(first)) is None
+    second = tlora.attach(model, None, plan, replace=True)
+    assert attached_with(first) == attached_with(second), "the first model has the second adapter"
+    assert attached_with(first) == {"kind": None, "rows": "orthonormal", "freeze_a": True, "seed": 0}
+    by_peft = get_peft_model(second.unload(), LoraConfig(target_modules=["q_proj"]))
+    assert attached_with(by_peft) is None
+    run = tlora.train(by_peft, token_rows(), max_steps=2, progress=False)
+    assert run.meta.recipe["attach"] == "unknown: the adapter was not attached by tlora.attach in this process"
+    tlora.detach(by_peft)
 
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.usefixtures("workplace")
 ADAPTER = "adapter_model.safetensors"
 
 
-def walk(model: str = "llama", data: str = "pairs.jsonl", drawn: bool = False, **options: Any) -> None:
+def walk(
+    model: str = "llama", data: str = "pairs.jsonl", drawn: bool = False, kind: str = "wc", **options: Any
+) -> None:
     """All stages in Python, and what one would save of them."""
     classes = 3 if data == "labels.jsonl" else None
     base, tokenizer = tlora.load_model(model, num_labels=classes)
@@ -23,7 +25,8 @@ def walk(model: str = "llama", data: str = "pairs.jsonl", drawn: bool = False, *
     calibration = tlora.calibrate(base, task.calibration(6), products="model", progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
     most = max(allocation.ranks.values())
-    subspaces = None if drawn else tlora.task_subspaces(base, calibration, max_rank=most, progress=False)
+    made = {"max_rank": most, "kind": kind, "progress": False}
+    subspaces = None if drawn else tlora.task_subspaces(base, calibration, **made)
     adapted = tlora.attach(base, subspaces, allocation, **options)
     run = tlora.train(adapted, task, max_steps=3, learning_rate=0.01, seed=2, evaluation_limit=1, progress=False)
     run.save("adapter")
@@ -44,7 +47,11 @@ def code_in(card: str) -> str:
             "tlora.attach(model, subspaces, allocation, freeze_a=False, rows='variance')",
         ),
         ({"drawn": True}, "tlora.attach(model, None, allocation)"),
-        ({"drawn": True, "freeze_a": False}, "tlora.attach(model, None, allocation, freeze_a=False)"),
+        (
+            {"drawn": True, "freeze_a": False, "seed": 5},
+            "tlora.attach(model, None, allocation, freeze_a=False, seed=5)",
+        ),
+        ({"kind": "c"}, ", kind='c')"),
         ({"model": "bert", "data": "labels.jsonl"}, "tlora.load_model('bert', num_labels=3)"),
     ],
 )
@@ -71,6 +78,6 @@ def test_what_is_not_recorded_is_named_beside_the_code():
     page = Page(viz.report("adapter").read_text(encoding="utf-8")).section("reproduce").text
     for told in (card, page):
         said = told[told.index("run.save(") :]
-        for unrecorded in ("load_model, load_task and task_subspaces", "the path", "the seed of attach", "optimizer"):
+        for unrecorded in ("load_model, load_task and task_subspaces", "the path", "optimizer"):
             assert unrecorded in said
         assert "how A began" not in told
