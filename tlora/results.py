@@ -13,6 +13,7 @@ import hashlib
 import html
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -31,13 +32,42 @@ from tlora.utils.files import read_json, replace_folder, undisturbed, write_byte
 TENSORS = "tensors.safetensors"
 RESULT = "result.json"
 
-
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
 
 Head = dict[str, Any]
 
-_STEPS: dict[int, Callable[[Head], Head]] = {}
+
+def _from_4(head: Head) -> Head:
+    """What each module is, which format 4 has in dictionaries side by side, and of some results not all of it.
+
+    A size that it does not have is 0. The stack of an encoder-decoder model is in the projection, and whether a module
+    belongs to attention can be read off its name.
+    """
+    values = dict(head["values"])
+    if head["result"] == "LayerAlignment":
+        names = values.pop("modules")
+        values["layers"] = dict(zip(names, values["layers"], strict=True))
+        values["projections"] = dict.fromkeys(names, values.pop("projection"))
+        values["shapes"] = dict.fromkeys(names, (0, values.pop("d_in")))
+    if "projections" not in values:
+        return head
+    layers, projections, shapes = values.pop("layers"), values.pop("projections"), values.pop("shapes", {})
+    values["targets"] = [
+        _target_from_4(name, layers[name], projection, *shapes.get(name, (0, 0)))
+        for name, projection in projections.items()
+    ]
+    return head | {"values": values}
+
+
+def _target_from_4(name: str, layer: int, projection: str, d_out: int, d_in: int) -> dict[str, Any]:
+    part = "attention" if re.search(r"att(entio)?n", name, re.IGNORECASE) else "mlp"
+    side = projection.partition(".")[0]
+    place = {"name": name, "layer": layer, "projection": projection, "part": part}
+    return place | {"d_out": d_out, "d_in": d_in, "stack": side if side in ("encoder", "decoder") else ""}
+
+
+_STEPS: dict[int, Callable[[Head], Head]] = {4: _from_4}
 """By format, what makes of a ``result.json`` of that format one of the next."""
 
 

@@ -36,7 +36,7 @@ def spectrum(modules: Sensitivity, generator: np.random.Generator) -> Spectrum:
     once = {n: torch.arange(1, widths[n] + 1).float() ** -generator.uniform(0.5, 2) for n in set(inputs.values())}
     values = {n: once[source] for n, source in inputs.items()}
     traces = {n: float(v.sum()) for n, v in values.items()}
-    return Spectrum(values, traces, widths, inputs, modules.layers, modules.projections, "covariance", modules.meta)
+    return Spectrum(modules.targets, values, traces, widths, inputs, "covariance", modules.meta)
 
 
 def subspaces(modules: Sensitivity, kind: str, generator: torch.Generator) -> Subspaces:
@@ -44,6 +44,7 @@ def subspaces(modules: Sensitivity, kind: str, generator: torch.Generator) -> Su
     bases = {n: torch.linalg.qr(torch.randn(4 * RANK, RANK, generator=generator)).Q.T for n in modules.names}
     falling = 1 / torch.arange(1, RANK + 1).float()
     return Subspaces(
+        targets=modules.targets,
         kind=kind,
         max_rank=RANK,
         bases=bases,
@@ -51,9 +52,6 @@ def subspaces(modules: Sensitivity, kind: str, generator: torch.Generator) -> Su
         numerical_rank=dict.fromkeys(bases, RANK),
         row_variance=dict.fromkeys(bases, falling),
         traces=dict.fromkeys(bases, float(2 * falling.sum())),
-        shapes=modules.shapes,
-        layers=modules.layers,
-        projections=modules.projections,
         fingerprints=dict.fromkeys(bases, torch.ones(16)),
         meta=modules.meta,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -11,9 +12,11 @@ import torch
 from matplotlib.axes import Axes
 
 import viz
+from tests.helpers.targets import named, target
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
+from tlora.models.targets import Target
 from tlora.results import Meta
 from tlora.subspaces.alignment import Alignment, LayerAlignment
 from tlora.subspaces.captured_energy import CapturedEnergy
@@ -39,44 +42,43 @@ MODELS = {
 META = Meta("models/smollm2-135m", "family_relationships", samples=5)
 
 
-def places(model: str) -> tuple[dict[str, int], dict[str, str]]:
-    """Layer and projection of each module."""
+def targets(model: str, shape: tuple[int, int] = (576, 576)) -> dict[str, Target]:
+    """The modules of a model, all of one shape."""
     projections, layers = MODELS[model]
-    names = {f"layers.{layer}.{p}": (layer, p) for layer in range(layers) for p in projections}
-    return {n: layer for n, (layer, _) in names.items()}, {n: p for n, (_, p) in names.items()}
+    return named(*(target(f"layers.{layer}.{p}", layer, p, shape) for layer in range(layers) for p in projections))
 
 
 def sensitivity(model: str = "2 layers") -> Sensitivity:
     """Log-normal scores of five samples."""
-    layers, projections = places(model)
+    modules = targets(model, (64, 48))
     generator = torch.Generator().manual_seed(0)
-    scores = 1e-6 * torch.exp(1.5 * torch.randn(5, len(layers), generator=generator))
-    return Sensitivity(scores, dict.fromkeys(layers, (64, 48)), layers, projections, META)
+    scores = 1e-6 * torch.exp(1.5 * torch.randn(5, len(modules), generator=generator))
+    return Sensitivity(modules, scores, META)
 
 
 def spectrum(model: str = "2 layers", k: int = 40, trace: float | None = None) -> Spectrum:
     """Power laws; ``k_proj`` and ``v_proj`` read what ``q_proj`` of their layer reads."""
-    layers, projections = places(model)
-    inputs = {n: n.replace("k_proj", "q_proj").replace("v_proj", "q_proj") for n in layers}
-    decays = dict(zip(layers, np.random.default_rng(0).uniform(0.5, 2, len(layers)), strict=True))
+    modules = targets(model, (64, 40))
+    inputs = {n: n.replace("k_proj", "q_proj").replace("v_proj", "q_proj") for n in modules}
+    decays = dict(zip(modules, np.random.default_rng(0).uniform(0.5, 2, len(modules)), strict=True))
     whole = {n: torch.arange(1, 41).float() ** -decays[s] for n, s in inputs.items()}
     return Spectrum(
-        {n: values[:k] for n, values in whole.items()},
+        modules, {n: values[:k] for n, values in whole.items()},
         {n: float(values.sum()) if trace is None else trace for n, values in whole.items()},
-        dict.fromkeys(layers, 40), inputs, layers, projections, "covariance", META,
+        dict.fromkeys(modules, 40), inputs, "covariance", META,
     )  # fmt: skip
 
 
 def alignment(model: str = "2 layers", rank: int = 8) -> Alignment:
     """Overlaps between chance and one; ``down_proj`` and ``wo`` read inputs three times as wide."""
-    layers, projections = places(model)
-    shapes = {n: (576, 1536 if p.endswith(("down_proj", "wo")) else 576) for n, p in projections.items()}
-    draws = np.random.default_rng(0).beta(2, 4, (len(layers), rank))
+    modules = targets(model)
+    modules |= {n: replace(t, d_in=1536) for n, t in modules.items() if t.projection.endswith(("down_proj", "wo"))}
+    draws = np.random.default_rng(0).beta(2, 4, (len(modules), rank))
     return Alignment(
-        ("wc", "g"), rank,
-        {n: torch.from_numpy(np.sort(np.arccos(np.sqrt(draw)))) for n, draw in zip(layers, draws, strict=True)},
-        {n: torch.from_numpy(np.cumsum(draw) / np.arange(1, rank + 1)) for n, draw in zip(layers, draws, strict=True)},
-        dict.fromkeys(layers, rank), shapes, layers, projections, META,
+        modules, ("wc", "g"), rank,
+        {n: torch.from_numpy(np.sort(np.arccos(np.sqrt(draw)))) for n, draw in zip(modules, draws, strict=True)},
+        {n: torch.from_numpy(np.cumsum(draw) / np.arange(1, rank + 1)) for n, draw in zip(modules, draws, strict=True)},
+        dict.fromkeys(modules, rank), META,
     )  # fmt: skip
 
 
@@ -84,8 +86,8 @@ def layer_alignment(layers: int = 2) -> LayerAlignment:
     """Overlaps that fall with the distance of the layers."""
     distance = torch.arange(layers)[:, None] - torch.arange(layers)
     overlap = 0.02 + 0.98 * torch.exp(-distance.abs().double() / 6)
-    names = [f"layers.{i}.q_proj" for i in range(layers)]
-    return LayerAlignment(names, list(range(layers)), "q_proj", "wc", 8, 576, overlap, META)
+    modules = named(*(target(f"layers.{i}.q_proj", i, "q_proj", (576, 576)) for i in range(layers)))
+    return LayerAlignment(modules, "wc", 8, overlap, META)
 
 
 SHARES = {"wc": 0.43, "w": 0.04, "c": 0.49, "wc_half": 0.1, "g": 0.91, "random": 0.014}
@@ -100,27 +102,24 @@ def _shares(ranks: tuple[int, ...]) -> np.ndarray:
 
 def gradient_capture(model: str = "2 layers", ranks: tuple[int, ...] = (8, 32)) -> GradientCapture:
     """Six kinds, on five samples."""
-    layers, projections = places(model)
-    generator = torch.Generator().manual_seed(0)
-    total = torch.rand(5, len(layers), generator=generator) + 0.5
-    noise = 1 + 0.2 * torch.rand(5, len(layers), 1, 1, generator=generator)
+    modules, generator = targets(model), torch.Generator().manual_seed(0)
+    total = torch.rand(5, len(modules), generator=generator) + 0.5
+    noise = 1 + 0.2 * torch.rand(5, len(modules), 1, 1, generator=generator)
     shares = torch.from_numpy(_shares(ranks)).float() / 1.2
     best = total.double().sum(0)[:, None] * torch.tensor([0.95 + 0.01 * i for i in range(len(ranks))])
     return GradientCapture(
-        list(SHARES), list(ranks), total[..., None, None] * shares * noise, total, best, 0.95, 200,
-        dict.fromkeys(layers, (576, 576)), layers, projections, META,
-    )  # fmt: skip
+        modules, list(SHARES), list(ranks), total[..., None, None] * shares * noise, total, best, 0.95, 200, META
+    )
 
 
 def captured_energy(model: str = "2 layers", ranks: tuple[int, ...] = (8, 32)) -> CapturedEnergy:
     """The same six kinds."""
-    layers, projections = places(model)
-    noise = torch.from_numpy(np.random.default_rng(0).uniform(0.8, 1, (len(layers), 1, 1)))
+    modules = targets(model)
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(0.8, 1, (len(modules), 1, 1)))
     captured = torch.from_numpy(_shares(ranks)) * noise
-    best = torch.ones(len(layers), len(ranks), dtype=torch.float64)
-    total = torch.full((len(layers),), 1.1, dtype=torch.float64)
-    shapes = dict.fromkeys(layers, (576, 576))
-    return CapturedEnergy(list(SHARES), list(ranks), captured, best, total, shapes, layers, projections, META)
+    best = torch.ones(len(modules), len(ranks), dtype=torch.float64)
+    total = torch.full((len(modules),), 1.1, dtype=torch.float64)
+    return CapturedEnergy(modules, list(SHARES), list(ranks), captured, best, total, META)
 
 
 def training_run(steps: int = 20, **changes: Any) -> TrainingRun:

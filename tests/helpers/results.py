@@ -21,6 +21,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
+from tests.helpers.spectra import truncated
+from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
@@ -43,15 +45,17 @@ from tlora.training.train import train
 META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)
 # Not in alphabetical order: a format that sorted the modules would be noticed.
 NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
-SHAPES = dict(zip(NAMES, ((8, 8), (8, 12), (8, 12)), strict=True))
-LAYERS = dict(zip(NAMES, (0, 0, 1), strict=True))
-PROJECTIONS = dict(zip(NAMES, ("q_proj", "down_proj", "down_proj"), strict=True))
+TARGETS = named(
+    target(NAMES[0], 0, "q_proj", (8, 8)),
+    target(NAMES[1], 0, "down_proj", (8, 12)),
+    target(NAMES[2], 1, "down_proj", (8, 12)),
+)
 
 
 def sensitivity(samples: int = 4) -> Sensitivity:
     """Positive scores of a fixed seed, made by hand."""
     noise = torch.rand(samples, len(NAMES), generator=torch.Generator().manual_seed(0))
-    return Sensitivity(noise + torch.tensor([1.0, 2.0, 3.0]), SHAPES, LAYERS, PROJECTIONS, META)
+    return Sensitivity(TARGETS, noise + torch.tensor([1.0, 2.0, 3.0]), META)
 
 
 @cache
@@ -123,9 +127,7 @@ def inspection() -> Inspection:
 
 def spectrum() -> Spectrum:
     """Of the covariances, truncated."""
-    from tlora.calibration.spectrum import spectrum
-
-    return spectrum(calibration(), 6)
+    return truncated(calibration().spectrum(), 6)
 
 
 def stability_of_ranking() -> RankingStability:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from tests.helpers.targets import named, target
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import Meta
 
@@ -31,11 +33,11 @@ def sensitivity(
     count = per_sample.shape[1]
     layers = [i // len(projections) for i in range(count)]
     roles = [projections[i % len(projections)] for i in range(count)]
-    names = [f"layers.{layer}.{role}" for layer, role in zip(layers, roles, strict=True)]
-    each = [shapes] * count if isinstance(shapes[0], int) else list(shapes)
-    columns: list[Mapping] = [dict(zip(names, values, strict=True)) for values in (each, layers, roles)]
+    each: list[Any] = [shapes] * count if isinstance(shapes[0], int) else list(shapes)
+    places = zip(layers, roles, each, strict=True)
+    targets = named(*(target(f"layers.{layer}.{role}", layer, role, shape) for layer, role, shape in places))
     meta = Meta("tiny", "task", {"tokens": "all"}, seed=0, samples=len(per_sample), versions={"torch": "1"})
-    return Sensitivity(per_sample, *columns, meta)
+    return Sensitivity(targets, per_sample, meta)
 
 
 def llama_sensitivity(samples: int = 1, seed: int = 0) -> Sensitivity:

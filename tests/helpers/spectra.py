@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from tests.helpers.targets import named, target
 from tlora.calibration.covariance import Covariance, DenseCovariance
-from tlora.calibration.spectrum import Spectrum
+from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.results import Meta
 
 
@@ -16,12 +17,11 @@ def of(values, trace=None, dimension=None) -> Spectrum:
     """The spectrum of one module ``m`` with the given eigenvalues."""
     values = torch.tensor(values, dtype=torch.float32)
     return Spectrum(
+        named(target("m")),
         {"m": values},
         {"m": float(values.sum()) if trace is None else trace},
         {"m": dimension or len(values)},
         {"m": "m"},
-        {"m": 0},
-        {"m": "q_proj"},
         "covariance",
         Meta(),
     )
@@ -32,19 +32,18 @@ def covariance(seed: int, d: int = 12, tokens: int = 40, decay: float = 1.0) -> 
     return DenseCovariance(torch.tensor(x.T @ x, dtype=torch.float32), rank_bound=tokens)
 
 
-def calibration(covariances: dict[str, Covariance]) -> SimpleNamespace:
-    names = list(covariances)
-    return SimpleNamespace(
-        names=names,
-        covariance=covariances,
-        shared={n: next(m for m in names if covariances[m] is covariances[n]) for n in names},
-        sensitivity=SimpleNamespace(
-            shapes={n: (6, len(covariances[n].dense())) for n in names},
-            layers=dict.fromkeys(names, 3),
-            projections={n: n.rsplit(".", 1)[-1] for n in names},
-        ),
-        meta=Meta(model="tiny", samples=4),
-    )
+def spectrum_of(covariances: dict[str, Covariance]) -> Spectrum:
+    """The spectrum of modules with these covariances; those with one object share it."""
+    first = {n: next(m for m, other in covariances.items() if other is c) for n, c in covariances.items()}
+    targets = named(*(target(n, 3, n.rsplit(".", 1)[-1], (6, len(c.total))) for n, c in covariances.items()))
+    once = {name: covariances[name] for name in dict.fromkeys(first.values())}
+    return spectrum(once, first, targets, Meta(model="tiny", samples=4))
+
+
+def truncated(whole: Spectrum, k: int) -> Spectrum:
+    """The first eigenvalues, beside the trace of all."""
+    first = {source: whole.eigenvalues[source][:k].clone() for source in whole.inputs.values()}
+    return replace(whole, eigenvalues={name: first[source] for name, source in whole.inputs.items()})
 
 
 def naive_ranks(values: np.ndarray) -> tuple[float, float]:

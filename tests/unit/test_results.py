@@ -30,11 +30,16 @@ from safetensors.torch import load_file
 import tlora
 from tests.helpers import results
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
 from tests.helpers.results import EXAMPLES, META, adapted, same, sensitivity
 from tlora.allocation.allocation import allocate
+from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.results import FORMAT_VERSION, RESULT, TENSORS, Meta, Result, read_head
+from tlora.calibration.spectrum import Spectrum
+from tlora.models.module_result import packed_targets
+from tlora.models.targets import target_modules
+from tlora.results import FORMAT_VERSION, RESULT, TENSORS, Meta, Result, _from_4, read_head
+from tlora.subspaces.alignment import LayerAlignment
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.run import TrainingRun
 
@@ -58,7 +63,7 @@ def test_every_result_class_has_an_example():
     for module in pkgutil.walk_packages(tlora.__path__, "tlora."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    ours = {cls.__name__ for cls in subclasses(Result) if cls.__module__.startswith("tlora.")}
+    ours = {cls.__name__ for cls in subclasses(Result) if cls.__module__.startswith("tlora.")} - {"ModuleResult"}
     assert ours == EXAMPLES.keys()
     assert {type(build()).__name__ for build in EXAMPLES.values()} == ours
 
@@ -213,7 +218,7 @@ def test_round_trip(tmp_path):
 def test_round_trip_keeps_special_floats_and_non_contiguous_tensors(tmp_path):
     made = sensitivity()
     scores = torch.tensor([[float("nan"), float("inf"), -0.0], [5e-45, 1.1, 2.0]]).T.contiguous().T
-    odd = Sensitivity(scores, made.shapes, made.layers, made.projections, META)
+    odd = Sensitivity(made.targets, scores, META)
     odd.save(tmp_path / "saved")
     loaded = Sensitivity.load(tmp_path / "saved").per_sample
     assert loaded.view(torch.int32).equal(scores.contiguous().view(torch.int32))  # NaN and -0.0 bit by bit
@@ -274,7 +279,7 @@ def test_flipped_byte_in_the_tensors_is_refused(saved, where):
     [
         *(('"samples": 4', f'"samples": {n}') for n in (5, 6, 7, 8, 9)),
         ("down_proj", "dowm_proj"),
-        ('"layers"', '"lapers"'),
+        ('"layer"', '"laper"'),
         ("12", "13"),
     ],
 )
@@ -326,7 +331,7 @@ def test_other_kind_of_result_is_refused_and_named(saved):
             kind.load(saved)
 
 
-@pytest.mark.parametrize("values", [{}, [], {"shapes": 3, "layers": {}, "projections": {}}])
+@pytest.mark.parametrize("values", [{}, [], {"targets": 3}, {"targets": [{"name": "a"}]}])
 def test_values_that_do_not_make_a_result_are_refused(saved, monkeypatch, values):
     """Well-formed and undamaged, yet nothing a Sensitivity can be made of."""
     monkeypatch.setattr(Sensitivity, "_pack", lambda self: ({"per_sample": self.per_sample}, values))
@@ -591,7 +596,7 @@ def test_what_is_handed_out_is_no_part_of_the_result(options: dict[str, Any]) ->
         handed.mul_(100)
     assert covariance.trace == trace
     assert all(torch.equal(answer(), values) for answer, values in zip(ask, before, strict=True))
-    subspaces.layers.clear()
+    subspaces.targets.clear()
     assert len(calibration.to_frame()) == len(calibration.names)
 
 
@@ -665,11 +670,33 @@ def test_results_of_format_4_are_what_they_were(name, tmp_path):
     tensors, values = result._pack()
     assert same(dict(sorted(tensors.items())), dict(sorted(load_file(record / "tensors.safetensors").items())))
     assert dataclasses.asdict(result.meta) == head["meta"]
+    of_modules = result.sensitivity if cls is Calibration else result
+    if cls is LayerAlignment:
+        values |= {"modules": result.names, "layers": list(result.layers.values())}
     for key, value in head["values"].items():
-        assert equal(values[key] if key in values else getattr(result, key), value), key
+        assert equal(values[key] if key in values else getattr(of_modules, key), value), key
     table = io.StringIO(result.to_frame().to_csv(index=False))
     pd.testing.assert_frame_equal(pd.read_csv(table), pd.read_csv(FORMAT_4 / f"{name}.csv"), rtol=1e-12)
     assert same(cls.load(result.save(tmp_path / "saved")), result)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_module_is_can_be_read_off_format_4(family):
+    """Of the families here; the name tells attention from the rest, and the projection the stack."""
+    targets = target_modules(tiny_model(family))
+    shapes = {name: [target.d_out, target.d_in] for name, target in targets.items()}
+    layers = {name: target.layer for name, target in targets.items()}
+    projections = {name: target.projection for name, target in targets.items()}
+    values = {"shapes": shapes, "layers": layers, "projections": projections}
+    found = _from_4({"result": "Sensitivity", "values": values})["values"]
+    assert found == {"targets": packed_targets(targets)}
+
+
+def test_a_size_that_format_4_does_not_have_is_zero():
+    assert set(Spectrum.load(FORMAT_4 / "Spectrum").shapes.values()) == {(0, 0)}
+    layers = LayerAlignment.load(FORMAT_4 / "LayerAlignment")
+    assert set(layers.shapes.values()) == {(0, layers.d_in)}
+    assert layers.d_in > 0
 
 
 def test_an_adapter_of_format_4_is_what_it_was():

@@ -156,7 +156,7 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
 
 def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
     """A of each planned module, checked against the model; empty where A is random."""
-    planned = {name: allocation.shapes[name] for name in allocation.ranks}
+    planned = {name: shape for name, shape in allocation.shapes.items() if name in allocation.ranks}
     if subspaces is None:
         if rows != "orthonormal":
             raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
@@ -167,7 +167,8 @@ def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, 
         raise ValueError(
             f"the allocation has {missing[0]}, the subspaces do not: make both from one calibration of this model"
         )
-    check_same_model(model, subspaces.fingerprints, {name: subspaces.shapes[name] for name in allocation.ranks})
+    shapes = {name: shape for name, shape in subspaces.shapes.items() if name in allocation.ranks}
+    check_same_model(model, subspaces.fingerprints, shapes)
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
 
 
@@ -242,7 +243,8 @@ def _task_type(model: Any) -> TaskType | None:
 def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor], freeze_a: bool) -> None:
     layers = adapter_layers(adapted)
     if getattr(adapted.peft_config[ADAPTER], "target_parameters", None):
-        taken = list(dict.fromkeys(allocation.projections[name] for name in allocation.ranks if name not in layers))
+        projections = allocation.projections
+        taken = list(dict.fromkeys(projections[name] for name in allocation.ranks if name not in layers))
         raise ValueError(
             f"PEFT takes {', '.join(taken)} of a {adapted.config.model_type} for its experts, whose modules had these "
             f"names, and experts are not planned for: plan without, allocate(..., exclude={taken})"

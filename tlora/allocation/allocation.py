@@ -23,30 +23,27 @@ from tlora.allocation.constraints import (
 )
 from tlora.allocation.footprint import Footprint, footprint
 from tlora.calibration.sensitivity import Sensitivity, check_scores
+from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
 from tlora.numerics.apportionment import spent
-from tlora.results import Meta, Result
+from tlora.results import Meta
 from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
 
 
 @dataclass(frozen=True, repr=False)
-class Allocation(Result):
+class Allocation(ModuleResult):
     """A plan: the rank and the scaling of every module, made by `allocate` and changed by `Allocation.edit`.
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module is, by full module name in model order; those that were left out too, which count in the budget
+        and in `lora`.
     ranks : dict of int
         ``r_i`` by full module name, in model order. Excluded modules are not in it.
     scalings : dict of float
         ``s_i``, the factor of ``B A``.
     scores : dict of float
         The sensitivity ``S_i`` that the plan was made from, nats per token.
-    shapes : dict of (int, int)
-        ``(d_out, d_in)`` of each module, in model order; those that were left out too, which count in the budget and in
-        `lora`.
-    layers : dict of int
-        Index of the block that each of them is in.
-    projections : dict of str
-        What each is within its block, e.g. ``"q_proj"``.
     knobs : Knobs
         What was asked for.
     edits : dict of int
@@ -59,9 +56,6 @@ class Allocation(Result):
     ranks: dict[str, int]
     scalings: dict[str, float]
     scores: dict[str, float]
-    shapes: dict[str, tuple[int, int]]
-    layers: dict[str, int]
-    projections: dict[str, str]
     knobs: Knobs
     edits: dict[str, int]
     meta: Meta
@@ -83,7 +77,7 @@ class Allocation(Result):
     @property
     def excluded(self) -> list[str]:
         """Full names of the modules that were left out, in model order."""
-        return [name for name in self.shapes if name not in self.scores]
+        return [name for name in self.targets if name not in self.scores]
 
     @property
     def rank(self) -> int:
@@ -103,7 +97,7 @@ class Allocation(Result):
     @property
     def budget_total(self) -> int:
         """What the uniform plan over all modules, excluded ones too, spends: ranks, or entries of ``B``."""
-        return budget_total(self.knobs, self.shapes)
+        return budget_total(self.knobs, self.targets)
 
     @property
     def budget_used(self) -> int:
@@ -142,7 +136,7 @@ class Allocation(Result):
     @property
     def lora(self) -> Footprint:
         """The same of plain LoRA: nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
-        return footprint(self.shapes, dict.fromkeys(self.shapes, self.rank), freeze_a=False)
+        return footprint(self.shapes, dict.fromkeys(self.targets, self.rank), freeze_a=False)
 
     def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Self:
         """Set ranks by hand; the other modules share what is left of the same budget by their scores.
@@ -177,7 +171,7 @@ class Allocation(Result):
 
     def limits(self) -> Limits:
         """Least and most rank of every module, in model order, and the budget."""
-        return limits(self.knobs, list(self.scores), self.shapes, self.projections, self.edits)
+        return limits(self.knobs, list(self.scores), self.targets, self.edits)
 
     def compare(self, other: Allocation) -> pd.DataFrame:
         """What this plan gives to each module, beside another plan of the same model.
@@ -202,7 +196,7 @@ class Allocation(Result):
         check_type(other, Allocation, "allocate(...)")
         if self.shapes != other.shapes:
             raise ValueError("the plans are of different models or target modules: compare two plans of the same")
-        names = [name for name in self.shapes if name in self.ranks or name in other.ranks]
+        names = [name for name in self.targets if name in self.ranks or name in other.ranks]
         table = self._places(names)
         pairs = (("rank", self.ranks, other.ranks), ("scaling", self.scalings, other.scalings))
         for column, mine, theirs in pairs:
@@ -210,33 +204,30 @@ class Allocation(Result):
             table[f"other_{column}"] = [theirs.get(n, 0) for n in names]
             table[f"{column}_change"] = [mine.get(n, 0) - theirs.get(n, 0) for n in names]
         frame = pd.DataFrame(table)
-        return frame.assign(parameters_change=frame["rank_change"] * [self.shapes[n][0] for n in names])
+        return frame.assign(parameters_change=frame["rank_change"] * [self.targets[n].d_out for n in names])
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
-        table = self._places(self.ranks) | {
-            "score": list(self.scores.values()),
-            "ideal": self._ideal(),
-            "rank": list(self.ranks.values()),
-            "change": [rank - self.rank for rank in self.ranks.values()],
-            "alpha": self.knobs.alphas(list(self.scores.values())),
-            "scaling": list(self.scalings.values()),
-            "parameters": [rank * self.shapes[name][0] for name, rank in self.ranks.items()],
-        }
-        frame = pd.DataFrame(table)
+        frame = pd.DataFrame(
+            self._places(self.ranks)
+            | {
+                "score": list(self.scores.values()),
+                "ideal": self._ideal(),
+                "rank": list(self.ranks.values()),
+                "change": [rank - self.rank for rank in self.ranks.values()],
+                "alpha": self.knobs.alphas(list(self.scores.values())),
+                "scaling": list(self.scalings.values()),
+                "parameters": [rank * self.targets[name].d_out for name, rank in self.ranks.items()],
+            }
+        )
         set_by_hand = dict.fromkeys(self.knobs.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         reasons = self.limits().reasons(frame["rank"].tolist(), frame["ideal"].tolist())
         decided = [set_by_hand.get(name, why) for name, why in zip(self.ranks, reasons, strict=True)]
         return frame.assign(decided_by=decided)
 
-    def _places(self, names: Collection[str]) -> dict[str, list[Any]]:
-        """Columns of a table with a row for each of these modules."""
-        layers, projections = [self.layers[name] for name in names], [self.projections[name] for name in names]
-        return {"module": list(names), "layer": layers, "projection": projections}
-
     def _costs(self) -> list[int]:
         """Price of one rank of each module in the plan."""
-        return self.knobs.costs({name: self.shapes[name] for name in self.scores})
+        return self.knobs.costs([self.targets[name] for name in self.scores])
 
     def _ideal(self) -> list[float]:
         weights = self.knobs.rank_weights(list(self.scores.values()))
@@ -267,16 +258,16 @@ class Allocation(Result):
             "scalings": torch.tensor(list(self.scalings.values()), dtype=torch.float64),
             "scores": torch.tensor(list(self.scores.values()), dtype=torch.float64),
         }
-        values = {name: getattr(self, name) for name in ("shapes", "layers", "projections", "edits")}
-        return tensors, values | {"modules": list(self.ranks), "knobs": asdict(self.knobs)}
+        values = {"targets": packed_targets(self.targets), "modules": list(self.ranks)}
+        return tensors, values | {"knobs": asdict(self.knobs), "edits": self.edits}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
         ranks, scalings, scores = (
             dict(zip(values["modules"], tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
         )
-        places = values["layers"], values["projections"]
-        return cls(ranks, scalings, scores, values["shapes"], *places, Knobs(**values["knobs"]), values["edits"], meta)
+        knobs = Knobs(**values["knobs"])
+        return cls(unpacked_targets(values["targets"]), ranks, scalings, scores, knobs, values["edits"], meta)
 
 
 def allocate(
@@ -382,16 +373,14 @@ def allocate(
 
 def _draft(sensitivity: Sensitivity, knobs: Knobs) -> Allocation:
     """A plan without ranks yet: the modules that are in it, their scores checked."""
-    out = excluded_names(knobs.exclude, sensitivity.layers, sensitivity.projections)
+    out = excluded_names(knobs.exclude, sensitivity.targets)
     scores = {name: score for name, score in sensitivity.scores.items() if name not in out}
     check_scores(scores)
     return Allocation(
+        targets=dict(sensitivity.targets),
         ranks={},
         scalings={},
         scores=scores,
-        shapes=dict(sensitivity.shapes),
-        layers=dict(sensitivity.layers),
-        projections=dict(sensitivity.projections),
         knobs=knobs,
         edits={},
         meta=replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe}),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, SupportsIndex, get_args
 
+from tlora.models.targets import Target
 from tlora.numerics.apportionment import apportion, spent
 from tlora.utils.validation import positive_int
 
@@ -17,7 +18,6 @@ SCALINGS = get_args(Scaling)
 Budget = Literal["ranks", "parameters"]
 BUDGETS = get_args(Budget)
 
-Shapes = Mapping[str, tuple[int, int]]
 Limit = int | dict[str, int]
 
 
@@ -58,9 +58,7 @@ class Limits:
         ]
 
 
-def limits(
-    knobs: Knobs, planned: Sequence[str], shapes: Shapes, projections: Mapping[str, str], edits: Mapping[str, int]
-) -> Limits:
+def limits(knobs: Knobs, planned: Sequence[str], targets: Mapping[str, Target], edits: Mapping[str, int]) -> Limits:
     """Least and most rank of every module in the plan, and what there is to spend.
 
     Parameters
@@ -69,8 +67,8 @@ def limits(
         What was asked for.
     planned : sequence of str
         Modules in the plan.
-    shapes, projections : mapping
-        ``(d_out, d_in)`` and projection of these and of the modules left out, whose part of the budget they get.
+    targets : mapping of Target
+        These, and the modules left out, whose part of the budget they get.
     edits : mapping of int
         Ranks set by hand; they replace what ``pinned`` and ``min_rank`` say of the same module.
 
@@ -82,32 +80,32 @@ def limits(
         If a knob cannot be met; the message gives the nearest possible value.
     """
     for name, value in {"max_rank": knobs.max_rank, "min_rank": knobs.min_rank}.items():
-        _known(name, value if isinstance(value, dict) else (), shapes, "module")
+        _known(name, value if isinstance(value, dict) else (), targets, "module")
     pins = {name: ("pinned", rank) for name, rank in knobs.pinned.items()}
     pins |= {name: ("edited", rank) for name, rank in edits.items()}
     for name, (what, _) in pins.items():
-        _known(what, [name], shapes, "module")
+        _known(what, [name], targets, "module")
         if name not in planned:
             raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
-    pairs = [_span_of(knobs, name, shapes[name], pins.get(name)) for name in planned]
+    pairs = [_span_of(knobs, targets[name], pins.get(name)) for name in planned]
     low, high = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    costs = knobs.costs({name: shapes[name] for name in planned})
+    costs = knobs.costs([targets[name] for name in planned])
     columns = low, high, costs
-    total = budget_total(knobs, shapes)
-    parts = _parts(knobs, [projections[name] for name in planned])
+    total = budget_total(knobs, targets)
+    parts = _parts(knobs, [targets[name].projection for name in planned])
     set_by_hand = {name: rank for name, (_, rank) in pins.items()}
     _check_budget(knobs, total, list(planned), columns, set_by_hand, [members for _, members in parts.values()])
     free = (
         [min(_floor(knobs, name), least) for name, least in zip(planned, low, strict=True)],
-        [_ceiling(knobs, name, shapes[name]) for name in planned],
+        [_ceiling(knobs, targets[name]) for name in planned],
         costs,
     )
     return Limits(*columns, _shared(total, parts, columns, free))
 
 
-def budget_total(knobs: Knobs, shapes: Shapes) -> int:
+def budget_total(knobs: Knobs, targets: Mapping[str, Target]) -> int:
     """What the uniform plan costs: nominal rank times the price of one rank of every module."""
-    return knobs.rank * sum(knobs.costs(shapes))
+    return knobs.rank * sum(knobs.costs(targets.values()))
 
 
 def _floor(knobs: Knobs, name: str) -> int:
@@ -115,19 +113,23 @@ def _floor(knobs: Knobs, name: str) -> int:
     return knobs.min_rank.get(name, 1) if isinstance(knobs.min_rank, dict) else knobs.min_rank
 
 
-def _ceiling(knobs: Knobs, name: str, shape: tuple[int, int]) -> int:
+def _ceiling(knobs: Knobs, target: Target) -> int:
     """Most rank of a module, pinned or not."""
-    asked = knobs.max_rank.get(name) if isinstance(knobs.max_rank, dict) else knobs.max_rank
-    return min(shape) if asked is None else min(*shape, asked)
+    asked = knobs.max_rank.get(target.name) if isinstance(knobs.max_rank, dict) else knobs.max_rank
+    full = min(target.d_out, target.d_in)
+    return full if asked is None else min(full, asked)
 
 
-def _span_of(knobs: Knobs, name: str, shape: tuple[int, int], pin: tuple[str, int] | None) -> tuple[int, int]:
+def _span_of(knobs: Knobs, target: Target, pin: tuple[str, int] | None) -> tuple[int, int]:
     """Least and most rank of one module."""
-    ceiling = _ceiling(knobs, name, shape)
-    what, floor = ("min_rank", _floor(knobs, name)) if pin is None else pin
+    ceiling = _ceiling(knobs, target)
+    what, floor = ("min_rank", _floor(knobs, target.name)) if pin is None else pin
     if floor > ceiling:
-        why = "max_rank" if ceiling < min(shape) else f"its matrix of {shape[0]} x {shape[1]}"
-        raise ValueError(f"{what} asks for rank {floor} of {name}, which {why} limits to {ceiling}: at most {ceiling}")
+        is_limited = ceiling < min(target.d_out, target.d_in)
+        why = "max_rank" if is_limited else f"its matrix of {target.d_out} x {target.d_in}"
+        raise ValueError(
+            f"{what} asks for rank {floor} of {target.name}, which {why} limits to {ceiling}: at most {ceiling}"
+        )
     return floor, (ceiling if pin is None else floor)
 
 
@@ -242,7 +244,7 @@ def _spans(
     return spans
 
 
-def excluded_names(exclude: Sequence[str | int], layers: Mapping[str, int], projections: Mapping[str, str]) -> set[str]:
+def excluded_names(exclude: Sequence[str | int], targets: Mapping[str, Target]) -> set[str]:
     """Modules meant by ``exclude``: full module names, projections, or indices of layers.
 
     Raises
@@ -253,23 +255,20 @@ def excluded_names(exclude: Sequence[str | int], layers: Mapping[str, int], proj
         If no module is left.
     """
     found: set[str] = set()
+    layers = {target.layer for target in targets.values()}
     for item in exclude:
         if isinstance(item, str):
-            _known("exclude", [item], [*layers, *projections.values()], "module or projection")
-            found |= {name for name in layers if item in (name, projections[name])}
-        elif item in layers.values():
-            found |= {name for name, layer in layers.items() if layer == item}
+            projections = [target.projection for target in targets.values()]
+            _known("exclude", [item], [*targets, *projections], "module or projection")
+            found |= {name for name, target in targets.items() if item in (name, target.projection)}
+        elif item in layers:
+            found |= {name for name, target in targets.items() if target.layer == item}
         else:
-            raise KeyError(f"exclude names layer {item}, the layers here are {_span(layers.values())}")
-    if len(found) == len(layers):
-        last = list(layers)[-1]
-        raise ValueError(f"exclude leaves none of the {len(layers)} modules: keep at least one, such as {last}")
+            raise KeyError(f"exclude names layer {item}, the layers here are {min(layers)} to {max(layers)}")
+    if len(found) == len(targets):
+        last = list(targets)[-1]
+        raise ValueError(f"exclude leaves none of the {len(targets)} modules: keep at least one, such as {last}")
     return found
-
-
-def _span(layers: Iterable[int]) -> str:
-    indices = sorted(set(layers))
-    return f"{indices[0]} to {indices[-1]}"
 
 
 def _known(name: str, given: Iterable[str], choices: Iterable[str], what: str) -> None:
@@ -298,9 +297,9 @@ class Knobs:
     temperature: int | float = 1.0
     projection_shares: dict[str, float] = field(default_factory=dict)
 
-    def costs(self, shapes: Shapes) -> list[int]:
+    def costs(self, targets: Iterable[Target]) -> list[int]:
         """Price of one rank of each module: 1, or its ``d_out`` where the budget counts parameters."""
-        return [1 if self.budget == "ranks" else d_out for d_out, _ in shapes.values()]
+        return [1 if self.budget == "ranks" else target.d_out for target in targets]
 
     def weights(self, scores: Sequence[float]) -> list[float]:
         """Scores with the temperature applied: what ranks and scales are in proportion to."""

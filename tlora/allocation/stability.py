@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import bootstrap_means, interval, subsample_means, top_overlap
 from tlora.results import Meta, Result
 from tlora.utils.validation import check_type, confidence_level, positive_int
@@ -88,19 +89,17 @@ class RankingStability(Result):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PlanStability(Result):
+class PlanStability(ModuleResult):
     """How the ranks of a plan move when the calibration samples are resampled.
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module of the plan is, by full module name in model order.
     plan : dict of int
-        Ranks of the plan itself, by full module name in model order.
+        Ranks of the plan itself, by full module name.
     ranks : (resamples, M) int64 tensor
         Ranks of the same plan made from each resample.
-    layers : dict of int
-        Index of the block that a module is in.
-    projections : dict of str
-        What a module is within its block.
     samples : int
         Samples in a resample.
     confidence : float
@@ -111,8 +110,6 @@ class PlanStability(Result):
 
     plan: dict[str, int]
     ranks: Integer[Tensor, "resamples modules"]
-    layers: dict[str, int]
-    projections: dict[str, str]
     samples: int
     confidence: float
     meta: Meta
@@ -143,10 +140,8 @@ class PlanStability(Result):
         ranks, plan = self.ranks.numpy(), np.array(list(self.plan.values()))
         low, high = interval(ranks, self.confidence, method="closest_observation")
         return pd.DataFrame(
-            {
-                "module": list(self.plan),
-                "layer": list(self.layers.values()),
-                "projection": list(self.projections.values()),
+            self._places()
+            | {
                 "rank": plan,
                 "low": low,
                 "high": high,
@@ -161,14 +156,6 @@ class PlanStability(Result):
             f"{len(self.plan)} modules, {len(self.ranks)} resamples of {self.samples} samples, on average "
             f"{float(self.moved.mean()):.1%} of the budget moves"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        names = ("plan", "layers", "projections", "samples", "confidence")
-        return {"ranks": self.ranks}, {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(ranks=tensors["ranks"], **values, meta=meta)
 
 
 def ranking_stability(
@@ -288,10 +275,9 @@ def plan_stability(
     recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
     return PlanStability(
+        targets={name: allocation.targets[name] for name in allocation.ranks},
         plan=dict(allocation.ranks),
         ranks=ranks,
-        layers={name: allocation.layers[name] for name in allocation.ranks},
-        projections={name: allocation.projections[name] for name in allocation.ranks},
         samples=draws,
         confidence=confidence_level(confidence),
         meta=meta,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tlora.calibration.batches import Batch
-from tlora.calibration.calibration import Options
+from tlora.calibration.calibration import Calibration, Options
 from tlora.calibration.covariance import Covariance, CovarianceSum
 from tlora.calibration.gradient import Gradient, GradientSum, sketch_sizes
 from tlora.models.forward import input_device
@@ -18,9 +18,6 @@ from tlora.models.weights import weight
 from tlora.numerics.linalg import tiles
 from tlora.numerics.sketching import SketchingMatrices
 from tlora.utils.distributed import Processes
-
-if TYPE_CHECKING:
-    from tlora.calibration.calibration import Calibration
 
 
 class Statistics:

@@ -181,17 +181,10 @@ def _result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta)
                 f"the inputs or gradients of {name} are not finite (NaN or infinity) on these samples: "
                 "look at the module before it, or load the model with dtype='float32'"
             )
-    sensitivity = Sensitivity(
-        per_sample,
-        {t.name: (t.d_out, t.d_in) for t in targets.values()},
-        {t.name: t.layer for t in targets.values()},
-        {t.name: t.projection for t in targets.values()},
-        meta,
-    )
     return Calibration(
         covariances={name: covariances[name] for name in targets if name in covariances},
         shared={name: statistics.first[name] for name in targets},
-        sensitivity=sensitivity,
+        sensitivity=Sensitivity(dict(targets), per_sample, meta),
         gradient=statistics.finished_gradients(),
         fingerprints=fingerprints,
         sample_fingerprints=torch.tensor(statistics.fingerprints),

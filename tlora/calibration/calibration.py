@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import pandas as pd
 import torch
@@ -14,12 +14,11 @@ from torch import Tensor
 from tlora.calibration.covariance import Covariance, DenseCovariance, SketchedCovariance
 from tlora.calibration.gradient import Gradient
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum, spectrum
+from tlora.models.module_result import unpacked_targets
+from tlora.models.targets import Target
 from tlora.results import Meta, Result, library_versions
 from tlora.utils.validation import positive_int
-
-if TYPE_CHECKING:
-    from tlora.calibration.spectrum import Spectrum
-
 
 SAME_WEIGHT = 1e-3
 """How far apart the projections of a weight may be, relative to their size, where statistics are added up."""
@@ -82,33 +81,33 @@ class Calibration(Result):
         return list(self.shared)
 
     @property
+    def targets(self) -> dict[str, Target]:
+        """What each module is, by full module name; as in ``sensitivity``."""
+        return self.sensitivity.targets
+
+    @property
     def covariance(self) -> dict[str, Covariance]:
         """Covariance by full module name; modules that read the same tensor give the same object."""
         return {name: self.covariances[first] for name, first in self.shared.items()}
 
     def spectrum(self) -> Spectrum:
         """Eigenvalues and effective ranks of all covariances."""
-        from tlora.calibration.spectrum import spectrum
-
-        return spectrum(self)
+        return spectrum(self.covariances, self.shared, self.targets, self.meta)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
-        scores, covariance = self.sensitivity, self.covariance
         traces = {first: c.trace for first, c in self.covariances.items()}
         errors = {first: c.error for first, c in self.covariances.items()}
         return pd.DataFrame(
-            {
-                "module": self.names,
-                "layer": [scores.layers[n] for n in self.names],
-                "projection": [scores.projections[n] for n in self.names],
-                "d_out": [scores.shapes[n][0] for n in self.names],
-                "d_in": [scores.shapes[n][1] for n in self.names],
-                "trace": [traces[self.shared[n]] for n in self.names],
-                "error": [errors[self.shared[n]] for n in self.names],
-                "rank_bound": [covariance[n].rank_bound for n in self.names],
+            self.sensitivity._places()
+            | {
+                "d_out": [target.d_out for target in self.targets.values()],
+                "d_in": [target.d_in for target in self.targets.values()],
+                "trace": [traces[first] for first in self.shared.values()],
+                "error": [errors[first] for first in self.shared.values()],
+                "rank_bound": [self.covariances[first].rank_bound for first in self.shared.values()],
                 "shares_with": list(self.shared.values()),
-                "score": list(scores.scores.values()),
+                "score": list(self.sensitivity.scores.values()),
             }
         )
 
@@ -179,11 +178,10 @@ class Calibration(Result):
                 covariances[name] = SketchedCovariance(total, bound, len(prints), omega=omega, total_trace=traces[name])
             else:
                 covariances[name] = DenseCovariance(full(total), bound, len(prints))
-        sensitivity = Sensitivity._unpack(tensors, values, meta)
+        sensitivity = Sensitivity(unpacked_targets(values["targets"]), tensors["per_sample"], meta)
         gradient = None
         if values["gradient"]:
-            shapes = sensitivity.shapes
-            gradient = {n: _gradient(tensors, sketching, n, shapes[n], len(prints)) for n in shared}
+            gradient = {n: _gradient(tensors, sketching, t, len(prints)) for n, t in sensitivity.targets.items()}
         fingerprints = {n: tensors[f"fingerprint.{n}"] for n in shared}
         return cls(covariances, shared, sensitivity, gradient, fingerprints, prints, sketching, meta)
 
@@ -193,11 +191,9 @@ def _key(sketch: Tensor) -> str:
     return f"{sketch.shape[0]}.{sketch.shape[1]}"
 
 
-def _gradient(
-    tensors: dict[str, Tensor], sketching: dict[str, Tensor], name: str, shape: tuple[int, int], samples: int
-) -> Gradient:
-    corange, range_ = tensors[f"gradient.{name}"], tensors.get(f"gradient_range.{name}")
-    psi = None if range_ is None else sketching[f"{shape[0]}.{len(corange)}"]
+def _gradient(tensors: dict[str, Tensor], sketching: dict[str, Tensor], target: Target, samples: int) -> Gradient:
+    corange, range_ = tensors[f"gradient.{target.name}"], tensors.get(f"gradient_range.{target.name}")
+    psi = None if range_ is None else sketching[f"{target.d_out}.{len(corange)}"]
     return Gradient(corange, samples, range_, psi)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,29 +13,24 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import bootstrap_means, gini, interval
-from tlora.results import Meta, Result
+from tlora.results import Meta
 from tlora.utils.validation import confidence_level, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Sensitivity(Result):
+class Sensitivity(ModuleResult):
     """Sensitivity scores of the target modules, sample by sample.
 
     ``S_i = (1/N) sum_n mean_jk |W_jk (dL_n/dW)_jk|``, with ``L_n`` the mean token loss of sample ``n`` alone.
 
     Attributes
     ----------
-    scores : dict of float
-        ``S_i`` by full module name, in model order; nats per token.
+    targets : dict of Target
+        What each module is, by full module name in model order.
     per_sample : (N, M) float32 tensor
-        The summand of each sample, in the order of the input; columns in the order of ``scores``.
-    shapes : dict of (int, int)
-        ``(d_out, d_in)`` of each module.
-    layers : dict of int
-        Index of the block that a module is in.
-    projections : dict of str
-        What a module is within its block, e.g. ``"q_proj"``.
+        The summand of each sample, nats per token, in the order of the input; columns in the order of ``targets``.
     meta : Meta
         Model, task, sample count.
 
@@ -45,9 +40,6 @@ class Sensitivity(Result):
     """
 
     per_sample: Float[torch.Tensor, "samples modules"]
-    shapes: dict[str, tuple[int, int]]
-    layers: dict[str, int]
-    projections: dict[str, str]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
@@ -60,13 +52,8 @@ class Sensitivity(Result):
     }
 
     @property
-    def names(self) -> list[str]:
-        """Full module names, in model order."""
-        return list(self.shapes)
-
-    @property
     def scores(self) -> dict[str, float]:
-        """``S_i`` by full module name: the mean of ``per_sample`` over samples."""
+        """``S_i`` by full module name, nats per token: the mean of ``per_sample`` over samples."""
         return dict(zip(self.names, self.per_sample.double().mean(0).tolist(), strict=True))
 
     @property
@@ -77,10 +64,13 @@ class Sensitivity(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
         scores = self.per_sample.double().mean(0).numpy()
-        return self._modules().assign(
-            score=scores,
-            share=scores / (scores.sum() or math.nan),
-            deviation=self.per_sample.double().std(0, correction=0).numpy(),
+        return pd.DataFrame(
+            self._places()
+            | {
+                "score": scores,
+                "share": scores / (scores.sum() or math.nan),
+                "deviation": self.per_sample.double().std(0, correction=0).numpy(),
+            }
         )
 
     def by_layer(self) -> pd.DataFrame:
@@ -129,7 +119,7 @@ class Sensitivity(Result):
         samples = self.checked()
         means = bootstrap_means(samples, positive_int(resamples, "resamples"), seed)
         low, high = interval(means, confidence_level(confidence))
-        return self._modules().assign(score=samples.mean(0), low=low, high=high)
+        return pd.DataFrame(self._places() | {"score": samples.mean(0), "low": low, "high": high})
 
     def checked(self) -> NDArray[np.float64]:
         """``per_sample`` as float64, (N, M), if it can be resampled.
@@ -144,10 +134,6 @@ class Sensitivity(Result):
         check_scores(self.scores)
         return self.per_sample.double().numpy()
 
-    def _modules(self) -> pd.DataFrame:
-        layers, projections = list(self.layers.values()), list(self.projections.values())
-        return pd.DataFrame({"module": self.names, "layer": layers, "projection": projections})
-
     def _grouped(self, column: str) -> pd.DataFrame:
         groups = self.to_frame().groupby(column, sort=False)
         found = groups.agg(modules=("score", "size"), score=("score", "mean"))
@@ -157,14 +143,6 @@ class Sensitivity(Result):
         scores = self.scores
         top = max(scores, key=scores.__getitem__)
         return f"{len(scores)} modules, {len(self.per_sample)} samples, highest {top} at {scores[top]:.3g}"
-
-    def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        values = {"shapes": self.shapes, "layers": self.layers, "projections": self.projections}
-        return {"per_sample": self.per_sample}, values
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(tensors["per_sample"], values["shapes"], values["layers"], values["projections"], meta)
 
 
 def check_scores(scores: Mapping[str, float]) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from tlora.results import Meta, Result
-
-if TYPE_CHECKING:
-    from tlora.calibration.calibration import Calibration
+from tlora.calibration.covariance import Covariance
+from tlora.models.module_result import ModuleResult
+from tlora.models.targets import Target
+from tlora.results import Meta
 
 
 class _Figures(NamedTuple):
@@ -33,7 +33,7 @@ class _Figures(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Spectrum(Result):
+class Spectrum(ModuleResult):
     """Eigenvalues of the input covariance of each module, or of ``M^T M`` for the matrix of a subspace kind.
 
     A spectrum may be truncated: the first ``k`` eigenvalues and the trace. Its rest ``t``, the trace less
@@ -45,8 +45,10 @@ class Spectrum(Result):
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module is, by full module name in model order.
     eigenvalues : dict of (k,) float32 tensor
-        Falling, none negative, by full module name in model order; squared units of the activations.
+        Falling, none negative, by full module name; squared units of the activations.
         Modules that read the same input share one tensor.
     traces : dict of float
         Sum of all eigenvalues, the unknown ones included; NaN where it is not known.
@@ -55,10 +57,6 @@ class Spectrum(Result):
         the tokens that were seen, each sample's mean taken off, where these are fewer and known.
     inputs : dict of str
         First module that has the same spectrum because it reads the same input (itself, for most).
-    layers : dict of int
-        Index of the block that a module is in.
-    projections : dict of str
-        What a module is within its block, e.g. ``"q_proj"``.
     kind : str
         ``"covariance"``, or the key of a subspace kind.
     meta : Meta
@@ -76,8 +74,6 @@ class Spectrum(Result):
     traces: dict[str, float]
     dimensions: dict[str, int]
     inputs: dict[str, str]
-    layers: dict[str, int]
-    projections: dict[str, str]
     kind: str
     meta: Meta
 
@@ -102,11 +98,6 @@ class Spectrum(Result):
     def __post_init__(self) -> None:
         for name, values in self.eigenvalues.items():
             _check(name, values, self.traces[name])
-
-    @property
-    def names(self) -> list[str]:
-        """Full module names, in model order."""
-        return list(self.eigenvalues)
 
     @cached_property
     def _figures(self) -> dict[str, _Figures]:
@@ -165,10 +156,8 @@ class Spectrum(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
         known = pd.DataFrame(
-            {
-                "module": self.names,
-                "layer": list(self.layers.values()),
-                "projection": list(self.projections.values()),
+            self._places()
+            | {
                 "input": list(self.inputs.values()),
                 "dimension": list(self.dimensions.values()),
                 "trace": list(self.traces.values()),
@@ -206,11 +195,12 @@ class Spectrum(Result):
             raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {self.names[0]!r}")
         sizes = [len(self.eigenvalues[name]) for name in wanted]
         shares = [self._shares(name) for name in wanted]
+        targets = [self.targets[name] for name in wanted]
         return pd.DataFrame(
             {
                 "module": np.repeat(np.array(wanted, dtype=object), sizes),
-                "layer": np.repeat([self.layers[name] for name in wanted], sizes),
-                "projection": np.repeat(np.array([self.projections[name] for name in wanted], dtype=object), sizes),
+                "layer": np.repeat([target.layer for target in targets], sizes),
+                "projection": np.repeat(np.array([target.projection for target in targets], dtype=object), sizes),
                 "direction": np.concatenate([np.arange(1, size + 1) for size in sizes]),
                 "eigenvalue": np.concatenate([self.eigenvalues[name].numpy() for name in wanted]),
                 "share": np.concatenate(shares),
@@ -228,63 +218,62 @@ class Spectrum(Result):
         return f"{self.kind}, {len(ranks)} modules, effective rank {span}"
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {source: self.eigenvalues[source] for source in self.inputs.values()}
-        fields = ("traces", "dimensions", "inputs", "layers", "projections", "kind")
-        return tensors, {field: getattr(self, field) for field in fields}
+        # a spectrum that modules share is saved once
+        return {source: self.eigenvalues[source] for source in self.inputs.values()}, super()._pack()[1]
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
         eigenvalues = {name: tensors[source] for name, source in values["inputs"].items()}
-        return cls(eigenvalues, **values, meta=meta)
+        return super()._unpack({}, values | {"eigenvalues": eigenvalues}, meta)
 
 
-def spectrum(calibration: Calibration, k: int | None = None) -> Spectrum:
+def spectrum(
+    covariances: Mapping[str, Covariance], inputs: Mapping[str, str], targets: Mapping[str, Target], meta: Meta
+) -> Spectrum:
     """Eigenvalues of the covariance of every module; each shared covariance is decomposed once.
 
     Parameters
     ----------
-    calibration : Calibration
-        Its covariances.
-    k : int, optional
-        Largest eigenvalues wanted per module; all that can be other than zero when left out. A truncated
-        spectrum keeps its trace, so that shares of the variance stay exact.
+    covariances : mapping of Covariance
+        By the name of the first module that reads the input.
+    inputs : mapping of str
+        For each module the key into ``covariances``.
+    targets : mapping of Target
+        What each module is.
+    meta : Meta
+        Of the calibration.
 
     Returns
     -------
     Spectrum
-        Of kind ``"covariance"``.
+        Of kind ``"covariance"``; all eigenvalues that can be other than zero and that the covariance knows.
 
     Raises
     ------
     ValueError
-        If ``k`` is below 1, or a covariance holds NaN.
+        If a covariance holds NaN.
     """
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k}: ask for at least 1 eigenvalue, or leave k out for all of them")
-    modules, covariances, inputs = calibration.sensitivity, dict(calibration.covariance), dict(calibration.shared)
-    sizes = {name: max(1, min(modules.shapes[name][1], c.rank_bound)) for name, c in covariances.items()}
-    once = dict.fromkeys(inputs.values())
-    values = {name: _decompose(name, covariances[name], k)[: sizes[name]].clone() for name in once}
+    sizes = {name: max(1, min(targets[name].d_in, c.rank_bound)) for name, c in covariances.items()}
+    values = {name: _decompose(name, c)[: sizes[name]].clone() for name, c in covariances.items()}
     return Spectrum(
-        eigenvalues={name: values[source] for name, source in inputs.items()},
-        traces={name: float(c.trace) for name, c in covariances.items()},
-        dimensions=sizes,
-        inputs=inputs,
-        layers=dict(modules.layers),
-        projections=dict(modules.projections),
+        targets=dict(targets),
+        eigenvalues={name: values[first] for name, first in inputs.items()},
+        traces={name: covariances[first].trace for name, first in inputs.items()},
+        dimensions={name: sizes[first] for name, first in inputs.items()},
+        inputs=dict(inputs),
         kind="covariance",
-        meta=calibration.meta,
+        meta=meta,
     )
 
 
-def _decompose(name: str, covariance: Any, k: int | None) -> Tensor:
+def _decompose(name: str, covariance: Covariance) -> Tensor:
     try:
-        return _descending(name, covariance.eigenvalues(k))
+        return descending(name, covariance.eigenvalues())
     except torch.linalg.LinAlgError as error:
         raise ValueError(f"the covariance of {name} holds NaN or infinity: look in its inputs") from error
 
 
-def _descending(name: str, values: Tensor) -> Tensor:
+def descending(name: str, values: Tensor) -> Tensor:
     """Float32 on the CPU, falling, and what rounding left below zero set to zero."""
     _check_finite(name, values)
     return values.detach().to("cpu", torch.float32).sort(descending=True).values.clamp(min=0)

@@ -171,7 +171,7 @@ def budget_text(allocation: Allocation) -> str:
     return facts(
         {
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.knobs.unit} "
-            f"(rank {allocation.rank} in each of {len(allocation.shapes)} modules)",
+            f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
             "trains": f"{footprint.trainable_parameters:,} parameters with A frozen; plain LoRA of the same rank "
             f"trains {lora.trainable_parameters:,}",
             "memory": f"{size_text(footprint.optimiser_bytes)} of optimiser state, {size_text(lora.optimiser_bytes)} "

@@ -185,15 +185,8 @@ def rehearse(model: Any, plan: Plan) -> None:
     ValueError
         If no scores would let the plan be met.
     """
-    targets = target_modules(model).values()
-    even = Sensitivity(
-        torch.ones(1, len(targets)),
-        {t.name: (t.d_out, t.d_in) for t in targets},
-        {t.name: t.layer for t in targets},
-        {t.name: t.projection for t in targets},
-        Meta(),
-    )
-    make_plan(even, plan)
+    targets = target_modules(model)
+    make_plan(Sensitivity(targets, torch.ones(1, len(targets)), Meta()), plan)
 
 
 def check_start(start: Start, calibration: Calibration | None, allocation: Allocation) -> None:

@@ -12,32 +12,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tlora.models.module_result import ModuleResult
+from tlora.models.targets import Target
 from tlora.models.weights import ALIKE, likeness
 from tlora.numerics.linalg import orthonormal, overlap_by_rank, principal_angles
-from tlora.results import Meta, Result
+from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import check_type, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Alignment(Result):
+class Alignment(ModuleResult):
     """Principal angles and overlap of two subspaces on each module.
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module is, by full module name in model order.
     sides : tuple of str
         What the two subspaces are called.
     rank : int
         Directions compared.
     angles : dict of (rank,) float64 tensor
-        Principal angles at that rank, radians, rising; by full module name in model order.
+        Principal angles at that rank, radians, rising; by full module name.
     overlaps : dict of (rank,) float64 tensor
         Overlap of the first 1, 2, ... ``rank`` directions, see ``tlora.numerics.linalg.overlap_by_rank``.
     determined : dict of int
         How many of the directions both sides' matrices determine. The rest are random completions, and agree
         by chance only.
-    shapes, layers, projections : dict
-        As in `Sensitivity`.
     meta : Meta
         Model; the task, or both tasks; recipe of each side; the seed where both have the same.
 
@@ -57,9 +59,6 @@ class Alignment(Result):
     angles: dict[str, Tensor]
     overlaps: dict[str, Tensor]
     determined: dict[str, int]
-    shapes: dict[str, tuple[int, int]]
-    layers: dict[str, int]
-    projections: dict[str, str]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
@@ -76,11 +75,6 @@ class Alignment(Result):
     }
 
     @property
-    def names(self) -> list[str]:
-        """Full module names, in model order."""
-        return list(self.angles)
-
-    @property
     def overlap(self) -> dict[str, float]:
         """Mean squared cosine of the principal angles at ``rank``, by full module name."""
         return {name: float(values[-1]) for name, values in self.overlaps.items()}
@@ -88,7 +82,7 @@ class Alignment(Result):
     @property
     def random(self) -> dict[str, float]:
         """Overlap expected of two random subspaces of that rank, ``rank / d_in``."""
-        return {name: self.rank / d_in for name, (_, d_in) in self.shapes.items()}
+        return {name: self.rank / target.d_in for name, target in self.targets.items()}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
@@ -121,13 +115,11 @@ class Alignment(Result):
         if not 1 <= rank <= self.rank:
             raise ValueError(f"rank {rank} of an alignment up to rank {self.rank}: use 1 to {self.rank}")
         return pd.DataFrame(
-            {
-                "module": self.names,
-                "layer": list(self.layers.values()),
-                "projection": list(self.projections.values()),
+            self._places()
+            | {
                 "rank": rank,
                 "overlap": [float(values[rank - 1]) for values in self.overlaps.values()],
-                "random": [rank / d_in for _, d_in in self.shapes.values()],
+                "random": [rank / target.d_in for target in self.targets.values()],
             }
         )
 
@@ -139,47 +131,31 @@ class Alignment(Result):
             f"{overlap:.1%} on average, {random:.1%} by chance"
         )
 
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"angles.{name}": values for name, values in self.angles.items()}
-        tensors |= {f"overlaps.{name}": values for name, values in self.overlaps.items()}
-        parts = ("sides", "rank", "determined", "shapes", "layers", "projections")
-        return tensors, {part: getattr(self, part) for part in parts}
-
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        parts = {part: {n: tensors[f"{part}.{n}"] for n in values["shapes"]} for part in ("angles", "overlaps")}
-        one, other = values["sides"]
-        return cls(**values | {"sides": (one, other)} | parts, meta=meta)
+        return super()._unpack(tensors, values | {"sides": tuple(values["sides"])}, meta)  # JSON knows no tuples
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class LayerAlignment(Result):
+class LayerAlignment(ModuleResult):
     """Overlap of the subspaces of one projection between all pairs of layers.
 
     Attributes
     ----------
-    modules : list of str
-        Full names of the modules of the projection, in model order.
-    layers : list of int
-        Index of the block of each.
-    projection : str
-        Their role within the block.
+    targets : dict of Target
+        The modules of the projection, by full module name in model order.
     kind : str
         Kind of the subspaces.
-    rank, d_in : int
-        Directions compared, and the dimension that they live in.
+    rank : int
+        Directions compared.
     overlap : (L, L) float64 tensor
         Mean squared cosine of the principal angles: 1 on the diagonal, ``rank / d_in`` by chance.
     meta : Meta
         Of the subspaces.
     """
 
-    modules: list[str]
-    layers: list[int]
-    projection: str
     kind: str
     rank: int
-    d_in: int
     overlap: Float[Tensor, "layers layers"]
     meta: Meta
 
@@ -191,36 +167,38 @@ class LayerAlignment(Result):
     }
 
     @property
+    def projection(self) -> str:
+        """Role of the modules within their blocks."""
+        return self.targets[self.names[0]].projection
+
+    @property
+    def d_in(self) -> int:
+        """Dimension that the directions live in."""
+        return self.targets[self.names[0]].d_in
+
+    @property
     def random(self) -> float:
         """Overlap expected of two random subspaces of that rank, ``rank / d_in``."""
         return self.rank / self.d_in
 
     def to_frame(self) -> pd.DataFrame:
         """One row a pair of layers, each pair both ways; see ``columns``."""
-        count = len(self.layers)
+        layers = list(self.layers.values())
         return pd.DataFrame(
             {
-                "layer": np.repeat(self.layers, count),
-                "other": np.tile(self.layers, count),
+                "layer": np.repeat(layers, len(layers)),
+                "other": np.tile(layers, len(layers)),
                 "overlap": self.overlap.flatten().numpy().copy(),
                 "random": self.random,
             }
         )
 
     def _summary(self) -> str:
-        apart = self.overlap[~torch.eye(len(self.layers), dtype=torch.bool)]
+        apart = self.overlap[~torch.eye(len(self.targets), dtype=torch.bool)]
         return (
-            f"{self.projection} of {len(self.layers)} layers of {self.meta.model}, kind {self.kind!r}, "
+            f"{self.projection} of {len(self.targets)} layers of {self.meta.model}, kind {self.kind!r}, "
             f"rank {self.rank}: overlap {float(apart.mean()):.1%} on average, {self.random:.1%} by chance"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        parts = ("modules", "layers", "projection", "kind", "rank", "d_in")
-        return {"overlap": self.overlap}, {part: getattr(self, part) for part in parts}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values, overlap=tensors["overlap"], meta=meta)
 
 
 def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | None = None) -> Alignment:
@@ -257,14 +235,12 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
     one, other = labels or told_apart((a, b))
     sides = [{"kind": s.kind, "task": s.meta.task, "samples": s.meta.samples, "seed": s.meta.seed} for s in (a, b)]
     return Alignment(
+        targets=dict(a.targets),
         sides=(one, other),
         rank=rank,
         angles={name: principal_angles(*pair) for name, pair in rows.items()},
         overlaps={name: overlap_by_rank(*pair) for name, pair in rows.items()},
         determined={n: min(a.numerical_rank[n], b.numerical_rank[n], rank) for n in rows},
-        shapes=a.shapes,
-        layers=a.layers,
-        projections=a.projections,
         meta=Meta(
             model=a.meta.model,
             task=" and ".join(dict.fromkeys(s.meta.task for s in (a, b) if s.meta.task)),
@@ -315,24 +291,21 @@ def align_layers(subspaces: Subspaces, projection: str, rank: int) -> LayerAlign
     """
     rank = positive_int(rank, "rank")
     check_type(subspaces, Subspaces, "task_subspaces(...)")
-    names = [name for name, role in subspaces.projections.items() if role == projection]
-    if len(names) < 2:
+    targets = {name: target for name, target in subspaces.targets.items() if target.projection == projection}
+    if len(targets) < 2:
         there = ", ".join(_repeated(subspaces.projections.values())) or "none"
         raise ValueError(
-            f"projection={projection!r} is in {len(names)} layers, and layers are compared in pairs: "
+            f"projection={projection!r} is in {len(targets)} layers, and layers are compared in pairs: "
             f"choose from {there}"
         )
-    _check_one_width({name: subspaces.shapes[name][1] for name in names})
-    rows = torch.stack([orthonormal(subspaces.basis(name, rank)) for name in names])
+    _check_one_width(targets)
+    rows = torch.stack([orthonormal(subspaces.basis(name, rank)) for name in targets])
     products = [torch.einsum("rd,lsd->lrs", one, rows) for one in rows]
     overlap = torch.stack([product.square().sum((1, 2)) / rank for product in products]).clamp(max=1)
     return LayerAlignment(
-        modules=names,
-        layers=[subspaces.layers[name] for name in names],
-        projection=projection,
+        targets=targets,
         kind=subspaces.kind,
         rank=rank,
-        d_in=subspaces.shapes[names[0]][1],
         overlap=overlap,
         meta=subspaces.meta,
     )
@@ -346,7 +319,7 @@ def _check_comparable(a: Subspaces, b: Subspaces) -> None:
             "the same target_modules for both"
         )
     for name in a.names:
-        one, other = a.shapes[name][1], b.shapes[name][1]
+        one, other = a.targets[name].d_in, b.targets[name].d_in
         if one != other:
             raise ValueError(
                 f"the two subspaces are of different models: {name} reads {one} inputs in the first and {other} in the "
@@ -360,12 +333,12 @@ def _check_comparable(a: Subspaces, b: Subspaces) -> None:
             )
 
 
-def _check_one_width(widths: dict[str, int]) -> None:
-    first, *others = widths
-    for name in others:
-        if widths[name] != widths[first]:
+def _check_one_width(targets: dict[str, Target]) -> None:
+    first, *others = targets.values()
+    for other in others:
+        if other.d_in != first.d_in:
             raise ValueError(
-                f"{first} reads {widths[first]} inputs and {name} {widths[name]}, and no angles are between "
+                f"{first.name} reads {first.d_in} inputs and {other.name} {other.d_in}, and no angles are between "
                 "spaces of different width: choose a projection whose layers are alike"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,19 +15,22 @@ from tqdm.auto import tqdm
 
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
+from tlora.models.module_result import ModuleResult
 from tlora.models.weights import base_modules, check_same_model, weight
-from tlora.results import Meta, Result
+from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.utils.reproducibility import exact_products
 from tlora.utils.validation import check_type, positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class CapturedEnergy(Result):
+class CapturedEnergy(ModuleResult):
     """Energy of ``W C`` within subspaces, next to that of the best subspace of the same rank.
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module is, by full module name in model order.
     kinds : list of str
         What the subspaces are called.
     ranks : list of int
@@ -38,8 +41,6 @@ class CapturedEnergy(Result):
         ``sum_{k<=r} sigma_k^2``, with ``sigma`` the singular values of ``W C``: the largest of any subspace.
     total : (M,) float64 tensor
         ``||W C||_F^2``.
-    shapes, layers, projections : dict
-        As in `Sensitivity`.
     meta : Meta
         Of the calibration.
 
@@ -54,9 +55,6 @@ class CapturedEnergy(Result):
     captured: Float[Tensor, "modules kinds ranks"]
     best: Float[Tensor, "modules ranks"]
     total: Float[Tensor, " modules"]
-    shapes: dict[str, tuple[int, int]]
-    layers: dict[str, int]
-    projections: dict[str, str]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
@@ -70,11 +68,6 @@ class CapturedEnergy(Result):
         "total": "energy of W C within it, as a share of all of its energy",
     }
 
-    @property
-    def names(self) -> list[str]:
-        """Full module names, in model order."""
-        return list(self.shapes)
-
     def to_frame(self) -> pd.DataFrame:
         """One row a module, kind and rank; see ``columns``."""
         captured, best = self.captured.numpy(), self.best.numpy()[:, None]
@@ -83,7 +76,7 @@ class CapturedEnergy(Result):
         with np.errstate(invalid="ignore"):
             random = np.broadcast_to(parts[:, None] * total / best, captured.shape)
             shares = {"captured": captured / best, "random": random, "total": captured / total}
-        keys = by_module(self.layers, self.projections, self.kinds, self.ranks)
+        keys = pd.DataFrame(self._places()).merge(by_kind(self.kinds, self.ranks), how="cross")
         return keys.assign(**{name: values.ravel() for name, values in shares.items()})
 
     def overall(self) -> pd.DataFrame:
@@ -104,16 +97,7 @@ class CapturedEnergy(Result):
         table, rank = self.overall(), self.ranks[0]
         rows = table[table["rank"] == rank].head(8)
         shares = ", ".join(f"{kind} {share:.1%}" for kind, share in zip(rows["kind"], rows["captured"], strict=True))
-        return f"{len(self.shapes)} modules of {self.meta.model}, share of the best at rank {rank}, median: {shares}"
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        parts = ("kinds", "ranks", "shapes", "layers", "projections")
-        tensors = {"captured": self.captured, "best": self.best, "total": self.total}
-        return tensors, {part: getattr(self, part) for part in parts}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values | tensors, meta=meta)
+        return f"{len(self.targets)} modules of {self.meta.model}, share of the best at rank {rank}, median: {shares}"
 
 
 @exact_products()
@@ -157,9 +141,8 @@ def captured_energy(
     """
     wanted = checked_ranks(subspaces, ranks)
     check_type(calibration, Calibration, "calibrate(...)")
-    shapes = calibration.sensitivity.shapes
     for label, subspace in subspaces.items():
-        if set(subspace.names) != set(shapes):
+        if set(subspace.names) != set(calibration.names):
             raise ValueError(
                 f"the subspaces {label!r} are of other modules than the calibration: compute them with task_subspaces "
                 "from a calibration with the same target_modules"
@@ -175,14 +158,12 @@ def captured_energy(
         optimum.append(torch.maximum(found, captured[-1].amax(0)))
         total.append(_energy(w, c))
     return CapturedEnergy(
+        targets=dict(calibration.targets),
         kinds=list(subspaces),
         ranks=wanted,
         captured=torch.stack(captured),
         best=torch.stack(optimum),
         total=torch.tensor(total, dtype=torch.float64),
-        shapes=shapes,
-        layers=calibration.sensitivity.layers,
-        projections=calibration.sensitivity.projections,
         meta=Meta(
             calibration.meta.model, calibration.meta.task, {"ranks": wanted}, best.meta.seed, calibration.meta.samples
         ),
@@ -232,16 +213,6 @@ def checked_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> l
         for name in subspace.names:
             subspace.basis(name, wanted[-1])
     return wanted
-
-
-def by_module(
-    layers: Mapping[str, int], projections: Mapping[str, str], kinds: list[str], ranks: list[int]
-) -> pd.DataFrame:
-    """The keys of a table with one row a module, kind and rank, in this order."""
-    modules = pd.DataFrame(
-        {"module": list(layers), "layer": list(layers.values()), "projection": list(projections.values())}
-    )
-    return modules.merge(by_kind(kinds, ranks), how="cross")
 
 
 def by_kind(kinds: list[str], ranks: list[int]) -> pd.DataFrame:

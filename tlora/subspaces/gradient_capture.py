@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,13 @@ from torch import Tensor
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import check_batches, observe, prepared
 from tlora.models.hooks import Recorder
+from tlora.models.module_result import ModuleResult
 from tlora.models.targets import Target, target_modules
 from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
-from tlora.results import Meta, Result
-from tlora.subspaces.captured_energy import by_kind, by_module, checked_ranks
+from tlora.results import Meta
+from tlora.subspaces.captured_energy import by_kind, checked_ranks
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import module_seed
 from tlora.utils.validation import confidence_level, positive_int
@@ -34,7 +35,7 @@ SKETCH_FACTOR, SKETCH_EXTRA = 4, 64
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class GradientCapture(Result):
+class GradientCapture(ModuleResult):
     """Share of the squared gradient that lies within subspaces: ``sum_n ||G_n A^T||_F^2 / sum_n ||G_n||_F^2``.
 
     ``G_n = dL_n/dW`` is the gradient of sample ``n`` alone, ``A`` has orthonormal rows. An adapter whose ``A`` is
@@ -42,6 +43,8 @@ class GradientCapture(Result):
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module is, by full module name in model order.
     kinds : list of str
         What the subspaces are called.
     ranks : list of int
@@ -57,8 +60,6 @@ class GradientCapture(Result):
         Of the intervals in the tables.
     resamples : int
         Bootstrap resamples of the samples behind them.
-    shapes, layers, projections : dict
-        As in `Sensitivity`.
     meta : Meta
         Model, task and number of the samples; seed of the resampling.
 
@@ -79,9 +80,6 @@ class GradientCapture(Result):
     best: Float[Tensor, "modules ranks"]
     confidence: float
     resamples: int
-    shapes: dict[str, tuple[int, int]]
-    layers: dict[str, int]
-    projections: dict[str, str]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
@@ -97,15 +95,10 @@ class GradientCapture(Result):
         "best": "share within the best subspace of that rank for these samples",
     }
 
-    @property
-    def names(self) -> list[str]:
-        """Full module names, in model order."""
-        return list(self.shapes)
-
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        shares = self._shares(np.eye(len(self.shapes)))
-        return by_module(self.layers, self.projections, self.kinds, self.ranks).assign(**shares)
+        keys = pd.DataFrame(self._places()).merge(by_kind(self.kinds, self.ranks), how="cross")
+        return keys.assign(**self._shares(np.eye(len(self.targets))))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module, kind and rank; see ``columns``."""
@@ -131,7 +124,7 @@ class GradientCapture(Result):
             If ``by`` is something else.
         """
         labels: dict[str | None, Mapping[str, Any]] = {
-            None: dict.fromkeys(self.layers, ""),
+            None: dict.fromkeys(self.targets, ""),
             "layer": self.layers,
             "projection": self.projections,
         }
@@ -151,7 +144,7 @@ class GradientCapture(Result):
         parts = np.einsum("nmkr,mg->ngkr", self.captured.double().numpy(), groups).reshape(n, -1)
         totals = self.total.double().numpy() @ groups
         sums = self.total.double().sum(0).numpy()
-        chance = sums[:, None] * np.array(self.ranks) / np.array([d for _, d in self.shapes.values()])[:, None]
+        chance = sums[:, None] * np.array(self.ranks) / np.array([d_in for _, d_in in self.shapes.values()])[:, None]
         shape = (groups.shape[1], *rest)
         with np.errstate(invalid="ignore"):
             low, high = self._intervals(parts, totals)
@@ -179,18 +172,9 @@ class GradientCapture(Result):
         shares = ", ".join(f"{kind} {share:.1%}" for kind, share in zip(rows["kind"], rows["captured"], strict=True))
         first = rows.iloc[0]
         return (
-            f"{len(self.shapes)} modules, {len(self.total)} samples, at rank {self.ranks[0]}: {shares}; by chance "
+            f"{len(self.targets)} modules, {len(self.total)} samples, at rank {self.ranks[0]}: {shares}; by chance "
             f"{first['random']:.1%}, at best {first['best']:.1%}"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        parts = ("kinds", "ranks", "confidence", "resamples", "shapes", "layers", "projections")
-        tensors = {"captured": self.captured, "total": self.total, "best": self.best}
-        return tensors, {part: getattr(self, part) for part in parts}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values | tensors, meta=meta)
 
 
 def gradient_capture(
@@ -260,6 +244,7 @@ def gradient_capture(
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
     _check_finite(list(targets), total)
     return GradientCapture(
+        targets=targets,
         kinds=list(subspaces),
         ranks=wanted,
         captured=captured,
@@ -267,9 +252,6 @@ def gradient_capture(
         best=torch.maximum(energies.best(), captured.double().sum(0).amax(1)),
         confidence=level,
         resamples=resamples,
-        shapes={name: first.shapes[name] for name in targets},
-        layers={name: first.layers[name] for name in targets},
-        projections={name: first.projections[name] for name in targets},
         meta=Meta(
             model=model.config._name_or_path or type(model).__name__,
             task=task or getattr(batches, "task", ""),

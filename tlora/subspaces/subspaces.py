@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
-from tlora.calibration.spectrum import Spectrum, _descending
+from tlora.calibration.spectrum import Spectrum, descending
+from tlora.models.module_result import ModuleResult
 from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
-from tlora.results import Meta, Result
+from tlora.results import Meta
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import positive_int
 
@@ -28,11 +29,13 @@ SHRINKAGE = 0.01
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Subspaces(Result):
+class Subspaces(ModuleResult):
     """An orthonormal basis of input directions for each target module, the most important first.
 
     Attributes
     ----------
+    targets : dict of Target
+        What each module is, by full module name in model order.
     kind : str
         Matrix whose right singular vectors these are; see `task_subspaces`.
     max_rank : int
@@ -47,8 +50,6 @@ class Subspaces(Result):
         ``a^T C a`` of each row ``a``: variance of the inputs along it.
     traces : dict of float
         Total input variance ``tr(C)`` of each module.
-    shapes, layers, projections : dict
-        As in `Sensitivity`.
     fingerprints : dict of (16,) float32 tensor
         As in `Calibration`.
     meta : Meta
@@ -62,9 +63,6 @@ class Subspaces(Result):
     numerical_rank: dict[str, int]
     row_variance: dict[str, Tensor]
     traces: dict[str, float]
-    shapes: dict[str, tuple[int, int]]
-    layers: dict[str, int]
-    projections: dict[str, str]
     fingerprints: dict[str, Tensor]
     meta: Meta
 
@@ -78,11 +76,6 @@ class Subspaces(Result):
         "last_singular_value": "smallest one kept",
         "explained_variance": "share of the inputs' variance within the basis",
     }
-
-    @property
-    def names(self) -> list[str]:
-        """Full module names, in model order."""
-        return list(self.bases)
 
     def basis(self, name: str, rank: int) -> Tensor:
         """The first ``rank`` directions of a module.
@@ -110,7 +103,9 @@ class Subspaces(Result):
             raise KeyError(f"no subspace for module {name!r}: there are {len(self.bases)}, e.g. {self.names[0]!r}")
         rows = self.bases[name]
         if not 1 <= rank <= len(rows):
-            more = ", or compute more with task_subspaces(..., max_rank=)" if len(rows) < min(self.shapes[name]) else ""
+            target = self.targets[name]
+            has_more = len(rows) < min(target.d_out, target.d_in)
+            more = ", or compute more with task_subspaces(..., max_rank=)" if has_more else ""
             raise ValueError(
                 f"rank {rank} asked for {name}, whose basis has {len(rows)} directions: use 1 to {len(rows)}{more}"
             )
@@ -120,10 +115,8 @@ class Subspaces(Result):
         """One row a module; see ``columns``."""
         values = self.singular_values.values()
         return pd.DataFrame(
-            {
-                "module": self.names,
-                "layer": list(self.layers.values()),
-                "projection": list(self.projections.values()),
+            self._places()
+            | {
                 "rank": [len(rows) for rows in self.bases.values()],
                 "numerical_rank": list(self.numerical_rank.values()),
                 "first_singular_value": [float(v[0]) for v in values],
@@ -132,27 +125,49 @@ class Subspaces(Result):
             }
         )
 
+    def spectrum(self) -> Spectrum:
+        """Squared singular values of the matrix ``M`` behind each subspace: the energy of each direction.
+
+        Returns
+        -------
+        Spectrum
+            Of the same kind, truncated at the largest rank. For kind ``"c"`` it is the spectrum of ``C`` itself, as
+            from `Calibration.spectrum`, and its trace is known; for the others only where no direction is missing.
+            Subspaces do not say how many tokens were seen: its dimension is the width of the input, and where the
+            tokens are fewer its effective ranks are looser bounds than those of `Calibration.spectrum`.
+
+        Raises
+        ------
+        ValueError
+            If the subspaces are random, or a singular value is NaN.
+        """
+        if self.kind == "random":
+            raise ValueError("kind 'random' comes from no matrix and has no spectrum: choose another, e.g. 'wc'")
+        values = {name: descending(name, found) for name, found in self.singular_values.items()}
+        if self.kind == "c":
+            traces, sizes = dict(self.traces), {name: target.d_in for name, target in self.targets.items()}
+        else:
+            values = {name: found.square() for name, found in values.items()}
+            sizes = {name: min(shape) for name, shape in self.shapes.items()}
+            # all are known where they are as many as the matrix has, or end in zeros
+            ends = {name: len(v) == sizes[name] or bool(v[-1] == 0) for name, v in values.items()}
+            traces = {name: float(v.double().sum()) if ends[name] else float("nan") for name, v in values.items()}
+        return Spectrum(
+            targets=dict(self.targets),
+            eigenvalues=values,
+            traces=traces,
+            dimensions=sizes,
+            inputs={name: name for name in values},
+            kind=self.kind,
+            meta=self.meta,
+        )
+
     def _summary(self) -> str:
         short = sum(self.numerical_rank[n] < len(rows) for n, rows in self.bases.items())
         completed = f", {short} completed beyond their numerical rank" if short else ""
         return (
             f"{len(self.bases)} modules of {self.meta.model}, kind {self.kind!r}, up to rank {self.max_rank}{completed}"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {}
-        for part in ("bases", "singular_values", "row_variance", "fingerprints"):
-            tensors |= {f"{part}.{name}": t for name, t in getattr(self, part).items()}
-        parts = ("kind", "max_rank", "numerical_rank", "traces", "shapes", "layers", "projections")
-        return tensors, {part: getattr(self, part) for part in parts}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        parts = {
-            part: {name: tensors[f"{part}.{name}"] for name in values["shapes"]}
-            for part in ("bases", "singular_values", "row_variance", "fingerprints")
-        }
-        return cls(**values | parts, meta=meta)
 
 
 @exact_products()
@@ -215,9 +230,9 @@ def task_subspaces(
     modules, inputs, found = base_modules(model), _Inputs(calibration), {}
     for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
         found[name] = _module_basis(modules, inputs, name, max_rank, kind, seed)
-    scores = calibration.sensitivity
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
+        targets=dict(calibration.targets),
         kind=kind,
         max_rank=int(max_rank),
         bases={name: basis.rows for name, basis in found.items()},
@@ -225,9 +240,6 @@ def task_subspaces(
         numerical_rank={name: basis.rank for name, basis in found.items()},
         row_variance={name: basis.variance for name, basis in found.items()},
         traces={name: trace[calibration.shared[name]] for name in found},
-        shapes=dict(scores.shapes),
-        layers=dict(scores.layers),
-        projections=dict(scores.projections),
         fingerprints=dict(calibration.fingerprints),
         meta=Meta(calibration.meta.model, calibration.meta.task, {"kind": kind}, seed, calibration.meta.samples),
     )
@@ -267,7 +279,8 @@ def check_possible(calibration: Calibration, max_rank: int, kind: Kind) -> None:
         return
     for name, covariance in calibration.covariance.items():
         kept = covariance.total.shape[1]
-        if min(max_rank, *calibration.sensitivity.shapes[name]) > kept:
+        target = calibration.targets[name]
+        if min(max_rank, target.d_out, target.d_in) > kept:
             raise ValueError(
                 f"max_rank={max_rank} is beyond the sketch of the inputs of {name}, which has {kept} columns: ask for "
                 f"{kept} at most, or calibrate with a larger sketch_size"
@@ -302,8 +315,8 @@ def _module_basis(
     modules: Mapping[str, nn.Module], inputs: _Inputs, name: str, max_rank: int, kind: Kind, seed: int
 ) -> _Basis:
     calibration = inputs.calibration
-    d_out, d_in = calibration.sensitivity.shapes[name]
-    k = min(max_rank, d_out, d_in)
+    target = calibration.targets[name]
+    d_in, k = target.d_in, min(max_rank, target.d_out, target.d_in)
     generator = torch.Generator().manual_seed(module_seed(seed, name))
     if kind == "random":
         rows = fix_signs(orthonormal_rows(k, d_in, generator))
@@ -361,47 +374,3 @@ def numerical_rank(values: Tensor, d: int) -> int:
     """Singular values that stand above what float32 rounding makes of zero, ``sqrt(d) * eps`` of the largest."""
     floor = values[0] * torch.finfo(values.dtype).eps * d**0.5
     return int((values > floor).sum())
-
-
-def subspace_spectrum(subspaces: Subspaces) -> Spectrum:
-    """Squared singular values of the matrix ``M`` behind each subspace: the energy of each direction.
-
-    Parameters
-    ----------
-    subspaces : Subspaces
-        Of any kind that comes from a matrix, i.e. all but ``"random"``.
-
-    Returns
-    -------
-    Spectrum
-        Of the subspaces' kind, truncated at their largest rank. For kind ``"c"`` it is the spectrum of ``C``
-        itself, as from `spectrum`, and its trace is known; for the others only where no direction is missing.
-        Subspaces do not say how many tokens were seen: its dimension is the width of the input, and where the tokens
-        are fewer its effective ranks are looser bounds than those of `spectrum`.
-
-    Raises
-    ------
-    ValueError
-        If the subspaces are random, or a singular value is NaN.
-    """
-    if subspaces.kind == "random":
-        raise ValueError("kind 'random' comes from no matrix and has no spectrum: choose another, e.g. 'wc'")
-    values = {name: _descending(name, found) for name, found in subspaces.singular_values.items()}
-    sizes = {name: min(shape) for name, shape in subspaces.shapes.items()}
-    if subspaces.kind == "c":
-        traces, sizes = dict(subspaces.traces), {n: d_in for n, (_, d_in) in subspaces.shapes.items()}
-    else:
-        values = {name: found.square() for name, found in values.items()}
-        # all are known where they are as many as the matrix has, or end in zeros
-        ends = {name: len(v) == sizes[name] or bool(v[-1] == 0) for name, v in values.items()}
-        traces = {name: float(v.double().sum()) if ends[name] else float("nan") for name, v in values.items()}
-    return Spectrum(
-        eigenvalues=values,
-        traces=traces,
-        dimensions=sizes,
-        inputs={name: name for name in values},
-        layers=dict(subspaces.layers),
-        projections=dict(subspaces.projections),
-        kind=subspaces.kind,
-        meta=subspaces.meta,
-    )

@@ -75,7 +75,7 @@ def whole(allocation: Allocation) -> pd.DataFrame:
         The columns of ``allocation.to_frame()``, NaN where a module is left out, and ``uniform``, its rank in the
         uniform plan of the same budget.
     """
-    frame = allocation.to_frame().set_index("module").reindex(list(allocation.shapes)).reset_index()
+    frame = allocation.to_frame().set_index("module").reindex(allocation.names).reset_index()
     places = {"layer": list(allocation.layers.values()), "projection": list(allocation.projections.values())}
     return frame.assign(**places, uniform=allocation.rank)
 

@@ -118,9 +118,9 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
             raise TypeError(
                 f"subspaces are a {type(subspaces).__name__}: pass what tlora.task_subspaces returned, or None"
             )
-        if subspaces is not None and list(subspaces.shapes) != sensitivity.names:
+        if subspaces is not None and subspaces.names != sensitivity.names:
             raise ValueError(
-                f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of "
+                f"the subspaces are of {len(subspaces.names)} modules and the sensitivity of "
                 f"{len(sensitivity.names)} others: pass two results of one calibration"
             )
         self.sensitivity = sensitivity

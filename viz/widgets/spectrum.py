@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.spectrum import Spectrum, directions_for
-from tlora.subspaces.subspaces import Subspaces, subspace_spectrum
+from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import positive_int
 from viz import style
 from viz.widgets.base import WIDTH, Explorer, choice, row, table
@@ -250,7 +250,7 @@ def shares_of(source: Spectrum | Subspaces) -> Shares:
     variance = {name: v.double().numpy() / (source.traces[name] or math.inf) for name, v in source.row_variance.items()}
     if source.kind in ("c", "random"):
         return {VARIANCE: variance}
-    return {ENERGY: _of_spectrum(subspace_spectrum(source)), VARIANCE: variance}
+    return {ENERGY: _of_spectrum(source.spectrum()), VARIANCE: variance}
 
 
 def _of_spectrum(spectrum: Spectrum) -> dict[str, NDArray[np.float64]]:

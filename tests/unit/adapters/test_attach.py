@@ -577,10 +577,7 @@ def plan(model: nn.Module, **knobs: Any) -> tlora.Allocation:
     """Rising scores, so that every module has a rank and a scaling that few others have."""
     targets = target_modules(model)
     scores = torch.arange(1, len(targets) + 1)[None].float()
-    shapes = {name: (target.d_out, target.d_in) for name, target in targets.items()}
-    layers = {name: target.layer for name, target in targets.items()}
-    projections = {name: target.projection for name, target in targets.items()}
-    return tlora.allocate(Sensitivity(scores, shapes, layers, projections, Meta()), rank=4, **knobs)
+    return tlora.allocate(Sensitivity(targets, scores, Meta()), rank=4, **knobs)
 
 
 def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:

@@ -122,11 +122,12 @@ def test_the_table_of_plan_stability():
 def test_what_moves_is_counted_as_the_budget_is():
     """A rank of a wide module is worth several narrow ones, and resampled plans have more or fewer ranks."""
     source = noisy(0.8, modules=6)
-    shapes = dict(zip(source.shapes, [(8, 64), (64, 64), (8, 64), (64, 64), (256, 64), (8, 64)], strict=True))
-    source = replace(source, shapes=shapes)
+    widths = [8, 64, 8, 64, 256, 8]
+    targets = {t.name: replace(t, d_out=d_out) for t, d_out in zip(source.targets.values(), widths, strict=True)}
+    source = replace(source, targets=targets)
     plan = allocate(source, rank=8, budget="parameters")
     found = plan_stability(source, plan, resamples=60)
-    ranks, costs = found.ranks.numpy(), np.array([d_out for d_out, _ in shapes.values()])
+    ranks, costs = found.ranks.numpy(), np.array(widths)
     assert len(set(ranks.sum(1))) > 1
     lost = (np.maximum(found.to_frame()["rank"].to_numpy() - ranks, 0) * costs).sum(1)
     np.testing.assert_allclose(found.moved, lost / plan.budget_used)

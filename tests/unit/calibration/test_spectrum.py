@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.spectra import calibration, covariance, naive_ranks, of
+from tests.helpers.spectra import covariance, naive_ranks, of, spectrum_of, truncated
 from tlora.calibration.covariance import DenseCovariance
-from tlora.calibration.spectrum import Spectrum, spectrum
+from tlora.calibration.spectrum import Spectrum
 
 
 @pytest.mark.parametrize("d", [1, 7, 300])
@@ -42,7 +42,7 @@ def test_two_equal_halves_by_the_entropy():
 
 def test_eigenvalues_equal_numpys_and_the_figures_their_definitions():
     covariances = {"a.q": covariance(0), "a.o": covariance(1, d=9, decay=2.0)}
-    found = spectrum(calibration(covariances))
+    found = spectrum_of(covariances)
     frame = found.to_frame().set_index("module")
     for name, c in covariances.items():
         expected = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
@@ -59,7 +59,7 @@ def test_eigenvalues_equal_numpys_and_the_figures_their_definitions():
 
 def test_a_covariance_of_few_tokens_is_singular_and_says_so():
     c = covariance(3, d=12, tokens=5, decay=0.0)
-    found = spectrum(calibration({"a": c}))
+    found = spectrum_of({"a": c})
     row = found.to_frame().iloc[0]
     values = np.linalg.eigvalsh(c.dense().double().numpy())[::-1]
     assert row.numerical_rank == 5
@@ -69,8 +69,8 @@ def test_a_covariance_of_few_tokens_is_singular_and_says_so():
 
 
 def test_a_truncated_spectrum_keeps_its_shares_through_the_trace():
-    cov = {"a": covariance(5, d=40, tokens=200)}
-    whole, part = spectrum(calibration(cov)), spectrum(calibration(cov), k=6)
+    whole = spectrum_of({"a": covariance(5, d=40, tokens=200)})
+    part = truncated(whole, 6)
     expected = whole.curves().iloc[:6]
     np.testing.assert_allclose(part.curves().cumulative, expected.cumulative, rtol=1e-6)
     assert part.rank_at(0.8) == whole.rank_at(0.8)
@@ -101,7 +101,7 @@ def test_modules_that_share_an_input_are_decomposed_once():
 
     shared = Counted(covariance(0).dense(), 40)
     other = Counted(covariance(1).dense(), 40)
-    found = spectrum(calibration({"q": shared, "k": shared, "o": other}))
+    found = spectrum_of({"q": shared, "k": shared, "o": other})
     assert calls == [id(shared), id(other)]
     assert found.inputs == {"q": "q", "k": "q", "o": "o"}
     assert found.eigenvalues["q"] is found.eigenvalues["k"]
@@ -109,7 +109,7 @@ def test_modules_that_share_an_input_are_decomposed_once():
 
 
 def test_curves():
-    found = spectrum(calibration({"a.q": covariance(0), "a.o": covariance(1, d=9)}))
+    found = spectrum_of({"a.q": covariance(0), "a.o": covariance(1, d=9)})
     curves = found.curves(["a.o"])
     assert curves.direction.tolist() == list(range(1, 10))
     assert set(curves.module) == {"a.o"}
@@ -133,7 +133,7 @@ def test_a_module_that_saw_nothing_has_rank_zero():
 
 def test_round_trip(tmp_path):
     shared = covariance(0)
-    found = spectrum(calibration({"q": shared, "k": shared, "o": covariance(1)}), k=4)
+    found = truncated(spectrum_of({"q": shared, "k": shared, "o": covariance(1)}), 4)
     found.save(tmp_path / "s")
     back = Spectrum.load(tmp_path / "s")
     assert back.to_frame().equals(found.to_frame())
@@ -163,11 +163,9 @@ def test_a_covariance_with_nan_is_refused_by_module():
     bad = covariance(0)
     bad.total[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"covariance of a\.q holds NaN"):
-        spectrum(calibration({"a.o": covariance(1), "a.q": bad}))
+        spectrum_of({"a.o": covariance(1), "a.q": bad})
 
 
-def test_bad_arguments():
-    with pytest.raises(ValueError, match="k is 0"):
-        spectrum(calibration({"q": covariance(0)}), k=0)
+def test_a_share_is_a_fraction():
     with pytest.raises(ValueError, match=r"share is 90"):
         of([1.0]).rank_at(90)

@@ -10,6 +10,7 @@ import torch
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.targets import named, target
 from tlora.numerics.linalg import overlap_by_rank
 
 
@@ -45,9 +46,7 @@ def random_subspaces(kinds, rank, d_in, seed=0, modules=400):
         kinds["random"],
         bases={n: torch.linalg.qr(torch.randn(d_in, rank, generator=generator)).Q.T.contiguous() for n in names},
         numerical_rank=dict.fromkeys(names, rank),
-        shapes=dict.fromkeys(names, (d_in, d_in)),
-        layers={n: i for i, n in enumerate(names)},
-        projections=dict.fromkeys(names, "q_proj"),
+        targets=named(*(target(n, i, "q_proj", (d_in, d_in)) for i, n in enumerate(names))),
         fingerprints={n: torch.arange(1, 17).float() for n in names},
     )
 
@@ -159,10 +158,10 @@ def test_other_modules_other_models_and_too_high_a_rank_are_refused(model, kinds
 
 def test_layers_of_a_projection_against_scipy(kinds):
     found = tlora.align_layers(kinds["wc"], "down_proj", 4)
-    assert found.modules == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+    assert found.names == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
     assert found.random == 4 / 48
-    for i, one in enumerate(found.modules):
-        for j, other in enumerate(found.modules):
+    for i, one in enumerate(found.names):
+        for j, other in enumerate(found.names):
             pair = (kinds["wc"].basis(n, 4).double().numpy().T for n in (one, other))
             expected = np.mean(np.cos(scipy.linalg.subspace_angles(*pair)) ** 2)
             assert float(found.overlap[i, j]) == pytest.approx(expected, abs=1e-6)
@@ -184,6 +183,7 @@ def test_layers_that_cannot_be_compared_are_refused(kinds):
     with pytest.raises(ValueError, match="rank 9 asked for"):
         tlora.align_layers(kinds["wc"], "down_proj", 9)
     uneven = random_subspaces(kinds, 4, 32, modules=2)
-    uneven = replace(uneven, shapes=dict(zip(uneven.shapes, [(32, 32), (32, 40)], strict=True)))
+    last = uneven.names[-1]
+    uneven = replace(uneven, targets=uneven.targets | {last: replace(uneven.targets[last], d_in=40)})
     with pytest.raises(ValueError, match=r"layers\.0\.q_proj reads 32 inputs and layers\.1\.q_proj 40"):
         tlora.align_layers(uneven, "q_proj", 2)

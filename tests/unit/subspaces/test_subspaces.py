@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import re
 import weakref
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from scipy.linalg import fractional_matrix_power
 
 import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
-from tests.helpers.spectra import calibration, covariance, naive_ranks, of
-from tlora.calibration.spectrum import Spectrum, spectrum
+from tests.helpers.spectra import covariance, naive_ranks, of, spectrum_of, truncated
+from tests.helpers.targets import named, target
+from tlora.calibration.spectrum import Spectrum
 from tlora.models.weights import weight
 from tlora.results import Meta
-from tlora.subspaces.subspaces import subspace_spectrum
+from tlora.subspaces.subspaces import Subspaces
 
 KINDS = ("wc", "w", "c", "wc_half", "g", "random")
 
@@ -294,22 +294,17 @@ def test_of_inputs_only_the_last_is_held(llama):
     assert all(ref() is None for ref in held)
 
 
-def subspaces_spectrum(kind: str, sigma, shape=(8, 10), trace=0.0) -> SimpleNamespace:
-    return SimpleNamespace(
-        kind=kind,
-        singular_values={"a": torch.tensor(np.array(sigma), dtype=torch.float32)},
-        traces={"a": trace},
-        shapes={"a": shape},
-        layers={"a": 0},
-        projections={"a": "q"},
-        meta=Meta(seed=1),
-    )
+def with_values(kind: str, sigma, trace=0.0) -> Subspaces:
+    """Subspaces of one module, 8 x 10, of which nothing but the singular values is known."""
+    values = {"a": torch.tensor(np.array(sigma), dtype=torch.float32)}
+    one = named(target("a", shape=(8, 10)))
+    return Subspaces(one, kind, len(sigma), {}, values, {}, {}, {"a": trace}, {}, Meta(seed=1))
 
 
-def test_subspace_spectrum_squares_singular_values_and_bounds_from_below():
+def test_a_spectrum_squares_singular_values_and_bounds_from_below():
     w = np.random.default_rng(0).normal(size=(8, 10)) * np.arange(10, 0, -1)
     sigma = np.linalg.svd(w, compute_uv=False)
-    found = subspace_spectrum(subspaces_spectrum("w", sigma[:5]))
+    found = with_values("w", sigma[:5]).spectrum()
     np.testing.assert_allclose(found.eigenvalues["a"], np.linalg.eigvalsh(w.T @ w)[::-1][:5], rtol=1e-5)
     row = found.to_frame().iloc[0]
     assert (found.kind, row.dimension) == ("w", 8)
@@ -322,7 +317,7 @@ def test_subspace_spectrum_squares_singular_values_and_bounds_from_below():
 
 @pytest.mark.parametrize("sigma", [[3.0, 2.0, 1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.1, 1.0]])
 def test_a_subspace_spectrum_that_misses_nothing_knows_its_trace(sigma):
-    found = subspace_spectrum(subspaces_spectrum("wc", sigma))
+    found = with_values("wc", sigma).spectrum()
     assert found.traces["a"] == pytest.approx(sum(s * s for s in sigma))
     assert found.to_frame().covered[0] == pytest.approx(1)
 
@@ -330,15 +325,15 @@ def test_a_subspace_spectrum_that_misses_nothing_knows_its_trace(sigma):
 def test_the_subspace_of_the_covariance_has_the_covariances_spectrum():
     c = covariance(7, d=10)
     values = np.linalg.svd(c.dense().double().numpy(), compute_uv=False)[:4]
-    found = subspace_spectrum(subspaces_spectrum("c", values, trace=c.trace)).to_frame().iloc[0]
-    expected = spectrum(calibration({"a": c}), k=4).to_frame().iloc[0]
+    found = with_values("c", values, trace=c.trace).spectrum().to_frame().iloc[0]
+    expected = truncated(spectrum_of({"a": c}), 4).to_frame().iloc[0]
     columns = ["dimension", "trace", "effective_rank", "entropy_rank", "top_share", "covered"]
     np.testing.assert_allclose(found[columns].astype(float), expected[columns].astype(float), rtol=1e-5)
 
 
 def test_a_random_subspace_has_no_spectrum():
     with pytest.raises(ValueError, match="random"):
-        subspace_spectrum(subspaces_spectrum("random", [0.0, 0.0]))
+        with_values("random", [0.0, 0.0]).spectrum()
 
 
 def test_a_spectrum_of_a_subspace_kind_survives_saving_with_its_unknown_trace(tmp_path):

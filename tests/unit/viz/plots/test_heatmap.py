@@ -20,12 +20,8 @@ def test_encoder_and_decoder_are_told_apart_where_their_names_begin_alike():
 
 def test_a_module_that_is_missing_leaves_a_blank_cell():
     whole = sensitivity("2 layers")
-    kept = [n for n in whole.names if n != "layers.1.k_proj"]
-    part = Sensitivity(
-        whole.per_sample[:, [whole.names.index(n) for n in kept]],
-        *({n: values[n] for n in kept} for values in (whole.shapes, whole.layers, whole.projections)),
-        META,
-    )
+    kept = {n: target for n, target in whole.targets.items() if n != "layers.1.k_proj"}
+    part = Sensitivity(kept, whole.per_sample[:, [whole.names.index(n) for n in kept]], META)
     mask = np.ma.getmaskarray(cells(viz.plot_sensitivity(part)))
     assert np.argwhere(mask).tolist() == [[1, 1]]
 

@@ -9,6 +9,7 @@ import torch
 
 import viz
 from tests.helpers.pictured import META, spectrum, texts
+from tests.helpers.targets import named, target
 from tlora.calibration.spectrum import Spectrum
 from viz import style
 
@@ -68,16 +69,8 @@ def test_spectrum_of_chosen_modules():
 
 def test_long_curves_are_thinned_and_keep_their_ends():
     values = torch.arange(1, 5001).float() ** -1
-    result = Spectrum(
-        {"m": values},
-        {"m": float(values.sum())},
-        {"m": 5000},
-        {"m": "m"},
-        {"m": 0},
-        {"m": "o"},
-        "covariance",
-        META,
-    )
+    one = named(target("m", 0, "o"))
+    result = Spectrum(one, {"m": values}, {"m": float(values.sum())}, {"m": 5000}, {"m": "m"}, "covariance", META)
     x = viz.plot_spectrum(result).lines[0].get_xdata()
     assert len(x) <= 151
     assert (x[0], x[-1]) == (1, 5000)
@@ -127,11 +120,11 @@ def test_bad_choices_for_a_spectrum_are_refused():
 
 @pytest.mark.parametrize("view", ["variance", "effective_rank"])
 def test_a_legend_of_many_inputs_is_as_long_as_there_is_room(view):
-    names = [f"layers.{layer}.p{n}" for layer in range(2) for n in range(30)]
+    targets = named(*(target(f"layers.{layer}.p{n}", layer, f"p{n}") for layer in range(2) for n in range(30)))
     values = torch.arange(1, 9).flip(0).float()
     found = Spectrum(
-        dict.fromkeys(names, values), dict.fromkeys(names, 36.0), dict.fromkeys(names, 8), {n: n for n in names},
-        {n: int(n.split(".")[1]) for n in names}, {n: n.split(".")[2] for n in names}, "covariance", META,
+        targets, dict.fromkeys(targets, values), dict.fromkeys(targets, 36.0), dict.fromkeys(targets, 8),
+        {name: name for name in targets}, "covariance", META,
     )  # fmt: skip
     ax = viz.plot_spectrum(found, view=view)
     ax.figure.canvas.draw()

@@ -14,6 +14,7 @@ import torch
 import viz
 from tests.helpers.pictured import spectrum
 from tests.helpers.results import base, calibration
+from tests.helpers.targets import named, target
 from tlora.calibration.spectrum import Spectrum
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 
@@ -64,7 +65,7 @@ def test_variance_and_energy_are_those_of_the_definition(rank):
 
 def test_directions_needed_are_counted():
     values = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    one = Spectrum({"a": values}, {"a": 10.0}, {"a": 4}, {"a": "a"}, {"a": 0}, {"a": "q_proj"}, "covariance", META)
+    one = Spectrum(named(target("a")), {"a": values}, {"a": 10.0}, {"a": 4}, {"a": "a"}, "covariance", META)
     reading = viz.SpectrumExplorer(one, rank=2).result(viz.SpectrumExplorer(one, rank=2).state)
     assert reading.held == pytest.approx({"variance": 0.7})
     assert reading.needed == {"variance": {0.9: 3, 0.95: 4, 0.99: 4}}
@@ -106,7 +107,7 @@ def it_curves(ax: Any) -> dict[str, np.ndarray]:
 def test_a_module_that_is_not_there_is_refused_in_words():
     whole = spectrum("2 layers")
     kept = [name for name in whole.names if name != "layers.1.up_proj"]
-    fields = ("eigenvalues", "traces", "dimensions", "inputs", "layers", "projections")
+    fields = ("targets", "eigenvalues", "traces", "dimensions", "inputs")
     part = dataclasses.replace(whole, **{f: {n: getattr(whole, f)[n] for n in kept} for f in fields})
     it = viz.SpectrumExplorer(part)
     it.controls["projection"].value = "up_proj"
