@@ -166,9 +166,10 @@ class Batch:
     def real_tokens(self, target: Target) -> Tokens:
         """Tokens of the module's input that may carry a gradient.
 
-        All of the decoder's: it is causal, so what follows the last label has gradient zero.
+        All up to the last one that is no padding: a label may be predicted from a token that is masked. All of the
+        decoder's: it is causal, so what follows the last label has gradient zero.
         """
-        return self._all_of_decoder if self.reads_decoder(target) else self._real
+        return self._all_of_decoder if self.reads_decoder(target) else self._before_padding
 
     def counted_tokens(self, target: Target, tokens: str) -> Tokens:
         """Tokens of the module's input that its covariance is taken over.
@@ -184,6 +185,10 @@ class Batch:
         return Tokens.of(self.real, self.device)
 
     @cached_property
+    def _before_padding(self) -> Tokens:
+        return Tokens.of(_up_to_last(self.real), self.device)
+
+    @cached_property
     def _labelled(self) -> Tokens:
         return Tokens.of(self.labelled, self.device)
 
@@ -192,9 +197,14 @@ class Batch:
         return Tokens.of(torch.ones_like(self.labelled), self.device)
 
 
+def _up_to_last(mask: Bool[Tensor, "samples tokens"]) -> Bool[Tensor, "samples tokens"]:
+    """True up to the last True of each sample."""
+    return mask.flip(1).cumsum(1).flip(1) > 0
+
+
 def _fingerprints(tensors: Mapping[str, Tensor], real: Tensor, labelled: Tensor, has_decoder: bool) -> list[int]:
     """A digest of all that is a sample's own, in whatever batch: at its tokens, and whole what is not of tokens."""
-    used = labelled.flip(1).cumsum(1).flip(1) > 0  # a decoder's tokens up to the last label
+    used = _up_to_last(labelled)  # of a decoder's tokens
 
     def part(key: str, n: int) -> Tensor:
         value, decoders = tensors[key], has_decoder and key.startswith("decoder_")

@@ -179,9 +179,9 @@ def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch as the model reads it: with its own padding token where the mask is 0.
+    """The batch as the model reads it: with its own padding token before and after each text.
 
-    By that token classifiers find the end of a text.
+    By that token classifiers find the end of a text. What is masked within a text stays.
 
     Parameters
     ----------
@@ -208,7 +208,9 @@ def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
     if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
         return dict(batch)
-    return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, token)}
+    mask = batch["attention_mask"]
+    text = (mask.cumsum(1) > 0) & (mask.flip(1).cumsum(1).flip(1) > 0)
+    return {**batch, "input_ids": batch["input_ids"].masked_fill(~text, token)}
 
 
 def _ends_at_padding(model: Any) -> bool:
