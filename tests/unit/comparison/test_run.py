@@ -1,18 +1,16 @@
-"""The search for a learning rate, the store of runs, and what it keeps of each sample."""
+"""One run of a comparison, and what it keeps of each sample."""
 
 import pytest
 import torch
 from datasets import Dataset
 
 import tlora
-from tests.helpers.models import tiny_model
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.unit.comparison.test_methods import LABELS, PAIRS
 from tlora.comparison.run import outcomes
 
 
 def tiny_task(family: str) -> tlora.Task:
-    from tests.helpers.models import tiny_tokenizer
-    from tests.unit.test_methods import LABELS, PAIRS
-
     rows = LABELS if family == "bert" else PAIRS
     parts = {"train": rows[:4], "validation": rows[15:20], "test": rows[4:15]}
     architecture = "seq2seq" if family == "t5" else None
@@ -22,7 +20,6 @@ def tiny_task(family: str) -> tlora.Task:
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 def test_outcomes_are_what_the_metrics_are_the_means_of(family):
-
     model, task = tiny_model(family), tiny_task(family)
     found = outcomes(model, task, "test", batch_size=3)
     expected = task.evaluate(model, "test")
