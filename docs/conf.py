@@ -1,6 +1,7 @@
 """The reference: a page for each public name, made of its docstring. ``make docs`` builds it, offline."""
 
 import importlib
+import re
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -32,10 +33,11 @@ WORDS = {"tlora": "The walk, from a model and a task to an adapter", "viz": "Pic
 
 
 def write_lists() -> None:
-    """One list a package, in the order of the walk: what is public has a page, and nothing else has."""
+    """One list a package, in the order of the pipeline: what is public has a page, and nothing else has."""
     (HERE / "reference").mkdir(exist_ok=True)
     for package, title in WORDS.items():
-        names = "\n".join(f"   {name}" for name in importlib.import_module(package).__all__)
+        stub = Path(importlib.import_module(package).__file__).with_name("__init__.pyi").read_text()
+        names = "\n".join(f"   {name}" for name in re.findall(r" as (\w+)$", stub, re.M))
         about = f".. automodule:: {package}\n   :no-members:\n   :no-inherited-members:\n"
         pages = f".. currentmodule:: {package}\n\n.. autosummary::\n   :toctree:\n   :nosignatures:\n\n{names}\n"
         text = f"{title}\n{'=' * len(title)}\n\n{about}\n{pages}"

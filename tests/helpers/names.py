@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 LIST = Path(__file__).with_name("public_names.txt")
+ROOT = Path(__file__).parents[2]
 
 
 def current() -> list[str]:
@@ -24,9 +26,14 @@ def current() -> list[str]:
     return [*lines, *_commands()]
 
 
+def in_order(package: str) -> list[str]:
+    """The public names of a package in the order of its stub, which is that of the pipeline."""
+    return re.findall(r" as (\w+)$", (ROOT / package / "__init__.pyi").read_text(), re.M)
+
+
 def _package(package: str) -> Iterator[str]:
     module = importlib.import_module(package)
-    for name in module.__all__:
+    for name in in_order(package):
         thing, full = getattr(module, name), f"{package}.{name}"
         yield f"{full}{_signature(thing)}"
         if inspect.isclass(thing):

@@ -15,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import tlora
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -79,7 +81,7 @@ def _imports(source: Path) -> set[str]:
 
 def test_version_is_the_one_that_is_installed():
     try:
-        assert importlib.metadata.version("tlora") == PROJECT["version"]
+        assert importlib.metadata.version("tlora") == tlora.__version__
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("run from a folder, not installed")
 

@@ -75,7 +75,13 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Pa
         about = Parser().parsestr(file.read(metadata).decode())
     expected = {p.relative_to(sources).as_posix() for top in ("tlora", "viz") for p in (sources / top).rglob("*")}
     assert names == {name for name in expected if (sources / name).is_file()}
-    assert {"tlora/py.typed", "viz/py.typed", "viz/widgets/__init__.py", "viz/reports/templates/report.html"} <= names
+    assert {
+        "tlora/py.typed",
+        "tlora/__init__.pyi",
+        "viz/__init__.pyi",
+        "viz/widgets/__init__.py",
+        "viz/reports/templates/report.html",
+    } <= names
     assert about["Description-Content-Type"] == "text/markdown"
     assert about["License-Expression"] == "MIT"
 

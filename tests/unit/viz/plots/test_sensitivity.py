@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 import viz
 from tests.helpers.pictured import MODELS, cells, sensitivity, texts
 from viz import style
+from viz.plots import heatmap
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -62,7 +63,7 @@ def test_scores_that_are_equal_are_told_as_such():
 
 def test_colours_are_logarithmic_only_over_more_than_a_decade():
     values = pd.Series([1.0, 5.0])
-    even, spread = viz.plots.heatmap.scale(values), viz.plots.heatmap.scale(pd.Series([0.0, 1.0, 50.0]))
+    even, spread = heatmap.scale(values), heatmap.scale(pd.Series([0.0, 1.0, 50.0]))
     assert not isinstance(even, LogNorm)
     assert isinstance(spread, LogNorm)
     assert (spread.vmin, spread.vmax) == (1, 50)

@@ -1,0 +1,44 @@
+"""The public names, in the order of the pipeline: `lazy_loader` loads them from here, editors and mypy read them."""
+
+__version__: str
+
+from .models.loading import load_model as load_model
+from .models.targets import target_modules as target_modules
+from .models.targets import Target as Target
+from .estimate import plan as plan
+from .estimate import ResourcePlan as ResourcePlan
+from .tasks.load import load_task as load_task
+from .tasks.task import Task as Task
+from .calibration.calibrate import calibrate as calibrate
+from .calibration.calibration import Calibration as Calibration
+from .calibration.covariance import Covariance as Covariance
+from .calibration.spectrum import Spectrum as Spectrum
+from .calibration.sensitivity import Sensitivity as Sensitivity
+from .allocation.stability import RankingStability as RankingStability
+from .allocation.stability import ranking_stability as ranking_stability
+from .subspaces.subspaces import task_subspaces as task_subspaces
+from .subspaces.subspaces import Subspaces as Subspaces
+from .subspaces.alignment import align as align
+from .subspaces.alignment import align_layers as align_layers
+from .subspaces.alignment import Alignment as Alignment
+from .subspaces.alignment import LayerAlignment as LayerAlignment
+from .subspaces.captured_energy import captured_energy as captured_energy
+from .subspaces.captured_energy import CapturedEnergy as CapturedEnergy
+from .subspaces.gradient_capture import gradient_capture as gradient_capture
+from .subspaces.gradient_capture import GradientCapture as GradientCapture
+from .allocation.allocation import allocate as allocate
+from .allocation.allocation import Allocation as Allocation
+from .allocation.stability import PlanStability as PlanStability
+from .allocation.stability import plan_stability as plan_stability
+from .adapters.attach import attach as attach
+from .adapters.attach import detach as detach
+from .training.train import train as train
+from .training.run import TrainingRun as TrainingRun
+from .adapters.load import load as load
+from .adapters.attach import merge as merge
+from .serving.export import export as export
+from .serving.inspect import inspect as inspect
+from .serving.inspect import Inspection as Inspection
+from .recipes import Recipe as Recipe
+from .comparison.compare import compare as compare
+from .comparison.comparison import Comparison as Comparison
