@@ -344,7 +344,7 @@ def merge(model: PeftModel) -> Any:
     for name, layer in layers.items():
         if layer.merged:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
-    if shared := shared_weight(model.get_base_model(), layers):
+    if shared := shared_weight(model):
         raise ValueError(
             f"{shared[0]} shares its weight with {shared[1]}, and merging would change both: keep the adapter apart"
         )

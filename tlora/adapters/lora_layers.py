@@ -133,14 +133,16 @@ def kind_of_adapter(model: PeftModel) -> str:
     return str(getattr(model.active_peft_config.peft_type, "value", "")) if there else ""
 
 
-def shared_weight(base: nn.Module, layers: Mapping[str, LoraLayer]) -> tuple[str, str] | None:
-    """An adapted module whose weight another one has as well, and that one: what is added for one is added for both."""
-    modules = dict(base.named_modules(remove_duplicate=False))
+def shared_weight(model: PeftModel) -> tuple[str, str] | None:
+    """A module of the active adapter whose weight another one has as well, and that one: a merge would change both."""
+    modules = dict(model.get_base_model().named_modules(remove_duplicate=False))
     holders: dict[int, dict[int, str]] = defaultdict(dict)  # by parameter: names, by what holds the module that has it
     for name, module in modules.items():
         for parameter in module.parameters(recurse=False):
             holders[id(parameter)][id(modules.get(name.rpartition(".")[0]))] = name.removesuffix(".base_layer")
-    for name, layer in layers.items():
+    for name, layer in adapter_layers(model).items():
+        if set(model.active_adapters).isdisjoint(layer.r):
+            continue
         for parameter in layer.get_base_layer().parameters(recurse=False):
             if others := [other for holder, other in holders[id(parameter)].items() if holder != id(layer)]:
                 return name, others[0]
@@ -179,51 +181,12 @@ def lora_modules(model: PeftModel) -> dict[str, LoraModule]:
     """The linear LoRA modules of the active adapter, by full name in the base model, in model order."""
     adapter = model.active_adapter
     found = {}
-    for name, layer in model.get_base_model().named_modules():
+    for name, layer in adapter_layers(model).items():
         # Embeddings, convolutions and AdaLoRA keep their factors otherwise.
-        factors = dict(layer.lora_A.items()) if isinstance(layer, LoraLayer) else {}
-        a = factors.get(adapter)
+        a = dict(layer.lora_A.items()).get(adapter)
         if isinstance(a, nn.Linear) and isinstance(b := layer.lora_B[adapter], nn.Linear):
             found[name] = LoraModule(layer, a.weight, b.weight, layer.r[adapter], layer.scaling[adapter])
     return found
-
-
-def lora_layers(model: PeftModel) -> dict[str, Any]:
-    """Layers of the active adapter, by the full name of the module that each wraps.
-
-    Raises
-    ------
-    TypeError
-        If it is no PEFT model.
-    ValueError
-        If it has no LoRA layers, several adapters are active, or one is merged.
-    """
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
-    layers = adapter_layers(model)
-    if not layers:
-        other = kind_of_adapter(model)
-        there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
-        raise ValueError(f"the model has {there}: attach an adapter first")
-    refuse_experts(layers)
-    if any(layer.merged for layer in layers.values()):
-        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
-    adapter = active_adapter(model)
-    return {name: layer for name, layer in layers.items() if adapter in layer.r}
-
-
-def active_adapter(model: PeftModel) -> str:
-    """Name of the active adapter.
-
-    Raises
-    ------
-    ValueError
-        If several are active.
-    """
-    names = model.active_adapters
-    if len(names) != 1:
-        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
-    return str(names[0])
 
 
 @exact_products()

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from tlora.adapters.attach import merge
 from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, Adapter
-from tlora.adapters.lora_layers import lora_layers, shared_weight
+from tlora.adapters.lora_layers import shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
-from tlora.serving.uniform_lora import PlainLora, in_every_layer, padded, plain_lora, target_suffixes
+from tlora.serving.uniform_lora import PlainLora, check_exportable, in_every_layer, padded, plain_lora, target_suffixes
 from tlora.utils.files import check_replaceable, read_json, replace_folder, write_bytes
 
 Format = Literal["peft", "gguf", "merged"]
@@ -102,7 +102,7 @@ def export(
     """
     kind, server = export_format(format, engine), None if engine is None else SERVERS[engine]
     precision = None if dtype is None else floating_dtype(dtype)
-    lora_layers(model)
+    check_exportable(model)
     path = gguf_file(Path(folder)) if kind == "gguf" else Path(folder)
     config = getattr(model, "config", None)
     check_place(path, kind, {"the base model": getattr(config, "name_or_path", "")})
@@ -189,7 +189,7 @@ def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, 
 def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dtype) -> Path:
     if plain.others:
         raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: format='merged'")
-    if shared := shared_weight(model.get_base_model(), lora_layers(model)):
+    if shared := shared_weight(model):
         raise ValueError(
             f"{shared[0]} shares its weight with {shared[1]}, and a GGUF model holds that once, by the other's name: "
             "serve this adapter with PEFT"

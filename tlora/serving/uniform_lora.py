@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from tlora.adapters.files import COMPUTES_MORE, PREFIX
 from tlora.adapters.lora_layers import (
-    active_adapter,
+    adapter_layers,
     adapter_tensors,
     changes_the_base,
-    lora_layers,
+    kind_of_adapter,
+    lora_modules,
+    refuse_experts,
     say_resized,
     shared_weight,
 )
@@ -53,6 +55,30 @@ class PlainLora:
         return max(len(a) for a, _ in self.factors.values())
 
 
+def check_exportable(model: PeftModel) -> None:
+    """Refuse a model without one LoRA adapter that can be written as it is.
+
+    Raises
+    ------
+    TypeError
+        If it is no PEFT model.
+    ValueError
+        If it has no LoRA layers or those of experts, several adapters are active, or one is merged.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
+    layers = adapter_layers(model)
+    if not layers:
+        other = kind_of_adapter(model)
+        there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
+        raise ValueError(f"the model has {there}: attach an adapter first")
+    refuse_experts(layers)
+    if any(layer.merged for layer in layers.values()):
+        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
+    if len(names := model.active_adapters) != 1:
+        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
+
+
 def plain_lora(model: PeftModel) -> PlainLora:
     """Take a model's adapter apart; the scaling is folded into B in float32, before any cast.
 
@@ -72,20 +98,19 @@ def plain_lora(model: PeftModel) -> PlainLora:
     ValueError
         If it has no LoRA layers, is merged, or computes something that A and B of linear layers do not hold.
     """
-    layers, adapter = lora_layers(model), active_adapter(model)
-    config: Any = model.peft_config[adapter]
-    way_out = _way_out(model, layers)
+    check_exportable(model)
+    modules, config = lora_modules(model), model.peft_config[model.active_adapter]
+    way_out = _way_out(model)
     _refuse_more_than_lora(config, way_out)
     say_resized(model)
     tensors = adapter_tensors(model)
     others = {key: t.detach().cpu() for key, t in tensors.items()}
     factors = {}
-    for name, layer in layers.items():
-        keys = [f"{PREFIX}{name}.lora_{part}.weight" for part in "AB"]
-        if not all(key in others for key in keys):
-            raise ValueError(f"the adapter of {name} is none of a linear layer ({type(layer).__name__}): {way_out}")
-        a, b = (others.pop(key).float() for key in keys)
-        factors[name] = (a, b * layer.scaling[adapter])
+    for name, module in modules.items():
+        for part in "AB":
+            others.pop(f"{PREFIX}{name}.lora_{part}.weight", None)
+        a, b = (factor.detach().cpu().float() for factor in (module.a, module.b))
+        factors[name] = (a, b * module.scaling)
     saved = [n for n, m in model.get_base_model().named_modules() if isinstance(m, ModulesToSaveWrapper)]
     strange = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
     if strange:
@@ -96,9 +121,9 @@ def plain_lora(model: PeftModel) -> PlainLora:
     return PlainLora(factors, others, config)
 
 
-def _way_out(model: PeftModel, layers: Mapping[str, Any]) -> str:
+def _way_out(model: PeftModel) -> str:
     """Of an adapter that only its own format holds: the merged one, where it can be merged."""
-    shared = shared_weight(model.get_base_model(), layers)
+    shared = shared_weight(model)
     return f"serve it with PEFT, for merged it would change {shared[1]} as well" if shared else MERGED
 
 

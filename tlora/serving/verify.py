@@ -12,12 +12,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.files import ADAPTER_CONFIG
-from tlora.adapters.lora_layers import active_adapter, lora_layers, taking_off, without_noise
+from tlora.adapters.lora_layers import lora_modules, taking_off, without_noise
 from tlora.models.forward import evaluating
 from tlora.models.loading import load_model
 from tlora.serving.export import MODEL_CONFIG, gguf_file
 from tlora.serving.llama_cpp import read_gguf
-from tlora.serving.uniform_lora import Factors
+from tlora.serving.uniform_lora import Factors, check_exportable
 from tlora.utils.reproducibility import seeded
 
 _EXPORTED = "exported"
@@ -64,7 +64,7 @@ def export_difference(
     transformers, which shows what was written and how it was rounded, not what llama.cpp computes.
     """
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
-    lora_layers(model)
+    check_exportable(model)
     trained = [_logits(model, batch) for batch in batches]
     take_off = taking_off(model, _EXPORTED)
     try:
@@ -102,7 +102,7 @@ def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
         whole, _ = load_model(path, device=model.device, dtype=model.dtype)
         yield whole
     elif gguf_file(path).is_file():
-        with _in_place(model, read_gguf(gguf_file(path), lora_layers(model), model.get_base_model().config)):
+        with _in_place(model, read_gguf(gguf_file(path), lora_modules(model), model.get_base_model().config)):
             yield model
     else:
         raise FileNotFoundError(f"{path} holds no export: neither {ADAPTER_CONFIG}, {MODEL_CONFIG} nor a GGUF file")
@@ -125,15 +125,13 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _in_place(model: PeftModel, factors: Mapping[str, Factors]) -> Iterator[None]:
     """Other A and B in the adapter's layers, with the scaling that is folded into them."""
-    layers, active = lora_layers(model), active_adapter(model)
-    kept = {name: (layer.lora_A[active].weight, layer.lora_B[active].weight) for name, layer in layers.items()}
-    data = {name: tuple(p.data for p in pair) for name, pair in kept.items()}
+    modules = lora_modules(model)
+    data = {name: (module.a.data, module.b.data) for name, module in modules.items()}
     try:
         for name, (a, b) in factors.items():
-            for parameter, x in zip(kept[name], (a, b / layers[name].scaling[active]), strict=True):
-                parameter.data = x.to(parameter)
+            module = modules[name]
+            module.a.data, module.b.data = a.to(module.a), (b / module.scaling).to(module.b)
         yield
     finally:
-        for name, pair in kept.items():
-            for parameter, x in zip(pair, data[name], strict=True):
-                parameter.data = x
+        for name, module in modules.items():
+            module.a.data, module.b.data = data[name]

@@ -139,7 +139,11 @@ def peft_adapter(family="llama", **changes):
         ({"use_dora": True}, None, "use_dora"),
         ({"init_lora_weights": "pissa"}, None, "'pissa' has changed the base"),
         ({"bias": "lora_only"}, None, "bias='lora_only'"),
-        ({"target_modules": ["embed_tokens", "q_proj"]}, None, "embed_tokens is none of a linear layer"),
+        (
+            {"target_modules": ["embed_tokens", "q_proj"]},
+            None,
+            "embed_tokens.lora_embedding_A is neither A nor B of a linear layer",
+        ),
         ({"lora_bias": True}, None, "lora_bias"),
         ({"trainable_token_indices": [3]}, None, "neither A nor B"),
         ({"modules_to_save": ["norm"]}, "vllm", r"vLLM 0.32 does not take this adapter \(modules_to_save=\['norm'\]"),
