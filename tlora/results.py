@@ -1,9 +1,9 @@
-"""One format for every result: a folder with ``tensors.safetensors`` and ``result.json``.
+"""One format for every result: a folder with ``result.json`` and the file of tensors that it names.
 
 Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
-checked against the digests written with them. A result is put into its place as a whole (`tlora.utils.files`): a reader
-never sees half of one, and a save that fails leaves the old result where it was. Results of an older format are
-brought up to date as they are read.
+checked against the digests written with them. The file of tensors is named after its content, and ``result.json`` is
+replaced last (`tlora.utils.files`): whenever a save breaks off, the earlier result is there or the new one. Results of
+an older format are brought up to date as they are read.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from tlora.utils.files import read_json, replace_folder, undisturbed, write_bytes
+from tlora.utils.files import read_json, replace_files
 
-TENSORS = "tensors.safetensors"
 RESULT = "result.json"
+_TENSORS = re.compile(r"tensors(-[0-9a-f]{16})?\.safetensors")
 
 FORMAT_VERSION = 5
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
@@ -165,12 +165,12 @@ class Result:
         return f"<p><b>{html.escape(repr(self))}</b></p>{table}{more}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result to the folder ``path``; an earlier result is replaced once the new one is whole.
+        """Write the result to the folder ``path``; an earlier result of its kind is replaced, other files stay.
 
         Parameters
         ----------
         path : path-like
-            Folder to write: ``tensors.safetensors`` and ``result.json``.
+            Folder to write: ``result.json`` and ``tensors-<digest>.safetensors``.
 
         Returns
         -------
@@ -182,16 +182,20 @@ class Result:
         OSError
             If the disk is full or the place is not writable; the earlier result, if any, is left as it was.
         FileExistsError
-            If ``path`` is a file, or a folder that holds anything other than a result of this kind.
+            If ``path`` is a file, or holds a result of another kind.
         """
         self.check_place(path)
-        with replace_folder(path, expects=RESULT) as folder:
+        earlier = saved_files(path)
+        with replace_files(path, last=RESULT) as folder:
             self._write(folder)
+            written = saved_files(folder)
+        for file in set(earlier).difference(written):
+            Path(path, file).unlink(missing_ok=True)
         return Path(path)
 
     @classmethod
     def check_place(cls, path: str | os.PathLike[str]) -> None:
-        """Refuse a folder that holds anything but one result of this kind: `save` replaces the folder as a whole.
+        """Refuse a folder that holds a result of another kind, which `save` would replace.
 
         Parameters
         ----------
@@ -201,18 +205,13 @@ class Result:
         Raises
         ------
         FileExistsError
-            If something would be lost; the message names it.
+            If it does; the message names the kind.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            return
-        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (RESULT, TENSORS))
-        if strangers:
-            raise FileExistsError(f"{path} also holds {strangers[0]}, which would be lost: choose another folder")
-        if not (folder / RESULT).is_file():
+        file = Path(path, RESULT)
+        if not file.is_file():
             return
         try:
-            kind = _parse(folder / RESULT)["result"]
+            kind = _parse(file)["result"]
         except ValueError as error:
             raise FileExistsError(f"{error}; choose another folder, or remove it first") from error
         if kind != cls.__name__:
@@ -224,16 +223,18 @@ class Result:
         """The two files, in a folder that is there."""
         tensors, values = self._pack()
         blob = dump_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        digest = hashlib.sha256(blob).hexdigest()
+        file = f"tensors-{digest[:16]}.safetensors"
         head = {
             "format": FORMAT_VERSION,
             "result": type(self).__name__,
-            "tensors": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
+            "tensors": {"file": file, "bytes": len(blob), "sha256": digest},
             "meta": asdict(self.meta),
             "values": values,
         }
         head["sha256"] = _digest(head)
-        write_bytes(folder / TENSORS, blob)
-        write_bytes(folder / RESULT, json.dumps(head, indent=1, allow_nan=True).encode())
+        (folder / file).write_bytes(blob)
+        (folder / RESULT).write_bytes(json.dumps(head, indent=1, allow_nan=True).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -256,12 +257,8 @@ class Result:
         ValueError
             If it is another kind of result, of a newer format, truncated or changed since it was written.
         """
-        return undisturbed(Path(path), lambda: cls._read(Path(path)))
-
-    @classmethod
-    def _read(cls, path: Path) -> Self:
-        parts = read_parts(path, cls.__name__)
-        with _damage_in(path):
+        parts = read_parts(Path(path), cls.__name__)
+        with _damage_in(Path(path)):
             return cls._unpack(*parts)
 
 
@@ -291,7 +288,12 @@ def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str
         there = head["result"]
         raise ValueError(f"{path} holds {there}, not {kind}: use {there}.load({str(path)!r})")
     with _damage_in(path):
-        blob = _checked_blob(path / TENSORS, head["tensors"])
+        try:
+            blob = _checked_blob(path / _tensors_name(head), head["tensors"])
+        except FileNotFoundError:
+            if read_head(path)["sha256"] == head["sha256"]:
+                raise
+            return read_parts(path, kind)  # another result was saved meanwhile
         values = head["values"]
         if "shapes" in values:  # JSON knows no tuples
             values["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
@@ -304,6 +306,38 @@ def _damage_in(path: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
+
+
+def saved_files(folder: str | os.PathLike[str], places: str | Path = "") -> list[Path]:
+    """Files of the results in a folder, relative to it.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder, which need not be there.
+    places : str or pathlib.Path, optional
+        Pattern of the results' own folders in it. Default: it is itself the folder of a result.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Of a result that is damaged, only ``result.json``.
+    """
+    found = []
+    for file in Path(folder).glob(str(Path(places, RESULT))):
+        found.append(file.relative_to(folder))
+        with contextlib.suppress(ValueError, *_DAMAGE):
+            found.append(found[-1].with_name(_tensors_name(_parse(file))))
+    return found
+
+
+def _tensors_name(head: Head) -> str:
+    name = head["tensors"].get("file", "tensors.safetensors")  # format 4 names none
+    if not _TENSORS.fullmatch(name):
+        raise ValueError(
+            f"{RESULT} names {name!r}, which is not a file of tensors: it was changed since it was written"
+        )
+    return str(name)
 
 
 def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
@@ -331,7 +365,7 @@ def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path) / RESULT
     if not file.is_file():
-        raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT} and {TENSORS}")
+        raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT}")
     head = _parse(file)
     written = head["format"]
     readable = [*_STEPS, FORMAT_VERSION]

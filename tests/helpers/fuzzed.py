@@ -137,10 +137,11 @@ def sign(folder: Path) -> bool:
     bool
         Whether there was anything to sign.
     """
-    file, blob = folder / "result.json", (folder / "tensors.safetensors").read_bytes()
+    file, tensors = folder / "result.json", next(folder.glob("tensors-*"))
+    blob = tensors.read_bytes()
     try:
         head = json.loads(file.read_bytes())
-        head["tensors"] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        head["tensors"] = {"file": tensors.name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
         rest = {key: value for key, value in head.items() if key != "sha256"}
         head["sha256"] = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
     except (ValueError, TypeError, RecursionError):

@@ -218,7 +218,7 @@ def test_what_was_reported_as_saved_is_there(deed: Deed, is_number: Any, count: 
 def going_on(folder: Path) -> dict[str, Any]:
     """From the last whole checkpoint; or anew, where a kill has left at most a part of one."""
     place = folder / "checkpoints"
-    resume = any(place.glob("checkpoint-*/sealed.json"))
+    resume = any(place.glob("checkpoint-*/arguments.json"))
     if not resume:
         shutil.rmtree(place, ignore_errors=True)
     return {"output_dir": place, "resume": resume}

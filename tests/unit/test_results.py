@@ -13,9 +13,11 @@ import pkgutil
 import re
 import shutil
 import subprocess
+import threading
 import types
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from safetensors.torch import load_file
 import tlora
 from tests.helpers import results
 from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.disks import kills
+from tests.helpers.fuzzed import sign
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
 from tests.helpers.results import EXAMPLES, META, adapted, same, sensitivity
 from tlora.allocation.allocation import allocate
@@ -38,7 +42,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.models.module_result import packed_targets
 from tlora.models.targets import target_modules
-from tlora.results import FORMAT_VERSION, RESULT, TENSORS, Meta, Result, _from_4, read_head
+from tlora.results import FORMAT_VERSION, RESULT, Meta, Result, _from_4, read_head
 from tlora.subspaces.alignment import LayerAlignment
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.run import TrainingRun
@@ -204,14 +208,16 @@ def listing(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-def content_storage(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in listing(folder)}
+def tensors_of(folder: Path) -> Path:
+    """The one file of tensors in the folder of a result."""
+    (file,) = folder.glob("*.safetensors")
+    return file
 
 
 def test_round_trip(tmp_path):
     made = sensitivity()
     assert made.save(tmp_path / "saved") == tmp_path / "saved"
-    assert listing(tmp_path / "saved") == [RESULT, TENSORS]
+    assert listing(tmp_path / "saved") == [RESULT, tensors_of(tmp_path / "saved").name]
     assert same(Sensitivity.load(tmp_path / "saved"), made)
 
 
@@ -227,7 +233,7 @@ def test_round_trip_keeps_special_floats_and_non_contiguous_tensors(tmp_path):
 def test_files_are_readable_without_tlora(saved):
     """The format that the documentation promises, read with nothing of ours: JSON and safetensors."""
     head = json.loads((saved / RESULT).read_text())
-    blob = (saved / TENSORS).read_bytes()
+    blob = (saved / head["tensors"].pop("file")).read_bytes()
     assert head["format"] == FORMAT_VERSION
     assert head["result"] == "Sensitivity"
     assert head["meta"]["model"] == META.model
@@ -249,27 +255,61 @@ def test_new_files_follow_the_umask(tmp_path):
     assert (folder / RESULT).stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("name", [RESULT, TENSORS])
+@pytest.mark.parametrize("file", [RESULT, "*.safetensors"])
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_truncated_file_is_refused(saved, name, kept):
-    blob = (saved / name).read_bytes()
-    (saved / name).write_bytes(blob[: int(kept * len(blob))])
-    with pytest.raises(ValueError, match=f"{name}.* truncated"):
+def test_truncated_file_is_refused(saved, file, kept):
+    (path,) = saved.glob(file)
+    blob = path.read_bytes()
+    path.write_bytes(blob[: int(kept * len(blob))])
+    with pytest.raises(ValueError, match=f"{path.name}.* truncated"):
         Sensitivity.load(saved)
 
 
-@pytest.mark.parametrize("name", [RESULT, TENSORS])
-def test_missing_file_is_named(saved, name):
-    (saved / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name):
+@pytest.mark.parametrize("file", [RESULT, "*.safetensors"])
+def test_missing_file_is_named(saved, file):
+    (path,) = saved.glob(file)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=path.name):
         Sensitivity.load(saved)
+
+
+def test_a_file_that_was_blown_up_is_not_read(saved):
+    for file in saved.iterdir():
+        whole = file.read_bytes()
+        os.truncate(file, 2**40)  # sparse: takes no space
+        with pytest.raises(ValueError, match=r"1,099,511,627,776 bytes|1099511627776 bytes of"):
+            Sensitivity.load(saved)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["../tensors.safetensors", "/etc/passwd", "thesis.tex", "", 3, None])
+def test_a_result_that_names_a_file_elsewhere_reads_and_removes_nothing(saved, name):
+    (saved.parent / "tensors.safetensors").write_text("mine")
+    (saved / "thesis.tex").write_text("mine")
+    tensors = tensors_of(saved)
+    head = json.loads((saved / RESULT).read_text())
+    head["tensors"]["file"] = name
+    (saved / RESULT).write_text(json.dumps(head))
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        Sensitivity.load(saved)
+    sign(saved)
+    head = json.loads((saved / RESULT).read_text())
+    head["tensors"]["file"] = name
+    (saved / RESULT).write_text(json.dumps(head | {"sha256": tlora.results._digest(head)}))
+    with pytest.raises(ValueError, match=r"is damaged|was changed"):
+        Sensitivity.load(saved)
+    sensitivity(samples=2).save(saved)
+    assert len(Sensitivity.load(saved).per_sample) == 2
+    assert (saved / "thesis.tex").exists()
+    assert (saved.parent / "tensors.safetensors").exists()
+    assert tensors.exists()
 
 
 @pytest.mark.parametrize("where", [0, 7, 8, 60, *range(-48, 0, 4), -1])
 def test_flipped_byte_in_the_tensors_is_refused(saved, where):
-    blob = bytearray((saved / TENSORS).read_bytes())
+    blob = bytearray(tensors_of(saved).read_bytes())
     blob[where] ^= 1
-    (saved / TENSORS).write_bytes(blob)
+    tensors_of(saved).write_bytes(blob)
     with pytest.raises(ValueError, match="changed"):
         Sensitivity.load(saved)
 
@@ -362,32 +402,89 @@ def test_recipe_refuses_what_json_cannot_hold(value):
         Meta(recipe={"x": value})
 
 
-def fail(error: BaseException, on_call: int):
-    """A stand-in that writes as usual, but raises on the n-th call, after half of the bytes."""
-    write, calls = tlora.results.write_bytes, []
+@pytest.mark.parametrize("on_call", [1, 2], ids=["tensors", "json"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("earlier", [True, False], ids=["over-a-result", "new"])
+def test_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, error, on_call, earlier):
+    if earlier:
+        sensitivity(samples=2).save(tmp_path / "saved")
+    before, write, calls = content(tmp_path), Path.write_bytes, []
 
     def write_some(path: Path, blob: bytes) -> None:
         calls.append(path)
         if len(calls) < on_call:
             return write(path, blob)
-        path.write_bytes(blob[: len(blob) // 2])
+        write(path, blob[: len(blob) // 2])
         raise error
 
-    return write_some
-
-
-@pytest.mark.parametrize("on_call", [1, 2], ids=["tensors", "json"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("earlier", [True, False], ids=["over-a-result", "new"])
-def test_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, error, on_call, earlier):
-    target = tmp_path / "saved"
-    if earlier:
-        sensitivity(samples=2).save(target)
-    before = {name: content_storage(tmp_path / name) for name in listing(tmp_path)}
-    monkeypatch.setattr(tlora.results, "write_bytes", fail(error, on_call))
+    monkeypatch.setattr(Path, "write_bytes", write_some)
     with pytest.raises(type(error)):
-        sensitivity(samples=4).save(target)
-    assert {name: content_storage(tmp_path / name) for name in listing(tmp_path)} == before
+        sensitivity(samples=4).save(tmp_path / "saved")
+    monkeypatch.undo()
+    assert content(tmp_path) == before
+    assert listing(tmp_path) == (["saved"] if earlier else [])
+
+
+@pytest.mark.parametrize("format_4", [False, True])
+def test_a_save_that_is_killed_leaves_the_earlier_result_or_the_new_one(tmp_path, format_4):
+    folder, new, seen = tmp_path / "saved", sensitivity(samples=2), set()
+
+    def begin() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(FORMAT_4 / "Sensitivity", folder) if format_4 else sensitivity(samples=3).save(folder)
+        (folder / "thesis.tex").write_text("mine")
+
+    begin()
+    old = Sensitivity.load(folder)
+    for _ in kills(lambda: new.save(folder), begin):
+        there = Sensitivity.load(folder)
+        assert same(there, old) or same(there, new)
+        seen.add(len(there.per_sample))
+        sensitivity(samples=5).save(folder)
+        assert len(Sensitivity.load(folder).per_sample) == 5
+        assert (folder / "thesis.tex").read_text() == "mine"
+        assert not list(tmp_path.rglob(".*"))
+    assert len(seen) == 2
+
+
+def test_a_reader_finds_a_whole_result_while_others_write(tmp_path):
+    sensitivity(samples=2).save(tmp_path / "saved")
+    stop = threading.Event()
+
+    def write(start: int) -> None:
+        for samples in count(start, 2):  # each time another result
+            if stop.is_set():
+                return
+            sensitivity(samples).save(tmp_path / "saved")
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in (3, 4)]
+    for writer in writers:
+        writer.start()
+    try:
+        found = [Sensitivity.load(tmp_path / "saved") for _ in range(60)]
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert all(same(result, sensitivity(len(result.per_sample))) for result in found)
+    assert listing(tmp_path) == ["saved"]
+
+
+@pytest.mark.parametrize("name", ["a b/c d", "тест/模型 ∂", ".hidden", "x" * 255, "./a//b", "saved/", "[1]*?"])
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_relative_paths_of_all_kinds(tmp_path, monkeypatch, name, as_type):
+    monkeypatch.chdir(tmp_path)
+    for samples in (2, 4):  # the second replaces the first
+        sensitivity(samples).save(as_type(name))
+        assert len(Sensitivity.load(as_type(name)).per_sample) == samples
+    assert len(listing((tmp_path / name).resolve())) == 2
+
+
+def test_the_current_folder_is_one_like_others(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    sensitivity(samples=2).save(".")
+    assert len(Sensitivity.load(saved).per_sample) == 2
+    assert Path.cwd().samefile(saved)
 
 
 def test_unwritable_place_is_an_os_error(tmp_path, monkeypatch):
@@ -411,14 +508,14 @@ def test_really_full_disk(tmp_path):
         pytest.skip("tmpfs cannot be mounted here")
     try:
         old = sensitivity(samples=2)
-        with pytest.raises(FileExistsError, match="mount point"):
-            old.save(disk)
-        old.save(disk / "saved")
-        with pytest.raises(OSError, match="No space left") as caught:
-            sensitivity(samples=20_000).save(disk / "saved")
-        assert caught.value.errno == errno.ENOSPC
-        assert listing(disk) == ["saved"]
-        assert same(Sensitivity.load(disk / "saved"), old)
+        for folder in (disk, disk / "saved"):
+            old.save(folder)
+            before = listing(disk)
+            with pytest.raises(OSError, match="No space left") as caught:
+                sensitivity(samples=20_000).save(folder)
+            assert caught.value.errno == errno.ENOSPC
+            assert listing(disk) == before
+            assert same(Sensitivity.load(folder), old)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -427,10 +524,11 @@ def test_replaces_an_earlier_result_of_any_kind_and_an_empty_folder(tmp_path):
     target = tmp_path / "saved"
     target.mkdir()
     sensitivity(samples=2).save(target)
-    (target / TENSORS).write_bytes(b"damaged")
-    sensitivity(samples=4).save(target)
-    assert len(Sensitivity.load(target).per_sample) == 4
-    assert listing(tmp_path) == ["saved"]
+    tensors_of(target).write_bytes(b"damaged")
+    for samples in (2, 4):
+        sensitivity(samples).save(target)
+        assert len(Sensitivity.load(target).per_sample) == samples
+        assert listing(target) == [RESULT, tensors_of(target).name]
 
 
 def test_file_in_the_place_is_refused(tmp_path):
@@ -442,46 +540,36 @@ def test_file_in_the_place_is_refused(tmp_path):
     assert (tmp_path / "saved").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"thesis.tex": "mine"}, r"also holds thesis\.tex, which would be lost"),
-        ({"thesis.tex": "mine", "zoo.txt": "mine"}, r"also holds thesis\.tex, which would be lost"),
-        ({RESULT: "{}", "thesis.tex": "mine"}, r"also holds thesis\.tex"),
-        ({RESULT: '{"accuracy": 0.9}'}, r"is not a tlora result.*; choose another folder"),
-        ({RESULT: "accuracy 0.9"}, r"is not valid JSON.*; choose another folder"),
-        ({TENSORS: "weights"}, r"holds no result\.json"),
-    ],
-)
-def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path, files, message):
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    before = content_storage(folder)
-    with pytest.raises(FileExistsError, match=message):
-        sensitivity().save(folder)
-    assert content_storage(folder) == before
-    assert listing(tmp_path) == ["theirs"]
+@pytest.mark.parametrize("text", ['{"accuracy": 0.9}', "accuracy 0.9"])
+def test_somebody_elses_result_is_refused_and_left_alone(tmp_path, text):
+    (tmp_path / RESULT).write_text(text)
+    with pytest.raises(FileExistsError, match=r"is not (a tlora result|valid JSON).*; choose another folder"):
+        sensitivity().save(tmp_path)
+    assert content(tmp_path) == {RESULT: text.encode()}
+
+
+def test_what_else_is_in_the_folder_stays(saved):
+    mine = {"thesis.tex": b"mine", "tensors.safetensors": b"weights", "tensors-0123456789abcdef.safetensors": b"more"}
+    for name, blob in mine.items():
+        (saved / name).write_bytes(blob)
+    sensitivity(samples=2).save(saved / "half")
+    sensitivity(samples=3).save(saved)
+    assert len(Sensitivity.load(saved / "half").per_sample) == 2
+    assert len(Sensitivity.load(saved).per_sample) == 3
+    assert content(saved).items() > mine.items()
+    assert len(listing(saved)) == len(mine) + 3
 
 
 def test_a_result_of_another_kind_is_not_replaced(saved, tmp_path):
-    before = content_storage(saved)
+    before = content(saved)
     allocation = allocate(sensitivity(), 4)
     with pytest.raises(FileExistsError, match="holds Allocation, which would be lost to Sensitivity"):
         sensitivity().save(allocation.save(tmp_path / "plan"))
     with pytest.raises(FileExistsError, match="holds Sensitivity, which would be lost to Allocation: choose another"):
         allocation.save(saved)
-    assert content_storage(saved) == before
+    assert content(saved) == before
     sensitivity(samples=2).save(saved)
     assert len(Sensitivity.load(saved).per_sample) == 2
-
-
-def test_result_saved_inside_a_result_is_not_lost(saved):
-    sensitivity(samples=2).save(saved / "half")
-    with pytest.raises(FileExistsError, match="also holds half"):
-        sensitivity().save(saved)
-    assert len(Sensitivity.load(saved / "half").per_sample) == 2
 
 
 def test_read_head_says_what_a_folder_holds(saved):

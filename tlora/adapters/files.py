@@ -34,15 +34,11 @@ PREFIX = "base_model.model."
 RUN = Path("tlora", "run")
 
 
-SEAL = "sealed.json"
-"""Digests of a checkpoint's files, written last."""
-
-
 BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
 
 
 ARGUMENTS = "arguments.json"
-"""What a checkpoint was trained with, of what a resumed training cannot change half-way."""
+"""What a checkpoint was trained with, of what a resumed training cannot change; written once all else is on disk."""
 
 
 def checked(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -79,15 +75,28 @@ def check_files(folder: Path) -> None:
     ValueError
         If there is a record of a run, and the adapter is not the one that it trained.
     """
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).is_file():
-            pickled = " (adapter_model.bin can run code when it is read: save it as safetensors)"
-            hint = pickled if (folder / "adapter_model.bin").is_file() else ""
+            hint = ""
+            if name == ADAPTER_CONFIG:
+                hint = " (a copy or a save broke off: copy or save it again)"
+            elif (folder / "adapter_model.bin").is_file():
+                hint = " (adapter_model.bin can run code when it is read: save it as safetensors)"
             raise FileNotFoundError(
                 f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, no {name} there{hint}"
             )
     if (folder / RUN).is_dir():
-        check_adapter(folder)
+        _check_trained(folder)
+
+
+def _check_trained(folder: Path) -> None:
+    written = read_head(folder / RUN)["values"]["files"]
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        if digest(folder / name) != written[name]:
+            raise ValueError(
+                f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
+                f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
+            )
 
 
 def lora_config(folder: Path, reader: str) -> dict[str, Any]:
@@ -310,7 +319,8 @@ def read_training_record(folder: Path) -> TrainingRecord:
         tensors, values, meta = read_parts(folder / RUN, "TrainingRun")
         prints = {name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors}
         return TrainingRecord(prints, values["frozen_a"], meta)
-    record = _checkpoint_record(folder)
+    # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
+    record = checkpoint_record(folder) or checkpoint_record(folder.parent) or {}
     base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
     return TrainingRecord(base, record.get(FROZEN_A, False))
 
@@ -330,24 +340,10 @@ def refuse_replicated(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_adapter(folder: Path) -> None:
-    """Refuse an adapter that is not the one which the run in its folder trained.
-
-    Raises
-    ------
-    ValueError
-        If a file of it has changed since.
-    """
-    written = read_head(folder / RUN)["values"]["files"]
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        if name in written and digest(folder / name) != written[name]:
-            raise ValueError(
-                f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
-                f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
-            )
-
-
-def _checkpoint_record(folder: Path) -> dict[str, Any]:
-    """What is held of the training that an adapter in a checkpoint is of; empty for other folders."""
-    there = (place / ARGUMENTS for place in (folder, folder.parent) if (place / SEAL).is_file())  # see `adapter_folder`
-    return next((read_json(path) for path in there if path.is_file()), {})
+def checkpoint_record(checkpoint: Path) -> dict[str, Any] | None:
+    """What `train` wrote down in a checkpoint, last of all; None where it did not."""
+    try:
+        record = read_json(checkpoint / ARGUMENTS)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and SAMPLES in record else None

@@ -142,8 +142,6 @@ def calibrate(
     looking.check(data)
     steps.check_output(output, RESULT, overwrite)
     Calibration.check_place(output)
-    if checkpoint and output.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
-        raise ValueError(f"--checkpoint {checkpoint} is in {output}, which is replaced as a whole: name another folder")
     base, task = steps.load_base(model, data, placement, report)
     kind: Kind = "g" if gradient else "wc"
     found = steps.look_at(base, task, looking, kind, report, checkpoint)

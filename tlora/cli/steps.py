@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from tlora.adapters.attach import attach
-from tlora.adapters.files import ADAPTER_CONFIG, RUN, checked, lora_config, read_training_record
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN, checked, lora_config, read_training_record
 from tlora.adapters.load import classes, load
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
@@ -25,7 +25,7 @@ from tlora.cli.output import Report, facts
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
-from tlora.results import Meta, Result
+from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Kind, Subspaces, check_possible, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
@@ -33,7 +33,7 @@ from tlora.tasks.task import Task
 from tlora.training.arguments import check_card
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
-from tlora.utils.files import check_replaceable, replace_folder
+from tlora.utils.files import check_folder, replace_files
 
 R = TypeVar("R", bound=Result)
 
@@ -60,10 +60,10 @@ def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
         If the place is not writable.
     """
     target = path.resolve()
-    check_replaceable(target, holds)
+    check_folder(target, holds)
     if (target / holds).exists() and not overwrite:
         raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
-    parent = next(folder for folder in target.parents if folder.exists())
+    parent = next(folder for folder in (target, *target.parents) if folder.exists())
     try:
         tempfile.TemporaryDirectory(prefix=".tlora-", dir=parent).cleanup()
     except OSError as error:
@@ -108,7 +108,7 @@ def check_run(
     start.check()
     training.check()
     check_card(checked_device(placement.device, {}))
-    check_output(output, ADAPTER_CONFIG, overwrite)
+    check_output(output, ADAPTER_WEIGHTS, overwrite)
     for found in left:
         if not overwrite:
             raise FileExistsError(
@@ -339,8 +339,9 @@ def train_adapter(
 
 
 def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> None:
-    """Write the adapter's folder with the results in it: all of it, or nothing."""
-    with replace_folder(output, expects=ADAPTER_CONFIG) as fresh:
+    """Write the adapter's folder with the results in it: all of it, or nothing. Those of an earlier run go."""
+    earlier = [Path(ADAPTER_WEIGHTS), *saved_files(output, RUN.parent / "*")]
+    with replace_files(output, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as fresh:
         run.save(fresh)
         for name, result in results.items():
             result.save(fresh / RUN.parent / name)

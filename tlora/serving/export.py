@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -19,14 +18,14 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from tlora.adapters.attach import merge
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, Adapter
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, Adapter
 from tlora.adapters.lora_layers import shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
 from tlora.serving.uniform_lora import PlainLora, check_exportable, in_every_layer, padded, plain_lora, target_suffixes
-from tlora.utils.files import check_replaceable, read_json, replace_folder, write_bytes
+from tlora.utils.files import check_folder, read_json, replace_files
 
 Format = Literal["peft", "gguf", "merged"]
 MODEL_CONFIG = "config.json"
@@ -64,7 +63,7 @@ def export(
     model : peft.PeftModel
         With a LoRA adapter that is active, not merged. It is only read.
     folder : path-like
-        Folder to write; an earlier export of the same format in its place is replaced as a whole, and nothing else is.
+        Folder to write; an earlier export of the same format in it is replaced, other files stay.
         With ``"gguf"`` a folder, in which the file is ``adapter.gguf``, or a file whose name ends in ``.gguf``.
     format : {"peft", "gguf", "merged"}, optional
         ``"peft"``: PEFT's own files with one rank for all modules (smaller ones are padded with zeros), the same
@@ -163,8 +162,8 @@ def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.
     blob = dump_tensors({key: t.contiguous() for key, t in tensors.items()}, metadata={"format": "pt"})
     config = _plain_config(plain, rank, target_suffixes(factors, model.get_base_model()))
     with replace_export(folder, "peft") as fresh:
-        write_bytes(fresh / ADAPTER_WEIGHTS, blob)
-        write_bytes(fresh / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
+        (fresh / ADAPTER_WEIGHTS).write_bytes(blob)
+        (fresh / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2))
     return folder
 
 
@@ -242,7 +241,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     Raises
     ------
     FileExistsError
-        If there is anything but an earlier merged export in its place.
+        If the folder holds files, and no earlier merged export.
     OSError
         If it cannot be written; what was there is left as it was.
     """
@@ -254,7 +253,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[str]]) -> None:
-    """Refuse, before anything is computed, a place where an export would cost anything but an earlier one.
+    """Refuse, before anything is computed, a place where an export would replace anything but an earlier one.
 
     Parameters
     ----------
@@ -277,17 +276,17 @@ def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[st
     if format == "gguf":
         _check_file(target)
     else:
-        check_replaceable(target, partial(_check_folder, format))
+        _earlier(target, format)
 
 
 @contextlib.contextmanager
 def replace_export(path: Path, format: str) -> Iterator[Path]:
-    """A temporary folder that takes the place of an earlier export, with the record by which the next one may.
+    """A temporary folder whose files take the place of an earlier export's, with the record by which the next may.
 
     Parameters
     ----------
     path : pathlib.Path
-        The folder to make or to replace.
+        The folder to write.
     format : {"peft", "merged"}
         Of what is written.
 
@@ -299,34 +298,32 @@ def replace_export(path: Path, format: str) -> Iterator[Path]:
     Raises
     ------
     FileExistsError, OSError
-        As `check_place` and `tlora.utils.files.replace_folder`.
+        As `check_place` and `tlora.utils.files.replace_files`.
     """
-    with replace_folder(path, partial(_check_folder, format)) as fresh:
+    last = ADAPTER_CONFIG if format == "peft" else MODEL_CONFIG
+    with replace_files(path, last=last, first=RECORD, earlier=_earlier(path, format)) as fresh:
         yield fresh
-        record = {"format": format, "files": _files(fresh)}
-        write_bytes(fresh / RECORD, json.dumps(record, indent=1).encode())
+        files = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
+        (fresh / RECORD).write_text(json.dumps({"format": format, "files": files}, indent=1))
 
 
-def _files(folder: Path) -> list[str]:
-    entries = (entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir())
-    return sorted(entry.relative_to(folder).as_posix() for entry in entries)
-
-
-def _check_folder(format: str, folder: Path) -> None:
-    if not (folder / RECORD).is_file():
-        raise FileExistsError(f"{folder} is no earlier export (no {RECORD}): choose another path, or remove it first")
+def _earlier(folder: Path, format: str) -> list[Path]:
+    """Files of the export in a folder, which must hold one of the same format, or nothing."""
+    check_folder(folder, RECORD)
+    if not (folder / RECORD).exists():
+        return []
+    if (folder / RUN).exists():
+        raise FileExistsError(f"{folder} holds a trained adapter, which is never replaced: choose another path")
     try:
         record = read_json(folder / RECORD)
-        written, files = record["format"], {RECORD, *record["files"]}
+        written, files = record["format"], [Path(name) for name in record["files"]]
+        if any(file.is_absolute() or ".." in file.parts for file in files):
+            raise ValueError("it names a file elsewhere")
     except (ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"{folder / RECORD} is damaged: choose another path, or remove it first") from error
     if written != format:
         raise FileExistsError(f"{folder} is an export as '{written}', not '{format}': choose another path")
-    strangers = [name for name in _files(folder) if name not in files]
-    if strangers:
-        raise FileExistsError(
-            f"{folder} also holds {strangers[0]}, which would be lost: choose another path, or remove it"
-        )
+    return files
 
 
 def _check_file(file: Path) -> None:

@@ -26,7 +26,6 @@ from tlora.adapters.files import (
 from tlora.adapters.lora_layers import COLUMNS, rank_use, update_singular_values
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES
-from tlora.utils.files import undisturbed
 
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
@@ -172,10 +171,7 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
             f"inspect reads the folder of a saved adapter, got a {type(folder).__name__}: save it first, "
             "run.save(folder) or model.save_pretrained(folder)"
         )
-    return undisturbed(Path(folder), lambda: _inspected(Path(folder)))
-
-
-def _inspected(folder: Path) -> Inspection:
+    folder = Path(folder)
     config = _config(folder)
     pairs, others = _tensors(folder)
     ranks = {name: len(a) for name, (a, _) in pairs.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: sealed when they are whole, and found again by whoever goes on with it."""
+"""Checkpoints of a training: marked once they are whole, and found again by whoever goes on with it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, SEAL, saved_shapes
+from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, checkpoint_record, saved_shapes
 from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_modules
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
-from tlora.utils.files import digest, flush, read_json, write_bytes
+from tlora.utils.files import flush, read_json, replace_file
 
 LAST = "trainer_state.json"
 """What the Trainer writes last."""
@@ -43,8 +43,8 @@ HELD = (
 _TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
-class Sealing(TrainerCallback):
-    """Seals each checkpoint once the Trainer, and the callbacks before this one, have written what belongs to it.
+class MarkWhole(TrainerCallback):
+    """Writes a record into each checkpoint once the Trainer, and the callbacks before this one, have written theirs.
 
     Parameters
     ----------
@@ -56,13 +56,14 @@ class Sealing(TrainerCallback):
         self.record = record
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Seal the checkpoint of this step."""
+        """Have the checkpoint of this step on disk, and mark it."""
         PartialState().wait_for_everyone()  # each process writes files of its own
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             with dispensable(folder):
-                write_bytes(folder / ARGUMENTS, json.dumps(self.record).encode())
-                seal(folder)
+                flush(folder)
+                with replace_file(folder / ARGUMENTS) as file:
+                    file.write_text(json.dumps(self.record))
 
 
 def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, model: PeftModel) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     Returns
     -------
     dict
-        By name, for `Sealing`.
+        By name, for `MarkWhole`.
 
     Raises
     ------
@@ -92,18 +93,18 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     now[FROZEN_A] = bool(modules) and not any(module.a.requires_grad for module in modules)
     prints = base_fingerprints(model)
     record = now | {SAMPLES: _digest(rows), BASE: {name: print_.tolist() for name, print_ in prints.items()}}
-    if checkpoint is None or not (Path(checkpoint) / ARGUMENTS).exists():
+    before = None if checkpoint is None else checkpoint_record(Path(checkpoint))
+    if before is None:
         return record
-    before = read_json(Path(checkpoint) / ARGUMENTS)
     for name, value in now.items():
         if before.get(name, value) != value:
             raise ValueError(
                 f"{checkpoint} was made with {name}={before[name]}, and {value} is asked for: pass the same to go on, "
                 f"or train anew: {ANEW}"
             )
-    if before.get(SAMPLES, record[SAMPLES]) != record[SAMPLES]:
+    if before[SAMPLES] != record[SAMPLES]:
         raise ValueError(f"{checkpoint} was made with other training samples: pass those, or train anew: {ANEW}")
-    earlier = {name: torch.tensor(value) for name, value in before.get(BASE, {}).items() if name in prints}
+    earlier = {name: torch.tensor(value) for name, value in before[BASE].items() if name in prints}
     layers = base_modules(model)
     check_same_model(
         model,
@@ -129,24 +130,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
-def seal(checkpoint: Path) -> None:
-    """Write down what is in a checkpoint, once all of that is on disk."""
-    flush(checkpoint)
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
-    digests = {path.relative_to(checkpoint).as_posix(): digest(path) for path in files}
-    fresh = checkpoint / f".{SEAL}"
-    write_bytes(fresh, json.dumps(digests, indent=1).encode())
-    fresh.replace(checkpoint / SEAL)
-    flush(checkpoint)
-
-
 def is_whole(checkpoint: Path) -> bool:
-    """Whether all that was there when it was sealed is there unchanged."""
-    try:
-        digests = read_json(checkpoint / SEAL)
-        return all(digest(checkpoint / name) == written for name, written in digests.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+    """Whether `train` has written all of it."""
+    return checkpoint_record(checkpoint) is not None
 
 
 def checkpoint_to_resume(
@@ -189,7 +175,7 @@ def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
     """Refuse a folder with checkpoints: the Trainer counts all of them when it removes the oldest ones."""
     there = [] if output_dir is None else _numbered(Path(output_dir))
     if there:
-        whole = next((path for path in reversed(there) if (path / SEAL).is_file() or (path / LAST).is_file()), None)
+        whole = next((path for path in reversed(there) if is_whole(path) or (path / LAST).is_file()), None)
         on = f": pass resume={str(whole)!r} to go on with that" if whole else ", which was not finished: take it away"
         raise ValueError(f"{output_dir} holds {there[-1].name} of an earlier training{on}, or train anew: {ANEW}")
 
@@ -205,8 +191,8 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _is_usable(checkpoint: Path, model: PeftModel) -> bool:
-    """Whole; or made by a Trainer that seals nothing, and there as far as one can see."""
-    if (checkpoint / SEAL).exists():
+    """Whole; or made by a Trainer that marks nothing, and there as far as one can see."""
+    if (checkpoint / ARGUMENTS).exists():
         return is_whole(checkpoint)
     try:
         read_json(checkpoint / LAST)

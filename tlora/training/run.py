@@ -17,10 +17,10 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_adapter
-from tlora.results import Meta, Result
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_files
+from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.training.callbacks import MODULE_COLUMNS
-from tlora.utils.files import replace_folder, undisturbed, write_bytes
+from tlora.utils.files import replace_files
 
 # What goes to JSON as it is.
 PLAIN = (
@@ -112,13 +112,7 @@ class TrainingRun(Result):
     @property
     def evaluated_on(self) -> str:
         """Split of ``before`` and ``after``: ``"test"`` or ``"validation"``; ``"train"`` of bare rows; else empty."""
-        recipe = self.meta.recipe
-        if "evaluated_on" in recipe:
-            return str(recipe["evaluated_on"])
-        # Earlier versions did not write it down, but the command line how many test samples there were.
-        if "train_loss" in self.before | self.after:
-            return "train"
-        return "validation" if recipe.get("test_samples") == 0 else "test"
+        return str(self.meta.recipe.get("evaluated_on", ""))
 
     def to_frame(self) -> pd.DataFrame:
         """The history: one row a logged step; see ``columns``."""
@@ -159,8 +153,7 @@ class TrainingRun(Result):
         ----------
         path : path-like
             Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them,
-            and ``tlora/run/``. An adapter folder that is there already is replaced as a whole, with all it
-            holds: an older plan or picture would not belong to this adapter.
+            and ``tlora/run/``. An adapter that is there already is replaced, other files stay.
 
         Returns
         -------
@@ -172,15 +165,12 @@ class TrainingRun(Result):
         OSError
             If the disk is full or the place is not writable; the earlier adapter, if any, is left as it was.
         FileExistsError
-            If ``path`` is a file, or a folder that holds no adapter, or checkpoints of a training beside it.
+            If ``path`` is a file.
         """
-        if kept := sorted(Path(path).glob("checkpoint-*")):
-            raise FileExistsError(
-                f"{path} also holds {kept[0].name}, which would be lost: choose another folder, or remove it"
-            )
-        with replace_folder(path, expects=ADAPTER_CONFIG) as folder:
+        earlier = [Path(ADAPTER_WEIGHTS), *saved_files(path, RUN)]
+        with replace_files(path, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as folder:
             for name, blob in self._files().items():
-                write_bytes(folder / name, blob)
+                (folder / name).write_bytes(blob)
             (folder / RUN).mkdir(parents=True)
             self._write(folder / RUN)
         return Path(path)
@@ -205,17 +195,11 @@ class TrainingRun(Result):
         ValueError
             If the run is damaged or of a newer format, or the adapter is not the one that the run trained.
         """
-        return undisturbed(Path(path), lambda: cls._whole(Path(path)))
-
-    @classmethod
-    def _whole(cls, path: Path) -> Self:
-        run = cls.record(path)
-        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-            if not (path / name).is_file():
-                raise FileNotFoundError(f"{path / name} is missing: copy the whole adapter folder")
-        check_adapter(path)
-        config = json.loads((path / ADAPTER_CONFIG).read_bytes())
-        return replace(run, adapter=load_tensors((path / ADAPTER_WEIGHTS).read_bytes()), adapter_config=config)
+        folder = Path(path)
+        check_files(folder)
+        run = cls.record(folder)
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        return replace(run, adapter=load_tensors((folder / ADAPTER_WEIGHTS).read_bytes()), adapter_config=config)
 
     @classmethod
     def record(cls, path: str | os.PathLike[str]) -> Self:
@@ -269,9 +253,7 @@ class TrainingRun(Result):
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
         names, numbers = values["modules"], tensors["module_history"].numpy()
         modules = pd.DataFrame(numbers, columns=[c for c in cls.module_columns if c != "module"])
-        # Without numbers of their own, as earlier ones are, rows stand in the order of the modules, step by step.
-        rows = tensors["module_rows"].tolist() if "module_rows" in tensors else range(len(modules))
-        modules.insert(1, "module", [names[row % len(names)] for row in rows])
+        modules.insert(1, "module", [names[row] for row in tensors["module_rows"].tolist()])
         return cls(
             history=pd.DataFrame(values["history"], columns=list(cls.columns)).astype(HISTORY_TYPES),
             module_history=modules.astype({"step": "int64", "module": "object"}),

@@ -29,7 +29,7 @@ from tlora.results import Meta
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_numbers, training_arguments
 from tlora.training.callbacks import ModuleRecorder
-from tlora.training.checkpoints import Sealing, checkpoint_to_resume, same_training
+from tlora.training.checkpoints import MarkWhole, checkpoint_to_resume, same_training
 from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, spread
 from tlora.training.run import TrainingRun, history_frame
@@ -171,7 +171,7 @@ def train(
         trainer = AdapterTrainer(
             model,
             progress,
-            [*callbacks, Sealing(record)],
+            [*callbacks, MarkWhole(record)],
             optimizer,
             args=settings,
             data_collator=data.collate,

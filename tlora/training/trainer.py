@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from tlora.adapters.files import ARGUMENTS
 from tlora.models.forward import IGNORED, at_labels, fitted
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
@@ -148,7 +149,9 @@ class AdapterTrainer(Trainer):
             super()._load_best_model()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with dispensable(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")):
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        with dispensable(folder):
+            (folder / ARGUMENTS).unlink(missing_ok=True)  # until it is written again, it is not whole
             super()._save_checkpoint(*args, **kwargs)
 
     def end(self) -> None:

@@ -1,37 +1,32 @@
-"""Files and folders that are there whole or not at all: written beside their place, flushed to disk, and put into it.
+"""Files that are written whole or not at all: in a temporary folder on the same disk, flushed, then moved into place.
 
-A process that is killed leaves what was there before. Its unfinished folder, ``.tlora-`` and 32 hexadecimal digits,
-goes with the next write in the same place: it is told from one that is still being written by the lock on it.
+Files of others in the same folder are left alone. A process that is killed leaves its temporary folder,
+``.tlora-<host>-<process>-<8 hexadecimal digits>``, which the next write in the same place removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import psutil
 from safetensors import SafetensorError
-
-T = TypeVar("T")
-Expected = str | Callable[[Path], None]
 
 LARGEST_JSON = 2**28
 """Bytes: more than any file of ours, less than what brings a machine down."""
 
-_UNFINISHED = re.compile(r"\.tlora-[0-9a-f]{32}")
 _KEPT = "what was there before is as it was"
 _OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
-_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def read_json(path: Path) -> Any:
@@ -59,41 +54,12 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def undisturbed(folder: Path, read: Callable[[], T]) -> T:
-    """What ``read()`` finds in a folder, once more where the folder was replaced while it was read."""
-    while True:
-        before = _identity(folder)
-        try:
-            return read()
-        except (OSError, ValueError):
-            if _identity(folder) == before:
-                raise
-
-
-def _identity(folder: Path) -> tuple[int, ...] | None:
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
-
-
-def write_bytes(path: Path, blob: bytes) -> None:
-    """Write a file and flush it to disk."""
-    with open(path, "wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def flush(path: Path) -> None:
-    """Have a file or a folder, with all that is in it, on disk."""
+    """Have a folder, with all that is in it, on disk."""
     for folder, _, names in os.walk(path):
         for name in names:
             fsync(Path(folder, name))
         fsync(Path(folder))
-    if path.is_file():
-        fsync(path)
 
 
 def fsync(path: Path) -> None:
@@ -128,24 +94,28 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         If the disk is full or the place is not writable; the earlier file is left as it was.
     """
     target = Path(path).resolve()  # behind a link, the file is replaced and the link stays
-    with _said_of(target), _scratch(target.parent) as scratch:
+    with _said_of(target), replace_files(target.parent, last=target.name) as scratch:
         yield scratch / target.name
-        flush(scratch)
-        (scratch / target.name).replace(target)
-        fsync(target.parent)
 
 
 @contextlib.contextmanager
-def replace_folder(path: str | os.PathLike[str], expects: Expected) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+def replace_files(
+    folder: str | os.PathLike[str], last: str, first: str = "", earlier: Iterable[str | Path] = ()
+) -> Iterator[Path]:
+    """A temporary folder whose files move into ``folder`` when the block ends well, and vanish otherwise.
 
     Parameters
     ----------
-    path : path-like
-        The folder to make or to replace.
-    expects : str or callable
-        File that a folder must hold to be replaced: nobody else's folder is ever removed. Or what is called with
-        whatever is there, and raises FileExistsError where it must stay.
+    folder : path-like
+        Where the files belong; whatever else it holds stays as it is.
+    last : str
+        The file by which readers take the files for one set. It is moved after all others.
+    first : str, optional
+        Name of files that list others of the set. They are moved before, for the next write to find what a kill left.
+    earlier : iterable of str or pathlib.Path
+        Files of an earlier set, relative to ``folder``, some of which have the names of new ones. Then the earlier
+        ``last`` is removed first, so that no reader ever takes old and new files for one set; those of them that are
+        not written again are removed too, with folders that become empty.
 
     Yields
     ------
@@ -155,52 +125,43 @@ def replace_folder(path: str | os.PathLike[str], expects: Expected) -> Iterator[
     Raises
     ------
     FileExistsError
-        If ``path`` is a file, a folder without what it ``expects``, the current folder or a mount point.
+        If ``folder`` is a file.
     OSError
-        If the disk is full or the place is not writable; the earlier folder is left as it was.
-
-    Notes
-    -----
-    The two folders are exchanged in one step where the system can (Linux, on its own file systems). Elsewhere the old
-    one stands aside, as ``.tlora-*.old``, for the moment between two renames.
+        If the disk is full or the place is not writable; the earlier files are left as they were.
     """
-    target = Path(path).resolve()  # behind a link, the folder is replaced and the link stays
-    check_replaceable(target, expects)
-    with _said_of(target), _scratch(target.parent) as scratch:
-        yield scratch
-        flush(scratch)
-        check_replaceable(target, expects)  # another process may have put something there since
-        _put_in_place(scratch, target)
-        fsync(target.parent)
+    target = Path(folder).resolve()  # behind a link, files are replaced and the link stays
+    _refuse_file(target)
+    with contextlib.ExitStack() as stack:
+        with _said_of(target):
+            scratch = stack.enter_context(_scratch(target if target.is_dir() else target.parent))
+            yield scratch
+            flush(scratch)
+        _put_in_place(scratch, target, Path(last), first, set(map(Path, earlier)))
 
 
-def check_replaceable(target: Path, expects: Expected) -> None:
-    """Refuse what `replace_folder` does not replace.
+def check_folder(folder: Path, holds: str) -> None:
+    """Refuse to write among the files of others.
 
     Parameters
     ----------
-    target : pathlib.Path
-        The folder, resolved; it need not be there.
-    expects : str or callable
-        As for `replace_folder`.
+    folder : pathlib.Path
+        The folder; it need not be there.
+    holds : str
+        File that a folder of ours has, or else must be empty.
 
     Raises
     ------
     FileExistsError
-        If it must stay.
+        If it is a file, or a folder with other files.
     """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise FileExistsError(f"{target} is a file, and no folder: choose another path or remove it")
-    if target in (Path.cwd(), *Path.cwd().parents) or target.is_mount():
-        raise FileExistsError(f"{target} is the current folder or a mount point: name a folder inside it")
-    if not any(target.iterdir()):
-        return
-    if not isinstance(expects, str):
-        expects(target)
-    elif not (target / expects).exists():
-        raise FileExistsError(f"{target} exists and holds no {expects}: choose another path or remove it")
+    _refuse_file(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / holds).exists():
+        raise FileExistsError(f"{folder} exists and holds no {holds}: choose another path or remove it")
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, and no folder: choose another path or remove it")
 
 
 @contextlib.contextmanager
@@ -220,93 +181,36 @@ def _said_of(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    """A new folder to write in, locked while it is, and gone afterwards with whatever it holds then."""
+    """A new folder to write in, gone afterwards with whatever it holds then."""
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(parent)
-    fresh, lock = _locked_folder(parent)
+    ours = f".tlora-{socket.gethostname()}"
+    for left in parent.glob(f"{ours}-*"):
+        process = re.fullmatch(r"-(\d+)-[0-9a-f]{8}", left.name.removeprefix(ours))
+        if process and not psutil.pid_exists(int(process[1])):  # it was killed
+            shutil.rmtree(left, ignore_errors=True)
+    fresh = parent / f"{ours}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    fresh.mkdir()
     try:
         yield fresh
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        os.close(lock)
 
 
-def _locked_folder(parent: Path) -> tuple[Path, int]:
-    while True:
-        fresh = parent / f".tlora-{uuid.uuid4().hex}"
-        fresh.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # until it is locked, others may take it for abandoned
-            lock = os.open(fresh, os.O_RDONLY)
-            _lock(lock, wait=True)
-            if fresh.exists():
-                return fresh, lock
-            os.close(lock)
-
-
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Whether the lock is ours now; a file system without locks gives it to nobody."""
+def _put_in_place(scratch: Path, target: Path, last: Path, first: str, earlier: set[Path]) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        scratch.rename(target)  # where there is nothing yet, all files appear at once
     except OSError:
-        return False
-    return True
-
-
-def _remove_unfinished(parent: Path) -> None:
-    """Remove what killed processes have left: nobody holds a lock on it."""
-    for left in parent.glob(".tlora-*"):
-        if not _UNFINISHED.fullmatch(left.name):
-            continue
-        with contextlib.suppress(OSError):  # gone already, or not ours to open
-            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                if _lock(lock, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
-
-
-def _put_in_place(fresh: Path, target: Path) -> None:
-    """Make ``fresh`` the target; what was the target is ``fresh`` afterwards, or gone."""
-    while True:
-        try:
-            fresh.rename(target)  # where there is nothing, or an empty folder
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
-        with contextlib.suppress(FileNotFoundError):  # somebody removed the target meanwhile
-            _exchange(fresh, target)
-            return
-
-
-def _exchange(fresh: Path, target: Path) -> None:
-    try:
-        _rename_exchange(fresh, target)
-    except OSError as error:
-        if error.errno not in _NO_EXCHANGE:
-            raise
-        _rename_twice(fresh, target)
-
-
-def _rename_exchange(one: Path, other: Path) -> None:
-    """Exchange two folders at once: renameat2(2) with RENAME_EXCHANGE, which Python has no function for."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    at_cwd, exchange = -100, 2
-    if libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(one), None, str(other))
-
-
-def _rename_twice(fresh: Path, target: Path) -> None:
-    aside = fresh.with_suffix(".old")
-    try:
-        target.rename(aside)
-        fresh.rename(target)
-    finally:  # whatever came between the two renames, an interrupt included, the old folder goes back
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
+        if earlier:
+            (target / last).unlink(missing_ok=True)
+        for name in earlier.difference(files):
+            (target / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds more
+                (target / name).parent.rmdir()
+        for name in sorted(files, key=lambda file: (file == last, file.name != first)):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(scratch / name, target / name)
+        for folder in {(target / name).parent for name in files}:
+            fsync(folder)
+    else:
+        fsync(target.parent)

@@ -25,11 +25,12 @@ from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.recipes import RECIPES
+from tlora.results import RESULT, saved_files
 from tlora.subspaces.alignment import align
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.training.run import TrainingRun
-from tlora.utils.files import read_json, replace_file, replace_folder, write_bytes
+from tlora.utils.files import check_folder, read_json, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
@@ -329,11 +330,12 @@ class Workbench(Shown):
                 "of": type(self.calibration).__name__,
             }
             results = {name: getattr(self, name) for name in ("calibration", *RESULTS, "kept")}
-        with replace_folder(path, expects=SESSION) as folder:
+        check_folder(Path(path), f"calibration/{RESULT}")
+        with replace_files(path, last=SESSION, first=RESULT, earlier=saved_files(path, "*")) as folder:
             for name, result in results.items():
                 if result is not None:
                     result.save(folder / name)
-            write_bytes(folder / SESSION, json.dumps(head, indent=1).encode())
+            (folder / SESSION).write_text(json.dumps(head, indent=1))
         return Path(path)
 
     @classmethod
@@ -380,7 +382,7 @@ class Workbench(Shown):
             The file.
         """
         with replace_file(path) as file:
-            write_bytes(file, self._page().encode())
+            file.write_text(self._page(), encoding="utf-8")
         return Path(path)
 
     def module_picture(self, name: str) -> bytes:

@@ -58,16 +58,13 @@ def test_the_line_that_serves_it_and_refusals(tmp_path):
 def test_what_is_not_an_export_is_never_replaced(tmp_path):
     done(f"{RUN} {QUICK} --output trained")
     done("export trained served")
-    done("export trained whole --format merged")
-    (tmp_path / "whole" / "notes.txt").write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for line, words in (
         ("trained trained --overwrite", "trained is the adapter itself, which is never replaced"),
         ("served served --overwrite", "served is the adapter itself, which is never replaced"),
-        ("served trained --overwrite", "trained is no earlier export"),
+        ("served trained --overwrite", "trained exists and holds no export.json"),
         ("trained llama --format merged --overwrite", "llama is its base model, which is never replaced"),
-        ("trained bert --format merged --overwrite", "bert is no earlier export"),
-        ("trained whole --format merged --overwrite", "whole also holds notes.txt, which would be lost"),
+        ("trained bert --format merged --overwrite", "bert exists and holds no export.json"),
         ("trained served --format merged --overwrite", "served is an export as 'peft', not 'merged'"),
     ):
         refused = invoke(f"export {line}")

@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
-from tlora import results
 from tlora.cli import steps
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
@@ -105,20 +104,16 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
     Path("thesis").mkdir()
     Path("thesis/chapter.txt").write_text("mine")
     Path("file").write_text("mine")
-    assert "thesis exists and holds no adapter_config.json" in refused(f"{RUN} --output thesis")
+    assert "thesis exists and holds no adapter_model.safetensors" in refused(f"{RUN} --output thesis")
     assert "thesis exists and holds no" in refused(f"{RUN} --output thesis --overwrite")
     assert "file is a file" in refused(f"{RUN} --output file")
-    assert "the current folder" in refused(f"{RUN} --output . --overwrite")
+    assert "exists and holds no" in refused(f"{RUN} --output . --overwrite")
     assert "cannot write" in refused(f"{RUN} --output file/out")
-    Path("full").mkdir()
-    monkeypatch.chdir("full")
-    assert "the current folder" in refused(f"run --model ../llama --task ../pairs.jsonl --output {Path.cwd()}")
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (f"calibrate {DATA} --checkpoint other/steps --output other", "other/steps is in other, which is replaced"),
         (f"calibrate {DATA} --checkpoint pairs.jsonl --output other", "'pairs.jsonl' is a file: name a folder"),
         (f"calibrate {DATA} --checkpoint calib --output other", "holds a finished result: name a folder of its own"),
         (f"calibrate {DATA} --sketch-size 16 --output other", "--sketch-size 16 is of --covariance sketch"),
@@ -208,13 +203,14 @@ def steps_taken(taken: Path, workplace: Path) -> None:
 
 
 def test_earlier_results_are_replaced_where_it_is_asked_for():
-    done(f"{RUN} {QUICK} --output out")
-    Path("out/pictures").mkdir()
-    Path("out/pictures/old.png").touch()
+    done(f"{RUN} {QUICK} --save-calibration --output out")
+    Path("out/notes.txt").touch()
+    assert Path("out/tlora/subspaces/result.json").exists()
     assert "replace it with --overwrite" in refused(f"{RUN} {QUICK} --output out")
     done(f"{RUN} {QUICK} --rank 3 --output out --overwrite")
     assert sum(tlora.TrainingRun.load("out").ranks.values()) == 3 * 14
-    assert not Path("out/pictures").exists()
+    assert Path("out/notes.txt").exists()
+    assert not any(Path("out/tlora").glob("subspaces/*")), "a result of the earlier run"
 
 
 def test_debug_shows_where_an_error_comes_from(monkeypatch):
@@ -298,7 +294,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
 def test_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(monkeypatch):
     done(f"{RUN} {QUICK} --output out")
     before = content("out")
-    write = results.write_bytes
+    write = Path.write_bytes
 
     def full(path: Path, blob: bytes) -> None:
         if path.name == "adapter_config.json":
@@ -306,7 +302,7 @@ def test_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(monk
         write(path, blob)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tlora.training.run.write_bytes", full)
+        patch.setattr(Path, "write_bytes", full)
         result = invoke(f"{RUN} --output out --overwrite")
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr

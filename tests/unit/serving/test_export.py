@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import shutil
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,12 +19,14 @@ from torch import nn
 
 import tlora
 from tests.helpers.commands import done
+from tests.helpers.disks import kills
 from tests.helpers.foreign import BATCH, PARTS, biased, foreign, tied
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.cli.options import EngineName
 from tlora.serving.engines import SERVERS
+from tlora.serving.export import replace_export
 from tlora.serving.verify import export_difference
 
 
@@ -285,31 +289,73 @@ def test_what_no_export_wrote_is_not_replaced(format, tmp_path):
     (tmp_path / "file").write_text("mine")
     before = content(tmp_path)
     for name in ("adapter", "base", "foreign", "damaged", "file"):
-        words = f"{name}.* is (no earlier export|damaged|a file).*: choose another path"
+        words = f"{name}.* (holds no export.json|is damaged|is a file).*: choose another path"
         with pytest.raises(FileExistsError, match=words):
             tlora.export(adapted, tmp_path / name, format=format, tokenizer=tiny_tokenizer())
     assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("format", ["peft", "merged"])
-def test_an_earlier_export_is_replaced_unless_something_came_beside_it(format, tmp_path):
+def test_an_earlier_export_is_replaced_and_nothing_else(format, tmp_path):
     adapted, _ = trained("llama")
     options = {"format": format, "tokenizer": tiny_tokenizer()}
     path = tlora.export(adapted, tmp_path / "x", **options)
     (tmp_path / "link").symlink_to(path)
     first = content(path)
+    (path / "pictures").mkdir()
+    (path / "pictures" / "loss.png").write_text("mine")
     tlora.export(adapted, tmp_path / "link", **options, dtype="bfloat16")
-    assert content(path).keys() == first.keys()
-    assert content(path) != first
+    assert content(path).keys() == first.keys() | {path / "pictures" / "loss.png"}
+    assert content(path).items() != first.items()
     other = {"peft": "merged", "merged": "peft"}[format]
     with pytest.raises(FileExistsError, match=f"x is an export as '{format}', not '{other}'"):
         tlora.export(adapted, path, **options | {"format": other})
-    (path / "pictures").mkdir()
-    (path / "pictures" / "loss.png").write_text("mine")
-    before = content(path)
-    with pytest.raises(FileExistsError, match=r"x also holds pictures/loss\.png, which would be lost"):
+    saved_run(adapted).save(path)
+    with pytest.raises(FileExistsError, match="x holds a trained adapter, which is never replaced"):
         tlora.export(adapted, path, **options)
-    assert content(path) == before
+
+
+def test_an_export_that_is_killed_leaves_one_that_is_whole_or_none(tmp_path):
+    """Shards over one file of weights, which readers would prefer, and the other way round."""
+    path, seen = tmp_path / "x", set()
+
+    def write(text, *names):
+        with replace_export(path, "merged") as fresh:
+            for name in (*names, "config.json"):
+                (fresh / name).write_text(text)
+
+    one, shards = ("one", "model.safetensors"), ("shards", "model-1.safetensors", "index.json")
+    for old, new in ((one, shards), (shards, one)):
+
+        def begin(old=old):
+            shutil.rmtree(path, ignore_errors=True)
+            write(*old)
+            (path / "notes.txt").write_text("mine")
+
+        for _ in kills(partial(write, *new), begin):
+            there = {name: text for name, text in texts(path).items() if name != "export.json"}
+            assert there.pop("notes.txt") == "mine"
+            whole = there.get("config.json")
+            seen.add(whole)
+            if whole is not None:
+                assert there == dict.fromkeys((*{"one": one, "shards": shards}[whole][1:], "config.json"), whole)
+            write(*old)
+            assert texts(path).keys() == {*old[1:], "config.json", "export.json", "notes.txt"}
+    assert seen == {"one", "shards", None}
+
+
+def texts(folder):
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["../notes.txt", "/etc/passwd"])
+def test_a_record_that_names_a_file_elsewhere_is_damaged(name, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "export.json").write_text(json.dumps({"format": "peft", "files": [name]}))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"export\.json is damaged"):
+        tlora.export(trained("llama")[0], tmp_path / "x")
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
@@ -384,7 +430,7 @@ def test_refusals(tmp_path):
     adapted.unmerge_adapter()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="other is no earlier export"):
+    with pytest.raises(FileExistsError, match=r"other exists and holds no export\.json"):
         tlora.export(adapted, tmp_path / "other")
     assert not (tmp_path / "x").exists()
 

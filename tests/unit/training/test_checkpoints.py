@@ -1,7 +1,6 @@
 """Training in somebody's pipeline: options together, adapters of other kinds, what goes on and what is held."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import viz
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model
 from tests.helpers.trainings import Stop, StopAfter, two_adapters
+from tlora.training import checkpoints
+from tlora.training.checkpoints import is_whole
 from tlora.training.train import train
 
 QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
@@ -81,8 +82,8 @@ def test_the_same_samples_in_another_form_are_the_same(tmp_path: Path) -> None:
 def test_checkpoints_that_are_there_are_never_counted_among_new_ones(tmp_path: Path) -> None:
     """The Trainer would remove them, or the new ones, as the oldest."""
     options = begun(tmp_path, adapted_model())
-    for seal in tmp_path.glob("checkpoint-*/sealed.json"):
-        seal.unlink()
+    for mark in tmp_path.glob("checkpoint-*/arguments.json"):
+        mark.unlink()
     with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out and name another folder"):
         tlora.train(adapted_model(), token_rows(), resume=True, **options)
     with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4' to go on with that, or train anew"):
@@ -148,45 +149,75 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, declare_frozen: bo
 def test_resume_takes_the_last_whole_checkpoint_or_a_path(tmp_path: Path) -> None:
     options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
     whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
-    for cut in ("checkpoint-8", "checkpoint-6"):
-        (tmp_path / cut / "trainer_state.json").write_text('{"epoch": 1, "glob')
-    resumed = train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
-    assert resumed.meta.recipe["resume"].endswith("checkpoint-4")
-    assert resumed.history.equals(whole.history)
-    path = tmp_path / "checkpoint-2"
-    again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
-    assert again.history.equals(whole.history)
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", "module_history.json", "adapter_model.safetensors", "sealed.json"])
-def test_a_checkpoint_that_lacks_or_damaged_a_file_is_passed_over(tmp_path: Path, name: str) -> None:
-    options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
-    whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
-    file = tmp_path / "checkpoint-8" / name
-    blob = bytearray(file.read_bytes())
-    blob[len(blob) // 2] ^= 1
-    file.write_bytes(blob)
-    (tmp_path / "checkpoint-6" / name).unlink()  # as a kill before it was written leaves it
+    (tmp_path / "checkpoint-8" / "arguments.json").unlink()  # as a kill before it was written leaves it
+    (tmp_path / "checkpoint-6" / "arguments.json").write_text('{"seed": 0, "digest of samp')
     resumed = train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
     assert resumed.meta.recipe["resume"].endswith("checkpoint-4")
     assert resumed.history.equals(whole.history)
     assert resumed.module_history.equals(whole.module_history)
-    damaged = shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-9")
-    (damaged / "scheduler.pt").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint in .*checkpoint-9"):
-        train(adapted_model(), token_rows(), output_dir=tmp_path, resume=damaged, **options)
+    path = tmp_path / "checkpoint-2"
+    again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
+    assert again.history.equals(whole.history)
+    (path / "arguments.json").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint in .*checkpoint-2"):
+        train(adapted_model(), token_rows(), output_dir=tmp_path, resume=path, **options)
+    (tmp_path / "checkpoint-8" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"adapter_model\.safetensors is damaged .*, or resume from an earlier checkpoint"
+    ):
+        train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
 
 
-def test_a_checkpoint_of_another_trainer_has_no_seal_and_is_taken_by_its_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "[]", '{"seed": 0}', '{"seed": 0, "digest of samples": "0'])
+def test_a_checkpoint_without_a_record_of_ours_is_not_whole(text: str, tmp_path: Path) -> None:
+    assert not is_whole(tmp_path)
+    (tmp_path / "arguments.json").write_text(text)
+    assert not is_whole(tmp_path)
+    (tmp_path / "arguments.json").write_text('{"digest of samples": "0"}')
+    assert is_whole(tmp_path)
+
+
+def test_a_checkpoint_is_marked_once_all_else_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is written again is not whole meanwhile."""
+    options = QUICK | {"max_steps": 4, "save_steps": 2, "evaluation_limit": 0}
+    seen: list[tuple[bool, list[str]]] = []
+
+    def flush(folder: Path) -> None:
+        if folder.name == "checkpoint-4":
+            seen.append((is_whole(folder), sorted(file.name for file in folder.iterdir())))
+
+    monkeypatch.setattr(checkpoints, "flush", flush)
+    train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
+    train(adapted_model(), token_rows(), output_dir=tmp_path, resume=tmp_path / "checkpoint-2", **options)
+    assert [whole for whole, _ in seen] == [False, False]
+    files = sorted(file.name for file in (tmp_path / "checkpoint-4").iterdir() if file.name != "arguments.json")
+    assert [names for _, names in seen] == [files, files]
+    assert is_whole(tmp_path / "checkpoint-4")
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on() -> None:
+    """That version 0.1.0 wrote, with digests of its files and without the states of generators."""
+    options = QUICK | {"epochs": 2, "evaluation_limit": 0}
+    place = Path(__file__).parents[2] / "data" / "format-4" / "checkpoints" / "checkpoint-2"
+    whole, resumed = (
+        train(adapted_model(target_modules=["q_proj"]), token_rows(8), resume=resume, **options)
+        for resume in (False, place)
+    )
+    assert resumed.steps == 4
+    for name, tensor in whole.adapter.items():
+        torch.testing.assert_close(resumed.adapter[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_trainer_has_no_record_and_is_taken_by_its_path(tmp_path: Path) -> None:
     options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
     whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
-    (tmp_path / "checkpoint-4" / "sealed.json").unlink()
+    (tmp_path / "checkpoint-4" / "arguments.json").unlink()
     path = tmp_path / "checkpoint-4"
     again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
     assert again.history.equals(whole.history)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "module_history.json", ".sealed.json"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "module_history.json", "arguments.json"])
 def test_a_checkpoint_that_cannot_be_written_does_not_end_training(tmp_path: Path, name: str) -> None:
     """The disk is full from one file of one checkpoint on: what was trained is the same, and the others are there."""
     options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}

@@ -274,7 +274,8 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
     assert again.selected == it.selected
     assert again.widget.tab == "overlap"
     assert again.widget.about == it.widget.about
-    it.save(tmp_path / "session")  # replaced
+    viz.Workbench(calibration(), subspaces(), rank=2).save(tmp_path / "session")
+    assert viz.Workbench.load(tmp_path / "session").other is None  # all of it was replaced
     with pytest.raises(FileExistsError):
         it.save(tmp_path)
 
