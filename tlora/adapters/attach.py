@@ -21,8 +21,8 @@ from tlora.adapters.lora_layers import (
     kind_of_adapter,
     part_in_the_base,
     refuse_experts,
-    shared_weight,
     unwrap,
+    why_not_merged,
     without_noise,
     wrappers,
 )
@@ -325,7 +325,8 @@ def merge(model: PeftModel) -> Any:
     TypeError
         If it is no PEFT model.
     ValueError
-        If the adapter is merged already, there is none, a module shares its weight with another, or merging gives
+        If the adapter is merged already, there is none, a module shares its weight with another or lacks the
+        bias that was trained beside it, or merging gives
         weights that are not finite.
 
     Notes
@@ -344,10 +345,8 @@ def merge(model: PeftModel) -> Any:
     for name, layer in layers.items():
         if layer.merged:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
-    if shared := shared_weight(model):
-        raise ValueError(
-            f"{shared[0]} shares its weight with {shared[1]}, and merging would change both: keep the adapter apart"
-        )
+    if why := why_not_merged(model):
+        raise ValueError(f"{why}: keep the adapter apart")
     before = [*before_merging(model), base_fingerprints(model)]
     merged = model.merge_and_unload(safe_merge=True)
     BEFORE_MERGING[merged] = before  # what was made for it does not fit it any more

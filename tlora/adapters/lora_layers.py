@@ -149,6 +149,17 @@ def shared_weight(model: PeftModel) -> tuple[str, str] | None:
     return None
 
 
+def why_not_merged(model: PeftModel) -> str:
+    """What stands against folding the active adapter into the base's weights, as a clause; empty where nothing does."""
+    if shared := shared_weight(model):
+        return f"{shared[0]} shares its weight with {shared[1]}, and merging would change both"
+    if getattr(model.peft_config[model.active_adapter], "lora_bias", False):
+        for name, layer in adapter_layers(model).items():
+            if getattr(layer.get_base_layer(), "bias", None) is None:
+                return f"{name} has no bias into which the adapter's (lora_bias=True) could be merged"
+    return ""
+
+
 @dataclass(frozen=True)
 class LoraModule:
     """The linear LoRA module of one adapter, as PEFT holds it.

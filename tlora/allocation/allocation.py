@@ -26,7 +26,7 @@ from tlora.calibration.sensitivity import Sensitivity, check_scores
 from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
 from tlora.numerics.apportionment import spent
 from tlora.results import Meta
-from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
+from tlora.utils.validation import check_mapping, check_type, fraction, one_of, positive, positive_int
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,12 +154,15 @@ class Allocation(ModuleResult):
 
         Raises
         ------
+        TypeError
+            If it is no mapping.
         KeyError
             If there is no such module.
         ValueError
             If it is excluded, or budget or matrix do not allow the ranks; the message gives the nearest possible one.
         """
         edits = dict(self.edits)
+        check_mapping("ranks", ranks, {next(iter(self.targets)): self.rank})
         for name, rank in ranks.items():
             if rank is not None:
                 edits[name] = positive_int(rank, f"rank of {name}")
@@ -354,21 +357,37 @@ def allocate(
     """
     check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
     nominal = positive_int(rank, "rank")
+    example = {next(iter(sensitivity.targets)): nominal}
+    parts = {next(iter(sensitivity.targets.values())).projection: 0.5}
     knobs = Knobs(
         rank=nominal,
-        alpha=nominal if alpha is None else positive("alpha", alpha),
+        alpha=nominal if alpha is None else _alpha(alpha, len(sensitivity.targets), nominal),
         scaling=one_of("scaling", scaling, SCALINGS),
         budget=one_of("budget", budget, BUDGETS),
         ranks=bool(ranks),
         scales=bool(scales),
         max_rank=None if max_rank is None else whole_or_each("max_rank", max_rank),
         min_rank=whole_or_each("min_rank", min_rank),
-        pinned={name: positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
+        pinned={
+            name: positive_int(value, f"pinned rank of {name}")
+            for name, value in check_mapping("pinned", pinned or {}, example).items()
+        },
         exclude=one_or_several(exclude),
         temperature=fraction("temperature", temperature),
-        projection_shares={k: fraction(f"share of {k}", v) for k, v in (projection_shares or {}).items()},
+        projection_shares={
+            name: fraction(f"share of {name}", value)
+            for name, value in check_mapping("projection_shares", projection_shares or {}, parts).items()
+        },
     )
     return _draft(sensitivity, knobs)._solved()
+
+
+def _alpha(alpha: int | float, modules: int, rank: int) -> int | float:
+    """A nominal alpha of which each module's own, at most all of ``alpha * M``, is a number of float32."""
+    value = positive("alpha", alpha)
+    if value * modules > torch.finfo(torch.float32).max:
+        raise ValueError(f"alpha={alpha} gives scalings that float32 does not hold: use a number near the rank, {rank}")
+    return value
 
 
 def _draft(sensitivity: Sensitivity, knobs: Knobs) -> Allocation:

@@ -336,7 +336,7 @@ def whole_or_each(name: str, value: SupportsIndex | Mapping[str, SupportsIndex])
 
 def one_or_several(value: str | int | Iterable[str | int]) -> list[str | int]:
     """Names or numbers as a list in an order of its own, so that a set gives the same one every time."""
-    if not isinstance(value, str | SupportsIndex | Iterable):
+    items = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not all(isinstance(item, str | SupportsIndex) and not isinstance(item, bool) for item in items):
         raise TypeError(f"exclude={value!r}: pass module names, projections or indices of layers, or nothing")
-    items = [value] if isinstance(value, str | SupportsIndex) else list(value)
     return sorted((item if isinstance(item, str) else operator.index(item) for item in items), key=str)

@@ -22,7 +22,7 @@ from tlora.adapters.lora_layers import (
     lora_modules,
     refuse_experts,
     say_resized,
-    shared_weight,
+    why_not_merged,
 )
 from tlora.models.targets import is_linear, shape
 
@@ -123,8 +123,8 @@ def plain_lora(model: PeftModel) -> PlainLora:
 
 def _way_out(model: PeftModel) -> str:
     """Of an adapter that only its own format holds: the merged one, where it can be merged."""
-    shared = shared_weight(model)
-    return f"serve it with PEFT, for merged it would change {shared[1]} as well" if shared else MERGED
+    why = why_not_merged(model)
+    return f"serve it with PEFT, for {why}" if why else MERGED
 
 
 def _refuse_more_than_lora(config: Any, way_out: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -43,6 +43,19 @@ def check_type(value: object, expected: type[T], way_out: str) -> T:
     if not isinstance(value, expected):
         article = "an" if expected.__name__[0] in "AEIOU" else "a"
         raise TypeError(f"expected {article} {expected.__name__}, got a {type(value).__name__}: pass {way_out}")
+    return value
+
+
+def check_mapping(name: str, value: Any, example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``value`` if it is a mapping; ``name`` and ``example`` are for the error.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a {type(value).__name__}: pass a mapping such as {dict(example)}")
     return value
 
 

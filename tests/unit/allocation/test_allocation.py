@@ -249,6 +249,12 @@ def test_scores_that_are_all_zero_are_refused_by_module():
         ({"projection_shares": {"v_proj": 0.1}}, KeyError, "no projection of the plan"),
         ({"exclude": ["v_proj"]}, KeyError, "no module or projection"),
         ({"exclude": 7}, KeyError, "layer 7, the layers here are 0 to 1"),
+        ({"exclude": True}, TypeError, "exclude=True: pass module names, projections or indices of layers"),
+        ({"exclude": [0, None]}, TypeError, "exclude=[0, None]: pass module names, projections or indices of layers"),
+        ({"exclude": 1.0}, TypeError, "exclude=1.0: pass module names, projections or indices of layers"),
+        ({"alpha": 1e308}, ValueError, "alpha=1e+308 gives scalings that float32 does not hold"),
+        ({"pinned": [NAMES[0]]}, TypeError, "pinned is a list: pass a mapping such as {'layers.0.q_proj': 4}"),
+        ({"projection_shares": 0.5}, TypeError, "projection_shares is a float: pass a mapping such as {'q_proj': 0.5}"),
     ],
 )
 def test_a_knob_out_of_range_is_refused(knobs, error, words):

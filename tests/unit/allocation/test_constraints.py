@@ -281,6 +281,8 @@ def test_edits_that_cannot_be_made_are_refused_with_the_nearest_value():
         plan.edit({K0: 17})
     with pytest.raises(ValueError, match=f"rank of {K0}=0"):
         plan.edit({K0: 0})
+    with pytest.raises(TypeError, match=r"ranks is a list: pass a mapping such as \{'layers\.0\.q_proj': 4\}"):
+        plan.edit([D0])
     with pytest.raises(KeyError, match="not a module of this plan"):
         plan.edit({"lm_head": None})
     with pytest.raises(KeyError, match="edited names 'lm_head'"):

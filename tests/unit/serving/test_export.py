@@ -148,7 +148,6 @@ def peft_adapter(family="llama", **changes):
             None,
             "embed_tokens.lora_embedding_A is neither A nor B of a linear layer",
         ),
-        ({"lora_bias": True}, None, "lora_bias"),
         ({"trainable_token_indices": [3]}, None, "neither A nor B"),
         ({"modules_to_save": ["norm"]}, "vllm", r"vLLM 0.32 does not take this adapter \(modules_to_save=\['norm'\]"),
         ({"r": 513}, "vllm", "rank 513, above 512"),
@@ -162,12 +161,25 @@ def test_what_plain_lora_or_the_engine_cannot_hold_is_refused_with_the_way_out(c
     with pytest.raises(ValueError, match=f"(?s){words}.*format='merged'"):
         tlora.export(adapted, tmp_path / "x", engine=engine)
     assert not (tmp_path / "x").exists()
-    if "lora_bias" in changes:  # PEFT merges it into layers that have a bias themselves
-        return
     path = tlora.export(adapted, tmp_path / "x", engine=engine, format="merged", tokenizer=tiny_tokenizer())
     whole, _ = tlora.load_model(path)
     expected = logits(adapted, tiny_batch("llama"))
     torch.testing.assert_close(logits(whole, tiny_batch("llama")), expected, atol=1e-4, rtol=0)
+
+
+def test_a_bias_that_no_layer_holds_is_refused_with_advice_that_works(tmp_path: Path) -> None:
+    """PEFT merges a trained bias only into layers that have one themselves."""
+    with pytest.warns(UserWarning, match="merging LoRA weights won't be possible"):
+        adapted = peft_adapter(lora_bias=True)
+    with pytest.raises(ValueError, match=r"lora_bias=True .*: serve it with PEFT, for .*q_proj has no bias") as caught:
+        tlora.export(adapted, tmp_path / "x")
+    assert "format=" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"q_proj has no bias .*: keep the adapter apart"):
+        tlora.export(adapted, tmp_path / "x", format="merged", tokenizer=tiny_tokenizer())
+    adapted = peft_adapter("qwen2", lora_bias=True)  # its q, k and v have biases
+    with pytest.raises(ValueError, match=r"lora_bias=True .*format='merged'"):
+        tlora.export(adapted, tmp_path / "x")
+    tlora.export(adapted, tmp_path / "x", format="merged", tokenizer=tiny_tokenizer())
 
 
 def test_formats_and_engines_are_checked_by_name(tmp_path):
@@ -476,7 +488,7 @@ def test_classifiers_of_others_are_merged_with_their_classes(tmp_path: Path) -> 
 def test_advice_can_be_followed(tmp_path: Path) -> None:
     """Where merging is refused as well, another format is not the way out."""
     model = tied(target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(ValueError, match="serve it with PEFT, for merged it would change lm_head as well"):
+    with pytest.raises(ValueError, match=r"serve it with PEFT, for .* shares its weight with lm_head"):
         tlora.export(model, tmp_path / "x")
     model = tied(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     with pytest.raises(ValueError, match=r"are one weight, .*format='merged'"):
