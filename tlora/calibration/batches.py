@@ -346,7 +346,7 @@ def _typed_labels(labels: Tensor, model: Any, where: str) -> Tensor:
 
 
 def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
-    known = model.get_input_embeddings().num_embeddings
+    known = len(model.get_input_embeddings().weight)
     bad = (tokens < 0) | (tokens >= known)
     if bool(bad.any()):
         raise ValueError(

@@ -18,6 +18,9 @@ from tlora.calibration.calibration import Calibration, Kept, Options, Products, 
 from tlora.calibration.checkpoint import Checkpoint, Share
 from tlora.calibration.forward_backward import check_batches, observe, prepared
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.models.forward import accepts
+from tlora.models.hooks import token_embeddings
+from tlora.models.targets import refuse_adapted
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, weight
 from tlora.results import Meta
@@ -85,7 +88,7 @@ def calibrate(
     Raises
     ------
     TypeError
-        If the batches are one batch, or nothing to go through, or can be gone through once alone and a checkpoint holds
+        If the model is no language model of transformers with a loss; if the batches are one batch, or nothing to go through, or can be gone through once alone and a checkpoint holds
         some of them; if a weight is packed so that it cannot be unpacked.
     ValueError
         If there are no batches; the model carries an adapter; a batch lacks mask or labels or a sample of it has no
@@ -112,6 +115,7 @@ def calibrate(
     """
     options = Options(tokens, gradient, covariance, sketch_size, products)
     check_batches(batches)
+    _check_model(model)
     processes = Processes.of_this_run()
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
     target_modules = as_names(target_modules)
@@ -142,6 +146,22 @@ def calibrate(
         saves.save(so_far())
     statistics.add_up(processes)
     return in_order(so_far(), share.order)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse, before anything runs, a model that calibration cannot call or has no loss of."""
+    refuse_adapted(model)
+    name = type(model).__name__
+    if not hasattr(model, "config"):
+        raise TypeError(f"a {name} has no config, which says how it is called: pass a model of transformers")
+    if not accepts(model, "input_ids"):
+        raise TypeError(f"a {name} reads no text, for its forward does not take input_ids: pass a language model")
+    if not accepts(model, "labels"):
+        raise TypeError(
+            f"a {name} has no loss of labels, which its forward does not take: load it with a head, e.g. by "
+            "AutoModelForCausalLM or AutoModelForSequenceClassification"
+        )
+    token_embeddings(model)
 
 
 def _saving(batches: Iterator[Batch], checkpoint: Checkpoint, so_far: Callable[[], Calibration]) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from tlora.models.hooks import ObservationError
 from tlora.models.weights import base_of
 
 IGNORED = -100
@@ -87,8 +88,9 @@ def check_problem(batch: Mapping[str, Tensor], model: Any) -> None:
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
-    """Whether the model's ``forward`` names this argument."""
-    return argument in inspect.signature(model.forward).parameters
+    """Whether the model's ``forward`` names this argument, or hands all of its arguments on."""
+    named = inspect.signature(model.forward).parameters
+    return argument in named or all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in named.values())
 
 
 def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " samples"]:
@@ -122,21 +124,54 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
 
 
 def _classification(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    logits = model(**inputs).logits.float()
+    logits = _logits(model, inputs).float()
+    _check_logits(model, logits, (len(labels), model.config.num_labels), labels)
     if logits.shape[-1] == 1:
         return (logits[:, 0] - labels).square()
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def _sequence_to_sequence(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    logits = model(**inputs, labels=labels).logits
+    logits = _logits(model, inputs | {"labels": labels})
+    _check_logits(model, logits, (*labels.shape, None), labels)
     return _mean_over_labels(logits, labels)
 
 
 def _causal(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     asked = at_labels(model, inputs | {"labels": labels})
     following = asked.pop("labels")[:, 1:]
-    return _mean_over_labels(model(**asked).logits[:, :-1], following)
+    logits = _logits(model, asked)
+    _check_logits(model, logits, (len(labels), following.shape[1] + 1, None), labels)
+    return _mean_over_labels(logits[:, :-1], following)
+
+
+def _logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """The logits of a pass; what goes wrong inside the model is told with what it was called with."""
+    name = type(base_of(model)).__name__
+    try:
+        output = model(**inputs)
+    except (ObservationError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        given = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items() if isinstance(value, Tensor))
+        why = " ".join(str(error).split())[:200]
+        raise RuntimeError(f"a {name} fails on {given}: {why}") from error
+    if not isinstance(getattr(output, "logits", None), Tensor):
+        found = ", ".join(output) if isinstance(output, Mapping) else type(output).__name__
+        raise TypeError(
+            f"a {name} gives no logits but {found}: pass a causal, encoder-decoder or text classification model"
+        )
+    return output.logits
+
+
+def _check_logits(model: Any, logits: Tensor, expected: tuple[int | None, ...], labels: Tensor) -> None:
+    """Refuse logits that are not one row for each label; None stands for any size."""
+    fit = logits.ndim == len(expected) and all(b in (None, a) for a, b in zip(logits.shape, expected, strict=True))
+    if not fit:
+        raise TypeError(
+            f"a {type(base_of(model)).__name__} gives logits of shape {tuple(logits.shape)} for labels of shape "
+            f"{tuple(labels.shape)}: pass a causal, encoder-decoder or text classification model"
+        )
 
 
 def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:

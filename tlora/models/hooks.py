@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from tlora.models.targets import Target
 from tlora.models.weights import intact, refuse_packed
 
+
+class ObservationError(RuntimeError):
+    """A module cannot be observed while the model runs."""
+
+
 Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
 
 
@@ -85,9 +90,14 @@ class Recorder:
             x = first_of(args, kwargs)
             call = len(self.inputs[name])
             self.inputs[name].append(x)
+            if not isinstance(output, Tensor):
+                raise ObservationError(
+                    f"{name} gives a {type(output).__name__} and no tensor, so its gradient is not known: leave it out "
+                    "with target_modules=[...]"
+                )
             if not output.requires_grad:
                 # its score would be zero, and look like a result
-                raise RuntimeError(
+                raise ObservationError(
                     f"no gradient can reach {name}, which runs {_without_graph()} in the model's forward pass: change "
                     "the model's code, or leave the module out with target_modules=[...]"
                 )
@@ -149,7 +159,7 @@ def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Grad
         for parameter in model.parameters():
             if parameter.requires_grad:
                 _set_for_now(undo, parameter, "requires_grad", False)
-        for embedding in _token_embeddings(model):
+        for embedding in token_embeddings(model):
             undo.callback(embedding.register_forward_hook(_require_gradient).remove)
         for name in targets:
             handle = model.get_submodule(name).register_forward_hook(recorder.hook(name), with_kwargs=True)
@@ -179,13 +189,48 @@ def _set_for_now(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) 
     setattr(owner, name, value)
 
 
-def _token_embeddings(model: Any) -> list[nn.Module]:
+def token_embeddings(model: Any) -> list[nn.Module]:
+    """The tables that a model, and its encoder and decoder where it has these, look token ids up in.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Any.
+
+    Returns
+    -------
+    list of torch.nn.Module
+        Each once.
+
+    Raises
+    ------
+    TypeError
+        If there is none.
+    """
     owners = [model]
     if getattr(model.config, "is_encoder_decoder", False):
         owners += [model.get_encoder(), model.get_decoder()]
-    return list({id(e): e for e in (owner.get_input_embeddings() for owner in owners)}.values())
+    return list({id(table): table for table in map(_token_embedding, owners)}.values())
 
 
-def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    if not output.requires_grad:
-        output.requires_grad_(True)
+def _token_embedding(owner: Any) -> nn.Module:
+    try:
+        table = owner.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        table = None
+    if not isinstance(table, nn.Module) or getattr(getattr(table, "weight", None), "ndim", 0) != 2:
+        raise TypeError(
+            f"{type(owner).__name__} has no table of token embeddings (get_input_embeddings), where gradients end: only "
+            "models that read token ids through one can be calibrated"
+        )
+    return table
+
+
+def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+    """Make what is computed from the embeddings have a graph; a copy, for some models change it in place."""
+    if not isinstance(output, Tensor):
+        raise ObservationError(
+            f"the table of token embeddings gives a {type(output).__name__} and no tensor, so no gradient can pass: only "
+            "models that read token ids through a plain table can be calibrated"
+        )
+    return None if output.requires_grad else output.requires_grad_(True).clone()

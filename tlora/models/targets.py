@@ -127,7 +127,7 @@ def refuse_adapted(model: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If any module is a PEFT layer, or the model is the wrapper that ``torch.compile`` returns.
+        If any module is a PEFT layer, or the model is inside a wrapper, such as that which ``torch.compile`` returns.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
@@ -135,6 +135,10 @@ def refuse_adapted(model: nn.Module) -> None:
         raise ValueError(
             "the model is a wrapper of torch.compile, whose names no other model has: pass model._orig_mod, or compile "
             "in place with model.compile()"
+        )
+    if not hasattr(model, "config") and hasattr(getattr(model, "module", None), "config"):
+        raise ValueError(
+            f"the model is wrapped in a {type(model).__name__}, whose names no other model has: pass model.module"
         )
     for name, module in model.named_modules():
         if isinstance(module, PeftModel | BaseTunerLayer):

@@ -9,9 +9,11 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import tlora
 from tests.helpers.calibrations import SKETCH, assert_close, batches, calibrate
+from tests.helpers.families import tiny_config
 from tests.helpers.launched import in_two_processes
 from tests.helpers.models import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tiny_model
 from tests.helpers.results import same
@@ -581,3 +583,41 @@ def test_an_input_that_is_changed_after_it_was_read_is_refused() -> None:
     mlp.forward = forward
     with pytest.raises(RuntimeError, match=r"the input of model\.layers\.0\.mlp\.\w+ is changed in place"):
         tlora.calibrate(model, [tiny_batch(model)], progress=False)
+
+
+UNFIT = {
+    "BertModel": ("bert", "a BertModel has no loss of labels, which its forward does not take"),
+    "LlamaModel": ("llama", "a LlamaModel has no loss of labels"),
+    "BertForQuestionAnswering": ("bert", "a BertForQuestionAnswering has no loss of labels"),
+    "CLIPModel": ("clip", "a CLIPModel has no loss of labels"),
+    "WhisperForConditionalGeneration": ("whisper", "a WhisperForConditionalGeneration reads no text"),
+    "ViTForImageClassification": ("vit", "a ViTForImageClassification reads no text"),
+    "CanineForSequenceClassification": ("canine", "CanineForSequenceClassification has no table of token embeddings"),
+    "FSMTForConditionalGeneration": ("fsmt", "FSMTEncoder has no table of token embeddings"),
+    "PerceiverForMaskedLM": ("perceiver", "PerceiverForMaskedLM has no table of token embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_model_without_what_calibration_needs_is_refused_before_anything_runs(name: str) -> None:
+    family, words = UNFIT[name]
+    model = getattr(transformers, name)(tiny_config(CONFIG_MAPPING[family]))
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it runs"))
+    with pytest.raises(TypeError, match=words):
+        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("BertForPreTraining", "a BertForPreTraining gives no logits but prediction_logits, seq_relationship_logits"),
+        ("ElectraForPreTraining", r"gives logits of shape \(3, 9\) for .* of shape \(3, 9\)"),
+        ("BertForMultipleChoice", r"a BertForMultipleChoice fails on input_ids \(3, 9\), attention_mask .*: shape"),
+        ("IBertForSequenceClassification", "the table of token embeddings gives a tuple and no tensor"),
+    ],
+)
+def test_a_model_whose_pass_gives_something_else_is_named(name: str, words: str) -> None:
+    model = getattr(transformers, name)(tiny_config(CONFIG_MAPPING[name.partition("For")[0].lower()]))
+    labels = {} if "Pre" in name else {"labels": torch.tensor([0, 1, 1])}
+    with pytest.raises((TypeError, RuntimeError), match=words):
+        tlora.calibrate(model, [tiny_batch("llama") | labels], progress=False)
