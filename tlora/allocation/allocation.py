@@ -104,6 +104,13 @@ class Allocation(ModuleResult):
         """What this plan spends; equal to ``budget_total`` where ranks are counted."""
         return spent(list(self.ranks.values()), self._costs())
 
+    @property
+    def decided_by(self) -> dict[str, str]:
+        """What decided each rank: score, floor, ceiling, pinned or edited, as in the table."""
+        by_hand = dict.fromkeys(self.knobs.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
+        reasons = self.limits().reasons(list(self.ranks.values()), self._ideal())
+        return {name: by_hand.get(name, reason) for name, reason in zip(self.ranks, reasons, strict=True)}
+
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
         """Parameters and bytes of the adapter.
 
@@ -223,10 +230,7 @@ class Allocation(ModuleResult):
                 "parameters": [rank * self.targets[name].d_out for name, rank in self.ranks.items()],
             }
         )
-        set_by_hand = dict.fromkeys(self.knobs.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
-        reasons = self.limits().reasons(frame["rank"].tolist(), frame["ideal"].tolist())
-        decided = [set_by_hand.get(name, why) for name, why in zip(self.ranks, reasons, strict=True)]
-        return frame.assign(decided_by=decided)
+        return frame.assign(decided_by=list(self.decided_by.values()))
 
     def _costs(self) -> list[int]:
         """Price of one rank of each module in the plan."""

@@ -240,7 +240,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
     def _refresh(self) -> None:
         self._draw()
         self.summary.value = "".join(
-            (costs(self._result), changed(self.changes, self.kept), f"<code>{html.escape(self.code())}</code>")
+            (costs(self._result), changed(self._result, self.kept), f"<code>{html.escape(self.code())}</code>")
         )
         with self._follow():
             for name in ("rank", "temperature", "budget", "scaling", "view"):
@@ -422,26 +422,28 @@ def costs(allocation: Allocation) -> str:
     return table(heads, [[what, write(a), write(b), style.percent(a / b)] for what, a, b, write in pairs])
 
 
-def changed(changes: pd.DataFrame, kept: Allocation) -> str:
+def changed(allocation: Allocation, kept: Allocation) -> str:
     """What is different from the kept plan, in a sentence or two of HTML."""
-    words = html.escape(changes_in_words(changes))
+    words = html.escape(changes_in_words(allocation, kept))
     return f"<p style='margin: 6px 0'>Since the kept plan (rank {kept.rank}): {words}.</p>"
 
 
-def changes_in_words(changes: pd.DataFrame) -> str:
+def changes_in_words(allocation: Allocation, kept: Allocation) -> str:
     """How many modules changed, by how much, and which of them most."""
-    moved = changes[changes["rank_change"] != 0]
-    scaled = int((changes["scaling_change"] != 0).sum())
-    words = "nothing changed" if not scaled else f"{scaled} scalings changed, no rank"
-    if len(moved):
-        gained, lost = int(moved["rank_change"].clip(lower=0).sum()), int(-moved["rank_change"].clip(upper=0).sum())
-        largest = moved.sort_values("rank_change", key=abs, ascending=False, kind="stable").head(3)
-        most = [f"{_signed(r['rank_change'])} {style.place(r)}" for _, r in largest.iterrows()]
-        words = (
-            f"{len(moved)} of {len(changes)} modules changed, {gained:,} ranks more and {lost:,} fewer, "
-            f"{_signed(moved['parameters_change'].sum())} trainable parameters; most: {', '.join(most)}"
-        )
-    return words
+    names = [name for name in allocation.shapes if name in allocation.ranks or name in kept.ranks]
+    steps = {name: allocation.ranks.get(name, 0) - kept.ranks.get(name, 0) for name in names}
+    moved = sorted((name for name in names if steps[name]), key=lambda name: -abs(steps[name]))
+    if not moved:
+        scaled = sum(allocation.scalings.get(name, 0) != kept.scalings.get(name, 0) for name in names)
+        return f"{scaled} scalings changed, no rank" if scaled else "nothing changed"
+    gained, lost = sum(step for step in steps.values() if step > 0), -sum(step for step in steps.values() if step < 0)
+    shapes, layers, projections = allocation.shapes, allocation.layers, allocation.projections
+    parameters = sum(step * shapes[name][0] for name, step in steps.items())
+    most = [f"{_signed(steps[name])} layer {layers[name]} {projections[name]}" for name in moved[:3]]
+    return (
+        f"{len(moved)} of {len(names)} modules changed, {gained:,} ranks more and {lost:,} fewer, "
+        f"{_signed(parameters)} trainable parameters; most: {', '.join(most)}"
+    )
 
 
 def _signed(number: int) -> str:

@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
-const NARROWEST = 17, TALL = 22; // pixels of a cell
+const NARROWEST = 14, TALL = 22; // pixels of a cell
 const MINUS = "\u2212";
 
 function make(tag, attributes = {}, parent = null, text = null) {
@@ -13,6 +13,10 @@ function make(tag, attributes = {}, parent = null, text = null) {
   if (text !== null) element.textContent = text;
   if (parent) parent.appendChild(element);
   return element;
+}
+
+function put(element, name, value) { // what is the same is not written again: the browser would draw it again
+  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 
 const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + " %";
@@ -34,7 +38,7 @@ function render({ model, el }) {
 
   // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
   const queue = [];
-  let busy = false, gestures = 0, version = 1, drawn = 0, resampled = 0, drawnAt = 0, timer = null;
+  let busy = false, gestures = 0, version = 1, drawn = 0, resampled = 0, timer = null;
   function ask(call, args = {}, gesture = null) {
     if (gesture !== null && queue.at(-1)?.gesture === gesture) queue.pop();
     queue.push({ call, args, gesture });
@@ -49,9 +53,8 @@ function render({ model, el }) {
   function idle() { // the picture beside the map, and when the user rests what takes longer
     if (page || !about.pictured) return;
     clearTimeout(timer);
-    if (drawn < version && (!drag || performance.now() - drawnAt > 200)) {
-      [drawn, drawnAt] = [version, performance.now()];
-      ask("look");
+    if (drawn < version) {
+      timer = setTimeout(() => { drawn = version; ask("look"); }, drag ? 150 : 0); // ranks first
     } else if (resampled < version && !drag) {
       timer = setTimeout(() => { resampled = version; ask("resample"); }, 400);
     }
@@ -129,7 +132,7 @@ function render({ model, el }) {
           if (about.row[k] !== j || i < first || i >= first + each) continue;
           const g = make("g", { class: "cell", role: "gridcell", tabindex: -1, "data-k": k, transform: `translate(${x(i)} ${y(j)})` }, row);
           make("rect", { x: 1, y: 1, width: w - 2, height: h - 2, rx: 2 }, g);
-          make("text", { svg: true, x: w / 2, y: h / 2 + 4, "text-anchor": "middle", "font-size": w < 22 ? 9.5 : 11 }, g);
+          make("text", { svg: true, x: w / 2, y: h / 2 + 4, "text-anchor": "middle", "font-size": w < 17 ? 8.5 : w < 22 ? 9.5 : 11 }, g);
           make("path", { class: "mark" }, g);
           cells[k] = { g, w, h, rect: g.childNodes[0], text: g.childNodes[1], mark: g.childNodes[2] };
         }
@@ -151,15 +154,16 @@ function render({ model, el }) {
       const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;
       const fill = ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(s))));
       const written = cell.w < 12 ? "" : text(t, k), reason = shown.reasons[k];
-      cell.rect.setAttribute("fill", v === null ? (dark ? "#3a3a3a" : "#dcdcdc") : `rgb(${fill})`);
+      put(cell.rect, "fill", v === null ? (dark ? "#3a3a3a" : "#dcdcdc") : `rgb(${fill})`);
       if (cell.text.textContent !== written) cell.text.textContent = written;
-      cell.text.setAttribute("fill", luminance(v === null ? ground : fill) > 0.2 ? "#111" : "#fff");
-      cell.mark.setAttribute("d", MARKS[reason]?.(cell.w, cell.h) ?? "");
-      cell.mark.setAttribute("stroke", luminance(v === null ? ground : fill) > 0.2 ? "#111" : "#fff");
-      cell.g.setAttribute("class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
-      cell.g.setAttribute("tabindex", k === focus ? 0 : -1);
-      cell.g.setAttribute("aria-selected", selected.has(k));
-      cell.g.setAttribute("aria-label", `${place(k)}, rank ${shown.ranks[k]}, ${reason}${t.of === "ranks" ? "" : `, ${written}`}`);
+      const ink = luminance(v === null ? (dark ? [58, 58, 58] : [220, 220, 220]) : fill) > 0.179 ? "#000" : "#fff"; // the higher contrast
+      put(cell.text, "fill", ink);
+      put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h) ?? "");
+      put(cell.mark, "stroke", ink);
+      put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
+      put(cell.g, "tabindex", k === focus ? 0 : -1);
+      put(cell.g, "aria-selected", selected.has(k));
+      put(cell.g, "aria-label", `${place(k)}, rank ${shown.ranks[k]}, ${reason}${t.of === "ranks" ? "" : `, ${written}`}`);
     });
     const mean = (which, place) => { const in_ = values.filter((v, k) => about[which][k] === place); return in_.reduce((a, v) => a + Math.abs(v ?? 0), 0) / (in_.length || 1); };
     const columns = about.columns.map((_, i) => mean("column", i)), rows = about.rows.map((_, j) => mean("row", j));
@@ -267,8 +271,9 @@ function render({ model, el }) {
   function show(name) { model.set("tab", name); model.save_changes(); paint(); }
   const said = make("div", { class: "said", "aria-live": "polite" }, side), image = make("img", { alt: "" }, side);
   image.hidden = true;
-  const finding = make("div", { class: "finding" }, foot), table = make("table", {}, foot), moved = make("div", {}, foot);
-  const copied = make("div", { class: "copied" }, foot), line = make("code", { tabindex: 0 }, copied), out = make("span", { class: "group" }, foot);
+  const finding = make("div", { class: "finding" }, foot), copied = make("div", { class: "copied" }, foot);
+  const line = make("code", { tabindex: 0 }, copied), out = make("span", { class: "group" }, foot);
+  const table = make("table", {}, foot), moved = make("div", {}, foot);
   button(copied, "Copy", "Copy the line of Python", async (event) => {
     await navigator.clipboard.writeText(line.textContent);
     event.target.textContent = "Copied";
@@ -282,7 +287,10 @@ function render({ model, el }) {
   }
 
   // --- Pointer and keyboard.
-  const at = (event) => { const g = event.target.closest?.(".cell"); return g ? Number(g.dataset.k) : null; };
+  const at = (event) => { // while the pointer is captured, it is no target itself
+    const g = el.getRootNode().elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
+    return g && svg.contains(g) ? Number(g.dataset.k) : null;
+  };
   const all = (which, place) => about[which].flatMap((p, k) => (p === place ? [k] : []));
   function select(modules, last = modules.at(-1)) {
     focus = last;
@@ -329,7 +337,7 @@ function render({ model, el }) {
   });
   svg.addEventListener("pointerleave", () => { tip.style.display = "none"; });
   for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, (event) => {
-    if (drag && drag.last === drag.rank && model.get("selected").length > 1 && at(event) !== null) select([drag.k]); // a mere click
+    if (drag && drag.last === drag.rank && model.get("selected").length > 1) select([drag.k]); // a mere click
     drag = null;
     idle();
   });

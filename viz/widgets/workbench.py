@@ -585,7 +585,7 @@ class Workbench(Shown):
         state = state or self.state
         allocation = self._result if state is self.state else self.result(state)
         kept = state.kept or allocation
-        reasons = dict(zip(allocation.ranks, reasons_of(allocation), strict=True))
+        reasons = {n: "by hand" if why in ("pinned", "edited") else why for n, why in allocation.decided_by.items()}
         unit = "ranks" if allocation.budget == "ranks" else "trainable parameters"
         return {
             "ranks": [allocation.ranks.get(name, 0) for name in self.names],
@@ -596,7 +596,7 @@ class Workbench(Shown):
             "controls": controls_of(state, self.most),
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
             "costs": costs_beside(kept, allocation),
-            "moved": changes_in_words(allocation.compare(kept)),
+            "moved": changes_in_words(allocation, kept),
             "code": code(self.sensitivity, state, SOURCE),
             "finding": finding(allocation),
             "undo": len(self._past),
@@ -686,12 +686,6 @@ def preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: i
         edits={},
         projection_shares={},
     )
-
-
-def reasons_of(allocation: Allocation) -> list[str]:
-    """What decided each rank: score, floor, ceiling, or by hand."""
-    reasons = allocation.to_frame()["decided_by"]
-    return ["by hand" if reason in ("pinned", "edited") else str(reason) for reason in reasons]
 
 
 def controls_of(state: AllocationState, most: int) -> dict[str, Any]:

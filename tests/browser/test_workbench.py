@@ -1,0 +1,300 @@
+"""The workbench in a real JupyterLab and on its page without a kernel, by pointer and key, for 224 modules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tlora
+import viz
+from tests.browser.conftest import opened
+from tests.browser.lab import Lab
+from tests.helpers.sensitivities import llama_sensitivity
+
+pytestmark = pytest.mark.browser
+
+BUILD = """
+import torch, viz
+from tests.helpers.sensitivities import llama_sensitivity
+from benchmarks.speed.widgets import subspaces
+scores = llama_sensitivity(16)
+one, other = (subspaces(scores, "wc", torch.Generator().manual_seed(seed)) for seed in (0, 1))
+workbench = viz.Workbench(scores, one, other=other)
+workbench.display()
+"""
+WORK = "import time\nfor _ in range(4000): time.sleep(0.001); sum(range(20_000))"
+PRINT = "print(workbench.code('scores'))"
+RANKS = "[...document.querySelectorAll('.tlora .cell')].sort((a, b) => a.dataset.k - b.dataset.k)" + (
+    ".map((cell) => Number(cell.getAttribute('aria-label').match(/rank (\\d+)/)[1]))"
+)
+CONTRAST = """() => {
+    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const luminance = (colour) => {
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+            .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    return Math.min(...[...document.querySelectorAll('.tlora .cell')].map((cell) => {
+        const [a, b] = ['rect', 'text'].map((tag) => luminance(cell.querySelector(tag).getAttribute('fill')));
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }));
+}"""
+
+
+class Bench:
+    """What a person does with the workbench."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.page = lab, lab.page
+        self.root = lab.page.locator(".tlora")
+
+    def ranks(self) -> list[int]:
+        found: list[int] = self.page.evaluate(RANKS)
+        return found
+
+    def changes(self, act: Any, seconds: float = 20) -> list[int]:
+        """The ranks after something that changes them."""
+        before = self.ranks()
+        act()
+        until = time.monotonic() + seconds
+        while (now := self.ranks()) == before and time.monotonic() < until:
+            self.page.wait_for_timeout(20)
+        assert now != before
+        return now
+
+    def module(self, k: int) -> Any:
+        return self.root.locator(f".cell[data-k='{k}']")
+
+    def middle(self, k: int) -> tuple[float, float]:
+        self.module(k).scroll_into_view_if_needed()
+        box = self.module(k).bounding_box()
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def press(self, name: str) -> None:
+        self.root.get_by_role("button", name=name, exact=True).click()
+
+    def drag(self, k: int, pixels: float, steps: int = 6) -> None:
+        x, y = self.middle(k)
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x, y - pixels, steps=steps)
+        self.page.mouse.up()
+
+    def selected(self) -> list[int]:
+        found: list[int] = self.page.evaluate(
+            "[...document.querySelectorAll('.tlora .cell[aria-selected=true]')].map((cell) => Number(cell.dataset.k))"
+        )
+        return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def bench(server: str, chromium: str) -> Iterator[Bench]:
+    """The workbench of a notebook, with nothing done yet."""
+    with opened(server, chromium) as lab:
+        lab.write("workbench.ipynb", BUILD.strip(), WORK, PRINT)
+        lab.run("workbench.display()", 240)
+        lab.page.wait_for_selector(".tlora .cell", timeout=60_000)
+        yield Bench(lab)
+
+
+@pytest.fixture(autouse=True)
+def _start_over(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test leaves the allocation by score."""
+    yield
+    if "bench" in request.fixturenames:
+        it = request.getfixturevalue("bench")
+        it.press("paper")
+        it.page.wait_for_function("!document.querySelector('.tlora .cell.hand')")
+
+
+def expected(**knobs: Any) -> list[int]:
+    return list(tlora.allocate(llama_sensitivity(16), **({"rank": 8, "max_rank": 64} | knobs)).ranks.values())
+
+
+def test_hover_says_everything_about_a_module(bench: Bench) -> None:
+    bench.page.mouse.move(*bench.middle(9))
+    tip = bench.root.locator(".tip")
+    tip.wait_for(state="visible")
+    said = tip.inner_text()
+    rank = bench.ranks()[9]
+    for part in ("layer 1 v_proj", f"Rank {rank}; decided by score", "of all scores, 95 % interval", "of the energy"):
+        assert part in said
+    bench.page.mouse.move(2, 2)
+    tip.wait_for(state="hidden")
+
+
+def test_click_selects_and_shows_the_module(bench: Bench) -> None:
+    image = bench.root.locator(".side img")
+    image.wait_for(state="visible", timeout=60_000)
+    before = image.get_attribute("src")
+    bench.module(12).click()
+    assert bench.selected() == [12]
+    assert "layer 1 up_proj" in bench.root.locator(".side").inner_text()
+    bench.page.wait_for_function("old => document.querySelector('.tlora .side img').src !== old", arg=before)
+
+
+def test_labels_and_shift_select_rows_and_columns(bench: Bench) -> None:
+    bench.root.locator("[data-row='2']").first.click()
+    assert bench.selected() == list(range(2, 224, 7))
+    bench.root.locator("[data-column='5']").click()
+    assert bench.selected() == list(range(35, 42))
+    bench.module(3).click(modifiers=["Shift"])
+    assert bench.selected() == list(range(3, 224, 7))
+    bench.module(3).click()
+    bench.module(10).click(modifiers=["Control"])
+    assert bench.selected() == [3, 10]
+
+
+def test_drag_sets_the_rank_while_a_cell_runs(bench: Bench) -> None:
+    """The others rebalance, the budget is exact, one drag is one step to undo, double click gives the module back."""
+    start = bench.ranks()
+    bench.lab.cell("time.sleep").locator(".jp-InputArea").click()
+    bench.page.keyboard.press("Control+Enter")
+    bench.page.wait_for_timeout(500)
+    bench.changes(lambda: bench.drag(10, 40), seconds=5)
+    bench.page.wait_for_function(
+        "rank => document.querySelector('.cell[data-k=\"10\"]').getAttribute('aria-label').includes(`rank ${rank},`)",
+        arg=start[10] + 10,
+    )
+    assert (
+        bench.page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.get(1).executionCount") is None
+    )
+    name = llama_sensitivity().names[10]
+    plan = tlora.allocate(llama_sensitivity(16), rank=8, max_rank=64).edit({name: start[10] + 10})
+    assert bench.ranks() == list(plan.ranks.values())
+    assert "hand" in bench.module(10).get_attribute("class")
+    assert bench.changes(lambda: bench.press("Undo")) == start
+    assert bench.changes(lambda: bench.press("Redo")) == list(plan.ranks.values())
+    assert bench.changes(lambda: bench.module(10).dblclick()) == start
+    bench.page.wait_for_function(
+        "window.jupyterapp.shell.currentWidget.content.model.cells.get(1).executionCount !== null", timeout=60_000
+    )
+
+
+def test_keys(bench: Bench) -> None:
+    start = bench.ranks()
+    bench.module(0).click()
+    for key, place in (("ArrowRight", 7), ("ArrowDown", 8), ("ArrowLeft", 1), ("ArrowUp", 0)):
+        bench.page.keyboard.press(key)
+        assert bench.selected() == [place]
+    assert bench.changes(lambda: bench.page.keyboard.press("+"))[0] == start[0] + 1
+    assert bench.changes(lambda: bench.page.keyboard.press("Alt+ArrowUp"))[0] == start[0] + 2
+    assert bench.changes(lambda: bench.page.keyboard.press("-"))[0] == start[0] + 1
+    assert bench.changes(lambda: bench.page.keyboard.press("Delete")) == start
+    assert bench.changes(lambda: bench.page.keyboard.press("Control+z"))[0] == start[0] + 1
+    assert bench.changes(lambda: bench.page.keyboard.press("x"))[0] == 0
+    bench.page.keyboard.press("Shift+ ")
+    assert bench.selected() == list(range(0, 224, 7))
+    assert bench.page.evaluate("document.querySelectorAll('.jp-Notebook .jp-Cell').length") == 3
+
+
+def test_typing_in_a_control_does_not_reach_the_notebook(bench: Bench) -> None:
+    floor = bench.root.get_by_role("spinbutton", name="Floor")
+    floor.click()
+    for key in ("d", "d", "a", "b", "2"):
+        bench.page.keyboard.press(key)
+    assert bench.page.evaluate("document.querySelectorAll('.jp-Notebook .jp-Cell').length") == 3
+    floor.fill("2")
+    assert bench.changes(lambda: floor.press("Enter")) == expected(min_rank=2)
+    floor.fill("9")
+    floor.press("Enter")
+    bench.root.get_by_text("Floor and ranks set by hand need 2,016 ranks").wait_for()
+    assert bench.ranks() == expected(min_rank=2)
+
+
+def test_sliders_presets_tabs_and_the_line_of_python(bench: Bench) -> None:
+    slider = bench.root.get_by_label("Temperature")
+    slider.focus()
+    assert bench.changes(lambda: slider.press("ArrowLeft")) == expected(temperature=0.95)
+    others = ["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert bench.changes(lambda: bench.press("q and v")) == [28 if k % 7 in (0, 2) else 0 for k in range(224)]
+    bench.lab.run(PRINT)
+    assert "temperature=0.0" in bench.lab.printed(PRINT)
+    assert all(f"'{name}'" in bench.lab.printed(PRINT) for name in others)
+    bench.press("Keep as A")
+    assert set(bench.changes(lambda: bench.press("uniform"))) == {8}
+    bench.root.get_by_role("tab", name="B − A").click()
+    assert bench.module(0).locator("text").text_content() == "−20"
+    bench.root.get_by_role("tab", name="B − A").press("ArrowLeft")
+    assert bench.root.get_by_role("tab", name="Rank").get_attribute("aria-selected") == "true"
+    for tab in bench.root.get_by_role("tab").all():
+        tab.click()
+        assert tab.get_attribute("aria-selected") == "true"
+        assert bench.module(3).locator("text").text_content() != "" or tab.inner_text() == "B − A"
+    bench.root.get_by_role("tab", name="Rank").click()
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+@pytest.mark.parametrize(("width", "height"), [(900, 1000), (1280, 1000), (1366, 768)])
+def test_it_fits_and_can_be_read(bench: Bench, theme: str, width: int, height: int, tmp_path: Path) -> None:
+    page = bench.page
+    page.set_viewport_size({"width": width, "height": height})
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+    page.wait_for_timeout(800)
+    for tab in bench.root.get_by_role("tab").all():
+        tab.click()
+        assert page.evaluate(CONTRAST) >= 4.5, tab.inner_text()
+    bench.root.get_by_role("tab", name="Rank").click()
+    assert page.evaluate(
+        "(() => { const root = document.querySelector('.tlora'); return root.scrollWidth <= root.clientWidth; })()"
+    )
+    top, line = bench.root.bounding_box()["y"], bench.root.locator("code").bounding_box()
+    assert width < 1300 or line["y"] + line["height"] - top < height - 130  # JupyterLab's own bars
+    page.screenshot(path=tmp_path / f"{theme}-{width}.png")
+
+
+def test_the_session_and_the_page_are_written(bench: Bench, tmp_path: Path) -> None:
+    bench.changes(lambda: bench.drag(4, 40))
+    bench.page.wait_for_timeout(500)
+    ranks = bench.ranks()
+    bench.press("Save session")
+    bench.root.get_by_text("viz.Workbench.load('workbench-session') opens it again").wait_for(timeout=60_000)
+    with bench.page.expect_download() as download:
+        bench.press("Page")
+    download.value.save_as(tmp_path / "allocation.html")
+    with bench.page.expect_download() as picture:
+        bench.press("SVG")
+    picture.value.save_as(tmp_path / "allocation.svg")
+    assert (tmp_path / "allocation.svg").read_text().count("<rect") > 224
+    with bench.page.expect_download() as picture:
+        bench.press("PNG")
+    picture.value.save_as(tmp_path / "allocation.png")
+    assert (tmp_path / "allocation.png").read_bytes().startswith(b"\x89PNG")
+    context = bench.page.context.browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto(f"file://{tmp_path / 'allocation.html'}")
+    assert page.evaluate(RANKS) == ranks
+    context.close()
+
+
+def test_the_page_works_without_a_kernel_and_a_network(bench: Bench, tmp_path: Path) -> None:
+    """The slider gives at every step what `allocate` computes; nothing is fetched."""
+    it = viz.Workbench(llama_sensitivity(16), max_rank=64)
+    it.page(tmp_path / "allocation.html")
+    browser = bench.page.context.browser
+    page = browser.new_context(offline=True, viewport={"width": 900, "height": 800}).new_page()
+    said, fetched = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(f"file://{tmp_path / 'allocation.html'}")
+    slider = page.get_by_label("Temperature")
+    slider.focus()
+    for step in range(20, -1, -1):
+        assert page.evaluate(RANKS) == expected(temperature=step / 20)
+        slider.press("ArrowLeft")
+    page.locator(".cell[data-k='8']").click()
+    assert "layer 1 k_proj" in page.locator(".side").inner_text()
+    page.get_by_role("tab", name="Sensitivity").click()
+    page.locator(".cell[data-k='9']").hover()
+    assert "of all scores" in page.locator(".tip").inner_text()
+    assert said == []
+    assert [url for url in fetched if not url.startswith(("file:", "blob:", "data:"))] == []
+    page.context.close()
