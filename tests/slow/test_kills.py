@@ -187,12 +187,23 @@ def is_exported(folder: Path, number: int) -> bool:
     return all(torch.allclose(found[n][:1], sigma[:1], rtol=1e-4) for n, sigma in exported(number).items())
 
 
+def cut_off(saved: Path) -> bool:
+    """An adapter that was being replaced, and has no config: nobody takes its old and new files for one."""
+    return (saved / "adapter_model.safetensors").exists() and not (saved / "adapter_config.json").exists()
+
+
 @pytest.mark.parametrize(
-    ("deed", "is_number", "count"),
-    [(calibrate, is_calibration, 15), (save, is_run, 30), (export, is_exported, 15)],
+    ("deed", "is_number", "again", "count"),
+    [
+        (calibrate, is_calibration, lambda saved: calibration(0).save(saved), 15),
+        (save, is_run, lambda saved: changed(0).save(saved), 30),
+        (export, is_exported, lambda saved: tlora.export(trained(0), saved), 15),
+    ],
     ids=["calibrate", "save", "export"],
 )
-def test_what_was_reported_as_saved_is_there(deed: Deed, is_number: Any, count: int, tmp_path: Path) -> None:
+def test_what_was_reported_as_saved_is_there(
+    deed: Deed, is_number: Any, again: Deed, count: int, tmp_path: Path
+) -> None:
     example_run()
     longest = whole(deed, tmp_path / "whole")
     tasks = [partial(killed, deed, tmp_path / f"{n}", after) for n, after in moments(deed.__name__, count, longest)]
@@ -202,13 +213,15 @@ def test_what_was_reported_as_saved_is_there(deed: Deed, is_number: Any, count: 
         folder = tmp_path / f"{number}"
         last = (reported(folder) or [0])[-1]
         seen.add(last)
-        if last or (folder / "saved").exists():
+        if cut_off(folder / "saved"):
+            with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json there \(a copy or a save broke off"):
+                tlora.inspect(folder / "saved")
+        elif last or (folder / "saved").exists():
             one = next((n for n in (last, last + 1) if n and is_number(folder / "saved", n)), None)
             assert one is not None, f"{folder}: neither {last}, which was reported, nor the next"
         # What the kill has left goes with the next write.
-        with tlora.utils.files.replace_file(folder / "x") as fresh:
-            fresh.touch()
-        assert not list(folder.glob(".tlora-*"))
+        again(folder / "saved")
+        assert not list(folder.rglob(".tlora-*"))
     assert len(seen) > 3  # the moments were spread
 
 
@@ -270,7 +283,7 @@ def compare(folder: Path) -> None:
 @pytest.mark.usefixtures("workplace")
 def test_a_comparison_goes_on_and_does_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Path.cwd()
-    monkeypatch.setattr(tlora.rates, "WIDENINGS", 0)
+    monkeypatch.setattr(tlora.comparison.lr_search, "WIDENINGS", 0)
     longest = whole(compare, place / "whole")
     expected = {key_text(r["key"]): r["metrics"] for r in Store(place / "whole" / "runs.jsonl").read()}
 

@@ -267,7 +267,7 @@ def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[st
     Raises
     ------
     FileExistsError
-        If something would be lost; the message names it.
+        If something else would be replaced; the message names it.
     """
     target = path.resolve()
     for what, place in kept.items():
