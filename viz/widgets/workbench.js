@@ -320,13 +320,13 @@ function render({ model, el }) {
     if (event.shiftKey) return select(all("row", about.row[k]), k);
     if (event.ctrlKey || event.metaKey) return select(before.includes(k) ? before.filter((one) => one !== k) : [...before, k]);
     if (!before.includes(k)) select([k]); else select(before, k);
-    if (page) return;
     drag = { k, y: event.clientY, rank: shown.ranks[k], last: shown.ranks[k], gesture: `drag ${++gestures}` };
+    if (page) return;
     svg.setPointerCapture(event.pointerId);
     tip.style.display = "none";
   });
   svg.addEventListener("pointermove", (event) => {
-    if (drag) {
+    if (drag && !page) {
       const rank = Math.max(1, Math.min(about.most, drag.rank + Math.round((drag.y - event.clientY) / 4)));
       if (rank === drag.last) return;
       drag.last = rank;
