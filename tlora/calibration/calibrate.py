@@ -88,8 +88,9 @@ def calibrate(
     Raises
     ------
     TypeError
-        If the model is no language model of transformers with a loss; if the batches are one batch, or nothing to go through, or can be gone through once alone and a checkpoint holds
-        some of them; if a weight is packed so that it cannot be unpacked.
+        If the model is no language model of transformers with a loss; if the batches are one batch, or nothing to go
+        through, or can be gone through once alone and a checkpoint holds some of them; if a weight is packed so that it
+        cannot be unpacked.
     ValueError
         If there are no batches; the model carries an adapter; a batch lacks mask or labels or a sample of it has no
         label; a weight or an activation is not finite; no target module is found; the checkpoint is of another model,

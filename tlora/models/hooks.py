@@ -220,8 +220,8 @@ def _token_embedding(owner: Any) -> nn.Module:
         table = None
     if not isinstance(table, nn.Module) or getattr(getattr(table, "weight", None), "ndim", 0) != 2:
         raise TypeError(
-            f"{type(owner).__name__} has no table of token embeddings (get_input_embeddings), where gradients end: only "
-            "models that read token ids through one can be calibrated"
+            f"{type(owner).__name__} has no table of token embeddings (get_input_embeddings), where gradients end: "
+            "only models that read token ids through one can be calibrated"
         )
     return table
 
@@ -230,7 +230,7 @@ def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> 
     """Make what is computed from the embeddings have a graph; a copy, for some models change it in place."""
     if not isinstance(output, Tensor):
         raise ObservationError(
-            f"the table of token embeddings gives a {type(output).__name__} and no tensor, so no gradient can pass: only "
-            "models that read token ids through a plain table can be calibrated"
+            f"the table of token embeddings gives a {type(output).__name__} and no tensor, so no gradient can pass: "
+            "only models that read token ids through a plain table can be calibrated"
         )
     return None if output.requires_grad else output.requires_grad_(True).clone()

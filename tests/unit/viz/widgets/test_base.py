@@ -27,6 +27,7 @@ import tlora
 import viz
 from tests.helpers.pictured import sensitivity, spectrum
 from tests.helpers.results import base, calibration, subspaces
+from tests.helpers.sensitivities import sensitivity as scored
 from tlora.subspaces.subspaces import task_subspaces
 from viz.widgets import base as widgets
 from viz.widgets.canvas import Headline
@@ -329,7 +330,7 @@ def test_dollar_signs_in_a_headline_are_no_formula():
 
 
 def test_headlines_of_widgets_end_within_the_picture():
-    long = sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0])
+    long = scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0])
     long = dataclasses.replace(long, meta=dataclasses.replace(long.meta, task="a task with a very long name " * 9))
     it = viz.AllocationExplorer(None, long, rank=4)
     text = it._drawn.headline.detail
@@ -338,7 +339,7 @@ def test_headlines_of_widgets_end_within_the_picture():
 
 
 def test_a_closed_explorer_is_freed():
-    it = viz.AllocationExplorer(None, sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
+    it = viz.AllocationExplorer(None, scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
     seen = weakref.ref(it)
     it.close()
     del it
@@ -348,13 +349,13 @@ def test_a_closed_explorer_is_freed():
 
 def test_closing_leaves_no_widget():
     before = set(ipywidgets.widgets.widget._instances)
-    viz.AllocationExplorer(None, sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4).close()
+    viz.AllocationExplorer(None, scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4).close()
     viz.TrainingMonitor().close()
     assert set(ipywidgets.widgets.widget._instances) == before
 
 
 def test_what_is_shown_can_be_chosen_while_something_else_cannot_be_met():
-    it = viz.AllocationExplorer(None, sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
+    it = viz.AllocationExplorer(None, scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
     it.controls["max_rank"].value = 2
     assert "room for" in it.message.value
     it.controls["view"].value = "change since the kept plan"
