@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.modeling_auto import (
@@ -114,35 +114,40 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
     Causal models that can restrict their logits to some positions are asked for the labelled ones only: the output
     embedding is then multiplied for those alone.
     """
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
     labels = batch["labels"]
-    if labels.ndim == 1:
-        return _classification(model, inputs, labels)
-    if model.config.is_encoder_decoder:
-        return _sequence_to_sequence(model, inputs, labels)
-    return _causal(model, inputs, labels)
-
-
-def _classification(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    logits = _logits(model, inputs).float()
+    if labels.ndim > 1:
+        return _mean_over_labels(*token_logits(model, batch))
+    logits = _logits(model, {key: value for key, value in batch.items() if key != "labels"}).float()
     _check_logits(model, logits, (len(labels), model.config.num_labels), labels)
     if logits.shape[-1] == 1:
         return (logits[:, 0] - labels).square()
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def _sequence_to_sequence(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    logits = _logits(model, inputs | {"labels": labels})
-    _check_logits(model, logits, (*labels.shape, None), labels)
-    return _mean_over_labels(logits, labels)
+def token_logits(
+    model: Any, batch: Mapping[str, Tensor], **options: Any
+) -> tuple[Float[Tensor, "samples tokens vocabulary"], Int64[Tensor, "samples tokens"]]:
+    """Logits of a model that writes text, and the label that each of them predicts.
 
-
-def _causal(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    asked = at_labels(model, inputs | {"labels": labels})
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        Causal or encoder-decoder.
+    batch : mapping
+        As for `sample_losses`; labels (B, T).
+    **options
+        Passed on to the model.
+    """
+    labels = batch["labels"]
+    if model.config.is_encoder_decoder:  # it makes the decoder's inputs of the labels: position t predicts label t
+        logits = _logits(model, {**batch, **options})
+        _check_logits(model, logits, (*labels.shape, None), labels)
+        return logits, labels
+    asked = at_labels(model, batch)
     following = asked.pop("labels")[:, 1:]
-    logits = _logits(model, asked)
+    logits = _logits(model, asked | options)
     _check_logits(model, logits, (len(labels), following.shape[1] + 1, None), labels)
-    return _mean_over_labels(logits[:, :-1], following)
+    return logits[:, :-1], following
 
 
 def _logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from tlora.models.forward import IGNORED, at_labels, evaluating, most_tokens, to_device
+from tlora.models.forward import IGNORED, evaluating, most_tokens, to_device, token_logits
 from tlora.tasks.chat import decoded
 from tlora.tasks.metrics import Score
 
@@ -97,7 +97,7 @@ def per_sample(
             logits, labels = class_logits(model, task, rows, batch_size, progress), torch.tensor(rows["labels"][:])
             losses = functional.cross_entropy(logits.double(), labels, reduction="none")
             return {"loss": losses.numpy(), task.metric: (logits.argmax(1) == labels).double().numpy()}
-        totals, counts = sample_losses(model, task, rows, batch_size, progress)
+        totals, counts = summed_losses(model, task, rows, batch_size, progress)
         found = {"loss": (totals * len(rows) / counts.sum()).numpy()}
         if task.score is not None:
             scores = task.score(list(rows), generate(model, task, rows, batch_size, progress))
@@ -105,7 +105,7 @@ def per_sample(
     return found
 
 
-def sample_losses(
+def summed_losses(
     model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool
 ) -> tuple[Float[Tensor, " samples"], Int64[Tensor, " samples"]]:
     """Summed loss of the labelled tokens of each sample of a generation task, and how many it has.
@@ -133,14 +133,7 @@ def sample_losses(
     losses = torch.zeros(len(rows), dtype=torch.float64)
     counts = torch.zeros(len(rows), dtype=torch.int64)
     for indices, batch in _batches(model, task, rows, batch_size, progress, "loss"):
-        labels = batch["labels"]
-        if task.architecture == "seq2seq":
-            # The model shifts the labels to make the decoder's inputs: position t predicts label t.
-            logits = model(**batch, use_cache=False).logits
-        else:
-            inputs = at_labels(model, batch)
-            labels = inputs.pop("labels")[:, 1:]
-            logits = model(**inputs, use_cache=False).logits[:, :-1]
+        logits, labels = token_logits(model, batch, use_cache=False)
         learnt = labels != IGNORED
         each = functional.cross_entropy(logits[learnt].float(), labels[learnt], reduction="none").cpu().double()
         owner = torch.tensor(indices)[learnt.nonzero()[:, 0].cpu()]
