@@ -69,17 +69,27 @@ def taking_off(model: PeftModel, name: str) -> Callable[[], None]:
         Of that adapter; where it never came so far, what there is of it goes.
     """
     base, active = model.get_base_model(), model.active_adapter
-    before, trainable = wrappers(base), [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    before, put_back = wrappers(base), remember_trainable(model)
 
     def take_off() -> None:
         model.set_adapter(active)  # first: PEFT warns when it deletes the active one
         if name in model.peft_config:
             model.delete_adapter(name)
         unwrap(base, kept=before)
-        for parameter, required in trainable:
-            parameter.requires_grad_(required)
+        put_back()
 
     return take_off
+
+
+def remember_trainable(model: nn.Module) -> Callable[[], None]:
+    """What makes those parameters of a model trainable again, and only those, that are so at this moment."""
+    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def put_back() -> None:
+        for parameter, required in kept:
+            parameter.requires_grad_(required)
+
+    return put_back
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.adapters.files import ARGUMENTS
+from tlora.adapters.lora_layers import remember_trainable
 from tlora.models.forward import IGNORED, at_labels, fitted
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
@@ -72,15 +73,14 @@ class AdapterTrainer(Trainer):
         self._make_optimizer = make_optimizer
         for config in _configs(model):
             config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
-        self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._freeze_again = remember_trainable(model)
         self.remove_callback(PrinterCallback)  # there because the Trainer's own bars are off
         if progress:
             self.add_callback(_Progress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser, after freezing again what loading a checkpoint may have made trainable."""
-        for parameter, required in self._trainable:
-            parameter.requires_grad_(required)
+        self._freeze_again()
         if self.optimizer is None and self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(self._adapted, self.args.learning_rate)
         return super().create_optimizer() if model is None else super().create_optimizer(model)
@@ -211,7 +211,7 @@ def restored(model: PeftModel) -> Iterator[None]:
         )
         for module in model.modules()
     ]
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    put_back = remember_trainable(model)
     caching = [(config, config.use_cache) for config in _configs(model)]
     try:
         with intact(model):
@@ -223,9 +223,8 @@ def restored(model: PeftModel) -> Iterator[None]:
             vars(module).update(values)
             for hook in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[hook]
-        for parameter, required in trainable:
-            parameter.requires_grad_(required)
-            parameter.grad = None
+        put_back()
+        model.zero_grad()
         for config, use_cache in caching:
             config.use_cache = use_cache
 
