@@ -34,7 +34,7 @@ from tlora.adapters.lora_layers import (
     without_noise,
 )
 from tlora.models.loading import load_model
-from tlora.models.targets import NEWLY_INITIALIZED, refuse_adapted, refuse_offloaded
+from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted, refuse_offloaded
 from tlora.models.weights import base_of, before_merging, check_same_model
 from tlora.utils.reproducibility import seeded
 
@@ -94,7 +94,8 @@ def load(
     folder = Path(folder)
     if not name or "." in name:
         raise ValueError(f"name={name!r}: an adapter's name is a word without dots, for modules are named after it")
-    _check_model(model)
+    if model is not None:
+        check_is_model(model)
     config, sizes = checked(folder, "load")
     refuse_replicated(config)
     base = config.get("base_model_name_or_path")
@@ -129,12 +130,6 @@ def _check_name(name: str, parameters: Iterable[str]) -> None:
             f"name={name!r} is a part of the names of the model's parameters, and PEFT could not tell these from the "
             "adapter's when it saves another one: choose another name"
         )
-
-
-def _check_model(model: Any) -> None:
-    if model is not None and not isinstance(model, nn.Module):
-        named = repr(model) if isinstance(model, str) else "..."
-        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({named})[0]")
 
 
 def classes(

@@ -390,10 +390,7 @@ def _packaged(name: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(f"the packaged model {name!r} is not installed (no package {package}): {INSTALL}")
-    path = Path(found.submodule_search_locations[0]) / inside
-    if not path.exists():
-        raise FileNotFoundError(f"the package {package} holds no {inside}: install it again with {INSTALL}")
-    return path
+    return Path(found.submodule_search_locations[0]) / inside
 
 
 def _in_folder(folder: Path, where: dict[str, Any]) -> Location:

@@ -121,16 +121,30 @@ def refuse_offloaded(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
+def check_is_model(model: object) -> None:
+    """Refuse what is not a model.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, such as the name of one.
+    """
+    if not isinstance(model, nn.Module):
+        named = repr(model) if isinstance(model, str) else "..."
+        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({named})[0]")
+
+
 def refuse_adapted(model: nn.Module) -> None:
     """Raise if the model carries adapter layers already.
 
     Raises
     ------
+    TypeError
+        If it is not a model.
     ValueError
         If any module is a PEFT layer, or the model is inside a wrapper, such as that which ``torch.compile`` returns.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
+    check_is_model(model)
     if hasattr(model, "_orig_mod"):
         raise ValueError(
             "the model is a wrapper of torch.compile, whose names no other model has: pass model._orig_mod, or compile "

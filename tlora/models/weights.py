@@ -17,7 +17,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tlora.models.targets import is_linear, shape
+from tlora.models.targets import check_is_model, is_linear, shape
 from tlora.utils.reproducibility import exact_products
 
 _WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
@@ -197,10 +197,9 @@ def base_of(model: Any) -> Any:
     Raises
     ------
     TypeError
-        If it is no model.
+        If it is not a model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model(...)[0]")
+    check_is_model(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 
 from tlora.utils.distributed import on_cpu
+from tlora.utils.validation import positive, positive_int
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 _OUR_NAMES = {
@@ -46,14 +46,12 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         Naming the argument and what it may be.
     """
-    for name, value in (("learning_rate", learning_rate), ("epochs", epochs)):
-        if isinstance(value, bool) or not isinstance(value, Real) or not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive number of samples, got {batch_size!r}")
+    positive("learning_rate", learning_rate)
+    positive("epochs", epochs)
+    positive_int(batch_size, "batch_size")
     if evaluation_limit is not None and (not isinstance(evaluation_limit, Integral) or evaluation_limit < 0):
         raise ValueError(f"evaluation_limit must be a number of samples, 0 for none, or None, got {evaluation_limit!r}")
 
@@ -145,10 +143,9 @@ def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> 
             "auto_find_batch_size=True begins anew with what was trained before memory ran out, and the record is then "
             "wrong: pass a smaller batch_size, and gradient_accumulation_steps for as many samples a step"
         )
-    when = "eval_strategy" if asked("eval_strategy") else "eval_on_start"
-    if theirs.get(when) and asked(when) and not validates:
+    if theirs.get("eval_strategy") and asked("eval_strategy") and not validates:
         raise ValueError(
-            f"{when}={theirs[when]!r} needs validation samples, and there are none: "
+            f"eval_strategy={theirs['eval_strategy']!r} needs validation samples, and there are none: "
             "pass a task with a validation split and an evaluation_limit other than 0"
         )
     if (asked("save_strategy") or theirs.get("load_best_model_at_end")) and not saves:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tlora.adapters.lora_layers import LoraModule, lora_modules
 from tlora.training.checkpoints import dispensable
+from tlora.utils.validation import positive_int
 
 MODULE_COLUMNS = {
     "step": "optimiser step after which the module was looked at, from 1",
@@ -90,9 +90,7 @@ class ModuleRecorder(TrainerCallback):
     """
 
     def __init__(self, every: int = 10) -> None:
-        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
-            raise ValueError(f"every must be a positive number of steps, got {every!r}: 1 records each step")
-        self.every: int = int(every)
+        self.every = positive_int(every, "every")
         self.names: list[str] = []
         self.steps: list[int] = []
         self.values: list[Tensor] = []

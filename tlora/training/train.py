@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, set_seed
 
 from tlora.adapters.attach import attached_with
 from tlora.adapters.files import BASE, FROZEN_A
@@ -165,7 +165,6 @@ def train(
             "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model)
-        _check_steps(settings, len(data.train))
         record = same_training(checkpoint, settings, data.train, model)
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
@@ -206,16 +205,6 @@ class _Ending:
     interrupted: bool = False
     diverged: bool = False
     cut_short: bool = False  # at once, so that nobody waits for an evaluation
-
-
-def _check_steps(settings: TrainingArguments, samples: int) -> None:
-    """Refuse to drop the last batch where it is the only one."""
-    batch = settings.train_batch_size * settings.world_size
-    if settings.dataloader_drop_last and samples < batch:
-        raise ValueError(
-            f"dataloader_drop_last=True leaves nothing of {samples} training samples in batches of {batch}: take a "
-            f"batch_size of {samples // settings.world_size} or less"
-        )
 
 
 def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) -> _Ending:

@@ -637,7 +637,9 @@ def test_an_interrupt_while_attaching_leaves_the_model_as_it_was(where: str, mon
 def test_arguments_in_the_wrong_place_are_named() -> None:
     model, subspaces, allocation = planned()
     before = condition(model)
-    with pytest.raises(TypeError, match=r"model is a str: pass a model, such as tlora\.load_model\(\.\.\.\)\[0\]"):
+    with pytest.raises(
+        TypeError, match=r"model is a str: pass a model, such as tlora\.load_model\('smollm2-135m'\)\[0\]"
+    ):
         tlora.calibrate("smollm2-135m", [tiny_batch(model)], progress=False)
     with pytest.raises(TypeError, match=r"model is a tuple: pass a model, such as tlora\.load_model\(\.\.\.\)\[0\]"):
         tlora.calibrate((model, None), [tiny_batch(model)], progress=False)

@@ -238,12 +238,6 @@ def test_a_packaged_model_that_is_not_installed_names_the_step(monkeypatch):
         load_model("minilm")
 
 
-def test_a_package_without_its_model_names_the_step(monkeypatch):
-    monkeypatch.setitem(loading.PACKAGED, "minilm", ("tlora", "nothing"))
-    with pytest.raises(FileNotFoundError, match="holds no nothing: install it again with `make models`"):
-        load_model("minilm")
-
-
 @pytest.mark.parametrize("name", ["smollm2", "SmolLM2-135M", "smollm-135m"])
 def test_a_misspelt_name_is_answered_with_the_right_one(name, no_hub):
     with pytest.raises(ValueError, match=r"no model .*did you mean 'smollm2-135m'\?") as error:

@@ -142,7 +142,7 @@ def test_a_class_is_a_callback_too() -> None:
 
 @pytest.mark.parametrize("every", [0, -3, 2.5])
 def test_recorder_refuses_what_is_no_number_of_steps(every: Any) -> None:
-    with pytest.raises(ValueError, match="positive number of steps"):
+    with pytest.raises(ValueError, match=r"every=.*: use a whole number of at least 1"):
         ModuleRecorder(every)
 
 
