@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,6 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from tlora.utils.files import read_json, replace_files
+from tlora.utils.packages import library_versions
 
 RESULT = "result.json"
 _TENSORS = re.compile(r"tensors(-[0-9a-f]{16})?\.safetensors")
@@ -69,15 +69,6 @@ def _target_from_4(name: str, layer: int, projection: str, d_out: int, d_in: int
 
 _STEPS: dict[int, Callable[[Head], Head]] = {4: _from_4}
 """By format, what makes of a ``result.json`` of that format one of the next."""
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result's numbers, by distribution name."""
-    found = {}
-    for name in ("tlora", "torch", "transformers", "peft", "datasets"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.comparison import Comparison
 from tlora.comparison.store import Record, packed
 from tlora.estimate import plan
-from tlora.results import Meta, Result, library_versions
+from tlora.results import Meta, Result
 from tlora.serving.inspect import Inspection, inspect
 from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
@@ -41,6 +41,7 @@ from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
+from tlora.utils.packages import library_versions
 
 META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)
 # Not in alphabetical order: a format that sorted the modules would be noticed.

@@ -17,7 +17,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.models.module_result import unpacked_targets
 from tlora.models.targets import Target
-from tlora.results import Meta, Result, library_versions
+from tlora.results import Meta, Result
+from tlora.utils.packages import library_versions
 from tlora.utils.validation import positive_int
 
 SAME_WEIGHT = 1e-3

@@ -1,27 +1,41 @@
-"""What `tlora compare` takes and says; `tlora.cli.main` puts it on the command line."""
+"""`tlora compare`: methods against each other."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
+import typer
 
+import tlora
 from tlora.allocation.footprint import size_text
-from tlora.cli.options import option
-from tlora.cli.output import Report, facts, table
-from tlora.comparison.compare import RATES, compare
-from tlora.comparison.comparison import LISTED, Comparison
-from tlora.comparison.methods import METHODS, PRINCIPAL
+from tlora.cli.command_line import flat, written
+from tlora.cli.options import Quiet, option
+from tlora.cli.output import Report, _viz, facts, table
+from tlora.utils.files import replace_file
 
+# As in the library; a test holds them equal.
+METHODS = (
+    "lora", "rslora", "dora", "lora+", "pissa", "olora", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera",
+    "full", "tlora+", "tlora-paper", "tlora", "tlora-trained",
+)  # fmt: skip
+PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LISTED = (
+    "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",
+)  # fmt: skip
 PICTURES = (".png", ".svg", ".pdf")
 """What a picture's name may end with."""
-CHOOSING = ("model", "task", "method", "rank", "store")
-"""Options of a comparison that also say what is shown of a store."""
+COMPARING = """Examples:
+
+`tlora compare --model minilm --task rotten_tomatoes --test-samples 2000 --method lora --method tlora`
+
+`tlora compare --store comparison.jsonl --list`
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,24 +122,6 @@ class Comparing:
         sizes = {split: getattr(self, f"{split}_samples") for split in ("train", "validation", "test")}
         return {name: value for name, value in (sizes | {"metric": self.metric}).items() if value is not None}
 
-    def check_shown(self) -> None:
-        """Refuse, where nothing is run, what only a run heeds.
-
-        Raises
-        ------
-        ValueError
-            If there is a task and no store yet, or anything is asked of a run.
-        """
-        if self.task and not self.store.exists():
-            raise ValueError("there are tasks to compare on and no base: name one with --model")
-        for field in fields(self):
-            usual = (field.default, list(field.default)) if isinstance(field.default, tuple) else (field.default,)
-            if field.name not in CHOOSING and getattr(self, field.name) not in usual:
-                raise ValueError(
-                    f"--{field.name.replace('_', '-')} is of the runs, and without a base none is done: name one with "
-                    "--model, or leave it out to see what the store has"
-                )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Showing:
@@ -153,13 +149,6 @@ class Showing:
             raise ValueError(f"--baseline-rank {self.baseline_rank}: choose same, nearest, or a rank of the baseline")
         if self.picture and self.picture.suffix.lower() not in PICTURES:
             raise ValueError(f"--picture {self.picture}: end its name with one of {', '.join(PICTURES)}")
-        if self.as_list and not self.picture:
-            for name in ("baseline", "baseline_rank", "loss"):
-                if getattr(self, name) != getattr(Showing, name):
-                    raise ValueError(
-                        f"--list prints all runs as they are; --{name.replace('_', '-')} is of the tables and the "
-                        "picture: leave out one of the two"
-                    )
 
     def shared(self) -> dict[str, Any]:
         """Arguments that `Comparison.summary` and the picture share."""
@@ -171,43 +160,48 @@ class Showing:
         }
 
     def check_run(self, options: Comparing) -> None:
-        """See to it, before anything is run, that what the others are held against will be run with them.
-
-        Raises
-        ------
-        ValueError
-            If the baseline is not among the methods, or not run at the rank that was named.
-        """
+        """Refuse, before hours of runs, a baseline that is not among them."""
         rank, baseline = self.shared()["baseline_rank"], self.baseline or "lora"
-        if (self.baseline or isinstance(rank, int)) and baseline not in options.methods:
+        named = self.baseline is not None or isinstance(rank, int)
+        if named and (baseline not in options.methods or rank not in ("same", "nearest", *options.ranks)):
             raise ValueError(
-                f"the baseline, {baseline}, is not among the methods ({', '.join(options.methods)}): add --method "
-                f"{baseline}, or name another with --baseline"
-            )
-        if rank not in ("same", "nearest", *options.ranks):
-            raise ValueError(
-                f"--baseline-rank {rank}: the baseline is run at rank {', '.join(map(str, options.ranks))}; add --rank "
-                f"{rank}"
+                f"the baseline, {baseline} at rank {rank}, is not among the runs: add --method {baseline} and its "
+                "--rank, or name another with --baseline and --baseline-rank"
             )
 
 
-def compared(options: Comparing, showing: Showing, report: Report, line: str) -> Comparison:
+@flat
+def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Quiet = False) -> None:
+    """Methods against each other: the same training for all, and each at its own learning rate.
+
+    Learning rates are chosen on the validation split, results are of the test split, intervals are for other seeds and
+    samples, and paired. Each run is in --store before the next begins: the same command goes on with what was
+    interrupted, and what is there already is not run again.
+    """
+    comparison = compared(options, showing, Report(quiet), written(compare, ctx.params))
+    typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
+    if showing.picture:
+        viz = _viz()
+        figure = viz.plot_comparison(comparison, **showing.shared())
+        with replace_file(showing.picture) as fresh:
+            figure.savefig(fresh, dpi=150)
+        viz.style.plt.close(figure)
+
+
+def compared(options: Comparing, showing: Showing, report: Report, line: str) -> tlora.Comparison:
     """Run what is asked for, or read what there is.
 
     Raises
     ------
     ValueError
-        If there is a task and neither base nor store, what is run is not what is to be shown, or every run failed.
-    FileNotFoundError
-        If nothing is asked for and there is no store.
+        If the baseline is not among the runs, or every run failed.
     """
     if options.model is None:
-        options.check_shown()
-        return Comparison.read(options.store, tasks=options.task, methods=options.method, ranks=options.rank)
+        return tlora.Comparison.read(options.store, tasks=options.task, methods=options.method, ranks=options.rank)
     showing.check_run(options)
     try:
         with _told(report):
-            found = compare(
+            found = tlora.compare(
                 options.methods,
                 {task: options.data() for task in options.task},
                 options.model,
@@ -253,7 +247,7 @@ def _told(report: Report) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def listed(comparison: Comparison) -> str:
+def listed(comparison: tlora.Comparison) -> str:
     """Runs as CSV, without the last line's end: of the test split, which no column tells, those at the chosen rate."""
     frame = comparison.to_frame()
     frame = frame[(frame["split"] == "validation") | frame["best_rate"]]
@@ -261,7 +255,7 @@ def listed(comparison: Comparison) -> str:
     return frame[list(LISTED)].to_csv(index=False).removesuffix("\n")
 
 
-def summary_text(comparison: Comparison, showing: Showing) -> str:
+def summary_text(comparison: tlora.Comparison, showing: Showing) -> str:
     """Tables of the summary, one a task, model and rank."""
     frame = comparison.summary(**showing.shared())
     frame = frame.sort_values("value", ascending=False, kind="stable", na_position="last")
@@ -276,7 +270,7 @@ def summary_text(comparison: Comparison, showing: Showing) -> str:
     return "\n\n".join(parts)
 
 
-def _line(row: pd.Series) -> list[str]:
+def _line(row: Any) -> list[str]:
     interval, against = (f"{row[f'{p}low']:.4f} to {row[f'{p}high']:.4f}" for p in ("", "difference_"))
     cells = [f"{row['value']:.4f}", interval, f"{row['difference']:+.4f}", against, f"{row['learning_rate']:g}"]
     odd = "".join(f" ({row[name]} {name})" for name in ("diverged", "failed") if row[name])
@@ -285,6 +279,6 @@ def _line(row: pd.Series) -> list[str]:
         f"{row['seeds']}{odd}",
         f"{size:,.0f}",
         f"{row['seconds']:.0f}",
-        "-" if pd.isna(peak) else size_text(peak),
+        size_text(peak) if peak == peak else "-",  # NaN,
     ]
     return [row["method"], *("-" if "nan" in cell else cell for cell in cells)]

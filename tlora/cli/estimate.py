@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
+import tlora
 from tlora.allocation.footprint import size_text
 from tlora.cli.output import facts, table
-from tlora.estimate import ResourcePlan, matmul_speed
-from tlora.estimate import plan as estimate
-from tlora.utils.validation import positive
 
 PLANNING = """Examples:
 
@@ -45,10 +43,9 @@ def plan(
     The model's own code is run on tensors that have a shape and no data. Other modules than all linear layers are
     adapted from Python: calibrate(target_modules=).
     """
-    for name, value in (("--memory", memory), ("--teraflops", teraflops)):
-        if value is not None:
-            positive(name, value)
-    found = estimate(
+    from tlora.estimate import matmul_speed
+
+    found = tlora.plan(
         model,
         rank,
         samples=samples,
@@ -71,7 +68,7 @@ def plan(
     typer.echo(_table(found))
 
 
-def _facts(found: ResourcePlan) -> str:
+def _facts(found: tlora.ResourcePlan) -> str:
     distinct = len(set(found.shared.values()))
     head = ", the head included" if found.meta.recipe.get("num_labels") else ""
     return facts(
@@ -84,7 +81,7 @@ def _facts(found: ResourcePlan) -> str:
     )
 
 
-def _table(found: ResourcePlan) -> str:
+def _table(found: tlora.ResourcePlan) -> str:
     frame = found.to_frame()
     rows = [["stage", "memory", "teraflops", "at least", *(["fits"] if found.memory else [])]]
     for row in frame.itertuples():

@@ -1,4 +1,4 @@
-"""Commands on an adapter that is trained: evaluate it, merge it; `tlora.cli.main` puts them on the command line."""
+"""Commands on an adapter that is trained: evaluate it, merge it, report on it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora.adapters.attach import merge as merge_adapter
-from tlora.adapters.files import checked
-from tlora.adapters.load import load
-from tlora.cli import steps
-from tlora.cli import steps as bases
+import tlora
 from tlora.cli.command_line import flat, written
 from tlora.cli.options import BaseModel, Data, Placement, Quiet, TaskName, option
-from tlora.cli.output import Report, facts, metrics_table
-from tlora.serving.export import save_model
-from tlora.tasks.load import task_contents, task_files
-from tlora.tasks.presets import PRESETS
-from tlora.training.run import TrainingRun
+from tlora.cli.output import Report, _viz, facts, metrics_table
 
-_ADAPTER = typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
-Folder = Annotated[Path, _ADAPTER]
-
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
+]
 
 EVALUATING = """Examples:
 
@@ -58,10 +50,14 @@ def evaluate(
     the record of the run, where it was made on the command line. Of another file a tenth are test samples, as in
     training; of a folder with a test file alone, all.
     """
-    report, record = Report(quiet), bases.recorded(adapter)
+    from tlora.adapters.files import checked
+    from tlora.cli import steps
+    from tlora.tasks.load import task_contents
+
+    report, record = Report(quiet), steps.recorded(adapter)
     known = _data_of(record, task)
-    name = bases.base_name(adapter, model)
-    with bases.named_by(adapter, model):
+    name = steps.base_name(adapter, model)
+    with steps.named_by(adapter, model):
         bare, loaded = steps.load_base(name, known or Data(task=task), placement, report)
     kept = record.meta.recipe if record else {}
     if kept.get("classes") and kept["classes"] != list(loaded.classes):
@@ -87,7 +83,7 @@ def evaluate(
     if base:  # before the adapter, which may have parts in the base itself
         with report.step("evaluating the base"):
             metrics["base"] = loaded.evaluate(bare, **options)
-    adapted = load(adapter, bare)
+    adapted = tlora.load(adapter, bare)
     with report.step("evaluating"):
         metrics["adapter"] = loaded.evaluate(adapted, **options)
     samples = min(len(loaded.test), eval_limit or len(loaded.test))
@@ -108,11 +104,14 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Fold an adapter into the weights of its base: a whole model, which transformers loads on its own."""
+    from tlora.cli import steps
+    from tlora.serving.export import save_model
+
     report = Report(quiet)
     steps.check_new(output)
     with report.step(f"merging {adapter}"):
-        adapted, tokenizer = bases.loaded(adapter, model, placement)
-        merged = merge_adapter(adapted)
+        adapted, tokenizer = steps.loaded(adapter, model, placement)
+        merged = tlora.merge(adapted)
     with report.step(f"writing {output}"):
         save_model(merged, tokenizer, output)
     kind = type(merged).__name__
@@ -121,7 +120,25 @@ def merge(
     typer.echo(facts(told))
 
 
-def _data_of(run: TrainingRun | None, task: str) -> Data | None:
+@flat
+def report(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter of ours.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file. Default: report.html in the folder.", rich_help_panel="Output"),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """One HTML page to hand on: data, spectra, sensitivity, plan, training, and how to make it all again.
+
+    The page holds its pictures, runs no scripts and needs no network.
+    """
+    with Report(quiet).step(f"reporting on {adapter}"):
+        path = _viz().report(adapter, output)
+    typer.echo(facts({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
+
+
+def _data_of(run: tlora.TrainingRun | None, task: str) -> Data | None:
     """The task as an adapter was trained on it, where that is recorded: others may be split otherwise."""
     data = run.meta.recipe.get("data", {}) if run else {}
     recorded = data.get("task", "")
@@ -132,6 +149,9 @@ def _data_of(run: TrainingRun | None, task: str) -> Data | None:
 
 def _is_dealt(task: str) -> bool:
     """Whether the test samples of a task are drawn from the same rows as those for training."""
+    from tlora.tasks.load import task_files
+    from tlora.tasks.presets import PRESETS
+
     if task not in PRESETS:
         return bool(files := task_files(task)) and "test" not in files
     preset = PRESETS[task]

@@ -1,4 +1,4 @@
-"""Options of the command line: each written down once, shared by all commands that take it."""
+"""Options of the command line: each written down once, shared by all commands that take it. None of it loads torch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tlora.adapters.attach import Rows
-from tlora.allocation.constraints import Budget, Scaling
-from tlora.calibration.calibration import Kept, Tokens
-from tlora.subspaces.subspaces import Kind
-from tlora.tasks.load import task_files
-from tlora.tasks.presets import PRESETS
-from tlora.training.arguments import check_numbers
+# Values of the library's arguments, and keys of its tables: a test holds them equal.
+Rows = Literal["orthonormal", "variance"]
+Budget = Literal["ranks", "parameters"]
+Scaling = Literal["nominal", "allocated"]
+Kept = Literal["dense", "sketch"]
+Tokens = Literal["all", "labels"]
+Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
+EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
+Format = Literal["peft", "gguf", "merged"]
+RecipeName = Literal["paper", "recommended", "trained"]
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
-
-
-EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-"""Keys of `tlora.serving.engines.SERVERS`."""
-
-RecipeName = Literal["paper", "recommended", "trained"]
-"""Keys of `tlora.recipes.RECIPES`."""
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -122,6 +118,9 @@ class Data:
 
     def sizes(self) -> dict[str, int | None]:
         """Samples of each split as `tlora.load_task` takes them."""
+        from tlora.tasks.load import task_files
+        from tlora.tasks.presets import PRESETS
+
         is_drawn = self.task not in PRESETS and not task_files(self.task)
         asked = {split: getattr(self, f"{split}_samples") for split in DRAWN}
         return {split: DRAWN[split] if is_drawn and n is None else n for split, n in asked.items()}
@@ -147,28 +146,6 @@ class Looking:
     def directions(self) -> int | None:
         """Most directions that a covariance has, where it is a sketch."""
         return self.sketch_size if self.covariance == "sketch" else None
-
-    def check(self, data: Data, rank: int = 1) -> None:
-        """Refuse more samples than are loaded, the size of a sketch where there is none, and a rank beyond a sketch.
-
-        Raises
-        ------
-        ValueError
-            If there is any of these.
-        """
-        loaded = data.sizes()["train"]
-        if loaded is not None and self.samples > loaded:
-            raise ValueError(
-                f"--samples {self.samples} asks for more than the {loaded} training samples that are loaded: ask for "
-                "fewer, or for more --train-samples"
-            )
-        if self.directions is None and self.sketch_size != Looking.sketch_size:
-            raise ValueError(f"--sketch-size {self.sketch_size} is of --covariance sketch: add that, or leave it out")
-        if self.directions is not None and rank > self.directions:
-            raise ValueError(
-                f"--rank {rank} is beyond --sketch-size {self.sketch_size}, the directions that a sketch has: make "
-                f"that {2 * rank} or more"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,22 +213,6 @@ class Start:
         Rows, option("Adapter", "Length of the rows of A: one, or by the variance of the inputs along them.")
     ] = "orthonormal"
 
-    def check(self) -> None:
-        """Refuse options of a subspace where there is none.
-
-        Raises
-        ------
-        ValueError
-            If A is random, and a kind or a length of its rows is asked for.
-        """
-        for name in ("kind", "rows"):
-            value = getattr(self, name)
-            if not self.init and value != getattr(Start, name):
-                raise ValueError(
-                    f"--no-init draws A at random, without a subspace: leave out --{name} {value}, or the --recipe "
-                    "that has it"
-                )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -274,13 +235,3 @@ class Training:
         int | None,
         option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
     ] = None
-
-    def check(self) -> None:
-        """Refuse numbers that cannot be trained with, before anything is computed.
-
-        Raises
-        ------
-        ValueError
-            Naming the number and what it may be.
-        """
-        check_numbers(self.learning_rate, self.epochs, self.batch_size, self.eval_limit)

@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import typer
 from safetensors import SafetensorError
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from tlora.allocation.allocation import Allocation
+import tlora
 from tlora.allocation.footprint import size_text
-from tlora.calibration.calibration import Calibration
-from tlora.models.loading import quiet
-from tlora.results import Result
-from tlora.training.run import TrainingRun
 from tlora.utils.files import replace_file
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
@@ -55,39 +50,46 @@ class Report:
         self.say(f"  done in {time.perf_counter() - started:.1f} s")
 
 
-@contextlib.contextmanager
-def told_warnings() -> Iterator[None]:
-    """Show the warnings of this package as sentences; what its libraries have to say is left out."""
+class Command(TyperCommand):
+    """Shows the warnings of this package as sentences; what its libraries have to say is left out."""
 
-    def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
-        typer.echo(f"warning: {message}", err=True)
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        if _debug(ctx):
+            return super().invoke(ctx)
+        from tlora.models.loading import quiet
 
-    with warnings.catch_warnings(), quiet():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", module=r"tlora\.")
-        warnings.showwarning = tell
-        yield
+        def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
+            typer.echo(f"warning: {message}", err=True)
+
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", module=r"tlora\.")
+            warnings.showwarning = tell
+            return super().invoke(ctx)
 
 
-class Guarded(TyperGroup):
-    """Shows what the library refuses as one sentence, and what it warns of as another."""
+class Commands(TyperGroup):
+    """Shows what the library refuses as one sentence."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit with 2 where it is refused, with 130 where it is interrupted."""
-        debug = bool(ctx.params.get("debug"))
         try:
-            with contextlib.nullcontext() if debug else told_warnings():
-                return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # of `| head`: typer ends quietly
             raise
         except KeyboardInterrupt as error:
             _tell("interrupted", error)
             raise typer.Exit(130) from None
         except EXPECTED as error:
-            if debug:
+            if _debug(ctx):
                 raise
             _tell(f"error: {error_text(error)}", error)
             raise typer.Exit(2) from None
+
+
+def _debug(ctx: Any) -> bool:
+    return bool(ctx.find_root().params.get("debug"))
 
 
 def _tell(text: str, error: BaseException) -> None:
@@ -135,7 +137,7 @@ def _metric(name: str, value: float | None) -> str:
     return f"{100 * value:.1f} %"
 
 
-def sensitivity_table(calibration: Calibration, most: int = 5) -> str:
+def sensitivity_table(calibration: tlora.Calibration, most: int = 5) -> str:
     """The modules that the loss is most sensitive to."""
     frame = calibration.sensitivity.to_frame().nlargest(most, "score")
     rows = [["most sensitive", "score", "of all"]]
@@ -143,7 +145,7 @@ def sensitivity_table(calibration: Calibration, most: int = 5) -> str:
     return table(rows)
 
 
-def allocation_table(allocation: Allocation) -> str:
+def allocation_table(allocation: tlora.Allocation) -> str:
     """The plan by projection, and its totals beside those of a uniform plan."""
     frame = allocation.to_frame()
     rows = [["projection", "modules", "ranks", "least", "mean", "most", "scaling", "parameters"]]
@@ -152,7 +154,7 @@ def allocation_table(allocation: Allocation) -> str:
     return table([*rows, ["all", *_totals(frame)]])
 
 
-def _totals(frame: pd.DataFrame) -> list[str]:
+def _totals(frame: Any) -> list[str]:
     ranks, scalings = frame["rank"], frame["scaling"]
     return [
         str(len(frame)),
@@ -165,7 +167,7 @@ def _totals(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def budget_text(allocation: Allocation) -> str:
+def budget_text(allocation: tlora.Allocation) -> str:
     """What the plan spends, and what it costs beside plain LoRA."""
     footprint, lora = allocation.footprint(), allocation.lora
     return facts(
@@ -180,7 +182,7 @@ def budget_text(allocation: Allocation) -> str:
     )
 
 
-def run_facts(run: TrainingRun) -> dict[str, str]:
+def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     """The adapter, and what its training took."""
     ranks = run.ranks.values()
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
@@ -191,14 +193,14 @@ def run_facts(run: TrainingRun) -> dict[str, str]:
     }
 
 
-def draw(viz: Any, results: Mapping[str, Result], folder: Path) -> str:
+def draw(viz: Any, results: Mapping[str, Any], folder: Path) -> str:
     """Save a picture of each result that has one.
 
     Parameters
     ----------
     viz : module
         What draws: ``viz.plot_NAME(result)`` for a result of that name.
-    results : mapping of str to Result
+    results : mapping of str to result
         By name.
     folder : pathlib.Path
         Where to write ``NAME.png``.

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlora.allocation.allocation import Allocation
-from tlora.calibration.calibration import Calibration
-from tlora.cli import steps
+import tlora
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import evaluate, merge
 from tlora.cli.options import (
@@ -40,10 +38,6 @@ from tlora.cli.output import (
     run_facts,
     sensitivity_table,
 )
-from tlora.results import RESULT, Result
-from tlora.subspaces.subspaces import Kind
-from tlora.training.checkpoints import is_whole
-from tlora.training.run import TrainingRun
 from tlora.utils.files import replace_file
 
 RUNNING = """Examples:
@@ -81,8 +75,9 @@ def run(
     Writes an ordinary PEFT adapter; in its folder also `tlora/` (the run, the sensitivity, the spectrum, the plan),
     `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.
     """
+    from tlora.cli import steps
+
     looking, plan, start, training = steps.by_recipe(ctx, recipe, looking, plan, start, training)
-    looking.check(data, plan.rank if start.init else 1)
     plan = plan.within(looking.directions) if start.init else plan
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = steps.origin(line, data)
@@ -91,7 +86,7 @@ def run(
     steps.rehearse(base, plan)
     shutil.rmtree(work, ignore_errors=True)
     with steps.going_on(lambda: _rest(output, ctx.params)):
-        calibration = steps.marked(steps.look_at(base, task, looking, start.kind, report), **made)
+        calibration = steps.marked(steps.look_at(base, task, looking, start.kind == "g", report), **made)
         calibration.save(work / "calibration")
         allocation = steps.marked(steps.make_plan(calibration.sensitivity, plan), **made)
         allocation.save(work / "allocation")
@@ -138,13 +133,12 @@ def calibrate(
 
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
+    from tlora.cli import steps
+
     report, line = Report(quiet), written(calibrate, ctx.params)
-    looking.check(data)
-    steps.check_output(output, RESULT, overwrite)
-    Calibration.check_place(output)
+    steps.check_result(output, tlora.Calibration, overwrite)
     base, task = steps.load_base(model, data, placement, report)
-    kind: Kind = "g" if gradient else "wc"
-    found = steps.look_at(base, task, looking, kind, report, checkpoint)
+    found = steps.look_at(base, task, looking, gradient, report, checkpoint)
     found = steps.marked(found, **steps.origin(line, data))
     found.save(output)
     typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
@@ -172,10 +166,11 @@ def allocate(
 
     Takes a second and no model. Writes an Allocation, and shows it by projection.
     """
+    from tlora.cli import steps
+
     line = written(allocate, ctx.params)
-    steps.check_output(output, RESULT, overwrite)
-    Allocation.check_place(output)
-    looked = Calibration.load(calibration)
+    steps.check_result(output, tlora.Allocation, overwrite)
+    looked = tlora.Calibration.load(calibration)
     data = looked.meta.recipe.get("data", {"task": looked.meta.task or "TASK"})
     plan = plan.within(steps.directions(looked))
     allocation = steps.marked(steps.make_plan(looked.sensitivity, plan), command=line)
@@ -223,13 +218,16 @@ def train(
 
     Writes what `tlora run` writes.
     """
+    from tlora.cli import steps
+
+    if start.init and calibration is None:
+        raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
     report, line = Report(quiet), written(train, ctx.params)
     left = [] if resume else steps.checkpoints(output)
     made = steps.origin(line, data)
     steps.check_run(start, training, placement, output, left, overwrite)
-    planned = Allocation.load(allocation)
-    looked = Calibration.load(calibration) if calibration else None
-    steps.check_start(start, looked, planned)
+    planned = tlora.Allocation.load(allocation)
+    looked = tlora.Calibration.load(calibration) if calibration else None
     base, task = steps.load_base(model, data, placement, report)
     steps.check_calibration(looked, calibration, task)
     for checkpoint in left:
@@ -245,6 +243,9 @@ def train(
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
     """What is kept of a run that broke off, and the command that goes on with it."""
+    from tlora.cli import steps
+    from tlora.training.checkpoints import is_whole
+
     work, stages = steps.unfinished(output), ("calibration", "allocation")
     kept = {name: work / name for name in stages if name not in values and (work / name).exists()}
     left = steps.checkpoints(output)
@@ -259,9 +260,16 @@ def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _conclude(
-    run: TrainingRun, results: Mapping[str, Result], output: Path, line: str, values: Mapping[str, Any], report: Report
+    run: tlora.TrainingRun,
+    results: Mapping[str, Any],
+    output: Path,
+    line: str,
+    values: Mapping[str, Any],
+    report: Report,
 ) -> None:
     """Draw, clear away what is no longer needed, and sum up."""
+    from tlora.cli import steps
+
     drawn = _draw({**results, "training": run}, output / "pictures", report)
     if run.before:
         typer.echo(f"\n{metrics_table({'before': run.before, 'after': run.after})}")
@@ -277,7 +285,7 @@ def _conclude(
         raise typer.Exit(1)
 
 
-def _draw(results: Mapping[str, Result], folder: Path, report: Report) -> str:
+def _draw(results: Mapping[str, Any], folder: Path, report: Report) -> str:
     """Draw the pictures of what there is, and write the model card; without them the run is whole all the same."""
     try:
         viz = _viz()

@@ -5,25 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
+import tlora
 from tlora.allocation.footprint import size_text
-from tlora.cli import steps
-from tlora.cli import steps as bases
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import Folder
-from tlora.cli.options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
+from tlora.cli.options import BaseModel, EngineName, Format, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, facts, table
-from tlora.models.loading import served_by
-from tlora.serving.engines import FOREIGN, SERVERS, VLLM_RANKS, Server, vllm_max_rank
-from tlora.serving.export import RECORD, Format, check_place, export_format, gguf_file
-from tlora.serving.export import export as write_export
-from tlora.serving.inspect import Inspection
-from tlora.serving.inspect import inspect as read
-from tlora.serving.verify import PROMPTS, export_difference
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""
@@ -56,7 +47,10 @@ def inspect(
 
     Reads the adapter's two files and nothing else; works on any PEFT LoRA adapter.
     """
-    seen = read(adapter)
+    from tlora.cli import steps
+    from tlora.serving.engines import FOREIGN
+
+    seen = tlora.inspect(adapter)
     use, engines = seen.rank_use(energy), seen.engines()
     if as_json:
         modules = seen.to_frame().assign(used_rank=use["used_rank"])
@@ -73,7 +67,9 @@ def inspect(
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
 
-def _about(seen: Inspection, use: pd.DataFrame, energy: float) -> dict[str, str]:
+def _about(seen: tlora.Inspection, use: Any, energy: float) -> dict[str, str]:
+    from tlora.serving.engines import VLLM_RANKS, vllm_max_rank
+
     ranks, scalings = seen.ranks.values(), seen.scalings.values()
     used, given = int(use["used_rank"].sum()), int(use["rank"].sum())
     return {
@@ -86,7 +82,7 @@ def _about(seen: Inspection, use: pd.DataFrame, energy: float) -> dict[str, str]
     }
 
 
-def _readings(engines: pd.DataFrame, modules: int) -> dict[str, str]:
+def _readings(engines: Any, modules: int) -> dict[str, str]:
     """What each engine makes of the adapter, in words."""
     told = {"engine": "what it makes of it"}
     for row in engines.itertuples():
@@ -125,13 +121,17 @@ def export(
     For PEFT's readers with one rank for all modules, the scaling folded into B, and no patterns. Whatever the format,
     what was written is read again, and its logits are compared with those of the trained adapter.
     """
+    from tlora.cli import steps
+    from tlora.serving.export import export_format
+    from tlora.serving.verify import PROMPTS, export_difference
+
     report, kind = Report(quiet), export_format(format, engine)
-    base = bases.base_name(adapter, model)
+    base = steps.base_name(adapter, model)
     _check_export(output, kind, overwrite, {"the adapter itself": adapter, "its base model": base})
     computing = Placement(device=device, dtype="float32" if dtype == "float32" else None)
     with report.step(f"exporting {adapter}"):
-        adapted, tokenizer = bases.loaded(adapter, model, computing)
-        written_to = write_export(adapted, output, format=kind, engine=engine, dtype=dtype, tokenizer=tokenizer)
+        adapted, tokenizer = steps.loaded(adapter, model, computing)
+        written_to = tlora.export(adapted, output, format=kind, engine=engine, dtype=dtype, tokenizer=tokenizer)
     with report.step("comparing its logits with those of the adapter"):
         prompts = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in PROMPTS]
         difference, change = export_difference(adapted, written_to, prompts)
@@ -139,7 +139,7 @@ def export(
         "saved": f"{written_to}, {size_text(_size(written_to))}",
         "exact": f"logits differ by at most {difference:.2g} on {len(prompts)} prompts, where the adapter changes them "
         f"by up to {change:.2g}",
-        **({} if engine is None or kind == "merged" else _served(written_to, base, SERVERS[engine])),
+        **({} if engine is None or kind == "merged" else _served(written_to, base, engine)),
         "next": written(inspect, {"adapter": written_to}) if kind == "peft" else "",
     }
     typer.echo(facts(told))
@@ -147,6 +147,9 @@ def export(
 
 def _check_export(output: Path, kind: str, overwrite: bool, kept: dict[str, str | Path]) -> None:
     """Refuse, before anything is computed, what could not be written when it is."""
+    from tlora.cli import steps
+    from tlora.serving.export import RECORD, check_place, gguf_file
+
     path = gguf_file(output) if kind == "gguf" else output
     check_place(path, kind, kept)
     if kind != "gguf":
@@ -160,8 +163,12 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _served(path: Path, base: str, server: Server) -> dict[str, str]:
+def _served(path: Path, base: str, engine: EngineName) -> dict[str, str]:
     """The command that serves what was written, and what is to be known for it; empty where there is none to tell."""
+    from tlora.models.loading import served_by
+    from tlora.serving.engines import SERVERS
+
+    server = SERVERS[engine]
     if not server.start:
         return {}
     place, is_gguf = served_by(base)
@@ -174,6 +181,6 @@ def _served(path: Path, base: str, server: Server) -> dict[str, str]:
     return {"serve": _line(server, place, path)}
 
 
-def _line(server: Server, base: str, adapter: Path) -> str:
-    rank = max(read(adapter).ranks.values()) if server.reads == "peft" else ""
+def _line(server: Any, base: str, adapter: Path) -> str:
+    rank = max(tlora.inspect(adapter).ranks.values()) if server.reads == "peft" else ""
     return server.start.format(base=shlex.quote(base), adapter=shlex.quote(str(adapter)), rank=rank)

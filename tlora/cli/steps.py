@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 import torch
 
 from tlora.adapters.attach import attach
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN, checked, lora_config, read_training_record
+from tlora.adapters.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RUN,
+    check_files,
+    checked,
+    lora_config,
+    read_training_record,
+)
 from tlora.adapters.load import classes, load
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
@@ -27,10 +35,10 @@ from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.serving.export import MODEL_CONFIG
-from tlora.subspaces.subspaces import Kind, Subspaces, check_possible, task_subspaces
+from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task
-from tlora.training.arguments import check_card
+from tlora.training.arguments import check_card, check_numbers
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.files import check_folder, replace_files
@@ -70,6 +78,12 @@ def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
         raise OSError(f"cannot write {path} in {parent} ({error.strerror}): name another folder") from error
 
 
+def check_result(path: Path, kind: type[Result], overwrite: bool) -> None:
+    """Refuse, before anything is computed, a folder that could not be written or holds another kind of result."""
+    check_output(path, RESULT, overwrite)
+    kind.check_place(path)
+
+
 def unfinished(output: Path) -> Path:
     """Where a run keeps what it has, beside its output, until it is whole."""
     return beside(output, "-unfinished")
@@ -105,8 +119,11 @@ def check_run(
     OSError
         If the place is not writable.
     """
-    start.check()
-    training.check()
+    for name in ("kind", "rows"):
+        value = getattr(start, name)
+        if not start.init and value != getattr(Start, name):
+            raise ValueError(f"--no-init draws A at random, without a subspace: leave out --{name} {value}")
+    check_numbers(training.learning_rate, training.epochs, training.batch_size, training.eval_limit)
     check_card(checked_device(placement.device, {}))
     check_output(output, ADAPTER_WEIGHTS, overwrite)
     for found in left:
@@ -189,21 +206,6 @@ def rehearse(model: Any, plan: Plan) -> None:
     make_plan(Sensitivity(targets, torch.ones(1, len(targets)), Meta()), plan)
 
 
-def check_start(start: Start, calibration: Calibration | None, allocation: Allocation) -> None:
-    """Refuse, before the base is loaded, a start of A that cannot be found.
-
-    Raises
-    ------
-    ValueError
-        If there is no calibration to find it in, or that does not have what it takes.
-    """
-    if not start.init:
-        return
-    if calibration is None:
-        raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
-    check_possible(calibration, max(allocation.ranks.values()), start.kind)
-
-
 def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
     """Warn of a calibration of another task: the start of A, and the plan, are then for that.
 
@@ -225,28 +227,16 @@ def directions(calibration: Calibration) -> int | None:
 
 
 def look_at(
-    model: Any, task: Task, looking: Looking, kind: Kind, report: Report, checkpoint: Path | None = None
+    model: Any, task: Task, looking: Looking, gradient: bool, report: Report, checkpoint: Path | None = None
 ) -> Calibration:
-    """Calibrate on training samples of the task, with gradients where the kind of subspace needs them.
-
-    Raises
-    ------
-    ValueError
-        If the task has fewer.
-    """
-    if looking.samples > len(task.train):
-        there = len(task.train)
-        way = f"--samples {there}" if there else "another task, this one has none and is for tlora evaluate"
-        raise ValueError(
-            f"--samples {looking.samples} asks for more than the {there} training samples of {task.name}: pass {way}"
-        )
+    """Calibrate on training samples of the task."""
     batches = task.calibration(looking.samples)
     with report.step(f"calibrating on {looking.samples} samples"):
         return calibrate(
             model,
             batches,
             tokens=looking.tokens,
-            gradient=kind == "g",
+            gradient=gradient,
             covariance=looking.covariance,
             sketch_size=looking.sketch_size,
             checkpoint=checkpoint,
@@ -398,8 +388,7 @@ def base_name(folder: Path, model: str | None) -> str:
     ValueError
         If the adapter names no base.
     """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise FileNotFoundError(f"no adapter in {folder}: name the folder that tlora train or tlora run wrote")
+    check_files(folder)
     name = model or lora_config(folder, "tlora").get("base_model_name_or_path")
     if not name:
         raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")

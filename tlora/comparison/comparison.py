@@ -18,7 +18,8 @@ from tlora.comparison import lr_search
 from tlora.comparison.lr_search import averaged, flat_range, score, searches
 from tlora.comparison.store import Record, Store, key_text, unpacked
 from tlora.comparison.summary import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
-from tlora.results import Meta, Result, library_versions
+from tlora.results import Meta, Result
+from tlora.utils.packages import library_versions
 
 LISTED = (
     "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",

@@ -21,12 +21,12 @@ from peft import PeftModel
 from tlora.comparison.methods import Job, Memory, Method, seeded_adapt
 from tlora.comparison.store import Floats, Record, packed
 from tlora.models.loading import PACKAGED, load_model
-from tlora.results import library_versions
 from tlora.tasks.evaluation import per_sample
 from tlora.tasks.load import _digest, load_task_of
 from tlora.tasks.task import Task
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
+from tlora.utils.packages import library_versions
 
 Split = Literal["validation", "test"]
 

