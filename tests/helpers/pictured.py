@@ -141,7 +141,7 @@ def training_run(steps: int = 20, **changes: Any) -> TrainingRun:
         "before": {"loss": 3.21, "perplexity": 24.8, "exact_match": 0.02},
         "after": {"loss": 1.19, "perplexity": 3.29, "exact_match": 0.415},
         "ranks": {}, "scalings": {}, "frozen_a": True, "trainable_parameters": 1234, "seconds": 1.0,
-        "interrupted": False, "diverged": False, "meta": META,
+        "interrupted": False, "diverged": False, "meta": replace(META, recipe={"evaluated_on": "test"}),
     }  # fmt: skip
     return TrainingRun(**values | changes)
 

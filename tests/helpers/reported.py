@@ -38,6 +38,7 @@ def run_of(model: str = "2 layers", steps: int = 20, **changes: Any) -> Training
             seed=7,
             samples=300,
             recipe={
+                "evaluated_on": "test",
                 "learning_rate": 0.001,
                 "epochs": 1,
                 "batch_size": 4,

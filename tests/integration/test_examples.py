@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WITH_EXAMPLES = [path for package in ("tlora", "viz") for path in sorted((ROOT / package).rglob("*.py"))]
+WITH_EXAMPLES = [path for path in WITH_EXAMPLES if ">>> " in path.read_text()]
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)

@@ -374,14 +374,14 @@ def test_errors_read_as_one_sentence(error, text):
 def test_a_calibration_goes_on_from_its_checkpoint_and_takes_more_samples(monkeypatch):
     options = "--covariance sketch --sketch-size 12"
     done(f"calibrate {DATA} {options} --samples 4 --checkpoint steps --output few")
-    seen = []
-    monkeypatch.setattr(
-        LlamaForCausalLM,
-        "forward",
-        lambda self, *args, _forward=LlamaForCausalLM.forward, **inputs: (
-            (torch.is_grad_enabled() and seen.append(len(inputs["input_ids"]))) or _forward(self, *args, **inputs)
-        ),
-    )
+    seen, forward = [], LlamaForCausalLM.forward
+
+    def counted(self, *args, **inputs):
+        if torch.is_grad_enabled():
+            seen.append(len(inputs["input_ids"]))
+        return forward(self, *args, **inputs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
     result = done(f"calibrate {DATA} {options} --samples 6 --checkpoint steps --output more")
     assert sum(seen) == 2, "those that are in the checkpoint are not run again"
     assert f"--output more --samples 6 {options} --checkpoint steps\n" in result.stdout

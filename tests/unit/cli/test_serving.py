@@ -11,7 +11,6 @@ import transformers
 import tlora
 from tests.helpers.commands import QUICK, RUN, done, invoke
 from tlora.cli import serving
-from tlora.serving.engines import SERVERS
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")
@@ -92,8 +91,8 @@ def test_what_is_not_an_export_is_never_replaced(tmp_path):
 def test_the_base_in_the_line_is_one_that_the_engine_finds(base, engine, says, tmp_path, monkeypatch):
     (tmp_path / "my models").mkdir()
     (tmp_path / "my models" / "base.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(serving, "read", lambda path: SimpleNamespace(ranks={"q_proj": 8}))
-    told = serving._served(Path("served"), base, SERVERS[engine])
+    monkeypatch.setattr(tlora, "inspect", lambda path: SimpleNamespace(ranks={"q_proj": 8}))
+    told = serving._served(Path("served"), base, engine)
     assert says in told["serve"]
     if "llama-server" in told["serve"]:
         file = shlex.split(told["serve"])[2]

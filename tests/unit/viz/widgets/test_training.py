@@ -279,7 +279,7 @@ def test_without_a_front_end_the_picture_is_replaced_at_the_end(monkeypatch):
 
 
 def test_numbers_are_checked():
-    with pytest.raises(ValueError, match="every must be a positive number of steps"):
+    with pytest.raises(ValueError, match="every=0: use a whole number of at least 1"):
         viz.TrainingMonitor(every=0)
     with pytest.raises(ValueError, match="interval is -1"):
         viz.TrainingMonitor(interval=-1)
