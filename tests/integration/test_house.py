@@ -1,5 +1,6 @@
 """Rules of the house that a reader of one file cannot see broken."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -37,6 +38,41 @@ print(*sorted({DRAWING} & sys.modules.keys()))
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == []
+
+
+POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog", "crypt", "_posixsubprocess"}
+ABSENT = {
+    "killpg",
+    "fork",
+    "getuid",
+    "geteuid",
+    "setsid",
+    "sched_getaffinity",
+    "SIGKILL",
+    "SIGXCPU",
+    "SIGALRM",
+    "SIGHUP",
+}
+
+
+def test_importing_any_file_needs_no_posix():
+    """What runs a model's programs with limits needs some, inside of functions, and says so when it is called."""
+    wrong = []
+    for source in SOURCES:
+        for node in outside_functions(ast.parse(source.read_text())):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+            names |= {node.attr} & ABSENT if isinstance(node, ast.Attribute) else set()
+            wrong += [f"{relative(source)}:{node.lineno} {name}" for name in names & (POSIX | ABSENT)]
+    assert not wrong, "\n".join(wrong)
+
+
+def outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that are run when the file is imported."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from outside_functions(node)
 
 
 def test_shapes_are_checked_while_tests_run():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from tlora.utils.files import fsync
@@ -65,8 +65,7 @@ class Store:
         """
         if not self.path.is_file():
             raise FileNotFoundError(f"no runs in {self.path}: name the file that tlora.compare(..., store=) wrote")
-        with self._locked("r", fcntl.LOCK_SH) as file:
-            lines = file.read().split(b"\n")
+        lines = self.path.read_bytes().split(b"\n")
         torn = lines.pop()
         if _is_whole(torn):
             lines.append(torn)  # an editor took the end of the line away
@@ -121,7 +120,8 @@ class Store:
         line = json.dumps(signed, sort_keys=True, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
-        with self._locked("a+", fcntl.LOCK_EX) as file:
+        # No buffer: what was taken back is not written at closing.
+        with FileLock(f"{self.path}.lock"), FileIO(self.path, "a+") as file:
             line = _end_last_line(file) + line
             with _whole_or_nothing(file):
                 while line:
@@ -129,12 +129,6 @@ class Store:
                 os.fsync(file.fileno())
         if new:
             fsync(self.path.parent)
-
-    @contextmanager
-    def _locked(self, mode: str, kind: int) -> Iterator[FileIO]:
-        with FileIO(self.path, mode) as file:  # no buffer: what was taken back is not written at closing
-            fcntl.flock(file, kind)  # let go of when the file is closed
-            yield file
 
     def _parsed(self, line: bytes, number: int) -> Record:
         try:

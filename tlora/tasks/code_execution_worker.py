@@ -7,11 +7,9 @@ line.
 
 from __future__ import annotations
 
-import _posixsubprocess
 import contextlib
 import json
 import os
-import resource
 import sys
 import types
 
@@ -42,6 +40,8 @@ def _no_fork(*_: object) -> int:
 
 
 def _limit(name: str, value: int) -> None:
+    import resource
+
     # Not every system has every limit (macOS: address space), and none may be raised above what is set
     # already.
     with contextlib.suppress(AttributeError, ValueError, OSError):
@@ -50,6 +50,8 @@ def _limit(name: str, value: int) -> None:
 
 def main() -> None:
     """Run the program of the orders on standard input."""
+    import _posixsubprocess
+
     orders = json.load(sys.stdin)
     _limit("RLIMIT_CPU", orders["cpu_seconds"])
     _limit("RLIMIT_AS", orders["memory"])

@@ -9,7 +9,7 @@ import pytest
 from tlora.tasks.code_execution import Limits, Outcome, _processors, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
-QUICK = Limits(seconds=1, memory=1 << 28)
+QUICK = Limits(seconds=0.5, memory=1 << 28)
 
 
 def test_a_program_that_runs_to_its_last_line_passes():
