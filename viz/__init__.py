@@ -6,6 +6,17 @@ settings. The explorers are widgets of the same pictures, the monitor watches tr
 of an adapter's folder.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from tlora.utils.packages import require
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in ("matplotlib", "seaborn", "ipywidgets", "anywidget", "IPython"):
+            require(module, "viz")
+    return _load(name)

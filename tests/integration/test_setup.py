@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,23 @@ import tlora
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 GROUPS = [text for group in PYPROJECT["dependency-groups"].values() for text in group]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 
 def requirements() -> list[Requirement]:
-    optional = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
+    optional = [text for extra in EXTRAS.values() for text in extra if not text.startswith("tlora[")]
     return [Requirement(text) for text in (*PROJECT["dependencies"], *optional, *GROUPS)]
+
+
+def brought(extra: str) -> set[str]:
+    """What an extra brings, by canonical name; those of other extras that it names too."""
+    found = set()
+    for requirement in map(Requirement, EXTRAS[extra]):
+        found |= set().union(*map(brought, requirement.extras)) if requirement.name == "tlora" else {requirement.name}
+    return {_canonical(name) for name in found}
 
 
 def test_conda_gets_the_same_dependencies_from_the_same_list():
@@ -37,7 +47,11 @@ def test_conda_gets_the_same_dependencies_from_the_same_list():
     assert of_conda["python"] == SpecifierSet(PROJECT["requires-python"])
     (of_pip,) = [entry["pip"] for entry in CONDA if isinstance(entry, dict)]
     assert of_pip == ["-e .[dev]"]
-    assert "dev" in PROJECT["optional-dependencies"]
+
+
+def test_developers_get_all_extras_but_the_engines():
+    assert brought("all") == set().union(*(brought(extra) for extra in EXTRAS.keys() - {"all", "dev", "serving"}))
+    assert brought("all") < brought("dev")
 
 
 def test_conda_users_are_told_of_the_models():
@@ -59,24 +73,40 @@ def test_every_import_is_declared():
     undeclared = set()
     for folder in ("tlora", "viz", "tests", "benchmarks"):
         for source in (ROOT / folder).rglob("*.py"):
-            for name in _imports(source) - sys.stdlib_module_names - {"tlora", "viz", "tests", "benchmarks"}:
+            for name in (
+                _imports(ast.walk(ast.parse(source.read_text())))
+                - sys.stdlib_module_names
+                - {"tlora", "viz", "tests", "benchmarks"}
+            ):
                 if not declared & {_canonical(d) for d in modules.get(name, [name])}:
                     undeclared.add((str(source.relative_to(ROOT)), name))
     assert undeclared == set()
+
+
+@pytest.mark.parametrize(("package", "extras"), [("tlora", ()), ("viz", ("viz",))])
+def test_what_a_file_imports_at_its_top_needs_no_other_extra(package, extras):
+    allowed = {_canonical(Requirement(text).name) for text in PROJECT["dependencies"]}.union(*map(brought, extras))
+    modules, wrong = importlib.metadata.packages_distributions(), []
+    for source in (ROOT / package).rglob("*.py"):
+        for name in _imports(ast.parse(source.read_text()).body) - sys.stdlib_module_names - {"tlora", "viz"}:
+            if not allowed & {_canonical(d) for d in modules.get(name, [name])}:
+                wrong.append((str(source.relative_to(ROOT)), name))
+    assert wrong == []
 
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _imports(source: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(source.read_text())):
+def _imports(nodes: Iterable[ast.AST]) -> set[str]:
+    """Top-level names of what these statements import."""
+    found = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            found.add(node.module.split(".")[0])
+    return found
 
 
 def test_version_is_the_one_that_is_installed():

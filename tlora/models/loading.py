@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from tlora.models.forward import _UNLIMITED, problem_type
 from tlora.models.targets import NEWLY_INITIALIZED, output_embeddings
+from tlora.utils.packages import require
 from tlora.utils.reproducibility import seeded
 
 # name -> (Python package that holds the model, path inside it)
@@ -416,6 +417,7 @@ def _checked_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path} is not a GGUF file: pass a .gguf file, or the folder of a saved model")
+    require("gguf", "gguf")
     return path
 
 

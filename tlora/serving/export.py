@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import gguf
 import torch
 from peft import PeftModel
 from safetensors.torch import save as dump_tensors
@@ -26,6 +25,7 @@ from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
 from tlora.serving.uniform_lora import PlainLora, check_exportable, in_every_layer, padded, plain_lora, target_suffixes
 from tlora.utils.files import check_folder, read_json, replace_files
+from tlora.utils.packages import require
 
 Format = Literal["peft", "gguf", "merged"]
 MODEL_CONFIG = "config.json"
@@ -35,11 +35,11 @@ RECORD = "export.json"
 """File of an exported folder that says of which format it is, and which files are part of it."""
 
 _GGUF_FIELDS = {
-    gguf.Keys.General.ARCHITECTURE,
-    gguf.Keys.General.TYPE,
-    gguf.Keys.General.FILE_TYPE,
-    gguf.Keys.Adapter.TYPE,
-    gguf.Keys.Adapter.LORA_ALPHA,
+    "general.architecture",
+    "general.type",
+    "general.file_type",
+    "adapter.type",
+    "adapter.lora.alpha",
 }
 
 
@@ -123,16 +123,18 @@ def export_format(asked: str | None, engine: str | None) -> Format:
     ------
     ValueError
         If format or engine is unknown, or the engine does not read the format.
+    ModuleNotFoundError
+        If the package that writes the format is not installed.
     """
     if asked not in (None, *get_args(Format)):
         raise ValueError(f"format={asked!r}: choose one of {', '.join(get_args(Format))}")
-    if engine is None:
-        return cast(Format, asked or "peft")
-    if engine not in SERVERS:
+    if engine not in (None, *SERVERS):
         raise ValueError(f"engine={engine!r}: choose one of {', '.join(SERVERS)}")
-    reads = SERVERS[engine].reads
-    if asked not in (None, "merged", reads):
+    reads = "peft" if engine is None else SERVERS[engine].reads
+    if engine is not None and asked not in (None, "merged", reads):
         raise ValueError(f"{engine} reads adapters as '{reads}', not as '{asked}': leave out the format")
+    if (asked or reads) == "gguf":
+        require("gguf", "gguf")
     return cast(Format, asked or reads)
 
 
@@ -329,6 +331,8 @@ def _earlier(folder: Path, format: str) -> list[Path]:
 def _check_file(file: Path) -> None:
     if not file.exists():
         return
+    import gguf
+
     try:
         fields = gguf.GGUFReader(file).fields
     except (OSError, ValueError, LookupError) as error:

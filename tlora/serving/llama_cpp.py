@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -20,9 +19,9 @@ from tlora.utils.files import replace_file
 
 FILE = "adapter.gguf"
 _TYPES = {
-    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    torch.float32: ("F32", "ALL_F32"),
+    torch.float16: ("F16", "MOSTLY_F16"),
+    torch.bfloat16: ("BF16", "MOSTLY_BF16"),
 }
 
 Order = Callable[[str, int, Any], Int[Tensor, " d_out"]]
@@ -94,7 +93,7 @@ class Layout:
 
     config: Any
     architecture: Architecture
-    names: gguf.TensorNameMap
+    names: Any
 
     @classmethod
     def of(cls, config: Any) -> Layout:
@@ -105,6 +104,8 @@ class Layout:
         ValueError
             If it is not known how llama.cpp stores this kind of model.
         """
+        import gguf
+
         config = config.get_text_config()
         if config.model_type not in ARCHITECTURES:
             raise ValueError(
@@ -160,9 +161,11 @@ def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: t
     llama.cpp multiplies an update by ``adapter.lora.alpha`` divided by the rank of the tensor at hand, and by one where
     alpha is 0. Alpha is the largest rank here, and B is scaled by ``rank / alpha`` against it.
     """
+    import gguf
+
     if dtype not in _TYPES:
         raise ValueError(f"dtype={dtype}: a GGUF adapter is float32, float16 or bfloat16")
-    stored, file_type = _TYPES[dtype]
+    stored, file_type = gguf.GGMLQuantizationType[_TYPES[dtype][0]], gguf.LlamaFileType[_TYPES[dtype][1]]
     layout, alpha = Layout.of(config), max(len(a) for a, _ in factors.values())
     writer = gguf.GGUFWriter(None, layout.architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -184,6 +187,8 @@ def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: t
 
 def _check_written(file: Path) -> None:
     """Read it once: on a full disk, `numpy.ndarray.tofile` of the writer leaves a part out and says nothing."""
+    import gguf
+
     try:
         gguf.GGUFReader(file)
     except (ValueError, IndexError) as error:
@@ -212,6 +217,8 @@ def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: An
     ValueError
         If it does not hold one pair of matching tensors for each module, or others besides.
     """
+    import gguf
+
     reader, layout = gguf.GGUFReader(path), Layout.of(config)
     tensors = {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())

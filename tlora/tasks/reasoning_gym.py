@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import logging
 import os
 import pickle
@@ -22,6 +21,8 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
+from tlora.utils.packages import require
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZES = {"train": 1000, "validation": 100, "test": 200}
@@ -32,7 +33,7 @@ _PERCENT = {"train": 70, "validation": 10, "test": 20}
 _WORKER = Path(__file__).with_name("reasoning_gym_worker.py")
 _PATIENCE = 30.0  # seconds that a verifier may take for one answer
 _START = 600.0  # seconds that a worker may take to begin, from a file system that is slow or busy
-_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _LONG = 10.0  # seconds of drawing after which we say how long it will take
 
 Question = tuple[str, str, bytes]
@@ -274,8 +275,7 @@ def _in_time(process: subprocess.Popen[bytes]) -> list[float]:
 @contextlib.contextmanager
 def _worker(order: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     """The child process at work on an order; it is ended with the block."""
-    if importlib.util.find_spec("reasoning_gym") is None:
-        raise ModuleNotFoundError("reasoning-gym is not installed: `pip install reasoning-gym`")
+    require("reasoning_gym", "tasks")
     process = subprocess.Popen(
         # -P: the folder of the script, which is ours, holds no modules for it. The hash seed fixes the order
         # of sets.

@@ -16,7 +16,6 @@ from tests.helpers.models import tiny_batch, tiny_model
 from tests.unit.adapters.test_attach import logits
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.loading import quiet
-from tlora.serving import llama_cpp
 from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
@@ -145,7 +144,7 @@ def test_another_gguf_file_is_not_replaced(tmp_path):
 
 
 def test_a_module_that_llama_cpp_lacks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(llama_cpp.gguf.TensorNameMap, "get_name", lambda *_: None)
+    monkeypatch.setattr(gguf.TensorNameMap, "get_name", lambda *_: None)
     with pytest.raises(ValueError, match=r"'llama' has no tensor for model.layers.0.self_attn.q_proj"):
         tlora.export(adapted_of("llama"), tmp_path / "x.gguf", format="gguf")
 
