@@ -13,18 +13,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:
-    """Spread a command's dataclasses into plain options, which is what typer reads.
-
-    Parameters
-    ----------
-    command : callable
-        Its parameters are options of their own, or dataclasses whose fields are options.
-
-    Returns
-    -------
-    callable
-        Takes all options by name, and calls ``command`` with the dataclasses made of them.
-    """
+    """Spread a command's dataclasses into plain options, which is what typer reads."""
     hints = get_type_hints(command, include_extras=True)
     given = inspect.signature(command).parameters
     groups = {name: hints[name] for name in given if is_dataclass(hints[name])}
@@ -59,19 +48,9 @@ def _options(group: type) -> list[inspect.Parameter]:
 
 
 def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
-    """The line to type for a command with these values; what is as by default is left out, and so is --quiet.
+    """The line to type for a command of `flat` with these values, quoted for a shell.
 
-    Parameters
-    ----------
-    command : callable
-        A command of `flat`.
-    values : mapping
-        By the names of options; those that the command does not have are passed over.
-
-    Returns
-    -------
-    str
-        Quoted for a shell.
+    What is as by default is left out, and so is --quiet; names that the command does not have are passed over.
     """
     words = ["tlora", command.__name__]
     for name, given in inspect.signature(command).parameters.items():

@@ -189,13 +189,7 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
 
 
 def compared(options: Comparing, showing: Showing, report: Report, line: str) -> tlora.Comparison:
-    """Run what is asked for, or read what there is.
-
-    Raises
-    ------
-    ValueError
-        If the baseline is not among the runs, or every run failed.
-    """
+    """Run what is asked for, or read what there is."""
     if options.model is None:
         return tlora.Comparison.read(options.store, tasks=options.task, methods=options.method, ranks=options.rank)
     showing.check_run(options)

@@ -194,22 +194,7 @@ def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
 
 
 def draw(viz: Any, results: Mapping[str, Any], folder: Path) -> str:
-    """Save a picture of each result that has one.
-
-    Parameters
-    ----------
-    viz : module
-        What draws: ``viz.plot_NAME(result)`` for a result of that name.
-    results : mapping of str to result
-        By name.
-    folder : pathlib.Path
-        Where to write ``NAME.png``.
-
-    Returns
-    -------
-    str
-        Which pictures there are.
-    """
+    """Save a picture of each result that has one, ``viz.plot_NAME``, in a folder; returns which there are."""
     folder.mkdir(exist_ok=True)
     files = []
     for name in PICTURES:
@@ -228,6 +213,8 @@ def _viz() -> Any:
     os.environ["MPLBACKEND"] = "agg"
     try:
         import viz
+
+        _ = viz.plot_training  # loads matplotlib, or names the extra that it is in
     finally:
         del os.environ["MPLBACKEND"]
         if chosen is not None:

@@ -289,8 +289,8 @@ def _draw(results: Mapping[str, Any], folder: Path, report: Report) -> str:
     """Draw the pictures of what there is, and write the model card; without them the run is whole all the same."""
     try:
         viz = _viz()
-    except ImportError as error:
-        report.say(f"no pictures ({error}): install matplotlib and seaborn, then viz.plot_training(...) draws them")
+    except ModuleNotFoundError as error:
+        report.say(f"no pictures: {error}")
         return ""
     with report.step("drawing"):
         drawn = draw(viz, results, folder)

@@ -49,24 +49,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
-    """Refuse, before anything is computed, a folder that could not be written when it is.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Folder to write.
-    holds : str
-        File that an earlier result of the same kind has.
-    overwrite : bool
-        Whether an earlier result may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        If there is something that may not be replaced.
-    OSError
-        If the place is not writable.
-    """
+    """Refuse, before anything is computed, a folder that could not be written; an earlier result ``holds`` a file."""
     target = path.resolve()
     check_folder(target, holds)
     if (target / holds).exists() and not overwrite:
@@ -97,28 +80,7 @@ def beside(folder: Path, suffix: str) -> Path:
 def check_run(
     start: Start, training: Training, placement: Placement, output: Path, left: Iterable[Path], overwrite: bool
 ) -> None:
-    """Refuse, before anything is computed, what could not be trained or saved.
-
-    Parameters
-    ----------
-    start, training, placement : Start, Training and Placement
-        Options.
-    output : pathlib.Path
-        Folder to write.
-    left : iterable of pathlib.Path
-        What an earlier run has left, and this one would replace.
-    overwrite : bool
-        Whether it may.
-
-    Raises
-    ------
-    ValueError
-        If options are out of range or contradict each other, or there is no such device to train on.
-    FileExistsError
-        If something would be replaced that may not be.
-    OSError
-        If the place is not writable.
-    """
+    """Refuse, before anything is computed, what could not be trained or saved; ``left`` is of an earlier run."""
     for name in ("kind", "rows"):
         value = getattr(start, name)
         if not start.init and value != getattr(Start, name):
@@ -135,22 +97,7 @@ def check_run(
 
 
 def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
-    """Groups of options as a recipe has them, where they were not given on the command line.
-
-    Parameters
-    ----------
-    ctx : typer.Context
-        Of the command; its ``params`` are changed alike, for the lines to type that are made of them.
-    recipe : RecipeName
-        Which.
-    *groups : dataclass
-        Of the command's options.
-
-    Returns
-    -------
-    tuple of dataclass
-        The groups, changed.
-    """
+    """Groups of options as a recipe has them where they were not given; ``ctx.params``, written as lines, too."""
     found = []
     for group in groups:
         names = {field.name for field in fields(group)}
@@ -170,13 +117,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def load_base(name: str, data: Data, placement: Placement, report: Report) -> tuple[Any, Task]:
-    """The model, with as many classes as the task has, and the task in its tokens.
-
-    Raises
-    ------
-    ValueError
-        If the task asks for text and the model writes none; and all that `load_model` and `load_task` raise.
-    """
+    """The model, with as many classes as the task has, and the task in its tokens."""
     if placement.dtype is not None:
         floating_dtype(placement.dtype)  # refused before the task is loaded
     with report.step(f"loading {name} and {data.task}"):
@@ -195,25 +136,13 @@ def make_plan(sensitivity: Sensitivity, plan: Plan) -> Allocation:
 
 
 def rehearse(model: Any, plan: Plan) -> None:
-    """Make the plan with equal scores, so that one that cannot be met is refused before the calibration.
-
-    Raises
-    ------
-    ValueError
-        If no scores would let the plan be met.
-    """
+    """Make the plan with equal scores, so that one that cannot be met is refused before the calibration."""
     targets = target_modules(model)
     make_plan(Sensitivity(targets, torch.ones(1, len(targets)), Meta()), plan)
 
 
 def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
-    """Warn of a calibration of another task: the start of A, and the plan, are then for that.
-
-    Warns
-    -----
-    UserWarning
-        If its task is not of the same name.
-    """
+    """Warn of a calibration of another task: the start of A, and the plan, are then for that."""
     if calibration and calibration.meta.task not in ("", task.name):
         warnings.warn(
             f"{place} is of {calibration.meta.task}, and this trains on {task.name}: is that meant?", stacklevel=1
@@ -230,18 +159,10 @@ def look_at(
     model: Any, task: Task, looking: Looking, gradient: bool, report: Report, checkpoint: Path | None = None
 ) -> Calibration:
     """Calibrate on training samples of the task."""
-    batches = task.calibration(looking.samples)
+    options = asdict(looking)
+    batches = task.calibration(options.pop("samples"))
     with report.step(f"calibrating on {looking.samples} samples"):
-        return calibrate(
-            model,
-            batches,
-            tokens=looking.tokens,
-            gradient=gradient,
-            covariance=looking.covariance,
-            sketch_size=looking.sketch_size,
-            checkpoint=checkpoint,
-            progress=report.progress,
-        )
+        return calibrate(model, batches, gradient=gradient, checkpoint=checkpoint, progress=report.progress, **options)
 
 
 def origin(line: str, data: Data) -> dict[str, Any]:
@@ -273,13 +194,7 @@ class Found:
 def find(
     model: Any, calibration: Calibration | None, allocation: Allocation, start: Start, seed: int, report: Report
 ) -> Found:
-    """Spectrum and subspaces, with as many directions as the plan gives ranks.
-
-    Raises
-    ------
-    ValueError
-        If the calibration is of another model.
-    """
+    """Spectrum and subspaces, with as many directions as the plan gives ranks."""
     results: dict[str, Result] = {"allocation": allocation}
     if calibration is None:
         return Found(None, allocation, results)
@@ -349,45 +264,21 @@ def going_on(rest: Callable[[], Mapping[str, str]]) -> Iterator[None]:
 
 
 def clear(work: Path, inputs: bool) -> None:
-    """Remove what a run that is whole now has left beside its output.
-
-    Parameters
-    ----------
-    work : pathlib.Path
-        From `unfinished`.
-    inputs : bool
-        Whether results in it may have been named by the user: they stay.
-    """
+    """Remove what a whole run has left beside its output; results there stay where the user named them as inputs."""
     shutil.rmtree(work / CHECKPOINTS if inputs else work, ignore_errors=True)
     if work.exists() and not any(work.iterdir()):
         work.rmdir()
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that holds anything.
-
-    Raises
-    ------
-    FileExistsError
-        If it does, or is a file.
-    OSError
-        If the place is not writable.
-    """
+    """Refuse a folder that holds anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is never overwritten: name another folder")
     check_output(folder, MODEL_CONFIG)
 
 
 def base_name(folder: Path, model: str | None) -> str:
-    """The base model of an adapter.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no adapter in the folder.
-    ValueError
-        If the adapter names no base.
-    """
+    """The base model of an adapter."""
     check_files(folder)
     name = model or lora_config(folder, "tlora").get("base_model_name_or_path")
     if not name:
