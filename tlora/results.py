@@ -179,8 +179,7 @@ class Result:
         earlier = saved_files(path)
         with replace_files(path, last=RESULT) as folder:
             self._write(folder)
-            written = saved_files(folder)
-        for file in set(earlier).difference(written):
+        for file in set(earlier).difference(saved_files(path)):
             Path(path, file).unlink(missing_ok=True)
         return Path(path)
 

@@ -69,18 +69,31 @@ def test_one_calibration_serves_many_threads() -> None:
         assert all(one.equals(other) for one, other in zip(found, ask(number), strict=True))
 
 
-def test_two_processes_write_one_folder_and_read_it(tmp_path: Path) -> None:
-    """As two kernels of one notebook do: what is read is one of the two, whole, at every moment."""
-    children = [forked(lambda n=n: write_and_read(tmp_path / "saved", n)) for n in (2, 3, 4)]
-    for child in children:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status == 0
+def test_what_is_read_while_it_is_written_is_whole(tmp_path: Path) -> None:
+    """As a notebook does that reads what a command writes: each time it is one result or the other."""
+    folder = tmp_path / "saved"
+    sensitivity(2).save(folder)
+    writer, *readers = [forked(deed) for deed in (lambda: write(folder), lambda: read(folder), lambda: read(folder))]
+    for child in (writer, *readers):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def write_and_read(folder: Path, samples: int) -> None:
-    for _ in range(40):
-        sensitivity(samples).save(folder)
+def test_two_processes_write_the_same_result(tmp_path: Path) -> None:
+    """As two kernels of one notebook do."""
+    folder = tmp_path / "saved"
+    for child in [forked(lambda: write(folder, samples=(2,))) for _ in range(2)]:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert same(Sensitivity.load(folder), sensitivity(2))
+
+
+def write(folder: Path, samples: tuple[int, ...] = (2, 3, 4)) -> None:
+    for number in range(60):
+        sensitivity(samples[number % len(samples)]).save(folder)
+
+
+def read(folder: Path) -> None:
+    for _ in range(60):
         found = Sensitivity.load(folder)
         assert same(found, sensitivity(len(found.per_sample)))
 

@@ -70,22 +70,34 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """Shows what the library refuses as one sentence."""
+    """Shows what the library refuses as one sentence, and an interruption as one line."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the command line."""
+        with _interruptions():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit with 2 where it is refused, with 130 where it is interrupted."""
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # of `| head`: typer ends quietly
-            raise
-        except KeyboardInterrupt as error:
-            _tell("interrupted", error)
-            raise typer.Exit(130) from None
-        except EXPECTED as error:
-            if _debug(ctx):
+        with _interruptions():
+            try:
+                return super().invoke(ctx)
+            except (typer.Exit, typer.Abort, BrokenPipeError):  # of `| head`: typer ends quietly
                 raise
-            _tell(f"error: {error_text(error)}", error)
-            raise typer.Exit(2) from None
+            except EXPECTED as error:
+                if _debug(ctx):
+                    raise
+                _tell(f"error: {error_text(error)}", error)
+                raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _tell("interrupted", error)
+        raise typer.Exit(130) from None
 
 
 def _debug(ctx: Any) -> bool:
