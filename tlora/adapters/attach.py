@@ -242,13 +242,6 @@ def _task_type(model: Any) -> TaskType | None:
 
 def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor], freeze_a: bool) -> None:
     layers = adapter_layers(adapted)
-    if getattr(adapted.peft_config[ADAPTER], "target_parameters", None):
-        projections = allocation.projections
-        taken = list(dict.fromkeys(projections[name] for name in allocation.ranks if name not in layers))
-        raise ValueError(
-            f"PEFT takes {', '.join(taken)} of a {adapted.config.model_type} for its experts, whose modules had these "
-            f"names, and experts are not planned for: plan without, allocate(..., exclude={taken})"
-        )
     if layers.keys() != allocation.ranks.keys():
         odd = sorted(layers.keys() ^ allocation.ranks.keys())
         raise RuntimeError(f"PEFT wrapped other modules than planned, e.g. {odd[0]}: please report this model")

@@ -93,16 +93,15 @@ class Statistics:
                 self._add_inputs(target, inputs)
 
     def _add_inputs(self, target: Target, inputs: list[Tensor]) -> None:
-        counted = self._batch.counted_tokens(target, self.options.tokens)
-        total = self.covariance_sum(target.name, inputs[0].device)
-        total.update(counted.samples(inputs), self._dtype(inputs[0]))
+        rows = self._batch.counted_rows(inputs, self.options.tokens)
+        self.covariance_sum(target.name, inputs[0].device).update(rows, self._dtype(inputs[0]))
 
     def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add ``mean |W * dL_n/dW|`` of each sample ``n``; calls of one module in one pass are summed before."""
         target, w = self.targets[name], weight(self.model.get_submodule(name), name)
-        real, dtype = self._batch.real_tokens(target), self._dtype(gradients[0])
-        x = [each.to(dtype) for each in real.samples(inputs)]
-        d = [each.to(dtype) for each in real.samples(gradients)]
+        dtype = self._dtype(gradients[0])
+        x = [each.to(dtype) for each in self._batch.real_rows(inputs)]
+        d = [each.to(dtype) for each in self._batch.real_rows(gradients)]
         mean = self.gradient_sum(name, w.device) if self.options.gradient else None
         totals = torch.zeros(len(d), device=w.device)
         for rows, columns in tiles(target.d_out, target.d_in, w.device):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,23 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
 
-from tlora.models.forward import _OF_TEXTS, IGNORED, accepts, fitted, pad_right
-from tlora.models.targets import Target, output_embeddings
-
-_READS_ENCODER = re.compile(
-    r"(EncDecAttention|encoder_attn|cross_?att(n|ention))\.(.*\.)?(k|v|k_proj|v_proj|key|value)$"
-)
-
-_IN_PLACE = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(), *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()} - {
-    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-}
-"""Classes of models whose labels belong to the tokens that they stand at."""
+from tlora.models.forward import _OF_TEXTS, IGNORED, accepts, fitted, is_of_decoder, pad_right
+from tlora.models.targets import output_embeddings
 
 
 @dataclass(frozen=True)
@@ -59,34 +44,20 @@ class Tokens:
         """Whether nothing that counts stands after something that does not."""
         return not bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())
 
-    def samples(self, calls: list[Tensor]) -> list[Tensor]:
-        """What a module read or gave at these tokens, (T_n, d) for each sample, that of its calls one after the other.
+    def samples(self, x: Tensor) -> list[Tensor]:
+        """What a module read or gave at these tokens, (T_n, d) for each sample.
 
         Parameters
         ----------
-        calls : list of (B, T, d) or (B * T, d) tensor
-            One entry a call; some models flatten their inputs.
+        x : (B, T, d) or (B * T, d) tensor
+            Of one call; some models flatten their inputs.
 
         Returns
         -------
         list of Tensor
             Detached; views where that is possible, only to be read.
         """
-        by_call = [self._of_call(x.detach()) for x in calls]
-        return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*by_call, strict=True)]
-
-    def _of_call(self, x: Tensor) -> list[Tensor]:
-        flat, (samples, tokens) = x.flatten(0, -2), self.mask.shape
-        if x.ndim == 3 and x.shape[:2] == (tokens, samples) and tokens != samples and samples > 1:
-            raise RuntimeError(
-                "a target module reads its tokens first and its samples second, which are told apart in batches of one "
-                "sample alone: pass such, e.g. task.calibration(32, batch_size=1)"
-            )
-        if len(flat) != self.mask.numel():
-            raise RuntimeError(
-                f"a target module runs on {len(flat)} positions, the batch has {self.mask.numel()} tokens: what it "
-                "reads cannot be told apart by sample; leave it out with target_modules=[...]"
-            )
+        flat = x.detach().flatten(0, -2)
         if self._come_first:
             rows = flat.unflatten(0, self.mask.shape)
             return [sample[:length] for sample, length in zip(rows, self.lengths, strict=True)]
@@ -144,7 +115,7 @@ class Batch:
         labelled = labelled if self.is_encoder_decoder else batch.labelled[:, : real.shape[1]]
 
         def cut(key: str, value: Tensor) -> Tensor:
-            decoders = self.is_encoder_decoder and (key == "labels" or key.startswith("decoder_"))
+            decoders = self.is_encoder_decoder and is_of_decoder(key)
             whole, part = (batch.labelled, labelled) if decoders else (batch.real, real)
             return value[:, : part.shape[1]] if value.shape[:2] == whole.shape else value
 
@@ -159,26 +130,53 @@ class Batch:
             return [self]
         return [self.only(list(range(n, min(n + most, len(self))))) for n in range(0, len(self), most)]
 
-    def reads_decoder(self, target: Target) -> bool:
-        """Whether the inputs of this module are the decoder's tokens, not those of ``input_ids``."""
-        return self.is_encoder_decoder and target.stack == "decoder" and not _READS_ENCODER.search(target.name)
+    def singles(self) -> list[Batch]:
+        """Each sample alone."""
+        return [self.alone(sample) for sample in range(len(self))]
 
-    def real_tokens(self, target: Target) -> Tokens:
-        """Tokens of the module's input that may carry a gradient.
+    def is_of_tokens(self, x: Tensor) -> bool:
+        """Whether an input has a row for each token of ``input_ids``, or for each of the decoder."""
+        return _rows(x) in (self.real.numel(), self.labelled.numel())
+
+    def is_by_sample(self, x: Tensor) -> bool:
+        """Whether it is known which rows of an input are of which sample: all are where there is one without padding.
+
+        Of several, where samples come before tokens, and the rows are of tokens: others, such as positions, need no
+        gradient.
+        """
+        if len(self) == 1 and bool(self.real[0, -1]):
+            return True
+        turned = [(width, len(self)) for width in (self.real.shape[1], self.labelled.shape[1])]
+        return x.requires_grad and not (len(self) > 1 and x.ndim == 3 and x.shape[:2] in turned)
+
+    def real_rows(self, calls: list[Tensor]) -> list[Tensor]:
+        """What a module read or gave, (T_n, d) for each sample, at the tokens that may carry a gradient.
 
         All up to the last one that is no padding: a label may be predicted from a token that is masked. All of the
         decoder's: it is causal, so what follows the last label has gradient zero.
-        """
-        return self._all_of_decoder if self.reads_decoder(target) else self._before_padding
 
-    def counted_tokens(self, target: Target, tokens: str) -> Tokens:
-        """Tokens of the module's input that its covariance is taken over.
+        Parameters
+        ----------
+        calls : list of Tensor
+            One entry a call; the rows of a sample are those of all calls, one after the other.
+        """
+        return _joined([self._tokens(x, self._before_padding, self._all_of_decoder).samples(x) for x in calls])
+
+    def counted_rows(self, calls: list[Tensor], tokens: str) -> list[Tensor]:
+        """What a module read, (T_n, d) for each sample, at the tokens that its covariance is taken over.
 
         The encoder of an encoder-decoder model has no labels: all of its real tokens count in either case.
         """
-        if self.reads_decoder(target) or (tokens == "labels" and not self.is_encoder_decoder):
-            return self._labelled
-        return self._real
+        own = self._labelled if tokens == "labels" and not self.is_encoder_decoder else self._real
+        return _joined([self._tokens(x, own, self._labelled).samples(x) for x in calls])
+
+    def _tokens(self, x: Tensor, own: Tokens, decoders: Tokens) -> Tokens:
+        """Of these the ones that an input is of, by how many rows it has; see `prepare`."""
+        if _rows(x) == self.real.numel():
+            return own
+        if _rows(x) == self.labelled.numel():
+            return decoders
+        return Tokens.of(torch.ones(1, _rows(x), dtype=torch.bool), x.device)
 
     @cached_property
     def _real(self) -> Tokens:
@@ -195,6 +193,14 @@ class Batch:
     @cached_property
     def _all_of_decoder(self) -> Tokens:
         return Tokens.of(torch.ones_like(self.labelled), self.device)
+
+
+def _rows(x: Tensor) -> int:
+    return x.shape[:-1].numel()
+
+
+def _joined(calls: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*calls, strict=True)]
 
 
 def _up_to_last(mask: Bool[Tensor, "samples tokens"]) -> Bool[Tensor, "samples tokens"]:
@@ -255,6 +261,8 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     _check_predicts(tensors["labels"], model, where)
     tensors["input_ids"] = _whole(tensors["input_ids"], "input_ids", where)
     tensors["labels"] = _typed_labels(tensors["labels"], model, where)
+    if model.config.is_encoder_decoder and tensors["labels"].shape == tensors["input_ids"].shape:
+        tensors = _widened(tensors)
     tensors = fitted(model, pad_right(tensors, model.config.is_encoder_decoder))
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
     _check_tokens(tensors["input_ids"], "token id", model, where)
@@ -290,6 +298,14 @@ def _tensor(value: Any, key: str, where: str) -> Tensor:
             f"{where}: {key} is a {type(value).__name__} that cannot be made a tensor ({error}), and the model reads "
             "it: pad it and make it a tensor, or leave it out"
         ) from error
+
+
+def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With one more token in the decoder, which has no label: of as many as the encoder's, none are told apart."""
+    of_decoder = [k for k, v in tensors.items() if is_of_decoder(k) and v.shape[:2] == tensors["labels"].shape]
+    wider = {key: torch.cat([tensors[key], tensors[key][:, -1:]], 1) for key in of_decoder}
+    wider["labels"][:, -1] = IGNORED
+    return {**tensors, **wider}
 
 
 def _check_parts(batch: Mapping[str, Tensor], where: str) -> None:
@@ -356,20 +372,18 @@ def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
 
 
 def _check_predicts(labels: Tensor, model: Any, where: str) -> None:
-    """Refuse labels that are not what the model predicts: tokens from those before them, or a class of each text."""
-    classes = {base.__name__ for base in type(model).__mro__}
-    of_texts, in_place, why = classes & _OF_TEXTS, classes & _IN_PLACE, ""
+    """Refuse labels of texts for a model that predicts tokens, and labels of tokens for one that predicts classes."""
+    of_texts = any(base.__name__ in _OF_TEXTS for base in type(model).__mro__)
     if labels.ndim == 2 and of_texts:
         why = (
             f"one class or score for each text: pass labels of shape ({len(labels)},); several labels of one text are "
             "not supported"
         )
-    elif labels.ndim == 2 and in_place and not model.config.is_encoder_decoder:
-        why = "tokens where they stand: losses of causal, encoder-decoder and text classification models are known"
-    elif labels.ndim == 1 and not of_texts and (in_place or output_embeddings(model) is not None):
+    elif labels.ndim == 1 and not of_texts and output_embeddings(model) is not None:
         why = "tokens: pass a label for each, or load a classifier, tlora.load_model(name, num_labels=...)"
-    if why:
-        raise ValueError(f"{where} has labels {tuple(labels.shape)}, and a {type(model).__name__} predicts {why}")
+    else:
+        return
+    raise ValueError(f"{where} has labels {tuple(labels.shape)}, and a {type(model).__name__} predicts {why}")
 
 
 def _check_labels(labelled: Tensor, real: Tensor, is_encoder_decoder: bool, where: str) -> None:

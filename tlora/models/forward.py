@@ -27,6 +27,9 @@ _OF_TEXTS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
 """Classes of models that give one class, or one score, to a whole text."""
 
 
+_KNOWN = "pass a causal, encoder-decoder or text classification model"
+"""The way out where the loss of a model is none that is known."""
+
 _TABLE = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
 _UNLIMITED = 2**30
 """A tokenizer that was never told how much its model reads says more than this."""
@@ -60,10 +63,15 @@ def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str
     order = (columns + padding[:, None]) % mask.shape[1]
     moved = {}
     for key, value in batch.items():
-        own = is_encoder_decoder and (key == "labels" or key.startswith("decoder_"))
+        own = is_encoder_decoder and is_of_decoder(key)
         along = value.ndim >= 2 and value.shape[:2] == mask.shape and not own
         moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if along else value
     return moved
+
+
+def is_of_decoder(key: str) -> bool:
+    """Whether an entry of an encoder-decoder model's batch belongs to its decoder's tokens."""
+    return key == "labels" or key.startswith("decoder_")
 
 
 def problem_type(config: Any) -> Literal["regression", "single_label_classification"]:
@@ -117,11 +125,44 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
     labels = batch["labels"]
     if labels.ndim > 1:
         return _mean_over_labels(*token_logits(model, batch))
-    logits = _logits(model, {key: value for key, value in batch.items() if key != "labels"}).float()
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    return _class_losses(model, _output(model, inputs).logits, labels)
+
+
+def own_loss(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The loss that the model itself computes of one sample, as it does in training, and ours of the same logits.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Causal, encoder-decoder or sequence classification model. It may set its config's ``problem_type``.
+    batch : mapping
+        Of one sample, as for `sample_losses`.
+
+    Returns
+    -------
+    tuple of two scalar tensors
+        In nats; the first in the precision that the model computes it in.
+
+    Raises
+    ------
+    TypeError
+        If the model gives no loss.
+    """
+    asked = at_labels(model, batch)
+    output, labels = _output(model, asked), asked["labels"]
+    if not isinstance(getattr(output, "loss", None), Tensor):
+        raise TypeError(f"a {type(base_of(model)).__name__} gives no loss of labels: {_KNOWN}")
+    if labels.ndim > 1:
+        return output.loss, _mean_over_labels(*_predicted(model, output.logits, labels))[0]
+    return output.loss, _class_losses(model, output.logits, labels)[0]
+
+
+def _class_losses(model: Any, logits: Tensor, labels: Tensor) -> Tensor:
     _check_logits(model, logits, (len(labels), model.config.num_labels), labels)
     if logits.shape[-1] == 1:
-        return (logits[:, 0] - labels).square()
-    return functional.cross_entropy(logits, labels, reduction="none")
+        return (logits[:, 0].float() - labels).square()
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def token_logits(
@@ -138,20 +179,21 @@ def token_logits(
     **options
         Passed on to the model.
     """
-    labels = batch["labels"]
-    if model.config.is_encoder_decoder:  # it makes the decoder's inputs of the labels: position t predicts label t
-        logits = _logits(model, {**batch, **options})
-        _check_logits(model, logits, (*labels.shape, None), labels)
-        return logits, labels
     asked = at_labels(model, batch)
-    following = asked.pop("labels")[:, 1:]
-    logits = _logits(model, asked | options)
-    _check_logits(model, logits, (len(labels), following.shape[1] + 1, None), labels)
-    return logits[:, :-1], following
+    labels = asked["labels"]
+    if not model.config.is_encoder_decoder:  # others make the decoder's inputs of the labels
+        asked.pop("labels")
+    return _predicted(model, _output(model, asked | options).logits, labels)
 
 
-def _logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """The logits of a pass; what goes wrong inside the model is told with what it was called with."""
+def _predicted(model: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the label that each predicts: the next one, or, in an encoder-decoder, that of its own position."""
+    _check_logits(model, logits, (*labels.shape, None), labels)
+    return (logits, labels) if model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+
+
+def _output(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """What a pass gives, logits among it; what goes wrong inside the model is told with what it was called with."""
     name = type(base_of(model)).__name__
     try:
         output = model(**inputs)
@@ -163,10 +205,8 @@ def _logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
         raise RuntimeError(f"a {name} fails on {given}: {why}") from error
     if not isinstance(getattr(output, "logits", None), Tensor):
         found = ", ".join(output) if isinstance(output, Mapping) else type(output).__name__
-        raise TypeError(
-            f"a {name} gives no logits but {found}: pass a causal, encoder-decoder or text classification model"
-        )
-    return output.logits
+        raise TypeError(f"a {name} gives no logits but {found}: {_KNOWN}")
+    return output
 
 
 def _check_logits(model: Any, logits: Tensor, expected: tuple[int | None, ...], labels: Tensor) -> None:
@@ -175,7 +215,7 @@ def _check_logits(model: Any, logits: Tensor, expected: tuple[int | None, ...], 
     if not fit:
         raise TypeError(
             f"a {type(base_of(model)).__name__} gives logits of shape {tuple(logits.shape)} for labels of shape "
-            f"{tuple(labels.shape)}: pass a causal, encoder-decoder or text classification model"
+            f"{tuple(labels.shape)}: {_KNOWN}"
         )
 
 

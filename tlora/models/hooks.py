@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -81,12 +81,12 @@ class Recorder:
                 "way that has no gradient; leave it out with target_modules=[...]"
             )
 
-    def hook(self, name: str) -> Callable[..., None]:
-        """A forward hook that notes the input of module ``name`` and returns nothing, so it cannot change it."""
+    def hook(self, name: str) -> Callable[..., Tensor | None]:
+        """A forward hook that notes the input of module ``name``, and changes no value."""
 
-        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             if not self._forward:
-                return
+                return None
             x = first_of(args, kwargs)
             call = len(self.inputs[name])
             self.inputs[name].append(x)
@@ -95,6 +95,9 @@ class Recorder:
                     f"{name} gives a {type(output).__name__} and no tensor, so its gradient is not known: leave it out "
                     "with target_modules=[...]"
                 )
+            given = None
+            if not x.requires_grad and not output.requires_grad and torch.is_grad_enabled():
+                given = _with_graph(output)  # what is computed from positions, e.g.
             if not output.requires_grad:
                 # its score would be zero, and look like a result
                 raise ObservationError(
@@ -103,6 +106,7 @@ class Recorder:
                 )
             self._versions[name].append(x._version)
             output.register_hook(lambda gradient: self._arrived(name, call, gradient))
+            return given
 
         return observe
 
@@ -156,6 +160,8 @@ def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Grad
                 _set_for_now(undo, module, "gradient_checkpointing", False)
         if getattr(model.config, "use_cache", False):
             _set_for_now(undo, model.config, "use_cache", False)
+        if hasattr(model.config, "problem_type"):  # which a classifier sets as it computes its loss
+            _set_for_now(undo, model.config, "problem_type", model.config.problem_type)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 _set_for_now(undo, parameter, "requires_grad", False)
@@ -182,6 +188,20 @@ def _refuse_inference(model: nn.Module) -> None:
         raise RuntimeError(
             "the model was loaded under torch.inference_mode(), and no gradient passes through it: load it outside"
         )
+
+
+@contextlib.contextmanager
+def seeing(model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block the input of each of these modules is shown, call by call, as ``see(name, input)``."""
+    with contextlib.ExitStack() as undo:
+        for name in names:
+
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                see(name, first_of(args, kwargs))
+
+            handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+            undo.callback(handle.remove)
+        yield
 
 
 def _set_for_now(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
@@ -227,10 +247,15 @@ def _token_embedding(owner: Any) -> nn.Module:
 
 
 def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-    """Make what is computed from the embeddings have a graph; a copy, for some models change it in place."""
+    """Make what is computed from the embeddings have a graph."""
     if not isinstance(output, Tensor):
         raise ObservationError(
             f"the table of token embeddings gives a {type(output).__name__} and no tensor, so no gradient can pass: "
             "only models that read token ids through a plain table can be calibrated"
         )
-    return None if output.requires_grad else output.requires_grad_(True).clone()
+    return None if output.requires_grad else _with_graph(output)
+
+
+def _with_graph(output: Tensor) -> Tensor:
+    """A copy whose gradient arrives at the tensor: some models change what they are given in place."""
+    return output.requires_grad_(True).clone()

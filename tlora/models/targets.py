@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 NEWLY_INITIALIZED: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
 """Modules of each model that `load_model` had to initialise: the checkpoint had no weights for them."""
+
+_TAKEN = "by their names PEFT would adapt the routed experts in their place"
 
 Part = Literal["attention", "mlp"]
 
@@ -70,7 +73,8 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     Found are `torch.nn.Linear`, the ``Conv1D`` of GPT-2, and quantised linear layers. Output and
     classification heads, embeddings, poolers, routers, and what reads images or sound are never among them.
     Experts that see only the tokens routed to them are skipped with a warning in the log: the attention mask
-    cannot be followed there.
+    cannot be followed there. So are layers of such models that PEFT takes for experts by their names (shared experts
+    and dense layers of DeepSeek): its adapter would be on the routed ones.
 
     Parameters
     ----------
@@ -242,8 +246,26 @@ def _places(model: nn.Module) -> list[_Place]:
         if is_head or _is_router(place) or re.search("vision|visual|audio|image", place.block):
             continue
         (skipped if "experts" in place.path else found).append(place)
-    _say_skipped(model, [place.name for place in skipped])
-    return found
+    taken = _taken_for_experts(model, [place.name for place in found])
+    _say_skipped(model, [place.name for place in skipped], taken)
+    return [place for place in found if place.name not in taken]
+
+
+def _taken_for_experts(model: nn.Module, names: list[str]) -> list[str]:
+    """Those whose names were once those of experts, so that PEFT would adapt the routed experts in their place."""
+    by_role: dict[str, list[str]] = {}
+    for name in names:
+        by_role.setdefault(name.rpartition(".")[2], []).append(name)
+    return [name for members in by_role.values() if _is_taken_for_expert(model, members[0]) for name in members]
+
+
+def _is_taken_for_expert(model: nn.Module, name: str) -> bool:
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # one of several that are fused
+        return True
+    return bool(config.target_parameters)
 
 
 def _linears_in_blocks(model: nn.Module) -> Iterator[_Place]:
@@ -258,8 +280,8 @@ def _linears_in_blocks(model: nn.Module) -> Iterator[_Place]:
             yield _Place(name, ".".join(parts[: depth + 1]), tuple(parts[depth:]), module, tuple(parents[depth + 1 :]))
 
 
-def _say_skipped(model: nn.Module, linears: list[str]) -> None:
-    """Log the routed experts, whether they are linear layers of their own or stacked in 3-D parameters."""
+def _say_skipped(model: nn.Module, linears: list[str], taken: list[str]) -> None:
+    """Log the routed experts, linear layers of their own or stacked in 3-D parameters, and what is taken for them."""
     stacked = [
         f"{name}.{key}"
         for name, module in model.named_modules()
@@ -273,6 +295,13 @@ def _say_skipped(model: nn.Module, linears: list[str]) -> None:
             "routed to it, and the attention mask cannot be followed there",
             len(linears) + len(stacked),
             (linears + stacked)[0],
+        )
+    if taken:
+        logger.warning(
+            "%d layers (e.g. %s) are no target modules: %s",
+            len(taken),
+            taken[0],
+            _TAKEN,
         )
 
 
@@ -414,4 +443,6 @@ def _description(model: nn.Module, name: str, module: nn.Module) -> str:
         return "an embedding, never a target"
     if re.search(r"router|gate\b|expert", f"{type(module).__name__} {name}", re.IGNORECASE):
         return "a router or an expert behind one, never a target"
+    if is_linear(module) and _taken_for_experts(model, [name]):
+        return f"no target: {_TAKEN.replace('their', 'its')}"
     return f"a {type(module).__name__} " + ("outside the blocks" if is_linear(module) else "and no linear layer")

@@ -290,8 +290,7 @@ class _Energies:
     def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add the norms of each sample; calls of one module in one pass are summed before."""
         target, column = self.targets[name], self._column[name]
-        real = self._batch.real_tokens(target)
-        pairs = zip(real.samples(gradients), real.samples(inputs), strict=True)
+        pairs = zip(self._batch.real_rows(gradients), self._batch.real_rows(inputs), strict=True)
         rows = torch.stack([s.basis(name, self.ranks[-1]) for s in self.subspaces]).to(gradients[0].device)
         moment = self._moment(target, rows.device)
         for n, (d, x) in enumerate(pairs):

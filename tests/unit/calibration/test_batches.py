@@ -1,5 +1,6 @@
 """Padding with another token than the model's own, models that read it, and batches as many samples as tokens long."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,17 +54,6 @@ def test_a_padding_token_that_a_model_has_not_is_not_given_to_it(token: int | No
     check_singles(model, tiny_batch("llama"), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("lengths", [(4, 4, 4, 4), (4, 3, 2, 4), (2, 2)])
-def test_tokens_before_samples_are_refused_in_a_square_batch(lengths: tuple[int, ...]) -> None:
-    sizes = {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "pad_token_id": 0}
-    model, batch = classifier(transformers.XLNetConfig(**sizes, initializer_range=0.2)), texts(lengths)
-    if len(lengths) == 2:  # in parts of one sample it can be read
-        check_singles(model, batch, rtol=1e-4, atol=1e-6)
-        return
-    with pytest.raises(RuntimeError, match="tokens first and its samples second"):
-        calibrate(model, [batch])
-
-
 @pytest.mark.parametrize(("family", "lengths"), [("llama", (4, 3, 2, 4)), ("bert", (3, 3, 2)), ("t5", (5, 4, 3, 4, 5))])
 def test_a_square_batch_is_what_its_samples_are(family: str, lengths: tuple[int, ...]) -> None:
     check_singles(tiny_model(family), tiny_batch(family, lengths), rtol=1e-4, atol=1e-6)
@@ -72,14 +62,16 @@ def test_a_square_batch_is_what_its_samples_are(family: str, lengths: tuple[int,
 MIXING = {
     "fnet": lambda: classifier(transformers.FNetConfig(**SIZES, pad_token_id=0)),
     "convbert": lambda: classifier(transformers.ConvBertConfig(**SIZES, pad_token_id=0, embedding_size=32)),
+    "nystromformer": lambda: classifier(transformers.NystromformerConfig(**SIZES, pad_token_id=0)),
     "yoso": lambda: classifier(transformers.YosoConfig(**SIZES, pad_token_id=0)),
 }
-REFUSED = r"a sample of \d+ tokens is another in a batch than alone.*batches of one sample without padding"
+REFUSED = r"a sample of \d+ tokens gives a different result in a batch than on its own.*of one sample without padding"
 
 
+@pytest.mark.parametrize("lengths", [(5, 3, 6), (9, 8, 10), (30, 17, 25)])
 @pytest.mark.parametrize("name", MIXING)
-def test_a_model_that_reads_padding_is_refused(name: str) -> None:
-    model, batch = MIXING[name](), texts((5, 3, 6))
+def test_a_model_that_reads_padding_is_refused(name: str, lengths: tuple[int, ...]) -> None:
+    model, batch = MIXING[name](), texts(lengths)
     with pytest.raises(RuntimeError, match=REFUSED):
         calibrate(model, [batch])
     calibrate(model, singles(batch))
@@ -110,6 +102,19 @@ def test_a_model_that_reads_other_samples_is_refused() -> None:
     model.model.layers[0].mlp = _Mixed(model.model.layers[0].mlp)
     with pytest.raises(RuntimeError, match=REFUSED):
         calibrate(model, [tiny_batch("llama", (6, 6))])
+
+
+def test_padding_that_the_last_module_reads_next_to_nothing_of_is_seen() -> None:
+    """Each module's input is looked at: only the first block's differs, and the last one's by less than 1 %."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.mul_(1e-4)
+    v_proj = model.model.layers[0].self_attn.v_proj
+    forward = v_proj.forward
+    v_proj.forward = lambda x: forward(x.mean(1, keepdim=True).expand_as(x))
+    batch = tiny_batch("llama", (20, 3))
+    with pytest.raises(RuntimeError, match=r"layers\.0\.self_attn\.o_proj reads: the model reads padding"):
+        calibrate(model, [batch])
 
 
 class _Mean(nn.Module):
@@ -247,23 +252,22 @@ def test_what_stands_at_padding_is_never_read() -> None:
     x = torch.randn(2, 3, 4)
     tokens = Tokens.of(counted, x.device)
     total, same = CovarianceSum(4), CovarianceSum(4)
-    same.update(tokens.samples([x]))
+    same.update(tokens.samples(x))
     x[~counted] = torch.tensor([[torch.nan] * 4, [torch.inf] * 4])
-    total.update(tokens.samples([x]))
+    total.update(tokens.samples(x))
     assert total.finish(2).dense().equal(same.finish(2).dense())
 
 
-def test_tokens_before_samples_are_refused() -> None:
+def test_tokens_before_samples_are_told_apart() -> None:
     """As the layers of XLNet read them: padding and samples would be told apart by the wrong axis."""
-    model = tiny_model("llama")
+    model, batch = tiny_model("llama"), tiny_batch("llama")
     mlp = model.model.layers[1].mlp
     forward = mlp.forward
     mlp.forward = lambda x: forward(x.transpose(0, 1)).transpose(0, 1)
-    with pytest.raises(RuntimeError, match=r"tokens first and its samples second.*batches of one sample"):
-        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    singly = [{k: v[n : n + 1] for k, v in tiny_batch("llama").items()} for n in range(2)]
-    one, other = (tlora.calibrate(m, singly, progress=False) for m in (model, tiny_model("llama")))
-    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample)
+    one, other = (calibrate(m, [batch, batch]) for m in (model, tiny_model("llama")))
+    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample, rtol=1e-4, atol=1e-6)
+    for name in one.names:
+        torch.testing.assert_close(one.covariance[name].dense(), other.covariance[name].dense(), rtol=1e-4, atol=1e-6)
 
 
 def changed(key: str, value: Callable[[torch.Tensor], torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -332,6 +336,51 @@ def test_a_label_for_each_text_is_refused_by_what_predicts_tokens(family: str) -
         tlora.calibrate(model, [batch | {"labels": torch.tensor([0, 1, 5])}], progress=False)
 
 
+TRAINED_OTHERWISE = r"a \w+ is trained with a loss of \S+ on a sample of \d+ tokens, and calibration would measure \S+,"
+SHIFTED = {
+    "XLMWithLMHeadModel": lambda: transformers.XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=4),
+    "XLNetLMHeadModel": lambda: transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_language_model_whose_labels_are_not_shifted_is_refused(name: str) -> None:
+    """Its scores were those of another loss, 59 % to ten times off."""
+    model = getattr(transformers, name)(SHIFTED[name]()).eval()
+    batch = tiny_batch("llama")
+    for batches in ([batch], singles(batch)):
+        with pytest.raises(ValueError, match=TRAINED_OTHERWISE):
+            calibrate(model, batches)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_a_loss_of_ones_own_is_refused(family: str) -> None:
+    model = tiny_model(family)
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def weighted(**kwargs: Any) -> Any:
+        output = forward(**kwargs)
+        if output.loss is not None:
+            output.loss = output.loss * 1.01
+        return output
+
+    model.forward = weighted
+    with pytest.raises(ValueError, match=TRAINED_OTHERWISE):
+        calibrate(model, [tiny_batch(family)])
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_what_a_classifier_takes_for_its_problem_is_as_before(problem: str | None, num_labels: int) -> None:
+    """It is set in the config by the first loss that a model computes."""
+    model = tiny_model("bert", num_labels=num_labels)
+    model.config.problem_type = problem if num_labels == 2 else problem and "regression"
+    before = model.config.problem_type
+    calibrate(model, [texts((5, 3, 6)) | ({} if num_labels == 2 else {"labels": torch.tensor([0.5, -1.0, 2.0])})])
+    assert model.config.problem_type == before
+
+
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM"])
 def test_labels_of_tokens_where_they_stand_are_refused(name: str) -> None:
     """Taken for labels of the tokens that follow, they gave scores that were off by a fifth."""
@@ -342,8 +391,9 @@ def test_labels_of_tokens_where_they_stand_are_refused(name: str) -> None:
     model = Mine(tiny_config("bert")).eval()
     batch = tiny_batch("bert")
     batch["labels"] = batch["input_ids"].clamp(max=1).masked_fill(batch["attention_mask"] == 0, -100)
-    with pytest.raises(ValueError, match="a Mine predicts tokens where they stand"):
-        tlora.calibrate(model, [batch], progress=False)
+    for batches in ([batch], singles(batch)):
+        with pytest.raises(ValueError, match=TRAINED_OTHERWISE):
+            calibrate(model, batches)
 
 
 def test_rows_with_labels_on_padding_are_refused() -> None:

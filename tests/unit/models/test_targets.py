@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import tlora
+from tests.helpers import families
 from tests.helpers.models import DECODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
-from tlora.calibration.batches import _READS_ENCODER
+from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.targets import head_modules, target_modules
 
 LLAMA_LIKE = [
@@ -208,6 +210,21 @@ def test_qwen2_moe_keeps_the_shared_expert(caplog):
     assert "routed experts" in caplog.text
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3", "hunyuan_v1_moe"])
+def test_what_peft_takes_for_a_routed_expert_is_left_out(family, caplog):
+    """Shared experts and dense layers have the names that routed experts had, and PEFT adapts these instead."""
+    model = families.tiny_model("causal", family)
+    found = target_modules(model)
+    assert {t.part for t in found.values()} == {"attention"}
+    assert re.search(
+        r"layers \(e\.g\. model\.layers\.\S+gate_proj\) are no target modules: by their names", caplog.text
+    )
+    with pytest.raises(ValueError, match="no target: by its names PEFT would adapt the routed experts in its place"):
+        target_modules(model, ["gate_proj"])
+    scores = tlora.calibrate(model, [tiny_batch("llama")], progress=False).sensitivity
+    assert set(adapter_layers(tlora.attach(model, None, tlora.allocate(scores, 2)))) == set(found)
+
+
 class Routed(nn.Module):
     """Experts as linear layers of their own, with a linear router, as older checkpoints have them."""
 
@@ -229,8 +246,7 @@ def test_a_router_inside_a_gate_is_left_out():
     model = transformers.HunYuanMoEV1ForCausalLM(
         transformers.HunYuanMoEV1Config(**MOE | {"num_experts": 4, "moe_topk": 2, "head_dim": 8})
     )
-    mlp = [t.name for t in target_modules(model).values() if t.part == "mlp" and t.layer == 0]
-    assert mlp == [f"model.layers.0.mlp.shared_mlp.{p}_proj" for p in ("gate", "up", "down")]
+    assert {t.part for t in target_modules(model).values()} == {"attention"}
     with pytest.raises(ValueError, match="a router or an expert"):
         target_modules(model, ["wg"])
 
@@ -503,21 +519,6 @@ def test_an_output_head_in_a_list_is_no_target() -> None:
 def test_a_wrapper_of_torch_compile_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pass model\._orig_mod, or compile in place with model\.compile\(\)"):
         tlora.calibrate(torch.compile(tiny_model("llama")), [tiny_batch("llama")], progress=False)
-
-
-@pytest.mark.parametrize(
-    ("name", "is_so"),
-    [
-        ("model.decoder.layers.0.cross_attention.k_proj", True),  # NLLB-MoE
-        ("decoder.block.0.layer.1.EncDecAttention.v", True),
-        ("model.decoder.layers.1.encoder_attn.k_proj", True),
-        ("bert.encoder.layer.0.crossattention.self.key", True),
-        ("model.decoder.layers.0.cross_attention.q_proj", False),
-        ("model.decoder.layers.0.self_attn.k_proj", False),
-    ],
-)
-def test_what_reads_the_encoder_is_known_by_name(name: str, is_so: bool) -> None:
-    assert bool(_READS_ENCODER.search(name)) is is_so
 
 
 def test_the_pooler_that_a_checkpoint_lacks_is_trained_in_a_copy_of_the_model_too(tmp_path: Path) -> None:
