@@ -30,8 +30,11 @@ from .allocation.allocation import allocate as allocate
 from .allocation.allocation import Allocation as Allocation
 from .allocation.stability import PlanStability as PlanStability
 from .allocation.stability import plan_stability as plan_stability
+from .adapters.config import lora_config as lora_config
 from .adapters.attach import attach as attach
 from .adapters.attach import detach as detach
+from .adapters.freeze import freeze_a as freeze_a
+from .adapters.freeze import FreezeA as FreezeA
 from .training.train import train as train
 from .training.run import TrainingRun as TrainingRun
 from .adapters.load import load as load

@@ -30,7 +30,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
     return values | {"report_to": "none", "bf16": False, "disable_tqdm": True} | more
 
 
-def by_hand(model: Any, tokenizer: Any, texts: Texts, folder: Path, **more: Any) -> Trainer:
+def by_hand(model: Any, tokenizer: Any, texts: Texts, folder: Path, callbacks: Any = (), **more: Any) -> Trainer:
     """The Trainer of transformers on tokenised rows."""
     rows = []
     for prompt, completion, _ in texts:
@@ -38,14 +38,16 @@ def by_hand(model: Any, tokenizer: Any, texts: Texts, folder: Path, **more: Any)
         rows.append({"input_ids": start + end, "labels": [-100] * len(start) + end})
     data, collate = Dataset.from_list(rows), DataCollatorForSeq2Seq(tokenizer)
     arguments = TrainingArguments(**settings(folder, **more))
-    return Trainer(model=model, args=arguments, data_collator=collate, train_dataset=data, eval_dataset=data)
+    return Trainer(model, arguments, collate, train_dataset=data, eval_dataset=data, callbacks=list(callbacks))
 
 
-def sft(model: Any, tokenizer: Any, texts: Texts, folder: Path, **more: Any) -> SFTTrainer:
+def sft(model: Any, tokenizer: Any, texts: Texts, folder: Path, callbacks: Any = (), **more: Any) -> SFTTrainer:
     """TRL's supervised fine-tuning."""
     data = Dataset.from_list([{"prompt": prompt, "completion": good} for prompt, good, _ in texts])
     arguments = SFTConfig(**settings(folder, **more))
-    return SFTTrainer(model=model, args=arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
+    return SFTTrainer(
+        model, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer, callbacks=list(callbacks)
+    )
 
 
 def dpo(model: Any, tokenizer: Any, texts: Texts, folder: Path, **more: Any) -> DPOTrainer:

@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from tlora.adapters.lora_layers import freeze, lora_modules
+import tlora
+from tlora.adapters.lora_layers import lora_modules
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.train import train
 
@@ -29,8 +30,7 @@ def test_smollm_learns_four_sentences_and_peft_finds_it_again(smollm: Any, tmp_p
     base, tokenizer = smollm
     config = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(copy.deepcopy(base), config)
-    for module in lora_modules(model).values():
-        freeze(module.layer)
+    tlora.freeze_a(model)
     ids = [tokenizer(sentence).input_ids for sentence in SENTENCES]
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
     recorder = ModuleRecorder(every=1)

@@ -1,5 +1,5 @@
 """The adapter on a model and on disk.
 
-attach (put an allocation on a model, take it off, merge it), lora_layers (what PEFT made of it), files (an adapter's
-folder), load (put it on a model again).
+config (an allocation as a PEFT config), attach (put an allocation on a model, take it off, merge it), freeze (train B
+alone), lora_layers (what PEFT made of it), files (an adapter's folder), load (put it on a model again).
 """

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from tlora.adapters.config import check_config, given, lora_config
+from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
-    freeze,
+    check_name,
     kind_of_adapter,
     part_in_the_base,
     refuse_experts,
@@ -27,7 +27,7 @@ from tlora.adapters.lora_layers import (
     wrappers,
 )
 from tlora.allocation.allocation import Allocation
-from tlora.models.targets import head_modules, refuse_adapted, refuse_offloaded
+from tlora.models.targets import refuse_adapted, refuse_offloaded
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import exact_products, seeded
@@ -50,6 +50,8 @@ def attach(
     freeze_a: bool = True,
     rows: Rows = "orthonormal",
     *,
+    config: LoraConfig | None = None,
+    adapter_name: str = ADAPTER,
     seed: int = 0,
     replace: bool = False,
 ) -> PeftModel:
@@ -70,6 +72,10 @@ def attach(
         Length of the rows of A: one, as in the paper; or such that the inputs' variance along each row is that of a
         random LoRA row, ``tr(C) / (3 d_in)`` (where the samples do not determine a row, its variance is taken to be
         the average, ``tr(C) / d_in``).
+    config : peft.LoraConfig, optional
+        What PEFT is told beside the allocation, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
+    adapter_name : str
+        What the model calls the adapter.
     seed : int
         Seed of a random A.
     replace : bool
@@ -84,19 +90,14 @@ def attach(
     Raises
     ------
     TypeError
-        If the subspaces or the allocation are none.
+        If the subspaces, the allocation or the config are none.
     ValueError
         If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
         offloaded, the subspaces are of another model or the plan of other modules, a rank is beyond
-        ``subspaces.max_rank``, or ``rows`` is unknown. The model is then as it was.
+        ``subspaces.max_rank``, ``rows`` is unknown, or ``config`` contradicts the allocation. The model is then as it
+        was.
     RuntimeError
-        If PEFT has wrapped other modules than were planned for, or given them other ranks.
-
-    Notes
-    -----
-    PEFT divides a layer's alpha by that layer's own rank, so ``alpha_pattern`` holds ``scaling * rank``. Pattern keys
-    are regular expressions matched on suffixes in PEFT: ours are escaped full names, anchored, and each layer's rank
-    and scaling is compared with the plan afterwards.
+        If PEFT has given a layer another rank or scaling than the allocation has.
 
     References
     ----------
@@ -112,16 +113,19 @@ def attach(
     else:
         refuse_adapted(model)
     initial = _rows_of_a(model, subspaces, allocation, rows)
+    overrides = {} if config is None else given(config)
+    check_config(model, allocation, overrides)
     refuse_offloaded(model, allocation.ranks)
-    _check_head(model)
     detach(model)
-    config = _config(model, allocation)
+    check_name(adapter_name, (name for name, _ in model.named_parameters()))
     with seeded(seed), back_on_error(model), without_noise():
-        adapted = get_peft_model(model, config, adapter_name=ADAPTER)
-        _apply(adapted, allocation, initial, freeze_a)
+        adapted = get_peft_model(model, lora_config(model, allocation, **overrides), adapter_name=adapter_name)
+        _apply(adapted, allocation, initial)
+        if freeze_a:
+            freeze(adapted)
     kind = None if subspaces is None else subspaces.kind
     for layer in adapter_layers(adapted).values():
-        _ATTACHED[layer.lora_A[ADAPTER]] = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
+        _ATTACHED[layer.lora_A[adapter_name]] = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
     return adapted
 
 
@@ -156,11 +160,9 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
 
 def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
     """A of each planned module, checked against the model; empty where A is random."""
-    planned = {name: shape for name, shape in allocation.shapes.items() if name in allocation.ranks}
     if subspaces is None:
         if rows != "orthonormal":
             raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
-        check_same_model(model, {}, planned, what="this allocation is")
         return {}
     missing = [name for name in allocation.ranks if name not in subspaces.bases]
     if missing:
@@ -182,82 +184,20 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
     return basis / (3 * torch.where(known, relative, 1.0)).sqrt()[:, None]
 
 
-def _config(model: Any, allocation: Allocation) -> LoraConfig:
-    anchored = {name: f"^{re.escape(name)}$" for name in allocation.ranks}
-    return LoraConfig(
-        r=allocation.rank,
-        lora_alpha=max(1, round(allocation.alpha)),  # never read: each module has its own in alpha_pattern
-        rank_pattern={anchored[name]: rank for name, rank in allocation.ranks.items()},
-        alpha_pattern={anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
-        lora_dropout=0.0,
-        **shared_config(model, allocation.ranks),
-    )
-
-
-def shared_config(model: Any, names: Iterable[str]) -> dict[str, Any]:
-    """What the PEFT config of an adapter of any kind says of the model: modules, head, layout of the weights.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        The base model.
-    names : iterable of str
-        Full names of the modules to adapt.
-
-    Returns
-    -------
-    dict
-        Arguments of a `peft.PeftConfig`.
-    """
-    names = list(names)
-    head = [name for name in head_modules(model) if name not in ("classifier", "score")]  # PEFT adds these itself
-    return {
-        "task_type": _task_type(model),
-        "target_modules": names,
-        "fan_in_fan_out": all(isinstance(model.get_submodule(name), Conv1D) for name in names),
-        "modules_to_save": head or None,
-        "bias": "none",
-    }
-
-
-def _check_head(model: Any) -> None:
-    """Refuse a head by whose name PEFT finds other modules as well: it takes all whose names end like that."""
-    heads = head_modules(model)
-    named = (*heads, "classifier", "score") if heads else ()  # the last two PEFT adds itself
-    for name, _ in model.named_modules():
-        if name.endswith(named) and name not in heads:
-            raise ValueError(
-                f"the name of {name} ends like that of the head, {', '.join(heads)}, and PEFT would train both whole: "
-                "give the head another name in the model's class"
-            )
-
-
-def _task_type(model: Any) -> TaskType | None:
-    if head_modules(model):
-        return TaskType.SEQ_CLS
-    if model.config.is_encoder_decoder:
-        return TaskType.SEQ_2_SEQ_LM
-    return TaskType.CAUSAL_LM if model.can_generate() else None
-
-
-def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor], freeze_a: bool) -> None:
-    layers = adapter_layers(adapted)
-    if layers.keys() != allocation.ranks.keys():
-        odd = sorted(layers.keys() ^ allocation.ranks.keys())
-        raise RuntimeError(f"PEFT wrapped other modules than planned, e.g. {odd[0]}: please report this model")
-    for name, layer in layers.items():
-        rank, scaling = allocation.ranks[name], allocation.scalings[name]
-        if layer.r[ADAPTER] != rank or abs(layer.scaling[ADAPTER] - scaling) > 1e-6 * abs(scaling):
+def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor]) -> None:
+    """Compare what PEFT has made with the allocation, and set A."""
+    adapter, layers = adapted.active_adapter, adapter_layers(adapted)
+    for name, rank in allocation.ranks.items():
+        layer, scaling = layers[name], allocation.scalings[name]
+        if layer.r[adapter] != rank or abs(layer.scaling[adapter] - scaling) > 1e-6 * abs(scaling):
             raise RuntimeError(
-                f"PEFT gave {name} rank {layer.r[ADAPTER]} and scaling {layer.scaling[ADAPTER]}, planned were {rank} "
-                f"and {scaling}: please report this PEFT version"
+                f"PEFT gave {name} rank {layer.r[adapter]} and scaling {layer.scaling[adapter]}, the allocation has "
+                f"{rank} and {scaling}: please report this PEFT version"
             )
         if name in initial:
             with torch.no_grad():
-                linear: nn.Module = layer.lora_A[ADAPTER]
+                linear: nn.Module = layer.lora_A[adapter]
                 linear.get_parameter("weight").copy_(initial[name])
-        if freeze_a:
-            freeze(layer)
 
 
 def detach(model: nn.Module) -> None:

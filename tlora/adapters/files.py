@@ -59,7 +59,7 @@ def checked(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[
         If it is damaged, none of LoRA, or not of one piece.
     """
     check_files(folder)
-    config, shapes = lora_config(folder, reader), saved_shapes(folder)
+    config, shapes = saved_config(folder, reader), saved_shapes(folder)
     check_ranks(folder, config, shapes)
     check_numbers(folder)
     return config, shapes
@@ -99,7 +99,7 @@ def _check_trained(folder: Path) -> None:
             )
 
 
-def lora_config(folder: Path, reader: str) -> dict[str, Any]:
+def saved_config(folder: Path, reader: str) -> dict[str, Any]:
     """What ``adapter_config.json`` holds.
 
     Parameters

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from tlora.adapters.files import (
     read_training_record,
     refuse_replicated,
 )
+from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
     changes_the_base,
-    freeze,
+    check_name,
     part_in_the_base,
     taking_off,
     without_noise,
@@ -92,8 +93,7 @@ def load(
         is offloaded, or the adapter was trained on another model. The model is then as it was.
     """
     folder = Path(folder)
-    if not name or "." in name:
-        raise ValueError(f"name={name!r}: an adapter's name is a word without dots, for modules are named after it")
+    check_name(name, ())
     if model is not None:
         check_is_model(model)
     config, sizes = checked(folder, "load")
@@ -106,7 +106,7 @@ def load(
         model, _ = load_model(base, num_labels=classes(folder, config, sizes, record))
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
-    _check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])
+    check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])
     refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
     _check_task(model, folder, config)
     _check_base(model, folder, record.fingerprints, sizes)
@@ -117,19 +117,9 @@ def load(
         adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
         _refuse_drawn(adapted, folder, sizes)
-        for layer in adapter_layers(adapted).values():
-            if freeze_a and name in layer.lora_A:
-                freeze(layer, name)
+        if freeze_a:
+            freeze(adapted)
     return adapted
-
-
-def _check_name(name: str, parameters: Iterable[str]) -> None:
-    """Refuse a name that parameters have: PEFT would take them for the adapter's, and leave them out of other ones."""
-    if any(name in key.split(".") for key in parameters):
-        raise ValueError(
-            f"name={name!r} is a part of the names of the model's parameters, and PEFT could not tell these from the "
-            "adapter's when it saves another one: choose another name"
-        )
 
 
 def classes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,28 @@ def without_noise() -> Iterator[None]:
         yield
 
 
-def freeze(layer: LoraLayer, adapter: str = ADAPTER) -> None:
-    """Freeze A of one layer for good: PEFT makes it trainable again after ``disable_adapter()`` unless told not to."""
-    layer.frozen_peft_weight_names = layer.frozen_peft_weight_names | {adapter: ("lora_A",)}
-    layer.lora_A[adapter].requires_grad_(False)
+def check_name(name: str, parameters: Iterable[str]) -> None:
+    """Refuse a name of an adapter by which PEFT could not tell its parameters from those of the model.
+
+    Parameters
+    ----------
+    name : str
+        What the adapter is to be called.
+    parameters : iterable of str
+        Names of the model's parameters, and of those of a file.
+
+    Raises
+    ------
+    ValueError
+        If it has a dot, or is a part of their names.
+    """
+    if not name or "." in name:
+        raise ValueError(f"name={name!r}: an adapter's name is a word without dots, for modules are named after it")
+    if any(name in key.split(".") for key in parameters):
+        raise ValueError(
+            f"name={name!r} is a part of the names of the model's parameters, and PEFT could not tell these from the "
+            "adapter's when it saves another one: choose another name"
+        )
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:

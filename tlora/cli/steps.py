@@ -20,8 +20,8 @@ from tlora.adapters.files import (
     RUN,
     check_files,
     checked,
-    lora_config,
     read_training_record,
+    saved_config,
 )
 from tlora.adapters.load import classes, load
 from tlora.allocation.allocation import Allocation, allocate
@@ -280,7 +280,7 @@ def check_new(folder: Path) -> None:
 def base_name(folder: Path, model: str | None) -> str:
     """The base model of an adapter."""
     check_files(folder)
-    name = model or lora_config(folder, "tlora").get("base_model_name_or_path")
+    name = model or saved_config(folder, "tlora").get("base_model_name_or_path")
     if not name:
         raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
     return name

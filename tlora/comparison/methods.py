@@ -39,8 +39,10 @@ from torch.nn.utils import parametrize
 from torch.optim import AdamW, Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapters.attach import attach, shared_config
-from tlora.adapters.lora_layers import ADAPTER, adapter_layers, freeze, without_noise
+from tlora.adapters.attach import attach
+from tlora.adapters.config import shared_config
+from tlora.adapters.freeze import freeze_a
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers, without_noise
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.models.targets import target_modules
@@ -191,8 +193,7 @@ def _lora(job: Job, **config: Any) -> PeftModel:
 
 def _lora_fa(job: Job) -> PeftModel:
     adapted = _lora(job)
-    for layer in adapter_layers(adapted).values():
-        freeze(layer)
+    freeze_a(adapted)
     return adapted
 
 

@@ -562,7 +562,7 @@ def test_a_module_outside_the_plan_is_not_wrapped_silently() -> None:
     model = with_a_draft()
     allocation = plan(model, exclude=[name for name in target_modules(model) if name.startswith("draft")])
     before = condition(model)
-    with pytest.raises(RuntimeError, match=r"other modules than planned, e\.g\. draft\.model\.layers\.0"):
+    with pytest.raises(ValueError, match=r"not draft\.model\.layers\.0.*PEFT would adapt both"):
         tlora.attach(model, None, allocation)
     assert condition(model) == before
 
@@ -571,17 +571,19 @@ def test_a_module_outside_the_plan_is_not_wrapped_silently() -> None:
 def test_what_peft_gives_is_compared_with_the_plan(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlora.adapters import attach
 
-    config = attach._config
+    config = attach.lora_config
 
     def forgetful(*arguments: Any) -> LoraConfig:
         made = config(*arguments)
         setattr(made, lost, {})
         return made
 
-    monkeypatch.setattr(attach, "_config", forgetful)
+    monkeypatch.setattr(attach, "lora_config", forgetful)
     model = tiny_model("llama")
     before = condition(model)
-    with pytest.raises(RuntimeError, match=r"PEFT gave model\.layers\.0.* planned were .*report this PEFT version"):
+    with pytest.raises(
+        RuntimeError, match=r"PEFT gave model\.layers\.0.* the allocation has .*report this PEFT version"
+    ):
         tlora.attach(model, None, plan(model))
     assert condition(model) == before
 

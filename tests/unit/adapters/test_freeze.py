@@ -1,0 +1,92 @@
+"""A stays frozen, whatever PEFT and trainers do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+
+import tlora
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.helpers.trainers import THEIR_WARNINGS, by_hand, sft
+from tests.unit.adapters.test_attach import plan
+
+TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", "") for n in range(8)]
+
+
+def part(model: torch.nn.Module, which: str) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if which in name}
+
+
+def trainable(model: torch.nn.Module) -> set[str]:
+    return {word for n, p in model.named_parameters() if p.requires_grad for word in ("lora_A", "lora_B") if word in n}
+
+
+@pytest.fixture
+def reloaded(tmp_path: Path) -> PeftModel:
+    """What another trainer has of a saved adapter: A is trainable."""
+    model = tiny_model("llama")
+    tlora.attach(model, None, plan(model)).save_pretrained(tmp_path / "saved")
+    found = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "saved"), is_trainable=True)
+    assert trainable(found) == {"lora_A", "lora_B"}
+    return found
+
+
+def test_through_switches_of_adapters(reloaded: PeftModel) -> None:
+    tlora.freeze_a(reloaded)
+    assert trainable(reloaded) == {"lora_B"}
+    with reloaded.disable_adapter():
+        pass
+    assert trainable(reloaded) == {"lora_B"}
+    reloaded.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    reloaded.set_adapter("other")
+    assert trainable(reloaded) == {"lora_A", "lora_B"}
+    reloaded.set_adapter("default")
+    assert trainable(reloaded) == {"lora_B"}
+
+
+@THEIR_WARNINGS
+@pytest.mark.parametrize("make", [by_hand, sft])
+@pytest.mark.parametrize("added", [False, True])
+def test_in_a_trainer_and_in_one_that_resumes(make: Any, added: bool, reloaded: PeftModel, tmp_path: Path) -> None:
+    before = part(reloaded, "lora_A")
+
+    def trainer(model: PeftModel, **more: Any) -> Any:
+        made = make(model, tiny_tokenizer(), TEXTS, tmp_path, callbacks=[] if added else [tlora.FreezeA()], **more)
+        if added:
+            made.add_callback(tlora.FreezeA)
+        return made
+
+    trainer(reloaded, save_steps=4, save_strategy="steps").train()
+    assert all(torch.equal(a, before[name]) for name, a in part(reloaded, "lora_A").items())
+    assert all(b.any() for b in part(reloaded, "lora_B").values())
+
+    again = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "saved"), is_trainable=True)
+    trainer(again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert all(torch.equal(a, before[name]) for name, a in part(again, "lora_A").items())
+    for name, b in part(again, "lora_B").items():
+        torch.testing.assert_close(b, part(reloaded, "lora_B")[name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_optimiser_has_no_states_of_a(reloaded: PeftModel, tmp_path: Path) -> None:
+    made = by_hand(reloaded, tiny_tokenizer(), TEXTS, tmp_path, callbacks=[tlora.FreezeA()])
+    optimised = {id(p) for group in made.create_optimizer().param_groups for p in group["params"]}
+    assert optimised == {id(p) for name, p in reloaded.named_parameters() if "lora_B" in name}
+
+
+def test_an_embedding_has_its_a_frozen_too() -> None:
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    tlora.freeze_a(model)
+    with model.disable_adapter():
+        pass
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "_A" in name)
+    assert all(p.requires_grad for name, p in model.named_parameters() if "_B" in name)
+
+
+def test_what_has_no_a_is_refused() -> None:
+    with pytest.raises(TypeError, match="freeze_a takes a PeftModel, got a LlamaForCausalLM"):
+        tlora.freeze_a(tiny_model("llama"))
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="has an A: it is no LoRA"):
+        tlora.freeze_a(get_peft_model(tiny_model("llama"), config))
