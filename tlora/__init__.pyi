@@ -35,6 +35,7 @@ from .adapters.attach import attach as attach
 from .adapters.attach import detach as detach
 from .adapters.freeze import freeze_a as freeze_a
 from .adapters.freeze import FreezeA as FreezeA
+from .adapters.initial import save_initial as save_initial
 from .training.train import train as train
 from .training.run import TrainingRun as TrainingRun
 from .adapters.load import load as load

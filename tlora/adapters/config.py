@@ -67,7 +67,7 @@ def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraCon
     Notes
     -----
     ``A`` is PEFT's here: random, and trained. To start from the directions of the task and train ``B`` alone, use
-    `attach`.
+    `attach`, or let the trainer continue from what `save_initial` writes.
 
     PEFT divides a layer's alpha by that layer's own rank, so ``alpha_pattern`` holds ``scaling * rank``. Pattern keys
     are regular expressions that PEFT matches on suffixes: ours are escaped full names, anchored.

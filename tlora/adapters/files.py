@@ -5,6 +5,7 @@ Checked before PEFT or torch make anything of them: what a config asks for is al
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapters.lora_layers import EXPERTS
@@ -32,6 +34,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules in the file."""
 RUN = Path("tlora", "run")
+INITIAL = Path("tlora", "initial.json")
+"""What an adapter that was not trained yet was attached with."""
 
 
 BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
@@ -308,7 +312,7 @@ class TrainingRecord:
 
 
 def read_training_record(folder: Path) -> TrainingRecord:
-    """The record of a run, or of a checkpoint of `train`; empty in other folders.
+    """The record of a run, of a checkpoint of `train`, or of an adapter before training; empty in other folders.
 
     Raises
     ------
@@ -320,9 +324,20 @@ def read_training_record(folder: Path) -> TrainingRecord:
         prints = {name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors}
         return TrainingRecord(prints, values["frozen_a"], meta)
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
-    record = checkpoint_record(folder) or checkpoint_record(folder.parent) or {}
+    record = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
     base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
     return TrainingRecord(base, record.get(FROZEN_A, False))
+
+
+def _initial_record(folder: Path) -> dict[str, Any]:
+    return read_json(folder / INITIAL) if (folder / INITIAL).is_file() else {}
+
+
+def adapter_files(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, bytes]:
+    """An adapter as PEFT reads it: the bytes of its two files, by name."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    written = json.dumps(config, indent=2, sort_keys=True)
+    return {ADAPTER_WEIGHTS: dump_tensors(whole, metadata={"format": "pt"}), ADAPTER_CONFIG: written.encode()}
 
 
 def refuse_replicated(config: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -301,3 +302,14 @@ def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     """Tensors of the active adapter and of what it saves whole, by the names under which PEFT saves them."""
     # Left to itself PEFT asks a hub whether the vocabulary was resized.
     return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+
+
+def adapter_config(model: PeftModel) -> dict[str, Any]:
+    """The config as PEFT saves it; sets are sorted, so that two equal runs save equal bytes."""
+    config = model.peft_config[model.active_adapter].to_dict()
+    config |= {"inference_mode": True, "base_model_name_or_path": model.config._name_or_path}
+    if config["task_type"] is None:
+        base = type(model.get_base_model())
+        config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    return json.loads(json.dumps(plain, default=str))

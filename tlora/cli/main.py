@@ -10,7 +10,18 @@ from tlora.cli.compare import COMPARING, compare
 from tlora.cli.estimate import PLANNING, plan
 from tlora.cli.evaluate import EVALUATING, evaluate, merge, report
 from tlora.cli.output import Command, Commands
-from tlora.cli.pipeline import ALLOCATING, CALIBRATING, RUNNING, TRAINING, allocate, calibrate, run, train
+from tlora.cli.pipeline import (
+    ALLOCATING,
+    CALIBRATING,
+    INITIALIZING,
+    RUNNING,
+    TRAINING,
+    allocate,
+    calibrate,
+    init,
+    run,
+    train,
+)
 from tlora.cli.serving import EXPORTING, INSPECTING, export, inspect
 from tlora.utils.packages import library_versions
 
@@ -51,6 +62,7 @@ def main(
 
 for command, examples in (
     (run, RUNNING),
+    (init, INITIALIZING),
     (calibrate, CALIBRATING),
     (allocate, ALLOCATING),
     (train, TRAINING),

@@ -49,6 +49,7 @@ TaskName = Annotated[
         "text and label.",
         "--task",
         "-t",
+        "--data",
     ),
 ]
 Output = Annotated[Path, option("Output", "Folder to write.", "--output", "-o")]

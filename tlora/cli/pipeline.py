@@ -1,4 +1,4 @@
-"""The commands of the pipeline: run, calibrate, allocate, train."""
+"""The commands of the pipeline: run, init, calibrate, allocate, train."""
 
 from __future__ import annotations
 
@@ -179,6 +179,51 @@ def allocate(
     then = data | {"model": looked.meta.model, "calibration": calibration, "allocation": output}
     then["output"] = output.with_name("adapter")
     typer.echo(facts({"saved": str(output), "again": line, "next": written(train, then)}))
+
+
+INITIALIZING = """Examples:
+
+`tlora init models/qwen --data chats.jsonl --rank 16 --output start`
+
+`tlora init minilm --data rotten_tomatoes --recipe recommended --output start`
+"""
+
+
+@flat
+def init(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Base model, as for --model elsewhere.", show_default=False)],
+    data: Data,
+    output: Output,
+    placement: Placement,
+    looking: Looking,
+    plan: Plan,
+    start: Start,
+    recipe: Recipe = "paper",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """An untrained adapter from a few samples, for a trainer of your own to continue from.
+
+    Writes an ordinary PEFT adapter whose B is zero; in its folder also `tlora/` (the sensitivity, the spectrum, the
+    allocation) and a README with the lines for PEFT, TRL, LLaMA-Factory and axolotl.
+    """
+    from tlora.adapters.initial import PAGE
+    from tlora.cli import steps
+
+    looking, plan, start = steps.by_recipe(ctx, recipe, looking, plan, start)
+    plan = plan.within(looking.directions) if start.init else plan
+    report, line = Report(quiet), written(init, ctx.params)
+    steps.check_start(start, placement, output, overwrite)
+    base, task = steps.load_base(model, data, placement, report)
+    steps.rehearse(base, plan)
+    made = steps.origin(line, data)
+    calibration = steps.marked(steps.look_at(base, task, looking, start.kind == "g", report), **made)
+    allocation = steps.marked(steps.make_plan(calibration.sensitivity, plan), **made)
+    found = steps.find(base, calibration, allocation, start, data.seed, report)
+    steps.save_start(base, found, start, output, data.seed)
+    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
+    typer.echo(facts({"saved": str(output), "again": line, "next": f"see {output / PAGE}"}))
 
 
 TRAINING = """Examples:

@@ -23,6 +23,7 @@ from tlora.adapters.files import (
     read_training_record,
     saved_config,
 )
+from tlora.adapters.initial import save_initial
 from tlora.adapters.load import classes, load
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
@@ -77,17 +78,23 @@ def beside(folder: Path, suffix: str) -> Path:
     return folder.parent / f"{folder.resolve().name}{suffix}"
 
 
-def check_run(
-    start: Start, training: Training, placement: Placement, output: Path, left: Iterable[Path], overwrite: bool
-) -> None:
-    """Refuse, before anything is computed, what could not be trained or saved; ``left`` is of an earlier run."""
+def check_start(start: Start, placement: Placement, output: Path, overwrite: bool) -> None:
+    """Refuse, before anything is computed, an adapter that could not be attached or saved."""
     for name in ("kind", "rows"):
         value = getattr(start, name)
         if not start.init and value != getattr(Start, name):
             raise ValueError(f"--no-init draws A at random, without a subspace: leave out --{name} {value}")
+    checked_device(placement.device, {})
+    check_output(output, ADAPTER_WEIGHTS, overwrite)
+
+
+def check_run(
+    start: Start, training: Training, placement: Placement, output: Path, left: Iterable[Path], overwrite: bool
+) -> None:
+    """Refuse, before anything is computed, what could not be trained or saved; ``left`` is of an earlier run."""
     check_numbers(training.learning_rate, training.epochs, training.batch_size, training.eval_limit)
     check_card(checked_device(placement.device, {}))
-    check_output(output, ADAPTER_WEIGHTS, overwrite)
+    check_start(start, placement, output, overwrite)
     for found in left:
         if not overwrite:
             raise FileExistsError(
@@ -210,6 +217,18 @@ def find(
     return Found(subspaces, allocation, results)
 
 
+def attached(model: Any, found: Found, start: Start, seed: int) -> Any:
+    """The model with the adapter that was found."""
+    return attach(model, found.subspaces, found.allocation, start.init and start.freeze_a, start.rows, seed=seed)
+
+
+def save_start(model: Any, found: Found, start: Start, output: Path, seed: int) -> None:
+    """Write the adapter before it is trained, and the results in its folder."""
+    save_initial(attached(model, found, start, seed), output)
+    for name, result in found.results.items():
+        result.save(output / RUN.parent / name)
+
+
 def train_adapter(
     model: Any,
     task: Task,
@@ -222,7 +241,7 @@ def train_adapter(
     resume: bool = False,
 ) -> TrainingRun:
     """Attach the plan and train it; checkpoints go beside the output until that is whole."""
-    adapted = attach(model, found.subspaces, found.allocation, start.init and start.freeze_a, start.rows, seed=seed)
+    adapted = attached(model, found, start, seed)
     steps: dict[str, Any] = {} if training.max_steps is None else {"max_steps": training.max_steps}
     with report.step("training, with the metrics before and after"):
         run = train(

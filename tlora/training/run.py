@@ -13,11 +13,10 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_files
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, adapter_files, check_files
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.files import replace_files
@@ -233,8 +232,7 @@ class TrainingRun(Result):
 
     def _files(self) -> dict[str, bytes]:
         """The adapter as PEFT reads it."""
-        config = json.dumps(self.adapter_config, indent=2, sort_keys=True)
-        return {ADAPTER_WEIGHTS: dump_tensors(self.adapter, metadata={"format": "pt"}), ADAPTER_CONFIG: config.encode()}
+        return adapter_files(self.adapter, self.adapter_config)
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         values = {name: getattr(self, name) for name in PLAIN}

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, set_seed
 
 from tlora.adapters.attach import attached_with
 from tlora.adapters.files import BASE, FROZEN_A
-from tlora.adapters.lora_layers import LoraModule, adapter_tensors, changes_the_base, lora_modules
+from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, changes_the_base, lora_modules
 from tlora.models.forward import accepts
 from tlora.models.targets import is_causal
 from tlora.results import Meta
@@ -335,7 +335,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
     modules, config = lora_modules(model), model.peft_config[model.active_adapter]
     return {
         "adapter": {name: t.detach().cpu().clone().contiguous() for name, t in adapter_tensors(model).items()},
-        "adapter_config": _adapter_config(model),
+        "adapter_config": adapter_config(model),
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
         # where the start has rewritten the base, it is none that anybody else has
@@ -343,16 +343,6 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "frozen_a": record[FROZEN_A],
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-
-
-def _adapter_config(model: PeftModel) -> dict[str, Any]:
-    """The config as PEFT saves it; sets are sorted, so that two equal runs save equal bytes."""
-    config = model.peft_config[model.active_adapter].to_dict()
-    config |= {"inference_mode": True, "base_model_name_or_path": model.config._name_or_path}
-    if config["task_type"] is None:
-        base = type(model.get_base_model())
-        config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
-    return _json({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:

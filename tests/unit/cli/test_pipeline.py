@@ -49,6 +49,19 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(ids).logits
 
 
+def test_init_writes_what_other_trainers_continue_from() -> None:
+    told = done("init llama --data pairs.jsonl --samples 6 --rank 2 --recipe recommended --output start").stdout
+    assert "see start/README.md" in told
+    base = LlamaForCausalLM.from_pretrained("llama")
+    adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained("llama"), "start", is_trainable=True)
+    assert torch.equal(logits(adapted), logits(base))
+    ranks = tlora.Allocation.load("start/tlora/allocation").ranks
+    assert {len(tensor) for key, tensor in adapter_of("start").items() if "lora_A" in key} == set(ranks.values())
+    assert not any(tensor.any() for key, tensor in adapter_of("start").items() if "lora_B" in key)
+    assert "start holds an earlier result" in invoke("init llama --data pairs.jsonl --output start").stderr
+    assert "leave out --rows variance" in invoke("init llama --data pairs.jsonl --no-init --rows variance -o no").stderr
+
+
 def test_each_command_names_the_next_until_a_model_that_needs_none_of_us():
     line = f"calibrate {DATA} --samples 6 --output calib"
     seen = []

@@ -1,0 +1,93 @@
+"""An untrained adapter is continued by PEFT alone and by us, from the folder and by the page in it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+from tests.unit.adapters.test_attach import logits, planned, step
+from tlora.adapters.lora_layers import adapter_layers
+
+
+def blocks(folder: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def a_of(model: Any, name: str = "default") -> dict[str, torch.Tensor]:
+    return {key: layer.lora_A[name].weight.detach().clone() for key, layer in adapter_layers(model).items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_peft_continues_from_what_was_attached(family: str, name: str, tmp_path: Path) -> None:
+    model, subspaces, allocation = planned(family)
+    batch = tiny_batch(model)
+    before = logits(model, batch)
+    adapted = tlora.attach(model, subspaces, allocation, adapter_name=name)
+    assert tlora.save_initial(adapted, tmp_path / "start") == tmp_path / "start"
+    found = PeftModel.from_pretrained(tiny_model(family), str(tmp_path / "start"), is_trainable=True)
+    assert torch.equal(logits(found, batch), before)
+    layers = adapter_layers(found)
+    assert {key: layer.r["default"] for key, layer in layers.items()} == allocation.ranks
+    assert {key: layer.scaling["default"] for key, layer in layers.items()} == pytest.approx(allocation.scalings)
+    assert all(torch.equal(a, a_of(adapted, name)[key]) for key, a in a_of(found).items())
+    step(found, batch)
+    assert not torch.equal(logits(found, batch), before)
+
+
+@pytest.mark.parametrize("freeze_a", [True, False])
+def test_we_continue_with_a_as_it_was_attached(freeze_a: bool, tmp_path: Path) -> None:
+    model, subspaces, allocation = planned()
+    tlora.save_initial(tlora.attach(model, subspaces, allocation, freeze_a), tmp_path)
+    loaded = tlora.load(tmp_path, tiny_model("llama"))
+    assert all(p.requires_grad != freeze_a for n, p in loaded.named_parameters() if "lora_A" in n)
+    with pytest.raises(ValueError, match="another model"):
+        tlora.load(tmp_path, tiny_model("llama", seed=1))
+
+
+def test_the_page_holds_lines_that_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama").save_pretrained("base")
+    model, subspaces, allocation = planned()
+    model.config._name_or_path = "base"
+    adapted = tlora.attach(model, subspaces, allocation)
+    tlora.save_initial(adapted, "start")
+    peft, trl = blocks(Path("start"), "python")
+    there: dict[str, Any] = {}
+    exec(peft, there)
+    assert torch.equal(logits(there["model"], tiny_batch("llama")), logits(adapted, tiny_batch("llama")))
+    assert {n.split(".")[-3] for n, p in there["model"].named_parameters() if p.requires_grad} == {"lora_B"}
+    compile(trl, "page", "exec")
+    factory, axolotl = map(yaml.safe_load, blocks(Path("start"), "yaml"))
+    assert (factory["model_name_or_path"], factory["adapter_name_or_path"]) == ("base", "start")
+    assert (axolotl["base_model"], axolotl["lora_model_dir"]) == ("base", "start")
+
+
+def test_an_earlier_one_is_replaced_and_other_files_stay(tmp_path: Path) -> None:
+    model, subspaces, allocation = planned()
+    (tmp_path / "notes.txt").write_text("mine")
+    tlora.save_initial(tlora.attach(model, subspaces, allocation), tmp_path)
+    tlora.save_initial(tlora.attach(model, None, allocation, replace=True), tmp_path)
+    loaded = tlora.load(tmp_path, tiny_model("llama"))
+    assert all(torch.equal(a, a_of(model)[name]) for name, a in a_of(loaded).items())
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_no_untrained_adapter_is_refused(tmp_path: Path) -> None:
+    model, subspaces, allocation = planned()
+    with pytest.raises(TypeError, match="save_initial takes the PeftModel of attach, got a LlamaForCausalLM"):
+        tlora.save_initial(model, tmp_path)
+    adapted = tlora.attach(model, subspaces, allocation)
+    step(adapted, tiny_batch(model))
+    with pytest.raises(ValueError, match=r"B of model\.layers\.0.* is not zero"):
+        tlora.save_initial(adapted, tmp_path)
+    tlora.detach(adapted)
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        tlora.save_initial(adapted, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,147 @@
+"""Save an adapter before it is trained, for any trainer that continues from one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from peft import PeftModel
+
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, FROZEN_A, INITIAL, adapter_files
+from tlora.adapters.lora_layers import adapter_config, adapter_tensors, lora_modules, without_noise
+from tlora.models.weights import base_fingerprints
+from tlora.utils.files import replace_files
+
+PAGE = "README.md"
+
+
+def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
+    """Write an untrained adapter (``B`` zero) that any trainer continues from, and a page that says how.
+
+    Parameters
+    ----------
+    adapted : peft.PeftModel
+        From `attach`.
+    folder : path-like
+        Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them, ``README.md``
+        with the lines for PEFT, TRL, LLaMA-Factory and axolotl, and a note of the base and of whether ``A`` is frozen,
+        which `tlora.load` heeds. An adapter that is there already is replaced, other files stay.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    TypeError
+        If it is no ``PeftModel``.
+    ValueError
+        If there is no LoRA, or it was trained: some ``B`` is not zero.
+    OSError
+        If the disk is full or the place is not writable; an earlier adapter is left as it was.
+
+    Notes
+    -----
+    PEFT's format cannot say that ``A`` is frozen: trainers of others train it, unless they take `FreezeA`.
+    """
+    if not isinstance(adapted, PeftModel):
+        raise TypeError(f"save_initial takes the PeftModel of attach, got a {type(adapted).__name__}")
+    modules = lora_modules(adapted)
+    if not modules:
+        raise ValueError("the model has no LoRA adapter: attach one with tlora.attach")
+    trained = next((name for name, module in modules.items() if module.b.any()), None)
+    if trained is not None:
+        raise ValueError(f"B of {trained} is not zero, so the adapter was trained: save it with save_pretrained()")
+    record = {
+        BASE: {name: values.tolist() for name, values in base_fingerprints(adapted).items()},
+        FROZEN_A: not any(module.a.requires_grad for module in modules.values()),
+    }
+    earlier = [Path(ADAPTER_WEIGHTS), INITIAL, Path(PAGE)]
+    with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
+        for name, blob in adapter_files(adapter_tensors(adapted), adapter_config(adapted)).items():
+            (fresh / name).write_bytes(blob)
+        (fresh / INITIAL).parent.mkdir()
+        (fresh / INITIAL).write_text(json.dumps(record))
+        (fresh / PAGE).write_text(_page(adapted, Path(folder)), encoding="utf-8")
+    return Path(folder)
+
+
+def _page(adapted: PeftModel, folder: Path) -> str:
+    modules = lora_modules(adapted)
+    ranks = [module.rank for module in modules.values()]
+    base = adapted.config._name_or_path or "BASE"
+    return _TEXT.format(
+        base=base,
+        folder=folder.as_posix(),
+        auto=type(adapted.get_base_model()).__name__,
+        modules=len(modules),
+        least=min(ranks),
+        most=max(ranks),
+        b=sum(module.b.numel() for module in modules.values()),
+        both=sum(module.a.numel() + module.b.numel() for module in modules.values()),
+    )
+
+
+_TEXT = """# An untrained LoRA adapter for {base}
+
+{modules} modules with ranks {least} to {most}, each with a scaling of its own, decided from samples of the task by
+[TLoRA](https://arxiv.org/abs/2604.18124). `B` is zero: the model computes what the base computes, until a trainer
+continues from here. `B` alone has {b:,} parameters, `A` and `B` have {both:,}.
+
+| trainer | `A` stays frozen |
+|---|---|
+| `tlora.load`, `tlora.train` | as it was attached |
+| PEFT, a loop of one's own | with `tlora.freeze_a(model)` |
+| TRL, `transformers.Trainer` | with `callbacks=[tlora.FreezeA()]` |
+| axolotl | with a plugin that returns `[tlora.FreezeA()]` from `add_callbacks_pre_trainer` |
+| LLaMA-Factory | no |
+
+Where `A` is trained too, it starts from the same directions and takes its share of the optimiser's memory.
+
+## PEFT
+
+```python
+from peft import PeftModel
+from transformers import {auto}
+import tlora
+
+base = {auto}.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "{folder}", is_trainable=True)
+tlora.freeze_a(model)  # leave it out to train A too
+```
+
+## TRL
+
+The model as above, and no `peft_config`:
+
+```python
+from trl import SFTTrainer
+
+trainer = SFTTrainer(model, train_dataset=rows, callbacks=[tlora.FreezeA()])
+```
+
+## LLaMA-Factory
+
+```yaml
+model_name_or_path: {base}
+adapter_name_or_path: {folder}
+stage: sft
+do_train: true
+finetuning_type: lora
+```
+
+Leave `create_new_adapter` out: with it, this adapter is merged and a random one is trained. `lora_rank`, `lora_alpha`
+and `lora_target` have no effect: ranks and scalings are those of the folder.
+
+## axolotl
+
+```yaml
+base_model: {base}
+adapter: lora
+lora_model_dir: {folder}
+```
+
+`lora_r`, `lora_alpha`, `lora_target_modules` and the patterns have no effect: those of the folder count.
+"""
