@@ -239,7 +239,8 @@ class Allocation(ModuleResult):
     def _ideal(self) -> list[float]:
         weights = self.knobs.rank_weights(list(self.scores.values()))
         price = math.fsum(w * cost for w, cost in zip(weights, self._costs(), strict=True))
-        return [self.budget_total * weight / price for weight in weights]
+        total = self.budget_total
+        return [total * weight / price for weight in weights]
 
     def _solved(self) -> Self:
         """The plan with ranks and scalings worked out from its scores, knobs and edits."""

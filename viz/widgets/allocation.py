@@ -500,7 +500,7 @@ def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]
     found: list[str | int] = []
     left = set(names)
     for roles in (sensitivity.projections, sensitivity.layers):
-        for role in dict.fromkeys(roles.values()):
+        for role in dict.fromkeys(roles[name] for name in roles if name in left):
             members = {name for name in sensitivity.names if roles[name] == role}
             if members <= set(names) and members & left:
                 found.append(role)  # type: ignore[arg-type]
@@ -511,7 +511,7 @@ def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]
 def ranks_in_words(ranks: Mapping[str, int], sensitivity: Sensitivity, source: str) -> str:
     """A dictionary of ranks as Python text; a projection that has one rank throughout becomes a comprehension."""
     left, parts = dict(ranks), []
-    for projection in dict.fromkeys(sensitivity.projections.values()):
+    for projection in dict.fromkeys(role for name, role in sensitivity.projections.items() if name in ranks):
         members = selected(sensitivity, None, projection)
         values = {ranks.get(name) for name in members}
         if len(members) > 1 and len(values) == 1 and None not in values:

@@ -109,7 +109,7 @@ class ModulePicture:
         if self.shares and self.kind is not None:
             everywhere = [n for n in self.names if self.projections[n] == self.projections[name]]
             known = len(next(iter(self.shares.values()))[name])
-            self.spectrum.update(self.kind, self.shares, name, everywhere, min(max(rank, 1), known))
+            self.spectrum.update(self.kind, self.shares, name, everywhere, min(rank, known))
         for what, line in self.lines.items():
             values = self.curves[what][self.names.index(name)]
             line.set_data(np.arange(1, len(values) + 1), values)
@@ -118,6 +118,5 @@ class ModulePicture:
             ranks, counts = np.unique([] if resampled is None else resampled, return_counts=True)
             place_boxes(self.bars, ranks - 0.4, ranks + 0.4, 0, counts / max(counts.sum(), 1))
             self.here.set_xdata([rank, rank])
-            low, high = (ranks[0], ranks[-1]) if len(ranks) else (0, 0)
-            self.note.set_text(f"{low:.0f} to {high:.0f}" if len(ranks) else "")
+            self.note.set_text(f"{ranks[0]:.0f} to {ranks[-1]:.0f}" if len(ranks) else "" if rank else "left out")
         return self.canvas.png(self._moving, self.spectrum.key if self.shares else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ipywidgets
@@ -297,7 +298,6 @@ class SpectrumPicture:
         self.sums.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         self.single.set(yscale="log", ylabel="share of each direction")
         self.headline = Headline(ax)
-        self._ink, self._paper = style.ink()["color"], self.single.get_facecolor()
         self.key: Hashable = None
 
     @property
@@ -305,8 +305,7 @@ class SpectrumPicture:
         """What `update` changes, the hindmost first."""
         lines = [line for pair in self.lines.values() for line in pair]
         marks = [*self.points.values(), *self.labels.values()]
-        legend = self.single.get_legend()
-        return [*self.others, *self.cursors, *lines, *([legend] if legend else []), *marks, *self.headline.artists]
+        return [*self.others, *self.cursors, *lines, *marks, *self.headline.artists]
 
     def update(
         self,
@@ -329,7 +328,7 @@ class SpectrumPicture:
         everywhere : sequence of str
             Modules to show in grey.
         rank : int
-            Where the cursor stands.
+            Where the cursor stands; at 0 there is none.
         """
         if kind != self.key:
             self._fit(shares)
@@ -346,8 +345,8 @@ class SpectrumPicture:
             together.set_data(steps, sums[what])
             single.set_data(steps, np.maximum(values, LOWEST / 10))
             single.set_marker("o" if len(values) == 1 else "")
-            self.points[what].set_data(([rank], [sums[what][rank - 1]]) if what in shares else ([], []))
-        self._write({what: sums[what][rank - 1] for what in shares}, rank)
+            self.points[what].set_data(([rank], [sums[what][rank - 1]]) if rank and what in shares else ([], []))
+        self._write({what: sums[what][rank - 1] for what in shares if rank}, rank)
 
     def _write(self, held: Mapping[str, float], rank: int) -> None:
         """The shares beside the cursor: the higher one above its point, the lower one below."""
@@ -355,15 +354,15 @@ class SpectrumPicture:
         close = len(held) == 2 and abs(held["energy"] - held["variance"]) < 0.1
         for what, label in self.labels.items():
             share = held.get(what, 0.0)
-            # The curve comes from below on the left and goes on above on the right.
-            up = share < 0.93 and (share == max(held.values()) if close else left)
+            # The curve comes from below on the left and goes on above on the right; the axis is below.
+            up = share < 0.15 or (share < 0.93 and (share == max(held.values()) if close else left))
             label.set_text(f"{percent(share)} {what}" if what in held else "")
             label.xy = (rank, share)
             label.set(ha="right" if left else "left", va="bottom" if up else "top")
             label.set_position((-6 if left else 6, 3 if up else -3))
 
     def _fit(self, shares: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> None:
-        """Axes that hold all modules of a kind, and a legend where there are two curves to tell apart."""
+        """Axes that hold all modules of a kind."""
         values = [array for of_module in shares.values() for array in of_module.values()]
         longest = max(map(len, values))
         lowest = min(float(np.min(array[array > LOWEST], initial=1)) for array in values)
@@ -372,9 +371,6 @@ class SpectrumPicture:
             panel.set_xlim(1 / 1.1, max(longest, 2) * 1.1)
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if longest <= 200 else (1, 3)))
         self.single.set_ylim(lowest / 1.5, min(1.2, 2 * highest))
-        handles = [self.lines[what][1] for what in self.lines if what in shares]
-        look: dict[str, Any] = {"frameon": True, "facecolor": self._paper, "edgecolor": "none", "framealpha": 1}
-        self.single.legend(handles=handles, loc="upper right", fontsize=8.5, labelcolor=self._ink, **look)
 
 
 def percent(share: float) -> str:
@@ -393,5 +389,11 @@ def _label(panel: Axes) -> None:
 
 def _curve(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points (n, 2) of a thinned curve."""
-    kept = np.unique(np.geomspace(1, len(values), POINTS).round().astype(int))
+    kept = _kept(len(values))
     return np.column_stack([kept, np.maximum(values[kept - 1], LOWEST / 10)])
+
+
+@lru_cache
+def _kept(count: int) -> NDArray[np.intp]:
+    """The directions of a thinned curve, from 1 on."""
+    return np.unique(np.geomspace(1, count, POINTS).round().astype(int))

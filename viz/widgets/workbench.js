@@ -19,7 +19,7 @@ function put(element, name, value) { // what is the same is not written again: t
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 
-const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + " %";
+const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\u00a0%";
 const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
 const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
 
@@ -38,7 +38,7 @@ function render({ model, el }) {
 
   // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
   const queue = [];
-  let busy = false, gestures = 0, version = 1, drawn = 0, resampled = 0, timer = null;
+  let busy = false, gestures = 0, version = 1, drawn = 0, resampled = 0, timer = null, wait = 0;
   function ask(call, args = {}, gesture = null) {
     if (gesture !== null && queue.at(-1)?.gesture === gesture) queue.pop();
     queue.push({ call, args, gesture });
@@ -54,12 +54,12 @@ function render({ model, el }) {
     if (page || !about.pictured) return;
     clearTimeout(timer);
     if (drawn < version) {
-      timer = setTimeout(() => { drawn = version; ask("look"); }, drag ? 150 : 0); // ranks first
+      timer = setTimeout(() => { drawn = version; ask("look"); }, wait); // ranks first
     } else if (resampled < version && !drag) {
       timer = setTimeout(() => { resampled = version; ask("resample"); }, 400);
     }
   }
-  const changed = () => { version++; idle(); };
+  const changed = (pause) => { version++; wait = pause; idle(); };
   function heard(content) {
     if ("answer" in content) { busy = false; next(); }
     if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
@@ -140,16 +140,17 @@ function render({ model, el }) {
     }
     paint();
   }
-  const MARKS = { // at the ceiling a line above, at the floor one below, a cross where there is no adapter
-    ceiling: (w) => `M3 3.5H${w - 3}`, floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`, "left out": (w, h) => `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`,
+  const MARKS = { // at the ceiling a line above, at the floor one below, a cross where there is no adapter, beside a number a small one
+    ceiling: (w) => `M3 3.5H${w - 3}`, floor: (w, h) => `M3 ${h - 3.5}H${w - 3}`,
+    "left out": (w, h, beside) => (beside ? `M${w - 6} 2l4 4m0-4l-4 4` : `M5 5L${w - 5} ${h - 5}M5 ${h - 5}L${w - 5} 5`),
   };
   function paint() {
     if (!cells.length) return;
     const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
     const dark = luminance(rgb(getComputedStyle(root).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
     const diverges = ["ratio", "change"].includes(t.kind), selected = new Set(model.get("selected"));
-    const scaled = (v) => (t.kind === "ratio" ? Math.log2(v / shown.rank) : t.kind === "percent" ? Math.sqrt(v) : v);
-    const most = Math.max(...known.map((v) => Math.abs(scaled(v))), t.kind === "ratio" ? 1 : 1e-9);
+    const middle = shown.middles[t.name], scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
+    const most = { ratio: 3, change: shown.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map(scaled), 1e-9)); // the same for all allocations
     cells.forEach((cell, k) => {
       const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;
       const fill = ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(s))));
@@ -158,7 +159,7 @@ function render({ model, el }) {
       if (cell.text.textContent !== written) cell.text.textContent = written;
       const ink = luminance(v === null ? (dark ? [58, 58, 58] : [220, 220, 220]) : fill) > 0.179 ? "#000" : "#fff"; // the higher contrast
       put(cell.text, "fill", ink);
-      put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h) ?? "");
+      put(cell.mark, "d", MARKS[reason]?.(cell.w, cell.h, written) ?? "");
       put(cell.mark, "stroke", ink);
       put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
       put(cell.g, "tabindex", k === focus ? 0 : -1);
@@ -172,8 +173,8 @@ function render({ model, el }) {
       bar.rect.setAttribute(bar.base ? "height" : "width", size);
       if (bar.base) bar.rect.setAttribute("y", bar.base - size);
     }
-    const ends = { ratio: [`rank ${number(shown.rank / 2 ** most)}`, `${shown.rank}`, number(shown.rank * 2 ** most)],
-      change: [`${MINUS}${number(most)}`, "0", `+${number(most)}`], percent: ["0", "", percent(most ** 2)], number: ["0", "", number(most)] }[t.kind];
+    const ends = { ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
+      change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`], percent: ["0", "", percent(most ** 2)], number: ["0", "", number(most)] }[t.kind];
     legend.replaceChildren();
     make("span", {}, legend, ends[0]);
     const ramp = [...(diverges ? [BLUE] : []), ground, diverges ? RED : GREEN].map((c) => `rgb(${c})`);
@@ -297,7 +298,7 @@ function render({ model, el }) {
     model.set("selected", [...modules.filter((k) => k !== last), last]);
     model.save_changes();
     paint();
-    changed();
+    changed(0);
   }
   function inform(k, x, y) {
     tip.replaceChildren();
@@ -393,9 +394,9 @@ function render({ model, el }) {
 
   // --- What the kernel says.
   model.on("msg:custom", heard);
-  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(); });
+  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(200); });
   model.on("change:tab", paint);
-  model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); changed(); });
+  model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); changed(0); });
   model.on("change:picture", draw);
   function draw() {
     const bytes = model.get("picture");

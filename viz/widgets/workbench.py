@@ -593,6 +593,7 @@ class Workbench(Shown):
             "scalings": [_short(allocation.scalings.get(name)) for name in self.names],
             "reasons": [reasons.get(name, "left out") for name in self.names],
             "rank": allocation.rank,
+            "middles": {"rank": allocation.rank, "scale": _short(allocation.alpha / allocation.rank)},
             "controls": controls_of(state, self.most),
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
             "costs": costs_beside(kept, allocation),
@@ -740,9 +741,9 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
     told = {} if len(scores) < 1 or len(workbench.sensitivity.per_sample) < 2 else _interval(workbench.sensitivity)
     shown.append(_tab("sensitivity", "Sensitivity", "share of all scores", "percent", values=scores["share"]) | told)
-    shown.append(_tab("rank", "Rank", "middle: the uniform rank", "ratio", of="ranks"))
+    shown.append(_tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"))
     shown.append(_tab("change", "B − A", "ranks more or fewer than in A", "change", of="change"))
-    shown.append(_tab("scale", "Scale", "factor of B A", "number", of="scalings"))
+    shown.append(_tab("scale", "Scale", "factor of B A; middle: alpha / rank", "ratio", of="scalings"))
     words = {
         ENERGY: ("Energy", "of the energy within the rank"),
         VARIANCE: ("Variance", "of the input variance within the rank"),
