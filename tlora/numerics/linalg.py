@@ -373,7 +373,12 @@ def overlap_by_rank(a: Float[Tensor, "r d"], b: Float[Tensor, "r d"]) -> Float[T
         Mean squared cosine of the principal angles: 1 for the same subspace, 0 for orthogonal ones; ``r / d``
         is expected of two random ones.
     """
-    squares = (orthonormal(a) @ orthonormal(b).T).square()
+    return nested_overlap(orthonormal(a), orthonormal(b))
+
+
+def nested_overlap(a: Float[Tensor, "r d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
+    """The same of rows that are orthonormal already."""
+    squares = (a @ b.T).square()
     ranks = torch.arange(1, len(squares) + 1, device=squares.device)
     return (squares.cumsum(0).cumsum(1).diagonal() / ranks).clamp(max=1)
 

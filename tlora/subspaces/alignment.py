@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from tlora.models.module_result import ModuleResult
 from tlora.models.targets import Target
 from tlora.models.weights import ALIKE, likeness
-from tlora.numerics.linalg import orthonormal, overlap_by_rank, principal_angles
+from tlora.numerics.linalg import nested_overlap, orthonormal, overlap_by_rank, principal_angles
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import check_type, positive_int
@@ -309,6 +310,34 @@ def align_layers(subspaces: Subspaces, projection: str, rank: int) -> LayerAlign
         overlap=overlap,
         meta=subspaces.meta,
     )
+
+
+def overlap_with_neighbours(subspaces: Subspaces) -> dict[str, Tensor]:
+    """Overlap of each module's subspace with that of its projection one layer before and one layer after.
+
+    Parameters
+    ----------
+    subspaces : Subspaces
+        From `task_subspaces`.
+
+    Returns
+    -------
+    dict of (r,) float64 tensor
+        Overlap of the first 1, 2, ... r directions, the mean of both neighbours where there are two; by full module
+        name, without modules that have none of their width.
+    """
+    check_type(subspaces, Subspaces, "task_subspaces(...)")
+    found: dict[str, list[Tensor]] = {}
+    for projection in dict.fromkeys(subspaces.projections.values()):
+        members = sorted((n for n, p in subspaces.projections.items() if p == projection), key=subspaces.layers.__getitem__)
+        for pair in pairwise(members):
+            if len({subspaces.targets[name].d_in for name in pair}) == 1:
+                rank = min(len(subspaces.bases[name]) for name in pair)
+                overlap = nested_overlap(*(subspaces.basis(name, rank).double() for name in pair))
+                for name in pair:
+                    found.setdefault(name, []).append(overlap)
+    common = {name: min(map(len, overlaps)) for name, overlaps in found.items()}
+    return {name: torch.stack([one[: common[name]] for one in found[name]]).mean(0) for name in found}
 
 
 def _check_comparable(a: Subspaces, b: Subspaces) -> None:

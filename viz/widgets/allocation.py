@@ -503,7 +503,7 @@ def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]
         for role in dict.fromkeys(roles[name] for name in roles if name in left):
             members = {name for name in sensitivity.names if roles[name] == role}
             if members <= set(names) and members & left:
-                found.append(role)  # type: ignore[arg-type]
+                found.append(role)
                 left -= members
     return found + [name for name in sensitivity.names if name in left]
 

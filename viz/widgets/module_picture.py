@@ -17,7 +17,7 @@ from viz.widgets.spectrum import SpectrumPicture, shares_of
 
 WIDTH = 3.4
 """Inches."""
-SHARES = {"captured": "gradient captured", "overlap": "overlap"}
+SHARES = {"captured": "gradient captured", "overlap": "overlap, other task", "neighbours": "overlap, next layers"}
 """Curves of the second panel, and what they are called."""
 
 
@@ -64,7 +64,7 @@ class ModulePicture:
         if not self.curves:
             return
         panel = self._panel(0.75)
-        for what, colour in zip(self.curves, style.colours(4)[2:], strict=False):
+        for what, colour in zip(self.curves, style.colours(5)[2:], strict=False):
             self.lines[what] = panel.plot([], [], color=colour, linewidth=1.8, label=SHARES[what])[0]
         self.cursor = panel.axvline(1, linewidth=1, linestyle="--", **style.ink(0.7))
         panel.set(xlim=(0, self.most + 1), ylim=(0, 1.02), xlabel="rank", ylabel="share")

@@ -149,7 +149,7 @@ function render({ model, el }) {
     const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
     const dark = luminance(rgb(getComputedStyle(root).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
     const diverges = ["ratio", "change"].includes(t.kind), selected = new Set(model.get("selected"));
-    const middle = shown.middles[t.name], scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
+    const middle = shown.middles[t.name] ?? 1, scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
     const most = { ratio: 3, change: shown.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map(scaled), 1e-9)); // the same for all allocations
     cells.forEach((cell, k) => {
       const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;

@@ -19,14 +19,15 @@ import traitlets
 from matplotlib.axes import Axes
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import size_text
+from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.allocation.stability import plan_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.estimate import ResourcePlan
 from tlora.recipes import RECIPES
 from tlora.results import RESULT, saved_files
-from tlora.subspaces.alignment import align
+from tlora.subspaces.alignment import align, overlap_with_neighbours
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.training.run import TrainingRun
@@ -58,7 +59,10 @@ from viz.widgets.spectrum import ENERGY, VARIANCE, shares_of
 FOLDER = Path(__file__).parent
 SCRIPT, LOOK, PAGE = ((FOLDER / f"workbench.{kind}").read_text("utf-8") for kind in ("js", "css", "html"))
 SESSION = "session.json"
-RESULTS: dict[str, Any] = {"subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun}
+RESULTS: dict[str, Any] = {
+    "subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun,
+    "estimate": ResourcePlan,
+}  # fmt: skip
 """Results beside the scores that a workbench can hold, by the name of the argument."""
 STEPS = 20
 """Steps of the temperature from 0 to 1."""
@@ -112,6 +116,8 @@ class Workbench(Shown):
         Of held-out samples. The kind of the subspaces is shown, or its first kind.
     other : Subspaces, optional
         Of another task, to show the overlap with it.
+    estimate : ResourcePlan, optional
+        Of this model, from `tlora.plan`: the peak memory of training stands among the costs of A and B.
     rank : int
         Nominal rank to begin with.
     **knobs
@@ -140,13 +146,14 @@ class Workbench(Shown):
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
         other: Subspaces | None = None,
+        estimate: ResourcePlan | None = None,
         rank: SupportsIndex = 8,
         **knobs: Any,
     ) -> None:
         self.calibration = calibration
         self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
         self.names = check_type(self.sensitivity, Sensitivity, "what tlora.calibrate returned").names
-        self.subspaces, self.run, self.capture, self.other = subspaces, run, capture, other
+        self.subspaces, self.run, self.capture, self.other, self.estimate = subspaces, run, capture, other, estimate
         self._check_parts()
         if capture is None and subspaces is not None and model is not None and task is not None:
             self.capture = measured_capture(model, task, subspaces)
@@ -410,6 +417,7 @@ class Workbench(Shown):
             curves = {
                 what: {n: v.cumsum() for n, v in shares[what].items()} for what in (ENERGY, VARIANCE) if what in shares
             }
+            curves["neighbours"] = overlap_with_neighbours(self.subspaces)
         if self.capture is not None:
             kind = self.subspaces.kind if self.subspaces is not None else ""
             curves["captured"] = captured_curves(self.capture, kind, self.most)
@@ -596,7 +604,7 @@ class Workbench(Shown):
             "middles": {"rank": allocation.rank, "scale": _short(allocation.alpha / allocation.rank)},
             "controls": controls_of(state, self.most),
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
-            "costs": costs_beside(kept, allocation),
+            "costs": costs_beside(kept, allocation, self.estimate),
             "moved": changes_in_words(allocation, kept),
             "code": code(self.sensitivity, state, SOURCE),
             "finding": finding(allocation),
@@ -704,17 +712,26 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
     }
 
 
-def costs_beside(a: Allocation, b: Allocation) -> list[list[str]]:
+def costs_beside(a: Allocation, b: Allocation, estimate: ResourcePlan | None = None) -> list[list[str]]:
     """Rows of a table: what A costs, what B costs, and B in percent of A."""
-    rows = []
-    for what, key, write in (
-        ("trainable parameters", "trainable_parameters", "{:,}".format),
-        ("adapter, float32", "adapter_bytes", size_text),
-        ("AdamW states, float32", "optimiser_bytes", size_text),
-    ):
-        mine, theirs = getattr(a, key), getattr(b, key)
-        rows.append([what, write(mine), write(theirs), style.percent(theirs / mine)])
-    return rows
+    costs: list[tuple[str, Callable[[Allocation], int], Callable[[int], str]]] = [
+        ("trainable parameters", lambda one: one.trainable_parameters, "{:,}".format),
+        ("adapter, float32", lambda one: one.adapter_bytes, size_text),
+        ("AdamW states, float32", lambda one: one.optimiser_bytes, size_text),
+    ]
+    if estimate is not None:
+        costs.append(("peak memory of training", lambda one: training_bytes(estimate, one), size_text))
+    pairs = [(what, cost(a), cost(b), write) for what, cost, write in costs]
+    return [[what, write(mine), write(theirs), style.percent(theirs / mine)] for what, mine, theirs, write in pairs]
+
+
+def training_bytes(estimate: ResourcePlan, allocation: Allocation) -> int:
+    """Peak memory of training ``B``, at most: that of the uniform adapter and what this one adds to it."""
+    uniform = footprint(estimate.shapes, dict.fromkeys(estimate.shapes, estimate.meta.recipe["rank"]), freeze_a=True)
+    ours = allocation.footprint()
+    gradients = BYTES * (ours.trainable_parameters - uniform.trainable_parameters)
+    more = ours.adapter_bytes - uniform.adapter_bytes + ours.optimiser_bytes - uniform.optimiser_bytes
+    return estimate.bytes["training B"] + more + gradients
 
 
 def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, np.ndarray]:
@@ -748,6 +765,7 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
         ENERGY: ("Energy", "of the energy within the rank"),
         VARIANCE: ("Variance", "of the input variance within the rank"),
         "captured": ("Gradient captured", "of the gradient captured at this rank"),
+        "neighbours": ("Neighbours", "overlap with the layers before and after at this rank"),
         "overlap": ("Overlap", "overlap with the other task at this rank"),
     }
     for what, curves in workbench._curves.items():

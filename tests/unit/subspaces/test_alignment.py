@@ -12,6 +12,7 @@ import tlora
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.targets import named, target
 from tlora.numerics.linalg import overlap_by_rank
+from tlora.subspaces.alignment import overlap_with_neighbours
 
 
 def orthonormal(rows, d, seed):
@@ -187,3 +188,14 @@ def test_layers_that_cannot_be_compared_are_refused(kinds):
     uneven = replace(uneven, targets=uneven.targets | {last: replace(uneven.targets[last], d_in=40)})
     with pytest.raises(ValueError, match=r"layers\.0\.q_proj reads 32 inputs and layers\.1\.q_proj 40"):
         tlora.align_layers(uneven, "q_proj", 2)
+
+
+def test_overlap_with_neighbours_is_the_mean_over_the_layers_beside(kinds):
+    """Three layers: those at the ends have one neighbour, the one between has two."""
+    made = random_subspaces(kinds, 4, 32, modules=3)
+    found = overlap_with_neighbours(made)
+    pairs = [[made.basis(made.names[i + side], 2).double().numpy().T for side in (0, 1)] for i in (0, 1)]
+    first, second = (np.mean(np.cos(scipy.linalg.subspace_angles(*pair)) ** 2) for pair in pairs)
+    assert [float(found[n][1]) for n in made.names] == pytest.approx([first, (first + second) / 2, second], abs=1e-6)
+    narrow = replace(made, targets=made.targets | {made.names[-1]: replace(made.targets[made.names[-1]], d_in=40)})
+    assert list(overlap_with_neighbours(narrow)) == made.names[:2]

@@ -204,6 +204,17 @@ def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
     assert it.widget.shown["costs"][2][1:] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
 
 
+def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
+    """As a new one at that rank says, and at most the gradients more, which may not all be there at the peak."""
+    work: dict[str, Any] = {"length": 4, "batch_size": 1}
+    estimates = {rank: tlora.plan(base().config, rank, **work) for rank in (2, 16)}
+    uniform = tlora.allocate(calibration().sensitivity, rank=16, temperature=0)
+    again = module.training_bytes(estimates[2], uniform)
+    assert 0 <= again / estimates[16].bytes["training B"] - 1 < 0.06
+    it = viz.Workbench(calibration(), estimate=estimates[2], rank=16, temperature=0)
+    assert it.widget.shown["costs"][3][:2] == ["peak memory of training", f"{again / 1e3:.3g} kB"]
+
+
 def test_shares_by_rank_are_those_of_the_results() -> None:
     it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
     tabs = {tab["name"]: tab for tab in it.widget.about["tabs"]}
