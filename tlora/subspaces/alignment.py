@@ -329,7 +329,7 @@ def overlap_with_neighbours(subspaces: Subspaces) -> dict[str, Tensor]:
     check_type(subspaces, Subspaces, "task_subspaces(...)")
     found: dict[str, list[Tensor]] = {}
     for projection in dict.fromkeys(subspaces.projections.values()):
-        members = sorted((n for n, p in subspaces.projections.items() if p == projection), key=subspaces.layers.__getitem__)
+        members = [name for name, role in subspaces.projections.items() if role == projection]
         for pair in pairwise(members):
             if len({subspaces.targets[name].d_in for name in pair}) == 1:
                 rank = min(len(subspaces.bases[name]) for name in pair)
