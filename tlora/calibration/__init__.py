@@ -1,5 +1,6 @@
 """Stages 1 and 2: what the task's samples excite in each module, and how sensitive the loss is to it.
 
-In the order of the data: calibrate (`calibrate`), batches, forward_backward (one pass over the model), accumulators,
-checkpoint (resume an interrupted calibration), calibration (the result), covariance, sensitivity, gradient, spectrum.
+In the order of the data: calibrate (`calibrate`), packing (rows that hold several samples), batches, forward_backward
+(one pass over the model), accumulators, checkpoint (resume an interrupted calibration), calibration (the result),
+covariance, sensitivity, gradient, spectrum.
 """

@@ -256,7 +256,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     ValueError
         If a part is missing or the parts do not fit together or the model.
     """
-    tensors = _tensors(batch, model, where)
+    tensors = as_tensors(batch, model, where)
     _check_parts(tensors, where)
     _check_predicts(tensors["labels"], model, where)
     tensors["input_ids"] = _whole(tensors["input_ids"], "input_ids", where)
@@ -278,7 +278,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     return Batch(tensors, real, labelled, has_decoder, fingerprints)
 
 
-def _tensors(batch: Mapping[str, Any], model: Any, where: str) -> dict[str, Tensor]:
+def as_tensors(batch: Mapping[str, Any], model: Any, where: str) -> dict[str, Tensor]:
     """What the model reads, as tensors: columns that a dataset does not format come as lists."""
     if not isinstance(batch, Mapping):
         raise TypeError(

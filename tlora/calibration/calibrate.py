@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, weight
 from tlora.results import Meta
 from tlora.utils.distributed import Processes
-from tlora.utils.validation import as_names
+from tlora.utils.validation import as_names, positive_int
 
 
 def calibrate(
     model: Any,
     batches: Iterable[Mapping[str, Any]],
     *,
+    samples: int | None = None,
     tokens: Tokens = "all",
     gradient: bool = False,
     target_modules: str | Iterable[str] | None = None,
@@ -53,7 +55,12 @@ def calibrate(
     batches : iterable of dict
         Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
         where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
-        same, and a model that reads padding, or other samples, is refused.
+        same, and a model that reads padding, or other samples, is refused. ``trainer.get_train_dataloader()`` of a
+        Trainer will do. Packed rows are taken apart: ``position_ids`` (B, T) that start again, ``seq_lens`` (tokens of
+        each sample, by row) or ``cu_seqlens`` (where each starts among all B * T tokens) stand for the mask, and each
+        sample counts as if it were alone; one without a label that counts is left out.
+    samples : int, optional
+        Stop after so many, as a loader that streams needs; all by default.
     tokens : {"all", "labels"}
         Which real tokens enter the covariance: all, or those with a label.
     gradient : bool
@@ -92,7 +99,8 @@ def calibrate(
         through, or can be gone through once alone and a checkpoint holds some of them; if a weight is packed so that it
         cannot be unpacked.
     ValueError
-        If there are no batches; the model carries an adapter; a batch lacks mask or labels or a sample of it has no
+        If there are no batches, or a loader that does not know how many and may never end is given without
+        ``samples``; the model carries an adapter; a batch lacks mask or labels or a sample of it has no
         label; a weight or an activation is not finite; no target module is found; the checkpoint is of another model,
         of other options or holds samples that are not among these. The message names the value and the module.
     RuntimeError
@@ -107,8 +115,9 @@ def calibrate(
     batch that is padded, or has several, is run alone to see that it is so. That of a float16 model is scaled by
     1024 on its way back, so that small gradients do not underflow.
 
-    Under ``torchrun`` or ``accelerate launch`` each process gives the same batches, runs its part of them, and
-    returns the result of all; let one of them save it.
+    Under ``torchrun`` or ``accelerate launch`` each process gives the same batches (a Trainer's loader gives each its
+    own: calibrate before, in one process), runs its part of them, and returns the result of all; let one of them save
+    it.
 
     References
     ----------
@@ -116,6 +125,7 @@ def calibrate(
     """
     options = Options(tokens, gradient, covariance, sketch_size, products)
     check_batches(batches)
+    _check_ends(batches, samples)
     _check_model(model)
     processes = Processes.of_this_run()
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
@@ -136,8 +146,8 @@ def calibrate(
     share = Share(processes, statistics.fingerprints)
     if saves is not None and statistics.samples:
         _check_can_be_read_twice(batches)
-        share.check(prepared(model, batches, "", False), saves.folder)
-    todo = share.left(prepared(model, batches, "calibrating", progress and processes.rank == 0))
+        share.check(prepared(model, batches, "", False, samples), saves.folder)
+    todo = share.left(prepared(model, batches, "calibrating", progress and processes.rank == 0, samples))
 
     def so_far() -> Calibration:
         return _result(statistics, fingerprints, meta)
@@ -147,6 +157,17 @@ def calibrate(
         saves.save(so_far())
     statistics.add_up(processes)
     return in_order(so_far(), share.order)
+
+
+def _check_ends(batches: Iterable[Any], samples: int | None) -> None:
+    """Refuse a loader of a stream, unless it is said after how many samples to stop."""
+    if samples is not None:
+        positive_int(samples, "samples")
+    elif hasattr(batches, "__len__") and length_hint(batches, -1) < 0:
+        raise ValueError(
+            f"batches is a {type(batches).__name__} that does not know its length, and may never end: say after how "
+            "many samples to stop, samples=32"
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tlora.calibration.batches import Batch, prepare
+from tlora.calibration.packing import unpacked
 from tlora.models.forward import input_device, own_loss, sample_losses
 from tlora.models.hooks import Recorder, recording, seeing
 from tlora.models.targets import Target
@@ -39,8 +41,10 @@ class Observer(Protocol):
         """The gradients at all outputs of one module are known; see `Recorder`."""
 
 
-def prepared(model: Any, batches: Iterable[Any], doing: str, progress: bool) -> Iterator[Batch]:
-    """The batches, checked, on the CPU.
+def prepared(
+    model: Any, batches: Iterable[Any], doing: str, progress: bool, samples: int | None = None
+) -> Iterator[Batch]:
+    """The batches, checked, on the CPU; packed rows as the samples that are in them.
 
     Parameters
     ----------
@@ -52,6 +56,8 @@ def prepared(model: Any, batches: Iterable[Any], doing: str, progress: bool) -> 
         What the progress bar says.
     progress : bool
         Show it.
+    samples : int, optional
+        Stop after so many samples, without asking for another batch.
 
     Yields
     ------
@@ -64,8 +70,14 @@ def prepared(model: Any, batches: Iterable[Any], doing: str, progress: bool) -> 
     ValueError
         If a batch does not fit the model.
     """
+    left = math.inf if samples is None else samples
     for number, raw in enumerate(tqdm(batches, desc=doing, unit="batch", disable=not progress)):
-        yield prepare(raw, model, f"batch {number}")
+        for part in unpacked(raw, model, f"batch {number}"):
+            batch = prepare(part, model, f"batch {number}")
+            yield batch if len(batch) <= left else batch.only(list(range(int(left))))
+            left -= len(batch)
+            if left <= 0:
+                return
 
 
 def check_batches(batches: Any) -> None:

@@ -1,5 +1,6 @@
 """Covariance and sensitivity against their definition, written out sample by sample with autograd."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import tlora
@@ -694,3 +696,37 @@ def test_a_model_whose_pass_gives_something_else_is_named(name: str, words: str)
     labels = {} if "Pre" in name else {"labels": torch.tensor([0, 1, 1])}
     with pytest.raises((TypeError, RuntimeError), match=words):
         tlora.calibrate(model, [tiny_batch("llama") | labels], progress=False)
+
+
+def endless(asked: list[int]) -> Any:
+    for seed in itertools.count():
+        asked.append(seed)
+        yield tiny_batch("llama", seed=seed)
+
+
+def test_samples_end_a_stream_without_asking_for_more() -> None:
+    model, asked = tiny_model("llama"), []
+    found = calibrate(model, endless(asked), samples=7)
+    assert asked == [0, 1, 2]
+    expected = calibrate(model, [*batches(model, 2), {k: v[:1] for k, v in tiny_batch(model, seed=2).items()}])
+    assert_close(found, expected)
+    assert_close(calibrate(model, endless([]), samples=6), calibrate(model, batches(model, 2)))
+    assert calibrate(model, batches(model, 2), samples=100).meta.samples == 6
+    with pytest.raises(ValueError, match="samples"):
+        calibrate(model, endless([]), samples=0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return endless([])
+
+
+def test_a_loader_that_may_never_end_needs_samples() -> None:
+    model, loader = tiny_model("llama"), DataLoader(Stream(), batch_size=None)
+    with pytest.raises(
+        ValueError, match=r"a DataLoader that does not know its length, and may never end: .*samples=32"
+    ):
+        calibrate(model, loader)
+    assert calibrate(model, loader, samples=4).meta.samples == 4
+    with pytest.raises(ValueError, match="no batches to run"):
+        calibrate(model, DataLoader([{"input_ids": 1}], batch_size=2, drop_last=True))

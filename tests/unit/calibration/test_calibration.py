@@ -123,13 +123,12 @@ def test_without_other_inputs_a_sample_is_known_as_ever(family):
 
 
 def test_corrected_positions_are_no_samples_that_are_done(tmp_path):
-    """As where several texts are packed into one row, and each begins at zero."""
     model = tiny_model("llama")
     batch = tiny_batch(model)
-    packed = batch | {"position_ids": torch.arange(9).expand(3, -1) % 4}
+    stretched = batch | {"position_ids": torch.arange(9).expand(3, -1) * 2}
     calibrate(model, [batch], checkpoint=tmp_path)
     with pytest.raises(ValueError, match="holds 3 samples that are not among these"):
-        calibrate(model, [packed], checkpoint=tmp_path)
-    one, other = calibrate(model, [batch]), calibrate(model, [packed])
+        calibrate(model, [stretched], checkpoint=tmp_path)
+    one, other = calibrate(model, [batch]), calibrate(model, [stretched])
     assert not one.sensitivity.per_sample.equal(other.sensitivity.per_sample)
     assert one.merge(other).meta.samples == 6
