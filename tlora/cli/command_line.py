@@ -50,12 +50,13 @@ def _options(group: type) -> list[inspect.Parameter]:
 def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
     """The line to type for a command of `flat` with these values, quoted for a shell.
 
-    What is as by default is left out, and so is --quiet; names that the command does not have are passed over.
+    What is as by default is left out, and so are --quiet and --config, whose options are written out; names that the
+    command does not have are passed over.
     """
     words = ["tlora", command.__name__]
     for name, given in inspect.signature(command).parameters.items():
         value = values.get(name)
-        if value is None or value == given.default or name == "quiet":
+        if value is None or value == given.default or name in ("quiet", "config"):
             continue
         flag = _flag(name, given.annotation)
         if isinstance(value, list | tuple):

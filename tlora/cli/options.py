@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,28 @@ DRAWN = {"train": 300, "validation": 50, "test": 64}
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
     """An option, under the heading ``panel`` of a command's help; by default it goes by the name of what it sets."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Take options that are not on the command line from a file."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no options: write one a line, such as learning_rate: 1e-3")
+    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    known = [parameter.name for parameter in ctx.command.params if parameter.name not in (None, "config")]
+    for name in named.keys() - set(known):
+        close = difflib.get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(map(str, known))}"
+        raise ValueError(f"{path} has the option {name!r}, which tlora {ctx.command.name} does not have: {hint}")
+    ctx.default_map = {name: value for name, value in named.items() if value is not None}
+    return path
 
 
 Model = Annotated[
@@ -74,6 +97,17 @@ Checkpoint = Annotated[
     Path | None,
     option(
         "Calibration", "Folder to save what is done in every five minutes, and to go on from where it holds something."
+    ),
+]
+Config = Annotated[
+    Path | None,
+    option(
+        "Output",
+        "YAML file with options by their names (learning_rate: 1e-3); those on the line count more. A run writes the "
+        "one that repeats it, OUTPUT/tlora/run.yaml.",
+        "--config",
+        is_eager=True,
+        callback=read_config,
     ),
 ]
 Quiet = Annotated[bool, option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
@@ -232,6 +266,15 @@ class Training:
     epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
     max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
     batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 4
+    gradient_accumulation: Annotated[int, option("Training", "Batches of this size in an optimiser step.", min=1)] = 1
+    gradient_checkpointing: Annotated[
+        bool,
+        option("Training", "Compute activations again in the backward pass: less memory, more time."),
+    ] = False
+    report_to: Annotated[
+        str,
+        option("Training", "Where losses are logged: none, all, or as transformers names it: tensorboard, wandb, ..."),
+    ] = "none"
     eval_limit: Annotated[
         int | None,
         option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),

@@ -14,6 +14,7 @@ from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import evaluate, merge
 from tlora.cli.options import (
     Checkpoint,
+    Config,
     Data,
     Looking,
     Model,
@@ -51,6 +52,8 @@ RUNNING = """Examples:
 `tlora run --model smollm2-135m --task chain_sum --no-init --no-ranks --no-scales --output lora` (plain LoRA)
 
 `tlora run --model minilm --task rotten_tomatoes --recipe recommended --output reviews`
+
+`tlora run --config reviews/tlora/run.yaml --seed 1 --output reviews-1`
 """
 
 
@@ -67,6 +70,7 @@ def run(
     training: Training,
     recipe: Recipe = "paper",
     save_calibration: SaveCalibration = False,
+    config: Config = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -95,6 +99,7 @@ def run(
         trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report)
         trained = steps.marked(trained, **made)
         steps.save_run(trained, found.saved(save_calibration), output)
+        steps.save_options(ctx, output)
     if save_calibration and not trained.interrupted:
         (work / "calibration").rename(output / "tlora" / "calibration")
     _conclude(trained, found.results, output, line, ctx.params, report)

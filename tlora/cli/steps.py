@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from tlora.adapters.attach import attach
 from tlora.adapters.files import (
@@ -39,14 +40,15 @@ from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task
-from tlora.training.arguments import check_card, check_numbers
+from tlora.training.arguments import check_card, check_numbers, check_report
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
-from tlora.utils.files import check_folder, replace_files
+from tlora.utils.files import check_folder, replace_file, replace_files
 
 R = TypeVar("R", bound=Result)
 
 CHECKPOINTS = "checkpoints"
+OPTIONS = RUN.parent / "run.yaml"
 
 
 def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
@@ -93,6 +95,7 @@ def check_run(
 ) -> None:
     """Refuse, before anything is computed, what could not be trained or saved; ``left`` is of an earlier run."""
     check_numbers(training.learning_rate, training.epochs, training.batch_size, training.eval_limit)
+    check_report(training.report_to)
     check_card(checked_device(placement.device, {}))
     check_start(start, placement, output, overwrite)
     for found in left:
@@ -242,7 +245,7 @@ def train_adapter(
 ) -> TrainingRun:
     """Attach the plan and train it; checkpoints go beside the output until that is whole."""
     adapted = attached(model, found, start, seed)
-    steps: dict[str, Any] = {} if training.max_steps is None else {"max_steps": training.max_steps}
+    more: dict[str, Any] = {} if training.max_steps is None else {"max_steps": training.max_steps}
     with report.step("training, with the metrics before and after"):
         run = train(
             adapted,
@@ -255,7 +258,10 @@ def train_adapter(
             resume=resume,
             evaluation_limit=training.eval_limit,
             progress=report.progress,
-            **steps,
+            gradient_accumulation_steps=training.gradient_accumulation,
+            gradient_checkpointing=training.gradient_checkpointing,
+            report_to=training.report_to,
+            **more,
         )
     limit, held_out = training.eval_limit, len(getattr(task, run.evaluated_on, ()))
     evaluated = held_out if limit is None else min(limit, held_out)
@@ -269,6 +275,15 @@ def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> N
         run.save(fresh)
         for name, result in results.items():
             result.save(fresh / RUN.parent / name)
+
+
+def save_options(ctx: Any, output: Path) -> None:
+    """Write the file that repeats a run: all of its options, so that other defaults change nothing."""
+    names = [option.name for option in ctx.command.params if option.name not in ("config", "quiet", "overwrite")]
+    values = {name: ctx.params[name] for name in names if ctx.params.get(name) is not None}
+    kept = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    with replace_file(output / OPTIONS) as fresh:
+        fresh.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 @contextlib.contextmanager

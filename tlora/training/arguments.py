@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from tlora.utils.distributed import on_cpu
 from tlora.utils.validation import positive, positive_int
@@ -79,6 +80,21 @@ def check_card(device: torch.device | None) -> None:
         )
 
 
+def check_report(report_to: Any) -> None:
+    """Refuse, before anything is computed, to log where there is nothing installed that does.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown or not installed.
+    """
+    installed = get_available_reporting_integrations()
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name not in ("none", "all", *installed):
+            there = ", ".join(["none", *installed])
+            raise ValueError(f"report_to={name!r} is unknown, or not installed: install it, or choose {there}")
+
+
 def training_arguments(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool, model: PeftModel
 ) -> TrainingArguments:
@@ -106,6 +122,7 @@ def training_arguments(
     if not getattr(model, "hf_device_map", None):  # else it stays where it is
         check_card(model.device)
     _check_names(theirs)
+    check_report(theirs.get("report_to"))
     _check_possible(theirs, validates, saves)
     chosen = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",

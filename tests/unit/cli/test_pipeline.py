@@ -62,6 +62,48 @@ def test_init_writes_what_other_trainers_continue_from() -> None:
     assert "leave out --rows variance" in invoke("init llama --data pairs.jsonl --no-init --rows variance -o no").stderr
 
 
+def test_a_run_writes_the_file_that_repeats_it() -> None:
+    training = "--gradient-accumulation 2 --gradient-checkpointing --lr 1e-2"
+    done(f"{RUN} {QUICK} {training} --no-scales --recipe recommended --output one")
+    done("run --config one/tlora/run.yaml --output two")
+    one, two = (Path(folder, "tlora", "run.yaml").read_text() for folder in ("one", "two"))
+    assert two == one.replace("output: one", "output: two")
+    assert all(tensor.equal(adapter_of("two")[name]) for name, tensor in adapter_of("one").items())
+    recipe = tlora.TrainingRun.load("two").meta.recipe
+    assert (recipe["gradient_accumulation_steps"], recipe["gradient_checkpointing"]) == (2, True)
+    assert set(tlora.Allocation.load("two/tlora/allocation").to_frame()["alpha"]) == {2}
+
+
+def test_options_of_a_file_give_way_to_the_line_and_stand_above_the_recipe() -> None:
+    Path("run.yaml").write_text(
+        "model: llama\ntask: pairs.jsonl\nsamples: 6\nrank: 2\nlearning-rate: 1e-2\nrows: orthonormal\n"
+        "recipe: recommended\nmax_steps: 1\neval_limit: 0\nmax_length:\n"
+    )
+    told = done("run --config run.yaml --rank 3 --output out").stdout
+    assert "again     tlora run --model llama --task pairs.jsonl --output out --samples 6 --rank 3" in told
+    recipe = tlora.TrainingRun.load("out").meta.recipe
+    assert (recipe["learning_rate"], recipe["attach"]["rows"]) == (0.01, "orthonormal")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnig_rate: 1", "the option 'learnig_rate', which tlora run does not have: did you mean learning_rate?"),
+        ("config: other.yaml", "the option 'config', which tlora run does not have"),
+        ("rank: [2", "run.yaml is no YAML file"),
+        ("rank", "run.yaml holds no options"),
+        ("rank: much", "Invalid value for '--rank'"),
+        ("report_to: nowhere", "report_to='nowhere' is unknown, or not installed"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_told(text: str, message: str) -> None:
+    Path("run.yaml").write_text(text)
+    told = invoke(f"run {DATA} --config run.yaml --output out")
+    assert told.exit_code == 2
+    assert message in told.stderr
+    assert not Path("out").exists()
+
+
 def test_each_command_names_the_next_until_a_model_that_needs_none_of_us():
     line = f"calibrate {DATA} --samples 6 --output calib"
     seen = []
