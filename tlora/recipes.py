@@ -106,12 +106,15 @@ def _check(function: str, given: Arguments) -> None:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("paper"),
+        Recipe("tlora-paper"),
         # The inputs' variance along a row is that along a random LoRA row: one learning rate then suits both.
-        Recipe("recommended", attach={"rows": "variance"}),
+        Recipe("tlora", attach={"rows": "variance"}),
         # A is trained from the same start: LoRA's parameters, for those who have the memory.
-        Recipe("trained", attach={"rows": "variance", "freeze_a": False}),
+        Recipe("tlora-trained", attach={"rows": "variance", "freeze_a": False}),
     )
 }
-"""Recipes by name: ``paper``, the functions' own defaults; ``recommended``, what the comparisons support with ``A``
-frozen; and ``trained``, the same start with ``A`` trained as well."""
+"""Recipes by name: ``tlora-paper``, the functions' own defaults; ``tlora``, what the comparisons support with ``A``
+frozen; and ``tlora-trained``, the same start with ``A`` trained as well."""
+
+DEFAULT_RECIPE = "tlora"
+"""The recipe of ``tlora run``, the README and the quickstart."""

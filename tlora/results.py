@@ -42,8 +42,9 @@ def _from_4(head: Head) -> Head:
     """What each module is, which format 4 has in dictionaries side by side, and of some results not all of it.
 
     A size that it does not have is 0. The stack of an encoder-decoder model is in the projection, and whether a module
-    belongs to attention can be read off its name.
+    belongs to attention can be read off its name. Some results and arguments had other names.
     """
+    head = _renamed_from_4(head)
     values = dict(head["values"])
     if head["result"] == "LayerAlignment":
         names = values.pop("modules")
@@ -58,6 +59,24 @@ def _from_4(head: Head) -> Head:
         for name, projection in projections.items()
     ]
     return head | {"values": values}
+
+
+def _renamed_from_4(head: Head) -> Head:
+    names = {"knobs": "options", "plan": "allocation"}
+    values = {names.get(key, key): _options_from_4(value) for key, value in head["values"].items()}
+    kind = {"PlanStability": "AllocationStability", "ResourcePlan": "ResourceEstimate"}.get(
+        head["result"], head["result"]
+    )
+    return head | {"result": kind, "values": values, "meta": _options_from_4(head["meta"])}
+
+
+def _options_from_4(value: Any) -> Any:
+    """With the new names of the arguments of `tlora.allocate`, wherever they are inside."""
+    if not isinstance(value, dict):
+        return value
+    names = {"ranks": "adapt_ranks", "scales": "adapt_scales", "exclude": "exclude_modules"}
+    names = names if "projection_shares" in value else {}
+    return {names.get(key, key): _options_from_4(inside) for key, inside in value.items()}
 
 
 def _target_from_4(name: str, layer: int, projection: str, d_out: int, d_in: int) -> dict[str, Any]:

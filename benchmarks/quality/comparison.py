@@ -80,8 +80,8 @@ PEERS: Ranks = {method: (8,) for method in METHODS if method not in COMMON}
 STARTS: dict[str, dict[str, Any]] = {
     "lora": {"task_subspaces": None, "attach": {"freeze_a": False}},
     "random and frozen": {"task_subspaces": None},
-    "tlora-paper": {"attach": RECIPES["paper"].attach},
-    "tlora": {"attach": RECIPES["recommended"].attach},
+    "tlora-paper": {"attach": RECIPES["tlora-paper"].attach},
+    "tlora": {"attach": RECIPES["tlora"].attach},
 }
 PARTS = {"ranks and scales": (True, True), "ranks": (True, False), "scales": (False, True), "neither": (False, False)}
 COMPLETE = {"lora": "neither", "tlora-paper": "ranks and scales", "tlora": "ranks and scales"}
@@ -93,7 +93,7 @@ def ablated(start: str, parts: str) -> str:
 
 
 ABLATIONS = {
-    name: Recipe(name, allocate={"ranks": ranks, "scales": scales}, **arguments)
+    name: Recipe(name, allocate={"adapt_ranks": ranks, "adapt_scales": scales}, **arguments)
     for start, arguments in STARTS.items()
     for parts, (ranks, scales) in PARTS.items()
     if (name := ablated(start, parts)) not in METHODS
@@ -104,7 +104,7 @@ KINDS = {
         name,
         calibrate={"gradient": True} if kind == "g" else {},
         task_subspaces={"kind": kind},
-        attach=RECIPES["recommended"].attach,
+        attach=RECIPES["tlora"].attach,
     )
     for kind in ("g", "c", "w", "wc_half", "random")
     for name in [f"tlora of kind {kind}"]

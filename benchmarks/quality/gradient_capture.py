@@ -1,4 +1,4 @@
-"""How much of the true gradient a frozen A can follow, on a real model and task, and how stable the plan is.
+"""How much of the true gradient a frozen A can follow, on a real model and task, and how stable the allocation is.
 
 Five questions, each answered with a table and, with ``--output``, a picture:
 
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", default="family_relationships")
     parser.add_argument("--other", default="chain_sum", help="the task to compare with")
     parser.add_argument("--samples", type=int, default=32, help="to calibrate on, and as many held out")
-    parser.add_argument("--stability", type=int, default=128, help="samples for the plan's stability; 0 leaves it out")
+    parser.add_argument("--stability", type=int, default=128, help="samples for the stability; 0 leaves it out")
     parser.add_argument("--steps", type=int, default=60, help="of four samples, of LoRA's training; 0 leaves it out")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="of LoRA")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 32])
@@ -115,13 +115,13 @@ def stability(model: Any, task: tlora.Task, options: Any) -> None:
         sensitivity = tlora.calibrate(model, task.calibration(options.stability)).sensitivity
     below = [count for count in COUNTS if count < options.stability]
     show("Ranking of the modules by fewer samples", tlora.ranking_stability(sensitivity, below).to_frame())
-    plan = tlora.allocate(sensitivity, rank=options.ranks[0])
+    allocation = tlora.allocate(sensitivity, rank=options.ranks[0])
     rows = []
     for count in COUNTS:
-        moved = tlora.plan_stability(sensitivity, plan, samples=count).moved
+        moved = tlora.allocation_stability(sensitivity, allocation, samples=count).moved
         ends = dict(zip(("low", "high"), moved.quantile(moved.new_tensor([0.025, 0.975])).tolist(), strict=True))
         rows.append({"samples": count, "moved": float(moved.mean()), **ends})
-    title = f"Part of the ranks (rank {options.ranks[0]}) that a plan from fewer samples puts elsewhere"
+    title = f"Part of the ranks (rank {options.ranks[0]}) that an allocation from fewer samples puts elsewhere"
     show(title, pd.DataFrame(rows))
 
 
@@ -131,7 +131,7 @@ def trained(
     """Question 5; the model is another one afterwards."""
     rank = options.ranks[0]
     with timed(f"{options.steps} steps of LoRA of rank {rank}"):
-        uniform = tlora.allocate(scores, rank=rank, ranks=False, scales=False)
+        uniform = tlora.allocate(scores, rank=rank, adapt_ranks=False, adapt_scales=False)
         lora = tlora.attach(model, None, uniform, freeze_a=False)
         start = {name: torch.linalg.qr(a.T).Q.T for name, (a, _) in plain_lora(lora).factors.items()}
         rate = options.learning_rate

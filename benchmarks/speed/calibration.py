@@ -6,7 +6,7 @@
     python -m benchmarks.speed.calibration subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
     python -m benchmarks.speed.calibration processes   # two processes beside one, and whether they find the same
     python -m benchmarks.speed.calibration peers    # PEFT's data-driven starts beside ours: seconds and peak memory
-    python -m benchmarks.speed.calibration slopes   # cost against samples, tokens, width and rank, beside `tlora plan`
+    python -m benchmarks.speed.calibration slopes   # cost against samples, tokens, width and rank, and `tlora estimate`
 
 Medians are given with the smallest and the largest of the repeats. Time is processor time, which is less disturbed by
 what else runs on the machine than the clock is; on a card it is the clock, after all kernels. Two to ten minutes each

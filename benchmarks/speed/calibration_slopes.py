@@ -1,4 +1,4 @@
-"""Cost against samples, tokens, width and rank, as slopes on logarithmic axes, beside what `tlora plan` counts on."""
+"""Cost against samples, tokens, width and rank, as slopes on logarithmic axes, and `tlora estimate`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _measured(point: Point, device: str, repeats: int) -> dict[str, float]:
         start = now(device)
         calibration = tlora.calibrate(model, batches, progress=False)
         between = now(device)
-        tlora.task_subspaces(model, calibration, max_rank=4 * point.rank, progress=False)  # as plans count on
+        tlora.task_subspaces(model, calibration, max_rank=4 * point.rank, progress=False)  # as allocations count on
         if turn:
             rounds[CALIBRATION].append(between - start)
             rounds[SUBSPACES].append(now(device) - between)
@@ -118,10 +118,10 @@ def _measured(point: Point, device: str, repeats: int) -> dict[str, float]:
 
 
 def _planned(point: Point, speed: float) -> dict[str, float]:
-    plan = tlora.plan(
+    estimated = tlora.estimate(
         llama(point.width), point.rank, samples=point.samples, length=point.tokens, batch_size=1, speed=speed
     ).to_frame()
-    return dict(zip(plan.stage, plan.seconds, strict=True))
+    return dict(zip(estimated.stage, estimated.seconds, strict=True))
 
 
 def _draw(curves: list[Curve], output: str) -> None:

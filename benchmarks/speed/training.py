@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan(arguments: argparse.Namespace) -> tuple[Any, tlora.Calibration, tlora.Allocation]:
+def prepared(arguments: argparse.Namespace) -> tuple[Any, tlora.Calibration, tlora.Allocation]:
     """The base, and ranks by the sensitivity to a few samples."""
     model, tokenizer = tlora.load_model(arguments.model)
     task = tlora.load_task(arguments.task, tokenizer, train=8, validation=1, test=1)
@@ -77,7 +77,7 @@ class Stepper:
 
 
 def _print_time(arguments: argparse.Namespace) -> None:
-    base, _, allocation = plan(arguments)
+    base, _, allocation = prepared(arguments)
     both = [Stepper(copy.deepcopy(base), allocation, freeze_a, arguments) for freeze_a in (True, False)]
     for stepper in both:
         stepper.step()
@@ -99,7 +99,7 @@ def _seconds(stepper: Stepper) -> float:
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
     """The peak of this process while one of the two is trained, and what the account says A costs when it is."""
-    base, calibration, allocation = plan(arguments)
+    base, calibration, allocation = prepared(arguments)
     frozen, trained = (allocation.footprint(freeze_a=freeze_a).optimiser_bytes for freeze_a in (True, False))
     # Gradients are not counted: they take the place of activations, which are gone at that time.
     account = trained - frozen + _saved_inputs(calibration, arguments)

@@ -33,7 +33,7 @@ from tlora.subspaces.subspaces import Subspaces
 
 RANK = 64
 LIMIT = 0.1
-CHANGE = "change since the kept plan"
+CHANGE = "change since the kept allocation"
 
 
 def spectrum(modules: Sensitivity, generator: np.random.Generator) -> Spectrum:

@@ -63,7 +63,7 @@ def explore(lab: Lab) -> None:
     lab.run(use)
     assert lab.printed(use) != used
     assert "rank=9" in lab.printed(use)
-    assert "exclude=" in lab.printed(use)
+    assert "exclude_modules=" in lab.printed(use)
 
 
 def test_the_monitor_stops_training(long_lab: Lab) -> None:

@@ -113,8 +113,8 @@ def _start_over(request: pytest.FixtureRequest) -> Iterator[None]:
         it.module(0).click()
 
 
-def expected(**knobs: Any) -> list[int]:
-    return list(tlora.allocate(llama_sensitivity(16), **({"rank": 8, "max_rank": 64} | knobs)).ranks.values())
+def expected(**options: Any) -> list[int]:
+    return list(tlora.allocate(llama_sensitivity(16), **({"rank": 8, "max_rank": 64} | options)).ranks.values())
 
 
 def edited(ranks: dict[int, int]) -> list[int]:
@@ -191,7 +191,7 @@ def test_keys(bench: Bench) -> None:
         ("-", edited({0: START[0] + 1})),
         ("Delete", START),
         ("Control+z", edited({0: START[0] + 1})),
-        ("x", [0, *expected(exclude=[llama_sensitivity().names[0]])]),
+        ("x", [0, *expected(exclude_modules=[llama_sensitivity().names[0]])]),
     ):
         bench.page.keyboard.press(key)
         bench.shows(ranks)

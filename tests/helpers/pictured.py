@@ -146,9 +146,9 @@ def training_run(steps: int = 20, **changes: Any) -> TrainingRun:
     return TrainingRun(**values | changes)
 
 
-def allocation(model: str = "2 layers", **knobs: Any) -> Allocation:
+def allocation(model: str = "2 layers", **options: Any) -> Allocation:
     """Of that sensitivity, at rank 8."""
-    return allocate(sensitivity(model), rank=8, **knobs)
+    return allocate(sensitivity(model), rank=8, **options)
 
 
 PLOTS = {

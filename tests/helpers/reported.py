@@ -17,19 +17,19 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 def run_of(model: str = "2 layers", steps: int = 20, **changes: Any) -> TrainingRun:
-    """A trained adapter with the ranks of that plan: some modules use all of their rank, some a part of it."""
-    plan, generator = pictured.allocation(model), torch.Generator().manual_seed(1)
+    """A trained adapter with the ranks of that allocation: some modules use all of their rank, some a part of it."""
+    allocation, generator = pictured.allocation(model), torch.Generator().manual_seed(1)
     adapter = {}
-    for name, rank in plan.ranks.items():
-        d_out, d_in = plan.shapes[name]
+    for name, rank in allocation.ranks.items():
+        d_out, d_in = allocation.shapes[name]
         decay = 2 * torch.rand(1, generator=generator)
         adapter[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, d_in, generator=generator)
         columns = torch.exp(-decay * torch.arange(rank))
         adapter[f"base_model.model.{name}.lora_B.weight"] = torch.randn(d_out, rank, generator=generator) * columns
     values = {
-        "ranks": plan.ranks,
-        "scalings": plan.scalings,
-        "trainable_parameters": plan.trainable_parameters,
+        "ranks": allocation.ranks,
+        "scalings": allocation.scalings,
+        "trainable_parameters": allocation.trainable_parameters,
         "adapter": adapter,
         "adapter_config": {"base_model_name_or_path": pictured.META.model, "task_type": "CAUSAL_LM"},
         "seconds": 431.2,
@@ -51,7 +51,7 @@ def run_of(model: str = "2 layers", steps: int = 20, **changes: Any) -> Training
 
 
 def results_of(model: str = "2 layers", **changes: Any) -> dict[str, Result]:
-    """Sensitivity, spectrum, plan and run at the size of a model, made by hand, under the names of their folders."""
+    """Sensitivity, spectrum, allocation and run at the size of a model, made by hand, by the names of their folders."""
     return {
         "sensitivity": pictured.sensitivity(model),
         "spectrum": pictured.spectrum(model),

@@ -25,14 +25,14 @@ from tests.helpers.spectra import truncated
 from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
 from tlora.allocation.allocation import Allocation, allocate
-from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
+from tlora.allocation.stability import AllocationStability, RankingStability, allocation_stability, ranking_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.comparison import Comparison
 from tlora.comparison.store import Record, packed
-from tlora.estimate import plan
+from tlora.resource_estimate import estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import Inspection, inspect
 from tlora.subspaces.alignment import align, align_layers
@@ -100,9 +100,9 @@ def capture() -> GradientCapture:
 
 @cache
 def allocation() -> Allocation:
-    """A plan with a module left out, a rank set by hand, and everything else by the scores."""
+    """An allocation with a module left out, a rank set by hand, and everything else by the scores."""
     first, second, *_ = calibration().names
-    return allocate(calibration().sensitivity, rank=3, max_rank=8, exclude=first).edit({second: 2})
+    return allocate(calibration().sensitivity, rank=3, max_rank=8, exclude_modules=first).edit({second: 2})
 
 
 @cache
@@ -136,9 +136,9 @@ def stability_of_ranking() -> RankingStability:
     return ranking_stability(calibration().sensitivity, top=3, repeats=10)
 
 
-def stability_of_plan() -> PlanStability:
+def stability_of_allocation() -> AllocationStability:
     """Of four samples."""
-    return plan_stability(calibration().sensitivity, allocation(), resamples=10)
+    return allocation_stability(calibration().sensitivity, allocation(), resamples=10)
 
 
 def record(
@@ -180,9 +180,11 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "GradientCapture": capture,
     "Inspection": inspection,
     "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
-    "PlanStability": stability_of_plan,
+    "AllocationStability": stability_of_allocation,
     "RankingStability": stability_of_ranking,
-    "ResourcePlan": lambda: plan(tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9),
+    "ResourceEstimate": lambda: estimate(
+        tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9
+    ),
     "Sensitivity": lambda: calibration().sensitivity,
     "Spectrum": spectrum,
     "Subspaces": subspaces,

@@ -128,11 +128,11 @@ def test_an_offloaded_base(where, tmp_path):
     assert resumed.sensitivity.per_sample.equal(tlora.calibrate(model, more, **options).sensitivity.per_sample)
     one, other = (tlora.task_subspaces(m, found, max_rank=8, progress=False) for m in (model, offloaded))
     assert all(one.bases[name].equal(other.bases[name]) for name in one.names)
-    plan = tlora.allocate(found.sensitivity, rank=2)
+    allocation = tlora.allocate(found.sensitivity, rank=2)
     with pytest.raises(ValueError, match=r"q_proj is offloaded, and an adapter beside it would have no weights"):
-        tlora.attach(offloaded, other, plan)
+        tlora.attach(offloaded, other, allocation)
     assert not any("lora" in name for name, _ in offloaded.named_modules())
-    tlora.attach(model, one, plan).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tlora.attach(model, one, allocation).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with pytest.raises(ValueError, match=r"_proj is offloaded, and an adapter beside it would have no weights"):
         tlora.load(tmp_path / "adapter", offloaded)
 

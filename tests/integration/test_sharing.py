@@ -59,10 +59,10 @@ def test_the_walk_in_threads_is_the_walk_alone() -> None:
 def test_one_calibration_serves_many_threads() -> None:
     """Results are frozen: they can be asked anything by anybody at once."""
     calibration = tlora.calibrate(tiny_model("llama"), [tiny_batch("llama")], progress=False)
-    plan = tlora.allocate(calibration.sensitivity, rank=3)
+    allocation = tlora.allocate(calibration.sensitivity, rank=3)
 
     def ask(number: int) -> Any:
-        edited = plan.edit({plan.to_frame()["module"][number]: 2 + number})
+        edited = allocation.edit({allocation.to_frame()["module"][number]: 2 + number})
         return edited.to_frame(), calibration.to_frame(), calibration.spectrum().to_frame()
 
     for found, number in zip(at_once(ask), range(THREADS), strict=True):

@@ -1,4 +1,4 @@
-"""SmolLM2 with a plan of ours in TRL's trainers and in that of transformers."""
+"""SmolLM2 with an allocation of ours in TRL's trainers and in that of transformers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEXTS = [(question, *answers) for question, answers in ANSWERS.items()]
 
 
 @pytest.fixture(scope="module")
-def plan(smollm: Any) -> tuple[Subspaces, Allocation]:
+def allocation(smollm: Any) -> tuple[Subspaces, Allocation]:
     model, tokenizer = smollm
     task = tlora.load_task("family_relationships", tokenizer)
     calibration = tlora.calibrate(model, task.calibration(4), progress=False)
@@ -44,11 +44,11 @@ def plan(smollm: Any) -> tuple[Subspaces, Allocation]:
 
 @each_trainer
 def test_smollm_learns_and_a_stays(
-    make: Callable[..., Any], plan: Any, smollm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Any], allocation: Any, smollm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     base, tokenizer = smollm
-    model = tlora.attach(copy.deepcopy(base), *plan)
+    model = tlora.attach(copy.deepcopy(base), *allocation)
     before = tensors(model)
     trainer = make(model, tokenizer, TEXTS, tmp_path / "checkpoints", learning_rate=2e-3, max_steps=6)
     trainer.train()

@@ -86,12 +86,14 @@ def test_smollm_starts_as_the_base_and_two_runs_are_one(family, smollm):
         fresh = copy.deepcopy(model)
         calibration = tlora.calibrate(fresh, batches, progress=False)
         subspaces = tlora.task_subspaces(fresh, calibration, max_rank=16, seed=3, progress=False)
-        plan = tlora.allocate(calibration.sensitivity, rank=4, max_rank=16)
-        adapted = tlora.attach(fresh, subspaces, plan)
+        allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=16)
+        adapted = tlora.attach(fresh, subspaces, allocation)
         with torch.no_grad():
             logits = adapted(input_ids=batches[0]["input_ids"], attention_mask=batches[0]["attention_mask"]).logits
         torch.testing.assert_close(logits, expected, atol=0, rtol=0)
-        states.append((plan.ranks, plan.scalings, {k: v for k, v in adapted.state_dict().items() if "lora_A" in k}))
+        states.append(
+            (allocation.ranks, allocation.scalings, {k: v for k, v in adapted.state_dict().items() if "lora_A" in k})
+        )
     assert states[0][:2] == states[1][:2]
     assert all(torch.equal(v, states[1][2][k]) for k, v in states[0][2].items())
     assert sum(states[0][0].values()) == 4 * 210
@@ -101,9 +103,9 @@ def test_a_bigger_allocation_costs_no_new_decomposition(family):
     model, _, calibration = family
     subspaces = tlora.task_subspaces(model, calibration, max_rank=16, progress=False)
     for rank in (1, 2, 4):
-        plan = tlora.allocate(calibration.sensitivity, rank=rank, max_rank=16)
-        adapted = tlora.attach(model, subspaces, plan, replace=True)
-        assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == plan.trainable_parameters
+        allocation = tlora.allocate(calibration.sensitivity, rank=rank, max_rank=16)
+        adapted = tlora.attach(model, subspaces, allocation, replace=True)
+        assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == allocation.trainable_parameters
     tlora.detach(model)
 
 

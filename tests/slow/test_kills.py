@@ -313,10 +313,10 @@ def test_training_of_a_real_model_goes_on(tmp_path: Path) -> None:
     task = tlora.load_task("rotten_tomatoes", tokenizer, train=24, validation=8, test=8)
     looked = tlora.calibrate(base, task.calibration(4), progress=False)
     subspaces = tlora.task_subspaces(base, looked, max_rank=8, progress=False)
-    plan = tlora.allocate(looked.sensitivity, rank=2)
+    allocation = tlora.allocate(looked.sensitivity, rank=2)
 
     def deed(folder: Path) -> None:
-        adapted = tlora.attach(base, subspaces, plan, replace=True)
+        adapted = tlora.attach(base, subspaces, allocation, replace=True)
         train(adapted, task, **TRAINING | {"batch_size": 8} | going_on(folder)).save(folder / "saved")
 
     longest = whole(deed, tmp_path / "whole")

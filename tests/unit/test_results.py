@@ -42,7 +42,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.models.module_result import packed_targets
 from tlora.models.targets import target_modules
-from tlora.results import FORMAT_VERSION, RESULT, Meta, Result, _from_4, read_head
+from tlora.results import FORMAT_VERSION, RESULT, Meta, Result, _from_4, _options_from_4, _renamed_from_4, read_head
 from tlora.subspaces.alignment import LayerAlignment
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.run import TrainingRun
@@ -564,7 +564,7 @@ def test_a_result_of_another_kind_is_not_replaced(saved, tmp_path):
     before = content(saved)
     allocation = allocate(sensitivity(), 4)
     with pytest.raises(FileExistsError, match="holds Allocation, which would be lost to Sensitivity"):
-        sensitivity().save(allocation.save(tmp_path / "plan"))
+        sensitivity().save(allocation.save(tmp_path / "allocation"))
     with pytest.raises(FileExistsError, match="holds Sensitivity, which would be lost to Allocation: choose another"):
         allocation.save(saved)
     assert content(saved) == before
@@ -695,7 +695,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     made = {
         "subspaces": tlora.task_subspaces(model, calibration, max_rank=np.int64(4), seed=one, progress=False),
         "ranking": tlora.ranking_stability(calibration.sensitivity, [one], seed=one),
-        "plan": tlora.plan_stability(
+        "allocation": tlora.allocation_stability(
             calibration.sensitivity,
             tlora.allocate(calibration.sensitivity, np.int64(2)),
             resamples=np.int64(20),
@@ -715,12 +715,12 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 WRONG: dict[str, Any] = {
     "expected a Sensitivity, got a Calibration: pass calibrate": [
         lambda r: tlora.ranking_stability(r.calibration()),
-        lambda r: tlora.plan_stability(r.calibration(), r.allocation()),
+        lambda r: tlora.allocation_stability(r.calibration(), r.allocation()),
         lambda r: tlora.allocate(r.calibration(), 4),
     ],
     "expected an Allocation, got a Sensitivity: pass allocate": [
         lambda r: r.allocation().compare(r.sensitivity()),
-        lambda r: tlora.plan_stability(r.sensitivity(), r.sensitivity()),
+        lambda r: tlora.allocation_stability(r.sensitivity(), r.sensitivity()),
     ],
     "expected a Subspaces, got a Calibration: pass task_subspaces": [
         lambda r: tlora.align_layers(r.calibration(), "q_proj", 4),
@@ -757,11 +757,11 @@ def test_results_of_format_4_are_what_they_were(name, tmp_path):
     head = json.loads((record / RESULT).read_bytes())
     tensors, values = result._pack()
     assert same(dict(sorted(tensors.items())), dict(sorted(load_file(record / "tensors.safetensors").items())))
-    assert dataclasses.asdict(result.meta) == head["meta"]
+    assert dataclasses.asdict(result.meta) == _options_from_4(head["meta"])
     of_modules = result.sensitivity if cls is Calibration else result
     if cls is LayerAlignment:
         values |= {"modules": result.names, "layers": list(result.layers.values())}
-    for key, value in head["values"].items():
+    for key, value in _renamed_from_4(head)["values"].items():
         assert equal(values[key] if key in values else getattr(of_modules, key), value), key
     table = io.StringIO(result.to_frame().to_csv(index=False))
     pd.testing.assert_frame_equal(pd.read_csv(table), pd.read_csv(FORMAT_4 / f"{name}.csv"), rtol=1e-12)
@@ -776,7 +776,7 @@ def test_what_a_module_is_can_be_read_off_format_4(family):
     layers = {name: target.layer for name, target in targets.items()}
     projections = {name: target.projection for name, target in targets.items()}
     values = {"shapes": shapes, "layers": layers, "projections": projections}
-    found = _from_4({"result": "Sensitivity", "values": values})["values"]
+    found = _from_4({"result": "Sensitivity", "values": values, "meta": {}})["values"]
     assert found == {"targets": packed_targets(targets)}
 
 

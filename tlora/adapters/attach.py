@@ -1,4 +1,4 @@
-"""Attach a plan to a model as an ordinary PEFT adapter; take it off; merge it."""
+"""Attach an allocation to a model as an ordinary PEFT adapter; take it off; merge it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def attach(
     seed: int = 0,
     replace: bool = False,
 ) -> PeftModel:
-    """Put the planned adapter on the model: A from the subspaces and frozen, B zero, rank and scaling by layer.
+    """Put an adapter on the model: A from the subspaces and frozen, B zero, rank and scaling by layer.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def attach(
         If the subspaces, the allocation or the config are none.
     ValueError
         If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
-        offloaded, the subspaces are of another model or the plan of other modules, a rank is beyond
+        offloaded, the subspaces are of another model or the allocation of other modules, a rank is beyond
         ``subspaces.max_rank``, ``rows`` is unknown, or ``config`` contradicts the allocation. The model is then as it
         was.
     RuntimeError
@@ -159,7 +159,7 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
 
 
 def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
-    """A of each planned module, checked against the model; empty where A is random."""
+    """A of each module of the allocation, checked against the model; empty where A is random."""
     if subspaces is None:
         if rows != "orthonormal":
             raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")

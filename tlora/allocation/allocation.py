@@ -13,7 +13,7 @@ import torch
 from tlora.allocation.constraints import (
     BUDGETS,
     SCALINGS,
-    Knobs,
+    AllocationOptions,
     Limits,
     budget_total,
     excluded_names,
@@ -31,7 +31,7 @@ from tlora.utils.validation import check_mapping, check_type, fraction, one_of, 
 
 @dataclass(frozen=True, repr=False)
 class Allocation(ModuleResult):
-    """A plan: the rank and the scaling of every module, made by `allocate` and changed by `Allocation.edit`.
+    """An allocation: the rank and the scaling of every module, made by `allocate` and changed by `Allocation.edit`.
 
     Attributes
     ----------
@@ -43,20 +43,20 @@ class Allocation(ModuleResult):
     scalings : dict of float
         ``s_i``, the factor of ``B A``.
     scores : dict of float
-        The sensitivity ``S_i`` that the plan was made from, nats per token.
-    knobs : Knobs
+        The sensitivity ``S_i`` that the allocation was made from, nats per token.
+    options : AllocationOptions
         What was asked for.
     edits : dict of int
-        Ranks that were set by hand. The plan is a function of ``scores``, ``knobs`` and ``edits`` alone.
+        Ranks that were set by hand. The allocation is a function of ``scores``, ``options`` and ``edits`` alone.
     meta : Meta
-        Model, task, sample count and versions of the sensitivity; the knobs, edits and the sensitivity's
+        Model, task, sample count and versions of the sensitivity; the options, edits and the sensitivity's
         own recipe.
     """
 
     ranks: dict[str, int]
     scalings: dict[str, float]
     scores: dict[str, float]
-    knobs: Knobs
+    options: AllocationOptions
     edits: dict[str, int]
     meta: Meta
 
@@ -81,33 +81,33 @@ class Allocation(ModuleResult):
 
     @property
     def rank(self) -> int:
-        """Nominal rank: what every module would get in a uniform plan."""
-        return self.knobs.rank
+        """Nominal rank: what every module would get in a uniform allocation."""
+        return self.options.rank
 
     @property
     def alpha(self) -> int | float:
         """Nominal alpha: the least ``alpha_i``."""
-        return self.knobs.alpha
+        return self.options.alpha
 
     @property
     def budget(self) -> str:
-        """What there is as much of as in the uniform plan: ``"ranks"``, exactly, or ``"parameters"``, at most."""
-        return self.knobs.budget
+        """What there is as much of as in the uniform allocation: ``"ranks"``, exactly, or ``"parameters"``, at most."""
+        return self.options.budget
 
     @property
     def budget_total(self) -> int:
-        """What the uniform plan over all modules, excluded ones too, spends: ranks, or entries of ``B``."""
-        return budget_total(self.knobs, self.targets)
+        """What the uniform allocation over all modules, excluded ones too, spends: ranks, or entries of ``B``."""
+        return budget_total(self.options, self.targets)
 
     @property
     def budget_used(self) -> int:
-        """What this plan spends; equal to ``budget_total`` where ranks are counted."""
+        """What this allocation spends; equal to ``budget_total`` where ranks are counted."""
         return spent(list(self.ranks.values()), self._costs())
 
     @property
     def decided_by(self) -> dict[str, str]:
         """What decided each rank: score, floor, ceiling, pinned or edited, as in the table."""
-        by_hand = dict.fromkeys(self.knobs.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
+        by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         reasons = self.limits().reasons(list(self.ranks.values()), self._ideal())
         return {name: by_hand.get(name, reason) for name, reason in zip(self.ranks, reasons, strict=True)}
 
@@ -157,7 +157,7 @@ class Allocation(ModuleResult):
         Returns
         -------
         Allocation
-            A new plan that records the edits; this one stays as it is.
+            A new allocation that records the edits; this one stays as it is.
 
         Raises
         ------
@@ -174,38 +174,41 @@ class Allocation(ModuleResult):
             if rank is not None:
                 edits[name] = positive_int(rank, f"rank of {name}")
             elif name not in self.ranks:
-                raise KeyError(f"{name!r} is not a module of this plan: see .ranks for the names")
+                raise KeyError(f"{name!r} is not a module of this allocation: see .ranks for the names")
             else:
                 edits.pop(name, None)
         return replace(self, edits=edits)._solved()
 
     def limits(self) -> Limits:
         """Least and most rank of every module, in model order, and the budget."""
-        return limits(self.knobs, list(self.scores), self.targets, self.edits)
+        return limits(self.options, list(self.scores), self.targets, self.edits)
 
     def compare(self, other: Allocation) -> pd.DataFrame:
-        """What this plan gives to each module, beside another plan of the same model.
+        """What this allocation gives to each module, beside another allocation of the same model.
 
         Parameters
         ----------
         other : Allocation
-            The plan to compare with.
+            The allocation to compare with.
 
         Returns
         -------
         pandas.DataFrame
-            One row a module that is in either plan: ``module``, ``layer``, ``projection``; ``rank``, ``other_rank`` and
-            ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``; ``parameters_change`` (entries of
-            ``B``). A change is this plan less the other; an excluded module has rank and scaling 0.
+            One row a module that is in either allocation: ``module``, ``layer``, ``projection``; ``rank``,
+            ``other_rank`` and ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``;
+            ``parameters_change`` (entries of ``B``).
+            A change is this allocation less the other; an excluded module has rank and scaling 0.
 
         Raises
         ------
         ValueError
-            If the plans are of models with other modules or shapes.
+            If the allocations are of models with other modules or shapes.
         """
         check_type(other, Allocation, "allocate(...)")
         if self.shapes != other.shapes:
-            raise ValueError("the plans are of different models or target modules: compare two plans of the same")
+            raise ValueError(
+                "the allocations are of different models or target modules: compare two allocations of the same"
+            )
         names = [name for name in self.targets if name in self.ranks or name in other.ranks]
         table = self._places(names)
         pairs = (("rank", self.ranks, other.ranks), ("scaling", self.scalings, other.scalings))
@@ -225,7 +228,7 @@ class Allocation(ModuleResult):
                 "ideal": self._ideal(),
                 "rank": list(self.ranks.values()),
                 "change": [rank - self.rank for rank in self.ranks.values()],
-                "alpha": self.knobs.alphas(list(self.scores.values())),
+                "alpha": self.options.alphas(list(self.scores.values())),
                 "scaling": list(self.scalings.values()),
                 "parameters": [rank * self.targets[name].d_out for name, rank in self.ranks.items()],
             }
@@ -233,30 +236,30 @@ class Allocation(ModuleResult):
         return frame.assign(decided_by=list(self.decided_by.values()))
 
     def _costs(self) -> list[int]:
-        """Price of one rank of each module in the plan."""
-        return self.knobs.costs([self.targets[name] for name in self.scores])
+        """Price of one rank of each module in the allocation."""
+        return self.options.costs([self.targets[name] for name in self.scores])
 
     def _ideal(self) -> list[float]:
-        weights = self.knobs.rank_weights(list(self.scores.values()))
+        weights = self.options.rank_weights(list(self.scores.values()))
         price = math.fsum(w * cost for w, cost in zip(weights, self._costs(), strict=True))
         total = self.budget_total
         return [total * weight / price for weight in weights]
 
     def _solved(self) -> Self:
-        """The plan with ranks and scalings worked out from its scores, knobs and edits."""
+        """The allocation with ranks and scalings worked out from its scores, options and edits."""
         scores = list(self.scores.values())
-        ranks = dict(zip(self.scores, self.limits().solve(self.knobs.rank_weights(scores)), strict=True))
-        divisors = ranks if self.knobs.scaling == "allocated" else dict.fromkeys(ranks, self.rank)
-        alphas = self.knobs.alphas(scores)
+        ranks = dict(zip(self.scores, self.limits().solve(self.options.rank_weights(scores)), strict=True))
+        divisors = ranks if self.options.scaling == "allocated" else dict.fromkeys(ranks, self.rank)
+        alphas = self.options.alphas(scores)
         scalings = {name: alpha / divisors[name] for name, alpha in zip(ranks, alphas, strict=True)}
-        recipe = self.meta.recipe | asdict(self.knobs) | {"edits": self.edits}
+        recipe = self.meta.recipe | asdict(self.options) | {"edits": self.edits}
         return replace(self, ranks=ranks, scalings=scalings, meta=replace(self.meta, recipe=recipe))
 
     def _summary(self) -> str:
         ranks, edits = self.ranks.values(), f", {len(self.edits)} edited" if self.edits else ""
         return (
-            f"rank {self.rank}, alpha {self.alpha:g} ({self.knobs.scaling}), {len(ranks)} modules with ranks "
-            f"{min(ranks)} to {max(ranks)}, {self.budget_used:,} of {self.budget_total:,} {self.knobs.unit}, "
+            f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(ranks)} modules with ranks "
+            f"{min(ranks)} to {max(ranks)}, {self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )
 
@@ -267,15 +270,15 @@ class Allocation(ModuleResult):
             "scores": torch.tensor(list(self.scores.values()), dtype=torch.float64),
         }
         values = {"targets": packed_targets(self.targets), "modules": list(self.ranks)}
-        return tensors, values | {"knobs": asdict(self.knobs), "edits": self.edits}
+        return tensors, values | {"options": asdict(self.options), "edits": self.edits}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
         ranks, scalings, scores = (
             dict(zip(values["modules"], tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
         )
-        knobs = Knobs(**values["knobs"])
-        return cls(unpacked_targets(values["targets"]), ranks, scalings, scores, knobs, values["edits"], meta)
+        options = AllocationOptions(**values["options"])
+        return cls(unpacked_targets(values["targets"]), ranks, scalings, scores, options, values["edits"], meta)
 
 
 def allocate(
@@ -284,19 +287,19 @@ def allocate(
     alpha: int | float | None = None,
     scaling: str = "nominal",
     budget: str = "ranks",
-    ranks: bool = True,
-    scales: bool = True,
+    adapt_ranks: bool = True,
+    adapt_scales: bool = True,
     max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
     *,
     min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
     pinned: Mapping[str, SupportsIndex] | None = None,
-    exclude: str | int | Collection[str | int] = (),
+    exclude_modules: str | int | Collection[str | int] = (),
     temperature: int | float = 1.0,
     projection_shares: Mapping[str, int | float] | None = None,
 ) -> Allocation:
     """Give more rank and a larger scale to the modules that the loss is more sensitive to.
 
-    Touches no model. The budget is that of a uniform plan, ``rank`` for each of the M modules of the
+    Touches no model. The budget is that of a uniform allocation, ``rank`` for each of the M modules of the
     sensitivity; limits, pins and exclusions never change it, they only change who gets it.
 
     Parameters
@@ -311,18 +314,19 @@ def allocate(
         Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i / r_i``).
     budget : {"ranks", "parameters"}
         Spend ``rank * M`` ranks, all of them, or at most the ``rank * sum d_out`` entries of ``B`` of the uniform
-        plan. In the second case the rest (of each of the ``projection_shares``) is smaller than the least ``d_out`` of
-        its modules below their ceilings, and a higher score can have a rank less where another ``d_out`` is smaller.
-    ranks : bool
+        allocation. In the second case the rest (of each of the ``projection_shares``) is smaller than the least
+        ``d_out`` of its modules below their ceilings, and a higher score can have a rank less where another ``d_out``
+        is smaller.
+    adapt_ranks : bool
         Off: the budget is shared evenly, ``rank`` for every module (unless limits, pins or exclusions differ).
-    scales : bool
+    adapt_scales : bool
         Off: ``alpha_i = alpha``.
     max_rank, min_rank : int or mapping of int
         Most and least rank, of every module or of those named. No module exceeds ``min(d_in, d_out)`` or goes
         below 1. Pass ``subspaces.max_rank`` where a basis limits the ranks.
     pinned : mapping of int, optional
         Ranks that are given, by full module name.
-    exclude : str, int or collection of them
+    exclude_modules : str, int or collection of them
         Modules that get no adapter: full module names, projections (``"down_proj"``), or indices of layers.
     temperature : float
         From 0 to 1: scores enter as ``S_i ** temperature``, for ranks and scales. 1 is in proportion, 0 uniform.
@@ -333,7 +337,7 @@ def allocate(
     Returns
     -------
     Allocation
-        The plan.
+        The allocation.
 
     Raises
     ------
@@ -342,8 +346,8 @@ def allocate(
     KeyError
         If a name is not in the sensitivity.
     ValueError
-        If a score is negative, NaN or infinite, or all are zero; if a knob is out of range, a rank is not
-        whole, or a knob cannot be met. The message names the module and the nearest possible value.
+        If a score is negative, NaN or infinite, or all are zero; if a option is out of range, a rank is not
+        whole, or a option cannot be met. The message names the module and the nearest possible value.
 
     Notes
     -----
@@ -354,7 +358,7 @@ def allocate(
     suggests ``"allocated"``.
 
     ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules in the
-    plan.
+    allocation.
 
     References
     ----------
@@ -364,27 +368,27 @@ def allocate(
     nominal = positive_int(rank, "rank")
     example = {next(iter(sensitivity.targets)): nominal}
     parts = {next(iter(sensitivity.targets.values())).projection: 0.5}
-    knobs = Knobs(
+    options = AllocationOptions(
         rank=nominal,
         alpha=nominal if alpha is None else _alpha(alpha, len(sensitivity.targets), nominal),
         scaling=one_of("scaling", scaling, SCALINGS),
         budget=one_of("budget", budget, BUDGETS),
-        ranks=bool(ranks),
-        scales=bool(scales),
+        adapt_ranks=bool(adapt_ranks),
+        adapt_scales=bool(adapt_scales),
         max_rank=None if max_rank is None else whole_or_each("max_rank", max_rank),
         min_rank=whole_or_each("min_rank", min_rank),
         pinned={
             name: positive_int(value, f"pinned rank of {name}")
             for name, value in check_mapping("pinned", pinned or {}, example).items()
         },
-        exclude=one_or_several(exclude),
+        exclude_modules=one_or_several(exclude_modules),
         temperature=fraction("temperature", temperature),
         projection_shares={
             name: fraction(f"share of {name}", value)
             for name, value in check_mapping("projection_shares", projection_shares or {}, parts).items()
         },
     )
-    return _draft(sensitivity, knobs)._solved()
+    return _draft(sensitivity, options)._solved()
 
 
 def _alpha(alpha: int | float, modules: int, rank: int) -> int | float:
@@ -395,9 +399,9 @@ def _alpha(alpha: int | float, modules: int, rank: int) -> int | float:
     return value
 
 
-def _draft(sensitivity: Sensitivity, knobs: Knobs) -> Allocation:
-    """A plan without ranks yet: the modules that are in it, their scores checked."""
-    out = excluded_names(knobs.exclude, sensitivity.targets)
+def _draft(sensitivity: Sensitivity, options: AllocationOptions) -> Allocation:
+    """An allocation without ranks yet: the modules that are in it, their scores checked."""
+    out = excluded_names(options.exclude_modules, sensitivity.targets)
     scores = {name: score for name, score in sensitivity.scores.items() if name not in out}
     check_scores(scores)
     return Allocation(
@@ -405,7 +409,7 @@ def _draft(sensitivity: Sensitivity, knobs: Knobs) -> Allocation:
         ranks={},
         scalings={},
         scores=scores,
-        knobs=knobs,
+        options=options,
         edits={},
         meta=replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe}),
     )

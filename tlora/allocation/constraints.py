@@ -1,4 +1,4 @@
-"""Limits of an allocation: what its knobs leave to every module, and whether they can be met at all."""
+"""Limits of an allocation: what its options leave to every module, and whether they can be met at all."""
 
 from __future__ import annotations
 
@@ -58,15 +58,17 @@ class Limits:
         ]
 
 
-def limits(knobs: Knobs, planned: Sequence[str], targets: Mapping[str, Target], edits: Mapping[str, int]) -> Limits:
-    """Least and most rank of every module in the plan, and what there is to spend.
+def limits(
+    options: AllocationOptions, allocated: Sequence[str], targets: Mapping[str, Target], edits: Mapping[str, int]
+) -> Limits:
+    """Least and most rank of every module in the allocation, and what there is to spend.
 
     Parameters
     ----------
-    knobs : Knobs
+    options : AllocationOptions
         What was asked for.
-    planned : sequence of str
-        Modules in the plan.
+    allocated : sequence of str
+        Modules in the allocation.
     targets : mapping of Target
         These, and the modules left out, whose part of the budget they get.
     edits : mapping of int
@@ -75,55 +77,55 @@ def limits(knobs: Knobs, planned: Sequence[str], targets: Mapping[str, Target], 
     Raises
     ------
     KeyError
-        If a knob names an unknown module or projection.
+        If a option names an unknown module or projection.
     ValueError
-        If a knob cannot be met; the message gives the nearest possible value.
+        If a option cannot be met; the message gives the nearest possible value.
     """
-    for name, value in {"max_rank": knobs.max_rank, "min_rank": knobs.min_rank}.items():
+    for name, value in {"max_rank": options.max_rank, "min_rank": options.min_rank}.items():
         _known(name, value if isinstance(value, dict) else (), targets, "module")
-    pins = {name: ("pinned", rank) for name, rank in knobs.pinned.items()}
+    pins = {name: ("pinned", rank) for name, rank in options.pinned.items()}
     pins |= {name: ("edited", rank) for name, rank in edits.items()}
     for name, (what, _) in pins.items():
         _known(what, [name], targets, "module")
-        if name not in planned:
+        if name not in allocated:
             raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
-    pairs = [_span_of(knobs, targets[name], pins.get(name)) for name in planned]
+    pairs = [_span_of(options, targets[name], pins.get(name)) for name in allocated]
     low, high = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    costs = knobs.costs([targets[name] for name in planned])
+    costs = options.costs([targets[name] for name in allocated])
     columns = low, high, costs
-    total = budget_total(knobs, targets)
-    parts = _parts(knobs, [targets[name].projection for name in planned])
+    total = budget_total(options, targets)
+    parts = _parts(options, [targets[name].projection for name in allocated])
     set_by_hand = {name: rank for name, (_, rank) in pins.items()}
-    _check_budget(knobs, total, list(planned), columns, set_by_hand, [members for _, members in parts.values()])
+    _check_budget(options, total, list(allocated), columns, set_by_hand, [members for _, members in parts.values()])
     free = (
-        [min(_floor(knobs, name), least) for name, least in zip(planned, low, strict=True)],
-        [_ceiling(knobs, targets[name]) for name in planned],
+        [min(_floor(options, name), least) for name, least in zip(allocated, low, strict=True)],
+        [_ceiling(options, targets[name]) for name in allocated],
         costs,
     )
     return Limits(*columns, _shared(total, parts, columns, free))
 
 
-def budget_total(knobs: Knobs, targets: Mapping[str, Target]) -> int:
-    """What the uniform plan costs: nominal rank times the price of one rank of every module."""
-    return knobs.rank * sum(knobs.costs(targets.values()))
+def budget_total(options: AllocationOptions, targets: Mapping[str, Target]) -> int:
+    """What the uniform allocation costs: nominal rank times the price of one rank of every module."""
+    return options.rank * sum(options.costs(targets.values()))
 
 
-def _floor(knobs: Knobs, name: str) -> int:
+def _floor(options: AllocationOptions, name: str) -> int:
     """Least rank of a module that nobody pins."""
-    return knobs.min_rank.get(name, 1) if isinstance(knobs.min_rank, dict) else knobs.min_rank
+    return options.min_rank.get(name, 1) if isinstance(options.min_rank, dict) else options.min_rank
 
 
-def _ceiling(knobs: Knobs, target: Target) -> int:
+def _ceiling(options: AllocationOptions, target: Target) -> int:
     """Most rank of a module, pinned or not."""
-    asked = knobs.max_rank.get(target.name) if isinstance(knobs.max_rank, dict) else knobs.max_rank
+    asked = options.max_rank.get(target.name) if isinstance(options.max_rank, dict) else options.max_rank
     full = min(target.d_out, target.d_in)
     return full if asked is None else min(full, asked)
 
 
-def _span_of(knobs: Knobs, target: Target, pin: tuple[str, int] | None) -> tuple[int, int]:
+def _span_of(options: AllocationOptions, target: Target, pin: tuple[str, int] | None) -> tuple[int, int]:
     """Least and most rank of one module."""
-    ceiling = _ceiling(knobs, target)
-    what, floor = ("min_rank", _floor(knobs, target.name)) if pin is None else pin
+    ceiling = _ceiling(options, target)
+    what, floor = ("min_rank", _floor(options, target.name)) if pin is None else pin
     if floor > ceiling:
         is_limited = ceiling < min(target.d_out, target.d_in)
         why = "max_rank" if is_limited else f"its matrix of {target.d_out} x {target.d_in}"
@@ -138,7 +140,12 @@ Columns = tuple[list[int], list[int], list[int]]
 
 
 def _check_budget(
-    knobs: Knobs, total: int, names: list[str], columns: Columns, pins: dict[str, int], groups: list[list[int]]
+    options: AllocationOptions,
+    total: int,
+    names: list[str],
+    columns: Columns,
+    pins: dict[str, int],
+    groups: list[list[int]],
 ) -> None:
     """Refuse limits between which the budget does not lie, with the values nearest to what was asked.
 
@@ -146,34 +153,36 @@ def _check_budget(
     """
     low, high, costs = columns
     rest = sum(max(costs[i] for i in members) - 1 for members in groups)
-    need, room, price = spent(low, costs), spent(high, costs), total // knobs.rank
+    need, room, price = spent(low, costs), spent(high, costs), total // options.rank
     if need > total:
-        ways = _ways(knobs, total, names, columns, pins)
+        ways = _ways(options, total, names, columns, pins)
         rank = -(-need // price)
         if rank * price - room <= rest:
             ways.insert(0, f"a rank of {rank} or more")
-        ways = ways or [f"a min_rank that takes {need - total:,} {knobs.unit} less in all"]
+        ways = ways or [f"a min_rank that takes {need - total:,} {options.unit} less in all"]
         raise ValueError(
-            f"min_rank and pinned ranks need {need:,} {knobs.unit} at least, rank {knobs.rank} makes "
+            f"min_rank and pinned ranks need {need:,} {options.unit} at least, rank {options.rank} makes "
             f"{total:,}: take {', or '.join(ways)}"
         )
     if total - room > rest:
         rank = room // price
         ways = [f"take a rank of {rank} or less"] if rank * price >= max(need, 1) else []
-        if not ways and knobs.exclude:
+        if not ways and options.exclude_modules:
             ways.append("exclude fewer modules")
-        if knobs.max_rank is not None:
+        if options.max_rank is not None:
             ways.append("raise max_rank")
         if pins:
-            ways.append(f"raise pinned ranks by {total - room:,} {knobs.unit} in all")
+            ways.append(f"raise pinned ranks by {total - room:,} {options.unit} in all")
         ways = ways or [f"take a rank of {rank} or less, and lower min_rank to it"]
         raise ValueError(
-            f"max_rank, pinned ranks and the sizes of the matrices have room for {room:,} {knobs.unit}, rank "
-            f"{knobs.rank} makes {total:,}: {', or '.join(ways)}"
+            f"max_rank, pinned ranks and the sizes of the matrices have room for {room:,} {options.unit}, rank "
+            f"{options.rank} makes {total:,}: {', or '.join(ways)}"
         )
 
 
-def _ways(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: dict[str, int]) -> list[str]:
+def _ways(
+    options: AllocationOptions, total: int, names: list[str], columns: Columns, pins: dict[str, int]
+) -> list[str]:
     """What else than a higher rank would bring floors and pins within the budget."""
     low, _, costs = columns
     prices = dict(zip(names, costs, strict=True))
@@ -181,18 +190,18 @@ def _ways(knobs: Knobs, total: int, names: list[str], columns: Columns, pins: di
     free = sum(costs) - sum(prices[name] for name in pins)
     floor = (total - taken) // free if free else 0
     ways = []
-    if isinstance(knobs.min_rank, int) and 1 <= floor < knobs.min_rank:
+    if isinstance(options.min_rank, int) and 1 <= floor < options.min_rank:
         ways.append(f"a min_rank of {floor} or less")
     for name, pin in reversed(pins.items()):
         if (rank := pin - -(-over // prices[name])) >= 1:
             return [*ways, f"a rank of {rank} or less for {name}"]
-    return [*ways, f"pinned ranks lower by {over:,} {knobs.unit} in all"] if pins else ways
+    return [*ways, f"pinned ranks lower by {over:,} {options.unit} in all"] if pins else ways
 
 
-def _parts(knobs: Knobs, projections: list[str]) -> dict[str, tuple[float, list[int]]]:
+def _parts(options: AllocationOptions, projections: list[str]) -> dict[str, tuple[float, list[int]]]:
     """Share of the budget and positions of the modules: of each projection with a share, and of all others together."""
-    shares = dict(knobs.projection_shares)
-    _known("projection_shares", shares, projections, "projection of the plan")
+    shares = dict(options.projection_shares)
+    _known("projection_shares", shares, projections, "projection of the allocation")
     others = [i for i, projection in enumerate(projections) if projection not in shares]
     groups = [[i for i, projection in enumerate(projections) if projection == share] for share in shares]
     given = math.fsum(shares.values())
@@ -244,8 +253,8 @@ def _spans(
     return spans
 
 
-def excluded_names(exclude: Sequence[str | int], targets: Mapping[str, Target]) -> set[str]:
-    """Modules meant by ``exclude``: full module names, projections, or indices of layers.
+def excluded_names(exclude_modules: Sequence[str | int], targets: Mapping[str, Target]) -> set[str]:
+    """Modules meant by ``exclude_modules``: full module names, projections, or indices of layers.
 
     Raises
     ------
@@ -256,18 +265,20 @@ def excluded_names(exclude: Sequence[str | int], targets: Mapping[str, Target]) 
     """
     found: set[str] = set()
     layers = {target.layer for target in targets.values()}
-    for item in exclude:
+    for item in exclude_modules:
         if isinstance(item, str):
             projections = [target.projection for target in targets.values()]
-            _known("exclude", [item], [*targets, *projections], "module or projection")
+            _known("exclude_modules", [item], [*targets, *projections], "module or projection")
             found |= {name for name, target in targets.items() if item in (name, target.projection)}
         elif item in layers:
             found |= {name for name, target in targets.items() if target.layer == item}
         else:
-            raise KeyError(f"exclude names layer {item}, the layers here are {min(layers)} to {max(layers)}")
+            raise KeyError(f"exclude_modules names layer {item}, the layers here are {min(layers)} to {max(layers)}")
     if len(found) == len(targets):
         last = list(targets)[-1]
-        raise ValueError(f"exclude leaves none of the {len(targets)} modules: keep at least one, such as {last}")
+        raise ValueError(
+            f"exclude_modules leaves none of the {len(targets)} modules: keep at least one, such as {last}"
+        )
     return found
 
 
@@ -281,19 +292,19 @@ def _known(name: str, given: Iterable[str], choices: Iterable[str], what: str) -
 
 
 @dataclass(frozen=True)
-class Knobs:
+class AllocationOptions:
     """The arguments of `tlora.allocate`, checked one by one; see there for what each of them does."""
 
     rank: int
     alpha: int | float
     scaling: str = "nominal"
     budget: str = "ranks"
-    ranks: bool = True
-    scales: bool = True
+    adapt_ranks: bool = True
+    adapt_scales: bool = True
     max_rank: Limit | None = None
     min_rank: Limit = 1
     pinned: dict[str, int] = field(default_factory=dict)
-    exclude: list[str | int] = field(default_factory=list)
+    exclude_modules: list[str | int] = field(default_factory=list)
     temperature: int | float = 1.0
     projection_shares: dict[str, float] = field(default_factory=dict)
 
@@ -306,8 +317,8 @@ class Knobs:
         return [score**self.temperature for score in scores]
 
     def rank_weights(self, scores: Sequence[float]) -> list[float]:
-        """What ranks are in proportion to: `weights`, or all the same where ``ranks`` is off."""
-        return self.weights(scores) if self.ranks else [1.0] * len(scores)
+        """What ranks are in proportion to: `weights`, or all the same where ``adapt_ranks`` is off."""
+        return self.weights(scores) if self.adapt_ranks else [1.0] * len(scores)
 
     def alphas(self, scores: Sequence[float]) -> list[int | float]:
         """``alpha_i`` of each module: ``max(alpha, round(alpha M S_i / sum_j S_j))``, or ``alpha`` for all.
@@ -315,7 +326,7 @@ class Knobs:
         ``round`` is Python's, halves to the even neighbour, as the authors round in Python; a score that was
         measured does not fall on a half.
         """
-        if not self.scales:
+        if not self.adapt_scales:
             return [self.alpha] * len(scores)
         weights = self.weights(scores)
         total = math.fsum(weights)
@@ -338,5 +349,5 @@ def one_or_several(value: str | int | Iterable[str | int]) -> list[str | int]:
     """Names or numbers as a list in an order of its own, so that a set gives the same one every time."""
     items = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
     if not all(isinstance(item, str | SupportsIndex) and not isinstance(item, bool) for item in items):
-        raise TypeError(f"exclude={value!r}: pass module names, projections or indices of layers, or nothing")
+        raise TypeError(f"exclude_modules={value!r}: pass module names, projections or indices of layers, or nothing")
     return sorted((item if isinstance(item, str) else operator.index(item) for item in items), key=str)

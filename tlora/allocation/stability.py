@@ -1,4 +1,4 @@
-"""Stability: whether other samples, or fewer, would have ranked the modules and planned the ranks alike."""
+"""Stability: whether other samples, or fewer, would have ranked the modules and allocated the ranks alike."""
 
 from __future__ import annotations
 
@@ -89,26 +89,26 @@ class RankingStability(Result):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PlanStability(ModuleResult):
-    """How the ranks of a plan move when the calibration samples are resampled.
+class AllocationStability(ModuleResult):
+    """How the ranks of an allocation move when the calibration samples are resampled.
 
     Attributes
     ----------
     targets : dict of Target
-        What each module of the plan is, by full module name in model order.
-    plan : dict of int
-        Ranks of the plan itself, by full module name.
+        What each module of the allocation is, by full module name in model order.
+    allocation : dict of int
+        Ranks of the allocation itself, by full module name.
     ranks : (resamples, M) int64 tensor
-        Ranks of the same plan made from each resample.
+        Ranks of the same allocation made from each resample.
     samples : int
         Samples in a resample.
     confidence : float
         Of the intervals in the table.
     meta : Meta
-        Of the plan, with the seed of the resampling; its recipe has the price of a rank of each module, ``costs``.
+        Of the allocation, with the seed of the resampling; its recipe has the price of a rank by module, ``costs``.
     """
 
-    plan: dict[str, int]
+    allocation: dict[str, int]
     ranks: Integer[Tensor, "resamples modules"]
     samples: int
     confidence: float
@@ -118,42 +118,44 @@ class PlanStability(ModuleResult):
         "module": "full module name",
         "layer": "index of the block",
         "projection": "role within the block",
-        "rank": "rank in the plan",
+        "rank": "rank in the allocation",
         "low": "lower end of the interval of the rank over resamples",
         "high": "upper end",
         "mean": "mean rank over resamples",
         "deviation": "standard deviation of the rank over resamples",
-        "kept": "part of the resamples that give exactly the rank of the plan",
+        "kept": "part of the resamples that give exactly the rank of the allocation",
     }
 
     @property
     def moved(self) -> Float[Tensor, " resamples"]:
-        """Part of what the plan spends that each resample takes from its modules: 0 where no rank moves.
+        """Part of what the allocation spends that each resample takes from its modules: 0 where no rank moves.
 
         Counted as the budget is: in ranks, or each rank by its trainable parameters.
         """
-        plan, costs = torch.tensor(list(self.plan.values())), torch.tensor(self.meta.recipe.get("costs", 1))
-        return ((plan - torch.minimum(plan, self.ranks)) * costs).sum(1).double() / (plan * costs).sum()
+        allocation, costs = torch.tensor(list(self.allocation.values())), torch.tensor(self.meta.recipe.get("costs", 1))
+        return ((allocation - torch.minimum(allocation, self.ranks)) * costs).sum(1).double() / (
+            allocation * costs
+        ).sum()
 
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
-        ranks, plan = self.ranks.numpy(), np.array(list(self.plan.values()))
+        ranks, allocation = self.ranks.numpy(), np.array(list(self.allocation.values()))
         low, high = interval(ranks, self.confidence, method="closest_observation")
         return pd.DataFrame(
             self._places()
             | {
-                "rank": plan,
+                "rank": allocation,
                 "low": low,
                 "high": high,
                 "mean": ranks.mean(0),
                 "deviation": ranks.std(0),
-                "kept": (ranks == plan).mean(0),
+                "kept": (ranks == allocation).mean(0),
             }
         )
 
     def _summary(self) -> str:
         return (
-            f"{len(self.plan)} modules, {len(self.ranks)} resamples of {self.samples} samples, on average "
+            f"{len(self.allocation)} modules, {len(self.ranks)} resamples of {self.samples} samples, on average "
             f"{float(self.moved.mean()):.1%} of the budget moves"
         )
 
@@ -226,7 +228,7 @@ def ranking_stability(
     return RankingStability(counts, taus, overlaps, top, confidence_level(confidence), meta)
 
 
-def plan_stability(
+def allocation_stability(
     sensitivity: Sensitivity,
     allocation: Allocation,
     *,
@@ -234,20 +236,20 @@ def plan_stability(
     resamples: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
-) -> PlanStability:
-    """Make a plan again from resamples of the calibration samples, with the same knobs and edits.
+) -> AllocationStability:
+    """Make an allocation again from resamples of the calibration samples, with the same options and edits.
 
     Parameters
     ----------
     sensitivity : Sensitivity
-        Per-sample scores that the plan was made from.
+        Per-sample scores that the allocation was made from.
     allocation : Allocation
-        The plan.
+        The allocation.
     samples : int, optional
-        Samples in a resample, drawn with replacement; all N by default. Fewer show how far a plan from that
+        Samples in a resample, drawn with replacement; all N by default. Fewer show how far an allocation from that
         many samples would be off.
     resamples : int
-        How many plans are made.
+        How many allocations are made.
     confidence : float
         Of the intervals in the table.
     seed : int
@@ -255,28 +257,30 @@ def plan_stability(
 
     Returns
     -------
-    PlanStability
-        The ranks of every plan.
+    AllocationStability
+        The ranks of every allocation.
 
     Raises
     ------
     ValueError
-        If the plan is not of this sensitivity; if there are fewer than two samples.
+        If the allocation is not of this sensitivity; if there are fewer than two samples.
     """
     drawn = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").checked()
     check_type(allocation, Allocation, "allocate(...)")
     if {name: sensitivity.scores.get(name) for name in allocation.scores} != allocation.scores:
-        raise ValueError("the plan was not made from this sensitivity: allocate(sensitivity, ...) makes one that is")
+        raise ValueError(
+            "the allocation was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"
+        )
     columns = [sensitivity.names.index(name) for name in allocation.ranks]
     draws = len(drawn) if samples is None else positive_int(samples, "samples")
     means = bootstrap_means(drawn[:, columns], positive_int(resamples, "resamples"), seed, draws)
-    limits, knobs = allocation.limits(), allocation.knobs
-    ranks = torch.tensor([limits.solve(knobs.rank_weights(row)) for row in means.tolist()])
+    limits, options = allocation.limits(), allocation.options
+    ranks = torch.tensor([limits.solve(options.rank_weights(row)) for row in means.tolist()])
     recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
-    return PlanStability(
+    return AllocationStability(
         targets={name: allocation.targets[name] for name in allocation.ranks},
-        plan=dict(allocation.ranks),
+        allocation=dict(allocation.ranks),
         ranks=ranks,
         samples=draws,
         confidence=confidence_level(confidence),

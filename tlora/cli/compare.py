@@ -58,7 +58,7 @@ class Comparing:
         option(
             "Compare",
             f"A method; may be repeated. There are {', '.join(METHODS)}; tlora-paper, tlora and tlora-trained are the "
-            f"recipes paper, recommended and trained of `tlora run`. Default: {', '.join(PRINCIPAL)}.",
+            f"recipes of `tlora run`. Default: {', '.join(PRINCIPAL)}.",
         ),
     ] = ()  # type: ignore[assignment]
     rank: Annotated[

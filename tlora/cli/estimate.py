@@ -1,4 +1,4 @@
-"""`tlora plan`: what a model will take, before any of its weights is loaded."""
+"""`tlora estimate`: what a model will take, before any of its weights is loaded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import tlora
 from tlora.allocation.footprint import size_text
 from tlora.cli.output import facts, table
 
-PLANNING = """Examples:
+ESTIMATING = """Examples:
 
-`tlora plan smollm2-135m --length 90 --labels 4`
+`tlora estimate smollm2-135m --length 90 --labels 4`
 
-`tlora plan NousResearch/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 1 --memory 24 --teraflops 300`
+`tlora estimate NousResearch/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 1 --memory 24 --teraflops 300`
 """
 
 
-def plan(
+def estimate(
     model: Annotated[str, typer.Argument(help="Model as for --model elsewhere; its config alone is read.")],
     rank: Annotated[int, typer.Option(help="Nominal rank.")] = 8,
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 32,
@@ -43,9 +43,9 @@ def plan(
     The model's own code is run on tensors that have a shape and no data. Other modules than all linear layers are
     adapted from Python: calibrate(target_modules=).
     """
-    from tlora.estimate import matmul_speed
+    from tlora.resource_estimate import matmul_speed
 
-    found = tlora.plan(
+    found = tlora.estimate(
         model,
         rank,
         samples=samples,
@@ -68,7 +68,7 @@ def plan(
     typer.echo(_table(found))
 
 
-def _facts(found: tlora.ResourcePlan) -> str:
+def _facts(found: tlora.ResourceEstimate) -> str:
     distinct = len(set(found.shared.values()))
     head = ", the head included" if found.meta.recipe.get("num_labels") else ""
     return facts(
@@ -81,7 +81,7 @@ def _facts(found: tlora.ResourcePlan) -> str:
     )
 
 
-def _table(found: tlora.ResourcePlan) -> str:
+def _table(found: tlora.ResourceEstimate) -> str:
     frame = found.to_frame()
     rows = [["stage", "memory", "teraflops", "at least", *(["fits"] if found.memory else [])]]
     for row in frame.itertuples():

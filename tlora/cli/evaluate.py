@@ -129,7 +129,7 @@ def report(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """One HTML page to hand on: data, spectra, sensitivity, plan, training, and how to make it all again.
+    """One HTML page to hand on: data, spectra, sensitivity, allocation, training, and how to make it all again.
 
     The page holds its pictures, runs no scripts and needs no network.
     """

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tlora.cli.compare import COMPARING, compare
-from tlora.cli.estimate import PLANNING, plan
+from tlora.cli.estimate import ESTIMATING, estimate
 from tlora.cli.evaluate import EVALUATING, evaluate, merge, report
 from tlora.cli.output import Command, Commands
 from tlora.cli.pipeline import (
@@ -68,7 +68,7 @@ for command, examples in (
     (train, TRAINING),
     (evaluate, EVALUATING),
     (merge, "Example: `tlora merge demo demo-merged`"),
-    (plan, PLANNING),
+    (estimate, ESTIMATING),
     (inspect, INSPECTING),
     (export, EXPORTING),
     (report, "Example: `tlora report demo`"),

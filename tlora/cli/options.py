@@ -18,7 +18,7 @@ Tokens = Literal["all", "labels"]
 Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Format = Literal["peft", "gguf", "merged"]
-RecipeName = Literal["paper", "recommended", "trained"]
+RecipeName = Literal["tlora", "tlora-paper", "tlora-trained"]
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
@@ -80,9 +80,9 @@ Overwrite = Annotated[bool, option("Output", "Replace an earlier result.", "--ov
 Recipe = Annotated[
     RecipeName,
     option(
-        "Plan",
-        "Options by default: paper, the published method; recommended, what comparisons support; or trained: "
-        "that start with A trained as well, at the parameters of LoRA. What is given beside it counts.",
+        "Allocation",
+        "A set of options: tlora, what the comparisons support; tlora-paper, the published method; or tlora-trained: "
+        "tlora with A trained as well, at the parameters of LoRA. Options given explicitly take precedence.",
     ),
 ]
 SaveCalibration = Annotated[
@@ -184,40 +184,47 @@ class Looking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AllocationFlags:
     """What the allocation is asked for."""
 
     rank: Annotated[
-        int, option("Plan", "Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
+        int, option("Allocation", "Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
     ] = 8
-    alpha: Annotated[float | None, option("Plan", "Nominal alpha, as in LoRA. Default: the rank.")] = None
-    scaling: Annotated[Scaling, option("Plan", "Divide a module's alpha by the nominal or by its allocated rank.")] = (
-        "nominal"
-    )
+    alpha: Annotated[float | None, option("Allocation", "Nominal alpha, as in LoRA. Default: the rank.")] = None
+    scaling: Annotated[
+        Scaling, option("Allocation", "Divide a module's alpha by the nominal or by its allocated rank.")
+    ] = "nominal"
     budget: Annotated[
-        Budget, option("Plan", "As much as a uniform plan has: of ranks, exactly, or of trained parameters, at most.")
+        Budget,
+        option(
+            "Allocation", "As much as a uniform allocation has: of ranks, exactly, or of trained parameters, at most."
+        ),
     ] = "ranks"
     max_rank: Annotated[
-        int | None, option("Plan", "Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
+        int | None,
+        option("Allocation", "Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1),
     ] = None
-    ranks: Annotated[
+    adapt_ranks: Annotated[
         bool,
         option(
-            "Plan", "Give every module the nominal rank, whatever its sensitivity.", " /--no-ranks", show_default=False
+            "Allocation",
+            "Give every module the nominal rank, whatever its sensitivity.",
+            " /--no-adapt-ranks",
+            show_default=False,
         ),
     ] = True
-    scales: Annotated[
+    adapt_scales: Annotated[
         bool,
         option(
-            "Plan",
+            "Allocation",
             "Give every module the nominal alpha, whatever its sensitivity.",
-            " /--no-scales",
+            " /--no-adapt-scales",
             show_default=False,
         ),
     ] = True
 
-    def within(self, directions: int | None) -> Plan:
-        """The plan, with no more rank for a module than this, if anything."""
+    def within(self, directions: int | None) -> AllocationFlags:
+        """The allocation, with no more rank for a module than this, if anything."""
         most = min((n for n in (self.max_rank, directions) if n is not None), default=None)
         return replace(self, max_rank=most)
 
@@ -238,7 +245,7 @@ class Start:
         bool,
         option(
             "Adapter",
-            "A is random, and trained: plain LoRA, with --no-ranks and --no-scales.",
+            "A is random, and trained: plain LoRA, with --no-adapt-ranks and --no-adapt-scales.",
             " /--no-init",
             show_default=False,
         ),
@@ -258,7 +265,7 @@ class Training:
         option(
             "Training",
             "Peak learning rate of AdamW; warm-up over 3 %, then a cosine. Worth a search: the best of our comparison "
-            "at rank 8 were 6e-5 to 4e-3 for paper, 5e-4 to 8e-3 for recommended, 1e-3 to 2e-3 for trained.",
+            "at rank 8 were 6e-5 to 4e-3 for tlora-paper, 5e-4 to 8e-3 for tlora, 1e-3 to 2e-3 for tlora-trained.",
             "--learning-rate",
             "--lr",
         ),

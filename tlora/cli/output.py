@@ -158,7 +158,7 @@ def sensitivity_table(calibration: tlora.Calibration, most: int = 5) -> str:
 
 
 def allocation_table(allocation: tlora.Allocation) -> str:
-    """The plan by projection, and its totals beside those of a uniform plan."""
+    """The allocation by projection, and its totals beside those of a uniform allocation."""
     frame = allocation.to_frame()
     rows = [["projection", "modules", "ranks", "least", "mean", "most", "scaling", "parameters"]]
     for projection, part in frame.groupby("projection", sort=False):
@@ -180,11 +180,11 @@ def _totals(frame: Any) -> list[str]:
 
 
 def budget_text(allocation: tlora.Allocation) -> str:
-    """What the plan spends, and what it costs beside plain LoRA."""
+    """What the allocation spends, and what it costs beside plain LoRA."""
     footprint, lora = allocation.footprint(), allocation.lora
     return facts(
         {
-            "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.knobs.unit} "
+            "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
             f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
             "trains": f"{footprint.trainable_parameters:,} parameters with A frozen; plain LoRA of the same rank "
             f"trains {lora.trainable_parameters:,}",

@@ -13,6 +13,7 @@ import tlora
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import evaluate, merge
 from tlora.cli.options import (
+    AllocationFlags,
     Checkpoint,
     Config,
     Data,
@@ -21,7 +22,6 @@ from tlora.cli.options import (
     Output,
     Overwrite,
     Placement,
-    Plan,
     Quiet,
     Recipe,
     SaveCalibration,
@@ -49,9 +49,9 @@ RUNNING = """Examples:
 
 `tlora run --model models/qwen --task answers.jsonl --rank 32 --lr 5e-4 --output answers`
 
-`tlora run --model smollm2-135m --task chain_sum --no-init --no-ranks --no-scales --output lora` (plain LoRA)
+`tlora run --model smollm2-135m --task chain_sum --no-init --no-adapt-ranks --no-adapt-scales --output lora`: LoRA
 
-`tlora run --model minilm --task rotten_tomatoes --recipe recommended --output reviews`
+`tlora run --model minilm --task rotten_tomatoes --recipe tlora --output reviews`
 
 `tlora run --config reviews/tlora/run.yaml --seed 1 --output reviews-1`
 """
@@ -65,10 +65,10 @@ def run(
     output: Output,
     placement: Placement,
     looking: Looking,
-    plan: Plan,
+    allocating: AllocationFlags,
     start: Start,
     training: Training,
-    recipe: Recipe = "paper",
+    recipe: Recipe = "tlora",
     save_calibration: SaveCalibration = False,
     config: Config = None,
     overwrite: Overwrite = False,
@@ -76,23 +76,23 @@ def run(
 ) -> None:
     """The whole walk: calibrate, allocate, train, evaluate before and after, save, draw.
 
-    Writes an ordinary PEFT adapter; in its folder also `tlora/` (the run, the sensitivity, the spectrum, the plan),
+    Writes an ordinary PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation),
     `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.
     """
     from tlora.cli import steps
 
-    looking, plan, start, training = steps.by_recipe(ctx, recipe, looking, plan, start, training)
-    plan = plan.within(looking.directions) if start.init else plan
+    looking, allocating, start, training = steps.by_recipe(ctx, recipe, looking, allocating, start, training)
+    allocating = allocating.within(looking.directions) if start.init else allocating
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = steps.origin(line, data)
     steps.check_run(start, training, placement, output, [work] if work.exists() else [], overwrite)
     base, task = steps.load_base(model, data, placement, report)
-    steps.rehearse(base, plan)
+    steps.rehearse(base, allocating)
     shutil.rmtree(work, ignore_errors=True)
     with steps.going_on(lambda: _rest(output, ctx.params)):
         calibration = steps.marked(steps.look_at(base, task, looking, start.kind == "g", report), **made)
         calibration.save(work / "calibration")
-        allocation = steps.marked(steps.make_plan(calibration.sensitivity, plan), **made)
+        allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
         allocation.save(work / "allocation")
         found = steps.find(base, calibration, allocation, start, data.seed, report)
         del calibration  # large, and on disk
@@ -147,15 +147,15 @@ def calibrate(
     found = steps.marked(found, **steps.origin(line, data))
     found.save(output)
     typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
-    then = {"calibration": output, "output": output.with_name("plan")}
+    then = {"calibration": output, "output": output.with_name("alloc")}
     typer.echo(facts({"saved": str(output), "again": line, "next": written(allocate, then)}))
 
 
 ALLOCATING = """Examples:
 
-`tlora allocate calib --rank 8 --output plan`
+`tlora allocate calib --rank 8 --output alloc`
 
-`tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output plan`
+`tlora allocate calib --rank 8 --budget parameters --max-rank 64 --output alloc`
 """
 
 
@@ -164,7 +164,7 @@ def allocate(
     ctx: typer.Context,
     calibration: Annotated[Path, typer.Argument(help="Folder of a calibration.", show_default=False)],
     output: Output,
-    plan: Plan,
+    allocating: AllocationFlags,
     overwrite: Overwrite = False,
 ) -> None:
     """Rank and scaling of every module, in proportion to its sensitivity, within a budget.
@@ -177,8 +177,8 @@ def allocate(
     steps.check_result(output, tlora.Allocation, overwrite)
     looked = tlora.Calibration.load(calibration)
     data = looked.meta.recipe.get("data", {"task": looked.meta.task or "TASK"})
-    plan = plan.within(steps.directions(looked))
-    allocation = steps.marked(steps.make_plan(looked.sensitivity, plan), command=line)
+    allocating = allocating.within(steps.directions(looked))
+    allocation = steps.marked(steps.make_allocation(looked.sensitivity, allocating), command=line)
     allocation.save(output)
     typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
     then = data | {"model": looked.meta.model, "calibration": calibration, "allocation": output}
@@ -190,7 +190,7 @@ INITIALIZING = """Examples:
 
 `tlora init models/qwen --data chats.jsonl --rank 16 --output start`
 
-`tlora init minilm --data rotten_tomatoes --recipe recommended --output start`
+`tlora init minilm --data rotten_tomatoes --recipe tlora --output start`
 """
 
 
@@ -202,9 +202,9 @@ def init(
     output: Output,
     placement: Placement,
     looking: Looking,
-    plan: Plan,
+    allocating: AllocationFlags,
     start: Start,
-    recipe: Recipe = "paper",
+    recipe: Recipe = "tlora",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -216,15 +216,15 @@ def init(
     from tlora.adapters.initial import PAGE
     from tlora.cli import steps
 
-    looking, plan, start = steps.by_recipe(ctx, recipe, looking, plan, start)
-    plan = plan.within(looking.directions) if start.init else plan
+    looking, allocating, start = steps.by_recipe(ctx, recipe, looking, allocating, start)
+    allocating = allocating.within(looking.directions) if start.init else allocating
     report, line = Report(quiet), written(init, ctx.params)
     steps.check_start(start, placement, output, overwrite)
     base, task = steps.load_base(model, data, placement, report)
-    steps.rehearse(base, plan)
+    steps.rehearse(base, allocating)
     made = steps.origin(line, data)
     calibration = steps.marked(steps.look_at(base, task, looking, start.kind == "g", report), **made)
-    allocation = steps.marked(steps.make_plan(calibration.sensitivity, plan), **made)
+    allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
     found = steps.find(base, calibration, allocation, start, data.seed, report)
     steps.save_start(base, found, start, output, data.seed)
     typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
@@ -233,7 +233,7 @@ def init(
 
 TRAINING = """Examples:
 
-`tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation plan --output adapter`
+`tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation alloc --output adapter`
 
 The same with `--resume --overwrite` goes on from the last checkpoint of a training that was broken off.
 """
@@ -264,7 +264,7 @@ def train(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an adapter from a calibration and a plan, with the metrics before and after.
+    """Train an adapter from a calibration and an allocation, with the metrics before and after.
 
     Writes what `tlora run` writes.
     """
@@ -276,14 +276,14 @@ def train(
     left = [] if resume else steps.checkpoints(output)
     made = steps.origin(line, data)
     steps.check_run(start, training, placement, output, left, overwrite)
-    planned = tlora.Allocation.load(allocation)
+    allocated = tlora.Allocation.load(allocation)
     looked = tlora.Calibration.load(calibration) if calibration else None
     base, task = steps.load_base(model, data, placement, report)
     steps.check_calibration(looked, calibration, task)
     for checkpoint in left:
         shutil.rmtree(checkpoint)
     with steps.going_on(lambda: _rest(output, ctx.params)):
-        found = steps.find(base, looked, planned, start, data.seed, report)
+        found = steps.find(base, looked, allocated, start, data.seed, report)
         del looked
         trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report, resume)
         trained = steps.marked(trained, **made)

@@ -30,7 +30,7 @@ from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.cli.options import Data, Looking, Placement, Plan, RecipeName, Start, Training
+from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeName, Start, Training
 from tlora.cli.output import Report, facts
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
@@ -140,19 +140,19 @@ def load_base(name: str, data: Data, placement: Placement, report: Report) -> tu
     return model, task
 
 
-def make_plan(sensitivity: Sensitivity, plan: Plan) -> Allocation:
+def make_allocation(sensitivity: Sensitivity, allocating: AllocationFlags) -> Allocation:
     """The allocation that the options ask for."""
-    return allocate(sensitivity, **asdict(plan))
+    return allocate(sensitivity, **asdict(allocating))
 
 
-def rehearse(model: Any, plan: Plan) -> None:
-    """Make the plan with equal scores, so that one that cannot be met is refused before the calibration."""
+def rehearse(model: Any, allocating: AllocationFlags) -> None:
+    """Make the allocation with equal scores, so that one that cannot be met is refused before the calibration."""
     targets = target_modules(model)
-    make_plan(Sensitivity(targets, torch.ones(1, len(targets)), Meta()), plan)
+    make_allocation(Sensitivity(targets, torch.ones(1, len(targets)), Meta()), allocating)
 
 
 def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
-    """Warn of a calibration of another task: the start of A, and the plan, are then for that."""
+    """Warn of a calibration of another task: the start of A, and the allocation, are then for that."""
     if calibration and calibration.meta.task not in ("", task.name):
         warnings.warn(
             f"{place} is of {calibration.meta.task}, and this trains on {task.name}: is that meant?", stacklevel=1
@@ -190,7 +190,7 @@ def marked(result: R, **recipe: Any) -> R:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found before training: the start of A, the plan, and what is saved beside the adapter."""
+    """What was found before training: the start of A, the allocation, and what is saved beside the adapter."""
 
     subspaces: Subspaces | None
     allocation: Allocation
@@ -204,7 +204,7 @@ class Found:
 def find(
     model: Any, calibration: Calibration | None, allocation: Allocation, start: Start, seed: int, report: Report
 ) -> Found:
-    """Spectrum and subspaces, with as many directions as the plan gives ranks."""
+    """Spectrum and subspaces, with as many directions as the allocation gives ranks."""
     results: dict[str, Result] = {"allocation": allocation}
     if calibration is None:
         return Found(None, allocation, results)
@@ -243,7 +243,7 @@ def train_adapter(
     report: Report,
     resume: bool = False,
 ) -> TrainingRun:
-    """Attach the plan and train it; checkpoints go beside the output until that is whole."""
+    """Attach the allocation and train it; checkpoints go beside the output until that is whole."""
     adapted = attached(model, found, start, seed)
     more: dict[str, Any] = {} if training.max_steps is None else {"max_steps": training.max_steps}
     with report.step("training, with the metrics before and after"):

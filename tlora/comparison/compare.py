@@ -143,14 +143,18 @@ def compare(
     floating_dtype(dtype)
     terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
     cells = _cells(methods, tasks, terms, ranks)
-    plan = Plan(tuple(lr_search.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
-    if curve_seeds > len(plan.seeds):
-        raise ValueError(f"curve_seeds={curve_seeds} of {len(plan.seeds)} seeds: pass as many seeds at least")
+    settings = SearchSettings(tuple(lr_search.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
+    if curve_seeds > len(settings.seeds):
+        raise ValueError(f"curve_seeds={curve_seeds} of {len(settings.seeds)} seeds: pass as many seeds at least")
     runs = Store(store)
     runs.find()  # a store that is damaged is found out now, and a place that cannot be written
     runs.check_place()
     for message in tqdm(
-        _completed(cells, plan, runs, workers), total=len(cells), desc="comparing", unit="cell", disable=not progress
+        _completed(cells, settings, runs, workers),
+        total=len(cells),
+        desc="comparing",
+        unit="cell",
+        disable=not progress,
     ):
         if message:
             warnings.warn(message, stacklevel=2)
@@ -159,7 +163,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchSettings:
     """What is run in each cell."""
 
     learning_rates: tuple[float, ...]
@@ -168,7 +172,7 @@ class Plan:
     retry: bool = False
 
 
-def complete(cell: Cell, plan: Plan, store: Store) -> str:
+def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
     """Do the runs of a cell that are not in the store.
 
     Returns
@@ -185,7 +189,7 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
         key = key_text(cell.key(rate, seed, split))
         if key not in known:
             known.update(store.find())  # another process may have done it since
-        if key not in known or (plan.retry and known[key]["status"] == "failed"):
+        if key not in known or (settings.retry and known[key]["status"] == "failed"):
             known[key] = run(cell, task, rate, seed, split, memory)
             store.append(known[key])
             logger.info("%s", told(known[key]))
@@ -194,15 +198,17 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     def score(seed: int, rate: float) -> lr_search.Score:
         return score_of(result(rate, seed, "validation"))
 
-    if (failed := _errors(cell, known)) and not plan.retry:
+    if (failed := _errors(cell, known)) and not settings.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
     scores, first = {}, None
-    while first != (earliest := _first_seed(cell, found := store.find(), plan)):  # another process may have begun it
+    while first != (
+        earliest := _first_seed(cell, found := store.find(), settings)
+    ):  # another process may have begun it
         first = earliest
         known.update(found)
         tried = {key["learning_rate"] for key in _searched(cell, known) if key["seed"] == first}
         scores = lr_search.search(
-            partial(score, first), lr_search.scaled(plan.learning_rates, cell.method.rate_scale), tried
+            partial(score, first), lr_search.scaled(settings.learning_rates, cell.method.rate_scale), tried
         )
     rate = lr_search.best(scores)
     if rate is None:
@@ -211,9 +217,9 @@ def complete(cell: Cell, plan: Plan, store: Store) -> str:
     elif lr_search.beyond(scores) is not None:
         said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
     if rate is not None:
-        for seed in plan.seeds:
+        for seed in settings.seeds:
             result(rate, seed, "test")
-        for seed in [seed for seed in plan.seeds if seed != first][: plan.curve_seeds - 1]:
+        for seed in [seed for seed in settings.seeds if seed != first][: settings.curve_seeds - 1]:
             for searched in sorted(scores):
                 result(searched, seed, "validation")
     return f"{_named(cell)}: {'; '.join(said)}" if said else ""
@@ -233,9 +239,9 @@ def _searched(cell: Cell, known: Mapping[str, Record]) -> list[dict[str, Any]]:
     return [record["key"] for record in _of(cell, known) if record["key"]["split"] == "validation"]
 
 
-def _first_seed(cell: Cell, known: Mapping[str, Record], plan: Plan) -> int:
+def _first_seed(cell: Cell, known: Mapping[str, Record], settings: SearchSettings) -> int:
     """The seed that a rate is searched with: that of the first run there is."""
-    return next((key["seed"] for key in _searched(cell, known)), plan.seeds[0])
+    return next((key["seed"] for key in _searched(cell, known)), settings.seeds[0])
 
 
 def told(record: Record) -> str:
@@ -256,19 +262,19 @@ def _memory(scope: str) -> Memory:
     return Memory()
 
 
-def _completed(cells: Sequence[Cell], plan: Plan, store: Store, workers: int) -> Iterable[str]:
+def _completed(cells: Sequence[Cell], settings: SearchSettings, store: Store, workers: int) -> Iterable[str]:
     """Complete the cells, in this process or in several, and say of each what there is to be warned of."""
     if workers == 1:
         try:
             for cell in cells:
-                yield complete(cell, plan, store)
+                yield complete(cell, settings, store)
         finally:
             _memory.cache_clear()
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (threads, logger.getEffectiveLevel())) as pool:
-        futures = [pool.submit(complete, cell, plan, store) for cell in cells]
+        futures = [pool.submit(complete, cell, settings, store) for cell in cells]
         try:
             for future in as_completed(futures):
                 yield future.result()

@@ -127,8 +127,7 @@ def chosen(method: str | Recipe | Method) -> Method:
     if method in REFUSED:
         raise ValueError(REFUSED[method])
     if method not in METHODS:
-        near = difflib.get_close_matches(method.lower(), [*METHODS, *_RECIPES], n=3)
-        close = [_RECIPES.get(name, name) for name in near]
+        close = difflib.get_close_matches(method.lower(), METHODS, n=3)
         meant = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"unknown method {method!r}.{meant} There are {', '.join(METHODS)}, and recipes of your own")
     return METHODS[method]
@@ -148,7 +147,7 @@ def from_recipe(recipe: Recipe) -> Method:
             f"the recipe {name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "
             "training, and each at its own learning rate; leave train= out"
         )
-    if name in METHODS and (name not in _RECIPES.values() or METHODS[name].arguments != recipe.arguments()):
+    if name in METHODS and (name not in RECIPES or METHODS[name].arguments != recipe.arguments()):
         raise ValueError(f"the recipe {name!r} has the name of another method: call it something else")
     return Method(name, partial(_walk, recipe), recipe.arguments())
 
@@ -456,11 +455,7 @@ METHODS = {
         Method("tlora+", _tlora_plus, {"ratio": RATIO}, optimizer, rate_scale=1 / RATIO),
     )
 }
-_RECIPES = {"paper": "tlora-paper", "recommended": "tlora", "trained": "tlora-trained"}
-METHODS |= {
-    name: Method(name, partial(_walk, RECIPES[recipe]), RECIPES[recipe].arguments())
-    for recipe, name in _RECIPES.items()
-}
+METHODS |= {name: Method(name, partial(_walk, recipe), recipe.arguments()) for name, recipe in RECIPES.items()}
 """Methods by name."""
 
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")

@@ -121,7 +121,7 @@ def refuse_offloaded(model: nn.Module, names: Iterable[str]) -> None:
         if name in modules and any(parameter.is_meta for parameter in modules[name].parameters()):
             raise ValueError(
                 f"{name} is offloaded, and an adapter beside it would have no weights: such a base can be calibrated "
-                "and planned for, and trained where it is loaded as a whole, e.g. in 4 bits"
+                "and allocated for, and trained where it is loaded as a whole, e.g. in 4 bits"
             )
 
 

@@ -217,13 +217,13 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
     if odd:
         raise ValueError(
             f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
-            f"{here.get(odd[0])} in the model; attach the same plan, or leave resume= out"
+            f"{here.get(odd[0])} in the model; attach the same allocation, or leave resume= out"
         )
     before, now = read_json(folder / CONFIG_NAME), model.peft_config[model.active_adapter].to_dict()
     if not _scaled_alike(before, now):
         raise ValueError(
-            f"{checkpoint} is of another adapter, of the same shapes with other scales: attach the same plan, or leave "
-            "resume= out"
+            f"{checkpoint} is of another adapter, of the same shapes with other scales: attach the same allocation, or "
+            "leave resume= out"
         )
 
 

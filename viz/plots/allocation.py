@@ -1,4 +1,4 @@
-"""Picture of an Allocation: where the rank goes, and what a uniform plan would do."""
+"""Picture of an Allocation: where the rank goes, and what a uniform allocation would do."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
 def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     """Heat map of the ranks, layers across and projections down, with totals along both sides.
 
-    White is the rank that a uniform plan gives to every module, blue is less, red is more; half and twice of
-    it are equally strong, grey is left out. The dashed lines across the totals are the uniform plan's, which holds what
-    is left out too.
+    White is the rank that a uniform allocation gives to every module, blue is less, red is more; half and twice of
+    it are equally strong, grey is left out. The dashed lines across the totals are the uniform allocation's, which
+    holds what is left out too.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
 
 
 def whole(allocation: Allocation) -> pd.DataFrame:
-    """The table of a plan with the modules that it leaves out, in model order.
+    """The table of an allocation with the modules that it leaves out, in model order.
 
     Returns
     -------
     pandas.DataFrame
         The columns of ``allocation.to_frame()``, NaN where a module is left out, and ``uniform``, its rank in the
-        uniform plan of the same budget.
+        uniform allocation of the same budget.
     """
     frame = allocation.to_frame().set_index("module").reindex(allocation.names).reset_index()
     places = {"layer": list(allocation.layers.values()), "projection": list(allocation.projections.values())}
@@ -131,7 +131,7 @@ def _totals(frame: pd.DataFrame, by: str, value: str, groups: Sequence[Any]) -> 
 
 
 def finding(allocation: Allocation) -> str:
-    """The plan in a few words."""
+    """The allocation in a few words."""
     ranks = allocation.ranks
     low, high = min(ranks.values()), max(ranks.values())
     if low == high:

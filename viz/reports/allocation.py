@@ -1,4 +1,4 @@
-"""Section on the plan: where the rank went, beside a uniform plan."""
+"""Section on the allocation: where the rank went, beside a uniform allocation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 import pandas as pd
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.constraints import Knobs
+from tlora.allocation.constraints import AllocationOptions
 from viz.plots.allocation import whole
 from viz.reports import formatting
 from viz.reports.components import Column, Part, Section, Table, Text, facts, table
@@ -16,8 +16,8 @@ from viz.reports.contents import Findings
 from viz.reports.rendering import allocation_picture
 
 
-def plan(found: Findings) -> Section:
-    """Where the rank went, beside a uniform plan."""
+def allocation(found: Findings) -> Section:
+    """Where the rank went, beside a uniform allocation."""
     about = (
         "Where the rank goes: modules that the loss is more sensitive to get more of the same budget, and a larger "
         "scale. Compared with LoRA of the same rank everywhere, whose A is trained too."
@@ -38,7 +38,7 @@ def plan(found: Findings) -> Section:
             *_by_hand(allocation),
             _rank_grid(allocation),
         ]
-    return Section("plan", "Plan", about, parts, missing)
+    return Section("allocation", "Allocation", about, parts, missing)
 
 
 def _warnings(found: Findings) -> list[Part]:
@@ -46,11 +46,11 @@ def _warnings(found: Findings) -> list[Part]:
     allocation, run = found.allocation, found.run
     if allocation is None or run is None or not run.ranks or run.ranks == allocation.ranks:
         return []
-    return [Text("This is not the plan of the adapter that was trained: their ranks differ.")]
+    return [Text("This is not the allocation of the adapter that was trained: their ranks differ.")]
 
 
 def beside_uniform(allocation: Allocation, *, freeze_a: bool = True) -> Table:
-    """Parameters and bytes of a plan, and of plain LoRA."""
+    """Parameters and bytes of an allocation, and of plain LoRA."""
     ours, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
     rows = [
         _compared("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, formatting.whole),
@@ -60,9 +60,9 @@ def beside_uniform(allocation: Allocation, *, freeze_a: bool = True) -> Table:
     ]
     columns = [
         Column("what", ""),
-        Column("ours", "this plan", str.strip),
+        Column("ours", "this allocation", str.strip),
         Column("lora", f"uniform LoRA, rank {allocation.rank}", str.strip),
-        Column("part", "this plan / LoRA", formatting.percent),
+        Column("part", "this allocation / LoRA", formatting.percent),
     ]
     return table(pd.DataFrame(rows), "Beside uniform LoRA", columns)
 
@@ -72,7 +72,7 @@ def _compared(what: str, ours: int, lora: int, form: Callable[[int], str]) -> di
 
 
 def by_projection(allocation: Allocation) -> Table:
-    """The plan summed up by projection; the uniform plan holds what is excluded too."""
+    """The allocation summed up by projection; the uniform allocation holds what is excluded too."""
     groups = whole(allocation).groupby("projection", sort=False)
     frame = groups.agg(
         modules=("rank", "count"),
@@ -101,7 +101,7 @@ def by_projection(allocation: Allocation) -> Table:
 def _asked_for(allocation: Allocation) -> Table:
     reasons = allocation.to_frame()["decided_by"].value_counts()
     values = {
-        "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.knobs.unit}",
+        "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit}",
         "decided by": ", ".join(f"{reason} ({count})" for reason, count in reasons.items()),
         "left out": formatting.several(len(allocation.excluded), "module") if allocation.excluded else "",
     }
@@ -112,11 +112,11 @@ def _asked_for(allocation: Allocation) -> Table:
 def changed_knobs(allocation: Allocation) -> dict[str, object]:
     """Arguments of `tlora.allocate` that are not as by default; the rank is always among them."""
     changed: dict[str, object] = {}
-    for knob in fields(Knobs):
-        value = getattr(allocation.knobs, knob.name)
-        default = knob.default if knob.default_factory is MISSING else knob.default_factory()
-        if value != default and not (knob.name == "alpha" and value == allocation.rank):
-            changed[knob.name] = value
+    for option in fields(AllocationOptions):
+        value = getattr(allocation.options, option.name)
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        if value != default and not (option.name == "alpha" and value == allocation.rank):
+            changed[option.name] = value
     return changed
 
 

@@ -71,7 +71,7 @@ class Findings:
 
     @property
     def calibration_recipe(self) -> dict[str, Any]:
-        """Arguments of the calibration; a plan has them inside its own."""
+        """Arguments of the calibration; an allocation has them inside its own."""
         recipe = self.calibrated.recipe if self.calibrated else {}
         return recipe.get("sensitivity", recipe)
 

@@ -53,7 +53,7 @@ def is_share(name: str, value: float) -> bool:
 
 
 def worded(name: str) -> str:
-    """The name of a metric or a knob in words."""
+    """The name of a metric or a option in words."""
     return name.replace("_", " ")
 
 

@@ -21,7 +21,7 @@ from viz.reports.reproduce import caveat, classes, commands, snippet, versions
 from viz.reports.training import ENERGY, metrics_table, used_rank
 
 PICTURE = Path("pictures", "allocation.png")
-"""Where ``tlora run`` draws the plan."""
+"""Where ``tlora run`` draws the allocation."""
 
 # PEFT's task type -> the class of transformers that loads the base, and the hub's name of the task.
 CLASSES = {
@@ -32,12 +32,12 @@ CLASSES = {
 
 
 def card(folder: str | os.PathLike[str]) -> str:
-    """The text of a model card: what the adapter is, its plan, its metrics, and how to load it.
+    """The text of a model card: what the adapter is, its allocation, its metrics, and how to load it.
 
     Parameters
     ----------
     folder : path-like
-        The folder of an adapter, as ``tlora run`` leaves it. The plan's picture is linked to where it is there:
+        The folder of an adapter, as ``tlora run`` leaves it. The allocation's picture is linked to where it is there:
         ``pictures/allocation.png``.
 
     Returns
@@ -66,7 +66,7 @@ def card(folder: str | os.PathLike[str]) -> str:
         metrics=metrics_table(run) if run and (run.before or run.after) else None,
         allocation=allocation,
         picture=PICTURE.as_posix() if (path / PICTURE).is_file() else "",
-        plan=by_projection(allocation) if allocation else None,
+        by_projection=by_projection(allocation) if allocation else None,
         beside=beside_uniform(allocation, freeze_a=run is None or run.frozen_a) if allocation else None,
         use=f"{used_rank(run.rank_use(ENERGY))}" if run and run.ranks else "",
         peft=_peft(base, config, found, path.resolve().name),

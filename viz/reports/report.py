@@ -9,14 +9,14 @@ from pathlib import Path
 from tlora.results import Result
 from tlora.utils.files import replace_file
 from viz.reports import contents, formatting
-from viz.reports.allocation import plan
+from viz.reports.allocation import allocation
 from viz.reports.calibration import alignment, data, sensitivity, spectra
 from viz.reports.contents import Findings
 from viz.reports.rendering import template
 from viz.reports.reproduce import reproduce
 from viz.reports.training import ENERGY, rank_use, training
 
-SECTIONS = (data, spectra, alignment, sensitivity, plan, training, rank_use, reproduce)
+SECTIONS = (data, spectra, alignment, sensitivity, allocation, training, rank_use, reproduce)
 FILE = "report.html"
 
 
@@ -24,7 +24,7 @@ def report(
     folder_or_results: str | os.PathLike[str] | Result | Iterable[Result],
     output: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write one HTML page on an adapter: what was found, planned, trained, and how to do it again.
+    """Write one HTML page on an adapter: what was found, allocated, trained, and how to do it again.
 
     The page holds its pictures and styles, runs no script and fetches nothing. Parts that are missing are left
     out; the page says how to get them.

@@ -76,7 +76,7 @@ def snippet(found: Findings) -> str:
             lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most}{more})")
         lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_knobs(found.allocation)}")
     if found.run:
-        unknown = "" if found.allocation else "  # of a plan that is not kept here"
+        unknown = "" if found.allocation else "  # of an allocation that is not kept here"
         lines.append(f"adapted = tlora.attach(model, {_attaching(found)}){unknown}")
         lines.append(f"run = tlora.train(adapted, task, {_training(found.run.meta)})")
         lines.append(f"run.save({found.folder!r})")

@@ -1,4 +1,4 @@
-"""Sections on what came of the plan: training, and the use of the rank."""
+"""Sections on what came of the allocation: training, and the use of the rank."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def _change(name: str, before: float, after: float) -> str:
 def _circumstances(run: TrainingRun, allocation: Allocation | None) -> Table:
     recipe = run.meta.recipe
     inside = run.trainable_parameters
-    if allocation is not None and allocation.ranks == run.ranks:  # else another plan was trained
+    if allocation is not None and allocation.ranks == run.ranks:  # else another allocation was trained
         inside = allocation.footprint(freeze_a=run.frozen_a).trainable_parameters
     outside = run.trainable_parameters - inside
-    head = f", {outside:,} of them outside of the plan" if outside > 0 else ""
+    head = f", {outside:,} of them outside of the allocation" if outside > 0 else ""
     values = {
         "optimiser steps": f"{run.steps:,}" if run.steps else "none was logged",
         "time": formatting.duration(run.seconds),
@@ -103,7 +103,7 @@ def rank_use(found: Findings) -> Section:
     """Whether the rank that was given was used."""
     about = (
         f"How many directions the trained update s B A needs for {formatting.percent(ENERGY)} of its squared norm, "
-        "against the rank that the module was given. Rank that is not used can go elsewhere in the next plan."
+        "against the rank that the module was given. Rank that is not used can go elsewhere in the next allocation."
     )
     missing = f'run = tlora.train(adapted, task)\nrun.save("{found.folder}")'
     run = found.run

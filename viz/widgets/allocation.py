@@ -1,4 +1,4 @@
-"""AllocationExplorer: turn the knobs of an allocation and see at once where the rank goes and what it costs."""
+"""AllocationExplorer: turn the options of an allocation and see at once where the rank goes and what it costs."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from viz.widgets.base import WIDTH, Explorer, alert, choice, row, table
 from viz.widgets.canvas import Cells, Headline, boxes, place_boxes, steady
 
 SOURCE = "calibration.sensitivity"
-RANKS, CHANGE = "ranks", "change since the kept plan"
+RANKS, CHANGE = "ranks", "change since the kept allocation"
 Limit = int | Mapping[str, int] | None
 SCORE, EDIT, PIN, EXCLUDE = "by score", "edit", "pin", "exclude"
 WAYS = (SCORE, EDIT, PIN, EXCLUDE)
 MEANINGS = (
     "The scores decide",
-    "Set the rank in the finished plan: Allocation.edit",
-    "Ask for the rank when the plan is made: allocate(pinned=)",
-    "Give no adapter: allocate(exclude=)",
+    "Set the rank in the finished allocation: Allocation.edit",
+    "Ask for the rank when the allocation is made: allocate(pinned=)",
+    "Give no adapter: allocate(exclude_modules=)",
 )
 
 
@@ -49,21 +49,21 @@ FACTOR = 8
 
 @dataclass(frozen=True)
 class AllocationState:
-    """The arguments of `tlora.allocate`, edits by hand, and what is drawn of the plan.
+    """The arguments of `tlora.allocate`, edits by hand, and what is drawn of the allocation.
 
-    ``exclude`` holds full module names, ``kept`` the plan that changes are counted from.
+    ``exclude_modules`` holds full module names, ``kept`` the allocation that changes are counted from.
     """
 
     rank: int
     alpha: float | None
     scaling: str
     budget: str
-    ranks: bool
-    scales: bool
+    adapt_ranks: bool
+    adapt_scales: bool
     max_rank: Limit
     min_rank: Limit
     pinned: Mapping[str, int]
-    exclude: tuple[str, ...]
+    exclude_modules: tuple[str, ...]
     temperature: float
     projection_shares: Mapping[str, float]
     edits: Mapping[str, int]
@@ -72,16 +72,16 @@ class AllocationState:
 
 
 DEFAULTS: dict[str, Any] = {
-    "alpha": None, "scaling": "nominal", "budget": "ranks", "ranks": True, "scales": True, "max_rank": None,
-    "min_rank": 1, "pinned": {}, "exclude": [], "temperature": 1.0, "projection_shares": {},
+    "alpha": None, "scaling": "nominal", "budget": "ranks", "adapt_ranks": True, "adapt_scales": True, "max_rank": None,
+    "min_rank": 1, "pinned": {}, "exclude_modules": [], "temperature": 1.0, "projection_shares": {},
 }  # fmt: skip
 """Arguments of `tlora.allocate` that need not be said."""
 
 
 class AllocationExplorer(Explorer[AllocationState, Allocation]):
-    """Knobs of an allocation, with the ranks they lead to, what these cost, and what uniform LoRA would cost.
+    """Options of an allocation, with the ranks they lead to, what these cost, and what uniform LoRA would cost.
 
-    ``explorer.allocation`` is the plan that is shown: what the next cell attaches and trains.
+    ``explorer.allocation`` is the allocation that is shown: what the next cell attaches and trains.
 
     Parameters
     ----------
@@ -91,29 +91,29 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         From ``calibration.sensitivity``.
     rank : int
         Nominal rank to begin with.
-    **knobs
+    **options
         Other arguments of `tlora.allocate` to begin with; those without a control stay as they are.
 
     Attributes
     ----------
     allocation : Allocation
-        The plan; the last possible one where the controls ask for something impossible.
-    knobs : dict
-        ``tlora.allocate(sensitivity, **explorer.knobs).edit(explorer.state.edits)`` is the plan.
+        The allocation; the last possible one where the controls ask for something impossible.
+    options : dict
+        ``tlora.allocate(sensitivity, **explorer.options).edit(explorer.state.edits)`` is the allocation.
     kept : Allocation
-        The plan that ``changes`` counts from.
+        The allocation that ``changes`` counts from.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        If `tlora.allocate` refuses the knobs to begin with; if subspaces and sensitivity are of different modules.
+        If `tlora.allocate` refuses the options to begin with; if subspaces and sensitivity are of different modules.
     """
 
     def __init__(
-        self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **knobs: Any
+        self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **options: Any
     ) -> None:
         self._bound = None if not isinstance(subspaces, Subspaces) else subspaces.max_rank
-        state = starting_state(sensitivity, self._bound, rank, **knobs)
+        state = starting_state(sensitivity, self._bound, rank, **options)
         if not isinstance(subspaces, Subspaces | None):
             raise TypeError(
                 f"subspaces are a {type(subspaces).__name__}: pass what tlora.task_subspaces returned, or None"
@@ -132,27 +132,27 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
 
     @property
     def allocation(self) -> Allocation:
-        """The plan that is shown."""
+        """The allocation that is shown."""
         return self._result
 
     @property
     def kept(self) -> Allocation:
-        """The plan that changes are counted from."""
+        """The allocation that changes are counted from."""
         assert self.state.kept is not None
         return self.state.kept
 
     @property
-    def knobs(self) -> dict[str, Any]:
-        """Arguments of `tlora.allocate` for this plan, those that are not the default; edits come on top."""
+    def options(self) -> dict[str, Any]:
+        """Arguments of `tlora.allocate` for this allocation, those that are not the default; edits come on top."""
         return arguments(self.sensitivity, self.state)
 
     @property
     def changes(self) -> pd.DataFrame:
-        """``allocation.compare(kept)``: what the plan gives to each module, beside the kept one."""
+        """``allocation.compare(kept)``: what the allocation gives to each module, beside the kept one."""
         return self._result.compare(self.kept)
 
     def code(self, source: str = SOURCE) -> str:
-        """The plan as one line of Python.
+        """The allocation as one line of Python.
 
         Parameters
         ----------
@@ -167,21 +167,21 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         return code(self.sensitivity, self.state, source)
 
     def keep(self) -> None:
-        """Count changes from the plan as it is now; what could not be met is asked for no longer."""
+        """Count changes from the allocation as it is now; what could not be met is asked for no longer."""
         self.state = self._asked = replace(self.state, kept=self._result)
         self.message.value = ""
         self._refresh()
 
     def start_over(self) -> None:
-        """Go back to the plan of the beginning; the kept plan stays."""
+        """Go back to the allocation of the beginning; the kept allocation stays."""
         self._ask(**{f.name: getattr(self._start, f.name) for f in fields(self._start) if f.name != "kept"})
 
     def result(self, state: AllocationState) -> Allocation:
-        """The plan of ``state``: `tlora.allocate`, then its edits."""
-        return plan(self.sensitivity, state, self._bound)
+        """The allocation of ``state``: `tlora.allocate`, then its edits."""
+        return allocated(self.sensitivity, state, self._bound)
 
     def render(self, state: AllocationState, ax: Axes) -> Axes:
-        """Draw the plan of a state.
+        """Draw the allocation of a state.
 
         Parameters
         ----------
@@ -200,7 +200,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
 
     @property
     def line(self) -> str:
-        """The plan in one line of text."""
+        """The allocation in one line of text."""
         return f"{finding(self._result)}: {self.code()}"
 
     def _build(self) -> None:
@@ -217,8 +217,8 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         self.controls["view"] = view
         self.controls |= _buttons(keep=self.keep, start_over=self.start_over)
         rows = ("rank temperature", "budget scaling min_rank max_rank", "layer projection way set_rank")
-        knobs, limits, hand = ([self.controls[name] for name in names.split()] for names in rows)
-        above = [row(*knobs), row(*limits), row(ipywidgets.Label("By hand:"), *hand)]
+        options, limits, hand = ([self.controls[name] for name in names.split()] for names in rows)
+        above = [row(*options), row(*limits), row(ipywidgets.Label("By hand:"), *hand)]
         below = row(*(self.controls[name] for name in ("view", "keep", "start_over")))
         self.summary = ipywidgets.HTML(layout={"max_width": f"{96 * WIDTH:.0f}px"})
         self.widget = ipywidgets.VBox([*above, self.message, self.image, below, self.summary])
@@ -260,7 +260,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
             finding(allocation),
             f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
             f"scaling {style.number(min(scalings))} to {style.number(max(scalings))}",
-            "outlined: set by hand" if allocation.edits or allocation.knobs.pinned else "",
+            "outlined: set by hand" if allocation.edits or allocation.options.pinned else "",
             f"grey: {len(allocation.excluded)} excluded" if allocation.excluded and other is None else "",
             style.source(allocation.meta),
         )
@@ -280,7 +280,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
         if not names:
             self.message.value = alert("there is no such projection in this layer: choose another")
             return
-        self._ask(**decided(names, way, rank, before.pinned, before.edits, before.exclude))
+        self._ask(**decided(names, way, rank, before.pinned, before.edits, before.exclude_modules))
         if self.state is not self._asked:
             self._asked = before
             self._show_selected()
@@ -288,7 +288,7 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
     def _show_selected(self) -> None:
         """Say of the selected modules how they are treated and which rank they have, where that is one answer."""
         state, names = self.state, self._selected()
-        ways = {way_of(name, state.pinned, state.edits, state.exclude) for name in names}
+        ways = {way_of(name, state.pinned, state.edits, state.exclude_modules) for name in names}
         ranks = {self._result.ranks.get(name) for name in names} - {None}
         with self._follow():
             self.controls["way"].value = ways.pop() if len(ways) == 1 else None
@@ -296,13 +296,13 @@ class AllocationExplorer(Explorer[AllocationState, Allocation]):
 
 
 def starting_state(
-    sensitivity: Sensitivity, bound: int | None, rank: SupportsIndex = 8, **knobs: Any
+    sensitivity: Sensitivity, bound: int | None, rank: SupportsIndex = 8, **options: Any
 ) -> AllocationState:
     """The state for these arguments of `tlora.allocate`, with no rank above ``bound``; nothing is kept yet."""
-    first = allocate(sensitivity, rank, **knobs)
-    values = {field: getattr(first.knobs, field) for field in DEFAULTS}
-    values["alpha"] = None if knobs.get("alpha") is None else first.knobs.alpha
-    values["exclude"] = tuple(first.excluded)
+    first = allocate(sensitivity, rank, **options)
+    values = {field: getattr(first.options, field) for field in DEFAULTS}
+    values["alpha"] = None if options.get("alpha") is None else first.options.alpha
+    values["exclude_modules"] = tuple(first.excluded)
     most = values["max_rank"]
     if bound is not None and isinstance(most, Mapping):
         values["max_rank"] = {name: min(most.get(name, bound), bound) for name in sensitivity.names}
@@ -311,7 +311,7 @@ def starting_state(
     return AllocationState(rank=first.rank, edits={}, **values)
 
 
-def plan(sensitivity: Sensitivity, state: AllocationState, bound: int | None = None) -> Allocation:
+def allocated(sensitivity: Sensitivity, state: AllocationState, bound: int | None = None) -> Allocation:
     """The allocation of a state; ``bound`` is the most rank that the bases have, for the words of a refusal."""
     try:
         made = allocate(sensitivity, **arguments(sensitivity, state))
@@ -326,7 +326,7 @@ def plan(sensitivity: Sensitivity, state: AllocationState, bound: int | None = N
 def arguments(sensitivity: Sensitivity, state: AllocationState) -> dict[str, Any]:
     """What `tlora.allocate` is called with for a state, defaults left out."""
     values = {name: deepcopy(getattr(state, name)) for name in DEFAULTS}
-    values["exclude"] = grouped(state.exclude, sensitivity)
+    values["exclude_modules"] = grouped(state.exclude_modules, sensitivity)
     return {"rank": state.rank} | {name: value for name, value in values.items() if value != DEFAULTS[name]}
 
 
@@ -353,7 +353,7 @@ def _knob_controls(state: AllocationState, most_rank: int, most: int) -> dict[st
         ),
         "budget": choice(
             "Budget", ("ranks", "parameters"), state.budget,
-            ("As many ranks as the uniform plan", "No more trainable parameters than the uniform plan"),
+            ("As many ranks as the uniform allocation", "No more trainable parameters than the uniform allocation"),
         ),
         "scaling": choice(
             "Scaling", ("nominal", "allocated"), state.scaling,
@@ -398,7 +398,7 @@ def _hand_controls(sensitivity: Sensitivity, most: int) -> dict[str, ipywidgets.
 def _buttons(**actions: Any) -> dict[str, ipywidgets.Button]:
     """Buttons named after what they do."""
     words = {
-        "keep": ("Keep this plan", "Count changes from here on"),
+        "keep": ("Keep this allocation", "Count changes from here on"),
         "start_over": ("Start over", "Take back all changes"),
     }
     made = {}
@@ -410,22 +410,22 @@ def _buttons(**actions: Any) -> dict[str, ipywidgets.Button]:
 
 
 def costs(allocation: Allocation) -> str:
-    """Table of what the plan costs, next to uniform LoRA at the same nominal rank."""
+    """Table of what the allocation costs, next to uniform LoRA at the same nominal rank."""
     ours, lora = allocation.footprint(), allocation.lora
     rows = [
         ("trainable parameters", "trainable_parameters", "{:,}".format),
         ("adapter, float32", "adapter_bytes", size_text),
         ("AdamW states, float32", "optimiser_bytes", size_text),
     ]
-    heads = ["", "this plan", f"uniform LoRA, rank {allocation.rank}", "ratio"]
+    heads = ["", "this allocation", f"uniform LoRA, rank {allocation.rank}", "ratio"]
     pairs = [(what, getattr(ours, key), getattr(lora, key), write) for what, key, write in rows]
     return table(heads, [[what, write(a), write(b), style.percent(a / b)] for what, a, b, write in pairs])
 
 
 def changed(allocation: Allocation, kept: Allocation) -> str:
-    """What is different from the kept plan, in a sentence or two of HTML."""
+    """What is different from the kept allocation, in a sentence or two of HTML."""
     words = html.escape(changes_in_words(allocation, kept))
-    return f"<p style='margin: 6px 0'>Since the kept plan (rank {kept.rank}): {words}.</p>"
+    return f"<p style='margin: 6px 0'>Since the kept allocation (rank {kept.rank}): {words}.</p>"
 
 
 def changes_in_words(allocation: Allocation, kept: Allocation) -> str:
@@ -477,7 +477,7 @@ def decided(
     Returns
     -------
     dict
-        New ``pinned``, ``edits`` and ``exclude``.
+        New ``pinned``, ``edits`` and ``exclude_modules``.
     """
     pins = {name: r for name, r in pinned.items() if name not in names}
     hand = {name: r for name, r in edits.items() if name not in names}
@@ -486,17 +486,17 @@ def decided(
     return {
         "pinned": pins | ranks if way == PIN else pins,
         "edits": hand | ranks if way == EDIT else hand,
-        "exclude": (*kept, *names) if way == EXCLUDE else tuple(kept),
+        "exclude_modules": (*kept, *names) if way == EXCLUDE else tuple(kept),
     }
 
 
 def way_of(name: str, pinned: Collection[str], edits: Collection[str], out: Collection[str]) -> str:
-    """How a module is treated; an edit goes before a pin, as in the plan."""
+    """How a module is treated; an edit goes before a pin, as in the allocation."""
     return EXCLUDE if name in out else EDIT if name in edits else PIN if name in pinned else SCORE
 
 
 def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]:
-    """The modules as briefly as ``allocate(exclude=)`` takes them: whole projections, whole layers, then the rest."""
+    """As briefly as ``allocate(exclude_modules=)`` takes modules: whole projections, whole layers, then the rest."""
     found: list[str | int] = []
     left = set(names)
     for roles in (sensitivity.projections, sensitivity.layers):
@@ -521,10 +521,10 @@ def ranks_in_words(ranks: Mapping[str, int], sensitivity: Sensitivity, source: s
 
 
 class RankPicture:
-    """Artists on given axes that `update` brings up to a plan, without making new ones.
+    """Artists on given axes that `update` brings up to an allocation, without making new ones.
 
-    White is the rank of a uniform plan and full colour eight times of it, whatever the plan, so that two plans can
-    be compared by eye. The totals are in multiples of the uniform plan's.
+    White is the rank of a uniform allocation and full colour eight times of it, whatever the allocation, so that
+    two allocations can be compared by eye. The totals are in multiples of the uniform allocation's.
 
     Parameters
     ----------
@@ -560,28 +560,28 @@ class RankPicture:
         """What the rest of the picture depends on."""
         return self.above.get_ylim(), self.beside.get_xlim(), self._colours
 
-    def update(self, plan: Allocation, other: Allocation | None = None) -> None:
-        """Show a plan; with another one, its change since that.
+    def update(self, allocation: Allocation, other: Allocation | None = None) -> None:
+        """Show an allocation; with another one, its change since that.
 
         Parameters
         ----------
-        plan : Allocation
+        allocation : Allocation
             Of the sensitivity.
         other : Allocation, optional
-            The plan to compare with.
+            The allocation to compare with.
         """
-        ranks = np.array([plan.ranks.get(name, np.nan) for name in self.names])
+        ranks = np.array([allocation.ranks.get(name, np.nan) for name in self.names])
         if other is None:
             self._label_colours("rank, × uniform", f"≤ 1/{FACTOR}", "1", f"≥ {FACTOR}")
             texts = ["" if np.isnan(rank) else f"{rank:.0f}" for rank in ranks]
-            self.cells.update(ranks, texts, LogNorm(plan.rank / FACTOR, plan.rank * FACTOR))
+            self.cells.update(ranks, texts, LogNorm(allocation.rank / FACTOR, allocation.rank * FACTOR))
         else:
-            self._label_colours("change of rank", f"≤ −{plan.rank}", "0", f"≥ +{plan.rank}")
-            change = np.array([plan.ranks.get(name, 0) - other.ranks.get(name, 0) for name in self.names], float)
+            self._label_colours("change of rank", f"≤ −{allocation.rank}", "0", f"≥ +{allocation.rank}")
+            change = np.array([allocation.ranks.get(name, 0) - other.ranks.get(name, 0) for name in self.names], float)
             texts = [f"{step:+.0f}".replace("-", "−") if step else "" for step in change]
-            self.cells.update(change, texts, Normalize(-plan.rank, plan.rank))
-        self._mark([name in plan.edits or name in plan.knobs.pinned for name in self.names])
-        self._set_totals(np.nan_to_num(ranks) / plan.rank)
+            self.cells.update(change, texts, Normalize(-allocation.rank, allocation.rank))
+        self._mark([name in allocation.edits or name in allocation.options.pinned for name in self.names])
+        self._set_totals(np.nan_to_num(ranks) / allocation.rank)
 
     def _label_colours(self, *labels: str) -> None:
         """A title, and labels of both ends and the middle of the colour bar."""
@@ -637,5 +637,5 @@ def _means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _round_up(value: float) -> float:
-    """The next of 2, 4, 8 ...: axes that stay as they are while a plan changes a little."""
+    """The next of 2, 4, 8 ...: axes that stay as they are while an allocation changes a little."""
     return 2.0 ** max(1, math.ceil(math.log2(1.02 * value)))

@@ -20,12 +20,12 @@ from matplotlib.axes import Axes
 
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import BYTES, footprint, size_text
-from tlora.allocation.stability import plan_stability
+from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.estimate import ResourcePlan
 from tlora.recipes import RECIPES
+from tlora.resource_estimate import ResourceEstimate
 from tlora.results import RESULT, saved_files
 from tlora.subspaces.alignment import align, overlap_with_neighbours
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
@@ -45,10 +45,10 @@ from viz.widgets.allocation import (
     AllocationState,
     Limit,
     RankPicture,
+    allocated,
     changes_in_words,
     code,
     decided,
-    plan,
     starting_state,
 )
 from viz.widgets.base import Shown
@@ -61,7 +61,7 @@ SCRIPT, LOOK, PAGE = ((FOLDER / f"workbench.{kind}").read_text("utf-8") for kind
 SESSION = "session.json"
 RESULTS: dict[str, Any] = {
     "subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun,
-    "estimate": ResourcePlan,
+    "estimate": ResourceEstimate,
 }  # fmt: skip
 """Results beside the scores that a workbench can hold, by the name of the argument."""
 STEPS = 20
@@ -116,11 +116,11 @@ class Workbench(Shown):
         Of held-out samples. The kind of the subspaces is shown, or its first kind.
     other : Subspaces, optional
         Of another task, to show the overlap with it.
-    estimate : ResourcePlan, optional
-        Of this model, from `tlora.plan`: the peak memory of training stands among the costs of A and B.
+    estimate : ResourceEstimate, optional
+        Of this model, from `tlora.estimate`: the peak memory of training stands among the costs of A and B.
     rank : int
         Nominal rank to begin with.
-    **knobs
+    **options
         Other arguments of `tlora.allocate` to begin with.
 
     Attributes
@@ -133,7 +133,7 @@ class Workbench(Shown):
     Raises
     ------
     TypeError, KeyError, ValueError
-        If an argument is something else, `tlora.allocate` refuses the knobs, or the results are of different modules.
+        If an argument is something else, `tlora.allocate` refuses the options, or the results are of different modules.
     """
 
     def __init__(
@@ -146,9 +146,9 @@ class Workbench(Shown):
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
         other: Subspaces | None = None,
-        estimate: ResourcePlan | None = None,
+        estimate: ResourceEstimate | None = None,
         rank: SupportsIndex = 8,
-        **knobs: Any,
+        **options: Any,
     ) -> None:
         self.calibration = calibration
         self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
@@ -158,7 +158,7 @@ class Workbench(Shown):
         if capture is None and subspaces is not None and model is not None and task is not None:
             self.capture = measured_capture(model, task, subspaces)
         bound = None if subspaces is None else subspaces.max_rank
-        state = starting_state(self.sensitivity, bound, rank, **knobs)
+        state = starting_state(self.sensitivity, bound, rank, **options)
         self._bound = bound
         self._result = self.result(state)
         self.state = replace(state, kept=self._result)
@@ -195,7 +195,7 @@ class Workbench(Shown):
 
     def result(self, state: AllocationState) -> Allocation:
         """The allocation of ``state``: `tlora.allocate`, then its edits."""
-        return plan(self.sensitivity, state, self._bound)
+        return allocated(self.sensitivity, state, self._bound)
 
     def render(self, state: AllocationState, ax: Axes) -> Axes:
         """Draw the ranks of a state with matplotlib.
@@ -225,19 +225,23 @@ class Workbench(Shown):
         """Select modules by their full ``names``; KeyError if there is no such module."""
         self.widget.selected = [self.names.index(name) for name in self._known(names)]
 
-    def set(self, **knobs: Any) -> None:
-        """Change arguments (``knobs``) of `tlora.allocate`, e.g. ``set(temperature=0.5)``; ranks by hand stay.
+    def set(self, **options: Any) -> None:
+        """Change arguments (``options``) of `tlora.allocate`, e.g. ``set(temperature=0.5)``; ranks by hand stay.
 
         Raises
         ------
         TypeError, KeyError, ValueError
             If `tlora.allocate` refuses them. Nothing changes then.
         """
-        if unknown := sorted(knobs.keys() - {"rank", *DEFAULTS}):
+        if unknown := sorted(options.keys() - {"rank", *DEFAULTS}):
             raise TypeError(f"allocate() has no option {unknown[0]!r}: choose from rank, {', '.join(DEFAULTS)}")
-        if "exclude" in knobs:  # as full names
-            knobs |= {"exclude": starting_state(self.sensitivity, None, exclude=knobs["exclude"]).exclude}
-        self._move(replace(self.state, **knobs))
+        if "exclude_modules" in options:  # as full names
+            options |= {
+                "exclude_modules": starting_state(
+                    self.sensitivity, None, exclude_modules=options["exclude_modules"]
+                ).exclude_modules
+            }
+        self._move(replace(self.state, **options))
 
     def set_rank(self, names: str | Collection[str], rank: int) -> None:
         """Set the rank of one or several modules; the others share what is left of the budget.
@@ -302,7 +306,7 @@ class Workbench(Shown):
         """
         allocation = self._result
         if self._distribution is None or self._distribution[0] is not allocation:
-            ranks = plan_stability(self.sensitivity, allocation, resamples=RESAMPLES).ranks.numpy()
+            ranks = allocation_stability(self.sensitivity, allocation, resamples=RESAMPLES).ranks.numpy()
             self._distribution = allocation, ranks
         if name not in allocation.ranks:
             raise KeyError(f"{name!r} has no rank in this allocation")
@@ -367,7 +371,7 @@ class Workbench(Shown):
         head = read_json(folder / SESSION)
         kinds = RESULTS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
         it = cls(**{name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()})
-        state = head["state"] | {"exclude": tuple(head["state"]["exclude"])}
+        state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
         it._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
         it.select(*head["selected"])
         it.widget.tab = head["tab"]
@@ -451,7 +455,9 @@ class Workbench(Shown):
 
     def _decide(self, names: str | Collection[str], way: str, rank: int = 0) -> None:
         state = self.state
-        self._move(replace(state, **decided(self._known(names), way, rank, state.pinned, state.edits, state.exclude)))
+        self._move(
+            replace(state, **decided(self._known(names), way, rank, state.pinned, state.edits, state.exclude_modules))
+        )
 
     def _move(self, state: AllocationState) -> None:
         """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
@@ -527,7 +533,9 @@ class Workbench(Shown):
         while abs(bad - good) > 1 or best is None:
             rank = (good + bad) // 2 if best is not None else good
             try:
-                self.result(replace(state, **decided(names, EDIT, rank, state.pinned, state.edits, state.exclude)))
+                self.result(
+                    replace(state, **decided(names, EDIT, rank, state.pinned, state.edits, state.exclude_modules))
+                )
             except ValueError:
                 if best is None:
                     return None
@@ -614,7 +622,9 @@ class Workbench(Shown):
         }
 
 
-def explore(model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, rank: int = 8, **knobs: Any) -> Workbench:
+def explore(
+    model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, rank: int = 8, **options: Any
+) -> Workbench:
     """Calibrate, compute subspaces, measure the captured gradient, and show the workbench.
 
     Parameters
@@ -629,7 +639,7 @@ def explore(model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, ran
         Directions computed for each module.
     rank : int
         Nominal rank to begin with.
-    **knobs
+    **options
         Other arguments of `tlora.allocate` to begin with.
 
     Returns
@@ -644,7 +654,7 @@ def explore(model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, ran
     """
     calibration = calibrate(model, task.calibration(samples))
     subspaces = task_subspaces(model, calibration, max_rank=max_rank)
-    workbench = Workbench(calibration, subspaces, model=model, task=task, rank=rank, **knobs)
+    workbench = Workbench(calibration, subspaces, model=model, task=task, rank=rank, **options)
     workbench.display()
     return workbench
 
@@ -683,14 +693,14 @@ def preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: i
     if name not in (known := presets_of(sensitivity)):
         raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
     if name == "paper":
-        fresh = starting_state(sensitivity, bound, state.rank, **RECIPES["paper"].allocate)
+        fresh = starting_state(sensitivity, bound, state.rank, **RECIPES["tlora-paper"].allocate)
         return replace(fresh, kept=state.kept)
     kept = set(modules_of(name, sensitivity))
     return replace(
         state,
-        ranks=True,
+        adapt_ranks=True,
         temperature=0.0 if name in ("uniform", "q and v") else 1.0,
-        exclude=tuple(n for n in sensitivity.names if n not in kept),
+        exclude_modules=tuple(n for n in sensitivity.names if n not in kept),
         pinned={},
         edits={},
         projection_shares={},
@@ -712,7 +722,7 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
     }
 
 
-def costs_beside(a: Allocation, b: Allocation, estimate: ResourcePlan | None = None) -> list[list[str]]:
+def costs_beside(a: Allocation, b: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
     """Rows of a table: what A costs, what B costs, and B in percent of A."""
     costs: list[tuple[str, Callable[[Allocation], int], Callable[[int], str]]] = [
         ("trainable parameters", lambda one: one.trainable_parameters, "{:,}".format),
@@ -725,7 +735,7 @@ def costs_beside(a: Allocation, b: Allocation, estimate: ResourcePlan | None = N
     return [[what, write(mine), write(theirs), style.percent(theirs / mine)] for what, mine, theirs, write in pairs]
 
 
-def training_bytes(estimate: ResourcePlan, allocation: Allocation) -> int:
+def training_bytes(estimate: ResourceEstimate, allocation: Allocation) -> int:
     """Peak memory of training ``B``, at most: that of the uniform adapter and what this one adds to it."""
     uniform = footprint(estimate.shapes, dict.fromkeys(estimate.shapes, estimate.meta.recipe["rank"]), freeze_a=True)
     ours = allocation.footprint()

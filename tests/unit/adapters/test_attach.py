@@ -28,11 +28,11 @@ from tlora.models.targets import target_modules
 from tlora.results import Meta
 
 
-def planned(family="llama", max_rank=16, **knobs):
+def planned(family="llama", max_rank=16, **options):
     model = tiny_model(family)
     calibration = tlora.calibrate(model, [tiny_batch(model)], progress=False)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=max_rank, progress=False)
-    allocation = tlora.allocate(calibration.sensitivity, rank=4, **{"max_rank": max_rank, **knobs})
+    allocation = tlora.allocate(calibration.sensitivity, rank=4, **{"max_rank": max_rank, **options})
     return model, subspaces, allocation
 
 
@@ -60,7 +60,7 @@ def step(model, batch, learning_rate=0.05):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_plan_is_what_peft_computes(family):
+def test_the_allocation_is_what_peft_computes(family):
     model, subspaces, allocation = planned(family)
     batch = tiny_batch(model)
     before = logits(model, batch)
@@ -110,7 +110,7 @@ def test_freeze_a_off_trains_both():
 
 @pytest.mark.parametrize(("init", "ranks", "scales"), list(itertools.product([True, False], repeat=3)))
 def test_the_eight_cells_of_the_ablation(init, ranks, scales):
-    model, subspaces, allocation = planned(ranks=ranks, scales=scales)
+    model, subspaces, allocation = planned(adapt_ranks=ranks, adapt_scales=scales)
     adapted = tlora.attach(model, subspaces if init else None, allocation, freeze_a=init)
     layers = adapter_layers(adapted).values()
     assert (len({layer.r["default"] for layer in layers}) > 1) == ranks
@@ -281,8 +281,8 @@ def test_pattern_keys_match_one_module_only():
     """T5's encoder and decoder blocks have the same suffixes; each must get its own rank."""
     model, subspaces, allocation = planned("t5")
     ranks = {name: 1 + i % 4 for i, name in enumerate(allocation.ranks)}
-    plan = tlora.Allocation(**{**vars(allocation), "ranks": ranks})
-    adapted = tlora.attach(model, subspaces, plan)
+    changed = tlora.Allocation(**{**vars(allocation), "ranks": ranks})
+    adapted = tlora.attach(model, subspaces, changed)
     assert {n: layer.r["default"] for n, layer in adapter_layers(adapted).items()} == ranks
 
 
@@ -446,15 +446,15 @@ def test_a_head_of_ones_own_is_trained_and_one_that_is_not_found_is_told() -> No
 @pytest.mark.parametrize("head", ["dense", "output"])
 def test_a_head_that_is_called_like_modules_of_the_blocks_is_refused(head: str) -> None:
     model = Classifier(tiny_config("bert"), head=head).eval()
-    _, plan = calibrate_and_allocate(model, tiny_batch("bert"), target_modules="attention")
+    _, allocation = calibrate_and_allocate(model, tiny_batch("bert"), target_modules="attention")
     before = [name for name, _ in model.named_modules()]
     with pytest.raises(ValueError, match=f"ends like that of the head, {head}, and PEFT would train both whole"):
-        tlora.attach(model, None, plan)
+        tlora.attach(model, None, allocation)
     assert [name for name, _ in model.named_modules()] == before
     get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
     before = [name for name, _ in model.named_modules()]
     with pytest.raises(ValueError, match=f"ends like that of the head, {head}, and PEFT would train both whole"):
-        tlora.attach(model, None, plan, replace=True)
+        tlora.attach(model, None, allocation, replace=True)
     assert [name for name, _ in model.named_modules()] == before
 
 
@@ -488,9 +488,9 @@ def test_rows_along_which_nothing_varies_stay_of_the_usual_length(kind: Any) -> 
     model = tiny_model("llama")
     batch = tiny_batch(model, (9, 9, 9))
     batch["labels"][:, :-1] = -100  # one token each: without variance within a sample
-    calibration, plan = calibrate_and_allocate(model, batch, tokens="labels", gradient=True)
+    calibration, allocation = calibrate_and_allocate(model, batch, tokens="labels", gradient=True)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=8, kind=kind, progress=False)
-    adapted = tlora.attach(model, subspaces, plan, rows="variance")
+    adapted = tlora.attach(model, subspaces, allocation, rows="variance")
     for name, layer in adapter_layers(adapted).items():
         lengths = layer.lora_A["default"].weight.norm(dim=1)
         torch.testing.assert_close(lengths, torch.full_like(lengths, 3**-0.5), msg=name)
@@ -541,16 +541,16 @@ def with_a_draft() -> Any:
     return model
 
 
-def plan(model: nn.Module, **knobs: Any) -> tlora.Allocation:
+def rising(model: nn.Module, **options: Any) -> tlora.Allocation:
     """Rising scores, so that every module has a rank and a scaling that few others have."""
     targets = target_modules(model)
     scores = torch.arange(1, len(targets) + 1)[None].float()
-    return tlora.allocate(Sensitivity(targets, scores, Meta()), rank=4, **knobs)
+    return tlora.allocate(Sensitivity(targets, scores, Meta()), rank=4, **options)
 
 
 def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:
     model = with_a_draft()
-    allocation = plan(model)
+    allocation = rising(model)
     layers = adapter_layers(tlora.attach(model, None, allocation))
     assert {name: layer.r["default"] for name, layer in layers.items()} == allocation.ranks
     assert {name: layer.scaling["default"] for name, layer in layers.items()} == pytest.approx(allocation.scalings)
@@ -558,9 +558,9 @@ def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:
     assert allocation.ranks[name] != allocation.ranks[f"draft.{name}"]
 
 
-def test_a_module_outside_the_plan_is_not_wrapped_silently() -> None:
+def test_a_module_outside_the_allocation_is_not_wrapped_silently() -> None:
     model = with_a_draft()
-    allocation = plan(model, exclude=[name for name in target_modules(model) if name.startswith("draft")])
+    allocation = rising(model, exclude_modules=[name for name in target_modules(model) if name.startswith("draft")])
     before = condition(model)
     with pytest.raises(ValueError, match=r"not draft\.model\.layers\.0.*PEFT would adapt both"):
         tlora.attach(model, None, allocation)
@@ -568,7 +568,7 @@ def test_a_module_outside_the_plan_is_not_wrapped_silently() -> None:
 
 
 @pytest.mark.parametrize("lost", ["rank_pattern", "alpha_pattern"])
-def test_what_peft_gives_is_compared_with_the_plan(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_peft_gives_is_compared_with_the_allocation(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlora.adapters import attach
 
     config = attach.lora_config
@@ -584,7 +584,7 @@ def test_what_peft_gives_is_compared_with_the_plan(lost: str, monkeypatch: pytes
     with pytest.raises(
         RuntimeError, match=r"PEFT gave model\.layers\.0.* the allocation has .*report this PEFT version"
     ):
-        tlora.attach(model, None, plan(model))
+        tlora.attach(model, None, rising(model))
     assert condition(model) == before
 
 
@@ -626,9 +626,9 @@ def test_detached_models_have_their_own_trainable_parameters(family: str) -> Non
     frozen = next(iter(dict(model.named_parameters())))
     model.get_parameter(frozen).requires_grad_(False)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
-    plan = tlora.allocate(tlora.calibrate(model, [tiny_batch(model)], progress=False).sensitivity, rank=4)
+    allocation = tlora.allocate(tlora.calibrate(model, [tiny_batch(model)], progress=False).sensitivity, rank=4)
     for _ in range(2):
-        tlora.detach(tlora.attach(model, None, plan))
+        tlora.detach(tlora.attach(model, None, allocation))
         assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     assert set(vars(model)) == set(vars(tiny_model(family)))
 

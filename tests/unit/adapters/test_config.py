@@ -10,7 +10,7 @@ from torch import nn
 
 import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
-from tests.unit.adapters.test_attach import logits, plan, step, with_a_draft
+from tests.unit.adapters.test_attach import logits, rising, step, with_a_draft
 from tlora.adapters.lora_layers import adapter_layers
 
 
@@ -24,7 +24,7 @@ def check_layers(adapted: nn.Module, allocation: tlora.Allocation) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_peft_has_the_rank_and_scaling_of_the_allocation(family: str) -> None:
     model, batch = tiny_model(family), tiny_batch(family)
-    allocation = plan(model)
+    allocation = rising(model)
     assert len(set(allocation.ranks.values())) > 2
     before = logits(model, batch)
     adapted = get_peft_model(model, tlora.lora_config(model, allocation))
@@ -38,7 +38,7 @@ def test_every_layer_of_peft_has_the_rank_and_scaling_of_the_allocation(family: 
 
 def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:
     model = with_a_draft()
-    allocation = plan(model)
+    allocation = rising(model)
     adapted = get_peft_model(model, tlora.lora_config(model, allocation))
     check_layers(adapted, allocation)
 
@@ -46,7 +46,7 @@ def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:
 def test_patterns_without_anchors_are_seen() -> None:
     """The check above notices what it is there for."""
     model = with_a_draft()
-    allocation = plan(model)
+    allocation = rising(model)
     config = tlora.lora_config(model, allocation)
     config.rank_pattern = {key.strip("^$"): rank for key, rank in config.rank_pattern.items()}
     with pytest.raises(AssertionError):
@@ -55,7 +55,7 @@ def test_patterns_without_anchors_are_seen() -> None:
 
 def test_the_head_is_trained_beside_what_else_is_asked_for() -> None:
     model = tiny_model("roberta")
-    config = tlora.lora_config(model, plan(model), modules_to_save=["roberta.embeddings.word_embeddings"])
+    config = tlora.lora_config(model, rising(model), modules_to_save=["roberta.embeddings.word_embeddings"])
     adapted = get_peft_model(model, config)
     whole = {n.split(".modules_to_save")[0] for n, p in adapted.named_parameters() if p.requires_grad and "_to_" in n}
     assert {name.removeprefix("base_model.model.") for name in whole} == {
@@ -66,11 +66,11 @@ def test_the_head_is_trained_beside_what_else_is_asked_for() -> None:
 
 def test_overrides_are_those_of_peft() -> None:
     model = tiny_model("gpt2")
-    config = tlora.lora_config(model, plan(model), lora_dropout=0.25, bias="lora_only", init_lora_weights="gaussian")
+    config = tlora.lora_config(model, rising(model), lora_dropout=0.25, bias="lora_only", init_lora_weights="gaussian")
     assert (config.lora_dropout, config.bias, config.init_lora_weights) == (0.25, "lora_only", "gaussian")
     assert config.fan_in_fan_out
     with pytest.raises(TypeError, match="nonsense"):
-        tlora.lora_config(model, plan(model), nonsense=1)
+        tlora.lora_config(model, rising(model), nonsense=1)
 
 
 CONTRADICTIONS: list[dict[str, Any]] = [
@@ -96,12 +96,12 @@ def test_what_contradicts_the_allocation_is_refused(override: dict[str, Any]) ->
     with pytest.raises(
         ValueError, match=f"^{re.escape(f'{name}={value!r}')} .*leave {name if 'init' not in name else 'it'} out"
     ):
-        tlora.lora_config(model, plan(model), **override)
+        tlora.lora_config(model, rising(model), **override)
 
 
 def test_of_another_model_or_an_adapted_one() -> None:
     model = tiny_model("llama")
-    allocation = plan(model)
+    allocation = rising(model)
     with pytest.raises(ValueError, match="this allocation is of another model"):
         tlora.lora_config(tiny_model("gpt2"), allocation)
     tlora.attach(model, None, allocation)
@@ -111,7 +111,7 @@ def test_of_another_model_or_an_adapted_one() -> None:
 
 def test_attach_takes_a_config_and_a_name() -> None:
     model = tiny_model("llama")
-    allocation = plan(model)
+    allocation = rising(model)
     config = LoraConfig(lora_dropout=0.5, task_type="CAUSAL_LM")
     adapted = tlora.attach(model, None, allocation, config=config, adapter_name="mine")
     layers = adapter_layers(adapted).values()

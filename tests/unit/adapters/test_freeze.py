@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, sft
-from tests.unit.adapters.test_attach import plan
+from tests.unit.adapters.test_attach import rising
 
 TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", "") for n in range(8)]
 
@@ -27,7 +27,7 @@ def trainable(model: torch.nn.Module) -> set[str]:
 def reloaded(tmp_path: Path) -> PeftModel:
     """What another trainer has of a saved adapter: A is trainable."""
     model = tiny_model("llama")
-    tlora.attach(model, None, plan(model)).save_pretrained(tmp_path / "saved")
+    tlora.attach(model, None, rising(model)).save_pretrained(tmp_path / "saved")
     found = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "saved"), is_trainable=True)
     assert trainable(found) == {"lora_A", "lora_B"}
     return found

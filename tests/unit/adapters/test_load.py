@@ -237,11 +237,11 @@ QUICK: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 2, "evaluation_lim
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two trained adapters of one base, of different plans."""
+    """Two trained adapters of one base, of different allocations."""
     place = tmp_path_factory.mktemp("adapters")
     made = {}
-    for seed, (name, knobs) in enumerate({"one": {}, "two": {"ranks": False}}.items()):
-        model, subspaces, allocation = planned(**knobs)
+    for seed, (name, options) in enumerate({"one": {}, "two": {"adapt_ranks": False}}.items()):
+        model, subspaces, allocation = planned(**options)
         adapted = tlora.attach(model, subspaces, allocation)
         step(adapted, tiny_batch("llama", seed=seed))
         made[name] = saved_run(adapted).save(place / name)

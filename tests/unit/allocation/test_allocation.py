@@ -32,13 +32,13 @@ def naive_ranks(scores, rank):
     return ranks
 
 
-def ranks_of(plan):
-    return list(plan.ranks.values())
+def ranks_of(allocation):
+    return list(allocation.ranks.values())
 
 
 @pytest.mark.parametrize(("rank", "lora", "only_b"), [(128, 319_815_680, 174_063_616), (32, 79_953_920, 43_515_904)])
 def test_published_parameter_counts_of_llama_2_7b(rank, lora, only_b):
-    uniform = allocate(llama_sensitivity(), rank=rank, ranks=False, scales=False)
+    uniform = allocate(llama_sensitivity(), rank=rank, adapt_ranks=False, adapt_scales=False)
     assert uniform.lora.trainable_parameters == lora
     assert uniform.lora.optimiser_bytes == 8 * lora
     assert uniform.trainable_parameters == only_b
@@ -52,14 +52,14 @@ def test_both_budgets_of_llama_2_7b(rank):
     source = llama_sensitivity()
     by_ranks, by_parameters = allocate(source, rank=rank), allocate(source, rank=rank, budget="parameters")
     assert by_ranks.budget_used == by_ranks.budget_total == sum(ranks_of(by_ranks)) == rank * 224
-    uniform = allocate(source, rank=rank, ranks=False).trainable_parameters
+    uniform = allocate(source, rank=rank, adapt_ranks=False).trainable_parameters
     assert by_parameters.budget_total == uniform
     assert 0 <= uniform - by_parameters.trainable_parameters < 4096
     shapes = by_parameters.shapes
     assert by_parameters.budget_used == sum(r * shapes[n][0] for n, r in by_parameters.ranks.items())
 
 
-def test_a_plan_for_a_7b_model_takes_milliseconds():
+def test_a_allocation_for_a_7b_model_takes_milliseconds():
     source = llama_sensitivity(samples=128)
     seconds = []
     for _ in range(5):
@@ -72,10 +72,10 @@ def test_a_plan_for_a_7b_model_takes_milliseconds():
 @pytest.mark.parametrize(("ranks", "scales"), list(itertools.product([True, False], repeat=2)))
 @pytest.mark.parametrize("scaling", ["nominal", "allocated"])
 def test_each_part_is_switched_off_on_its_own(ranks, scales, scaling):
-    plan = allocate(sensitivity(SCORES), rank=4, alpha=6, ranks=ranks, scales=scales, scaling=scaling)
+    allocation = allocate(sensitivity(SCORES), rank=4, alpha=6, adapt_ranks=ranks, adapt_scales=scales, scaling=scaling)
     expected = naive_ranks(SCORES, 4) if ranks else [4] * 6
-    assert ranks_of(plan) == expected
-    for score, rank, factor in zip(SCORES, expected, plan.scalings.values(), strict=True):
+    assert ranks_of(allocation) == expected
+    for score, rank, factor in zip(SCORES, expected, allocation.scalings.values(), strict=True):
         alpha = max(6, round(6 * 6 * score / sum(SCORES))) if scales else 6
         assert factor == alpha / (4 if scaling == "nominal" else rank)
 
@@ -86,42 +86,42 @@ def test_alpha_is_the_rank_by_default():
 
 
 def test_alpha_is_rounded_half_to_even():
-    plan = allocate(sensitivity([5.0, 3.0, 1.0, 7.0]), rank=1, alpha=2)  # alpha M S / sum: 2.5, 1.5, 0.5, 3.5
-    assert plan.to_frame()["alpha"].tolist() == [2, 2, 2, 4]
+    allocation = allocate(sensitivity([5.0, 3.0, 1.0, 7.0]), rank=1, alpha=2)  # alpha M S / sum: 2.5, 1.5, 0.5, 3.5
+    assert allocation.to_frame()["alpha"].tolist() == [2, 2, 2, 4]
 
 
 def test_no_alpha_is_below_the_nominal_one_even_when_fractional():
-    plan = allocate(sensitivity([1.0, 1.0, 100.0]), rank=2, alpha=0.75)
-    assert plan.to_frame()["alpha"].tolist() == [0.75, 0.75, 2]
+    allocation = allocate(sensitivity([1.0, 1.0, 100.0]), rank=2, alpha=0.75)
+    assert allocation.to_frame()["alpha"].tolist() == [0.75, 0.75, 2]
 
 
 def test_what_a_cap_cuts_off_goes_to_the_others_in_proportion():
     shapes = [(64, 64), (64, 64), (64, 2), (3, 64), (64, 64), (64, 5)]
-    plan = allocate(sensitivity(SCORES, shapes), rank=4)
+    allocation = allocate(sensitivity(SCORES, shapes), rank=4)
     # 2, 3 and 5 are full; the other 14 of 24 go 4 : 2 : 1.5.
-    assert ranks_of(plan) == [7, 4, 2, 3, 3, 5]
-    reasons = plan.to_frame().set_index("module")["decided_by"]
+    assert ranks_of(allocation) == [7, 4, 2, 3, 3, 5]
+    reasons = allocation.to_frame().set_index("module")["decided_by"]
     assert reasons[NAMES[5]] == reasons[NAMES[3]] == "ceiling"
     assert reasons[NAMES[0]] == "score"
 
 
 def test_a_module_without_a_score_keeps_rank_one():
-    plan = allocate(sensitivity([3.0, 0.0, 1.0]), rank=4)
-    assert ranks_of(plan) == [8, 1, 3]
-    assert plan.to_frame()["decided_by"].tolist() == ["score", "floor", "score"]
+    allocation = allocate(sensitivity([3.0, 0.0, 1.0]), rank=4)
+    assert ranks_of(allocation) == [8, 1, 3]
+    assert allocation.to_frame()["decided_by"].tolist() == ["score", "floor", "score"]
 
 
 def test_parameters_are_spent_in_proportion_of_ranks():
     source = sensitivity([2.0, 1.0, 1.0], [(20, 64), (60, 64), (40, 64)])
-    plan = allocate(source, rank=7, budget="parameters")
-    assert ranks_of(plan) == [12, 6, 6]  # 12 x 20 + 6 x 60 + 6 x 40 = 7 x (20 + 60 + 40)
-    assert plan.budget_used == plan.budget_total == 840
+    allocation = allocate(source, rank=7, budget="parameters")
+    assert ranks_of(allocation) == [12, 6, 6]  # 12 x 20 + 6 x 60 + 6 x 40 = 7 x (20 + 60 + 40)
+    assert allocation.budget_used == allocation.budget_total == 840
 
 
 def test_ties_go_to_the_module_that_comes_first():
 
-    plan = allocate(sensitivity([1.0] * 4), rank=2, exclude="layers.1.q_proj")
-    assert ranks_of(plan) == [3, 3, 2]
+    allocation = allocate(sensitivity([1.0] * 4), rank=2, exclude_modules="layers.1.q_proj")
+    assert ranks_of(allocation) == [3, 3, 2]
 
 
 def test_the_sensitivity_stays_as_it_is():
@@ -142,59 +142,62 @@ def knobs_of_every_kind():
         max_rank={NAMES[5]: 9},
         min_rank={NAMES[2]: 2},
         pinned={NAMES[0]: 3},
-        exclude={"layers.2.q_proj"},
+        exclude_modules={"layers.2.q_proj"},
         temperature=0.5,
         projection_shares={"down_proj": 0.4},
     ).edit({NAMES[1]: 5})
 
 
-def test_saved_and_loaded_it_is_the_same_plan_and_can_be_edited_on(tmp_path):
-    plan = knobs_of_every_kind()
-    loaded = Allocation.load(plan.save(tmp_path / "plan"))
-    assert loaded == plan
-    assert loaded.edit({NAMES[3]: 6}) == plan.edit({NAMES[3]: 6})
-    json.dumps(plan.meta.recipe)
+def test_saved_and_loaded_it_is_the_same_allocation_and_can_be_edited_on(tmp_path):
+    allocation = knobs_of_every_kind()
+    loaded = Allocation.load(allocation.save(tmp_path / "allocation"))
+    assert loaded == allocation
+    assert loaded.edit({NAMES[3]: 6}) == allocation.edit({NAMES[3]: 6})
+    json.dumps(allocation.meta.recipe)
 
 
-def test_the_table_says_what_the_plan_is():
-    plan = knobs_of_every_kind()
-    frame = plan.to_frame()
+def test_the_table_says_what_the_allocation_is():
+    allocation = knobs_of_every_kind()
+    frame = allocation.to_frame()
     assert list(frame.columns) == list(Allocation.columns)
-    assert dict(zip(frame["module"], frame["rank"], strict=True)) == plan.ranks
-    assert frame["parameters"].sum() == plan.trainable_parameters == plan.budget_used
+    assert dict(zip(frame["module"], frame["rank"], strict=True)) == allocation.ranks
+    assert frame["parameters"].sum() == allocation.trainable_parameters == allocation.budget_used
     assert (frame["change"] == frame["rank"] - 4).all()
     np.testing.assert_allclose(frame["alpha"] / frame["rank"], frame["scaling"])
     assert frame["decided_by"].tolist()[:2] == ["pinned", "edited"]
     weights = np.sqrt(SCORES)
     np.testing.assert_allclose(frame["ideal"], 4 * 7 * 64 * weights / (64 * weights.sum()))
-    assert len(repr(plan)) < 400
-    assert "1 edited" in repr(plan)
-    assert "layers.0.q_proj" in plan._repr_html_()
+    assert len(repr(allocation)) < 400
+    assert "1 edited" in repr(allocation)
+    assert "layers.0.q_proj" in allocation._repr_html_()
 
 
 def test_provenance_names_knobs_edits_and_the_calibration():
     recipe = knobs_of_every_kind().meta.recipe
     assert recipe["edits"] == {NAMES[1]: 5}
     assert recipe["pinned"] == {NAMES[0]: 3}
-    assert recipe["exclude"] == ["layers.2.q_proj"]
+    assert recipe["exclude_modules"] == ["layers.2.q_proj"]
     assert recipe["sensitivity"] == {"tokens": "all"}
     assert knobs_of_every_kind().meta.model == "tiny"
 
 
 def test_comparing_two_plans():
     source = sensitivity(SCORES)
-    plan, other = allocate(source, rank=4, exclude=NAMES[1]), allocate(source, rank=4, ranks=False, exclude=0)
-    frame = plan.compare(other).set_index("module")
+    allocation, other = (
+        allocate(source, rank=4, exclude_modules=NAMES[1]),
+        allocate(source, rank=4, adapt_ranks=False, exclude_modules=0),
+    )
+    frame = allocation.compare(other).set_index("module")
     assert list(frame.index) == [NAMES[0], *NAMES[2:]]
     assert frame["rank_change"].sum() == 0
     row = frame.loc[NAMES[0]]
-    assert row["rank"] == row["rank_change"] == plan.ranks[NAMES[0]]
+    assert row["rank"] == row["rank_change"] == allocation.ranks[NAMES[0]]
     assert row["other_rank"] == row["other_scaling"] == 0
     row = frame.loc[NAMES[5]]
-    assert (row["rank"], row["other_rank"], row["layer"]) == (plan.ranks[NAMES[5]], 8, 1)
-    assert row["scaling_change"] == plan.scalings[NAMES[5]] - other.scalings[NAMES[5]]
+    assert (row["rank"], row["other_rank"], row["layer"]) == (allocation.ranks[NAMES[5]], 8, 1)
+    assert row["scaling_change"] == allocation.scalings[NAMES[5]] - other.scalings[NAMES[5]]
     assert row["parameters_change"] == 64 * row["rank_change"]
-    assert (plan.compare(plan)[["rank_change", "scaling_change", "parameters_change"]] == 0).all(axis=None)
+    assert (allocation.compare(allocation)[["rank_change", "scaling_change", "parameters_change"]] == 0).all(axis=None)
 
 
 def test_plans_of_two_models_are_not_compared():
@@ -221,7 +224,7 @@ def test_scores_that_are_none_are_refused_by_module(bad):
     source = sensitivity([1.0, 2.0, bad])
     with pytest.raises(ValueError, match=r"sensitivity of layers\.0\.down_proj is"):
         allocate(source, rank=2)
-    assert sum(allocate(source, rank=2, exclude=NAMES[2]).ranks.values()) == 6
+    assert sum(allocate(source, rank=2, exclude_modules=NAMES[2]).ranks.values()) == 6
 
 
 def test_scores_that_are_all_zero_are_refused_by_module():
@@ -230,7 +233,7 @@ def test_scores_that_are_all_zero_are_refused_by_module():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "error", "words"),
+    ("options", "error", "words"),
     [
         ({"alpha": 0}, ValueError, "alpha must be above 0 and finite, got 0"),
         ({"alpha": math.nan}, ValueError, "alpha must be above 0"),
@@ -246,20 +249,32 @@ def test_scores_that_are_all_zero_are_refused_by_module():
         ({"pinned": {"layers.0.q": 1}}, KeyError, "the closest is 'layers.0.q_proj'"),
         ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),
         ({"max_rank": {"layers.9.q_proj": 1}}, KeyError, "max_rank names 'layers.9.q_proj'"),
-        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "no projection of the plan"),
-        ({"exclude": ["v_proj"]}, KeyError, "no module or projection"),
-        ({"exclude": 7}, KeyError, "layer 7, the layers here are 0 to 1"),
-        ({"exclude": True}, TypeError, "exclude=True: pass module names, projections or indices of layers"),
-        ({"exclude": [0, None]}, TypeError, "exclude=[0, None]: pass module names, projections or indices of layers"),
-        ({"exclude": 1.0}, TypeError, "exclude=1.0: pass module names, projections or indices of layers"),
+        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "no projection of the allocation"),
+        ({"exclude_modules": ["v_proj"]}, KeyError, "no module or projection"),
+        ({"exclude_modules": 7}, KeyError, "layer 7, the layers here are 0 to 1"),
+        (
+            {"exclude_modules": True},
+            TypeError,
+            "exclude_modules=True: pass module names, projections or indices of layers",
+        ),
+        (
+            {"exclude_modules": [0, None]},
+            TypeError,
+            "exclude_modules=[0, None]: pass module names, projections or indices of layers",
+        ),
+        (
+            {"exclude_modules": 1.0},
+            TypeError,
+            "exclude_modules=1.0: pass module names, projections or indices of layers",
+        ),
         ({"alpha": 1e308}, ValueError, "alpha=1e+308 gives scalings that float32 does not hold"),
         ({"pinned": [NAMES[0]]}, TypeError, "pinned is a list: pass a mapping such as {'layers.0.q_proj': 4}"),
         ({"projection_shares": 0.5}, TypeError, "projection_shares is a float: pass a mapping such as {'q_proj': 0.5}"),
     ],
 )
-def test_a_knob_out_of_range_is_refused(knobs, error, words):
+def test_a_knob_out_of_range_is_refused(options, error, words):
     with pytest.raises(error) as caught:
-        allocate(sensitivity(SCORES), **({"rank": 4} | knobs))
+        allocate(sensitivity(SCORES), **({"rank": 4} | options))
     assert words in str(caught.value)
 
 
@@ -273,13 +288,13 @@ OBLONG = [(32, 64), (16, 64), (64, 48)] * 2
 
 def test_the_comparison_of_two_plans_is_the_difference_in_every_column():
     """Each way round: a module that one of them leaves out has rank and scaling 0 there."""
-    plan = allocate(sensitivity(SCORES, OBLONG), rank=4)
-    other = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude="layers.1.k_proj", scaling="allocated")
-    for one, two in ((plan, other), (other, plan)):
+    allocation = allocate(sensitivity(SCORES, OBLONG), rank=4)
+    other = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude_modules="layers.1.k_proj", scaling="allocated")
+    for one, two in ((allocation, other), (other, allocation)):
         frame = one.compare(two).set_index("module")
         assert set(frame.index) == {name for name in NAMES if name in one.ranks or name in two.ranks}
         for name, row in frame.iterrows():
-            assert (row["layer"], row["projection"]) == (plan.layers[name], plan.projections[name])
+            assert (row["layer"], row["projection"]) == (allocation.layers[name], allocation.projections[name])
             for column, mine, theirs in (
                 ("rank", one.ranks, two.ranks),
                 ("scaling", one.scalings, two.scalings),
@@ -287,31 +302,33 @@ def test_the_comparison_of_two_plans_is_the_difference_in_every_column():
                 assert row[column] == mine.get(name, 0)
                 assert row[f"other_{column}"] == theirs.get(name, 0)
                 assert row[f"{column}_change"] == mine.get(name, 0) - theirs.get(name, 0)
-            assert row["parameters_change"] == row["rank_change"] * plan.shapes[name][0]
+            assert row["parameters_change"] == row["rank_change"] * allocation.shapes[name][0]
 
 
 def test_parameters_of_the_table_are_those_of_b():
-    plan = allocate(sensitivity(SCORES, OBLONG), rank=4)
-    frame = plan.to_frame().set_index("module")
-    assert frame["parameters"].to_dict() == {name: rank * plan.shapes[name][0] for name, rank in plan.ranks.items()}
-    assert frame["parameters"].sum() == plan.trainable_parameters
+    allocation = allocate(sensitivity(SCORES, OBLONG), rank=4)
+    frame = allocation.to_frame().set_index("module")
+    assert frame["parameters"].to_dict() == {
+        name: rank * allocation.shapes[name][0] for name, rank in allocation.ranks.items()
+    }
+    assert frame["parameters"].sum() == allocation.trainable_parameters
 
 
 @pytest.mark.parametrize("budget", ["ranks", "parameters"])
-def test_a_plan_says_its_budget_and_cannot_be_changed(budget):
-    plan = allocate(sensitivity(SCORES), rank=2, budget=budget)
-    assert plan.budget == budget
+def test_a_allocation_says_its_budget_and_cannot_be_changed(budget):
+    allocation = allocate(sensitivity(SCORES), rank=2, budget=budget)
+    assert allocation.budget == budget
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.ranks = {}
+        allocation.ranks = {}
 
 
-def test_a_plan_with_fewer_numbers_than_modules_is_not_read(tmp_path, monkeypatch):
+def test_a_allocation_with_fewer_numbers_than_modules_is_not_read(tmp_path, monkeypatch):
     """Well-formed and undamaged: what a program with a mistake in it might write."""
-    plan = allocate(sensitivity(SCORES), rank=2)
-    tensors, values = plan._pack()
+    allocation = allocate(sensitivity(SCORES), rank=2)
+    tensors, values = allocation._pack()
     for name in tensors:
         short = tensors | {name: tensors[name][:-1]}
         monkeypatch.setattr(Allocation, "_pack", lambda self, short=short: (short, values))
-        plan.save(tmp_path / "plan")
+        allocation.save(tmp_path / "allocation")
         with pytest.raises(ValueError, match="argument"):
-            Allocation.load(tmp_path / "plan")
+            Allocation.load(tmp_path / "allocation")

@@ -1,4 +1,4 @@
-"""Knobs: what each does to a plan, properties that every plan has, and refusals that say what would do."""
+"""Options: what each does to an allocation, properties that every allocation has, and refusals that say a way out."""
 
 import re
 
@@ -27,41 +27,43 @@ def sources(draw):
     return sensitivity(scores, shapes)
 
 
-def attempt(call, *values, **knobs):
+def attempt(call, *values, **options):
     """What a call returns and the words of its refusal: one of the two."""
     try:
-        return call(*values, **knobs), ""
+        return call(*values, **options), ""
     except ValueError as error:
         return None, str(error)
 
 
-def assert_budget_is_met(plan):
-    low, high = plan.limits().low, plan.limits().high
-    ranks = list(plan.ranks.values())
+def assert_budget_is_met(allocation):
+    low, high = allocation.limits().low, allocation.limits().high
+    ranks = list(allocation.ranks.values())
     assert all(lo <= rank <= hi for lo, rank, hi in zip(low, ranks, high, strict=True))
-    assert all(1 <= rank <= min(plan.shapes[name]) for name, rank in plan.ranks.items())
-    if plan.budget == "ranks":
-        assert sum(ranks) == plan.budget_used == plan.budget_total
+    assert all(1 <= rank <= min(allocation.shapes[name]) for name, rank in allocation.ranks.items())
+    if allocation.budget == "ranks":
+        assert sum(ranks) == allocation.budget_used == allocation.budget_total
     else:
-        rest = plan.budget_total - plan.budget_used
+        rest = allocation.budget_total - allocation.budget_used
         assert rest >= 0
-        below = [plan.shapes[n][0] for n, hi in zip(plan.ranks, high, strict=True) if plan.ranks[n] < hi]
+        below = [
+            allocation.shapes[n][0] for n, hi in zip(allocation.ranks, high, strict=True) if allocation.ranks[n] < hi
+        ]
         assert not below or rest < min(below)
 
 
 @quick
 @given(sources(), st.integers(1, 4), budgets, st.floats(0, 1), st.booleans())
-def test_every_plan_meets_its_budget_within_the_matrices(source, rank, budget, temperature, ranks):
-    assert_budget_is_met(allocate(source, rank, budget=budget, temperature=temperature, ranks=ranks))
+def test_every_allocation_meets_its_budget_within_the_matrices(source, rank, budget, temperature, ranks):
+    assert_budget_is_met(allocate(source, rank, budget=budget, temperature=temperature, adapt_ranks=ranks))
 
 
 @quick
 @given(st.lists(st.floats(0, 1000, width=32), min_size=2, max_size=12).filter(any), st.integers(1, 8), budgets)
 def test_a_higher_score_never_gets_less(scores, rank, budget):
-    plan = allocate(sensitivity(scores, (16, 24)), rank, budget=budget)
-    rising = sorted(plan.ranks, key=lambda name: plan.scores[name])
-    ranks, scalings = [plan.ranks[n] for n in rising], [plan.scalings[n] for n in rising]
-    by_score = [plan.scores[n] for n in rising]
+    allocation = allocate(sensitivity(scores, (16, 24)), rank, budget=budget)
+    rising = sorted(allocation.ranks, key=lambda name: allocation.scores[name])
+    ranks, scalings = [allocation.ranks[n] for n in rising], [allocation.scalings[n] for n in rising]
+    by_score = [allocation.scores[n] for n in rising]
     for i in range(len(rising) - 1):
         if by_score[i] < by_score[i + 1]:
             assert ranks[i] <= ranks[i + 1]
@@ -75,70 +77,70 @@ def test_the_order_of_the_modules_only_breaks_ties(scores, rank, random):
     assume(len(set(remainders)) == len(scores))
     order = list(range(len(scores)))
     random.shuffle(order)
-    plan = list(allocate(sensitivity(scores, (32, 32)), rank).ranks.values())
+    allocation = list(allocate(sensitivity(scores, (32, 32)), rank).ranks.values())
     shuffled = list(allocate(sensitivity([scores[i] for i in order], (32, 32)), rank).ranks.values())
-    assert shuffled == [plan[i] for i in order]
+    assert shuffled == [allocation[i] for i in order]
 
 
 @quick
 @given(sources(), st.integers(1, 4), budgets, st.data())
 def test_edits_keep_the_budget_or_are_refused(source, rank, budget, data):
-    plan = allocate(source, rank, budget=budget)
+    allocation = allocate(source, rank, budget=budget)
     for _ in range(2):
-        name = data.draw(st.sampled_from(list(plan.ranks)))
+        name = data.draw(st.sampled_from(list(allocation.ranks)))
         value = data.draw(st.integers(1, 20))
-        edited, refusal = attempt(plan.edit, {name: value})
+        edited, refusal = attempt(allocation.edit, {name: value})
         if refusal:
             assert re.search(r"at most \d|a rank of \d+ or (less|more)|raise pinned", refusal)
             continue
         assert edited.ranks[name] == value
-        assert edited.edits == plan.edits | {name: value}
-        assert edited.budget_total == plan.budget_total
+        assert edited.edits == allocation.edits | {name: value}
+        assert edited.budget_total == allocation.budget_total
         assert_budget_is_met(edited)
-        assert edited.edit({name: None}).edits == {n: r for n, r in plan.edits.items() if n != name}
-        plan = edited
+        assert edited.edit({name: None}).edits == {n: r for n, r in allocation.edits.items() if n != name}
+        allocation = edited
 
 
 @quick
 @given(sources(), st.integers(1, 12), budgets, st.data())
 def test_the_values_that_a_refusal_names_would_do(source, rank, budget, data):
     names = list(source.shapes)
-    knobs = {
+    options = {
         "min_rank": data.draw(st.integers(1, 4)),
         "pinned": data.draw(st.dictionaries(st.sampled_from(names), st.integers(1, 4), max_size=2)),
         "max_rank": data.draw(st.none() | st.integers(4, 12)),
     }
-    plan, refusal = attempt(allocate, source, rank, budget=budget, **knobs)
-    if plan:
-        assert_budget_is_met(plan)
+    allocation, refusal = attempt(allocate, source, rank, budget=budget, **options)
+    if allocation:
+        assert_budget_is_met(allocation)
     if found := re.search(r"take a rank of (\d+) or (less|more)(?! for)", refusal):
-        assert_budget_is_met(allocate(source, int(found[1]), budget=budget, **knobs))
+        assert_budget_is_met(allocate(source, int(found[1]), budget=budget, **options))
         assert (int(found[1]) < rank) == (found[2] == "less")
     if found := re.search(r"a min_rank of (\d+) or less", refusal):
-        allocate(source, rank, budget=budget, **(knobs | {"min_rank": int(found[1])}))
+        allocate(source, rank, budget=budget, **(options | {"min_rank": int(found[1])}))
     if found := re.search(r"a rank of (\d+) or less for (\S+)$", refusal):
-        pinned = knobs["pinned"] | {found[2]: int(found[1])}
-        allocate(source, rank, budget=budget, **(knobs | {"pinned": pinned}))
+        pinned = options["pinned"] | {found[2]: int(found[1])}
+        allocate(source, rank, budget=budget, **(options | {"pinned": pinned}))
 
 
 @settings(parent=quick, max_examples=300)
 @given(sources(), st.integers(1, 6), budgets, st.none() | st.integers(2, 12), st.data())
-def test_the_ranks_of_a_plan_can_be_pinned_and_give_the_plan(source, rank, budget, max_rank, data):
+def test_the_ranks_of_a_allocation_can_be_pinned_and_give_the_allocation(source, rank, budget, max_rank, data):
     """With shares, whose parts are rounded, and with what parameters leave as a rest, too."""
     roles = sorted(set(source.projections.values()))
     parts = data.draw(st.lists(st.integers(0, 9), min_size=len(roles), max_size=len(roles)).filter(any))
     named = data.draw(st.integers(0, len(roles)))
     shares = {role: part / sum(parts) for role, part in list(zip(roles, parts, strict=True))[:named]}
-    knobs = {"budget": budget, "max_rank": max_rank, "projection_shares": shares}
-    plan, _ = attempt(allocate, source, rank, **knobs)
-    assume(plan)
-    assert allocate(source, rank, **knobs, pinned=plan.ranks).ranks == plan.ranks
-    assert plan.edit(plan.ranks).ranks == plan.ranks
-    name = data.draw(st.sampled_from(list(plan.ranks)))
-    edited = plan.edit({name: plan.ranks[name]})
-    assert edited.ranks[name] == plan.ranks[name]
-    assert edited.budget_used <= plan.budget_total
-    assert budget == "parameters" or edited.budget_used == plan.budget_total
+    options = {"budget": budget, "max_rank": max_rank, "projection_shares": shares}
+    allocation, _ = attempt(allocate, source, rank, **options)
+    assume(allocation)
+    assert allocate(source, rank, **options, pinned=allocation.ranks).ranks == allocation.ranks
+    assert allocation.edit(allocation.ranks).ranks == allocation.ranks
+    name = data.draw(st.sampled_from(list(allocation.ranks)))
+    edited = allocation.edit({name: allocation.ranks[name]})
+    assert edited.ranks[name] == allocation.ranks[name]
+    assert edited.budget_used <= allocation.budget_total
+    assert budget == "parameters" or edited.budget_used == allocation.budget_total
 
 
 def test_temperature_lies_between_uniform_and_proportional():
@@ -166,9 +168,9 @@ def test_floors_and_ceilings_for_all_or_for_some():
 
 
 def test_a_pin_replaces_a_floor_but_no_ceiling():
-    plan = allocate(sensitivity(SCORES), 6, min_rank=4, pinned={D1: 1})
-    assert plan.ranks[D1] == 1
-    assert plan.to_frame().set_index("module").loc[D1, "decided_by"] == "pinned"
+    allocation = allocate(sensitivity(SCORES), 6, min_rank=4, pinned={D1: 1})
+    assert allocation.ranks[D1] == 1
+    assert allocation.to_frame().set_index("module").loc[D1, "decided_by"] == "pinned"
     with pytest.raises(ValueError, match=f"pinned asks for rank 9 of {D1}, which max_rank limits to 8"):
         allocate(sensitivity(SCORES), 6, max_rank=8, pinned={D1: 9})
 
@@ -187,30 +189,30 @@ def test_a_pin_replaces_a_floor_but_no_ceiling():
 @pytest.mark.parametrize("budget", ["ranks", "parameters"])
 def test_excluded_modules_leave_their_budget_to_the_others(exclude, left, budget):
     everyone = allocate(sensitivity(SCORES, SHAPES), 4, budget=budget)
-    plan = allocate(sensitivity(SCORES, SHAPES), 4, budget=budget, exclude=exclude)
-    for columns in (plan.ranks, plan.scalings, plan.scores):
+    allocation = allocate(sensitivity(SCORES, SHAPES), 4, budget=budget, exclude_modules=exclude)
+    for columns in (allocation.ranks, allocation.scalings, allocation.scores):
         assert list(columns) == left
     for places in ("shapes", "layers", "projections"):
-        assert getattr(plan, places) == getattr(everyone, places)
-    assert plan.excluded == [name for name in everyone.ranks if name not in left]
-    assert plan.budget_total == everyone.budget_total
-    assert plan.lora == everyone.lora
-    assert_budget_is_met(plan)
-    share = SCORES[[Q0, K0, D0, Q1, K1, D1].index(left[0])] / sum(plan.scores.values())
-    assert plan.to_frame()["alpha"][0] == max(4, round(4 * len(left) * share))
+        assert getattr(allocation, places) == getattr(everyone, places)
+    assert allocation.excluded == [name for name in everyone.ranks if name not in left]
+    assert allocation.budget_total == everyone.budget_total
+    assert allocation.lora == everyone.lora
+    assert_budget_is_met(allocation)
+    share = SCORES[[Q0, K0, D0, Q1, K1, D1].index(left[0])] / sum(allocation.scores.values())
+    assert allocation.to_frame()["alpha"][0] == max(4, round(4 * len(left) * share))
 
 
 @pytest.mark.parametrize("budget", ["ranks", "parameters"])
 def test_projections_with_a_share_get_just_that(budget):
     source = sensitivity(SCORES, (64, 64))
-    plan = allocate(source, 10, budget=budget, projection_shares={"q_proj": 0.5, "k_proj": 0.25})
-    spent = plan.to_frame().groupby("projection")["rank"].sum()
+    allocation = allocate(source, 10, budget=budget, projection_shares={"q_proj": 0.5, "k_proj": 0.25})
+    spent = allocation.to_frame().groupby("projection")["rank"].sum()
     assert spent.to_dict() == {"q_proj": 30, "k_proj": 15, "down_proj": 15}
-    assert (plan.ranks[Q0], plan.ranks[Q1]) == (17, 13)  # 4 : 3
-    edited = plan.edit({Q0: 20})
+    assert (allocation.ranks[Q0], allocation.ranks[Q1]) == (17, 13)  # 4 : 3
+    edited = allocation.edit({Q0: 20})
     assert edited.ranks[Q1] == 10
-    assert edited.ranks[D1] == plan.ranks[D1]
-    assert_budget_is_met(plan)
+    assert edited.ranks[D1] == allocation.ranks[D1]
+    assert_budget_is_met(allocation)
 
 
 def test_shares_of_all_projections_must_sum_to_one():
@@ -228,7 +230,7 @@ REFUSALS = [
     ({"pinned": {D1: 99}}, f"rank 99 of {D1}, which its matrix of 64 x 48 limits to 48", "at most 48"),
     ({"min_rank": 17}, f"rank 17 of {K0}, which its matrix of 16 x 64 limits to 16", "at most 16"),
     ({"max_rank": 3}, "room for 18 ranks, rank 4 makes 24", "a rank of 3 or less, or raise max_rank"),
-    ({"exclude": [0, Q1, K1], "max_rank": 5}, "room for 5 ranks", "exclude fewer modules, or raise max_rank"),
+    ({"exclude_modules": [0, Q1, K1], "max_rank": 5}, "room for 5 ranks", "exclude fewer modules, or raise max_rank"),
     ({"pinned": EVERYONE}, "room for 18 ranks", "a rank of 3 or less, or raise pinned ranks by 6 ranks"),
     # No rank goes with these floors, and nothing is excluded.
     ({"pinned": EVERYONE | {D1: 1}, "max_rank": 3}, "room for 16 ranks", "makes 24: raise max_rank, or raise pinned"),
@@ -238,18 +240,18 @@ REFUSALS = [
         "need 25 ranks at least",
         f"24: take a rank of 3 or less for {K1}",
     ),
-    ({"exclude": [0, 1]}, "none of the 6 modules", f"keep at least one, such as {D1}"),
-    ({"exclude": [0], "pinned": {Q0: 1}}, f"{Q0} is pinned and excluded", "leave it out of one"),
+    ({"exclude_modules": [0, 1]}, "none of the 6 modules", f"keep at least one, such as {D1}"),
+    ({"exclude_modules": [0], "pinned": {Q0: 1}}, f"{Q0} is pinned and excluded", "leave it out of one"),
     ({"projection_shares": {"q_proj": 0.05}}, "leave 0.05 of the budget for q_proj", "at least 0.0834"),
     ({"projection_shares": {"k_proj": 0.9}, "max_rank": 8}, "leave 0.9 of the budget", "at most 0.6666"),
     ({"projection_shares": {"q_proj": 0.5, "k_proj": 0.6}}, "for the other projections", "at least 0.0834"),
 ]
 
 
-@pytest.mark.parametrize(("knobs", "what", "way"), REFUSALS)
-def test_knobs_that_cannot_be_met_are_refused_with_the_nearest_value(knobs, what, way):
+@pytest.mark.parametrize(("options", "what", "way"), REFUSALS)
+def test_knobs_that_cannot_be_met_are_refused_with_the_nearest_value(options, what, way):
     with pytest.raises(ValueError, match=re.escape(what)) as caught:
-        allocate(sensitivity(SCORES, SHAPES), 4, **knobs)
+        allocate(sensitivity(SCORES, SHAPES), 4, **options)
     assert way in str(caught.value)
 
 
@@ -274,24 +276,24 @@ def test_where_no_rank_helps_the_floors_are_to_be_lowered():
 
 
 def test_edits_that_cannot_be_made_are_refused_with_the_nearest_value():
-    plan = allocate(sensitivity(SCORES, SHAPES), 4).edit({D0: 10})
+    allocation = allocate(sensitivity(SCORES, SHAPES), 4).edit({D0: 10})
     with pytest.raises(ValueError, match=f"a rank of 10 or less for {D1}"):
-        plan.edit({D1: 20})
+        allocation.edit({D1: 20})
     with pytest.raises(ValueError, match=f"edited asks for rank 17 of {K0}"):
-        plan.edit({K0: 17})
+        allocation.edit({K0: 17})
     with pytest.raises(ValueError, match=f"rank of {K0}=0"):
-        plan.edit({K0: 0})
+        allocation.edit({K0: 0})
     with pytest.raises(TypeError, match=r"ranks is a list: pass a mapping such as \{'layers\.0\.q_proj': 4\}"):
-        plan.edit([D0])
-    with pytest.raises(KeyError, match="not a module of this plan"):
-        plan.edit({"lm_head": None})
+        allocation.edit([D0])
+    with pytest.raises(KeyError, match="not a module of this allocation"):
+        allocation.edit({"lm_head": None})
     with pytest.raises(KeyError, match="edited names 'lm_head'"):
-        plan.edit({"lm_head": 2})
+        allocation.edit({"lm_head": 2})
 
 
 def test_an_edit_replaces_a_pin_and_can_be_taken_back():
-    plan = allocate(sensitivity(SCORES), 6, pinned={D1: 4})
-    edited = plan.edit({D1: 7, Q0: 2})
+    allocation = allocate(sensitivity(SCORES), 6, pinned={D1: 4})
+    edited = allocation.edit({D1: 7, Q0: 2})
     assert (edited.ranks[D1], edited.ranks[Q0]) == (7, 2)
-    assert (plan.ranks[D1], plan.edits) == (4, {})
-    assert edited.edit({D1: None, Q0: None}) == plan
+    assert (allocation.ranks[D1], allocation.edits) == (4, {})
+    assert edited.edit({D1: None, Q0: None}) == allocation

@@ -1,4 +1,4 @@
-"""Stability of rankings and plans, against SciPy and against plans made one by one."""
+"""Stability of rankings and allocations, against SciPy and against allocations made one by one."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.sensitivities import sensitivity
 from tlora.allocation.allocation import allocate
-from tlora.allocation.stability import PlanStability, RankingStability, plan_stability, ranking_stability
+from tlora.allocation.stability import AllocationStability, RankingStability, allocation_stability, ranking_stability
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.numerics.statistics import bootstrap_means, subsample_means, top_overlap
 
@@ -89,27 +89,27 @@ def test_impossible_counts_are_refused(samples, arguments, words):
         ranking_stability(noisy(1.0, samples=samples), **arguments)
 
 
-def test_plan_stability_makes_the_same_plan_from_each_resample():
+def test_allocation_stability_makes_the_same_allocation_from_each_resample():
     source = noisy(0.8)
-    knobs = {"rank": 6, "temperature": 0.8, "max_rank": 16, "exclude": "layers.1.q_proj"}
-    plan = allocate(source, **knobs).edit({"layers.0.k_proj": 3})
-    found = plan_stability(source, plan, samples=5, resamples=12, seed=4)
+    options = {"rank": 6, "temperature": 0.8, "max_rank": 16, "exclude_modules": "layers.1.q_proj"}
+    allocation = allocate(source, **options).edit({"layers.0.k_proj": 3})
+    found = allocation_stability(source, allocation, samples=5, resamples=12, seed=4)
     rows = bootstrap_means(source.per_sample.numpy(), 12, seed=4, draws=5)
     for row, ranks in zip(rows, found.ranks.tolist(), strict=True):
-        # float64 scores that survive float32, so that the plan made alone sees the same numbers
+        # float64 scores that survive float32, so that the allocation made alone sees the same numbers
         alone = sensitivity(row)
-        expected = allocate(alone, **knobs).edit({"layers.0.k_proj": 3})
+        expected = allocate(alone, **options).edit({"layers.0.k_proj": 3})
         assert ranks == pytest.approx(list(expected.ranks.values()), abs=1)
-        assert sum(ranks) == plan.budget_total
-    assert (found.ranks[:, list(plan.ranks).index("layers.0.k_proj")] == 3).all()
+        assert sum(ranks) == allocation.budget_total
+    assert (found.ranks[:, list(allocation.ranks).index("layers.0.k_proj")] == 3).all()
 
 
-def test_the_table_of_plan_stability():
+def test_the_table_of_allocation_stability():
     source = noisy(0.8)
-    plan = allocate(source, rank=6)
-    found = plan_stability(source, plan, resamples=80, confidence=0.9)
+    allocation = allocate(source, rank=6)
+    found = allocation_stability(source, allocation, resamples=80, confidence=0.9)
     frame, ranks = found.to_frame(), found.ranks.numpy()
-    assert frame["rank"].tolist() == list(plan.ranks.values())
+    assert frame["rank"].tolist() == list(allocation.ranks.values())
     np.testing.assert_allclose(frame["mean"], ranks.mean(0))
     np.testing.assert_allclose(frame["kept"], (ranks == frame["rank"].to_numpy()).mean(0))
     for column, part in (("low", 0.05), ("high", 0.95)):
@@ -120,41 +120,41 @@ def test_the_table_of_plan_stability():
 
 
 def test_what_moves_is_counted_as_the_budget_is():
-    """A rank of a wide module is worth several narrow ones, and resampled plans have more or fewer ranks."""
+    """A rank of a wide module is worth several narrow ones, and resampled allocations have more or fewer ranks."""
     source = noisy(0.8, modules=6)
     widths = [8, 64, 8, 64, 256, 8]
     targets = {t.name: replace(t, d_out=d_out) for t, d_out in zip(source.targets.values(), widths, strict=True)}
     source = replace(source, targets=targets)
-    plan = allocate(source, rank=8, budget="parameters")
-    found = plan_stability(source, plan, resamples=60)
+    allocation = allocate(source, rank=8, budget="parameters")
+    found = allocation_stability(source, allocation, resamples=60)
     ranks, costs = found.ranks.numpy(), np.array(widths)
     assert len(set(ranks.sum(1))) > 1
     lost = (np.maximum(found.to_frame()["rank"].to_numpy() - ranks, 0) * costs).sum(1)
-    np.testing.assert_allclose(found.moved, lost / plan.budget_used)
-    assert f"{100 * (lost / plan.budget_used).mean():.1f}% of the budget moves" in repr(found)
+    np.testing.assert_allclose(found.moved, lost / allocation.budget_used)
+    assert f"{100 * (lost / allocation.budget_used).mean():.1f}% of the budget moves" in repr(found)
 
 
-def test_a_plan_from_fewer_samples_moves_more_and_one_without_noise_does_not():
+def test_a_allocation_from_fewer_samples_moves_more_and_one_without_noise_does_not():
     source = noisy(0.8, samples=64)
-    plan = allocate(source, rank=8)
-    moved = [plan_stability(source, plan, samples=n).moved.mean() for n in (4, 16, 64)]
+    allocation = allocate(source, rank=8)
+    moved = [allocation_stability(source, allocation, samples=n).moved.mean() for n in (4, 16, 64)]
     assert moved == sorted(moved, reverse=True)
     still = noisy(0.0)
-    assert plan_stability(still, allocate(still, rank=8)).moved.max() == 0
+    assert allocation_stability(still, allocate(still, rank=8)).moved.max() == 0
 
 
-def test_a_plan_of_another_sensitivity_is_refused():
+def test_a_allocation_of_another_sensitivity_is_refused():
     with pytest.raises(ValueError, match="not made from this sensitivity"):
-        plan_stability(noisy(0.8), allocate(noisy(0.8, seed=1), rank=4))
+        allocation_stability(noisy(0.8), allocate(noisy(0.8, seed=1), rank=4))
 
 
-@pytest.mark.parametrize("kind", [RankingStability, PlanStability])
+@pytest.mark.parametrize("kind", [RankingStability, AllocationStability])
 def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
     source: Sensitivity = noisy(0.8)
     found = (
         ranking_stability(source, top=3, repeats=5)
         if kind is RankingStability
-        else plan_stability(source, allocate(source, rank=4), resamples=5)
+        else allocation_stability(source, allocate(source, rank=4), resamples=5)
     )
     loaded = kind.load(found.save(tmp_path / "result"))
     frame = found.to_frame()

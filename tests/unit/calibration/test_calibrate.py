@@ -590,7 +590,7 @@ def test_classifiers_with_an_encoder_and_a_decoder_are_calibrated_and_trained() 
 
 def test_autocast_around_the_walk_changes_no_product_of_ours() -> None:
     model = tiny_model("llama")
-    calibration, plan = planned(model)
+    calibration, allocation = planned(model)
     expected = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
     with torch.autocast("cpu", torch.bfloat16):
         found = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
@@ -605,7 +605,7 @@ def test_autocast_around_the_walk_changes_no_product_of_ours() -> None:
     rows = torch.linalg.eigh(whole).eigenvectors[:, -4:]
     torch.testing.assert_close(inside.covariance[name].trace, calibration.covariance[name].trace, rtol=1e-5, atol=0)
     assert float(rows.T.mul(rows.T @ inside.covariance[name].dense()).sum()) <= float(whole.trace())
-    adapted = tlora.attach(model, expected, plan)
+    adapted = tlora.attach(model, expected, allocation)
     batch = tiny_batch(model)
     with torch.no_grad():
         for layer in adapter_layers(adapted).values():

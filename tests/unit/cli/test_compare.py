@@ -205,12 +205,12 @@ def rows_of(folder: str) -> str:
 
 
 def test_run_by_a_recipe_is_run_with_its_options():
-    done(f"{RUN} {QUICK} --recipe recommended --output one")
+    done(f"{RUN} {QUICK} --recipe tlora --output one")
     done(f"{RUN} {QUICK} --rows variance --output two")
-    done(f"{RUN} {QUICK} --recipe paper --output three")
+    done(f"{RUN} {QUICK} --recipe tlora-paper --output three")
     done(f"{RUN} {QUICK} --output four")
-    done(f"{RUN} {QUICK} --recipe recommended --rows orthonormal --output five")
-    done(f"{RUN} {QUICK} --recipe trained --output six")
+    done(f"{RUN} {QUICK} --recipe tlora --rows orthonormal --output five")
+    done(f"{RUN} {QUICK} --recipe tlora-trained --output six")
     done(f"{RUN} {QUICK} --rows variance --no-freeze-a --output seven")
     runs = {name: tlora.TrainingRun.load(name) for name in ("one", "two", "three", "four", "five", "six", "seven")}
 
@@ -225,8 +225,8 @@ def test_run_by_a_recipe_is_run_with_its_options():
     assert same("six", "seven")
     assert not same("one", "three")
     assert not same("one", "six")
-    assert "--recipe recommended --rows variance" in rows_of("one") or "--rows variance" in rows_of("one")
-    assert "--recipe recommended" in rows_of("one")
+    assert "--recipe tlora --rows variance" in rows_of("one") or "--rows variance" in rows_of("one")
+    assert "--recipe tlora" in rows_of("one")
 
 
 def test_every_argument_of_a_recipe_is_an_option_of_run():

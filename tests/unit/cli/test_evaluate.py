@@ -55,7 +55,7 @@ def test_page_has_all_that_the_command_knows(adapter):
     done("report out")
     page = Page((adapter / "report.html").read_text(encoding="utf-8"))
     keys = [section.attributes["id"] for section in page.all("section")]
-    assert keys == ["data", "spectra", "sensitivity", "plan", "training", "rank-use", "reproduce", "missing"]
+    assert keys == ["data", "spectra", "sensitivity", "allocation", "training", "rank-use", "reproduce", "missing"]
     line = f"tlora {RUN} {QUICK} --seed 3 --output out"
     (shown,) = [e.text for e in page.section("reproduce").all("code") if e.text.startswith("tlora run")]
     assert sorted(shown.split()) == sorted(line.split())
@@ -70,7 +70,7 @@ def test_folder_that_is_no_adapter_is_refused_in_one_sentence(folder):
     assert "Traceback" not in result.stderr
 
 
-def test_run_leaves_a_model_card_with_the_picture_of_the_plan():
+def test_run_leaves_a_model_card_with_the_picture_of_the_allocation():
     done(f"{RUN} {QUICK} --output out")
     text = Path("out/README.md").read_text(encoding="utf-8")
     assert text == viz.card("out")

@@ -50,7 +50,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_init_writes_what_other_trainers_continue_from() -> None:
-    told = done("init llama --data pairs.jsonl --samples 6 --rank 2 --recipe recommended --output start").stdout
+    told = done("init llama --data pairs.jsonl --samples 6 --rank 2 --recipe tlora --output start").stdout
     assert "see start/README.md" in told
     base = LlamaForCausalLM.from_pretrained("llama")
     adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained("llama"), "start", is_trainable=True)
@@ -64,7 +64,7 @@ def test_init_writes_what_other_trainers_continue_from() -> None:
 
 def test_a_run_writes_the_file_that_repeats_it() -> None:
     training = "--gradient-accumulation 2 --gradient-checkpointing --lr 1e-2"
-    done(f"{RUN} {QUICK} {training} --no-scales --recipe recommended --output one")
+    done(f"{RUN} {QUICK} {training} --no-adapt-scales --recipe tlora --output one")
     done("run --config one/tlora/run.yaml --output two")
     one, two = (Path(folder, "tlora", "run.yaml").read_text() for folder in ("one", "two"))
     assert two == one.replace("output: one", "output: two")
@@ -77,7 +77,7 @@ def test_a_run_writes_the_file_that_repeats_it() -> None:
 def test_options_of_a_file_give_way_to_the_line_and_stand_above_the_recipe() -> None:
     Path("run.yaml").write_text(
         "model: llama\ntask: pairs.jsonl\nsamples: 6\nrank: 2\nlearning-rate: 1e-2\nrows: orthonormal\n"
-        "recipe: recommended\nmax_steps: 1\neval_limit: 0\nmax_length:\n"
+        "recipe: tlora\nmax_steps: 1\neval_limit: 0\nmax_length:\n"
     )
     told = done("run --config run.yaml --rank 3 --output out").stdout
     assert "again     tlora run --model llama --task pairs.jsonl --output out --samples 6 --rank 3" in told
@@ -155,8 +155,8 @@ def test_steps_make_what_run_makes_and_results_say_how():
     options = "--seed 3 --train-samples 20 --validation-samples 4 --test-samples 5"
     done(f"{RUN} {options} --output out --save-calibration")
     done(f"calibrate {DATA} {options} --samples 6 --output calib")
-    done("allocate calib --rank 2 --output plan")
-    done(f"train {DATA} {options} --calibration calib --allocation plan --output adapter")
+    done("allocate calib --rank 2 --output alloc")
+    done(f"train {DATA} {options} --calibration calib --allocation alloc --output adapter")
     one, other = adapter_of("out"), adapter_of("adapter")
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
@@ -182,10 +182,12 @@ def test_steps_make_what_run_makes_and_results_say_how():
 @pytest.mark.parametrize("ranks", [True, False])
 @pytest.mark.parametrize("scales", [True, False])
 def test_ablations_switch_off_what_they_say(init, ranks, scales):
-    flags = [f"--no-{name}" for name, on in (("init", init), ("ranks", ranks), ("scales", scales)) if not on]
+    flags = [
+        f"--no-{name}" for name, on in (("init", init), ("adapt-ranks", ranks), ("adapt-scales", scales)) if not on
+    ]
     done(f"{RUN} {QUICK} {' '.join(flags)} --output out")
-    run, plan = tlora.TrainingRun.load("out"), tlora.Allocation.load("out/tlora/allocation")
-    assert run.ranks == plan.ranks
+    run, allocation = tlora.TrainingRun.load("out"), tlora.Allocation.load("out/tlora/allocation")
+    assert run.ranks == allocation.ranks
     assert sum(run.ranks.values()) == 2 * 14
     assert (set(run.ranks.values()) != {2}) == ranks
     assert (set(run.scalings.values()) != {1.0}) == scales
@@ -204,12 +206,12 @@ def test_kinds_of_subspace(kind):
     assert adapter_of("out")[f"base_model.model.{name}.lora_A.weight"].equal(subspaces.basis(name, rank))
 
 
-def test_knobs_of_the_plan_and_of_a():
+def test_knobs_of_the_allocation_and_of_a():
     flags = "--alpha 4 --scaling allocated --budget parameters --max-rank 3 --tokens labels"
     done(f"{RUN} {QUICK} {flags} --no-freeze-a --rows variance --output out")
-    run, plan = tlora.TrainingRun.load("out"), tlora.Allocation.load("out/tlora/allocation")
-    knobs = plan.knobs
-    assert (knobs.rank, knobs.alpha, knobs.scaling, knobs.budget, knobs.max_rank) == (
+    run, allocation = tlora.TrainingRun.load("out"), tlora.Allocation.load("out/tlora/allocation")
+    options = allocation.options
+    assert (options.rank, options.alpha, options.scaling, options.budget, options.max_rank) == (
         2,
         4,
         "allocated",
@@ -335,17 +337,17 @@ def test_quiet_is_quiet_and_progress_is_no_result():
     assert "done in" not in loud.stdout
 
 
-def test_plan_is_shown_by_projection():
+def test_allocation_is_shown_by_projection():
     done(f"calibrate {DATA} --samples 6 --output calib")
-    shown = done("allocate calib --rank 2 --output plan").stdout
-    plan = tlora.Allocation.load("plan")
-    frame = plan.to_frame()
+    shown = done("allocate calib --rank 2 --output alloc").stdout
+    allocation = tlora.Allocation.load("alloc")
+    frame = allocation.to_frame()
     for projection, part in frame.groupby("projection"):
         (line,) = [line for line in shown.splitlines() if line.startswith(str(projection))]
         assert line.split()[1:4] == [str(len(part)), str(part["rank"].sum()), str(part["rank"].min())]
     assert "28 of 28 ranks (rank 2 in each of 14 modules)" in shown
-    assert f"{plan.trainable_parameters:,}" in shown
-    assert f"{plan.lora.trainable_parameters:,}" in shown
+    assert f"{allocation.trainable_parameters:,}" in shown
+    assert f"{allocation.lora.trainable_parameters:,}" in shown
 
 
 def test_lines_to_type_are_quoted_and_leave_out_what_is_default():
@@ -355,7 +357,7 @@ def test_lines_to_type_are_quoted_and_leave_out_what_is_default():
         "output": Path("out"),
         "rank": 8,
         "alpha": 16.0,
-        "ranks": False,
+        "adapt_ranks": False,
         "init": True,
         "quiet": True,
         "overwrite": True,
@@ -366,7 +368,7 @@ def test_lines_to_type_are_quoted_and_leave_out_what_is_default():
     line = written(run, values)
     assert shlex.split(line) == [
         *("tlora", "run", "--model", "my models/llama", "--task", "it's.jsonl", "--output", "out"),
-        *("--alpha", "16.0", "--no-ranks", "--kind", "c", "--overwrite"),
+        *("--alpha", "16.0", "--no-adapt-ranks", "--kind", "c", "--overwrite"),
     ]
     assert written(main.merge, {"adapter": "a", "output": "b"}) == "tlora merge a b"
 

@@ -115,23 +115,32 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         (f"calibrate {DATA} --checkpoint pairs.jsonl --output other", "'pairs.jsonl' is a file: name a folder"),
         (f"calibrate {DATA} --checkpoint calib --output other", "holds a finished result: name a folder of its own"),
         ("allocate nix --output other", "no result in nix"),
-        ("allocate plan --output other", "plan holds Allocation, not Calibration"),
-        ("allocate calib --output plan", "plan holds an earlier result: replace it with --overwrite"),
+        ("allocate alloc --output other", "alloc holds Allocation, not Calibration"),
+        ("allocate calib --output alloc", "alloc holds an earlier result: replace it with --overwrite"),
         ("allocate calib --output adapter", "adapter exists and holds no result.json"),
         (f"calibrate {DATA} --output calib", "--overwrite"),
-        (f"calibrate {DATA} --output plan --overwrite", "plan holds Allocation, which would be lost to Calibration"),
-        ("allocate calib --output calib --overwrite", "calib holds Calibration, which would be lost to Allocation"),
-        (f"train {DATA} --calibration calib --allocation plan --output adapter", "--overwrite"),
-        ("train --model nix --task pairs.jsonl --allocation plan --output other", "pass --calibration, or --no-init"),
-        (f"train {DATA} --calibration plan --allocation plan --output other", "holds Allocation, not Calibration"),
-        (f"train {DATA} --calibration calib --allocation calib --output other", "holds Calibration, not Allocation"),
-        (f"train {DATA} --calibration calib --allocation plan --output other --resume", "no whole checkpoint"),
         (
-            "train --model t5 --task pairs.jsonl --calibration calib --allocation plan --output other",
+            f"calibrate {DATA} --output alloc --overwrite",
+            "alloc holds Allocation, which would be lost to Calibration",
+        ),
+        ("allocate calib --output calib --overwrite", "calib holds Calibration, which would be lost to Allocation"),
+        (f"train {DATA} --calibration calib --allocation alloc --output adapter", "--overwrite"),
+        (
+            "train --model nix --task pairs.jsonl --allocation alloc --output other",
+            "pass --calibration, or --no-init",
+        ),
+        (
+            f"train {DATA} --calibration alloc --allocation alloc --output other",
+            "holds Allocation, not Calibration",
+        ),
+        (f"train {DATA} --calibration calib --allocation calib --output other", "holds Calibration, not Allocation"),
+        (f"train {DATA} --calibration calib --allocation alloc --output other --resume", "no whole checkpoint"),
+        (
+            "train --model t5 --task pairs.jsonl --calibration calib --allocation alloc --output other",
             "these results are of another model",
         ),
         (
-            f"train {DATA} --calibration calib --allocation plan --kind g --output other",
+            f"train {DATA} --calibration calib --allocation alloc --kind g --output other",
             "kind='g' needs the mean gradient",
         ),
         ("evaluate nix --task pairs.jsonl", "no adapter in nix"),
@@ -141,9 +150,9 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         ("merge adapter llama", "never overwritten"),
         ("merge adapter calib", "never overwritten"),
         ("merge nix out", "no adapter in nix"),
-        ("plan llama --teraflops 0", "speed must be above 0 and finite, got 0"),
-        ("plan llama --memory -1", "memory must be above 0 and finite, got -1"),
-        ("plan bert --length 600", "length=600: the model reads at most 80 tokens"),
+        ("estimate llama --teraflops 0", "speed must be above 0 and finite, got 0"),
+        ("estimate llama --memory -1", "memory must be above 0 and finite, got -1"),
+        ("estimate bert --length 600", "length=600: the model reads at most 80 tokens"),
     ],
 )
 def test_commands_refuse_what_does_not_fit(line, says, steps_taken):
@@ -161,11 +170,11 @@ def test_a_base_that_has_moved_is_named_by_the_adapter(steps_taken):
 
 def test_a_calibration_of_another_task_is_warned_of(steps_taken):
     Path("others.jsonl").write_bytes(Path("pairs.jsonl").read_bytes())
-    line = f"train --model llama --task others.jsonl {QUICK} --calibration calib --allocation plan --output other"
+    line = f"train --model llama --task others.jsonl {QUICK} --calibration calib --allocation alloc --output other"
     assert "calib is of pairs, and this trains on others: is that meant?" in done(line).stderr
 
 
-def test_a_plan_keeps_within_a_sketch():
+def test_a_allocation_keeps_within_a_sketch():
     sketched = f"{DATA} --samples 6 --covariance sketch --sketch-size 4"
     done(f"run {sketched} {QUICK} --rank 3 --output sketched")
     most = max(tlora.TrainingRun.load("sketched").ranks.values())
@@ -180,7 +189,7 @@ def test_a_plan_keeps_within_a_sketch():
 
 @pytest.fixture(scope="module")
 def taken(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibration, a plan and an adapter of the tiny model."""
+    """A calibration, an allocation and an adapter of the tiny model."""
     folder = tmp_path_factory.mktemp("taken")
     with pytest.MonkeyPatch.context() as patch:
         for file in saved.iterdir():
@@ -188,14 +197,14 @@ def taken(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr("tlora.cli.pipeline._draw", lambda *_: "")
         done(f"calibrate {DATA} --samples 6 --output calib")
-        done("allocate calib --rank 2 --output plan")
-        done(f"train {DATA} {QUICK} --calibration calib --allocation plan --output adapter")
+        done("allocate calib --rank 2 --output alloc")
+        done(f"train {DATA} {QUICK} --calibration calib --allocation alloc --output adapter")
     return folder
 
 
 @pytest.fixture
 def steps_taken(taken: Path, workplace: Path) -> None:
-    for name in ("calib", "plan", "adapter"):
+    for name in ("calib", "alloc", "adapter"):
         (workplace / name).symlink_to(taken / name)
 
 

@@ -269,9 +269,9 @@ def test_everything_that_matters_makes_another_run(pretended):
         before = len(counted)
         tlora.compare("lora", tasks, "llama", **base)
         assert len(counted) == before + 3
-    for knob in (0.5, 0.0):
+    for option in (0.5, 0.0):
         before = len(counted)
-        tlora.compare(Recipe("mine", allocate={"temperature": knob}), "pairs.jsonl", "llama", **base)
+        tlora.compare(Recipe("mine", allocate={"temperature": option}), "pairs.jsonl", "llama", **base)
         assert len(counted) == before + 3
 
 

@@ -331,14 +331,16 @@ def test_recipes_are_methods_too():
     assert method.name == "flat"
     assert method.arguments == {"attach": {"rows": "variance"}, "allocate": {"temperature": 0.0}}
     assert {layer.r["default"] for layer in adapter_layers(seeded_adapt(method, job())).values()} == {RANK}
-    plain = Recipe("plain", task_subspaces=None, attach={"freeze_a": False}, allocate={"ranks": False, "scales": False})
+    plain = Recipe(
+        "plain", task_subspaces=None, attach={"freeze_a": False}, allocate={"adapt_ranks": False, "adapt_scales": False}
+    )
     assert trainable(seeded_adapt(chosen(plain), job())) == trainable(seeded_adapt(METHODS["lora"], job()))
     assert pickle.loads(pickle.dumps(method)).arguments == method.arguments
 
 
 def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
-    assert RECIPES["paper"].arguments() == {}
-    assert RECIPES["recommended"].arguments() == {"attach": {"rows": "variance"}}
+    assert RECIPES["tlora-paper"].arguments() == {}
+    assert RECIPES["tlora"].arguments() == {"attach": {"rows": "variance"}}
     data, model = task(), tiny_model("llama")
     calibration = tlora.calibrate(model, data.calibration(12), progress=False)
     allocation = tlora.allocate(calibration.sensitivity, RANK)
@@ -415,7 +417,7 @@ def test_recipes_keep_their_own_copy():
     given["rows"] = "orthonormal"
     assert recipe.attach == {"rows": "variance"}
     assert repr(recipe) == "Recipe(mine: attach(rows='variance'), train(warmup_steps=0))"
-    assert repr(RECIPES["paper"]) == "Recipe(paper: all as by default)"
+    assert repr(RECIPES["tlora-paper"]) == "Recipe(tlora-paper: all as by default)"
     assert recipe.flat() == {"rows": "variance", "warmup_steps": 0}
 
 

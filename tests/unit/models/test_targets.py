@@ -487,8 +487,8 @@ def test_target_modules_come_in_any_iterable(form: Any) -> None:
     found = tlora.calibrate(model, [tiny_batch("llama")], target_modules=form(names), progress=False)
     assert {name.rpartition(".")[2] for name in found.names} == set(names)
     assert sorted(found.meta.recipe["target_modules"]) == sorted(names)
-    plan = tlora.plan(tiny_config("llama"), target_modules=form(names), length=8)
-    assert list(plan.shapes) == found.names
+    allocation = tlora.estimate(tiny_config("llama"), target_modules=form(names), length=8)
+    assert list(allocation.shapes) == found.names
 
 
 def test_what_target_modules_finds_can_be_passed_on() -> None:

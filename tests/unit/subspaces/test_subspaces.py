@@ -368,9 +368,9 @@ def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibr
 def test_subspaces_of_an_adapted_model_are_those_of_its_base(family: str) -> None:
     """A square Conv1D under an adapter was read untransposed."""
     model = tiny_model(family)
-    calibration, plan = planned(model)
+    calibration, allocation = planned(model)
     expected = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
-    adapted = tlora.attach(model, expected, plan)
+    adapted = tlora.attach(model, expected, allocation)
     for again in (model, adapted):
         found = tlora.task_subspaces(again, calibration, max_rank=8, progress=False)
         for name in calibration.names:

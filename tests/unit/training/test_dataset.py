@@ -31,9 +31,9 @@ def test_rows_are_padded_as_the_model_reads_them(padding: str) -> None:
     found = []
     for rows in (padded, bare):
         model = decoder("llama")
-        plan = tlora.allocate(calibrate(model, singles(batch)).sensitivity, 4)
+        allocation = tlora.allocate(calibrate(model, singles(batch)).sensitivity, 4)
         run = tlora.train(
-            tlora.attach(model, None, plan), Dataset.from_list(rows), learning_rate=1e-2, batch_size=3, epochs=3,
+            tlora.attach(model, None, allocation), Dataset.from_list(rows), learning_rate=1e-2, batch_size=3, epochs=3,
             logging_steps=1, progress=False,
         )  # fmt: skip
         found.append([*run.history["loss"].dropna(), run.before["train_loss"], run.after["train_loss"]])

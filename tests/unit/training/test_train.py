@@ -31,7 +31,7 @@ from tlora.training.train import train
 
 @pytest.fixture(scope="module")
 def made() -> Any:
-    """A model with its subspaces and a plan."""
+    """A model with its subspaces and an allocation."""
     model = tiny_model("llama")
     calibration = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
@@ -41,10 +41,10 @@ def made() -> Any:
 @pytest.mark.parametrize("freeze_a", [True, False])
 @pytest.mark.parametrize("rows", ["orthonormal", "variance", "random"])
 def test_a_run_records_how_a_began(made: Any, rows: str, freeze_a: bool) -> None:
-    model, subspaces, plan = made
+    model, subspaces, allocation = made
     kind, options = ("wc", {"rows": rows}) if rows != "random" else (None, {})
     start = subspaces if kind else None
-    adapted = tlora.attach(model, start, plan, replace=True, freeze_a=freeze_a, seed=3, **options)
+    adapted = tlora.attach(model, start, allocation, replace=True, freeze_a=freeze_a, seed=3, **options)
     expected = {"kind": kind, "rows": options.get("rows", "orthonormal"), "freeze_a": freeze_a, "seed": 3}
     for number in range(2):
         run = tlora.train(adapted, token_rows(), learning_rate=1e-2, max_steps=2, progress=False)
@@ -54,10 +54,10 @@ def test_a_run_records_how_a_began(made: Any, rows: str, freeze_a: bool) -> None
 
 
 def test_how_an_adapter_began_that_was_not_attached_is_unknown(made: Any) -> None:
-    model, subspaces, plan = made
-    first = tlora.attach(model, subspaces, plan, replace=True)
+    model, subspaces, allocation = made
+    first = tlora.attach(model, subspaces, allocation, replace=True)
     assert attached_with(copy.deepcopy(first)) is None
-    second = tlora.attach(model, None, plan, replace=True)
+    second = tlora.attach(model, None, allocation, replace=True)
     assert attached_with(first) == attached_with(second), "the first model has the second adapter"
     assert attached_with(first) == {"kind": None, "rows": "orthonormal", "freeze_a": True, "seed": 0}
     by_peft = get_peft_model(second.unload(), LoraConfig(target_modules=["q_proj"]))

@@ -22,7 +22,7 @@ def test_allocation_cells_are_the_ranks_and_bars_their_sums(model):
     assert [bar.get_width() for bar in beside.containers[0]] == expected.sum(1).tolist()
 
 
-def test_allocation_shows_the_uniform_plan():
+def test_allocation_shows_the_uniform_allocation():
     ax = viz.plot_allocation(allocation("30 layers"))
     above, beside = ax.figure.axes[1:3]
     assert set(above.patches[-1].get_data().values) == {8 * 7}
@@ -50,25 +50,27 @@ def test_allocation_writes_ranks_into_cells_and_says_the_range():
 
 
 def test_a_uniform_allocation_is_drawn_too():
-    ax = viz.plot_allocation(allocation("2 layers", ranks=False))
+    ax = viz.plot_allocation(allocation("2 layers", adapt_ranks=False))
     assert set(cells(ax).ravel()) == {8}
     assert ax.get_title(loc="left") == "Every module gets rank 8"
 
 
 def test_what_is_left_out_is_blank():
-    plan = allocation("2 layers", exclude=["v_proj", "layers.1.o_proj"], budget="parameters")
-    ax = viz.plot_allocation(plan)
+    made = allocation("2 layers", exclude_modules=["v_proj", "layers.1.o_proj"], budget="parameters")
+    ax = viz.plot_allocation(made)
     projections = MODELS["2 layers"][0]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(projections)
-    expected = [[plan.ranks.get(f"layers.{layer}.{p}", -1) for layer in range(2)] for p in projections]
+    expected = [[made.ranks.get(f"layers.{layer}.{p}", -1) for layer in range(2)] for p in projections]
     np.testing.assert_array_equal(np.ma.filled(cells(ax), -1), expected)
-    assert texts(ax)[:-1] == [str(rank) for rank in plan.ranks.values()]
+    assert texts(ax)[:-1] == [str(rank) for rank in made.ranks.values()]
     assert "entries of B" in texts(ax)[-1]
 
 
-def test_the_uniform_plan_holds_the_excluded_modules_too():
+def test_the_uniform_allocation_holds_the_excluded_modules_too():
     """At the same budget for every layer, totals meet the line; a layer without a module has a line and no bar."""
-    ax = viz.plot_allocation(allocation("30 layers", ranks=False, exclude=["gate_proj", "up_proj", "down_proj"]))
+    ax = viz.plot_allocation(
+        allocation("30 layers", adapt_ranks=False, exclude_modules=["gate_proj", "up_proj", "down_proj"])
+    )
     above, beside = ax.figure.axes[1:3]
     assert {bar.get_height() for bar in above.containers[0]} == {8 * 7}
     assert set(above.patches[-1].get_data().values) == {8 * 7}
@@ -78,7 +80,7 @@ def test_the_uniform_plan_holds_the_excluded_modules_too():
 
 
 def test_a_layer_that_is_excluded_leaves_a_gap_below_the_line():
-    ax = viz.plot_allocation(allocation("30 layers", exclude=[4, "layers.7.q_proj"]))
+    ax = viz.plot_allocation(allocation("30 layers", exclude_modules=[4, "layers.7.q_proj"]))
     above, beside = ax.figure.axes[1:3]
     steps = above.patches[-1].get_data()
     np.testing.assert_array_equal(steps.edges, np.arange(31) - 0.5)
@@ -92,7 +94,9 @@ def tied() -> tlora.Allocation:
     return tlora.allocate(sensitivity([8.0, 1.0, 8.0, 1.0, 8.0, 1.0]), rank=4, max_rank=6)
 
 
-def test_a_plan_is_told_with_its_ties_and_what_is_left_out():
+def test_a_allocation_is_told_with_its_ties_and_what_is_left_out():
     assert finding(tied()).endswith("most to 3 modules")
-    plan = tlora.allocate(sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4, ranks=False, exclude=["k_proj"])
-    assert finding(plan) == "Every module that is not excluded gets rank 6"
+    made = tlora.allocate(
+        sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4, adapt_ranks=False, exclude_modules=["k_proj"]
+    )
+    assert finding(made) == "Every module that is not excluded gets rank 6"

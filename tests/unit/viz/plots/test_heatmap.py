@@ -39,7 +39,7 @@ def test_each_cell_is_as_wide_and_high_as_its_place(plot, model):
 
 def test_texts_of_the_colour_bar_do_not_meet():
     """Where modules are excluded, all ranks may lie far from the uniform one and near each other."""
-    most = allocation("2 layers", exclude=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+    most = allocation("2 layers", exclude_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
     ax = viz.plot_allocation(dataclasses.replace(most, ranks=dict(zip(most.ranks, (27, 29, 28, 28), strict=True))))
     bar = next(each for each in ax.figure.findobj(Axes) if each.get_title() == "rank")
     ax.figure.canvas.draw()
@@ -50,7 +50,7 @@ def test_texts_of_the_colour_bar_do_not_meet():
 
 def test_a_grey_line_stays_in_the_picture():
     meta = dataclasses.replace(META, model="Qwen2.5-0.5B-Instruct", task="gsm8k", samples=32)
-    excluded = allocation("2 layers", exclude=["q_proj"])
+    excluded = allocation("2 layers", exclude_modules=["q_proj"])
     ax = viz.plot_allocation(dataclasses.replace(excluded, meta=meta))
     ax.figure.canvas.draw()
     assert all(text.get_window_extent().x1 <= ax.figure.bbox.x1 for text in ax.texts)

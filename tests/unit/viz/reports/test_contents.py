@@ -11,7 +11,7 @@ from tlora.allocation.allocation import allocate
 from viz import report
 from viz.reports import formatting
 
-SECTIONS = ["data", "spectra", "alignment", "sensitivity", "plan", "training", "rank-use", "reproduce"]
+SECTIONS = ["data", "spectra", "alignment", "sensitivity", "allocation", "training", "rank-use", "reproduce"]
 
 
 def value(text: str) -> float:
@@ -26,47 +26,47 @@ def facts(page, section, caption):
 
 
 def test_ranks_by_layer_and_projection(page, small):
-    plan = small["allocation"]
-    head, *rows = page.table("plan", "Ranks by layer and projection")
+    allocation = small["allocation"]
+    head, *rows = page.table("allocation", "Ranks by layer and projection")
     shown = {
         (int(row[0]), projection): int(rank) for row in rows for projection, rank in zip(head[1:], row[1:], strict=True)
     }
-    assert shown == {(plan.layers[n], plan.projections[n]): rank for n, rank in plan.ranks.items()}
+    assert shown == {(allocation.layers[n], allocation.projections[n]): rank for n, rank in allocation.ranks.items()}
 
 
-def test_plan_by_projection(page, small):
-    plan = small["allocation"]
-    _, *rows = page.table("plan", "By projection")
+def test_allocation_by_projection(page, small):
+    allocation = small["allocation"]
+    _, *rows = page.table("allocation", "By projection")
     for projection, modules, total, uniform, least, mean, most, scaling, parameters in rows:
-        names = [n for n, p in plan.projections.items() if p == projection]
-        ranks = [plan.ranks[n] for n in names]
+        names = [n for n, p in allocation.projections.items() if p == projection]
+        ranks = [allocation.ranks[n] for n in names]
         assert [value(c) for c in (modules, total, uniform, least, most)] == [
             len(names), sum(ranks), 8 * len(names), min(ranks), max(ranks),
         ]  # fmt: skip
         assert value(mean) == pytest.approx(np.mean(ranks), rel=0.05)
-        assert value(scaling) == pytest.approx(np.mean([plan.scalings[n] for n in names]), rel=0.05)
-        assert value(parameters) == sum(plan.ranks[n] * plan.shapes[n][0] for n in names)
+        assert value(scaling) == pytest.approx(np.mean([allocation.scalings[n] for n in names]), rel=0.05)
+        assert value(parameters) == sum(allocation.ranks[n] * allocation.shapes[n][0] for n in names)
     assert len(rows) == 7
 
 
-def test_uniform_ranks_of_a_plan_with_excluded_modules_are_its_budget(small, tmp_path):
-    plan = allocate(small["sensitivity"], rank=8, exclude=["up_proj", "layers.0.q_proj"])
-    page = Page(report(plan, tmp_path / "page.html").read_text(encoding="utf-8"))
-    _, *rows = page.table("plan", "By projection")
+def test_uniform_ranks_of_a_allocation_with_excluded_modules_are_its_budget(small, tmp_path):
+    allocation = allocate(small["sensitivity"], rank=8, exclude_modules=["up_proj", "layers.0.q_proj"])
+    page = Page(report(allocation, tmp_path / "page.html").read_text(encoding="utf-8"))
+    _, *rows = page.table("allocation", "By projection")
     found = {row[0]: row[1:] for row in rows}
-    assert [value(cell) for cell in found["q_proj"][:3]] == [1, plan.ranks["layers.1.q_proj"], 16]
+    assert [value(cell) for cell in found["q_proj"][:3]] == [1, allocation.ranks["layers.1.q_proj"], 16]
     assert found["up_proj"] == ["0", "0", "16", *["\u2013"] * 4, "0"]
-    assert sum(value(row[3]) for row in rows) == plan.budget_total
-    assert sum(value(row[2]) for row in rows) == plan.budget_used
+    assert sum(value(row[3]) for row in rows) == allocation.budget_total
+    assert sum(value(row[2]) for row in rows) == allocation.budget_used
     assert len(rows) == 7
 
 
 def test_beside_uniform_lora(page, small):
-    plan = small["allocation"]
-    b = sum(plan.ranks[n] * d_out for n, (d_out, _) in plan.shapes.items())
-    a = sum(plan.ranks[n] * d_in for n, (_, d_in) in plan.shapes.items())
-    lora = sum(8 * (d_in + d_out) for d_out, d_in in plan.shapes.values())
-    _, *rows = page.table("plan", "Beside uniform LoRA")
+    allocation = small["allocation"]
+    b = sum(allocation.ranks[n] * d_out for n, (d_out, _) in allocation.shapes.items())
+    a = sum(allocation.ranks[n] * d_in for n, (_, d_in) in allocation.shapes.items())
+    lora = sum(8 * (d_in + d_out) for d_out, d_in in allocation.shapes.values())
+    _, *rows = page.table("allocation", "Beside uniform LoRA")
     cells = {row[0]: row[1:] for row in rows}
     assert cells["trainable parameters"][:2] == [f"{b:,}", f"{lora:,}"]
     assert cells["parameters in all"][:2] == [f"{a + b:,}", f"{lora:,}"]
@@ -174,14 +174,17 @@ def test_rank_use(page, small):
 
 
 def test_tiles_sum_it_up(page, small):
-    plan = small["allocation"]
+    allocation = small["allocation"]
     tiles = {
         div.all("dt")[0].text: (div.all("strong")[0].text, div.all("span")[0].text)
         for div in page.all("dl")[0].all("div")
     }
     assert tiles["exact match"] == ("41.5 %", "2.0 % before training")
-    assert tiles["trainable parameters"][0] == f"{plan.trainable_parameters:,}"
-    assert tiles["ranks"] == (f"{min(plan.ranks.values())} to {max(plan.ranks.values())}", "instead of 8 everywhere")
+    assert tiles["trainable parameters"][0] == f"{allocation.trainable_parameters:,}"
+    assert tiles["ranks"] == (
+        f"{min(allocation.ranks.values())} to {max(allocation.ranks.values())}",
+        "instead of 8 everywhere",
+    )
 
 
 def test_alignment_energy_and_gradient(real):
@@ -201,10 +204,10 @@ def test_alignment_energy_and_gradient(real):
 
 def test_all_sections_of_a_whole_walk_in_their_order(real):
     assert [e.attributes["id"] for e in real.all("section")] == SECTIONS
-    plan = walked()["allocation"]
-    edited = next(iter(plan.edits))
-    assert facts(real, "plan", "Ranks set by hand") == {edited: str(plan.edits[edited])}
-    assert facts(real, "plan", "What was asked for")["left out"] == "1 module"
+    allocation = walked()["allocation"]
+    edited = next(iter(allocation.edits))
+    assert facts(real, "allocation", "Ranks set by hand") == {edited: str(allocation.edits[edited])}
+    assert facts(real, "allocation", "What was asked for")["left out"] == "1 module"
     assert facts(real, "data", "Model and data")["calibration"] == "4 samples"
 
 

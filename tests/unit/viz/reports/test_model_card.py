@@ -1,4 +1,4 @@
-"""The model card: the hub can read it, its numbers are the plan's, and its code loads the adapter."""
+"""The model card: the hub can read it, its numbers are the allocation's, and its code loads the adapter."""
 
 import ast
 import dataclasses
@@ -58,18 +58,18 @@ def test_header_is_that_of_the_hub(text):
     assert not text.endswith("\n\n")
 
 
-def test_plan_by_projection(text, found):
-    plan = found["allocation"]
+def test_allocation_by_projection(text, found):
+    allocation = found["allocation"]
     head, *rows = table(parts(text)[1], "projection")
     assert len(rows) == 7
     for row in rows:
-        ranks = [plan.ranks[n] for n, p in plan.projections.items() if p == row[0]]
+        ranks = [allocation.ranks[n] for n, p in allocation.projections.items() if p == row[0]]
         cells = dict(zip(head, row, strict=True))
         shown = [int(cells[key]) for key in ("modules", "ranks", "uniform", "least", "most")]
         assert shown == [2, sum(ranks), 16, min(ranks), max(ranks)]
-    assert f"Ranks go from {min(plan.ranks.values())} to {max(plan.ranks.values())};" in text
+    assert f"Ranks go from {min(allocation.ranks.values())} to {max(allocation.ranks.values())};" in text
     beside = {row[0]: row[1:] for row in table(parts(text)[1], "")[1:]}
-    assert beside["trainable parameters"][0] == f"{plan.trainable_parameters:,}"
+    assert beside["trainable parameters"][0] == f"{allocation.trainable_parameters:,}"
 
 
 def test_metrics_before_and_after(text):

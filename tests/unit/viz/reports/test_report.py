@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from tests.helpers.reported import Page, results_of, run_of, save, walked
-from tests.helpers.results import stability_of_plan
+from tests.helpers.results import stability_of_allocation
 from viz import report
 
-SECTIONS = ["data", "spectra", "alignment", "sensitivity", "plan", "training", "rank-use", "reproduce"]
+SECTIONS = ["data", "spectra", "alignment", "sensitivity", "allocation", "training", "rank-use", "reproduce"]
 
 
 def value(text: str) -> float:
@@ -136,13 +136,13 @@ def calls(code: str) -> dict[str, dict[str, object]]:
 
 def test_snippet_repeats_what_was_recorded(real):
     code = real.section("reproduce").all("code")[0]
-    plan = walked()["allocation"]
+    allocation = walked()["allocation"]
     found = calls("".join(code.children))
     assert found["load_task"] == {0: "family_relationships"}
     assert found["calibration"] == {0: 4}
     assert found["calibrate"] == {"gradient": True}
-    assert found["allocate"] == {"rank": 3, "max_rank": 8, "exclude": plan.knobs.exclude}
-    assert found["edit"] == {0: plan.edits}
+    assert found["allocate"] == {"rank": 3, "max_rank": 8, "exclude_modules": allocation.options.exclude_modules}
+    assert found["edit"] == {0: allocation.edits}
     assert found["train"] == {"learning_rate": 0.01, "epochs": 1, "batch_size": 2, "max_steps": 4, "seed": 0}
 
 
@@ -173,7 +173,7 @@ def test_command_is_shown_where_there_was_one(small, tmp_path):
     [
         ("sensitivity", ["data", "sensitivity", "reproduce"]),
         ("spectrum", ["data", "spectra", "reproduce"]),
-        ("allocation", ["data", "plan", "reproduce"]),
+        ("allocation", ["data", "allocation", "reproduce"]),
         ("run", ["data", "training", "rank-use", "reproduce"]),
     ],
 )
@@ -197,14 +197,14 @@ def test_rank_use_without_places_has_no_picture(small, tmp_path):
     assert len(page.table("rank-use", "All 14 modules")) == 15
 
 
-def test_plan_of_another_adapter_is_called_that(small, tmp_path):
+def test_allocation_of_another_adapter_is_called_that(small, tmp_path):
     other = small["allocation"].edit({next(iter(small["allocation"].ranks)): 1})
-    warning = "This is not the plan of the adapter"
+    warning = "This is not the allocation of the adapter"
     assert other.ranks != small["run"].ranks
     page = Page(report([small["run"], other], tmp_path / "a.html").read_text(encoding="utf-8"))
-    assert warning in page.section("plan").text
+    assert warning in page.section("allocation").text
     page = Page(report([small["run"], small["allocation"]], tmp_path / "b.html").read_text(encoding="utf-8"))
-    assert warning not in page.section("plan").text
+    assert warning not in page.section("allocation").text
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_plan_of_another_adapter_is_called_that(small, tmp_path):
         ({"interrupted": True, "after": {}}, "Training was interrupted before its last step"),
         ({"diverged": True, "after": {}}, "the loss or a gradient was not finite"),
         ({"before": {}, "after": {}}, "No metrics were taken before and after"),
-        ({"trainable_parameters": 10**6}, "of them outside of the plan"),
+        ({"trainable_parameters": 10**6}, "of them outside of the allocation"),
         ({"frozen_a": False}, "trained"),
     ],
 )
@@ -224,10 +224,10 @@ def test_runs_that_are_out_of_the_ordinary(small, tmp_path, changes, words):
 
 
 def test_trained_a_counts(small, tmp_path):
-    """Where A was trained too, the plan trains as many parameters as the adapter has."""
+    """Where A was trained too, the allocation trains as many parameters as the adapter has."""
     run = dataclasses.replace(small["run"], frozen_a=False)
     page = Page(report([run, small["allocation"]], tmp_path / "page.html").read_text(encoding="utf-8"))
-    rows = {row[0]: row[1] for row in page.table("plan", "Beside uniform LoRA")}
+    rows = {row[0]: row[1] for row in page.table("allocation", "Beside uniform LoRA")}
     assert rows["trainable parameters"] == rows["parameters in all"]
 
 
@@ -323,6 +323,6 @@ def test_what_no_report_is_made_of_is_refused(small, tmp_path):
         report([], path)
     with pytest.raises(TypeError, match="shows no int: pass results of the kinds Sensitivity, Spectrum"):
         report([3], path)
-    with pytest.raises(TypeError, match="shows no PlanStability"):
-        report(stability_of_plan(), path)
+    with pytest.raises(TypeError, match="shows no AllocationStability"):
+        report(stability_of_allocation(), path)
     assert not path.exists()

@@ -61,7 +61,7 @@ MOVES: dict[Callable[[], Any], dict[str, list[Any]]] = {
         "temperature": [0.5, 0.8],
         "budget": ["parameters"],
         "scaling": ["allocated"],
-        "view": ["change since the kept plan", "ranks", "change since the kept plan"],
+        "view": ["change since the kept allocation", "ranks", "change since the kept allocation"],
         "set_rank": [3],
         "way": ["exclude", "pin"],
     },
@@ -358,8 +358,8 @@ def test_what_is_shown_can_be_chosen_while_something_else_cannot_be_met():
     it = viz.AllocationExplorer(None, scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
     it.controls["max_rank"].value = 2
     assert "room for" in it.message.value
-    it.controls["view"].value = "change since the kept plan"
-    assert it.state.view == "change since the kept plan"
+    it.controls["view"].value = "change since the kept allocation"
+    assert it.state.view == "change since the kept allocation"
     assert "room for" in it.message.value
 
 
@@ -373,8 +373,8 @@ def test_arguments_of_explorers_are_checked():
     scores = calibration().sensitivity
     with pytest.raises(TypeError, match="subspaces are a Calibration"):
         viz.AllocationExplorer(calibration(), scores)
-    with pytest.raises(TypeError, match="exclude=None: pass module names"):
-        tlora.allocate(scores, rank=4, exclude=None)
+    with pytest.raises(TypeError, match="exclude_modules=None: pass module names"):
+        tlora.allocate(scores, rank=4, exclude_modules=None)
     assert "alpha=16.0" in viz.AllocationExplorer(None, scores, rank=4, alpha=np.float64(16)).code()
     sides = [task_subspaces(base(), calibration(), max_rank=2, kind=kind, progress=False) for kind in ("wc", "w")]
     with pytest.raises(ValueError, match="2 sides are called a, b, b"):

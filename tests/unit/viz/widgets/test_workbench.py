@@ -27,9 +27,9 @@ from viz.widgets import workbench as module
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 
 
-def small(**knobs: Any) -> viz.Workbench:
+def small(**options: Any) -> viz.Workbench:
     """Six modules: q_proj, k_proj and down_proj of two layers."""
-    return viz.Workbench(by_hand(SCORES), rank=4, **knobs)
+    return viz.Workbench(by_hand(SCORES), rank=4, **options)
 
 
 @cache
@@ -43,8 +43,8 @@ def request(it: viz.Workbench, call: str, gesture: str | None = None, **args: An
 
 
 def test_begins_with_the_allocation_of_its_arguments() -> None:
-    knobs = {"alpha": 16, "temperature": 0.5, "pinned": {"layers.0.k_proj": 3}, "exclude": [1]}
-    assert same(small(**knobs).allocation, tlora.allocate(by_hand(SCORES), rank=4, **knobs))
+    options = {"alpha": 16, "temperature": 0.5, "pinned": {"layers.0.k_proj": 3}, "exclude_modules": [1]}
+    assert same(small(**options).allocation, tlora.allocate(by_hand(SCORES), rank=4, **options))
 
 
 def test_setting_a_rank_rebalances_the_others_within_the_budget() -> None:
@@ -84,7 +84,7 @@ def test_refusals_name_the_controls() -> None:
     it = small()
     request(it, "set", min_rank=6)
     assert it.widget.shown["message"].startswith("Floor and ranks set by hand need 36 ranks")
-    assert it.allocation.knobs.min_rank == 1
+    assert it.allocation.options.min_rank == 1
     request(it, "set", min_rank=2)
     assert it.widget.shown["message"] == ""
 
@@ -105,7 +105,7 @@ def test_one_gesture_is_one_step_to_undo() -> None:
 def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
     """Requests, sensible and not."""
     some = st.lists(st.integers(0, modules - 1), min_size=1, max_size=3, unique=True)
-    knobs = st.one_of(
+    options = st.one_of(
         st.fixed_dictionaries({"rank": st.integers(1, 12)}),
         st.fixed_dictionaries({"temperature": st.integers(0, 20).map(lambda step: step / 20)}),
         st.fixed_dictionaries({"min_rank": st.integers(1, 9)}),
@@ -113,7 +113,7 @@ def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
         st.fixed_dictionaries({"budget": st.sampled_from(["ranks", "parameters"])}),
     )
     return st.one_of(
-        st.tuples(st.just("set"), knobs),
+        st.tuples(st.just("set"), options),
         st.tuples(st.just("set_rank"), st.fixed_dictionaries({"modules": some, "rank": st.integers(1, 64)})),
         st.tuples(st.sampled_from(["release", "leave_out"]), st.fixed_dictionaries({"modules": some})),
         st.tuples(st.just("preset"), st.fixed_dictionaries({"name": st.sampled_from(list(module.PRESETS))})),
@@ -130,19 +130,21 @@ def test_after_many_actions_the_budget_is_exact_and_undo_returns_to_the_start(da
     start = it.state
     for call, args in data.draw(st.lists(actions(6), min_size=50, max_size=50)):
         request(it, call, **args)
-        plan, state = it.allocation, it.state
+        allocation, state = it.allocation, it.state
         if state.budget == "ranks":
-            assert sum(plan.ranks.values()) == state.rank * 6
+            assert sum(allocation.ranks.values()) == state.rank * 6
         else:
-            used = sum(rank * plan.shapes[n][0] for n, rank in plan.ranks.items())
+            used = sum(rank * allocation.shapes[n][0] for n, rank in allocation.ranks.items())
             total, most = state.rank * 224, 64
             prices = [
-                plan.shapes[n][0] for n, r in plan.ranks.items() if r < min(*plan.shapes[n], state.max_rank or most)
+                allocation.shapes[n][0]
+                for n, r in allocation.ranks.items()
+                if r < min(*allocation.shapes[n], state.max_rank or most)
             ]
-            free = [p for p, n in zip(prices, plan.ranks, strict=False) if n not in state.edits]
+            free = [p for p, n in zip(prices, allocation.ranks, strict=False) if n not in state.edits]
             assert used <= total
             assert not free or total - used < max(64, *free)
-        assert it.widget.shown["ranks"] == [plan.ranks.get(name, 0) for name in it.names]
+        assert it.widget.shown["ranks"] == [allocation.ranks.get(name, 0) for name in it.names]
     assert same(it.allocation, eval(it.code("scores"), {"tlora": tlora, "scores": scores}))
     while it._past:
         it.undo()
@@ -161,9 +163,9 @@ def test_presets(name: str) -> None:
             "min_rank": 2,
             "max_rank": 40,
             "temperature": 0,
-            "exclude": set(roles.values()) - {"q_proj", "v_proj"},
+            "exclude_modules": set(roles.values()) - {"q_proj", "v_proj"},
         },
-        "attention": {"min_rank": 2, "max_rank": 40, "exclude": ["gate_proj", "up_proj", "down_proj"]},
+        "attention": {"min_rank": 2, "max_rank": 40, "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
         "by score": {"min_rank": 2, "max_rank": 40},
         "paper": {},
     }[name]
@@ -207,7 +209,7 @@ def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
 def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
     """As a new one at that rank says, and at most the gradients more, which may not all be there at the peak."""
     work: dict[str, Any] = {"length": 4, "batch_size": 1}
-    estimates = {rank: tlora.plan(base().config, rank, **work) for rank in (2, 16)}
+    estimates = {rank: tlora.estimate(base().config, rank, **work) for rank in (2, 16)}
     uniform = tlora.allocate(calibration().sensitivity, rank=16, temperature=0)
     again = module.training_bytes(estimates[2], uniform)
     assert 0 <= again / estimates[16].bytes["training B"] - 1 < 0.06
@@ -264,7 +266,7 @@ def test_results_of_another_model_are_refused() -> None:
 
 def test_the_distribution_of_a_rank_is_that_of_resampled_scores() -> None:
     it = viz.Workbench(calibration(), subspaces(), rank=2)
-    expected = tlora.plan_stability(it.sensitivity, it.allocation, resamples=200).ranks[:, 5]
+    expected = tlora.allocation_stability(it.sensitivity, it.allocation, resamples=200).ranks[:, 5]
     np.testing.assert_array_equal(it.rank_distribution(it.names[5]), expected.numpy())
     it.set(rank=3)
     assert it.rank_distribution(it.names[5]).mean() > expected.double().mean()
@@ -301,10 +303,10 @@ def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None
     )
     data = json.loads(re.search(r"offline\((\{.*\})\), el:", text)[1])
     for i, step in enumerate(data["steps"]):
-        plan = tlora.allocate(it.sensitivity, rank=8, max_rank=64, temperature=i / 20).edit({it.names[3]: 20})
-        assert step["ranks"] == [plan.ranks[name] for name in it.names]
+        allocation = tlora.allocate(it.sensitivity, rank=8, max_rank=64, temperature=i / 20).edit({it.names[3]: 20})
+        assert step["ranks"] == [allocation.ranks[name] for name in it.names]
         assert step["controls"]["temperature"] == i / 20
-        assert step["scalings"] == pytest.approx(list(plan.scalings.values()), rel=6e-3)
+        assert step["scalings"] == pytest.approx(list(allocation.scalings.values()), rel=6e-3)
     assert len(data["steps"]) == 21
 
 

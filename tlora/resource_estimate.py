@@ -1,4 +1,4 @@
-"""Plan: what calibrating and training a model will take, from its config alone."""
+"""Estimate what calibrating and training a model will take, from its config alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KINDS = ("B", "A and B")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ResourcePlan(Result):
+class ResourceEstimate(Result):
     """Memory and time of each stage, before any weight is loaded.
 
     Attributes
@@ -49,8 +49,8 @@ class ResourcePlan(Result):
     parameters : int
         Of the model.
     trainable : dict of int
-        Trained parameters of a uniform plan, a classifier's head included: ``"B"`` alone, as TLoRA; ``"A and B"``, as
-        LoRA.
+        Trained parameters of a uniform allocation, a classifier's head included: ``"B"`` alone, as TLoRA;
+        ``"A and B"``, as LoRA.
     bytes : dict of int
         Most memory at once, by stage, the weights included.
     flops : dict of float
@@ -111,7 +111,7 @@ class ResourcePlan(Result):
         return cls(**values, meta=meta)
 
 
-def plan(
+def estimate(
     model: str | os.PathLike[str] | PretrainedConfig,
     rank: int = 8,
     *,
@@ -125,7 +125,7 @@ def plan(
     target_modules: str | Iterable[str] | None = None,
     speed: float | None = None,
     memory: float | None = None,
-) -> ResourcePlan:
+) -> ResourceEstimate:
     """What calibration, subspaces and training will take, from the model's config alone.
 
     Nothing is downloaded but the config, and no weight is made: the model's own code is run on tensors that have shapes
@@ -160,7 +160,7 @@ def plan(
 
     Returns
     -------
-    ResourcePlan
+    ResourceEstimate
 
     Raises
     ------
@@ -195,7 +195,7 @@ def plan(
         raise ValueError(f"rank={rank} is beyond the matrices of the {len(seen.shapes)} modules: give at most {most}")
     adapters = {kind: footprint(seen.shapes, dict.fromkeys(seen.shapes, rank), freeze_a=kind == "B") for kind in KINDS}
     kept = Options(covariance="sketch", sketch_size=sketch_size)
-    return ResourcePlan(
+    return ResourceEstimate(
         shapes=seen.shapes,
         shared=seen.shared,
         parameters=seen.parameters,
@@ -393,7 +393,7 @@ def rehearse(
     """
     if getattr(config, "quantization_config", None):
         warnings.warn(
-            f"the config asks for quantised weights, and the plan counts them in {dtype}: they will take less",
+            f"the config asks for quantised weights, and the estimate counts them in {dtype}: they will take less",
             stacklevel=3,
         )
     with simulated() as simulation:
