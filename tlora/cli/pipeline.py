@@ -255,6 +255,7 @@ def train(
         Path | None,
         typer.Option("--calibration", help="Folder of a calibration; --no-init needs none.", rich_help_panel="Adapter"),
     ] = None,
+    recipe: Recipe = "tlora",
     resume: Annotated[
         bool,
         typer.Option(
@@ -272,6 +273,7 @@ def train(
 
     if start.init and calibration is None:
         raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
+    start, training = steps.by_recipe(ctx, recipe, start, training)
     report, line = Report(quiet), written(train, ctx.params)
     left = [] if resume else steps.checkpoints(output)
     made = steps.origin(line, data)

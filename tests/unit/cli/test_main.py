@@ -1,6 +1,7 @@
 """The `tlora` command before it computes: help, typos, interruptions and pipes."""
 
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -15,10 +16,10 @@ from tests.helpers.commands import invoke
 from tlora.adapters import attach
 from tlora.allocation import constraints
 from tlora.calibration import calibration
-from tlora.cli import compare, options
+from tlora.cli import compare, options, pipeline
 from tlora.comparison import comparison, methods
 from tlora.comparison.compare import RATES
-from tlora.recipes import RECIPES
+from tlora.recipes import DEFAULT_RECIPE, RECIPES
 from tlora.serving import engines, export
 from tlora.subspaces import subspaces
 
@@ -68,7 +69,8 @@ def test_the_choices_are_those_of_the_library() -> None:
         for name in names:
             assert get_args(getattr(options, name)) == get_args(getattr(module, name)), name
     assert set(get_args(options.EngineName)) == set(engines.SERVERS)
-    assert get_args(options.RecipeName) == tuple(RECIPES)
+    assert set(get_args(options.RecipeName)) == set(RECIPES)
+    assert inspect.signature(pipeline.run).parameters["recipe"].default == DEFAULT_RECIPE
     assert tuple(methods.METHODS) == compare.METHODS
     assert (compare.PRINCIPAL, compare.RATES, compare.LISTED) == (methods.PRINCIPAL, RATES, comparison.LISTED)
 

@@ -126,7 +126,7 @@ def test_each_command_names_the_next_until_a_model_that_needs_none_of_us():
 
 
 def test_run_is_the_library_s_walk_and_leaves_the_results_in_the_adapter_s_folder():
-    done(f"{RUN} --epochs 2 --lr 0.01 --output out")
+    done(f"{RUN} --recipe tlora-paper --epochs 2 --lr 0.01 --output out")
     model, tokenizer = tlora.load_model("llama")
     task = tlora.load_task("pairs.jsonl", tokenizer)
     calibration = tlora.calibrate(model, task.calibration(6), progress=False)
@@ -185,7 +185,7 @@ def test_ablations_switch_off_what_they_say(init, ranks, scales):
     flags = [
         f"--no-{name}" for name, on in (("init", init), ("adapt-ranks", ranks), ("adapt-scales", scales)) if not on
     ]
-    done(f"{RUN} {QUICK} {' '.join(flags)} --output out")
+    done(f"{RUN} {QUICK} {' '.join(flags)} --recipe tlora-paper --output out")
     run, allocation = tlora.TrainingRun.load("out"), tlora.Allocation.load("out/tlora/allocation")
     assert run.ranks == allocation.ranks
     assert sum(run.ranks.values()) == 2 * 14
@@ -199,7 +199,7 @@ def test_ablations_switch_off_what_they_say(init, ranks, scales):
 @pytest.mark.parametrize("kind", ["w", "c", "wc_half", "g", "random"])
 def test_kinds_of_subspace(kind):
     """`g` needs gradients, which `run` then keeps by itself."""
-    done(f"{RUN} {QUICK} --kind {kind} --save-calibration --output out")
+    done(f"{RUN} {QUICK} --kind {kind} --recipe tlora-paper --save-calibration --output out")
     subspaces = tlora.Subspaces.load("out/tlora/subspaces")
     assert subspaces.kind == kind
     name, rank = next(iter(tlora.TrainingRun.load("out").ranks.items()))
