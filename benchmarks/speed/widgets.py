@@ -33,7 +33,6 @@ from tlora.subspaces.subspaces import Subspaces
 
 RANK = 64
 LIMIT = 0.1
-CHANGE = "change since the kept allocation"
 
 
 def spectrum(modules: Sensitivity, generator: np.random.Generator) -> Spectrum:
@@ -70,23 +69,9 @@ def explorers() -> dict[str, tuple[Any, dict[str, list[Any]]]]:
     """Every explorer, and values to set control by control."""
     modules, generator = llama_sensitivity(), torch.Generator().manual_seed(0)
     wc, w, random = (subspaces(modules, kind, generator) for kind in ("wc", "w", "random"))
-    allocation = viz.AllocationExplorer(wc, modules)
     by_kind = viz.SpectrumExplorer(spectrum(modules, np.random.default_rng(0)), wc, random)
     alignment = viz.AlignmentExplorer(wc, w, random, progress=False)
     return {
-        "AllocationExplorer": (
-            allocation,
-            {
-                "rank": list(range(9, 41)),
-                "temperature": [step / 20 for step in range(20)],
-                "budget": ["parameters", "ranks"] * 5,
-                "scaling": ["allocated", "nominal"] * 5,
-                "min_rank": list(range(10, 30)),
-                "view": [CHANGE, "ranks"] * 5,
-                "set_rank": list(range(10, 30)),
-                "way": ["exclude", "pin", "by score"] * 5,
-            },
-        ),
         "SpectrumExplorer": (
             by_kind,
             {

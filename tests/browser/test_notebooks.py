@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import pytest
 
 from tests.browser.conftest import NOTEBOOKS
@@ -14,16 +11,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.packaged]
 
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 DRIVEN = ("1_quickstart.ipynb", "4_sensitivity_and_allocation.ipynb")
-
-
-def changed(image: Any, before: str | None, seconds: float = 20) -> bool:
-    """Whether the picture becomes another one."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if image.get_attribute("src") != before:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_there_are_eight_notebooks() -> None:
@@ -49,19 +36,14 @@ def test_all_cells_run(lab: Lab, name: str) -> None:
 
 
 def explore(lab: Lab) -> None:
-    """A slider moved by key changes picture, line and what the next cell uses; so does the mouse on a button."""
+    """A slider moved by key and a module left out by key change what the next cell uses."""
     cell, use = lab.cell("viz.AllocationExplorer("), "chosen = explorer.allocation"
-    image, line, used = cell.locator("img"), cell.locator(".jp-OutputArea").inner_text(), lab.printed(use)
-    before = image.get_attribute("src")
-    cell.locator(".noUi-handle").first.focus()
-    lab.page.keyboard.press("ArrowRight")
-    assert changed(image, before)
-    assert cell.locator(".jp-OutputArea").inner_text() != line
-    before = image.get_attribute("src")
-    cell.get_by_role("button", name="exclude").first.click()
-    assert changed(image, before)
+    cell.get_by_label("Rank", exact=True).press("ArrowRight")
+    cell.get_by_text("rank=9").wait_for()
+    cell.locator(".cell").first.click()
+    lab.page.keyboard.press("x")
+    cell.get_by_text("exclude_modules=").wait_for()
     lab.run(use)
-    assert lab.printed(use) != used
     assert "rank=9" in lab.printed(use)
     assert "exclude_modules=" in lab.printed(use)
 
@@ -78,5 +60,4 @@ def test_the_monitor_stops_training(long_lab: Lab) -> None:
     stop.click()
     cell.get_by_text("Watching took").wait_for(timeout=120_000)  # said when training is over
     lab.run("assert run.frozen_a")  # and that it was interrupted, long before its last step
-    (warning,) = lab.said()
-    assert "stopped training after" in warning
+    assert not lab.said()

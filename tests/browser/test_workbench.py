@@ -8,6 +8,7 @@ from typing import Any
 
 import playwright.sync_api
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 import tlora
 import viz
@@ -285,6 +286,19 @@ def test_the_session_and_the_page_are_written(bench: Bench, tmp_path: Path) -> N
     page.goto(f"file://{tmp_path / 'allocation.html'}")
     assert page.evaluate(RANKS) == ranks
     context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_used_by_everybody(bench: Bench, scheme: Any, tmp_path: Path) -> None:
+    """Without a network, axe finds nothing serious on the page, whatever tab is open."""
+    viz.Workbench(llama_sensitivity(16), max_rank=64, exclude_modules=[3]).page(tmp_path / "allocation.html")
+    page = bench.page.context.browser.new_context(offline=True, color_scheme=scheme).new_page()
+    page.goto(f"file://{tmp_path / 'allocation.html'}")
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        found = Axe().run(page).response["violations"]
+        assert [one for one in found if one["impact"] in ("serious", "critical")] == [], tab.inner_text()
+    page.context.close()
 
 
 def test_the_page_works_without_a_kernel_and_a_network(bench: Bench, tmp_path: Path) -> None:

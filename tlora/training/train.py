@@ -233,7 +233,7 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
 def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraModule]) -> None:
     planned = trainer.state.max_steps
     advice = f" (a learning rate below {trainer.args.learning_rate:g} may help)" if ending.diverged else ""
-    if ending.reason:
+    if ending.reason and not any(getattr(one, "stopped", False) for one in trainer.callback_handler.callbacks):
         warnings.warn(ending.reason + advice, stacklevel=3)
     # The first warm-up step has a learning rate of zero, so a run that was stopped there proves nothing.
     zero = [name for name, module in modules.items() if module.b.requires_grad and not module.b.any()]

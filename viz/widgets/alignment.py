@@ -22,7 +22,7 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import positive_int
 from viz import style
 from viz.plots import heatmap
-from viz.widgets.base import Explorer, row, table
+from viz.widgets.base import Explorer, row, stack, table
 from viz.widgets.canvas import Cells, Headline
 
 BESIDE, GAP = 1.75, 0.75
@@ -136,7 +136,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
             rank=ipywidgets.IntSlider(self.state.rank, 1, self._most, description="Rank", **wide),
         )
         self.summary = ipywidgets.HTML()
-        self.widget = ipywidgets.VBox([row(*self.controls.values()), self.message, self.image, self.summary])
+        self.widget = stack(row(*self.controls.values()), self.message, self.image, self.summary)
         self._canvas = self._paper(heatmap.size(self._result)[0], 1.5 + 0.27 * len(style.projections(self._result)))
         label = 0.075 * max(map(len, style.projections(self._result)))
         self._drawn = AlignmentPicture(self._canvas.axes(0.45 + label, 0.15, 0.5, 0.55), self.alignment)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+import anywidget
 import ipywidgets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
@@ -33,6 +34,24 @@ def front_end() -> bool:
     """
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin", True))
+
+
+class _Shield(anywidget.AnyWidget):
+    """Keeps keys that are meant for a control from the shortcuts of JupyterLab; takes no room itself."""
+
+    _esm = """export default { render({ el }) {
+        el.style.display = "none";
+        const mark = () => {
+            if (!el.isConnected) return requestAnimationFrame(mark);
+            el.closest(".widget-vbox").dataset.lmSuppressShortcuts = "true";
+        };
+        mark();
+    } }"""
+
+
+def stack(*parts: ipywidgets.Widget) -> ipywidgets.VBox:
+    """Parts of a widget from top to bottom; what is typed there stays there."""
+    return ipywidgets.VBox([*parts, _Shield()])
 
 
 class Shown(ABC):

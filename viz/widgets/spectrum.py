@@ -23,7 +23,7 @@ from tlora.calibration.spectrum import Spectrum, directions_for
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import positive_int
 from viz import style
-from viz.widgets.base import WIDTH, Explorer, choice, row, table
+from viz.widgets.base import WIDTH, Explorer, choice, row, stack, table
 from viz.widgets.canvas import Headline, steady
 
 Source = Spectrum | Subspaces | Calibration
@@ -189,17 +189,21 @@ class SpectrumExplorer(Explorer[SpectrumState, SpectrumReading]):
         projections = list(dict.fromkeys(self._projections.values()))
         wide: dict[str, Any] = {"layout": {"width": "390px"}}
         self._watch(
-            layer=ipywidgets.IntSlider(self.state.layer, layers[0], layers[-1], description="Layer", **wide),
+            layer=ipywidgets.SelectionSlider(options=layers, value=self.state.layer, description="Layer", **wide),
             projection=ipywidgets.Dropdown(
                 options=projections, value=self.state.projection, description="Projection", **wide
             ),
             kind=choice("Kind", kinds, self.state.kind, [MEANINGS.get(kind, kind) for kind in kinds]),
-            rank=ipywidgets.IntSlider(self.state.rank, 1, self._most, description="Rank", **wide),
         )
+        self.controls["rank"] = ipywidgets.FloatLogSlider(
+            self.state.rank, min=0, max=math.log10(max(self._most, 2)), step=0.01, readout_format=".0f",
+            description="Rank", **wide,
+        )  # fmt: skip
+        self.controls["rank"].observe(lambda change: self._ask(rank=round(change["new"])), "value")
         rows = [("layer", "projection"), ("rank", "kind")]
         self.summary = ipywidgets.HTML()
         above = [row(*(self.controls[name] for name in names)) for names in rows]
-        self.widget = ipywidgets.VBox([*above, self.message, self.image, self.summary])
+        self.widget = stack(*above, self.message, self.image, self.summary)
         self._canvas = self._paper(WIDTH, 3.4)
         self._drawn = SpectrumPicture(self._canvas.axes(0.75, 0.15, 0.45, 0.55))
 

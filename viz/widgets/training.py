@@ -24,11 +24,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tlora.training.callbacks import ModuleRecorder
 from viz import style
-from viz.widgets.base import WIDTH, Shown, front_end, row
+from viz.widgets.base import WIDTH, Shown, front_end, row, stack
 from viz.widgets.canvas import Headline, boxes, place_boxes, steady
 
-SHARE = 0.015
-"""Most of the time of training that is spent on drawing."""
 NOTES = {
     "waiting": "Pass it to <code>tlora.train(..., callbacks=[monitor])</code>.",
     "training": "Interrupting the kernel stops training too. Either way the run is kept.",
@@ -104,18 +102,16 @@ class TrainingMonitor(Shown, ModuleRecorder):
 
     Notes
     -----
-    A picture waits until drawing has taken less than 1.5 % of the time, so that a slow machine gets fewer of them.
-
     The stop button is heard while a cell runs where kernel and front end have subshells (ipykernel 7, JupyterLab
     4.4). Elsewhere it is heard when the cell is over. Interrupting the kernel works everywhere, and keeps the run
     just as well. Messages are not fetched from within the callback: the kernel would have to run whatever else
     waits, other cells too, in the midst of a training step.
     """
 
-    def __init__(self, every: int = 10, interval: float = 1.0) -> None:
+    def __init__(self, every: int = 10, interval: float = 2.0) -> None:
         super().__init__(every)
         if not interval >= 0:
-            raise ValueError(f"interval is {interval}: give the least seconds between two pictures, such as 1")
+            raise ValueError(f"interval is {interval}: give the least seconds between two pictures, such as 2")
         self.interval = interval
         self.state = MonitorState()
         self._losses: list[tuple[int, float]] = []
@@ -137,6 +133,11 @@ class TrainingMonitor(Shown, ModuleRecorder):
     def line(self) -> str:
         """The run in one line of text."""
         return self._drawn.headline.finding.get_text()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has asked it to end training."""
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """End training after the step that runs; the same as pressing the button."""
@@ -201,10 +202,10 @@ class TrainingMonitor(Shown, ModuleRecorder):
         began = time.perf_counter()
         super().on_step_end(args, state, control, **kwargs)
         self._spent += time.perf_counter() - began
-        if self._stopping.is_set():
+        if self.stopped:
             control.should_training_stop = True
         if began >= self._next:
-            self._show("stopping" if self._stopping.is_set() else "training", state)
+            self._show("stopping" if self.stopped else "training", state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -224,7 +225,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self._set_button("Stop", disabled=True)
         self.note = ipywidgets.HTML()
         self.image = ipywidgets.Image(format="png")
-        self.widget = ipywidgets.VBox([row(self.stop_button, self.note), self.image])
+        self.widget = stack(row(self.stop_button, self.note), self.image)
         self._answer_while_busy()
         self._draw_for(())
 
@@ -256,7 +257,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self.note.value = NOTES.get(status, "")
         took = time.perf_counter() - began
         self._spent += took
-        self._next = began + max(self.interval, took / SHARE)
+        self._next = began + self.interval
 
 
 def _hears() -> bool:

@@ -196,7 +196,7 @@ function render({ model, el }) {
     const k = model.get("selected").at(-1), many = model.get("selected").length;
     said.replaceChildren();
     if (k !== undefined) {
-      make("h3", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
+      make("h2", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
       make("div", { class: "name" }, said, about.names[k]);
       for (const line of words(k)) make("div", {}, said, line);
       image.alt = `${place(k)}: spectrum, shares by rank and ranks from resampled scores`;
@@ -205,7 +205,7 @@ function render({ model, el }) {
     finding.textContent = `${shown.finding}. ${shown.budget}.`;
     table.replaceChildren();
     const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
-    for (const name of ["", "A", "B", "B, of A"]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
+    for (const name of ["", "A", "B", "B, of A", `LoRA, rank ${shown.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
     for (const cells of shown.costs) cells.reduce((tr, cell, i) => (make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), tr), make("tr", {}, rows));
     moved.textContent = `B since A: ${shown.moved}.`;
     line.textContent = shown.code;
@@ -245,6 +245,7 @@ function render({ model, el }) {
   let undo = null, redo = null;
   if (!page) {
     control("budget", "Budget", "select", {}, ["ranks", "parameters"]);
+    control("scaling", "Scaling", "select", {}, ["nominal", "allocated"]);
     control("rank", "Rank", "input", { type: "range", min: 1, max: about.most, step: 1 });
   }
   control("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });

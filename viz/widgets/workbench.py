@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Self, SupportsIndex
+from typing import Any, SupportsIndex
 
 import anywidget
 import numpy as np
+import pandas as pd
 import traitlets
 from matplotlib.axes import Axes
 
@@ -46,6 +47,7 @@ from viz.widgets.allocation import (
     Limit,
     RankPicture,
     allocated,
+    arguments,
     changes_in_words,
     code,
     decided,
@@ -184,6 +186,16 @@ class Workbench(Shown):
         return self.state.kept
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `tlora.allocate` for this allocation, those that are not the default; edits come on top."""
+        return arguments(self.sensitivity, self.state)
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """``allocation.compare(kept)``: what the allocation gives to each module, beside the kept one."""
+        return self._result.compare(self.kept)
+
+    @property
     def selected(self) -> list[str]:
         """Full names of the selected modules."""
         return [self.names[i] for i in self.widget.selected]
@@ -212,9 +224,7 @@ class Workbench(Shown):
         matplotlib.axes.Axes
             The axes of the heat map.
         """
-        picture, allocation = RankPicture(ax, self.sensitivity), self.result(state)
-        picture.update(allocation)
-        picture.headline.write(finding(allocation), style.source(allocation.meta))
+        RankPicture(ax, self.sensitivity).update(self.result(state))
         return ax
 
     def code(self, source: str = SOURCE) -> str:
@@ -350,7 +360,7 @@ class Workbench(Shown):
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> Workbench:
         """Open a session that `save` wrote. Changes made before that cannot be undone.
 
         Parameters
@@ -370,7 +380,7 @@ class Workbench(Shown):
         folder = Path(path)
         head = read_json(folder / SESSION)
         kinds = RESULTS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
-        it = cls(**{name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()})
+        it = Workbench(**{name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()})
         state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
         it._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
         it.select(*head["selected"])
@@ -482,7 +492,8 @@ class Workbench(Shown):
         self._tell()
 
     def _tell(self, message: str = "") -> None:
-        self.widget.shown = self._shown() | {"message": message}
+        shown = self._shown()
+        self.widget.shown = shown | {"message": message or shown["message"]}
 
     def _heard(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
         """Do what the browser asks for, and say that it is done: the browser sends one request at a time."""
@@ -618,8 +629,34 @@ class Workbench(Shown):
             "finding": finding(allocation),
             "undo": len(self._past),
             "redo": len(self._future),
-            "message": "",
+            "message": saturated(allocation),
         }
+
+
+class AllocationExplorer(Workbench):
+    """The workbench of scores and, where there are any, of the bases that will be attached.
+
+    Parameters
+    ----------
+    subspaces : Subspaces or None
+        No rank goes beyond theirs.
+    sensitivity : Sensitivity
+        From ``calibration.sensitivity``.
+    rank : int
+        Nominal rank to begin with.
+    **options
+        Other arguments of `tlora.allocate` to begin with.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        As `Workbench`.
+    """
+
+    def __init__(
+        self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **options: Any
+    ) -> None:
+        super().__init__(sensitivity, subspaces, rank=rank, **options)
 
 
 def explore(
@@ -715,6 +752,7 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
 
     return {
         "budget": state.budget,
+        "scaling": state.scaling,
         "rank": state.rank,
         "temperature": state.temperature,
         "min_rank": number(state.min_rank, 1),
@@ -722,17 +760,36 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
     }
 
 
+def saturated(allocation: Allocation) -> str:
+    """A warning where most ranks are at the ceiling, whatever the scores are; nothing elsewhere."""
+    full = sum(rank == most for rank, most in zip(allocation.ranks.values(), allocation.limits().high, strict=True))
+    if 2 * full < len(allocation.ranks):
+        return ""
+    return (
+        f"{full} of {len(allocation.ranks)} modules are at the ceiling, so the scores decide little: lower the rank, "
+        "or raise the ceiling with subspaces of more directions (max_rank of tlora.task_subspaces)."
+    )
+
+
 def costs_beside(a: Allocation, b: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
-    """Rows of a table: what A costs, what B costs, and B in percent of A."""
-    costs: list[tuple[str, Callable[[Allocation], int], Callable[[int], str]]] = [
-        ("trainable parameters", lambda one: one.trainable_parameters, "{:,}".format),
-        ("adapter, float32", lambda one: one.adapter_bytes, size_text),
-        ("AdamW states, float32", lambda one: one.optimiser_bytes, size_text),
+    """Rows of a table: what A costs, what B costs, B in percent of A, and what plain LoRA of B's rank costs."""
+
+    def row(what: str, mine: int, theirs: int, lora: int | None, write: Callable[[int], str]) -> list[str]:
+        ratio = style.percent(theirs / mine)
+        return [what, write(mine), write(theirs), ratio, "" if lora is None else write(lora)]
+
+    rows = [
+        row(what, getattr(a, key), getattr(b, key), getattr(b.lora, key), write)
+        for what, key, write in (
+            ("trainable parameters", "trainable_parameters", "{:,}".format),
+            ("adapter, float32", "adapter_bytes", size_text),
+            ("AdamW states, float32", "optimiser_bytes", size_text),
+        )
     ]
     if estimate is not None:
-        costs.append(("peak memory of training", lambda one: training_bytes(estimate, one), size_text))
-    pairs = [(what, cost(a), cost(b), write) for what, cost, write in costs]
-    return [[what, write(mine), write(theirs), style.percent(theirs / mine)] for what, mine, theirs, write in pairs]
+        mine, theirs = (training_bytes(estimate, one) for one in (a, b))
+        rows.append(row("peak memory of training", mine, theirs, None, size_text))
+    return rows
 
 
 def training_bytes(estimate: ResourceEstimate, allocation: Allocation) -> int:

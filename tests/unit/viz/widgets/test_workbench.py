@@ -203,7 +203,18 @@ def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
     it.set(rank=16)
     b = 32 * (4 * 4096 + 2 * 11008 + 4096)
     assert it.widget.shown["costs"][0][:3] == ["trainable parameters", f"{8 * b:,}", f"{16 * b:,}"]
-    assert it.widget.shown["costs"][2][1:] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
+    assert it.widget.shown["costs"][2][1:4] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
+    it.set(rank=32)
+    assert it.widget.shown["costs"][0][4] == "79,953,920"  # the published count of LoRA at rank 32
+
+
+def test_a_rank_at_which_the_scores_decide_little_is_said() -> None:
+    """At the most that the bases have, every module gets the same, whatever its score."""
+    it = viz.Workbench(calibration(), subspaces(), rank=2)
+    assert it.widget.shown["message"] == ""
+    it.set(rank=8)
+    assert set(it.allocation.ranks.values()) == {8}
+    assert "14 of 14 modules are at the ceiling" in it.widget.shown["message"]
 
 
 def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
