@@ -832,7 +832,7 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
         ENERGY: ("Energy", "of the energy within the rank"),
         VARIANCE: ("Variance", "of the input variance within the rank"),
         "captured": ("Gradient captured", "of the gradient captured at this rank"),
-        "neighbours": ("Neighbours", "overlap with the layers before and after at this rank"),
+        "neighbours": ("Neighbours", "overlap with the next layers at this rank"),
         "overlap": ("Overlap", "overlap with the other task at this rank"),
     }
     for what, curves in workbench._curves.items():
