@@ -29,7 +29,7 @@ numpydoc_show_class_members = False  # autodoc does
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*"), ("py:.*", r"(peft|transformers|datasets|torch|pandas|matplotlib)\..*")]
 
-WORDS = {"tlora": "The walk, from a model and a task to an adapter", "viz": "Pictures, explorers and pages"}
+WORDS = {"tlora": "The pipeline, from a model and a task to an adapter", "viz": "Pictures, explorers and pages"}
 
 
 def write_lists() -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.comparison                    # what is not in the store yet, of the development tasks
     python -m benchmarks.quality.comparison --only minilm      # the tasks of one model
-    python -m benchmarks.quality.comparison --table            # the README's table and picture, from the store
+    python -m benchmarks.quality.comparison --table            # the table and picture of docs/results, from the store
     tlora compare --store benchmarks/results/comparison.jsonl --list
 
 The recipe is chosen on the development tasks. The held-out tasks (two other families of puzzles, other reviews) are
@@ -28,7 +28,7 @@ from tlora.comparison.summary import PLACE, BaselineRank, mean_squares
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/comparison.jsonl")
-README = Path("README.md")
+PAGE = Path("docs/results/comparison.md")
 PICTURE = Path("docs/comparison.png")
 BEGIN, END = "<!-- comparison: python -m benchmarks.quality.comparison --table -->", "<!-- end of comparison -->"
 SEEDS = (0, 1, 2)
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, help="ranks that are run")
     parser.add_argument("--held-out", action="store_true", help="the held-out tasks in place of those of development")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="run nothing; write the README's table and picture")
+    parser.add_argument("--table", action="store_true", help="run nothing; write the table and picture of docs/results")
     arguments = parser.parse_args()
     if arguments.table:
         write()
@@ -185,7 +185,7 @@ def _no_ablations(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(comparison: tlora.Comparison) -> dict[str, str]:
-    """The README's tables in Markdown, by their titles."""
+    """The tables of docs/results/comparison.md in Markdown, by their titles."""
     summary = whole(comparison)
     shown = _no_ablations(summary)
     losses = whole(comparison, metric="loss").set_index(list(PLACE))["value"]
@@ -205,7 +205,7 @@ def tables(comparison: tlora.Comparison) -> dict[str, str]:
 
 
 def written(comparison: tlora.Comparison) -> str:
-    """The tables as they are in the README: the first to be seen, the others to be opened."""
+    """The tables as they are on the page: the first to be seen, the others to be opened."""
     (_, first), *others = tables(comparison).items()
     folded = [f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in others]
     return "\n\n".join([first, *folded])
@@ -385,9 +385,9 @@ def finished(comparison: tlora.Comparison) -> tlora.Comparison:
 def write() -> None:
     """Put the table and the picture that the store makes in place."""
     comparison = tlora.Comparison.read(STORE)
-    text = README.read_text()
+    text = PAGE.read_text()
     before, rest = text.split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n\n{written(comparison)}\n\n{END}{rest.split(END)[1]}")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{written(comparison)}\n\n{END}{rest.split(END)[1]}")
     figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE)
     figure.savefig(PICTURE, dpi=110, metadata={"Description": digest(comparison)})
 

@@ -7,7 +7,7 @@ that `make demo` trains: its ranks and scalings differ by layer. `make serving` 
         --vllm old/python --peft old/python
     python -m benchmarks.serving.compare --table benchmarks/results/serving.json
 
-The second prints the table of the README from the results of the first.
+The second prints the table of docs/howto/serving.md from the results of the first.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def _difference(answers: list[dict[str, Any]], expected: list[dict[str, Any]]) -
 
 
 def table(found: dict[str, Any]) -> str:
-    """Rows of the README, in Markdown."""
+    """Rows of the table, in Markdown."""
     head = ["engine", "the base itself", "as saved", "exported", "merged"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in found["engines"]:

@@ -1,4 +1,4 @@
-"""The README's table and picture of the comparison are those that the store in the repository makes."""
+"""The table and picture of the comparison are those that the store in the repository makes."""
 
 import itertools
 import re
@@ -21,8 +21,8 @@ def stored() -> tlora.Comparison:
     return tlora.Comparison.read(bench.STORE)
 
 
-def test_the_readme_has_the_table_of_the_store(stored):
-    text = bench.README.read_text()
+def test_the_page_has_the_table_of_the_store(stored):
+    text = bench.PAGE.read_text()
     assert text.count(bench.BEGIN) == text.count(bench.END) == 1
     block = text.split(bench.BEGIN)[1].split(bench.END)[0]
     assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.quality.comparison --table"
@@ -132,7 +132,7 @@ def test_the_ablation_has_each_part_in_its_place():
         for parts, value in zip(heads[1:], values, strict=True):
             arguments = chosen(bench.ABLATIONS.get(names[int(float(value))], names[int(float(value))])).arguments
             off = [part for part, on in arguments.get("allocate", {}).items() if not on]
-            expected = [part for part in ("ranks", "scales") if part not in parts]
+            expected = [f"adapt_{part}" for part in ("ranks", "scales") if part not in parts]
             assert off == (expected if names[int(float(value))] != "lora" else [])
             from_nowhere = start == "random and frozen" or (start == "lora" and parts != "neither")
             assert (arguments.get("task_subspaces", {}) is None) == from_nowhere
