@@ -8,8 +8,9 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 DEMO := --model smollm2-135m --task family_relationships --samples 32 --rank 8 --train-samples 300 --test-samples 64 \
 	--validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output demo --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+TWO := --numprocesses 2 --dist loadfile
 # Two notebooks at once, each with few training steps: the cells are the same, and no checked output depends on it.
-NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax --numprocesses 2 --dist loadfile notebooks
+NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax $(TWO) notebooks
 SERVING := .venv-serving
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
@@ -29,7 +30,8 @@ demo: $(INSTALLED) $(MODELS)  ## Calibrate, allocate, train and save an adapter 
 	$(BIN)/tlora run $(DEMO)
 
 test: $(INSTALLED) $(MODELS) browser  ## Run the tests and the notebooks; what is marked slow is left out
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest $(TWO) -m "not slow and not browser" tests
+	$(BIN)/python -m pytest -m "not slow and browser" tests
 	$(NBVAL)
 
 test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow for every change, too
