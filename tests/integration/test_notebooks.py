@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -85,3 +88,24 @@ def test_a_table_that_is_checked_does_not_depend_on_the_quick_settings(notebook)
         if "# NBVAL_CHECK_OUTPUT" in cell.source:
             assert "STEPS" not in cell.source
             assert not any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def test_the_smart_home_files_are_what_their_script_writes(tmp_path):
+    shutil.copy(NOTEBOOKS / "data" / "smart_home.py", tmp_path)
+    subprocess.run([sys.executable, tmp_path / "smart_home.py"], check=True)
+    for split in ("train.jsonl", "test.jsonl"):
+        stored = (NOTEBOOKS / "data" / "smart_home" / split).read_text()
+        assert stored == (tmp_path / "smart_home" / split).read_text()
+
+
+def test_the_smart_home_test_asks_for_pairs_that_training_does_not_name():
+    folder = NOTEBOOKS / "data" / "smart_home"
+    rows = {s: [json.loads(r) for r in (folder / f"{s}.jsonl").read_text().splitlines()] for s in ("train", "test")}
+    pairs = {split: {tuple(re.split("[.=]", row["completion"])[:2]) for row in rows[split]} for split in rows}
+    assert (len(rows["train"]), len(rows["test"])) == (240, 100)
+    assert len(pairs["test"]) == 16
+    assert not pairs["test"] & pairs["train"]
+    for part in (0, 1):  # each room and each device is trained on
+        assert {pair[part] for pair in pairs["test"]} <= {pair[part] for pair in pairs["train"]}
+    for row in rows["train"] + rows["test"]:
+        assert all(word in row["prompt"] for word in re.split("[.=]", row["completion"])[:2])
