@@ -1,4 +1,4 @@
-"""Recipes: named, frozen sets of arguments of the functions of the walk."""
+"""Recipes: named, frozen sets of arguments of the functions of the pipeline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "attach": attach,
     "train": train,
 }
-# What the caller of the walk has to say, not a recipe: data, size, chance, and what is seen of it.
+# What the caller of the pipeline has to say, not a recipe: data, size, chance, and what is seen of it.
 _CALLERS = {
     "model", "batches", "task", "calibration", "sensitivity", "subspaces", "allocation",
     "rank", "seed", "output_dir", "resume", "progress", "callbacks", "replace",
@@ -33,7 +33,7 @@ _CALLERS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Arguments of the functions of the walk, under a name; what is not named is as by default.
+    """Arguments of the functions of the pipeline, under a name; what is not named is as by default.
 
     ``tlora.compare`` takes recipes among its methods, so that each choice can be tried against the others.
 
@@ -44,7 +44,8 @@ class Recipe:
     calibrate, allocate, attach, train : dict
         Arguments of the function of that name: JSON values.
     task_subspaces : dict or None
-        The same; None for none, where ``A`` is drawn at random (and usually trained: ``attach={"freeze_a": False}``).
+        The same; None for none, where ``A`` is randomly initialized (and usually trained:
+        ``attach={"freeze_a": False}``).
 
     Raises
     ------

@@ -43,7 +43,7 @@ CEILING = "full"
 SHARES = (0.01, 0.05)
 """Of the best value, within which a rate is a good one."""
 REFERENCE = 8
-"""Rank of LoRA that the others are held against, whatever theirs."""
+"""Rank of LoRA that the others are compared with, whatever theirs."""
 LORA = ("lora", REFERENCE)
 
 Ranks = dict[str, tuple[int, ...]]

@@ -32,7 +32,7 @@ def at_once(deed: Callable[[int], Any]) -> list[Any]:
 
 
 def walk(model: Any, number: int) -> tuple[Any, ...]:
-    """The walk on a model and samples of one's own, up to the adapter, once planned and once at random."""
+    """The pipeline on a model and samples of one's own, up to the adapter, once planned and once at random."""
     batch = tiny_batch("llama", seed=number)
     calibration = tlora.calibrate(model, [batch], gradient=True, progress=False)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=4, seed=number, progress=False)

@@ -62,8 +62,8 @@ def attach(
     model : transformers.PreTrainedModel
         The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to.
     subspaces : Subspaces or None
-        Where A comes from. None draws A at random as plain LoRA does (the paper's ablation without init, there with
-        ``freeze_a=False``).
+        Where A comes from. None initializes A at random as plain LoRA does (the paper's ablation without
+        init, there with ``freeze_a=False``).
     allocation : Allocation
         Rank and scaling of each module.
     freeze_a : bool

@@ -177,8 +177,8 @@ def _refuse_drawn(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[in
     for name in NEWLY_INITIALIZED.get(adapted.get_base_model(), ()):
         if not any(_plain(key).startswith(f"{name}.") for key in sizes):
             raise ValueError(
-                f"{name} is drawn at random, for the base has no weights for it, and the adapter in {folder} does not "
-                f"hold what it was trained with: {_OWN_BASE}"
+                f"{name} is randomly initialized: the base has no weights for it, and the adapter in {folder} does "
+                f"not hold what it was trained with: {_OWN_BASE}"
             )
 
 

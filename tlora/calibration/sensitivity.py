@@ -1,4 +1,4 @@
-"""Sensitivity: how much the loss of each sample listens to each module (stage 2 of TLoRA)."""
+"""Sensitivity: how sensitive the loss of each sample is to each module (stage 2 of TLoRA)."""
 
 from __future__ import annotations
 

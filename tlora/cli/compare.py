@@ -132,7 +132,7 @@ class Showing:
         None
     )
     baseline: Annotated[
-        str | None, option("Output", "Method that the others are held against. Default: lora, where it is there.")
+        str | None, option("Output", "Method that the others are compared with. Default: lora, where it is there.")
     ] = None
     baseline_rank: Annotated[
         str,

@@ -42,7 +42,9 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="`tlora run --help` is the place to begin; the commands of the walk end by naming the next one.")
+@app.callback(
+    epilog="`tlora run --help` is the place to begin; the commands of the pipeline end by naming the next one."
+)
 def main(
     version: Annotated[
         bool,

@@ -167,7 +167,7 @@ class Looking:
 
     samples: Annotated[int, option("Calibration", "Training samples to calibrate on.", min=1)] = 32
     tokens: Annotated[
-        Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are learnt.")
+        Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are trained on.")
     ] = "all"
     covariance: Annotated[
         Kept,

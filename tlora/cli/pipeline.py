@@ -74,7 +74,7 @@ def run(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole walk: calibrate, allocate, train, evaluate before and after, save, draw.
+    """The whole pipeline: calibrate, allocate, train, evaluate before and after, save, draw.
 
     Writes an ordinary PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation),
     `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.

@@ -1,4 +1,4 @@
-"""Steps of the walk that several commands of the command line share."""
+"""Steps of the pipeline that several commands of the command line share."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_start(start: Start, placement: Placement, output: Path, overwrite: boo
     for name in ("kind", "rows"):
         value = getattr(start, name)
         if not start.init and value != getattr(Start, name):
-            raise ValueError(f"--no-init draws A at random, without a subspace: leave out --{name} {value}")
+            raise ValueError(f"--no-init initializes A at random, without a subspace: leave out --{name} {value}")
     checked_device(placement.device, {})
     check_output(output, ADAPTER_WEIGHTS, overwrite)
 
@@ -102,7 +102,7 @@ def check_run(
         if not overwrite:
             raise FileExistsError(
                 f"{found} is left of a run that broke off: go on with tlora train (--resume where there are "
-                "checkpoints), remove it, or start anew with --overwrite"
+                "checkpoints), remove it, or start again with --overwrite"
             )
 
 

@@ -81,7 +81,7 @@ class Comparison(Result):
         "difference": "value less that of the baseline with the same seeds; NaN where it has none",
         "difference_low": "lower end of its interval, paired by run and by sample; NaN where fewer than two are paired",
         "difference_high": "upper end; NaN likewise",
-        "baseline_rank": "rank of the baseline that it was held against",
+        "baseline_rank": "rank of the baseline that it was compared with",
         "trainable_parameters": "all that was trained",
         "seconds": "mean time of training",
         "preparation_seconds": "mean time before it",
@@ -199,7 +199,7 @@ class Comparison(Result):
         Parameters
         ----------
         baseline : str, optional
-            Name of the method that the others are held against; ``"lora"``, where it was compared, by default.
+            Name of the method that the others are compared with; ``"lora"``, where it was compared, by default.
         baseline_rank : {"same", "nearest"} or int
             Hold a method against the baseline at the same rank, at the rank at which the baseline trains most nearly as
             many parameters, or at this rank, whatever the method's own.

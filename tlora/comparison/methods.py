@@ -153,7 +153,7 @@ def from_recipe(recipe: Recipe) -> Method:
 
 
 def _walk(recipe: Recipe, job: Job) -> PeftModel:
-    """The walk by a recipe, from the calibration to the adapter."""
+    """The pipeline by a recipe, from the calibration to the adapter."""
     looked = ("calibration", recipe.calibrate)
     calibration = job.once(
         looked, lambda: calibrate(job.model, job.batches(), progress=False, **recipe.calibrate), seeded=job.fresh_head

@@ -15,7 +15,7 @@ from torch import Tensor
 from tlora.utils.validation import confidence_level
 
 BaselineRank = Literal["same", "nearest"] | int
-"""Which rank of the baseline a method is held against."""
+"""Which rank of the baseline a method is compared with."""
 Grid = NDArray[np.float64]
 
 LOWER_IS_BETTER = {"loss": "negative_loss"}
@@ -96,7 +96,7 @@ def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None
 
 
 def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, baseline_rank: BaselineRank) -> Any:
-    """Where the baseline is that a place is held against."""
+    """Where the baseline is that a place is compared with."""
     task, model, _, rank = place
     there = [p for p in found if p[:2] == (task, model) and p[2] == baseline and found[p].outcomes]
     if baseline_rank == "nearest" and there and found[place].outcomes:

@@ -159,8 +159,8 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     FileNotFoundError
         If there is no adapter in the folder.
     ValueError
-        If a file is damaged, the adapter is none of LoRA, an ``A`` has no ``B``, or their ranks are not those of the
-        config.
+        If a file is damaged, the adapter is not a LoRA adapter, an ``A`` has no ``B``, or their ranks are not
+        those of the config.
 
     Notes
     -----

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
 
-Segment = tuple[str, bool]  # a piece of text, and whether it is learnt
+Segment = tuple[str, bool]  # a piece of text, and whether it is trained on
 Message = Mapping[str, Any]
 
 
@@ -21,7 +21,7 @@ def conversation_segments(
     """The text of a conversation under the chat template, cut where the assistant starts and stops to speak.
 
     Works for any template that only appends: the conversation is rendered up to each of the assistant's
-    turns that are learnt, once with the generation prompt and once with the turn itself, and what the second
+    turns that are trained on, once with the generation prompt and once with the turn itself, and what the second
     adds to the first was said.
 
     Parameters
@@ -30,15 +30,15 @@ def conversation_segments(
         With a chat template.
     messages : sequence of mapping
         ``role`` and ``content``, and whatever else the template reads. A turn of the assistant with ``weight`` 0 is
-        not learnt. What follows the last turn that is learnt is left out.
+        not trained on. What follows the last turn that is trained on is left out.
     tools : sequence of mapping
         JSON schemas of the functions that may be called, which the template writes.
 
     Returns
     -------
     list of (str, bool)
-        Pieces, in turn not learnt and learnt. What the template writes after the end of a turn is in the
-        learnt piece; `tokenise` leaves it unlabelled.
+        Pieces, in turn not trained on and trained on. What the template writes after the end of a turn is in the
+        labelled piece; `tokenise` leaves it unlabelled.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def conversation_segments(
         if not before.startswith(done) or not after.startswith(before) or after == before:
             raise ValueError(
                 "the chat template is not prefix-stable (a message changes what was written before it, or an "
-                "answer does not follow the generation prompt), so what is learnt cannot be told apart: set "
+                "answer does not follow the generation prompt), so what is trained on cannot be told apart: set "
                 "tokenizer.chat_template to one that only appends, or use prompt and completion, chat=False"
             )
         segments += [(before[len(done) :], False), (after[len(before) :], True)]
@@ -74,7 +74,7 @@ def tokenise(
     ends: frozenset[int],
     first: Sequence[int] = (),
 ) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of the joined pieces, and labels for the learnt ones, their end token included.
+    """Tokens of the joined pieces, and labels for the labelled ones, their end token included.
 
     A piece begins at a token of its own: up to there the tokens are those of the text before it alone, which
     is what the model will see when it generates.
@@ -84,7 +84,7 @@ def tokenise(
     tokenizer : transformers.PreTrainedTokenizerBase
         Adds no special tokens here; those in the text are recognised.
     segments : sequence of (str, bool)
-        Pieces of text, and whether they are learnt.
+        Pieces of text, and whether they are trained on.
     ends : frozenset of int
         Tokens that end a turn, see `end_tokens`.
     first : sequence of int
@@ -93,13 +93,13 @@ def tokenise(
     Returns
     -------
     input_ids : list of int
-        Up to the end of the last learnt piece. The tokenizer's end token is added where the piece does not
+        Up to the end of the last labelled piece. The tokenizer's end token is added where the piece does not
         end a turn by itself.
     labels : list of int
-        The same tokens where they are learnt, else -100. Of a learnt piece nothing after its end token
+        The same tokens where they are trained on, else -100. Of a labelled piece nothing after its end token
         counts.
     starts : list of int
-        Where each learnt piece begins.
+        Where each labelled piece begins.
     """
     ids, labels, starts, text = list(first), [IGNORED] * len(first), [], ""
     for piece, learnt in segments:
@@ -198,7 +198,9 @@ def check_messages(messages: Any, where: str) -> None:
                 f"got {message!r:.80}"
             )
         if message.get("weight") not in (None, 0, 1):
-            raise ValueError(f"{where}: weight {message['weight']!r}: a message is learnt (1, the default) or not (0)")
+            raise ValueError(
+                f"{where}: weight {message['weight']!r}: a message is trained on (1, the default) or not (0)"
+            )
     if not any(is_learnt(message) and _says(message) for message in messages):
         raise ValueError(f"{where}: no message of the assistant (of weight 1), so there is nothing to learn")
 

@@ -85,7 +85,7 @@ def load_task(
         tokenizer says that the model reads less.
     seed : int
         Seed of the questions drawn, the splits and the calibration samples. Another one, or other sizes of the splits
-        that are held out, deal rows anew: what was held out before may then be among those for training.
+        that are held out, deal rows again: what was held out before may then be among those for training.
     chat : bool
         Use the tokenizer's chat template, where it has one.
     metric : str, optional
@@ -123,7 +123,7 @@ def load_task(
 
     Notes
     -----
-    What is learnt: the answer and the token that ends it, also where that token is the padding token. In a
+    What is trained on: the answer and the token that ends it, also where that token is the padding token. In a
     conversation, all that the assistant says, but for messages with a ``weight`` of 0. No sample is in two splits
     of tasks known by name or drawn, nor of data that is split here.
     """

@@ -90,7 +90,7 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
 
 
 def _given(value: Any) -> str:
-    """What the model is given of a value: of messages, those before the last turn that is learnt."""
+    """What the model is given of a value: of messages, those before the last turn that is trained on."""
     if isinstance(value, list):
         said = [place for place, message in enumerate(value) if is_learnt(message)]
         given = value[: said[-1]] if said else value

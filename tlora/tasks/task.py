@@ -52,7 +52,7 @@ class Task:
     kind : str
         ``"generation"`` or ``"classification"``.
     train, validation, test : datasets.Dataset
-        ``input_ids`` and ``labels``: token ids with -100 where nothing is learnt, or a class index. Also what
+        ``input_ids`` and ``labels``: token ids with -100 where there is no label, or a class index. Also what
         metrics read: ``prompt``, ``answer`` and ``prompt_length`` (tokens before the answer), or ``text``.
     tokenizer : transformers.PreTrainedTokenizerBase
         As it was given.
@@ -157,7 +157,7 @@ class Task:
         -------
         dict of Tensor
             int64: ``input_ids`` (B, T); ``attention_mask`` (B, T), 0 at padding; ``labels``: (B, T) with -100
-            where nothing is learnt, (B, T_decoder) for ``"seq2seq"``, (B,) for classification.
+            where there is no label, (B, T_decoder) for ``"seq2seq"``, (B,) for classification.
             ``token_type_ids`` (B, T) where the tokenizer tells two texts apart.
 
         Raises
@@ -306,7 +306,7 @@ class Task:
         return f"<p><b>{html.escape(repr(self))}</b></p>{table}{self._sample_html(sample[0]) if sample else ''}"
 
     def _sample_html(self, row: Mapping[str, Any]) -> str:
-        """The first sample as the model reads it, what is learnt in bold."""
+        """The first sample as the model reads it, what is trained on in bold."""
         if self.kind == "classification":
             text, name = html.escape(row["text"][:500]), html.escape(self.classes[row["labels"]])
             return f"<p>{text} &rarr; <b>{name}</b></p>"

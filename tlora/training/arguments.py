@@ -58,7 +58,7 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
 
 
 def check_card(device: torch.device | None) -> None:
-    """Refuse a card that the Trainer would not train on, and move the model away from.
+    """Refuse a GPU that the Trainer would not train on, and move the model away from.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def check_card(device: torch.device | None) -> None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device.index + 1)))
         card = seen.split(",")[device.index]
         raise ValueError(
-            f"device {str(device)!r}: the Trainer of transformers takes cuda:{taken} here; to train on this card, "
+            f"device {str(device)!r}: the Trainer of transformers takes cuda:{taken} here; to train on this GPU, "
             f"start Python with CUDA_VISIBLE_DEVICES={card} in its environment and leave the device out"
         )
 
@@ -109,7 +109,7 @@ def training_arguments(
     validates, saves : bool
         Whether there are validation samples, and a folder for checkpoints.
     model : peft.PeftModel
-        One on the CPU is trained there, though there be a GPU; one on a card on that card alone, though there be more.
+        One on the CPU is trained there, though there be a GPU; one on a GPU on that GPU alone, though there be more.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def training_arguments(
         If an argument is unknown, or goes by another name in `train`.
     ValueError
         If a value is refused by the Trainer, or asks for validation or checkpoints where there can be none, or the
-        model is on a card that the Trainer does not take.
+        model is on a GPU that the Trainer does not take.
     """
     if not getattr(model, "hf_device_map", None):  # else it stays where it is
         check_card(model.device)
@@ -157,8 +157,8 @@ def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> 
             raise ValueError(f"{name}={count!r}: use a whole number of at least 1, or leave it out")
     if theirs.get("auto_find_batch_size"):
         raise ValueError(
-            "auto_find_batch_size=True begins anew with what was trained before memory ran out, and the record is then "
-            "wrong: pass a smaller batch_size, and gradient_accumulation_steps for as many samples a step"
+            "auto_find_batch_size=True begins again with what was trained before memory ran out, and the record is "
+            "then wrong: pass a smaller batch_size, and gradient_accumulation_steps for as many samples a step"
         )
     if theirs.get("eval_strategy") and asked("eval_strategy") and not validates:
         raise ValueError(

@@ -100,10 +100,12 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
         if before.get(name, value) != value:
             raise ValueError(
                 f"{checkpoint} was made with {name}={before[name]}, and {value} is asked for: pass the same to go on, "
-                f"or train anew: {ANEW}"
+                f"or start a new training: {ANEW}"
             )
     if before[SAMPLES] != record[SAMPLES]:
-        raise ValueError(f"{checkpoint} was made with other training samples: pass those, or train anew: {ANEW}")
+        raise ValueError(
+            f"{checkpoint} was made with other training samples: pass those, or start a new training: {ANEW}"
+        )
     earlier = {name: torch.tensor(value) for name, value in before[BASE].items() if name in prints}
     layers = base_modules(model)
     check_same_model(
@@ -111,7 +113,7 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
         earlier,
         {name: shape(layers[name]) for name in earlier},
         what=f"{checkpoint} is",
-        way_out="load the base that it was trained on, or train anew",
+        way_out="load the base that it was trained on, or start a new training",
     )
     return record
 
@@ -156,7 +158,9 @@ def checkpoint_to_resume(
     folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
     if folder is None or not _is_usable(folder, model):
         place = output_dir if resume is True else folder
-        raise FileNotFoundError(f"no whole checkpoint in {place}: to train anew, leave resume= out and {ANEW}")
+        raise FileNotFoundError(
+            f"no whole checkpoint in {place}: to start a new training, leave resume= out and {ANEW}"
+        )
     if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
         raise ValueError(
             f"{folder} holds the adapter alone (save_only_model=True), and no state of an optimiser to go on with: "
@@ -177,7 +181,9 @@ def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
     if there:
         whole = next((path for path in reversed(there) if is_whole(path) or (path / LAST).is_file()), None)
         on = f": pass resume={str(whole)!r} to go on with that" if whole else ", which was not finished: take it away"
-        raise ValueError(f"{output_dir} holds {there[-1].name} of an earlier training{on}, or train anew: {ANEW}")
+        raise ValueError(
+            f"{output_dir} holds {there[-1].name} of an earlier training{on}, or start a new training: {ANEW}"
+        )
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -65,7 +65,8 @@ def train(
 
     The model is trained in place and stays usable afterwards, in the modes it had. Interrupting the cell, or
     a callback that sets ``control.should_training_stop``, ends training early and still returns the run. Called
-    again, it goes on from the ``B`` that it left, and the run says so: ``tlora.attach(..., replace=True)`` begins anew.
+    again, it goes on from the ``B`` that it left, and the run says so: ``tlora.attach(..., replace=True)``
+    begins again.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def train(
         the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on; one on a card on that
         alone, though there be more: for several start the script with ``torchrun``.
     task : Task or datasets.Dataset
-        A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where nothing is learnt, or
+        A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where there is no label, or
         one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out
         samples; their only metric is ``train_loss``.
     learning_rate : float
@@ -120,7 +121,7 @@ def train(
         If the model is no ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
-        would not save or would save with another scale, a number out of range, a card that the Trainer does not
+        would not save or would save with another scale, a number out of range, a GPU that the Trainer does not
         take, a checkpoint of another adapter, training or base or without the state of its optimiser, or checkpoints
         in a folder for a new training.
     FileNotFoundError

@@ -27,7 +27,7 @@ BEST: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2}
 RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "zorder": 1.5}
 """Of the kind that holds what chance gives: broad and pale, so that the line of chance is seen on it."""
 WHOLE = Normalize(0, 1)
-"""Colours of an overlap: the same in all pictures, so that one can be held against another."""
+"""Colours of an overlap: the same in all pictures, so that one can be compared with another."""
 
 
 @style.styled

@@ -1,4 +1,4 @@
-"""Picture of a Sensitivity: which modules the loss listens to."""
+"""Picture of a Sensitivity: which modules the loss is most sensitive to."""
 
 from __future__ import annotations
 

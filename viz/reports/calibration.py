@@ -31,7 +31,7 @@ def data(found: Findings) -> Section:
     if calibrated and calibrated.samples:
         values["calibration"] = formatting.several(calibrated.samples, "sample")
         tokens = found.calibration_recipe.get("tokens", "")
-        values["tokens that count"] = {"all": "all real ones", "labels": "those that are learnt"}.get(tokens, "")
+        values["tokens that count"] = {"all": "all real ones", "labels": "those that are trained on"}.get(tokens, "")
     if found.run and found.run.meta.samples:
         values["training"] = formatting.several(found.run.meta.samples, "sample")
     return Section("data", "Data", about, [facts("Model and data", values | _options(found))])
@@ -146,9 +146,9 @@ def _spans(frame: pd.DataFrame, low: str = "low", high: str = "high", form: str 
 
 
 def sensitivity(found: Findings) -> Section:
-    """Which modules the loss listens to, and how sure that is."""
+    """Which modules the loss is most sensitive to, and how sure that is."""
     about = (
-        "How much the loss listens to each module: the mean of |weight × gradient| over its weights, averaged over "
+        "How sensitive the loss is to each module: the mean of |weight × gradient| over its weights, averaged over "
         "samples. Ranks and scales follow these scores."
     )
     scores = found.sensitivity

@@ -53,7 +53,7 @@ class Findings:
 
     @property
     def results(self) -> dict[str, Result]:
-        """The results that are there, by field, in the order of the walk."""
+        """The results that are there, by field, in the order of the pipeline."""
         values = {name: getattr(self, name) for name, _, _ in PLACES}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Comparison: paired intervals, and what of a store is held against each other."""
+"""Comparison: paired intervals, and what of a store is compared with each other."""
 
 import math
 

@@ -159,7 +159,7 @@ def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (called("{}", weight=0.5), r"sample 1: weight 0.5: a message is learnt \(1"),
+        (called("{}", weight=0.5), r"sample 1: weight 0.5: a message is trained on \(1"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
             "to learn",

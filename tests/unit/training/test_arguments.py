@@ -72,7 +72,7 @@ QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit":
         ({"max_steps": 0}, "max_steps=0: use a whole number of at least 1"),
         ({"max_steps": -5}, "max_steps=-5: use a whole number"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: use a whole number"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size=True begins anew with what was trained"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size=True begins again with what was trained"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], words: str) -> None:

@@ -86,7 +86,7 @@ def test_checkpoints_that_are_there_are_never_counted_among_new_ones(tmp_path: P
         mark.unlink()
     with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out and name another folder"):
         tlora.train(adapted_model(), token_rows(), resume=True, **options)
-    with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4' to go on with that, or train anew"):
+    with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4' to go on with that, or start a new training"):
         tlora.train(adapted_model(), token_rows(), **options)
     assert tlora.train(adapted_model(), token_rows(), resume=tmp_path / "checkpoint-4", **options).steps == 8
     (tmp_path / "new" / "checkpoint-7").mkdir(parents=True)
