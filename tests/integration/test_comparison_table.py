@@ -124,7 +124,7 @@ def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
 
 def test_the_ablation_has_each_part_in_its_place():
     names = [*bench.ABLATIONS, *bench.COMPLETE]
-    places = pd.MultiIndex.from_tuples([("puzzles", "model", name, 8) for name in names], names=PLACE)
+    places = pd.MultiIndex.from_tuples([("sums", "model", name, 8) for name in names], names=PLACE)
     rows = bench.ablation(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
     heads, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
     assert len(names) == 16

@@ -23,7 +23,7 @@ from tlora.models.loading import load_config, load_tokenizer, tell_limit, writes
 from tlora.tasks.evaluation import as_answer
 from tlora.tasks.metrics import METRICS, Metric
 from tlora.tasks.presets import PRESETS, REFUSED, DataFiles, load_preset, local_files
-from tlora.tasks.reasoning_gym import UnknownPuzzle, draw_puzzles, puzzle_names, score_answers
+from tlora.tasks.reasoning_gym import UnknownTaskError, generate_splits, generator_names, score_answers
 from tlora.tasks.sources import SUFFIXES, Source, read_dataset, read_path, split_files
 from tlora.tasks.splits import arrange, key_columns
 from tlora.tasks.task import Task
@@ -184,7 +184,7 @@ def task_files(task: str, data_files: DataFiles | None = None) -> dict[str, Path
 
 def task_names() -> list[str]:
     """Names that `load_task` knows: those with data first, then those of reasoning-gym."""
-    return [*PRESETS, *puzzle_names()]
+    return [*PRESETS, *generator_names()]
 
 
 def _source(
@@ -197,15 +197,15 @@ def _source(
     progress: bool,
 ) -> Source:
     known = isinstance(task, str) and task in PRESETS
-    puzzle = isinstance(task, str) and not known and not _is_path(task)
-    if options is not None and not puzzle:
+    generated = isinstance(task, str) and not known and not _is_path(task)
+    if options is not None and not generated:
         raise ValueError("options are for the generators of reasoning-gym; this task has none: leave them out")
     if data_files is not None and not known:
         raise ValueError(f"data_files are for {', '.join(PRESETS)}; pass your own file as the task itself")
     if known:
         return load_preset(task, sizes, seed, templated, data_files)
-    if puzzle:
-        return _puzzle(task, sizes, seed, options, progress)
+    if generated:
+        return _generated(task, sizes, seed, options, progress)
     if isinstance(task, Dataset | Mapping):
         source = read_dataset(task)
     elif isinstance(task, str | os.PathLike):
@@ -216,14 +216,14 @@ def _source(
     return replace(source, splits=arrange(source.splits, sizes, seed, same, leave_out_shared=False))
 
 
-def _puzzle(
+def _generated(
     name: str, sizes: Mapping[str, int | None], seed: int, options: Mapping[str, Any] | None, progress: bool
 ) -> Source:
     if name in REFUSED:
         raise ValueError(REFUSED[name])
     try:
-        splits = draw_puzzles(name, sizes, seed, options, progress)
-    except UnknownPuzzle as error:
+        splits = generate_splits(name, sizes, seed, options, progress)
+    except UnknownTaskError as error:
         raise ValueError(_unknown(name, error.names)) from None
 
     return Source(name, splits, Metric("exact_match", partial(_verified, name, options)), separator="\n")
@@ -232,16 +232,16 @@ def _puzzle(
 def _verified(
     name: str, options: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]
 ) -> dict[str, list[float]]:
-    """What the puzzle's own verifier says of the answers."""
+    """What the verifier of reasoning-gym says of the answers."""
     scores = score_answers(name, options, [row["entry"] for row in rows], [answer.strip() for answer in answers])
     return {"exact_match": [float(each == 1) for each in scores], "score": scores}
 
 
-def _unknown(name: str, puzzles: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), [*PRESETS, *puzzles], n=4, cutoff=0.6)
+def _unknown(name: str, generators: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), [*PRESETS, *generators], n=4, cutoff=0.6)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
-        f"unknown task {name!r}.{meant} A task is one of {', '.join(PRESETS)}; one of the {len(puzzles)} of "
+        f"unknown task {name!r}.{meant} A task is one of {', '.join(PRESETS)}; one of the {len(generators)} of "
         "reasoning-gym, which tlora.tasks.load.task_names() lists too; a path to a file "
         f"({', '.join(SUFFIXES)}) or a folder of them; or a datasets.Dataset"
     )
@@ -249,7 +249,7 @@ def _unknown(name: str, puzzles: Sequence[str]) -> str:
 
 def _is_path(task: str) -> bool:
     spelled = "/" in task or os.sep in task or task.lower().endswith(SUFFIXES)
-    return spelled or (Path(task).exists() and task not in puzzle_names())
+    return spelled or (Path(task).exists() and task not in generator_names())
 
 
 def _in_words(source: Source) -> Source:

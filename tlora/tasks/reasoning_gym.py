@@ -39,7 +39,7 @@ _LONG = 10.0  # seconds of drawing after which we say how long it will take
 Question = tuple[str, str, bytes]
 
 
-class UnknownPuzzle(LookupError):
+class UnknownTaskError(LookupError):
     """No task of reasoning-gym has this name; ``names`` are those there are."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -48,16 +48,16 @@ class UnknownPuzzle(LookupError):
 
 
 @lru_cache
-def puzzle_names() -> tuple[str, ...]:
+def generator_names() -> tuple[str, ...]:
     """Names of all tasks of reasoning-gym, sorted."""
     try:
         next(_questions("", 0, {}))
-    except UnknownPuzzle as error:
+    except UnknownTaskError as error:
         return tuple(error.names)
     raise AssertionError("a task without a name")
 
 
-def draw_puzzles(
+def generate_splits(
     name: str,
     sizes: Mapping[str, int | None],
     seed: int = 0,
@@ -92,7 +92,7 @@ def draw_puzzles(
 
     Raises
     ------
-    UnknownPuzzle
+    UnknownTaskError
         If there is no such task.
     ValueError
         If the task refuses the options, or has too few distinct questions to fill a split at all.
@@ -126,7 +126,7 @@ def score_answers(
     name : str
         Name of the task.
     options : mapping, optional
-        Arguments of the task's generator, as in `draw_puzzles`.
+        Arguments of the task's generator, as in `generate_splits`.
     entries : sequence of bytes
         The column ``entry`` of the questions.
     answers : sequence of str
@@ -237,7 +237,7 @@ def _questions(name: str, seed: int, options: dict[str, Any]) -> Generator[Quest
 def _opened(name: str, message: tuple[str, Any]) -> Any:
     kind, content = message
     if kind == "unknown":
-        raise UnknownPuzzle(content)
+        raise UnknownTaskError(content)
     if kind == "refused":
         raise ValueError(f"reasoning-gym cannot draw {name!r}: {content}")
     return content

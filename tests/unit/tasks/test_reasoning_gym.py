@@ -16,7 +16,7 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.tokenizers import bytes_tokenizer
 from tlora.tasks import reasoning_gym as module
 from tlora.tasks.load import load_task, task_names
-from tlora.tasks.reasoning_gym import draw_puzzles, owner, puzzle_names, score_answers
+from tlora.tasks.reasoning_gym import generate_splits, generator_names, owner, score_answers
 from tlora.tasks.splits import SPLITS
 
 NAME = "family_relationships"
@@ -26,13 +26,13 @@ FEW = {"train": 30, "validation": 5, "test": 10}
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_puzzles(NAME, FEW)
+    return generate_splits(NAME, FEW)
 
 
 @pytest.fixture(scope="module")
 def other():
     """Another seed."""
-    return draw_puzzles(NAME, FEW | {"train": 60}, seed=1)
+    return generate_splits(NAME, FEW | {"train": 60}, seed=1)
 
 
 def questions(splits):
@@ -55,7 +55,7 @@ def test_no_question_is_on_both_sides_in_any_run(drawn, other):
 
 
 def test_same_seed_same_questions_however_many_are_trained_on_and_another_seed_others(drawn, other):
-    again = questions(draw_puzzles(NAME, FEW | {"train": 60}))
+    again = questions(generate_splits(NAME, FEW | {"train": 60}))
     assert again["test"] == questions(drawn)["test"]
     assert again["train"][:30] == questions(drawn)["train"]
     assert not set(questions(other)["test"]) & set(questions(drawn)["test"])
@@ -63,7 +63,7 @@ def test_same_seed_same_questions_however_many_are_trained_on_and_another_seed_o
 
 def test_each_question_has_a_seed_of_its_own():
     """Question i is drawn with seed first + i, over the border of what is drawn at once, too."""
-    rows = draw_puzzles("gcd", {"train": 800})["train"]
+    rows = generate_splits("gcd", {"train": 800})["train"]
     found = [
         (pickle.loads(entry)["metadata"], prompt) for entry, prompt in zip(rows["entry"], rows["prompt"], strict=True)
     ]
@@ -79,7 +79,7 @@ def test_questions_that_depend_on_the_order_of_sets_are_the_same_in_every_proces
     found = []
     for seed in ("1", "2"):
         monkeypatch.setenv("PYTHONHASHSEED", seed)
-        found.append(draw_puzzles("isomorphic_strings", {"train": 3})["train"]["prompt"][:])
+        found.append(generate_splits("isomorphic_strings", {"train": 3})["train"]["prompt"][:])
     assert found[0] == found[1]
 
 
@@ -112,7 +112,7 @@ def test_tasks_without_an_answer_get_one_that_their_verifier_accepts():
     """All of them at once, as a mixture: the only task that has no questions of its own."""
     names = ["gcd", "graph_color", "propositional_logic", "rubiks_cube"]
     options = {"datasets": [{"name": name, "weight": 1.0, "config": {}} for name in names]}
-    rows = draw_puzzles("composite", {"train": 50}, options=options)["train"]
+    rows = generate_splits("composite", {"train": 50}, options=options)["train"]
     assert {pickle.loads(entry)["metadata"]["source_dataset"] for entry in rows["entry"]} == set(names)
     assert score_answers("composite", options, rows["entry"][:], rows["completion"][:]) == [1] * 50
 
@@ -122,12 +122,12 @@ def test_tasks_that_tell_no_answer_are_refused(name):
     with pytest.raises(
         ValueError, match=rf"cannot draw '{name}': the questions of {name} come without an answer to learn"
     ):
-        draw_puzzles(name, {"train": 1})
+        generate_splits(name, {"train": 1})
 
 
 def test_an_answer_that_ends_the_verifier_scores_nothing_and_the_others_as_ever(caplog):
     """This verifier evaluates the answer as code."""
-    rows = draw_puzzles("string_insertion", {"train": 3})["train"]
+    rows = generate_splits("string_insertion", {"train": 3})["train"]
     answers = [rows["completion"][0], "[exit()]", rows["completion"][2]]
     assert score_answers("string_insertion", None, rows["entry"][:], answers) == [1, 0, 1]
     assert "hung or crashed on '[exit()]'" in caplog.text
@@ -135,7 +135,7 @@ def test_an_answer_that_ends_the_verifier_scores_nothing_and_the_others_as_ever(
 
 def test_an_answer_that_is_evaluated_sees_no_secret_and_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TLORA_SECRET", "hf_secret")
-    entry, right = (draw_puzzles("spiral_matrix", {"test": 1})["test"][0][name] for name in ("entry", "completion"))
+    entry, right = (generate_splits("spiral_matrix", {"test": 1})["test"][0][name] for name in ("entry", "completion"))
     numbers = [int(number) for number in right.split()]
     listed = "[" + ", ".join(map(str, numbers)) + "]"
     file = tmp_path / "written"
@@ -151,13 +151,13 @@ def test_an_answer_that_is_evaluated_sees_no_secret_and_changes_nothing(tmp_path
 @pytest.mark.slow
 def test_an_answer_that_hangs_the_verifier_scores_nothing(monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 15)
-    rows = draw_puzzles("string_insertion", {"train": 2})["train"]
+    rows = generate_splits("string_insertion", {"train": 2})["train"]
     answers = ["[9**9**9**9]", rows["completion"][1]]
     assert score_answers("string_insertion", None, rows["entry"][:], answers) == [0, 1]
 
 
 def test_an_answer_that_the_verifier_cannot_read_scores_nothing():
-    rows = draw_puzzles("prime_factorization", {"train": 3})["train"]
+    rows = generate_splits("prime_factorization", {"train": 3})["train"]
     answers = ["no idea", "2 × ²", rows["completion"][2]]
     scores = score_answers("prime_factorization", None, rows["entry"][:], answers)
     assert scores[0] == scores[1] == 0
@@ -189,12 +189,12 @@ def test_an_answer_that_is_partly_right_is_no_match(few_questions, monkeypatch):
 
 
 def test_options_reach_the_generator():
-    small = draw_puzzles(NAME, {"train": 10}, options={"max_family_size": 4})["train"]
+    small = generate_splits(NAME, {"train": 10}, options={"max_family_size": 4})["train"]
     sizes = {pickle.loads(entry)["metadata"]["family_size"] for entry in small["entry"]}
     assert max(sizes) <= 4
     for options in ({"nonsense": 1}, {"min_family_size": -1}):
         with pytest.raises(ValueError, match=f"reasoning-gym cannot draw '{NAME}'"):
-            draw_puzzles(NAME, {"train": 1}, options=options)
+            generate_splits(NAME, {"train": 1}, options=options)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def few_questions(monkeypatch):
 
 def test_a_task_with_few_questions_says_so(few_questions):
     with pytest.warns(UserWarning, match=r"tiny has few distinct questions: \d+ of the 100 .* for test"):
-        rows = draw_puzzles("tiny", {"train": 100, "test": 100})
+        rows = generate_splits("tiny", {"train": 100, "test": 100})
     assert len(rows["train"]) == 100
     assert len(rows["test"]) == sum(owner(f"question {i}") == "test" for i in range(40))
     assert len(set(rows["test"]["prompt"])) == len(rows["test"])
@@ -220,20 +220,20 @@ def test_a_task_with_few_questions_says_so(few_questions):
 def test_a_split_that_no_question_is_for(few_questions, monkeypatch):
     monkeypatch.setattr(module, "owner", lambda question: "train")
     with pytest.raises(ValueError, match="0 of the 5 asked for are left for validation; ask for validation=0"):
-        draw_puzzles("tiny", {"train": 10, "validation": 5})
+        generate_splits("tiny", {"train": 10, "validation": 5})
 
 
 def test_slow_drawing_is_said(few_questions, monkeypatch, caplog):
     monkeypatch.setattr(module, "_LONG", 0.0)
-    draw_puzzles("tiny", {"train": 3}, progress=True)
+    generate_splits("tiny", {"train": 3}, progress=True)
     assert not caplog.text
-    draw_puzzles("tiny", {"train": 3})
+    generate_splits("tiny", {"train": 3})
     assert "tiny takes" in caplog.text
 
 
 def test_names():
-    assert len(puzzle_names()) == 106
-    assert {NAME, "rush_hour"} < set(puzzle_names())
+    assert len(generator_names()) == 106
+    assert {NAME, "rush_hour"} < set(generator_names())
     assert {"gsm8k", "imdb", NAME} < set(task_names())
 
 
@@ -244,9 +244,9 @@ def test_an_unknown_name_is_answered_with_close_ones(monkeypatch):
         load_task("famly_relations", bytes_tokenizer())
 
     def unknown(*_):
-        raise module.UnknownPuzzle([NAME])
+        raise module.UnknownTaskError([NAME])
 
-    monkeypatch.setattr("tlora.tasks.load.draw_puzzles", unknown)
+    monkeypatch.setattr("tlora.tasks.load.generate_splits", unknown)
     for name, close in (("Rotten_Tomatos", "rotten_tomatoes"), ("gsm8", "gsm8k"), ("sst-2", "sst2")):
         with pytest.raises(ValueError, match=f"unknown task '{name}'. Did you mean .*'{close}'"):
             load_task(name, bytes_tokenizer())
@@ -269,9 +269,9 @@ def test_every_task_loads_and_its_answers_are_right(name):
 def test_no_task_depends_on_the_process():
     """The same digest of all tasks under two hash seeds of the calling process."""
     code = (
-        "import hashlib, json\nfrom tlora.tasks.reasoning_gym import draw_puzzles, puzzle_names\n"
-        f"names = [n for n in puzzle_names() if n not in {['composite', *UNANSWERED]}]\n"
-        "rows = {n: draw_puzzles(n, {'train': 2})['train'].remove_columns('entry').to_list() for n in names}\n"
+        "import hashlib, json\nfrom tlora.tasks.reasoning_gym import generate_splits, generator_names\n"
+        f"names = [n for n in generator_names() if n not in {['composite', *UNANSWERED]}]\n"
+        "rows = {n: generate_splits(n, {'train': 2})['train'].remove_columns('entry').to_list() for n in names}\n"
         "print(json.dumps({n: hashlib.sha256(repr(r).encode()).hexdigest() for n, r in rows.items()}))"
     )
     one, other = (
@@ -285,7 +285,7 @@ def test_no_task_depends_on_the_process():
     assert one == other
 
 
-def test_a_task_of_puzzles_goes_to_other_processes() -> None:
+def test_a_generated_task_goes_to_other_processes() -> None:
     task = tlora.load_task("chain_sum", tiny_tokenizer(), train=4, validation=0, test=2)
     rows = list(task.test)
     right = [row["answer"] for row in rows]
