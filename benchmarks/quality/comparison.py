@@ -61,7 +61,7 @@ class Bench:
 
 
 REVIEWS = {"train": 4000, "validation": 1000, "test": 2130}
-GENERATED = {"train": 240, "validation": 100, "test": 400, "metric": "loss"}
+TEXTS = {"train": 240, "validation": 100, "test": 400, "metric": "loss"}
 LONG, SHORT = {"steps": 250, "batch_size": 16}, {"steps": 60, "batch_size": 4}
 # A method that trains B alone has at rank 8 about the parameters of LoRA at 4, at rank 16 those of LoRA at 8.
 COMMON: Ranks = {
@@ -116,15 +116,13 @@ LEAST: Ranks = {"tlora of kind g": (8, 1)}
 TRIED = ABLATIONS | KINDS
 """What is no method of the comparison but takes one apart."""
 BENCHES = (
-    Bench("smollm2-135m", {"chain_sum": GENERATED}, SHORT, COMMON),
+    Bench("smollm2-135m", {"chain_sum": TEXTS}, SHORT, COMMON),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, SIZES),
-    Bench("smollm2-135m", {"family_relationships": GENERATED}, SHORT, SIZES | {"lora": (*SIZES["lora"], 1)}),
-    Bench(
-        "smollm2-135m", {"letter_counting": GENERATED, "syllogism": GENERATED}, SHORT, COMMON | CANDIDATE, held_out=True
-    ),
+    Bench("smollm2-135m", {"family_relationships": TEXTS}, SHORT, SIZES | {"lora": (*SIZES["lora"], 1)}),
+    Bench("smollm2-135m", {"letter_counting": TEXTS, "syllogism": TEXTS}, SHORT, COMMON | CANDIDATE, held_out=True),
     Bench("minilm", {"imdb": REVIEWS | {"max_length": 64}}, LONG, COMMON | CANDIDATE, held_out=True),
-    Bench("smollm2-135m", {"family_relationships": GENERATED}, SHORT, dict.fromkeys(TRIED, (8,)) | LEAST),
-    Bench("smollm2-135m", {"chain_sum": GENERATED}, SHORT, PEERS | CANDIDATE),
+    Bench("smollm2-135m", {"family_relationships": TEXTS}, SHORT, dict.fromkeys(TRIED, (8,)) | LEAST),
+    Bench("smollm2-135m", {"chain_sum": TEXTS}, SHORT, PEERS | CANDIDATE),
     Bench("minilm", {"rotten_tomatoes": REVIEWS}, LONG, PEERS | CANDIDATE),
 )
 HELD_OUT = {task for bench in BENCHES if bench.held_out for task in bench.tasks}
