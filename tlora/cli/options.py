@@ -122,6 +122,18 @@ class Placement:
         str | None,
         option("Model", "float32, bfloat16 or float16. Default: bfloat16 on CUDA, float32 on the CPU."),
     ] = None
+    load_in_4bit: Annotated[
+        bool, option("Model", "Quantise the base to 4 bits (bitsandbytes).", "--load-in-4bit", show_default=False)
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """What `tlora.load_model` is called with."""
+        found: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        if self.load_in_4bit:
+            from transformers import BitsAndBytesConfig
+
+            found["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

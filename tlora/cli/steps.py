@@ -135,7 +135,7 @@ def load_base(name: str, data: Data, placement: Placement, report: Report) -> tu
     with report.step(f"loading {name} and {data.task}"):
         options = {"max_length": data.max_length, "seed": data.seed, "progress": report.progress}
         task = load_task_of(name, data.task, **options, **data.sizes())
-        model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **asdict(placement))
+        model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **placement.arguments())
     dtype = str(model.dtype).removeprefix("torch.")
     report.say(f"  {type(model).__name__}, {model.num_parameters():,} parameters, {dtype} on {model.device}")
     report.say(f"  {task!r}")
@@ -332,7 +332,7 @@ def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, 
     name = base_name(folder, model)
     labels = classes(folder, *checked(folder, "tlora"), read_training_record(folder))
     with named_by(folder, model):
-        base, tokenizer = load_model(name, num_labels=labels, **asdict(placement))
+        base, tokenizer = load_model(name, num_labels=labels, **placement.arguments())
     return load(folder, base), tokenizer
 
 

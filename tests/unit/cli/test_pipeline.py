@@ -452,3 +452,19 @@ def test_a_calibration_goes_on_from_its_checkpoint_and_takes_more_samples(monkey
         assert type(one) is SketchedCovariance
         torch.testing.assert_close(one.total, other.total, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(more.sensitivity.per_sample, whole.sensitivity.per_sample, rtol=1e-4, atol=0)
+
+
+def test_a_base_is_quantised_on_request() -> None:
+    done(f"{RUN} {QUICK} --output whole")
+    done(f"{RUN} {QUICK} --load-in-4bit --output out")
+    command = tlora.TrainingRun.load("out").meta.recipe["command"]
+    assert "--load-in-4bit" in command
+    scores, whole = (tlora.Sensitivity.load(f"{name}/tlora/sensitivity").per_sample for name in ("out", "whole"))
+    assert not torch.allclose(scores, whole, rtol=1e-3)
+    torch.testing.assert_close(scores, whole, rtol=0.5, atol=float(whole.max()) / 10)
+    losses = [
+        json.loads(done(f"evaluate out --task pairs.jsonl {flag} --json --quiet").stdout)["metrics"]["adapter"]["loss"]
+        for flag in ("", "--load-in-4bit")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
