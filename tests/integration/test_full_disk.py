@@ -40,8 +40,9 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, hidden files included."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All that is in a folder, hidden files included; an empty lock is nothing."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: blob for name, blob in files.items() if blob}
 
 
 @cache

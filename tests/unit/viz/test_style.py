@@ -169,7 +169,7 @@ def test_settings_of_the_user_change_no_picture(settings):
             viz.AllocationExplorer(None, sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4),
             viz.SpectrumExplorer(calibration()),
         ]
-        found = [it.image.value for it in explorers]
+        found = [it._repr_png_() for it in explorers]
         for plot, make in PLOTS.items():
             file = io.BytesIO()
             plot(make()).figure.savefig(file, format="png", dpi=40)
