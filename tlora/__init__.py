@@ -1,7 +1,7 @@
 """Task-aware low-rank adaptation, made inspectable.
 
 TLoRA decides a LoRA adapter before training, from a few samples of the task; here each of its decisions is an object
-that one can inspect, question and edit. The public names stand in `__init__.pyi`, in the order of the pipeline.
+that one can inspect, question and edit. The public names stand in ``__init__.pyi``, in the order of the pipeline.
 """
 
 import logging

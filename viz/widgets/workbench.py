@@ -279,7 +279,7 @@ class Workbench(Shown):
         self._decide(names, EXCLUDE)
 
     def preset(self, name: str) -> None:
-        """Go to the preset ``name``, one of `PRESETS`; the rank and A stay. ValueError if the budget does not fit."""
+        """Go to the preset ``name``, e.g. ``"uniform"``; the rank and A stay. ValueError if the budget does not fit."""
         self._move(preset(name, self.state, self.sensitivity, self._bound))
 
     def keep(self) -> None:
