@@ -6,6 +6,7 @@ result class adds a builder to `EXAMPLES`; a test fails until it has.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -61,7 +62,7 @@ def sensitivity(samples: int = 4) -> Sensitivity:
 
 @cache
 def base() -> PreTrainedModel:
-    """The model that all examples are of; `adapted` wraps its modules."""
+    """The model that all examples are of."""
     return tiny_model("llama")
 
 
@@ -107,9 +108,8 @@ def allocation() -> Allocation:
 
 @cache
 def adapted() -> PeftModel:
-    """The base with its adapter."""
-    calibration(), kinds(), energy(), capture()  # these want the base as it was
-    return attach(base(), subspaces(), allocation())
+    """A copy of the base with its adapter."""
+    return attach(copy.deepcopy(base()), subspaces(), allocation())
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from functools import cache
@@ -323,7 +324,7 @@ def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None
 
 def test_a_title_is_no_markup(tmp_path: Any) -> None:
     scores = sensitivity("2 layers")
-    object.__setattr__(scores.meta, "task", "<script>alert(1)</script>")
+    scores = dataclasses.replace(scores, meta=dataclasses.replace(scores.meta, task="<script>alert(1)</script>"))
     text = viz.Workbench(scores).page(tmp_path / "a.html").read_text()
     assert "<script>alert" not in text
 
