@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tlora.adapters.config import check_config, given, lora_config
+from tlora.adapters.config import check_config, checked_config, given
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.lora_layers import (
     ADAPTER,
@@ -119,7 +119,7 @@ def attach(
     detach(model)
     check_name(adapter_name, (name for name, _ in model.named_parameters()))
     with seeded(seed), back_on_error(model), without_noise():
-        adapted = get_peft_model(model, lora_config(model, allocation, **overrides), adapter_name=adapter_name)
+        adapted = get_peft_model(model, checked_config(model, allocation, overrides), adapter_name=adapter_name)
         _apply(adapted, allocation, initial)
         if freeze_a:
             freeze(adapted)

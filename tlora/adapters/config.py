@@ -78,9 +78,14 @@ def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraCon
     """
     refuse_adapted(model)
     check_config(model, allocation, overrides)
+    return checked_config(model, allocation, overrides)
+
+
+def checked_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any]) -> LoraConfig:
+    """What `lora_config` gives for overrides that `check_config` has let pass."""
     anchored = {name: f"^{re.escape(name)}$" for name in allocation.ranks}
     shared = shared_config(model, allocation.ranks)
-    saved = [*(shared["modules_to_save"] or ()), *(overrides.pop("modules_to_save", None) or ())]
+    saved = [*(shared["modules_to_save"] or ()), *(overrides.get("modules_to_save") or ())]
     ours = {
         "r": allocation.rank,
         "lora_alpha": max(1, round(allocation.alpha)),  # never read: each module has its own in alpha_pattern
@@ -88,7 +93,7 @@ def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraCon
         "alpha_pattern": {anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
         "modules_to_save": list(dict.fromkeys(saved)) or None,
     }
-    return LoraConfig(**{**shared, **ours, **overrides})
+    return LoraConfig(**{**shared, **overrides, **ours})
 
 
 def given(config: LoraConfig) -> dict[str, Any]:
@@ -124,8 +129,8 @@ def check_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any
             f"init_lora_weights={start!r} changes the base's weights, the ranks, or a B of zero: leave it out, or take "
             "'gaussian'; tlora.attach sets A from the task's directions"
         )
-    planned = {name: shape for name, shape in allocation.shapes.items() if name in allocation.ranks}
-    check_same_model(model, {}, planned, what="this allocation is")
+    allocated = {name: shape for name, shape in allocation.shapes.items() if name in allocation.ranks}
+    check_same_model(model, {}, allocated, what="this allocation is")
     _check_names(model, allocation)
     _check_head(model)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
 
 from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, FROZEN_A, INITIAL, adapter_files
-from tlora.adapters.lora_layers import adapter_config, adapter_tensors, lora_modules, without_noise
+from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, without_noise
 from tlora.models.weights import base_fingerprints
 from tlora.utils.files import replace_files
 
@@ -64,12 +65,11 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
             (fresh / name).write_bytes(blob)
         (fresh / INITIAL).parent.mkdir()
         (fresh / INITIAL).write_text(json.dumps(record))
-        (fresh / PAGE).write_text(_page(adapted, Path(folder)), encoding="utf-8")
+        (fresh / PAGE).write_text(_page(adapted, modules, Path(folder)), encoding="utf-8")
     return Path(folder)
 
 
-def _page(adapted: PeftModel, folder: Path) -> str:
-    modules = lora_modules(adapted)
+def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path) -> str:
     ranks = [module.rank for module in modules.values()]
     base = adapted.config._name_or_path or "BASE"
     return _TEXT.format(

@@ -53,6 +53,8 @@ def unpacked(batch: Any, model: Any, where: str) -> list[Any]:
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch or model.config.is_encoder_decoder:
         return [batch]
+    if all(batch.get(key) is None for key in (*_LENGTHS, *_STARTS, "position_ids")):
+        return [batch]
     tensors = as_tensors(batch, model, where)
     ids, labels = tensors["input_ids"], tensors.get("labels")
     if ids.ndim != 2 or labels is None or labels.shape != ids.shape:
@@ -62,8 +64,8 @@ def unpacked(batch: Any, model: Any, where: str) -> list[Any]:
         return [batch]
     tensors.setdefault("attention_mask", torch.ones_like(ids))
     by_token = {k: v for k, v in tensors.items() if v.shape[:2] == ids.shape and k not in ("position_ids", "seq_idx")}
-    learnt = [part for part in parts if bool((labels[part.row, part.start + 1 : part.end] != IGNORED).any())]
-    return [_padded(by_token, group) for group in _groups(learnt or parts[:1], ids.numel())]
+    labelled = [part for part in parts if bool((labels[part.row, part.start + 1 : part.end] != IGNORED).any())]
+    return [_padded(by_token, group) for group in _groups(labelled or parts[:1], ids.numel())]
 
 
 def _parts(batch: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> list[_Part] | None:

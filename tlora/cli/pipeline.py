@@ -13,6 +13,7 @@ import tlora
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import evaluate, merge
 from tlora.cli.options import (
+    DEFAULT_RECIPE,
     AllocationFlags,
     Checkpoint,
     Config,
@@ -68,7 +69,7 @@ def run(
     allocating: AllocationFlags,
     start: Start,
     training: Training,
-    recipe: Recipe = "tlora",
+    recipe: Recipe = DEFAULT_RECIPE,
     save_calibration: SaveCalibration = False,
     config: Config = None,
     overwrite: Overwrite = False,
@@ -204,7 +205,7 @@ def init(
     looking: Looking,
     allocating: AllocationFlags,
     start: Start,
-    recipe: Recipe = "tlora",
+    recipe: Recipe = DEFAULT_RECIPE,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -255,7 +256,7 @@ def train(
         Path | None,
         typer.Option("--calibration", help="Folder of a calibration; --no-init needs none.", rich_help_panel="Adapter"),
     ] = None,
-    recipe: Recipe = "tlora",
+    recipe: Recipe = DEFAULT_RECIPE,
     resume: Annotated[
         bool,
         typer.Option(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -128,37 +128,17 @@ def _signed(number: int) -> str:
     return f"{number:+,}".replace("-", "−")
 
 
-def decided(
-    names: Collection[str], way: str, rank: int, pinned: Mapping[str, int], edits: Mapping[str, int], out: Sequence[str]
-) -> dict[str, Any]:
-    """The fields of a state after ``names`` are treated in one of `WAYS`; other modules stay as they are.
-
-    Parameters
-    ----------
-    names : collection of str
-        Full module names.
-    way : str
-        One of `WAYS`.
-    rank : int
-        For an edit.
-    pinned, edits : mapping of int
-        Ranks so far.
-    out : sequence of str
-        Full names of the modules that are excluded so far.
-
-    Returns
-    -------
-    dict
-        New ``pinned``, ``edits`` and ``exclude_modules``.
-    """
-    pins = {name: r for name, r in pinned.items() if name not in names}
-    hand = {name: r for name, r in edits.items() if name not in names}
-    kept = [name for name in out if name not in names]
-    return {
-        "pinned": pins,
-        "edits": hand | dict.fromkeys(names, rank) if way == EDIT else hand,
-        "exclude_modules": (*kept, *names) if way == EXCLUDE else tuple(kept),
-    }
+def decided(state: AllocationState, names: Collection[str], way: str, rank: int = 0) -> AllocationState:
+    """The state after ``names`` (full names) are treated in one of `WAYS`; ``rank`` is for an edit, others stay."""
+    pins = {name: r for name, r in state.pinned.items() if name not in names}
+    hand = {name: r for name, r in state.edits.items() if name not in names}
+    kept = [name for name in state.exclude_modules if name not in names]
+    return replace(
+        state,
+        pinned=pins,
+        edits=hand | dict.fromkeys(names, rank) if way == EDIT else hand,
+        exclude_modules=(*kept, *names) if way == EXCLUDE else tuple(kept),
+    )
 
 
 def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]:

@@ -6,7 +6,6 @@ import html
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -131,7 +130,6 @@ class Explorer(Shown, Generic[State, Result]):
     def __init__(self, state: State) -> None:
         self.state = state
         self._asked = state
-        self._following = False
         self._result = self.result(state)
         self.controls: dict[str, Any] = {}
         self.message = ipywidgets.HTML()
@@ -158,8 +156,6 @@ class Explorer(Shown, Generic[State, Result]):
 
     def _ask(self, **changes: Any) -> None:
         """Change the state, or say why that cannot be and keep what there is."""
-        if self._following:
-            return
         self._asked = replace(self._asked, **changes)  # type: ignore[type-var]
         try:
             result = self.result(self._asked)
@@ -170,15 +166,6 @@ class Explorer(Shown, Generic[State, Result]):
         self.message.value = ""
         self.state, self._result = self._asked, result
         self._refresh()
-
-    @contextmanager
-    def _follow(self) -> Iterator[None]:
-        """Within it, controls are set without being asked for anything."""
-        self._following = True
-        try:
-            yield
-        finally:
-            self._following = False
 
 
 def _parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:

@@ -464,10 +464,7 @@ class Workbench(Shown):
         return names
 
     def _decide(self, names: str | Collection[str], way: str, rank: int = 0) -> None:
-        state = self.state
-        self._move(
-            replace(state, **decided(self._known(names), way, rank, state.pinned, state.edits, state.exclude_modules))
-        )
+        self._move(decided(self.state, self._known(names), way, rank))
 
     def _move(self, state: AllocationState) -> None:
         """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
@@ -544,9 +541,7 @@ class Workbench(Shown):
         while abs(bad - good) > 1 or best is None:
             rank = (good + bad) // 2 if best is not None else good
             try:
-                self.result(
-                    replace(state, **decided(names, EDIT, rank, state.pinned, state.edits, state.exclude_modules))
-                )
+                self.result(decided(state, names, EDIT, rank))
             except ValueError:
                 if best is None:
                     return None

@@ -571,14 +571,14 @@ def test_a_module_outside_the_allocation_is_not_wrapped_silently() -> None:
 def test_what_peft_gives_is_compared_with_the_allocation(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlora.adapters import attach
 
-    config = attach.lora_config
+    config = attach.checked_config
 
     def forgetful(*arguments: Any) -> LoraConfig:
         made = config(*arguments)
         setattr(made, lost, {})
         return made
 
-    monkeypatch.setattr(attach, "lora_config", forgetful)
+    monkeypatch.setattr(attach, "checked_config", forgetful)
     model = tiny_model("llama")
     before = condition(model)
     with pytest.raises(
