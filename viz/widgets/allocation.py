@@ -156,9 +156,9 @@ def grouped(names: Collection[str], sensitivity: Sensitivity) -> list[str | int]
 
 def ranks_in_words(ranks: Mapping[str, int], sensitivity: Sensitivity, source: str) -> str:
     """A dictionary of ranks as Python text; a projection that has one rank throughout becomes a comprehension."""
-    left, parts = dict(ranks), []
-    for projection in dict.fromkeys(role for name, role in sensitivity.projections.items() if name in ranks):
-        members = [name for name in sensitivity.names if sensitivity.projections[name] == projection]
+    left, parts, projections = dict(ranks), [], sensitivity.projections
+    for projection in dict.fromkeys(projections[name] for name in projections if name in ranks):
+        members = [name for name in projections if projections[name] == projection]
         values = {ranks.get(name) for name in members}
         if len(members) > 1 and len(values) == 1 and None not in values:
             parts.append(f"{{n: {values.pop()} for n, p in {source}.projections.items() if p == {projection!r}}}")

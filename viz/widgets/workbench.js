@@ -38,7 +38,7 @@ function render({ model, el }) {
 
   // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
   const queue = [];
-  let busy = false, gestures = 0, version = 1, drawn = 0, resampled = 0, timer = null, wait = 0;
+  let busy = false, more = false, gestures = 0, version = 1, drawn = 0, resampled = 0, timer = null, wait = 0;
   function ask(call, args = {}, gesture = null) {
     if (gesture !== null && queue.at(-1)?.gesture === gesture) queue.pop();
     queue.push({ call, args, gesture });
@@ -55,13 +55,13 @@ function render({ model, el }) {
     clearTimeout(timer);
     if (drawn < version) {
       timer = setTimeout(() => { drawn = version; ask("look"); }, wait); // ranks first
-    } else if (resampled < version && !drag) {
-      timer = setTimeout(() => { resampled = version; ask("resample"); }, 400);
+    } else if ((more || resampled < version) && !drag) { // in parts, so that what the user does next does not wait
+      timer = setTimeout(() => { resampled = version; ask("resample"); }, more ? 0 : 400);
     }
   }
-  const changed = (pause) => { version++; wait = pause; idle(); };
+  const changed = (pause) => { version++; wait = pause; more = false; idle(); };
   function heard(content) {
-    if ("answer" in content) { busy = false; next(); }
+    if ("answer" in content) { busy = false; more = content.more; next(); }
     if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
   }
 
@@ -395,7 +395,7 @@ function render({ model, el }) {
 
   // --- What the kernel says.
   model.on("msg:custom", heard);
-  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(200); });
+  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(300); });
   model.on("change:tab", paint);
   model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); changed(0); });
   model.on("change:picture", draw);

@@ -70,6 +70,8 @@ STEPS = 20
 """Steps of the temperature from 0 to 1."""
 RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
+PARTS = 8
+"""Parts that they are made in: between two of them, the kernel answers what is asked."""
 UNBOUND = 256
 """Largest rank on a control where no bases limit it."""
 HELD_OUT = 32
@@ -168,7 +170,7 @@ class Workbench(Shown):
         self._future: list[AllocationState] = []
         self._gesture: str | None = None  # of the last step
         self._gesture_now: str | None = None  # of the request that is answered
-        self._distribution: tuple[Allocation, np.ndarray] | None = None
+        self._resamples: tuple[Allocation, list[np.ndarray]] = self._result, []  # of which allocation; by part
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
         self.widget = Map(about=self._about(), shown=self._shown(), selected=[0])
         self.widget.on_msg(self._heard)
@@ -314,13 +316,11 @@ class Workbench(Shown):
         ValueError
             If there are fewer than two samples.
         """
-        allocation = self._result
-        if self._distribution is None or self._distribution[0] is not allocation:
-            ranks = allocation_stability(self.sensitivity, allocation, resamples=RESAMPLES).ranks.numpy()
-            self._distribution = allocation, ranks
-        if name not in allocation.ranks:
+        if name not in self._result.ranks:
             raise KeyError(f"{name!r} has no rank in this allocation")
-        return self._distribution[1][:, list(allocation.ranks).index(name)]
+        while len(self._resampled_parts()) < PARTS:
+            self._resample_part()
+        return np.concatenate(self._resampled_parts())[:, list(self._result.ranks).index(name)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, A, and what is selected.
@@ -408,10 +408,9 @@ class Workbench(Shown):
 
     def module_picture(self, name: str) -> bytes:
         """The spectrum of the module ``name``, its captured gradient and the distribution of its rank, as PNG bytes."""
-        allocation = self._result
-        known = self._distribution is not None and self._distribution[0] is allocation and name in allocation.ranks
+        known = len(self._resampled_parts()) == PARTS and name in self._result.ranks
         resampled = self.rank_distribution(name) if known else None
-        return self._module_picture.png(name, allocation.ranks.get(name, 0), resampled)
+        return self._module_picture.png(name, self._result.ranks.get(name, 0), resampled)
 
     @functools.cached_property
     def _module_picture(self) -> ModulePicture:
@@ -502,7 +501,8 @@ class Workbench(Shown):
                 self._tell(in_words_of_the_controls(str(refusal.args[-1] if refusal.args else refusal)))
             finally:
                 self._gesture_now = None
-                self.widget.send({"answer": content.get("id")})
+                more = content["call"] == "resample" and 0 < len(self._resampled_parts()) < PARTS
+                self.widget.send({"answer": content.get("id"), "more": more})
 
     @property
     def _actions(self) -> dict[str, Callable[..., None]]:
@@ -555,9 +555,23 @@ class Workbench(Shown):
             self.widget.picture = self.module_picture(self.selected[-1])
 
     def _resample(self) -> None:
-        if self.selected and self.selected[-1] in self._result.ranks and len(self.sensitivity.per_sample) > 1:
-            self.rank_distribution(self.selected[-1])
+        """One part more of the resamples; after the last, the picture with them."""
+        if len(self.sensitivity.per_sample) < 2 or len(self._resampled_parts()) == PARTS:
+            return
+        self._resample_part()
+        if len(self._resampled_parts()) == PARTS:
             self._look()
+
+    def _resampled_parts(self) -> list[np.ndarray]:
+        """Ranks in the resamples made so far of the allocation that is shown."""
+        if self._resamples[0] is not self._result:
+            self._resamples = self._result, []
+        return self._resamples[1]
+
+    def _resample_part(self) -> None:
+        parts, size = self._resampled_parts(), RESAMPLES // PARTS
+        made = allocation_stability(self.sensitivity, self._result, resamples=size, seed=len(parts))
+        parts.append(made.ranks.numpy())
 
     def _save(self, path: str = "workbench-session") -> None:
         self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
