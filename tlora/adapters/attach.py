@@ -94,8 +94,8 @@ def attach(
     ValueError
         If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
         offloaded, the subspaces are of another model or the allocation of other modules, a rank is beyond
-        ``subspaces.max_rank``, ``rows`` is unknown, or ``config`` contradicts the allocation. The model is then as it
-        was.
+        the directions that were computed, ``rows`` is unknown, or ``config`` contradicts the allocation. The model is
+        then as it was.
     RuntimeError
         If PEFT has given a layer another rank or scaling than the allocation has.
 

@@ -214,10 +214,9 @@ def find(
         results |= {"sensitivity": calibration.sensitivity, "spectrum": calibration.spectrum()}
     if not start.init:
         return Found(None, allocation, results)
-    most = max(allocation.ranks.values())
-    with report.step(f"subspaces of kind {start.kind}, up to rank {most}"):
+    with report.step(f"subspaces of kind {start.kind}, up to rank {max(allocation.ranks.values())}"):
         subspaces = task_subspaces(
-            model, calibration, max_rank=most, kind=start.kind, seed=seed, progress=report.progress
+            model, calibration, max_rank=allocation, kind=start.kind, seed=seed, progress=report.progress
         )
     return Found(subspaces, allocation, results)
 

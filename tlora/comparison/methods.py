@@ -161,9 +161,9 @@ def _walk(recipe: Recipe, job: Job) -> PeftModel:
     allocation = allocate(calibration.sensitivity, job.rank, **recipe.allocate)
     if recipe.task_subspaces is None:
         return attach(job.model, None, allocation, seed=job.seed, **recipe.attach)
-    options = {"max_rank": max(allocation.ranks.values())} | dict(recipe.task_subspaces)
+    options = {"max_rank": allocation} | dict(recipe.task_subspaces)
     subspaces = job.once(
-        (*looked, "subspaces", options),
+        (*looked, "subspaces", recipe.task_subspaces, allocation.ranks),
         lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **options),
     )
     return attach(job.model, subspaces, allocation, seed=job.seed, **recipe.attach)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.calibration.spectrum import Spectrum, descending
@@ -39,9 +40,10 @@ class Subspaces(ModuleResult):
     kind : str
         Matrix whose right singular vectors these are; see `task_subspaces`.
     max_rank : int
-        Largest rank that a basis can be asked for (a module smaller than that is limited by its own size).
+        Largest rank that a basis can be asked for (a module smaller than that is limited by its own size); of subspaces
+        made for an allocation, its largest rank.
     bases : dict of (k, d_in) float32 tensor
-        Orthonormal rows, ``k = min(max_rank, d_in, d_out)``.
+        Orthonormal rows, ``k = min(max_rank, d_in, d_out)``, or the module's rank in the allocation.
     singular_values : dict of (k,) float32 tensor
         Falling; zero from ``numerical_rank`` on, and all zero for kind ``"random"``.
     numerical_rank : dict of int
@@ -175,7 +177,7 @@ def task_subspaces(
     model: Any,
     calibration: Calibration,
     *,
-    max_rank: int = 64,
+    max_rank: int | Allocation = 64,
     kind: Kind = "wc",
     seed: int = 0,
     progress: bool = True,
@@ -188,8 +190,9 @@ def task_subspaces(
         The model that was calibrated; of one with adapters, the layers under them. Read only.
     calibration : Calibration
         From `calibrate`.
-    max_rank : int
-        Vectors computed for each module, so that changing an allocation costs no new decomposition.
+    max_rank : int or Allocation
+        Vectors computed for each module. An allocation: as many as the module's rank in it, and no subspace for modules
+        that it leaves out. A number: the same for all, so that changing an allocation costs no new decomposition.
     kind : {"wc", "w", "c", "wc_half", "g", "random"}
         The matrix: ``W C`` (TLoRA); ``W`` (as in PiSSA); ``C`` (as in EVA, which centres by one mean over all
         tokens); ``W C^(1/2)`` with the space spanned by ``V^T C^(-1/2)``, C shrunk by 1 %, which keeps the layer's
@@ -210,8 +213,8 @@ def task_subspaces(
     TypeError
         If the calibration is none.
     ValueError
-        If ``max_rank`` is below 1, the kind unknown or not possible with this calibration, or the calibration is of
-        another model.
+        If ``max_rank`` is below 1 or an allocation of other modules, the kind unknown or not possible with this
+        calibration, or the calibration is of another model.
 
     Notes
     -----
@@ -225,47 +228,44 @@ def task_subspaces(
     Musco & Musco (2015), Randomized block Krylov methods for stronger and faster approximate singular value
     decomposition, algorithm 2.
     """
-    check_possible(calibration, max_rank, kind)
+    counts = _counts(calibration, max_rank)
+    _check_possible(calibration, counts, kind)
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     modules, inputs, found = base_modules(model), _Inputs(calibration), {}
-    for name in tqdm(calibration.names, desc=f"subspaces {kind}", unit="module", disable=not progress):
-        found[name] = _module_basis(modules, inputs, name, max_rank, kind, seed)
+    for name, count in tqdm(counts.items(), desc=f"subspaces {kind}", unit="module", disable=not progress):
+        found[name] = _module_basis(modules, inputs, name, count, kind, seed)
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
-        targets=dict(calibration.targets),
+        targets={name: calibration.targets[name] for name in counts},
         kind=kind,
-        max_rank=int(max_rank),
+        max_rank=max(counts.values()) if isinstance(max_rank, Allocation) else int(max_rank),
         bases={name: basis.rows for name, basis in found.items()},
         singular_values={name: basis.values for name, basis in found.items()},
         numerical_rank={name: basis.rank for name, basis in found.items()},
         row_variance={name: basis.variance for name, basis in found.items()},
         traces={name: trace[calibration.shared[name]] for name in found},
-        fingerprints=dict(calibration.fingerprints),
+        fingerprints={name: calibration.fingerprints[name] for name in counts},
         meta=Meta(calibration.meta.model, calibration.meta.task, {"kind": kind}, seed, calibration.meta.samples),
     )
 
 
-def check_possible(calibration: Calibration, max_rank: int, kind: Kind) -> None:
-    """Refuse, before the model is needed, subspaces that cannot be found in a calibration.
-
-    Parameters
-    ----------
-    calibration : Calibration
-        Where they are to be found.
-    max_rank, kind
-        As for `task_subspaces`.
-
-    Raises
-    ------
-    TypeError
-        If the calibration is none.
-    ValueError
-        If ``max_rank`` is below 1 or beyond a sketch, or the kind unknown or without what it needs: a gradient, or
-        inputs that vary.
-    """
+def _counts(calibration: Calibration, max_rank: int | Allocation) -> dict[str, int]:
+    """Directions wanted of each module, in model order, at most as many as its matrix has."""
     if not isinstance(calibration, Calibration):
         raise TypeError(f"calibration is a {type(calibration).__name__}: pass what calibrate(model, ...) returned")
-    positive_int(max_rank, "max_rank")
+    if not isinstance(max_rank, Allocation):
+        most = positive_int(max_rank, "max_rank")
+        return {name: min(most, *shape) for name, shape in calibration.sensitivity.shapes.items()}
+    for name in max_rank.ranks:
+        if max_rank.shapes[name] != calibration.sensitivity.shapes.get(name):
+            raise ValueError(
+                f"the allocation has {name}, the calibration does not: allocate from this calibration's sensitivity"
+            )
+    return {name: max_rank.ranks[name] for name in calibration.names if name in max_rank.ranks}
+
+
+def _check_possible(calibration: Calibration, counts: Mapping[str, int], kind: Kind) -> None:
+    """Refuse, before anything is computed, a kind without what it needs, and ranks beyond a sketch."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
     if kind == "g" and calibration.gradient is None:
@@ -277,13 +277,12 @@ def check_possible(calibration: Calibration, max_rank: int, kind: Kind) -> None:
         )
     if kind not in ("wc", "c"):
         return
-    for name, covariance in calibration.covariance.items():
-        kept = covariance.total.shape[1]
-        target = calibration.targets[name]
-        if min(max_rank, target.d_out, target.d_in) > kept:
+    for name, count in counts.items():
+        kept = calibration.covariance[name].total.shape[1]
+        if count > kept:
             raise ValueError(
-                f"max_rank={max_rank} is beyond the sketch of the inputs of {name}, which has {kept} columns: ask for "
-                f"{kept} at most, or calibrate with a larger sketch_size"
+                f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: take a max_rank "
+                f"of {kept} at most, or calibrate with a larger sketch_size"
             )
 
 
@@ -312,11 +311,10 @@ class _Basis(NamedTuple):
 
 
 def _module_basis(
-    modules: Mapping[str, nn.Module], inputs: _Inputs, name: str, max_rank: int, kind: Kind, seed: int
+    modules: Mapping[str, nn.Module], inputs: _Inputs, name: str, k: int, kind: Kind, seed: int
 ) -> _Basis:
     calibration = inputs.calibration
-    target = calibration.targets[name]
-    d_in, k = target.d_in, min(max_rank, target.d_out, target.d_in)
+    d_in = calibration.targets[name].d_in
     generator = torch.Generator().manual_seed(module_seed(seed, name))
     if kind == "random":
         rows = fix_signs(orthonormal_rows(k, d_in, generator))

@@ -70,11 +70,10 @@ def snippet(found: Findings) -> str:
     if found.calibrated:
         lines.append(f"calibration = tlora.calibrate(model, task.calibration({_calibration(found)})")
     if found.allocation:
+        lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_knobs(found.allocation)}")
         if (kind := _attached(found).get("kind", "wc")) is not None:
             more = "" if kind == "wc" else f", kind={kind!r}"
-            most = max(found.allocation.ranks.values())
-            lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank={most}{more})")
-        lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_knobs(found.allocation)}")
+            lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation{more})")
     if found.run:
         unknown = "" if found.allocation else "  # of an allocation that is not kept here"
         lines.append(f"adapted = tlora.attach(model, {_attaching(found)}){unknown}")

@@ -208,7 +208,7 @@ def test_a_basis_cannot_be_longer_than_a_sketch_has_columns(llama):
     for kind in ("wc", "c"):
         assert len(subspaces(model, sketched, max_rank=kept, kind=kind).names) == len(sketched.names)
         with pytest.raises(
-            ValueError, match=rf"max_rank={kept + 1} is beyond the sketch of .* which has {kept} columns"
+            ValueError, match=rf"rank {kept + 1} of .* is beyond the sketch of its inputs, which has {kept} columns"
         ):
             subspaces(model, sketched, max_rank=kept + 1, kind=kind)
     assert subspaces(model, sketched, max_rank=kept + 1, kind="w").max_rank == kept + 1
@@ -357,6 +357,28 @@ def test_no_more_directions_are_advised_than_a_matrix_has() -> None:
     for most, advice in ((8, "max_rank="), (32, "use 1 to 16$")):
         with pytest.raises(ValueError, match=advice):
             tlora.task_subspaces(model, found, max_rank=most, progress=False).basis(name, 32)
+
+
+def test_an_allocation_gets_the_directions_that_its_ranks_need(llama) -> None:
+    model, calibration = llama
+    out, *kept = calibration.names
+    ranks = {name: 1 + i % 5 for i, name in enumerate(kept)}
+    allocation = tlora.allocate(calibration.sensitivity, 3, exclude_modules=out, pinned=dict(list(ranks.items())[:-4]))
+    found = subspaces(model, calibration, max_rank=allocation)
+    assert {name: len(rows) for name, rows in found.bases.items()} == allocation.ranks
+    assert list(found.bases) == found.names == kept
+    assert found.max_rank == max(allocation.ranks.values())
+    for name, rank in allocation.ranks.items():
+        m = target_matrix("wc", model, calibration, name)
+        best = (np.linalg.svd(m, compute_uv=False)[:rank] ** 2).sum()
+        assert np.linalg.norm(m @ found.bases[name].double().numpy().T) ** 2 >= 0.9999 * best
+
+
+def test_an_allocation_of_other_modules_is_refused(llama) -> None:
+    model, calibration = llama
+    _, other = planned(tiny_model("gpt2"))
+    with pytest.raises(ValueError, match=r"the allocation has .*, the calibration does not: allocate from"):
+        subspaces(model, calibration, max_rank=other)
 
 
 def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:

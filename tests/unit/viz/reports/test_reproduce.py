@@ -24,8 +24,7 @@ def walk(
     task = tlora.load_task(data, tokenizer)
     calibration = tlora.calibrate(base, task.calibration(6), products="model", progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
-    most = max(allocation.ranks.values())
-    made = {"max_rank": most, "kind": kind, "progress": False}
+    made = {"max_rank": allocation, "kind": kind, "progress": False}
     subspaces = None if drawn else tlora.task_subspaces(base, calibration, **made)
     adapted = tlora.attach(base, subspaces, allocation, **options)
     run = tlora.train(adapted, task, max_steps=3, learning_rate=0.01, seed=2, evaluation_limit=1, progress=False)
