@@ -39,11 +39,11 @@ class Allocation(ModuleResult):
         What each module is, by full module name in model order; those that were left out too, which count in the budget
         and in `lora`.
     ranks : dict of int
-        ``r_i`` by full module name, in model order. Excluded modules are not in it.
+        ``r_i`` by full module name, in model order. Excluded and dropped modules are not in it.
     scalings : dict of float
-        ``s_i``, the factor of ``B A``.
+        ``s_i``, the factor of ``B A``, of the same modules.
     scores : dict of float
-        The sensitivity ``S_i`` that the allocation was made from, nats per token.
+        The sensitivity ``S_i`` that the allocation was made from, nats per token; of dropped modules too.
     options : AllocationOptions
         What was asked for.
     edits : dict of int
@@ -80,6 +80,11 @@ class Allocation(ModuleResult):
         return [name for name in self.targets if name not in self.scores]
 
     @property
+    def dropped(self) -> list[str]:
+        """Full names of the modules that share the budget and get nothing of it, as ``min_rank=0`` allows."""
+        return [name for name in self.scores if name not in self.ranks]
+
+    @property
     def rank(self) -> int:
         """Nominal rank: what every module would get in a uniform allocation."""
         return self.options.rank
@@ -102,14 +107,15 @@ class Allocation(ModuleResult):
     @property
     def budget_used(self) -> int:
         """What this allocation spends; equal to ``budget_total`` where ranks are counted."""
-        return spent(list(self.ranks.values()), self._costs())
+        return spent(list(self.ranks.values()), self.options.costs([self.targets[name] for name in self.ranks]))
 
     @property
     def decided_by(self) -> dict[str, str]:
         """What decided each rank: score, floor, ceiling, pinned or edited, as in the table."""
         by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
-        reasons = self.limits().reasons(list(self.ranks.values()), self._ideal())
-        return {name: by_hand.get(name, reason) for name, reason in zip(self.ranks, reasons, strict=True)}
+        reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal())
+        decided = dict(zip(self.scores, reasons, strict=True)) | by_hand
+        return {name: decided[name] for name in self.ranks}
 
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
         """Parameters and bytes of the adapter.
@@ -173,14 +179,14 @@ class Allocation(ModuleResult):
         for name, rank in ranks.items():
             if rank is not None:
                 edits[name] = positive_int(rank, f"rank of {name}")
-            elif name not in self.ranks:
-                raise KeyError(f"{name!r} is not a module of this allocation: see .ranks for the names")
+            elif name not in self.scores:
+                raise KeyError(f"{name!r} is not a module of this allocation: see .scores for the names")
             else:
                 edits.pop(name, None)
         return replace(self, edits=edits)._solved()
 
     def limits(self) -> Limits:
-        """Least and most rank of every module, in model order, and the budget."""
+        """Least and most rank of every module that is not excluded, in model order, and the budget."""
         return limits(self.options, list(self.scores), self.targets, self.edits)
 
     def compare(self, other: Allocation) -> pd.DataFrame:
@@ -197,7 +203,7 @@ class Allocation(ModuleResult):
             One row a module that is in either allocation: ``module``, ``layer``, ``projection``; ``rank``,
             ``other_rank`` and ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``;
             ``parameters_change`` (entries of ``B``).
-            A change is this allocation less the other; an excluded module has rank and scaling 0.
+            A change is this allocation less the other; a module without an adapter has rank and scaling 0.
 
         Raises
         ------
@@ -220,56 +226,58 @@ class Allocation(ModuleResult):
         return frame.assign(parameters_change=frame["rank_change"] * [self.targets[n].d_out for n in names])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module; see ``columns``."""
+        """One row a module with an adapter; see ``columns``."""
+        scores = list(self.scores.values())
+        ideal, alphas = (dict(zip(self.scores, of, strict=True)) for of in (self._ideal(), self.options.alphas(scores)))
         frame = pd.DataFrame(
             self._places(self.ranks)
             | {
-                "score": list(self.scores.values()),
-                "ideal": self._ideal(),
+                "score": [self.scores[name] for name in self.ranks],
+                "ideal": [ideal[name] for name in self.ranks],
                 "rank": list(self.ranks.values()),
                 "change": [rank - self.rank for rank in self.ranks.values()],
-                "alpha": self.options.alphas(list(self.scores.values())),
+                "alpha": [alphas[name] for name in self.ranks],
                 "scaling": list(self.scalings.values()),
                 "parameters": [rank * self.targets[name].d_out for name, rank in self.ranks.items()],
             }
         )
         return frame.assign(decided_by=list(self.decided_by.values()))
 
-    def _costs(self) -> list[int]:
-        """Price of one rank of each module in the allocation."""
-        return self.options.costs([self.targets[name] for name in self.scores])
-
     def _ideal(self) -> list[float]:
         weights = self.options.rank_weights(list(self.scores.values()))
-        price = math.fsum(w * cost for w, cost in zip(weights, self._costs(), strict=True))
+        costs = self.options.costs([self.targets[name] for name in self.scores])
+        price = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
         total = self.budget_total
         return [total * weight / price for weight in weights]
 
     def _solved(self) -> Self:
         """The allocation with ranks and scalings worked out from its scores, options and edits."""
         scores = list(self.scores.values())
-        ranks = dict(zip(self.scores, self.limits().solve(self.options.rank_weights(scores)), strict=True))
+        solved = zip(self.scores, self.limits().solve(self.options.rank_weights(scores)), strict=True)
+        ranks = {name: rank for name, rank in solved if rank}
         divisors = ranks if self.options.scaling == "allocated" else dict.fromkeys(ranks, self.rank)
-        alphas = self.options.alphas(scores)
-        scalings = {name: alpha / divisors[name] for name, alpha in zip(ranks, alphas, strict=True)}
+        alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
+        scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
         recipe = self.meta.recipe | asdict(self.options) | {"edits": self.edits}
         return replace(self, ranks=ranks, scalings=scalings, meta=replace(self.meta, recipe=recipe))
 
     def _summary(self) -> str:
         ranks, edits = self.ranks.values(), f", {len(self.edits)} edited" if self.edits else ""
+        dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
         return (
             f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(ranks)} modules with ranks "
-            f"{min(ranks)} to {max(ranks)}, {self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
+            f"{min(ranks)} to {max(ranks)}{dropped}, "
+            f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )
 
     def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = {
-            "ranks": torch.tensor(list(self.ranks.values())),
-            "scalings": torch.tensor(list(self.scalings.values()), dtype=torch.float64),
+            "ranks": torch.tensor([self.ranks.get(name, 0) for name in self.scores]),
+            "scalings": torch.tensor([self.scalings.get(name, 0.0) for name in self.scores], dtype=torch.float64),
             "scores": torch.tensor(list(self.scores.values()), dtype=torch.float64),
         }
-        values = {"targets": packed_targets(self.targets), "modules": list(self.ranks)}
+        values = {"targets": packed_targets(self.targets), "modules": list(self.scores)}
         return tensors, values | {"options": asdict(self.options), "edits": self.edits}
 
     @classmethod
@@ -277,6 +285,8 @@ class Allocation(ModuleResult):
         ranks, scalings, scores = (
             dict(zip(values["modules"], tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
         )
+        ranks = {name: rank for name, rank in ranks.items() if rank}
+        scalings = {name: scalings[name] for name in ranks}
         options = AllocationOptions(**values["options"])
         return cls(unpacked_targets(values["targets"]), ranks, scalings, scores, options, values["edits"], meta)
 
@@ -322,8 +332,8 @@ def allocate(
     adapt_scales : bool
         Off: ``alpha_i = alpha``.
     max_rank, min_rank : int or mapping of int
-        Most and least rank, of every module or of those named. No module exceeds ``min(d_in, d_out)`` or goes
-        below 1. Pass ``subspaces.max_rank`` where a basis limits the ranks.
+        Most and least rank, of every module or of those named. No module exceeds ``min(d_in, d_out)``. With
+        ``min_rank=0`` a module that the budget gives nothing is dropped: it gets no adapter.
     pinned : mapping of int, optional
         Ranks that are given, by full module name.
     exclude_modules : str, int or collection of them
@@ -357,8 +367,8 @@ def allocate(
     computes: its layers divide by the configured rank before the allocated one is set. The paper's text
     suggests ``"allocated"``.
 
-    ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules in the
-    allocation.
+    ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules that are not
+    excluded.
 
     References
     ----------
@@ -376,7 +386,7 @@ def allocate(
         adapt_ranks=bool(adapt_ranks),
         adapt_scales=bool(adapt_scales),
         max_rank=None if max_rank is None else whole_or_each("max_rank", max_rank),
-        min_rank=whole_or_each("min_rank", min_rank),
+        min_rank=whole_or_each("min_rank", min_rank, least=0),
         pinned={
             name: positive_int(value, f"pinned rank of {name}")
             for name, value in check_mapping("pinned", pinned or {}, example).items()

@@ -338,11 +338,11 @@ class AllocationOptions:
         return "ranks" if self.budget == "ranks" else "trainable parameters"
 
 
-def whole_or_each(name: str, value: SupportsIndex | Mapping[str, SupportsIndex]) -> Limit:
-    """One whole number for all modules, or one for each module that is named."""
+def whole_or_each(name: str, value: SupportsIndex | Mapping[str, SupportsIndex], least: int = 1) -> Limit:
+    """One whole number for all modules, or one for each module that is named; none below ``least``."""
     if isinstance(value, Mapping):
-        return {module: positive_int(number, f"{name} of {module}") for module, number in value.items()}
-    return positive_int(value, name)
+        return {module: positive_int(number, f"{name} of {module}", least) for module, number in value.items()}
+    return positive_int(value, name, least)
 
 
 def one_or_several(value: str | int | Iterable[str | int]) -> list[str | int]:

@@ -271,7 +271,7 @@ def allocation_stability(
         raise ValueError(
             "the allocation was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"
         )
-    columns = [sensitivity.names.index(name) for name in allocation.ranks]
+    columns = [sensitivity.names.index(name) for name in allocation.scores]
     draws = len(drawn) if samples is None else positive_int(samples, "samples")
     means = bootstrap_means(drawn[:, columns], positive_int(resamples, "resamples"), seed, draws)
     limits, options = allocation.limits(), allocation.options
@@ -279,8 +279,8 @@ def allocation_stability(
     recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
     return AllocationStability(
-        targets={name: allocation.targets[name] for name in allocation.ranks},
-        allocation=dict(allocation.ranks),
+        targets={name: allocation.targets[name] for name in allocation.scores},
+        allocation={name: allocation.ranks.get(name, 0) for name in allocation.scores},
         ranks=ranks,
         samples=draws,
         confidence=confidence_level(confidence),

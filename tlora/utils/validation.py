@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def positive_int(value: Any, name: str) -> int:
+def positive_int(value: Any, name: str, least: int = 1) -> int:
     """The value as an int.
 
     Raises
     ------
     ValueError
-        If it is not a whole number of at least 1; the message calls it ``name``.
+        If it is not a whole number of at least ``least``; the message calls it ``name``.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r}: use a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: use a whole number of at least {least}")
     return int(value)
 
 

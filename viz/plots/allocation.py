@@ -135,7 +135,7 @@ def finding(allocation: Allocation) -> str:
     ranks = allocation.ranks
     low, high = min(ranks.values()), max(ranks.values())
     if low == high:
-        return f"Every module {'that is not excluded ' if allocation.excluded else ''}gets rank {high}"
+        return f"Every module {'that is adapted ' if left_out(allocation) else ''}gets rank {high}"
     top = [name for name, rank in ranks.items() if rank == high]
     most = f"layer {allocation.layers[top[0]]} {allocation.projections[top[0]]}"
     return (
@@ -144,9 +144,15 @@ def finding(allocation: Allocation) -> str:
     )
 
 
+def left_out(allocation: Allocation) -> str:
+    """How many modules have no adapter, and why; empty where all have one."""
+    counts = {"excluded": len(allocation.excluded), "dropped": len(allocation.dropped)}
+    return " and ".join(f"{count:,} {why}" for why, count in counts.items() if count)
+
+
 def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:
     unit = "ranks" if allocation.budget == "ranks" else "entries of B"
-    with_out = f", with the {len(allocation.excluded):,} excluded" if allocation.excluded else ""
+    with_out = f", with the {left_out(allocation)}" if left_out(allocation) else ""
     return style.sentence(
         f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
         f"scaling {style.number(frame['scaling'].min())} to {style.number(frame['scaling'].max())}",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import AllocationOptions
-from viz.plots.allocation import whole
+from viz.plots.allocation import left_out, whole
 from viz.reports import formatting
 from viz.reports.components import Column, Part, Section, Table, Text, facts, table
 from viz.reports.contents import Findings
@@ -103,7 +103,7 @@ def _asked_for(allocation: Allocation) -> Table:
     values = {
         "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit}",
         "decided by": ", ".join(f"{reason} ({count})" for reason, count in reasons.items()),
-        "left out": formatting.several(len(allocation.excluded), "module") if allocation.excluded else "",
+        "left out": left_out(allocation),
     }
     asked = {formatting.worded(name): _words(value) for name, value in changed_knobs(allocation).items()}
     return facts("What was asked for", asked | values)

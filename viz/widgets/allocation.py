@@ -17,7 +17,7 @@ from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.sensitivity import Sensitivity
 from viz import style
-from viz.plots.allocation import finding
+from viz.plots.allocation import finding, left_out
 from viz.widgets.canvas import Cells, Headline, boxes, place_boxes, steady
 
 SOURCE = "calibration.sensitivity"
@@ -208,7 +208,7 @@ class RankPicture:
             f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
             f"scaling {style.number(min(scalings))} to {style.number(max(scalings))}",
             "outlined: set by hand" if allocation.edits or allocation.options.pinned else "",
-            f"grey: {len(allocation.excluded)} excluded" if allocation.excluded else "",
+            f"grey: {left_out(allocation)}" if left_out(allocation) else "",
             style.source(allocation.meta),
         )
 

@@ -228,7 +228,7 @@ function render({ model, el }) {
     let gesture = ++gestures;
     input.addEventListener(attributes.type === "number" || tag === "select" ? "change" : "input", () => {
       const now = tag === "select" ? input.value : Number(input.value);
-      if (attributes.type === "number" && !(Number.isInteger(now) && now >= 1)) return tell();
+      if (attributes.type === "number" && !(Number.isInteger(now) && now >= attributes.min)) return tell();
       input.held = attributes.type === "range";
       if (input.output) input.output.textContent = input.value;
       ask("set", { [name]: now }, `control ${gesture}`);
@@ -250,7 +250,7 @@ function render({ model, el }) {
   }
   control("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
   if (!page) {
-    control("min_rank", "Floor", "input", { type: "number", min: 1, max: about.most });
+    control("min_rank", "Floor", "input", { type: "number", min: 0, max: about.most });
     control("max_rank", "Ceiling", "input", { type: "number", min: 1, max: about.most });
     const presets = make("span", { class: "group", role: "group", "aria-label": "Presets" }, bar);
     for (const [name, meaning] of Object.entries(about.presets)) button(presets, name, meaning, () => ask("preset", { name }));

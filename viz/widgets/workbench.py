@@ -316,11 +316,11 @@ class Workbench(Shown):
         ValueError
             If there are fewer than two samples.
         """
-        if name not in self._result.ranks:
+        if name not in self._result.scores:
             raise KeyError(f"{name!r} has no rank in this allocation")
         while len(self._resampled_parts()) < PARTS:
             self._resample_part()
-        return np.concatenate(self._resampled_parts())[:, list(self._result.ranks).index(name)]
+        return np.concatenate(self._resampled_parts())[:, list(self._result.scores).index(name)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, A, and what is selected.
@@ -757,7 +757,7 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
     """Values of the controls; None where a limit is not one number for all modules."""
 
     def number(limit: Limit, default: int) -> int | None:
-        return None if isinstance(limit, Mapping) else limit or default
+        return None if isinstance(limit, Mapping) else default if limit is None else limit
 
     return {
         "budget": state.budget,
@@ -771,7 +771,8 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
 
 def saturated(allocation: Allocation) -> str:
     """A warning where most ranks are at the ceiling, whatever the scores are; nothing elsewhere."""
-    full = sum(rank == most for rank, most in zip(allocation.ranks.values(), allocation.limits().high, strict=True))
+    most = dict(zip(allocation.scores, allocation.limits().high, strict=True))
+    full = sum(rank == most[name] for name, rank in allocation.ranks.items())
     if 2 * full < len(allocation.ranks):
         return ""
     return (

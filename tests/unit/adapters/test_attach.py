@@ -277,6 +277,24 @@ def test_refusals_leave_the_model_as_it_was(monkeypatch):
     assert untouched()
 
 
+def test_dropped_modules_get_no_adapter(tmp_path):
+    """Through subspaces, attach, the config for other trainers, saving, loading and merging."""
+    model = tiny_model("llama")
+    calibration = calibrated(model)
+    allocation = tlora.allocate(calibration.sensitivity, rank=1, min_rank=0)
+    assert allocation.dropped
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
+    assert subspaces.names == list(allocation.ranks)
+    assert tlora.lora_config(model, allocation).target_modules == set(allocation.ranks)
+    adapted = tlora.attach(model, subspaces, allocation)
+    assert {name: layer.r["default"] for name, layer in adapter_layers(adapted).items()} == allocation.ranks
+    step(adapted, tiny_batch(model))
+    adapted.save_pretrained(tmp_path)
+    again = tlora.load(tmp_path, tiny_model("llama"))
+    assert list(adapter_layers(again)) == list(allocation.ranks)
+    torch.testing.assert_close(logits(again, tiny_batch(model)), logits(adapted, tiny_batch(model)))
+
+
 def test_pattern_keys_match_one_module_only():
     """T5's encoder and decoder blocks have the same suffixes; each must get its own rank."""
     model, subspaces, allocation = planned("t5")

@@ -111,6 +111,34 @@ def test_a_module_without_a_score_keeps_rank_one():
     assert allocation.to_frame()["decided_by"].tolist() == ["score", "floor", "score"]
 
 
+def test_without_a_floor_modules_that_get_nothing_are_dropped(tmp_path):
+    allocation = allocate(sensitivity([20.0, 0.0, 3.0, 0.5, 0.4, 0.1]), rank=2, min_rank=0)
+    # ideals 10, 0, 1.5, 0.25, 0.2, 0.05: of 12 ranks one is left after rounding down, and 1.5 lacks most
+    assert list(allocation.ranks.items()) == [(NAMES[0], 10), (NAMES[2], 2)]
+    assert allocation.dropped == [NAMES[1], *NAMES[3:]]
+    assert allocation.excluded == []
+    assert allocation.budget_used == allocation.budget_total == 12
+    assert list(allocation.scalings.items()) == [(NAMES[0], 10 / 2), (NAMES[2], 2 / 2)]  # alpha M S / sum: 10, 1.5
+    assert allocation.to_frame()["module"].tolist() == list(allocation.ranks)
+    assert "2 modules with ranks 2 to 10, 4 dropped" in repr(allocation)
+    assert "4 dropped" in allocation._repr_html_()
+    allocation.save(tmp_path / "saved")
+    assert Allocation.load(tmp_path / "saved") == allocation
+    edited = allocation.edit({NAMES[4]: 3})
+    assert edited.ranks == {NAMES[0]: 8, NAMES[2]: 1, NAMES[4]: 3}
+    assert edited.edit({NAMES[4]: None}) == allocation
+    assert allocate(sensitivity(SCORES), rank=4, min_rank=0).dropped == []
+
+
+@pytest.mark.parametrize("budget", ["ranks", "parameters"])
+def test_a_floor_of_zero_for_some_modules_alone(budget):
+    source = sensitivity([8.0, 0.0, 0.0, 8.0, 8.0, 8.0])
+    allocation = allocate(source, rank=1, budget=budget, min_rank={NAMES[1]: 0})
+    assert allocation.dropped == [NAMES[1]]
+    assert allocation.ranks[NAMES[2]] == 1
+    assert allocation.budget_used == allocation.budget_total
+
+
 def test_parameters_are_spent_in_proportion_of_ranks():
     source = sensitivity([2.0, 1.0, 1.0], [(20, 64), (60, 64), (40, 64)])
     allocation = allocate(source, rank=7, budget="parameters")
@@ -244,7 +272,7 @@ def test_scores_that_are_all_zero_are_refused_by_module():
         ({"temperature": math.nan}, ValueError, "temperature must be between 0 and 1"),
         ({"projection_shares": {"q_proj": -0.1}}, ValueError, "share of q_proj must be between 0 and 1"),
         ({"max_rank": 0}, ValueError, "max_rank=0: use a whole number"),
-        ({"min_rank": {NAMES[0]: 0}}, ValueError, "min_rank of layers.0.q_proj=0"),
+        ({"min_rank": {NAMES[0]: -1}}, ValueError, "min_rank of layers.0.q_proj=-1: use a whole number of at least 0"),
         ({"pinned": {NAMES[0]: -1}}, ValueError, "pinned rank of layers.0.q_proj=-1"),
         ({"pinned": {"layers.0.q": 1}}, KeyError, "the closest is 'layers.0.q_proj'"),
         ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),

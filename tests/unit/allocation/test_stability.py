@@ -104,6 +104,17 @@ def test_allocation_stability_makes_the_same_allocation_from_each_resample():
     assert (found.ranks[:, list(allocation.ranks).index("layers.0.k_proj")] == 3).all()
 
 
+def test_modules_that_are_dropped_may_get_a_rank_in_resamples():
+    source = noisy(0.8)
+    allocation = allocate(source, rank=1, min_rank=0)
+    assert allocation.dropped
+    found = allocation_stability(source, allocation, resamples=40)
+    assert list(found.allocation.values()) == [allocation.ranks.get(name, 0) for name in source.names]
+    assert (found.ranks.sum(1) == allocation.budget_total).all()
+    columns = [source.names.index(name) for name in allocation.dropped]
+    assert 0 < (found.ranks[:, columns] > 0).float().mean() < 1
+
+
 def test_the_table_of_allocation_stability():
     source = noisy(0.8)
     allocation = allocate(source, rank=6)

@@ -99,4 +99,13 @@ def test_a_allocation_is_told_with_its_ties_and_what_is_left_out():
     made = tlora.allocate(
         sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4, adapt_ranks=False, exclude_modules=["k_proj"]
     )
-    assert finding(made) == "Every module that is not excluded gets rank 6"
+    assert finding(made) == "Every module that is adapted gets rank 6"
+
+
+def test_modules_that_get_nothing_are_grey_and_counted():
+    made = tlora.allocate(
+        sensitivity([8.0, 0.0, 8.0, 0.0, 0.0, 8.0]), rank=4, min_rank=0, exclude_modules=["down_proj"]
+    )
+    ax = viz.plot_allocation(made)
+    assert np.ma.getmaskarray(cells(ax)).sum() == 6 - len(made.ranks)
+    assert f"with the 2 excluded and {len(made.dropped)} dropped" in texts(ax)[-1].replace("\n", " ")

@@ -207,7 +207,7 @@ def test_all_sections_of_a_whole_walk_in_their_order(real):
     allocation = walked()["allocation"]
     edited = next(iter(allocation.edits))
     assert facts(real, "allocation", "Ranks set by hand") == {edited: str(allocation.edits[edited])}
-    assert facts(real, "allocation", "What was asked for")["left out"] == "1 module"
+    assert facts(real, "allocation", "What was asked for")["left out"] == "1 excluded"
     assert facts(real, "data", "Model and data")["calibration"] == "4 samples"
 
 

@@ -90,6 +90,19 @@ def test_refusals_name_the_controls() -> None:
     assert it.widget.shown["message"] == ""
 
 
+def test_a_floor_of_zero_drops_modules() -> None:
+    it = viz.Workbench(by_hand([20.0, 0.1, 3.0, 0.5, 0.4, 0.1]), rank=2)
+    request(it, "set", min_rank=0)
+    shown = it.widget.shown
+    assert shown["message"] == ""
+    assert shown["controls"]["min_rank"] == 0
+    assert shown["ranks"] == [10, 0, 2, 0, 0, 0]
+    assert shown["reasons"][1] == "left out"
+    assert shown["code"] == "tlora.allocate(calibration.sensitivity, rank=2, min_rank=0)"
+    request(it, "set_rank", "drag 1", modules=[1], rank=3)
+    assert it.allocation.ranks[it.names[1]] == 3
+
+
 def test_one_gesture_is_one_step_to_undo() -> None:
     it = small()
     for rank in (9, 10, 11):
