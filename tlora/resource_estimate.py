@@ -30,6 +30,7 @@ from tlora.models.loading import architecture_of, floating_dtype, load_config
 from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, target_modules
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
+from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.validation import as_names, positive, positive_int
 
 KINDS = ("B", "A and B")
@@ -117,7 +118,7 @@ def estimate(
     *,
     samples: int = 32,
     length: int = 512,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     labels: int | None = None,
     sketch_size: int = 256,
     dtype: str = "float32",

@@ -14,7 +14,7 @@ import typer
 import tlora
 from tlora.allocation.footprint import size_text
 from tlora.cli.command_line import flat, written
-from tlora.cli.options import Quiet, option
+from tlora.cli.options import Quiet, TargetModules, option, selected
 from tlora.cli.output import Report, _viz, facts, table
 from tlora.utils.files import replace_file
 
@@ -52,6 +52,7 @@ class Comparing:
             "-m",
         ),
     ] = None
+    target_modules: TargetModules = ()  # type: ignore[assignment]
     task: Annotated[list[str], option("Compare", "A task, as for `tlora run`; may be repeated.", "--task", "-t")] = ()  # type: ignore[assignment]
     method: Annotated[
         list[str],
@@ -206,6 +207,7 @@ def compared(options: Comparing, showing: Showing, report: Report, line: str) ->
                 steps=options.steps,
                 batch_size=options.batch_size,
                 samples=options.samples,
+                target_modules=selected(options.target_modules),
                 store=options.store,
                 device=options.device,
                 dtype=options.dtype,

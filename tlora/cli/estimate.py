@@ -9,7 +9,9 @@ import typer
 
 import tlora
 from tlora.allocation.footprint import size_text
+from tlora.cli.options import TargetModules, selected
 from tlora.cli.output import facts, table
+from tlora.utils.defaults import BATCH_SIZE
 
 ESTIMATING = """Examples:
 
@@ -25,13 +27,11 @@ def estimate(
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 32,
     length: Annotated[int, typer.Option(help="Tokens of a sample.")] = 512,
     labels: Annotated[int | None, typer.Option(help="Labelled tokens of a sample; all by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = BATCH_SIZE,
     dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
     sketch_size: Annotated[int, typer.Option(help="Columns of a sketch of a covariance.")] = 256,
     num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.")] = None,
-    target_modules: Annotated[
-        list[str] | None, typer.Option(help="Modules to adapt; repeat for more. All linear layers by default.")
-    ] = None,
+    target_modules: TargetModules = (),  # type: ignore[assignment]
     memory: Annotated[float | None, typer.Option(help="Gigabytes that there are, for what fits.")] = None,
     teraflops: Annotated[
         float | None, typer.Option(help="Speed of products on the device; by default that of this CPU is measured.")
@@ -40,8 +40,7 @@ def estimate(
 ) -> None:
     """Modules, parameters, memory and time of calibration and of a step of training, from the model's config alone.
 
-    The model's own code is run on tensors that have a shape and no data. Other modules than all linear layers are
-    adapted from Python: calibrate(target_modules=).
+    The model's own code is run on tensors that have a shape and no data.
     """
     from tlora.resource_estimate import matmul_speed
 
@@ -55,7 +54,7 @@ def estimate(
         dtype=dtype,
         sketch_size=sketch_size,
         num_labels=num_labels,
-        target_modules=target_modules or None,
+        target_modules=selected(target_modules),
         speed=matmul_speed(dtype=dtype) if teraflops is None else 1e12 * teraflops,
         memory=None if memory is None else 1e9 * memory,
     )

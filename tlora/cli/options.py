@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from tlora.utils.defaults import BATCH_SIZE
 
 # Values of the library's arguments, and keys of its tables: a test holds them equal.
 Rows = Literal["orthonormal", "variance"]
@@ -86,6 +89,15 @@ Recipe = Annotated[
         "tlora with A trained as well, at the parameters of LoRA. Options given explicitly take precedence.",
     ),
 ]
+TargetModules = Annotated[
+    list[str],
+    option(
+        "Model",
+        "Layers to adapt: attention, mlp, or a projection such as q_proj, which may be repeated. Default: all linear "
+        "layers of the blocks.",
+        "--target-modules",
+    ),
+]
 SaveCalibration = Annotated[
     bool,
     option(
@@ -112,6 +124,13 @@ Config = Annotated[
     ),
 ]
 Quiet = Annotated[bool, option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
+
+
+def selected(names: Sequence[str]) -> str | list[str] | None:
+    """The values of --target-modules as `tlora.target_modules` takes them."""
+    if len(names) == 1 and names[0] in ("all", "attention", "mlp"):
+        return names[0]
+    return list(names) or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +195,9 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Looking:
-    """How the calibration looks at the task."""
+    """What the calibration looks at, and how."""
 
+    target_modules: TargetModules = ()  # type: ignore[assignment]
     samples: Annotated[int, option("Calibration", "Training samples to calibrate on.", min=1)] = 32
     tokens: Annotated[
         Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are trained on.")
@@ -189,6 +209,15 @@ class Looking:
     sketch_size: Annotated[
         int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
     ] = 256
+
+    def arguments(self) -> dict[str, Any]:
+        """What `tlora.calibrate` is called with, beside the samples."""
+        return {
+            "target_modules": selected(self.target_modules),
+            "tokens": self.tokens,
+            "covariance": self.covariance,
+            "sketch_size": self.sketch_size,
+        }
 
     @property
     def directions(self) -> int | None:
@@ -285,7 +314,7 @@ class Training:
     ] = 1e-3
     epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
     max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
-    batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 4
+    batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = BATCH_SIZE
     gradient_accumulation: Annotated[int, option("Training", "Batches of this size in an optimiser step.", min=1)] = 1
     gradient_checkpointing: Annotated[
         bool,

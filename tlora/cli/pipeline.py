@@ -88,7 +88,7 @@ def run(
     made = steps.origin(line, data)
     steps.check_run(start, training, placement, output, [work] if work.exists() else [], overwrite)
     base, task = steps.load_base(model, data, placement, report)
-    steps.rehearse(base, allocating)
+    steps.rehearse(base, looking, allocating)
     shutil.rmtree(work, ignore_errors=True)
     with steps.going_on(lambda: _rest(output, ctx.params)):
         calibration = steps.marked(steps.look_at(base, task, looking, start.kind == "g", report), **made)
@@ -222,7 +222,7 @@ def init(
     report, line = Report(quiet), written(init, ctx.params)
     steps.check_start(start, placement, output, overwrite)
     base, task = steps.load_base(model, data, placement, report)
-    steps.rehearse(base, allocating)
+    steps.rehearse(base, looking, allocating)
     made = steps.origin(line, data)
     calibration = steps.marked(steps.look_at(base, task, looking, start.kind == "g", report), **made)
     allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)

@@ -30,7 +30,7 @@ from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeName, Start, Training
+from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeName, Start, Training, selected
 from tlora.cli.output import Report, facts
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
@@ -147,9 +147,9 @@ def make_allocation(sensitivity: Sensitivity, allocating: AllocationFlags) -> Al
     return allocate(sensitivity, **asdict(allocating))
 
 
-def rehearse(model: Any, allocating: AllocationFlags) -> None:
+def rehearse(model: Any, looking: Looking, allocating: AllocationFlags) -> None:
     """Make the allocation with equal scores, so that one that cannot be met is refused before the calibration."""
-    targets = target_modules(model)
+    targets = target_modules(model, selected(looking.target_modules))
     make_allocation(Sensitivity(targets, torch.ones(1, len(targets)), Meta()), allocating)
 
 
@@ -171,10 +171,9 @@ def look_at(
     model: Any, task: Task, looking: Looking, gradient: bool, report: Report, checkpoint: Path | None = None
 ) -> Calibration:
     """Calibrate on training samples of the task."""
-    options = asdict(looking)
-    batches = task.calibration(options.pop("samples"))
+    options = {"gradient": gradient, "checkpoint": checkpoint, "progress": report.progress} | looking.arguments()
     with report.step(f"calibrating on {looking.samples} samples"):
-        return calibrate(model, batches, gradient=gradient, checkpoint=checkpoint, progress=report.progress, **options)
+        return calibrate(model, task.calibration(looking.samples), **options)
 
 
 def origin(line: str, data: Data) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tlora.models.loading import checked_device, floating_dtype
 from tlora.recipes import Recipe
 from tlora.tasks.load import task_contents
 from tlora.training.arguments import check_card
-from tlora.utils.validation import positive_int
+from tlora.utils.validation import as_names, positive_int
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """Learning rates that a search begins with."""
@@ -48,6 +48,7 @@ def compare(
     steps: int = 250,
     batch_size: int = 16,
     samples: int = 32,
+    target_modules: str | Iterable[str] | None = None,
     store: str | os.PathLike[str] = "comparison.jsonl",
     device: str | None = None,
     dtype: str = "float32",
@@ -93,6 +94,8 @@ def compare(
         Samples a step.
     samples : int
         Training samples that a method may calibrate on.
+    target_modules : str or iterable of str, optional
+        As in `tlora.target_modules`, for all methods; all linear layers of the blocks by default.
     store : path-like
         File of runs to read and to append to.
     device : str, optional
@@ -141,7 +144,7 @@ def compare(
         positive_int(value, name)
     check_card(checked_device(device, {}))
     floating_dtype(dtype)
-    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device)
+    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device, as_names(target_modules))
     cells = _cells(methods, tasks, terms, ranks)
     settings = SearchSettings(tuple(lr_search.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
     if curve_seeds > len(settings.seeds):
@@ -181,7 +184,9 @@ def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
         What there is to be warned of.
     """
     about, said = cell.about(), []
-    memory = _memory(key_text({name: about.get(name) for name in ("model", "task", "data", "contents")}))
+    memory = _memory(
+        key_text({name: about.get(name) for name in ("model", "target_modules", "task", "data", "contents")})
+    )
     task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
     known = store.find()
 

@@ -49,6 +49,7 @@ from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspaces.subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
+from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.reproducibility import seeded
 
 Arguments = Mapping[str, Any]
@@ -154,24 +155,25 @@ def from_recipe(recipe: Recipe) -> Method:
 
 def _walk(recipe: Recipe, job: Job) -> PeftModel:
     """The pipeline by a recipe, from the calibration to the adapter."""
-    looked = ("calibration", recipe.calibrate)
+    options = {"target_modules": job.target_modules} | dict(recipe.calibrate)
+    looked = ("calibration", options)
     calibration = job.once(
-        looked, lambda: calibrate(job.model, job.batches(), progress=False, **recipe.calibrate), seeded=job.fresh_head
+        looked, lambda: calibrate(job.model, job.batches(), progress=False, **options), seeded=job.fresh_head
     )
     allocation = allocate(calibration.sensitivity, job.rank, **recipe.allocate)
     if recipe.task_subspaces is None:
         return attach(job.model, None, allocation, seed=job.seed, **recipe.attach)
-    options = {"max_rank": allocation} | dict(recipe.task_subspaces)
+    more = {"max_rank": allocation} | dict(recipe.task_subspaces)
     subspaces = job.once(
         (*looked, "subspaces", recipe.task_subspaces, allocation.ranks),
-        lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **options),
+        lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **more),
     )
     return attach(job.model, subspaces, allocation, seed=job.seed, **recipe.attach)
 
 
 def _peft(job: Job, kind: type[PeftConfig], low_cpu_mem_usage: bool = False, **config: Any) -> PeftModel:
     """The base with an adapter of PEFT on every target module."""
-    names = list(target_modules(job.model))
+    names = job.targets
     known = {one.name for one in fields(kind)}
     shared = {name: value for name, value in shared_config(job.model, names).items() if name in known}
     whole = kind(**config, **shared)
@@ -294,7 +296,7 @@ def corda(lora: Lora, job: Job) -> PeftModel:
     CorDA, arXiv 2406.05223.
     """
     settings = CordaConfig(corda_method="ipm")
-    names = list(target_modules(job.model))
+    names = job.targets
     config = LoraConfig(r=job.rank, init_lora_weights="corda", corda_config=settings, **shared_config(job.model, names))
     found = job.once(("corda", job.rank), lambda: _corda_vectors(job, names, config), seeded=False)
     for name, vectors in found.items():
@@ -323,7 +325,7 @@ def lora_ga(lora: Lora, job: Job) -> PeftModel:
     LoRA-GA, arXiv 2407.05000.
     """
     settings = LoraGAConfig()
-    names = list(target_modules(job.model))
+    names = job.targets
     kind: Any = "lora_ga"  # which PEFT's own annotation forgets
     config = LoraConfig(r=job.rank, init_lora_weights=kind, lora_ga_config=settings, **shared_config(job.model, names))
 
@@ -338,7 +340,7 @@ def lora_ga(lora: Lora, job: Job) -> PeftModel:
     return lora(job, init_lora_weights="lora_ga", lora_ga_config=settings)
 
 
-def _on_device(job: Job, batch_size: int = 8) -> list[dict[str, torch.Tensor]]:
+def _on_device(job: Job, batch_size: int = BATCH_SIZE) -> list[dict[str, torch.Tensor]]:
     device = job.model.device
     return [{name: value.to(device) for name, value in batch.items()} for batch in job.batches(batch_size)]
 
@@ -401,6 +403,8 @@ class Job:
         Training samples to calibrate on.
     memory : Memory
         Of this base model and this task.
+    target_modules : str or list of str, optional
+        What is adapted, as in `tlora.target_modules`.
     """
 
     model: Any
@@ -410,13 +414,19 @@ class Job:
     steps: int = 100
     samples: int = 32
     memory: Memory = field(default_factory=Memory)
+    target_modules: str | list[str] | None = None
+
+    @property
+    def targets(self) -> list[str]:
+        """Full names of the modules that are adapted."""
+        return list(target_modules(self.model, self.target_modules))
 
     @property
     def fresh_head(self) -> bool:
         """Whether the base has a head that differs by seed, and with it all that depends on the loss."""
         return self.task.kind == "classification"
 
-    def batches(self, batch_size: int = 8) -> Batches:
+    def batches(self, batch_size: int = BATCH_SIZE) -> Batches:
         """The samples to calibrate on."""
         return self.task.calibration(self.samples, batch_size)
 

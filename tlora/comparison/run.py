@@ -53,6 +53,8 @@ class Terms:
         Of the base.
     device : str or None
         Where it computes; not in a run's key.
+    target_modules : str or list of str, optional
+        What is adapted; in a run's key where it is not all linear layers.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Terms:
     samples: int
     dtype: str = "float32"
     device: str | None = None
+    target_modules: str | list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,10 @@ class Cell:
     def about(self) -> dict[str, Any]:
         """The part of the key that all runs of the cell have."""
         terms = self.terms
-        contents = {"contents": dict(self.contents)} if self.contents else {}
-        return contents | {
+        known: dict[str, Any] = {"contents": dict(self.contents)} if self.contents else {}
+        if terms.target_modules:
+            known["target_modules"] = terms.target_modules
+        return known | {
             "model": terms.model,
             "dtype": terms.dtype,
             "task": self.task,
@@ -181,7 +186,7 @@ def run(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Me
 def _measured(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory) -> Record:
     terms = cell.terms
     model, _ = load_model(terms.model, num_labels=task.num_labels, seed=seed, dtype=terms.dtype, device=terms.device)
-    job = Job(model, task, cell.rank, seed, terms.steps, terms.samples, memory)
+    job = Job(model, task, cell.rank, seed, terms.steps, terms.samples, memory, terms.target_modules)
     started, saved = time.perf_counter(), memory.saved
     adapted = seeded_adapt(cell.method, job)
     preparation = time.perf_counter() - started + memory.saved - saved

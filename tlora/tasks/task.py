@@ -24,6 +24,7 @@ from tlora.tasks.evaluation import by_length, class_logits, generate, per_sample
 from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
+from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.validation import positive_int
 
 
@@ -105,7 +106,7 @@ class Task:
                 return index
         return 0
 
-    def calibration(self, n: int, batch_size: int = 8, max_tokens: int | None = None) -> Batches:
+    def calibration(self, n: int, batch_size: int = BATCH_SIZE, max_tokens: int | None = None) -> Batches:
         """Batches of training samples to calibrate on; the same call gives the same samples.
 
         Parameters

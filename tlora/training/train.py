@@ -34,6 +34,7 @@ from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, spread
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restored
+from tlora.utils.defaults import BATCH_SIZE
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
@@ -51,7 +52,7 @@ def train(
     *,
     learning_rate: float = 1e-3,
     epochs: float = 1,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool | str | os.PathLike[str] = False,

@@ -1,5 +1,5 @@
 """What every package below shares and the method does not need to be understood.
 
-validation (checks of values), files (atomic writes, locks), reproducibility (seeds, exact float32 products),
-distributed (process groups).
+defaults (sizes), validation (checks of values), files (atomic writes, locks), reproducibility (seeds, exact float32
+products), distributed (process groups).
 """

@@ -13,6 +13,7 @@ from typing import get_args
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
@@ -134,7 +135,7 @@ def test_run_is_the_library_s_walk_and_leaves_the_results_in_the_adapter_s_folde
     most = max(allocation.ranks.values())
     subspaces = tlora.task_subspaces(model, calibration, max_rank=most, progress=False)
     adapted = tlora.attach(model, subspaces, allocation)
-    run = tlora.train(adapted, task, epochs=2, learning_rate=0.01, batch_size=4, progress=False)
+    run = tlora.train(adapted, task, epochs=2, learning_rate=0.01, progress=False)
 
     assert all(tensor.equal(run.adapter[name]) for name, tensor in adapter_of("out").items())
     found = tlora.TrainingRun.load("out")
@@ -452,6 +453,22 @@ def test_a_calibration_goes_on_from_its_checkpoint_and_takes_more_samples(monkey
         assert type(one) is SketchedCovariance
         torch.testing.assert_close(one.total, other.total, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(more.sensitivity.per_sample, whole.sensitivity.per_sample, rtol=1e-4, atol=0)
+
+
+def test_every_command_that_calibrates_adapts_the_modules_that_are_named() -> None:
+    some = "--target-modules q_proj --target-modules v_proj"
+    told = done(f"calibrate {DATA} --samples 6 {some} --output calib").stdout
+    assert {target.projection for target in tlora.Calibration.load("calib").targets.values()} == {"q_proj", "v_proj"}
+    assert some in told
+    done("init llama --data pairs.jsonl --samples 6 --rank 2 --target-modules attention --output start")
+    targets = tlora.Allocation.load("start/tlora/allocation").targets
+    assert {target.part for target in targets.values()} == {"attention"}
+    done(f"run {DATA} --samples 6 --rank 2 --max-steps 1 --eval-limit 0 --target-modules mlp --output out")
+    projections = {name.rpartition(".")[2] for name in tlora.TrainingRun.load("out").ranks}
+    assert projections == {"gate_proj", "up_proj", "down_proj"}
+    assert yaml.safe_load(Path("out/tlora/run.yaml").read_text())["target_modules"] == ["mlp"]
+    found = json.loads(done("estimate llama --target-modules attention --teraflops 1 --json").stdout)
+    assert found["modules"] == len(targets)
 
 
 def test_a_base_is_quantised_on_request() -> None:

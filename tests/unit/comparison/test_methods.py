@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback
 
 import tlora
@@ -68,6 +69,16 @@ def test_trains_and_the_next_base_is_as_before(name, family, folders):
         assert record["metrics"] == records[0]["metrics"]  # the same run gives the same numbers
     after = dict(tlora.load_model(folders[family])[0].named_parameters())
     assert all(torch.equal(before[n], after[n]) for n in before if not n.startswith("classifier"))
+
+
+@pytest.mark.parametrize("name", ["lora", "eva", "corda", "lora-ga", "vera", "full", "tlora+", "tlora"])
+def test_the_modules_that_are_chosen_are_adapted_and_no_other(name):
+    adapted = seeded_adapt(METHODS[name], job(target_modules=["q_proj", "v_proj"]))
+    layers = [n for n, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)]
+    assert {n.rpartition(".")[2] for n in layers} == {"q_proj", "v_proj"}
+    key = Cell(Terms("llama", 6, 4, 12, target_modules="mlp"), "pairs", {}, METHODS[name], RANK).about()
+    plain = Cell(Terms("llama", 6, 4, 12), "pairs", {}, METHODS[name], RANK).about()
+    assert key == plain | {"target_modules": "mlp"}  # and runs of all modules keep the keys that they have
 
 
 NO_RANK_LEFT = pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape")  # in a module of AdaLoRA
