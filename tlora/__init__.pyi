@@ -8,6 +8,7 @@ from .models.targets import Target as Target
 from .resource_estimate import estimate as estimate
 from .resource_estimate import ResourceEstimate as ResourceEstimate
 from .tasks.load import load_task as load_task
+from .tasks.load import task_names as task_names
 from .tasks.task import Task as Task
 from .calibration.calibrate import calibrate as calibrate
 from .calibration.calibration import Calibration as Calibration
@@ -38,6 +39,7 @@ from .adapters.freeze import FreezeA as FreezeA
 from .adapters.initial import save_initial as save_initial
 from .training.train import train as train
 from .training.run import TrainingRun as TrainingRun
+from .training.callbacks import ModuleRecorder as ModuleRecorder
 from .adapters.load import load as load
 from .adapters.attach import merge as merge
 from .serving.export import export as export
@@ -45,4 +47,5 @@ from .serving.inspect import inspect as inspect
 from .serving.inspect import Inspection as Inspection
 from .recipes import Recipe as Recipe
 from .comparison.compare import compare as compare
+from .comparison.methods import Method as Method
 from .comparison.comparison import Comparison as Comparison

@@ -57,6 +57,8 @@ class Recipe:
     --------
     >>> Recipe("wider", attach={"rows": "variance"}, allocate={"temperature": 0.5})
     Recipe(wider: allocate(temperature=0.5), attach(rows='variance'))
+    >>> Recipe.named("tlora").attach
+    {'rows': 'variance'}
     """
 
     name: str
@@ -74,6 +76,28 @@ class Recipe:
             _check(function, given)
             # A copy, so that nobody else's changes reach it.
             object.__setattr__(self, function, Meta(recipe=dict(given), versions={}).recipe)
+
+    @staticmethod
+    def named(name: str) -> Recipe:
+        """The recipe of that name: ``"tlora"``, ``"tlora-paper"`` or ``"tlora-trained"``.
+
+        Parameters
+        ----------
+        name : str
+            As for ``tlora run --recipe`` and `tlora.compare`.
+
+        Returns
+        -------
+        Recipe
+
+        Raises
+        ------
+        KeyError
+            If there is no such recipe.
+        """
+        if name not in RECIPES:
+            raise KeyError(f"no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        return RECIPES[name]
 
     def arguments(self) -> dict[str, dict[str, Any] | None]:
         """What differs from the defaults, by function; None where there are no subspaces."""

@@ -34,7 +34,7 @@ from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeN
 from tlora.cli.output import Report, facts
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
-from tlora.recipes import RECIPES
+from tlora.recipes import Recipe
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
@@ -111,7 +111,7 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     found = []
     for group in groups:
         names = {field.name for field in fields(group)}
-        asked = {k: v for k, v in RECIPES[recipe].flat().items() if k in names and _is_default(ctx, k)}
+        asked = {k: v for k, v in Recipe.named(recipe).flat().items() if k in names and _is_default(ctx, k)}
         if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
             asked.pop("rows", None)
         ctx.params.update(asked)

@@ -170,6 +170,11 @@ def equal_values(reference: str, answer: str) -> bool:
     -------
     bool
         False where either is empty.
+
+    Notes
+    -----
+    A library that knows algebra, math-verify 0.9, takes ``"7²"``, ``"7½"`` and ``"7–9"`` for 7. Here what differs by
+    more than notation is different, as in the published evaluation of MATH.
     """
     reference, answer = (text.replace("\N{MINUS SIGN}", "-") for text in (reference, answer))
     one, other = plain_latex(reference), plain_latex(answer)

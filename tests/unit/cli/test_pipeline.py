@@ -132,8 +132,7 @@ def test_run_is_the_library_s_walk_and_leaves_the_results_in_the_adapter_s_folde
     task = tlora.load_task("pairs.jsonl", tokenizer)
     calibration = tlora.calibrate(model, task.calibration(6), progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
-    most = max(allocation.ranks.values())
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=most, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
     adapted = tlora.attach(model, subspaces, allocation)
     run = tlora.train(adapted, task, epochs=2, learning_rate=0.01, progress=False)
 

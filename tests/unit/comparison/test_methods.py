@@ -350,13 +350,14 @@ def test_recipes_are_methods_too():
 
 
 def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
-    assert RECIPES["tlora-paper"].arguments() == {}
-    assert RECIPES["tlora"].arguments() == {"attach": {"rows": "variance"}}
+    assert Recipe.named("tlora-paper").arguments() == {}
+    assert Recipe.named("tlora").arguments() == {"attach": {"rows": "variance"}}
+    with pytest.raises(KeyError, match="no recipe 'paper': choose one of tlora-paper, tlora, tlora-trained"):
+        Recipe.named("paper")
     data, model = task(), tiny_model("llama")
     calibration = tlora.calibrate(model, data.calibration(12), progress=False)
     allocation = tlora.allocate(calibration.sensitivity, RANK)
-    most = max(allocation.ranks.values())
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=most, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
     for name, rows, frozen in (
         ("tlora-paper", "orthonormal", True),
         ("tlora", "variance", True),
