@@ -11,7 +11,8 @@ import tests.helpers.shapes  # noqa: F401  (the hook finds it by name)
 # Shapes are checked at every call while tests run, and cost nothing otherwise. Before any import of tlora.
 install_import_hook("tlora", "tests.helpers.shapes.check_shapes")
 
-pytest_plugins = ["tests.helpers.adapted", "tests.helpers.commands"]  # their fixtures, after the hook
+# Their fixtures, after the hook.
+pytest_plugins = ["tests.helpers.adapted", "tests.helpers.commands", "tests.helpers.other_device"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

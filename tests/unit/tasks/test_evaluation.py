@@ -79,14 +79,12 @@ def test_a_loss_beyond_what_has_an_exponential(encoded):
     assert encoded.evaluate(model)["perplexity"] == math.inf
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_model_on_a_gpu_gives_the_same(task, encoded, tokenizer):
+def test_a_model_on_another_device_gives_the_same(task, encoded, tokenizer, device):
     for each, build in (
         (task, lambda: tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)),
         (encoded, lambda: tiny_model("bert", vocab_size=200, num_labels=3)),
     ):
-        assert each.evaluate(build().cuda()) == pytest.approx(each.evaluate(build()), rel=1e-3)
+        assert each.evaluate(build().to(device)) == pytest.approx(each.evaluate(build()), rel=1e-3)
 
 
 def greedy(model, prompt, stops, most):
