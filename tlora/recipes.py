@@ -136,10 +136,13 @@ RECIPES = {
         Recipe("tlora", attach={"rows": "variance"}),
         # A is trained from the same start: LoRA's parameters, for those who have the memory.
         Recipe("tlora-trained", attach={"rows": "variance", "freeze_a": False}),
+        # A is trained while most is learned, and then frozen: the steps after that cost what those of ``tlora`` cost.
+        Recipe("tlora-freeze-late", attach={"rows": "variance", "freeze_a": False}, train={"freeze_a_after": 0.2}),
     )
 }
 """Recipes by name: ``tlora-paper``, the functions' own defaults; ``tlora``, what the comparisons support with ``A``
-frozen; and ``tlora-trained``, the same start with ``A`` trained as well."""
+frozen; ``tlora-trained``, the same start with ``A`` trained as well; and ``tlora-freeze-late``, with ``A`` trained for
+the first fifth of the steps."""
 
 DEFAULT_RECIPE = "tlora"
 """The recipe of ``tlora run``, the README and the quickstart."""

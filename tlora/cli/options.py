@@ -21,7 +21,7 @@ Tokens = Literal["all", "labels"]
 Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Format = Literal["peft", "gguf", "merged"]
-RecipeName = Literal["tlora", "tlora-paper", "tlora-trained"]
+RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
 DEFAULT_RECIPE: RecipeName = "tlora"
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
@@ -85,8 +85,9 @@ Recipe = Annotated[
     RecipeName,
     option(
         "Allocation",
-        "A set of options: tlora, what the comparisons support; tlora-paper, the published method; or tlora-trained: "
-        "tlora with A trained as well, at the parameters of LoRA. Options given explicitly take precedence.",
+        "A set of options: tlora, what the comparisons support; tlora-paper, the published method; tlora-trained: "
+        "tlora with A trained as well, at the parameters of LoRA; or tlora-freeze-late: with A trained for the first "
+        "fifth of the steps. Options given explicitly take precedence.",
     ),
 ]
 TargetModules = Annotated[
@@ -312,6 +313,16 @@ class Training:
             "--lr",
         ),
     ] = 1e-3
+    a_learning_rate: Annotated[
+        float | None, option("Training", "Peak learning rate of A, where it is trained. Default: that of B.")
+    ] = None
+    head_learning_rate: Annotated[
+        float | None, option("Training", "Peak learning rate of a classifier's head. Default: that of B.")
+    ] = None
+    freeze_a_after: Annotated[
+        float | None,
+        option("Training", "Part of the steps after which A, where it is trained, stays as it is, e.g. 0.2."),
+    ] = None
     epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
     max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
     batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = BATCH_SIZE

@@ -72,8 +72,8 @@ def compare(
     methods : str, Recipe, Method, or iterable of them
         Names (``"lora"``, ``"rslora"``, ``"dora"``, ``"lora+"``, ``"pissa"``, ``"olora"``, ``"eva"``, ``"corda"``,
         ``"lora-ga"``, ``"lora-fa"``, ``"adalora"``, ``"vera"``, ``"tlora+"``; ``"tlora-paper"``, ``"tlora"``,
-        ``"tlora-trained"``; ``"full"``, which trains the weights and biases of the target modules themselves, at each
-        rank alike: what an adapter could come to), or recipes of one's own.
+        ``"tlora-trained"``, ``"tlora-freeze-late"``; ``"full"``, which trains the weights and biases of the target
+        modules themselves, at each rank alike: what an adapter could come to), or recipes of one's own.
     tasks : str, iterable of str, or mapping of dict
         Names or paths; or for each of them arguments of `tlora.load_task`, such as ``{"train": 4000, "test": 2000}``.
     model : str or path-like

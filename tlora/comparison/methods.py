@@ -91,6 +91,8 @@ class Method:
     rate_scale : float
         Where the search for its learning rate begins, over where that of the others does: below 1 for an optimiser that
         multiplies the rate of some matrices.
+    train : dict
+        Arguments of `tlora.train` that are a part of the method: ``freeze_a_after``.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Method:
     optimizer: Callable[[int, PeftModel, float], Optimizer] | None = None
     callbacks: tuple[type[TrainerCallback], ...] = ()
     rate_scale: float = 1.0
+    train: Arguments = field(default_factory=dict)
 
 
 def chosen(method: str | Recipe | Method) -> Method:
@@ -140,17 +143,22 @@ def from_recipe(recipe: Recipe) -> Method:
     Raises
     ------
     TypeError
-        If the recipe has arguments of `tlora.train`: what is compared is trained in one way.
+        If the recipe has arguments of `tlora.train` other than ``freeze_a_after``: what is compared is trained in one
+        way.
     """
     name = recipe.name
-    if recipe.train:
+    if others := recipe.train.keys() - {"freeze_a_after"}:
         raise TypeError(
-            f"the recipe {name!r} sets {', '.join(recipe.train)} of train(): methods are compared with the same "
+            f"the recipe {name!r} sets {', '.join(sorted(others))} of train(): methods are compared with the same "
             "training, and each at its own learning rate; leave train= out"
         )
     if name in METHODS and (name not in RECIPES or METHODS[name].arguments != recipe.arguments()):
         raise ValueError(f"the recipe {name!r} has the name of another method: call it something else")
-    return Method(name, partial(_walk, recipe), recipe.arguments())
+    return _of_recipe(recipe)
+
+
+def _of_recipe(recipe: Recipe) -> Method:
+    return Method(recipe.name, partial(_walk, recipe), recipe.arguments(), train=recipe.train)
 
 
 def _walk(recipe: Recipe, job: Job) -> PeftModel:
@@ -465,7 +473,7 @@ METHODS = {
         Method("tlora+", _tlora_plus, {"ratio": RATIO}, optimizer, rate_scale=1 / RATIO),
     )
 }
-METHODS |= {name: Method(name, partial(_walk, recipe), recipe.arguments()) for name, recipe in RECIPES.items()}
+METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items()}
 """Methods by name."""
 
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")

@@ -218,6 +218,7 @@ def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int) -
         progress=False,
         callbacks=[callback() for callback in cell.method.callbacks],
         optimizer=None if make is None else lambda model, peak: make(cell.rank, model, peak),
+        **cell.method.train,
     )
 
 

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,18 @@ class MarkWhole(TrainerCallback):
                     file.write_text(json.dumps(self.record))
 
 
-def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, model: PeftModel) -> dict[str, Any]:
+def same_training(
+    checkpoint: str | None,
+    args: TrainingArguments,
+    rows: Any,
+    model: PeftModel,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What a resumed training has to have in common with that of its checkpoint; refuses to go on in another way.
 
     Part of it comes out of the checkpoint, such as the learning rate: another would be recorded, and not used. With
     others the second part of the training would not be that of the first. How many devices share a step is left open.
+    ``more`` is what there is beside the Trainer's arguments.
 
     Returns
     -------
@@ -88,6 +96,7 @@ def same_training(checkpoint: str | None, args: TrainingArguments, rows: Any, mo
     now = {name: given[name] for name in HELD if name in given} | {
         "samples a step": step,
         "training samples": len(rows),
+        **more,
     }
     modules = lora_modules(model).values()
     now[FROZEN_A] = bool(modules) and not any(module.a.requires_grad for module in modules)

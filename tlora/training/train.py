@@ -32,6 +32,7 @@ from tlora.training.callbacks import ModuleRecorder
 from tlora.training.checkpoints import MarkWhole, checkpoint_to_resume, same_training
 from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, spread
+from tlora.training.parts import Parts
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restored
 from tlora.utils.defaults import BATCH_SIZE
@@ -54,6 +55,9 @@ def train(
     epochs: float = 1,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
+    a_learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
+    freeze_a_after: float | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool | str | os.PathLike[str] = False,
     evaluation_limit: int | None = None,
@@ -88,6 +92,11 @@ def train(
         Samples a step and device; ``gradient_accumulation_steps=`` multiplies it.
     seed : int
         Seed of the data order, dropout and all else. Sets the global generators, as the Trainer does.
+    a_learning_rate, head_learning_rate : float, optional
+        Peak learning rates of ``A``, where it is trained, and of the head of a classifier; by default that of ``B``.
+        A new head learns at rates (about 1e-3) at which a whole base does not.
+    freeze_a_after : float, optional
+        Part of all steps after which ``A`` stays as it is, e.g. 0.2: it is aimed by training, and then costs no more.
     output_dir : path-like, optional
         Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are
         kept. Without it there are none. With ``resume``, those of an earlier training may be there.
@@ -149,12 +158,15 @@ def train(
     check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
     batch_size, seed = int(batch_size), int(seed)  # perhaps of NumPy, which the Trainer does not take
     check_trainable(model)
+    parts = Parts(a_learning_rate, head_learning_rate, freeze_a_after)
+    parts.check(model)
     data = _as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model)
+    recipe |= parts.record()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_scratch()) if output_dir is None else output_dir
         ours = {
@@ -167,13 +179,14 @@ def train(
             "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model)
-        record = same_training(checkpoint, settings, data.train, model)
+        record = same_training(checkpoint, settings, data.train, model, parts.record())
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
             model,
             progress,
             [*callbacks, MarkWhole(record)],
             optimizer,
+            parts,
             args=settings,
             data_collator=data.collate,
             train_dataset=data.train,

@@ -22,6 +22,7 @@ from tlora.models.forward import IGNORED, at_labels, fitted
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
 from tlora.training.checkpoints import adapter_folder, dispensable
+from tlora.training.parts import Parts
 from tlora.utils.reproducibility import seeded
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
@@ -63,14 +64,16 @@ class AdapterTrainer(Trainer):
         progress: bool,
         callbacks: list[Any],
         make_optimizer: MakeOptimizer | None = None,
+        parts: Parts = Parts(),  # noqa: B008
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, callbacks=[*callbacks, _FiniteGradients()], **kwargs)
+        super().__init__(model=model, callbacks=[*parts.callbacks(), *callbacks, _FiniteGradients()], **kwargs)
         # Causal models divide their losses by the tokens of a whole step; we do it where the loss is a mean of a batch.
         self._means = not is_causal(model.get_base_model())
         self.model_accepts_loss_kwargs |= self._means
         self._adapted = model
         self._make_optimizer = make_optimizer
+        self._parts = parts
         for config in _configs(model):
             config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
         self._freeze_again = remember_trainable(model)
@@ -83,7 +86,9 @@ class AdapterTrainer(Trainer):
         self._freeze_again()
         if self.optimizer is None and self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(self._adapted, self.args.learning_rate)
-        return super().create_optimizer() if model is None else super().create_optimizer(model)
+        made = super().create_optimizer() if model is None else super().create_optimizer(model)
+        self._parts.set_rates(made, self._adapted)
+        return made
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one batch.

@@ -1,0 +1,116 @@
+"""Rates of parts, and when A is frozen, seen in what is trained step by step."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tests.helpers.adapted import adapted_model, token_rows
+from tlora.adapters.lora_layers import lora_modules
+from tlora.comparison.methods import METHODS
+from tlora.recipes import RECIPES
+from tlora.training.train import train
+
+
+class Watch(TrainerCallback):
+    """How far A, B and the head have come after every step, and the rates of the optimiser's groups."""
+
+    def __init__(self) -> None:
+        self.rates: list[dict[str, float]] = []
+        self.moved: list[dict[str, bool]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.before = self._parts(kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now, before = self._parts(kwargs["model"]), self.before
+        self.moved.append({part: not all(map(torch.equal, now[part], before[part])) for part in now})
+        self.before = now
+        names = {id(p): n for n, p in kwargs["model"].named_parameters()}
+        groups = kwargs["optimizer"].param_groups
+        self.rates.append({names[id(p)].split(".")[-3]: group["lr"] for group in groups for p in group["params"]})
+
+    def _parts(self, model: Any) -> dict[str, list[torch.Tensor]]:
+        modules = lora_modules(model).values()
+        return {"a": [m.a.detach().clone() for m in modules], "b": [m.b.detach().clone() for m in modules]}
+
+
+def trained(model: Any, rows: Any, **more: Any) -> Watch:
+    watch = Watch()
+    shape: dict[str, Any] = {"max_steps": 5, "lr_scheduler_type": "constant", "warmup_steps": 0, "progress": False}
+    train(model, rows, learning_rate=0.01, batch_size=2, callbacks=[watch], **shape, **more)
+    return watch
+
+
+def lora(family: str = "llama") -> Any:
+    """A and B are trained, and each has a gradient."""
+    model = adapted_model(family, declare_frozen=False)
+    for module in lora_modules(model).values():
+        module.a.requires_grad_(True)
+        torch.nn.init.normal_(module.b, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def test_each_part_has_the_rate_that_was_asked_for() -> None:
+    model = lora("bert")
+    watch = trained(model, token_rows(classes=2), a_learning_rate=0.003, head_learning_rate=0.07)
+    assert {"lora_A": 0.003, "lora_B": 0.01}.items() <= watch.rates[0].items()
+    assert {rate for part, rate in watch.rates[0].items() if not part.startswith("lora_")} == {0.07}
+
+
+def test_rates_of_adamw_are_those_of_the_first_step() -> None:
+    model = lora()
+    before = [module.a.detach().clone() for module in lora_modules(model).values()]
+    train(model, token_rows(), learning_rate=0.01, a_learning_rate=0.003, max_steps=1, warmup_steps=0, progress=False)
+    steps = [
+        (m.a.detach() - a).abs().median().item() for m, a in zip(lora_modules(model).values(), before, strict=True)
+    ]
+    assert steps == pytest.approx(
+        [0.003] * len(steps), rel=0.01
+    )  # AdamW's first step is the rate, whatever the gradient
+
+
+def test_a_moves_until_it_is_frozen_and_can_be_trained_afterwards() -> None:
+    model = lora()
+    watch = trained(model, token_rows(), freeze_a_after=0.4)
+    assert [moved["a"] for moved in watch.moved] == [True, True, False, False, False]
+    assert all(moved["b"] for moved in watch.moved)
+    assert all(module.a.requires_grad for module in lora_modules(model).values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a_learning_rate": 0.1}, "a_learning_rate=0.1 is for what is not trained.*freeze_a=False"),
+        ({"freeze_a_after": 0.5}, "freeze_a_after=0.5 is for what is not trained.*freeze_a=False"),
+        ({"head_learning_rate": 0.1}, "only a model for classification has a head"),
+        ({"head_learning_rate": -1}, "head_learning_rate must be above 0"),
+        ({"freeze_a_after": 20}, "freeze_a_after must be between 0 and 1"),
+    ],
+)
+def test_refuses_what_is_for_a_part_that_is_not_trained(given: dict[str, Any], message: str) -> None:
+    model = adapted_model("llama")
+    with pytest.raises(ValueError, match=message):
+        train(model, token_rows(), progress=False, **given)
+
+
+def test_a_resumed_training_freezes_at_the_same_step_and_has_the_same_parts(tmp_path: Any) -> None:
+    rows = token_rows()
+    shape: dict[str, Any] = {"batch_size": 2, "save_steps": 2, "progress": False, "output_dir": tmp_path}
+    whole = lora()
+    train(whole, rows, max_steps=6, freeze_a_after=0.5, **shape)
+    again, watch = lora(), Watch()
+    with pytest.raises(ValueError, match=r"made with freeze_a_after=0\.5"):
+        train(again, rows, max_steps=6, freeze_a_after=0.9, resume=True, **shape)
+    train(again, rows, max_steps=6, freeze_a_after=0.5, resume=tmp_path / "checkpoint-4", callbacks=[watch], **shape)
+    assert [moved["a"] for moved in watch.moved] == [False, False]
+    for one, other in zip(lora_modules(whole).values(), lora_modules(again).values(), strict=True):
+        assert torch.equal(one.a, other.a)
+        assert torch.equal(one.b, other.b)
+
+
+def test_the_recipe_is_one_of_the_methods_and_says_so() -> None:
+    recipe = RECIPES["tlora-freeze-late"]
+    assert (recipe.attach["freeze_a"], recipe.train) == (False, {"freeze_a_after": 0.2})
+    assert METHODS[recipe.name].train == {"freeze_a_after": 0.2}

@@ -1,0 +1,98 @@
+"""Parts of an adapter that are trained in their own way: the rates of ``A`` and of a head, and how long ``A`` is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tlora.adapters.lora_layers import lora_modules
+from tlora.utils.validation import fraction, positive
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How ``A`` and a head are trained, where it is not as all the rest.
+
+    Attributes
+    ----------
+    a_learning_rate, head_learning_rate : float or None
+        Peak learning rates; None for that of all the rest.
+    freeze_a_after : float or None
+        Part of all steps after which ``A`` stays as it is; None for never.
+    """
+
+    a_learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    freeze_a_after: float | None = None
+
+    def check(self, model: PeftModel) -> None:
+        """Refuse a number out of range, or one for a part that is not trained.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument.
+        """
+        for name in ("a_learning_rate", "head_learning_rate"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        if self.freeze_a_after is not None:
+            fraction("freeze_a_after", self.freeze_a_after)
+        for name, members, way in (
+            ("a_learning_rate", _a(model), "attach the adapter with freeze_a=False"),
+            ("freeze_a_after", _a(model), "attach the adapter with freeze_a=False"),
+            ("head_learning_rate", _head(model), "only a model for classification has a head"),
+        ):
+            if getattr(self, name) is not None and not members:
+                raise ValueError(f"{name}={getattr(self, name)} is for what is not trained in this model: {way}")
+
+    def set_rates(self, optimizer: torch.optim.Optimizer, model: PeftModel) -> None:
+        """Give the parts groups of their own in an optimiser that has no state yet; the other options stay.
+
+        A learning rate schedule multiplies the rate of each group by the same factor.
+        """
+        for rate, members in ((self.a_learning_rate, _a(model)), (self.head_learning_rate, _head(model))):
+            if rate is None:
+                continue
+            ids = {id(parameter) for parameter in members}
+            for group in list(optimizer.param_groups):
+                taken = [p for p in group["params"] if id(p) in ids]
+                group["params"] = [p for p in group["params"] if id(p) not in ids]
+                if taken:
+                    optimizer.add_param_group({**group, "params": taken, "lr": rate})
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """What has to happen in the course of training."""
+        return [] if self.freeze_a_after is None else [_FreezeALate(self.freeze_a_after)]
+
+    def record(self) -> dict[str, Any]:
+        """By name what is not as all the rest."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def _a(model: PeftModel) -> list[torch.Tensor]:
+    return [module.a for module in lora_modules(model).values() if module.a.requires_grad]
+
+
+def _head(model: PeftModel) -> list[torch.Tensor]:
+    return [p for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." in name]
+
+
+class _FreezeALate(TrainerCallback):
+    """Takes the gradient of ``A`` away for the rest of a training; afterwards it may be trained again."""
+
+    def __init__(self, part: float) -> None:
+        self.part = part
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= math.ceil(self.part * state.max_steps):
+            for parameter in _a(kwargs["model"]):
+                parameter.requires_grad_(False)
+                parameter.grad = None
