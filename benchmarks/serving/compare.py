@@ -1,9 +1,9 @@
 r"""What serving engines compute from one trained adapter: as it was saved, exported, and merged, beside the base alone.
 
-Greedy answers and log-probabilities of every engine are compared with those of PEFT, for the adapter of SmolLM2-135M
-that `make demo` trains: its ranks and scalings differ by layer. `make serving` installs the engines and runs it::
+Greedy answers and log-probabilities of every engine are compared with those of PEFT, for an adapter of SmolLM2-135M
+whose ranks and scalings differ by layer. `make serving` trains it, installs the engines and runs this::
 
-    python -m benchmarks.serving.compare --adapter demo --output benchmarks/results/serving.json \
+    python -m benchmarks.serving.compare --adapter runs/served --output benchmarks/results/serving.json \
         --vllm old/python --peft old/python
     python -m benchmarks.serving.compare --table benchmarks/results/serving.json
 
@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="print the table of these results, and measure nothing")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--work", type=Path, help="folder for models and adapters; what is there is not made again")
-    parser.add_argument("--adapter", type=Path, default=Path("demo"), help="what `make demo` wrote")
+    parser.add_argument("--adapter", type=Path, default=Path("runs/served"), help="from `tlora run`")
     parser.add_argument("--prompts", type=int, default=6, help="held-out questions, beside four plain texts")
     parser.add_argument("--vllm", nargs="*", default=[], help="Pythons with further versions of vLLM")
     parser.add_argument("--peft", nargs="*", default=[], help="Pythons with further versions of PEFT")

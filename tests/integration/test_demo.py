@@ -1,4 +1,4 @@
-"""The demo in small: the command line on the packaged models, from a task to an adapter that PEFT alone can load."""
+"""The demo with few steps: the command line on packaged files, from a task to an adapter that PEFT alone can load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tlora.models.loading import resolve
 
 pytestmark = pytest.mark.packaged
 
-SIZES = "--train-samples 24 --validation-samples 4 --test-samples 6 --samples 4 --max-steps 6 --lr 2e-3"
+HOME = Path(__file__).parents[2] / "notebooks" / "data" / "smart_home"
+SIZES = "--validation-samples 4 --samples 4 --max-steps 6 --lr 2e-3 --eval-limit 6"
 ALONE = """
 import sys, torch
 from peft import PeftModel
@@ -37,7 +38,7 @@ assert "tlora" not in sys.modules
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo leaves, and what it said."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    result = done(f"run --model smollm2-135m --task family_relationships {SIZES} --output {folder} --device cpu")
+    result = done(f"run --model smollm2-135m --data {HOME} {SIZES} --output {folder} --device cpu")
     return folder, result.stdout
 
 
@@ -53,12 +54,12 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
         f"{name}.png" for name in ("spectrum", "sensitivity", "allocation", "training")
     }
     assert not list(folder.parent.glob("*-unfinished"))
-    assert "family_relationships --base" in next_command(said)
+    assert "smart_home --base" in next_command(said)
 
 
 def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], smollm: Any, tmp_path: Path) -> None:
     folder, _ = demo
-    ids = smollm[1]("Anna is the mother of Ben. What relation is Ben to Anna?", return_tensors="pt").input_ids
+    ids = smollm[1]("Please switch on the lamp in the kitchen.", return_tensors="pt").input_ids
     torch.save(ids, tmp_path / "ids")
     location = resolve("smollm2-135m", {})
     words = [location.path, location.where["gguf_file"], str(folder), str(tmp_path / "ids"), str(tmp_path / "out")]
