@@ -29,7 +29,7 @@ from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/comparison.jsonl")
 PAGE = Path("docs/results/comparison.md")
-PICTURE = Path("docs/comparison.png")
+PICTURES = {view: Path(f"docs/comparison_{view}.png") for view in ("differences", "rates")}
 BEGIN, END = "<!-- comparison: python -m benchmarks.quality.comparison --table -->", "<!-- end of comparison -->"
 SEEDS = (0, 1, 2)
 MORE_SEEDS = {("lora", 8): (0, 1, 2, 3, 4), ("tlora", 8): (0, 1, 2, 3, 4)}
@@ -383,13 +383,14 @@ def finished(comparison: tlora.Comparison) -> tlora.Comparison:
 
 
 def write() -> None:
-    """Put the table and the picture that the store makes in place."""
+    """Put the table and the pictures that the store makes in place."""
     comparison = tlora.Comparison.read(STORE)
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{written(comparison)}\n\n{END}{rest.split(END)[1]}")
-    figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE)
-    figure.savefig(PICTURE, dpi=110, metadata={"Description": digest(comparison)})
+    for view, path in PICTURES.items():
+        figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
+        figure.savefig(path, dpi=110, metadata={"Description": digest(comparison)})
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ def test_the_page_has_the_table_of_the_store(stored):
     assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.quality.comparison --table"
 
 
-def test_the_picture_is_of_the_store(stored):
+@pytest.mark.parametrize("path", bench.PICTURES.values(), ids=str)
+def test_the_pictures_are_of_the_store(stored, path):
     said = b"Description\0" + bench.digest(stored).encode()  # PNG's tEXt chunk
-    assert said in bench.PICTURE.read_bytes(), "run python -m benchmarks.quality.comparison --table"
+    assert said in path.read_bytes(), "run python -m benchmarks.quality.comparison --table"
 
 
 def test_the_numbers_are_the_means_of_the_runs(stored):

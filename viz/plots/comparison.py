@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from tlora.comparison.comparison import Comparison
 from tlora.comparison.lr_search import averaged, searches
 from tlora.comparison.summary import PLACE, BaselineRank
-from tlora.utils.validation import check_type
+from tlora.utils.validation import check_type, one_of
 from viz import style
 
 MARKERS = "osD^vP*<>ph8dH"
@@ -40,6 +40,9 @@ LONGEST = 42
 """Characters of a method's name beside the first panel."""
 
 
+View = Literal["tasks", "differences", "rates"]
+
+
 class Look(NamedTuple):
     """How a method looks in all panels."""
 
@@ -57,8 +60,12 @@ def plot_comparison(
     baseline: str | None = None,
     baseline_rank: BaselineRank = "same",
     metric: str | None = None,
+    view: View = "tasks",
 ) -> Figure:
     """Methods with their intervals, their learning-rate curves, and quality by parameters; a row for each task.
+
+    For many tasks, one panel for all of them: how far methods are from the baseline, or how many learning rates they
+    tolerate.
 
     Parameters
     ----------
@@ -71,16 +78,21 @@ def plot_comparison(
     baseline, baseline_rank, metric
         As for `tlora.Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the
         first and last panels.
+    view : {"tasks", "differences", "rates"}
+        What is drawn.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A row of three panels for each model and task. Left, the value on the test split, best first; thin lines are
-        its interval, thick ones that of the difference from the baseline (none where there are fewer than two runs, or
-        two that both have). Dashed, for each method, is its value less its difference in the runs that both have: a
-        thick line that does not touch it says that the two differ. Middle, values on the validation split by learning
-        rate, the chosen one marked, the curve thick where it is within 1 % of the best; crosses where training failed
-        (means, where there are several searches with all rates).
+        ``"differences"``: a line for each method and rank, a point for each task: the difference from the baseline in
+        half-widths of its 95 % interval, so that what lies outside of the grey band differs. ``"rates"``: by which
+        factor the learning rate may change before the validation metric is 1 % worse than at best; hollow where the
+        search ended first. ``"tasks"``: a row of three panels for each model and task. Left, the value on the test
+        split, best first; thin lines are its interval, thick ones that of the difference from the baseline (none where
+        there are fewer than two runs, or two that both have). Dashed, for each method, is its value less its difference
+        in the runs that both have: a thick line that does not touch it says that the two differ. Middle, values on the
+        validation split by learning rate, the chosen one marked, the curve thick where it is within 1 % of the best;
+        crosses where training failed (means, where there are several searches with all rates).
         Where there are several ranks, each has a line style. Right, the value by trained parameters.
 
     Raises
@@ -91,11 +103,15 @@ def plot_comparison(
         If nothing is left to draw.
     """
     check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
+    one_of("view", view, get_args(View))
     summary = _selected(comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric), tasks, ranks)
     summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)
-    looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
     name = baseline or "lora"
+    if view != "tasks":
+        chosen = comparison.flatness() if view == "rates" else summary
+        return _one_panel(_selected(chosen, tasks, ranks), name, view)
+    looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
     strokes = _strokes(summary["rank"])
     summary = summary.assign(origin=_origins(summary, name))
     places = [(place, _order(rows)) for place, rows in summary.groupby(["model", "task"], sort=False)]
@@ -113,6 +129,52 @@ def plot_comparison(
         style.headline(right, "Quality by parameters", "test, higher is better")
     note = style.sentence(_dashed(summary, name, baseline_rank), _told(strokes))
     _make_room(figure, panels, note)
+    return figure
+
+
+def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
+    """All tasks in one panel, a line for each method and rank."""
+    tasks = list(dict.fromkeys(rows["task"]))
+    if view == "differences":
+        rows = rows.dropna(subset=["difference_low"])
+        half = (rows["difference_high"] - rows["difference_low"]) / 2
+        rows = rows.assign(x=rows["difference"] / half, hollow=False)
+    else:
+        rows = rows.assign(x=2.0 ** rows["doublings"], hollow=rows["edge"] != "")
+    if not len(rows):
+        raise ValueError("nothing to draw: no method has two runs in common with the baseline")
+    keys = list(dict.fromkeys(zip(rows["method"], rows["rank"], strict=True)))
+    several = rows["rank"].nunique() > 1
+    labels = [f"{_cut(method)}, {rank}" if several else _cut(method) for method, rank in keys]
+    figure, ax = plt.subplots(figsize=(7.6, 1.5 + 0.28 * len(keys)), layout="constrained")
+    looks = zip(tasks, style.colours(len(tasks)), islice(cycle(MARKERS), len(tasks)), strict=True)
+    for n, (task, colour, marker) in enumerate(looks):
+        mine = rows[rows["task"] == task]
+        places = [keys.index(key) for key in zip(mine["method"], mine["rank"], strict=True)]
+        apart = (n - (len(tasks) - 1) / 2) * 0.7 / len(tasks)  # points of one line beside each other
+        faces = ["white" if hollow else colour for hollow in mine["hollow"]]
+        y = np.array(places) + apart
+        ax.scatter(mine["x"], y, 34, faces, marker=marker, edgecolors=[colour], linewidths=1.2, zorder=3)
+        ax.plot([], [], marker, color=colour, label=task.rpartition("/")[2])
+    ax.set_yticks(range(len(keys)), labels, parse_math=False)
+    ax.set_ylim(len(keys) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    for place in range(len(keys) - 1):
+        ax.axhline(place + 0.5, linewidth=0.6, **style.ink(0.12))
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(3, len(tasks)), handletextpad=0.3)
+    if view == "differences":
+        ax.axvspan(-1, 1, color="0.88", linewidth=0, zorder=0)
+        ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)
+        ax.set_xlabel(f"difference from {baseline}, in half-widths of its 95 % interval; right is better")
+        style.headline(ax, _finding(rows, baseline), "test split; inside the grey band, chance explains the difference")
+    else:
+        top = rows["x"].max()
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator([2.0**k for k in range(int(np.log2(max(top, 1))) + 1)]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
+        ax.set_xlabel("highest over lowest learning rate within 1 % of the best")
+        style.headline(ax, "How far may the learning rate be off?", "validation split; hollow: the search ended first")
     return figure
 
 

@@ -335,3 +335,25 @@ def test_settings_and_other_figures_are_left_alone():
         viz.plot_comparison("comparison.jsonl")
     assert plt.rcParams.copy() == before
     assert plt.get_fignums()[:-1] == numbers
+
+
+def test_one_panel_shows_each_difference_in_half_widths_of_its_interval():
+    found = many(("lora", "tlora"), tasks=("pairs", "imdb"))
+    rows = found.summary().dropna(subset=["difference_low"])
+    expected = 2 * rows["difference"] / (rows["difference_high"] - rows["difference_low"])
+    (ax,) = viz.plot_comparison(found, view="differences").axes
+    drawn = [float(points.get_offsets()[0, 0]) for points in ax.collections]
+    assert drawn == pytest.approx(list(expected))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["tlora"]
+
+
+def test_one_panel_shows_by_which_factor_rates_may_differ():
+    """Hollow where the flat range goes up to the end of the search."""
+    values = {5e-4: 0.5, 1e-3: 0.799, 2e-3: 0.8, 4e-3: 0.799}
+    records = [record("lora", rate, 0, "validation", [value]) for rate, value in values.items()]
+    (ax,) = viz.plot_comparison(Comparison.of(records), view="rates").axes
+    (points,) = ax.collections
+    assert points.get_offsets()[0, 0] == pytest.approx(4)
+    assert tuple(points.get_facecolor()[0]) == (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="view must be 'tasks' or 'differences' or 'rates'"):
+        viz.plot_comparison(Comparison.of(records), view="sizes")
