@@ -74,7 +74,7 @@ class Recipe:
             if given is None:
                 continue
             _check(function, given)
-            # A copy, so that nobody else's changes reach it.
+            # A copy, so that changes elsewhere do not reach it.
             object.__setattr__(self, function, Meta(recipe=dict(given), versions={}).recipe)
 
     @staticmethod

@@ -166,7 +166,7 @@ def estimate(
     Raises
     ------
     ValueError
-        If a number is out of range, the samples are longer than the positions that the model has learnt, or it has no
+        If a number is out of range, the samples are longer than the learned positions of the model, or it has no
         target modules.
 
     Warns
@@ -419,7 +419,7 @@ def rehearse(
 
 
 def _check_length(model: Any, work: Workload) -> None:
-    """Refuse more tokens than positions that were learnt: a table without data takes any index."""
+    """Refuse more tokens than there are learned positions: a table without data takes any index."""
     length = work.length
     if work.labels > length and not model.config.is_encoder_decoder:
         raise ValueError(f"labels={work.labels} of {length} tokens: a sample has no more labels than tokens")

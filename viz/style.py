@@ -98,7 +98,7 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
     Raises
     ------
     TypeError
-        If ``ax`` is no matplotlib Axes.
+        If ``ax`` is not a matplotlib Axes.
     """
     if ax is None:
         return plt.subplots(figsize=(width, height), layout="constrained")[1]
@@ -222,7 +222,7 @@ def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> Non
     width = inches(ax)
     lines = textwrap.wrap(detail, max(24, int(15 * width)))
     title = "\n".join(textwrap.wrap(finding, max(20, int(13 * width))))
-    # a name of the user's may hold dollar signs, which are no formula
+    # a name of the user's may hold dollar signs that are not a formula
     ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines), parse_math=False)
     ax.annotate(
         "\n".join(lines), (0, 1), (0, 72 * lift + 5), xycoords="axes fraction", textcoords="offset points",

@@ -90,7 +90,7 @@ def attach(
     Raises
     ------
     TypeError
-        If the subspaces, the allocation or the config are none.
+        If the subspaces, the allocation or the config is of another type.
     ValueError
         If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
         offloaded, the subspaces are of another model or the allocation of other modules, a rank is beyond
@@ -256,7 +256,7 @@ def merge(model: PeftModel) -> Any:
     Raises
     ------
     TypeError
-        If it is no PEFT model.
+        If it is not a PEFT model.
     ValueError
         If the adapter is merged already, there is none, a module shares its weight with another or lacks the
         bias that was trained beside it, or merging gives

@@ -102,7 +102,7 @@ def given(config: LoraConfig) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If it is no ``LoraConfig``.
+        If it is not a ``LoraConfig``.
     """
     if not isinstance(config, LoraConfig):
         raise TypeError(f"config is a {type(config).__name__}: pass a peft.LoraConfig")
@@ -126,8 +126,8 @@ def check_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any
     start = overrides.get("init_lora_weights", True)
     if start is not True and start != "gaussian":
         raise ValueError(
-            f"init_lora_weights={start!r} changes the base's weights, the ranks, or a B of zero: leave it out, or take "
-            "'gaussian'; tlora.attach sets A from the task's directions"
+            f"init_lora_weights={start!r} changes the base's weights, the ranks, or the zero start of B: leave it out, "
+            "or take 'gaussian'; tlora.attach sets A from the task's directions"
         )
     allocated = {name: shape for name, shape in allocation.shapes.items() if name in allocation.ranks}
     check_same_model(model, {}, allocated, what="this allocation is")
@@ -142,7 +142,7 @@ def _check_names(model: nn.Module, allocation: Allocation) -> None:
         inside = next((end for k in range(1, len(parts)) if (end := ".".join(parts[k:])) in allocation.ranks), None)
         if inside is not None and name not in allocation.ranks:
             raise ValueError(
-                f"the allocation has {inside} but not {name}, whose name ends like it, and PEFT would adapt both: "
+                f"the allocation has {inside} but not {name}, whose name ends the same way, and PEFT would adapt both: "
                 "allocate to both, or to neither"
             )
 

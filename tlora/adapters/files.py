@@ -116,7 +116,7 @@ def saved_config(folder: Path, reader: str) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is no config of PEFT's, that of another kind of adapter, or a value is none that LoRA can have.
+        If the file is not a PEFT config, is that of another kind of adapter, or holds a value that LoRA cannot have.
     """
     file = folder / ADAPTER_CONFIG
     try:
@@ -124,7 +124,7 @@ def saved_config(folder: Path, reader: str) -> dict[str, Any]:
         kind = config["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is truncated, or no config of a PEFT adapter ({why}): copy it again") from error
+        raise ValueError(f"{file} is truncated, or not the config of a PEFT adapter ({why}): copy it again") from error
     if kind != "LORA":
         raise ValueError(f"{folder} holds an adapter of type {kind}: {reader} takes LoRA, PEFT itself all others")
     for name, (is_one, kind) in _VALUES.items():
@@ -195,7 +195,7 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_numbers(folder: Path) -> None:
-    """Refuse an adapter with a tensor that is not finite, or an A or B that is no floats.
+    """Refuse an adapter with a tensor that is not finite, or an A or B that is not floating-point.
 
     Raises
     ------
@@ -207,8 +207,8 @@ def check_numbers(folder: Path) -> None:
             tensor = file.get_tensor(key)
             if not (torch.isfinite(tensor.float()).all() if tensor.is_floating_point() else ".lora_" not in key):
                 raise ValueError(
-                    f"{key} in {folder / ADAPTER_WEIGHTS} is not finite, or no floats ({tensor.dtype}): it is damaged, "
-                    "or its training diverged; take an earlier checkpoint, or copy it again"
+                    f"{key} in {folder / ADAPTER_WEIGHTS} is not finite, or not floating-point ({tensor.dtype}): it is "
+                    "damaged, or its training diverged; take an earlier checkpoint, or copy it again"
                 )
 
 
@@ -236,7 +236,7 @@ def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
                 "not belong together"
             )
     if rows and default > most:
-        raise ValueError(f"r={default} in {folder / ADAPTER_CONFIG}: no module here has so many; copy the file again")
+        raise ValueError(f"r={default} in {folder / ADAPTER_CONFIG}, and no module has that rank: copy the file again")
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def adapter_files(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
 
 
 def refuse_replicated(config: Mapping[str, Any]) -> None:
-    """Refuse an adapter whose config repeats layers of its base: what it is of is no model that we know.
+    """Refuse an adapter whose config repeats layers of its base: that base cannot be rebuilt.
 
     Raises
     ------
@@ -350,8 +350,8 @@ def refuse_replicated(config: Mapping[str, Any]) -> None:
     """
     if config.get("layer_replication"):
         raise ValueError(
-            f"layer_replication={config['layer_replication']} adds layers that the base has not, which PEFT alone "
-            "reads: use its own functions for this adapter"
+            f"layer_replication={config['layer_replication']} adds layers that the base does not have, and only PEFT "
+            "reads such adapters: load it with PEFT"
         )
 
 

@@ -26,7 +26,7 @@ def freeze_a(model: PeftModel) -> None:
     Raises
     ------
     TypeError
-        If it is no ``PeftModel``.
+        If it is not a ``PeftModel``.
     ValueError
         If the active adapter has no ``A``.
     """
@@ -41,7 +41,7 @@ def freeze_a(model: PeftModel) -> None:
                 layer._freeze_non_trainable_peft_weights(adapter)
                 found = True
     if not found:
-        raise ValueError(f"no layer of the active adapter {', '.join(model.active_adapters)} has an A: it is no LoRA")
+        raise ValueError(f"no layer of the active adapter {', '.join(model.active_adapters)} has an A: it is not LoRA")
 
 
 class FreezeA(TrainerCallback):

@@ -37,7 +37,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     Raises
     ------
     TypeError
-        If it is no ``PeftModel``.
+        If it is not a ``PeftModel``.
     ValueError
         If there is no LoRA, or it was trained: some ``B`` is not zero.
     OSError

@@ -85,7 +85,7 @@ def load(
     Raises
     ------
     TypeError
-        If the model is none, such as a name.
+        If it is not a model, such as its name.
     FileNotFoundError
         If there is no adapter in the folder.
     ValueError
@@ -173,7 +173,7 @@ def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int
 
 
 def _refuse_drawn(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a base with parts that `load_model` has drawn at random and the adapter does not bring."""
+    """Refuse a base with parts that `load_model` has randomly initialized and the adapter does not bring."""
     for name in NEWLY_INITIALIZED.get(adapted.get_base_model(), ()):
         if not any(_plain(key).startswith(f"{name}.") for key in sizes):
             raise ValueError(

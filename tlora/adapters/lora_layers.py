@@ -117,11 +117,11 @@ def check_name(name: str, parameters: Iterable[str]) -> None:
         If it has a dot, or is a part of their names.
     """
     if not name or "." in name:
-        raise ValueError(f"name={name!r}: an adapter's name is a word without dots, for modules are named after it")
+        raise ValueError(f"name={name!r} an adapter's name is part of module names: choose a word without dots")
     if any(name in key.split(".") for key in parameters):
         raise ValueError(
-            f"name={name!r} is a part of the names of the model's parameters, and PEFT could not tell these from the "
-            "adapter's when it saves another one: choose another name"
+            f"name={name!r} is also part of the names of the model's parameters, so PEFT could not tell them from the "
+            "adapter's: choose another name"
         )
 
 

@@ -168,7 +168,7 @@ class Allocation(ModuleResult):
         Raises
         ------
         TypeError
-            If it is no mapping.
+            If it is not a mapping.
         KeyError
             If there is no such module.
         ValueError
@@ -352,7 +352,7 @@ def allocate(
     Raises
     ------
     TypeError
-        If a number is none, e.g. ``alpha="8"``, or ``sensitivity`` is something else.
+        If a number is not one, e.g. ``alpha="8"``, or ``sensitivity`` is something else.
     KeyError
         If a name is not in the sensitivity.
     ValueError

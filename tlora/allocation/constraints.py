@@ -288,7 +288,7 @@ def _known(name: str, given: Iterable[str], choices: Iterable[str], what: str) -
     for value in given:
         if value not in pool:
             close = difflib.get_close_matches(str(value), pool, n=1) or list(pool)
-            raise KeyError(f"{name} names {value!r}, which is no {what} here; the closest is {close[0]!r}")
+            raise KeyError(f"{name} names {value!r}, which is not a {what} here; the closest is {close[0]!r}")
 
 
 @dataclass(frozen=True)

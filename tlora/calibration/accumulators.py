@@ -79,7 +79,7 @@ class Statistics:
             inputs = recorder.inputs.get(name)
             if not inputs:
                 raise RuntimeError(
-                    f"{name} did not run in the model's forward pass, so nothing is known of it: "
+                    f"{name} did not run in the model's forward pass, so it has no statistics: "
                     "leave it out with target_modules=[...]"
                 )
             # the recorder holds these tensors, so that no other one can have their ids
@@ -114,7 +114,7 @@ class Statistics:
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
-        """That of the factors of products; float16, in which a sum of squares overflows, is none."""
+        """That of the factors of products; float16, in which a sum of squares overflows, is not used."""
         return x.dtype if self.options.products == "model" and x.dtype != torch.float16 else torch.float32
 
     def covariance_sum(self, name: str, device: torch.device) -> CovarianceSum:

@@ -73,7 +73,7 @@ class Batch:
     inputs : dict of Tensor
         What the model is called with, and ``labels``; on the CPU until `on` moves them.
     real : (B, T) bool tensor
-        Tokens that are no padding; on the CPU.
+        Tokens that are not padding; on the CPU.
     labelled : (B, T) bool tensor
         Tokens whose label counts; the decoder's own tokens for an encoder-decoder model; equal to ``real`` for
         classification. On the CPU.
@@ -152,7 +152,7 @@ class Batch:
     def real_rows(self, calls: list[Tensor]) -> list[Tensor]:
         """What a module read or gave, (T_n, d) for each sample, at the tokens that may carry a gradient.
 
-        All up to the last one that is no padding: a label may be predicted from a token that is masked. All of the
+        All up to the last one that is not padding: a label may be predicted from a token that is masked. All of the
         decoder's: it is causal, so what follows the last label has gradient zero.
 
         Parameters
@@ -252,7 +252,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     Raises
     ------
     TypeError
-        If it is no mapping of tensors.
+        If it is not a mapping of tensors.
     ValueError
         If a part is missing or the parts do not fit together or the model.
     """

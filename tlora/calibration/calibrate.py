@@ -96,7 +96,7 @@ def calibrate(
     Raises
     ------
     TypeError
-        If the model is no language model of transformers with a loss; if the batches are one batch, or nothing to go
+        If the model is not a language model of transformers with a loss; if the batches are one batch, or nothing to go
         through, or can be gone through once alone and a checkpoint holds some of them; if a weight is packed so that it
         cannot be unpacked.
     ValueError

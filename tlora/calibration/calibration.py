@@ -135,7 +135,7 @@ class Calibration(Result):
         Raises
         ------
         TypeError
-            If the other is no calibration.
+            If the other is not a calibration.
         ValueError
             If it is of another model, of other modules or made with other options, or if a sample is in both.
         """
@@ -223,7 +223,7 @@ def merged(one: Calibration, other: Calibration) -> Calibration:
     if twice:
         raise ValueError(f"{len(twice)} samples are in both calibrations and would count twice: use others")
     if one.shared != other.shared or not _same(one.sketching, other.sketching):
-        raise ValueError("modules share inputs, or were sketched, in another way there: calibrate with this version")
+        raise ValueError("the other calibration shares or sketches inputs differently: use one version for both")
     return _sum(one, other)
 
 
@@ -238,8 +238,8 @@ def in_order(calibration: Calibration, order: list[int]) -> Calibration:
     found = calibration.sample_fingerprints
     if Counter(found.tolist()) != Counter(order):
         raise RuntimeError(
-            f"{len(found)} samples went through where {len(order)} were asked for: each process must be given the same "
-            "batches in the same order, of which it takes its part"
+            f"{len(found)} samples were processed, {len(order)} expected: give every process the same batches in the "
+            "same order, of which it takes its part"
         )
     index = torch.tensor(_places(found.tolist(), order))
     sensitivity = replace(calibration.sensitivity, per_sample=calibration.sensitivity.per_sample[index])
@@ -265,7 +265,8 @@ def check_alike(
         If modules, options or weights differ.
     """
     if names != calibration.names:
-        raise ValueError(f"{what} is of other modules, {len(calibration.names)} and {len(names)}: target the same ones")
+        sizes = f"{len(calibration.names)} and {len(names)}"
+        raise ValueError(f"{what} is of other modules, {sizes}: use the same target_modules")
     for option in fields(Options):
         one, other = calibration.meta.recipe[option.name], recipe[option.name]
         is_unused = option.name == "sketch_size" and recipe["covariance"] == "dense"

@@ -130,7 +130,7 @@ class Sensitivity(ModuleResult):
             If there are fewer than two samples, or a score is negative, NaN or infinite.
         """
         if len(self.per_sample) < 2:
-            raise ValueError(f"{len(self.per_sample)} sample says nothing of the spread: calibrate with 2 or more")
+            raise ValueError(f"{len(self.per_sample)} sample gives no spread: calibrate with 2 or more")
         check_scores(self.scores)
         return self.per_sample.double().numpy()
 

@@ -176,7 +176,7 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     """Methods against each other: the same training for all, and each at its own learning rate.
 
     Learning rates are chosen on the validation split, results are of the test split, intervals are for other seeds and
-    samples, and paired. Each run is in --store before the next begins: the same command goes on with what was
+    samples, and paired. Each run is in --store before the next begins: the same command resumes what was
     interrupted, and what is there already is not run again.
     """
     comparison = compared(options, showing, Report(quiet), written(compare, ctx.params))

@@ -67,7 +67,7 @@ def evaluate(
         )
     if known and kept.get("contents") not in (None, task_contents(task, {}).get("task")):
         warnings.warn(
-            f"{task} has changed since {adapter} was trained on it, and is split otherwise: these test samples may "
+            f"{task} has changed since {adapter} was trained on it, and is split differently: these test samples may "
             "have been among the training samples",
             stacklevel=1,
         )

@@ -42,7 +42,7 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path} is not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no options: write one a line, such as learning_rate: 1e-3")
     named = {str(name).replace("-", "_"): value for name, value in values.items()}

@@ -295,7 +295,7 @@ def train(
 
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """What is kept of a run that broke off, and the command that goes on with it."""
+    """What is kept of a run that broke off, and the command that resumes it."""
     from tlora.cli import steps
     from tlora.training.checkpoints import is_whole
 

@@ -101,7 +101,7 @@ def check_run(
     for found in left:
         if not overwrite:
             raise FileExistsError(
-                f"{found} is left of a run that broke off: go on with tlora train (--resume where there are "
+                f"{found} is left from an interrupted run: resume with tlora train (--resume where there are "
                 "checkpoints), remove it, or start again with --overwrite"
             )
 

@@ -148,7 +148,7 @@ def compare(
     cells = _cells(methods, tasks, terms, ranks)
     settings = SearchSettings(tuple(lr_search.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
     if curve_seeds > len(settings.seeds):
-        raise ValueError(f"curve_seeds={curve_seeds} of {len(settings.seeds)} seeds: pass as many seeds at least")
+        raise ValueError(f"curve_seeds={curve_seeds} needs as many seeds, got {len(settings.seeds)}: pass more seeds")
     runs = Store(store)
     runs.find()  # a store that is damaged is found out now, and a place that cannot be written
     runs.check_place()

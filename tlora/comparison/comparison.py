@@ -306,7 +306,7 @@ def _alike(records: Sequence[Record]) -> list[Record]:
         )
     for (method, task, _), told in left.items():
         warnings.warn(
-            f"runs of {method} on {task} are left out, for they cannot be compared: {told}; run them again",
+            f"runs of {method} on {task} are left out, because they cannot be compared: {told}; run them again",
             stacklevel=3,
         )
     return kept

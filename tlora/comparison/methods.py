@@ -122,7 +122,7 @@ def chosen(method: str | Recipe | Method) -> Method:
     if isinstance(method, Method):
         known = METHODS.get(method.name, method)
         if known != method and known.arguments == method.arguments:
-            raise ValueError(f"a method {method.name!r} is there already: give yours another name, or other arguments")
+            raise ValueError(f"there is already a method {method.name!r}: give yours another name, or other arguments")
         return method
     if isinstance(method, Recipe):
         return from_recipe(method)

@@ -56,7 +56,7 @@ class Store:
         FileNotFoundError
             If there is no file.
         ValueError
-            If a line other than a torn last one is no run, or not what was written.
+            If a line other than a torn last one is not a run, or not what was written.
 
         Warns
         -----
@@ -135,7 +135,7 @@ class Store:
             return _checked(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{self.path}:{number} is no run ({error!r}): it was damaged, changed by hand or badly merged; "
+                f"{self.path}:{number} is not a run ({error!r}): it was damaged, changed by hand or badly merged; "
                 "take the line out, and its run will be done again"
             ) from error
 

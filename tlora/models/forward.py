@@ -28,9 +28,9 @@ _OF_TEXTS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
 
 
 _KNOWN = "pass a causal, encoder-decoder or text classification model"
-"""The way out where the loss of a model is none that is known."""
+"""The way out where the loss of a model is unknown."""
 
-_TABLE = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learnt positions
+_TABLE = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learned positions
 _UNLIMITED = 2**30
 """A tokenizer that was never told how much its model reads says more than this."""
 
@@ -337,7 +337,7 @@ def input_device(module: Any) -> torch.device:
 
 
 def most_tokens(model: nn.Module) -> tuple[int, str] | None:
-    """Tokens that the smallest table of learnt positions has room for, and its name; None where there is none."""
+    """Tokens that the smallest table of learned positions has room for, and its name; None where there is none."""
     asked = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     found = []
     for name, module in model.named_modules():
@@ -356,7 +356,7 @@ def _reads_tokens(model: nn.Module, name: str) -> bool:
 
 
 def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
-    """Refuse more tokens than positions that were learnt: torch would tell of an index out of range.
+    """Refuse more tokens than there are learned positions: torch would tell of an index out of range.
 
     Parameters
     ----------

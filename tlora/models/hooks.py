@@ -72,13 +72,13 @@ class Recorder:
         for name, inputs in self.inputs.items():
             if self._versions[name] != [x._version for x in inputs]:
                 raise RuntimeError(
-                    f"the input of {name} is changed in place after it was read, and what it was is lost: leave it out "
+                    f"the input of {name} is changed in place after it was read, so its values are lost: leave it out "
                     "with target_modules=[...], or copy the input in the model's code"
                 )
         if lost := [name for name in self.inputs if name not in self._whole]:
             raise RuntimeError(
-                f"no gradient comes back to {lost[0]}: in at least one of its calls what it gives is not used, or in a "
-                "way that has no gradient; leave it out with target_modules=[...]"
+                f"{lost[0]} receives no gradient: in at least one call its output is unused or detached; leave it out "
+                "with target_modules=[...]"
             )
 
     def hook(self, name: str) -> Callable[..., Tensor | None]:
@@ -92,8 +92,8 @@ class Recorder:
             self.inputs[name].append(x)
             if not isinstance(output, Tensor):
                 raise ObservationError(
-                    f"{name} gives a {type(output).__name__} and no tensor, so its gradient is not known: leave it out "
-                    "with target_modules=[...]"
+                    f"{name} returns a {type(output).__name__}, not a tensor, so its gradient is not known: leave it "
+                    "out with target_modules=[...]"
                 )
             given = None
             if not x.requires_grad and not output.requires_grad and torch.is_grad_enabled():
@@ -250,7 +250,7 @@ def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> 
     """Make what is computed from the embeddings have a graph."""
     if not isinstance(output, Tensor):
         raise ObservationError(
-            f"the table of token embeddings gives a {type(output).__name__} and no tensor, so no gradient can pass: "
+            f"the table of token embeddings returns a {type(output).__name__}, not a tensor, so no gradient can pass: "
             "only models that read token ids through a plain table can be calibrated"
         )
     return None if output.requires_grad else _with_graph(output)

@@ -207,11 +207,11 @@ def checked_device(device: str | torch.device | None, kwargs: Mapping[str, Any])
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device={device!r} is no device: use 'cpu', 'cuda' or 'cuda:0'") from error
+        raise ValueError(f"device={device!r} is not a device: use 'cpu', 'cuda' or 'cuda:0'") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={str(device)!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
-            "leave device out to take what there is"
+            "leave device out to use what is available"
         )
     return found
 
@@ -233,14 +233,14 @@ def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} is no floating-point type: use 'float32', 'bfloat16' or 'float16'")
+        raise ValueError(f"dtype={dtype!r} is not a floating-point type: use 'float32', 'bfloat16' or 'float16'")
     return found
 
 
 def architecture_of(config: PretrainedConfig, num_labels: int | None) -> Any:
     """The auto class to load with; writes a number of labels that was asked for into the config."""
     if num_labels is not None and num_labels < 1:
-        raise ValueError(f"num_labels={num_labels} is no number of classes: give 1 (regression) or more")
+        raise ValueError(f"num_labels={num_labels} is not a number of classes: give 1 (regression) or more")
     if config.is_encoder_decoder and num_labels is not None:
         raise ValueError(
             f"num_labels={num_labels}: {config.model_type} is an encoder-decoder and writes its labels as "
@@ -345,7 +345,7 @@ def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
     FileNotFoundError
         If a ``.gguf`` file does not exist, or a folder holds no model.
     ValueError
-        If the name is none of these, or a file is not a GGUF.
+        If there is no such name, or a file is not a GGUF.
     """
     where = {key: kwargs.pop(key) for key in _WHERE if key in kwargs}
     return _local(name, where) or _on_hub(str(name), where)

@@ -95,7 +95,7 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
         If the model carries an adapter already or has no target; if ``select``, or one of its entries,
         matches nothing, or asks for a head, an embedding or a router.
     TypeError
-        If the model is none, or ``select`` is neither a string nor an iterable of strings.
+        If it is not a model, or ``select`` is neither a string nor an iterable of strings.
     """
     refuse_adapted(model)
     places = _places(model)
@@ -291,14 +291,14 @@ def _say_skipped(model: nn.Module, linears: list[str], taken: list[str]) -> None
     ]
     if linears or stacked:
         logger.warning(
-            "%d weights of routed experts (e.g. %s) are no target modules: an expert sees only the tokens "
+            "%d weights of routed experts (e.g. %s) are not target modules: an expert sees only the tokens "
             "routed to it, and the attention mask cannot be followed there",
             len(linears) + len(stacked),
             (linears + stacked)[0],
         )
     if taken:
         logger.warning(
-            "%d layers (e.g. %s) are no target modules: %s",
+            "%d layers (e.g. %s) are not target modules: %s",
             len(taken),
             taken[0],
             _TAKEN,
@@ -424,7 +424,7 @@ def _existing(targets: dict[str, Target]) -> str:
 
 
 def _why_not(model: nn.Module, names: list[str]) -> str:
-    """Why the first of these modules is no target; ``""`` where there is none."""
+    """Why the first of these modules is not a target; ``""`` where there is none."""
     if not names:
         return ""
     module = model.get_submodule(names[0])

@@ -86,7 +86,7 @@ def export(
     Raises
     ------
     TypeError
-        If it is no PEFT model.
+        If it is not a PEFT model.
     ValueError
         If it has no LoRA layers, several active adapters or a merged one; if format, engine or dtype is unknown, the
         format cannot hold this adapter, the engine does not take it, or a number of it is beyond the dtype.
@@ -336,6 +336,6 @@ def _check_file(file: Path) -> None:
     try:
         fields = gguf.GGUFReader(file).fields
     except (OSError, ValueError, LookupError) as error:
-        raise FileExistsError(f"{file} exists and is no GGUF file: choose another path or remove it") from error
+        raise FileExistsError(f"{file} exists and is not a GGUF file: choose another path or remove it") from error
     if {name for name in fields if not name.startswith("GGUF.")} != _GGUF_FIELDS:
-        raise FileExistsError(f"{file} is no earlier export, but another GGUF file: choose another path or remove it")
+        raise FileExistsError(f"{file} is a GGUF file but not an earlier export: choose another path or remove it")

@@ -61,7 +61,7 @@ def check_exportable(model: PeftModel) -> None:
     Raises
     ------
     TypeError
-        If it is no PEFT model.
+        If it is not a PEFT model.
     ValueError
         If it has no LoRA layers or those of experts, several adapters are active, or one is merged.
     """
@@ -94,7 +94,7 @@ def plain_lora(model: PeftModel) -> PlainLora:
     Raises
     ------
     TypeError
-        If it is no PEFT model.
+        If it is not a PEFT model.
     ValueError
         If it has no LoRA layers, is merged, or computes something that A and B of linear layers do not hold.
     """

@@ -224,7 +224,7 @@ def align(a: Subspaces, b: Subspaces, rank: int, *, labels: tuple[str, str] | No
     Raises
     ------
     TypeError
-        If one is no Subspaces.
+        If one of them is not a Subspaces.
     ValueError
         If they are of other modules, other models or other widths, or the rank is beyond what one of them has.
     """

@@ -131,7 +131,7 @@ def captured_energy(
     Raises
     ------
     TypeError
-        If ``subspaces`` is no mapping of Subspaces.
+        If ``subspaces`` is not a mapping of Subspaces.
     ValueError
         If it is empty, its members are of other modules or of another model, or a rank is beyond what one has.
 
@@ -190,7 +190,7 @@ def checked_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> l
     Raises
     ------
     TypeError
-        If ``subspaces`` is no mapping of Subspaces.
+        If ``subspaces`` is not a mapping of Subspaces.
     ValueError
         If there are no subspaces or no ranks, the modules differ, or a rank is below 1 or beyond a basis.
     """

@@ -219,7 +219,7 @@ def gradient_capture(
     Raises
     ------
     TypeError
-        If ``subspaces`` is no mapping of Subspaces, or the batches are one batch or nothing to go through.
+        If ``subspaces`` is not a mapping of Subspaces, or the batches are one batch or nothing to go through.
     ValueError
         If it is empty, its members are of other modules or of another model, a rank is beyond what one has, a
         batch does not fit the model, or a gradient is not finite.

@@ -211,7 +211,7 @@ def task_subspaces(
     Raises
     ------
     TypeError
-        If the calibration is none.
+        If ``calibration`` is not a `Calibration`.
     ValueError
         If ``max_rank`` is below 1 or an allocation of other modules, the kind unknown or not possible with this
         calibration, or the calibration is of another model.

@@ -179,7 +179,7 @@ def _ended(ids: list[int], labels: list[int], ends: frozenset[int], end: int | N
 
 
 def check_messages(messages: Any, where: str) -> None:
-    """Refuse what is no conversation, or has nothing to learn.
+    """Refuse what is not a conversation, or has nothing to learn.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def check_messages(messages: Any, where: str) -> None:
 
 
 def check_tools(tools: Any, where: str) -> None:
-    """Refuse what is no list of tools.
+    """Refuse what is not a list of tools.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def check_tools(tools: Any, where: str) -> None:
     try:
         found = read_tools(tools)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: tools are no valid JSON ({error})") from error
+        raise ValueError(f"{where}: tools are not valid JSON ({error})") from error
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise ValueError(f"{where}: tools must be a list of JSON schemas, one a function; got {tools!r:.80}")
 

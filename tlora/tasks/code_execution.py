@@ -55,7 +55,7 @@ class Outcome:
     Attributes
     ----------
     passed : bool
-        Whether it ran to its last line: an early ``sys.exit(0)`` is no pass.
+        Whether it ran to its last line: an early ``sys.exit(0)`` does not count as a pass.
     reason : str
         ``""`` for a pass, else the exception, the exit, or the limit it met.
     """
@@ -86,11 +86,11 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
     Raises
     ------
     NotImplementedError
-        Where the operating system is no POSIX: there are no limits to set.
+        Where the operating system is not POSIX: there are no limits to set.
 
     Notes
     -----
-    This is no security sandbox. The limits stop accidents: endless loops, memory bombs, fork bombs, floods of
+    This is not a security sandbox. The limits stop accidents: endless loops, memory bombs, fork bombs, floods of
     output. A program with ill intent has the rights of the user who runs it. Run code from a model that you
     do not trust in a container or a virtual machine.
     """

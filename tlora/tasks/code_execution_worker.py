@@ -36,7 +36,7 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _no_fork(*_: object) -> int:
-    raise PermissionError("starting processes is not for programs under test")
+    raise PermissionError("programs under test must not start processes")
 
 
 def _limit(name: str, value: int) -> None:

@@ -107,7 +107,7 @@ def load_task(
     Raises
     ------
     TypeError
-        If the tokenizer or the data is none.
+        If the tokenizer or the data is of another type.
     ValueError
         If the name is unknown (naming close ones), a column is missing, a file is empty or malformed (naming
         the line), there are fewer samples than asked for, or ``max_length`` leaves a split without labels.

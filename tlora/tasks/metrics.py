@@ -49,7 +49,7 @@ def same_value(rows: Rows, answers: Sequence[str]) -> list[float]:
 
 _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
 _FRACTION = re.compile(rf"{_NUMBER.pattern}(?:/\d+)?")
-# A number that is no part of a formula: before it only words, after it neither a letter nor an operator.
+# A number that is not part of a formula: before it only words, after it neither a letter nor an operator.
 _OPERATORS = "+*/^\\\\√π×÷·⋅±<>≤≥≠"
 # Its commas stand before three digits each, but for one that ends a clause; others are decimal ones, or of a list.
 _AMOUNT = r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)"

@@ -342,7 +342,7 @@ def local_files(preset: Preset, data_files: DataFiles) -> dict[str, tuple[Path, 
         files = {"train": (Path(data_files),)}
     for path in chain(*files.values()):
         if not path.is_file():
-            raise FileNotFoundError(f"data_files: {path} is no file: name the files of each split, or one folder")
+            raise FileNotFoundError(f"data_files: {path} is not a file: name the files of each split, or one folder")
     return files
 
 

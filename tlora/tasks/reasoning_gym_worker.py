@@ -90,7 +90,7 @@ def main() -> None:
     """Answer the order on standard input."""
     order = pickle.load(sys.stdin.buffer)
     with os.fdopen(os.dup(1), "wb", buffering=0) as messages:
-        os.dup2(2, 1)  # what the tasks print is no message
+        os.dup2(2, 1)  # what the tasks print is not a message
         _answer(order, messages)
 
 

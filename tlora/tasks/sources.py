@@ -216,7 +216,7 @@ def _check_label(label: Any, where: str) -> None:
         )
     is_index = isinstance(label, int) and 0 <= label < 2**63
     if not is_index and not (isinstance(label, str) and label.strip()):
-        raise ValueError(f"{where}: label {label!r:.60} is no class: labels are names, or integers from 0")
+        raise ValueError(f"{where}: label {label!r:.60} is not a class: labels are names, or integers from 0")
 
 
 def _source(name: str, splits: dict[str, Dataset]) -> Source:
@@ -260,7 +260,7 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
         if new := set(labels) - learnt:
             warnings.warn(
                 f"{split} of {name} has the label {min(new)!r}, which is in no sample of {first} ({_some(learnt)}) and "
-                "will not be learnt: spell labels alike in all splits",
+                "will not be learned: spell labels alike in all splits",
                 stacklevel=4,
             )
     numeric = all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)
@@ -388,7 +388,7 @@ def read_table(path: Path) -> Dataset:
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # a damaged body has none
             raise
-        raise ValueError(f"{path} is no Parquet file, or a damaged one ({error})") from error
+        raise ValueError(f"{path} is not a Parquet file, or a damaged one ({error})") from error
 
 
 def _csv_rows(path: Path) -> list[Located]:
@@ -428,4 +428,4 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no gzip file, or a damaged one ({error}): pack it again") from error
+        raise ValueError(f"{path} is not a gzip file, or a damaged one ({error}): pack it again") from error

@@ -1,4 +1,4 @@
-"""Rows to tokens and labels: what the model reads, what of it is learnt, and where it is cut off."""
+"""Rows to tokens and labels: what the model reads, what of it is trained on, and where it is cut off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: marked once they are whole, and found again by whoever goes on with it."""
+"""Checkpoints of a training: marked once they are whole, and found again when it is resumed."""
 
 from __future__ import annotations
 

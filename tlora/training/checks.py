@@ -19,7 +19,7 @@ def check_trainable(model: Any) -> None:
     Raises
     ------
     TypeError
-        If it is no PeftModel.
+        If it is not a PeftModel.
     ValueError
         If its adapter was taken off, or several are active; if it is merged, there is nothing to train, something would
         be trained that is not saved, or layers have other ranks or scales than the adapter's config; if there is LoRA

@@ -353,7 +353,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "adapter_config": adapter_config(model),
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
-        # where the start has rewritten the base, it is none that anybody else has
+        # where the start has rewritten the base, nobody else has that base
         "fingerprints": {} if changes_the_base(config.to_dict()) else prints,
         "frozen_a": record[FROZEN_A],
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -48,7 +48,7 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     TypeError
-        If ``allocation`` is no Allocation.
+        If ``allocation`` is not an Allocation.
     """
     frame = whole(check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
     width, height = heatmap.size(frame)

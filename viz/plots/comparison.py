@@ -98,7 +98,7 @@ def plot_comparison(
     Raises
     ------
     TypeError
-        If ``comparison`` is no Comparison.
+        If ``comparison`` is not a Comparison.
     ValueError
         If nothing is left to draw.
     """

@@ -30,7 +30,7 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     Raises
     ------
     TypeError
-        If ``sensitivity`` is no Sensitivity.
+        If ``sensitivity`` is not a Sensitivity.
     ValueError
         If a score is negative, NaN or infinite; the message names the module.
     """

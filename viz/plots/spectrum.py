@@ -55,7 +55,7 @@ def plot_spectrum(
     Raises
     ------
     TypeError
-        If ``spectrum`` is no Spectrum.
+        If ``spectrum`` is not a Spectrum.
     ValueError
         If ``view`` is none of the three, or ``modules`` is empty.
     KeyError

@@ -34,7 +34,7 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     TypeError
-        If ``run`` is no TrainingRun.
+        If ``run`` is not a TrainingRun.
     """
     history = check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
     ax = style.axes(ax, 8.6, 3.9)
@@ -103,7 +103,7 @@ def evaluated_on(run: TrainingRun) -> str:
 
 
 def _change(name: str, before: float, after: float) -> str:
-    """``"exact match 2.0 % → 41.5 %"``; what is no loss and lies between 0 and 1 is a share."""
+    """``"exact match 2.0 % → 41.5 %"``; what is not a loss and lies between 0 and 1 is a share."""
     share = "loss" not in name and min(before, after) >= 0 and max(before, after) <= 1
     old, new = (f"{100 * value:.1f} %" if share else _digits(value) for value in (before, after))
     return f"{name.replace('_', ' ')} {old} → {new}"

@@ -152,7 +152,7 @@ def collect(results: Result | Iterable[Result]) -> Findings:
     Raises
     ------
     TypeError
-        If something is no result, or of a kind that no page shows.
+        If something is not a result, or of a kind that no page shows.
     ValueError
         If there is none, or two are of one kind.
     """

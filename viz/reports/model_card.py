@@ -78,7 +78,7 @@ def card(folder: str | os.PathLike[str]) -> str:
 
 
 def _header(base: str, config: dict[str, Any]) -> str:
-    """The YAML of the hub; a base that is no id there, such as a folder, is named in the text alone."""
+    """The YAML of the hub; a base that is not an id there, such as a folder, is named in the text alone."""
     try:
         validate_repo_id(base)
     except HFValidationError:

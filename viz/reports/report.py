@@ -52,7 +52,7 @@ def report(
         If something is neither a path nor a result that a page shows.
     ValueError
         If a result is damaged, there is none or two of a kind, or results are given without an ``output``; or if that
-        is no HTML file.
+        is not an HTML file.
     """
     if isinstance(folder_or_results, str | os.PathLike):
         found = contents.load(folder_or_results)
@@ -105,7 +105,7 @@ def _tiles(found: Findings) -> list[tuple[str, str, str]]:
 
 
 def _headlines(metrics: dict[str, float]) -> list[str]:
-    """The first metric that is no loss, or else the first."""
+    """The first metric that is not a loss, or else the first."""
     return [*[name for name in metrics if "loss" not in name and name != "perplexity"], *metrics][:1]
 
 

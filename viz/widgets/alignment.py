@@ -61,7 +61,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
     Raises
     ------
     TypeError
-        If a side is no Subspaces.
+        If a side is not a Subspaces.
     ValueError
         If there are fewer than two sides, two have one label, or they are of different modules or models; if the
         rank is below 1.

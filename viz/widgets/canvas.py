@@ -161,7 +161,7 @@ class Headline:
         def above(points: float) -> Any:
             return ax.transAxes + ScaledTranslation(0, lift + points / 72, figure.dpi_scale_trans)
 
-        # a name of the user's may hold dollar signs, which are no formula
+        # a name of the user's may hold dollar signs that are not a formula
         look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False, "parse_math": False}
         self._edge = figure.bbox
         self.finding = ax.text(0, 1, "", fontsize=10.5, transform=above(22), **look)

@@ -88,5 +88,5 @@ def test_what_has_no_a_is_refused() -> None:
     with pytest.raises(TypeError, match="freeze_a takes a PeftModel, got a LlamaForCausalLM"):
         tlora.freeze_a(tiny_model("llama"))
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    with pytest.raises(ValueError, match="has an A: it is no LoRA"):
+    with pytest.raises(ValueError, match="has an A: it is not LoRA"):
         tlora.freeze_a(get_peft_model(tiny_model("llama"), config))

@@ -277,8 +277,8 @@ def test_scores_that_are_all_zero_are_refused_by_module():
         ({"pinned": {"layers.0.q": 1}}, KeyError, "the closest is 'layers.0.q_proj'"),
         ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),
         ({"max_rank": {"layers.9.q_proj": 1}}, KeyError, "max_rank names 'layers.9.q_proj'"),
-        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "no projection of the allocation"),
-        ({"exclude_modules": ["v_proj"]}, KeyError, "no module or projection"),
+        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "not a projection of the allocation"),
+        ({"exclude_modules": ["v_proj"]}, KeyError, "not a module or projection"),
         ({"exclude_modules": 7}, KeyError, "layer 7, the layers here are 0 to 1"),
         (
             {"exclude_modules": True},

@@ -688,7 +688,7 @@ def test_a_model_without_what_calibration_needs_is_refused_before_anything_runs(
         ("BertForPreTraining", "a BertForPreTraining gives no logits but prediction_logits, seq_relationship_logits"),
         ("ElectraForPreTraining", r"gives logits of shape \(3, 9\) for .* of shape \(3, 9\)"),
         ("BertForMultipleChoice", r"a BertForMultipleChoice fails on input_ids \(3, 9\), attention_mask .*: shape"),
-        ("IBertForSequenceClassification", "the table of token embeddings gives a tuple and no tensor"),
+        ("IBertForSequenceClassification", "the table of token embeddings returns a tuple, not a tensor"),
     ],
 )
 def test_a_model_whose_pass_gives_something_else_is_named(name: str, words: str) -> None:

@@ -59,9 +59,9 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--model bert --task pairs.jsonl", "bert is an encoder and writes no text"),
         (f"{DATA} --samples 33", "n=33 calibration samples asked for, the training split of 'pairs' has 32"),
         (f"{DATA} --covariance sketch --sketch-size 4 --rank 5", "raise max_rank"),
-        ("--model llama --task nix.jsonl --dtype fp16", "dtype='fp16' is no floating-point type"),
+        ("--model llama --task nix.jsonl --dtype fp16", "dtype='fp16' is not a floating-point type"),
         (f"{DATA} --train-samples 1000", "1000"),
-        (f"{DATA} --device tpu", "device='tpu' is no device"),
+        (f"{DATA} --device tpu", "device='tpu' is not a device"),
         (f"{DATA} --dtype int8", "dtype='int8'"),
         (f"{DATA} --rank 33", "take a rank of"),
         (f"{DATA} --rank 8 --max-rank 4", "max_rank"),
@@ -254,7 +254,7 @@ def test_training_that_fails_leaves_what_came_before_it():
     assert not Path("out").exists()
     assert tlora.Calibration.load("out-unfinished/calibration").meta.samples == 6
     mend()
-    assert "out-unfinished is left of a run that broke off" in refused(f"{RUN} --lr 0.01 --output out")
+    assert "out-unfinished is left from an interrupted run" in refused(f"{RUN} --lr 0.01 --output out")
     line = next_command(result.stderr)
     assert "--resume" not in line  # it broke before the first checkpoint
     done(line)

@@ -496,7 +496,7 @@ def test_several_processes_share_a_store():
         ({"seeds": ()}, ValueError, "seeds="),
         ({"seeds": (0.5,)}, ValueError, "seeds="),
         ({"curve_seeds": 0}, ValueError, "curve_seeds=0"),
-        ({"curve_seeds": 3}, ValueError, "curve_seeds=3 of 2 seeds"),
+        ({"curve_seeds": 3}, ValueError, "curve_seeds=3 needs as many seeds, got 2"),
         ({"learning_rates": (1e-3,)}, ValueError, "at least two"),
         ({"steps": 0}, ValueError, "steps=0"),
         ({"workers": 0}, ValueError, "workers=0"),

@@ -406,7 +406,7 @@ def test_no_recipe_takes_the_runs_of_another_method(name):
     """What a recipe of defaults alone has in its key, plain LoRA has: nothing but its name."""
     with pytest.raises(ValueError, match=f"recipe '{name}' has the name of another method"):
         chosen(Recipe(name))
-    with pytest.raises(ValueError, match=f"a method '{name}' is there already"):
+    with pytest.raises(ValueError, match=f"there is already a method '{name}'"):
         chosen(Method(name, lambda job: None, METHODS[name].arguments))
     assert chosen(METHODS[name]) is METHODS[name]
     assert chosen(Method(name, lambda job: None, {"of": "my own"})).arguments == {"of": "my own"}

@@ -77,7 +77,7 @@ def test_damage_elsewhere_is_refused_with_its_line(tmp_path):
     store = filled(tmp_path / "runs.jsonl")
     for damage in (b"{]\n", b'{"metrics": {}}\n', b"3\n"):
         store.path.write_bytes(damage + store.path.read_bytes())
-        with pytest.raises(ValueError, match=r"runs.jsonl:1 is no run"):
+        with pytest.raises(ValueError, match=r"runs.jsonl:1 is not a run"):
             store.read()
     with pytest.raises(FileNotFoundError, match=r"no runs in .*store="):
         Store(tmp_path / "none").read()
@@ -101,7 +101,7 @@ def test_each_line_is_checked_and_those_without_checksum_are_taken_if_they_are_o
         ('"checksum": "', '"checksum": "0'),
     ):
         store.path.write_text(text.replace(old, new))
-        with pytest.raises(ValueError, match=r"runs.jsonl:[12] is no run .*checksum.*take the line out"):
+        with pytest.raises(ValueError, match=r"runs.jsonl:[12] is not a run .*checksum.*take the line out"):
             store.read()
     before = [json.dumps(record("lora", 1e-3, n, "validation", [n])) + "\n" for n in range(3)]
     store.path.write_text("".join(before))
@@ -195,10 +195,10 @@ def test_read_compares_only_what_has_data_and_training_in_common(tmp_path):
         found = tlora.Comparison.read(store.path)
     assert found.runs[["method", "task"]].drop_duplicates().values.tolist() == [["mine", "pairs"], ["lora", "another"]]
     assert [str(w.message).partition(";")[0] for w in told] == [
-        "runs of lora on pairs are left out, for they cannot be compared: steps is 3 there and 9 where they were begun "
-        "last",
-        "runs of dora on pairs are left out, for they cannot be compared: data is {'seed': 1} there and {'seed': 0} "
-        "where they were begun last",
+        "runs of lora on pairs are left out, because they cannot be compared: steps is 3 there and 9 where they were "
+        "begun last",
+        "runs of dora on pairs are left out, because they cannot be compared: data is {'seed': 1} there and {'seed': "
+        "0} where they were begun last",
     ]
 
 

@@ -156,13 +156,13 @@ def test_device_map_places_the_model(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"dtype": "int8"}, "dtype='int8' is no floating-point type"),
-        ({"dtype": "fp8"}, "dtype='fp8' is no floating-point type"),
+        ({"dtype": "int8"}, "dtype='int8' is not a floating-point type"),
+        ({"dtype": "fp8"}, "dtype='fp8' is not a floating-point type"),
         ({"dtype": torch.int64}, "no floating-point type"),
-        ({"device": "gpu"}, "device='gpu' is no device"),
+        ({"device": "gpu"}, "device='gpu' is not a device"),
         ({"device": "cuda:99"}, "CUDA devices; leave device out"),
         ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map both place"),
-        ({"num_labels": 0}, "num_labels=0 is no number of classes"),
+        ({"num_labels": 0}, "num_labels=0 is not a number of classes"),
     ],
 )
 def test_bad_arguments_are_refused(folder, arguments, words):

@@ -217,7 +217,7 @@ def test_what_peft_takes_for_a_routed_expert_is_left_out(family, caplog):
     found = target_modules(model)
     assert {t.part for t in found.values()} == {"attention"}
     assert re.search(
-        r"layers \(e\.g\. model\.layers\.\S+gate_proj\) are no target modules: by their names", caplog.text
+        r"layers \(e\.g\. model\.layers\.\S+gate_proj\) are not target modules: by their names", caplog.text
     )
     with pytest.raises(ValueError, match="no target: by its names PEFT would adapt the routed experts in its place"):
         target_modules(model, ["gate_proj"])

@@ -135,10 +135,10 @@ def test_another_gguf_file_is_not_replaced(tmp_path):
     base = model_of("llama")
     write_model(tmp_path / "base.gguf", base, "llama", tensors_of(base, "llama"))
     before = (tmp_path / "base.gguf").read_bytes()
-    with pytest.raises(FileExistsError, match=r"base\.gguf is no earlier export, but another GGUF file"):
+    with pytest.raises(FileExistsError, match=r"base\.gguf is a GGUF file but not an earlier export"):
         tlora.export(adapted_of("llama"), tmp_path / "base.gguf", format="gguf")
     (tmp_path / "adapter.gguf").mkdir()
-    with pytest.raises(FileExistsError, match=r"adapter\.gguf exists and is no GGUF file"):
+    with pytest.raises(FileExistsError, match=r"adapter\.gguf exists and is not a GGUF file"):
         tlora.export(adapted_of("llama"), tmp_path, format="gguf")
     assert (tmp_path / "base.gguf").read_bytes() == before
 

@@ -165,7 +165,7 @@ def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
             "to learn",
         ),
         ({"messages": [{"role": "assistant", "content": None}]}, "one with tool_calls may do without"),
-        (called("{}") | {"tools": "[{]"}, "tools are no valid JSON"),
+        (called("{}") | {"tools": "[{]"}, "tools are not valid JSON"),
         (called("{}") | {"tools": '{"name": "f"}'}, "tools must be a list of JSON schemas"),
     ],
 )

@@ -273,5 +273,5 @@ def test_progress_bars_of_the_library_are_back_afterwards(files, capsys):
 def test_folders_are_no_files_of_a_split(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    with pytest.raises(FileNotFoundError, match="a is no file: name the files of each split, or one folder"):
+    with pytest.raises(FileNotFoundError, match="a is not a file: name the files of each split, or one folder"):
         load_task("gsm8k", bytes_tokenizer(), data_files={"train": tmp_path / "a", "test": tmp_path / "b"})

@@ -185,8 +185,8 @@ def test_classes_may_be_written_in_words():
         ),
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: label 0\.5 is a fraction, and regression"),
         ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: 'label' is missing"),
-        ("a.jsonl", '{"text": "a", "label": -1}\n', r"line 1: label -1 is no class"),
-        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\] is no class"),
+        ("a.jsonl", '{"text": "a", "label": -1}\n', r"line 1: label -1 is not a class"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\] is not a class"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "of different types|all of one type"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "two classes or more"),
         ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages must be a list"),
@@ -203,7 +203,7 @@ def test_classes_may_be_written_in_words():
             r"line 3: 'text_pair' is here, unlike in the first row",
         ),
         ("a.jsonl", '{"text": "a", "text_pair": 5, "label": 0}\n', r"line 1: 'text_pair' is 5, not a text"),
-        ("a.jsonl.gz", '{"prompt": "a", "completion": "b"}\n', r"a\.jsonl\.gz is no gzip file, or a damaged one"),
+        ("a.jsonl.gz", '{"prompt": "a", "completion": "b"}\n', r"a\.jsonl\.gz is not a gzip file, or a damaged one"),
         ("a.jsonl", '{"prompt": "a", "completion": "b"}\n', "1 sample cannot be split into train, test, validation"),
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", "\n\n", "has no rows"),
@@ -233,13 +233,13 @@ def test_damage_that_readers_pass_on_is_refused_where_it_stands(tmp_path):
     with pytest.raises(ValueError, match=r"a.jsonl, line 2: 'prompt' holds half of a character"):
         read_path(tmp_path / "a.jsonl")
     write(tmp_path / "b.jsonl", [{"text": "w4", "label": 0}, {"text": "w5", "label": 2**63}])
-    with pytest.raises(ValueError, match=r"b.jsonl, line 2: label 9223372036854775808 is no class"):
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: label 9223372036854775808 is not a class"):
         read_path(tmp_path / "b.jsonl")
     Dataset.from_list([whole | {"prompt": f"w{i} " * 50} for i in range(300)]).to_parquet(tmp_path / "c.parquet")
     blob = bytearray((tmp_path / "c.parquet").read_bytes())
     blob[20:60] = bytes(40)
     (tmp_path / "c.parquet").write_bytes(blob)
-    with pytest.raises(ValueError, match=r"c.parquet is no Parquet file, or a damaged one"):
+    with pytest.raises(ValueError, match=r"c.parquet is not a Parquet file, or a damaged one"):
         read_path(tmp_path / "c.parquet")
 
 
@@ -269,7 +269,7 @@ def test_text_that_is_no_utf8_is_refused(tmp_path):
 def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, keep):
     path = write(tmp_path / "a.jsonl.gz", PAIRS)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is no gzip file, or a damaged one .*: pack it again"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a gzip file, or a damaged one .*: pack it again"):
         load_task(path, bytes_tokenizer())
 
 
@@ -553,7 +553,7 @@ def test_labels_are_names(tmp_path: Path) -> None:
         "bad",
         "good",
     )
-    with pytest.raises(ValueError, match=r"label '' is no class"):
+    with pytest.raises(ValueError, match=r"label '' is not a class"):
         load_task(csv_of(tmp_path / "b.csv", [*rows, "film 20,"]), words_tokenizer())
 
 

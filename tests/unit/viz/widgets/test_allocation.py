@@ -29,7 +29,7 @@ def explorer(**options: Any) -> viz.AllocationExplorer:
 def test_options_to_begin_with_are_refused_at_once():
     with pytest.raises(ValueError, match="min_rank"):
         explorer(min_rank=5)
-    with pytest.raises(KeyError, match="which is no module or projection here"):
+    with pytest.raises(KeyError, match="which is not a module or projection here"):
         explorer(exclude_modules="o_proj")
     with pytest.raises(TypeError, match="depth"):
         explorer(depth=3)
