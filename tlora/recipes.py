@@ -23,7 +23,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "attach": attach,
     "train": train,
 }
-# What the caller of the pipeline has to say, not a recipe: data, size, chance, and what is seen of it.
+# Arguments that the caller gives, not a recipe: data, sizes, seeds and progress.
 _CALLERS = {
     "model", "batches", "task", "calibration", "sensitivity", "subspaces", "allocation",
     "rank", "seed", "output_dir", "resume", "progress", "callbacks", "replace",
@@ -40,11 +40,11 @@ class Recipe:
     Attributes
     ----------
     name : str
-        What results of the recipe go by.
+        Name of its results.
     calibrate, allocate, attach, train : dict
         Arguments of the function of that name: JSON values.
     task_subspaces : dict or None
-        The same; None for none, where ``A`` is randomly initialized (and usually trained:
+        The same; None for no subspaces, where ``A`` is randomly initialized (and usually trained:
         ``attach={"freeze_a": False}``).
 
     Raises

@@ -39,7 +39,7 @@ Head = dict[str, Any]
 
 
 def _from_4(head: Head) -> Head:
-    """What each module is, which format 4 has in dictionaries side by side, and of some results not all of it.
+    """Targets from format 4, which has layers, projections and shapes in dictionaries side by side, or only some.
 
     A size that it does not have is 0. The stack of an encoder-decoder model is in the projection, and whether a module
     belongs to attention can be read off its name. Some results and arguments had other names.
@@ -71,7 +71,7 @@ def _renamed_from_4(head: Head) -> Head:
 
 
 def _options_from_4(value: Any) -> Any:
-    """With the new names of the arguments of `tlora.allocate`, wherever they are inside."""
+    """The value with the arguments of `tlora.allocate` under their new names, at any depth."""
     if not isinstance(value, dict):
         return value
     names = {"ranks": "adapt_ranks", "scales": "adapt_scales", "exclude": "exclude_modules"}
@@ -276,7 +276,7 @@ _DAMAGE = (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticEr
 
 
 def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], Meta]:
-    """Tensors, JSON values and `Meta` of a saved result, for those who need no object of its class.
+    """Tensors, JSON values and `Meta` of a saved result, without an object of its class.
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str
                 raise
             return read_parts(path, kind)  # another result was saved meanwhile
         values = head["values"]
-        if "shapes" in values:  # JSON knows no tuples
+        if "shapes" in values:  # JSON has no tuples
             values["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
         return load_tensors(blob), values, Meta(**head["meta"])
 
@@ -353,7 +353,7 @@ def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the result was not copied whole; copy both of its files")
     size = path.stat().st_size
-    blob = path.read_bytes() if size == expected["bytes"] else b""  # what was blown up is not read
+    blob = path.read_bytes() if size == expected["bytes"] else b""  # a file that has grown is not read
     if hashlib.sha256(blob).hexdigest() != expected["sha256"]:
         raise ValueError(
             f"{path} is not what was written ({size} bytes of {expected['bytes']}, or other content): "
@@ -363,7 +363,7 @@ def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
 
 
 def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``result.json`` of a result folder, checked for completeness, as the present format has it.
+    """The ``result.json`` of a result folder, checked for completeness and brought to the present format.
 
     Raises
     ------

@@ -96,7 +96,7 @@ class Allocation(ModuleResult):
 
     @property
     def budget(self) -> str:
-        """What there is as much of as in the uniform allocation: ``"ranks"``, exactly, or ``"parameters"``, at most."""
+        """What the budget counts: ``"ranks"``, spent exactly, or ``"parameters"``, at most."""
         return self.options.budget
 
     @property

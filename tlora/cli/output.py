@@ -27,7 +27,7 @@ PICTURES = ("spectrum", "sensitivity", "allocation", "training")
 
 @dataclass(frozen=True)
 class Report:
-    """Where a command is: each step on stderr, with the seconds it took; nothing where it is to be quiet."""
+    """Progress of a command: each step on stderr, with the seconds it took; nothing if it is quiet."""
 
     quiet: bool = False
 
@@ -51,7 +51,7 @@ class Report:
 
 
 class Command(TyperCommand):
-    """Shows the warnings of this package as sentences; what its libraries have to say is left out."""
+    """Shows warnings of this package as sentences, and none of its libraries."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -128,7 +128,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """Names and what is to be said of them, one a line."""
+    """Names and values, one a line."""
     width = max(map(len, values))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items() if value)
 

@@ -93,7 +93,7 @@ def check_start(start: Start, placement: Placement, output: Path, overwrite: boo
 def check_run(
     start: Start, training: Training, placement: Placement, output: Path, left: Iterable[Path], overwrite: bool
 ) -> None:
-    """Refuse, before anything is computed, what could not be trained or saved; ``left`` is of an earlier run."""
+    """Refuse, before anything is computed, what could not be trained or saved; ``left`` is what an earlier run left."""
     check_numbers(training.learning_rate, training.epochs, training.batch_size, training.eval_limit)
     check_report(training.report_to)
     check_card(checked_device(placement.device, {}))
@@ -107,7 +107,7 @@ def check_run(
 
 
 def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
-    """Groups of options as a recipe has them where they were not given; ``ctx.params``, written as lines, too."""
+    """Groups of options with the recipe's values where none were given; ``ctx.params`` gets them too."""
     found = []
     for group in groups:
         names = {field.name for field in fields(group)}
@@ -124,12 +124,12 @@ def _is_default(ctx: Any, name: str) -> bool:
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """Checkpoints of a training that broke off."""
+    """Checkpoints of an interrupted training."""
     return sorted(unfinished(output).glob(f"{CHECKPOINTS}/checkpoint-*"))
 
 
 def load_base(name: str, data: Data, placement: Placement, report: Report) -> tuple[Any, Task]:
-    """The model, with as many classes as the task has, and the task in its tokens."""
+    """The model, with as many classes as the task has, and the task tokenized for it."""
     if placement.dtype is not None:
         floating_dtype(placement.dtype)  # refused before the task is loaded
     with report.step(f"loading {name} and {data.task}"):
@@ -154,7 +154,7 @@ def rehearse(model: Any, looking: Looking, allocating: AllocationFlags) -> None:
 
 
 def check_calibration(calibration: Calibration | None, place: Path | None, task: Task) -> None:
-    """Warn of a calibration of another task: the start of A, and the allocation, are then for that."""
+    """Warn if the calibration is of another task: the start of A and the allocation are then for that task."""
     if calibration and calibration.meta.task not in ("", task.name):
         warnings.warn(
             f"{place} is of {calibration.meta.task}, and this trains on {task.name}: is that meant?", stacklevel=1
@@ -291,7 +291,7 @@ def save_options(ctx: Any, output: Path) -> None:
 
 @contextlib.contextmanager
 def going_on(rest: Callable[[], Mapping[str, str]]) -> Iterator[None]:
-    """Add to an error what is kept of the run, and how to go on with it."""
+    """Add to an error what is kept of the run, and how to resume it."""
     try:
         yield
     except BaseException as error:
@@ -339,7 +339,7 @@ def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, 
 
 @contextlib.contextmanager
 def named_by(folder: Path, model: str | None) -> Iterator[None]:
-    """Add to an error about a base who names it, where nobody did on the command line."""
+    """Add to an error about a base that its name comes from the adapter, unless the command line gave it."""
     try:
         yield
     except (OSError, ValueError) as error:

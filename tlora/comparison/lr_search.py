@@ -27,7 +27,7 @@ Curve = dict[float, Score]
 def search(
     score_at: Callable[[float], Score], grid: Iterable[float], tried: Iterable[float] = ()
 ) -> dict[float, Score]:
-    """Score at each rate of the grid, and of as many more as it takes for the best not to be at an edge.
+    """Score each rate of the grid, and more rates until the best is not at an edge.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ def search(
     grid : iterable of float
         At least two rates; from one to the next by about the same factor.
     tried : iterable of float
-        Those of earlier searches, from other grids perhaps, which are scored too and widen this one no further.
+        Rates of earlier searches, perhaps from other grids: they are scored too, and do not widen this one.
 
     Returns
     -------
     dict of tuple
-        Score by rate. Where `beyond` of it is not None, the search was given up.
+        Score by rate. If `beyond` of it is not None, the search was given up.
 
     Raises
     ------
@@ -91,11 +91,11 @@ def best(scores: Mapping[float, Score]) -> float | None:
 
 
 def beyond(scores: Mapping[float, Score]) -> float | None:
-    """The rate that follows on the edge at which the best is; None where the best is inside.
+    """The next rate beyond the edge at which the best is; None if the best is inside.
 
-    Where all diverged, or several came to the same value and none to another, there is nothing to go by: lower then,
-    for it is at high rates that training diverges, or comes to what guessing gives. Where not one answer is right at
-    any rate, what decides among equals is gone by. What fails at every rate (NaN) fails at others too.
+    Where all rates diverged, or several reach the best value and no other rate a better one, scores give no direction:
+    the search goes lower, because it is at high rates that training diverges or ends at what guessing gives. Where no
+    answer is right at any rate, the tie-breaker decides. What fails at every rate (NaN) would fail at others too.
     """
     if all(math.isnan(value) for value, *_ in scores.values()):
         return None

@@ -185,7 +185,7 @@ def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs:
 
 
 def _default_device() -> torch.device:
-    """A card, of several processes on this machine to each its own; the CPU where there is none."""
+    """The GPU of this process, if several share the machine one each; the CPU without a GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
@@ -229,7 +229,7 @@ def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
     Raises
     ------
     ValueError
-        If it is none.
+        If it is not one.
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
@@ -262,7 +262,7 @@ def architecture_of(config: PretrainedConfig, num_labels: int | None) -> Any:
 def _newly_initialized(model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]) -> tuple[str, ...]:
     """Modules that the checkpoint has no weights for: a head, a pooler.
 
-    Anything else is refused: at random in a base that stays frozen, it would never learn anything.
+    Anything else is refused: it would stay random in a frozen base.
     """
     keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     fresh = sorted({key.rpartition(".")[0] for key in keys})
@@ -352,7 +352,7 @@ def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
 
 
 def served_by(name: str | os.PathLike[str]) -> tuple[str, bool]:
-    """What other programs find a model by.
+    """The name by which other programs find a model.
 
     Parameters
     ----------
@@ -461,7 +461,7 @@ def _unknown(name: str, hub: str) -> ValueError:
 
 
 def tell_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, which knows now what its model reads, if nobody had told it."""
+    """The tokenizer, with the limit of its model where it had none."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     if tokenizer.model_max_length > _UNLIMITED and isinstance(most, int) and most > 1:
         tokenizer.model_max_length = most

@@ -134,7 +134,7 @@ class Alignment(ModuleResult):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return super()._unpack(tensors, values | {"sides": tuple(values["sides"])}, meta)  # JSON knows no tuples
+        return super()._unpack(tensors, values | {"sides": tuple(values["sides"])}, meta)  # JSON has no tuples
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -54,7 +54,7 @@ class GradientCapture(ModuleResult):
     total : (N, M) float32 tensor
         ``||G_n||_F^2``, (nats per token and unit of weight) squared.
     best : (M, R) float64 tensor
-        The most that one subspace of each rank holds of these samples: the sum of the leading eigenvalues of
+        The most that one subspace of each rank captures of these samples: the sum of the leading eigenvalues of
         ``sum_n G_n^T G_n``. It is chosen in hindsight, for these very samples.
     confidence : float
         Of the intervals in the tables.
@@ -285,7 +285,7 @@ class _Energies:
         self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
 
     def forward_done(self, recorder: Recorder) -> None:
-        """Nothing is made of inputs alone."""
+        """Inputs alone give no statistics."""
 
     def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add the norms of each sample; calls of one module in one pass are summed before."""

@@ -14,7 +14,7 @@ from tlora.models.weights import refuse_packed
 
 
 def check_trainable(model: Any) -> None:
-    """Refuse a model that cannot be trained, or would be saved as another than it is.
+    """Refuse a model that cannot be trained, or that loading would not restore.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def check_trainable(model: Any) -> None:
 
 
 def _check_config(model: PeftModel) -> None:
-    """Refuse layers of other ranks or scales than the config gives them, with which they would be read again."""
+    """Refuse layers whose ranks or scales differ from the config, which loading would use."""
     modules = lora_modules(model)
     ranks = {name: module.rank for name, module in modules.items()}
     said = Adapter(model.peft_config[model.active_adapter].to_dict(), ranks)

@@ -36,7 +36,7 @@ SIZES = (8.5, 7.5, 6.5, 5.5)
 
 
 class Canvas:
-    """A figure of its own, of which pyplot never hears.
+    """A figure that pyplot does not manage.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ class Canvas:
 
 
 def steady(ax: Axes) -> None:
-    """Give ticks that are made later the look of those that are there: widgets draw outside of our settings.
+    """Style ticks that are made later like the present ones: widgets draw outside of our settings.
 
-    Settings are global, and a widget may draw in the thread that hears its controls while a cell runs in another.
+    Settings are global, and a widget may draw in the thread that handles its controls while a cell runs in another.
     """
     ax.tick_params(labelsize=style.STYLE["xtick.labelsize"], colors=plt.rcParams["xtick.color"])
 
