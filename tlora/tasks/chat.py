@@ -48,7 +48,7 @@ def conversation_segments(
     """
     segments: list[Segment] = []
     done, messages = "", [unpacked(message) for message in messages]
-    turns = [turn for turn, message in enumerate(messages) if is_learnt(message)]
+    turns = [turn for turn, message in enumerate(messages) if is_trained_on(message)]
     for turn in turns:
         before = _rendered(tokenizer, messages[:turn], tools, generation_prompt=True)
         after = _rendered(tokenizer, messages[: turn + 1], tools, generation_prompt=False)
@@ -102,13 +102,13 @@ def tokenise(
         Where each labelled piece begins.
     """
     ids, labels, starts, text = list(first), [IGNORED] * len(first), [], ""
-    for piece, learnt in segments:
+    for piece, is_trained in segments:
         text += piece
         longer = [*first, *_ids(tokenizer, text)]
         if longer[: len(ids)] != ids:  # a token reaches over the boundary
             longer = ids + _ids(tokenizer, piece)
         new = longer[len(ids) :]
-        if learnt:
+        if is_trained:
             starts.append(len(ids))
             said = _said(tokenizer, new, ends)
             labels += new[:said] + [IGNORED] * (len(new) - said)
@@ -170,7 +170,7 @@ def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: frozense
 
 
 def _ended(ids: list[int], labels: list[int], ends: frozenset[int], end: int | None) -> tuple[list[int], list[int]]:
-    """Without what follows the last label; with the end token where that label is none."""
+    """Without what follows the last label; with the end token where there is no label."""
     length = max((place for place, label in enumerate(labels) if label != IGNORED), default=-1) + 1
     ids, labels = ids[:length], labels[:length]
     if length and end is not None and labels[-1] not in ends:
@@ -201,7 +201,7 @@ def check_messages(messages: Any, where: str) -> None:
             raise ValueError(
                 f"{where}: weight {message['weight']!r}: a message is trained on (1, the default) or not (0)"
             )
-    if not any(is_learnt(message) and _says(message) for message in messages):
+    if not any(is_trained_on(message) and _says(message) for message in messages):
         raise ValueError(f"{where}: no message of the assistant (of weight 1), so there is nothing to learn")
 
 
@@ -221,7 +221,7 @@ def check_tools(tools: Any, where: str) -> None:
         raise ValueError(f"{where}: tools must be a list of JSON schemas, one a function; got {tools!r:.80}")
 
 
-def is_learnt(message: Message) -> bool:
+def is_trained_on(message: Message) -> bool:
     """Whether the assistant says it, and it is not marked with weight 0."""
     return message.get("role") == "assistant" and message.get("weight") != 0
 

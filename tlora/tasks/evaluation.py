@@ -134,11 +134,11 @@ def summed_losses(
     counts = torch.zeros(len(rows), dtype=torch.int64)
     for indices, batch in _batches(model, task, rows, batch_size, progress, "loss"):
         logits, labels = token_logits(model, batch, use_cache=False)
-        learnt = labels != IGNORED
-        each = functional.cross_entropy(logits[learnt].float(), labels[learnt], reduction="none").cpu().double()
-        owner = torch.tensor(indices)[learnt.nonzero()[:, 0].cpu()]
+        labelled = labels != IGNORED
+        each = functional.cross_entropy(logits[labelled].float(), labels[labelled], reduction="none").cpu().double()
+        owner = torch.tensor(indices)[labelled.nonzero()[:, 0].cpu()]
         losses.index_add_(0, owner, each)
-        counts[indices] = learnt.sum(1).cpu()
+        counts[indices] = labelled.sum(1).cpu()
     return losses, counts
 
 

@@ -310,8 +310,8 @@ def _say_unreachable(task: Task) -> None:
     if task.score is None or not len(rows):
         return
     begins = [0 if task.architecture == "seq2seq" else row["prompt_length"] for row in rows]  # the last answer
-    learnt = [[n for n in row["labels"][begin:] if n != IGNORED] for row, begin in zip(rows, begins, strict=True)]
-    written = [as_answer(task, row, labels) for row, labels in zip(rows, learnt, strict=True)]
+    targets = [[n for n in row["labels"][begin:] if n != IGNORED] for row, begin in zip(rows, begins, strict=True)]
+    written = [as_answer(task, row, labels) for row, labels in zip(rows, targets, strict=True)]
     for row, answer, score in zip(rows, written, task.score(rows, written)[task.metric], strict=True):
         if score < 1:
             logger.warning(

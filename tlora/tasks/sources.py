@@ -255,12 +255,12 @@ def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ..
     values = {label for labels in named.values() for label in labels}
     if len(values) < 2 or len({type(value) for value in values}) > 1:
         raise ValueError(f"the labels of {name} are {_some(values)}: a task needs two classes or more, all of one type")
-    learnt = set(named[first])
+    trained = set(named[first])
     for split, labels in named.items():
-        if new := set(labels) - learnt:
+        if new := set(labels) - trained:
             warnings.warn(
-                f"{split} of {name} has the label {min(new)!r}, which is in no sample of {first} ({_some(learnt)}) and "
-                "will not be learned: spell labels alike in all splits",
+                f"{split} of {name} has the label {min(new)!r}, which is in no sample of {first} ({_some(trained)}) "
+                "and will not be learned: spell labels alike in all splits",
                 stacklevel=4,
             )
     numeric = all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)

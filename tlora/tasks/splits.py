@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from tlora.numerics.apportionment import apportion
-from tlora.tasks.chat import is_learnt, unpacked
+from tlora.tasks.chat import is_trained_on, unpacked
 
 SPLITS = ("train", "validation", "test")
 
@@ -92,7 +92,7 @@ def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
 def _given(value: Any) -> str:
     """What the model is given of a value: of messages, those before the last turn that is trained on."""
     if isinstance(value, list):
-        said = [place for place, message in enumerate(value) if is_learnt(message)]
+        said = [place for place, message in enumerate(value) if is_trained_on(message)]
         given = value[: said[-1]] if said else value
         value = [{key: each for key, each in unpacked(message).items() if key != "weight"} for message in given]
     return str(value)

@@ -280,9 +280,9 @@ class Task:
         cuts = self.cuts.get(split, Cuts())
         tokens = sum(len(ids) for ids in rows["input_ids"]) if len(rows) else 0
         generated = self.kind == "generation" and len(rows)
-        learnt = sum(int((labels != IGNORED).sum()) for labels in rows["labels"]) if generated else 0
-        counted = {"samples": len(rows), "tokens": tokens, "learnt": learnt}
-        return counted | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
+        counted = sum(int((labels != IGNORED).sum()) for labels in rows["labels"]) if generated else 0
+        sizes = {"samples": len(rows), "tokens": tokens, "learnt": counted}
+        return sizes | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
 
     def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
         if split not in SPLITS:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
-from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is_learnt, read_tools, tokenise
+from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is_trained_on, read_tools, tokenise
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 
@@ -166,7 +166,7 @@ class Format:
         else:
             segments = conversation_segments(self.tokenizer, messages, read_tools(row.get("tools")))
             ids, labels, starts = tokenise(self.tokenizer, segments, self.end_ids)
-            answers = [message.get("content") or "" for message in messages if is_learnt(message)]
+            answers = [message.get("content") or "" for message in messages if is_trained_on(message)]
         cut = labels[: self.max_length]
         turn = max(0, sum(start < self.max_length for start in starts) - 1)
         before = "".join(text for text, _ in segments[: 2 * turn + 1])

@@ -11,17 +11,17 @@ MINUS, DASH = "\u2212", "\u2013"
 
 
 def number(value: float) -> str:
-    """A number with two or three significant digits; a dash where there is none."""
+    """A number with two or three significant digits; a dash if it is missing."""
     return DASH if math.isnan(value) else style.number(value).replace("-", MINUS)
 
 
 def whole(value: float) -> str:
-    """A whole number, thousands set apart; a dash where there is none."""
+    """A whole number, thousands set apart; a dash if it is missing."""
     return DASH if math.isnan(value) else f"{int(value):,}".replace("-", MINUS)
 
 
 def percent(share: float) -> str:
-    """A share in percent; a dash where there is none."""
+    """A share in percent; a dash if it is missing."""
     return DASH if math.isnan(share) else style.percent(share).replace(" ", "\u00a0").replace("-", MINUS)
 
 
