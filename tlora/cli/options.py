@@ -51,7 +51,12 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         close = difflib.get_close_matches(name, known)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(map(str, known))}"
         raise ValueError(f"{path} has the option {name!r}, which tlora {ctx.command.name} does not have: {hint}")
-    ctx.default_map = {name: value for name, value in named.items() if value is not None}
+    repeated = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
+    ctx.default_map = {
+        name: [value] if name in repeated and not isinstance(value, list) else value
+        for name, value in named.items()
+        if value is not None
+    }
     return path
 
 

@@ -107,7 +107,7 @@ def read_dataset(data: Dataset | Mapping[str, Dataset]) -> Source:
     Raises
     ------
     TypeError
-        If a split is no `datasets.Dataset`.
+        If a split is not a `datasets.Dataset`.
     ValueError
         If it has no rows, not the columns of a task, or no split that we know.
     """
@@ -371,7 +371,7 @@ def read_rows(path: Path) -> list[Located]:
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
-        raise ValueError(f"{path} is no {', '.join(SUFFIXES)} file: convert it to one")
+        raise ValueError(f"{path} is not a {', '.join(SUFFIXES)} file: convert it to one")
     return _csv_rows(path) if name.endswith(".csv") else _json_rows(path)
 
 

@@ -128,7 +128,7 @@ def train(
     Raises
     ------
     TypeError
-        If the model is no ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
+        If the model is not a ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
         would not save or would save with another scale, a number out of range, a GPU that the Trainer does not

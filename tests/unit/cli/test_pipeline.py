@@ -462,7 +462,8 @@ def test_every_command_that_calibrates_adapts_the_modules_that_are_named() -> No
     done("init llama --data pairs.jsonl --samples 6 --rank 2 --target-modules attention --output start")
     targets = tlora.Allocation.load("start/tlora/allocation").targets
     assert {target.part for target in targets.values()} == {"attention"}
-    done(f"run {DATA} --samples 6 --rank 2 --max-steps 1 --eval-limit 0 --target-modules mlp --output out")
+    Path("mlp.yaml").write_text("target_modules: mlp")
+    done(f"run {DATA} --samples 6 --rank 2 --max-steps 1 --eval-limit 0 --config mlp.yaml --output out")
     projections = {name.rpartition(".")[2] for name in tlora.TrainingRun.load("out").ranks}
     assert projections == {"gate_proj", "up_proj", "down_proj"}
     assert yaml.safe_load(Path("out/tlora/run.yaml").read_text())["target_modules"] == ["mlp"]

@@ -228,11 +228,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     path.write_text('{"question": "a", \n')
     with pytest.raises(ValueError, match=r"x\.jsonl, line 1: not valid JSON"):
         load_task("gsm8k", bytes_tokenizer(), data_files=path)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl is no file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl is not a file"):
         load_task("gsm8k", bytes_tokenizer(), data_files=tmp_path / "nowhere.jsonl")
     other = tmp_path / "x.xlsx"
     other.write_text("x")
-    with pytest.raises(ValueError, match=r"x\.xlsx is no \.jsonl"):
+    with pytest.raises(ValueError, match=r"x\.xlsx is not a \.jsonl"):
         load_task("gsm8k", bytes_tokenizer(), data_files=other)
 
 
