@@ -45,7 +45,7 @@ def test_the_line_that_serves_it_and_refusals(tmp_path):
     for line, words in (
         ("other --engine llama.cpp --format peft", "llama.cpp reads adapters as 'gguf'"),
         ("other --engine ollama", "ollama"),
-        ("other --dtype int4", "no floating-point type"),
+        ("other --dtype int4", "not a floating-point type"),
     ):
         refused = invoke(f"export trained {line}")
         assert refused.exit_code == 2

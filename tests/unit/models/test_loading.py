@@ -158,7 +158,7 @@ def test_device_map_places_the_model(folder, tmp_path):
     [
         ({"dtype": "int8"}, "dtype='int8' is not a floating-point type"),
         ({"dtype": "fp8"}, "dtype='fp8' is not a floating-point type"),
-        ({"dtype": torch.int64}, "no floating-point type"),
+        ({"dtype": torch.int64}, "not a floating-point type"),
         ({"device": "gpu"}, "device='gpu' is not a device"),
         ({"device": "cuda:99"}, "CUDA devices; leave device out"),
         ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map both place"),

@@ -189,7 +189,7 @@ def test_formats_and_engines_are_checked_by_name(tmp_path):
         ({"engine": "ollama"}, "choose one of peft, vllm, sglang"),
         ({"engine": "llama.cpp", "format": "peft"}, "llama.cpp reads adapters as 'gguf'"),
         ({"engine": "vllm", "format": "gguf"}, "vllm reads adapters as 'peft'"),
-        ({"dtype": "int8"}, "no floating-point type"),
+        ({"dtype": "int8"}, "not a floating-point type"),
         ({"format": "merged"}, "pass tokenizer="),
     ):
         with pytest.raises(ValueError, match=words):

@@ -125,7 +125,7 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="float64"):
         tlora.export(adapted, tmp_path / "x.gguf", format="gguf", dtype="float64")
     (tmp_path / "thesis.gguf").write_text("mine")
-    with pytest.raises(FileExistsError, match="no GGUF"):
+    with pytest.raises(FileExistsError, match="not a GGUF"):
         tlora.export(adapted, tmp_path / "thesis.gguf", format="gguf")
     assert (tmp_path / "thesis.gguf").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.gguf"]

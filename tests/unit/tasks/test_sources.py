@@ -216,7 +216,7 @@ def test_classes_may_be_written_in_words():
         ("a.csv", "prompt,completion\na,b\nc,d,e\n", r"Expected 2 fields in line 3, saw 3\): quote the commas"),
         ("a.csv", "prompt,completion\na,b,c\nd,e,f\n", "more fields than the header: quote the commas"),
         ("a.csv", "text,label\na,0.5\nb,1.5\n", r"sample 1: label '0\.5' is a fraction"),
-        ("a.parquet", "PAR1 but not really", "no Parquet file, or a damaged one"),
+        ("a.parquet", "PAR1 but not really", "not a Parquet file, or a damaged one"),
         ("a.xlsx", "x", r"is not a \.jsonl"),
     ],
 )
