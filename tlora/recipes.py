@@ -79,7 +79,7 @@ class Recipe:
 
     @staticmethod
     def named(name: str) -> Recipe:
-        """The recipe of that name: ``"tlora"``, ``"tlora-paper"`` or ``"tlora-trained"``.
+        """The recipe of that name, one of `RECIPES`.
 
         Parameters
         ----------

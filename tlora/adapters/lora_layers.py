@@ -117,7 +117,7 @@ def check_name(name: str, parameters: Iterable[str]) -> None:
         If it has a dot, or is a part of their names.
     """
     if not name or "." in name:
-        raise ValueError(f"name={name!r} an adapter's name is part of module names: choose a word without dots")
+        raise ValueError(f"name={name!r}: an adapter's name becomes part of module names, choose a word without dots")
     if any(name in key.split(".") for key in parameters):
         raise ValueError(
             f"name={name!r} is also part of the names of the model's parameters, so PEFT could not tell them from the "
