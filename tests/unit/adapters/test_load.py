@@ -335,7 +335,7 @@ def test_an_adapter_may_be_called_like_a_part_of_a_word(name: str, folders: dict
 def test_an_adapter_may_not_be_called_like_a_module(name: str, folders: dict[str, Path]) -> None:
     """PEFT would save another adapter without what is called so."""
     for model in (tiny_model("llama"), tlora.load(folders["one"], tiny_model("llama"), name="one")):
-        with pytest.raises(ValueError, match=f"name='{name}' is a part of the names .*: choose another name"):
+        with pytest.raises(ValueError, match=f"name='{name}' is also part of the names .*: choose another name"):
             tlora.load(folders["two"], model, name=name)
 
 

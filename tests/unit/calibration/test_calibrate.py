@@ -550,7 +550,7 @@ def test_two_processes_find_what_one_does(what, tmp_path):
     ("what", "words"),
     [
         ("few", "1 batches for 2 processes"),
-        ("other", "must be given the same batches"),
+        ("other", "give every process the same batches"),
         ("unconnected", "2 processes were started, and accelerate knows of 1"),
     ],
 )
