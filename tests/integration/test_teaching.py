@@ -1,0 +1,32 @@
+"""The solutions of the lab, on a tiny model in place of the lab's."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import tlora
+from tests.helpers.models import tiny_batch, tiny_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "teaching.md"
+SOLUTIONS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text().split("## Solutions")[1], re.M | re.S)
+
+
+def test_every_exercise_has_a_solution_that_checks_itself() -> None:
+    exercises = re.findall(r"^\d\. \*\*", PAGE.read_text().split("## Solutions")[0], re.M)
+    assert len(SOLUTIONS) == len(exercises) == 5
+    assert all("assert " in solution for solution in SOLUTIONS)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_solutions_hold(family: str) -> None:
+    model = tiny_model(family)
+    calibration = tlora.calibrate(model, [tiny_batch(family, lengths=(7, 4, 9, 6))], progress=False)
+    name = calibration.names[2]
+    given = {
+        "torch": torch, "tlora": tlora, "model": model, "calibration": calibration, "name": name,
+        "W": model.get_submodule(name).weight.detach(), "C": calibration.covariance[name].dense(),
+    }  # fmt: skip
+    for solution in SOLUTIONS:
+        exec(solution, given)
