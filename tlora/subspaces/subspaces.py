@@ -107,7 +107,11 @@ class Subspaces(ModuleResult):
         if not 1 <= rank <= len(rows):
             target = self.targets[name]
             has_more = len(rows) < min(target.d_out, target.d_in)
-            more = ", or compute more with task_subspaces(..., max_rank=)" if has_more else ""
+            more = (
+                ", or compute what an allocation needs with task_subspaces(..., max_rank=allocation)"
+                if has_more
+                else ""
+            )
             raise ValueError(
                 f"rank {rank} asked for {name}, whose basis has {len(rows)} directions: use 1 to {len(rows)}{more}"
             )

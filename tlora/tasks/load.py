@@ -242,7 +242,7 @@ def _unknown(name: str, generators: Sequence[str]) -> str:
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
         f"unknown task {name!r}.{meant} A task is one of {', '.join(PRESETS)}; one of the {len(generators)} of "
-        "reasoning-gym, which tlora.tasks.load.task_names() lists too; a path to a file "
+        "reasoning-gym, which tlora.task_names() lists too; a path to a file "
         f"({', '.join(SUFFIXES)}) or a folder of them; or a datasets.Dataset"
     )
 

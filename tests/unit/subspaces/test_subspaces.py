@@ -354,7 +354,7 @@ def test_no_more_directions_are_advised_than_a_matrix_has() -> None:
     model = tiny_model("llama")
     found = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
     name = next(name for name in found.names if name.endswith("k_proj"))  # 16 x 32
-    for most, advice in ((8, "max_rank="), (32, "use 1 to 16$")):
+    for most, advice in ((8, "max_rank=allocation"), (32, "use 1 to 16$")):
         with pytest.raises(ValueError, match=advice):
             tlora.task_subspaces(model, found, max_rank=most, progress=False).basis(name, 32)
 
