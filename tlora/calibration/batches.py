@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tlora.models.forward import _OF_TEXTS, IGNORED, accepts, fitted, is_of_decoder, pad_right
+from tlora.models.forward import _OF_TEXTS, IGNORED, accepts, at_labels, fitted, is_of_decoder, pad_right
 from tlora.models.targets import output_embeddings
 
 
@@ -70,8 +70,9 @@ class Batch:
 
     Attributes
     ----------
-    inputs : dict of Tensor
-        What the model is called with, and ``labels``; on the CPU until `on` moves them.
+    inputs : dict
+        What the model is called with, and ``labels``: tensors, on the CPU until `on` moves them, and what `at_labels`
+        adds then.
     real : (B, T) bool tensor
         Tokens that are not padding; on the CPU.
     labelled : (B, T) bool tensor
@@ -83,7 +84,7 @@ class Batch:
         For each sample a number of 64 bits that tells it from others, whatever batch it is in.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     real: Bool[Tensor, "samples tokens"]
     labelled: Bool[Tensor, "samples target_tokens"]
     is_encoder_decoder: bool
@@ -97,9 +98,10 @@ class Batch:
         """Where the model is called."""
         return self.inputs["input_ids"].device
 
-    def on(self, device: torch.device) -> Batch:
-        """The batch as the model on this device is called with it."""
-        return replace(self, inputs={key: value.to(device) for key, value in self.inputs.items()})
+    def on(self, device: torch.device, model: Any) -> Batch:
+        """The batch as the model on this device is called with it; its labels are looked at here, on the CPU."""
+        asked = at_labels(model, self.inputs)
+        return replace(self, inputs={k: v.to(device) if isinstance(v, Tensor) else v for k, v in asked.items()})
 
     def only(self, samples: list[int]) -> Batch:
         """The batch of some of its samples."""

@@ -25,6 +25,7 @@ from tlora.models.targets import refuse_adapted
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, weight
 from tlora.results import Meta
+from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
 from tlora.utils.validation import as_names, positive_int
 
@@ -132,7 +133,7 @@ def calibrate(
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
     target_modules = as_names(target_modules)
     targets = find_targets(model, target_modules)
-    fingerprints = {name: _checked_fingerprint(model, name) for name in targets}
+    fingerprints = _checked_fingerprints(model, list(targets))
     recipe = asdict(options) | {"target_modules": target_modules}
     meta = Meta(
         model=model.config._name_or_path or type(model).__name__,
@@ -202,14 +203,20 @@ def _check_can_be_read_twice(batches: Iterable[Any]) -> None:
         )
 
 
-def _checked_fingerprint(model: Any, name: str) -> Tensor:
-    matrix = weight(model.get_submodule(name), name)
-    # what is not finite shows in the extremes, which take one pass over the weight and no copy of it
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all()):
-        raise ValueError(
-            f"the weight of {name} is not finite (NaN or infinity): the checkpoint is damaged; load it again"
-        )
-    return fingerprint(matrix)
+def _checked_fingerprints(model: Any, names: list[str]) -> dict[str, Tensor]:
+    prints, extremes = [], []
+    for name in names:
+        matrix = weight(model.get_submodule(name), name)
+        prints.append(fingerprint(matrix))
+        # what is not finite shows in the extremes, which take one pass over the weight and no copy of it
+        extremes.append(torch.stack(torch.aminmax(matrix)))
+    found = on_host([*prints, *extremes])
+    for name, ends in zip(names, found[len(names) :], strict=True):
+        if not bool(torch.isfinite(ends).all()):
+            raise ValueError(
+                f"the weight of {name} is not finite (NaN or infinity): the checkpoint is damaged; load it again"
+            )
+    return dict(zip(names, found, strict=False))
 
 
 def _result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta) -> Calibration:

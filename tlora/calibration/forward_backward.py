@@ -15,6 +15,7 @@ from tlora.calibration.packing import unpacked
 from tlora.models.forward import input_device, own_loss, sample_losses
 from tlora.models.hooks import Recorder, recording, seeing
 from tlora.models.targets import Target
+from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products, seeded
 
 LOSS_SCALE = 2.0**10
@@ -131,11 +132,12 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
         for each in batches:
             parts = each.singles() if singly else each.told_apart()
             while parts:
-                batch = parts.pop(0).on(device)
+                here = parts.pop(0)
+                batch = here.on(device, model)
                 losses = sample_losses(model, batch.inputs)
                 _check_rows(targets, batch, recorder.inputs)
                 if not all(batch.is_by_sample(x) for calls in recorder.inputs.values() for x in calls):
-                    singly, parts = True, [one for part in (batch, *parts) for one in part.singles()]
+                    singly, parts = True, [one for part in (here, *parts) for one in part.singles()]
                     recorder.clear()
                     continue
                 with exact_products():
@@ -144,7 +146,7 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
                 recorder.backward(losses.sum() * scale)
                 if (company := _company(batch)) > seen:
                     seen = company
-                    _check_alone(model, batch, losses.detach(), recorder)
+                    _check_alone(model, here, batch, losses.detach(), recorder)
                 recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (a generator that was used up?)")
@@ -167,13 +169,13 @@ def _company(batch: Batch) -> int:
     return 2 if not bool(batch.real.all()) else int(len(batch) > 1)
 
 
-def _check_alone(model: Any, batch: Batch, losses: Tensor, recorder: Recorder) -> None:
+def _check_alone(model: Any, here: Batch, batch: Batch, losses: Tensor, recorder: Recorder) -> None:
     """Refuse a model that is trained with another loss, or whose samples are others in a batch than alone.
 
     After the backward pass, when the recorder is deaf, and what the modules read in the batch is still there.
     """
-    n = int(batch.real.sum(1).argmin())
-    alone = batch.alone(n)
+    n = int(here.real.sum(1).argmin())
+    alone = here.alone(n).on(batch.device, model)
     off: dict[str, list[Tensor]] = {name: [] for name in recorder.inputs}
 
     def compare(name: str, x: Tensor) -> None:
@@ -183,15 +185,17 @@ def _check_alone(model: Any, batch: Batch, losses: Tensor, recorder: Recorder) -
 
     with torch.no_grad(), seeded(), seeing(model, off, compare):
         own, ours = own_loss(model, alone.inputs)
+    seen = {f"what {name} reads": torch.stack(each).amax() for name, each in off.items() if each}
+    seen["its loss"] = _difference(ours, losses[n])
+    own, ours, *found = on_host([own, ours, *seen.values()])
+    apart = dict(zip(seen, map(float, found), strict=True))
     length = alone.real.shape[1]
-    if _difference(own, ours) > max(OWN_LOSS, 4 * torch.finfo(own.dtype).eps):
+    if float(_difference(own, ours)) > max(OWN_LOSS, 4 * torch.finfo(own.dtype).eps):
         raise ValueError(
             f"a {type(model).__name__} is trained with a loss of {float(own):.5g} on a sample of {length} tokens, and "
             f"calibration would measure {float(ours):.5g}, the mean over its labels (tokens are predicted from those "
             "before them): pass a causal, encoder-decoder or text classification model"
         )
-    apart = {f"what {name} reads": max(map(float, each)) for name, each in off.items() if each}
-    apart["its loss"] = _difference(ours, losses[n])
     what = max(apart, key=apart.__getitem__)
     if apart[what] > _tolerance(model):
         raise RuntimeError(
@@ -208,9 +212,9 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
     return (one.float() - other.float()).norm() / one.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def _difference(one: Tensor, other: Tensor) -> Tensor:
     """Of two losses, in nats, or as a part of the first where it is large."""
-    return float((one.float() - other.float()).abs() / (1 + one.float().abs()))
+    return (one.float() - other.float()).abs() / (1 + one.float().abs())
 
 
 def _tolerance(model: Any) -> float:

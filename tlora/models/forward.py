@@ -230,7 +230,8 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     model : transformers.PreTrainedModel or peft.PeftModel
         One that cannot restrict its logits is given the batch as it is.
     batch : mapping
-        As for `sample_losses`; labels (B, T).
+        As for `sample_losses`; labels (B, T). On a card the host would wait here: look at it before it is moved there.
+        One that was here before is returned as it is.
 
     Returns
     -------
@@ -238,10 +239,18 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         With ``logits_to_keep``, a list of K positions, and the labels of these, (B, K), such that as ever the logits at
         one column predict the label at the next.
     """
+    asked = batch["labels"].ndim == 1 or "logits_to_keep" in batch or not can_leave_logits_out(base_of(model))
+    return dict(batch) if asked else with_labelled_alone(batch)
+
+
+def can_leave_logits_out(base: Any) -> bool:
+    """Whether a model can be asked for its logits at some positions alone."""
+    return not base.config.is_encoder_decoder and accepts(base, "logits_to_keep")
+
+
+def with_labelled_alone(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The batch as `at_labels` gives it to a model that can leave logits out."""
     labels = batch["labels"]
-    model = base_of(model)
-    if labels.ndim == 1 or model.config.is_encoder_decoder or not accepts(model, "logits_to_keep"):
-        return dict(batch)
     columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
     nothing = labels.new_full((len(labels), 1), IGNORED)
     last = labels.shape[1] - 1  # predicts nothing, like the last column of any batch

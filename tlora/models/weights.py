@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.models.targets import check_is_model, is_linear, shape
+from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
 
 _WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
@@ -115,12 +116,12 @@ def fingerprint(matrix: Tensor) -> Tensor:
     Returns
     -------
     (16,) float32 tensor
-        On the CPU.
+        On the matrix's device.
     """
     generator = torch.Generator().manual_seed(matrix.shape[1])
     direction = torch.randn(matrix.shape[1], generator=generator).to(matrix.device)
     rows = torch.linspace(0, matrix.shape[0] - 1, 16, device=matrix.device).long()
-    return (matrix[rows].float() @ direction).cpu()
+    return matrix[rows].float() @ direction
 
 
 def likeness(one: Tensor, other: Tensor) -> float:
@@ -170,9 +171,10 @@ def check_same_model(
         if shape(modules[name]) != tuple(expected):
             sizes = f"{tuple(expected)} there, here it is {shape(modules[name])}"
             raise ValueError(f"{what} of another model: {name} was {sizes}; {way_out}")
-        if name not in fingerprints:
-            continue
-        here, theirs = fingerprint(weight(modules[name], name)), fingerprints[name]
+    known = [name for name in shapes if name in fingerprints]
+    prints = on_host(fingerprint(weight(modules[name], name)) for name in known)
+    for name, here in zip(known, prints, strict=True):
+        theirs = fingerprints[name]
         if any((then[name] - theirs).norm() < (here - theirs).norm() for then in before if name in then):
             raise ValueError(f"{what} of this model as it was before an adapter was merged into it; {way_out}")
         alike = likeness(here, theirs)
@@ -188,7 +190,7 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
         if isinstance(layer, LoraLayer) and is_linear(layer.get_base_layer()):
             with contextlib.suppress(TypeError, ValueError):
                 found[name] = fingerprint(weight(layer.get_base_layer(), name))
-    return found
+    return dict(zip(found, on_host(found.values()), strict=True))
 
 
 def base_of(model: Any) -> Any:
