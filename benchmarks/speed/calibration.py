@@ -32,6 +32,7 @@ from tlora.models.targets import target_modules
 from tlora.models.weights import weight
 from tlora.numerics.linalg import leading_right_singular_vectors
 from tlora.numerics.sketching import sketching_matrix
+from tlora.utils.devices import answered
 
 Batch = dict[str, Tensor]
 
@@ -123,7 +124,7 @@ def subspaces(arguments: argparse.Namespace) -> None:
         best = torch.linalg.svd(m).S.double().square()[:rank].cumsum(0)
         full = now(arguments.device) - start
         start = now(arguments.device)
-        found = leading_right_singular_vectors(
+        steps = leading_right_singular_vectors(
             lambda x, c=matrix: w @ (x if c is None else c @ x),
             lambda y, c=matrix: w.T @ y if c is None else c @ (w.T @ y),
             d,
@@ -131,6 +132,7 @@ def subspaces(arguments: argparse.Namespace) -> None:
             torch.Generator().manual_seed(0),
             warm=None if matrix is None else matrix.__matmul__,
         )
+        found = answered([steps])[0]
         ours = now(arguments.device) - start
         captured = (m @ found.rows.T).double().square().sum(0).cumsum(0) / best
         print(

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tlora.utils.devices import Asking, answered
+
 Product = Callable[[Tensor], Tensor]
 
 TILE = 640
@@ -20,6 +22,9 @@ DEVICE_TILE = 4096
 
 STEADY = 0.3
 """The fastest fall of growths that is believed to go on: the sides take turns, and one of them may grow by less."""
+
+LOOKS = (3, 5, 8, 12, 18, 27, 40)
+"""Half steps after which the host looks at an iteration on an accelerator: most have converged at the first."""
 
 OVERSAMPLING = 8
 """Columns of a block beyond the vectors that are wanted: as fast as 4 or 16, or faster, on measured covariances."""
@@ -115,9 +120,9 @@ class Leading:
     Attributes
     ----------
     rows : (k, d_in) float32 tensor
-        Orthonormal, by falling singular value, signs fixed.
+        Orthonormal, by falling singular value, signs fixed; where the products ran.
     singular_values : (k,) float32 tensor
-        Estimates of the singular values, falling.
+        Estimates of the singular values, falling; on the CPU.
     iterations : int
         Products with the matrix.
     """
@@ -139,7 +144,7 @@ def leading_right_singular_vectors(
     oversampling: int = OVERSAMPLING,
     tolerance: float = 2e-5,
     max_iterations: int = 30,
-) -> Leading:
+) -> Asking[Leading]:
     """Leading right singular vectors of ``M`` from products with ``M`` and ``M^T`` alone.
 
     Randomised block Krylov iteration, as a block bidiagonalisation with full reorthogonalisation: what the products
@@ -173,8 +178,9 @@ def leading_right_singular_vectors(
 
     Returns
     -------
-    Leading
-        On ``device``, float32.
+    Asking of Leading
+        To be run by `tlora.utils.devices.answered`. The core is decomposed on the host: on the CPU after each half
+        step, elsewhere after those of `LOOKS`.
 
     References
     ----------
@@ -183,37 +189,75 @@ def leading_right_singular_vectors(
     """
     width = min(k + oversampling, d_in)
     random = torch.randn(d_in, width, generator=generator).to(device)
-    right = new = orthonormalise(random if warm is None else warm(random))
-    image = product(new)
-    left = new = orthonormalise(image)
-    core = (new.T @ image).double()  # left^T M right, block bidiagonal
-    captured = [_captured(core, k)]
-    iterations = 1
-    while iterations < max_iterations and right.shape[1] < d_in and not _settled(captured, tolerance):
-        image = transposed(new)
-        new = _beyond(right, image)
-        right, core = torch.cat([right, new], 1), _extended(core.T, new.T @ image).T
-        captured.append(_captured(core, k))
-        if len(left) == left.shape[1] or _settled(captured, tolerance):
-            break
-        image = product(new)
-        new = _beyond(left, image)
-        left, core = torch.cat([left, new], 1), _extended(core, new.T @ image)
-        captured.append(_captured(core, k))
-        iterations += 1
+    start = random if warm is None else warm(random)
+    arguments = (product, transposed, start, k, tolerance, max_iterations)
+    found = None if random.device.type == "cpu" else (yield from _bidiagonalised(*arguments, doubts=[]))
+    if found is None:
+        found = yield from _bidiagonalised(*arguments)
+    assert found is not None
+    right, core, steps = found
     energies, mixing = torch.linalg.eigh(core.T @ core)
-    rows = (right @ mixing.flip(1)[:, :k].to(right.dtype)).T
-    return Leading(fix_signs(rows), energies.flip(0)[:k].clamp(min=0).sqrt().float(), iterations)
+    rows = (right @ mixing.flip(1)[:, :k].to(right)).T
+    return Leading(fix_signs(rows), energies.flip(0)[:k].clamp(min=0).sqrt().float(), 1 + steps // 2)
 
 
-def _beyond(basis: Tensor, image: Tensor) -> Tensor:
+def _bidiagonalised(
+    product: Product,
+    transposed: Product,
+    start: Tensor,
+    k: int,
+    tolerance: float,
+    max_iterations: int,
+    doubts: list[Tensor] | None = None,
+) -> Asking[tuple[Tensor, Tensor, int] | None]:
+    """The right basis, the core on the CPU, and half steps taken; with ``doubts``, None where one was founded.
+
+    With these the host is asked nothing until it looks: that blocks are well conditioned is taken for granted.
+    """
+    d_in = len(start)
+    right = new = yield from _orthonormalised(start, doubts)
+    image = product(new)
+    left = new = yield from _orthonormalised(image, doubts)
+    core = (new.T @ image).double()  # left^T M right, block bidiagonal
+    captured: list[Tensor] = []
+    steps, sizes = 0, [core.shape]
+    while True:
+        if steps % 2:
+            at_end = left.shape[1] == len(left)
+        else:
+            at_end = 1 + steps // 2 >= max_iterations or right.shape[1] >= d_in
+        if at_end or doubts is None or steps in LOOKS:
+            seen, *founded = yield [core, *([torch.stack(doubts).any()] if doubts else [])]
+            if any(founded):
+                return None
+            captured += [_captured(seen[:rows, :columns], k) for rows, columns in sizes[len(captured) :]]
+            if at_end or _settled(captured, tolerance):
+                return right, seen, steps
+        if steps % 2:
+            image = product(new)
+            new = yield from _beyond(left, image, doubts)
+            left, core = torch.cat([left, new], 1), _extended(core, new.T @ image)
+        else:
+            image = transposed(new)
+            new = yield from _beyond(right, image, doubts)
+            right, core = torch.cat([right, new], 1), _extended(core.T, new.T @ image).T
+        steps += 1
+        sizes.append(core.shape)
+
+
+def _beyond(basis: Tensor, image: Tensor, doubts: list[Tensor] | None = None) -> Asking[Tensor]:
     """Orthonormal columns, orthogonal to those of the basis, that together with it span the image."""
     new = image[:, : len(basis) - basis.shape[1]]
     for again in range(4):  # each projection removes what rounding left of the one before
         inside = basis.T @ new
-        if again and bool((inside.abs() < 1e-6).all()):
+        if again and doubts is None:
+            (is_clean,) = yield [(inside.abs() < 1e-6).all()]
+            if bool(is_clean):
+                break
+        if again == 2 and doubts is not None:  # nearly always enough
+            doubts.append((inside.abs() >= 1e-6).any())
             break
-        new = orthonormalise(new - basis @ inside)
+        new = yield from _orthonormalised(new - basis @ inside, doubts)
     return new
 
 
@@ -254,10 +298,21 @@ def orthonormalise(y: Tensor) -> Tensor:
     Cholesky QR in float64, several times as fast as Householder QR for tall matrices; where the columns are too
     nearly dependent for it, Householder QR.
     """
+    return answered([_orthonormalised(y)])[0]
+
+
+def _orthonormalised(y: Tensor, doubts: list[Tensor] | None = None) -> Asking[Tensor]:
+    """The same; with ``doubts`` nothing is asked: where what is appended is true, the columns are not orthonormal."""
     factor, failed = torch.linalg.cholesky_ex(gram(y))
     diagonal = factor.diagonal()
-    if bool(failed) or not bool(diagonal.min() > 1e-5 * diagonal.max()):
-        return torch.linalg.qr(y).Q
+    doubt = (failed != 0) | ~(diagonal.min() > 1e-5 * diagonal.max())
+    if doubts is None:
+        (founded,) = yield [doubt]
+        if bool(founded):
+            return torch.linalg.qr(y).Q
+    else:
+        doubts.append(doubt)
+        factor = torch.where(doubt, torch.eye(len(factor), device=y.device, dtype=factor.dtype), factor)
     return torch.linalg.solve_triangular(factor, y.double().T, upper=False).T.to(y.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -17,9 +17,11 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
 from tlora.calibration.spectrum import Spectrum, descending
 from tlora.models.module_result import ModuleResult
+from tlora.models.targets import Target
 from tlora.models.weights import base_modules, check_same_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
+from tlora.utils.devices import Asking, answered
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import positive_int
 
@@ -27,6 +29,9 @@ Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
+
+TOGETHER = 1 << 29
+"""Bytes of covariances and weights that are decomposed side by side on an accelerator, so that the host waits less."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -235,9 +240,13 @@ def task_subspaces(
     counts = _counts(calibration, max_rank)
     _check_possible(calibration, counts, kind)
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
-    modules, inputs, found = base_modules(model), _Inputs(calibration), {}
-    for name, count in tqdm(counts.items(), desc=f"subspaces {kind}", unit="module", disable=not progress):
-        found[name] = _module_basis(modules, inputs, name, count, kind, seed)
+    modules, inputs = base_modules(model), _Inputs(calibration)
+    found: dict[str, _Basis] = {}
+    with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not progress) as bar:
+        for names in _groups(modules, {name: calibration.targets[name] for name in counts}):
+            bases = answered([_module_basis(modules, inputs, name, counts[name], kind, seed) for name in names])
+            found.update(zip(names, bases, strict=True))
+            bar.update(len(names))
     trace = {first: c.trace for first, c in calibration.covariances.items()}
     return Subspaces(
         targets={name: calibration.targets[name] for name in counts},
@@ -290,8 +299,24 @@ def _check_possible(calibration: Calibration, counts: Mapping[str, int], kind: K
             )
 
 
+def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target]) -> Iterator[list[str]]:
+    """Modules that are decomposed side by side: on the CPU each alone, elsewhere what `TOGETHER` has room for."""
+    group: list[str] = []
+    left = TOGETHER
+    for name, target in targets.items():
+        parameter = next(modules[name].parameters(), None)
+        is_elsewhere = parameter is not None and parameter.device.type not in ("cpu", "meta")
+        size = 4 * target.d_in * (target.d_out + target.d_in) if is_elsewhere else TOGETHER
+        if group and size > left:
+            yield group
+            group, left = [], TOGETHER
+        group.append(name)
+        left -= size
+    yield group
+
+
 class _Inputs:
-    """The covariances where the products run. Modules that share one follow each other: only the last is held."""
+    """The covariances where the products run. Modules that share one follow each other: only the last is kept here."""
 
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
@@ -316,7 +341,7 @@ class _Basis(NamedTuple):
 
 def _module_basis(
     modules: Mapping[str, nn.Module], inputs: _Inputs, name: str, k: int, kind: Kind, seed: int
-) -> _Basis:
+) -> Asking[_Basis]:
     calibration = inputs.calibration
     d_in = calibration.targets[name].d_in
     generator = torch.Generator().manual_seed(module_seed(seed, name))
@@ -326,10 +351,10 @@ def _module_basis(
     w = weight(modules[name], name).float()
     c = inputs.on(calibration.shared[name], w.device)
     matrix = _matrix(w, c, inputs, name, kind)
-    leading = leading_right_singular_vectors(
+    leading = yield from leading_right_singular_vectors(
         matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
     )
-    rows, values = leading.rows, leading.singular_values.cpu()
+    rows, values = leading.rows, leading.singular_values
     bound = k if kind in ("w", "g", "wc_half") else c.rank_kept
     rank = min(numerical_rank(values, d_in), bound)
     if matrix.back is not None:
@@ -337,7 +362,8 @@ def _module_basis(
     if rank < k:
         rows = fix_signs(complete_rows(rows[:rank], k, generator))
         values = torch.where(torch.arange(k) < rank, values, 0.0)
-    return _Basis(rows.cpu().contiguous(), values, rank, _variance(c, rows).cpu())
+    rows, variance = yield [rows.contiguous(), _variance(c, rows)]
+    return _Basis(rows, values, rank, variance)
 
 
 def _variance(c: Covariance, rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import tlora
 from tests.helpers.models import tiny_batch, tiny_model
 from tlora.numerics import linalg
 from tlora.numerics.linalg import overlap_by_rank, principal_angles
+from tlora.utils.devices import answered
 
 
 def seeded(seed=0):
@@ -28,9 +29,10 @@ def matrix_with(values, d_out, d_in, seed=0):
 
 
 def leading(m, k, seed=0, **kwargs):
-    return linalg.leading_right_singular_vectors(
+    steps = linalg.leading_right_singular_vectors(
         lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, seeded(seed), **kwargs
     )
+    return answered([steps])[0]
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 9, 17, 200])
@@ -263,15 +265,16 @@ def test_captured_energy_is_the_optimum_at_every_rank(
 
 def leading_linalg_properties(m: torch.Tensor, k: int, seed: int = 0, **options: object) -> linalg.Leading:
     generator = torch.Generator().manual_seed(seed)
-    return linalg.leading_right_singular_vectors(
+    steps = linalg.leading_right_singular_vectors(
         lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, generator, **options
     )
+    return answered([steps])[0]
 
 
 def counted(m: torch.Tensor, k: int, **options: object) -> tuple[linalg.Leading, list[int], list[int]]:
     """What was found, and the columns of each product with the matrix and with its transpose."""
     forth, back = [], []
-    found = linalg.leading_right_singular_vectors(
+    steps = linalg.leading_right_singular_vectors(
         lambda x: (forth.append(x.shape[1]), m @ x)[1],
         lambda y: (back.append(y.shape[1]), m.T @ y)[1],
         m.shape[1],
@@ -279,7 +282,7 @@ def counted(m: torch.Tensor, k: int, **options: object) -> tuple[linalg.Leading,
         torch.Generator().manual_seed(0),
         **options,
     )
-    return found, forth, back
+    return answered([steps])[0], forth, back
 
 
 @pytest.mark.parametrize(("k", "extra", "width"), [(3, 16, 19), (3, 0, 3), (20, 16, 30), (30, 5, 30)])
@@ -342,7 +345,7 @@ def test_what_goes_beyond_a_basis_is_orthonormal_and_spans_the_image_with_it(
     image = normal(seed + 1, d, data.draw(st.integers(1, d)))
     if data.draw(st.booleans()):  # nearly within the basis
         image = basis @ (basis.T @ image) + 1e-5 * image
-    new = linalg._beyond(basis, image)
+    new = answered([linalg._beyond(basis, image)])[0]
     both = np.concatenate([exact(basis), exact(new)], axis=1)
     np.testing.assert_allclose(both.T @ both, np.eye(both.shape[1]), atol=3e-6)
     if image.shape[1] <= d - kept:
