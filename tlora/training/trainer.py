@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.adapters.files import ARGUMENTS
 from tlora.adapters.lora_layers import remember_trainable
-from tlora.models.forward import IGNORED, at_labels, fitted
+from tlora.models.forward import IGNORED, at_labels, can_leave_logits_out, fitted, with_labelled_alone
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
 from tlora.training.checkpoints import adapter_folder, dispensable
 from tlora.training.parts import Parts
+from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import seeded
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
@@ -67,7 +69,11 @@ class AdapterTrainer(Trainer):
         parts: Parts = Parts(),  # noqa: B008
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, callbacks=[*parts.callbacks(), *callbacks, _FiniteGradients()], **kwargs)
+        self._finite = _Finite()
+        if can_leave_logits_out(model.get_base_model()):
+            # here, before a batch is on a card, where looking at its labels would have the host wait
+            kwargs["data_collator"] = partial(_collated, kwargs["data_collator"])
+        super().__init__(model=model, callbacks=[*parts.callbacks(), *callbacks, self._finite], **kwargs)
         # Causal models divide their losses by the tokens of a whole step; we do it where the loss is a mean of a batch.
         self._means = not is_causal(model.get_base_model())
         self.model_accepts_loss_kwargs |= self._means
@@ -91,16 +97,9 @@ class AdapterTrainer(Trainer):
         return made
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one batch.
-
-        Raises
-        ------
-        NotFinite
-            If the loss is NaN or infinite.
-        """
+        """Forward and backward of one batch; its loss is looked at before the optimiser's step."""
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise NotFinite("loss", loss.item(), self.state.global_step + 1)
+        self._finite.losses.append(loss.detach())
         return loss
 
     def compute_loss(
@@ -166,16 +165,36 @@ class AdapterTrainer(Trainer):
         self.is_in_train = False
 
 
-class _FiniteGradients(TrainerCallback):
+class _Finite(TrainerCallback):
+    """Refuses losses and gradients that are not finite; looks once a step, since a card has to finish its work for it.
+
+    Raises
+    ------
+    NotFinite
+        Before the optimiser's step.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if getattr(kwargs["optimizer"], "scaler", None) is not None:
-            return  # float16: infinite gradients are usual there, and the loss scaler skips the step
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
-            raise NotFinite("gradient norm", norm.item(), state.global_step + 1)
+        seen = [("loss", loss) for loss in self.losses]
+        self.losses = []
+        # with float16 infinite gradients are usual, and the loss scaler skips the step
+        if getattr(kwargs["optimizer"], "scaler", None) is None:
+            gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+            seen.append(("gradient norm", torch.nn.utils.get_total_norm(gradients)))
+        for (what, _), value in zip(seen, on_host(tensor for _, tensor in seen), strict=True):
+            if not torch.isfinite(value):
+                raise NotFinite(what, value.item(), state.global_step + 1)
+
+
+def _collated(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:
+    """A batch that asks for the logits before its labels alone, where these are of tokens."""
+    batch = collate(rows)
+    return with_labelled_alone(batch) if batch["labels"].ndim > 1 else batch
 
 
 class _Progress(ProgressCallback):
