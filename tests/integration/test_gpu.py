@@ -22,6 +22,7 @@ import tlora
 from tests.helpers.adapted import token_rows
 from tests.helpers.calibrations import SKETCH, assert_close
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
+from tlora.training.callbacks import ModuleRecorder
 
 KINDS = ("wc", "w", "c", "wc_half", "g", "random")
 
@@ -198,3 +199,39 @@ def test_nothing_is_left_on_the_device(other):
     tlora.task_subspaces(model, calibration, max_rank=4, progress=False)
     gc.collect()
     assert other.live == weights
+
+
+def test_calibration_leaves_the_card_alone_from_batch_to_batch(other):
+    model = tiny_model("llama").to(other.device)
+    few, more = (
+        other.watch(lambda n=n: tlora.calibrate(model, [tiny_batch("llama")] * n, progress=False)).ours for n in (1, 3)
+    )
+    assert more == few
+
+
+@pytest.mark.parametrize(("lengths", "most"), [((20, 15, 25), 4), ((7, 4, 9), 30)])
+def test_the_modules_of_a_group_are_looked_at_together(lengths, most, other):
+    """Twice, and their fingerprints once; where tokens are few, blocks are dependent and are made with more care."""
+    model = tiny_model("llama").to(other.device)
+    calibration = tlora.calibrate(model, [tiny_batch("llama", lengths)], progress=False)
+    watched = other.watch(lambda: tlora.task_subspaces(model, calibration, max_rank=4, progress=False))
+    assert watched.ours.total() <= most
+
+
+def test_a_training_step_looks_at_the_card_once(other):
+    adapted = adapted_on(other.device)
+    options = {"batch_size": 4, "evaluation_limit": 0, "progress": False, "callbacks": ModuleRecorder(every=100)}
+    with trainer_on(other.device):
+        few, more = (
+            other.watch(lambda n=n: tlora.train(adapted, rows_for("llama"), max_steps=n, **options)).ours
+            for n in (2, 3)
+        )
+    assert (more - few).total() == 1
+
+
+def test_no_statistic_is_on_the_card_twice(other):
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512).to(other.device)
+    weights = other.live
+    watched = other.watch(lambda: tlora.calibrate(model, [tiny_batch("llama")], progress=False))
+    covariances = sum(c.nbytes for c in watched.result.covariances.values())
+    assert watched.largest - weights < 1.8 * covariances
