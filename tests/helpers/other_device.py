@@ -4,7 +4,8 @@ On it, as on a card, an operation that mixes devices fails, and what is copied b
 copy makes the host wait for the card's queue. `OtherDevice` counts the bytes that live on the device, too.
 
 What it does not show: the speed and the rounding of a card; kernels that a card does not have; what ``torch.compile``,
-streams, pinned memory, random numbers that a card draws itself, quantised layers and several cards do.
+streams, pinned memory, random numbers that a card draws itself, quantised layers and several cards do. An error
+inside a hook of the backward pass ends the process: torch asks the device's guard, which is in Python, in between.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:
         In the same order.
     """
     found = list(tensors)
-    for device in {x.device for x in found if x.device.type != "cpu"}:
+    for device in {x.device for x in found if not x.is_cpu}:
         there = [n for n, x in enumerate(found) if x.device == device]
         parts = [found[n].detach().contiguous().reshape(-1).view(torch.uint8) for n in there]
         for n, part in zip(there, torch.cat(parts).cpu().split([len(part) for part in parts]), strict=True):
