@@ -1,4 +1,4 @@
-"""A device for machines without a GPU: tensors that say they are on ``other:0``, while the CPU computes their values.
+"""A device for machines without a GPU: tensors that say they are on ``standin:0``, while the CPU computes their values.
 
 On it, as on a card, an operation that mixes devices fails, and what is copied back to the host is counted: each such
 copy makes the host wait for the card's queue. `OtherDevice` counts the bytes that live on the device, too.
@@ -30,7 +30,7 @@ try:
 except ImportError:  # before torch 2.9 a device cannot be registered in Python
     _setup_privateuseone_for_python_backend = None
 
-NAME = "other"
+NAME = "standin"
 ROOT = f"{Path(__file__).parents[2]}/"
 
 WAITS = {
@@ -49,7 +49,7 @@ _COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from")
 
 
 class _Module(_DummyBackendModule):
-    """``torch.other``: the device is available only while an `OtherDevice` is entered."""
+    """``torch.standin``: the device is available only while an `OtherDevice` is entered."""
 
     entered = 0
 
@@ -158,7 +158,7 @@ class Watched(NamedTuple):
 
 
 class OtherDevice(TorchDispatchMode):
-    """While it is entered, there is the device ``other:0``; entering gives it.
+    """While it is entered, there is the device ``standin:0``; entering gives it.
 
     Attributes
     ----------

@@ -132,7 +132,7 @@ def test_training_by_hand(rows, device):
 def trainer_on(device: torch.device) -> Iterator[None]:
     """Have the Trainer take this device, which it chooses once in a process."""
     with pytest.MonkeyPatch.context() as patch:
-        if device.type == "other":
+        if device.type == "standin":
             patch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
         AcceleratorState._reset_state(reset_partial_state=True)
         yield

@@ -89,7 +89,7 @@ def test_options_of_a_file_give_way_to_the_line_and_stand_above_the_recipe() -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learnig_rate: 1", "the option 'learnig_rate', which tlora run does not have: did you mean learning_rate?"),
+        ("learnig_rate: 1", "the option 'learnig_rate', which tlora run does not have: did you mean learning_rate"),
         ("config: other.yaml", "the option 'config', which tlora run does not have"),
         ("rank: [2", "run.yaml is not a YAML file"),
         ("rank", "run.yaml holds no options"),
