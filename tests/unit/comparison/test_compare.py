@@ -5,7 +5,7 @@ import math
 import mmap
 import os
 import shutil
-import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +164,7 @@ def test_all_methods_see_the_same_samples_in_the_same_order(monkeypatch):
 
     def collate(self, examples, padding_side="right"):
         batch = real(self, examples, padding_side)
-        if torch.is_grad_enabled() and sys._getframe(2).f_code.co_name == "fetch":
+        if torch.is_grad_enabled() and "fetch" in (frame.name for frame in traceback.extract_stack(limit=8)):
             seen.append(str(batch["input_ids"].tolist()))
         return batch
 
