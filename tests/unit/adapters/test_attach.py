@@ -319,7 +319,9 @@ torch.save(out, {out!r})
 """
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "t5", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("bert", "t5", "gpt2"))]
+)
 def test_the_folder_loads_with_peft_alone_and_trains_on(family, tmp_path, request):
     model, subspaces, allocation = planned(family)
     batch = tiny_batch(model)

@@ -162,7 +162,7 @@ def test_a_kind_has_one_colour_in_all_pictures():
     assert shown[0] == shown[1]
 
 
-@pytest.mark.parametrize("settings", [{"image.origin": "lower"}, {"axes.grid": True}, "dark_background"])
+@pytest.mark.parametrize("settings", [{"image.origin": "lower", "axes.grid": True}, "dark_background"])
 def test_settings_of_the_user_change_no_picture(settings):
     def drawn() -> list[bytes]:
         explorers = [
