@@ -35,7 +35,7 @@ demo: $(INSTALLED) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; a
 
 test: $(INSTALLED) $(MODELS) browser  ## Run the tests and the notebooks; what is marked slow is left out
 	$(BIN)/python -m pytest $(TWO) -m "not slow and not browser" tests
-	$(BIN)/python -m pytest -m "not slow and browser" tests
+	$(BIN)/python -m pytest $(TWO) -m "not slow and browser" tests
 	$(NBVAL)
 
 test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow for every change, too
