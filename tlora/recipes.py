@@ -143,6 +143,3 @@ RECIPES = {
 """Recipes by name: ``tlora-paper``, the functions' own defaults; ``tlora``, what the comparisons support with ``A``
 frozen; ``tlora-trained``, the same start with ``A`` trained as well; and ``tlora-freeze-late``, with ``A`` trained for
 the first fifth of the steps."""
-
-DEFAULT_RECIPE = "tlora"
-"""The recipe of ``tlora run``, the README and the quickstart."""

@@ -9,18 +9,14 @@ times. Costs of a batch and of a step are differences of runs that are one longe
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 
 import tlora
-from tests.helpers.other_device import OtherDevice, Watched
+from tests.helpers.other_device import OtherDevice, Watched, trainer_on
 from tlora.training.callbacks import ModuleRecorder
 
 
@@ -67,18 +63,10 @@ def _pipeline(card: OtherDevice, layers: int, rank: int) -> None:
         options: dict[str, Any] = {"batch_size": 4, "evaluation_limit": 0, "progress": False, "callbacks": recorder}
         return tlora.train(attached.result, task.train.select(range(32)), max_steps=steps, **options)
 
-    with _trainer_on(card):
+    with trainer_on(card.device):
         short, long = (card.watch(partial(train, steps)) for steps in (3, 4))
     _say("train, each step", long.ours - short.ours, long.others - short.others)
     _say_peak("training", long, estimate["training B"])
-
-
-@contextlib.contextmanager
-def _trainer_on(card: OtherDevice) -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ["ACCELERATE_TORCH_DEVICE"] = str(card.device)
-    yield
-    del os.environ["ACCELERATE_TORCH_DEVICE"]
 
 
 def _times(copies: Counter[str], factor: int) -> Counter[str]:

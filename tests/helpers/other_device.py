@@ -10,6 +10,7 @@ inside a hook of the backward pass ends the process: torch asks the device's gua
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import weakref
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule
@@ -283,6 +285,17 @@ if _setup_privateuseone_for_python_backend is not None:
     _library.impl("empty_strided", _empty_strided, "PrivateUse1")
     _library.impl("empty.memory_format", _empty, "PrivateUse1")
     _library.impl("_copy_from", _copy_from, "PrivateUse1")
+
+
+@contextlib.contextmanager
+def trainer_on(device: torch.device) -> Iterator[None]:
+    """Have the Trainer take this device, which it chooses once in a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if device.type == NAME:
+            patch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

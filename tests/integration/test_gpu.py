@@ -3,16 +3,13 @@
 On the stand-in of `tests.helpers.other_device` everywhere, and on a GPU where there is one.
 """
 
-import contextlib
 import functools
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from gguf import GGUFReader
 from safetensors.torch import load_file
@@ -22,6 +19,7 @@ import tlora
 from tests.helpers.adapted import token_rows
 from tests.helpers.calibrations import SKETCH, assert_close
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
+from tests.helpers.other_device import trainer_on
 from tlora.training.callbacks import ModuleRecorder
 
 KINDS = ("wc", "w", "c", "wc_half", "g", "random")
@@ -126,17 +124,6 @@ def test_training_by_hand(rows, device):
     for name, parameter in trained_by_hand(device, rows=rows).named_parameters():
         assert parameter.device.type == device.type, name
         torch.testing.assert_close(parameter.detach().cpu(), expected[name].detach(), rtol=1e-3, atol=1e-4)
-
-
-@contextlib.contextmanager
-def trainer_on(device: torch.device) -> Iterator[None]:
-    """Have the Trainer take this device, which it chooses once in a process."""
-    with pytest.MonkeyPatch.context() as patch:
-        if device.type == "standin":
-            patch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def rows_for(family: str) -> Dataset:

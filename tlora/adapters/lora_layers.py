@@ -82,6 +82,11 @@ def taking_off(model: PeftModel, name: str) -> Callable[[], None]:
     return take_off
 
 
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Trainable parameters of the modules that are saved whole beside an adapter, such as the head of a classifier."""
+    return [p for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." in name]
+
+
 def remember_trainable(model: nn.Module) -> Callable[[], None]:
     """What makes those parameters of a model trainable again, and only those, that are so at this moment."""
     kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

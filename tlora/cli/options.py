@@ -22,7 +22,6 @@ Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Format = Literal["peft", "gguf", "merged"]
 RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
-DEFAULT_RECIPE: RecipeName = "tlora"
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""

@@ -13,7 +13,6 @@ import tlora
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import evaluate, merge
 from tlora.cli.options import (
-    DEFAULT_RECIPE,
     AllocationFlags,
     Checkpoint,
     Config,
@@ -40,6 +39,7 @@ from tlora.cli.output import (
     run_facts,
     sensitivity_table,
 )
+from tlora.utils.defaults import DEFAULT_RECIPE
 from tlora.utils.files import replace_file
 
 RUNNING = """Examples:

@@ -42,7 +42,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
-from tlora.adapters.lora_layers import ADAPTER, adapter_layers, without_noise
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers, head_parameters, without_noise
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.models.targets import target_modules
@@ -250,7 +250,7 @@ def _loraplus_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
     made = create_loraplus_optimizer(
         model, AdamW, lr=rate, loraplus_lr_ratio=LORAPLUS_RATIO, eps=1e-8, betas=(0.9, 0.999)
     )
-    head = {id(p) for name, p in model.named_parameters() if ".modules_to_save." in name}
+    head = set(map(id, head_parameters(model)))
     first, *others = made.param_groups
     for group in others:
         first["params"] += [p for p in group["params"] if id(p) in head]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from tlora.adapters.lora_layers import head_parameters
 from tlora.comparison.methods import Job, Memory, Method, seeded_adapt
 from tlora.comparison.store import Floats, Record, packed
 from tlora.models.loading import PACKAGED, load_model
@@ -198,7 +199,7 @@ def _measured(cell: Cell, task: Task, rate: float, seed: int, split: Split, memo
     found = outcomes(adapted, task, split, batch_size=max(16, terms.batch_size))
     return _result(trained, found, split) | {
         "trainable_parameters": trained.trainable_parameters,
-        "head_parameters": _head_parameters(adapted),
+        "head_parameters": sum(p.numel() for p in head_parameters(adapted)),
         "preparation_seconds": round(preparation, 3),
         "seconds": round(trained.seconds, 3),
         "peak_bytes": peak.bytes,
@@ -236,12 +237,6 @@ def _result(trained: TrainingRun, found: Outcomes, split: Split) -> Record:
     if split == "test" and finite:
         record["outcomes"] = {name: packed(values) for name, values in found.per_sample.items()}
     return record
-
-
-def _head_parameters(adapted: PeftModel) -> int:
-    """Parameters of the head that every method trains beside its adapter."""
-    named = adapted.named_parameters()
-    return sum(p.numel() for name, p in named if p.requires_grad and ".modules_to_save." in name)
 
 
 def _machine(device: str | None) -> str:

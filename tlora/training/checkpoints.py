@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def same_training(
     args: TrainingArguments,
     rows: Any,
     model: PeftModel,
-    more: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a resumed training has to have in common with that of its checkpoint; refuses to go on in another way.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapters.lora_layers import lora_modules
+from tlora.adapters.lora_layers import head_parameters, lora_modules
 from tlora.utils.validation import fraction, positive
 
 
@@ -38,32 +39,22 @@ class Parts:
         TypeError, ValueError
             Naming the argument.
         """
-        for name in ("a_learning_rate", "head_learning_rate"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
-        if self.freeze_a_after is not None:
-            fraction("freeze_a_after", self.freeze_a_after)
-        for name, members, way in (
-            ("a_learning_rate", _a(model), "attach the adapter with freeze_a=False"),
-            ("freeze_a_after", _a(model), "attach the adapter with freeze_a=False"),
-            ("head_learning_rate", _head(model), "only a model for classification has a head"),
-        ):
-            if getattr(self, name) is not None and not members:
-                raise ValueError(f"{name}={getattr(self, name)} is for what is not trained in this model: {way}")
+        for name, value in self.record().items():
+            (fraction if name == "freeze_a_after" else positive)(name, value)
+            members, way = _PARTS[name]
+            if not members(model):
+                raise ValueError(f"{name}={value} is for what is not trained in this model: {way}")
 
     def set_rates(self, optimizer: torch.optim.Optimizer, model: PeftModel) -> None:
         """Give the parts groups of their own in an optimiser that has no state yet; the other options stay.
 
         A learning rate schedule multiplies the rate of each group by the same factor.
         """
-        for rate, members in ((self.a_learning_rate, _a(model)), (self.head_learning_rate, _head(model))):
-            if rate is None:
-                continue
-            ids = {id(parameter) for parameter in members}
+        for rate, members in ((self.a_learning_rate, _a), (self.head_learning_rate, head_parameters)):
+            ids = set() if rate is None else set(map(id, members(model)))
             for group in list(optimizer.param_groups):
-                taken = [p for p in group["params"] if id(p) in ids]
-                group["params"] = [p for p in group["params"] if id(p) not in ids]
-                if taken:
+                if taken := [p for p in group["params"] if id(p) in ids]:
+                    group["params"] = [p for p in group["params"] if id(p) not in ids]
                     optimizer.add_param_group({**group, "params": taken, "lr": rate})
 
     def callbacks(self) -> list[TrainerCallback]:
@@ -79,8 +70,13 @@ def _a(model: PeftModel) -> list[torch.Tensor]:
     return [module.a for module in lora_modules(model).values() if module.a.requires_grad]
 
 
-def _head(model: PeftModel) -> list[torch.Tensor]:
-    return [p for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." in name]
+_FROZEN = "attach the adapter with freeze_a=False"
+_PARTS: dict[str, tuple[Callable[[PeftModel], Sequence[torch.Tensor]], str]] = {
+    "a_learning_rate": (_a, _FROZEN),
+    "freeze_a_after": (_a, _FROZEN),
+    "head_learning_rate": (head_parameters, "only a model for classification has a head"),
+}
+"""What each argument is for, and what to do where that is not trained."""
 
 
 class _FreezeALate(TrainerCallback):

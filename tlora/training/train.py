@@ -165,8 +165,9 @@ def train(
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
-    recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model)
-    recipe |= parts.record()
+    recipe |= (
+        {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model) | parts.record()
+    )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_scratch()) if output_dir is None else output_dir
         ours = {

@@ -65,8 +65,8 @@ class AdapterTrainer(Trainer):
         model: PeftModel,
         progress: bool,
         callbacks: list[Any],
-        make_optimizer: MakeOptimizer | None = None,
-        parts: Parts = Parts(),  # noqa: B008
+        make_optimizer: MakeOptimizer | None,
+        parts: Parts,
         **kwargs: Any,
     ) -> None:
         self._finite = _Finite()

@@ -1,5 +1,5 @@
 """What every package below shares and the method does not need to be understood.
 
-defaults (sizes), validation (checks of values), files (atomic writes, locks), reproducibility (seeds, exact float32
-products), distributed (process groups).
+defaults (what Python and the command line take alike), validation (checks of values), files (atomic writes, locks),
+reproducibility (seeds, exact float32 products), devices (values on the host), distributed (process groups).
 """

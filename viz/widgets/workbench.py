@@ -25,7 +25,7 @@ from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.recipes import RECIPES
+from tlora.recipes import Recipe
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import RESULT, saved_files
 from tlora.subspaces.alignment import align, overlap_with_neighbours
@@ -739,7 +739,7 @@ def preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: i
     if name not in (known := presets_of(sensitivity)):
         raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
     if name == "paper":
-        fresh = starting_state(sensitivity, bound, state.rank, **RECIPES["tlora-paper"].allocate)
+        fresh = starting_state(sensitivity, bound, state.rank, **Recipe.named("tlora-paper").allocate)
         return replace(fresh, kept=state.kept)
     kept = set(modules_of(name, sensitivity))
     return replace(

@@ -19,9 +19,10 @@ from tlora.calibration import calibration
 from tlora.cli import compare, options, pipeline
 from tlora.comparison import comparison, methods
 from tlora.comparison.compare import RATES
-from tlora.recipes import DEFAULT_RECIPE, RECIPES
+from tlora.recipes import RECIPES
 from tlora.serving import engines, export
 from tlora.subspaces import subspaces
+from tlora.utils.defaults import DEFAULT_RECIPE
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas"}
