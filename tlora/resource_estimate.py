@@ -201,7 +201,7 @@ def estimate(
         shared=seen.shared,
         parameters=seen.parameters,
         trainable={kind: adapter.trainable_parameters + seen.head for kind, adapter in adapters.items()},
-        bytes=_bytes(seen, adapters, kept, _width(rank)),
+        bytes=_bytes(seen, adapters, kept, _width(rank), samples),
         flops=_flops(seen, work, kept, _width(rank)),
         speed=speed,
         memory=None if memory is None else int(memory),
@@ -214,13 +214,15 @@ def _width(rank: int) -> int:
     return 4 * rank
 
 
-def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], kept: Options, width: int) -> dict[str, int]:
+def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], kept: Options, width: int, samples: int) -> dict[str, int]:
     distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
     whole = BYTES * sum(d**2 for d in distinct)
     sketched = BYTES * (
         sum(d * kept.sketch_size if kept.is_sketched(d) else d**2 for d in distinct)
         + sum(d * kept.sketch_size for d in set(distinct) if kept.is_sketched(d))  # what sketches are made with
     )
+    whole += BYTES * sum(d * min(samples, d) for d in distinct)  # the samples' means
+    sketched += BYTES * sum(d * min(samples, kept.sketch_size if kept.is_sketched(d) else d) for d in distinct)
     bases = BYTES * sum(min(width, *shape) * shape[1] for shape in seen.shapes.values())
     found = {
         "weights": seen.weights,

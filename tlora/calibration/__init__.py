@@ -2,5 +2,5 @@
 
 In the order of the data: calibrate (`calibrate`), packing (rows that hold several samples), batches, forward_backward
 (one pass over the model), accumulators, checkpoint (resume an interrupted calibration), calibration (the result),
-covariance, sensitivity, gradient, spectrum.
+covariance, sample_means, sensitivity, gradient, spectrum.
 """

@@ -173,7 +173,7 @@ class Statistics:
         if any(first != self.first for first in firsts):
             raise RuntimeError("modules share their inputs in one process and not in another: calibrate in one process")
         for name, covariance in self.covariances.items():
-            processes.add_up_(covariance.tensors())
+            covariance.add_up(processes)
             covariance.rank_bound = sum(each[name] for each in all_bounds)
         for name in self.targets if self.options.gradient else ():
             processes.add_up_(self.gradients[name].tensors())

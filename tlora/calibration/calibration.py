@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tlora.calibration.covariance import Covariance, DenseCovariance, SketchedCovariance
 from tlora.calibration.gradient import Gradient
+from tlora.calibration.sample_means import SampleMeans
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.models.module_result import unpacked_targets
@@ -91,6 +92,31 @@ class Calibration(Result):
         """Covariance by full module name; modules that read the same tensor give the same object."""
         return {name: self.covariances[first] for name, first in self.shared.items()}
 
+    def second_moment(self, name: str) -> Covariance:
+        """Second moment of a module's inputs as they are: what their covariance has, and the means of the samples.
+
+        Parameters
+        ----------
+        name : str
+            Full name of a target module.
+
+        Returns
+        -------
+        Covariance
+            ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, in the form and normalisation of ``covariance[name]``; made at each
+            call, (d_in, d_in) of a dense one.
+
+        Raises
+        ------
+        ValueError
+            If the calibration was saved by an earlier version, which kept no means.
+
+        See Also
+        --------
+        tlora.calibration.covariance.Covariance.second_moment : how it is derived.
+        """
+        return self.covariances[self.shared[name]].second_moment()
+
     def spectrum(self) -> Spectrum:
         """Eigenvalues and effective ranks of all covariances."""
         return spectrum(self.covariances, self.shared, self.targets, self.meta)
@@ -114,7 +140,7 @@ class Calibration(Result):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the covariances and gradients, and of what sketches were made with."""
+        """Bytes of the covariances with the means, of the gradients, and of what sketches were made with."""
         sketching = sum(matrix.nbytes for matrix in self.sketching.values())
         gradients = sum(gradient.nbytes for gradient in (self.gradient or {}).values())
         return sum(c.nbytes for c in self.covariances.values()) + gradients + sketching
@@ -153,9 +179,12 @@ class Calibration(Result):
         tensors = scores | {"sample_fingerprints": self.sample_fingerprints}
         tensors |= {f"sketching.{key}": t for key, t in self.sketching.items()}
         tensors |= {f"fingerprint.{n}": f for n, f in self.fingerprints.items()}
-        bounds, traces = {}, {}
+        bounds, traces, means = {}, {}, {}
         for name, c in self.covariances.items():
             bounds[name] = c.rank_bound
+            if c.means is not None:
+                means[name] = [c.means.count, c.means.folded_trace]
+                tensors |= _packed_means(name, c.means, isinstance(c, DenseCovariance))
             if isinstance(c, SketchedCovariance):
                 traces[name] = c.total_trace
             tensors[f"covariance.{name}"] = c.total if name in traces else upper(c.total)
@@ -163,8 +192,8 @@ class Calibration(Result):
             tensors[f"gradient.{name}"] = gradient.corange
             if gradient.range is not None:
                 tensors[f"gradient_range.{name}"] = gradient.range
-        extra = {"shared": self.shared, "rank_bounds": bounds, "traces": traces, "gradient": self.gradient is not None}
-        return tensors, values | extra
+        extra = {"shared": self.shared, "rank_bounds": bounds, "traces": traces, "means": means}
+        return tensors, values | extra | {"gradient": self.gradient is not None}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
@@ -173,12 +202,12 @@ class Calibration(Result):
         prints = tensors["sample_fingerprints"]
         covariances: dict[str, Covariance] = {}
         for name, bound in values["rank_bounds"].items():
-            total = tensors[f"covariance.{name}"]
+            total, means = tensors[f"covariance.{name}"], _means(name, tensors, values)
             if name in traces:
-                omega = sketching[_key(total)]
-                covariances[name] = SketchedCovariance(total, bound, len(prints), omega=omega, total_trace=traces[name])
+                sketch = {"omega": sketching[_key(total)], "total_trace": traces[name]}
+                covariances[name] = SketchedCovariance(total, bound, len(prints), means, **sketch)
             else:
-                covariances[name] = DenseCovariance(full(total), bound, len(prints))
+                covariances[name] = DenseCovariance(full(total), bound, len(prints), means)
         sensitivity = Sensitivity(unpacked_targets(values["targets"]), tensors["per_sample"], meta)
         gradient = None
         if values["gradient"]:
@@ -196,6 +225,24 @@ def _gradient(tensors: dict[str, Tensor], sketching: dict[str, Tensor], target: 
     corange, range_ = tensors[f"gradient.{target.name}"], tensors.get(f"gradient_range.{target.name}")
     psi = None if range_ is None else sketching[f"{target.d_out}.{len(corange)}"]
     return Gradient(corange, samples, range_, psi)
+
+
+def _packed_means(name: str, means: SampleMeans, is_dense: bool) -> dict[str, Tensor]:
+    tensors = {f"means.{name}": means.rows}
+    if means.folded is not None:
+        tensors[f"folded_means.{name}"] = upper(means.folded) if is_dense else means.folded
+    return tensors
+
+
+def _means(name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> SampleMeans | None:
+    """The means of a module's inputs; None of a calibration that an earlier version saved."""
+    if name not in values.get("means", {}):
+        return None
+    folded = tensors.get(f"folded_means.{name}")
+    if folded is not None and folded.ndim == 1:
+        folded = full(folded)
+    count, trace = values["means"][name]
+    return SampleMeans(tensors[f"means.{name}"], count, folded, trace)
 
 
 def upper(matrix: Tensor) -> Tensor:

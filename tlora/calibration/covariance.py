@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tlora.calibration.sample_means import SampleMeans, SampleMeansSum, merged
 from tlora.numerics.linalg import Product, mirror_, nystrom, symmetric_powers
 from tlora.numerics.sketching import SecondMoment
+from tlora.utils.distributed import Processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class Covariance(ABC):
         ``sum_n max(T_n - 1, 0)``: no more independent directions can be in it, whatever ``d_in`` is.
     samples : int
         ``N``.
+    means : SampleMeans or None
+        The token means of the samples, for `second_moment`; None in a calibration that an earlier version saved.
 
     Notes
     -----
@@ -44,6 +48,7 @@ class Covariance(ABC):
     total: Float[Tensor, "d_in columns"] = field(repr=False)
     rank_bound: int
     samples: int = 1
+    means: SampleMeans | None = field(default=None, repr=False)
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "d_in d_in"]:
@@ -90,11 +95,43 @@ class Covariance(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.total.nbytes
+        return self.total.nbytes + (0 if self.means is None else self.means.nbytes)
+
+    def second_moment(self) -> Self:
+        """``M = (1/N) sum_n X_n^T X_n``: the second moment of the inputs as they are, their means included.
+
+        Returns
+        -------
+        Covariance
+            In the same form, dense or sketched, with the same normalisation: a sum over tokens, a mean over samples.
+
+        Raises
+        ------
+        ValueError
+            If the means of the samples are not known.
+
+        Notes
+        -----
+        With ``X_n = Xc_n + 1 mu_n^T`` and ``Xc_n^T 1 = 0``, ``X_n^T X_n = Xc_n^T Xc_n + T_n mu_n mu_n^T``. Hence
+        ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, exactly, and ``N tr(D M D^T)`` is the squared error that a change ``D``
+        of the weight makes in the outputs for these tokens: ``sum_n ||X_n D^T||_F^2``.
+        """
+        means = self._known_means()
+        total = self.total + means.moment()
+        return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + means.count, means=None)
+
+    def _known_means(self) -> SampleMeans:
+        if self.means is None:
+            raise ValueError(
+                "the means of the samples are not kept, which the second moment of the inputs needs: the calibration "
+                "was saved by an earlier version of tlora, calibrate again"
+            )
+        return self.means
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another ``device``."""
-        return dataclasses.replace(self, total=self.total.to(device))
+        means = None if self.means is None else self.means.to(device)
+        return dataclasses.replace(self, total=self.total.to(device), means=means)
 
     def merge(self, other: Covariance) -> Self:
         """The covariance of the samples of both, this one and the ``other``."""
@@ -103,7 +140,13 @@ class Covariance(ABC):
             total=self.total + other.total,
             rank_bound=self.rank_bound + other.rank_bound,
             samples=self.samples + other.samples,
+            means=self._merged_means(other),
         )
+
+    def _merged_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
+        if self.means is None or other.means is None:
+            return None
+        return merged(self.means, other.means, omega)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,14 +253,28 @@ class SketchedCovariance(Covariance):
         """Share of the total variance that the sketch misses: exactly, where products were of float32."""
         return max(1 - float(self._eigen[0].double().sum()) / self.trace, 0.0) if self.trace else 0.0
 
+    def second_moment(self) -> Self:
+        """``M = (1/N) sum_n X_n^T X_n`` as a sketch, which is linear: that of ``C`` and that of the means add up."""
+        means = self._known_means()
+        return dataclasses.replace(
+            self,
+            total=self.total + means.moment(self.omega),
+            total_trace=self.total_trace + means.trace,
+            rank_bound=self.rank_bound + means.count,
+            means=None,
+        )
+
     def to(self, device: torch.device | str) -> Self:
         """The same on another ``device``."""
-        return dataclasses.replace(self, total=self.total.to(device), omega=self.omega.to(device))
+        return dataclasses.replace(super().to(device), omega=self.omega.to(device))
 
     def merge(self, other: Covariance) -> Self:
         """The covariance of the samples of both, this one and the ``other``."""
         assert isinstance(other, SketchedCovariance)
         return dataclasses.replace(super().merge(other), total_trace=self.total_trace + other.total_trace)
+
+    def _merged_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
+        return super()._merged_means(other, self.omega)
 
 
 class CovarianceSum:
@@ -235,6 +292,7 @@ class CovarianceSum:
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
         self.moment = SecondMoment(d_in, device, omega)
+        self.means: SampleMeansSum | None = SampleMeansSum(d_in, device, omega)  # None: not those of all samples
         self.rank_bound = 0
 
     def update(self, samples: list[Float[Tensor, "_ d_in"]], dtype: torch.dtype = torch.float32) -> None:
@@ -249,10 +307,15 @@ class CovarianceSum:
         """
         tokens = [len(x) for x in samples]
         centred = torch.cat(samples).float()  # a copy: the samples are the model's own
+        means = []
         for sample in centred.split(tokens):
             if len(sample):
-                sample.sub_(sample.mean(0))
+                mean = sample.mean(0)
+                sample.sub_(mean)
+                means.append(mean * len(sample) ** 0.5)
         self.moment.update(centred, dtype)
+        if self.means is not None:
+            self.means.update(means)
         self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 
     def go_on(self, earlier: Covariance) -> None:
@@ -261,16 +324,26 @@ class CovarianceSum:
         if isinstance(earlier, SketchedCovariance):
             self.moment.trace.fill_(earlier.total_trace)
         self.rank_bound = earlier.rank_bound
+        if earlier.means is None:
+            self.means = None
+        elif self.means is not None:
+            self.means.take(earlier.means)
 
     def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
         """The covariance of so many samples, on the CPU; ``omega`` is the sketch's, there."""
         total = self.moment.total
+        means = None if self.means is None else self.means.finish()
         if omega is None:
             mirror_(total)
-            return DenseCovariance(total.cpu(), self.rank_bound, samples)
+            return DenseCovariance(total.cpu(), self.rank_bound, samples, means)
         trace = float(self.moment.trace)
-        return SketchedCovariance(total.cpu(), self.rank_bound, samples, omega=omega, total_trace=trace)
+        return SketchedCovariance(total.cpu(), self.rank_bound, samples, means, omega=omega, total_trace=trace)
 
-    def tensors(self) -> list[Tensor]:
-        """What is summed over samples, to be added up over processes in place."""
-        return [self.moment.total, self.moment.trace]
+    def add_up(self, processes: Processes) -> None:
+        """Make the sums those of all processes, but for ``rank_bound``."""
+        if processes.count == 1:
+            return
+        processes.add_up_([self.moment.total, self.moment.trace])
+        parts = processes.gather(None if self.means is None else self.means.finish())
+        if self.means is not None:
+            self.means = self.means.of_all(parts)
