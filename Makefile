@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 PYTHON ?= python3 python3.13 python3.12 python3.11
 DEMO := --model smollm2-135m --data notebooks/data/smart_home --samples 16 --rank 8 --batch-size 4 --learning-rate 2e-3 \
 	--output demo --overwrite
-# The published method on the task of the serving measurements: docs/howto/serving.md, docs/results/measurements.md.
+# The published method on the task of the serving measurements: docs/results/serving.md, docs/results/measurements.md.
 SERVED := --model smollm2-135m --task family_relationships --recipe tlora-paper --samples 32 --rank 8 --train-samples 300 \
 	--test-samples 64 --validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output runs/served --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -33,12 +33,12 @@ help:  ## Say what each command does
 demo: $(INSTALLED) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; adapter and pictures in demo/
 	$(BIN)/tlora run $(DEMO)
 
-test: $(INSTALLED) $(MODELS) browser  ## Run the tests and the notebooks; what is marked slow is left out
+test: $(INSTALLED) $(MODELS) browser docs  ## Build the site, run the tests and the notebooks; what is marked slow is left out
 	$(BIN)/python -m pytest $(TWO) -m "not slow and not browser" tests
 	$(BIN)/python -m pytest $(TWO) -m "not slow and browser" tests
 	$(NBVAL)
 
-test-long: $(INSTALLED) $(MODELS) browser  ## Run the tests that are too slow for every change, too
+test-long: $(INSTALLED) $(MODELS) browser docs  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests
 	$(NBVAL)
 
@@ -66,9 +66,9 @@ lint: $(INSTALLED)  ## Check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(INSTALLED)  ## Build the reference, a page for each public name: docs/_build/index.html
-	rm -rf docs/_build docs/reference
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
+docs: $(INSTALLED)  ## Build the site, without a network or a model: docs/_build/html/index.html
+	rm -rf docs/_build docs/reference docs/notebooks docs/pages docs/gallery/pictures
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .

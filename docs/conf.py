@@ -1,22 +1,42 @@
-"""The reference: a page for each public name, made of its docstring. ``make docs`` builds it, offline."""
+"""The site: guide, notebooks as stored, and a page for each public name. ``make docs`` builds it, offline."""
 
-import importlib
-import re
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import made  # noqa: E402
 
 project, author = "tlora", "the tlora authors"
 version = release = installed("tlora")
 html_title = f"tlora {version}"
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
-exclude_patterns = ["_build"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "myst_nb",
+    "sphinx_design",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "templates", "pages", "notebooks/data"]
 html_theme = "furo"
+html_static_path, html_css_files, html_extra_path = ["static"], ["site.css"], ["pages"]
 html_show_copyright = html_show_sourcelink = html_copy_source = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Notebooks show what is stored in them.
+nb_execution_mode = "off"
+nb_mime_priority_overrides = [("html", "image/gif", 0)]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_block"]
+myst_heading_anchors = 4
+html_math_renderer = "mathml"
 
 templates_path = ["templates"]
 default_role = "py:obj"
@@ -29,19 +49,15 @@ numpydoc_show_class_members = False  # autodoc does
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*"), ("py:.*", r"(peft|transformers|datasets|torch|pandas|matplotlib)\..*")]
 
-WORDS = {"tlora": "The pipeline, from a model and a task to an adapter", "viz": "Pictures, explorers and pages"}
+
+def visit_math(self: Any, node: Any) -> None:
+    """A formula as MathML, which browsers draw themselves: no script, no fonts to fetch."""
+    self.body.append(convert(node.astext(), display="block" if node.tagname == "math_block" else "inline"))
+    raise nodes.SkipNode
 
 
-def write_lists() -> None:
-    """One list a package, in the order of the pipeline: what is public has a page, and nothing else has."""
-    (HERE / "reference").mkdir(exist_ok=True)
-    for package, title in WORDS.items():
-        stub = Path(importlib.import_module(package).__file__).with_name("__init__.pyi").read_text()
-        names = "\n".join(f"   {name}" for name in re.findall(r" as (\w+)$", stub, re.M))
-        about = f".. automodule:: {package}\n   :no-members:\n   :no-inherited-members:\n"
-        pages = f".. currentmodule:: {package}\n\n.. autosummary::\n   :toctree:\n   :nosignatures:\n\n{names}\n"
-        text = f"{title}\n{'=' * len(title)}\n\n{about}\n{pages}"
-        (HERE / "reference" / f"{package}.rst").write_text(text)
-
-
-write_lists()
+def setup(sphinx: Any) -> None:
+    """Called by Sphinx."""
+    made.make()
+    sphinx.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math, None))
+    sphinx.connect("source-read", made.source_read)

@@ -12,7 +12,12 @@ import tests.helpers.shapes  # noqa: F401  (the hook finds it by name)
 install_import_hook("tlora", "tests.helpers.shapes.check_shapes")
 
 # Their fixtures, after the hook.
-pytest_plugins = ["tests.helpers.adapted", "tests.helpers.commands", "tests.helpers.other_device"]
+pytest_plugins = [
+    "tests.helpers.adapted",
+    "tests.helpers.commands",
+    "tests.helpers.other_device",
+    "tests.helpers.site",
+]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

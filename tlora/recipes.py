@@ -79,7 +79,7 @@ class Recipe:
 
     @staticmethod
     def named(name: str) -> Recipe:
-        """The recipe of that name, one of `RECIPES`.
+        """The recipe of that name, one of ``RECIPES``.
 
         Parameters
         ----------

@@ -7,7 +7,7 @@ whose ranks and scalings differ by layer. `make serving` trains it, installs the
         --vllm old/python --peft old/python
     python -m benchmarks.serving.compare --table benchmarks/results/serving.json
 
-The second prints the table of docs/howto/serving.md from the results of the first.
+The second prints the table of docs/results/serving.md from the results of the first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model and a trainer of one's own: its loader is calibrated on, and it trains what was decided."""
 
 import itertools
-import re
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from trl import SFTConfig, SFTTrainer
 
 import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.helpers.pages import DOCS, ROOT, blocks, execute, run
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, losses, settings
 from tests.unit.adapters.test_config import check_layers
 from tlora.calibration.calibration import Calibration
 
 pytestmark = THEIR_WARNINGS
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "own_trainer.md"
+PAGE = DOCS / "howto" / "own_trainer.md"
 PAIRS = [(f"w{4 + n} w9" + " w5 w6" * (n % 3), f" w{10 + n} w7" + " w8" * (n % 4)) for n in range(8)]
 ROWS = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in PAIRS])
 TURNS = Dataset.from_list(
@@ -189,14 +190,25 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     tiny_model("llama").save_pretrained("base")
     model = LlamaForCausalLM.from_pretrained("base")
     there: dict[str, Any] = {"model": model, "tokenizer": tiny_tokenizer(), "rows": ROWS, "name": "base"}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     trained = []
-    for block in blocks:
+    for block in (text for language, text in blocks(PAGE.read_text()) if language == "python"):
         exec(compile(block, str(PAGE), "exec"), there)
         trained.append({n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad and "lora_" in n})
+    tiny_tokenizer().save_pretrained("base")
+    Path("requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in 10 * list(ROWS)))
+    (typed,) = (text for language, text in blocks(PAGE.read_text()) if language == "sh")
+    execute(typed)
+    assert tlora.load("initial", tiny_model("llama")).peft_config["default"].r == 16
     assert trained == [set(), {"lora_B"}, {"lora_A", "lora_B"}, {"lora_B"}, {"lora_B"}]
     a = part(tlora.load("start", tiny_model("llama")), "lora_A")
     for folder in ("adapter", "trained"):
         loaded = tlora.load(folder, tiny_model("llama"), freeze_a=True)
         assert same(part(loaded, "lora_A"), a)
         assert all(b.any() for b in part(loaded, "lora_B").values())
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    text = (ROOT / "README.md").read_text().split("## In your own trainer")[1].split("## Where to look")[0]
+    given = {"tlora": tlora, "model": model, "trainer": trainer_of(model, tmp_path)}
+    assert run(text, "README.md", **given)["config"].lora_dropout == 0.05

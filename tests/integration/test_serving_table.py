@@ -13,7 +13,7 @@ ROWS = {row["engine"]: row for row in STORED["engines"]}
 
 
 def test_the_readme_has_the_table():
-    assert serving.table(STORED) in (ROOT / "docs" / "howto" / "serving.md").read_text()
+    assert serving.table(STORED) in (ROOT / "docs" / "results" / "serving.md").read_text()
 
 
 def test_what_is_exported_or_merged_is_right_everywhere():

@@ -50,7 +50,9 @@ def test_conda_gets_the_same_dependencies_from_the_same_list():
 
 
 def test_developers_get_all_extras_but_the_engines():
-    assert brought("all") == set().union(*(brought(extra) for extra in EXTRAS.keys() - {"all", "dev", "serving"}))
+    assert brought("all") == set().union(
+        *(brought(extra) for extra in EXTRAS.keys() - {"all", "dev", "docs", "serving"})
+    )
     assert brought("all") < brought("dev")
 
 

@@ -1,16 +1,16 @@
 """The solutions of the lab, on a tiny model in place of the lab's."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
+from tests.helpers.pages import DOCS, blocks
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "teaching.md"
-SOLUTIONS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text().split("## Solutions")[1], re.M | re.S)
+PAGE = DOCS / "howto" / "teaching.md"
+BEGINNING, SOLUTIONS = ([text for _, text in blocks(part)] for part in PAGE.read_text().split("## Solutions"))
 
 
 def test_every_exercise_has_a_solution_that_checks_itself() -> None:
@@ -30,3 +30,11 @@ def test_solutions_hold(family: str) -> None:
     }  # fmt: skip
     for solution in SOLUTIONS:
         exec(solution, given)
+
+
+@pytest.mark.packaged
+def test_the_lab_begins_with_what_solutions_take() -> None:
+    (beginning,) = BEGINNING
+    given: dict[str, object] = {}
+    exec(beginning, given)
+    exec(SOLUTIONS[0], given)

@@ -1,20 +1,15 @@
-"""The reference is built without a warning, has a page for each public name, and no link of it leads nowhere."""
+"""The site has a page for each public name and notebook, no link of it leads nowhere, and it fetches nothing."""
 
 from __future__ import annotations
 
 import importlib
-import shutil
-import subprocess
-import sys
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.pages import DOCS, ROOT, WRITTEN
+from tlora.cli import main
 
 
 class Page(HTMLParser):
@@ -30,17 +25,6 @@ class Page(HTMLParser):
         values = {name: value for name, value in attrs if value}
         self.links += [values[name] for name in ("href", "src") if name in values]
         self.places |= {values["id"]} if "id" in values else set()
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    ignored = shutil.ignore_patterns("_build", "reference")
-    shutil.copytree(ROOT / "docs", folder / "docs", ignore=ignored)
-    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "docs", "html"]
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return folder / "html"
 
 
 def test_each_public_name_has_a_page_that_says_what_it_is(site: Path) -> None:
@@ -69,6 +53,28 @@ def test_no_link_leads_nowhere(site: Path) -> None:
     assert not wrong, "\n".join(wrong[:20])
 
 
+def test_every_page_and_notebook_is_there(site: Path) -> None:
+    written = [path.relative_to(DOCS) for path in WRITTEN if "data" not in path.parts]
+    notebooks = [path.relative_to(ROOT) for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert [path for path in (*written, *notebooks) if not (site / path.with_suffix(".html")).is_file()] == []
+
+
+def test_every_picture_of_viz_is_in_the_gallery(site: Path) -> None:
+    names = importlib.import_module("viz").__all__
+    text = re.sub("<[^>]*>", "", (site / "gallery" / "index.html").read_text(encoding="utf-8"))
+    assert [name for name in names if f"viz.{name}" not in text] == []
+
+
+def test_every_command_is_on_the_page_of_the_command_line(site: Path) -> None:
+    text = (site / "cli.html").read_text(encoding="utf-8")
+    commands = [command.name or command.callback.__name__ for command in main.app.registered_commands]
+    assert [name for name in commands if f'id="tlora-{name}"' not in text] == []
+
+
+def test_the_first_page_is_small(site: Path) -> None:
+    assert (site / "workbench.html").stat().st_size < 2e6
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
-    fetched = [p.name for p in site.rglob("*.html") if 'src="http' in p.read_text(encoding="utf-8")]
+    fetched = [p.name for p in site.rglob("*.html") if re.search(r'(src|@import)="?.?http', p.read_text("utf-8"))]
     assert fetched == []

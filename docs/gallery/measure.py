@@ -1,0 +1,74 @@
+"""The results that the gallery and the first page draw: SmolLM2-135M on the smart-home requests of the quickstart.
+
+    python docs/gallery/measure.py
+
+writes ``docs/gallery/data``: what is small is kept whole, and two pictures stand for what is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import tlora
+import viz
+from tlora.adapters.lora_layers import update_singular_values
+from tlora.training.run import PREFIX
+
+DATA = Path(__file__).parent / "data"
+KINDS = ("wc", "w", "c", "wc_half", "g", "random")
+RANKS = (1, 2, 4, 8, 16, 32)
+KNOWN = 128
+"""Eigenvalues kept of each spectrum."""
+
+
+def first(spectrum: tlora.Spectrum) -> tlora.Spectrum:
+    """The largest eigenvalues, beside the sum of all."""
+    kept = {source: spectrum.eigenvalues[source][:KNOWN].clone() for source in spectrum.inputs.values()}
+    return replace(spectrum, eigenvalues={name: kept[source] for name, source in spectrum.inputs.items()})
+
+
+def small(run: tlora.TrainingRun) -> tlora.TrainingRun:
+    """The run with an adapter of the same singular values, a hundredth of its size."""
+    adapter = {}
+    for name, scaling in run.scalings.items():
+        a, b = (f"{PREFIX}{name}.lora_{part}.weight" for part in "AB")
+        values = update_singular_values(run.adapter[a], run.adapter[b], scaling)
+        adapter |= {a: torch.eye(len(values)), b: torch.diag(values / scaling)}
+    return replace(run, adapter=adapter, fingerprints={})
+
+
+def main() -> None:
+    """Calibrate, compare, allocate, train and save."""
+    model, tokenizer = tlora.load_model("smollm2-135m")
+    task = tlora.load_task("notebooks/data/smart_home", tokenizer)
+    held_out = [task.collate([task.validation[i] for i in range(8)])]
+    calibration = tlora.calibrate(model, task.calibration(16), gradient=True)
+    kinds = {kind: tlora.task_subspaces(model, calibration, max_rank=32, kind=kind) for kind in KINDS}
+    allocation = tlora.allocate(calibration.sensitivity, rank=8, max_rank=32)
+    sensitivity = calibration.sensitivity
+    results = {
+        "sensitivity": sensitivity,
+        "spectrum": first(calibration.spectrum()),
+        "alignment": tlora.align(kinds["wc"], kinds["g"], rank=8),
+        "layers": tlora.align_layers(kinds["wc"], "gate_proj", rank=8),
+        "energy": tlora.captured_energy(model, calibration, kinds, RANKS),
+        "capture": tlora.gradient_capture(model, held_out, kinds, RANKS),
+        "estimate": tlora.estimate("smollm2-135m", rank=8, samples=16, length=64, batch_size=4),
+    }
+    explorer = viz.AlignmentExplorer(kinds["wc"], kinds["c"], kinds["g"])
+    monitor = viz.TrainingMonitor()
+    adapted = tlora.attach(model, kinds["wc"], allocation, rows="variance")
+    options = {"learning_rate": 2e-3, "batch_size": 4, "max_steps": 40, "logging_steps": 1}
+    run = tlora.train(adapted, task, evaluation_limit=100, callbacks=[monitor], **options)
+    for name, result in results.items():
+        result.save(DATA / name)
+    small(run).save(DATA / "run")
+    for name, shown in {"alignment_explorer": explorer, "training_monitor": monitor}.items():
+        (DATA / f"{name}.png").write_bytes(shown._repr_png_())
+
+
+if __name__ == "__main__":
+    main()

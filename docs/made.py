@@ -1,0 +1,149 @@
+"""What the site holds beside its written pages: lists of names, commands, notebooks, pictures. No model is needed."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import typer
+from matplotlib import pyplot
+from typer.cli import get_docs_for_click
+
+import tlora
+import viz
+from tlora.cli.main import app
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+matplotlib.use("Agg")
+
+PACKAGES = {"tlora": "tlora: from a model to an adapter", "viz": "viz: pictures, explorers and pages"}
+STAGES = {
+    "models": "A base model",
+    "resource_estimate": "What it will take",
+    "tasks": "A task",
+    "calibration": "Stages 1 and 2: covariance and sensitivity",
+    "subspaces": "Stage 3: subspaces",
+    "allocation": "Stage 4: allocation",
+    "adapters": "The adapter",
+    "training": "Stage 5: training",
+    "serving": "Serving",
+    "recipes": "Recipes and comparisons",
+    "comparison": "Recipes and comparisons",
+    "plots": "Pictures",
+    "widgets": "Explorers",
+    "reports": "Pages",
+}
+"""Headings of the reference, by the folder that a name is from."""
+
+
+def write_lists() -> None:
+    """A list for each package, by stage: what is public has a page, and nothing else has."""
+    for package, title in PACKAGES.items():
+        stub = Path(importlib.import_module(package).__file__).with_name("__init__.pyi").read_text()
+        stages: dict[str, list[str]] = {}
+        for folder, name in re.findall(r"^from \.(\w+)\S* import (\w+) as", stub, re.M):
+            stages.setdefault(STAGES[folder], []).append(name)
+        text = (
+            f"{title}\n{'=' * len(title)}\n\n.. automodule:: {package}\n   :no-members:\n   :no-inherited-members:\n\n"
+        )
+        for stage, names in stages.items():
+            listed = "\n".join(f"   {name}" for name in names)
+            text += f"{stage}\n{'-' * len(stage)}\n\n.. currentmodule:: {package}\n\n"
+            text += f".. autosummary::\n   :toctree:\n   :nosignatures:\n\n{listed}\n\n"
+        (HERE / "reference" / f"{package}.rst").write_text(text)
+
+
+def commands() -> str:
+    """Every command with its options, as typer describes them."""
+    group = typer.main.get_command(app)
+    text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="tlora")
+    return re.sub(r"^## ", "### ", text[text.index("## `tlora run`") :], flags=re.M)
+
+
+def copy_notebooks() -> None:
+    """Sphinx reads no file outside of its folder; links from the copies lead to the pages of the site."""
+    shutil.copytree(ROOT / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+    copies = [HERE / "notebooks" / "README.md", *sorted((HERE / "notebooks").glob("*.ipynb"))]
+    for path in copies:
+        path.write_text(path.read_text().replace("../docs/", "../"))
+    names = "\n".join(path.stem for path in copies[1:])
+    with copies[0].open("a") as page:
+        page.write(f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n")
+
+
+def write_pages() -> None:
+    """The workbench of the first page and the report of the gallery, of the same results as the gallery's pictures."""
+    data = HERE / "gallery" / "data"
+    results = {kind: getattr(tlora, kind).load(data / name) for kind, name in PAGES.items()}
+    scores, capture, run, estimate, spectrum = results.values()
+    pages = HERE / "pages"
+    pages.mkdir(exist_ok=True)
+    viz.Workbench(scores, capture=capture, run=run, estimate=estimate).page(pages / "workbench.html")
+    viz.report([scores, spectrum, tlora.allocate(scores, rank=8), capture, run], pages / "report.html")
+
+
+PAGES = {
+    "Sensitivity": "sensitivity",
+    "GradientCapture": "capture",
+    "TrainingRun": "run",
+    "ResourceEstimate": "estimate",
+    "Spectrum": "spectrum",
+}
+"""Results behind the two pages, and their folders."""
+
+
+def with_pictures(text: str) -> str:
+    """The gallery's text with what each block of code has drawn below it."""
+    pictures = HERE / "gallery" / "pictures"
+    pictures.mkdir(exist_ok=True)
+    names: dict[str, Any] = {}
+
+    def below(block: re.Match[str]) -> str:
+        if (png := drawn(block[1], names, pictures / f"{block.start()}.png")) is None:
+            return block[0]
+        return f"{block[0]}\n![{block[1].splitlines()[-1]}](pictures/{png.name})\n"
+
+    with contextlib.chdir(HERE / "gallery"):
+        return re.sub(r"^```python\n(.*?)^```\n", below, text, flags=re.M | re.S)
+
+
+def drawn(code: str, names: dict[str, Any], file: Path) -> Path | None:
+    """Run code; a file with the figure it has made or the widget on its last line, or None."""
+    *lines, last = ast.parse(code).body
+    exec(compile(ast.Module(lines, []), str(file), "exec"), names)
+    if not isinstance(last, ast.Expr):
+        exec(compile(ast.Module([last], []), str(file), "exec"), names)
+        return None
+    value = eval(compile(ast.Expression(last.value), str(file), "eval"), names)
+    if hasattr(value, "_repr_png_"):
+        file.write_bytes(value._repr_png_())
+    elif pyplot.get_fignums():
+        pyplot.savefig(file, dpi=110, bbox_inches="tight")
+        pyplot.close("all")
+    else:
+        return None
+    return file
+
+
+def source_read(sphinx: object, page: str, source: list[str]) -> None:
+    """Pages link to the notebooks where they are in the repository; two are finished here."""
+    source[0] = source[0].replace("../notebooks/", "notebooks/")
+    if page == "cli":
+        source[0] += commands()
+    if page == "gallery/index":
+        source[0] = with_pictures(source[0])
+
+
+def make() -> None:
+    """Write all that Sphinx reads."""
+    (HERE / "reference").mkdir(exist_ok=True)
+    write_lists()
+    copy_notebooks()
+    write_pages()

@@ -1,0 +1,59 @@
+"""The code on every page of docs runs, in the order in which it stands there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+from tests.helpers.commands import PAIRS
+from tests.helpers.pages import DOCS, ROOT, WRITTEN, blocks, run
+from tests.helpers.trainers import THEIR_WARNINGS
+from tlora.models import loading
+from tlora.tasks import load as tasks
+from tlora.tasks.reasoning_gym import generate_splits
+
+pytestmark = [THEIR_WARNINGS, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+RUN = {"python", "sh", "yaml"}
+ELSEWHERE = {"howto/own_trainer.md", "howto/teaching.md", "gallery/index.md"}  # tests of their own; the build draws
+PAGES = [
+    page for path in WRITTEN
+    if (page := path.relative_to(DOCS).as_posix()) not in ELSEWHERE
+    and RUN & {language for language, _ in blocks(path.read_text())}
+]  # fmt: skip
+
+
+def few(name: str, sizes: dict[str, int | None], *options: Any) -> Any:
+    """Fewer questions than are drawn by default."""
+    small = {"train": 48, "validation": 8, "test": 8}
+    return generate_splits(name, {split: size or small[split] for split, size in sizes.items()}, *options)
+
+
+@pytest.fixture
+def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Path:
+    """A folder with what pages start from: tiny models by the names of the packaged ones, and a file of requests."""
+    tiny = {"smollm2-135m": workplace / "llama", "minilm": workplace / "bert"}
+    monkeypatch.setattr(loading, "_packaged", tiny.__getitem__)
+    monkeypatch.setattr(tasks, "generate_splits", few)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    (workplace / "base").symlink_to(workplace / "llama")
+    rows = [pair | {"completion": f" {pair['completion']}"} for pair in PAIRS]
+    (workplace / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    matplotlib.use("Agg")
+    return workplace
+
+
+@pytest.mark.parametrize("path", [*WRITTEN, ROOT / "README.md"], ids=lambda path: path.name)
+def test_every_block_says_what_becomes_of_it(path: Path) -> None:
+    languages = {language for language, _ in blocks(path.read_text())}
+    assert {name for name in languages if not name.startswith("{")} <= RUN | {"text", "bash"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_from_top_to_bottom(page: str, place: Path) -> None:
+    run((DOCS / page).read_text(), page)
+
+
+def test_so_does_the_readme(place: Path) -> None:
+    run((ROOT / "README.md").read_text().split("## In your own trainer")[0], "README.md")
