@@ -47,7 +47,11 @@ autodoc_default_options = {"members": True, "inherited-members": "object,Trainer
 numpydoc_show_class_members = False  # autodoc does
 # A name in backticks that leads nowhere is an error, but for those of other projects. Types may be words.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", ".*"), ("py:.*", r"(peft|transformers|datasets|torch|pandas|matplotlib)\..*")]
+nitpick_ignore_regex = [
+    ("py:class", ".*"),
+    ("py:obj", "Job"),
+    ("py:.*", r"(peft|transformers|datasets|torch|pandas|matplotlib)\..*"),
+]
 
 
 def visit_math(self: Any, node: Any) -> None:

@@ -81,7 +81,7 @@ class Method:
     name : str
         As in the store and the tables.
     adapt : callable
-        From a ``Job`` to the adapted model; it may change the base, which is loaded for this run alone.
+        From a `Job` to the adapted model; it may change the base, which is loaded for this run alone.
     arguments : dict
         What tells it from another method of the same name: JSON values, kept in the store's keys.
     optimizer : callable or None
