@@ -113,7 +113,7 @@ class Calibration(Result):
 
         See Also
         --------
-        tlora.calibration.covariance.Covariance.second_moment : how it is derived.
+        tlora.Covariance.second_moment : how it is derived.
         """
         return self.covariances[self.shared[name]].second_moment()
 
