@@ -42,6 +42,8 @@ from .training.run import TrainingRun as TrainingRun
 from .training.callbacks import ModuleRecorder as ModuleRecorder
 from .adapters.load import load as load
 from .adapters.attach import merge as merge
+from .adapters.compress import compress as compress
+from .adapters.compression import Compression as Compression
 from .serving.export import export as export
 from .serving.inspect import inspect as inspect
 from .serving.inspect import Inspection as Inspection

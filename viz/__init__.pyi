@@ -5,6 +5,7 @@ from .plots.sensitivity import plot_sensitivity as plot_sensitivity
 from .plots.alignment import plot_alignment as plot_alignment
 from .plots.allocation import plot_allocation as plot_allocation
 from .plots.training import plot_training as plot_training
+from .plots.compression import plot_compression as plot_compression
 from .plots.comparison import plot_comparison as plot_comparison
 from .widgets.spectrum import SpectrumExplorer as SpectrumExplorer
 from .widgets.alignment import AlignmentExplorer as AlignmentExplorer

@@ -25,6 +25,8 @@ from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
 from tests.helpers.spectra import truncated
 from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
+from tlora.adapters.compress import compress
+from tlora.adapters.compression import Compression
 from tlora.allocation.allocation import Allocation, allocate
 from tlora.allocation.stability import AllocationStability, RankingStability, allocation_stability, ranking_stability
 from tlora.calibration.calibrate import calibrate
@@ -126,6 +128,12 @@ def inspection() -> Inspection:
         return inspect(run().save(Path(folder, "adapter")))
 
 
+def compression() -> Compression:
+    """Half of the trained adapter, on the task."""
+    with TemporaryDirectory() as folder:
+        return compress(run().save(Path(folder, "adapter")), parameters=0.5, calibration=calibration())
+
+
 def spectrum() -> Spectrum:
     """Of the covariances, truncated."""
     return truncated(calibration().spectrum(), 6)
@@ -177,6 +185,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Calibration": calibration,
     "CapturedEnergy": energy,
     "Comparison": comparison,
+    "Compression": compression,
     "GradientCapture": capture,
     "Inspection": inspection,
     "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
@@ -192,6 +193,57 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, OverflowError, ValueError) as error:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The saved tensors, by key.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    try:
+        return load_file(folder / ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
+
+
+def split_factors(
+    tensors: Mapping[str, Tensor], where: str | Path
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """``A`` and ``B`` of each linear layer by full module name, layer by layer, and all other tensors by key.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        Of an adapter, by the names under which PEFT saves them.
+    where : str or pathlib.Path
+        Where they are from, for the message.
+
+    Raises
+    ------
+    ValueError
+        If an ``A`` has no ``B`` that fits, or there is none of a linear layer.
+    """
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    others = dict(tensors)
+    for key in sorted((key for key in tensors if key.endswith(".lora_A.weight")), key=_numerically):
+        other = key.replace(".lora_A.weight", ".lora_B.weight")
+        a, b = tensors[key], tensors.get(other)
+        if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
+            there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
+            raise ValueError(f"{key} in {where} has shape {tuple(a.shape)}, and its lora_B {there}")
+        pairs[key.removesuffix(".lora_A.weight").removeprefix(PREFIX)] = (a, b)
+        del others[key], others[other]
+    if not pairs:
+        raise ValueError(f"{where} holds no lora_A of a linear layer: {len(others)} other tensors")
+    return pairs, others
+
+
+def _numerically(key: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]
 
 
 def check_numbers(folder: Path) -> None:

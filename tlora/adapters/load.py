@@ -25,6 +25,7 @@ from tlora.adapters.files import (
     refuse_replicated,
 )
 from tlora.adapters.freeze import freeze_a as freeze
+from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
@@ -66,8 +67,9 @@ def load(
 
     Parameters
     ----------
-    folder : path-like
-        What `TrainingRun.save` wrote, or any PEFT LoRA adapter.
+    folder : path-like or str
+        What `TrainingRun.save` wrote, or any PEFT LoRA adapter: its folder, or its name on the hub, ``owner/name`` or
+        ``owner/name@revision``.
     model : transformers.PreTrainedModel or peft.PeftModel, optional
         The base; by default the one named in the adapter's config, through `load_model`. A ``PeftModel`` gets the
         adapter beside those that it has: ``model.set_adapter(name)`` switches between them.
@@ -87,15 +89,15 @@ def load(
     TypeError
         If it is not a model, such as its name.
     FileNotFoundError
-        If there is no adapter in the folder.
+        If there is no adapter in the folder, or on the hub.
     ValueError
         If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, it
         is offloaded, or the adapter was trained on another model. The model is then as it was.
     """
-    folder = Path(folder)
     check_name(name, ())
     if model is not None:
         check_is_model(model)
+    folder = adapter_folder(folder)
     config, sizes = checked(folder, "load")
     refuse_replicated(config)
     base = config.get("base_model_name_or_path")

@@ -22,7 +22,7 @@ from tlora.cli.pipeline import (
     run,
     train,
 )
-from tlora.cli.serving import EXPORTING, INSPECTING, export, inspect
+from tlora.cli.serving import COMPRESSING, EXPORTING, INSPECTING, compress, export, inspect
 from tlora.utils.packages import library_versions
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ for command, examples in (
     (merge, "Example: `tlora merge demo demo-merged`"),
     (estimate, ESTIMATING),
     (inspect, INSPECTING),
+    (compress, COMPRESSING),
     (export, EXPORTING),
     (report, "Example: `tlora report demo`"),
     (compare, COMPARING),

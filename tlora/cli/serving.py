@@ -31,13 +31,27 @@ INSPECTING = """Examples:
 
 `tlora inspect demo`
 
-`tlora inspect somebodys-adapter --json`
+`tlora inspect owner/somebodys-adapter@main --json`
 """
+COMPRESSING = """Examples:
+
+`tlora compress demo demo-half --parameters 0.5`
+
+`tlora compress owner/adapter small --energy 0.95 --calibration calibration --held-out other-samples`
+"""
+Anywhere = Annotated[
+    str,
+    typer.Argument(
+        metavar="ADAPTER",
+        help="Folder of a PEFT LoRA adapter, or its name on the hub: owner/name, owner/name@revision.",
+        show_default=False,
+    ),
+]
 
 
 @flat
 def inspect(
-    adapter: Folder,
+    adapter: Anywhere,
     energy: Annotated[
         float, typer.Option(help="Share of an update's squared norm that the used directions hold.")
     ] = 0.99,
@@ -47,7 +61,6 @@ def inspect(
 
     Reads the adapter's two files and nothing else; works on any PEFT LoRA adapter.
     """
-    from tlora.cli import steps
     from tlora.serving.engines import FOREIGN
 
     seen = tlora.inspect(adapter)
@@ -62,9 +75,73 @@ def inspect(
     rows += [[r.module, str(r.rank), str(r.used_rank), f"{r.update_norm:.3g}"] for r in by_use.head(5).itertuples()]
     typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{facts(_readings(engines, len(seen.ranks)))}\n")
     if engines["wrong"].any() or len(set(seen.ranks.values())) > 1:
-        typer.echo(facts({"next": written(export, {"adapter": adapter, "output": steps.beside(adapter, "-served")})}))
+        typer.echo(facts({"next": written(export, {"adapter": adapter, "output": _beside(adapter, "-served")})}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
+
+
+def _beside(adapter: str, suffix: str) -> Path:
+    """Where the next command can write: beside the folder; an adapter of the hub has none, so here."""
+    from tlora.cli import steps
+
+    return steps.beside(Path(adapter), suffix) if Path(adapter).exists() else Path(f"adapter{suffix}")
+
+
+@flat
+def compress(
+    adapter: Anywhere,
+    output: Annotated[Path, typer.Argument(help="Folder to write the smaller adapter to.", show_default=False)],
+    rank: Annotated[int | None, option("Budget", "Cut every module to this rank at most.")] = None,
+    parameters: Annotated[
+        float | None, option("Budget", "Parameters of all A and B, or up to 1 a share of them; shared over modules.")
+    ] = None,
+    energy: Annotated[
+        float | None, option("Budget", "Keep this share of the squared measure with the fewest parameters.")
+    ] = None,
+    error: Annotated[
+        float | None, option("Budget", "Let no module lose more than this share of its update's norm.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        option("Measure", "Folder of `tlora calibrate` on the base: cut by the outputs on its task, not the weights."),
+    ] = None,
+    held_out: Annotated[
+        Path | None, option("Measure", "The same, of other samples: say what is lost on them, too.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Cut the ranks of a LoRA adapter, anybody's, where it costs least in its weights or in its outputs on a task.
+
+    Give one of --rank, --parameters, --energy and --error. The base model is not loaded. Embeddings and heads are kept
+    as they are; what cannot be cut, such as DoRA, is refused by name.
+    """
+    from tlora.adapters.files import ADAPTER_WEIGHTS
+    from tlora.cli import steps
+
+    steps.check_output(output, ADAPTER_WEIGHTS, overwrite)
+    known, others = (f if f is None else tlora.Calibration.load(f) for f in (calibration, held_out))
+    found = tlora.compress(
+        adapter, rank=rank, parameters=parameters, energy=energy, error=error, calibration=known, held_out=others
+    )
+    found.save_adapter(output)
+    frame = found.to_frame()
+    rows = [["most rank kept", "before", "kept", "error"]]
+    for row in frame.sort_values("rank", ascending=False, kind="stable").head(5).itertuples():
+        rows.append([str(row.module), str(row.rank_before), str(row.rank), f"{row.error:.1%}"])
+    typer.echo(f"{facts(_cut(found))}\n\n{table(rows)}\n\n{facts({'next': written(inspect, {'adapter': output})})}")
+
+
+def _cut(found: tlora.Compression) -> dict[str, str]:
+    """What was kept and what is lost, in words."""
+    (before, after), ranks = found.parameters, found.ranks.values()
+    left_out = sum(not rank for rank in ranks)
+    of = {"plain": "the weights", "task": "the outputs on the task", "held out": "the outputs on held-out samples"}
+    return {
+        "base": found.meta.model,
+        "kept": f"{after:,} of {before:,} parameters, {sum(ranks):,} of {sum(found.original_ranks.values()):,} ranks"
+        + (f"; {left_out} modules are left out" if left_out else ""),
+        **{f"lost ({measure})": f"{found.error(measure):.1%} of {of[measure]}" for measure in found.measures},
+    }
 
 
 def _about(seen: tlora.Inspection, use: Any, energy: float) -> dict[str, str]:

@@ -9,20 +9,20 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tlora.adapters.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     COMPUTES_MORE,
-    PREFIX,
     Adapter,
     by_layer,
     checked,
+    read_tensors,
     read_training_record,
+    split_factors,
 )
+from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import COLUMNS, rank_use, update_singular_values
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES
@@ -147,8 +147,9 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
 
     Parameters
     ----------
-    folder : path-like
-        A PEFT LoRA adapter: ours, or anybody's.
+    folder : path-like or str
+        A PEFT LoRA adapter, ours or anybody's: its folder, or its name on the hub, ``owner/name`` or
+        ``owner/name@revision``.
 
     Returns
     -------
@@ -157,7 +158,7 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     Raises
     ------
     FileNotFoundError
-        If there is no adapter in the folder.
+        If there is no adapter in the folder, or on the hub.
     ValueError
         If a file is damaged, the adapter is not a LoRA adapter, an ``A`` has no ``B``, or their ranks are not
         those of the config.
@@ -171,9 +172,9 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
             f"inspect reads the folder of a saved adapter, got a {type(folder).__name__}: save it first, "
             "run.save(folder) or model.save_pretrained(folder)"
         )
-    folder = Path(folder)
+    folder = adapter_folder(folder)
     config = _config(folder)
-    pairs, others = _tensors(folder)
+    pairs, others = split_factors(read_tensors(folder), folder / ADAPTER_WEIGHTS)
     ranks = {name: len(a) for name, (a, _) in pairs.items()}
     scalings = by_layer(Adapter(config, ranks))
     return Inspection(
@@ -181,7 +182,7 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
         ranks=ranks,
         shapes={name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()},
         singular_values={name: _sigma(name, a, b, scalings[name]) for name, (a, b) in pairs.items()},
-        others=others,
+        others={key: tuple(tensor.shape) for key, tensor in others.items()},
         meta=_meta(folder, config),
     )
 
@@ -208,29 +209,3 @@ def _config(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{folder / ADAPTER_CONFIG} has no {missing[0]}: it is truncated, copy it again")
     return {key: config[key] for key in _KEPT if key in config}
-
-
-def _tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[int, ...]]]:
-    """``A`` and ``B`` of each module, and the shapes of all other tensors."""
-    try:
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    others = {key: tuple(t.shape) for key, t in tensors.items()}
-    for key in sorted((key for key in tensors if key.endswith(".lora_A.weight")), key=_numerically):
-        other = key.replace(".lora_A.weight", ".lora_B.weight")
-        a, b = tensors[key], tensors.get(other)
-        if a.ndim != 2 or b is None or b.ndim != 2 or len(a) != b.shape[1]:
-            there = "is missing" if b is None else f"has shape {tuple(b.shape)}"
-            raise ValueError(f"{key} in {folder / ADAPTER_WEIGHTS} has shape {tuple(a.shape)}, and its lora_B {there}")
-        pairs[key.removesuffix(".lora_A.weight").removeprefix(PREFIX)] = (a, b)
-        del others[key], others[other]
-    if not pairs:
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS} holds no lora_A of a linear layer: {len(others)} other tensors")
-    return pairs, others
-
-
-def _numerically(key: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]

@@ -1,4 +1,4 @@
-"""`tlora export`: what it writes, says and refuses; what the files hold is tested with `tlora.serving.export`."""
+"""`tlora export` and `tlora compress`: what they write, say and refuse; what files hold is tested with the library."""
 
 import re
 import shlex
@@ -98,3 +98,35 @@ def test_the_base_in_the_line_is_one_that_the_engine_finds(base, engine, says, t
         file = shlex.split(told["serve"])[2]
         assert Path(file).is_file() or file == "BASE.gguf"
         assert ("base" in told) == (file == "BASE.gguf")
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+def test_compress_says_what_is_kept_and_lost(tmp_path):
+    done(f"{RUN} --max-steps 3 --eval-limit 0 --output trained --save-calibration")
+    (known,) = (path.parent for path in tmp_path.glob("trained/**/result.json") if is_calibration(path))
+    said = done(f"compress trained half --parameters 0.5 --calibration {known}").stdout
+    found = tlora.compress("trained", parameters=0.5, calibration=tlora.Calibration.load(known))
+    before, after = found.parameters
+    assert f"{after:,} of {before:,} parameters" in said
+    assert f"lost (task)   {found.error():.1%} of the outputs on the task" in said
+    assert "next  tlora inspect half" in said
+    assert tlora.inspect("half").ranks == {name: rank for name, rank in found.ranks.items() if rank}
+    for line, words in (
+        ("half --rank 1", "--overwrite"),
+        ("other", "no budget given"),
+        ("other --rank 1 --energy 0.5", "rank and energy given"),
+        ("trained --rank 1 --overwrite", "holds a trained adapter, which is never replaced"),
+        ("other --parameters 0.5 --energy 2", "parameters and energy given"),
+        (f"other --rank 1 --calibration {known} --held-out {known}", "samples are in the calibration and in"),
+        ("other --rank 1 --calibration trained", "no result in trained"),
+    ):
+        refused = invoke(f"compress trained {line}")
+        assert refused.exit_code == 2
+        assert words in " ".join(refused.stderr.split())
+    assert not (tmp_path / "other").exists()
+    done("compress trained half --rank 1 --overwrite")
+    assert set(tlora.inspect("half").ranks.values()) == {1}
+
+
+def is_calibration(path):
+    return '"Calibration"' in path.read_text()
