@@ -64,6 +64,9 @@ def load_task(
           ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``, ``qqp``,
           ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from
           packages where these are installed; else they, and the others always, come from the hub.
+        - ``reviews``: sentences of rotten_tomatoes as text to be continued. And stress tests, on which much must be
+          learnt: the same sentences enciphered (``cipher``, ``second_cipher``), with every word spelled backwards
+          (``reversed_words``), or with frequent words in code (``codebook``).
         - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``, each in
           one file or in shards as the hub names them (``train-00000-of-00002.parquet``).
         - A `datasets.Dataset`, or one a split.
@@ -129,7 +132,8 @@ def load_task(
     """
     sizes = {"train": train, "validation": validation, "test": test}
     _check(tokenizer, architecture, sizes, metric)
-    templated = chat and architecture != "seq2seq" and bool(tokenizer.chat_template)
+    plain = isinstance(task, str) and task in PRESETS and not PRESETS[task].chat
+    templated = chat and not plain and architecture != "seq2seq" and bool(tokenizer.chat_template)
     source = _source(task, sizes, seed, templated, options, data_files, progress)
     source = _in_words(source) if source.classes and architecture in ("causal", "seq2seq") else source
     if metric is not None:

