@@ -40,7 +40,7 @@ _TRAINABLE_BEFORE: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.Weak
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 """Of each A that `attach` has put on a model: how it began."""
-Rows = Literal["orthonormal", "variance"]
+Rows = Literal["orthonormal", "variance", "whitened"]
 
 
 def attach(
@@ -68,10 +68,11 @@ def attach(
         Rank and scaling of each module.
     freeze_a : bool
         Train B alone. A then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
-    rows : {"orthonormal", "variance"}
+    rows : {"orthonormal", "variance", "whitened"}
         Length of the rows of A: one, as in the paper; or such that the inputs' variance along each row is that of a
         random LoRA row, ``tr(C) / (3 d_in)`` (where the samples do not determine a row, its variance is taken to be
-        the average, ``tr(C) / d_in``).
+        the average, ``tr(C) / d_in``); or, of subspaces of kind ``"g_whitened"``, such that ``A K A^T = I``: what A
+        reads has unit second moment, and no two of its rows read the same.
     config : peft.LoraConfig, optional
         What PEFT is told beside the allocation, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
     adapter_name : str
@@ -169,6 +170,8 @@ def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, 
         raise ValueError(
             f"the allocation has {missing[0]}, the subspaces do not: make both from one calibration of this model"
         )
+    if rows == "whitened" and not subspaces.inner:
+        raise ValueError(f"rows='whitened' is for subspaces of kind 'g_whitened', and these are of {subspaces.kind!r}")
     shapes = {name: shape for name, shape in subspaces.shapes.items() if name in allocation.ranks}
     check_same_model(model, subspaces.fingerprints, shapes)
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
@@ -178,6 +181,9 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
     basis = subspaces.basis(name, rank)
     if rows == "orthonormal":
         return basis
+    if rows == "whitened":
+        factor = torch.linalg.cholesky(subspaces.inner[name][:rank, :rank].double())
+        return torch.linalg.solve_triangular(factor, basis.double(), upper=False).float()
     relative = subspaces.row_variance[name][:rank] / subspaces.traces[name] * basis.shape[1]
     # A row along which nothing varies, to rounding, has no length that would even it out; NaN where nothing varies.
     known = (torch.arange(rank) < subspaces.numerical_rank[name]) & (relative > NO_VARIANCE)

@@ -120,6 +120,21 @@ class Covariance(ABC):
         total = self.total + means.moment()
         return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + means.count, means=None)
 
+    def per_token(self) -> Self:
+        """A second moment as a mean over tokens: of texts of different lengths, each token weighs alike."""
+        return dataclasses.replace(self, samples=self.rank_bound)
+
+    def plus(self, other: Covariance, weight: float) -> Self:
+        """The sum of this one and ``weight`` times the ``other``, of the same width and in the same form."""
+        ratio = weight * self.samples / other.samples
+        return dataclasses.replace(
+            self, total=self.total + ratio * other.total, rank_bound=self.rank_bound + other.rank_bound, means=None
+        )
+
+    def shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
+        """``C @ x`` for a (d_in, k) tensor, after ``C`` is shrunk as in `powers`."""
+        return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
+
     def _known_means(self) -> SampleMeans:
         if self.means is None:
             raise ValueError(
@@ -263,6 +278,12 @@ class SketchedCovariance(Covariance):
             rank_bound=self.rank_bound + means.count,
             means=None,
         )
+
+    def plus(self, other: Covariance, weight: float) -> Self:
+        """The sum of this one and ``weight`` times the ``other``, of the same width and in the same form."""
+        assert isinstance(other, SketchedCovariance)
+        trace = self.total_trace + weight * self.samples / other.samples * other.total_trace
+        return dataclasses.replace(super().plus(other, weight), total_trace=trace)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another ``device``."""

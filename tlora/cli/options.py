@@ -13,12 +13,12 @@ import typer
 from tlora.utils.defaults import BATCH_SIZE
 
 # Values of the library's arguments, and keys of its tables: a test holds them equal.
-Rows = Literal["orthonormal", "variance"]
+Rows = Literal["orthonormal", "variance", "whitened"]
 Budget = Literal["ranks", "parameters"]
 Scaling = Literal["nominal", "allocated"]
 Kept = Literal["dense", "sketch"]
 Tokens = Literal["all", "labels"]
-Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
+Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Format = Literal["peft", "gguf", "merged"]
 RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
@@ -285,7 +285,8 @@ class Start:
         option(
             "Adapter",
             "Matrix whose right singular vectors A takes: weight x covariance (wc, TLoRA), weight (w), covariance "
-            "(c), weight x root of the covariance (wc_half), mean gradient (g); or random orthonormal rows.",
+            "(c), weight x root of the covariance (wc_half), mean gradient (g), that whitened (g_whitened); or random "
+            "orthonormal rows.",
         ),
     ] = "wc"
     init: Annotated[
@@ -299,7 +300,11 @@ class Start:
     ] = True
     freeze_a: Annotated[bool, option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
     rows: Annotated[
-        Rows, option("Adapter", "Length of the rows of A: one, or by the variance of the inputs along them.")
+        Rows,
+        option(
+            "Adapter",
+            "Length of the rows of A: one; by the variance of the inputs along them; or whitened, of g_whitened.",
+        ),
     ] = "orthonormal"
 
 

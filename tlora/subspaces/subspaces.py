@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tlora.allocation.allocation import Allocation
-from tlora.calibration.calibration import Calibration
+from tlora.calibration.calibration import Calibration, check_alike
 from tlora.calibration.covariance import Covariance
 from tlora.calibration.spectrum import Spectrum, descending
 from tlora.models.module_result import ModuleResult
@@ -23,9 +23,9 @@ from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_rig
 from tlora.results import Meta
 from tlora.utils.devices import Asking, answered
 from tlora.utils.reproducibility import exact_products, module_seed
-from tlora.utils.validation import positive_int
+from tlora.utils.validation import fraction, positive, positive_int
 
-Kind = Literal["wc", "w", "c", "wc_half", "g", "random"]
+Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
@@ -54,13 +54,15 @@ class Subspaces(ModuleResult):
     numerical_rank : dict of int
         From this row on the basis is an orthonormal completion by seeded random directions.
     row_variance : dict of (k,) float32 tensor
-        ``a^T C a`` of each row ``a``: variance of the inputs along it.
+        ``a^T C a`` of each row ``a``: variance of the inputs along it; second moment with ``centred=False``.
     traces : dict of float
-        Total input variance ``tr(C)`` of each module.
+        Total input variance ``tr(C)`` of each module, or the trace of the second moment.
     fingerprints : dict of (16,) float32 tensor
         As in `Calibration`.
     meta : Meta
         Model, task, seed.
+    inner : dict of (k, k) float32 tensor
+        Of kind ``"g_whitened"``, ``V K V^T`` of the rows ``V``, for ``attach(..., rows="whitened")``; else empty.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class Subspaces(ModuleResult):
     traces: dict[str, float]
     fingerprints: dict[str, Tensor]
     meta: Meta
+    inner: dict[str, Tensor] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",
@@ -188,6 +191,10 @@ def task_subspaces(
     *,
     max_rank: int | Allocation = 64,
     kind: Kind = "wc",
+    centred: bool = True,
+    general: Calibration | None = None,
+    general_weight: float = 1.0,
+    ridge: float = SHRINKAGE,
     seed: int = 0,
     progress: bool = True,
 ) -> Subspaces:
@@ -202,11 +209,23 @@ def task_subspaces(
     max_rank : int or Allocation
         Vectors computed for each module. An allocation: as many as the module's rank in it, and no subspace for modules
         that it leaves out. A number: the same for all, so that changing an allocation costs no new decomposition.
-    kind : {"wc", "w", "c", "wc_half", "g", "random"}
+    kind : {"wc", "w", "c", "wc_half", "g", "g_whitened", "random"}
         The matrix: ``W C`` (TLoRA); ``W`` (as in PiSSA); ``C`` (as in EVA, which centres by one mean over all
-        tokens); ``W C^(1/2)`` with the space spanned by ``V^T C^(-1/2)``, C shrunk by 1 %, which keeps the layer's
-        outputs best (as in SVD-LLM; CorDA takes ``W C`` and ``C^(-1)``); the mean gradient (as in LoRA-GA), which
-        needs ``calibrate(..., gradient=True)``; a random space (as in LoRA-FA).
+        tokens); ``W C^(1/2)`` with the space spanned by ``V^T C^(-1/2)``, C shrunk by 1 %; the mean gradient (as in
+        LoRA-GA), which needs ``calibrate(..., gradient=True)``; that gradient whitened, ``G K^(-1/2)`` with the space
+        spanned by ``V^T K^(-1/2)``, ``K`` the second moment of the inputs; a random space (as in LoRA-FA).
+    centred : bool
+        Of kinds with ``C``: True takes the covariance, of inputs minus the mean of their sample; False puts the second
+        moment ``M`` of the inputs as they are in its place. Kind ``"wc_half"`` keeps, of all spaces of its rank, the
+        variation of the layer's outputs within samples best with ``C``, and the outputs themselves with ``M``, but for
+        the shrinkage.
+    general : Calibration, optional
+        Of kind ``"g_whitened"``: a calibration of the same model on other text, whose second moment is added to ``K``.
+        An update along what that text reads, too, is then charged for.
+    general_weight : float
+        Its weight, beside 1 for the task's; each is a mean over tokens.
+    ridge : float
+        Weight of ``tr(K)/d * I`` in ``K``, in (0, 1].
     seed : int
         Seed of the start of the iteration, of random spaces, and of completions.
     progress : bool
@@ -228,26 +247,40 @@ def task_subspaces(
     Notes
     -----
     The authors form ``W C`` and take its full SVD, O(d^3) for each module. Only the leading subspace is wanted, and
-    products with ``W`` and ``C`` give it. Where the matrix has fewer independent directions than asked for, the basis
+    products with ``W`` and ``C`` give it. ``"wc_half"`` with ``centred=False`` minimises ``||X (W - W')^T||_F`` over
+    ``W'`` of rank r, the criterion of SVD-LLM. CorDA decomposes ``W M`` and spans its space by ``V^T M^(-1)``, which
+    minimises ``||(W - W') M||_F``. Where the matrix has fewer independent directions than asked for, the basis
     is completed orthonormally by seeded random directions, and ``numerical_rank`` says from where on.
+
+    ``"g_whitened"`` is of this project. Training ``B`` is a regression on ``A x``, with the curvature ``A M A^T``: of
+    all ``A`` of rank r, ``V^T K^(-1/2)`` has the step of a natural gradient that lowers the loss most.
 
     References
     ----------
     TLoRA, arXiv 2604.18124: the initialisation of A from the SVD of weight times input covariance.
     Musco & Musco (2015), Randomized block Krylov methods for stronger and faster approximate singular value
-    decomposition, algorithm 2.
+    decomposition, algorithm 2. SVD-LLM, arXiv 2403.07378; CorDA, arXiv 2406.05223.
     """
     counts = _counts(calibration, max_rank)
-    _check_possible(calibration, counts, kind)
+    _check_possible(calibration, counts, kind, centred)
+    fraction("ridge", positive("ridge", ridge))
+    if general is not None:
+        _check_general(calibration, general, kind)
+        positive("general_weight", general_weight)
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
-    modules, inputs = base_modules(model), _Inputs(calibration)
+    modules = base_modules(model)
+    inputs = _Inputs(calibration, centred, general, general_weight, ridge if kind == "g_whitened" else SHRINKAGE)
     found: dict[str, _Basis] = {}
     with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not progress) as bar:
         for names in _groups(modules, {name: calibration.targets[name] for name in counts}):
             bases = answered([_module_basis(modules, inputs, name, counts[name], kind, seed) for name in names])
             found.update(zip(names, bases, strict=True))
             bar.update(len(names))
-    trace = {first: c.trace for first, c in calibration.covariances.items()}
+    trace = {first: inputs.moment(first).trace for first in calibration.covariances}
+    recipe: dict[str, Any] = {"kind": kind, "centred": centred}
+    if kind == "g_whitened":
+        of_general = None if general is None else {"task": general.meta.task, "weight": general_weight}
+        recipe |= {"ridge": ridge, "general": of_general}
     return Subspaces(
         targets={name: calibration.targets[name] for name in counts},
         kind=kind,
@@ -258,7 +291,8 @@ def task_subspaces(
         row_variance={name: basis.variance for name, basis in found.items()},
         traces={name: trace[calibration.shared[name]] for name in found},
         fingerprints={name: calibration.fingerprints[name] for name in counts},
-        meta=Meta(calibration.meta.model, calibration.meta.task, {"kind": kind}, seed, calibration.meta.samples),
+        meta=Meta(calibration.meta.model, calibration.meta.task, recipe, seed, calibration.meta.samples),
+        inner={name: basis.inner for name, basis in found.items() if basis.inner is not None},
     )
 
 
@@ -277,16 +311,19 @@ def _counts(calibration: Calibration, max_rank: int | Allocation) -> dict[str, i
     return {name: max_rank.ranks[name] for name in calibration.names if name in max_rank.ranks}
 
 
-def _check_possible(calibration: Calibration, counts: Mapping[str, int], kind: Kind) -> None:
+def _check_possible(calibration: Calibration, counts: Mapping[str, int], kind: Kind, centred: bool) -> None:
     """Refuse, before anything is computed, a kind without what it needs, and ranks beyond a sketch."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
-    if kind == "g" and calibration.gradient is None:
-        raise ValueError("kind='g' needs the mean gradient: calibrate(..., gradient=True)")
-    if kind in ("wc", "c", "wc_half") and not any(c.rank_bound for c in calibration.covariances.values()):
+    if kind in ("g", "g_whitened") and calibration.gradient is None:
+        raise ValueError(f"kind={kind!r} needs the mean gradient: calibrate(..., gradient=True)")
+    if not centred and kind not in ("wc", "c", "wc_half"):
+        raise ValueError(f"centred=False is of covariances, kind={kind!r} has none: choose 'wc', 'c' or 'wc_half'")
+    if centred and kind in ("wc", "c", "wc_half") and not any(c.rank_bound for c in calibration.covariances.values()):
         raise ValueError(
             f"kind={kind!r} needs inputs that vary within a sample, and each sample has one counted token at most: "
-            "calibrate with tokens='all' and texts of several tokens, or choose kind='w', 'g' or 'random'"
+            "calibrate with tokens='all' and texts of several tokens, pass centred=False, or choose kind='w', 'g' or "
+            "'random'"
         )
     if kind not in ("wc", "c"):
         return
@@ -297,6 +334,16 @@ def _check_possible(calibration: Calibration, counts: Mapping[str, int], kind: K
                 f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: take a max_rank "
                 f"of {kept} at most, or calibrate with a larger sketch_size"
             )
+
+
+def _check_general(calibration: Calibration, general: Calibration, kind: Kind) -> None:
+    """Refuse a second calibration of another model or in another form, or one that nothing is made of."""
+    if kind != "g_whitened":
+        raise ValueError(f"general= is for kind='g_whitened', and kind={kind!r} has no use for it: leave it out")
+    if not isinstance(general, Calibration):
+        raise TypeError(f"general is a {type(general).__name__}: pass what calibrate(model, ...) returned")
+    recipe = general.meta.recipe | {name: calibration.meta.recipe[name] for name in ("gradient", "tokens")}
+    check_alike(calibration, general.names, recipe, general.fingerprints, "general")
 
 
 def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target]) -> Iterator[list[str]]:
@@ -316,27 +363,57 @@ def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target]) -> 
 
 
 class _Inputs:
-    """The covariances where the products run. Modules that share one follow each other: only the last is kept here."""
+    """The covariances, or second moments, where the products run.
 
-    def __init__(self, calibration: Calibration) -> None:
-        self.calibration = calibration
+    Modules that share one follow each other: only the last is kept here.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        centred: bool,
+        general: Calibration | None = None,
+        general_weight: float = 0.0,
+        shrinkage: float = SHRINKAGE,
+    ) -> None:
+        self.calibration, self.centred, self.shrinkage = calibration, centred, shrinkage
+        self.general, self.general_weight = general, general_weight
         self.on = lru_cache(maxsize=1)(self._on)
         self.powers = lru_cache(maxsize=1)(self._powers)
+        self.curvature = lru_cache(maxsize=1)(self._curvature)
+        self.whitening = lru_cache(maxsize=1)(self._whitening)
+
+    def moment(self, first: str) -> Covariance:
+        """What is decomposed of the inputs that a module is the first to read, on the CPU."""
+        covariance = self.calibration.covariances[first]
+        return covariance if self.centred else covariance.second_moment()
 
     def _on(self, first: str, device: torch.device) -> Covariance:
-        return self.calibration.covariances[first].to(device)
+        return self.moment(first).to(device)
 
     def _powers(self, first: str, device: torch.device) -> tuple[Product, Product]:
-        return self.on(first, device).powers(SHRINKAGE)
+        return self.on(first, device).powers(self.shrinkage)
+
+    def _curvature(self, first: str, device: torch.device) -> Covariance:
+        """``K`` but for the ridge: the second moment of the task's tokens, and of general ones."""
+        found = self.calibration.covariances[first].second_moment().per_token()
+        if self.general is not None:
+            other = self.general.covariances[first].second_moment().per_token()
+            found = found.plus(other, self.general_weight)
+        return found.to(device)
+
+    def _whitening(self, first: str, device: torch.device) -> Product:
+        return self.curvature(first, device).powers(self.shrinkage)[1]
 
 
 class _Basis(NamedTuple):
-    """Rows, singular values, numerical rank and input variance of the rows of one module, on the CPU."""
+    """Rows, singular values, numerical rank, input variance and products by K of the rows of a module, on the CPU."""
 
     rows: Tensor
     values: Tensor
     rank: int
     variance: Tensor
+    inner: Tensor | None = None
 
 
 def _module_basis(
@@ -355,15 +432,19 @@ def _module_basis(
         matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
     )
     rows, values = leading.rows, leading.singular_values
-    bound = k if kind in ("w", "g", "wc_half") else c.rank_kept
+    bound = c.rank_kept if kind in ("wc", "c") else k
     rank = min(numerical_rank(values, d_in), bound)
     if matrix.back is not None:
         rows = fix_signs(torch.linalg.qr(matrix.back(rows[:rank].T)).Q.T)
     if rank < k:
         rows = fix_signs(complete_rows(rows[:rank], k, generator))
         values = torch.where(torch.arange(k) < rank, values, 0.0)
-    rows, variance = yield [rows.contiguous(), _variance(c, rows)]
-    return _Basis(rows, values, rank, variance)
+    found = [rows.contiguous(), _variance(c, rows)]
+    if kind == "g_whitened":
+        curvature = inputs.curvature(calibration.shared[name], w.device)
+        found.append(rows @ curvature.shrunk(inputs.shrinkage, rows.T))
+    rows, variance, *inner = yield found
+    return _Basis(rows, values, rank, variance, *inner)
 
 
 def _variance(c: Covariance, rows: Tensor) -> Tensor:
@@ -390,6 +471,10 @@ def _matrix(w: Tensor, c: Covariance, inputs: _Inputs, name: str, kind: Kind) ->
         assert calibration.gradient is not None
         gradient = calibration.gradient[name]
         return _Matrix(lambda x: gradient @ x, gradient.transposed)
+    if kind == "g_whitened":
+        assert calibration.gradient is not None
+        gradient, whiten = calibration.gradient[name], inputs.whitening(calibration.shared[name], w.device)
+        return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), None, back=whiten)
     if kind == "c":
         return _Matrix(c.__matmul__, c.__matmul__)
     if kind == "wc":

@@ -20,7 +20,7 @@ from tlora.models.weights import weight
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 
-KINDS = ("wc", "w", "c", "wc_half", "g", "random")
+KINDS = ("wc", "w", "c", "wc_half", "g", "g_whitened", "random")
 
 
 def calibrated(family="llama", seed=0, lengths=(30, 25, 28, 40)):
@@ -71,13 +71,16 @@ def test_every_family(family):
         assert captured / (values[:4] ** 2).sum() >= 0.9999
 
 
-def test_wc_half_gives_the_best_low_rank_outputs(llama):
+@pytest.mark.parametrize("centred", [True, False])
+def test_wc_half_gives_the_best_low_rank_outputs(llama, centred):
     """The space of kind wc_half minimises the error on the (shrunk) inputs over all matrices of the rank."""
     model, calibration = llama
-    found = subspaces(model, calibration, max_rank=6, kind="wc_half")
+    found = subspaces(model, calibration, max_rank=6, kind="wc_half", centred=centred)
     name = "model.layers.1.mlp.up_proj"
     w = weight(model.get_submodule(name)).double().numpy()
-    c = calibration.covariance[name].dense().double().numpy()
+    moment = calibration.covariance[name] if centred else calibration.second_moment(name)
+    c = moment.dense().double().numpy()
+    assert found.traces[name] == pytest.approx(np.trace(c), rel=1e-5)
     c = 0.99 * c + 0.01 * np.trace(c) / len(c) * np.eye(len(c))
     root = fractional_matrix_power(c, 0.5).real
     best = (np.linalg.svd(w @ root, compute_uv=False)[6:] ** 2).sum()
@@ -89,6 +92,89 @@ def test_wc_half_gives_the_best_low_rank_outputs(llama):
     plain = subspaces(model, calibration, max_rank=6, kind="w").basis(name, 6).double().numpy()
     b = w @ c @ plain.T @ np.linalg.inv(plain @ c @ plain.T)
     assert np.linalg.norm((w - b @ plain) @ root) ** 2 > error
+
+
+def moment_of_tokens(model, batch, name):
+    """Mean of x x^T over the real tokens that a module reads, in float64."""
+    seen = []
+    hook = model.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(args[0].detach()))
+    with torch.no_grad():
+        model(**batch)
+    hook.remove()
+    x = seen[0][batch["attention_mask"].bool()].double().numpy()
+    return x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("weight_of_general", [None, 0.5, 4.0])
+def test_the_whitened_gradient_takes_the_best_step_of_a_regression(weight_of_general):
+    """By least squares on inputs with second moment K, no other A of the rank lowers the loss by more."""
+    model = tiny_model("llama")
+    batches = [tiny_batch(model, lengths=lengths, seed=seed) for seed, lengths in enumerate([(30, 25, 28), (9, 40)])]
+    task, other = (tlora.calibrate(model, [batch], gradient=True, progress=False) for batch in batches)
+    general = {} if weight_of_general is None else {"general": other, "general_weight": weight_of_general}
+    found = subspaces(model, task, max_rank=6, kind="g_whitened", ridge=0.02, **general)
+    attached = tlora.attach(model, found, tlora.allocate(task.sensitivity, 5, adapt_ranks=False), rows="whitened")
+    for name in ("model.layers.1.mlp.up_proj", "model.layers.0.self_attn.o_proj"):
+        base = tiny_model("llama")
+        k = moment_of_tokens(base, batches[0], name)
+        if weight_of_general is not None:
+            k += weight_of_general * moment_of_tokens(base, batches[1], name)
+        k = 0.98 * k + 0.02 * np.trace(k) / len(k) * np.eye(len(k))
+        g = task.gradient[name].dense().double().numpy()
+        layer = attached.get_base_model().get_submodule(name)
+        a = layer.lora_A["default"].weight.detach().double().numpy()
+        np.testing.assert_allclose(a @ k @ a.T, np.eye(5), atol=2e-4)
+        best = np.linalg.svd(g @ fractional_matrix_power(k, -0.5).real, compute_uv=False)
+        assert np.linalg.norm(g @ a.T) ** 2 >= 0.9999 * (best[:5] ** 2).sum()  # of G A^T (A K A^T)^-1 A G^T
+        rows = found.basis(name, 5).double().numpy()
+        np.testing.assert_allclose(rows @ rows.T, np.eye(5), atol=5e-6)
+        np.testing.assert_allclose(found.inner[name][:5, :5], rows @ k @ rows.T, atol=2e-4 * k.trace() / len(k))
+        plain = subspaces(base, task, max_rank=5, kind="g").basis(name, 5).double().numpy()
+        inverse = np.linalg.inv(plain @ k @ plain.T)
+        assert np.trace(g @ plain.T @ inverse @ plain @ g.T) < 0.999 * np.linalg.norm(g @ a.T) ** 2
+
+
+def test_the_whitened_gradient_of_sketches(tmp_path):
+    """Of few tokens a sketch knows all; beyond what they span, K is the ridge."""
+    model = tiny_model("llama")
+    options = {"gradient": True, "covariance": "sketch", "sketch_size": 16, "progress": False}
+    batches = [tiny_batch(model, lengths=(4, 3), seed=seed) for seed in (0, 1)]
+    task, other = (tlora.calibrate(model, [batch], **options) for batch in batches)
+    found = subspaces(model, task, max_rank=4, kind="g_whitened", general=other, general_weight=2.0)
+    name = "model.layers.1.mlp.down_proj"
+    k = moment_of_tokens(model, batches[0], name) + 2 * moment_of_tokens(model, batches[1], name)
+    assert len(k) >= 2 * 16
+    k = 0.99 * k + 0.01 * np.trace(k) / len(k) * np.eye(len(k))
+    g = task.gradient[name].dense().double().numpy()
+    a = found.basis(name, 4).double().numpy()
+    best = np.linalg.svd(g @ fractional_matrix_power(k, -0.5).real, compute_uv=False)
+    captured = np.trace(g @ a.T @ np.linalg.inv(a @ k @ a.T) @ a @ g.T)
+    assert captured == pytest.approx((best[:4] ** 2).sum(), rel=1e-3)
+    loaded = Subspaces.load(found.save(tmp_path / "subspaces"))
+    assert torch.equal(loaded.inner[name], found.inner[name])
+
+
+def test_what_whitening_needs_is_said(llama):
+    model, calibration = llama
+    plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    other = tlora.calibrate(tiny_model("llama", seed=1), [tiny_batch(model)], progress=False)
+    for arguments, words in (
+        ({"calibration": plain}, "kind='g_whitened' needs the mean gradient"),
+        ({"general": other}, "general is of another model"),
+        ({"general": plain, "kind": "g"}, "general= is for kind='g_whitened'"),
+        ({"ridge": 0}, "ridge"),
+        ({"general": plain, "general_weight": -1}, "general_weight"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            subspaces(model, **{"calibration": calibration, "kind": "g_whitened"} | arguments)
+    allocation = tlora.allocate(calibration.sensitivity, 2)
+    with pytest.raises(ValueError, match="rows='whitened' is for subspaces of kind 'g_whitened', and these are of 'g'"):
+        tlora.attach(model, subspaces(model, calibration, kind="g"), allocation, rows="whitened")
+
+
+def test_only_kinds_with_a_covariance_take_inputs_as_they_are(llama):
+    with pytest.raises(ValueError, match=r"centred=False is of covariances, kind='w' has none"):
+        subspaces(*llama, kind="w", centred=False)
 
 
 def test_bases_are_nested_and_signs_fixed(llama):
@@ -219,7 +305,7 @@ def test_few_tokens_bound_the_rank_of_what_is_made_of_the_covariance_alone():
     assert all(covariance.rank_bound == 3 for covariance in calibration.covariances.values())
     for kind in KINDS:
         ranks = set(subspaces(model, calibration, max_rank=8, kind=kind).numerical_rank.values())
-        assert ranks <= {1, 2, 3} if kind in ("wc", "c") else ranks == {8} or kind == "g"
+        assert ranks <= {1, 2, 3} if kind in ("wc", "c") else ranks == {8} or kind in ("g", "g_whitened")
 
 
 def test_what_comes_back_is_frozen_and_is_equal_to_itself_alone(llama, tmp_path):
@@ -261,8 +347,8 @@ def test_kinds_of_inputs_are_refused_where_nothing_varies_within_a_sample(family
     for kind in ("wc", "c", "wc_half"):
         with pytest.raises(ValueError, match=f"kind='{kind}' {words}"):
             subspaces(model, calibration, max_rank=2, kind=kind)
-    for kind in ("w", "g", "random"):
-        assert max(subspaces(model, calibration, max_rank=2, kind=kind).numerical_rank.values()) == 2
+    for options in ({"kind": "w"}, {"kind": "g"}, {"kind": "random"}, {"kind": "wc", "centred": False}):
+        assert max(subspaces(model, calibration, max_rank=2, **options).numerical_rank.values()) == 2
 
 
 def test_progress_is_shown_unless_it_is_not_asked_for(llama, capsys):
@@ -286,7 +372,7 @@ def test_of_inputs_only_the_last_is_held(llama):
     """Where the products run, a covariance is the largest thing that there is."""
     calibration, cpu = llama[1], torch.device("cpu")
     first, second = list(calibration.covariances)[:2]
-    inputs = tlora.subspaces.subspaces._Inputs(calibration)
+    inputs = tlora.subspaces.subspaces._Inputs(calibration, centred=True)
     held = [weakref.ref(inputs.on(first, cpu)), weakref.ref(inputs.powers(first, cpu)[0])]
     assert all(ref() is not None for ref in held)
     inputs.powers(second, cpu)
