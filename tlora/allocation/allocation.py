@@ -22,7 +22,7 @@ from tlora.allocation.constraints import (
     whole_or_each,
 )
 from tlora.allocation.footprint import Footprint, footprint
-from tlora.calibration.sensitivity import Sensitivity, check_scores
+from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
 from tlora.numerics.apportionment import spent
 from tlora.results import Meta
@@ -306,6 +306,7 @@ def allocate(
     exclude_modules: str | int | Collection[str | int] = (),
     temperature: int | float = 1.0,
     projection_shares: Mapping[str, int | float] | None = None,
+    score: str = "mean",
 ) -> Allocation:
     """Give more rank and a larger scale to the modules that the loss is more sensitive to.
 
@@ -343,6 +344,8 @@ def allocate(
     projection_shares : mapping of float, optional
         Parts of the budget, by projection; within a projection scores decide. Those not named share what is
         left.
+    score : {"mean", "sum", "per_parameter"}
+        What ranks and scales are in proportion to; see `Sensitivity.scored`.
 
     Returns
     -------
@@ -397,6 +400,7 @@ def allocate(
             name: fraction(f"share of {name}", value)
             for name, value in check_mapping("projection_shares", projection_shares or {}, parts).items()
         },
+        score=one_of("score", score, SCORES),
     )
     return _draft(sensitivity, options)._solved()
 
@@ -411,11 +415,12 @@ def _alpha(alpha: int | float, modules: int, rank: int) -> int | float:
 
 def _draft(sensitivity: Sensitivity, options: AllocationOptions) -> Allocation:
     """An allocation without ranks yet: the modules that are in it, their scores checked."""
-    out = excluded_names(options.exclude_modules, sensitivity.targets)
-    scores = {name: score for name, score in sensitivity.scores.items() if name not in out}
+    targets = sensitivity.targets
+    out = excluded_names(options.exclude_modules, targets)
+    scores = {name: score for name, score in sensitivity.scored(options.score).scores.items() if name not in out}
     check_scores(scores)
     return Allocation(
-        targets=dict(sensitivity.targets),
+        targets=dict(targets),
         ranks={},
         scalings={},
         scores=scores,

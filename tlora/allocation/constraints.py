@@ -307,6 +307,7 @@ class AllocationOptions:
     exclude_modules: list[str | int] = field(default_factory=list)
     temperature: int | float = 1.0
     projection_shares: dict[str, float] = field(default_factory=dict)
+    score: str = "mean"
 
     def costs(self, targets: Iterable[Target]) -> list[int]:
         """Price of one rank of each module: 1, or its ``d_out`` where the budget counts parameters."""

@@ -265,8 +265,9 @@ def allocation_stability(
     ValueError
         If the allocation is not of this sensitivity; if there are fewer than two samples.
     """
-    drawn = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").checked()
     check_type(allocation, Allocation, "allocate(...)")
+    sensitivity = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").scored(allocation.options.score)
+    drawn = sensitivity.checked()
     if {name: sensitivity.scores.get(name) for name in allocation.scores} != allocation.scores:
         raise ValueError(
             "the allocation was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"

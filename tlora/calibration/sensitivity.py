@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import bootstrap_means, gini, interval
 from tlora.results import Meta
-from tlora.utils.validation import confidence_level, positive_int
+from tlora.utils.validation import confidence_level, one_of, positive_int
+
+Score = Literal["mean", "sum", "per_parameter"]
+SCORES = get_args(Score)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -55,6 +58,33 @@ class Sensitivity(ModuleResult):
     def scores(self) -> dict[str, float]:
         """``S_i`` by full module name, nats per token: the mean of ``per_sample`` over samples."""
         return dict(zip(self.names, self.per_sample.double().mean(0).tolist(), strict=True))
+
+    def scored(self, score: str) -> Sensitivity:
+        """The same samples with another score: to be looked at, and compared, like the published one.
+
+        Parameters
+        ----------
+        score : {"mean", "sum", "per_parameter"}
+            ``"mean"`` is the published ``S_i``, a mean over the entries of the weight: of two modules that matter
+            alike the smaller has the higher one. ``"sum"`` is the sum over the entries, ``S_i * d_in * d_out``;
+            ``"per_parameter"`` that sum by the entries of ``A`` and ``B`` that a rank costs, ``d_in + d_out``.
+
+        Returns
+        -------
+        Sensitivity
+            In nats per token; of ``"per_parameter"``, by parameter.
+
+        Raises
+        ------
+        ValueError
+            If there is no such score.
+        """
+        if one_of("score", score, SCORES) == "mean":
+            return self
+        sizes = [(target.d_in * target.d_out, target.d_in + target.d_out) for target in self.targets.values()]
+        factors = torch.tensor([entries if score == "sum" else entries / costs for entries, costs in sizes])
+        meta = replace(self.meta, recipe=dict(self.meta.recipe) | {"score": score})
+        return replace(self, per_sample=self.per_sample * factors, meta=meta)
 
     @property
     def gini(self) -> float:

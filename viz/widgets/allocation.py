@@ -52,12 +52,14 @@ class AllocationState:
     temperature: float
     projection_shares: Mapping[str, float]
     edits: Mapping[str, int]
+    score: str = "mean"
     kept: Allocation | None = None
 
 
 DEFAULTS: dict[str, Any] = {
     "alpha": None, "scaling": "nominal", "budget": "ranks", "adapt_ranks": True, "adapt_scales": True, "max_rank": None,
     "min_rank": 1, "pinned": {}, "exclude_modules": [], "temperature": 1.0, "projection_shares": {},
+    "score": "mean",
 }  # fmt: skip
 """Arguments of `tlora.allocate` that need not be said."""
 

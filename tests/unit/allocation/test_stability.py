@@ -176,3 +176,15 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
     assert len(repr(found)) < 400
     assert found.meta.seed == 0
     assert "<table" in found._repr_html_()
+
+
+def test_an_allocation_by_another_score_is_made_again_by_it():
+    """Modules of (8, 64) and (2, 16) with scores that are equal: by the sum, the first gets sixteen times as much."""
+    source = sensitivity([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [(8, 64), (2, 16)])
+    by_sum = allocate(source, 4, score="sum", budget="ranks", adapt_scales=False)
+    assert list(by_sum.ranks.values()) == [7, 1]
+    assert list(allocate(source, 4).ranks.values()) == [6, 2]  # of equal scores, within the small one's size
+    found = allocation_stability(source, by_sum, resamples=4)
+    assert found.ranks.tolist() == [[7, 1]] * 4
+    with pytest.raises(ValueError, match=r"score must be .* got 'energy'"):
+        allocate(source, 4, score="energy")

@@ -69,6 +69,19 @@ def test_gini_of_a_sensitivity(source):
     assert sensitivity([0.0, 0.0, 0.0, 1.0]).gini == pytest.approx(0.75)
 
 
+def test_other_scores_count_entries_and_parameters():
+    """Of (d_out, d_in) = (8, 64) and (2, 16): the mean prefers neither, the sum the larger, 16 times."""
+    source = sensitivity([[1.0, 1.0], [3.0, 1.0]], [(8, 64), (2, 16)])
+    assert source.scored("mean") is source
+    found = source.scored("sum")
+    np.testing.assert_allclose(found.per_sample, [[512, 32], [1536, 32]])
+    assert list(found.scores.values()) == [1024, 32]
+    np.testing.assert_allclose(list(source.scored("per_parameter").scores.values()), [1024 / 72, 32 / 18], rtol=1e-6)
+    assert found.meta.recipe["score"] == "sum"
+    with pytest.raises(ValueError, match=r"score must be .* got 'energy'"):
+        source.scored("energy")
+
+
 def test_by_layer_and_by_projection():
     source = sensitivity([1.0, 2.0, 3.0, 4.0, 5.0])
     layers, projections = source.by_layer(), source.by_projection()
