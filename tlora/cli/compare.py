@@ -21,7 +21,7 @@ from tlora.utils.files import replace_file
 # As in the library; a test holds them equal.
 METHODS = (
     "lora", "rslora", "dora", "lora+", "pissa", "olora", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera",
-    "full", "tlora+", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
+    "full", "head", "tlora+", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
 )  # fmt: skip
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -91,17 +91,19 @@ class Comparing:
         ),
     ] = RATES  # type: ignore[assignment]
     seeds: Annotated[int, option("Training", "Final runs of each method, with the seeds 0, 1, ...", min=1)] = 3
-    curve_seeds: Annotated[
-        int,
-        option(
-            "Training",
-            "With how many of them all rates are run, for the range of good ones; the first chooses the rate.",
-            min=1,
-        ),
-    ] = 1
+    search_seeds: Annotated[
+        int, option("Training", "Seeds that rates are searched with; others than those of the final runs.", min=1)
+    ] = 2
     steps: Annotated[int, option("Training", "Optimiser steps of a run.", min=1)] = 250
     batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = 16
     samples: Annotated[int, option("Training", "Training samples that a method may calibrate on.", min=1)] = 32
+    forgetting: Annotated[
+        list[str],
+        option(
+            "Training",
+            "A task whose loss is measured before and after: what a language model forgets; may be repeated.",
+        ),
+    ] = ()  # type: ignore[assignment]
     device: Annotated[str | None, option("Training", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None
     dtype: Annotated[str, option("Training", "Of the base: float32, bfloat16 or float16.")] = "float32"
     workers: Annotated[int, option("Training", "Processes side by side, each on its part of the cores.", min=1)] = 1
@@ -203,11 +205,12 @@ def compared(options: Comparing, showing: Showing, report: Report, line: str) ->
                 ranks=options.ranks,
                 learning_rates=options.learning_rate,
                 seeds=range(options.seeds),
-                curve_seeds=options.curve_seeds,
+                search_seeds=range(1000, 1000 + options.search_seeds),
                 steps=options.steps,
                 batch_size=options.batch_size,
                 samples=options.samples,
                 target_modules=selected(options.target_modules),
+                forgetting=options.forgetting,
                 store=options.store,
                 device=options.device,
                 dtype=options.dtype,

@@ -7,29 +7,34 @@ import logging
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from tlora.comparison import lr_search
 from tlora.comparison.comparison import Comparison, cell_text, score_of
-from tlora.comparison.methods import Memory, Method, chosen
+from tlora.comparison.methods import HEAD, METHODS, Memory, Method, chosen
 from tlora.comparison.run import Cell, Split, Terms, load_data, model_contents, run
 from tlora.comparison.store import Record, Store, key_text
 from tlora.models.loading import checked_device, floating_dtype
 from tlora.recipes import Recipe
 from tlora.tasks.load import task_contents
+from tlora.tasks.task import Task
 from tlora.training.arguments import check_card
 from tlora.utils.validation import as_names, positive_int
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """Learning rates that a search begins with."""
+
+SEARCH_SEEDS = (1000, 1001)
+"""Seeds that rates are searched with; none of those whose results are reported."""
 
 Tasks = str | Iterable[str] | Mapping[str, Mapping[str, Any]]
 
@@ -44,11 +49,12 @@ def compare(
     ranks: int | Iterable[int] = 8,
     learning_rates: Iterable[float] = RATES,
     seeds: Iterable[int] = (0, 1, 2),
-    curve_seeds: int = 1,
+    search_seeds: Iterable[int] = SEARCH_SEEDS,
     steps: int = 250,
     batch_size: int = 16,
     samples: int = 32,
     target_modules: str | Iterable[str] | None = None,
+    forgetting: Tasks = (),
     store: str | os.PathLike[str] = "comparison.jsonl",
     device: str | None = None,
     dtype: str = "float32",
@@ -58,11 +64,13 @@ def compare(
 ) -> Comparison:
     """Train every method on every task: a search for its learning rate, then the final runs.
 
-    All methods get the same samples in the same order, the same number of steps, and the same schedule (that of
-    `tlora.train`). Each has its own learning rate, searched on a log grid that is widened until the best rate is not at
-    its edge; it is chosen on the validation split (by the task's metric, by the loss among equals), with the first of
-    the seeds (of the first call, where a store is added to). At that rate it is trained once with each seed, and
-    evaluated on the test split.
+    All methods get the same samples in the same order, the same number of steps, and the same schedule: AdamW without
+    weight decay, gradients clipped at norm 1, a cosine after a warm-up of a tenth of the steps and at least ten,
+    alpha = rank. Each seed trains on samples of its own, drawn from the training split, where that has more than the
+    steps take. Each method has its own learning rate: the one with the lowest mean loss on the validation split over
+    the search's seeds, on a log grid that is widened until the best rate is not at its edge. At that rate it is trained
+    once with each of the other seeds, and evaluated on the test split. The fresh head of a classifier has one rate for
+    all methods: that which is best where the head alone is trained (``"head"``).
 
     Every run is in the store before the next one begins: what was interrupted goes on where it was, and the same call
     with more methods, ranks or seeds adds to it.
@@ -73,7 +81,8 @@ def compare(
         Names (``"lora"``, ``"rslora"``, ``"dora"``, ``"lora+"``, ``"pissa"``, ``"olora"``, ``"eva"``, ``"corda"``,
         ``"lora-ga"``, ``"lora-fa"``, ``"adalora"``, ``"vera"``, ``"tlora+"``; ``"tlora-paper"``, ``"tlora"``,
         ``"tlora-trained"``, ``"tlora-freeze-late"``; ``"full"``, which trains the weights and biases of the target
-        modules themselves, at each rank alike: what an adapter could come to), or recipes of one's own.
+        modules themselves, at each rank alike: what an adapter could come to; ``"head"``, which trains the head of a
+        classifier alone), or recipes of one's own.
     tasks : str, iterable of str, or mapping of dict
         Names or paths; or for each of them arguments of `tlora.load_task`, such as ``{"train": 4000, "test": 2000}``.
     model : str or path-like
@@ -84,10 +93,9 @@ def compare(
         The grid to begin with: two rates or more, from one to the next by the same factor. ``"lora+"`` and
         ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, and ``"full"`` begin at a sixteenth of it.
     seeds : iterable of int
-        Of the final runs: of a fresh head, of the adapter and of the order of the data.
-    curve_seeds : int
-        With how many of the seeds the rates of the search are run, for `Comparison.flatness` and its picture. The
-        first alone chooses the rate.
+        Of the final runs: of a fresh head, of the adapter, and of which samples are trained on, in which order.
+    search_seeds : iterable of int
+        Of the search for learning rates: none of the final ones, so that no result has chosen its own rate.
     steps : int
         Optimiser steps of a run.
     batch_size : int
@@ -96,6 +104,9 @@ def compare(
         Training samples that a method may calibrate on.
     target_modules : str or iterable of str, optional
         As in `tlora.target_modules`, for all methods; all linear layers of the blocks by default.
+    forgetting : str, iterable of str, or mapping of dict
+        Other tasks, named as ``tasks`` are, on whose test split a language model's loss is measured before and after:
+        what it forgets.
     store : path-like
         File of runs to read and to append to.
     device : str, optional
@@ -138,17 +149,22 @@ def compare(
         "batch_size": batch_size,
         "samples": samples,
         "workers": workers,
-        "curve_seeds": curve_seeds,
     }
     for name, value in counts.items():
         positive_int(value, name)
     check_card(checked_device(device, {}))
     floating_dtype(dtype)
-    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device, as_names(target_modules))
+    others = _data(forgetting, "forgetting") if forgetting else {}
+    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device, as_names(target_modules), others)
     cells = _cells(methods, tasks, terms, ranks)
-    settings = SearchSettings(tuple(lr_search.checked_grid(learning_rates)), tuple(_whole(seeds)), curve_seeds, retry)
-    if curve_seeds > len(settings.seeds):
-        raise ValueError(f"curve_seeds={curve_seeds} needs as many seeds, got {len(settings.seeds)}: pass more seeds")
+    settings = SearchSettings(
+        tuple(lr_search.checked_grid(learning_rates)),
+        tuple(_whole(seeds, "seeds")),
+        tuple(_whole(search_seeds, "search_seeds")),
+        retry,
+    )
+    if both := set(settings.seeds) & set(settings.search_seeds):
+        raise ValueError(f"seed {min(both)} is among seeds and search_seeds: a result must not choose its own rate")
     runs = Store(store)
     runs.find()  # a store that is damaged is found out now, and a place that cannot be written
     runs.check_place()
@@ -171,7 +187,7 @@ class SearchSettings:
 
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
-    curve_seeds: int = 1
+    search_seeds: tuple[int, ...]
     retry: bool = False
 
 
@@ -188,46 +204,58 @@ def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
         key_text({name: about.get(name) for name in ("model", "target_modules", "task", "data", "contents")})
     )
     task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
+    head_rate = None
+    if task.kind == "classification" and cell.method.name != HEAD:
+        head = replace(cell, method=METHODS[HEAD], rank=1)
+        head_rate = lr_search.best(_search(_runs(head, task, store, settings.retry, memory), RATES, SEARCH_SEEDS))
+        if head_rate is None:
+            return f"{_named(cell)}: no learning rate was found for the head alone"
+    result = _runs(cell, task, store, settings.retry, memory, head_rate)
+    if (failed := _errors(cell, store.find())) and not settings.retry:
+        said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
+    grid = lr_search.scaled(settings.learning_rates, cell.method.rate_scale)
+    scores = _search(result, grid, settings.search_seeds, _searched(cell, store.find()))
+    rate = lr_search.best(scores)
+    if rate is None:
+        why = f" ({errors[-1]})" if (errors := _errors(cell, store.find())) else ""
+        said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
+    elif lr_search.beyond(scores) is not None:
+        said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
+    for seed in settings.seeds:
+        if rate is not None:
+            result(rate, seed, "test")
+    return f"{_named(cell)}: {'; '.join(said)}" if said else ""
+
+
+Result = Callable[[float, int, Split], Record]
+"""From a rate, a seed and a split to the run, which is done if it is not in the store."""
+
+
+def _runs(cell: Cell, task: Task, store: Store, retry: bool, memory: Memory, head_rate: float | None = None) -> Result:
     known = store.find()
 
     def result(rate: float, seed: int, split: Split) -> Record:
         key = key_text(cell.key(rate, seed, split))
         if key not in known:
             known.update(store.find())  # another process may have done it since
-        if key not in known or (settings.retry and known[key]["status"] == "failed"):
-            known[key] = run(cell, task, rate, seed, split, memory)
+        if key not in known or (retry and known[key]["status"] == "failed"):
+            known[key] = run(cell, task, rate, seed, split, memory, head_rate)
             store.append(known[key])
             logger.info("%s", told(known[key]))
         return known[key]
 
-    def score(seed: int, rate: float) -> lr_search.Score:
-        return score_of(result(rate, seed, "validation"))
+    return result
 
-    if (failed := _errors(cell, known)) and not settings.retry:
-        said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
-    scores, first = {}, None
-    while first != (
-        earliest := _first_seed(cell, found := store.find(), settings)
-    ):  # another process may have begun it
-        first = earliest
-        known.update(found)
-        tried = {key["learning_rate"] for key in _searched(cell, known) if key["seed"] == first}
-        scores = lr_search.search(
-            partial(score, first), lr_search.scaled(settings.learning_rates, cell.method.rate_scale), tried
-        )
-    rate = lr_search.best(scores)
-    if rate is None:
-        why = f" ({errors[-1]})" if (errors := _errors(cell, known)) else ""
-        said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
-    elif lr_search.beyond(scores) is not None:
-        said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
-    if rate is not None:
-        for seed in settings.seeds:
-            result(rate, seed, "test")
-        for seed in [seed for seed in settings.seeds if seed != first][: settings.curve_seeds - 1]:
-            for searched in sorted(scores):
-                result(searched, seed, "validation")
-    return f"{_named(cell)}: {'; '.join(said)}" if said else ""
+
+def _search(
+    result: Result, grid: Sequence[float], seeds: Sequence[int], tried: Iterable[float] = ()
+) -> lr_search.Curve:
+    """The mean score of each rate over the seeds."""
+
+    def score(rate: float) -> float:
+        return float(np.mean([score_of(result(rate, seed, "validation")) for seed in seeds]))
+
+    return lr_search.search(score, grid, tried)
 
 
 def _of(cell: Cell, known: Mapping[str, Record]) -> list[Record]:
@@ -240,13 +268,10 @@ def _errors(cell: Cell, known: Mapping[str, Record]) -> list[str]:
     return [record["error"] for record in _of(cell, known) if record["status"] == "failed"]
 
 
-def _searched(cell: Cell, known: Mapping[str, Record]) -> list[dict[str, Any]]:
-    return [record["key"] for record in _of(cell, known) if record["key"]["split"] == "validation"]
-
-
-def _first_seed(cell: Cell, known: Mapping[str, Record], settings: SearchSettings) -> int:
-    """The seed that a rate is searched with: that of the first run there is."""
-    return next((key["seed"] for key in _searched(cell, known)), settings.seeds[0])
+def _searched(cell: Cell, known: Mapping[str, Record]) -> set[float]:
+    """Rates of earlier searches, perhaps from other grids."""
+    keys = [record["key"] for record in _of(cell, known)]
+    return {key["learning_rate"] for key in keys if key["split"] == "validation"}
 
 
 def told(record: Record) -> str:
@@ -314,21 +339,23 @@ def _cells(methods: Any, tasks: Tasks, terms: Terms, ranks: int | Iterable[int])
     ]
 
 
-def _data(tasks: Tasks) -> dict[str, dict[str, Any]]:
+def _data(tasks: Tasks, argument: str = "tasks") -> dict[str, dict[str, Any]]:
     """Arguments of `load_task` by task, of JSON values."""
     named = [tasks] if isinstance(tasks, str | os.PathLike) else tasks
     try:
         given = named if isinstance(named, Mapping) else {task: {} for task in named}
         found = {str(task): {"seed": 0} | json.loads(json.dumps(dict(data))) for task, data in given.items()}
     except (TypeError, ValueError) as error:
-        raise TypeError(f"tasks: pass names, or arguments of load_task by name that JSON can hold ({error})") from error
+        raise TypeError(
+            f"{argument}: pass names, or arguments of load_task by name that JSON can hold ({error})"
+        ) from error
     if not found:
         raise ValueError("name at least one task")
     return found
 
 
-def _whole(seeds: Iterable[int]) -> list[int]:
+def _whole(seeds: Iterable[int], argument: str) -> list[int]:
     found = list(dict.fromkeys(seeds)) if isinstance(seeds, Iterable) else []
     if not found or not all(isinstance(seed, Integral) and seed >= 0 for seed in found):
-        raise ValueError(f"seeds={seeds!r}: pass whole numbers, e.g. (0, 1, 2)")
+        raise ValueError(f"{argument}={seeds!r}: pass whole numbers, e.g. (0, 1, 2)")
     return [int(seed) for seed in found]

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tlora.comparison import lr_search
 from tlora.comparison.lr_search import averaged, flat_range, score, searches
 from tlora.comparison.store import Record, Store, key_text, unpacked
 from tlora.comparison.summary import LOWER_IS_BETTER, PLACE, BaselineRank, summarise
@@ -27,7 +26,7 @@ LISTED = (
 """Columns of ``tlora compare --list``."""
 
 _RUN = {"learning_rate", "seed", "split"}
-_COSTS = ("trainable_parameters", "head_parameters", "seconds", "preparation_seconds", "peak_bytes")
+_COSTS = ("trainable_parameters", "head_parameters", "seconds", "preparation_seconds", "peak_bytes", "forgetting")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,7 +38,8 @@ class Comparison(Result):
     runs : pandas.DataFrame
         One row a run; see ``columns``.
     outcomes : dict of (N,) float32 tensor
-        What a run made of each test sample, by ``"ROW.METRIC"``: its row in ``runs``, and a metric.
+        What a run made of each test sample, by ``"ROW.METRIC"``: its row in ``runs``, and a metric. By
+        ``"ROW.training"``, the loss of each training step.
     meta : Meta
         Models and tasks by name; the recipe has what the runs have in common; the versions are those of the last run.
     """
@@ -54,7 +54,7 @@ class Comparison(Result):
         "model": "base model",
         "rank": "nominal rank",
         "learning_rate": "peak learning rate",
-        "seed": "seed of head, adapter and order of the data",
+        "seed": "seed of head, adapter, and which samples are trained on, in which order",
         "split": "what was evaluated: validation in the search, test at the chosen rate",
         "metric": "name of the value; negative_loss where the task has no metric but its loss",
         "value": "headline metric, higher is better; NaN where there is none",
@@ -64,6 +64,7 @@ class Comparison(Result):
         "seconds": "time of training",
         "preparation_seconds": "time before it: calibration, decompositions, making the adapter",
         "peak_bytes": "most memory while training, of CUDA or the process, with what is kept for other runs, or NaN",
+        "forgetting": "mean increase of the loss on other texts, nats per token; NaN where none were given",
         "status": "done, diverged (stopped by a loss or gradient that is not finite) or failed",
         "best_rate": "whether this is a run on the test split at the method's chosen rate",
     }
@@ -86,6 +87,9 @@ class Comparison(Result):
         "seconds": "mean time of training",
         "preparation_seconds": "mean time before it",
         "peak_bytes": "largest peak of memory",
+        "forgetting": "mean increase of the loss on other texts, nats per token; NaN where none were given",
+        "seconds_to_baseline": "mean time, preparation included, until the training loss is what the baseline's is in "
+        "the end (running means over a tenth of the steps); NaN where it is never",
         "diverged": "runs, at any rate, that diverged",
         "failed": "runs, at any rate, that failed",
     }
@@ -95,8 +99,8 @@ class Comparison(Result):
         "method": "name of the method or recipe",
         "rank": "nominal rank",
         "seeds": "searches that the values are means of: those with every rate of the first",
-        "best": "rate with the best value on the validation split",
-        "lowest": "lowest rate from which on all values, up to the best rate, are within the share of the best",
+        "best": "rate with the lowest mean loss on the validation split",
+        "lowest": "lowest rate from which on all losses, up to the best rate, are within the share of the lowest",
         "highest": "highest such rate",
         "doublings": "log2 of highest over lowest",
         "edge": "ends of the grid that the range reaches, where it may be wider: low, high, low and high, or none",
@@ -224,22 +228,22 @@ class Comparison(Result):
         sample with itself. Intervals allow for other runs and other samples, and for how few they are: Student's t, on
         the variance components of runs and samples (``tlora.comparison.summary``); one run says nothing of others and
         has none.
-        They are at the rates that were chosen: that another search could have chosen others is not in them. Outcomes of
+        They are at the rates that were chosen, with other seeds than these: that another search could have chosen
+        others is not in them. Outcomes of
         samples are kept in float16, so that of losses a difference below about 0.1 % is rounding, or zero.
         """
         frame = summarise(self.runs, self.outcomes, baseline, baseline_rank, metric, confidence)
         return frame[list(self.summary_columns)]
 
     def flatness(self, share: float = 0.01) -> pd.DataFrame:
-        """The range of learning rates around the best that are within a share of its value.
+        """The range of learning rates around the best whose losses are within a share of its loss.
 
-        One search is one run a rate, and the range as much chance as the method; ``compare(..., curve_seeds=)`` makes
-        more.
+        A rate's loss is the mean over the seeds of the search: the fewer, the more of the range is chance.
 
         Parameters
         ----------
         share : float
-            Part of the best value (in absolute terms) that may be missing, on the validation split.
+            Part of the lowest mean loss on the validation split by which another may be higher.
 
         Returns
         -------
@@ -346,15 +350,19 @@ def headline(metrics: Mapping[str, float]) -> str:
     return next((name for name in metrics if name != "loss"), "loss")
 
 
-def score_of(record: Record) -> lr_search.Score:
-    """What a learning rate is chosen by: the headline, and the loss among equals; see `tlora.comparison.lr_search`."""
-    row = _row(record)
-    return score(record["status"], row["value"], row["loss"])
+def score_of(record: Record) -> float:
+    """What a learning rate is chosen by: the loss on the validation split; see `tlora.comparison.lr_search`."""
+    return score(record["status"], record.get("metrics", {}).get("loss", np.nan))
 
 
 def _is_best(runs: pd.DataFrame) -> pd.Series:
-    # One search decides, that of the first seed: what was tested at its rate stays what is compared.
-    chosen = {place: lr_search.best(curves[0]) for place, curves in searches(runs)}
+    """Whether a run is one on the test split at its method's rate: the best in the search of those that were tested."""
+    curves = {place: averaged(found) for place, found in searches(runs)}
+    chosen = {}
+    for place, rows in runs[runs["split"] == "test"].groupby(list(PLACE), sort=False):
+        curve = curves.get(place, {})
+        tested = {rate: curve.get(rate, -np.inf) for rate in rows["learning_rate"]}
+        chosen[place] = max(tested, key=tested.__getitem__)
     places = runs[list(PLACE)].itertuples(index=False, name=None)
     best = pd.Series([chosen.get(place) for place in places], index=runs.index, dtype="float64")
     return (runs["split"] == "test") & (runs["learning_rate"] == best)
@@ -364,8 +372,8 @@ def _meta(records: Sequence[Record]) -> Meta:
     keys = [record["key"] for record in records]
     alike = {
         name: keys[0][name]
-        for name in ("steps", "batch_size", "samples", "dtype", "data")
-        if all(key[name] == keys[0][name] for key in keys)
+        for name in ("steps", "batch_size", "samples", "dtype", "data", "protocol", "forgetting")
+        if name in keys[0] and all(key.get(name) == keys[0][name] for key in keys)
     }
     names: dict[str, Any] = {
         name: ", ".join(dict.fromkeys(str(key[name]) for key in keys)) for name in ("model", "task")

@@ -16,23 +16,17 @@ WIDENINGS = 8
 """Most rates that are added to a grid: at a factor of two, that is 256."""
 
 
-Score = tuple[float, ...]
-"""What a rate reached: its value, and what decides among rates of the same value; higher is better."""
+Curve = dict[float, float]
+"""What each learning rate came to on the validation split: its loss, negative, so that higher is better."""
 
 
-Curve = dict[float, Score]
-"""What each learning rate came to on the validation split."""
-
-
-def search(
-    score_at: Callable[[float], Score], grid: Iterable[float], tried: Iterable[float] = ()
-) -> dict[float, Score]:
+def search(score_at: Callable[[float], float], grid: Iterable[float], tried: Iterable[float] = ()) -> Curve:
     """Score each rate of the grid, and more rates until the best is not at an edge.
 
     Parameters
     ----------
     score_at : callable
-        From a learning rate to a score, whose value is minus infinity where training diverged, NaN where it failed.
+        From a learning rate to a score: minus infinity where training diverged, NaN where it failed.
     grid : iterable of float
         At least two rates; from one to the next by about the same factor.
     tried : iterable of float
@@ -40,7 +34,7 @@ def search(
 
     Returns
     -------
-    dict of tuple
+    dict of float
         Score by rate. If `beyond` of it is not None, the search was given up.
 
     Raises
@@ -80,37 +74,25 @@ def scaled(grid: Iterable[float], factor: float) -> list[float]:
     return [_rounded(factor * rate) if factor != 1 else rate for rate in grid]
 
 
-def best(scores: Mapping[float, Score]) -> float | None:
-    """The rate with the highest score: the middle one of equals; None where all failed."""
-    finite = _finite(scores)
-    if not finite:
-        return None
-    top = max(finite.values())
-    equals = sorted(rate for rate, score in finite.items() if score == top)
-    return equals[len(equals) // 2]
+def best(scores: Mapping[float, float]) -> float | None:
+    """The rate with the highest score, the lowest of equals; None where all failed."""
+    finite = {rate: score for rate, score in sorted(scores.items()) if math.isfinite(score)}
+    return max(finite, key=finite.__getitem__, default=None)
 
 
-def beyond(scores: Mapping[float, Score]) -> float | None:
+def beyond(scores: Mapping[float, float]) -> float | None:
     """The next rate beyond the edge at which the best is; None if the best is inside.
 
-    Where all rates diverged, or several reach the best value and no other rate a better one, scores give no direction:
-    the search goes lower, because it is at high rates that training diverges or ends at what guessing gives. Where no
-    answer is right at any rate, the tie-breaker decides. What fails at every rate (NaN) would fail at others too.
+    Where all rates diverged the search goes lower. What fails at every rate (NaN) would fail at others too.
     """
-    if all(math.isnan(value) for value, *_ in scores.values()):
+    if all(map(math.isnan, scores.values())):
         return None
-    rates, top, reached = sorted(scores), best(scores), _finite(scores).values()
-    values = {value for value, *_ in reached}
-    guessed = len(reached) > 1 and ((len(values) == 1 and values != {0.0}) or len(set(reached)) == 1)
-    if top is None or top == rates[0] or guessed:
+    rates, top = sorted(scores), best(scores)
+    if top is None or top == rates[0]:
         return _rounded(rates[0] * rates[0] / rates[1])
     if top == rates[-1]:
         return _rounded(rates[-1] * rates[-1] / rates[-2])
     return None
-
-
-def _finite(scores: Mapping[float, Score]) -> dict[float, Score]:
-    return {rate: score for rate, score in scores.items() if math.isfinite(score[0])}
 
 
 def _rounded(rate: float) -> float:
@@ -118,10 +100,9 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def score(status: str, value: float, loss: float) -> Score:
-    """What a learning rate is chosen by; see `tlora.comparison.lr_search`."""
-    reached = {"done": float(value), "failed": np.nan}.get(status, -np.inf)
-    return (reached, -np.inf if np.isnan(loss) else -float(loss))
+def score(status: str, loss: float) -> float:
+    """What a learning rate is chosen by."""
+    return {"done": -loss, "failed": np.nan}.get(status, -np.inf)
 
 
 def searches(runs: pd.DataFrame) -> Iterable[tuple[tuple[Any, ...], list[Curve]]]:
@@ -141,23 +122,23 @@ def searches(runs: pd.DataFrame) -> Iterable[tuple[tuple[Any, ...], list[Curve]]
     for place, rows in runs[runs["split"] == "validation"].groupby(list(PLACE), sort=False):
         found: dict[int, Curve] = {}
         for row in rows.itertuples():
-            found.setdefault(row.seed, {})[row.learning_rate] = score(row.status, row.value, row.loss)
+            found.setdefault(row.seed, {})[row.learning_rate] = score(row.status, row.loss)
         first = next(iter(found.values()))
         yield place, [{rate: curve[rate] for rate in first} for curve in found.values() if first.keys() <= curve.keys()]
 
 
 def averaged(curves: Sequence[Curve]) -> Curve:
     """The mean of curves with the same rates, not finite where training failed or diverged in any of them."""
-    return {rate: tuple(np.mean([curve[rate] for curve in curves], axis=0).tolist()) for rate in curves[0]}
+    return {rate: float(np.mean([curve[rate] for curve in curves])) for rate in curves[0]}
 
 
-def flat_range(curve: Mapping[float, Score], share: float) -> dict[str, Any]:
+def flat_range(curve: Mapping[float, float], share: float) -> dict[str, Any]:
     """The last columns of `tlora.Comparison.flatness`."""
     top = best(curve)
     if top is None:
         return {"best": np.nan, "lowest": np.nan, "highest": np.nan, "doublings": np.nan, "edge": ""}
-    grid, most = sorted(curve), curve[top][0]
-    enough = [curve[rate][0] >= most - share * abs(most) for rate in grid]
+    grid, most = sorted(curve), curve[top]
+    enough = [curve[rate] >= most - share * abs(most) for rate in grid]
     low = high = grid.index(top)
     while low and enough[low - 1]:
         low -= 1

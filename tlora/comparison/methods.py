@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -60,6 +60,9 @@ LORAPLUS_RATIO = 16
 VERA_RANK = 256
 """PEFT's default: VeRA's rank is that of fixed random matrices, and costs next to nothing."""
 
+
+HEAD = "head"
+"""The method that trains the fresh head of a classifier alone; at its best rate all others train theirs."""
 
 Lora = Callable[..., PeftModel]
 """From a job and further arguments of `peft.LoraConfig` to the adapted model."""
@@ -165,9 +168,7 @@ def _walk(recipe: Recipe, job: Job) -> PeftModel:
     """The pipeline by a recipe, from the calibration to the adapter."""
     options = {"target_modules": job.target_modules} | dict(recipe.calibrate)
     looked = ("calibration", options)
-    calibration = job.once(
-        looked, lambda: calibrate(job.model, job.batches(), progress=False, **options), seeded=job.fresh_head
-    )
+    calibration = job.once(looked, lambda: calibrate(job.model, job.batches(), progress=False, **options))
     allocation = allocate(calibration.sensitivity, job.rank, **recipe.allocate)
     if recipe.task_subspaces is None:
         return attach(job.model, None, allocation, seed=job.seed, **recipe.attach)
@@ -227,6 +228,23 @@ def _full(job: Job) -> PeftModel:
     return _peft(job, LNTuningConfig)
 
 
+def _head(job: Job) -> PeftModel:
+    """The fresh head of a classifier alone: an adapter is there, and stays at zero.
+
+    Raises
+    ------
+    ValueError
+        If the task has no head.
+    """
+    adapted = _lora(replace(job, rank=1))
+    heads = set(map(id, head_parameters(adapted)))
+    if not heads:
+        raise ValueError(f"{HEAD} trains the head of a classifier, and {job.task.name} has none: leave it out")
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(id(parameter) in heads)
+    return adapted
+
+
 def _tlora_plus(job: Job) -> PeftModel:
     return add_third_matrices(_lora(job))
 
@@ -246,16 +264,9 @@ def _lorafa_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
 
 
 def _loraplus_optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
-    """PEFT's, but for the head's biases: PEFT gives all vectors the rate of B, and the head's matrix that of A."""
-    made = create_loraplus_optimizer(
+    return create_loraplus_optimizer(
         model, AdamW, lr=rate, loraplus_lr_ratio=LORAPLUS_RATIO, eps=1e-8, betas=(0.9, 0.999)
     )
-    head = set(map(id, head_parameters(model)))
-    first, *others = made.param_groups
-    for group in others:
-        first["params"] += [p for p in group["params"] if id(p) in head]
-        group["params"] = [p for p in group["params"] if id(p) not in head]
-    return made
 
 
 def _of(kind: str, **config: Any) -> Method:
@@ -284,11 +295,7 @@ def eva(lora: Lora, job: Job) -> PeftModel:
     tokens, wanted = max(int(batch["attention_mask"].sum()) for batch in batches), round(settings.rho * job.rank)
     if tokens < wanted:
         raise ValueError(f"EVA takes {wanted} tokens a batch at rank {job.rank}, there are {tokens}: take a lower rank")
-    state = job.once(
-        ("eva", job.rank),
-        lambda: get_eva_state_dict(adapted, batches, show_progress_bar=False),
-        seeded=False,
-    )
+    state = job.once(("eva", job.rank), lambda: get_eva_state_dict(adapted, batches, show_progress_bar=False))
     initialize_lora_eva_weights(adapted, eva_state_dict=dict(state))  # it takes out what it has used
     cast_adapter_dtype(adapted, adapted.active_adapter)  # from the base's type, as PEFT does for all others
     return adapted
@@ -306,7 +313,7 @@ def corda(lora: Lora, job: Job) -> PeftModel:
     settings = CordaConfig(corda_method="ipm")
     names = job.targets
     config = LoraConfig(r=job.rank, init_lora_weights="corda", corda_config=settings, **shared_config(job.model, names))
-    found = job.once(("corda", job.rank), lambda: _corda_vectors(job, names, config), seeded=False)
+    found = job.once(("corda", job.rank), lambda: _corda_vectors(job, names, config))
     for name, vectors in found.items():
         job.model.get_submodule(name).eigens = vectors  # where PEFT looks for them, and takes them away again
     return lora(job, init_lora_weights="corda", corda_config=settings)
@@ -370,7 +377,7 @@ class Memory:
         Seconds that were not spent because something was remembered.
     """
 
-    def __init__(self, most: int = 6) -> None:
+    def __init__(self, most: int = 12) -> None:
         self.most = most
         self.saved = 0.0
         self._found: OrderedDict[str, tuple[Any, float]] = OrderedDict()
@@ -429,22 +436,17 @@ class Job:
         """Full names of the modules that are adapted."""
         return list(target_modules(self.model, self.target_modules))
 
-    @property
-    def fresh_head(self) -> bool:
-        """Whether the base has a head that differs by seed, and with it all that depends on the loss."""
-        return self.task.kind == "classification"
-
     def batches(self, batch_size: int = BATCH_SIZE) -> Batches:
         """The samples to calibrate on."""
         return self.task.calibration(self.samples, batch_size)
 
-    def once(self, key: tuple[Any, ...], make: Callable[[], T], seeded: bool = True) -> T:
-        """What ``make`` gives, remembered for jobs of the same samples, and of the same seed where it is seeded."""
-        return self.memory((*key, self.samples, self.seed if seeded else None), make)
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What ``make`` gives, remembered for jobs of the same seed, and so of the same samples."""
+        return self.memory((*key, self.samples, self.seed), make)
 
 
 def optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
-    """AdamW with ``rate`` for ``A`` (and for a head), and `RATIO` times as much for ``B`` and the third matrices."""
+    """AdamW with ``rate`` for ``A``, and `RATIO` times as much for ``B`` and the third matrices."""
     slow: list[nn.Parameter] = []
     fast: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -470,6 +472,7 @@ METHODS = {
         Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
         Method("vera", _vera, {"r": VERA_RANK}),
         Method("full", _full, rate_scale=1 / 16),
+        Method(HEAD, _head),
         Method("tlora+", _tlora_plus, {"ratio": RATIO}, optimizer, rate_scale=1 / RATIO),
     )
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -21,18 +23,25 @@ from peft import PeftModel
 from tlora.adapters.lora_layers import head_parameters
 from tlora.comparison.methods import Job, Memory, Method, seeded_adapt
 from tlora.comparison.store import Floats, Record, packed
+from tlora.comparison.summary import TRAINING
+from tlora.models.forward import evaluating
 from tlora.models.loading import PACKAGED, load_model
-from tlora.tasks.evaluation import per_sample
+from tlora.tasks.evaluation import per_sample, summed_losses
 from tlora.tasks.load import _digest, load_task_of
 from tlora.tasks.task import Task
+from tlora.training.dataset import spread
 from tlora.training.run import TrainingRun
-from tlora.training.train import train
+from tlora.training.train import LOSS_SAMPLES, train
 from tlora.utils.packages import library_versions
 
 Split = Literal["validation", "test"]
 
 EXPECTED = (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError)
 """What a run may fail with and become a row: numbers, memory, a shape that does not suit a method."""
+
+PROTOCOL = 2
+"""How runs are made, in their keys. Those of the first protocol have none there: a head had the adapter's rate, warm-up
+was 3 % of the steps, all seeds trained on the same samples, and the first of them chose the rate, by the metric."""
 
 logger = logging.getLogger(__name__)
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -56,6 +65,9 @@ class Terms:
         Where it computes; not in a run's key.
     target_modules : str or list of str, optional
         What is adapted; in a run's key where it is not all linear layers.
+    forgetting : dict of dict
+        Other texts whose loss is measured before and after: arguments of `tlora.load_task` by task; in a run's key
+        where there are any.
     """
 
     model: str
@@ -65,6 +77,12 @@ class Terms:
     dtype: str = "float32"
     device: str | None = None
     target_modules: str | list[str] | None = None
+    forgetting: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def warmup_steps(self) -> int:
+        """A tenth of the steps, at least ten, at most half of them: after fewer, high rates lead LoRA astray."""
+        return min(max(10, math.ceil(self.steps / 10)), self.steps // 2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,10 @@ class Cell:
         known: dict[str, Any] = {"contents": dict(self.contents)} if self.contents else {}
         if terms.target_modules:
             known["target_modules"] = terms.target_modules
+        if terms.forgetting:
+            known["forgetting"] = {name: dict(data) for name, data in terms.forgetting.items()}
         return known | {
+            "protocol": PROTOCOL,
             "model": terms.model,
             "dtype": terms.dtype,
             "task": self.task,
@@ -147,7 +168,24 @@ def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:
     return task
 
 
-def run(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory) -> Record:
+def load_text(model: str, name: str, data: Mapping[str, Any]) -> Task:
+    """A text whose loss is measured before and after.
+
+    Raises
+    ------
+    ValueError
+        If it has classes, or no test samples.
+    """
+    task = load_task_of(model, name, **data)
+    if task.kind == "classification" or not len(task.test):
+        why = "has classes, and no text that a model writes" if len(task.test) else "has no test samples"
+        raise ValueError(f"forgetting: {name} {why}: name another task, such as reviews")
+    return task
+
+
+def run(
+    cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory, head_rate: float | None = None
+) -> Record:
     """Adapt a fresh base, train it and evaluate it on one split.
 
     Parameters
@@ -159,11 +197,13 @@ def run(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Me
     rate : float
         Learning rate.
     seed : int
-        Seed of a fresh head, of the adapter and of the order of the data.
+        Seed of a fresh head, of the adapter, and of which samples are trained on, in which order.
     split : {"validation", "test"}
         What is evaluated.
     memory : Memory
         Of the cells with this base and this task.
+    head_rate : float, optional
+        Learning rate of a fresh head; by default that of the adapter.
 
     Returns
     -------
@@ -178,41 +218,80 @@ def run(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Me
     record: Record = {"key": cell.key(rate, seed, split), "at": datetime.now(UTC).isoformat(timespec="seconds")}
     record |= {"versions": library_versions(), "machine": _machine(cell.terms.device)}
     try:
-        return record | _measured(cell, task, rate, seed, split, memory)
+        return record | _measured(cell, drawn(task, cell.terms, seed), rate, seed, split, memory, head_rate)
     except EXPECTED as error:
         logger.warning("%s at rate %g on %s failed: %s", cell.method.name, rate, cell.task, error)
         return record | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _measured(cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory) -> Record:
+def drawn(task: Task, terms: Terms, seed: int) -> Task:
+    """The task with as many training samples as the steps take, of its own for each seed where there are more."""
+    wanted = min(terms.steps * terms.batch_size, len(task.train))
+    places = np.random.default_rng(seed).permutation(len(task.train))[:wanted]
+    return replace(task, train=task.train.select(places))
+
+
+def _measured(
+    cell: Cell, task: Task, rate: float, seed: int, split: Split, memory: Memory, head_rate: float | None
+) -> Record:
     terms = cell.terms
     model, _ = load_model(terms.model, num_labels=task.num_labels, seed=seed, dtype=terms.dtype, device=terms.device)
+    others = {
+        name: memory(("other text", name, data), partial(load_text, terms.model, name, data))
+        for name, data in terms.forgetting.items()
+    }
+    before = memory(("loss before", terms.forgetting), lambda: _losses(model, others))
     job = Job(model, task, cell.rank, seed, terms.steps, terms.samples, memory, terms.target_modules)
     started, saved = time.perf_counter(), memory.saved
     adapted = seeded_adapt(cell.method, job)
     preparation = time.perf_counter() - started + memory.saved - saved
     with PeakMemory(adapted.device) as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it diverged, or was interrupted, is seen below
-        trained = _train(cell, adapted, task, rate, seed)
+        trained = _train(cell, adapted, task, rate, seed, head_rate)
     if trained.interrupted:
         raise KeyboardInterrupt("the comparison was interrupted; what is done is in the store")
     found = outcomes(adapted, task, split, batch_size=max(16, terms.batch_size))
-    return _result(trained, found, split) | {
-        "trainable_parameters": trained.trainable_parameters,
-        "head_parameters": sum(p.numel() for p in head_parameters(adapted)),
-        "preparation_seconds": round(preparation, 3),
-        "seconds": round(trained.seconds, 3),
-        "peak_bytes": peak.bytes,
-    }
+    return (
+        _result(trained, found, split)
+        | _forgotten(before, _losses(adapted, others))
+        | {
+            "trainable_parameters": trained.trainable_parameters,
+            "head_parameters": sum(p.numel() for p in head_parameters(adapted)),
+            "head_learning_rate": head_rate,
+            "preparation_seconds": round(preparation, 3),
+            "seconds": round(trained.seconds, 3),
+            "peak_bytes": peak.bytes,
+        }
+    )
 
 
-def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int) -> TrainingRun:
+def _losses(model: Any, others: Mapping[str, Task]) -> dict[str, float]:
+    """Mean loss on test samples of each, nats per token."""
+    found = {}
+    for name, task in others.items():
+        with evaluating(model):
+            losses, counts = summed_losses(model, task, spread(task.test, LOSS_SAMPLES), 16, progress=False)
+        found[name] = float(losses.sum() / counts.sum())
+    return found
+
+
+def _forgotten(before: Mapping[str, float], after: Mapping[str, float]) -> Record:
+    """By how much losses have increased: the mean, and each."""
+    each = {name: round(after[name] - loss, 6) for name, loss in before.items()}
+    if not each or not np.isfinite(list(each.values())).all():
+        return {}
+    return {"forgetting": float(np.mean(list(each.values()))), "forgetting_by_text": each}
+
+
+def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int, head_rate: float | None) -> TrainingRun:
     make = cell.method.optimizer
     return train(
         adapted,
         task,
         learning_rate=rate,
+        head_learning_rate=head_rate,
         max_steps=cell.terms.steps,
+        warmup_steps=cell.terms.warmup_steps,
         batch_size=cell.terms.batch_size,
         seed=seed,
         evaluation_limit=0,
@@ -235,7 +314,8 @@ def _result(trained: TrainingRun, found: Outcomes, split: Split) -> Record:
     if len(losses) and np.isfinite(losses.iloc[-1]):
         record["last_training_loss"] = round(float(losses.iloc[-1]), 6)
     if split == "test" and finite:
-        record["outcomes"] = {name: packed(values) for name, values in found.per_sample.items()}
+        kept = found.per_sample | {TRAINING: losses.to_numpy(np.float64)}
+        record["outcomes"] = {name: packed(values) for name, values in kept.items()}
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,9 @@ Grid = NDArray[np.float64]
 LOWER_IS_BETTER = {"loss": "negative_loss"}
 """Metrics that are turned round, and what they are called then."""
 
+TRAINING = "training"
+"""Name among a run's outcomes of its training loss by step."""
+
 PLACE = ("task", "model", "method", "rank")
 """What a learning rate is chosen for."""
 
@@ -30,6 +34,7 @@ class Runs(NamedTuple):
 
     rows: pd.DataFrame
     outcomes: dict[int, Grid]
+    training: dict[int, Grid]
 
     def grid(self, seeds: list[int]) -> Grid:
         """(seeds, samples)."""
@@ -59,6 +64,7 @@ def summarise(
         row = dict(zip(PLACE, place, strict=True)) | _value(rows, metric, confidence)
         row |= _difference(rows, found.get(reference), confidence) if reference != place else _NO_DIFFERENCE
         row["baseline_rank"] = reference[3] if reference in found and reference != place else np.nan
+        row["seconds_to_baseline"] = _seconds_to(rows, found.get(reference))
         table.append(row | _costs(rows, runs, place))
     return pd.DataFrame(table)
 
@@ -86,13 +92,36 @@ def _check(
 
 
 def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None) -> Runs:
-    found = {}
+    found, training = {}, {}
     for index, row in rows.iterrows():
+        if (losses := outcomes.get(f"{index}.{TRAINING}")) is not None:
+            training[int(row["seed"])] = _smooth(losses.double().numpy())
         name = metric or next((k for k, v in LOWER_IS_BETTER.items() if v == row["metric"]), row["metric"])
         values = outcomes.get(f"{index}.{name}")
         if values is not None:
             found[int(row["seed"])] = values.double().numpy() * (-1 if name in LOWER_IS_BETTER else 1)
-    return Runs(rows, found)
+    return Runs(rows, found, training)
+
+
+def _smooth(losses: Grid) -> Grid:
+    """The mean over as many steps up to each as are a tenth of all; infinite where there are fewer before it."""
+    width = math.ceil(len(losses) / 10)
+    means = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+    return np.concatenate([np.full(width - 1, np.inf), means])
+
+
+def _seconds_to(rows: Runs, reference: Runs | None) -> float:
+    """Mean time until the training loss is that of the reference's end; NaN where a run does not come to it."""
+    if reference is None or not reference.training or not rows.training:
+        return np.nan
+    aim = np.mean([losses[-1] for losses in reference.training.values()])
+    found = []
+    for row in rows.rows.itertuples():
+        losses = rows.training.get(row.seed, np.array([np.inf]))
+        reached = np.flatnonzero(losses <= aim)
+        part = (reached[0] + 1) / len(losses) if len(reached) else np.nan
+        found.append(row.preparation_seconds + part * row.seconds)
+    return float(np.mean(found))
 
 
 def _reference(found: Mapping[Any, Runs], place: Any, baseline: str, baseline_rank: BaselineRank) -> Any:
@@ -129,7 +158,7 @@ def _difference(rows: Runs, reference: Runs | None, confidence: float) -> dict[s
 
 def _costs(rows: Runs, runs: pd.DataFrame, place: Any) -> dict[str, Any]:
     here = runs[(runs[list(PLACE)] == list(place)).all(axis=1)]
-    costs = {name: float(rows.rows[name].mean()) for name in ("seconds", "preparation_seconds")}
+    costs = {name: float(rows.rows[name].mean()) for name in ("seconds", "preparation_seconds", "forgetting")}
     counts = {status: int((here["status"] == status).sum()) for status in ("diverged", "failed")}
     return {"trainable_parameters": rows.parameters, "peak_bytes": rows.rows["peak_bytes"].max()} | costs | counts
 

@@ -86,11 +86,11 @@ def plot_comparison(
     matplotlib.figure.Figure
         ``"differences"``: a line for each method and rank, a point for each task: the difference from the baseline in
         half-widths of its 95 % interval, so that what lies outside of the grey band differs. ``"rates"``: by which
-        factor the learning rate may change before the validation metric is 1 % worse than at best; hollow where the
+        factor the learning rate may change before the validation loss is 1 % higher than at best; hollow where the
         search ended first. ``"tasks"``: a row of three panels for each model and task. Left, the value on the test
         split, best first; thin lines are its interval, thick ones that of the difference from the baseline (none where
         there are fewer than two runs, or two that both have). Dashed, for each method, is its value less its difference
-        in the runs that both have: a thick line that does not touch it says that the two differ. Middle, values on the
+        in the runs that both have: a thick line that does not touch it says that the two differ. Middle, losses on the
         validation split by learning rate, the chosen one marked, the curve thick where it is within 1 % of the best;
         crosses where training failed (means, where there are several searches with all rates).
         Where there are several ranks, each has a line style. Right, the value by trained parameters.
@@ -124,7 +124,7 @@ def plot_comparison(
         _draw_sizes(right, rows, looks)
         where = style.sentence(model.rpartition("/")[2], task.rpartition("/")[2])
         style.headline(left, _finding(rows, name), where)
-        told = "validation, thick: within\u00a01\u00a0%" + (", x: failed" if failed else "")
+        told = "validation loss, thick: within\u00a01\u00a0%" + (", x: failed" if failed else "")
         style.headline(middle, "Learning rates", told)
         style.headline(right, "Quality by parameters", "test, higher is better")
     note = style.sentence(_dashed(summary, name, baseline_rank), _told(strokes))
@@ -309,7 +309,7 @@ def _draw_rates(
     for _, row in rows[::-1].iterrows():
         look = looks[row["method"]]
         mean = means.get(tuple(row[list(PLACE)]), {})
-        values = pd.Series({rate: value for rate, (value, _) in sorted(mean.items())}, dtype="float64")
+        values = pd.Series({rate: -score for rate, score in sorted(mean.items())}, dtype="float64")
         finite = np.isfinite(values)
         curve, broken = values[finite], values.index[~finite]
         dashes = STROKES[strokes[row["rank"]]] if strokes else look.dashes
@@ -329,7 +329,7 @@ def _draw_rates(
                 clip_on=False, markersize=5,
             )  # fmt: skip
     _log_axis(ax, "learning rate", _thinned(searched["learning_rate"], 4), _rate)
-    ax.set_ylabel(_worded(searched))
+    ax.set_ylabel("loss, nats")
     if not (searched["status"] == "done").any():
         ax.set_yticks([])
     style.guide_lines(ax)

@@ -18,7 +18,7 @@ from tlora.comparison.store import Store
 from tlora.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
-SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --lr 1e-3 --lr 1e-2"
+SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --search-seeds 1 --lr 1e-3 --lr 1e-2"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_runs_tells_lists_and_goes_on():
     assert result.stdout.startswith("Comparison(2 methods (lora, tlora) on 1 tasks, 8 runs)")
     assert "pairs.jsonl, llama, rank 2: exact_match" in result.stdout
     assert result.stderr.count("(done)") == 8
-    assert "lora rank 2 on pairs.jsonl, rate 0.001, seed 0: validation loss" in result.stderr
+    assert "lora rank 2 on pairs.jsonl, rate 0.001, seed 1000: validation loss" in result.stderr
     before = Path("runs.jsonl").read_bytes()
     again = done(f"{line} --quiet")
     assert again.stdout == result.stdout

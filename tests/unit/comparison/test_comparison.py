@@ -8,6 +8,7 @@ import pytest
 import tlora
 from tests.helpers import results
 from tests.helpers.results import comparison, record
+from tlora.comparison.store import packed
 
 
 def table(**changes) -> tlora.Comparison:
@@ -117,15 +118,22 @@ def test_summary_refuses_what_is_out_of_range(arguments, words):
 
 
 def test_flatness_is_the_range_around_the_best_rate():
-    values = {5e-4: 0.7, 1e-3: 0.796, 2e-3: 0.8, 4e-3: 0.795, 8e-3: 0.4, 1.6e-2: 0.799}
+    values = {
+        5e-4: 0.7,
+        1e-3: 0.799,
+        2e-3: 0.8,
+        4e-3: 0.7985,
+        8e-3: 0.4,
+        1.6e-2: 0.799,
+    }  # the loss is what is left to 1
     found = tlora.Comparison.of([record("lora", r, 0, "validation", [v]) for r, v in values.items()])
     row = found.flatness().iloc[0]
     assert (row["best"], row["lowest"], row["highest"], row["doublings"]) == (2e-3, 1e-3, 4e-3, 2)
     assert row["edge"] == ""
     assert list(found.flatness().columns) == list(tlora.Comparison.flatness_columns)
     assert found.flatness(0).iloc[0]["doublings"] == 0
-    assert found.flatness(0.9).iloc[0]["edge"] == "low and high"
-    assert found.flatness(0.2).iloc[0]["edge"] == "low"
+    assert found.flatness(5).iloc[0]["edge"] == "low and high"
+    assert found.flatness(0.9).iloc[0]["edge"] == "low"
     with pytest.raises(ValueError, match="share=-1"):
         found.flatness(-1)
 
@@ -140,10 +148,28 @@ def test_flatness_is_of_the_mean_of_all_whole_searches():
         for rate, value in zip(grid, curve, strict=False)
     ]
     assert tlora.Comparison.of(records[:4]).flatness().iloc[0][["seeds", "doublings"]].tolist() == [1, 0]
-    row = tlora.Comparison.of(records).flatness().iloc[0]
+    row = tlora.Comparison.of(records).flatness(0.05).iloc[0]
     assert row[["seeds", "best", "lowest", "highest"]].tolist() == [3, 4e-3, 2e-3, 4e-3]
-    wide = tlora.Comparison.of(records).flatness(0.5).iloc[0]
+    wide = tlora.Comparison.of(records).flatness(2).iloc[0]
     assert (wide["lowest"], wide["highest"]) == (1e-3, 4e-3)
+
+
+def test_seconds_to_the_loss_that_the_baseline_ends_with():
+    """Running means over two of twenty steps: `mine` comes to 1.0 at its 11th step of 2.5 s, `slow` never."""
+    curves = {
+        "lora": np.linspace(2.9, 1.0, 20) - 0.05,  # the last two: 1.05 and 0.95
+        "mine": np.r_[np.full(9, 3.0), np.full(11, 1.0)],
+        "slow": np.full(20, 1.5),
+    }
+    records = [record(m, r, 0, "validation", [r]) for m in curves for r in (1e-3, 2e-3)]
+    for method, losses in curves.items():
+        for seed in (0, 1):
+            one = record(method, 2e-3, seed, "test", [0, 1])
+            records.append(one | {"outcomes": one["outcomes"] | {"training": packed(losses)}})
+    found = tlora.Comparison.of(records).summary().set_index("method")["seconds_to_baseline"]
+    assert found["mine"] == pytest.approx(0.5 + 2.5 * 11 / 20)
+    assert found["lora"] == pytest.approx(0.5 + 2.5)
+    assert math.isnan(found["slow"])
 
 
 def test_the_nearest_rank_is_one_that_was_finished():

@@ -1,0 +1,156 @@
+"""The pilot of the study: what freezing `A` costs where much must be learnt, and which modules want the rank.
+
+    python -m benchmarks.quality.pilot             # what is not in the store yet; can be stopped at any moment
+    python -m benchmarks.quality.pilot --only frozen tight head
+    python -m benchmarks.quality.pilot --table     # the tables, from the store
+
+Its rules and what they decide are in benchmarks/quality/STUDY.md. A run takes two to four minutes on one core.
+`--workers 2` uses two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from peft import PeftModel
+
+import tlora
+from tlora.comparison.methods import Job, Method
+from tlora.recipes import RECIPES, Recipe
+
+STORE = Path("benchmarks/results/pilot.jsonl")
+ROWS = {"attach": RECIPES["tlora"].attach}
+UNIFORM = {"adapt_ranks": False, "adapt_scales": False}
+SEEDS = (0, 1)
+TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
+OTHER = {"reviews": {"max_length": 48, "test": 128, "train": 0}, "humaneval": {"max_length": 160, "test": 64}}
+REVIEWS = {"train": 8000, "validation": 500, "test": 2000}
+
+Choose = Callable[[tlora.Calibration, np.random.Generator], list[str]]
+
+
+def quarter(job: Job, *, choose: Choose, rank: int = 4) -> PeftModel:
+    """LoRA of a higher rank on a quarter of the modules."""
+    calibration = job.once(("calibration",), lambda: tlora.calibrate(job.model, job.batches(), progress=False))
+    names = list(calibration.sensitivity.names)
+    chosen = set(choose(calibration, np.random.default_rng(job.seed)))
+    allocation = tlora.allocate(
+        calibration.sensitivity, rank, exclude_modules=[n for n in names if n not in chosen], max_rank=rank, **UNIFORM
+    )
+    return tlora.attach(job.model, None, allocation, seed=job.seed, freeze_a=False)
+
+
+def most_sensitive(score: str, calibration: tlora.Calibration, _: np.random.Generator) -> list[str]:
+    """Those with the highest scores."""
+    scores = calibration.sensitivity.scored(score).scores
+    return sorted(scores, key=scores.__getitem__, reverse=True)[: len(scores) // 4]
+
+
+def at_random(calibration: tlora.Calibration, generator: np.random.Generator) -> list[str]:
+    """Any."""
+    names = list(calibration.sensitivity.names)
+    return list(generator.choice(names, len(names) // 4, replace=False))
+
+
+def last(calibration: tlora.Calibration, _: np.random.Generator) -> list[str]:
+    """Those of the last blocks."""
+    names = list(calibration.sensitivity.names)
+    return names[-(len(names) // 4) :]
+
+
+def by_score(score: str) -> Recipe:
+    """Ranks in proportion to a score, zero allowed, `A` trained from a random start."""
+    return Recipe(
+        f"ranks by {score}",
+        task_subspaces=None,
+        allocate={"score": score, "min_rank": 0, "adapt_scales": False, "budget": "parameters"},
+        attach={"freeze_a": False},
+    )
+
+
+def frozen(kind: str) -> Recipe:
+    """`A` frozen along the directions of a kind, at rows of one variance; ranks and scales alike."""
+    return Recipe(
+        f"frozen {kind}",
+        calibrate={"gradient": True} if kind == "g" else {},
+        task_subspaces={"kind": kind},
+        allocate=UNIFORM,
+        **ROWS,
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is run with the same task and training."""
+
+    methods: tuple[str | Recipe | Method, ...]
+    tasks: dict[str, dict[str, Any]]
+    model: str
+    rank: int
+    rates: tuple[float, ...]
+    arguments: dict[str, Any]
+
+
+CIPHER: dict[str, Any] = {"steps": 100, "batch_size": 4, "samples": 32, "forgetting": OTHER}
+PARTS = {
+    "frozen": Part(
+        ("full", "lora", frozen("random"), frozen("wc"), frozen("g")),
+        {"cipher": TEXT}, "smollm2-135m", 8, (2e-3, 4e-3, 8e-3), CIPHER,
+    ),
+    "tight": Part(
+        (
+            "lora",
+            *map(by_score, ("mean", "sum", "per_parameter")),
+            Method("most sensitive quarter", partial(quarter, choose=partial(most_sensitive, "mean"))),
+            Method("random quarter", partial(quarter, choose=at_random)),
+            Method("last quarter", partial(quarter, choose=last)),
+        ),
+        {"cipher": TEXT}, "smollm2-135m", 1, (4e-3, 8e-3, 1.6e-2), CIPHER,
+    ),
+    "head": Part(
+        ("full", "lora", "tlora"),
+        {"rotten_tomatoes": REVIEWS, "imdb": REVIEWS | {"max_length": 64}}, "minilm", 8, (5e-4, 1e-3, 2e-3, 4e-3),
+        {"steps": 250, "batch_size": 16, "samples": 32},
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts that are run")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="run nothing; print the tables of what is in the store")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        if not arguments.table:
+            complete(PARTS[name], arguments.workers)
+    print(table().to_string(index=False))
+
+
+def complete(part: Part, workers: int) -> None:
+    """Do what is not in the store yet."""
+    tlora.compare(
+        part.methods, part.tasks, part.model, ranks=part.rank, learning_rates=part.rates, seeds=SEEDS, store=STORE,
+        workers=workers, **part.arguments,
+    )  # fmt: skip
+
+
+def table() -> pd.DataFrame:
+    """Each method at its rate: test loss with the interval of its difference from LoRA, and what it forgets."""
+    summary = tlora.Comparison.read(STORE).summary("lora", metric="loss")
+    shown = [
+        "task", "rank", "method", "trainable_parameters", "learning_rate", "seeds", "value", "difference",
+        "difference_low", "difference_high", "forgetting", "seconds_to_baseline", "seconds", "preparation_seconds",
+    ]  # fmt: skip
+    return summary.sort_values(["task", "rank", "value"], ascending=[True, True, False])[shown]
+
+
+if __name__ == "__main__":
+    main()
