@@ -11,6 +11,7 @@ Its rules and what they decide are in benchmarks/quality/STUDY.md. A run takes t
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,43 +27,51 @@ from tlora.comparison.methods import Job, Method
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
-ROWS = {"attach": RECIPES["tlora"].attach}
+VARIANCE = RECIPES["tlora"].attach
 UNIFORM = {"adapt_ranks": False, "adapt_scales": False}
 SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
 OTHER = {"reviews": {"max_length": 48, "test": 128, "train": 0}, "humaneval": {"max_length": 160, "test": 64}}
+GENERAL = ("reviews", {"max_length": 48, "train": 2000})
 REVIEWS = {"train": 8000, "validation": 500, "test": 2000}
 
-Choose = Callable[[tlora.Calibration, np.random.Generator], list[str]]
+Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
 
 
-def quarter(job: Job, *, choose: Choose, rank: int = 4) -> PeftModel:
-    """LoRA of a higher rank on a quarter of the modules."""
-    calibration = job.once(("calibration",), lambda: tlora.calibrate(job.model, job.batches(), progress=False))
-    names = list(calibration.sensitivity.names)
-    chosen = set(choose(calibration, np.random.default_rng(job.seed)))
+def quarter(job: Job, *, choose: Choose) -> PeftModel:
+    """LoRA on a quarter of the modules, of four times the rank."""
+    sensitivity = _calibration(job).sensitivity
+    chosen = choose(sensitivity, np.random.default_rng(job.seed))
     allocation = tlora.allocate(
-        calibration.sensitivity, rank, exclude_modules=[n for n in names if n not in chosen], max_rank=rank, **UNIFORM
+        sensitivity, job.rank, exclude_modules=[n for n in sensitivity.names if n not in chosen], **UNIFORM
     )
     return tlora.attach(job.model, None, allocation, seed=job.seed, freeze_a=False)
 
 
-def most_sensitive(score: str, calibration: tlora.Calibration, _: np.random.Generator) -> list[str]:
-    """Those with the highest scores."""
-    scores = calibration.sensitivity.scored(score).scores
-    return sorted(scores, key=scores.__getitem__, reverse=True)[: len(scores) // 4]
+def _calibration(job: Job, **options: Any) -> tlora.Calibration:
+    return job.once(
+        ("calibration", options), lambda: tlora.calibrate(job.model, job.batches(), progress=False, **options)
+    )
 
 
-def at_random(calibration: tlora.Calibration, generator: np.random.Generator) -> list[str]:
+def most_sensitive(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
+    """Those with the highest published scores."""
+    scores = sensitivity.scores
+    return sorted(scores, key=scores.__getitem__, reverse=True)[: _quarter(sensitivity)]
+
+
+def at_random(sensitivity: tlora.Sensitivity, generator: np.random.Generator) -> list[str]:
     """Any."""
-    names = list(calibration.sensitivity.names)
-    return list(generator.choice(names, len(names) // 4, replace=False))
+    return list(generator.choice(sensitivity.names, _quarter(sensitivity), replace=False))
 
 
-def last(calibration: tlora.Calibration, _: np.random.Generator) -> list[str]:
+def last(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
     """Those of the last blocks."""
-    names = list(calibration.sensitivity.names)
-    return names[-(len(names) // 4) :]
+    return list(sensitivity.names)[-_quarter(sensitivity) :]
+
+
+def _quarter(sensitivity: tlora.Sensitivity) -> int:
+    return math.ceil(len(sensitivity.names) / 4)
 
 
 def by_score(score: str) -> Recipe:
@@ -77,13 +86,38 @@ def by_score(score: str) -> Recipe:
 
 def frozen(kind: str) -> Recipe:
     """`A` frozen along the directions of a kind, at rows of one variance; ranks and scales alike."""
+    gradient = {"gradient": True} if kind == "g" else {}
     return Recipe(
-        f"frozen {kind}",
-        calibrate={"gradient": True} if kind == "g" else {},
-        task_subspaces={"kind": kind},
-        allocate=UNIFORM,
-        **ROWS,
+        f"frozen {kind}", calibrate=gradient, task_subspaces={"kind": kind}, allocate=UNIFORM, attach=VARIANCE
     )
+
+
+def whitened(general_weight: float) -> Method:
+    """`A` frozen along the whitened gradient, other text charged for with a weight."""
+    adapt = partial(_whitened, general_weight=general_weight)
+    return Method(f"frozen g_whitened, {general_weight:g}", adapt, {"general": GENERAL, "weight": general_weight})
+
+
+def _whitened(job: Job, *, general_weight: float) -> PeftModel:
+    calibration = _calibration(job, gradient=True)
+    more: dict[str, Any] = {}
+    if general_weight:
+        batches = partial(_batches_of_general, job)
+        general = job.once(("general",), lambda: tlora.calibrate(job.model, batches(), gradient=True, progress=False))
+        more = {"general": general, "general_weight": general_weight}
+    allocation = tlora.allocate(calibration.sensitivity, job.rank, **UNIFORM)
+    subspaces = job.once(
+        ("whitened", general_weight),
+        lambda: tlora.task_subspaces(
+            job.model, calibration, max_rank=allocation, kind="g_whitened", seed=job.seed, progress=False, **more
+        ),
+    )
+    return tlora.attach(job.model, subspaces, allocation, rows="whitened", seed=job.seed)
+
+
+def _batches_of_general(job: Job) -> Any:
+    name, data = GENERAL
+    return tlora.load_task(name, job.task.tokenizer, **data, seed=job.seed).calibration(job.samples)
 
 
 @dataclass(frozen=True)
@@ -101,14 +135,14 @@ class Part:
 CIPHER: dict[str, Any] = {"steps": 100, "batch_size": 4, "samples": 32, "forgetting": OTHER}
 PARTS = {
     "frozen": Part(
-        ("full", "lora", frozen("random"), frozen("wc"), frozen("g")),
+        ("full", "lora", *map(frozen, ("random", "wc", "g")), *map(whitened, (0.0, 1.0, 10.0))),
         {"cipher": TEXT}, "smollm2-135m", 8, (2e-3, 4e-3, 8e-3), CIPHER,
     ),
     "tight": Part(
         (
             "lora",
             *map(by_score, ("mean", "sum", "per_parameter")),
-            Method("most sensitive quarter", partial(quarter, choose=partial(most_sensitive, "mean"))),
+            Method("most sensitive quarter", partial(quarter, choose=most_sensitive)),
             Method("random quarter", partial(quarter, choose=at_random)),
             Method("last quarter", partial(quarter, choose=last)),
         ),
