@@ -187,8 +187,12 @@ def why_not_merged(model: PeftModel) -> str:
     """What stands against folding the active adapter into the base's weights, as a clause; empty where nothing does."""
     if shared := shared_weight(model):
         return f"{shared[0]} shares its weight with {shared[1]}, and merging would change both"
+    layers = adapter_layers(model)
+    for layer in layers.values():
+        if why := getattr(dict(layer.lora_B.items()).get(model.active_adapter), "why_not_merged", ""):
+            return str(why)
     if getattr(model.peft_config[model.active_adapter], "lora_bias", False):
-        for name, layer in adapter_layers(model).items():
+        for name, layer in layers.items():
             if getattr(layer.get_base_layer(), "bias", None) is None:
                 return f"{name} has no bias into which the adapter's (lora_bias=True) could be merged"
     return ""

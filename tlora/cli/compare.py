@@ -21,7 +21,7 @@ from tlora.utils.files import replace_file
 # As in the library; a test holds them equal.
 METHODS = (
     "lora", "rslora", "dora", "lora+", "pissa", "olora", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera",
-    "full", "head", "tlora+", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
+    "full", "head", "tlora+", "qa-lora", "talklora", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
 )  # fmt: skip
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)

@@ -79,10 +79,10 @@ def compare(
     ----------
     methods : str, Recipe, Method, or iterable of them
         Names (``"lora"``, ``"rslora"``, ``"dora"``, ``"lora+"``, ``"pissa"``, ``"olora"``, ``"eva"``, ``"corda"``,
-        ``"lora-ga"``, ``"lora-fa"``, ``"adalora"``, ``"vera"``, ``"tlora+"``; ``"tlora-paper"``, ``"tlora"``,
-        ``"tlora-trained"``, ``"tlora-freeze-late"``; ``"full"``, which trains the weights and biases of the target
-        modules themselves, at each rank alike: what an adapter could come to; ``"head"``, which trains the head of a
-        classifier alone), or recipes of one's own.
+        ``"lora-ga"``, ``"lora-fa"``, ``"adalora"``, ``"vera"``, ``"tlora+"``, ``"qa-lora"``, ``"talklora"``;
+        ``"tlora-paper"``, ``"tlora"``, ``"tlora-trained"``, ``"tlora-freeze-late"``; ``"full"``, which trains the
+        weights and biases of the target modules themselves, at each rank alike: what an adapter could come to;
+        ``"head"``, which trains the head of a classifier alone), or recipes of one's own.
     tasks : str, iterable of str, or mapping of dict
         Names or paths; or for each of them arguments of `tlora.load_task`, such as ``{"train": 4000, "test": 2000}``.
     model : str or path-like

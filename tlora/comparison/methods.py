@@ -1,4 +1,4 @@
-"""Methods that are compared: those of PEFT as PEFT has them, and TLoRA by its recipes.
+"""Methods that are compared: those of PEFT as PEFT has them, three that it does not have, and TLoRA by its recipes.
 
 Each takes a fresh base model, adapts the same modules, and gives back a model that `tlora.train` takes. Alpha is the
 rank everywhere, so that plain LoRA has a scaling of one.
@@ -45,6 +45,8 @@ from tlora.adapters.freeze import freeze_a
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers, head_parameters, without_noise
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
+from tlora.comparison.qalora import GROUP, pool_inputs
+from tlora.comparison.talklora import EXPERTS, add_experts
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspaces.subspaces import task_subspaces
@@ -131,8 +133,6 @@ def chosen(method: str | Recipe | Method) -> Method:
         return from_recipe(method)
     if not isinstance(method, str):
         raise TypeError(f"a method is a name, a tlora.Recipe or a Method, got a {type(method).__name__}")
-    if method in REFUSED:
-        raise ValueError(REFUSED[method])
     if method not in METHODS:
         close = difflib.get_close_matches(method.lower(), METHODS, n=3)
         meant = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -247,6 +247,14 @@ def _head(job: Job) -> PeftModel:
 
 def _tlora_plus(job: Job) -> PeftModel:
     return add_third_matrices(_lora(job))
+
+
+def _qa_lora(job: Job) -> PeftModel:
+    return pool_inputs(_lora(job))
+
+
+def _talk_lora(job: Job) -> PeftModel:
+    return add_experts(_lora(job))
 
 
 class AllocateRanks(TrainerCallback):
@@ -474,6 +482,8 @@ METHODS = {
         Method("full", _full, rate_scale=1 / 16),
         Method(HEAD, _head),
         Method("tlora+", _tlora_plus, {"ratio": RATIO}, optimizer, rate_scale=1 / RATIO),
+        Method("qa-lora", _qa_lora, {"group": GROUP}),
+        Method("talklora", _talk_lora, {"experts": EXPERTS}),
     )
 }
 METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items()}
@@ -481,13 +491,6 @@ METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items()}
 
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
 """Those that are compared where nobody says which."""
-
-REFUSED = dict.fromkeys(
-    ("qalora", "qa-lora"),
-    "QA-LoRA in PEFT adapts layers quantised by GPTQ alone, which takes a CUDA device and the package gptqmodel, and "
-    "no method is compared on a quantised base here: leave it out",
-)
-"""Names that are known and cannot be compared, and why."""
 
 
 def seeded_adapt(method: Method, job: Job) -> PeftModel:

@@ -183,7 +183,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch):
         ("compare", "no runs in comparison.jsonl"),
         ("compare --task pairs.jsonl", "no runs in comparison.jsonl"),
         ("compare --model llama", "name at least one task"),
-        (f"compare {DATA} --method qalora", "GPTQ"),
+        (f"compare {DATA} --method qalora", "Did you mean qa-lora"),
         (f"compare {DATA} --method loar", "Did you mean"),
         (f"compare {DATA} --lr 1e-3", "at least two"),
         (f"compare {DATA} --metric f1", "choose from exact_match"),

@@ -375,8 +375,7 @@ def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
 @pytest.mark.parametrize(
     ("method", "kind", "words"),
     [
-        ("qalora", ValueError, "GPTQ"),
-        ("qa-lora", ValueError, "GPTQ"),
+        ("qalora", ValueError, "Did you mean qa-lora"),
         ("LoRA", ValueError, "Did you mean lora"),
         ("galore", ValueError, "There are lora, rslora"),
         (3, TypeError, "got a int"),
