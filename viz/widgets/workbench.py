@@ -19,6 +19,7 @@ import pandas as pd
 import traitlets
 from matplotlib.axes import Axes
 
+from tlora.adapters.compression import Compression
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.allocation.stability import allocation_stability
@@ -63,7 +64,7 @@ SCRIPT, LOOK, PAGE = ((FOLDER / f"workbench.{kind}").read_text("utf-8") for kind
 SESSION = "session.json"
 RESULTS: dict[str, Any] = {
     "subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun,
-    "estimate": ResourceEstimate,
+    "compression": Compression, "estimate": ResourceEstimate,
 }  # fmt: skip
 """Results beside the scores that a workbench can hold, by the name of the argument."""
 STEPS = 20
@@ -116,6 +117,8 @@ class Workbench(Shown):
         With both, and without ``capture``, the captured gradient is measured here on validation samples.
     run : TrainingRun, optional
         A training on this model: how far each module moved, and how much of its rank it used.
+    compression : Compression, optional
+        Of an adapter that was trained on this model: the rank that it needed stands beside the rank that is given.
     capture : GradientCapture, optional
         Of held-out samples. The kind of the subspaces is shown, or its first kind.
     other : Subspaces, optional
@@ -148,6 +151,7 @@ class Workbench(Shown):
         model: Any = None,
         task: Any = None,
         run: TrainingRun | None = None,
+        compression: Compression | None = None,
         capture: GradientCapture | None = None,
         other: Subspaces | None = None,
         estimate: ResourceEstimate | None = None,
@@ -158,6 +162,7 @@ class Workbench(Shown):
         self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
         self.names = check_type(self.sensitivity, Sensitivity, "what tlora.calibrate returned").names
         self.subspaces, self.run, self.capture, self.other, self.estimate = subspaces, run, capture, other, estimate
+        self.compression = compression
         self._check_parts()
         if capture is None and subspaces is not None and model is not None and task is not None:
             self.capture = measured_capture(model, task, subspaces)
@@ -853,6 +858,10 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
         shown.append(_tab("update", "Update", "update relative to the weight", "percent", values=last.reindex(names)))
         use = used["used_rank"].reindex(names)
         shown.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=use))
+    if (found := workbench.compression) is not None:
+        unit = f"ranks needed, at {style.percent(found.parameters[1] / found.parameters[0])} of the parameters"
+        values = [found.ranks.get(name, np.nan) for name in workbench.names]
+        shown.append(_tab("needed", "Rank needed", unit, "number", values=values))
     return shown
 
 

@@ -280,6 +280,18 @@ def test_a_run_adds_how_far_modules_moved() -> None:
             assert update is used is None
 
 
+def test_a_compression_adds_the_rank_that_was_needed(tmp_path) -> None:
+    found = results.compression()
+    it = viz.Workbench(calibration(), subspaces(), compression=found, rank=2)
+    again = viz.Workbench.load(it.save(tmp_path))
+    for workbench in (it, again):
+        tab = workbench.widget.about["tabs"][-1]
+        before, after = found.parameters
+        assert tab["unit"] == f"ranks needed, at {viz.style.percent(after / before)} of the parameters"
+        assert tab["values"] == [found.ranks.get(name) for name in it.names]
+    assert None in tab["values"], "a module that has no adapter"
+
+
 def test_results_of_another_model_are_refused() -> None:
     with pytest.raises(ValueError, match="is of another model"):
         viz.Workbench(by_hand(SCORES), subspaces())
