@@ -226,10 +226,11 @@ def attached(model: Any, found: Found, start: Start, seed: int) -> Any:
 
 
 def save_start(model: Any, found: Found, start: Start, output: Path, seed: int) -> None:
-    """Write the adapter before it is trained, and the results in its folder."""
-    save_initial(attached(model, found, start, seed), output)
+    """Write the results, and last the adapter before it is trained: where that is, all is."""
+    adapted = attached(model, found, start, seed)
     for name, result in found.results.items():
         result.save(output / RUN.parent / name)
+    save_initial(adapted, output)
 
 
 def train_adapter(
