@@ -196,7 +196,7 @@ def test_ablations_switch_off_what_they_say(init, ranks, scales):
     assert all(torch.allclose(gram, torch.eye(len(gram)), atol=1e-5) for gram in grams) == init
 
 
-@pytest.mark.parametrize("kind", ["w", "c", "wc_half", "g", "random"])
+@pytest.mark.parametrize("kind", ["w", "c", "wc_half", "g", "g_whitened", "random"])
 def test_kinds_of_subspace(kind):
     """`g` needs gradients, which `run` then keeps by itself."""
     done(f"{RUN} {QUICK} --kind {kind} --recipe tlora-paper --save-calibration --output out")
