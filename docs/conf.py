@@ -26,9 +26,10 @@ extensions = [
 ]
 exclude_patterns = ["_build", "templates", "pages", "notebooks/data"]
 html_theme = "furo"
-html_static_path, html_css_files, html_extra_path = ["static"], ["site.css"], ["pages"]
+html_static_path, html_extra_path = ["static"], ["pages"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
+html_search_scorer = str(HERE / "static" / "search_order.js")
 html_show_copyright = html_show_sourcelink = html_copy_source = False
-pygments_style, pygments_dark_style = "friendly", "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 
 # Notebooks show what is stored in them.
@@ -60,8 +61,15 @@ def visit_math(self: Any, node: Any) -> None:
     raise nodes.SkipNode
 
 
+def say_level(sphinx: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Headings of the navigation say their level to screen readers, which Sphinx leaves out."""
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(sphinx: Any) -> None:
     """Called by Sphinx."""
     made.make()
     sphinx.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math, None))
     sphinx.connect("source-read", made.source_read)
+    sphinx.connect("html-page-context", say_level, priority=900)  # after furo

@@ -1,0 +1,17 @@
+addEventListener("DOMContentLoaded", () => {
+  // What scrolls by itself is reached by Tab, so that the arrow keys can move it.
+  for (const part of document.querySelectorAll("pre, .table-wrapper, .cell_output .output, math[display=block]")) {
+    part.tabIndex = 0;
+  }
+  // The workbench is light or dark as the page is, also where that is not what the system says.
+  const workbench = document.querySelector(".workbench");
+  if (!workbench) return;
+  const follow = () => {
+    const root = workbench.contentDocument?.documentElement;
+    const theme = document.body.dataset.theme;
+    if (root) root.style.colorScheme = theme === "auto" ? "" : theme;
+  };
+  workbench.addEventListener("load", follow);
+  new MutationObserver(follow).observe(document.body, { attributeFilter: ["data-theme"] });
+  follow();
+});
