@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
+    "sphinx.ext.viewcode",
     "myst_nb",
     "sphinx_design",
     "sphinx_copybutton",
@@ -42,6 +43,7 @@ html_math_renderer = "mathml"
 templates_path = ["templates"]
 default_role = "py:obj"
 autosummary_ignore_module_all = False
+autosummary_context = {"seen_in": made.seen_in()}
 autodoc_typehints = "none"  # said in the docstring, with shapes
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "inherited-members": "object,TrainerCallback"}

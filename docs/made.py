@@ -60,6 +60,18 @@ def write_lists() -> None:
         (HERE / "reference" / f"{package}.rst").write_text(text)
 
 
+def seen_in() -> dict[str, list[str]]:
+    """Pages that explain or use each public name, concepts first."""
+    pages = [*HERE.glob("concepts/*.md"), *HERE.glob("howto/*.md"), *HERE.glob("gallery/*.md")]
+    pages += sorted((ROOT / "notebooks").glob("*.ipynb"))
+    seen: dict[str, list[str]] = {}
+    for path in pages:
+        place = path.relative_to(HERE if path.is_relative_to(HERE) else ROOT).with_suffix("").as_posix()
+        for name in sorted(set(re.findall(r"(?<![\w.])((?:tlora|viz)\.\w+)", path.read_text()))):
+            seen.setdefault(name, []).append(place)
+    return seen
+
+
 def commands() -> str:
     """Every command with its options, as typer describes them."""
     group = typer.main.get_command(app)

@@ -46,6 +46,7 @@ def main() -> None:
     task = tlora.load_task("notebooks/data/smart_home", tokenizer)
     held_out = [task.collate([task.validation[i] for i in range(8)])]
     calibration = tlora.calibrate(model, task.calibration(16), gradient=True)
+    others = tlora.calibrate(model, held_out)
     kinds = {kind: tlora.task_subspaces(model, calibration, max_rank=32, kind=kind) for kind in KINDS}
     allocation = tlora.allocate(calibration.sensitivity, rank=8, max_rank=32)
     sensitivity = calibration.sensitivity
@@ -63,6 +64,8 @@ def main() -> None:
     adapted = tlora.attach(model, kinds["wc"], allocation, rows="variance")
     options = {"learning_rate": 2e-3, "batch_size": 4, "max_steps": 40, "logging_steps": 1}
     run = tlora.train(adapted, task, evaluation_limit=100, callbacks=[monitor], **options)
+    cut = tlora.compress(adapted, parameters=0.5, calibration=calibration, held_out=others)
+    results["compression"] = replace(cut, adapter={}, fingerprints={})  # its curves alone
     for name, result in results.items():
         result.save(DATA / name)
     small(run).save(DATA / "run")
