@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,14 @@ def write_lists() -> None:
 
 
 def seen_in() -> dict[str, list[str]]:
-    """Pages that explain or use each public name, concepts first."""
-    pages = [*HERE.glob("concepts/*.md"), *HERE.glob("howto/*.md"), *HERE.glob("gallery/*.md")]
-    pages += sorted((ROOT / "notebooks").glob("*.ipynb"))
-    seen: dict[str, list[str]] = {}
-    for path in pages:
-        place = path.relative_to(HERE if path.is_relative_to(HERE) else ROOT).with_suffix("").as_posix()
-        for name in sorted(set(re.findall(r"(?<![\w.])((?:tlora|viz)\.\w+)", path.read_text()))):
-            seen.setdefault(name, []).append(place)
-    return seen
+    """The pages that name each public name most often, at most six: concepts, how-to, gallery, notebooks."""
+    folders = (HERE / "concepts", HERE / "howto", HERE / "gallery", ROOT / "notebooks")
+    counts: dict[str, Counter[str]] = {}
+    for path in (path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".md", ".ipynb")):
+        place = f"{path.parent.name}/{path.stem}"
+        for name in re.findall(r"(?<![\w.])((?:tlora|viz)\.\w+)", path.read_text()):
+            counts.setdefault(name, Counter())[place] += 1
+    return {name: [place for place, _ in found.most_common(6)] for name, found in counts.items()}
 
 
 def commands() -> str:
