@@ -125,14 +125,38 @@ class Covariance(ABC):
         return dataclasses.replace(self, samples=self.rank_bound)
 
     def plus(self, other: Covariance, weight: float) -> Self:
-        """The sum of this one and ``weight`` times the ``other``, of the same width and in the same form."""
+        """The sum of this one and ``weight`` times the ``other``.
+
+        Parameters
+        ----------
+        other : Covariance
+            Of the same width and in the same form.
+        weight : float
+            Of the ``other``, beside 1; both are means over samples.
+
+        Returns
+        -------
+        Covariance
+        """
         ratio = weight * self.samples / other.samples
         return dataclasses.replace(
             self, total=self.total + ratio * other.total, rank_bound=self.rank_bound + other.rank_bound, means=None
         )
 
     def shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
-        """``C @ x`` for a (d_in, k) tensor, after ``C`` is shrunk as in `powers`."""
+        """``C @ x``, after ``C`` is shrunk as in `powers`.
+
+        Parameters
+        ----------
+        shrinkage : float
+            Weight of the identity, in [0, 1].
+        x : (d_in, k) tensor
+            On any device.
+
+        Returns
+        -------
+        (d_in, k) tensor
+        """
         return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
 
     def _known_means(self) -> SampleMeans:
