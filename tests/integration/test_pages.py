@@ -1,5 +1,6 @@
 """The code on every page of docs runs, in the order in which it stands there."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import matplotlib
 import pytest
 
 from tests.helpers.commands import PAIRS
-from tests.helpers.pages import DOCS, ROOT, WRITTEN, blocks, run
+from tests.helpers.pages import DOCS, ROOT, WRITTEN, blocks, commands, run
 from tests.helpers.trainers import THEIR_WARNINGS
 from tlora.models import loading
 from tlora.tasks import load as tasks
@@ -16,7 +17,13 @@ from tlora.tasks.reasoning_gym import generate_splits
 
 pytestmark = [THEIR_WARNINGS, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 RUN = {"python", "sh", "yaml"}
-ELSEWHERE = {"howto/own_trainer.md", "howto/teaching.md", "gallery/index.md"}  # tests of their own; the build draws
+# Tests of their own look at what comes of these; the build draws the gallery, and the first page is the README.
+ELSEWHERE = {
+    "howto/own_trainer.md",
+    "howto/teaching.md",
+    "gallery/index.md",
+    "index.md",
+}  # see other tests; the build draws
 PAGES = [
     page for path in WRITTEN
     if (page := path.relative_to(DOCS).as_posix()) not in ELSEWHERE
@@ -57,3 +64,11 @@ def test_a_page_runs_from_top_to_bottom(page: str, place: Path) -> None:
 
 def test_so_does_the_readme(place: Path) -> None:
     run((ROOT / "README.md").read_text().split("## In your own trainer")[0], "README.md")
+
+
+def test_the_first_page_has_the_code_of_the_readme() -> None:
+    pages = [(ROOT / "README.md").read_text().split("## In your own trainer")[0], (DOCS / "index.md").read_text()]
+    readme, first = ([ast.dump(ast.parse(text)) for kind, text in blocks(page) if kind == "python"] for page in pages)
+    assert first == readme
+    typed = [{line for kind, text in blocks(page) if kind == "sh" for line in commands(text)} for page in pages]
+    assert {line for line in typed[1] if line.startswith("tlora")} <= typed[0]
