@@ -47,7 +47,7 @@ _ROUNDING = 1e-13
 def compress(
     adapter: str | os.PathLike[str] | PeftModel,
     *,
-    rank: int | None = None,
+    rank: int | Mapping[str, int] | None = None,
     parameters: float | None = None,
     energy: float | None = None,
     error: float | None = None,
@@ -62,8 +62,9 @@ def compress(
         Its folder; its name on the hub, ``owner/name`` or ``owner/name@revision``; or a model with one active adapter,
         which is only read. LoRA and rsLoRA, with patterns of ranks and alphas. Embeddings, heads and biases that come
         with it are kept as they are.
-    rank : int, optional
-        Every module is cut to this rank at most.
+    rank : int or mapping of str to int, optional
+        Every module is cut to this rank at most; or, by full module name, these are, down to 0, which leaves a module
+        out, and the others are kept.
     parameters : int or float, optional
         Parameters of all ``A`` and ``B`` together, shared over modules: a number, or of a float up to 1 that share of
         what the adapter has. Never exceeded; what is left over is less than one rank of any module that has one more.
@@ -107,7 +108,10 @@ def compress(
     module's energies fall while its cost for a rank, ``d_in + d_out``, stays, so the kept energy is a concave function
     of its parameters, and for a sum of such functions the greedy order is optimal for every budget that it uses up; for
     others it is less than one rank from it. The errors of modules are added as they are: how the error of one changes
-    the inputs of the next, and how the loss weighs them, is not in the measure.
+    the inputs of the next, and how the loss weighs them, is not in the measure; and inputs are those of the base.
+
+    Other trainers write no fingerprints of the base into an adapter's folder: there, names and shapes alone tell a
+    calibration of another model.
 
     References
     ----------
@@ -131,7 +135,12 @@ def compress(
         raise ValueError(
             "every update is zero, so that there is nothing to keep: compress the adapter once it is trained"
         )
-    asked = {"rank": rank, "parameters": parameters, "energy": energy, "error": error}
+    asked = {
+        "rank": dict(rank) if isinstance(rank, Mapping) else rank,
+        "parameters": parameters,
+        "energy": energy,
+        "error": error,
+    }
     used = Meta() if calibration is None else calibration.meta
     return Compression(
         shapes=shapes,

@@ -236,7 +236,9 @@ class Compression(Result):
         return cls(**values, energies=energies, adapter=adapter, fingerprints=prints, meta=meta)
 
 
-def chosen_ranks(*, rank: int | None, parameters: float | None, energy: float | None, error: float | None) -> Choice:
+def chosen_ranks(
+    *, rank: int | Mapping[str, int] | None, parameters: float | None, energy: float | None, error: float | None
+) -> Choice:
     """What makes ranks of energies, for the one budget that is given; see `tlora.compress`.
 
     Raises
@@ -248,6 +250,8 @@ def chosen_ranks(*, rank: int | None, parameters: float | None, energy: float | 
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         raise ValueError(f"{' and '.join(names) or 'no budget'} given: pass one of {', '.join(f'{n}=' for n in given)}")
+    if isinstance(rank, Mapping):
+        return lambda energies, shapes: _at_most(energies, rank)
     if rank is not None:
         most = positive_int(rank, "rank")
         return lambda energies, shapes: {name: min(most, len(found)) for name, found in energies.items()}
@@ -269,6 +273,15 @@ def chosen_ranks(*, rank: int | None, parameters: float | None, energy: float | 
         name: next(k for k in range(len(found) + 1) if _lost(found.numpy(), k) ** 0.5 <= most_lost)
         for name, found in energies.items()
     }
+
+
+def _at_most(energies: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, int]:
+    if strange := [name for name in ranks if name not in energies]:
+        raise ValueError(
+            f"rank= names {strange[0]}, which the adapter does not change: it has {next(iter(energies))}, ..."
+        )
+    whole = {name: len(found) for name, found in energies.items()}
+    return {name: min(positive_int(ranks.get(name, most), f"rank of {name}", 0), most) for name, most in whole.items()}
 
 
 def _within(energies: Mapping[str, Tensor], shapes: Shapes, budget: float) -> dict[str, int]:

@@ -174,6 +174,16 @@ def test_a_module_without_rank_is_left_out(tmp_path):
     assert updates(written(found, tmp_path)).keys() == left
 
 
+def test_ranks_by_name(tmp_path):
+    first, second, *others = updates(somebodys())
+    found = tlora.compress(somebodys(), rank={first: 0, second: 2})
+    assert found.ranks == found.original_ranks | {first: 0, second: 2}
+    assert updates(written(found, tmp_path)).keys() == {second, *others}
+    for wrong, words in (({"lm_head": 1}, "rank= names lm_head, which the adapter does not"), ({first: -1}, "rank of")):
+        with pytest.raises(ValueError, match=words):
+            tlora.compress(somebodys(), rank=wrong)
+
+
 def test_the_base_is_known_again(tmp_path):
     found = tlora.compress(somebodys(), rank=2)
     found.save_adapter(tmp_path)
