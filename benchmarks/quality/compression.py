@@ -180,7 +180,7 @@ def losses(bench: Bench, name: str, folder: str) -> None:
             adapted = tlora.load(smaller, bench.model)
             with evaluating(adapted), torch.no_grad():
                 totals, counts = summed_losses(adapted, bench.task, bench.task.test, 25, False)
-            bench.model = tlora.detach(adapted)
+            tlora.detach(adapted)  # takes it off the base, which is bench.model
         store(bench.key(name, "loss", **key), {"loss": (totals * len(totals) / counts.sum()).tolist()})
 
 
