@@ -1,4 +1,4 @@
-"""Load a saved adapter, alone or beside others, to use it or to train it on."""
+"""Load a saved adapter, alone or beside others, to use it or to continue its training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapt
 from tlora.models.weights import base_of, before_merging, check_same_model
 from tlora.utils.reproducibility import seeded
 
-# What PEFT raises where a value of the config is of the wrong kind, or asks for what there is not.
+# What PEFT raises where a value of the config has the wrong type, or names something that does not exist.
 _DAMAGE = (
     SafetensorError, TypeError, AttributeError, ArithmeticError, LookupError, NotImplementedError, ImportError, re.error
 )  # fmt: skip
@@ -63,7 +63,7 @@ def load(
     name: str = ADAPTER,
     freeze_a: bool | None = None,
 ) -> PeftModel:
-    """Load a saved adapter to use it or to train it on.
+    """Load a saved adapter to use it or to continue its training.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def classes(
 
 
 def _plain(key: str) -> str:
-    """The base's name of what has this one in an adapter's file, or in a model with adapters."""
+    """The name that a parameter has in the base, from its name in an adapter's file or in a model with adapters."""
     return _WRAPPED.sub(".", key.removeprefix(PREFIX))
 
 
@@ -164,7 +164,7 @@ def _parts(
 
 
 def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a model without a place for what was saved whole, such as a head: PEFT leaves it out without a word."""
+    """Refuse a model that lacks a module which the adapter brings, such as a head: PEFT drops it silently."""
     base = adapted.get_base_model()
     there = {_plain(name) for name in base.state_dict()}
     for name in (_plain(key) for key in sizes if not _BY_PEFT.search(key)):
@@ -208,7 +208,7 @@ def _refuse_taken(model: Any, name: str, folder: Path, config: Mapping[str, Any]
 
 
 def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model that does something else than the adapter: PEFT misses methods there, or loses the head."""
+    """Refuse a model for another kind of task than the adapter: PEFT would miss methods, or lose the head."""
     kind, writes = config.get("task_type"), hasattr(model, "prepare_inputs_for_generation")
     if kind == "SEQ_CLS" and writes:
         raise ValueError(
@@ -228,7 +228,7 @@ def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
 def _check_base(
     model: Any, folder: Path, fingerprints: Mapping[str, Tensor] | None, sizes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse another base than the adapter was trained on: PEFT puts it on whatever has modules of these names."""
+    """Refuse another base than the adapter was trained on: PEFT takes any that has modules of these names."""
     if not fingerprints and before_merging(model):
         warnings.warn(
             f"nothing tells which base the adapter in {folder} was trained on, and one was merged into this base: if "
@@ -263,7 +263,7 @@ def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Ten
 
 
 def _with_saved(model: Any, folder: Path, name: str) -> PeftModel:
-    """The model with the saved adapter; parts that are missing, which PEFT leaves as they were drawn, are refused."""
+    """The model with the saved adapter; refuse missing parts, which PEFT would leave randomly initialized."""
     options: dict[str, Any] = {"adapter_name": name, "is_trainable": True}
     try:
         with without_noise():

@@ -78,7 +78,8 @@ def run(
     """The whole pipeline: calibrate, allocate, train, evaluate before and after, save, draw.
 
     Writes an ordinary PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation),
-    `pictures/` and a model card. If training breaks off, what came before it is kept in OUTPUT-unfinished.
+    `pictures/` and a model card. If training is interrupted, the calibration, the allocation and the checkpoints
+    stay in OUTPUT-unfinished.
     """
     from tlora.cli import steps
 
@@ -114,8 +115,8 @@ CALIBRATING = """Examples:
 
 `tlora calibrate --model models/qwen --task chats.jsonl --tokens labels --gradient --output calib`
 
-`tlora calibrate --model models/llama --task gsm8k --covariance sketch --checkpoint steps --output calib` (again after a
-kill, or with more `--samples`: it goes on from where it was)
+`tlora calibrate --model models/llama --task gsm8k --covariance sketch --checkpoint steps --output calib`: run again
+after a kill, or with more `--samples`, it resumes
 """
 
 
@@ -238,7 +239,7 @@ TRAINING = """Examples:
 
 `tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation alloc --output adapter`
 
-The same with `--resume --overwrite` goes on from the last checkpoint of a training that was broken off.
+The same with `--resume --overwrite` resumes an interrupted training from its last checkpoint.
 """
 
 
@@ -262,7 +263,7 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on from the last checkpoint in OUTPUT-unfinished.", rich_help_panel="Training"
+            "--resume", help="Resume from the last checkpoint in OUTPUT-unfinished.", rich_help_panel="Training"
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -275,7 +276,7 @@ def train(
     from tlora.cli import steps
 
     if start.init and calibration is None:
-        raise ValueError("the start of A is found in a calibration: pass --calibration, or --no-init")
+        raise ValueError("the initial A comes from a calibration: pass --calibration, or --no-init")
     start, training = steps.by_recipe(ctx, recipe, start, training)
     report, line = Report(quiet), written(train, ctx.params)
     left = [] if resume else steps.checkpoints(output)
@@ -297,7 +298,7 @@ def train(
 
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """What is kept of a run that broke off, and the command that resumes it."""
+    """What is kept of an interrupted run, and the command that resumes it."""
     from tlora.cli import steps
     from tlora.training.checkpoints import is_whole
 

@@ -26,7 +26,7 @@ from tlora.tasks.metrics import Score
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
 _TOKENS_AT_ONCE = 4096
-# What a decoder begins an answer with; all else that a model is published with would make its answers others.
+# What a decoder begins an answer with. The other generation settings that a model comes with would change its answers.
 _BEGINNING = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
 
 

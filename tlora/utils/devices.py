@@ -1,4 +1,4 @@
-"""Values of a device where the host can look at them: each copy makes it wait for all that the device has to do."""
+"""Values of a device on the host. Each copy makes the host wait until the device has done all its work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:
         there = [n for n, x in enumerate(found) if x.device == device]
         parts = [found[n].detach().contiguous().reshape(-1).view(torch.uint8) for n in there]
         for n, part in zip(there, torch.cat(parts).cpu().split([len(part) for part in parts]), strict=True):
-            # a copy, for a view of another type has to begin at a multiple of its size
+            # cloned: a view of another dtype must start at a multiple of its size
             found[n] = part.clone().view(found[n].dtype).view(found[n].shape)
     return found
 

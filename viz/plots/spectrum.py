@@ -16,7 +16,7 @@ from viz import style
 
 View = Literal["variance", "eigenvalues", "effective_rank"]
 LINES = 10
-"""Most inputs that get a curve each; more are summed up by projection."""
+"""Most inputs that get a curve each; more are summarised by projection."""
 POINTS = 150
 """Most points of a curve: directions are drawn at even distances on the logarithmic axis."""
 MOST = 18
@@ -31,14 +31,14 @@ def plot_spectrum(
     modules: Iterable[str] | None = None,
     view: View = "variance",
 ) -> Axes:
-    """Curves of the spectra: one an input up to ten, else median and middle half of each projection.
+    """Curves of the spectra: one for each input up to ten of them, else median and middle half of each projection.
 
     Modules that read the same input have the same spectrum and are drawn once.
 
     Parameters
     ----------
     spectrum : Spectrum
-        From ``calibration.spectrum()`` or ``tlora.subspaces.subspaces.subspace_spectrum(subspaces)``.
+        From ``calibration.spectrum()`` or ``subspaces.spectrum()``.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure when left out.
     modules : iterable of str, optional
@@ -57,7 +57,7 @@ def plot_spectrum(
     TypeError
         If ``spectrum`` is not a Spectrum.
     ValueError
-        If ``view`` is none of the three, or ``modules`` is empty.
+        If ``view`` is not one of the three, or ``modules`` is empty.
     KeyError
         If a module has no spectrum.
     """

@@ -1,4 +1,4 @@
-"""Workbench: the map of an allocation, to be clicked, questioned and changed, with what is known of every module."""
+"""Workbench: a map of an allocation to inspect and edit, with all that is known about each module."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ STEPS = 20
 RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
 PARTS = 8
-"""Parts that they are made in: between two of them, the kernel answers what is asked."""
+"""Parts that they are made in: between two of them, the kernel can answer other requests."""
 UNBOUND = 256
 """Largest rank on a control where no bases limit it."""
 HELD_OUT = 32
