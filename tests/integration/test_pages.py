@@ -2,10 +2,12 @@
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 from tests.helpers.commands import PAIRS
@@ -18,12 +20,9 @@ from tlora.tasks.reasoning_gym import generate_splits
 pytestmark = [THEIR_WARNINGS, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 RUN = {"python", "sh", "yaml"}
 # Tests of their own look at what comes of these; the build draws the gallery, and the first page is the README.
-ELSEWHERE = {
-    "howto/own_trainer.md",
-    "howto/teaching.md",
-    "gallery/index.md",
-    "index.md",
-}  # see other tests; the build draws
+ELSEWHERE = {"howto/own_trainer.md", "howto/teaching.md", "gallery/index.md", "index.md"}
+# Pages that take ten seconds or more: each command there has a test of its own.
+LONG = {"cli.md", "howto/lm_eval.md", "howto/beat_uniform.md", "howto/several_gpus.md"}
 PAGES = [
     page for path in WRITTEN
     if (page := path.relative_to(DOCS).as_posix()) not in ELSEWHERE
@@ -38,7 +37,7 @@ def few(name: str, sizes: dict[str, int | None], *options: Any) -> Any:
 
 
 @pytest.fixture
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Path:
+def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Iterator[Path]:
     """A folder with what pages start from: tiny models by the names of the packaged ones, and a file of requests."""
     tiny = {"smollm2-135m": workplace / "llama", "minilm": workplace / "bert"}
     monkeypatch.setattr(loading, "_packaged", tiny.__getitem__)
@@ -48,7 +47,8 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -
     rows = [pair | {"completion": f" {pair['completion']}"} for pair in PAIRS]
     (workplace / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     matplotlib.use("Agg")
-    return workplace
+    yield workplace
+    plt.close("all")
 
 
 @pytest.mark.parametrize("path", [*WRITTEN, ROOT / "README.md"], ids=lambda path: path.name)
@@ -57,7 +57,9 @@ def test_every_block_says_what_becomes_of_it(path: Path) -> None:
     assert {name for name in languages if not name.startswith("{")} <= RUN | {"text", "bash"}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in LONG else []) for page in PAGES]
+)
 def test_a_page_runs_from_top_to_bottom(page: str, place: Path) -> None:
     run((DOCS / page).read_text(), page)
 

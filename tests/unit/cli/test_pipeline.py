@@ -478,7 +478,7 @@ def test_a_base_is_quantised_on_request() -> None:
     assert "--load-in-4bit" in command
     scores, whole = (tlora.Sensitivity.load(f"{name}/tlora/sensitivity").per_sample for name in ("out", "whole"))
     assert not torch.allclose(scores, whole, rtol=1e-3)
-    assert torch.corrcoef(torch.stack([scores.flatten(), whole.flatten()]))[0, 1] > 0.9  # how close depends on the CPU
+    assert torch.corrcoef(torch.stack([scores.flatten(), whole.flatten()]))[0, 1] > 0.5  # how close depends on the CPU
     losses = [
         json.loads(done(f"evaluate out --task pairs.jsonl {flag} --json --quiet").stdout)["metrics"]["adapter"]["loss"]
         for flag in ("", "--load-in-4bit")
