@@ -11,7 +11,8 @@ DEMO := --model smollm2-135m --data notebooks/data/smart_home --samples 16 --ran
 SERVED := --model smollm2-135m --task family_relationships --recipe tlora-paper --samples 32 --rank 8 --train-samples 300 \
 	--test-samples 64 --validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output runs/served --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-TWO := --numprocesses 2 --dist loadfile
+# In the order of the folders: the few long files of tests/integration come first, not last and alone.
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Two notebooks at once, each with few training steps: the cells are the same, and no checked output depends on it.
 NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax $(TWO) notebooks
 SERVING := .venv-serving
