@@ -69,7 +69,7 @@ lint: $(INSTALLED)  ## Check style, types and the direction of imports
 
 docs: $(INSTALLED)  ## Build the site, without a network or a model: docs/_build/html/index.html
 	rm -rf docs/_build docs/reference docs/notebooks docs/pages docs/gallery/pictures
-	$(BIN)/python -m sphinx --quiet --jobs auto --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
