@@ -102,8 +102,7 @@ def _whitened(job: Job, *, general_weight: float) -> PeftModel:
     calibration = _calibration(job, gradient=True)
     more: dict[str, Any] = {}
     if general_weight:
-        batches = partial(_batches_of_general, job)
-        general = job.once(("general",), lambda: tlora.calibrate(job.model, batches(), gradient=True, progress=False))
+        general = job.once(("general",), lambda: tlora.calibrate(job.model, _batches_of_general(job), progress=False))
         more = {"general": general, "general_weight": general_weight}
     allocation = tlora.allocate(calibration.sensitivity, job.rank, **UNIFORM)
     subspaces = job.once(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, Compression, chosen_ranks
+from tlora.adapters.config import patterns
 from tlora.adapters.files import (
     COMPUTES_MORE,
     PREFIX,
@@ -295,18 +295,16 @@ def _cut(source: _Source, name: str, vectors: Float[Tensor, "r rank"]) -> tuple[
 
 
 def _config(source: _Source, factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> dict[str, Any]:
-    """The adapter's config with the new ranks, by full names; PEFT divides a module's alpha by its rank."""
+    """The adapter's config with the new ranks, by full names."""
     ranks = {name: len(a) for name, (a, _, _) in factors.items()}
     kept = _embeddings(source.others)
     scalings = {name: s for name, (_, _, s) in factors.items()} | {name: source.scalings[name] for name in kept}
     ranks |= kept
-    anchored = {name: f"^{re.escape(name)}$" for name in ranks}
     most = max(ranks.values())
     return source.config | {
         "r": most,
         "lora_alpha": most,
-        "rank_pattern": {anchored[name]: rank for name, rank in ranks.items()},
-        "alpha_pattern": {anchored[name]: scalings[name] * rank for name, rank in ranks.items()},
+        **patterns(ranks, scalings),
         "use_rslora": False,
         "init_lora_weights": True,
         "target_modules": sorted(ranks),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,13 +15,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, INITIAL, RUN, adapter_files
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, INITIAL, RUN, write_adapter
 from tlora.results import Meta, Result
 from tlora.utils.files import replace_files
 from tlora.utils.validation import fraction, positive, positive_int
 
 PLAIN, TASK, HELD_OUT = "plain", "task", "held out"
 UNIFORM = "uniform"
+MEASURES = {PLAIN: "the weights", TASK: "the outputs on the task", HELD_OUT: "the outputs on held-out samples"}
+"""What is lost of, in words."""
 Shapes = Mapping[str, tuple[int, int]]
 Choice = Callable[[Mapping[str, Tensor], Shapes], dict[str, int]]
 
@@ -97,8 +98,7 @@ class Compression(Result):
     def parameters(self) -> tuple[int, int]:
         """Parameters of all ``A`` and ``B``, before and after."""
         costs = _costs(self.shapes)
-        before, after = (sum(costs[n] * ranks[n] for n in ranks) for ranks in (self.original_ranks, self.ranks))
-        return before, after
+        return _spent(self.original_ranks, costs), _spent(self.ranks, costs)
 
     def error(self, measure: str | None = None) -> float:
         """Norm of what is lost divided by that of the update, over all modules.
@@ -197,14 +197,10 @@ class Compression(Result):
         """
         if Path(folder, RUN).exists():
             raise FileExistsError(f"{folder} holds a trained adapter, which is never replaced: choose another folder")
+        prints = {name: values.tolist() for name, values in self.fingerprints.items()}
         earlier = [Path(ADAPTER_WEIGHTS), INITIAL]
         with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
-            for name, blob in adapter_files(self.adapter, self.config).items():
-                (fresh / name).write_bytes(blob)
-            if self.fingerprints:
-                (fresh / INITIAL).parent.mkdir()
-                prints = {name: values.tolist() for name, values in self.fingerprints.items()}
-                (fresh / INITIAL).write_text(json.dumps({BASE: prints}))
+            write_adapter(fresh, self.adapter, self.config, {BASE: prints} if prints else {})
         return Path(folder)
 
     def _of(self, cut: str, measure: str) -> dict[str, NDArray[np.float64]]:
@@ -213,11 +209,10 @@ class Compression(Result):
 
     def _summary(self) -> str:
         before, after = self.parameters
-        how = {PLAIN: "of the weights", TASK: "of the outputs on the task"}[self.cuts[-1]]
         held = f", {self.error(HELD_OUT):.1%} on held-out samples" if HELD_OUT in self.measures else ""
         return (
             f"{sum(map(bool, self.ranks.values()))} of {len(self.ranks)} modules of {self.meta.model}, "
-            f"{after:,} of {before:,} parameters, error {self.error():.1%} {how}{held}"
+            f"{after:,} of {before:,} parameters, error {self.error():.1%} of {MEASURES[self.cuts[-1]]}{held}"
         )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -83,17 +83,24 @@ def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraCon
 
 def checked_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any]) -> LoraConfig:
     """What `lora_config` gives for overrides that `check_config` has let pass."""
-    anchored = {name: f"^{re.escape(name)}$" for name in allocation.ranks}
     shared = shared_config(model, allocation.ranks)
     saved = [*(shared["modules_to_save"] or ()), *(overrides.get("modules_to_save") or ())]
     ours = {
         "r": allocation.rank,
         "lora_alpha": max(1, round(allocation.alpha)),  # never read: each module has its own in alpha_pattern
-        "rank_pattern": {anchored[name]: rank for name, rank in allocation.ranks.items()},
-        "alpha_pattern": {anchored[name]: allocation.scalings[name] * rank for name, rank in allocation.ranks.items()},
+        **patterns(allocation.ranks, allocation.scalings),
         "modules_to_save": list(dict.fromkeys(saved)) or None,
     }
     return LoraConfig(**{**shared, **overrides, **ours})
+
+
+def patterns(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """``rank_pattern`` and ``alpha_pattern`` of a config, by anchored names; PEFT divides an alpha by its own rank."""
+    anchored = {name: f"^{re.escape(name)}$" for name in ranks}
+    return {
+        "rank_pattern": {anchored[name]: rank for name, rank in ranks.items()},
+        "alpha_pattern": {anchored[name]: scalings[name] * rank for name, rank in ranks.items()},
+    }
 
 
 def given(config: LoraConfig) -> dict[str, Any]:

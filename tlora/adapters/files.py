@@ -392,6 +392,27 @@ def adapter_files(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
     return {ADAPTER_WEIGHTS: dump_tensors(whole, metadata={"format": "pt"}), ADAPTER_CONFIG: written.encode()}
 
 
+def write_adapter(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Write an adapter without a run of its training into an empty folder, and a record that `tlora.load` heeds.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Of `replace_files`, so that all of it or nothing gets to its place.
+    tensors, config : mapping
+        As for `adapter_files`.
+    record : mapping
+        What is known of the base and of ``A``; nothing is written of an empty one.
+    """
+    for name, blob in adapter_files(tensors, config).items():
+        (folder / name).write_bytes(blob)
+    if record:
+        (folder / INITIAL).parent.mkdir()
+        (folder / INITIAL).write_text(json.dumps(record))
+
+
 def refuse_replicated(config: Mapping[str, Any]) -> None:
     """Refuse an adapter whose config repeats layers of its base: that base cannot be rebuilt.
 

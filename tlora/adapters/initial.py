@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
 
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, FROZEN_A, INITIAL, adapter_files
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, FROZEN_A, INITIAL, write_adapter
 from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, without_noise
 from tlora.models.weights import base_fingerprints
 from tlora.utils.files import replace_files
@@ -61,10 +60,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     }
     earlier = [Path(ADAPTER_WEIGHTS), INITIAL, Path(PAGE)]
     with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
-        for name, blob in adapter_files(adapter_tensors(adapted), adapter_config(adapted)).items():
-            (fresh / name).write_bytes(blob)
-        (fresh / INITIAL).parent.mkdir()
-        (fresh / INITIAL).write_text(json.dumps(record))
+        write_adapter(fresh, adapter_tensors(adapted), adapter_config(adapted), record)
         (fresh / PAGE).write_text(_page(adapted, modules, Path(folder)), encoding="utf-8")
     return Path(folder)
 

@@ -307,6 +307,11 @@ class Start:
         ),
     ] = "orthonormal"
 
+    @property
+    def of_gradient(self) -> bool:
+        """Whether the directions are made of the mean gradient, which the calibration then has to keep."""
+        return self.kind in ("g", "g_whitened")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:

@@ -92,9 +92,7 @@ def run(
     steps.rehearse(base, looking, allocating)
     shutil.rmtree(work, ignore_errors=True)
     with steps.going_on(lambda: _rest(output, ctx.params)):
-        calibration = steps.marked(
-            steps.look_at(base, task, looking, start.kind in ("g", "g_whitened"), report), **made
-        )
+        calibration = steps.marked(steps.look_at(base, task, looking, start.of_gradient, report), **made)
         calibration.save(work / "calibration")
         allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
         allocation.save(work / "allocation")
@@ -227,7 +225,7 @@ def init(
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, looking, allocating)
     made = steps.origin(line, data)
-    calibration = steps.marked(steps.look_at(base, task, looking, start.kind in ("g", "g_whitened"), report), **made)
+    calibration = steps.marked(steps.look_at(base, task, looking, start.of_gradient, report), **made)
     allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
     found = steps.find(base, calibration, allocation, start, data.seed, report)
     steps.save_start(base, found, start, output, data.seed)

@@ -133,14 +133,15 @@ def compress(
 
 def _cut(found: tlora.Compression) -> dict[str, str]:
     """What was kept and what is lost, in words."""
+    from tlora.adapters.compression import MEASURES
+
     (before, after), ranks = found.parameters, found.ranks.values()
     left_out = sum(not rank for rank in ranks)
-    of = {"plain": "the weights", "task": "the outputs on the task", "held out": "the outputs on held-out samples"}
     return {
         "base": found.meta.model,
         "kept": f"{after:,} of {before:,} parameters, {sum(ranks):,} of {sum(found.original_ranks.values()):,} ranks"
         + (f"; {left_out} modules are left out" if left_out else ""),
-        **{f"lost ({measure})": f"{found.error(measure):.1%} of {of[measure]}" for measure in found.measures},
+        **{f"lost ({measure})": f"{found.error(measure):.1%} of {MEASURES[measure]}" for measure in found.measures},
     }
 
 

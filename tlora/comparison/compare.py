@@ -204,20 +204,21 @@ def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
         key_text({name: about.get(name) for name in ("model", "target_modules", "task", "data", "contents")})
     )
     task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
-    head_rate = None
+    known, head_rate = store.find(), None
     if task.kind == "classification" and cell.method.name != HEAD:
         head = replace(cell, method=METHODS[HEAD], rank=1)
-        head_rate = lr_search.best(_search(_runs(head, task, store, settings.retry, memory), RATES, SEARCH_SEEDS))
+        alone = _runs(head, task, store, known, settings.retry, memory)
+        head_rate = lr_search.best(_search(alone, RATES, SEARCH_SEEDS))
         if head_rate is None:
             return f"{_named(cell)}: no learning rate was found for the head alone"
-    result = _runs(cell, task, store, settings.retry, memory, head_rate)
-    if (failed := _errors(cell, store.find())) and not settings.retry:
+    result = _runs(cell, task, store, known, settings.retry, memory, head_rate)
+    if (failed := _errors(cell, known)) and not settings.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
     grid = lr_search.scaled(settings.learning_rates, cell.method.rate_scale)
-    scores = _search(result, grid, settings.search_seeds, _searched(cell, store.find()))
+    scores = _search(result, grid, settings.search_seeds, _searched(cell, known))
     rate = lr_search.best(scores)
     if rate is None:
-        why = f" ({errors[-1]})" if (errors := _errors(cell, store.find())) else ""
+        why = f" ({errors[-1]})" if (errors := _errors(cell, known)) else ""
         said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
     elif lr_search.beyond(scores) is not None:
         said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
@@ -231,8 +232,16 @@ Result = Callable[[float, int, Split], Record]
 """From a rate, a seed and a split to the run, which is done if it is not in the store."""
 
 
-def _runs(cell: Cell, task: Task, store: Store, retry: bool, memory: Memory, head_rate: float | None = None) -> Result:
-    known = store.find()
+def _runs(
+    cell: Cell,
+    task: Task,
+    store: Store,
+    known: dict[str, Record],
+    retry: bool,
+    memory: Memory,
+    head_rate: float | None = None,
+) -> Result:
+    """What makes the runs of a cell; ``known`` are those in the store, and new ones are added to both."""
 
     def result(rate: float, seed: int, split: Split) -> Record:
         key = key_text(cell.key(rate, seed, split))

@@ -48,9 +48,8 @@ class Experts(nn.Module):
         }
         self.weight = weight
         for name, shape in shapes.items():
-            drawn = torch.empty(shape, device=weight.device, dtype=weight.dtype)
-            for matrix in drawn if drawn.ndim == 3 else [drawn]:
-                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+            bound = shape[-1] ** -0.5  # Kaiming's uniform distribution with a = sqrt(5)
+            drawn = torch.empty(shape, device=weight.device, dtype=weight.dtype).uniform_(-bound, bound)
             self.register_parameter(name, nn.Parameter(drawn))
 
     def forward(self, h: Float[Tensor, "*tokens r"]) -> Float[Tensor, "*tokens d_out"]:

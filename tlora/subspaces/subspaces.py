@@ -269,7 +269,7 @@ def task_subspaces(
         positive("general_weight", general_weight)
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     modules = base_modules(model)
-    inputs = _Inputs(calibration, centred, general, general_weight, ridge if kind == "g_whitened" else SHRINKAGE)
+    inputs = _Inputs(calibration, centred, ridge if kind == "g_whitened" else None, general, general_weight)
     found: dict[str, _Basis] = {}
     with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not progress) as bar:
         for names in _groups(modules, {name: calibration.targets[name] for name in counts}):
@@ -372,16 +372,17 @@ class _Inputs:
         self,
         calibration: Calibration,
         centred: bool,
+        ridge: float | None = None,
         general: Calibration | None = None,
         general_weight: float = 0.0,
-        shrinkage: float = SHRINKAGE,
     ) -> None:
-        self.calibration, self.centred, self.shrinkage = calibration, centred, shrinkage
+        self.calibration, self.centred = calibration, centred
         self.general, self.general_weight = general, general_weight
         self.on = lru_cache(maxsize=1)(self._on)
+        # what `powers` are of, but for the shrinkage
+        self.metric = self.on if ridge is None else lru_cache(maxsize=1)(self._curvature)
+        self.shrinkage = SHRINKAGE if ridge is None else ridge
         self.powers = lru_cache(maxsize=1)(self._powers)
-        self.curvature = lru_cache(maxsize=1)(self._curvature)
-        self.whitening = lru_cache(maxsize=1)(self._whitening)
 
     def moment(self, first: str) -> Covariance:
         """What is decomposed of the inputs that a module is the first to read, on the CPU."""
@@ -392,7 +393,7 @@ class _Inputs:
         return self.moment(first).to(device)
 
     def _powers(self, first: str, device: torch.device) -> tuple[Product, Product]:
-        return self.on(first, device).powers(self.shrinkage)
+        return self.metric(first, device).powers(self.shrinkage)
 
     def _curvature(self, first: str, device: torch.device) -> Covariance:
         """``K`` but for the ridge: the second moment of the task's tokens, and of general ones."""
@@ -401,9 +402,6 @@ class _Inputs:
             other = self.general.covariances[first].second_moment().per_token()
             found = found.plus(other, self.general_weight)
         return found.to(device)
-
-    def _whitening(self, first: str, device: torch.device) -> Product:
-        return self.curvature(first, device).powers(self.shrinkage)[1]
 
 
 class _Basis(NamedTuple):
@@ -441,8 +439,8 @@ def _module_basis(
         values = torch.where(torch.arange(k) < rank, values, 0.0)
     found = [rows.contiguous(), _variance(c, rows)]
     if kind == "g_whitened":
-        curvature = inputs.curvature(calibration.shared[name], w.device)
-        found.append(rows @ curvature.shrunk(inputs.shrinkage, rows.T))
+        metric = inputs.metric(calibration.shared[name], w.device)
+        found.append(rows @ metric.shrunk(inputs.shrinkage, rows.T))
     rows, variance, *inner = yield found
     return _Basis(rows, values, rank, variance, *inner)
 
@@ -473,7 +471,7 @@ def _matrix(w: Tensor, c: Covariance, inputs: _Inputs, name: str, kind: Kind) ->
         return _Matrix(lambda x: gradient @ x, gradient.transposed)
     if kind == "g_whitened":
         assert calibration.gradient is not None
-        gradient, whiten = calibration.gradient[name], inputs.whitening(calibration.shared[name], w.device)
+        gradient, (_, whiten) = calibration.gradient[name], inputs.powers(calibration.shared[name], w.device)
         return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), None, back=whiten)
     if kind == "c":
         return _Matrix(c.__matmul__, c.__matmul__)

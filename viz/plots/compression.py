@@ -6,12 +6,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, UNIFORM, Compression
+from tlora.adapters.compression import MEASURES, PLAIN, TASK, UNIFORM, Compression
 from tlora.utils.validation import check_type
 from viz import style
 
 LABELS = {PLAIN: "shared, by the weights", TASK: "shared, on the task", UNIFORM: "one rank for all"}
-MEASURES = {PLAIN: "the weights", TASK: "the outputs on the task", HELD_OUT: "the outputs on held-out samples"}
 
 
 @style.styled

@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback
 
 import tlora
+from tests.helpers.jobs import RANK, job, task
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.comparison.methods import HEAD, METHODS, Job, Memory, Method, chosen, seeded_adapt
@@ -19,21 +19,6 @@ from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.training.parts import Parts
-
-RANK = 2
-PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(36)]
-LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": i % 2} for i in range(36)]
-
-
-def task(family: str = "llama") -> tlora.Task:
-    rows = LABELS if family == "bert" else PAIRS
-    splits = {"train": rows[:20], "validation": rows[20:28], "test": rows[28:]}
-    return tlora.load_task({name: Dataset.from_list(part) for name, part in splits.items()}, tiny_tokenizer())
-
-
-def job(family: str = "llama", **changes) -> Job:
-    values = {"rank": RANK, "steps": 20, "samples": 12} | changes
-    return Job(tiny_model(family), task(family), **values)
 
 
 def trainable(model) -> int:

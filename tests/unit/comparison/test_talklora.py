@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import tlora
+from tests.helpers.jobs import job
 from tests.helpers.models import tiny_batch
-from tests.unit.comparison.test_methods import job
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.comparison.methods import METHODS, seeded_adapt
 
