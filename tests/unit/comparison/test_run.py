@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 
 import tlora
+from tests.helpers.jobs import LABELS, PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tests.unit.comparison.test_methods import LABELS, PAIRS
 from tlora.comparison.run import outcomes
 
 
