@@ -105,8 +105,8 @@ def compare(
     target_modules : str or iterable of str, optional
         As in `tlora.target_modules`, for all methods; all linear layers of the blocks by default.
     forgetting : str, iterable of str, or mapping of dict
-        Other tasks, named as ``tasks`` are, on whose test split a language model's loss is measured before and after:
-        what it forgets.
+        Other tasks, named as ``tasks`` are, on whose test split a language model's loss is measured before and after
+        the final runs: what it forgets.
     store : path-like
         File of runs to read and to append to.
     device : str, optional

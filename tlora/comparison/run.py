@@ -240,7 +240,8 @@ def _measured(
         name: memory(("other text", name, data), partial(load_text, terms.model, name, data))
         for name, data in terms.forgetting.items()
     }
-    before = memory(("loss before", terms.forgetting), lambda: _losses(model, others))
+    measured = others if split == "test" else {}  # rates are chosen by what is learnt, not by what is forgotten
+    before = memory(("loss before", split, terms.forgetting), lambda: _losses(model, measured))
     job = Job(model, task, cell.rank, seed, terms.steps, terms.samples, memory, terms.target_modules)
     started, saved = time.perf_counter(), memory.saved
     adapted = seeded_adapt(cell.method, job)
@@ -253,7 +254,7 @@ def _measured(
     found = outcomes(adapted, task, split, batch_size=max(16, terms.batch_size))
     return (
         _result(trained, found, split)
-        | _forgotten(before, _losses(adapted, others))
+        | _forgotten(before, _losses(adapted, measured))
         | {
             "trainable_parameters": trained.trainable_parameters,
             "head_parameters": sum(p.numel() for p in head_parameters(adapted)),

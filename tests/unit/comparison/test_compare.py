@@ -418,6 +418,7 @@ def test_forgetting_is_the_increase_of_the_loss_on_other_texts():
         assert row.forgetting == pytest.approx(row.loss - before, abs=1e-4)  # the same samples
     assert found.summary()["forgetting"].iloc[0] == pytest.approx(found.runs.query("best_rate")["forgetting"].mean())
     assert found.runs["forgetting"].abs().max() > 1e-3
+    assert found.runs[found.runs["split"] == "validation"]["forgetting"].isna().all()  # no rate is chosen by it
     with pytest.warns(UserWarning, match=r"forgetting: labels.jsonl has classes"):
         tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, forgetting="labels.jsonl", **QUICK)
 
