@@ -51,3 +51,5 @@ from .recipes import Recipe as Recipe
 from .comparison.compare import compare as compare
 from .comparison.methods import Method as Method
 from .comparison.comparison import Comparison as Comparison
+from .comparison.race import race as race
+from .comparison.race_result import Race as Race

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import align_module_device
@@ -21,6 +23,7 @@ from tlora.models.targets import check_is_model, is_linear, shape
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
 
+Model = TypeVar("Model", bound=nn.Module)
 _WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
 
 
@@ -236,6 +239,28 @@ def refuse_packed(model: nn.Module) -> None:
                 f"bitsandbytes has packed {name} for inference on this CPU, and no gradient passes through it any "
                 "more: load the model again, and calibrate and train before it is evaluated or generates anything"
             )
+
+
+def sharing_weights(model: Model) -> Model:
+    """A copy of a model with modules of its own, whose weights are those of the model itself.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Nothing of it is changed, whatever is put on the copy or frozen there.
+
+    Returns
+    -------
+    torch.nn.Module
+        It takes no memory for weights. Who writes into a weight in place writes into those of the model.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): _same_values(tensor) for tensor in tensors})
+
+
+def _same_values(tensor: Tensor) -> Tensor:
+    """A parameter of its own with the same memory; what is not a plain one, as in quantised layers, itself."""
+    return nn.Parameter(tensor.data, tensor.requires_grad) if type(tensor) is nn.Parameter else tensor
 
 
 @contextlib.contextmanager

@@ -95,14 +95,29 @@ def per_sample(
     with evaluating(model):
         if task.kind == "classification":
             logits, labels = class_logits(model, task, rows, batch_size, progress), torch.tensor(rows["labels"][:])
-            losses = functional.cross_entropy(logits.double(), labels, reduction="none")
-            return {"loss": losses.numpy(), task.metric: (logits.argmax(1) == labels).double().numpy()}
-        totals, counts = summed_losses(model, task, rows, batch_size, progress)
-        found = {"loss": (totals * len(rows) / counts.sum()).numpy()}
+            right = (logits.argmax(1) == labels).double().numpy()
+            return {"loss": _class_losses(logits, labels), task.metric: right}
+        found = {"loss": losses_by_sample(model, task, rows, batch_size, progress)}
         if task.score is not None:
             scores = task.score(list(rows), generate(model, task, rows, batch_size, progress))
             found |= {name: np.array(each, dtype=np.float64) for name, each in scores.items()}
     return found
+
+
+def losses_by_sample(
+    model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool = False
+) -> NDArray[np.float64]:
+    """The ``loss`` of `per_sample` alone, for which nothing is generated."""
+    with evaluating(model):
+        if task.kind == "classification":
+            logits = class_logits(model, task, rows, batch_size, progress)
+            return _class_losses(logits, torch.tensor(rows["labels"][:]))
+        totals, counts = summed_losses(model, task, rows, batch_size, progress)
+    return (totals * len(rows) / counts.sum()).numpy()
+
+
+def _class_losses(logits: Float[Tensor, "samples classes"], labels: Int64[Tensor, " samples"]) -> NDArray[np.float64]:
+    return functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
 
 
 def summed_losses(
