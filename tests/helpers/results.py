@@ -21,6 +21,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from tests.helpers.jobs import task
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
 from tests.helpers.spectra import truncated
 from tests.helpers.targets import named, target
@@ -34,6 +35,8 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.comparison import Comparison
+from tlora.comparison.race import race as compete
+from tlora.comparison.race_result import Race
 from tlora.comparison.store import Record, packed
 from tlora.resource_estimate import estimate
 from tlora.results import Meta, Result
@@ -179,6 +182,14 @@ def comparison() -> Comparison:
     return Comparison.of([*records, *tested])
 
 
+@cache
+def race() -> Race:
+    """Two arms with two seeds."""
+    arms: dict[str, Any] = {"A": allocation(), "LoRA": "lora"}
+    options: dict[str, Any] = {"steps": 4, "seeds": (0, 1), "learning_rate": 0.01, "progress": False}
+    return compete(base(), task(), arms, subspaces=subspaces(), **options)
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
@@ -190,6 +201,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Inspection": inspection,
     "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
     "AllocationStability": stability_of_allocation,
+    "Race": race,
     "RankingStability": stability_of_ranking,
     "ResourceEstimate": lambda: estimate(
         tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9

@@ -23,7 +23,7 @@ from tlora.comparison.lr_search import Curve, best, scaled
 from tlora.comparison.methods import Job, Method, chosen, seeded_adapt
 from tlora.comparison.race_result import Race
 from tlora.comparison.sequential import error_at_looks
-from tlora.models.targets import refuse_adapted
+from tlora.models.targets import Target, refuse_adapted, target_modules
 from tlora.models.weights import sharing_weights
 from tlora.recipes import Recipe
 from tlora.results import Meta
@@ -259,12 +259,28 @@ def _entered(
         raise ValueError(f"arms has {len(arms)}: a race takes at least two, such as {{'A': allocation, 'B': 'lora'}}")
     allocations = {name: arm for name, arm in arms.items() if isinstance(arm, Allocation)}
     rank = positive_int(rank, "rank") if rank is not None else next((a.rank for a in allocations.values()), 8)
+    known = target_modules(plan.model)
+    for name, allocation in allocations.items():
+        _check_same_modules(str(name), allocation, known)
     targets = list(dict.fromkeys(module for a in allocations.values() for module in a.targets)) or None
     made = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
     bases = _Bases(subspaces, made, allocations)
     samples = min(SAMPLES, len(plan.task.train))
     job = _SharedJob(plan.model, plan.task, rank, samples=samples, target_modules=targets, steps=plan.steps or 100)
     return {str(name): _Entered(_method(str(name), arm, bases), job) for name, arm in arms.items()}
+
+
+def _check_same_modules(name: str, allocation: Allocation, known: Mapping[str, Target]) -> None:
+    """Refuse an allocation of modules that the model does not have."""
+    for module, target in allocation.targets.items():
+        if module not in known:
+            raise ValueError(f"arm {name!r} is of another model: it has {module}, and there is no such module here")
+        here = known[module]
+        if (target.d_out, target.d_in) != (here.d_out, here.d_in):
+            raise ValueError(
+                f"arm {name!r} is of another model: it has {module} of {target.d_out} x {target.d_in}, here it is "
+                f"{here.d_out} x {here.d_in}"
+            )
 
 
 def _method(name: str, arm: Arm, bases: _Bases) -> Method:
@@ -483,7 +499,7 @@ class _Course:
                 left -= error
                 self._look(step, error)
                 so_far = self._result("")
-                bar.set_postfix_str(so_far.standing)
+                bar.set_postfix_str(_standing(so_far))
                 if self.watch is not None:
                     self.watch(so_far)
                 if step < steps and so_far.is_ahead:
@@ -557,3 +573,9 @@ class _Course:
 
 def _trained(model: PeftModel) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _standing(found: Race) -> str:
+    """Held-out losses at the last look, in one line."""
+    means = found.losses[-1].mean((1, 2)).tolist()
+    return ", ".join(f"{name} {mean:.4g}" for name, mean in zip(found.arms, means, strict=True) if mean == mean)

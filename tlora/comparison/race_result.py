@@ -135,12 +135,6 @@ class Race(Result):
         return bool(others) and all(self._verdict(self.leader, name)[1] == AHEAD for name in others)
 
     @property
-    def standing(self) -> str:
-        """Held-out losses at the last look in one line."""
-        means = self.losses[-1].mean((1, 2)).tolist()
-        return ", ".join(f"{name} {mean:.4g}" for name, mean in zip(self.arms, means, strict=True) if mean == mean)
-
-    @property
     def sentence(self) -> str:
         """What the race has found, of the arm with the lowest loss against each other one, and what that is for."""
         others = sorted((name for name in self.arms if name != self.leader), key=self.out.__contains__)

@@ -13,7 +13,7 @@ import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
 from tests.unit.models.test_targets import QuantLinear
 from tlora.models.targets import target_modules
-from tlora.models.weights import weight
+from tlora.models.weights import sharing_weights, weight
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
@@ -135,3 +135,20 @@ def test_a_weight_of_zeros_is_one_with_itself():
     with pytest.raises(ValueError, match=r"the weight of model\.layers\.1\.self_attn\.o_proj is not the same"):
         tlora.align(*found, 2)
     tlora.task_subspaces(model, calibrated(model), max_rank=2, progress=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_a_copy_that_shares_weights_takes_no_memory_and_leaves_the_model_alone(family):
+    model = tiny_model(family)
+    batch = tiny_batch(model)
+    before, expected = [p.requires_grad for p in model.parameters()], model(**batch).logits
+    copied = sharing_weights(model)
+    for ours, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        assert ours is not theirs
+        assert ours.data_ptr() == theirs.data_ptr()
+    tied = [len(list(m.parameters())) for m in (copied, model)]
+    assert tied[0] == tied[1]
+    copied.requires_grad_(False)
+    next(m for m in copied.modules() if isinstance(m, torch.nn.Linear)).register_forward_hook(lambda *args: 1 / 0)
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert model(**batch).logits.equal(expected)
