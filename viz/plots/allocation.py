@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from mpl_toolkits.axes_grid1.axes_divider import AxesDivider
@@ -30,8 +31,8 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     """Heat map of the ranks, layers across and projections down, with totals along both sides.
 
     White is the rank that a uniform allocation gives to every module, blue is less, red is more; half and twice of
-    it are equally strong, grey is left out. The dashed lines across the totals are the uniform allocation's, which
-    holds what is left out too.
+    it are equally strong, grey is left out, outlined is set by hand. The dashed lines across the totals are the
+    uniform allocation's, which holds what is left out too.
 
     Parameters
     ----------
@@ -58,6 +59,9 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     norm = LogNorm(nominal / factor, nominal * factor)
     mesh = heatmap.draw(ax, frame, "rank", cmap=style.DIVERGING, norm=norm)
     heatmap.write(ax, mesh, frame, "rank", "{:.0f}", style.inches(ax) - BESIDE - GAP)
+    for _, row in frame[frame["module"].isin([*allocation.edits, *allocation.options.pinned])].iterrows():
+        corner = row["layer"] - 0.44, style.projections(frame).index(row["projection"]) - 0.44
+        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor="0.1", linewidth=1.4, zorder=4))
     divider = make_axes_locatable(ax)
     _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
     _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
@@ -157,5 +161,6 @@ def _detail(allocation: Allocation, frame: pd.DataFrame) -> str:
         f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
         f"scaling {style.number(frame['scaling'].min())} to {style.number(frame['scaling'].max())}",
         f"white, dashed: uniform{with_out}",
+        "outlined: set by hand" if allocation.edits or allocation.options.pinned else "",
         style.source(allocation.meta),
     )

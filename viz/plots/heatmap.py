@@ -106,13 +106,14 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
     frame = frame.dropna(subset=value)
     texts = frame[value].map(form.format)
     per_character = room / faces.shape[1] / texts.str.len().max()
-    if per_character < 0.06:
+    if per_character < 0.05:
         return False
     for layer, row, text in zip(frame["layer"], frame["projection"].map(rows.index), texts, strict=True):
         dark = faces[row, layer - first, :3] @ (0.299, 0.587, 0.114) < 0.55
         look: dict[str, Any] = {
+            "in_layout": False,  # within the cells; looked at one by one, they take longer than all the rest
             "color": "white" if dark else "0.15",
-            "fontsize": 8.5 if per_character > 0.09 else 6.8,
+            "fontsize": 8.5 if per_character > 0.09 else 6.8 if per_character > 0.06 else 5.5,
         }
         ax.text(layer, row, text, ha="center", va="center", **look)
     return True

@@ -37,7 +37,7 @@ from tlora.utils.files import check_folder, read_json, replace_file, replace_fil
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
-from viz.plots.allocation import finding
+from viz.plots.allocation import finding, plot_allocation
 from viz.widgets.allocation import (
     DEFAULTS,
     EDIT,
@@ -46,7 +46,6 @@ from viz.widgets.allocation import (
     SOURCE,
     AllocationState,
     Limit,
-    RankPicture,
     allocated,
     arguments,
     changes_in_words,
@@ -231,8 +230,7 @@ class Workbench(Shown):
         matplotlib.axes.Axes
             The axes of the heat map.
         """
-        RankPicture(ax, self.sensitivity).update(self.result(state))
-        return ax
+        return plot_allocation(self.result(state), ax=ax)
 
     def code(self, source: str = SOURCE) -> str:
         """The allocation as one line of Python; ``source`` is the expression for the sensitivity."""
@@ -581,12 +579,13 @@ class Workbench(Shown):
     def _save(self, path: str = "workbench-session") -> None:
         self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
 
+    @style.styled
     def _repr_png_(self) -> bytes:
         """The ranks as a picture, for readers without the browser's part."""
-        frame = self.sensitivity.to_frame()
-        canvas = Canvas(max(heatmap.size(frame)[0], heatmap.WIDTH), 2.0 + 0.27 * len(style.projections(frame)))
-        label = 0.075 * max(map(len, style.projections(frame)))
-        self.render(self.state, canvas.axes(0.45 + label, 0.12, 0.5, 0.5))
+        width, height = heatmap.size(self.sensitivity.to_frame())
+        canvas = Canvas(width, height + 0.8)
+        canvas.figure.set_layout_engine("constrained")
+        self.render(self.state, canvas.figure.add_subplot())
         return canvas.png([])
 
     def _page(self) -> str:

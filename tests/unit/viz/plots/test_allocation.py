@@ -49,6 +49,16 @@ def test_allocation_writes_ranks_into_cells_and_says_the_range():
     assert f"{sum(ranks):,} of {8 * 210:,} ranks" in texts(ax)[-1]
 
 
+def test_what_is_set_by_hand_is_outlined():
+    result = allocation("2 layers", pinned={"layers.1.k_proj": 2}).edit({"layers.0.o_proj": 7})
+    ax = viz.plot_allocation(result)
+    middles = sorted((box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2) for box in ax.patches)
+    rows = MODELS["2 layers"][0]
+    assert middles == [pytest.approx((0, rows.index("o_proj"))), pytest.approx((1, rows.index("k_proj")))]
+    assert "outlined: set by hand" in texts(ax)[-1].replace("\n", " ")
+    assert not viz.plot_allocation(allocation("2 layers")).patches
+
+
 def test_a_uniform_allocation_is_drawn_too():
     ax = viz.plot_allocation(allocation("2 layers", adapt_ranks=False))
     assert set(cells(ax).ravel()) == {8}

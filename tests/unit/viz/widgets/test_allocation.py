@@ -54,28 +54,6 @@ def test_cells_are_the_ranks(model):
     plt.close("all")
 
 
-def test_totals_are_means_as_multiples_of_the_uniform_rank():
-    it = explorer(exclude_modules=["layers.0.k_proj"])
-    figure = plt.figure()
-    it.render(it.state, figure.add_subplot())
-    bars = {ax.get_ylabel() or ax.get_xlabel(): ax for ax in figure.axes if "× uniform" in ax.get_ylabel()}
-    heights = [path.vertices[:, 1].max() for path in bars["× uniform"].collections[0].get_paths()]
-    ranks = it.allocation.ranks
-    by_layer = [sum(r for n, r in ranks.items() if it.sensitivity.layers[n] == layer) / 3 / 4 for layer in (0, 1)]
-    np.testing.assert_allclose(heights, by_layer)
-    plt.close("all")
-
-
-def test_what_is_set_by_hand_is_outlined():
-    it = explorer(pinned={"layers.1.k_proj": 2})
-    it.set_rank("layers.0.down_proj", 7)
-    ax = it.render(it.state, plt.figure().add_subplot())
-    (marks,) = [c for c in ax.collections if len(c.get_paths()) == 2]
-    middles = sorted(tuple(path.vertices[:-1].mean(0).round().astype(int)) for path in marks.get_paths())
-    assert middles == [(0, 2), (1, 1)]
-    plt.close("all")
-
-
 def test_code_makes_the_same_plan():
     it = viz.AllocationExplorer(None, small(), rank=4, alpha=8, projection_shares={"q_proj": 0.5}, adapt_scales=False)
     it.set(temperature=0.7, pinned={"layers.0.k_proj": 2, "layers.1.k_proj": 2})

@@ -317,14 +317,11 @@ def test_dollar_signs_in_a_headline_are_no_formula():
 
 
 def test_headlines_of_widgets_end_within_the_picture():
-    long = scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0])
-    long = dataclasses.replace(long, meta=dataclasses.replace(long.meta, task="a task with a very long name " * 9))
-    it = viz.AllocationExplorer(None, long, rank=4)
-    figure = plt.figure(figsize=(9, 4))
-    it.render(it.state, figure.add_subplot())
-    (text,) = [text for text in figure.findobj(Text) if text.get_text().endswith(" …")]
-    assert text.get_window_extent().x1 <= figure.bbox.x1
-    plt.close(figure)
+    headline = Headline(plt.figure(figsize=(9, 4)).add_subplot())
+    headline.write("a finding", "a task with a very long name " * 9)
+    assert headline.detail.get_text().endswith(" …")
+    assert headline.detail.get_window_extent().x1 <= headline.detail.figure.bbox.x1
+    plt.close("all")
 
 
 def test_a_closed_explorer_is_freed():
