@@ -66,6 +66,14 @@ def main() -> None:
     run = tlora.train(adapted, task, evaluation_limit=100, callbacks=[monitor], **options)
     cut = tlora.compress(adapted, parameters=0.5, calibration=calibration, held_out=others)
     results["compression"] = replace(cut, adapter={}, fingerprints={})  # its curves alone
+    tlora.detach(model)
+    uniform = tlora.allocate(sensitivity, rank=8, max_rank=32, adapt_ranks=False, adapt_scales=False)
+    arms = {"score": allocation, "uniform": uniform, "LoRA": "lora"}
+    raced = tlora.race(
+        model, task, arms, subspaces=kinds["wc"], steps=24, seeds=[0], learning_rate=2e-3, batch_size=4,
+        evaluation_limit=40,
+    )  # fmt: skip
+    results["race"] = replace(raced, runs={})  # its losses alone
     for name, result in results.items():
         result.save(DATA / name)
     small(run).save(DATA / "run")

@@ -22,6 +22,7 @@ from tlora.cli.pipeline import (
     run,
     train,
 )
+from tlora.cli.race import RACING, race
 from tlora.cli.serving import COMPRESSING, EXPORTING, INSPECTING, compress, export, inspect
 from tlora.utils.packages import library_versions
 
@@ -75,6 +76,7 @@ for command, examples in (
     (compress, COMPRESSING),
     (export, EXPORTING),
     (report, "Example: `tlora report demo`"),
+    (race, RACING),
     (compare, COMPARING),
 ):
     app.command(cls=Command, epilog=examples)(command)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from tlora.adapters.attach import attach
+from tlora.adapters.lora_layers import head_parameters, lora_modules
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.comparison.lr_search import Curve, best, scaled
@@ -40,8 +41,12 @@ from tlora.utils.validation import check_mapping, confidence_level, positive, po
 Arm = Allocation | str | Recipe | Method
 Rates = float | Mapping[str, float]
 
+UNIFORM = Recipe("uniform", allocate={"adapt_ranks": False, "adapt_scales": False}, attach={"rows": "variance"})
+"""The same rank and scale for every module, and all else as by the recipe ``tlora``."""
 LOOKS = 4
 """Looks at the held-out samples, at even distances, the last at the end."""
+FIRST = 0.5
+"""Part of the steps before which no race is decided: there, who learns quickly is ahead of who ends better."""
 LADDER = (5e-4, 2e-3, 8e-3)
 """Learning rates that are tried where none is given: in the comparisons the best of all methods but one lay between."""
 PART = 0.25
@@ -76,8 +81,9 @@ def race(
     """Train adapters in turns, and say which is better on this task, and by how much.
 
     Each takes a step of `tlora.train`, with its settings and the same batches in the same order, then the next one
-    does; all are evaluated at the same steps on the same held-out samples. The race ends when one is ahead of all
-    others, or the steps or the seconds are spent. Interrupting the cell ends it too, and returns what was trained.
+    does; all are evaluated at the same steps on the same held-out samples. From the middle on the race ends as soon as
+    one is ahead of all others, else when the steps or the seconds are spent. Interrupting the cell ends it too, and
+    returns what was trained.
 
     Parameters
     ----------
@@ -88,8 +94,8 @@ def race(
         From `tlora.load_task`. Results are of its test samples, or of the validation samples where it has no others;
         learning rates are chosen on the validation samples.
     arms : mapping
-        At least two, by name: an `Allocation`; a recipe or its name; or the name of any other method of
-        `tlora.compare`, such as ``"lora"``.
+        At least two, by name: an `Allocation`; a recipe or its name; ``"uniform"``, the recipe ``tlora`` with one rank
+        for all; or the name of any other method of `tlora.compare`, such as ``"lora"``.
     subspaces : Subspaces, optional
         Where the ``A`` of allocations come from. By default 32 training samples are calibrated on.
     steps : int, optional
@@ -148,7 +154,8 @@ def race(
 
     Intervals hold at all looks and for all pairs of arms together, by the union bound: see
     `tlora.comparison.sequential`. An arm may be declared ahead at each look, with the part of the error that this look
-    may spend; that there is no difference is said of the last one only, because at the beginning there never is.
+    may spend: of the adapters as they then are, which is why the race goes on to the middle at least. That there is no
+    difference is said of the last look only, because at the beginning there never is one.
     An arm whose loss or gradient is not finite is out, and the others go on.
     """
     plan = _Plan(model, task, steps, seconds, tuple(seeds), batch_size, margin, confidence, evaluation_limit)
@@ -285,7 +292,7 @@ def _check_same_modules(name: str, allocation: Allocation, known: Mapping[str, T
 
 def _method(name: str, arm: Arm, bases: _Bases) -> Method:
     if not isinstance(arm, Allocation):
-        return chosen(arm)
+        return chosen(UNIFORM if arm == UNIFORM.name else arm)
     return Method(name, partial(bases.attached, name, arm), train=bases.recipe.train)
 
 
@@ -391,10 +398,12 @@ class _Course:
         self.plan, self.entered, self.rates = plan, entered, rates
         self.callbacks, self.watch = callbacks, watch
         self.rows = plan.rows
+        self.unreported = spread(plan.task.validation, plan.limit)
         self.lanes: dict[str, list[_Lane]] = {}
         self.ladder: list[tuple[str, float, float]] = []
         self.out: dict[str, str] = {}
         self.steps = 0
+        self.of_base: np.ndarray | None = None
         self.looks: list[int] = []
         self.errors: list[float] = []
         self.losses: list[np.ndarray] = []
@@ -438,11 +447,11 @@ class _Course:
 
     def _curve(self, name: str, bar: Any) -> Curve:
         """Negative validation loss by learning rate."""
-        rows, steps = spread(self.plan.task.validation, self.plan.limit), max(2, math.ceil(PART * self.steps))
+        steps = max(2, math.ceil(PART * self.steps))
         curve: Curve = {}
         for rate in scaled(LADDER, self.entered[name].method.rate_scale):
             lane = self._tried(name, rate, steps)
-            loss = math.inf if lane.trouble else float(lane.losses(rows).mean())
+            loss = math.inf if lane.trouble else float(lane.losses(self.unreported).mean())
             curve[rate] = -loss
             self.ladder.append((name, rate, loss))
             bar.update()
@@ -465,12 +474,13 @@ class _Course:
         tried = {name: self._tried(name, self.rates.get(name, LADDER[0]), TRIED) for name in self.entered}
         began = time.perf_counter()
         next(iter(tried.values())).losses(self.rows)
-        looking = time.perf_counter() - began
+        looking = (time.perf_counter() - began) / len(self.rows)
         rates = {name: 0 if name in self.rates else len(LADDER) for name in tried}
         trainings = len(plan.seeds) * arms + sum(rates.values())
         # the least: the first of a process prepares for all
         fixed = trainings * min(lane.preparation + lane.training.preparation for lane in tried.values())
-        fixed += looking * (len(plan.seeds) * arms * (LOOKS + 1) + sum(rates.values()))
+        fixed += looking * len(self.rows) * (len(plan.seeds) * arms * LOOKS + 1)
+        fixed += looking * len(self.unreported) * sum(rates.values())
         a_step = sum(lane.training.seconds / TRIED * (len(plan.seeds) + PART * rates[n]) for n, lane in tried.items())
         steps = int(HASTE * (plan.left - fixed) / a_step)
         if steps < LEAST:
@@ -502,7 +512,7 @@ class _Course:
                 bar.set_postfix_str(_standing(so_far))
                 if self.watch is not None:
                     self.watch(so_far)
-                if step < steps and so_far.is_ahead:
+                if FIRST * steps <= step < steps and so_far.is_ahead:
                     return "decided"
                 if last or len(self.out) == len(self.lanes):
                     return "done" if step == steps else "time"
@@ -529,7 +539,7 @@ class _Course:
         for a, (name, lanes) in enumerate(self.lanes.items()):
             for i, lane in enumerate(lanes):
                 if name not in self.out:
-                    losses[a, i], clock[a, i] = lane.losses(self.rows), lane.training.seconds if step else 0.0
+                    losses[a, i], clock[a, i] = self._evaluated(lane, step), lane.training.seconds
             if name not in self.out and not np.isfinite(losses[a]).all():
                 self._leaves(name, f"diverged after {step} steps at learning rate {self.rates[name]:g}")
                 losses[a], clock[a] = np.nan, np.nan
@@ -537,6 +547,14 @@ class _Course:
         self.errors.append(error)
         self.losses.append(losses)
         self.clock.append(clock)
+
+    def _evaluated(self, lane: _Lane, step: int) -> np.ndarray:
+        """The losses of a training; before it, those of the base, once for all adapters that change nothing yet."""
+        if step or not _changes_nothing(lane.model):
+            return lane.losses(self.rows)
+        if self.of_base is None:
+            self.of_base = lane.losses(self.rows)
+        return self.of_base
 
     def _result(self, ending: str) -> Race:
         plan, model = self.plan, self.plan.model
@@ -569,6 +587,12 @@ class _Course:
             done = lane.training.steps == self.looks[-1] and np.isfinite(after["loss"])
             found.append(replace(lane.training.run, before=before, after=after if done else {}))
         return found
+
+
+def _changes_nothing(model: PeftModel) -> bool:
+    """Whether an adapter computes what its base computes: ``B`` is zero, and there is no new head."""
+    modules = lora_modules(model).values()
+    return bool(modules) and not head_parameters(model) and not any(module.b.any() for module in modules)
 
 
 def _trained(model: PeftModel) -> int:

@@ -108,12 +108,19 @@ class Race(Result):
     }
 
     @property
+    def ranked(self) -> list[str]:
+        """The arms by their held-out loss at the last look at which they were there; those that are out come last."""
+        means = self.losses.mean((2, 3)).numpy()
+        last = {
+            name: next((float(mean) for mean in means[::-1, a] if np.isfinite(mean)), np.inf)
+            for a, name in enumerate(self.arms)
+        }
+        return sorted(self.arms, key=lambda name: (name in self.out, last[name]))
+
+    @property
     def leader(self) -> str:
         """The arm with the lowest held-out loss at the last look; whether it is ahead is what `sentence` says."""
-        means = self.losses.mean((2, 3)).numpy()
-        last = [next((mean for mean in means[::-1, a] if np.isfinite(mean)), np.inf) for a in range(len(self.arms))]
-        racing = [a for a, name in enumerate(self.arms) if name not in self.out] or range(len(self.arms))
-        return self.arms[min(racing, key=lambda a: last[a])]
+        return self.ranked[0]
 
     @property
     def winner(self) -> TrainingRun:
@@ -122,10 +129,10 @@ class Race(Result):
         Raises
         ------
         ValueError
-            If the race is still going on.
+            If the race is still going on, or its runs were taken out.
         """
         if not self.runs:
-            raise ValueError("the race is still going on: its runs are there when it has ended")
+            raise ValueError("the race is still going on, or was kept without its runs: there is no adapter to save")
         return self.runs[self.leader][0]
 
     @property
@@ -136,9 +143,26 @@ class Race(Result):
 
     @property
     def sentence(self) -> str:
-        """What the race has found, of the arm with the lowest loss against each other one, and what that is for."""
-        others = sorted((name for name in self.arms if name != self.leader), key=self.out.__contains__)
-        return f"{'; '.join(map(self._clause, others))} ({self._scope()})"
+        """What the race has found, and what that is for: ``finding (basis)``."""
+        return f"{self.finding} ({self.basis})"
+
+    @property
+    def finding(self) -> str:
+        """What is known of each pair of up to three arms; of more, of the leader and each other arm."""
+        first, *others = self.ranked
+        pairs = combinations(self.ranked, 2) if len(self.arms) <= 3 else [(first, other) for other in others]
+        return "; ".join(self._clause(*pair) for pair in pairs if pair[0] == first or not self.out.keys() & set(pair))
+
+    @property
+    def basis(self) -> str:
+        """After how many steps that was found, for which seeds and samples, and from how many."""
+        done, samples = self.looks[-1], self.losses.shape[-1]
+        level = f"{100 * self.meta.recipe['confidence']:g} % intervals for other"
+        after = f"after {done} of {self.steps} steps" if done < self.steps else f"{done} steps"
+        if len(self.seeds) == 1:
+            these = "they say which of these adapters is better, not which way of making one"
+            return f"{after}, {level} samples, from one seed and {samples} held-out samples: {these}"
+        return f"{after}, {level} seeds and samples, from {len(self.seeds)} seeds and {samples} held-out samples"
 
     def to_frame(self) -> pd.DataFrame:
         """One row an arm, seed and look; see ``columns``."""
@@ -190,33 +214,23 @@ class Race(Result):
                 return look, self._read(found, look), found
         return 0, OPEN, Interval(np.nan, np.nan, np.nan)
 
-    def _clause(self, other: str) -> str:
-        """What is known of the leader and another arm."""
-        leader, why = self.leader, self.out.get(other, "")
-        look, verdict, found = self._verdict(leader, other)
+    def _clause(self, better: str, other: str) -> str:
+        """What is known of a pair, the one with the lower loss first."""
+        why = self.out.get(other, "")
+        look, verdict, found = self._verdict(better, other)
         if why and (not look or why.startswith("diverged")):
             return f"{other} {why}"
-        pair, until = f"{leader} and {other}", f"{other} {why}; before that, " if why else ""
+        pair, until = f"{better} and {other}", f"{other} {why}; before that, " if why else ""
         if not look:
             return f"{pair}: not decided, as the race ended before its first look"
         if verdict == AHEAD:
-            return f"{until}{leader} is ahead of {other} by {_between(found.low, found.high)}"
+            return f"{until}{better} is ahead of {other} by {_between(found.low, found.high)}"
         if verdict == BEHIND:
-            return f"{until}{other} is ahead of {leader} by {_between(-found.high, -found.low)}"
+            return f"{until}{other} is ahead of {better} by {_between(-found.high, -found.low)}"
         if verdict == SAME:
             return f"{until}no difference larger than {self.margin:g} nats between {pair}"
-        more = more_needed(self._paired(look, leader, other), self._error(look), self.margin)
+        more = more_needed(self._paired(look, better, other), self._error(look), self.margin)
         return f"{until}{pair}: not decided ({_between(found.low, found.high)}), {more} would be needed"
-
-    def _scope(self) -> str:
-        """What the intervals are for, and what they come from."""
-        done, samples = self.looks[-1], self.losses.shape[-1]
-        level = f"{100 * self.meta.recipe['confidence']:g} % intervals for other"
-        after = f"after {done} of {self.steps} steps" if done < self.steps else f"{done} steps"
-        if len(self.seeds) == 1:
-            these = "they say which of these adapters is better, not which way of making one"
-            return f"{after}, {level} samples, from one seed and {samples} held-out samples: {these}"
-        return f"{after}, {level} seeds and samples, from {len(self.seeds)} seeds and {samples} held-out samples"
 
     def _summary(self) -> str:
         return f"{self.sentence}; {ENDINGS[self.ending]}, {self.seconds:.3g} s"

@@ -108,16 +108,17 @@ def test_equal_arms_are_equal():
     assert "no difference larger than 0.02 nats" in same.sentence
 
 
-def test_a_planted_difference_is_found_at_the_first_look_and_ends_the_race():
+def test_a_planted_difference_is_found_and_ends_the_race_in_the_middle():
     one, many = allocations()["score"], task()
     many = dataclasses.replace(many, test=concatenate_datasets([many.train, many.test]))
     rates = OPTIONS | {"learning_rate": {"A": 3e-2, "B": 1e-5}}
     found = tlora.race(base(), many, {"A": one, "B": one}, subspaces=subspaces(), steps=40, **rates)
     assert (found.ending, found.leader) == ("decided", "A")
-    assert found.looks == [0, 10]
-    assert found.winner.steps == 10
+    assert found.differences()["verdict"].tolist() == ["ahead", "ahead"]
+    assert found.looks == [0, 10, 20]  # not at once: who learns quickly need not end better
+    assert found.winner.steps == 20
     assert found.sentence.startswith("A is ahead of B by ")
-    assert "after 10 of 40 steps" in found.sentence
+    assert "after 20 of 40 steps" in found.sentence
 
 
 @pytest.mark.parametrize("shift", [100, 200])
@@ -203,7 +204,7 @@ def test_steps_are_planned_for_the_seconds(monkeypatch):
     plan = races._Plan(base(), task(), None, 100.0, (0, 1), 4, 0.02, 0.95, 8)
     arms = races._entered(plan, {"A": "lora", "B": "dora"}, None, None, "tlora")
     given = races._Course(plan, arms, {"A": 1e-3, "B": 1e-3}, {}, None)
-    looks = 0.1 * 2 * 2 * (races.LOOKS + 1)
+    looks = 0.1 * (2 * 2 * races.LOOKS + 1)
     assert given._affordable() == pytest.approx(0.9 * (100 - 4 - looks) / (2 * 2 * 0.5), abs=1)
     searched = races._Course(plan, arms, {}, {}, None)
     trials, each = 2 * 3, 0.25 * 0.5

@@ -69,6 +69,22 @@ def test_what_is_not_decided_says_what_would_decide():
     assert "would be needed" in found.sentence
 
 
+def test_of_three_arms_each_pair_is_told_of_and_of_more_the_first_against_each():
+    three = raced({"B": 1.9, "C": 2.0, "A": 1.8})
+    assert three.ranked == ["A", "B", "C"]
+    assert [clause.partition(" by ")[0] for clause in three.finding.split("; ")] == [
+        "A is ahead of B",
+        "A is ahead of C",
+        "B is ahead of C",
+    ]
+    four = raced({"B": 1.9, "C": 2.0, "A": 1.8, "D": 2.1})
+    assert [clause.partition(" by ")[0] for clause in four.finding.split("; ")] == [
+        "A is ahead of B",
+        "A is ahead of C",
+        "A is ahead of D",
+    ]
+
+
 def out(found, name, why, first):
     """The race with an arm gone from a look on."""
     losses = found.losses.clone()

@@ -1,0 +1,151 @@
+"""`tlora race`: a few adapters, trained in turns until one is ahead or the time is up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import tlora
+from tlora.cli.command_line import flat, written
+from tlora.cli.compare import PICTURES
+from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
+from tlora.cli.output import Report, _viz, facts, table
+from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.files import replace_file
+
+ARMS = ("tlora", "uniform", "lora")
+ADAPTER = "adapter"
+"""Folder of the leader's adapter, beside the result."""
+RACING = """Examples:
+
+`tlora race --model smollm2-135m --task requests.jsonl --seconds 300`
+
+`tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation/ --arm uniform --steps 60 --lr 2e-3`
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Racing:
+    """Who races, and for how long."""
+
+    arm: Annotated[
+        list[str],
+        option(
+            "Race",
+            "Who races: uniform, a method of `tlora compare`, or the folder of an allocation, with a name before it if "
+            f"you like (mine=allocation/); may be repeated. Default: {', '.join(ARMS)}.",
+        ),
+    ] = ()  # type: ignore[assignment]
+    steps: Annotated[int | None, option("Race", "Optimiser steps of each training.", min=2)] = None
+    seconds: Annotated[
+        float | None,
+        option("Race", "Time for everything, in place of --steps: as many steps are planned as fit. Default: 300."),
+    ] = None
+    seeds: Annotated[
+        int,
+        option(
+            "Race",
+            "Trainings of each arm, with the seeds 0, 1, ... From one, it is said which of these adapters is better; "
+            "which allocation is takes several.",
+            min=1,
+        ),
+    ] = 3
+    learning_rate: Annotated[
+        float | None,
+        option("Race", "Of all arms. Default: three are tried for each.", "--learning-rate", "--lr"),
+    ] = None
+    batch_size: Annotated[int, option("Race", "Samples a step.", min=1)] = BATCH_SIZE
+    rank: Annotated[
+        int | None,
+        option("Race", "Nominal rank. Default: that of the first allocation, or 8.", "--rank", "-r", min=1),
+    ] = None
+    margin: Annotated[float, option("Race", "Differences up to this do not matter: nats.")] = 0.02
+    eval_limit: Annotated[int, option("Race", "Most held-out samples.", min=2)] = 128
+
+    def arms(self) -> dict[str, Any]:
+        """By name, as `tlora.race` takes them."""
+        found: dict[str, Any] = {}
+        for said in self.arm or ARMS:
+            name, _, value = said.rpartition("=")
+            folder = Path(value)
+            name = name or (folder.name if folder.is_dir() else value)
+            if name in found:
+                raise ValueError(
+                    f"--arm {said}: there is an arm {name!r} already: put another name first, NAME={value}"
+                )
+            found[name] = tlora.Allocation.load(folder) if folder.is_dir() else value
+        return found
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `tlora.race` that are called the same."""
+        names = ("steps", "learning_rate", "batch_size", "rank", "margin")
+        seconds = 300.0 if self.steps is None and self.seconds is None else self.seconds
+        more = {"seconds": seconds, "seeds": range(self.seeds), "evaluation_limit": self.eval_limit}
+        return {name: getattr(self, name) for name in names} | more
+
+
+@flat
+def race(
+    ctx: typer.Context,
+    model: Model,
+    data: Data,
+    racing: Racing,
+    placement: Placement,
+    output: Annotated[
+        Path | None,
+        option(
+            "Output", f"Folder for the result, and for the adapter of the best arm: {ADAPTER}/ in it.", "--output", "-o"
+        ),
+    ] = None,
+    picture: Annotated[Path | None, option("Output", f"Draw the race into this file: {', '.join(PICTURES)}.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Does one adapter beat another on this task? Train them in turns, and say who is ahead and by how much.
+
+    All see the same batches and the same held-out samples, each at its own learning rate. Ends when one is ahead of all
+    others, or when steps or time are spent; Ctrl-C ends it too and keeps what was trained. The last line says what was
+    found.
+    """
+    from tlora.cli import steps
+
+    if picture and picture.suffix.lower() not in PICTURES:
+        raise ValueError(f"--picture {picture}: end its name with one of {', '.join(PICTURES)}")
+    if output is not None:
+        steps.check_result(output, tlora.Race, overwrite)
+    arms, report = racing.arms(), Report(quiet)
+    base, task = steps.load_base(model, data, placement, report)
+    found = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
+    typer.echo(f"{_table(found)}\n\n{facts(_about(found))}\n")
+    if output is not None:
+        found.save(output)
+        found.winner.save(output / ADAPTER)
+        typer.echo(f"{facts({'saved': str(output), 'again': written(race, ctx.params)})}\n")
+    if picture:
+        viz = _viz()
+        figure = viz.plot_race(found)
+        with replace_file(picture) as fresh:
+            figure.savefig(fresh, dpi=150)
+        viz.style.plt.close(figure)
+    typer.echo(found.sentence)
+
+
+def _about(found: tlora.Race) -> dict[str, str]:
+    from tlora.comparison.race_result import ENDINGS
+
+    return {"ended": f"{ENDINGS[found.ending]}, {found.looks[-1]} of {found.steps} steps in {found.seconds:.0f} s"}
+
+
+def _table(found: tlora.Race) -> str:
+    """Held-out losses at the last look at which an arm was there."""
+    frame = found.to_frame()
+    rows = [["arm", "loss", "rate", "parameters", "seconds"]]
+    for arm in found.arms:
+        mine = frame[frame["arm"] == arm]
+        last = mine[mine["step"] == mine["step"].max()]
+        cells = [f"{last['loss'].mean():.4f}", f"{found.learning_rates[arm]:.2g}", f"{found.parameters[arm]:,}"]
+        rows.append([arm, *cells, f"{last['seconds'].mean():.0f}"])
+    return table(rows)
