@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, ScalarFormatter
 
 from tlora.results import Meta
 from tlora.utils.validation import check_type
@@ -168,10 +168,11 @@ class PlainNumbers(ScalarFormatter):
 
 
 def layer_axis(ax: Axes, frame: pd.DataFrame) -> None:
-    """Label the x axis as layers: whole numbers, thinned to what fits."""
-    first, last = int(frame["layer"].min()), int(frame["layer"].max())
-    ax.set_xlim(first - 0.5, last + 0.5)
-    ax.xaxis.set_major_locator(whole_numbers(inches(ax)))
+    """Label the x axis as layers: whole numbers, thinned to what fits; of single layers each that is there."""
+    layers = sorted(int(layer) for layer in frame["layer"].unique())
+    ax.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
+    few = len(layers) <= min(16, 2.4 * inches(ax)) and layers[-1] - layers[0] >= len(layers)
+    ax.xaxis.set_major_locator(FixedLocator(layers) if few else whole_numbers(inches(ax)))
     ax.set_xlabel("layer")
 
 

@@ -28,6 +28,10 @@ RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "z
 """Of the kind that holds what chance gives: broad and pale, so that the line of chance is seen on it."""
 WHOLE = Normalize(0, 1)
 """Colours of an overlap: the same in all pictures, so that one can be compared with another."""
+METHODS = {
+    "wc": "TLoRA", "w": "PiSSA", "c": "EVA", "wc_half": "SVD-LLM", "g": "LoRA-GA", "random": "LoRA-FA",
+}  # fmt: skip
+"""Methods known for directions of a kind, for the legend."""
 
 
 @style.styled
@@ -181,7 +185,8 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
         drawn.append(bars)
     chance = table.groupby("rank")["random"].first()
     drawn += ax.plot(chance.index, chance, label="by chance", marker="_", **CHANCE, **style.ink())
-    ax.legend(handles=drawn, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=2.2)
+    labels = [f"{label} ({METHODS[label]})" if (label := each.get_label()) in METHODS else label for each in drawn]
+    ax.legend(drawn, labels, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=2.2)
     _label(ax, ranks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,22 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     norm = LogNorm(nominal / factor, nominal * factor)
     mesh = heatmap.draw(ax, frame, "rank", cmap=style.DIVERGING, norm=norm)
     heatmap.write(ax, mesh, frame, "rank", "{:.0f}", style.inches(ax) - BESIDE - GAP)
-    for _, row in frame[frame["module"].isin([*allocation.edits, *allocation.options.pinned])].iterrows():
-        corner = row["layer"] - 0.44, style.projections(frame).index(row["projection"]) - 0.44
-        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor="0.1", linewidth=1.4, zorder=4))
+    outline(ax, allocation, [*allocation.edits, *allocation.options.pinned])
     divider = make_axes_locatable(ax)
     _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
     _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
     _colour_bar(divider, mesh, nominal, {low, nominal, high})
     style.headline(ax, finding(allocation), _detail(allocation, frame), lift=ABOVE + GAP)
     return ax
+
+
+def outline(ax: Axes, allocation: Allocation, names: Collection[str], colour: str = "0.1") -> None:
+    """Draw a frame around the cells of these modules, by their full names."""
+    frame = whole(allocation)
+    rows = style.projections(frame)
+    for _, module in frame[frame["module"].isin(names)].iterrows():
+        corner = module["layer"] - 0.44, rows.index(module["projection"]) - 0.44
+        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.6, zorder=4))
 
 
 def whole(allocation: Allocation) -> pd.DataFrame:

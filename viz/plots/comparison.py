@@ -40,6 +40,8 @@ LONGEST = 42
 """Characters of a method's name beside the first panel."""
 
 
+FULL = "full"
+"""Full fine-tuning, which has no rank."""
 View = Literal["tasks", "differences", "rates"]
 
 
@@ -145,16 +147,20 @@ def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
         raise ValueError("nothing to draw: no method has two runs in common with the baseline")
     keys = list(dict.fromkeys(zip(rows["method"], rows["rank"], strict=True)))
     several = rows["rank"].nunique() > 1
-    labels = [f"{_cut(method)}, {rank}" if several else _cut(method) for method, rank in keys]
+    labels = [f"{_cut(method)}, {rank}" if several and method != FULL else _cut(method) for method, rank in keys]
     figure, ax = plt.subplots(figsize=(7.6, 1.5 + 0.28 * len(keys)), layout="constrained")
     looks = zip(tasks, style.colours(len(tasks)), islice(cycle(MARKERS), len(tasks)), strict=True)
     for n, (task, colour, marker) in enumerate(looks):
         mine = rows[rows["task"] == task]
         places = [keys.index(key) for key in zip(mine["method"], mine["rank"], strict=True)]
-        apart = (n - (len(tasks) - 1) / 2) * 0.7 / len(tasks)  # points of one line beside each other
+        apart = (n - (len(tasks) - 1) / 2) * 0.7 / len(tasks)
         faces = ["white" if hollow else colour for hollow in mine["hollow"]]
-        y = np.array(places) + apart
-        ax.scatter(mine["x"], y, 34, faces, marker=marker, edgecolors=[colour], linewidths=1.2, zorder=3)
+        x, y = mine["x"], np.array(places, float)
+        if view == "rates":  # whole factors: points that would lie on each other stand side by side
+            x = x * 2.0**apart
+        else:
+            y += apart
+        ax.scatter(x, y, 34, faces, marker=marker, edgecolors=[colour], linewidths=1.2, zorder=3)
         ax.plot([], [], marker, color=colour, label=task.rpartition("/")[2])
     ax.set_yticks(range(len(keys)), labels, parse_math=False)
     ax.set_ylim(len(keys) - 0.4, -0.6)
@@ -166,15 +172,20 @@ def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
     if view == "differences":
         ax.axvspan(-1, 1, color="0.88", linewidth=0, zorder=0)
         ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)
-        ax.set_xlabel(f"difference from {baseline}, in half-widths of its 95 % interval; right is better")
-        style.headline(ax, _finding(rows, baseline), "test split; inside the grey band, chance explains the difference")
+        ax.set_xlabel(f"difference from {baseline}, in half-widths of the difference's 95 % interval; right is better")
+        ahead, behind = int((rows["x"] > 1).sum()), int((rows["x"] < -1).sum())
+        equal = f"{len(rows) - ahead - behind} of {len(rows)} cannot be told from {baseline}"
+        style.headline(ax, f"{equal}; {ahead} ahead, {behind} behind", "test split; grey: cannot be told from chance")
     else:
         top = rows["x"].max()
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator([2.0**k for k in range(int(np.log2(max(top, 1))) + 1)]))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
-        ax.set_xlabel("highest over lowest learning rate within 1 % of the best")
-        style.headline(ax, "How far may the learning rate be off?", "validation split; hollow: the search ended first")
+        ax.set_xlabel("highest over lowest of the learning rates within 1 % of the best loss")
+        finding = (
+            f"{int((rows['x'] == 1).sum())} of {len(rows)} have one best learning rate; a factor of 2 costs over 1 %"
+        )
+        style.headline(ax, finding, "validation split; hollow: at the edge of what was searched, perhaps more")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ class ModulePicture:
         self.bars = boxes(panel, facecolor="0.6", linewidth=0, zorder=2)
         self.here = panel.axvline(1, linewidth=1, linestyle="--", zorder=3, **style.ink(0.7))
         self.note = panel.text(0.98, 0.92, "", transform=panel.transAxes, ha="right", va="top", fontsize=8.5)
-        panel.set(xlim=(0, self.most + 1), ylim=(0, 1.02), xlabel="rank from resampled scores", ylabel="resamples")
+        panel.set(ylim=(0, 1.02), xlabel="rank from resampled scores", ylabel="resamples")
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
@@ -114,9 +115,17 @@ class ModulePicture:
             values = self.curves[what][self.names.index(name)]
             line.set_data(np.arange(1, len(values) + 1), values)
             self.cursor.set_xdata([rank, rank])
+        far = 0
         if self.resampled:
             ranks, counts = np.unique([] if resampled is None else resampled, return_counts=True)
             place_boxes(self.bars, ranks - 0.4, ranks + 0.4, 0, counts / max(counts.sum(), 1))
             self.here.set_xdata([rank, rank])
             self.note.set_text(f"{ranks[0]:.0f} to {ranks[-1]:.0f}" if len(ranks) else "" if rank else "left out")
-        return self.canvas.png(self._moving, self.spectrum.key if self.shares else None)
+            far = _round_up(max([rank, *ranks]))
+            self.here.axes.set_xlim(0, far)
+        return self.canvas.png(self._moving, (self.spectrum.key if self.shares else None, far))
+
+
+def _round_up(rank: float) -> int:
+    """The end of an axis of ranks: 8, 16, 32 ..., so that it stays as it is while a rank changes a little."""
+    return 2 ** max(3, math.ceil(math.log2(1.02 * max(rank, 1))))

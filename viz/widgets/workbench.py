@@ -37,7 +37,7 @@ from tlora.utils.files import check_folder, read_json, replace_file, replace_fil
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
-from viz.plots.allocation import finding, plot_allocation
+from viz.plots.allocation import finding, outline, plot_allocation
 from viz.widgets.allocation import (
     DEFAULTS,
     EDIT,
@@ -74,6 +74,8 @@ PARTS = 8
 """Parts that they are made in: between two of them, the kernel can answer other requests."""
 UNBOUND = 256
 """Largest rank on a control where no bases limit it."""
+SELECTED = "#e07b00"
+"""Colour of the frame around a selected module, as in the browser."""
 HELD_OUT = 32
 """Validation samples that the captured gradient is measured on."""
 
@@ -585,7 +587,7 @@ class Workbench(Shown):
         width, height = heatmap.size(self.sensitivity.to_frame())
         canvas = Canvas(width, height + 0.8)
         canvas.figure.set_layout_engine("constrained")
-        self.render(self.state, canvas.figure.add_subplot())
+        outline(self.render(self.state, canvas.figure.add_subplot()), self._result, self.selected, SELECTED)
         return canvas.png([])
 
     def _page(self) -> str:
