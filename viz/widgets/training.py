@@ -75,7 +75,60 @@ class MonitorState:
     began: int = 0
 
 
-class TrainingMonitor(Shown, ModuleRecorder):
+class Followed(ModuleRecorder):
+    """Records the losses of a training beside its modules, and ends it when it is asked to.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two looks at the modules, as in ``ModuleRecorder``.
+
+    Attributes
+    ----------
+    losses, evaluations : list of (int, float)
+        Step and training loss, step and validation loss; nats per labelled token.
+
+    Raises
+    ------
+    ValueError
+        If ``every`` is not a positive integer.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        super().__init__(every)
+        self.losses: list[tuple[int, float]] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self._stopping = threading.Event()  # set by the thread that hears the button
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has asked it to end training."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """End training after the step that runs."""
+        self._stopping.set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Note the losses."""
+        for name, losses in (("loss", self.losses), ("eval_loss", self.evaluations)):
+            if logs and name in logs:
+                losses.append((state.global_step, float(logs[name])))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Record the step if it is due, and end training if that was asked for."""
+        super().on_step_end(args, state, control, **kwargs)
+        control.should_training_stop |= self.stopped
+
+
+class TrainingMonitor(Shown, Followed):
     """A live picture of training, with a button that stops it; ``tlora.train(..., callbacks=[monitor])``.
 
     ``monitor.display()`` in the cell that trains, before it does. The Trainer calls the monitor, which takes the
@@ -114,9 +167,6 @@ class TrainingMonitor(Shown, ModuleRecorder):
             raise ValueError(f"interval is {interval}: give the least seconds between two pictures, such as 2")
         self.interval = interval
         self.state = MonitorState()
-        self._losses: list[tuple[int, float]] = []
-        self._evaluations: list[tuple[int, float]] = []
-        self._stopping = threading.Event()  # set by the thread that hears the button
         self._began = self._ended = self._next = self._spent = 0.0
         self._first = 0
         self._handle: DisplayHandle | None = None
@@ -134,14 +184,9 @@ class TrainingMonitor(Shown, ModuleRecorder):
         """The run in one line of text."""
         return self._drawn.headline.finding.get_text()
 
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody has asked it to end training."""
-        return self._stopping.is_set()
-
     def stop(self) -> None:
         """End training after the step that runs; the same as pressing the button."""
-        self._stopping.set()
+        super().stop()
         if not self._ended:
             self._set_button("Stopping ...", disabled=True)
 
@@ -174,7 +219,7 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start afresh."""
-        self._losses, self._evaluations = [], []
+        self.losses, self.evaluations = [], []
         self._first = state.global_step
         self._stopping.clear()
         self._began, self._ended, self._next, self._spent = time.perf_counter(), 0.0, 0.0, 0.0
@@ -184,26 +229,11 @@ class TrainingMonitor(Shown, ModuleRecorder):
         self._show("training", state)
         self._next = 0.0  # the first loss at once
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Note the losses."""
-        for name, losses in (("loss", self._losses), ("eval_loss", self._evaluations)):
-            if logs and name in logs:
-                losses.append((state.global_step, float(logs[name])))
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step if it is due, draw if that is due, and end training if the button was pressed."""
         began = time.perf_counter()
         super().on_step_end(args, state, control, **kwargs)
         self._spent += time.perf_counter() - began
-        if self.stopped:
-            control.should_training_stop = True
         if began >= self._next:
             self._show("stopping" if self.stopped else "training", state)
 
@@ -245,8 +275,8 @@ class TrainingMonitor(Shown, ModuleRecorder):
             step=state.global_step if state else 0,
             planned=state.max_steps if state else 0,
             seconds=began - self._began if state else 0.0,
-            losses=tuple(self._losses),
-            evaluations=tuple(self._evaluations),
+            losses=tuple(self.losses),
+            evaluations=tuple(self.evaluations),
             modules=tuple(self.names),
             updates=tuple(latest["update_norm"]),
             recorded=self.steps[-1] if self.steps else 0,

@@ -70,6 +70,7 @@ function render({ model, el }) {
   const change = (k) => shown.ranks[k] - shown.kept[k];
   function value(t, k) {
     if (t.of === "change") return change(k);
+    if (t.trained) return model.get("training")?.arms?.[t.trained].updates[k] ?? null;
     if (t.of) return t.of === "ranks" && !shown.ranks[k] ? null : shown[t.of][k];
     return (t.curves ? t.curves[k][shown.ranks[k] - 1] : t.values[k]) ?? null;
   }
@@ -260,6 +261,7 @@ function render({ model, el }) {
     button(steps, "Keep as A", "Count changes from here on", () => ask("keep"));
   }
   for (const t of about.tabs) {
+    if (page && t.trained) continue; // there nothing trains
     const made = make("button", { type: "button", role: "tab", "data-tab": t.name, title: t.unit }, tablist, t.title);
     made.addEventListener("click", () => show(t.name));
   }
@@ -286,6 +288,55 @@ function render({ model, el }) {
   if (!page) {
     button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page"));
     button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
+  }
+
+  // --- A and B in training.
+  const train = page ? null : make("div", { class: "train", role: "group", "aria-label": "Training of A and B" }, main);
+  let begin, winner, curves, status, arms = {};
+  if (train) {
+    const head = make("div", { class: "group" }, train);
+    begin = button(head, "Train A and B", "Train both in turns on the same batches, and say which is ahead", () => ask("train"));
+    for (const name of ["A", "B"]) {
+      const stop = button(head, `Stop ${name}`, `End the training of ${name} after this step; the other goes on`, () => ask("stop", { name }));
+      arms[name] = { stop, line: make("div", { class: `arm ${name}` }, train) };
+    }
+    winner = button(head, "Save winner", "Save the adapter with the lower held-out loss to the folder workbench-winner", () => ask("save_winner"));
+    curves = make("svg", { class: "curves", role: "img", height: 90 }, train);
+    status = make("div", { class: "status", role: "status" }, train);
+    follow();
+  }
+  function follow() {
+    const state = model.get("training") ?? {}, any = Boolean(state.arms);
+    begin.disabled = Boolean(state.running);
+    winner.hidden = !state.winner;
+    status.textContent = state.said ?? "";
+    for (const [name, { stop, line }] of Object.entries(arms)) {
+      const arm = state.arms?.[name], loss = arm?.losses.at(-1)?.[1], held = arm?.held.at(-1)?.[1];
+      stop.hidden = !state.running;
+      stop.disabled = Boolean(arm?.stopped);
+      line.textContent = !arm?.planned ? "" : `${name}: step ${arm.step} of ${arm.planned}, training loss ${loss.toPrecision(3)}` +
+        (held === undefined ? "" : `, held-out loss ${held.toPrecision(4)}`) + (arm.stopped ? ", stopped" : "");
+    }
+    draw_curves(state);
+    if (any && tab().trained) paint();
+  }
+  function draw_curves(state) { // training losses thin, held-out losses with dots
+    const all = Object.values(state.arms ?? {}), points = all.flatMap((arm) => [...arm.losses, ...arm.held]).filter(([, y]) => Number.isFinite(y));
+    curves.replaceChildren();
+    curves.style.display = points.length ? "" : "none";
+    if (!points.length) return;
+    const wide = Math.max(200, Math.min(560, map.clientWidth || 400)), tall = 90, ys = points.map(([, y]) => y);
+    const most = Math.max(...ys), least = Math.min(...ys), steps = Math.max(...all.map((arm) => arm.planned), 1);
+    const x = (step) => 4 + (wide - 70) * step / steps, y = (loss) => 6 + (tall - 12) * (most - loss) / (most - least || 1);
+    put(curves, "width", wide);
+    put(curves, "aria-label", Object.values(arms).map(({ line }) => line.textContent).join("; "));
+    for (const [name, arm] of Object.entries(state.arms)) {
+      const path = (of) => of.filter(([, loss]) => Number.isFinite(loss)).map(([step, loss], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
+      make("path", { class: `curve ${name}`, d: path(arm.losses) }, curves);
+      make("path", { class: `curve held ${name}`, d: path(arm.held) }, curves);
+      for (const [step, loss] of arm.held) make("circle", { svg: true, class: name, cx: x(step), cy: y(loss), r: 3 }, curves);
+    }
+    for (const [loss, at] of [[most, 14], [least, tall - 4]]) make("text", { svg: true, class: "label", x: wide - 62, y: at }, curves, `${loss.toPrecision(3)} nats`);
   }
 
   // --- Pointer and keyboard.
@@ -399,6 +450,7 @@ function render({ model, el }) {
   model.on("change:tab", paint);
   model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); changed(0); });
   model.on("change:picture", draw);
+  if (train) model.on("change:training", follow);
   function draw() {
     const bytes = model.get("picture");
     if (!bytes?.byteLength) return;

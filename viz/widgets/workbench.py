@@ -26,6 +26,7 @@ from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.comparison.race_result import Race
 from tlora.recipes import Recipe
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import RESULT, saved_files
@@ -56,6 +57,7 @@ from viz.widgets.allocation import (
 from viz.widgets.base import Shown
 from viz.widgets.canvas import Canvas
 from viz.widgets.module_picture import ModulePicture
+from viz.widgets.race import LiveRace
 from viz.widgets.spectrum import ENERGY, VARIANCE, shares_of
 
 FOLDER = Path(__file__).parent
@@ -72,6 +74,8 @@ RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
 PARTS = 8
 """Parts that they are made in: between two of them, the kernel can answer other requests."""
+TRAINING: Mapping[str, Any] = {"seconds": 300, "seeds": [0]}
+"""How A and B are trained where nothing else is said."""
 UNBOUND = 256
 """Largest rank on a control where no bases limit it."""
 SELECTED = "#e07b00"
@@ -100,6 +104,7 @@ class Map(anywidget.AnyWidget):
     tab: Any = traitlets.Unicode("rank").tag(sync=True)
     selected: Any = traitlets.List().tag(sync=True)
     picture: Any = traitlets.Bytes().tag(sync=True)
+    training: Any = traitlets.Dict().tag(sync=True)
 
 
 class Workbench(Shown):
@@ -115,7 +120,8 @@ class Workbench(Shown):
     subspaces : Subspaces, optional
         The bases that will be attached: no rank goes beyond theirs, and their spectra are shown.
     model, task : optional
-        With both, and without ``capture``, the captured gradient is measured here on validation samples.
+        With both, **Train A and B** races the two allocations; and without ``capture``, the captured gradient is
+        measured here on validation samples.
     run : TrainingRun, optional
         A training on this model: how far each module moved, and how much of its rank it used.
     compression : Compression, optional
@@ -126,6 +132,8 @@ class Workbench(Shown):
         Of another task, to show the overlap with it.
     estimate : ResourceEstimate, optional
         Of this model, from `tlora.estimate`: the peak memory of training stands among the costs of A and B.
+    training : mapping, optional
+        Arguments of `tlora.race` for **Train A and B**; by default ``{"seconds": 300, "seeds": [0]}``.
     rank : int
         Nominal rank to begin with.
     **options
@@ -135,6 +143,8 @@ class Workbench(Shown):
     ----------
     state : AllocationState
         Frozen. It decides the allocation, and holds the kept one.
+    race : Race or None
+        What the last training of A and B has found, when it has ended: ``workbench.race.winner.save(folder)``.
     widget : Map
         The part in the browser.
 
@@ -156,10 +166,14 @@ class Workbench(Shown):
         capture: GradientCapture | None = None,
         other: Subspaces | None = None,
         estimate: ResourceEstimate | None = None,
+        training: Mapping[str, Any] | None = None,
         rank: SupportsIndex = 8,
         **options: Any,
     ) -> None:
         self.calibration = calibration
+        self.model, self.task = model, task
+        self.training = TRAINING if training is None else dict(training)
+        self._live: LiveRace | None = None
         self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
         self.names = check_type(self.sensitivity, Sensitivity, "what tlora.calibrate returned").names
         self.subspaces, self.run, self.capture, self.other, self.estimate = subspaces, run, capture, other, estimate
@@ -300,6 +314,43 @@ class Workbench(Shown):
     def redo(self) -> None:
         """Repeat the change that was taken back last, if there is one."""
         self._step(self._future, self._past)
+
+    @property
+    def race(self) -> Race | None:
+        """The last race of A and B, when it has ended."""
+        return None if self._live is None else self._live.result
+
+    def train(self, **options: Any) -> None:
+        """Train A and B in turns, in a thread: see `tlora.race`. Meanwhile the allocation can be changed.
+
+        Parameters
+        ----------
+        **options
+            Arguments of `tlora.race`, in place of those that the workbench was made with.
+
+        Raises
+        ------
+        ValueError
+            If model or task are missing, A and B are the same, or they are being trained already.
+        """
+        missing = [name for name in ("model", "task") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"Training needs {' and '.join(missing)}: make the workbench with "
+                f"viz.Workbench(calibration, subspaces, {', '.join(f'{name}={name}' for name in missing)})"
+            )
+        if self._live is not None and self._live.running:
+            raise ValueError("A and B are being trained already: stop them, or wait")
+        if self.kept.ranks == self._result.ranks and self.kept.scalings == self._result.scalings:
+            raise ValueError("A and B are the same allocation: change a rank or a control, which changes B")
+        arms = {"A": self.kept, "B": self._result}
+        chosen = {"subspaces": self.subspaces, **(options or self.training)}
+        self._live = LiveRace(self._follow, self.model, self.task, arms, **chosen)
+
+    def stop(self, name: str) -> None:
+        """End the training of ``"A"`` or ``"B"`` after the step that runs, if there is one; the other goes on."""
+        if self._live is not None:
+            self._live.stop(name)
 
     def rank_distribution(self, name: str) -> np.ndarray:
         """Ranks of a module in allocations from bootstrap resamples of the calibration samples.
@@ -526,6 +577,9 @@ class Workbench(Shown):
             "look": self._look,
             "resample": self._resample,
             "save": self._save,
+            "train": self.train,
+            "stop": self.stop,
+            "save_winner": self._save_winner,
             "page": lambda: self.widget.send({"file": "allocation.html", "text": self._page()}),
         }
 
@@ -577,6 +631,18 @@ class Workbench(Shown):
         parts, size = self._resampled_parts(), RESAMPLES // PARTS
         made = allocation_stability(self.sensitivity, self._result, resamples=size, seed=len(parts))
         parts.append(made.ranks.numpy())
+
+    def _follow(self, state: dict[str, Any]) -> None:
+        """Show how training stands; called in its thread."""
+        for arm in state["arms"].values():
+            arm["updates"] = _rounded([arm["updates"].get(name, np.nan) for name in self.names])
+        self.widget.training = state
+
+    def _save_winner(self, path: str = "workbench-winner") -> None:
+        assert self.race is not None  # there is no button before
+        self._tell(
+            f"Saved: tlora.load({str(self.race.winner.save(path))!r}, model) puts {self.race.leader} on the model."
+        )
 
     def _save(self, path: str = "workbench-session") -> None:
         self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
@@ -853,6 +919,11 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
     }
     for what, curves in workbench._curves.items():
         shown.append(_tab(what, *words[what], "percent", curves=curves))
+    if workbench.model is not None and workbench.task is not None:
+        shown += [
+            _tab(f"update {arm}", f"Update {arm}", f"update of {arm} relative to the weight", "percent", trained=arm)
+            for arm in "AB"
+        ]
     if workbench.run is not None:
         used, names = workbench.run.rank_use().set_index("module"), workbench.names
         last = workbench.run.module_history.drop_duplicates("module", keep="last").set_index("module")["update_norm"]

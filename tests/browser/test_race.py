@@ -1,0 +1,76 @@
+"""Train A and B in a real JupyterLab: watched, stopped, with the allocation changed meanwhile, and the winner saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import opened
+from tests.browser.test_workbench import Bench
+
+pytestmark = pytest.mark.browser
+
+BUILD = """
+import tlora, viz, warnings
+from tests.helpers.jobs import task
+from tests.helpers.models import tiny_model
+warnings.simplefilter("ignore")
+model, requests = tiny_model("llama"), task()
+calibration = tlora.calibrate(model, requests.calibration(8), progress=False)
+subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+training = {"steps": 300, "seeds": [0], "learning_rate": 3e-3, "batch_size": 4, "confidence": 1 - 1e-9}
+workbench = viz.Workbench(calibration, subspaces, model=model, task=requests, training=training, rank=2)
+workbench.display()
+"""
+WORK = "import time\nwhile workbench.race is None: time.sleep(0.05)"
+PRINT = "print(workbench.race.runs['A'][0].steps, workbench.race.runs['B'][0].steps, workbench.race.looks[-1])"
+STEP = """name => Number(document.querySelector(`.tlora .arm.${name}`).textContent.match(/step (\\d+)/)?.[1] ?? 0)"""
+
+
+@pytest.fixture
+def bench(server: str, chromium: str) -> Iterator[Bench]:
+    with opened(server, chromium) as lab:
+        lab.write("race.ipynb", BUILD.strip(), WORK, PRINT)
+        lab.run("workbench.display()", 240)
+        lab.page.wait_for_selector(".tlora .cell", timeout=60_000)
+        yield Bench(lab)
+
+
+def test_a_and_b_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path) -> None:
+    page, root = bench.page, bench.root
+    bench.press("Train A and B")
+    root.get_by_text("A and B are the same allocation").wait_for()
+    bench.press("uniform")
+    page.wait_for_function("[...document.querySelectorAll('.tlora .cell')].every(c => c.ariaLabel.includes('rank 2'))")
+    bench.press("Train A and B")
+    page.wait_for_function(f"({STEP})('A') > 3", timeout=60_000)
+    root.get_by_role("tab", name="Update B").click()  # on the map, as it trains
+    before = bench.module(3).locator("text").text_content()
+    page.wait_for_function(
+        "old => document.querySelector(`.tlora .cell[data-k='3'] text`).textContent !== old", arg=before, timeout=30_000
+    )
+    assert root.locator(".curves path").count() == 4
+    work = bench.lab.cell(WORK)  # a cell that runs keeps nothing waiting
+    work.locator(".jp-InputArea").click()
+    page.keyboard.press("Control+Enter")
+    work.get_by_text("[*]:").wait_for()
+    bench.press("Stop A")
+    root.get_by_text(", stopped").wait_for(timeout=30_000)
+    bench.press("by score")  # B's successor; what trains stays what it was
+    page.wait_for_function("[...document.querySelectorAll('.tlora .cell')].some(c => !c.ariaLabel.includes('rank 2'))")
+    step = page.evaluate(STEP, "B")
+    page.wait_for_function(f"({STEP})('B') > {step} + 5", timeout=30_000)
+    assert root.get_by_role("button", name="Save winner").is_hidden()
+    page.screenshot(path=tmp_path / "race.png")
+    bench.press("Stop B")
+    root.get_by_role("button", name="Save winner").wait_for(timeout=30_000)
+    assert "was stopped after" in root.locator(".train .status").inner_text()
+    work.get_by_text("[*]:").wait_for(state="detached", timeout=30_000)
+    bench.press("Save winner")
+    root.get_by_text("Saved: tlora.load('workbench-winner', model)").wait_for(timeout=30_000)
+    bench.lab.run(PRINT)
+    a, b, _ = map(int, bench.lab.printed(PRINT).split())
+    assert 3 < a < b < 300
+    assert bench.lab.errors == []
