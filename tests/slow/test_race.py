@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import scipy.stats
+from datasets import concatenate_datasets
 
 import tlora
 from tests.helpers.jobs import task
@@ -37,11 +40,12 @@ def test_of_equal_allocations_hardly_ever_one_is_ahead() -> None:
 
 
 def test_a_planted_difference_is_found() -> None:
-    one = allocations()["score"]
+    one, few = allocations()["score"], task()
+    many = replace(few, test=concatenate_datasets([few.train, few.test]))
     arms = {"A": started_elsewhere("A", one, 0), "B": started_elsewhere("B", one, 100_000)}
     for n in range(5):
         found = tlora.race(
-            tiny_model("llama"), task(), arms,
+            tiny_model("llama"), many, arms,
             steps=16, seeds=range(3 * n, 3 * n + 3), learning_rate={"A": 3e-2, "B": 1e-4}, batch_size=4, progress=False,
         )  # fmt: skip
         assert found.sentence.startswith("A is ahead of B by ")

@@ -55,7 +55,7 @@ def test_of_one_seed_it_speaks_of_these_adapters():
 def test_no_difference_is_a_finding_of_the_end_alone():
     means = {"A": 1.8, "B": 1.801}
     assert "no difference larger than 0.02 nats between A and B" in raced(means).sentence
-    early = raced(means, looks=[0, 5], ending="interrupted")
+    early = raced(means, looks=[0, 5], ending="interrupted", noise=0.003)
     assert "not decided" in early.sentence
     assert "after 5 of 10 steps" in early.sentence
     assert "no difference" in raced(means, looks=[0, 5], ending="time", noise=0.003).sentence
