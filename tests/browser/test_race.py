@@ -1,4 +1,4 @@
-"""Train A and B in a real JupyterLab: watched, stopped, with the allocation changed meanwhile, and the winner saved."""
+"""Train both in a real JupyterLab: watched, stopped, with the allocation changed meanwhile, and the winner saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ workbench = viz.Workbench(calibration, subspaces, model=model, task=requests, tr
 workbench.display()
 """
 WORK = "import time\nwhile workbench.race is None: time.sleep(0.05)"
-PRINT = "print(workbench.race.runs['A'][0].steps, workbench.race.runs['B'][0].steps, workbench.race.looks[-1])"
+PRINT = "print(workbench.race.runs['kept'][0].steps, workbench.race.runs['new'][0].steps, workbench.race.looks[-1])"
 STEP = """name => Number(document.querySelector(`.tlora .arm.${name}`).textContent.match(/step (\\d+)/)?.[1] ?? 0)"""
 
 
@@ -38,15 +38,15 @@ def bench(server: str, chromium: str) -> Iterator[Bench]:
         yield Bench(lab)
 
 
-def test_a_and_b_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path) -> None:
+def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path) -> None:
     page, root = bench.page, bench.root
-    bench.press("Train A and B")
-    root.get_by_text("A and B are the same allocation").wait_for()
+    bench.press("Train both")
+    root.get_by_text("Nothing differs from what was kept").wait_for()
     bench.press("uniform")
     page.wait_for_function("[...document.querySelectorAll('.tlora .cell')].every(c => c.ariaLabel.includes('rank 2'))")
-    bench.press("Train A and B")
-    page.wait_for_function(f"({STEP})('A') > 3", timeout=60_000)
-    root.get_by_role("tab", name="Update B").click()  # on the map, as it trains
+    bench.press("Train both")
+    page.wait_for_function(f"({STEP})('kept') > 3", timeout=60_000)
+    root.get_by_role("tab", name="Update, new").click()  # on the map, as it trains
     before = bench.module(3).locator("text").text_content()
     page.wait_for_function(
         "old => document.querySelector(`.tlora .cell[data-k='3'] text`).textContent !== old", arg=before, timeout=30_000
@@ -56,15 +56,15 @@ def test_a_and_b_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: P
     work.locator(".jp-InputArea").click()
     page.keyboard.press("Control+Enter")
     work.get_by_text("[*]:").wait_for()
-    bench.press("Stop A")
+    bench.press("Stop kept")
     root.get_by_text(", stopped").wait_for(timeout=30_000)
-    bench.press("by score")  # B's successor; what trains stays what it was
+    bench.press("by score")  # what comes after; what trains stays what it was
     page.wait_for_function("[...document.querySelectorAll('.tlora .cell')].some(c => !c.ariaLabel.includes('rank 2'))")
-    step = page.evaluate(STEP, "B")
-    page.wait_for_function(f"({STEP})('B') > {step} + 5", timeout=30_000)
+    step = page.evaluate(STEP, "new")
+    page.wait_for_function(f"({STEP})('new') > {step} + 5", timeout=30_000)
     assert root.get_by_role("button", name="Save winner").is_hidden()
     page.screenshot(path=tmp_path / "race.png")
-    bench.press("Stop B")
+    bench.press("Stop new")
     root.get_by_role("button", name="Save winner").wait_for(timeout=30_000)
     assert "was stopped after" in root.locator(".train .status").inner_text()
     work.get_by_text("[*]:").wait_for(state="detached", timeout=30_000)

@@ -84,7 +84,7 @@ function render({ model, el }) {
   const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
   function words(k) { // everything that is known of a module
     const rank = shown.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
-    const before = change(k) ? `, ${shown.kept[k]} in A` : "";
+    const before = change(k) ? `, ${shown.kept[k]} kept` : "";
     lines.push(rank ? `Rank ${rank}${before}; decided by ${shown.reasons[k].replace("by hand", "hand")}` :
       `Left out: no adapter${before}`);
     if (rank) lines.push(`Scale ${number(shown.scalings[k])}`);
@@ -206,9 +206,9 @@ function render({ model, el }) {
     finding.textContent = `${shown.finding}. ${shown.budget}.`;
     table.replaceChildren();
     const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
-    for (const name of ["", "A", "B", "B, of A", `LoRA, rank ${shown.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
+    for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${shown.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
     for (const cells of shown.costs) cells.reduce((tr, cell, i) => (make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), tr), make("tr", {}, rows));
-    moved.textContent = `B since A: ${shown.moved}.`;
+    moved.textContent = `Since it was kept: ${shown.moved}.`;
     line.textContent = shown.code;
     for (const [name, control] of Object.entries(controls)) {
       const now = shown.controls[name];
@@ -258,7 +258,7 @@ function render({ model, el }) {
     const steps = make("span", { class: "group", role: "group", "aria-label": "History" }, bar);
     undo = button(steps, "Undo", "Take the last change back (Ctrl+Z)", () => ask("undo"));
     redo = button(steps, "Redo", "Repeat it (Ctrl+Shift+Z)", () => ask("redo"));
-    button(steps, "Keep as A", "Count changes from here on", () => ask("keep"));
+    button(steps, "Keep", "Count changes from here on", () => ask("keep"));
   }
   for (const t of about.tabs) {
     if (page && t.trained) continue; // there nothing trains
@@ -290,13 +290,13 @@ function render({ model, el }) {
     button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
   }
 
-  // --- A and B in training.
-  const train = page ? null : make("div", { class: "train", role: "group", "aria-label": "Training of A and B" }, main);
+  // --- The kept and the new allocation in training.
+  const train = page ? null : make("div", { class: "train", role: "group", "aria-label": "Training of kept and new" }, main);
   let begin, winner, curves, status, arms = {};
   if (train) {
     const head = make("div", { class: "group" }, train);
-    begin = button(head, "Train A and B", "Train both in turns on the same batches, and say which is ahead", () => ask("train"));
-    for (const name of ["A", "B"]) {
+    begin = button(head, "Train both", "Train the kept and the new allocation in turns on the same batches, and say which is ahead", () => ask("train"));
+    for (const name of ["kept", "new"]) {
       const stop = button(head, `Stop ${name}`, `End the training of ${name} after this step; the other goes on`, () => ask("stop", { name }));
       arms[name] = { stop, line: make("div", { class: `arm ${name}` }, train) };
     }

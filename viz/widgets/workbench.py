@@ -75,7 +75,7 @@ RESAMPLES = 200
 PARTS = 8
 """Parts that they are made in: between two of them, the kernel can answer other requests."""
 TRAINING: Mapping[str, Any] = {"seconds": 300, "seeds": [0]}
-"""How A and B are trained where nothing else is said."""
+"""How the kept and the new allocation are trained where nothing else is said."""
 UNBOUND = 256
 """Largest rank on a control where no bases limit it."""
 SELECTED = "#e07b00"
@@ -120,7 +120,7 @@ class Workbench(Shown):
     subspaces : Subspaces, optional
         The bases that will be attached: no rank goes beyond theirs, and their spectra are shown.
     model, task : optional
-        With both, **Train A and B** races the two allocations; and without ``capture``, the captured gradient is
+        With both, **Train both** races the kept and the new allocation. Without ``capture``, the captured gradient is
         measured here on validation samples.
     run : TrainingRun, optional
         A training on this model: how far each module moved, and how much of its rank it used.
@@ -131,9 +131,9 @@ class Workbench(Shown):
     other : Subspaces, optional
         Of another task, to show the overlap with it.
     estimate : ResourceEstimate, optional
-        Of this model, from `tlora.estimate`: the peak memory of training stands among the costs of A and B.
+        Of this model, from `tlora.estimate`: the peak memory of training stands among the costs.
     training : mapping, optional
-        Arguments of `tlora.race` for **Train A and B**; by default ``{"seconds": 300, "seeds": [0]}``.
+        Arguments of `tlora.race` for **Train both**; by default ``{"seconds": 300, "seeds": [0]}``.
     rank : int
         Nominal rank to begin with.
     **options
@@ -144,7 +144,7 @@ class Workbench(Shown):
     state : AllocationState
         Frozen. It decides the allocation, and holds the kept one.
     race : Race or None
-        What the last training of A and B has found, when it has ended: ``workbench.race.winner.save(folder)``.
+        What the last training of both has found, when it has ended: ``workbench.race.winner.save(folder)``.
     widget : Map
         The part in the browser.
 
@@ -203,7 +203,7 @@ class Workbench(Shown):
 
     @property
     def kept(self) -> Allocation:
-        """The allocation A, from which changes are counted."""
+        """The allocation from which changes are counted."""
         assert self.state.kept is not None
         return self.state.kept
 
@@ -300,11 +300,11 @@ class Workbench(Shown):
         self._decide(names, EXCLUDE)
 
     def preset(self, name: str) -> None:
-        """Go to the preset ``name``, e.g. ``"uniform"``; the rank and A stay. ValueError if the budget does not fit."""
+        """Go to the preset ``name``, e.g. ``"uniform"``; rank and what was kept stay. ValueError if it does not fit."""
         self._move(preset(name, self.state, self.sensitivity, self._bound))
 
     def keep(self) -> None:
-        """Make what is shown A, from which changes are counted."""
+        """Keep what is shown: changes are counted from it."""
         self._move(replace(self.state, kept=self._result))
 
     def undo(self) -> None:
@@ -317,11 +317,11 @@ class Workbench(Shown):
 
     @property
     def race(self) -> Race | None:
-        """The last race of A and B, when it has ended."""
+        """The last race of the kept and the new allocation, when it has ended."""
         return None if self._live is None else self._live.result
 
     def train(self, **options: Any) -> None:
-        """Train A and B in turns, in a thread: see `tlora.race`. Meanwhile the allocation can be changed.
+        """Train the kept and the new allocation in turns, in a thread: see `tlora.race`. Both can be changed meanwhile.
 
         Parameters
         ----------
@@ -331,7 +331,7 @@ class Workbench(Shown):
         Raises
         ------
         ValueError
-            If model or task are missing, A and B are the same, or they are being trained already.
+            If model or task are missing, nothing differs from what was kept, or both are being trained already.
         """
         missing = [name for name in ("model", "task") if getattr(self, name) is None]
         if missing:
@@ -340,15 +340,15 @@ class Workbench(Shown):
                 f"viz.Workbench(calibration, subspaces, {', '.join(f'{name}={name}' for name in missing)})"
             )
         if self._live is not None and self._live.running:
-            raise ValueError("A and B are being trained already: stop them, or wait")
+            raise ValueError("Both are being trained already: stop them, or wait")
         if self.kept.ranks == self._result.ranks and self.kept.scalings == self._result.scalings:
-            raise ValueError("A and B are the same allocation: change a rank or a control, which changes B")
-        arms = {"A": self.kept, "B": self._result}
+            raise ValueError("Nothing differs from what was kept: change a rank or a control first")
+        arms = {"kept": self.kept, "new": self._result}
         chosen = {"subspaces": self.subspaces, **(options or self.training)}
         self._live = LiveRace(self._follow, self.model, self.task, arms, **chosen)
 
     def stop(self, name: str) -> None:
-        """End the training of ``"A"`` or ``"B"`` after the step that runs, if there is one; the other goes on."""
+        """End the training of ``"kept"`` or ``"new"`` after the step that runs, if there is one; the other goes on."""
         if self._live is not None:
             self._live.stop(name)
 
@@ -379,7 +379,7 @@ class Workbench(Shown):
         return np.concatenate(self._resampled_parts())[:, list(self._result.scores).index(name)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the session to a folder: the results, the allocation, A, and what is selected.
+        """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
         Parameters
         ----------
@@ -854,7 +854,7 @@ def saturated(allocation: Allocation) -> str:
 
 
 def costs_beside(a: Allocation, b: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
-    """Rows of a table: what A costs, what B costs, B in percent of A, and what plain LoRA of B's rank costs."""
+    """Rows of a table: the costs of the kept allocation, of the new one, in percent too, and of plain LoRA."""
 
     def row(what: str, mine: int, theirs: int, lora: int | None, write: Callable[[int], str]) -> list[str]:
         ratio = style.percent(theirs / mine)
@@ -908,7 +908,7 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
     told = {} if len(scores) < 1 or len(workbench.sensitivity.per_sample) < 2 else _interval(workbench.sensitivity)
     shown.append(_tab("sensitivity", "Sensitivity", "share of all scores", "percent", values=scores["share"]) | told)
     shown.append(_tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"))
-    shown.append(_tab("change", "B − A", "ranks more or fewer than in A", "change", of="change"))
+    shown.append(_tab("change", "Change", "ranks more or fewer than kept", "change", of="change"))
     shown.append(_tab("scale", "Scale", "factor of B A; middle: alpha / rank", "ratio", of="scalings"))
     words = {
         ENERGY: ("Energy", "of the energy within the rank"),
@@ -921,8 +921,8 @@ def tabs(workbench: Workbench) -> list[dict[str, Any]]:
         shown.append(_tab(what, *words[what], "percent", curves=curves))
     if workbench.model is not None and workbench.task is not None:
         shown += [
-            _tab(f"update {arm}", f"Update {arm}", f"update of {arm} relative to the weight", "percent", trained=arm)
-            for arm in "AB"
+            _tab(f"update {arm}", f"Update, {arm}", f"update of {arm} relative to the weight", "percent", trained=arm)
+            for arm in ("kept", "new")
         ]
     if workbench.run is not None:
         used, names = workbench.run.rank_use().set_index("module"), workbench.names

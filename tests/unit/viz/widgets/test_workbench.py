@@ -424,13 +424,13 @@ def test_without_model_and_task_training_says_what_is_missing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
-def test_a_and_b_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     training = {"steps": 4, "seeds": [0], "learning_rate": 1e-2, "batch_size": 4}
     parts = {"model": base(), "task": jobs.task(), "capture": results.capture(), "training": training}
     it = viz.Workbench(calibration(), subspaces(), rank=2, **parts)
     request(it, "train")
-    assert "A and B are the same allocation" in it.widget.shown["message"]
+    assert "Nothing differs from what was kept" in it.widget.shown["message"]
     it.preset("uniform")
     a, b = it.kept, it.allocation
     request(it, "train")
@@ -440,14 +440,14 @@ def test_a_and_b_are_trained_while_the_allocation_is_changed(tmp_path: Any, monk
     assert "being trained already" in it.widget.shown["message"]
     it._live.wait()
     assert it.race is not None
-    assert [it.race.runs[name][0].ranks for name in "AB"] == [a.ranks, b.ranks]  # not what came after
+    assert [it.race.runs[name][0].ranks for name in ("kept", "new")] == [a.ranks, b.ranks]  # not what came after
     assert it.allocation.ranks[it.names[0]] == 4
     shown = it.widget.training
     assert (shown["said"], shown["running"]) == (it.race.sentence, False)
-    moved = it.race.runs["B"][0].module_history.query("step == 4").set_index("module")["update_norm"]
-    assert shown["arms"]["B"]["updates"] == pytest.approx([moved.get(name) for name in it.names], rel=0.01)
+    moved = it.race.runs["new"][0].module_history.query("step == 4").set_index("module")["update_norm"]
+    assert shown["arms"]["new"]["updates"] == pytest.approx([moved.get(name) for name in it.names], rel=0.01)
     json.dumps(shown, allow_nan=False)
-    assert [tab["title"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["Update A", "Update B"]
+    assert [tab["title"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["Update, kept", "Update, new"]
     request(it, "save_winner")
     assert tlora.TrainingRun.load("workbench-winner").ranks == it.race.winner.ranks
     assert f"puts {it.race.leader} on the model" in it.widget.shown["message"]
