@@ -153,9 +153,9 @@ def race(
     it is. What is computed before training, such as subspaces, is the same for all seeds.
 
     Intervals hold at all looks and for all pairs of arms together, by the union bound: see
-    `tlora.comparison.sequential`. An arm may be declared ahead at each look, with the part of the error that this look
-    may spend: of the adapters as they then are, which is why the race goes on to the middle at least. That there is no
-    difference is said of the last look only, because at the beginning there never is one.
+    ``tlora.comparison.sequential``. An arm may be declared ahead at each look, with the part of the error that this
+    look may spend: of the adapters as they then are, which is why the race goes on to the middle at least. That there
+    is no difference is said of the last look only, because at the beginning there never is one.
     An arm whose loss or gradient is not finite is out, and the others go on.
     """
     plan = _Plan(model, task, steps, seconds, tuple(seeds), batch_size, margin, confidence, evaluation_limit)

@@ -68,7 +68,7 @@ class Race(Result):
 
     References
     ----------
-    See `race` and `tlora.comparison.sequential`.
+    See `race` and ``tlora.comparison.sequential``.
     """
 
     arms: list[str]
