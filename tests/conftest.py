@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 
 import pytest
 from jaxtyping import install_import_hook
@@ -32,3 +34,11 @@ def chromium() -> str:
     if os.environ.get("TLORA_BROWSER") == "required":
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, as it does for a person; what a shell starts in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

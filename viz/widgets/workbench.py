@@ -348,7 +348,7 @@ class Workbench(Shown):
         self._live = LiveRace(self._follow, self.model, self.task, arms, **chosen)
 
     def stop(self, name: str) -> None:
-        """End the training of ``"kept"`` or ``"new"`` after the step that runs, if there is one; the other goes on."""
+        """End the training of ``name``, ``"kept"`` or ``"new"``, after the step that runs; the other goes on."""
         if self._live is not None:
             self._live.stop(name)
 

@@ -159,6 +159,7 @@ def test_one_arm_can_be_stopped():
     assert found.losses[3:, 1].isnan().all()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_was_trained():
     found = run(callbacks={"A": [Interrupts()]}, seeds=(0, 1))
     assert found.ending == "interrupted"

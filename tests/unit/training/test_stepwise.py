@@ -101,6 +101,7 @@ class _Interrupts(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_in_a_step_it_finishes_the_step():
     one = stepwise(dropping(), callbacks=[_Interrupts()])
     one.advance()
