@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.conftest import opened
-from tests.browser.test_workbench import Bench
+from tests.browser.test_workbench import Bench, built
 
 pytestmark = pytest.mark.browser
 
@@ -31,11 +30,8 @@ STEP = """name => Number(document.querySelector(`.tlora .arm.${name}`).textConte
 
 @pytest.fixture
 def bench(server: str, chromium: str) -> Iterator[Bench]:
-    with opened(server, chromium) as lab:
-        lab.write("race.ipynb", BUILD.strip(), WORK, PRINT)
-        lab.run("workbench.display()", 240)
-        lab.page.wait_for_selector(".tlora .cell", timeout=60_000)
-        yield Bench(lab)
+    with built(server, chromium, "race.ipynb", BUILD.strip(), WORK, PRINT) as it:
+        yield it
 
 
 def test_both_are_trained_watched_stopped_and_saved(bench: Bench, tmp_path: Path) -> None:

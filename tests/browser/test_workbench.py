@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,21 @@ class Bench:
         return sorted(found)
 
 
-@pytest.fixture(scope="module")
-def bench(server: str, chromium: str) -> Iterator[Bench]:
-    """The workbench of a notebook, with nothing done yet."""
+@contextmanager
+def built(server: str, chromium: str, name: str, *cells: str) -> Iterator[Bench]:
+    """The workbench of a notebook of these cells, whose first one shows it."""
     with opened(server, chromium) as lab:
-        lab.write("workbench.ipynb", BUILD.strip(), WORK, PRINT)
+        lab.write(name, *cells)
         lab.run("workbench.display()", 240)
         lab.page.wait_for_selector(".tlora .cell", timeout=60_000)
         yield Bench(lab)
+
+
+@pytest.fixture(scope="module")
+def bench(server: str, chromium: str) -> Iterator[Bench]:
+    """The workbench of a notebook, with nothing done yet."""
+    with built(server, chromium, "workbench.ipynb", BUILD.strip(), WORK, PRINT) as it:
+        yield it
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,11 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." in name]
 
 
+def trainable_parameters(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def remember_trainable(model: nn.Module) -> Callable[[], None]:
     """What makes those parameters of a model trainable again, and only those, that are so at this moment."""
     kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

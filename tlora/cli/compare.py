@@ -15,8 +15,7 @@ import tlora
 from tlora.allocation.footprint import size_text
 from tlora.cli.command_line import flat, written
 from tlora.cli.options import Quiet, TargetModules, option, selected
-from tlora.cli.output import Report, _viz, facts, table
-from tlora.utils.files import replace_file
+from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
 
 # As in the library; a test holds them equal.
 METHODS = (
@@ -28,8 +27,6 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 LISTED = (
     "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",
 )  # fmt: skip
-PICTURES = (".png", ".svg", ".pdf")
-"""What a picture's name may end with."""
 COMPARING = """Examples:
 
 `tlora compare --model minilm --task rotten_tomatoes --test-samples 2000 --method lora --method tlora`
@@ -131,7 +128,7 @@ class Showing:
     """What is shown of a comparison."""
 
     as_list: Annotated[bool, option("Output", f"Print the runs as CSV: {', '.join(LISTED)}.", "--list")] = False
-    picture: Annotated[Path | None, option("Output", f"Draw the comparison into this file: {', '.join(PICTURES)}.")] = (
+    picture: Annotated[Path | None, option("Output", f"Draw the comparison into this file: {', '.join(FORMATS)}.")] = (
         None
     )
     baseline: Annotated[
@@ -150,8 +147,7 @@ class Showing:
     def __post_init__(self) -> None:
         if self.baseline_rank not in ("same", "nearest") and not self.baseline_rank.isdecimal():
             raise ValueError(f"--baseline-rank {self.baseline_rank}: choose same, nearest, or a rank of the baseline")
-        if self.picture and self.picture.suffix.lower() not in PICTURES:
-            raise ValueError(f"--picture {self.picture}: end its name with one of {', '.join(PICTURES)}")
+        check_picture(self.picture)
 
     def shared(self) -> dict[str, Any]:
         """Arguments that `Comparison.summary` and the picture share."""
@@ -185,10 +181,7 @@ def compare(ctx: typer.Context, options: Comparing, showing: Showing, quiet: Qui
     typer.echo(listed(comparison) if showing.as_list else f"{comparison!r}\n\n{summary_text(comparison, showing)}")
     if showing.picture:
         viz = _viz()
-        figure = viz.plot_comparison(comparison, **showing.shared())
-        with replace_file(showing.picture) as fresh:
-            figure.savefig(fresh, dpi=150)
-        viz.style.plt.close(figure)
+        draw_into(showing.picture, viz, viz.plot_comparison(comparison, **showing.shared()))
 
 
 def compared(options: Comparing, showing: Showing, report: Report, line: str) -> tlora.Comparison:

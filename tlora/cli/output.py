@@ -23,6 +23,8 @@ EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportErr
 """What the library raises where something is asked of it that it cannot do: shown as a sentence."""
 
 PICTURES = ("spectrum", "sensitivity", "allocation", "training")
+FORMATS = (".png", ".svg", ".pdf")
+"""What a picture's name may end with."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +213,23 @@ def draw(viz: Any, results: Mapping[str, Any], folder: Path) -> str:
     files = []
     for name in PICTURES:
         if name in results:
-            figure = getattr(viz, f"plot_{name}")(results[name]).get_figure(root=True)
-            with replace_file(folder / f"{name}.png") as fresh:
-                figure.savefig(fresh, dpi=150)
-            viz.style.plt.close(figure)
+            draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
             files.append(f"{name}.png")
     return f"{folder}: {', '.join(files)}"
+
+
+def check_picture(picture: Path | None) -> None:
+    """Refuse a file for a picture whose name says no format of `FORMATS`."""
+    if picture and picture.suffix.lower() not in FORMATS:
+        raise ValueError(f"--picture {picture}: end its name with one of {', '.join(FORMATS)}")
+
+
+def draw_into(picture: Path, viz: Any, drawn: Any) -> None:
+    """Save the figure that is drawn, or that these axes are on, and close it."""
+    figure = drawn.get_figure(root=True)
+    with replace_file(picture) as fresh:
+        figure.savefig(fresh, dpi=150)
+    viz.style.plt.close(figure)
 
 
 def _viz() -> Any:

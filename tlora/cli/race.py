@@ -10,11 +10,9 @@ import typer
 
 import tlora
 from tlora.cli.command_line import flat, written
-from tlora.cli.compare import PICTURES
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
-from tlora.cli.output import Report, _viz, facts, table
+from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.files import replace_file
 
 ARMS = ("tlora", "uniform", "lora")
 ADAPTER = "adapter"
@@ -100,7 +98,7 @@ def race(
             "Output", f"Folder for the result, and for the adapter of the best arm: {ADAPTER}/ in it.", "--output", "-o"
         ),
     ] = None,
-    picture: Annotated[Path | None, option("Output", f"Draw the race into this file: {', '.join(PICTURES)}.")] = None,
+    picture: Annotated[Path | None, option("Output", f"Draw the race into this file: {', '.join(FORMATS)}.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -112,8 +110,7 @@ def race(
     """
     from tlora.cli import steps
 
-    if picture and picture.suffix.lower() not in PICTURES:
-        raise ValueError(f"--picture {picture}: end its name with one of {', '.join(PICTURES)}")
+    check_picture(picture)
     if output is not None:
         steps.check_result(output, tlora.Race, overwrite)
     arms, report = racing.arms(), Report(quiet)
@@ -126,10 +123,7 @@ def race(
         typer.echo(f"{facts({'saved': str(output), 'again': written(race, ctx.params)})}\n")
     if picture:
         viz = _viz()
-        figure = viz.plot_race(found)
-        with replace_file(picture) as fresh:
-            figure.savefig(fresh, dpi=150)
-        viz.style.plt.close(figure)
+        draw_into(picture, viz, viz.plot_race(found))
     typer.echo(found.sentence)
 
 

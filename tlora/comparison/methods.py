@@ -108,6 +108,11 @@ class Method:
     rate_scale: float = 1.0
     train: Arguments = field(default_factory=dict)
 
+    def training(self, rank: int) -> dict[str, Any]:
+        """Arguments of `tlora.train` that make a training with adapters of this nominal ``rank`` the method's own."""
+        make = None if self.optimizer is None else partial(self.optimizer, rank)
+        return {"optimizer": make, "callbacks": [callback() for callback in self.callbacks], **self.train}
+
 
 def chosen(method: str | Recipe | Method) -> Method:
     """A method by its name, or made of a recipe.

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from tlora.adapters.attach import attach
-from tlora.adapters.lora_layers import head_parameters, lora_modules
+from tlora.adapters.lora_layers import head_parameters, lora_modules, trainable_parameters
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.comparison.lr_search import Curve, best, scaled
@@ -41,7 +41,7 @@ from tlora.utils.validation import check_mapping, confidence_level, positive, po
 Arm = Allocation | str | Recipe | Method
 Rates = float | Mapping[str, float]
 
-UNIFORM = Recipe("uniform", allocate={"adapt_ranks": False, "adapt_scales": False}, attach={"rows": "variance"})
+UNIFORM = replace(Recipe.named("tlora"), name="uniform", allocate={"adapt_ranks": False, "adapt_scales": False})
 """The same rank and scale for every module, and all else as by the recipe ``tlora``."""
 LOOKS = 4
 """Looks at the held-out samples, at even distances, the last at the end."""
@@ -349,9 +349,7 @@ class _Lane:
         began = time.perf_counter()
         self.model = arm.start(start)
         self.preparation = time.perf_counter() - began
-        method = arm.method
-        own = [*callbacks, *(callback() for callback in method.callbacks)]
-        make = None if method.optimizer is None else partial(method.optimizer, arm.job.rank)
+        own = arm.method.training(arm.job.rank)
         self._plan = plan
         self.training = Stepwise(
             lambda turns: train(
@@ -363,9 +361,7 @@ class _Lane:
                 seed=seed,
                 evaluation_limit=0,
                 progress=False,
-                callbacks=[*own, turns],
-                optimizer=make,
-                **method.train,
+                **own | {"callbacks": [*callbacks, *own["callbacks"], turns]},
             )
         )
 
@@ -568,7 +564,7 @@ class _Course:
             losses=torch.from_numpy(np.stack(self.losses)),
             clock=torch.from_numpy(np.stack(self.clock)),
             learning_rates=dict(self.rates),
-            parameters={name: _trained(lanes[0].model) for name, lanes in self.lanes.items()},
+            parameters={name: trainable_parameters(lanes[0].model) for name, lanes in self.lanes.items()},
             ladder=list(self.ladder),
             out=dict(self.out),
             ending=ending,
@@ -593,10 +589,6 @@ def _changes_nothing(model: PeftModel) -> bool:
     """Whether an adapter computes what its base computes: ``B`` is zero, and there is no new head."""
     modules = lora_modules(model).values()
     return bool(modules) and not head_parameters(model) and not any(module.b.any() for module in modules)
-
-
-def _trained(model: PeftModel) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _standing(found: Race) -> str:

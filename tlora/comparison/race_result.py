@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from typing import Any, ClassVar, Self
 
@@ -236,7 +236,9 @@ class Race(Result):
         return f"{self.sentence}; {ENDINGS[self.ending]}, {self.seconds:.3g} s"
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, values = {"losses": self.losses, "clock": self.clock}, {n: getattr(self, n) for n in PLAIN}
+        tensors = {"losses": self.losses, "clock": self.clock}
+        apart = {*tensors, "runs", "meta"}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in apart}
         packed: dict[str, list[dict[str, Any]]] = {}
         for name, runs in self.runs.items():
             packed[name] = []
@@ -261,23 +263,6 @@ class Race(Result):
         runs = {name: [unpacked(f"{name}/{i}", head) for i, head in enumerate(of)] for name, of in packed.items()}
         values["ladder"] = [tuple(row) for row in values["ladder"]]
         return cls(**values, losses=tensors["losses"], clock=tensors["clock"], runs=runs, meta=meta)
-
-
-PLAIN = (
-    "arms",
-    "seeds",
-    "steps",
-    "looks",
-    "errors",
-    "learning_rates",
-    "parameters",
-    "ladder",
-    "out",
-    "ending",
-    "margin",
-    "seconds",
-)
-"""What goes to JSON as it is."""
 
 
 def _between(low: float, high: float) -> str:

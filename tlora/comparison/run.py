@@ -285,7 +285,6 @@ def _forgotten(before: Mapping[str, float], after: Mapping[str, float]) -> Recor
 
 
 def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int, head_rate: float | None) -> TrainingRun:
-    make = cell.method.optimizer
     return train(
         adapted,
         task,
@@ -297,9 +296,7 @@ def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int, h
         seed=seed,
         evaluation_limit=0,
         progress=False,
-        callbacks=[callback() for callback in cell.method.callbacks],
-        optimizer=None if make is None else lambda model, peak: make(cell.rank, model, peak),
-        **cell.method.train,
+        **cell.method.training(cell.rank),
     )
 
 

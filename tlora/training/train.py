@@ -22,7 +22,14 @@ from transformers import TrainerCallback, set_seed
 
 from tlora.adapters.attach import attached_with
 from tlora.adapters.files import BASE, FROZEN_A
-from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, changes_the_base, lora_modules
+from tlora.adapters.lora_layers import (
+    LoraModule,
+    adapter_config,
+    adapter_tensors,
+    changes_the_base,
+    lora_modules,
+    trainable_parameters,
+)
 from tlora.models.forward import accepts
 from tlora.models.targets import is_causal
 from tlora.results import Meta
@@ -357,7 +364,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         # where the start has rewritten the base, nobody else has that base
         "fingerprints": {} if changes_the_base(config.to_dict()) else prints,
         "frozen_a": record[FROZEN_A],
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable_parameters": trainable_parameters(model),
     }
 
 

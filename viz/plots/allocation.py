@@ -52,8 +52,7 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
         If ``allocation`` is not an Allocation.
     """
     frame = whole(check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
-    width, height = heatmap.size(frame)
-    ax = style.axes(ax, width, height + 0.8)
+    ax = style.axes(ax, *allocation_size(allocation))
     nominal, low, high = allocation.rank, int(frame["rank"].min()), int(frame["rank"].max())
     factor = max(high / nominal, nominal / low, 2)
     norm = LogNorm(nominal / factor, nominal * factor)
@@ -68,12 +67,17 @@ def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def allocation_size(allocation: Allocation) -> tuple[float, float]:
+    """Inches for the heat map and the totals above it."""
+    width, height = heatmap.size(whole(allocation))
+    return width, height + 0.8
+
+
 def outline(ax: Axes, allocation: Allocation, names: Collection[str], colour: str = "0.1") -> None:
     """Draw a frame around the cells of these modules, by their full names."""
-    frame = whole(allocation)
-    rows = style.projections(frame)
-    for _, module in frame[frame["module"].isin(names)].iterrows():
-        corner = module["layer"] - 0.44, rows.index(module["projection"]) - 0.44
+    rows = list(dict.fromkeys(allocation.projections.values()))
+    for name in names:
+        corner = allocation.layers[name] - 0.44, rows.index(allocation.projections[name]) - 0.44
         ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.6, zorder=4))
 
 

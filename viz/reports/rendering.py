@@ -24,7 +24,7 @@ from tlora.training.run import TrainingRun
 from viz import style
 from viz.plots import heatmap
 from viz.plots.alignment import Aligned, plot_alignment
-from viz.plots.allocation import plot_allocation, whole
+from viz.plots.allocation import allocation_size, plot_allocation
 from viz.plots.sensitivity import plot_sensitivity
 from viz.plots.spectrum import plot_spectrum
 from viz.plots.training import plot_training
@@ -94,9 +94,8 @@ def sensitivity_picture(sensitivity: Sensitivity) -> Picture:
 
 def allocation_picture(allocation: Allocation) -> Picture:
     """Heat map of the ranks with its totals."""
-    width, height = heatmap.size(whole(allocation))
     what = "Heat map of the ranks, layers across and projections down"
-    return _picture(partial(plot_allocation, allocation), (width, height + 0.8), what)
+    return _picture(partial(plot_allocation, allocation), allocation_size(allocation), what)
 
 
 def training_picture(run: TrainingRun) -> Picture:

@@ -37,8 +37,7 @@ from tlora.training.run import TrainingRun
 from tlora.utils.files import check_folder, read_json, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz import style
-from viz.plots import heatmap
-from viz.plots.allocation import finding, outline, plot_allocation
+from viz.plots.allocation import allocation_size, finding, outline, plot_allocation
 from viz.widgets.allocation import (
     DEFAULTS,
     EDIT,
@@ -321,7 +320,7 @@ class Workbench(Shown):
         return None if self._live is None else self._live.result
 
     def train(self, **options: Any) -> None:
-        """Train the kept and the new allocation in turns, in a thread: see `tlora.race`. Both can be changed meanwhile.
+        """Train the kept and the new allocation in turns, in a thread: see `tlora.race`. The map may change meanwhile.
 
         Parameters
         ----------
@@ -650,8 +649,7 @@ class Workbench(Shown):
     @style.styled
     def _repr_png_(self) -> bytes:
         """The ranks as a picture, for readers without the browser's part."""
-        width, height = heatmap.size(self.sensitivity.to_frame())
-        canvas = Canvas(width, height + 0.8)
+        canvas = Canvas(*allocation_size(self._result))
         canvas.figure.set_layout_engine("constrained")
         outline(self.render(self.state, canvas.figure.add_subplot()), self._result, self.selected, SELECTED)
         return canvas.png([])
