@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import shutil
@@ -14,12 +13,13 @@ from typing import Any, Literal, cast, get_args
 import torch
 from peft import PeftModel
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from tlora.adapters.attach import merge
 from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, Adapter
 from tlora.adapters.lora_layers import shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
+from tlora.models.weights import sharing_weights
 from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
@@ -218,7 +218,8 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
     if tokenizer is None and not name:
         raise ValueError("the base model has no name by which its tokenizer could be loaded: pass tokenizer=")
     tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
-    copied, own = _sharing(model), model.dtype
+    # PEFT's safe merge puts new tensors in place of those that are shared.
+    copied, own = sharing_weights(model), model.dtype
     wider = own if dtype is None else torch.promote_types(own, dtype)
     if wider != own:
         copied.to(wider)  # before: a small update is lost in the sum of a coarse type
@@ -229,12 +230,6 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
             _refuse_infinite(key, tensor)
     save_model(merged, tokenizer, folder)
     return folder
-
-
-def _sharing(model: PeftModel) -> PeftModel:
-    """A copy whose parameters share memory with the model's: PEFT's safe merge puts new tensors in their place."""
-    memo = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter}
-    return copy.deepcopy(model, memo)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
