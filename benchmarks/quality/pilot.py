@@ -4,8 +4,8 @@
     python -m benchmarks.quality.pilot --only frozen tight head
     python -m benchmarks.quality.pilot --table     # the tables, from the store
 
-Its rules and what they decide are in benchmarks/quality/STUDY.md. A run takes two to four minutes on one core.
-`--workers 2` uses two cores.
+Its rules and what they decide are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half
+minutes on one core; `--workers 2` uses two.
 """
 
 from __future__ import annotations

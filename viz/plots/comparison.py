@@ -170,23 +170,32 @@ def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
     handles = ax.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=min(3, len(tasks)), handletextpad=0.3)
     if view == "differences":
-        ax.axvspan(-1, 1, color="0.88", linewidth=0, zorder=0)
-        ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)
-        ax.set_xlabel(f"difference from {baseline}, in half-widths of the difference's 95 % interval; right is better")
-        ahead, behind = int((rows["x"] > 1).sum()), int((rows["x"] < -1).sum())
-        equal = f"{len(rows) - ahead - behind} of {len(rows)} cannot be told from {baseline}"
-        style.headline(ax, f"{equal}; {ahead} ahead, {behind} behind", "test split; grey: cannot be told from chance")
+        _tell_differences(ax, rows, baseline)
     else:
-        top = rows["x"].max()
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator([2.0**k for k in range(int(np.log2(max(top, 1))) + 1)]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
-        ax.set_xlabel("highest over lowest of the learning rates within 1 % of the best loss")
-        finding = (
-            f"{int((rows['x'] == 1).sum())} of {len(rows)} have one best learning rate; a factor of 2 costs over 1 %"
-        )
-        style.headline(ax, finding, "validation split; hollow: at the edge of what was searched, perhaps more")
+        _tell_rates(ax, rows)
     return figure
+
+
+def _tell_differences(ax: Axes, rows: pd.DataFrame, baseline: str) -> None:
+    """Band, axis and headline of the differences from the baseline."""
+    ax.axvspan(-1, 1, color="0.88", linewidth=0, zorder=0)
+    ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)
+    ax.set_xlabel(f"difference from {baseline}, in half-widths of the difference's 95 % interval; right is better")
+    ahead, behind = int((rows["x"] > 1).sum()), int((rows["x"] < -1).sum())
+    equal = f"{len(rows) - ahead - behind} of {len(rows)} cannot be told from {baseline}"
+    style.headline(ax, f"{equal}; {ahead} ahead, {behind} behind", "test split; grey: cannot be told from chance")
+
+
+def _tell_rates(ax: Axes, rows: pd.DataFrame) -> None:
+    """Axis and headline of the learning rates that do about as well."""
+    ax.set_xscale("log", base=2)
+    doublings = int(np.log2(max(rows["x"].max(), 1)))
+    ax.xaxis.set_major_locator(FixedLocator([2.0**k for k in range(doublings + 1)]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
+    ax.set_xlabel("highest over lowest of the learning rates within 1 % of the best loss")
+    single = int((rows["x"] == 1).sum())
+    finding = f"{single} of {len(rows)} have one best learning rate; a factor of 2 costs over 1 %"
+    style.headline(ax, finding, "validation split; hollow: at the edge of what was searched, perhaps more")
 
 
 def _panels(tables: list[pd.DataFrame]) -> tuple[Figure, list[list[Axes]]]:

@@ -111,7 +111,7 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
     for layer, row, text in zip(frame["layer"], frame["projection"].map(rows.index), texts, strict=True):
         dark = faces[row, layer - first, :3] @ (0.299, 0.587, 0.114) < 0.55
         look: dict[str, Any] = {
-            "in_layout": False,  # within the cells; looked at one by one, they take longer than all the rest
+            "in_layout": False,  # within the cells: a layout that looks at each takes a third longer
             "color": "white" if dark else "0.15",
             "fontsize": 8.5 if per_character > 0.09 else 6.8 if per_character > 0.06 else 5.5,
         }
