@@ -7,34 +7,52 @@ import copy
 import os
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation.footprint import BYTES, Footprint, footprint
 from tlora.calibration.calibration import Options
 from tlora.models.forward import accepts, most_tokens
 from tlora.models.hooks import recording
 from tlora.models.loading import architecture_of, floating_dtype, load_config
-from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, target_modules
+from tlora.models.simulation import Blocks, Simulation, alike_blocks, only, simulated
+from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings, target_modules
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
+from tlora.subspaces.subspaces import TOGETHER
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import as_names, positive, positive_int
+from tlora.utils.validation import as_names, one_of, positive, positive_int
 
 KINDS = ("B", "A and B")
-"""What is trained: as TLoRA, as LoRA."""
+"""What is trained of an adapter: as TLoRA, as LoRA."""
+
+FULL = "all weights"
+"""What full fine-tuning trains."""
+
+STATES = {
+    "adamw_torch": (2, 0),
+    "adamw_bnb_8bit": (0, 2),
+    "paged_adamw_32bit": (0, 0),
+    "paged_adamw_8bit": (0, 0),
+    "sgd": (0, 0),
+}
+"""What optimisers, by their name in ``transformers.TrainingArguments``, keep on the card for a parameter: numbers of
+its own type, and bytes. Paged states are on the host."""
+
+QUANTIZED = {4: 0.5 + 4 / 64, 8: 1.0}
+"""Bytes of a weight of a bitsandbytes base, by its bits: those of 4 bits have a float32 scale for every 64."""
+
+MOST_GPUS = 64
+"""As many cards are proposed at most."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,13 +71,17 @@ class ResourceEstimate(Result):
         Trained parameters of a uniform allocation, a classifier's head included: ``"B"`` alone, as TLoRA;
         ``"A and B"``, as LoRA.
     bytes : dict of int
-        Most memory at once, by stage, the weights included.
+        Most memory at once, by stage, the weights included; of one card where there are several.
     flops : dict of float
-        Floating-point operations, by stage.
+        Floating-point operations, by stage; of one card where there are several.
     speed : float or None
         Floating-point operations a second that seconds are counted at.
     memory : int or None
         Bytes that there are.
+    changes : list of dict
+        Where calibration with whole covariances, subspaces or training ``B`` do not fit: what to change, what costs
+        least first, one after the other until they do. ``"change"`` names the argument, ``"costs"`` what it takes in
+        return, ``"bytes"`` the most memory at once with it and all before it. The last may still be too much.
     meta : Meta
         Model, and what was asked for.
     """
@@ -72,11 +94,12 @@ class ResourceEstimate(Result):
     flops: dict[str, float]
     speed: float | None
     memory: int | None
+    changes: list[dict[str, Any]]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
         "stage": "what is done",
-        "gigabytes": "most memory at once (1e9 bytes), weights included",
+        "gigabytes": "most memory at once (1e9 bytes), weights included; of one card where there are several",
         "teraflops": "1e12 floating-point operations: of training, those of one step",
         "seconds": "at the speed that was given; NaN without",
         "fits": "whether there is memory enough; None where it was not said how much there is",
@@ -97,19 +120,19 @@ class ResourceEstimate(Result):
         )
 
     def _summary(self) -> str:
-        most = max(self.bytes.values())
+        most = max(size for stage, size in self.bytes.items() if stage != f"training {FULL}")
         return (
             f"{self.parameters:,} parameters, {len(self.shapes)} modules with {len(set(self.shared.values()))} "
             f"distinct inputs of {self.meta.model}, at most {most / 1e9:.3g} GB"
         )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        names = ("shapes", "shared", "parameters", "trainable", "bytes", "flops", "speed", "memory")
+        names = ("shapes", "shared", "parameters", "trainable", "bytes", "flops", "speed", "memory", "changes")
         return {}, {name: getattr(self, name) for name in names}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values, meta=meta)
+        return cls(**{"changes": []} | values, meta=meta)
 
 
 def estimate(
@@ -122,6 +145,10 @@ def estimate(
     labels: int | None = None,
     sketch_size: int = 256,
     dtype: str = "float32",
+    bits: int | None = None,
+    gradient_checkpointing: bool = False,
+    optim: str = "adamw_torch",
+    gpus: int = 1,
     num_labels: int | None = None,
     target_modules: str | Iterable[str] | None = None,
     speed: float | None = None,
@@ -130,7 +157,8 @@ def estimate(
     """What calibration, subspaces and training will take, from the model's config alone.
 
     Nothing is downloaded but the config, and no weight is made: the model's own code is run on tensors that have shapes
-    and no data, and what would be alive at each moment is added up.
+    and no data, and what would be alive at each moment is added up. Of blocks that are alike one and two are run, and
+    the others counted as the second.
 
     Parameters
     ----------
@@ -143,21 +171,32 @@ def estimate(
     length : int
         Tokens of a sample.
     batch_size : int
-        Samples at once.
+        Samples at once, on each card.
     labels : int, optional
         Labelled tokens of a sample, for which there are logits; all by default.
     sketch_size : int
         Columns of a sketch of a covariance.
     dtype : str
-        Of the weights.
+        Of the weights, and of what is computed with them.
+    bits : {4, 8}, optional
+        Of the weights of linear layers, in a base that bitsandbytes quantizes; by default what the config says. Full
+        fine-tuning is counted without.
+    gradient_checkpointing : bool
+        Whether training keeps the inputs of blocks alone, and computes the rest twice.
+    optim : {"adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"}
+        The optimiser, as in ``transformers.TrainingArguments``.
+    gpus : int
+        Cards. Beyond 1 the base is sharded over them by FSDP2 (``fully_shard`` of each block and of the whole), and
+        adapters and statistics are whole on each. 0: all is in the memory of the CPU, covariances beside the model.
     num_labels : int, optional
         Classes, where the model is to be a classifier.
     target_modules : str or iterable of str, optional
         As for `tlora.calibrate`.
     speed : float, optional
-        Floating-point operations a second, for the seconds; ``tlora.estimate.matmul_speed`` measures that of a device.
+        Floating-point operations a second of one card, for the seconds; ``tlora.resource_estimate.matmul_speed``
+        measures that of a device.
     memory : float, optional
-        Bytes that there are, for what fits.
+        Bytes that one card has, for what fits and what to change.
 
     Returns
     -------
@@ -166,19 +205,19 @@ def estimate(
     Raises
     ------
     ValueError
-        If a number is out of range, the samples are longer than the learned positions of the model, or it has no
-        target modules.
+        If a number is out of range, the samples are longer than the learned positions of the model, it has no
+        target modules, or it cannot checkpoint gradients.
 
     Warns
     -----
     UserWarning
-        If the config asks for quantised weights, which are counted as they would be without.
+        If the config asks for weights of other bits than 4 and 8, which are counted as they would be without.
 
     Notes
     -----
     Memory is that of tensors: a process has its libraries beside them, a few hundred megabytes. Ranks are counted as
-    uniform; what sensitivity shares out differently sums to the same. Time is that of products at the given speed,
-    a lower bound.
+    uniform; what sensitivity shares out differently sums to the same. Subspaces are counted for kind ``"wc"``. Time is
+    that of products at the given speed, a lower bound.
     """
     positive_int(rank, "rank")
     for what, value in (("speed", speed), ("memory", memory)):
@@ -187,107 +226,47 @@ def estimate(
     work = Workload(samples, length, batch_size, length if labels is None else labels)
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
-    precision = floating_dtype(dtype)
-    asked = asdict(work) | {"rank": rank, "sketch_size": sketch_size, "dtype": dtype, "num_labels": num_labels}
     target_modules = as_names(target_modules)
-    seen = rehearse(architecture_of(config, num_labels), config, precision, target_modules, work, rank)
+    setup = Setup(
+        dtype, _bits(config, dtype) if bits is None else bits, gradient_checkpointing, optim, gpus, rank, sketch_size
+    )
+    asked = asdict(work) | asdict(setup) | {"num_labels": num_labels, "target_modules": target_modules}
+    base = Base(architecture_of(config, num_labels), config, target_modules)
+    seen = simulate(base, setup, work)
     most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
     if rank > most:
         raise ValueError(f"rank={rank} is beyond the matrices of the {len(seen.shapes)} modules: give at most {most}")
-    adapters = {kind: footprint(seen.shapes, dict.fromkeys(seen.shapes, rank), freeze_a=kind == "B") for kind in KINDS}
-    kept = Options(covariance="sketch", sketch_size=sketch_size)
+    found = _bytes(seen, setup, work)
     return ResourceEstimate(
         shapes=seen.shapes,
         shared=seen.shared,
         parameters=seen.parameters,
-        trainable={kind: adapter.trainable_parameters + seen.head for kind, adapter in adapters.items()},
-        bytes=_bytes(seen, adapters, kept, _width(rank), samples),
-        flops=_flops(seen, work, kept, _width(rank)),
+        trainable={
+            kind: adapter.trainable_parameters + seen.head for kind, adapter in _adapters(seen.shapes, rank).items()
+        },
+        bytes=found,
+        flops=_flops(seen, setup, work),
         speed=speed,
         memory=None if memory is None else int(memory),
-        meta=Meta(name or type(config).__name__, recipe=asked | {"target_modules": target_modules}, samples=samples),
+        changes=[] if memory is None else _changes(base, seen, setup, work, found, memory),
+        meta=Meta(name or type(config).__name__, recipe=asked, samples=samples),
     )
 
 
-def _width(rank: int) -> int:
-    """Directions that subspaces are computed up to: allocations give few modules more than four times the nominal."""
-    return 4 * rank
-
-
-def _bytes(seen: Rehearsal, adapters: dict[str, Footprint], kept: Options, width: int, samples: int) -> dict[str, int]:
-    distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
-    whole = BYTES * sum(d**2 for d in distinct)
-    sketched = BYTES * (
-        sum(d * kept.sketch_size if kept.is_sketched(d) else d**2 for d in distinct)
-        + sum(d * kept.sketch_size for d in set(distinct) if kept.is_sketched(d))  # what sketches are made with
+def _bits(config: PretrainedConfig, dtype: str) -> int | None:
+    """What a config says about quantized weights."""
+    asked = getattr(config, "quantization_config", None)
+    if not asked:
+        return None
+    asked = asked if isinstance(asked, dict) else asked.to_dict()
+    bits = 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else asked.get("bits")
+    if bits in QUANTIZED:
+        return int(bits)
+    warnings.warn(
+        f"the config asks for quantized weights, and the estimate counts them in {dtype}: they will take less",
+        stacklevel=3,
     )
-    whole += BYTES * sum(d * min(samples, d) for d in distinct)  # the samples' means
-    sketched += BYTES * sum(d * min(samples, kept.sketch_size if kept.is_sketched(d) else d) for d in distinct)
-    bases = BYTES * sum(min(width, *shape) * shape[1] for shape in seen.shapes.values())
-    found = {
-        "weights": seen.weights,
-        "calibration, covariances whole": seen.weights + seen.pass_bytes + whole,
-        "calibration, covariances sketched": seen.weights + seen.pass_bytes + sketched,
-        "subspaces": seen.weights + whole + bases,
-    }
-    for kind, adapter in adapters.items():
-        head = 4 * BYTES * seen.head  # its float32 copy, gradient and two states
-        found[f"training {kind}"] = seen.weights + seen.step_bytes[kind] + adapter.optimiser_bytes + head
-    return found
-
-
-def _flops(seen: Rehearsal, work: Workload, kept: Options, width: int) -> dict[str, float]:
-    tokens = work.samples * work.length
-    passes = seen.pass_flops * work.samples / work.batch_size
-    scores = sum(2.0 * tokens * rows * columns for rows, columns in seen.shapes.values())
-    distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
-    whole = sum(1.0 * tokens * d**2 for d in distinct)  # one triangle
-    sketched = sum(
-        4.0 * tokens * d * kept.sketch_size if kept.is_sketched(d) else 1.0 * tokens * d**2 for d in distinct
-    )
-    found = {
-        "calibration, covariances whole": passes + scores + whole,
-        "calibration, covariances sketched": passes + scores + sketched,
-        "subspaces": sum(_subspace_flops(*shape, width + OVERSAMPLING) for shape in seen.shapes.values()),
-    }
-    return found | {f"training {kind}": float(flops) for kind, flops in seen.step_flops.items()}
-
-
-def _subspace_flops(rows: int, columns: int, width: int) -> float:
-    """Four products with ``W C`` and its transpose, two bases made orthogonal, and decompositions of small cores.
-
-    What is done in float64 or in small pieces counts by its time, as measured beside large float32 products on a CPU.
-    """
-    products = 16.0 * columns * (rows + columns) * width
-    orthogonal = 60.0 * (rows + columns) * width**2
-    return products + orthogonal + 1000.0 * width**3
-
-
-def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
-    """Floating-point operations a second that a device reaches in a product of 2,048 by 2,048 matrices.
-
-    Parameters
-    ----------
-    device : str or torch.device
-        Where to compute.
-    dtype : str
-        Of the matrices.
-    seconds : float
-        Time to measure for.
-
-    Returns
-    -------
-    float
-        Of the fastest product.
-    """
-    size = 2048
-    a = torch.ones(size, size, device=device, dtype=floating_dtype(dtype))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return None
 
 
 @dataclass(frozen=True)
@@ -322,7 +301,62 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Setup:
+    """How a model is held and trained; the fields are arguments of `estimate`.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+
+    dtype: str
+    bits: int | None
+    gradient_checkpointing: bool
+    optim: str
+    gpus: int
+    rank: int
+    sketch_size: int
+
+    def __post_init__(self) -> None:
+        floating_dtype(self.dtype)
+        if self.bits is not None and self.bits not in QUANTIZED:
+            raise ValueError(f"bits={self.bits!r}: give 4 or 8, as bitsandbytes has them, or leave it out")
+        one_of("optim", self.optim, list(STATES))
+        positive_int(self.gpus, "gpus", 0)
+        Options(covariance="sketch", sketch_size=self.sketch_size)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Type of the weights."""
+        return floating_dtype(self.dtype)
+
+    @property
+    def width(self) -> int:
+        """Directions that subspaces are computed up to: allocations give few modules over four times the nominal."""
+        return 4 * self.rank
+
+    def is_sketched(self, d: int) -> bool:
+        """Whether a sketch keeps less of a covariance of this size."""
+        return Options(covariance="sketch", sketch_size=self.sketch_size).is_sketched(d)
+
+    def states(self, itemsize: int) -> int:
+        """Bytes that the optimiser keeps of a parameter of this size."""
+        numbers, fixed = STATES[self.optim]
+        return numbers * itemsize + fixed
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is simulated: an auto class of transformers, a config, and the target modules as they were asked for."""
+
+    architecture: Any
+    config: PretrainedConfig
+    targets: str | Iterable[str] | None
+
+
+@dataclass(frozen=True)
+class Simulated:
     """What was seen of a model.
 
     Attributes
@@ -335,15 +369,14 @@ class Rehearsal:
         Of the model.
     head : int
         Of a classifier's head, which is trained beside the adapter.
-    weights : int
+    whole : Weights
         Bytes of parameters and buffers.
-    pass_bytes : int
-        Most bytes beside the weights in the forward and backward pass of a batch that is calibrated on.
-    pass_flops : int
-        Its floating-point operations.
+    kept : Weights
+        The same as quantized.
     step_bytes : dict of int
-        Most bytes beside the weights in a training step, adapter and gradients included; the optimiser's states are
-        not. By what is trained: ``"B"``, ``"A and B"``.
+        Most bytes beside the weights: of the forward and backward pass of a batch that is calibrated on
+        (``"calibration"``), and of a training step by what is trained, adapter and its gradient included; without the
+        gradients of a base, and without an optimiser's states.
     step_flops : dict of int
         Its floating-point operations.
     """
@@ -352,72 +385,291 @@ class Rehearsal:
     shared: dict[str, str]
     parameters: int
     head: int
-    weights: int
-    pass_bytes: int
-    pass_flops: int
+    whole: Weights
+    kept: Weights
     step_bytes: dict[str, int]
     step_flops: dict[str, int]
 
 
-def rehearse(
-    architecture: Any,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    select: str | Iterable[str] | None,
-    work: Workload,
-    rank: int,
-) -> Rehearsal:
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a model's weights: of all, of those outside of its blocks, and of the largest block."""
+
+    total: int
+    outside: int
+    block: int
+
+    def on_one_of(self, gpus: int) -> int:
+        """Bytes on a card: its shard, what is outside of blocks, and two blocks, of which one arrives early."""
+        if gpus <= 1:
+            return self.total
+        return self.total // gpus + self.outside + 2 * self.block
+
+
+def _adapters(shapes: dict[str, tuple[int, int]], rank: int) -> dict[str, Footprint]:
+    ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
+    return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in KINDS}
+
+
+def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
+    """Most memory at once, by stage."""
+    distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
+    sketched = [d for d in distinct if setup.is_sketched(d)]
+    dense = [d for d in distinct if not setup.is_sketched(d)]
+    means = BYTES * sum(d * min(work.samples, d) for d in distinct)
+    whole = BYTES * sum(d**2 for d in distinct) + means
+    few = BYTES * (sum(d**2 for d in dense) + setup.sketch_size * (sum(sketched) + sum(set(sketched)))) + means
+    weights = seen.kept.on_one_of(setup.gpus)
+    found = {
+        "weights": weights,
+        "calibration, covariances whole": weights + seen.step_bytes["calibration"] + whole,
+        "calibration, covariances sketched": weights + seen.step_bytes["calibration"] + few,
+        "subspaces": weights + _subspace_bytes(seen, setup, whole),
+    }
+    for kind, adapter in _adapters(seen.shapes, setup.rank).items():
+        states = setup.states(BYTES) * (adapter.trainable_parameters + seen.head)
+        head = 2 * BYTES * seen.head  # its float32 copy and the gradient
+        found[f"training {kind}"] = weights + seen.step_bytes[kind] + states + head
+    shard = seen.parameters / max(setup.gpus, 1)
+    gradients = shard * setup.precision.itemsize
+    states = int(shard * setup.states(setup.precision.itemsize))
+    found[f"training {FULL}"] = seen.whole.on_one_of(setup.gpus) + max(seen.step_bytes[FULL], int(gradients)) + states
+    return found
+
+
+def _subspace_bytes(seen: Simulated, setup: Setup, covariances: int) -> int:
+    """Covariances and float32 weights of the modules that are decomposed side by side, and blocks of the iteration.
+
+    On the CPU it is one module at a time, beside all covariances and the bases found.
+    """
+    width = setup.width + OVERSAMPLING
+    is_copied = setup.bits is not None or setup.precision != torch.float32
+
+    def of(shape: tuple[int, int]) -> int:
+        d_out, d_in = shape
+        return BYTES * (d_in * d_out * is_copied + 8 * (d_in + d_out) * min(width, *shape))
+
+    if setup.gpus == 0:
+        bases = BYTES * sum(min(setup.width, *shape) * shape[1] for shape in seen.shapes.values())
+        return covariances + bases + max(map(of, seen.shapes.values()))
+    each = [of(shape) + BYTES * shape[1] ** 2 for shape in seen.shapes.values()]
+    return max(max(each), min(sum(each), TOGETHER))
+
+
+def _flops(seen: Simulated, setup: Setup, work: Workload) -> dict[str, float]:
+    """Floating-point operations of one card, by stage."""
+    tokens = work.samples * work.length
+    passes = seen.step_flops["calibration"] * work.samples / work.batch_size
+    scores = sum(2.0 * tokens * rows * columns for rows, columns in seen.shapes.values())
+    distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
+    whole = sum(1.0 * tokens * d**2 for d in distinct)  # one triangle
+    sketched = sum(
+        4.0 * tokens * d * setup.sketch_size if setup.is_sketched(d) else 1.0 * tokens * d**2 for d in distinct
+    )
+    width = setup.width + OVERSAMPLING
+    once = {
+        "calibration, covariances whole": passes + scores + whole,
+        "calibration, covariances sketched": passes + scores + sketched,
+        "subspaces": sum(_subspace_flops(*shape, width) for shape in seen.shapes.values()),
+    }
+    steps = {f"training {kind}": float(seen.step_flops[kind]) for kind in (*KINDS, FULL)}
+    return {stage: flops / max(setup.gpus, 1) for stage, flops in once.items()} | steps
+
+
+def _subspace_flops(rows: int, columns: int, width: int) -> float:
+    """Four products with ``W C`` and its transpose, two bases made orthogonal, and decompositions of small cores.
+
+    What is done in float64 or in small pieces counts by its time, as measured beside large float32 products on a CPU.
+    """
+    products = 16.0 * columns * (rows + columns) * width
+    orthogonal = 60.0 * (rows + columns) * width**2
+    return products + orthogonal + 1000.0 * width**3
+
+
+def _changes(
+    base: Base, seen: Simulated, setup: Setup, work: Workload, found: dict[str, int], memory: float
+) -> list[dict[str, Any]]:
+    """What to change until calibration, subspaces and training ``B`` fit, what costs least first."""
+    done: dict[str, dict[str, Any]] = {}
+    stages = ["calibration, covariances whole", "subspaces", f"training {KINDS[0]}"]
+    simulations = {_simulated_by(setup, work): seen}
+
+    def most(found: dict[str, int]) -> int:
+        return max(found[stage] for stage in stages)
+
+    before = most(found)
+    if found[stages[0]] > memory:
+        stages[0] = "calibration, covariances sketched"
+        if most(found) < 0.99 * before:
+            costs = f"of each covariance {setup.sketch_size} columns are kept"
+            done["covariance"] = {"change": "covariance='sketch'", "costs": costs, "bytes": most(found)}
+    for argument, change, costs, changes in _ladder(setup, work):
+        if most(found) <= memory:
+            break
+        if argument == "gpus" and "bits" in done:  # several cards need no rounding
+            setup = replace(setup, bits=None)
+            del done["bits"]
+        tried = replace(setup, **{name: value for name, value in changes.items() if name != "batch_size"})
+        less = replace(work, batch_size=changes.get("batch_size", work.batch_size))
+        key = _simulated_by(tried, less)
+        try:
+            simulations[key] = simulations.get(key) or simulate(base, tried, less)
+        except ValueError:  # it cannot checkpoint gradients
+            continue
+        after = _bytes(simulations[key], tried, less)
+        if most(after) < 0.99 * most(found):
+            done[argument] = {"change": change, "costs": costs, "bytes": most(after)}
+            setup, work, found = tried, less, after
+    return list(done.values())
+
+
+def _simulated_by(setup: Setup, work: Workload) -> tuple[Any, ...]:
+    return setup.bits, setup.gradient_checkpointing, work.batch_size
+
+
+def _ladder(setup: Setup, work: Workload) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Argument, change, what it costs, and the new values; the cheapest first."""
+    if work.batch_size > 1:
+        change = f"batch_size=1, gradient_accumulation_steps={work.batch_size}"
+        yield "batch_size", change, "the same updates; small batches leave a card idle", {"batch_size": 1}
+    if not setup.gradient_checkpointing:
+        change, costs = "gradient_checkpointing=True", "a training step runs the forward pass twice"
+        yield "gradient_checkpointing", change, costs, {"gradient_checkpointing": True}
+    if setup.states(BYTES) > 0:
+        change, costs = "optim='paged_adamw_8bit'", "states are rounded to 8 bits and come from the host"
+        yield "optim", change, costs, {"optim": "paged_adamw_8bit"}
+    for bits in (8, 4):
+        if setup.bits is None or bits < setup.bits:
+            change, costs = f"quantization_config=BitsAndBytesConfig(load_in_{bits}bit=True)", "the base is rounded"
+            yield "bits", change, costs, {"bits": bits}
+    gpus = 2
+    while gpus <= MOST_GPUS:
+        if gpus > setup.gpus:
+            yield "gpus", f"{gpus} GPUs, the base sharded by FSDP2", "more cards", {"gpus": gpus}
+        gpus *= 2
+
+
+def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
+    """Floating-point operations a second that a device reaches in a product of 2,048 by 2,048 matrices.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        Where to compute.
+    dtype : str
+        Of the matrices.
+    seconds : float
+        Time to measure for.
+
+    Returns
+    -------
+    float
+        Of the fastest product.
+    """
+    size = 2048
+    a = torch.ones(size, size, device=device, dtype=floating_dtype(dtype))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
     """Run a model's code for one calibration batch and one training step of each kind, on tensors without data.
 
     Parameters
     ----------
-    architecture : type
-        An auto class of transformers.
-    config : transformers.PretrainedConfig
-        Of the model.
-    dtype : torch.dtype
-        Of its weights.
-    select : str or list of str, optional
-        Target modules.
+    base : Base
+        The model.
+    setup : Setup
+        How it is held and trained; optimiser and cards make no difference here.
     work : Workload
         Sizes.
-    rank : int
-        Of the adapter, the same everywhere.
 
     Raises
     ------
     ValueError
-        If a sample is longer than the model reads, or has more labels than tokens where these are the same ones.
-
-    Warns
-    -----
-    UserWarning
-        If the config asks for quantised weights, which are counted as they would be without.
+        If a sample is longer than the model reads or has more labels than tokens where these are the same ones, or the
+        model cannot checkpoint gradients.
     """
-    if getattr(config, "quantization_config", None):
-        warnings.warn(
-            f"the config asks for quantised weights, and the estimate counts them in {dtype}: they will take less",
-            stacklevel=3,
-        )
     with simulated() as simulation:
-        model = architecture.from_config(config, dtype=dtype).eval()
+        model = base.architecture.from_config(base.config, dtype=setup.precision).eval()
         NEWLY_INITIALIZED[model] = ()  # what a checkpoint lacks is not known
+        if setup.gradient_checkpointing and not model.supports_gradient_checkpointing:
+            raise ValueError(f"gradient_checkpointing=True: {type(model).__name__} cannot: leave it out")
         _check_length(model, work)
-        targets = target_modules(model, select)
-        weights = simulation.live.now
-        pass_bytes, pass_flops, shared = _calibration_pass(simulation, model, targets, work)
-        steps = {kind: _training_step(simulation, model, targets, work, rank, kind == "B") for kind in KINDS}
-        return Rehearsal(
+        targets = target_modules(model, base.targets)
+        shared: dict[str, str] = {}
+        groups = alike_blocks(model)
+        quantized = _quantized(model) if setup.bits else []
+
+        def count() -> dict[str, tuple[int, int]]:
+            there = {name: target for name, target in targets.items() if _is_there(model, name)}
+            with contextlib.ExitStack() as undo:
+                for layer in quantized:
+                    undo.enter_context(_unpacking(layer))
+                found, inputs = _calibration_pass(simulation, model, there, work)
+                shared.update({name: first for name, first in inputs.items() if name not in shared})
+                steps = {kind: _adapter_step(simulation, model, there, setup, work, kind) for kind in KINDS}
+            return {"calibration": found} | steps | {FULL: _full_step(simulation, model, setup, work)}
+
+        counts = _of_all_blocks(groups, count)
+        _share_alike(groups, shared, targets)
+        return Simulated(
             shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
-            shared=shared,
+            shared={name: shared[name] for name in targets},
             parameters=sum(p.numel() for p in model.parameters()),
             head=sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters()),
-            weights=weights,
-            pass_bytes=pass_bytes - weights,
-            pass_flops=pass_flops,
-            step_bytes={kind: peak - weights for kind, (peak, _) in steps.items()},
-            step_flops={kind: flops for kind, (_, flops) in steps.items()},
+            whole=_weights(model, groups, [], None),
+            kept=_weights(model, groups, quantized, setup.bits),
+            step_bytes={stage: size for stage, (size, _) in counts.items()},
+            step_flops={stage: flops for stage, (_, flops) in counts.items()},
         )
+
+
+def _of_all_blocks(groups: list[Blocks], count: Callable[[], dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    """What ``count`` finds of the whole model, from runs of one block of each group, and of two of one.
+
+    All that is counted grows alike with each block of a group. Models whose own code does not run with fewer blocks are
+    run whole.
+    """
+    many = [blocks for blocks in groups if len(blocks.keys) > 2]
+    total, one = sum(len(blocks.keys) for blocks in groups), len(groups)
+    if not many or (1 + len(many)) * one + len(many) >= total:
+        return count()
+    few = {blocks: 1 if blocks in many else len(blocks.keys) for blocks in groups}
+    try:
+        with only(few):
+            first = count()
+        found = {stage: np.array(counted) for stage, counted in first.items()}
+        for blocks in many:
+            with only(few | {blocks: 2}):
+                second = count()
+            for stage, counted in second.items():
+                found[stage] += (len(blocks.keys) - 1) * (np.array(counted) - first[stage])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return count()
+    return {stage: (int(size), int(flops)) for stage, (size, flops) in found.items()}
+
+
+def _share_alike(groups: list[Blocks], shared: dict[str, str], targets: dict[str, Target]) -> None:
+    """Modules of blocks that were not run share inputs as those of the second block of their group do."""
+    for names in (blocks.names() for blocks in groups):
+        for block in names[2:]:
+            for name in targets:
+                if name not in shared and name.startswith(f"{block}."):
+                    reader = shared[names[1] + name.removeprefix(block)]
+                    shared[name] = reader.replace(f"{names[1]}.", f"{block}.", 1)
+
+
+def _is_there(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _check_length(model: Any, work: Workload) -> None:
@@ -430,9 +682,53 @@ def _check_length(model: Any, work: Workload) -> None:
         raise ValueError(f"length={length}: the model reads at most {most} tokens, by {table}: ask for fewer")
 
 
+def _weights(model: nn.Module, groups: list[Blocks], quantized: list[nn.Module], bits: int | None) -> Weights:
+    packed = {id(layer.weight): QUANTIZED[bits] for layer in quantized} if bits else {}
+
+    def of(module: nn.Module) -> int:
+        tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        return int(sum(tensor.numel() * packed.get(key, tensor.itemsize) for key, tensor in tensors.items()))
+
+    blocks = [of(model.get_submodule(name)) for group in groups for name in group.names()]
+    return Weights(of(model), of(model) - sum(blocks), max(blocks, default=0))
+
+
+def _quantized(model: nn.Module) -> list[nn.Module]:
+    """The layers that bitsandbytes packs: the linear ones, but for what gives logits."""
+    left_out = {id(output_embeddings(model)), *(id(model.get_submodule(name)) for name in head_modules(model))}
+    return [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and id(m) not in left_out]
+
+
+@contextlib.contextmanager
+def _unpacking(layer: Any) -> Iterator[None]:
+    """Have a layer make its weight for each product, as packed ones do, and keep none for the backward pass."""
+    shape = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.shape[::-1]
+
+    def forward(x: Tensor) -> Tensor:
+        product: Tensor = _Unpacked.apply(x, shape)
+        return product if layer.bias is None else product + layer.bias
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+class _Unpacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.shape = shape
+        return functional.linear(x, x.new_empty(shape))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ gradient.new_empty(ctx.shape), None
+
+
 def _calibration_pass(
     simulation: Simulation, model: Any, targets: dict[str, Target], work: Workload
-) -> tuple[int, int, dict[str, str]]:
+) -> tuple[tuple[int, int], dict[str, str]]:
     shared: dict[str, str] = {}
     with recording(model, targets, lambda name, inputs, gradients: None) as recorder:
 
@@ -444,40 +740,79 @@ def _calibration_pass(
             loss.backward()
             recorder.clear()
 
-        peak, flops = simulation.measure(act)
-    return peak, flops, shared
+        counted = simulation.measure(act)
+    return counted, shared
 
 
-def _training_step(
-    simulation: Simulation, model: Any, targets: dict[str, Target], work: Workload, rank: int, freeze_a: bool
+def _adapter_step(
+    simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup, work: Workload, kind: str
 ) -> tuple[int, int]:
     """A step with LoRA on every target, as PEFT computes it: in float32, beside a layer of whatever precision."""
-    model.requires_grad_(False)
-    model.train()
-    _keep_layers(model)
-    handles = [
-        model.get_submodule(name).register_forward_hook(_lora(target, min(rank, target.d_in, target.d_out), freeze_a))
-        for name, target in targets.items()
-    ]
+
+    def act() -> None:
+        model.requires_grad_(False)
+        handles = [
+            model.get_submodule(name).register_forward_hook(_lora(target, setup.rank, freeze_a=kind == "B"))
+            for name, target in targets.items()
+        ]
+        try:
+            _loss(model, work).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    with _training(model, setup):
+        return simulation.measure(act)
+
+
+def _full_step(simulation: Simulation, model: Any, setup: Setup, work: Workload) -> tuple[int, int]:
+    """A step of full fine-tuning, whose gradients are let go of one by one: `_bytes` counts them."""
+
+    def forget(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    parameters = list(model.parameters())
+    handles = []
     try:
-        return simulation.measure(lambda: _loss(model, work).backward())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(forget))
+        with _training(model, setup):
+            return simulation.measure(lambda: _loss(model, work).backward())
     finally:
         for handle in handles:
             handle.remove()
-        model.eval()
+        model.requires_grad_(False)
 
 
-def _keep_layers(model: nn.Module) -> None:
-    """Have no layer left out at random (LayerDrop): all of them are the most that a step takes.
+@contextlib.contextmanager
+def _training(model: Any, setup: Setup) -> Iterator[None]:
+    """A model as it is trained: no layer left out at random (LayerDrop), for all of them are the most a step takes.
 
     Models ask a tensor whether to, and one without data has no answer; some ask even where the chance is zero.
     """
+    model.train()
     for module in model.modules():
         if hasattr(module, "layerdrop"):
             module.training = False  # of its own code alone: its layers drop out as they do
+    if setup.gradient_checkpointing:
+        model.config.use_cache = False  # it would be refused, and said so
+        _checkpointing(model, "enable", {"use_reentrant": False, "preserve_rng_state": False})
+    try:
+        yield
+    finally:
+        model.eval()
+        if setup.gradient_checkpointing:
+            _checkpointing(model, "disable")
 
 
-def _lora(target: Target, rank: int, freeze_a: bool) -> Callable[..., Tensor]:
+def _checkpointing(model: Any, verb: str, *options: dict[str, bool]) -> None:
+    named = f"activation_checkpointing_{verb}"  # as transformers calls it lately, before: gradient checkpointing
+    getattr(model, named if hasattr(model, named) else f"gradient_checkpointing_{verb}")(*options)
+
+
+def _lora(target: Target, rank: int, *, freeze_a: bool) -> Callable[..., Tensor]:
+    rank = min(rank, target.d_in, target.d_out)
     a = torch.zeros(rank, target.d_in, requires_grad=not freeze_a)
     b = torch.zeros(target.d_out, rank, requires_grad=True)
 
@@ -500,78 +835,3 @@ def _loss(model: Any, work: Workload) -> Tensor:
     if logits.ndim == 2:
         return functional.cross_entropy(logits.float(), ids[:, 0], reduction="sum")
     return functional.cross_entropy(logits[:, : work.labels].float().transpose(1, 2), labels, reduction="sum")
-
-
-class LiveMemory(TorchDispatchMode):
-    """Bytes of the storages that operations made and that are still alive.
-
-    Attributes
-    ----------
-    now : int
-        At this moment.
-    peak : int
-        The most so far; may be set back.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and note what it made."""
-        if func.__name__ == "_grouped_mm.default":  # without data torch has it for bfloat16 alone
-            made = func(*tree_map(_short, args), **tree_map(_short, kwargs or {})).to(args[0].dtype)
-        else:
-            made = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return made
-
-    def _note(self, storage: Any) -> None:
-        if storage._cdata not in self._sizes:
-            self._sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, storage._cdata)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-
-def _short(value: Any) -> Any:
-    return value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-@dataclass
-class Simulation:
-    """Memory and floating-point operations of what is run inside of `simulated`."""
-
-    live: LiveMemory
-    counter: FlopCounterMode
-
-    def measure(self, act: Callable[[], object]) -> tuple[int, int]:
-        """Peak of memory while ``act`` runs, what was there before included, and the operations of its products.
-
-        Parameters
-        ----------
-        act : callable
-            Run once; what it returns is let go.
-        """
-        self.live.peak, before = self.live.now, self.counter.get_total_flops()
-        act()
-        return self.live.peak, self.counter.get_total_flops() - before
-
-
-@contextlib.contextmanager
-def simulated() -> Iterator[Simulation]:
-    """Tensors made inside of the block have shapes and no data, whatever their size: nothing is computed.
-
-    Notes
-    -----
-    Operations choose their kernels as on the CPU, so attention is never a matrix of tokens by tokens, which holds for
-    GPUs too.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live, FlopCounterMode(display=False) as counter:
-        yield Simulation(live, counter)

@@ -1,78 +1,50 @@
 """What a model will take, from its config: counts that are published, and memory that processes were seen to hold."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
 import tlora
+from benchmarks.speed.memory import CONFIGURATIONS, estimated, measured
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model
+from tlora import resource_estimate
 from tlora.resource_estimate import estimate, matmul_speed
 
 SMALL = {"samples": 4, "length": 16, "batch_size": 2}
-MEDIUM = LlamaConfig(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=8, num_attention_heads=12, vocab_size=4000
-)
-WORK = {"samples": 8, "length": 128, "batch_size": 8, "labels": 16}
-# Peaks of a process, less what it held before there was a model.
-MEASURED = """
-import gc, re, sys, torch, tlora
-from pathlib import Path
-from transformers import AutoConfig, AutoModelForCausalLM
-from tlora.comparison.run import PeakMemory
-
-torch.set_num_threads(1)
-folder, what, rank, length, batch_size, labels = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-tiny = AutoConfig.from_pretrained(folder, num_hidden_layers=1, vocab_size=50)
-ids = torch.randint(3, 50, (batch_size, length))
-some = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-# What libraries take at first use.
-tlora.calibrate(AutoModelForCausalLM.from_config(tiny).eval(), [some], progress=False)
-gc.collect()
-before = int(re.search(r"^VmRSS:\\s+(\\d+) kB$", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
-model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
-model.requires_grad_(False)
-ids = torch.randint(3, 4000, (batch_size, length))
-targets = ids.masked_fill(torch.arange(length) < length - labels, -100)
-batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": targets}
-if what.startswith("calibration"):
-    kept = "sketch" if what.endswith("sketched") else "dense"
-    with PeakMemory(torch.device("cpu")) as peak:
-        tlora.calibrate(model, [batch], covariance=kept, sketch_size=64, progress=False)
-else:
-    few = {name: value[:1, -8:] for name, value in batch.items()}
-    sensitivity = tlora.calibrate(model, [few], covariance="sketch", sketch_size=8, progress=False).sensitivity
-    allocation = tlora.allocate(sensitivity, rank, adapt_ranks=False, adapt_scales=False)
-    adapted = tlora.attach(model, None, allocation, freeze_a=what == "training B").train()
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
-    gc.collect()
-    from tlora.models.forward import at_labels
-    with PeakMemory(torch.device("cpu")) as peak:
-        for _ in range(2):
-            adapted(**at_labels(adapted, batch)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-print(peak.bytes - before)
-"""
+LAYERS = {
+    "llama": {"num_hidden_layers": 5},
+    "gemma3": {"num_hidden_layers": 6},
+    "gpt2": {"n_layer": 5},
+    "t5": {"num_layers": 4, "num_decoder_layers": 5},
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage",
-    ["calibration, covariances whole", "calibration, covariances sketched", "training B", "training A and B"],
-)
-def test_memory_is_what_a_process_holds(stage, tmp_path):
-    MEDIUM.save_pretrained(tmp_path)
-    expected = estimate(MEDIUM, 64, **WORK, sketch_size=64).bytes[stage]
-    sizes = [str(value) for value in (64, WORK["length"], WORK["batch_size"], WORK["labels"])]
-    command = [sys.executable, "-c", MEASURED, tmp_path, stage, *sizes]
-    # Tensors that are let go of leave the process at once, and not when the allocator sees fit.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert expected == pytest.approx(int(ran.stdout.splitlines()[-1]), rel=0.15)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_memory_is_what_a_process_holds(configuration):
+    assert estimated(configuration) == pytest.approx(measured(configuration), rel=0.15)
+
+
+LESS = {"gradient_checkpointing": True, "bits": 4}
+
+
+@pytest.mark.parametrize(("family", "options"), [("llama", LESS), ("gemma3", {}), ("gpt2", {}), ("t5", {})])
+def test_one_block_and_two_say_what_all_of_them_take(family, options, monkeypatch):
+    config = tiny_config(family, **LAYERS[family])
+    few = estimate(config, 2, **SMALL, **options)
+    monkeypatch.setattr(resource_estimate, "_of_all_blocks", lambda groups, count: count())
+    all_of_them = estimate(config, 2, **SMALL, **options)
+    assert (few.shapes, few.shared, few.flops) == (all_of_them.shapes, all_of_them.shared, all_of_them.flops)
+    assert few.bytes == pytest.approx(all_of_them.bytes, rel=0.04)
+
+
+def test_the_time_does_not_grow_with_the_blocks(monkeypatch):
+    ran = []
+    loss = resource_estimate._loss
+    monkeypatch.setattr(resource_estimate, "_loss", lambda *arguments: ran.append(1) or loss(*arguments))
+    for layers in (5, 50):
+        config = tiny_config("llama", num_hidden_layers=layers)
+        assert len(estimate(config, 2, **SMALL).shapes) == 7 * layers
+    assert len(ran) == 2 * 2 * 4  # one block and two, in calibration and in three kinds of training
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -164,6 +136,9 @@ def test_the_config_is_left_as_it_was(tmp_path):
         ({"labels": 17}, "no more labels than tokens"),
         ({"dtype": "int8"}, "floating-point"),
         ({"sketch_size": 0}, "sketch_size"),
+        ({"bits": 3}, "bits=3: give 4 or 8, as bitsandbytes has them"),
+        ({"optim": "lion"}, "optim must be 'adamw_torch' or"),
+        ({"gpus": -1}, "gpus"),
         ({"speed": 0}, "speed must be above 0 and finite, got 0"),
         ({"memory": -1.0}, "memory must be above 0 and finite, got -1"),
         ({"memory": float("inf")}, "memory must be above 0 and finite"),
@@ -206,8 +181,12 @@ def test_experts_are_counted_in_any_type():
     config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
     full, short = (estimate(config, 2, **SMALL, dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert full.bytes["weights"] == pytest.approx(2 * short.bytes["weights"], rel=0.01)
-    whole = [found.bytes["calibration, covariances whole"] - found.bytes["subspaces"] for found in (full, short)]
-    assert 1.7 < whole[0] / whole[1] < 2.1
+    widths = [full.shapes[name][1] for name in set(full.shared.values())]
+    statistics = sum(4 * d * (d + SMALL["samples"]) for d in widths)
+    passes = [
+        found.bytes["calibration, covariances whole"] - found.bytes["weights"] - statistics for found in (full, short)
+    ]
+    assert 1.7 < passes[0] / passes[1] < 2.1
     assert full.flops == short.flops
 
 
@@ -224,11 +203,77 @@ def test_the_head_of_a_classifier_is_trained_too(family):
         assert found.trainable[kind] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def test_quantised_weights_are_told_to_be_counted_whole():
+def test_a_base_of_four_bits_takes_what_bitsandbytes_holds():
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4, vocab_size=50
+    )
+    plain, eight, four = (estimate(config, 2, **SMALL, bits=bits) for bits in (None, 8, 4))
+    linear = 4 * (4 * 256**2 + 3 * 256 * 1024)
+    assert plain.bytes["weights"] - eight.bytes["weights"] == 3 * linear
+    assert eight.bytes["weights"] - four.bytes["weights"] == linear * 7 // 16  # 4 bits, and a float32 for each 64
+    full = "training all weights"
+    assert plain.bytes[full] == pytest.approx(four.bytes[full], rel=0.01)
+
+
+def test_bits_are_those_that_the_config_asks_for():
     config = tiny_config("llama")
     config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    with pytest.warns(UserWarning, match=r"asks for quantised weights, and the estimate counts them in torch.float32"):
+    four = estimate(tiny_config("llama"), 2, **SMALL, bits=4)
+    assert estimate(config, 2, **SMALL).bytes == four.bytes
+    config.quantization_config = {"quant_method": "fp8"}
+    with pytest.warns(UserWarning, match=r"asks for quantized weights, and the estimate counts them in float32"):
         assert estimate(config, 2, **SMALL).bytes == estimate(tiny_config("llama"), 2, **SMALL).bytes
+
+
+WIDE = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=4, vocab_size=1000)
+
+
+def test_checkpoints_leave_the_inputs_of_blocks_for_another_forward_pass():
+    work = {"samples": 4, "length": 128, "batch_size": 8}
+    whole, kept = (estimate(WIDE, 8, **work, gradient_checkpointing=value) for value in (False, True))
+    assert kept.bytes["training B"] < 0.6 * whole.bytes["training B"]
+    assert kept.flops["training B"] == pytest.approx(1.5 * whole.flops["training B"], rel=0.05)
+    again = kept.flops["training all weights"] / whole.flops["training all weights"]
+    assert 1.2 < again < 4 / 3  # the last product of a block is not needed a second time
+    assert kept.bytes["subspaces"] == whole.bytes["subspaces"]
+
+
+def test_an_optimiser_is_counted_by_its_states():
+    found = {optim: estimate(WIDE, 8, **SMALL, optim=optim) for optim in resource_estimate.STATES}
+    for kind, stage in (("A and B", "training A and B"), (None, "training all weights")):
+        trained = found["sgd"].trainable[kind] if kind else found["sgd"].parameters
+        more = {optim: (one.bytes[stage] - found["sgd"].bytes[stage]) / trained for optim, one in found.items()}
+        expected = {"adamw_torch": 8, "adamw_bnb_8bit": 2, "paged_adamw_32bit": 0, "paged_adamw_8bit": 0, "sgd": 0}
+        assert more == pytest.approx(expected)
+
+
+def test_cards_share_the_base_and_gather_it_block_by_block():
+    one, four = (estimate(WIDE, 8, **SMALL, gpus=gpus) for gpus in (1, 4))
+    block = 4 * (4 * 512**2 + 3 * 512 * 2048 + 2 * 512)
+    outside = 4 * (2 * 1000 * 512 + 512)
+    assert four.bytes["weights"] == pytest.approx(one.bytes["weights"] / 4 + 2 * block + outside, rel=1e-3)
+    assert one.bytes["training B"] - four.bytes["training B"] == one.bytes["weights"] - four.bytes["weights"]
+    assert four.flops["subspaces"] == one.flops["subspaces"] / 4
+    assert four.flops["training B"] == one.flops["training B"]  # each has a batch of its own
+
+
+def test_what_to_change_ends_with_what_fits_and_says_what_it_costs():
+    work = {"samples": 4, "length": 256, "batch_size": 8}
+    found = estimate(WIDE, 8, **work).bytes
+    most = max(found[stage] for stage in ("calibration, covariances whole", "subspaces", "training B"))
+    assert estimate(WIDE, 8, **work, memory=most).changes == []
+    last = []
+    for share in (0.99, 0.6, 0.3):
+        memory = share * most
+        changes = estimate(WIDE, 8, **work, memory=memory).changes
+        *before, after = (change["bytes"] for change in changes)
+        assert after <= memory < min([most, *before])
+        assert all(change["costs"] for change in changes)
+        last.append(changes[-1]["change"])
+    assert last[:2] == ["covariance='sketch'", "batch_size=1, gradient_accumulation_steps=8"]
+    assert last[2].endswith("GPUs, the base sharded by FSDP2")
+    again = estimate(WIDE, 8, **work | {"batch_size": 1}, gpus=int(last[2].split()[0])).bytes
+    assert max(again[stage] for stage in ("calibration, covariances sketched", "subspaces", "training B")) == after
 
 
 def test_an_encoder_decoder_may_write_more_than_it_reads():

@@ -17,7 +17,9 @@ ESTIMATING = """Examples:
 
 `tlora estimate smollm2-135m --length 90 --labels 4`
 
-`tlora estimate NousResearch/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 1 --memory 24 --teraflops 300`
+`tlora estimate NousResearch/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 4 --memory 24 --teraflops 300`
+
+`tlora estimate llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
 """
 
 
@@ -29,10 +31,20 @@ def estimate(
     labels: Annotated[int | None, typer.Option(help="Labelled tokens of a sample; all by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = BATCH_SIZE,
     dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+    bits: Annotated[int | None, typer.Option(help="4 or 8, of a base that bitsandbytes quantizes.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Train with the inputs of blocks kept alone.")
+    ] = False,
+    optim: Annotated[
+        str, typer.Option(help="Optimiser, as in transformers' TrainingArguments, e.g. paged_adamw_8bit.")
+    ] = "adamw_torch",
+    gpus: Annotated[
+        int, typer.Option(help="Cards that the base is sharded over by FSDP2; 0: all is in the CPU's memory.")
+    ] = 1,
     sketch_size: Annotated[int, typer.Option(help="Columns of a sketch of a covariance.")] = 256,
     num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.")] = None,
     target_modules: TargetModules = (),  # type: ignore[assignment]
-    memory: Annotated[float | None, typer.Option(help="Gigabytes that there are, for what fits.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Gigabytes of a card, for what fits and what to change.")] = None,
     teraflops: Annotated[
         float | None, typer.Option(help="Speed of products on the device; by default that of this CPU is measured.")
     ] = None,
@@ -52,6 +64,10 @@ def estimate(
         labels=labels,
         batch_size=batch_size,
         dtype=dtype,
+        bits=bits,
+        gradient_checkpointing=gradient_checkpointing,
+        optim=optim,
+        gpus=gpus,
         sketch_size=sketch_size,
         num_labels=num_labels,
         target_modules=selected(target_modules),
@@ -60,11 +76,15 @@ def estimate(
     )
     if as_json:
         counts = {"parameters": found.parameters, "modules": len(found.shapes), "trainable": found.trainable}
-        typer.echo(json.dumps(counts | {"stages": found.to_frame().to_dict("records")}, indent=2))
+        stages = {"stages": found.to_frame().to_dict("records"), "changes": found.changes}
+        typer.echo(json.dumps(counts | stages, indent=2))
         return
     typer.echo(_facts(found))
     typer.echo()
     typer.echo(_table(found))
+    if found.changes:
+        typer.echo()
+        typer.echo(_changes(found))
 
 
 def _facts(found: tlora.ResourceEstimate) -> str:
@@ -89,3 +109,12 @@ def _table(found: tlora.ResourceEstimate) -> str:
         stage = f"{row.stage}, one step" if row.stage.startswith("training") else row.stage
         rows.append([stage, size_text(1e9 * row.gigabytes), *work, *fits])
     return table(rows)
+
+
+def _changes(found: tlora.ResourceEstimate) -> str:
+    """What to change, one after the other, until calibration, subspaces and training `B` fit."""
+    memory = found.memory or 0
+    rows = [["change, one after the other", "most memory", "what it costs"]]
+    rows += [[change["change"], size_text(change["bytes"]), change["costs"]] for change in found.changes]
+    fits = found.changes[-1]["bytes"] <= memory
+    return f"To fit {size_text(memory)}{'' if fits else ', which is still too little'}:\n{table(rows)}"

@@ -146,8 +146,10 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
 
 
 def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
-    """The config of a model, and nothing else of it; see `load_model` for the names."""
-    return _load(AutoConfig, resolve(name, {}), name)
+    """The config of a model, and nothing else of it; see `load_model` for the names; a ``.json`` file is a config."""
+    path = Path(name)
+    is_config = path.suffix == ".json" and path.is_file()
+    return _load(AutoConfig, Location(str(path)) if is_config else resolve(name, {}), name)
 
 
 def writes_text(config: PretrainedConfig) -> bool:

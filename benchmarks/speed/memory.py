@@ -1,0 +1,230 @@
+"""What `tlora.estimate` says, and what a process held, in twelve configurations.
+
+    python -m benchmarks.speed.memory                  # each in processes of their own, on one thread
+    python -m benchmarks.speed.memory --only 3         # one of them
+
+A peak is that of the process's resident memory, less what it held before there was a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+import tlora
+from tlora.comparison.run import PeakMemory
+from tlora.models.forward import at_labels
+
+LLAMA = LlamaConfig(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=8, num_attention_heads=12, vocab_size=4000
+)
+GPT2 = GPT2Config(n_embd=512, n_layer=6, n_head=8, vocab_size=8000, n_positions=256, bos_token_id=1, eos_token_id=2)
+WORK = {"samples": 8, "length": 128, "batch_size": 8, "labels": 16}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A stage of the estimate, a model, and arguments of `tlora.estimate` beyond the usual ones."""
+
+    stage: str
+    config: PretrainedConfig = field(default_factory=lambda: LLAMA)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items() if name != "rank")
+        return f"{self.config.model_type}: {self.stage}{', ' * bool(options)}{options}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `tlora.estimate` is told."""
+        return WORK | {"rank": 64, "sketch_size": 64, "gpus": 0} | self.options
+
+
+B, BOTH, FULL = "training B", "training A and B", "training all weights"
+CONFIGURATIONS = (
+    Configuration("calibration, covariances whole"),
+    Configuration("calibration, covariances sketched"),
+    Configuration("subspaces"),
+    Configuration(B),
+    Configuration(BOTH),
+    Configuration(BOTH, options={"gradient_checkpointing": True, "length": 256}),
+    Configuration(B, options={"bits": 4}),
+    Configuration(FULL),
+    Configuration(FULL, options={"gradient_checkpointing": True, "optim": "sgd", "length": 256}),
+    Configuration(B, GPT2, {"labels": 128}),
+    Configuration(B, options={"gpus": 2}),
+    Configuration(FULL, options={"gpus": 2}),
+)
+
+
+def estimated(configuration: Configuration) -> int:
+    """Bytes that `tlora.estimate` says."""
+    return tlora.estimate(configuration.config, **configuration.arguments).bytes[configuration.stage]
+
+
+def measured(configuration: Configuration) -> int:
+    """Bytes that a process held, the most of several that run it together."""
+    processes = max(configuration.options.get("gpus", 1), 1)
+    command = [sys.executable, "-m", "benchmarks.speed.memory", "--one", str(CONFIGURATIONS.index(configuration))]
+    # Tensors that are let go of leave the process at once, and not when the allocator sees fit.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        environment |= {"MEETING": f"file://{folder}/meeting", "WORLD_SIZE": str(processes)}
+        running = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"RANK": str(rank)})
+            for rank in range(processes)
+        ]
+        said = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise RuntimeError(f"{configuration} could not be measured")
+    return max(int(text.splitlines()[-1]) for text in said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of configurations, from 0")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        print(_peak(CONFIGURATIONS[arguments.one]))
+        return
+    rows = []
+    for number in arguments.only or range(len(CONFIGURATIONS)):
+        configuration = CONFIGURATIONS[number]
+        said, held = estimated(configuration), measured(configuration)
+        rows.append({"configuration": str(configuration), "estimated, MB": said / 1e6, "held, MB": held / 1e6})
+        rows[-1]["estimated / held"] = said / held
+        print(pd.DataFrame(rows[-1:]).round(2).to_string(index=False, header=number == 0), flush=True)
+
+
+def _peak(configuration: Configuration) -> int:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    if "gpus" in configuration.options:
+        distributed.init_process_group("gloo", init_method=os.environ["MEETING"])
+    _warm(configuration)
+    gc.collect()
+    before = int(_status("VmRSS"))
+    model = _model(configuration)
+    run = _training if configuration.stage.startswith("training") else _analysis
+    peak = run(configuration, model)
+    return peak - before
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return 1024 * int(found[1])
+
+
+def _warm(configuration: Configuration) -> None:
+    """Have libraries take what they take at first use."""
+    config = AutoConfig.for_model(**configuration.config.to_dict() | {"vocab_size": 50})
+    config.num_hidden_layers = 1
+    batch = _batch(4, 8, 4, 50)
+    tiny = AutoModelForCausalLM.from_config(config).eval()
+    tlora.calibrate(tiny, [batch], progress=False)
+    if "bits" in configuration.options:
+        tiny = _quantized(tiny)
+        tiny(**batch)
+
+
+def _batch(count: int, length: int, labels: int, vocabulary: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, vocabulary, (count, length))
+    targets = ids.masked_fill(torch.arange(length) < length - labels, -100)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": targets}
+
+
+def _model(configuration: Configuration) -> PreTrainedModel:
+    dtype = getattr(torch, configuration.options.get("dtype", "float32"))
+    model = AutoModelForCausalLM.from_config(configuration.config, dtype=dtype).eval()
+    return _quantized(model) if "bits" in configuration.options else model
+
+
+def _quantized(model: PreTrainedModel) -> PreTrainedModel:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        packed = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four_bits, dtype=torch.float32)
+    for parameter in packed.parameters():
+        if parameter.dtype == torch.float32:  # a view of the file, which is in memory as long as one is
+            parameter.data = parameter.data.clone()
+    return packed.eval()
+
+
+def _sizes(configuration: Configuration) -> dict[str, torch.Tensor]:
+    arguments = configuration.arguments
+    return _batch(arguments["batch_size"], arguments["length"], arguments["labels"], configuration.config.vocab_size)
+
+
+def _analysis(configuration: Configuration, model: PreTrainedModel) -> int:
+    batch, arguments = _sizes(configuration), configuration.arguments
+    kept = "sketch" if configuration.stage.endswith("sketched") else "dense"
+    with PeakMemory(CPU) as calibrating:
+        calibration = tlora.calibrate(
+            model, [batch], covariance=kept, sketch_size=arguments["sketch_size"], progress=False
+        )
+    if configuration.stage != "subspaces":
+        return int(calibrating.bytes or 0)
+    gc.collect()
+    with PeakMemory(CPU) as finding:
+        tlora.task_subspaces(model, calibration, max_rank=4 * arguments["rank"], progress=False)
+    return int(finding.bytes or 0)
+
+
+def _training(configuration: Configuration, model: PreTrainedModel) -> int:
+    batch, arguments = _sizes(configuration), configuration.arguments
+    trained: torch.nn.Module = model
+    if configuration.stage != FULL:
+        few = {name: value[:1, -8:] for name, value in batch.items()}
+        sensitivity = tlora.calibrate(model, [few], covariance="sketch", sketch_size=8, progress=False).sensitivity
+        allocation = tlora.allocate(sensitivity, arguments["rank"], adapt_ranks=False, adapt_scales=False)
+        trained = tlora.attach(model, None, allocation, freeze_a=configuration.stage == B)
+    trained.train()
+    if arguments.get("gradient_checkpointing"):
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments["gpus"] > 1:
+        adapters = {parameter for name, parameter in trained.named_parameters() if "lora_" in name}
+        for block in model.model.layers:
+            fully_shard(block, ignored_params=adapters)
+        fully_shard(model, ignored_params=adapters)
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    makes = torch.optim.SGD if arguments.get("optim") == "sgd" else torch.optim.AdamW
+    optimizer = makes(parameters, lr=1e-4)
+    gc.collect()
+    with PeakMemory(CPU) as peak:
+        for _ in range(2):
+            trained(**at_labels(trained, batch)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return int(peak.bytes or 0)
+
+
+if __name__ == "__main__":
+    main()
