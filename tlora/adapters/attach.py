@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tlora.adapters.config import check_config, checked_config, given
@@ -27,6 +28,7 @@ from tlora.adapters.lora_layers import (
     wrappers,
 )
 from tlora.allocation.allocation import Allocation
+from tlora.models.sharding import at_rest, hold_whole, refuse_split
 from tlora.models.targets import refuse_adapted, refuse_offloaded
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
@@ -117,10 +119,15 @@ def attach(
     overrides = {} if config is None else given(config)
     check_config(model, allocation, overrides)
     refuse_offloaded(model, allocation.ranks)
+    for name in allocation.ranks:
+        refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
     detach(model)
     check_name(adapter_name, (name for name, _ in model.named_parameters()))
     with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, checked_config(model, allocation, overrides), adapter_name=adapter_name)
+        for module in adapted.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                hold_whole(module.modules_to_save)
         _apply(adapted, allocation, initial)
         if freeze_a:
             freeze(adapted)
@@ -151,6 +158,7 @@ def attached_with(model: PeftModel) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def back_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
+    at_rest(model)
     _TRAINABLE_BEFORE[model] = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
         yield

@@ -22,6 +22,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from tlora.models.sharding import whole
 from tlora.models.weights import base_of
 from tlora.utils.files import read_json
 from tlora.utils.reproducibility import exact_products
@@ -227,7 +228,7 @@ class LoraModule:
 
     def weight_norm(self) -> float:
         """Frobenius norm of the base weight, in float32 whatever it is stored in."""
-        weight = dequantize_module_weight(self.layer.get_base_layer()).detach()
+        weight = whole(dequantize_module_weight(self.layer.get_base_layer()).detach())
         return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
 
 
