@@ -62,7 +62,8 @@ def attach(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to.
+        The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to. It
+        may be sharded by FSDP2.
     subspaces : Subspaces or None
         Where A comes from. None initializes A at random as plain LoRA does (the paper's ablation without
         init, there with ``freeze_a=False``).
@@ -95,12 +96,18 @@ def attach(
     TypeError
         If the subspaces, the allocation or the config is of another type.
     ValueError
-        If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
-        offloaded, the subspaces are of another model or the allocation of other modules, a rank is beyond
-        the directions that were computed, ``rows`` is unknown, or ``config`` contradicts the allocation. The model is
-        then as it was.
+        If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base), is
+        offloaded, or sharded by tensor parallelism or ZeRO-3, the subspaces are of another model or the allocation of
+        other modules, a rank is beyond the directions that were computed, ``rows`` is unknown, or ``config``
+        contradicts the allocation. The model is then as it was.
     RuntimeError
         If PEFT has given a layer another rank or scaling than the allocation has.
+
+    Notes
+    -----
+    Over a base that FSDP2 has sharded the adapter, which is small, is whole in every process: its parameters are plain
+    ones, `train` averages their gradients as it does for a base that is not sharded, and one process saves it. In a
+    loop of one's own that is for the loop to do. All processes call this together.
 
     References
     ----------
@@ -273,7 +280,7 @@ def merge(model: PeftModel) -> Any:
         If it is not a PEFT model.
     ValueError
         If the adapter is merged already, there is none, a module shares its weight with another or lacks the
-        bias that was trained beside it, or merging gives
+        bias that was trained beside it, the base is sharded, or merging gives
         weights that are not finite.
 
     Notes

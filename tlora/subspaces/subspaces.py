@@ -205,7 +205,8 @@ def task_subspaces(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The model that was calibrated; of one with adapters, the layers under them. Read only.
+        The model that was calibrated; of one with adapters, the layers under them. Read only. Of one that FSDP2 has
+        sharded each process decomposes its part of the modules, one whole weight at a time, and all have the result.
     calibration : Calibration
         From `calibrate`.
     max_rank : int or Allocation
