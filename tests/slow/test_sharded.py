@@ -57,6 +57,7 @@ def prepared(model: Any, **options: Any) -> tuple[tlora.Calibration, tlora.Alloc
 
 
 def trained(model: Any, allocation: Any, subspaces: Any, batch_size: int, **options: Any) -> Any:
+    logits(model)  # after which the outermost module holds its weights whole
     adapted = tlora.attach(model, subspaces, allocation, rows="variance")
     arguments = {"learning_rate": 1e-2, "batch_size": batch_size, "max_steps": 10, "logging_steps": 1}
     run = tlora.train(adapted, token_rows(40), progress=False, evaluation_limit=4, **arguments, **options)
