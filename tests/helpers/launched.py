@@ -1,4 +1,4 @@
-"""Scripts that are run by two processes, as torchrun starts them."""
+"""Scripts that are run by several processes, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def in_two_processes(script: Path, *arguments: object) -> None:
-    """Run a script twice at once on the CPU, one thread each, and see that both end well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    """See `in_processes`."""
+    in_processes(2, script, *arguments)
+
+
+def in_processes(count: int, script: Path, *arguments: object) -> None:
+    """Run a script so often at once on the CPU, one thread each, and see that all end well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*launcher, str(script), *map(str, arguments)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert ran.returncode == 0, ran.stderr[-3000:]

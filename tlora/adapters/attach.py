@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tlora.adapters.config import check_config, checked_config, given
@@ -27,6 +28,7 @@ from tlora.adapters.lora_layers import (
     wrappers,
 )
 from tlora.allocation.allocation import Allocation
+from tlora.models.sharding import at_rest, hold_whole, refuse_split
 from tlora.models.targets import refuse_adapted, refuse_offloaded
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
@@ -60,7 +62,8 @@ def attach(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to.
+        The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to. It
+        may be sharded by FSDP2.
     subspaces : Subspaces or None
         Where A comes from. None initializes A at random as plain LoRA does (the paper's ablation without
         init, there with ``freeze_a=False``).
@@ -93,12 +96,18 @@ def attach(
     TypeError
         If the subspaces, the allocation or the config is of another type.
     ValueError
-        If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base) or is
-        offloaded, the subspaces are of another model or the allocation of other modules, a rank is beyond
-        the directions that were computed, ``rows`` is unknown, or ``config`` contradicts the allocation. The model is
-        then as it was.
+        If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base), is
+        offloaded, or sharded by tensor parallelism or ZeRO-3, the subspaces are of another model or the allocation of
+        other modules, a rank is beyond the directions that were computed, ``rows`` is unknown, or ``config``
+        contradicts the allocation. The model is then as it was.
     RuntimeError
         If PEFT has given a layer another rank or scaling than the allocation has.
+
+    Notes
+    -----
+    Over a base that FSDP2 has sharded the adapter, which is small, is whole in every process: its parameters are plain
+    ones, `train` averages their gradients as it does for a base that is not sharded, and one process saves it. In a
+    loop of one's own that is for the loop to do. All processes call this together.
 
     References
     ----------
@@ -117,10 +126,15 @@ def attach(
     overrides = {} if config is None else given(config)
     check_config(model, allocation, overrides)
     refuse_offloaded(model, allocation.ranks)
+    for name in allocation.ranks:
+        refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
     detach(model)
     check_name(adapter_name, (name for name, _ in model.named_parameters()))
     with seeded(seed), back_on_error(model), without_noise():
         adapted = get_peft_model(model, checked_config(model, allocation, overrides), adapter_name=adapter_name)
+        for module in adapted.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                hold_whole(module.modules_to_save)
         _apply(adapted, allocation, initial)
         if freeze_a:
             freeze(adapted)
@@ -151,6 +165,7 @@ def attached_with(model: PeftModel) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def back_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
+    at_rest(model)
     _TRAINABLE_BEFORE[model] = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
         yield
@@ -265,7 +280,7 @@ def merge(model: PeftModel) -> Any:
         If it is not a PEFT model.
     ValueError
         If the adapter is merged already, there is none, a module shares its weight with another or lacks the
-        bias that was trained beside it, or merging gives
+        bias that was trained beside it, the base is sharded, or merging gives
         weights that are not finite.
 
     Notes

@@ -22,6 +22,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from tlora.models.sharding import is_sharded, whole
 from tlora.models.weights import base_of
 from tlora.utils.files import read_json
 from tlora.utils.reproducibility import exact_products
@@ -192,6 +193,8 @@ def why_not_merged(model: PeftModel) -> str:
     """What stands against folding the active adapter into the base's weights, as a clause; empty where nothing does."""
     if shared := shared_weight(model):
         return f"{shared[0]} shares its weight with {shared[1]}, and merging would change both"
+    if is_sharded(model):
+        return "the base is sharded over processes"
     layers = adapter_layers(model)
     for layer in layers.values():
         if why := getattr(dict(layer.lora_B.items()).get(model.active_adapter), "why_not_merged", ""):
@@ -227,7 +230,7 @@ class LoraModule:
 
     def weight_norm(self) -> float:
         """Frobenius norm of the base weight, in float32 whatever it is stored in."""
-        weight = dequantize_module_weight(self.layer.get_base_layer()).detach()
+        weight = whole(dequantize_module_weight(self.layer.get_base_layer()).detach())
         return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
 
 

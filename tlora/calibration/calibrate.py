@@ -51,8 +51,8 @@ def calibrate(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The base model: causal, encoder-decoder or sequence classification, quantised or not. It is observed, not
-        changed: hooks, modes and ``requires_grad`` are as before when this returns or raises.
+        The base model: causal, encoder-decoder or sequence classification, quantised or not, or sharded by FSDP2. It
+        is observed, not changed: hooks, modes and ``requires_grad`` are as before when this returns or raises.
     batches : iterable of dict
         Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
         where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
@@ -119,7 +119,7 @@ def calibrate(
 
     Under ``torchrun`` or ``accelerate launch`` each process gives the same batches (a Trainer's loader gives each its
     own: calibrate before, in one process), runs its part of them, and returns the result of all; let one of them save
-    it.
+    it. Of a sharded model no process holds more whole weights than a forward and backward pass needs.
 
     References
     ----------

@@ -14,7 +14,9 @@ from tlora.calibration.batches import Batch, prepare
 from tlora.calibration.packing import unpacked
 from tlora.models.forward import input_device, own_loss, sample_losses
 from tlora.models.hooks import Recorder, recording, seeing
+from tlora.models.sharding import processes_of
 from tlora.models.targets import Target
+from tlora.models.weights import weight
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products, seeded
 
@@ -99,7 +101,8 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     Samples stay apart, because no row of a batch reads another: row ``n`` of the gradient at a module's output
     is that of sample ``n`` alone. Of the first batch, the first of several samples, and the first that is padded, the
     shortest sample is run alone to see that it is so, and that the loss is the model's own. Where a module reads tokens
-    before samples, or something that is of no sample, such as positions, the samples are run one by one.
+    before samples, or something that is of no sample, such as positions, the samples are run one by one. A sharded
+    model gathers its weights as it runs: a process that has no batch left runs one of another, and observes nothing.
 
     Parameters
     ----------
@@ -123,31 +126,42 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
 
     @exact_products()
     def arrived(name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+        if not mine:
+            weight(model.get_submodule(name), name)  # another process may be gathering it
+            return
         whole = [gradient.float() / scale for gradient in gradients] if scale != 1 else gradients
         observer.gradient_arrived(name, inputs, whole)
 
-    device = input_device(model.get_input_embeddings())
+    parts: list[Batch] = []
+
+    def each_part() -> Iterator[Batch]:
+        for each in batches:
+            parts[:] = each.singles() if singly else each.told_apart()
+            while parts:
+                yield parts.pop(0)
+
+    device, processes = input_device(model.get_input_embeddings()), processes_of(model)
     with recording(model, targets, arrived) as recorder:
         seen, singly = -1, False
-        for each in batches:
-            parts = each.singles() if singly else each.told_apart()
-            while parts:
-                here = parts.pop(0)
-                batch = here.on(device, model)
-                losses = sample_losses(model, batch.inputs)
-                _check_rows(targets, batch, recorder.inputs)
-                if not all(batch.is_by_sample(x) for calls in recorder.inputs.values() for x in calls):
-                    singly, parts = True, [one for part in (here, *parts) for one in part.singles()]
-                    recorder.clear()
-                    continue
+        for here, mine in processes.in_step(each_part()):
+            batch = here.on(device, model)
+            losses = sample_losses(model, batch.inputs)
+            _check_rows(targets, batch, recorder.inputs)
+            if processes.any(not all(batch.is_by_sample(x) for calls in recorder.inputs.values() for x in calls)):
+                singly, parts[:0] = True, [here] * mine
+                parts[:] = [one for part in parts for one in part.singles()]
+                recorder.clear()
+                continue
+            if mine:
                 with exact_products():
                     observer.start(batch)
                     observer.forward_done(recorder)
-                recorder.backward(losses.sum() * scale)
-                if (company := _company(batch)) > seen:
-                    seen = company
-                    _check_alone(model, here, batch, losses.detach(), recorder)
-                recorder.clear()
+            recorder.backward(losses.sum() * scale)
+            company = _company(batch)
+            if processes.any(company > seen):
+                seen = max(seen, company)
+                _check_alone(model, here, batch, losses.detach(), recorder)
+            recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (a generator that was used up?)")
 

@@ -1,6 +1,7 @@
 """A base model: load it, find its linear layers, call it, observe it.
 
 loading (from a folder, a hub or a package), targets (the linear modules that an adapter may adapt), module_result (the
-base of results about them), weights (dense matrices of any layer, their fingerprints), forward (logits and per-sample
-losses), hooks (record what modules read), simulation (run a model's code on tensors without data).
+base of results about them), sharding (over processes, by FSDP2), weights (dense matrices of any layer, their
+fingerprints), forward (logits and per-sample losses), hooks (record what modules read), simulation (run a model's code
+on tensors without data).
 """

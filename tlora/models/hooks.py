@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tlora.models.sharding import at_rest
 from tlora.models.targets import Target
 from tlora.models.weights import intact, refuse_packed
 
@@ -153,6 +154,8 @@ def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Grad
     recorder = Recorder(on_gradient)
     with contextlib.ExitStack() as undo:
         undo.enter_context(intact(model))
+        undo.callback(at_rest, model)
+        at_rest(model)
         undo.callback(recorder.clear)
         for module in model.modules():
             _set_for_now(undo, module, "training", False)

@@ -19,6 +19,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tlora.models.sharding import refuse_split, whole
 from tlora.models.targets import check_is_model, is_linear, shape
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
@@ -47,7 +48,8 @@ def weight(module: nn.Module, name: str = "") -> Float[Tensor, "d_out d_in"]:
     ----------
     module : torch.nn.Module
         `torch.nn.Linear`, the ``Conv1D`` of GPT-2, a quantised layer that PEFT can dequantise (bitsandbytes
-        4-bit and 8-bit), or any of these offloaded to the CPU or the disk by accelerate.
+        4-bit and 8-bit), or any of these offloaded to the CPU or the disk by accelerate, or sharded by FSDP2: then
+        every process of the model has to ask for it.
     name : str
         Name of the layer, for the messages of errors.
 
@@ -61,14 +63,12 @@ def weight(module: nn.Module, name: str = "") -> Float[Tensor, "d_out d_in"]:
     TypeError
         If the weight is packed in a format that cannot be unpacked (GPTQ, AWQ).
     ValueError
-        If this process has no data for it: it is sharded, or on the ``meta`` device.
+        If it is on the ``meta`` device, or was taken apart by tensor parallelism or ZeRO-3.
     """
     label = f"layer {name!r} ({type(module).__name__})" if name else f"a {type(module).__name__} layer"
+    refuse_split(getattr(module, "weight", None), label)
     with align_module_device(module):
-        found = _unpacked(module, label)
-    if hasattr(found, "ds_id") or hasattr(found, "full_tensor"):
-        raise ValueError(f"the weight of {label} is sharded: calibrate and save before training distributed")
-    found = found.detach()
+        found = whole(_unpacked(module, label).detach())
     if found.is_meta:
         raise ValueError(f"{label} is on the meta device and has no weight: load the model with its weights")
     coded = not found.is_floating_point() or found.dtype.itemsize < 2  # eight bits have scales beside them
@@ -187,7 +187,7 @@ def check_same_model(
 
 
 def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
-    """Fingerprints of the weights under the LoRA layers; packed or sharded ones, which cannot be read, go without."""
+    """Fingerprints of the weights under the LoRA layers; packed ones, and others that cannot be read, go without."""
     found = {}
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and is_linear(layer.get_base_layer()):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, zip_longest
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import pandas as pd
@@ -17,8 +18,9 @@ from tlora.calibration.calibration import Calibration, check_alike
 from tlora.calibration.covariance import Covariance
 from tlora.calibration.spectrum import Spectrum, descending
 from tlora.models.module_result import ModuleResult
+from tlora.models.sharding import processes_of
 from tlora.models.targets import Target
-from tlora.models.weights import base_modules, check_same_model, weight
+from tlora.models.weights import base_modules, base_of, check_same_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
 from tlora.utils.devices import Asking, answered
@@ -203,7 +205,8 @@ def task_subspaces(
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The model that was calibrated; of one with adapters, the layers under them. Read only.
+        The model that was calibrated; of one with adapters, the layers under them. Read only. Of one that FSDP2 has
+        sharded each process decomposes its part of the modules, one whole weight at a time, and all have the result.
     calibration : Calibration
         From `calibrate`.
     max_rank : int or Allocation
@@ -270,12 +273,16 @@ def task_subspaces(
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     modules = base_modules(model)
     inputs = _Inputs(calibration, centred, ridge if kind == "g_whitened" else None, general, general_weight)
-    found: dict[str, _Basis] = {}
-    with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not progress) as bar:
-        for names in _groups(modules, {name: calibration.targets[name] for name in counts}):
-            bases = answered([_module_basis(modules, inputs, name, counts[name], kind, seed) for name in names])
-            found.update(zip(names, bases, strict=True))
-            bar.update(len(names))
+    processes = processes_of(base_of(model))
+    computed: dict[str, _Basis] = {}
+    shown = progress and processes.rank == 0
+    with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not shown) as bar:
+        for groups in _rounds(modules, calibration, counts, processes.count):
+            now, mine = [*chain.from_iterable(groups)], {name: counts[name] for name in groups[processes.rank]}
+            for part in processes.gather(_decomposed(modules, inputs, now, mine, kind, seed)):
+                computed |= part
+            bar.update(len(now))
+    found = {name: computed[name] for name in counts}
     trace = {first: inputs.moment(first).trace for first in calibration.covariances}
     recipe: dict[str, Any] = {"kind": kind, "centred": centred}
     if kind == "g_whitened":
@@ -346,17 +353,55 @@ def _check_general(calibration: Calibration, general: Calibration, kind: Kind) -
     check_alike(calibration, general.names, recipe, general.fingerprints, "general")
 
 
-def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target]) -> Iterator[list[str]]:
-    """Modules that are decomposed side by side: on the CPU each alone, elsewhere what `TOGETHER` has room for."""
+def _rounds(
+    modules: Mapping[str, nn.Module], calibration: Calibration, names: Iterable[str], processes: int
+) -> Iterator[tuple[Sequence[str], ...]]:
+    """What each process decomposes at one time: modules that read one input in one process, dealt by cost."""
+    units: dict[str, list[str]] = {}
+    for name in names:
+        units.setdefault(calibration.shared[name], []).append(name)
+    products = {name: t.d_in * (t.d_in + t.d_out) for name, t in calibration.targets.items()}
+    costs = {first: sum(products[name] for name in unit) for first, unit in units.items()}
+    loads = [0] * processes
+    parts: list[set[str]] = [set() for _ in loads]
+    for first in sorted(units, key=costs.__getitem__, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += costs[first]
+        parts[least] |= {*units[first]}
+    targets = [{name: calibration.targets[name] for name in names if name in part} for part in parts]
+    room = TOGETHER if processes == 1 else 0  # no process then holds the whole weights of more than one module
+    return zip_longest(*(_groups(modules, each, room) for each in targets), fillvalue=())
+
+
+def _decomposed(
+    modules: Mapping[str, nn.Module],
+    inputs: _Inputs,
+    now: Iterable[str],
+    mine: Mapping[str, int],
+    kind: Kind,
+    seed: int,
+) -> dict[str, _Basis]:
+    """Bases of so many directions of this process's modules, among those that all processes decompose now."""
+    weights = {}
+    for name in now if kind != "random" else ():
+        found = weight(modules[name], name)  # of a sharded model all processes have to ask for it
+        if name in mine:
+            weights[name] = found.float()
+    bases = answered([_module_basis(weights, inputs, name, k, kind, seed) for name, k in mine.items()])
+    return dict(zip(mine, bases, strict=True))
+
+
+def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target], room: int) -> Iterator[list[str]]:
+    """Modules that are decomposed side by side: on the CPU each alone, elsewhere as many as so many bytes hold."""
     group: list[str] = []
-    left = TOGETHER
+    left = room
     for name, target in targets.items():
         parameter = next(modules[name].parameters(), None)
         is_elsewhere = parameter is not None and parameter.device.type not in ("cpu", "meta")
         size = 4 * target.d_in * (target.d_out + target.d_in) if is_elsewhere else TOGETHER
         if group and size > left:
             yield group
-            group, left = [], TOGETHER
+            group, left = [], room
         group.append(name)
         left -= size
     yield group
@@ -415,7 +460,7 @@ class _Basis(NamedTuple):
 
 
 def _module_basis(
-    modules: Mapping[str, nn.Module], inputs: _Inputs, name: str, k: int, kind: Kind, seed: int
+    weights: Mapping[str, Tensor], inputs: _Inputs, name: str, k: int, kind: Kind, seed: int
 ) -> Asking[_Basis]:
     calibration = inputs.calibration
     d_in = calibration.targets[name].d_in
@@ -423,7 +468,7 @@ def _module_basis(
     if kind == "random":
         rows = fix_signs(orthonormal_rows(k, d_in, generator))
         return _Basis(rows, torch.zeros(k), k, _variance(calibration.covariance[name], rows))
-    w = weight(modules[name], name).float()
+    w = weights[name]
     c = inputs.on(calibration.shared[name], w.device)
     matrix = _matrix(w, c, inputs, name, kind)
     leading = yield from leading_right_singular_vectors(

@@ -13,6 +13,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, load_peft_weights
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -20,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from tlora.adapters.files import ARGUMENTS
 from tlora.adapters.lora_layers import remember_trainable
 from tlora.models.forward import IGNORED, at_labels, can_leave_logits_out, fitted, with_labelled_alone
+from tlora.models.sharding import is_sharded
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
 from tlora.training.checkpoints import adapter_folder, dispensable
@@ -36,6 +38,7 @@ _ATTRIBUTES = (
     "_gradient_checkpointing_func",
     "_require_grads_hook",
     "_require_grads_hooks",
+    "_ddp_params_and_buffers_to_ignore",
 )
 
 
@@ -123,6 +126,17 @@ class AdapterTrainer(Trainer):
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = loss * (inputs["labels"].ne(IGNORED).sum() * processes / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """Over a sharded base DDP averages the gradients of the adapter alone; accelerate would refuse the shards."""
+        wrapped = super()._wrap_model(model, training, dataloader)
+        if not training or wrapped is not self._adapted or not is_sharded(model):
+            return wrapped
+        model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+        handler = self.accelerator.ddp_handler
+        return DistributedDataParallel(model, **({} if handler is None else handler.to_kwargs()))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Losses on the validation samples; what it draws changes nothing of the training that goes on."""

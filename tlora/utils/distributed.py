@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor, distributed
+
+Item = TypeVar("Item")
 
 
 def on_cpu() -> bool:
@@ -58,6 +60,31 @@ class Processes:
         """Replace each tensor by its sum over all processes."""
         for tensor in tensors if self.count > 1 else ():
             tensor.copy_(reduce(tensor.to(PartialState().device), "sum"))
+
+    def in_step(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+        """Items of a loop that every process goes through equally often, as one over passes of a sharded model.
+
+        Parameters
+        ----------
+        items : iterable
+            Those of this process; they can be pickled.
+
+        Yields
+        ------
+        tuple
+            An item, and whether it is this process's own; where there is none left, one that another process has now.
+        """
+        own = iter(items)
+        while True:
+            item = next(own, None)
+            now = [each for each in self.gather(item) if each is not None]
+            if not now:
+                return
+            yield (now[0], False) if item is None else (item, True)
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so in one of them."""
+        return any(self.gather(value))
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, in their order."""

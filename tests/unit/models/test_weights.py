@@ -1,6 +1,7 @@
 """The weight of a layer is what the layer multiplies by, in one layout, however it is stored."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -69,11 +70,36 @@ def test_a_weight_that_is_not_there_is_refused():
         weight(nn.Linear(4, 4, device="meta"), "a.b")
 
 
-def test_a_sharded_weight_is_refused():
+@pytest.mark.parametrize(
+    ("mark", "value", "message"),
+    [
+        ("ds_id", 3, "by DeepSpeed's ZeRO-3: use ZeRO-2, or FSDP2"),  # the shards are elsewhere
+        ("device_mesh", SimpleNamespace(mesh_dim_names=("fsdp", "tp")), "over the mesh dimension 'tp', .*FSDP2"),
+    ],
+)
+def test_a_weight_that_is_sharded_otherwise_than_by_fsdp2_is_refused(mark, value, message):
     linear = nn.Linear(4, 4)
-    linear.weight.ds_id = 3  # how ZeRO-3 marks a parameter whose shards are elsewhere
-    with pytest.raises(ValueError, match=r"layer 'a\.b' \(Linear\) is sharded: calibrate and save before"):
+    setattr(linear.weight, mark, value)
+    with pytest.raises(ValueError, match=rf"layer 'a\.b' \(Linear\) is sharded {message}"):
         weight(linear, "a.b")
+
+
+@pytest.mark.parametrize("names", [None, ("fsdp",)])
+def test_a_weight_that_fsdp2_has_sharded_is_gathered(names):
+    """As PEFT goes by the names of a mesh, which plain `fully_shard` leaves out."""
+    linear, expected = nn.Linear(4, 3), torch.arange(12.0).view(3, 4)
+    linear.weight = Shards(expected, SimpleNamespace(mesh_dim_names=names))
+    assert weight(linear, "a.b").equal(expected)
+
+
+class Shards(nn.Parameter):
+    """One half of a weight, and the way to the other, as a DTensor has it."""
+
+    def __new__(cls, full, device_mesh):
+        made = super().__new__(cls, full[:2].clone(), False)
+        made.device_mesh, made.full_tensor = device_mesh, lambda: full
+        made.detach = lambda: made
+        return made
 
 
 def test_packed_integers_are_refused():
