@@ -38,7 +38,7 @@ def test_every_name_of_the_stub_is_there(package: str) -> None:
         _ = module.nonsense
 
 
-@pytest.mark.parametrize("names_first", [True, False])
+@pytest.mark.parametrize("names_first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_no_name_is_hidden_behind_a_file(names_first: bool) -> None:
     """Importing a submodule sets it as an attribute of its package, where a function of the same name may be."""
     names = "for name in tlora.__all__: getattr(tlora, name)"

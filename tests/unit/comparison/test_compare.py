@@ -76,7 +76,14 @@ IGNORE_EDGE = pytest.mark.filterwarnings("ignore:.*is at the edge of what was se
 
 @IGNORE_EDGE
 @pytest.mark.usefixtures("narrow", "workplace")
-@pytest.mark.parametrize(("model", "task"), [("llama", "pairs.jsonl"), ("bert", "labels.jsonl"), ("t5", "pairs.jsonl")])
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        ("llama", "pairs.jsonl"),
+        ("bert", "labels.jsonl"),
+        pytest.param("t5", "pairs.jsonl", marks=pytest.mark.slow),
+    ],
+)
 def test_every_method_is_searched_then_run_with_every_seed(model, task, counted):
     found = tlora.compare(["lora", "tlora"], task, model, learning_rates=GRID, **QUICK)
     frame = found.to_frame()

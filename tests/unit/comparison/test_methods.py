@@ -36,12 +36,17 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return found
 
 
-WITH_A_HEAD = ("lora", "lora+", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera", "full", "tlora+", "tlora")
+WITH_A_HEAD = ("lora", "lora-ga", "full", "tlora+", "tlora")
+OTHERS_WITH_A_HEAD = ("lora+", "eva", "corda", "lora-fa", "adalora", "vera")
 
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [*((name, "llama") for name in METHODS if name != HEAD), *((name, "bert") for name in WITH_A_HEAD)],
+    [
+        *((name, "llama") for name in METHODS if name != HEAD),
+        *((name, "bert") for name in WITH_A_HEAD),
+        *(pytest.param(name, "bert", marks=pytest.mark.slow) for name in OTHERS_WITH_A_HEAD),
+    ],
 )
 def test_trains_and_the_next_base_is_as_before(name, family, folders):
     before = {n: p.clone() for n, p in tlora.load_model(folders[family])[0].named_parameters()}

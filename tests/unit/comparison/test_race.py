@@ -121,7 +121,7 @@ def test_a_planted_difference_is_found_and_ends_the_race_in_the_middle():
     assert "after 20 of 40 steps" in found.sentence
 
 
-@pytest.mark.parametrize("shift", [100, 200])
+@pytest.mark.parametrize("shift", [100, pytest.param(200, marks=pytest.mark.slow)])
 def test_two_equal_allocations_from_other_starts_are_not_told_apart(shift):
     """A few of the races of tests/slow/test_race.py."""
     one = allocations()["score"]

@@ -57,7 +57,8 @@ def everything_inside_and_apart(figure, labelled: bool = True) -> None:
     ("count", "tasks", "ranks"),
     [
         (1, ("pairs",), (8,)), (2, ("pairs",), (8,)), (6, ("rotten_tomatoes", "family_relationships"), (8,)),
-        (5, ("pairs",), (4, 16)), (16, ("rotten_tomatoes", "family_relationships"), (4, 8, 16)),
+        (5, ("pairs",), (4, 16)),
+        pytest.param(16, ("rotten_tomatoes", "family_relationships"), (4, 8, 16), marks=pytest.mark.slow),
         (14, ("family_relationships_of_large_families",), (4, 16)),
     ],
 )  # fmt: skip
