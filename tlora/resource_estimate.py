@@ -51,6 +51,9 @@ its own type, and bytes. Paged states are on the host."""
 QUANTIZED = {4: 0.5 + 4 / 64, 8: 1.0}
 """Bytes of a weight of a bitsandbytes base, by its bits: those of 4 bits have a float32 scale for every 64."""
 
+NOT_WITHOUT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What models raise whose code does not run without some of their blocks."""
+
 MOST_GPUS = 64
 """As many cards are proposed at most."""
 
@@ -379,6 +382,9 @@ class Simulated:
         gradients of a base, and without an optimiser's states.
     step_flops : dict of int
         Its floating-point operations.
+    block_bytes : int
+        Most bytes beside the weights and gradients in a step of full fine-tuning of one block of each kind: what is
+        there when all gradients are.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -389,6 +395,7 @@ class Simulated:
     kept: Weights
     step_bytes: dict[str, int]
     step_flops: dict[str, int]
+    block_bytes: int
 
 
 @dataclass(frozen=True)
@@ -430,10 +437,9 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
         states = setup.states(BYTES) * (adapter.trainable_parameters + seen.head)
         head = 2 * BYTES * seen.head  # its float32 copy and the gradient
         found[f"training {kind}"] = weights + seen.step_bytes[kind] + states + head
-    shard = seen.parameters / max(setup.gpus, 1)
-    gradients = shard * setup.precision.itemsize
-    states = int(shard * setup.states(setup.precision.itemsize))
-    found[f"training {FULL}"] = seen.whole.on_one_of(setup.gpus) + max(seen.step_bytes[FULL], int(gradients)) + states
+    shard, size = seen.parameters // max(setup.gpus, 1), setup.precision.itemsize
+    at_most = max(seen.step_bytes[FULL], shard * size + seen.block_bytes)  # with most activations, with all gradients
+    found[f"training {FULL}"] = seen.whole.on_one_of(setup.gpus) + at_most + shard * setup.states(size)
     return found
 
 
@@ -615,8 +621,10 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
                 steps = {kind: _adapter_step(simulation, model, there, setup, work, kind) for kind in KINDS}
             return {"calibration": found} | steps | {FULL: _full_step(simulation, model, setup, work)}
 
-        counts = _of_all_blocks(groups, count)
+        counts, block_bytes = _of_all_blocks(groups, count), 0
         _share_alike(groups, shared, targets)
+        with only({blocks: 1 for blocks in groups}), contextlib.suppress(*NOT_WITHOUT):
+            block_bytes, _ = _full_step(simulation, model, setup, replace(work, labels=1))
         return Simulated(
             shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
             shared={name: shared[name] for name in targets},
@@ -626,6 +634,7 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
             kept=_weights(model, groups, quantized, setup.bits),
             step_bytes={stage: size for stage, (size, _) in counts.items()},
             step_flops={stage: flops for stage, (_, flops) in counts.items()},
+            block_bytes=block_bytes,
         )
 
 
@@ -649,7 +658,7 @@ def _of_all_blocks(groups: list[Blocks], count: Callable[[], dict[str, tuple[int
                 second = count()
             for stage, counted in second.items():
                 found[stage] += (len(blocks.keys) - 1) * (np.array(counted) - first[stage])
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+    except NOT_WITHOUT:
         return count()
     return {stage: (int(size), int(flops)) for stage, (size, flops) in found.items()}
 

@@ -88,20 +88,15 @@ def estimated(configuration: Configuration) -> int:
 
 def measured(configuration: Configuration) -> int:
     """Bytes that a process held, the most of several that run it together."""
-    processes = max(configuration.options.get("gpus", 1), 1)
-    command = [sys.executable, "-m", "benchmarks.speed.memory", "--one", str(CONFIGURATIONS.index(configuration))]
+    several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={configuration.options.get('gpus')}", "-m"]
+    run = [*(several if "gpus" in configuration.options else ()), "benchmarks.speed.memory"]
+    command = [sys.executable, "-m", *run, "--one", str(CONFIGURATIONS.index(configuration))]
     # Tensors that are let go of leave the process at once, and not when the allocator sees fit.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        environment |= {"MEETING": f"file://{folder}/meeting", "WORLD_SIZE": str(processes)}
-        running = [
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"RANK": str(rank)})
-            for rank in range(processes)
-        ]
-        said = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError(f"{configuration} could not be measured")
-    return max(int(text.splitlines()[-1]) for text in said)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if ran.returncode:
+        raise RuntimeError(f"{configuration} could not be measured:\n{ran.stderr[-2000:]}")
+    return max(int(line) for line in ran.stdout.splitlines() if line.isdecimal())
 
 
 def main() -> None:
@@ -126,7 +121,7 @@ def _peak(configuration: Configuration) -> int:
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
     if "gpus" in configuration.options:
-        distributed.init_process_group("gloo", init_method=os.environ["MEETING"])
+        distributed.init_process_group("gloo")
     _warm(configuration)
     gc.collect()
     before = int(_status("VmRSS"))
@@ -148,7 +143,7 @@ def _warm(configuration: Configuration) -> None:
     config.num_hidden_layers = 1
     batch = _batch(4, 8, 4, 50)
     tiny = AutoModelForCausalLM.from_config(config).eval()
-    tlora.calibrate(tiny, [batch], progress=False)
+    tlora.calibrate(tiny, _for_each(batch), progress=False)
     if "bits" in configuration.options:
         tiny = _quantized(tiny)
         tiny(**batch)
@@ -158,6 +153,11 @@ def _batch(count: int, length: int, labels: int, vocabulary: int) -> dict[str, t
     ids = torch.randint(3, vocabulary, (count, length))
     targets = ids.masked_fill(torch.arange(length) < length - labels, -100)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": targets}
+
+
+def _for_each(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """One for every process."""
+    return [batch] * (distributed.get_world_size() if distributed.is_initialized() else 1)
 
 
 def _model(configuration: Configuration) -> PreTrainedModel:
@@ -202,13 +202,13 @@ def _training(configuration: Configuration, model: PreTrainedModel) -> int:
     trained: torch.nn.Module = model
     if configuration.stage != FULL:
         few = {name: value[:1, -8:] for name, value in batch.items()}
-        sensitivity = tlora.calibrate(model, [few], covariance="sketch", sketch_size=8, progress=False).sensitivity
-        allocation = tlora.allocate(sensitivity, arguments["rank"], adapt_ranks=False, adapt_scales=False)
+        calibration = tlora.calibrate(model, _for_each(few), covariance="sketch", sketch_size=8, progress=False)
+        allocation = tlora.allocate(calibration.sensitivity, arguments["rank"], adapt_ranks=False, adapt_scales=False)
         trained = tlora.attach(model, None, allocation, freeze_a=configuration.stage == B)
     trained.train()
     if arguments.get("gradient_checkpointing"):
         model.config.use_cache = False
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if arguments["gpus"] > 1:
         adapters = {parameter for name, parameter in trained.named_parameters() if "lora_" in name}
         for block in model.model.layers:
