@@ -17,6 +17,7 @@ import torch
 
 import tlora
 from tests.helpers.other_device import OtherDevice, Watched, trainer_on
+from tlora.models.forward import IGNORED
 from tlora.training.callbacks import ModuleRecorder
 
 
@@ -37,7 +38,8 @@ def _pipeline(card: OtherDevice, layers: int, rank: int) -> None:
     model.to(card.device)
     task = tlora.load_task("family_relationships", tokenizer)
     batches = task.calibration(16, batch_size=4)
-    tokens = {"samples": 16, "length": max(batch["input_ids"].shape[1] for batch in batches), "batch_size": 4}
+    length, labels = (int(max(of(batch) for batch in batches)) for of in (_length, _labels))
+    tokens = {"samples": 16, "length": length, "labels": labels, "batch_size": 4}
     estimate = tlora.estimate(model.config, rank, **tokens).bytes
 
     def calibrate(count: int) -> tlora.Calibration:
@@ -67,6 +69,15 @@ def _pipeline(card: OtherDevice, layers: int, rank: int) -> None:
         short, long = (card.watch(partial(train, steps)) for steps in (3, 4))
     _say("train, each step", long.ours - short.ours, long.others - short.others)
     _say_peak("training", long, estimate["training B"])
+
+
+def _length(batch: dict[str, torch.Tensor]) -> int:
+    return batch["input_ids"].shape[1]
+
+
+def _labels(batch: dict[str, torch.Tensor]) -> int:
+    """Of the sample that has most."""
+    return int((batch["labels"] != IGNORED).sum(1).max())
 
 
 def _times(copies: Counter[str], factor: int) -> Counter[str]:
