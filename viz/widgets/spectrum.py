@@ -356,7 +356,8 @@ class SpectrumPicture:
     def _write(self, held: Mapping[str, float], rank: int) -> None:
         """The shares beside the cursor: the higher one above its point, the lower one below."""
         left = rank > self.sums.get_xlim()[1] ** 0.6
-        close = len(held) == 2 and abs(held["energy"] - held["variance"]) < 0.1
+        points = self.sums.get_window_extent().height * 72 / self.sums.figure.dpi
+        close = len(held) == 2 and points * abs(held["energy"] - held["variance"]) < 3 * _BESIDE["fontsize"]
         for what, label in self.labels.items():
             share = held.get(what, 0.0)
             # The curve comes from below on the left and goes on above on the right; the axis is below.
