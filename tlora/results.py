@@ -394,7 +394,7 @@ def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _parse(file: Path) -> dict[str, Any]:
     head = read_json(file)
-    if not isinstance(head, dict) or not {"format", "result"} <= head.keys():
+    if not {"format", "result"} <= head.keys():
         raise ValueError(f"{file} is not a tlora result: it names no format and no kind of result")
     return head
 

@@ -29,23 +29,26 @@ _KEPT = "what was there before is as it was"
 _OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     ValueError
-        If it is larger than `LARGEST_JSON`, no JSON, or nested too deeply.
+        If it is larger than `LARGEST_JSON`, no JSON, nested too deeply, or holds something else than an object.
     """
     size = path.stat().st_size
     if size > LARGEST_JSON:
         raise ValueError(f"{path} has {size:,} bytes, far more than any such file: it is damaged, or not one of ours")
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): truncated, or not one of ours") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object but {str(found)[:50]}: it is damaged, or not one of ours")
+    return found
 
 
 def digest(path: Path) -> str:
