@@ -1,0 +1,71 @@
+"""Tensors without data: what is alive, what is computed, and which blocks of a model are alike."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.models import tiny_model
+from tlora.models.simulation import alike_blocks, only, simulated
+
+
+def test_bytes_are_counted_while_they_are_alive() -> None:
+    with simulated() as simulation:
+        kept = torch.zeros(1000)
+
+        def act() -> None:
+            a = torch.ones(256)  # 1 kB
+            b = a + 1
+            del a, b
+            torch.ones(512)
+
+        assert simulation.measure(act) == (2048, 0)
+        assert simulation.now == 4 * kept.numel()
+        assert simulation.measure(lambda: kept.view(10, 100)) == (0, 0)  # no bytes of its own
+
+
+def test_products_are_counted_forward_and_backward() -> None:
+    with simulated() as simulation:
+        x, w = torch.zeros(8, 16), torch.zeros(32, 16, requires_grad=True)
+        _, forward = simulation.measure(lambda: x @ w.T)
+        _, both = simulation.measure(lambda: (x @ w.T).sum().backward())
+    assert (forward, both) == (2 * 8 * 16 * 32, 2 * 2 * 8 * 16 * 32)
+
+
+def test_nothing_is_computed_however_large() -> None:
+    with simulated() as simulation:
+        size, flops = simulation.measure(lambda: torch.zeros(100_000, 100_000) @ torch.zeros(100_000, 100_000))
+    assert (size, flops) == (3 * 4 * 10**10, 2 * 10**15)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "groups"),
+    [
+        ("llama", {"num_hidden_layers": 5}, [["0", "1", "2", "3", "4"]]),
+        ("gemma3", {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+         [["0", "2"], ["1", "3"]]),
+        ("t5", {"num_layers": 3, "num_decoder_layers": 2}, [["0"], ["1", "2"], ["0"], ["1"]]),
+    ],
+)  # fmt: skip
+def test_blocks_are_alike_by_weights_and_settings(family: str, config: dict, groups: list[list[str]]) -> None:
+    """Gemma's blocks differ in what they attend to; T5's first ones alone have weights of relative positions."""
+    assert [blocks.keys for blocks in alike_blocks(tiny_model(family, **config))] == groups
+
+
+def test_some_blocks_run_under_their_own_names_and_all_are_back() -> None:
+    model = tiny_model("gemma3", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
+    before, ids = list(model.model.layers), torch.arange(3, 9).view(1, 6)
+    ran: list[nn.Module] = []
+    for block in before:
+        block.register_forward_hook(lambda module, *_: ran.append(module))
+    with contextlib.suppress(KeyboardInterrupt), only({blocks: 1 for blocks in alike_blocks(model)}):
+        model(input_ids=ids)
+        assert ran == before[:2]
+        assert model.get_submodule("model.layers.1") is before[1]
+        with pytest.raises(AttributeError):
+            model.get_submodule("model.layers.2")
+        raise KeyboardInterrupt
+    assert list(model.model.layers) == before
