@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -54,8 +54,8 @@ QUANTIZED = {4: 0.5 + 4 / 64, 8: 1.0}
 NOT_WITHOUT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What models raise whose code does not run without some of their blocks."""
 
-MOST_GPUS = 64
-"""As many cards are proposed at most."""
+GPUS = (2, 4, 8, 16, 32, 64)
+"""Numbers of cards that are proposed."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -130,8 +130,7 @@ class ResourceEstimate(Result):
         )
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        names = ("shapes", "shared", "parameters", "trainable", "bytes", "flops", "speed", "memory", "changes")
-        return {}, {name: getattr(self, name) for name in names}
+        return {}, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "meta"}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
@@ -548,11 +547,9 @@ def _ladder(setup: Setup, work: Workload) -> Iterator[tuple[str, str, str, dict[
         if setup.bits is None or bits < setup.bits:
             change, costs = f"quantization_config=BitsAndBytesConfig(load_in_{bits}bit=True)", "the base is rounded"
             yield "bits", change, costs, {"bits": bits}
-    gpus = 2
-    while gpus <= MOST_GPUS:
+    for gpus in GPUS:
         if gpus > setup.gpus:
             yield "gpus", f"{gpus} GPUs, the base sharded by FSDP2", "more cards", {"gpus": gpus}
-        gpus *= 2
 
 
 def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
@@ -612,7 +609,8 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
         quantized = _quantized(model) if setup.bits else []
 
         def count() -> dict[str, tuple[int, int]]:
-            there = {name: target for name, target in targets.items() if _is_there(model, name)}
+            running = {name for name, _ in model.named_modules()}
+            there = {name: target for name, target in targets.items() if name in running}
             with contextlib.ExitStack() as undo:
                 for layer in quantized:
                     undo.enter_context(_unpacking(layer))
@@ -673,14 +671,6 @@ def _share_alike(groups: list[Blocks], shared: dict[str, str], targets: dict[str
                     shared[name] = reader.replace(f"{names[1]}.", f"{block}.", 1)
 
 
-def _is_there(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
-
-
 def _check_length(model: Any, work: Workload) -> None:
     """Refuse more tokens than there are learned positions: a table without data takes any index."""
     length = work.length
@@ -698,8 +688,8 @@ def _weights(model: nn.Module, groups: list[Blocks], quantized: list[nn.Module],
         tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
         return int(sum(tensor.numel() * packed.get(key, tensor.itemsize) for key, tensor in tensors.items()))
 
-    blocks = [of(model.get_submodule(name)) for group in groups for name in group.names()]
-    return Weights(of(model), of(model) - sum(blocks), max(blocks, default=0))
+    total, blocks = of(model), [of(model.get_submodule(name)) for group in groups for name in group.names()]
+    return Weights(total, total - sum(blocks), max(blocks, default=0))
 
 
 def _quantized(model: nn.Module) -> list[nn.Module]:

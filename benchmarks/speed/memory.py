@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 import transformers
 from torch import distributed
@@ -124,17 +123,11 @@ def _peak(configuration: Configuration) -> int:
         distributed.init_process_group("gloo")
     _warm(configuration)
     gc.collect()
-    before = int(_status("VmRSS"))
+    before = psutil.Process().memory_info().rss
     model = _model(configuration)
     run = _training if configuration.stage.startswith("training") else _analysis
     peak = run(configuration, model)
     return peak - before
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return 1024 * int(found[1])
 
 
 def _warm(configuration: Configuration) -> None:

@@ -10,11 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def in_two_processes(script: Path, *arguments: object) -> None:
-    """See `in_processes`."""
-    in_processes(2, script, *arguments)
-
-
 def in_processes(count: int, script: Path, *arguments: object) -> None:
     """Run a script so often at once on the CPU, one thread each, and see that all end well."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]

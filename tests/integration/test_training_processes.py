@@ -8,7 +8,7 @@ import torch
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.launched import in_two_processes
+from tests.helpers.launched import in_processes
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import same
 from tests.unit.training.test_train import held_out
@@ -37,7 +37,7 @@ def walk(folder: Path | str, **arguments: Any) -> tlora.TrainingRun:
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     alone = walk(tmp_path / "alone", batch_size=4)
     (tmp_path / "script.py").write_text(SCRIPT)
-    in_two_processes(tmp_path / "script.py", tmp_path)
+    in_processes(2, tmp_path / "script.py", tmp_path)
     one, other = (tlora.TrainingRun.load(tmp_path / rank) for rank in "01")
     assert same(one.adapter, other.adapter), "both hold the same adapter"
     assert one.history["loss"].notna().sum() == 8
@@ -79,7 +79,7 @@ def trained(family: str, folder: Path | str, batch_size: int) -> tlora.TrainingR
 def test_two_processes_train_on_means_as_one_does(tmp_path: Path, family: str) -> None:
     alone = trained(family, tmp_path / "alone", 8)
     (tmp_path / "script.py").write_text(OF_MEANS)
-    in_two_processes(tmp_path / "script.py", tmp_path, family)
+    in_processes(2, tmp_path / "script.py", tmp_path, family)
     run = tlora.TrainingRun.load(tmp_path / "0")
     for column in ("loss", "grad_norm"):
         torch.testing.assert_close(*numbers(run, alone, column), rtol=1e-4, atol=0, equal_nan=True)

@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import tlora
 from tests.helpers import families
 from tests.helpers.calibrations import SKETCH, assert_close, batches, calibrate
-from tests.helpers.launched import in_two_processes
+from tests.helpers.launched import in_processes
 from tests.helpers.models import DECODERS, ENCODERS, FAMILIES, singles, tiny_batch, tiny_config, tiny_model
 from tests.helpers.results import same
 from tlora.adapters.lora_layers import adapter_layers
@@ -525,7 +525,7 @@ def launched(folder: Path, what: str) -> list[str]:
     """What two processes ended with, "" for well."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    in_two_processes(script, folder, what)
+    in_processes(2, script, folder, what)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
