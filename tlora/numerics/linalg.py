@@ -305,12 +305,13 @@ def _orthonormalised(y: Tensor, doubts: list[Tensor] | None = None) -> Asking[Te
     """The same; with ``doubts`` nothing is asked: where what is appended is true, the columns are not orthonormal."""
     factor, failed = torch.linalg.cholesky_ex(gram(y))
     diagonal = factor.diagonal()
-    doubt = (failed != 0) | ~(diagonal.min() > 1e-5 * diagonal.max())
+    is_well_conditioned = diagonal.min() > 1e-5 * diagonal.max()
     if doubts is None:
-        (founded,) = yield [doubt]
-        if bool(founded):
+        has_failed, is_sound = yield [failed, is_well_conditioned]
+        if has_failed or not is_sound:
             return torch.linalg.qr(y).Q
     else:
+        doubt = (failed != 0) | ~is_well_conditioned
         doubts.append(doubt)
         factor = torch.where(doubt, torch.eye(len(factor), device=y.device, dtype=factor.dtype), factor)
     return torch.linalg.solve_triangular(factor, y.double().T, upper=False).T.to(y.dtype)
