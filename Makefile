@@ -11,10 +11,10 @@ DEMO := --model smollm2-135m --data notebooks/data/smart_home --samples 16 --ran
 SERVED := --model smollm2-135m --task family_relationships --recipe tlora-paper --samples 32 --rank 8 --train-samples 300 \
 	--test-samples 64 --validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output runs/served --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-# In the order of the folders: the few long files of tests/integration come first, not last and alone.
+# In the order of the folders: the few long files of notebooks and tests/integration come first, not last and alone.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-# Two notebooks at once, each with few training steps: the cells are the same, and no checked output depends on it.
-NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax $(TWO) notebooks
+# Notebooks with few training steps: the cells are the same, and no checked output depends on it.
+NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax $(TWO)
 SERVING := .venv-serving
 TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
@@ -35,13 +35,12 @@ demo: $(INSTALLED) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; a
 	$(BIN)/tlora run $(DEMO)
 
 test: $(INSTALLED) $(MODELS) browser docs  ## Build the site, run the tests and the notebooks; what is marked slow is left out
-	$(BIN)/python -m pytest $(TWO) -m "not slow and not browser" tests
+	$(NBVAL) -m "not slow and not browser" notebooks tests
 	$(BIN)/python -m pytest $(TWO) -m "not slow and browser" tests
-	$(NBVAL)
 
 test-long: $(INSTALLED) $(MODELS) browser docs  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests
-	$(NBVAL)
+	$(NBVAL) notebooks
 
 mutation: $(INSTALLED)  ## Change the modules that everything rests on, one place at a time, and see their tests fail: docs/mutation.md
 	$(BIN)/uv run --quiet --no-project --with "cosmic-ray>=8.7" python tests/slow/mutation.py --python $(abspath $(BIN))/python

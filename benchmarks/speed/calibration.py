@@ -55,7 +55,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for each of the peers")
-    parser.add_argument("--output", default="slopes.png", help="picture of the slopes")
     parser.add_argument("--measure", help="used by the parts that start processes of their own")
     return parser.parse_args()
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import transformers
@@ -72,7 +70,6 @@ def slopes(arguments: argparse.Namespace) -> None:
         "width": [arguments.width // 8, arguments.width // 4, arguments.width // 2, arguments.width],
         "rank": [2, 4, 8, 16, 32],
     }
-    curves = []
     for axis, values in axes.items():
         stages = [SUBSPACES] if axis == "rank" else [CALIBRATION, SUBSPACES] if axis == "width" else [CALIBRATION]
         found = {stage: Curve(axis, stage) for stage in stages}
@@ -83,9 +80,7 @@ def slopes(arguments: argparse.Namespace) -> None:
                 curve.at.append(value)
                 curve.measured.append(seconds[stage])
                 curve.planned.append(planned[stage])
-        curves += found.values()
         print(*found.values(), sep="\n", flush=True)
-    _draw(curves, arguments.output)
 
 
 def _speed(device: str, size: int = 2048) -> float:
@@ -122,26 +117,3 @@ def _planned(point: Point, speed: float) -> dict[str, float]:
         llama(point.width), point.rank, samples=point.samples, length=point.tokens, batch_size=1, speed=speed
     ).to_frame()
     return dict(zip(estimated.stage, estimated.seconds, strict=True))
-
-
-def _draw(curves: list[Curve], output: str) -> None:
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator
-
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
-    panels: dict[str, Any] = dict(zip(dict.fromkeys(curve.axis for curve in curves), axes, strict=True))
-    colours = {CALIBRATION: "C0", SUBSPACES: "C1"}
-    for curve in curves:
-        panel, label = panels[curve.axis], curve.stage.partition(",")[0]
-        steep, planned = curve.slope(curve.measured), curve.slope(curve.planned)
-        panel.loglog(curve.at, curve.measured, "o-", color=colours[curve.stage], label=f"{label}, slope {steep:.2f}")
-        panel.loglog(curve.at, curve.planned, "--", color=colours[curve.stage], label=f"planned, {planned:.2f}")
-        panel.set_xlabel(curve.axis)
-        panel.set_xticks(curve.at, [str(value) for value in curve.at])
-        panel.xaxis.set_minor_locator(NullLocator())
-    for panel in panels.values():
-        panel.legend(fontsize=8)
-    axes[0].set_ylabel("seconds of one block")
-    figure.savefig(output, dpi=110)
-    print(f"drawn: {output}")

@@ -38,7 +38,7 @@ from tlora.comparison.comparison import Comparison
 from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
 from tlora.comparison.store import Record, packed
-from tlora.resource_estimate import estimate
+from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import Inspection, inspect
 from tlora.subspaces.alignment import align, align_layers
@@ -190,6 +190,12 @@ def race() -> Race:
     return compete(base(), task(), arms, subspaces=subspaces(), **options)
 
 
+@cache
+def resources() -> ResourceEstimate:
+    """Of a tiny model on a small card."""
+    return estimate(tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9)
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
@@ -203,9 +209,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "AllocationStability": stability_of_allocation,
     "Race": race,
     "RankingStability": stability_of_ranking,
-    "ResourceEstimate": lambda: estimate(
-        tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9
-    ),
+    "ResourceEstimate": resources,
     "Sensitivity": lambda: calibration().sensitivity,
     "Spectrum": spectrum,
     "Subspaces": subspaces,

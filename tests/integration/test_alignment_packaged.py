@@ -19,6 +19,7 @@ def walked(smollm):
     return model, calibration, held_out
 
 
+@pytest.mark.slow
 def test_what_tlora_reads_holds_more_of_the_gradient_than_chance_gives(walked):
     model, calibration, held_out = walked
     subspaces = {

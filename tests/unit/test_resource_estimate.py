@@ -27,7 +27,10 @@ def test_memory_is_what_a_process_holds(configuration):
 LESS = {"gradient_checkpointing": True, "bits": 4}
 
 
-@pytest.mark.parametrize(("family", "options"), [("llama", LESS), ("gemma3", {}), ("gpt2", {}), ("t5", {})])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("llama", LESS), ("gemma3", {}), pytest.param("gpt2", {}, marks=pytest.mark.slow), ("t5", {})],
+)
 def test_one_block_and_two_say_what_all_of_them_take(family, options, monkeypatch):
     config = tiny_config(family, **LAYERS[family])
     few = estimate(config, 2, **SMALL, **options)

@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 PLACE = re.compile(r"(idx|index|_id|layer_num|layer_number)$")
 """Names of the settings that say which of the blocks one is."""
+
+DEVICE = torch.ops.prim.device.default
+FILLS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 
 
 class Simulation(TorchDispatchMode):
@@ -41,11 +45,15 @@ class Simulation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and note what it made."""
         kwargs = kwargs or {}
+        if func in FILLS:  # with values that no tensor has here
+            return args[0]
+        if func is DEVICE and isinstance(args[0], FakeTensor):  # half of all that is asked
+            return args[0].fake_device
         if func.__name__ == "_grouped_mm.default":  # without data torch has it for bfloat16 alone
             made = func(*tree_map(_short, args), **tree_map(_short, kwargs)).to(args[0].dtype)
         else:
             made = func(*args, **kwargs)
-        if func.namespace == "prim":  # a question about a tensor, and most of what is asked
+        if func.namespace == "prim":  # a question about a tensor
             return made
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=made)

@@ -1,0 +1,147 @@
+"""How long one waits for the first step of training, and for all of it, beside plain LoRA through PEFT.
+
+    python -m benchmarks.speed.first_step
+
+The stages of `tlora run` and of LoRA on the same samples, with the same evaluations and an epoch of 300 samples, in
+seconds of processor time. Each has a process of its own with one thread, and both run at the same time, so that
+whatever else the machine does meets both. About fifteen minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from peft import LoraConfig, TaskType, get_peft_model
+
+import tlora
+from tlora.recipes import RECIPES
+from tlora.utils.defaults import DEFAULT_RECIPE
+
+Result = TypeVar("Result")
+
+RANK, SAMPLES, EPOCH, EVALUATED = 8, 32, 300, 64
+TASKS = {"smollm2-135m": "family_relationships", "minilm": "rotten_tomatoes"}
+TRAINING: dict[str, Any] = {
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "evaluation_limit": 0,
+    "progress": False,
+    "logging_steps": 10,
+}
+EVALUATIONS, EPOCHS = ("evaluation before", "evaluation after"), "training, one epoch"
+
+
+class Stages:
+    """Seconds of processor time, by stage; what no stage has is told as the rest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
+        """What the work returns; its seconds are added to those of the stage."""
+        started = time.process_time()
+        result = work()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
+        return result
+
+    def all(self) -> dict[str, float]:
+        """All stages and the rest of the process: the interpreter and what it imports."""
+        return {"import": time.process_time() - sum(self.seconds.values())} | self.seconds
+
+
+def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
+    """The stages of one of the two on one model, in this process."""
+    stage = Stages()
+    model, tokenizer = stage("load model", lambda: tlora.load_model(name))
+    sizes = {"train": EPOCH, "validation": 0, "test": EVALUATED}
+    task = stage("load and tokenise task", lambda: tlora.load_task(TASKS[name], tokenizer, **sizes))
+    adapted = (_tlora if is_tlora else _lora)(model, task, stage, folder)
+    stage(EVALUATIONS[0], lambda: task.evaluate(adapted))
+    run = stage(EPOCHS, lambda: tlora.train(adapted, task, **TRAINING))
+    stage(EVALUATIONS[1], lambda: task.evaluate(adapted))
+    stage("save", lambda: run.save(folder / "adapter"))
+    return stage.all()
+
+
+def _tlora(model: Any, task: tlora.Task, stage: Stages, folder: Path) -> Any:
+    """As `tlora run` does: what was computed is saved before anything else is."""
+    recipe = RECIPES[DEFAULT_RECIPE]
+    calibration = stage(
+        "calibrate", lambda: tlora.calibrate(model, task.calibration(SAMPLES), progress=False, **recipe.calibrate)
+    )
+    stage("save calibration", lambda: calibration.save(folder / "calibration"))
+    allocation = stage("allocate", lambda: tlora.allocate(calibration.sensitivity, RANK, **recipe.allocate))
+    subspaces = stage(
+        "subspaces",
+        lambda: tlora.task_subspaces(
+            model, calibration, max_rank=allocation, progress=False, **(recipe.task_subspaces or {})
+        ),
+    )
+    return stage("attach", lambda: tlora.attach(model, subspaces, allocation, **recipe.attach))
+
+
+def _lora(model: Any, task: tlora.Task, stage: Stages, _: Path) -> Any:
+    """Plain LoRA of the same rank on the same modules."""
+    kind = TaskType.SEQ_CLS if task.num_labels else TaskType.CAUSAL_LM
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(tlora.target_modules(model)), task_type=kind)
+    return stage("attach", lambda: get_peft_model(model, config))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--measure", choices=("tlora", "lora"), help="the stages of one of them, as JSON")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        with tempfile.TemporaryDirectory() as folder:
+            (name,) = arguments.models
+            print(json.dumps(measured(name, is_tlora=arguments.measure == "tlora", folder=Path(folder))))
+        return
+    for name in arguments.models:
+        _tell(name, _both(name))
+
+
+def _both(name: str) -> dict[str, dict[str, float]]:
+    """Both, at the same time."""
+    line = [sys.executable, "-m", "benchmarks.speed.first_step", "--models", name, "--measure"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = {
+        kind: subprocess.Popen([*line, kind], stdout=subprocess.PIPE, text=True, env=environment)
+        for kind in ("tlora", "lora")
+    }
+    found = {}
+    for kind, process in running.items():
+        told, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        found[kind] = dict(json.loads(told.splitlines()[-1]))
+    return found
+
+
+def _tell(name: str, found: dict[str, dict[str, float]]) -> None:
+    table = pd.DataFrame(found).reindex([*found["tlora"]]).fillna(0.0)
+    total = table.sum()
+    print(f"\n{name}, {TASKS[name]}, rank {RANK}, {SAMPLES} samples of calibration; seconds of processor time\n")
+    print(table.round(1).to_string())
+    before = [stage for stage in table.index[: table.index.get_loc(EPOCHS)] if stage != EVALUATIONS[0]]
+    more = table.loc[before, "tlora"].sum() - table.loc[before, "lora"].sum()
+    epoch = table.loc[EPOCHS, "lora"]
+    print(
+        f"total: {total['tlora']:.0f} and {total['lora']:.0f}, {total['tlora'] / total['lora']:.2f} x\n"
+        f"before the first step, without the evaluation: {table.loc[before, 'tlora'].sum():.1f} and "
+        f"{table.loc[before, 'lora'].sum():.1f}, {more:.1f} more, {more / epoch:.2f} of LoRA's epoch"
+    )
+
+
+if __name__ == "__main__":
+    main()
