@@ -1,5 +1,6 @@
 #!/bin/sh
-# Fills the tables of calibration on one CUDA card; sized for less than ten minutes on an H100:
+# Fills the tables of one CUDA card: the tests on it, calibration beside what others do, and the whole pipeline at the
+# shape of LLaMA-2-7B, whose figures go to card.json. Sized for less than ten minutes on an H100:
 #
 #     benchmarks/gpu.sh | tee gpu.txt
 #
@@ -20,7 +21,7 @@ if [ -n "${SMALL:-}" ]; then
     measure block --width 256 --layers 2 --samples 1 --tokens 32 --repeats 1
     measure subspaces --width 256 --rank 16
     measure peers --samples 2 --rank 4 --limit 180
-    measure slopes --width 512 --repeats 1 --output "${TMPDIR:-/tmp}/slopes-gpu.png"
+    "$PYTHON" -m benchmarks.speed.card --small --output "${TMPDIR:-/tmp}/card.json"
     exit
 fi
 
@@ -30,4 +31,4 @@ measure smollm2 --device cuda --samples 32
 measure block --device cuda --layers 8 --samples 8 --tokens 512
 measure subspaces --device cuda
 measure peers --device cuda --samples 32 --rank 8 --limit 60
-measure slopes --device cuda --output slopes-gpu.png
+"$PYTHON" -m benchmarks.speed.card --output card.json
