@@ -445,7 +445,8 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
 def _subspace_bytes(seen: Simulated, setup: Setup, covariances: int) -> int:
     """Covariances and float32 weights of the modules that are decomposed side by side, and blocks of the iteration.
 
-    On the CPU it is one module at a time, beside all covariances and the bases found.
+    On the CPU, and where several cards share a base, it is one module at a time; on the CPU beside all covariances and
+    the bases found.
     """
     width = setup.width + OVERSAMPLING
     is_copied = setup.bits is not None or setup.precision != torch.float32
@@ -458,7 +459,7 @@ def _subspace_bytes(seen: Simulated, setup: Setup, covariances: int) -> int:
         bases = BYTES * sum(min(setup.width, *shape) * shape[1] for shape in seen.shapes.values())
         return covariances + bases + max(map(of, seen.shapes.values()))
     each = [of(shape) + BYTES * shape[1] ** 2 for shape in seen.shapes.values()]
-    return max(max(each), min(sum(each), TOGETHER))
+    return max(max(each), min(sum(each), TOGETHER if setup.gpus == 1 else 0))
 
 
 def _flops(seen: Simulated, setup: Setup, work: Workload) -> dict[str, float]:
