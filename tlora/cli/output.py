@@ -27,6 +27,11 @@ FORMATS = (".png", ".svg", ".pdf")
 """What a picture's name may end with."""
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True)
 class Report:
     """Progress of a command: each step on stderr, with the seconds it took; nothing if it is quiet."""
@@ -36,11 +41,11 @@ class Report:
     @property
     def progress(self) -> bool:
         """Whether progress bars are shown."""
-        return not self.quiet
+        return not self.quiet and is_first()
 
     def say(self, text: str) -> None:
         """A line on stderr."""
-        if not self.quiet:
+        if self.progress:
             typer.echo(text, err=True)
 
     @contextlib.contextmanager
@@ -62,7 +67,8 @@ class Command(TyperCommand):
         from tlora.models.loading import quiet
 
         def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
-            typer.echo(f"warning: {message}", err=True)
+            if is_first():
+                typer.echo(f"warning: {message}", err=True)
 
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
@@ -81,7 +87,9 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit with 2 where it is refused, with 130 where it is interrupted."""
-        with _interruptions():
+        with _interruptions(), contextlib.ExitStack() as undo:
+            if not is_first():
+                undo.enter_context(contextlib.redirect_stdout(undo.enter_context(open(os.devnull, "w"))))
             try:
                 return super().invoke(ctx)
             except (typer.Exit, typer.Abort, BrokenPipeError):  # of `| head`: typer ends quietly

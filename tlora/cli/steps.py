@@ -43,6 +43,8 @@ from tlora.tasks.task import Task
 from tlora.training.arguments import check_card, check_numbers, check_report
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
+from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.distributed import Processes
 from tlora.utils.files import check_folder, replace_file, replace_files
 
 R = TypeVar("R", bound=Result)
@@ -128,6 +130,12 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(unfinished(output).glob(f"{CHECKPOINTS}/checkpoint-*"))
 
 
+def remove(folders: Iterable[Path]) -> None:
+    """Remove folders with all that is in them."""
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
 def load_base(name: str, data: Data, placement: Placement, report: Report) -> tuple[Any, Task]:
     """The model, with as many classes as the task has, and the task tokenized for it."""
     if placement.dtype is not None:
@@ -172,8 +180,9 @@ def look_at(
 ) -> Calibration:
     """Calibrate on training samples of the task."""
     options = {"gradient": gradient, "checkpoint": checkpoint, "progress": report.progress} | looking.arguments()
+    each = max(1, looking.samples // Processes.of_this_run().count)  # so that every process has a batch
     with report.step(f"calibrating on {looking.samples} samples"):
-        return calibrate(model, task.calibration(looking.samples), **options)
+        return calibrate(model, task.calibration(looking.samples, min(BATCH_SIZE, each)), **options)
 
 
 def origin(line: str, data: Data) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,6 +81,17 @@ class Processes:
             if not now:
                 return
             yield (now[0], False) if item is None else (item, True)
+
+    def once(self, act: Callable[[], object]) -> None:
+        """Have the first of them act once all have come this far, while the others wait: what all would write alike."""
+        self._meet()
+        if self.rank == 0:
+            act()
+        self._meet()
+
+    def _meet(self) -> None:
+        if self.count > 1:
+            PartialState().wait_for_everyone()
 
     def any(self, value: bool) -> bool:
         """Whether it is so in one of them."""

@@ -1,0 +1,85 @@
+"""`tlora run` under torchrun: the run of one process, said and written once; a death ends all, and resuming goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import tlora
+from tests.helpers.commands import saved, workplace
+from tests.helpers.results import same
+from tlora.training.checkpoints import is_whole
+
+__all__ = ["saved", "workplace"]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+HASH = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")
+LINE = "--model llama --task pairs.jsonl --samples 6 --rank 2 --lr 1e-2 --device cpu"
+
+
+def started(count: int, line: str) -> subprocess.Popen[str]:
+    """The command in so many processes, one thread each; in one, without a launcher."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    command = [sys.executable, *launcher, "-m", "tlora", *line.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def done(count: int, line: str) -> tuple[str, str]:
+    """What it says on stdout and stderr."""
+    process = started(count, line)
+    said, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told[-3000:]
+    return said, told
+
+
+def test_two_processes_run_as_one_does(workplace: Path) -> None:
+    alone, _ = done(1, f"run {LINE} --max-steps 4 --batch-size 4 --output one")
+    both, told = done(2, f"run {LINE} --max-steps 4 --batch-size 2 --output two")
+    assert told.count("calibrating on 6 samples") == told.count("training, with the metrics") == 1
+    assert both.count("saved") == alone.count("saved") == 1
+    files = [
+        sorted(HASH.sub("", str(f.relative_to(folder))) for f in Path(folder).rglob("*")) for folder in ("one", "two")
+    ]
+    assert files[0] == files[1]
+    assert not Path("two-unfinished").exists()
+    one, two = (tlora.TrainingRun.load(folder) for folder in ("one", "two"))
+    assert one.ranks == two.ranks
+    assert two.after["loss"] == pytest.approx(one.after["loss"], rel=1e-3)
+    assert two.after["loss"] < two.before["loss"]
+    scores = [tlora.Sensitivity.load(Path(folder, "tlora", "sensitivity")).per_sample for folder in ("one", "two")]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-9)
+
+
+def test_a_death_ends_all_and_resuming_goes_on(workplace: Path) -> None:
+    options = "--batch-size 2 --epochs 40 --eval-limit 0"
+    process = started(2, f"run {LINE} {options} --output killed")
+    checkpoints = Path("killed-unfinished", "checkpoints")
+    while not any(map(is_whole, checkpoints.glob("checkpoint-*"))):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    (second,) = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+    second.kill()
+    _, told = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), told[-2000:]
+    assert not Path("killed").exists()
+    parts = "--calibration killed-unfinished/calibration --allocation killed-unfinished/allocation"
+    line = f"train --model llama --task pairs.jsonl {parts} --lr 1e-2 --device cpu {options} --output killed"
+    done(2, f"{line} --resume --overwrite")
+    done(2, f"run {LINE} {options} --output whole")
+    killed, whole = (tlora.TrainingRun.load(folder) for folder in ("killed", "whole"))
+    assert killed.history["step"].max() == whole.history["step"].max()
+    assert same(killed.adapter, whole.adapter)
