@@ -4,7 +4,6 @@
     python -m benchmarks.speed.calibration block    # the same on blocks of LLaMA-2-7B's shape with random weights
     python -m benchmarks.speed.calibration sketches # three streaming sketches: energy their subspaces capture, time
     python -m benchmarks.speed.calibration subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
-    python -m benchmarks.speed.calibration processes   # two processes beside one, and whether they find the same
     python -m benchmarks.speed.calibration peers    # PEFT's data-driven starts beside ours: seconds and peak memory
     python -m benchmarks.speed.calibration slopes   # cost against samples, tokens, width and rank, and `tlora estimate`
 
@@ -25,7 +24,7 @@ import transformers
 from torch import Tensor
 
 import tlora
-from benchmarks.speed import calibration_peers, calibration_processes, calibration_slopes
+from benchmarks.speed import calibration_peers, calibration_slopes
 from benchmarks.speed.stopwatch import now
 from tlora.calibration.covariance import CovarianceSum
 from tlora.models.targets import target_modules
@@ -47,7 +46,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=tuple(PARTS))
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; processes and sketches are of the CPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; sketches are of the CPU")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128, help="of each sample of the block")
     parser.add_argument("--width", type=int, default=4096, help="of the block, the subspaces and the widest slope")
@@ -282,7 +281,6 @@ PARTS = {
     "block": block,
     "sketches": sketches,
     "subspaces": subspaces,
-    "processes": calibration_processes.processes,
     "peers": calibration_peers.peers,
     "slopes": calibration_slopes.slopes,
 }
