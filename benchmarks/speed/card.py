@@ -12,26 +12,20 @@ held before there was a model.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
-import psutil
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import tlora
-from benchmarks.speed.stopwatch import now
-from tlora.comparison.run import PeakMemory
+from benchmarks.speed.stopwatch import Stages
 from tlora.resource_estimate import matmul_speed
 from tlora.utils.packages import library_versions
-
-Result = TypeVar("Result")
 
 SMALL = {
     "sizes": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4, "num_attention_heads": 8},
@@ -44,23 +38,7 @@ SMALL = {
 }
 
 
-class Stages:
-    """Seconds and peak of each stage; of training, seconds of a step."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.before = 0 if device != "cpu" else psutil.Process().memory_info().rss
-        self.found: dict[str, dict[str, float]] = {}
-
-    def __call__(self, stage: str, work: Callable[[], Result], times: int = 1) -> Result:
-        """What the work returns; its seconds are those of one of so many times that it does the same."""
-        gc.collect()
-        started = now(self.device)
-        with PeakMemory(torch.device(self.device)) as peak:
-            result = work()
-        seconds = (now(self.device) - started) / times
-        self.found[stage] = {"seconds": seconds, "bytes": (peak.bytes or 0) - self.before}
-        return result
+TRAINING = ["training B", "training A and B"]
 
 
 def main() -> None:
@@ -73,6 +51,7 @@ def main() -> None:
     stages = Stages(arguments.device)
     _pipeline(config, arguments, stages)
     table = pd.DataFrame(stages.found).T
+    table.loc[TRAINING, "seconds"] /= arguments.steps
     table["estimated_seconds"] = pd.Series(told.flops).div(speed)
     table["estimated_bytes"] = pd.Series(told.bytes)
     print((table / [1e9 if "bytes" in name else 1 for name in table]).round(2).to_string())
@@ -126,9 +105,9 @@ def _pipeline(config: Any, arguments: argparse.Namespace, stages: Stages) -> Non
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
     adapted = stages("attach", lambda: tlora.attach(model, subspaces, allocation, rows="variance"))
     training = {"max_steps": arguments.steps, "batch_size": arguments.batch_size, "evaluation_limit": 0}
-    stages("training B", lambda: tlora.train(adapted, rows, learning_rate=1e-4, **training), arguments.steps)
+    stages(TRAINING[0], lambda: tlora.train(adapted, rows, learning_rate=1e-4, **training))
     lora = tlora.attach(model, None, uniform, freeze_a=False, replace=True)
-    stages("training A and B", lambda: tlora.train(lora, rows, learning_rate=1e-4, **training), arguments.steps)
+    stages(TRAINING[1], lambda: tlora.train(lora, rows, learning_rate=1e-4, **training))
 
 
 if __name__ == "__main__":

@@ -16,18 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from peft import LoraConfig, TaskType, get_peft_model
 
 import tlora
+from benchmarks.speed.stopwatch import Stages
 from tlora.recipes import RECIPES
 from tlora.utils.defaults import DEFAULT_RECIPE
-
-Result = TypeVar("Result")
 
 RANK, SAMPLES, EPOCH, EVALUATED = 8, 32, 300, 64
 TASKS = {"smollm2-135m": "family_relationships", "minilm": "rotten_tomatoes"}
@@ -41,27 +39,9 @@ TRAINING: dict[str, Any] = {
 EVALUATIONS, EPOCHS = ("evaluation before", "evaluation after"), "training, one epoch"
 
 
-class Stages:
-    """Seconds of processor time, by stage; what no stage has is told as the rest."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
-        """What the work returns; its seconds are added to those of the stage."""
-        started = time.process_time()
-        result = work()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
-        return result
-
-    def all(self) -> dict[str, float]:
-        """All stages and the rest of the process: the interpreter and what it imports."""
-        return {"import": time.process_time() - sum(self.seconds.values())} | self.seconds
-
-
 def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
     """The stages of one of the two on one model, in this process."""
-    stage = Stages()
+    imports, stage = time.process_time(), Stages()
     model, tokenizer = stage("load model", lambda: tlora.load_model(name))
     sizes = {"train": EPOCH, "validation": 0, "test": EVALUATED}
     task = stage("load and tokenise task", lambda: tlora.load_task(TASKS[name], tokenizer, **sizes))
@@ -70,7 +50,7 @@ def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
     run = stage(EPOCHS, lambda: tlora.train(adapted, task, **TRAINING))
     stage(EVALUATIONS[1], lambda: task.evaluate(adapted))
     stage("save", lambda: run.save(folder / "adapter"))
-    return stage.all()
+    return {"import": imports} | {name: found["seconds"] for name, found in stage.found.items()}
 
 
 def _tlora(model: Any, task: tlora.Task, stage: Stages, folder: Path) -> Any:

@@ -87,15 +87,20 @@ def estimated(configuration: Configuration) -> int:
 
 def measured(configuration: Configuration) -> int:
     """Bytes that a process held, the most of several that run it together."""
-    several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={configuration.options.get('gpus')}", "-m"]
-    run = [*(several if "gpus" in configuration.options else ()), "benchmarks.speed.memory"]
-    command = [sys.executable, "-m", *run, "--one", str(CONFIGURATIONS.index(configuration))]
+    number, count = CONFIGURATIONS.index(configuration), configuration.options.get("gpus", 0)
+    return max(int(line) for line in said_by("benchmarks.speed.memory", "--one", str(number), processes=count))
+
+
+def said_by(module: str, *words: str, processes: int = 0) -> list[str]:
+    """What a module prints, each line of digits or JSON, in a process of its own or in several under a launcher."""
+    several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    command = [sys.executable, "-m", *(several if processes else ()), module, *words]
     # Tensors that are let go of leave the process at once, and not when the allocator sees fit.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ran.returncode:
-        raise RuntimeError(f"{configuration} could not be measured:\n{ran.stderr[-2000:]}")
-    return max(int(line) for line in ran.stdout.splitlines() if line.isdecimal())
+        raise RuntimeError(f"{module} {' '.join(words)} failed:\n{ran.stderr[-2000:]}")
+    return [line for line in ran.stdout.splitlines() if line.isdecimal() or line.startswith("{")]
 
 
 def main() -> None:
@@ -134,7 +139,7 @@ def _warm(configuration: Configuration) -> None:
     """Have libraries take what they take at first use."""
     config = AutoConfig.for_model(**configuration.config.to_dict() | {"vocab_size": 50})
     config.num_hidden_layers = 1
-    batch = _batch(4, 8, 4, 50)
+    batch = random_batch(4, 8, 4, 50)
     tiny = AutoModelForCausalLM.from_config(config).eval()
     tlora.calibrate(tiny, _for_each(batch), progress=False)
     if "bits" in configuration.options:
@@ -142,7 +147,7 @@ def _warm(configuration: Configuration) -> None:
         tiny(**batch)
 
 
-def _batch(count: int, length: int, labels: int, vocabulary: int) -> dict[str, torch.Tensor]:
+def random_batch(count: int, length: int, labels: int, vocabulary: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(3, vocabulary, (count, length))
     targets = ids.masked_fill(torch.arange(length) < length - labels, -100)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": targets}
@@ -170,9 +175,18 @@ def _quantized(model: PreTrainedModel) -> PreTrainedModel:
     return packed.eval()
 
 
+def shard(model: PreTrainedModel, **options: Any) -> None:
+    """Spread a Llama over all processes, block by block, by FSDP2."""
+    for block in model.model.layers:
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+
+
 def _sizes(configuration: Configuration) -> dict[str, torch.Tensor]:
     arguments = configuration.arguments
-    return _batch(arguments["batch_size"], arguments["length"], arguments["labels"], configuration.config.vocab_size)
+    return random_batch(
+        arguments["batch_size"], arguments["length"], arguments["labels"], configuration.config.vocab_size
+    )
 
 
 def _analysis(configuration: Configuration, model: PreTrainedModel) -> int:
@@ -204,9 +218,7 @@ def _training(configuration: Configuration, model: PreTrainedModel) -> int:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if arguments["gpus"] > 1:
         adapters = {parameter for name, parameter in trained.named_parameters() if "lora_" in name}
-        for block in model.model.layers:
-            fully_shard(block, ignored_params=adapters)
-        fully_shard(model, ignored_params=adapters)
+        shard(model, ignored_params=adapters)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     makes = torch.optim.SGD if arguments.get("optim") == "sgd" else torch.optim.AdamW
     optimizer = makes(parameters, lr=1e-4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,33 +13,25 @@ import torch
 
 import tlora
 from tests.helpers.commands import saved, workplace
+from tests.helpers.launched import ended, started
 from tests.helpers.results import same
 from tlora.training.checkpoints import is_whole
 
 __all__ = ["saved", "workplace"]
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 HASH = re.compile(r"-[0-9a-f]{16}(?=\.safetensors$)")
 LINE = "--model llama --task pairs.jsonl --samples 6 --rank 2 --lr 1e-2 --device cpu"
 
 
-def started(count: int, line: str) -> subprocess.Popen[str]:
-    """The command in so many processes, one thread each; in one, without a launcher."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    command = [sys.executable, *launcher, "-m", "tlora", *line.split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+def begun(count: int, line: str) -> subprocess.Popen[str]:
+    """What one would type after ``tlora``, in so many processes."""
+    return started(count, "-m", "tlora", *line.split(), folder=Path.cwd())
 
 
 def done(count: int, line: str) -> tuple[str, str]:
     """What it says on stdout and stderr."""
-    process = started(count, line)
-    said, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told[-3000:]
-    return said, told
+    return ended(begun(count, line))
 
 
 def test_two_processes_run_as_one_does(workplace: Path) -> None:
@@ -64,7 +54,7 @@ def test_two_processes_run_as_one_does(workplace: Path) -> None:
 
 def test_a_death_ends_all_and_resuming_goes_on(workplace: Path) -> None:
     options = "--batch-size 2 --epochs 40 --eval-limit 0"
-    process = started(2, f"run {LINE} {options} --output killed")
+    process = begun(2, f"run {LINE} {options} --output killed")
     checkpoints = Path("killed-unfinished", "checkpoints")
     while not any(map(is_whole, checkpoints.glob("checkpoint-*"))):
         assert process.poll() is None, process.communicate()[1][-3000:]

@@ -83,7 +83,6 @@ def run(
     stay in OUTPUT-unfinished.
     """
     from tlora.cli import steps
-    from tlora.utils.distributed import Processes
 
     looking, allocating, start, training = steps.by_recipe(ctx, recipe, looking, allocating, start, training)
     allocating = allocating.within(looking.directions) if start.init else allocating
@@ -92,22 +91,21 @@ def run(
     steps.check_run(start, training, placement, output, [work] if work.exists() else [], overwrite)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, looking, allocating)
-    once = Processes.of_this_run().once
-    once(lambda: shutil.rmtree(work, ignore_errors=True))
+    steps.once(lambda: shutil.rmtree(work, ignore_errors=True))
     with steps.going_on(lambda: _rest(output, ctx.params)):
         calibration = steps.marked(steps.look_at(base, task, looking, start.of_gradient, report), **made)
-        once(partial(calibration.save, work / "calibration"))
+        steps.once(partial(calibration.save, work / "calibration"))
         allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
-        once(partial(allocation.save, work / "allocation"))
+        steps.once(partial(allocation.save, work / "allocation"))
         found = steps.find(base, calibration, allocation, start, data.seed, report)
         del calibration  # large, and on disk
         trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report)
         trained = steps.marked(trained, **made)
-        once(lambda: steps.save_run(trained, found.saved(save_calibration), output))
-        once(lambda: steps.save_options(ctx, output))
+        steps.once(lambda: steps.save_run(trained, found.saved(save_calibration), output))
+        steps.once(lambda: steps.save_options(ctx, output))
     if save_calibration and not trained.interrupted:
-        once(lambda: (work / "calibration").rename(output / "tlora" / "calibration"))
-    once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
+        steps.once(lambda: (work / "calibration").rename(output / "tlora" / "calibration"))
+    steps.once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
 
 
 CALIBRATING = """Examples:
@@ -144,14 +142,13 @@ def calibrate(
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
     from tlora.cli import steps
-    from tlora.utils.distributed import Processes
 
     report, line = Report(quiet), written(calibrate, ctx.params)
     steps.check_result(output, tlora.Calibration, overwrite)
     base, task = steps.load_base(model, data, placement, report)
     found = steps.look_at(base, task, looking, gradient, report, checkpoint)
     found = steps.marked(found, **steps.origin(line, data))
-    Processes.of_this_run().once(lambda: found.save(output))
+    steps.once(lambda: found.save(output))
     typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
     then = {"calibration": output, "output": output.with_name("alloc")}
     typer.echo(facts({"saved": str(output), "again": line, "next": written(allocate, then)}))
@@ -221,7 +218,6 @@ def init(
     """
     from tlora.adapters.initial import PAGE
     from tlora.cli import steps
-    from tlora.utils.distributed import Processes
 
     looking, allocating, start = steps.by_recipe(ctx, recipe, looking, allocating, start)
     allocating = allocating.within(looking.directions) if start.init else allocating
@@ -233,7 +229,7 @@ def init(
     calibration = steps.marked(steps.look_at(base, task, looking, start.of_gradient, report), **made)
     allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
     found = steps.find(base, calibration, allocation, start, data.seed, report)
-    Processes.of_this_run().once(lambda: steps.save_start(base, found, start, output, data.seed))
+    steps.once(lambda: steps.save_start(base, found, start, output, data.seed))
     typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
     typer.echo(facts({"saved": str(output), "again": line, "next": f"see {output / PAGE}"}))
 
@@ -277,7 +273,6 @@ def train(
     Writes what `tlora run` writes.
     """
     from tlora.cli import steps
-    from tlora.utils.distributed import Processes
 
     if start.init and calibration is None:
         raise ValueError("the initial A comes from a calibration: pass --calibration, or --no-init")
@@ -290,15 +285,15 @@ def train(
     looked = tlora.Calibration.load(calibration) if calibration else None
     base, task = steps.load_base(model, data, placement, report)
     steps.check_calibration(looked, calibration, task)
-    once = Processes.of_this_run().once
-    once(lambda: steps.remove(left))
+    for checkpoint in left:
+        steps.once(partial(shutil.rmtree, checkpoint))
     with steps.going_on(lambda: _rest(output, ctx.params)):
         found = steps.find(base, looked, allocated, start, data.seed, report)
         del looked
         trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report, resume)
         trained = steps.marked(trained, **made)
-        once(lambda: steps.save_run(trained, found.results, output))
-    once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
+        steps.once(lambda: steps.save_run(trained, found.results, output))
+    steps.once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
 
 
 def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:

@@ -130,10 +130,9 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(unfinished(output).glob(f"{CHECKPOINTS}/checkpoint-*"))
 
 
-def remove(folders: Iterable[Path]) -> None:
-    """Remove folders with all that is in them."""
-    for folder in folders:
-        shutil.rmtree(folder)
+def once(act: Callable[[], object]) -> None:
+    """Have the first of several processes write what all would write alike."""
+    Processes.of_this_run().once(act)
 
 
 def load_base(name: str, data: Data, placement: Placement, report: Report) -> tuple[Any, Task]:

@@ -404,12 +404,13 @@ def test_no_recipe_takes_the_runs_of_another_method(name):
     assert chosen(Method(name, lambda job: None, {"of": "my own"})).arguments == {"of": "my own"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"full", HEAD}))  # those are the base's own weights
-def test_adapters_are_trained_in_float32_whatever_the_base_is(name):
+def test_adapters_are_trained_in_float32_whatever_the_base_is(name, dtype):
     """PEFT casts what it makes; what is put in its place afterwards it leaves in the base's type, or unfreezes."""
     given = job()
     full = {n for n, p in seeded_adapt(METHODS[name], given).named_parameters() if p.requires_grad}
-    short = dataclasses.replace(given, model=tiny_model("llama").to(torch.bfloat16), memory=Memory())
+    short = dataclasses.replace(given, model=tiny_model("llama").to(dtype), memory=Memory())
     found = {n: p.dtype for n, p in seeded_adapt(METHODS[name], short).named_parameters() if p.requires_grad}
     assert found == dict.fromkeys(full, torch.float32)
 

@@ -481,7 +481,10 @@ def test_a_block_that_is_called_attention_still_has_an_mlp():
     assert [t.part for t in found.values()] == ["attention", "mlp"]
 
 
-@pytest.mark.parametrize("form", [iter, set])
+OTHER_FORMS = (list, tuple, dict.fromkeys, lambda names: dict.fromkeys(names).keys())
+
+
+@pytest.mark.parametrize("form", [iter, set, *(pytest.param(form, marks=pytest.mark.slow) for form in OTHER_FORMS)])
 def test_target_modules_come_in_any_iterable(form: Any) -> None:
     names, model = ["v_proj", "q_proj"], tiny_model("llama")
     found = tlora.calibrate(model, [tiny_batch("llama")], target_modules=form(names), progress=False)
