@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance, SketchedCovariance
 from tlora.calibration.sample_means import SampleMeans
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.comparison.run import PeakMemory
 from tlora.models.targets import Target
 from tlora.numerics.sketching import SketchingMatrices
 from tlora.results import Meta
@@ -69,12 +69,12 @@ def measure(place: Path) -> None:
     """One compression to half of the parameters, in this process."""
     torch.set_num_threads(1)
     start = time.process_time()
-    known = Calibration.load(place / "calibration") if (place / "calibration").exists() else None
-    found = tlora.compress(place / "adapter", parameters=0.5, calibration=known)
-    found.save_adapter(place / "smaller")
+    with PeakMemory(torch.device("cpu")) as peak:
+        known = Calibration.load(place / "calibration") if (place / "calibration").exists() else None
+        found = tlora.compress(place / "adapter", parameters=0.5, calibration=known)
+        found.save_adapter(place / "smaller")
     seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps({"seconds": seconds, "gigabytes": peak, "result": repr(found)}))
+    print(json.dumps({"seconds": seconds, "gigabytes": (peak.bytes or 0) / 1e9, "result": repr(found)}))
 
 
 def names(layers: int) -> dict[str, Target]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from tlora.adapters.files import (
     Adapter,
     by_layer,
     checked,
+    read_factors,
     read_tensors,
     read_training_record,
     split_factors,
@@ -127,9 +128,8 @@ def compress(
             moments[label] = _moments(given)
     _check_others(calibration, held_out)
     cuts = [PLAIN] if calibration is None else [PLAIN, TASK]
-    directions = {name: _directions(source, name, cuts, moments) for name in source.pairs}
-    shapes = {name: (len(b), a.shape[1]) for name, (a, b) in source.pairs.items()}
-    ranks = choose({name: found.energies[-1, len(cuts) - 1] for name, found in directions.items()}, shapes)
+    directions = {name: _directions(source, name, cuts, moments) for name in source.shapes}
+    ranks = choose({name: found.energies[-1, len(cuts) - 1] for name, found in directions.items()}, source.shapes)
     factors = {name: _cut(source, name, directions[name].vectors[:, :rank]) for name, rank in ranks.items() if rank}
     if not factors:
         raise ValueError(
@@ -143,15 +143,15 @@ def compress(
     }
     used = Meta() if calibration is None else calibration.meta
     return Compression(
-        shapes=shapes,
-        original_ranks={name: len(a) for name, (a, _) in source.pairs.items()},
+        shapes=source.shapes,
+        original_ranks=source.ranks,
         ranks=ranks,
         cuts=cuts,
         measures=[PLAIN, *moments],
         energies={name: found.energies for name, found in directions.items()},
         config=_config(source, factors),
         adapter=_tensors(source, factors),
-        fingerprints={name: source.fingerprints[name] for name in source.pairs if name in source.fingerprints},
+        fingerprints={name: source.fingerprints[name] for name in source.shapes if name in source.fingerprints},
         meta=Meta(source.base, used.task, asked, None, used.samples),
     )
 
@@ -160,7 +160,9 @@ class _Source(NamedTuple):
     """An adapter taken apart: ``A`` and ``B`` with the scaling before them, and all that is kept as it is."""
 
     config: dict[str, Any]
-    pairs: dict[str, tuple[Tensor, Tensor]]
+    shapes: dict[str, tuple[int, int]]
+    ranks: dict[str, int]
+    factors: Callable[[str], tuple[Tensor, Tensor]]
     others: dict[str, Tensor]
     scalings: dict[str, float]
     fingerprints: dict[str, Tensor]
@@ -171,7 +173,8 @@ def _of_folder(folder: Path) -> _Source:
     config, _ = checked(folder, "compress")
     _refuse_more(config)
     record = read_training_record(folder)
-    return _source(config, read_tensors(folder), str(folder), dict(record.fingerprints or {}))
+    source = _source(config, read_tensors(folder), str(folder), dict(record.fingerprints or {}))
+    return source._replace(factors=partial(read_factors, folder))
 
 
 def _of_model(model: PeftModel) -> _Source:
@@ -192,9 +195,11 @@ def _of_model(model: PeftModel) -> _Source:
 
 def _source(config: dict[str, Any], tensors: dict[str, Tensor], where: str, prints: dict[str, Tensor]) -> _Source:
     pairs, others = split_factors(tensors, where)
-    ranks = {name: len(a) for name, (a, _) in pairs.items()} | _embeddings(others)
+    shapes = {name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()}
+    ranks = {name: len(a) for name, (a, _) in pairs.items()}
+    scalings = by_layer(Adapter(config, ranks | _embeddings(others)))
     base = config.get("base_model_name_or_path") or "an unnamed model"
-    return _Source(config, pairs, others, by_layer(Adapter(config, ranks)), prints, base)
+    return _Source(config, shapes, ranks, pairs.__getitem__, others, scalings, prints, base)
 
 
 def _embeddings(others: Mapping[str, Tensor]) -> dict[str, int]:
@@ -223,14 +228,13 @@ def _refuse_more(config: Mapping[str, Any]) -> None:
 def _check_calibration(calibration: Calibration, source: _Source, label: str) -> None:
     """Refuse a calibration of another model than the adapter's base, as far as shapes and fingerprints tell."""
     what = "the calibration" if label == TASK else "the held-out calibration"
-    for name, (a, b) in source.pairs.items():
+    for name, here in source.shapes.items():
         if name not in calibration.targets:
             raise ValueError(
                 f"{what} has no {name}, which the adapter changes: calibrate its base with target_modules=[...] that "
                 "include it"
             )
-        here, there = (len(b), a.shape[1]), calibration.sensitivity.shapes[name]
-        if here != there:
+        if here != (there := calibration.sensitivity.shapes[name]):
             raise ValueError(f"{what} is of another model: {name} is {there} there, in the adapter it is {here}")
         known = source.fingerprints.get(name)
         if known is not None and not (alike := likeness(known, calibration.fingerprints[name])) > ALIKE:
@@ -265,7 +269,8 @@ def _directions(
     source: _Source, name: str, cuts: list[str], moments: Mapping[str, Callable[[str], Covariance]]
 ) -> _Directions:
     """What each direction of each cut adds to what is kept: from r x r matrices in float64."""
-    a, r = source.pairs[name][0].double(), _columns(source, name).R
+    a, b = source.factors(name)
+    a, r = a.double(), _columns(b, source.scalings[name]).R
     grams = {PLAIN: a @ a.T} | {label: a @ (moment(name) @ a.T) for label, moment in moments.items()}
     cores = {label: r @ gram @ r.T for label, gram in grams.items()}
     if not all(bool(core.isfinite().all()) for core in cores.values()):
@@ -278,17 +283,17 @@ def _directions(
     return _Directions(torch.stack(energies), vectors)
 
 
-def _columns(source: _Source, name: str) -> Any:
+def _columns(b: Float[Tensor, "d_out r"], scaling: float) -> Any:
     """``Q`` (d_out, r) and ``R`` of ``s B``, float64."""
-    return torch.linalg.qr(source.scalings[name] * source.pairs[name][1].double())
+    return torch.linalg.qr(scaling * b.double())
 
 
 def _cut(source: _Source, name: str, vectors: Float[Tensor, "r rank"]) -> tuple[Tensor, Tensor, float]:
     """``A`` and ``B`` of as many directions, and the scaling before them; as they are where nothing is cut."""
-    a, b = source.pairs[name]
+    a, b = source.factors(name)
     if vectors.shape[1] == len(a):
         return a, b, source.scalings[name]
-    q, r = _columns(source, name)
+    q, r = _columns(b, source.scalings[name])
     rows, columns = vectors.T @ r @ a.double(), q @ vectors
     size = rows.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()  # as large in A as in B
     return (rows / size[:, None]).to(a.dtype), (columns * size).to(b.dtype), 1.0

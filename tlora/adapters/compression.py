@@ -200,7 +200,7 @@ class Compression(Result):
         prints = {name: values.tolist() for name, values in self.fingerprints.items()}
         earlier = [Path(ADAPTER_WEIGHTS), INITIAL]
         with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
-            write_adapter(fresh, self.adapter, self.config, {BASE: prints} if prints else {})
+            write_adapter(fresh, self.adapter, self.config, {BASE: prints} if prints else None)
         return Path(folder)
 
     def _of(self, cut: str, measure: str) -> dict[str, NDArray[np.float64]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
@@ -32,6 +33,8 @@ COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_co
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PYTORCH = {"format": "pt"}
+"""What transformers and PEFT want to read in a file of tensors."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules in the file."""
 RUN = Path("tlora", "run")
@@ -207,6 +210,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
+
+
+def read_factors(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+    """``A`` and ``B`` of one linear layer, read anew: what was read stays in memory while its tensors do."""
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        start = PREFIX if f"{PREFIX}{name}.lora_A.weight" in file.keys() else ""  # noqa: SIM118
+        return file.get_tensor(f"{start}{name}.lora_A.weight"), file.get_tensor(f"{start}{name}.lora_B.weight")
 
 
 def split_factors(
@@ -387,15 +397,21 @@ def _initial_record(folder: Path) -> dict[str, Any]:
 
 def adapter_files(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, bytes]:
     """An adapter as PEFT reads it: the bytes of its two files, by name."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    written = json.dumps(config, indent=2, sort_keys=True)
-    return {ADAPTER_WEIGHTS: dump_tensors(whole, metadata={"format": "pt"}), ADAPTER_CONFIG: written.encode()}
+    return {ADAPTER_WEIGHTS: dump_tensors(_whole(tensors), metadata=PYTORCH), ADAPTER_CONFIG: _written(config).encode()}
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _written(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, indent=2, sort_keys=True)
 
 
 def write_adapter(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any]
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter without a run of its training into an empty folder, and a record that `tlora.load` heeds.
+    """Write an adapter into an empty folder, and where it has no run a record that `tlora.load` heeds.
 
     Parameters
     ----------
@@ -403,11 +419,12 @@ def write_adapter(
         Of `replace_files`, so that all of it or nothing gets to its place.
     tensors, config : mapping
         As for `adapter_files`.
-    record : mapping
-        What is known of the base and of ``A``; nothing is written of an empty one.
+    record : mapping, optional
+        What is known of the base and of ``A``.
     """
-    for name, blob in adapter_files(tensors, config).items():
-        (folder / name).write_bytes(blob)
+    (folder / ADAPTER_CONFIG).write_text(_written(config), encoding="utf-8")
+    save_file(_whole(tensors), folder / ADAPTER_WEIGHTS, metadata=PYTORCH)  # a blob would be in memory twice
+    shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)  # safetensors lets its owner alone read it
     if record:
         (folder / INITIAL).parent.mkdir()
         (folder / INITIAL).write_text(json.dumps(record))

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, adapter_files, check_files
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, adapter_files, check_files, write_adapter
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.files import replace_files
@@ -168,8 +168,7 @@ class TrainingRun(Result):
         """
         earlier = [Path(ADAPTER_WEIGHTS), *saved_files(path, RUN)]
         with replace_files(path, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as folder:
-            for name, blob in self._files().items():
-                (folder / name).write_bytes(blob)
+            write_adapter(folder, self.adapter, self.adapter_config)
             (folder / RUN).mkdir(parents=True)
             self._write(folder / RUN)
         return Path(path)
@@ -230,10 +229,6 @@ class TrainingRun(Result):
             f"{self.trainable_parameters:,} trained parameters{before}{ending}"
         )
 
-    def _files(self) -> dict[str, bytes]:
-        """The adapter as PEFT reads it."""
-        return adapter_files(self.adapter, self.adapter_config)
-
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         values = {name: getattr(self, name) for name in PLAIN}
         history, by_module = _columns(self.history, self.columns), _columns(self.module_history, self.module_columns)
@@ -241,7 +236,8 @@ class TrainingRun(Result):
         values["history"] = history.to_dict("list")
         values["modules"] = modules.categories.tolist()
         # The adapter itself stays where PEFT wants it; the run remembers which one it is.
-        values["files"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in self._files().items()}
+        files = adapter_files(self.adapter, self.adapter_config)
+        values["files"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in files.items()}
         tensors = {f"fingerprint.{name}": tensor for name, tensor in self.fingerprints.items()}
         tensors["module_history"] = torch.from_numpy(by_module.drop(columns="module").to_numpy("float64"))
         tensors["module_rows"] = torch.from_numpy(modules.codes.astype("int64"))
