@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import tempfile
+import weakref
 
 import accelerate
 import pytest
@@ -53,12 +54,12 @@ def with_graph(model, batch):
     return model(inputs_embeds=embedded, attention_mask=batch["attention_mask"]).logits.detach()
 
 
-def trained(model):
+def trained(model, **more):
     rows = [
         {key: row[0].tolist() for key, row in sample.items()} for batch in batches("llama") for sample in singles(batch)
     ]
     options = {"max_steps": 6, "batch_size": 3, "learning_rate": 1e-2, "warmup_steps": 0, "progress": False}
-    return tlora.train(model, Dataset.from_list(rows), **options)
+    return tlora.train(model, Dataset.from_list(rows), **options, **more)
 
 
 @pytest.fixture
@@ -110,31 +111,96 @@ def test_a_layer_that_lost_its_gradient_is_refused(dense):
         trained(peft_model)
 
 
-@pytest.mark.parametrize("where", ["cpu", "disk"])
-def test_an_offloaded_base(where, tmp_path):
-    model, offloaded = tiny_model("llama"), tiny_model("llama")
+PLACES = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+
+
+def offloaded(family, where, folder, **config):
+    """A base that computes on the CPU with weights that come from there, or from a disk."""
+    model = tiny_model(family, **config)
     if where == "cpu":
-        accelerate.cpu_offload(offloaded, "cpu")
-    else:
-        accelerate.disk_offload(offloaded, tmp_path / "weights", "cpu")
+        accelerate.cpu_offload(model, "cpu")
+        model.hf_device_map = {"embeddings": "cpu", "layers": "cpu"}  # as from_pretrained keeps one
+        return model
+    return accelerate.dispatch_model(model, PLACES | {"lm_head": "disk"}, main_device="cpu", offload_dir=folder)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_an_offloaded_base_is_calibrated(where, tmp_path):
+    model, base = tiny_model("llama"), offloaded("llama", where, tmp_path / "weights")
     options = {"gradient": True, "progress": False, "covariance": "sketch", "sketch_size": 12}
     expected = tlora.calibrate(model, batches(model), **options)
-    found = tlora.calibrate(offloaded, batches(model), checkpoint=tmp_path / "steps", checkpoint_every=0, **options)
+    found = tlora.calibrate(base, batches(model), checkpoint=tmp_path / "steps", checkpoint_every=0, **options)
     assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)
     assert all(found.covariance[name].total.equal(c.total) for name, c in expected.covariance.items())
-    assert offloaded.model.layers[0].mlp.up_proj.weight.is_meta, "left as it was"
+    assert base.model.layers[0].mlp.up_proj.weight.is_meta, "left as it was"
     more = [*batches(model), tiny_batch(model, seed=7)]
-    resumed = tlora.calibrate(offloaded, more, checkpoint=tmp_path / "steps", **options)
+    resumed = tlora.calibrate(base, more, checkpoint=tmp_path / "steps", **options)
     assert resumed.sensitivity.per_sample.equal(tlora.calibrate(model, more, **options).sensitivity.per_sample)
-    one, other = (tlora.task_subspaces(m, found, max_rank=8, progress=False) for m in (model, offloaded))
+    one, other = (tlora.task_subspaces(m, found, max_rank=8, progress=False) for m in (model, base))
     assert all(one.bases[name].equal(other.bases[name]) for name in one.names)
-    allocation = tlora.allocate(found.sensitivity, rank=2)
-    with pytest.raises(ValueError, match=r"q_proj is offloaded, and an adapter beside it would have no weights"):
-        tlora.attach(offloaded, other, allocation)
-    assert not any("lora" in name for name, _ in offloaded.named_modules())
-    tlora.attach(model, one, allocation).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    with pytest.raises(ValueError, match=r"_proj is offloaded, and an adapter beside it would have no weights"):
-        tlora.load(tmp_path / "adapter", offloaded)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("freeze_a", [True, False], ids=["B", "A and B"])
+def test_an_adapter_on_an_offloaded_base_is_trained(where, freeze_a, tmp_path):
+    model, base = tiny_model("llama"), offloaded("llama", where, tmp_path / "weights")
+    calibration = tlora.calibrate(model, batches(model), progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False) if freeze_a else None
+    allocation = tlora.allocate(calibration.sensitivity, rank=2)
+    both = [tlora.attach(each, subspaces, allocation, seed=3, freeze_a=freeze_a) for each in (model, base)]
+    one, other = trained(both[0]), trained(both[1], gradient_checkpointing=True)
+    assert other.history["loss"].equals(one.history["loss"])
+    assert all(other.adapter[key].equal(tensor) for key, tensor in one.adapter.items())
+    assert base.model.layers[0].mlp.up_proj.base_layer.weight.is_meta
+    other.save(tmp_path / "adapter")
+    again = tlora.load(tmp_path / "adapter", offloaded("llama", where, tmp_path / "others"))
+    beside = tlora.load(tmp_path / "adapter", again, name="beside")
+    with torch.no_grad():
+        logits = [each(**tiny_batch("llama")).logits for each in (*both, again, beside)]
+    assert all(found.equal(logits[0]) for found in logits[1:])
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_with_gradient_checkpointing_a_step_on_an_offloaded_base_holds_one_block(checkpointing, tmp_path, monkeypatch):
+    base = offloaded("llama", "disk", tmp_path, num_hidden_layers=6)
+    block = sum(parameter.nbytes for parameter in base.model.layers[0].parameters())
+    calibration = tlora.calibrate(base, batches(base), progress=False)
+    adapted = tlora.attach(base, None, tlora.allocate(calibration.sensitivity, rank=2))
+    fetch, there, most = accelerate.hooks.AlignDevicesHook.pre_forward, weakref.WeakSet(), [0]
+
+    def seen(hook, module, *args, **kwargs):
+        found = fetch(hook, module, *args, **kwargs)
+        if hook.offload:
+            there.update(parameter.untyped_storage() for parameter in module.parameters(recurse=False))
+            most.append(sum(storage.nbytes() for storage in there))
+        return found
+
+    monkeypatch.setattr(accelerate.hooks.AlignDevicesHook, "pre_forward", seen)
+    trained(adapted, gradient_checkpointing=checkpointing)
+    head = base.lm_head.weight.nbytes
+    assert (max(most) <= block + head) == checkpointing, (max(most), block, head)
+
+
+def test_a_head_that_is_offloaded_is_refused(tmp_path):
+    model = tiny_model("bert")
+    calibration = tlora.calibrate(model, batches(model), progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, rank=2)
+    tlora.attach(tiny_model("bert"), None, allocation).save_pretrained(tmp_path / "adapter")
+    base = offloaded("bert", "cpu", tmp_path)
+    with pytest.raises(ValueError, match="classifier is trained whole, and its weights are offloaded: load the base"):
+        tlora.attach(base, None, allocation)
+    with pytest.raises(ValueError, match="classifier is trained whole, and its weights are offloaded: load the base"):
+        tlora.load(tmp_path / "adapter", base)
+    assert not any("lora" in name for name, _ in base.named_modules())
+    assert base.hf_device_map, "as it was"
+
+
+def test_an_offloaded_base_without_a_map_of_its_places_is_not_trained():
+    model = tiny_model("llama")
+    accelerate.cpu_offload(model, "cpu")
+    allocation = tlora.allocate(tlora.calibrate(model, batches(model), progress=False).sensitivity, rank=2)
+    with pytest.raises(ValueError, match="the base is offloaded, and the Trainer would move it"):
+        trained(tlora.attach(model, None, allocation))
 
 
 def test_a_base_in_eight_bit_floats_is_packed():

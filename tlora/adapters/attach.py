@@ -28,8 +28,9 @@ from tlora.adapters.lora_layers import (
     wrappers,
 )
 from tlora.allocation.allocation import Allocation
+from tlora.models.offloading import refuse_offloaded, standing_in
 from tlora.models.sharding import at_rest, hold_whole, refuse_split
-from tlora.models.targets import refuse_adapted, refuse_offloaded
+from tlora.models.targets import refuse_adapted
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import exact_products, seeded
@@ -97,9 +98,9 @@ def attach(
         If the subspaces, the allocation or the config is of another type.
     ValueError
         If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base), is
-        offloaded, or sharded by tensor parallelism or ZeRO-3, the subspaces are of another model or the allocation of
-        other modules, a rank is beyond the directions that were computed, ``rows`` is unknown, or ``config``
-        contradicts the allocation. The model is then as it was.
+        sharded by tensor parallelism or ZeRO-3, or has an offloaded part that is to be trained whole, the subspaces are
+        of another model or the allocation of other modules, a rank is beyond the directions that were computed,
+        ``rows`` is unknown, or ``config`` contradicts the allocation. The model is then as it was.
     RuntimeError
         If PEFT has given a layer another rank or scaling than the allocation has.
 
@@ -125,15 +126,17 @@ def attach(
     initial = _rows_of_a(model, subspaces, allocation, rows)
     overrides = {} if config is None else given(config)
     check_config(model, allocation, overrides)
-    refuse_offloaded(model, allocation.ranks)
     for name in allocation.ranks:
         refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
     detach(model)
     check_name(adapter_name, (name for name, _ in model.named_parameters()))
     with seeded(seed), back_on_error(model), without_noise():
-        adapted = get_peft_model(model, checked_config(model, allocation, overrides), adapter_name=adapter_name)
-        for module in adapted.modules():
+        config = checked_config(model, allocation, overrides)
+        with standing_in(model, allocation.ranks):
+            adapted = get_peft_model(model, config, adapter_name=adapter_name)
+        for name, module in adapted.get_base_model().named_modules():
             if isinstance(module, ModulesToSaveWrapper):
+                refuse_offloaded(name, module.modules_to_save)
                 hold_whole(module.modules_to_save)
         _apply(adapted, allocation, initial)
         if freeze_a:

@@ -36,7 +36,8 @@ from tlora.adapters.lora_layers import (
     without_noise,
 )
 from tlora.models.loading import load_model
-from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted, refuse_offloaded
+from tlora.models.offloading import refuse_offloaded, standing_in
+from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted
 from tlora.models.weights import base_of, before_merging, check_same_model
 from tlora.utils.reproducibility import seeded
 
@@ -91,8 +92,9 @@ def load(
     FileNotFoundError
         If there is no adapter in the folder, or on the hub.
     ValueError
-        If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, it
-        is offloaded, or the adapter was trained on another model. The model is then as it was.
+        If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, a
+        part that the adapter brings whole is offloaded, or the adapter was trained on another model. The model is then
+        as it was.
     """
     check_name(name, ())
     if model is not None:
@@ -109,14 +111,16 @@ def load(
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
     check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])
-    refuse_offloaded(base_model, [key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes])
+    for part in {_plain(key).rpartition(".")[0] for key in sizes if not _BY_PEFT.search(key)}:
+        refuse_offloaded(part, dict(base_model.named_modules()).get(part, nn.Module()))
     _check_task(model, folder, config)
     _check_base(model, folder, record.fingerprints, sizes)
     if freeze_a is None:
         freeze_a = record.frozen_a
     kept = _parts(base_model, sizes, config)
     with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
-        adapted = _with_saved(model, folder, name)
+        with standing_in(base_model, {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}):
+            adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
         _refuse_drawn(adapted, folder, sizes)
         if freeze_a:

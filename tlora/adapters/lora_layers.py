@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Float
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -230,7 +231,9 @@ class LoraModule:
 
     def weight_norm(self) -> float:
         """Frobenius norm of the base weight, in float32 whatever it is stored in."""
-        weight = whole(dequantize_module_weight(self.layer.get_base_layer()).detach())
+        base = self.layer.get_base_layer()
+        with align_module_device(base):
+            weight = whole(dequantize_module_weight(base).detach())
         return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
 
 

@@ -108,23 +108,6 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     return {name: targets[name] for name in _selected(model, targets, select)}
 
 
-def refuse_offloaded(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse a base whose layers are kept elsewhere than they compute: an adapter beside them would have no weights.
-
-    Raises
-    ------
-    ValueError
-        Naming the first of these modules that is offloaded.
-    """
-    modules = dict(model.named_modules())
-    for name in names:
-        if name in modules and any(parameter.is_meta for parameter in modules[name].parameters()):
-            raise ValueError(
-                f"{name} is offloaded, and an adapter beside it would have no weights: such a base can be calibrated "
-                "and allocated for, and trained where it is loaded as a whole, e.g. in 4 bits"
-            )
-
-
 def check_is_model(model: object) -> None:
     """Refuse what is not a model.
 

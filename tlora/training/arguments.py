@@ -121,6 +121,8 @@ def training_arguments(
     """
     if not getattr(model, "hf_device_map", None):  # else it stays where it is
         check_card(model.device)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError("the base is offloaded, and the Trainer would move it: load it with device_map=")
     _check_names(theirs)
     check_report(theirs.get("report_to"))
     _check_possible(theirs, validates, saves)
