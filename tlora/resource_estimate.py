@@ -45,7 +45,7 @@ STATES = {
     "paged_adamw_8bit": (0, 0),
     "sgd": (0, 0),
 }
-"""What optimisers, by their name in ``transformers.TrainingArguments``, keep on the card for a parameter: numbers of
+"""What optimisers, by their name in ``transformers.TrainingArguments``, keep on the GPU for a parameter: numbers of
 its own type, and bytes. Paged states are on the host."""
 
 QUANTIZED = {4: 0.5 + 4 / 64, 8: 1.0}
@@ -55,7 +55,7 @@ NOT_WITHOUT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Va
 """What models raise whose code does not run without some of their blocks."""
 
 GPUS = (2, 4, 8, 16, 32, 64)
-"""Numbers of cards that are proposed."""
+"""Numbers of GPUs that are proposed."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -74,9 +74,9 @@ class ResourceEstimate(Result):
         Trained parameters of a uniform allocation, a classifier's head included: ``"B"`` alone, as TLoRA;
         ``"A and B"``, as LoRA.
     bytes : dict of int
-        Most memory at once, by stage, the weights included; of one card where there are several.
+        Most memory at once, by stage, the weights included; of one GPU where there are several.
     flops : dict of float
-        Floating-point operations, by stage; of one card where there are several.
+        Floating-point operations, by stage; of one GPU where there are several.
     speed : float or None
         Floating-point operations a second that seconds are counted at.
     memory : int or None
@@ -102,7 +102,7 @@ class ResourceEstimate(Result):
 
     columns: ClassVar[dict[str, str]] = {
         "stage": "what is done",
-        "gigabytes": "most memory at once (1e9 bytes), weights included; of one card where there are several",
+        "gigabytes": "most memory at once (1e9 bytes), weights included; of one GPU where there are several",
         "teraflops": "1e12 floating-point operations: of training, those of one step",
         "seconds": "at the speed that was given; NaN without",
         "fits": "whether there is memory enough; None where it was not said how much there is",
@@ -173,7 +173,7 @@ def estimate(
     length : int
         Tokens of a sample.
     batch_size : int
-        Samples at once, on each card.
+        Samples at once, on each GPU.
     labels : int, optional
         Labelled tokens of a sample, for which there are logits; all by default.
     sketch_size : int
@@ -195,10 +195,10 @@ def estimate(
     target_modules : str or iterable of str, optional
         As for `tlora.calibrate`.
     speed : float, optional
-        Floating-point operations a second of one card, for the seconds; ``tlora.resource_estimate.matmul_speed``
+        Floating-point operations a second of one GPU, for the seconds; ``tlora.resource_estimate.matmul_speed``
         measures that of a device.
     memory : float, optional
-        Bytes that one card has, for what fits and what to change.
+        Bytes that one GPU has, for what fits and what to change.
 
     Returns
     -------
@@ -406,7 +406,7 @@ class Weights:
     block: int
 
     def on_one_of(self, gpus: int) -> int:
-        """Bytes on a card: its shard, what is outside of blocks, and two blocks, of which one arrives early."""
+        """Bytes on a GPU: its shard, what is outside of blocks, and two blocks, of which one arrives early."""
         if gpus <= 1:
             return self.total
         return self.total // gpus + self.outside + 2 * self.block
@@ -445,7 +445,7 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
 def _subspace_bytes(seen: Simulated, setup: Setup, covariances: int) -> int:
     """Covariances and float32 weights of the modules that are decomposed side by side, and blocks of the iteration.
 
-    On the CPU, and where several cards share a base, it is one module at a time; on the CPU beside all covariances and
+    On the CPU, and where several GPUs share a base, it is one module at a time; on the CPU beside all covariances and
     the bases found.
     """
     width = setup.width + OVERSAMPLING
@@ -463,7 +463,7 @@ def _subspace_bytes(seen: Simulated, setup: Setup, covariances: int) -> int:
 
 
 def _flops(seen: Simulated, setup: Setup, work: Workload) -> dict[str, float]:
-    """Floating-point operations of one card, by stage."""
+    """Floating-point operations of one GPU, by stage."""
     tokens = work.samples * work.length
     passes = seen.step_flops["calibration"] * work.samples / work.batch_size
     scores = sum(2.0 * tokens * rows * columns for rows, columns in seen.shapes.values())
@@ -512,7 +512,7 @@ def _changes(
     for argument, change, costs, changes in _ladder(setup, work):
         if most(found) <= memory:
             break
-        if argument == "gpus" and "bits" in done:  # several cards need no rounding
+        if argument == "gpus" and "bits" in done:  # several GPUs need no rounding
             setup = replace(setup, bits=None)
             del done["bits"]
         tried = replace(setup, **{name: value for name, value in changes.items() if name != "batch_size"})
@@ -537,7 +537,7 @@ def _ladder(setup: Setup, work: Workload) -> Iterator[tuple[str, str, str, dict[
     """Argument, change, what it costs, and the new values; the cheapest first."""
     if work.batch_size > 1:
         change = f"batch_size=1, gradient_accumulation_steps={work.batch_size}"
-        yield "batch_size", change, "the same updates; small batches leave a card idle", {"batch_size": 1}
+        yield "batch_size", change, "the same updates; small batches leave a GPU idle", {"batch_size": 1}
     if not setup.gradient_checkpointing:
         change, costs = "gradient_checkpointing=True", "a training step runs the forward pass twice"
         yield "gradient_checkpointing", change, costs, {"gradient_checkpointing": True}
@@ -550,7 +550,7 @@ def _ladder(setup: Setup, work: Workload) -> Iterator[tuple[str, str, str, dict[
             yield "bits", change, costs, {"bits": bits}
     for gpus in GPUS:
         if gpus > setup.gpus:
-            yield "gpus", f"{gpus} GPUs, the base sharded by FSDP2", "more cards", {"gpus": gpus}
+            yield "gpus", f"{gpus} GPUs, the base sharded by FSDP2", "more GPUs", {"gpus": gpus}
 
 
 def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
@@ -588,7 +588,7 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
     base : Base
         The model.
     setup : Setup
-        How it is held and trained; optimiser and cards make no difference here.
+        How it is held and trained; optimiser and GPUs make no difference here.
     work : Workload
         Sizes.
 

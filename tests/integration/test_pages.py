@@ -45,7 +45,12 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -
     monkeypatch.setenv("TQDM_DISABLE", "1")
     (workplace / "base").symlink_to(workplace / "llama")
     rows = [pair | {"completion": f" {pair['completion']}"} for pair in PAIRS]
-    (workplace / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    smart_home = workplace / "notebooks" / "data" / "smart_home"
+    smart_home.mkdir(parents=True)
+    others = [row | {"prompt": f"w50 {row['prompt']}"} for row in rows[:8]]
+    parts = {"requests.jsonl": rows, smart_home / "train.jsonl": rows, smart_home / "test.jsonl": others}
+    for file, some in parts.items():
+        (workplace / file).write_text("".join(json.dumps(row) + "\n" for row in some))
     matplotlib.use("Agg")
     yield workplace
     plt.close("all")

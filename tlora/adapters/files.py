@@ -17,7 +17,6 @@ import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapters.lora_layers import EXPERTS
@@ -395,19 +394,6 @@ def _initial_record(folder: Path) -> dict[str, Any]:
     return read_json(folder / INITIAL) if (folder / INITIAL).is_file() else {}
 
 
-def adapter_files(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, bytes]:
-    """An adapter as PEFT reads it: the bytes of its two files, by name."""
-    return {ADAPTER_WEIGHTS: dump_tensors(_whole(tensors), metadata=PYTORCH), ADAPTER_CONFIG: _written(config).encode()}
-
-
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _written(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, indent=2, sort_keys=True)
-
-
 def write_adapter(
     folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any] | None = None
 ) -> None:
@@ -418,12 +404,13 @@ def write_adapter(
     folder : pathlib.Path
         Of `replace_files`, so that all of it or nothing gets to its place.
     tensors, config : mapping
-        As for `adapter_files`.
+        As PEFT reads them.
     record : mapping, optional
         What is known of the base and of ``A``.
     """
-    (folder / ADAPTER_CONFIG).write_text(_written(config), encoding="utf-8")
-    save_file(_whole(tensors), folder / ADAPTER_WEIGHTS, metadata=PYTORCH)  # a blob would be in memory twice
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / ADAPTER_WEIGHTS, metadata=PYTORCH)
     shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)  # safetensors lets its owner alone read it
     if record:
         (folder / INITIAL).parent.mkdir()

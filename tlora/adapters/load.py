@@ -29,7 +29,6 @@ from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
-    changes_the_base,
     check_name,
     part_in_the_base,
     taking_off,
@@ -94,7 +93,7 @@ def load(
     ValueError
         If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, a
         part that the adapter brings whole is offloaded, or the adapter was trained on another model. The model is then
-        as it was.
+        as it was, but for weights of the base that the adapter brings (PiSSA, trained biases).
     """
     check_name(name, ())
     if model is not None:
@@ -117,8 +116,7 @@ def load(
     _check_base(model, folder, record.fingerprints, sizes)
     if freeze_a is None:
         freeze_a = record.frozen_a
-    kept = _parts(base_model, sizes, config)
-    with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
+    with seeded(), _restored_on_error(model, name):  # PEFT draws an A before it reads one
         with standing_in(base_model, {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}):
             adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
@@ -154,17 +152,6 @@ def classes(
 def _plain(key: str) -> str:
     """The name that a parameter has in the base, from its name in an adapter's file or in a model with adapters."""
     return _WRAPPED.sub(".", key.removeprefix(PREFIX))
-
-
-def _parts(
-    base: nn.Module, sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
-) -> list[tuple[nn.Parameter, Tensor]]:
-    """The base's parameters that an adapter writes to, by the names in its file, with a copy of what they hold."""
-    names = {_plain(key) for key in sizes if part_in_the_base(config)}
-    if changes_the_base(config):
-        names |= {f"{name.partition('.lora_')[0]}.weight" for name in names}
-    found = [parameter for name, parameter in base.named_parameters() if name in names]
-    return [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in found]
 
 
 def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -247,16 +234,11 @@ def _check_base(
 
 
 @contextlib.contextmanager
-def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Leave the model with the adapters and the parameters that it had when the block fails."""
+def _restored_on_error(model: Any, name: str) -> Iterator[None]:
+    """Leave the model with the adapters that it had when the block fails."""
     if not isinstance(model, PeftModel):
-        try:
-            with back_on_error(model):
-                yield
-        except BaseException:
-            for parameter, values in kept:
-                parameter.data.copy_(values)
-            raise
+        with back_on_error(model):
+            yield
         return
     take_off = taking_off(model, name)
     try:

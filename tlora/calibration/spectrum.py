@@ -95,10 +95,6 @@ class Spectrum(ModuleResult):
         "covered": "share of the trace that the known eigenvalues hold; NaN where the trace is unknown",
     }
 
-    def __post_init__(self) -> None:
-        for name, values in self.eigenvalues.items():
-            _check(name, values, self.traces[name])
-
     @cached_property
     def _figures(self) -> dict[str, _Figures]:
         found: dict[str, _Figures] = {}
@@ -275,23 +271,9 @@ def _decompose(name: str, covariance: Covariance) -> Tensor:
 
 def descending(name: str, values: Tensor) -> Tensor:
     """Float32 on the CPU, falling, and what rounding left below zero set to zero."""
-    _check_finite(name, values)
-    return values.detach().to("cpu", torch.float32).sort(descending=True).values.clamp(min=0)
-
-
-def _check_finite(name: str, values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"the spectrum of {name} holds NaN or infinity: look for them in its inputs and weight")
-
-
-def _check(name: str, values: Tensor, trace: float) -> None:
-    _check_finite(name, values)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"eigenvalues of {name} have shape {tuple(values.shape)}: give a vector of at least one")
-    if bool((values < 0).any()) or bool((values.diff() > 0).any()):
-        raise ValueError(f"eigenvalues of {name} rise or are negative: give them falling and at least zero")
-    if trace < 0:
-        raise ValueError(f"trace of {name} is {trace}: a covariance has none below zero")
+    return values.detach().to("cpu", torch.float32).sort(descending=True).values.clamp(min=0)
 
 
 def _shares(values: np.ndarray, trace: float) -> np.ndarray:

@@ -44,7 +44,7 @@ def estimate(
     sketch_size: Annotated[int, typer.Option(help="Columns of a sketch of a covariance.")] = 256,
     num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.")] = None,
     target_modules: TargetModules = (),  # type: ignore[assignment]
-    memory: Annotated[float | None, typer.Option(help="Gigabytes of a card, for what fits and what to change.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Gigabytes of a GPU, for what fits and what to change.")] = None,
     teraflops: Annotated[
         float | None, typer.Option(help="Speed of products on the device; by default that of this CPU is measured.")
     ] = None,

@@ -304,6 +304,7 @@ class Start:
         option(
             "Adapter",
             "Length of the rows of A: one; by the variance of the inputs along them; or whitened, of g_whitened.",
+            show_default="the recipe's",
         ),
     ] = "orthonormal"
 

@@ -20,11 +20,6 @@ from tlora.comparison.summary import LOWER_IS_BETTER, PLACE, BaselineRank, summa
 from tlora.results import Meta, Result
 from tlora.utils.packages import library_versions
 
-LISTED = (
-    "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",
-)  # fmt: skip
-"""Columns of ``tlora compare --list``."""
-
 _RUN = {"learning_rate", "seed", "split"}
 _COSTS = ("trainable_parameters", "head_parameters", "seconds", "preparation_seconds", "peak_bytes", "forgetting")
 

@@ -66,10 +66,6 @@ VERA_RANK = 256
 HEAD = "head"
 """The method that trains the fresh head of a classifier alone; at its best rate all others train theirs."""
 
-Lora = Callable[..., PeftModel]
-"""From a job and further arguments of `peft.LoraConfig` to the adapted model."""
-
-
 T = TypeVar("T")
 
 
@@ -286,7 +282,7 @@ def _of(kind: str, **config: Any) -> Method:
     return Method(kind, partial(_lora, **config), config)
 
 
-def eva(lora: Lora, job: Job) -> PeftModel:
+def eva(job: Job) -> PeftModel:
     """Directions of the inputs' largest variance, ranks given to where they explain most (PEFT's defaults).
 
     All tokens count, as in TLoRA: where few are labelled, PEFT advises against its mask of labels, and goes round for
@@ -303,7 +299,7 @@ def eva(lora: Lora, job: Job) -> PeftModel:
     """
     settings = EvaConfig(use_label_mask=False)
     # Factors have no values until the vectors are there, which is how PEFT wants it.
-    adapted = lora(job, init_lora_weights="eva", eva_config=settings, low_cpu_mem_usage=True)
+    adapted = _lora(job, init_lora_weights="eva", eva_config=settings, low_cpu_mem_usage=True)
     batches = _on_device(job)
     tokens, wanted = max(int(batch["attention_mask"].sum()) for batch in batches), round(settings.rho * job.rank)
     if tokens < wanted:
@@ -314,7 +310,7 @@ def eva(lora: Lora, job: Job) -> PeftModel:
     return adapted
 
 
-def corda(lora: Lora, job: Job) -> PeftModel:
+def corda(job: Job) -> PeftModel:
     """Singular vectors of ``W C``, taken out of ``W`` (the instruction-previewed mode).
 
     PEFT's hooks ignore masks, so samples come one by one, without padding.
@@ -329,7 +325,7 @@ def corda(lora: Lora, job: Job) -> PeftModel:
     found = job.once(("corda", job.rank), lambda: _corda_vectors(job, names, config))
     for name, vectors in found.items():
         job.model.get_submodule(name).eigens = vectors  # where PEFT looks for them, and takes them away again
-    return lora(job, init_lora_weights="corda", corda_config=settings)
+    return _lora(job, init_lora_weights="corda", corda_config=settings)
 
 
 def _corda_vectors(job: Job, names: list[str], config: LoraConfig) -> dict[str, Any]:
@@ -342,7 +338,7 @@ def _corda_vectors(job: Job, names: list[str], config: LoraConfig) -> dict[str, 
     return {name: job.model.get_submodule(name).eigens for name in names}
 
 
-def lora_ga(lora: Lora, job: Job) -> PeftModel:
+def lora_ga(job: Job) -> PeftModel:
     """Singular vectors of the mean gradient, in ``A`` and in ``B``, and what they make taken off ``W``.
 
     As PEFT has it: ``B`` holds the singular values as well, where the authors' code scales unit vectors of both by one
@@ -365,7 +361,7 @@ def lora_ga(lora: Lora, job: Job) -> PeftModel:
         # PEFT counts backward passes by hooks, and the first layer's inputs need no gradient.
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         preprocess_loraga(job.model, config, backward)
-    return lora(job, init_lora_weights="lora_ga", lora_ga_config=settings)
+    return _lora(job, init_lora_weights="lora_ga", lora_ga_config=settings)
 
 
 def _on_device(job: Job, batch_size: int = BATCH_SIZE) -> list[dict[str, torch.Tensor]]:
@@ -478,9 +474,9 @@ METHODS = {
         Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer, rate_scale=1 / LORAPLUS_RATIO),
         _of("pissa", init_lora_weights="pissa_niter_16"),
         _of("olora", init_lora_weights="olora"),
-        Method("eva", partial(eva, _lora), {"tokens": "all"}),
-        Method("corda", partial(corda, _lora)),
-        Method("lora-ga", partial(lora_ga, _lora)),
+        Method("eva", eva, {"tokens": "all"}),
+        Method("corda", corda),
+        Method("lora-ga", lora_ga),
         Method("lora-fa", _lora_fa, {}, _lorafa_optimizer),
         Method("adalora", _adalora, {"init": 1.5, "tinit": 0.1, "tfinal": 0.3}, callbacks=(AllocateRanks,)),
         Method("vera", _vera, {"r": VERA_RANK}),

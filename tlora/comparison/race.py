@@ -24,8 +24,8 @@ from tlora.comparison.lr_search import Curve, best, scaled
 from tlora.comparison.methods import Job, Method, chosen, seeded_adapt
 from tlora.comparison.race_result import Race
 from tlora.comparison.sequential import error_at_looks
-from tlora.models.targets import Target, refuse_adapted, target_modules
-from tlora.models.weights import sharing_weights
+from tlora.models.targets import refuse_adapted
+from tlora.models.weights import check_same_model, sharing_weights
 from tlora.recipes import Recipe
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
@@ -266,28 +266,15 @@ def _entered(
         raise ValueError(f"arms has {len(arms)}: a race takes at least two, such as {{'A': allocation, 'B': 'lora'}}")
     allocations = {name: arm for name, arm in arms.items() if isinstance(arm, Allocation)}
     rank = positive_int(rank, "rank") if rank is not None else next((a.rank for a in allocations.values()), 8)
-    known = target_modules(plan.model)
     for name, allocation in allocations.items():
-        _check_same_modules(str(name), allocation, known)
+        what, way_out = f"arm {str(name)!r} is", "allocate for this model"
+        check_same_model(plan.model, {}, allocation.shapes, what=what, way_out=way_out)
     targets = list(dict.fromkeys(module for a in allocations.values() for module in a.targets)) or None
     made = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
     bases = _Bases(subspaces, made, allocations)
     samples = min(SAMPLES, len(plan.task.train))
     job = _SharedJob(plan.model, plan.task, rank, samples=samples, target_modules=targets, steps=plan.steps or 100)
     return {str(name): _Entered(_method(str(name), arm, bases), job) for name, arm in arms.items()}
-
-
-def _check_same_modules(name: str, allocation: Allocation, known: Mapping[str, Target]) -> None:
-    """Refuse an allocation of modules that the model does not have."""
-    for module, target in allocation.targets.items():
-        if module not in known:
-            raise ValueError(f"arm {name!r} is of another model: it has {module}, and there is no such module here")
-        here = known[module]
-        if (target.d_out, target.d_in) != (here.d_out, here.d_in):
-            raise ValueError(
-                f"arm {name!r} is of another model: it has {module} of {target.d_out} x {target.d_in}, here it is "
-                f"{here.d_out} x {here.d_in}"
-            )
 
 
 def _method(name: str, arm: Arm, bases: _Bases) -> Method:

@@ -24,9 +24,8 @@ from tlora.adapters.lora_layers import head_parameters
 from tlora.comparison.methods import Job, Memory, Method, seeded_adapt
 from tlora.comparison.store import Floats, Record, packed
 from tlora.comparison.summary import TRAINING
-from tlora.models.forward import evaluating
 from tlora.models.loading import PACKAGED, load_model
-from tlora.tasks.evaluation import per_sample, summed_losses
+from tlora.tasks.evaluation import losses_by_sample, per_sample
 from tlora.tasks.load import _digest, load_task_of
 from tlora.tasks.task import Task
 from tlora.training.dataset import spread
@@ -268,12 +267,10 @@ def _measured(
 
 def _losses(model: Any, others: Mapping[str, Task]) -> dict[str, float]:
     """Mean loss on test samples of each, nats per token."""
-    found = {}
-    for name, task in others.items():
-        with evaluating(model):
-            losses, counts = summed_losses(model, task, spread(task.test, LOSS_SAMPLES), 16, progress=False)
-        found[name] = float(losses.sum() / counts.sum())
-    return found
+    return {
+        name: float(losses_by_sample(model, task, spread(task.test, LOSS_SAMPLES), 16).mean())
+        for name, task in others.items()
+    }
 
 
 def _forgotten(before: Mapping[str, float], after: Mapping[str, float]) -> Record:

@@ -230,7 +230,7 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     model : transformers.PreTrainedModel or peft.PeftModel
         One that cannot restrict its logits is given the batch as it is.
     batch : mapping
-        As for `sample_losses`; labels (B, T). On a card the host would wait here: look at it before it is moved there.
+        As for `sample_losses`; labels (B, T). On a GPU the host would wait here: look at it before it is moved there.
         One that was here before is returned as it is.
 
     Returns

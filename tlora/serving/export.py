@@ -12,11 +12,10 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapters.attach import merge
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, Adapter
+from tlora.adapters.files import ADAPTER_CONFIG, PREFIX, RUN, Adapter, write_adapter
 from tlora.adapters.lora_layers import shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.models.weights import sharing_weights
@@ -161,11 +160,9 @@ def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.
         tensors |= {
             f"{PREFIX}{name}.lora_{part}.weight": _cast(name, x, dtype) for part, x in zip("AB", pair, strict=True)
         }
-    blob = dump_tensors({key: t.contiguous() for key, t in tensors.items()}, metadata={"format": "pt"})
     config = _plain_config(plain, rank, target_suffixes(factors, model.get_base_model()))
     with replace_export(folder, "peft") as fresh:
-        (fresh / ADAPTER_WEIGHTS).write_bytes(blob)
-        (fresh / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2))
+        write_adapter(fresh, tensors, config)
     return folder
 
 

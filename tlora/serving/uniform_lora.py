@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tlora.adapters.files import COMPUTES_MORE, PREFIX
 from tlora.adapters.lora_layers import (
@@ -143,13 +144,9 @@ def _refuse_more_than_lora(config: Any, way_out: str) -> None:
 
 def padded(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
     """The same updates with one rank: rows of A and columns of B that are zero are added."""
-    return {name: (_grown(a, 0, rank), _grown(b, 1, rank)) for name, (a, b) in factors.items()}
-
-
-def _grown(x: Tensor, dimension: int, size: int) -> Tensor:
-    missing = list(x.shape)
-    missing[dimension] = size - x.shape[dimension]
-    return torch.cat([x, x.new_zeros(missing)], dimension)
+    return {
+        name: (pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - b.shape[1]))) for name, (a, b) in factors.items()
+    }
 
 
 def in_every_layer(factors: Mapping[str, Factors], model: nn.Module) -> dict[str, Factors]:

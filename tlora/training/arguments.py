@@ -135,7 +135,7 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     found = TrainingArguments(**(chosen | _checkpointing(theirs) | dict(ours)))
-    # With several cards in sight and no launcher, a batch of this size would be given to each of them.
+    # With several GPUs in sight and no launcher, a batch of this size would be given to each of them.
     found._n_gpu = min(found.n_gpu, 1)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -16,10 +15,10 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, adapter_files, check_files, write_adapter
+from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_files, write_adapter
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.training.callbacks import MODULE_COLUMNS
-from tlora.utils.files import replace_files
+from tlora.utils.files import digest, replace_files
 
 # What goes to JSON as it is.
 PLAIN = (
@@ -170,7 +169,8 @@ class TrainingRun(Result):
         with replace_files(path, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as folder:
             write_adapter(folder, self.adapter, self.adapter_config)
             (folder / RUN).mkdir(parents=True)
-            self._write(folder / RUN)
+            # The adapter itself stays where PEFT wants it; the run remembers which one it is.
+            self._write(folder / RUN, files={name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)})
         return Path(path)
 
     @classmethod
@@ -235,9 +235,6 @@ class TrainingRun(Result):
         modules = pd.Categorical(by_module["module"], categories=by_module["module"].unique())
         values["history"] = history.to_dict("list")
         values["modules"] = modules.categories.tolist()
-        # The adapter itself stays where PEFT wants it; the run remembers which one it is.
-        files = adapter_files(self.adapter, self.adapter_config)
-        values["files"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in files.items()}
         tensors = {f"fingerprint.{name}": tensor for name, tensor in self.fingerprints.items()}
         tensors["module_history"] = torch.from_numpy(by_module.drop(columns="module").to_numpy("float64"))
         tensors["module_rows"] = torch.from_numpy(modules.codes.astype("int64"))

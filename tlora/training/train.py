@@ -84,7 +84,7 @@ def train(
     ----------
     model : peft.PeftModel
         From `tlora.attach`, `tlora.load` or PEFT itself. It is trained where it is: one on
-        the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on; one on a card on that
+        the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on; one on a GPU on that
         alone, though there be more: for several start the script with ``torchrun``. Its base may be sharded by FSDP2
         before: then every process calls this, with a batch of its own at each step.
     task : Task or datasets.Dataset

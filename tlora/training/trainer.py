@@ -74,7 +74,7 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self._finite = _Finite()
         if can_leave_logits_out(model.get_base_model()):
-            # here, before a batch is on a card, where looking at its labels would have the host wait
+            # here, before a batch is on a GPU, where looking at its labels would have the host wait
             kwargs["data_collator"] = partial(_collated, kwargs["data_collator"])
         super().__init__(model=model, callbacks=[*parts.callbacks(), *callbacks, self._finite], **kwargs)
         # Causal models divide their losses by the tokens of a whole step; we do it where the loss is a mean of a batch.
@@ -180,7 +180,7 @@ class AdapterTrainer(Trainer):
 
 
 class _Finite(TrainerCallback):
-    """Refuses losses and gradients that are not finite; looks once a step, since a card has to finish its work for it.
+    """Refuses losses and gradients that are not finite; looks once a step, since a GPU has to finish its work for it.
 
     Raises
     ------

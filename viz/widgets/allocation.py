@@ -13,7 +13,6 @@ from tlora.calibration.sensitivity import Sensitivity
 SOURCE = "calibration.sensitivity"
 Limit = int | Mapping[str, int] | None
 SCORE, EDIT, EXCLUDE = "by score", "edit", "exclude"
-WAYS = (SCORE, EDIT, EXCLUDE)
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _signed(number: int) -> str:
 
 
 def decided(state: AllocationState, names: Collection[str], way: str, rank: int = 0) -> AllocationState:
-    """The state after ``names`` (full names) are treated in one of `WAYS`; ``rank`` is for an edit, others stay."""
+    """The state after ``names`` are ranked by score, edited or excluded; ``rank`` is for an edit, others stay."""
     pins = {name: r for name, r in state.pinned.items() if name not in names}
     hand = {name: r for name, r in state.edits.items() if name not in names}
     kept = [name for name in state.exclude_modules if name not in names]

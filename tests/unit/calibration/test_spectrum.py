@@ -144,21 +144,6 @@ def test_round_trip(tmp_path):
     assert back.meta == found.meta
 
 
-@pytest.mark.parametrize(
-    ("values", "trace", "words"),
-    [
-        ([1.0, float("nan")], 2.0, "spectrum of m holds NaN"),
-        ([1.0, 2.0], 3.0, "m rise"),
-        ([1.0, -2.0], 3.0, "negative"),
-        ([], 0.0, "non-empty|at least one"),
-        ([1.0], -1.0, "trace of m"),
-    ],
-)
-def test_bad_spectra_are_refused_by_module(values, trace, words):
-    with pytest.raises(ValueError, match=words):
-        of(values, trace=trace)
-
-
 def test_a_covariance_with_nan_is_refused_by_module():
     bad = covariance(0)
     bad.total[0, 0] = float("nan")

@@ -12,8 +12,8 @@ from tests.helpers.commands import DATA, QUICK, RUN, done, invoke
 from tests.helpers.results import record
 from tlora.cli import main
 from tlora.cli.command_line import written
+from tlora.cli.compare import LISTED
 from tlora.comparison import lr_search, run
-from tlora.comparison.comparison import LISTED
 from tlora.comparison.store import Store
 from tlora.recipes import RECIPES
 

@@ -19,7 +19,6 @@ from tests.helpers.results import comparison, record
 from tlora.comparison import compare as comparing
 from tlora.comparison import lr_search
 from tlora.comparison import run as running
-from tlora.comparison.comparison import LISTED
 from tlora.comparison.methods import METHODS, Memory, Method
 from tlora.comparison.run import PeakMemory
 from tlora.comparison.store import Store
@@ -541,14 +540,6 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(arguments, kind
     with pytest.raises(kind, match=words):
         tlora.compare(**{"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments)
     assert not os.path.exists("comparison.jsonl")
-
-
-def test_listed_columns_are_those_of_the_table():
-    assert LISTED == (
-        "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters",
-        "best_rate",
-    )  # fmt: skip
-    assert set(LISTED) <= set(tlora.Comparison.columns)
 
 
 def test_peak_memory_sees_what_was_held_in_between():
