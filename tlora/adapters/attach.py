@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -33,6 +33,7 @@ from tlora.models.sharding import at_rest, hold_whole, refuse_split
 from tlora.models.targets import refuse_adapted
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
+from tlora.utils.defaults import Rows
 from tlora.utils.reproducibility import exact_products, seeded
 
 NO_VARIANCE = 1e-6
@@ -43,7 +44,6 @@ _TRAINABLE_BEFORE: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.Weak
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 """Of each A that `attach` has put on a model: how it began."""
-Rows = Literal["orthonormal", "variance", "whitened"]
 
 
 def attach(

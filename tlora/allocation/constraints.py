@@ -7,15 +7,14 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, SupportsIndex, get_args
+from typing import SupportsIndex, get_args
 
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import apportion, spent
+from tlora.utils.defaults import Budget, Scaling
 from tlora.utils.validation import positive_int
 
-Scaling = Literal["nominal", "allocated"]
 SCALINGS = get_args(Scaling)
-Budget = Literal["ranks", "parameters"]
 BUDGETS = get_args(Budget)
 
 Limit = int | dict[str, int]

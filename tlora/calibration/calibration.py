@@ -19,6 +19,7 @@ from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.models.module_result import unpacked_targets
 from tlora.models.targets import Target
 from tlora.results import Meta, Result
+from tlora.utils.defaults import Kept, Tokens
 from tlora.utils.packages import library_versions
 from tlora.utils.validation import positive_int
 
@@ -26,8 +27,6 @@ SAME_WEIGHT = 1e-3
 """How far apart the projections of a weight may be, relative to their size, where statistics are added up."""
 
 
-Tokens = Literal["all", "labels"]
-Kept = Literal["dense", "sketch"]
 Products = Literal["float32", "model"]
 
 

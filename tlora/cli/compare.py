@@ -16,6 +16,7 @@ from tlora.allocation.footprint import size_text
 from tlora.cli.command_line import flat, written
 from tlora.cli.options import Quiet, TargetModules, option, selected
 from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
+from tlora.utils.defaults import RATES
 
 # As in the library; a test holds them equal.
 METHODS = (
@@ -23,7 +24,8 @@ METHODS = (
     "full", "head", "tlora+", "qa-lora", "talklora", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
 )  # fmt: skip
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+"""Methods that are compared where nobody says which."""
+
 LISTED = (
     "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters", "best_rate",
 )  # fmt: skip

@@ -10,17 +10,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, Budget, Kept, Kind, Rows, Scaling, Tokens
 
-# Values of the library's arguments, and keys of its tables: a test holds them equal.
-Rows = Literal["orthonormal", "variance", "whitened"]
-Budget = Literal["ranks", "parameters"]
-Scaling = Literal["nominal", "allocated"]
-Kept = Literal["dense", "sketch"]
-Tokens = Literal["all", "labels"]
-Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
+# Keys of the library's tables: a test holds them equal.
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-Format = Literal["peft", "gguf", "merged"]
 RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}

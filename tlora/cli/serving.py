@@ -13,8 +13,9 @@ import tlora
 from tlora.allocation.footprint import size_text
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import Folder
-from tlora.cli.options import BaseModel, EngineName, Format, Overwrite, Placement, Quiet, option
+from tlora.cli.options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, facts, table
+from tlora.utils.defaults import Format
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""

@@ -28,10 +28,8 @@ from tlora.recipes import Recipe
 from tlora.tasks.load import task_contents
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card
+from tlora.utils.defaults import RATES
 from tlora.utils.validation import as_names, positive_int
-
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-"""Learning rates that a search begins with."""
 
 SEARCH_SEEDS = (1000, 1001)
 """Seeds that rates are searched with; none of those whose results are reported."""

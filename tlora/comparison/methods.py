@@ -490,9 +490,6 @@ METHODS = {
 METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items()}
 """Methods by name."""
 
-PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
-"""Those that are compared where nobody says which."""
-
 
 def seeded_adapt(method: Method, job: Job) -> PeftModel:
     """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from peft import PeftModel
@@ -23,10 +23,10 @@ from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
 from tlora.serving.uniform_lora import PlainLora, check_exportable, in_every_layer, padded, plain_lora, target_suffixes
+from tlora.utils.defaults import Format
 from tlora.utils.files import check_folder, read_json, replace_files
 from tlora.utils.packages import require
 
-Format = Literal["peft", "gguf", "merged"]
 MODEL_CONFIG = "config.json"
 
 

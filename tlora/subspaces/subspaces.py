@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, zip_longest
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import pandas as pd
 import torch
@@ -23,11 +23,10 @@ from tlora.models.targets import Target
 from tlora.models.weights import base_modules, base_of, check_same_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
+from tlora.utils.defaults import Kind
 from tlora.utils.devices import Asking, answered
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import fraction, positive, positive_int
-
-Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""

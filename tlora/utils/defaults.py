@@ -1,9 +1,20 @@
-"""What Python functions and the command line take by default, in a file that needs no torch."""
+"""Choices and defaults that Python functions and the command line share, in a file that needs no torch."""
 
-from typing import Final
+from typing import Final, Literal
+
+Tokens = Literal["all", "labels"]
+Kept = Literal["dense", "sketch"]
+Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
+Budget = Literal["ranks", "parameters"]
+Scaling = Literal["nominal", "allocated"]
+Rows = Literal["orthonormal", "variance", "whitened"]
+Format = Literal["peft", "gguf", "merged"]
 
 BATCH_SIZE = 8
 """Samples at once: of a calibration, of a training step, and of what `tlora.estimate` counts."""
 
 DEFAULT_RECIPE: Final = "tlora"
 """The recipe of ``tlora run``, the README and the quickstart."""
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+"""Learning rates that a search begins with."""

@@ -15,7 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 from tlora.subspaces.alignment import Alignment, LayerAlignment
 from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
-from tlora.subspaces.subspaces import Kind
+from tlora.utils.defaults import Kind
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap

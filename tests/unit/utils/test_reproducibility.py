@@ -11,7 +11,7 @@ import torch
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
-from tlora.subspaces.subspaces import Kind
+from tlora.utils.defaults import Kind
 from tlora.utils.reproducibility import module_seed
 
 
