@@ -300,15 +300,15 @@ def test_calibration_that_is_interrupted_leaves_nothing(monkeypatch):
 def test_full_disk_at_the_end_costs_neither_the_old_adapter_nor_the_new_one(monkeypatch):
     done(f"{RUN} {QUICK} --output out")
     before = content("out")
-    write = Path.write_bytes
+    write = Path.write_text
 
-    def full(path: Path, blob: bytes) -> None:
+    def full(path: Path, *text: str, **how: str) -> None:
         if path.name == "adapter_config.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, blob)
+        write(path, *text, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Path, "write_text", full)
         result = invoke(f"{RUN} --output out --overwrite")
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr
