@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 
 import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_model
@@ -193,6 +194,15 @@ def test_a_head_that_is_offloaded_is_refused(tmp_path):
         tlora.load(tmp_path / "adapter", base)
     assert not any("lora" in name for name, _ in base.named_modules())
     assert base.hf_device_map, "as it was"
+
+
+def test_an_adapter_that_rewrites_an_offloaded_base_is_refused(tmp_path):
+    config = LoraConfig(r=2, init_lora_weights="pissa", target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    base = offloaded("llama", "cpu", tmp_path)
+    with pytest.raises(ValueError, match="q_proj is rewritten by this adapter, and its weights are offloaded: load"):
+        tlora.load(tmp_path / "adapter", base)
+    assert not any("lora" in name for name, _ in base.named_modules())
 
 
 def test_an_offloaded_base_without_a_map_of_its_places_is_not_trained():

@@ -13,9 +13,11 @@ import pkgutil
 import re
 import shutil
 import subprocess
+import threading
 import types
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +371,7 @@ def test_other_kind_of_result_is_refused_and_named(saved):
             kind.load(saved)
 
 
-@pytest.mark.parametrize("values", [{}, {"targets": 3}, {"targets": [{"name": "a"}]}])
+@pytest.mark.parametrize("values", [{}, [], {"targets": 3}, {"targets": [{"name": "a"}]}])
 def test_values_that_do_not_make_a_result_are_refused(saved, monkeypatch, values):
     """Well-formed and undamaged, yet nothing a Sensitivity can be made of."""
     monkeypatch.setattr(Sensitivity, "_pack", lambda self: ({"per_sample": self.per_sample}, values))
@@ -443,6 +445,29 @@ def test_a_save_that_is_killed_leaves_the_earlier_result_or_the_new_one(tmp_path
         assert (folder / "thesis.tex").read_text() == "mine"
         assert not list(tmp_path.rglob(".*"))
     assert len(seen) == 2
+
+
+def test_a_reader_finds_a_whole_result_while_others_write(tmp_path):
+    sensitivity(samples=2).save(tmp_path / "saved")
+    stop = threading.Event()
+
+    def write(start: int) -> None:
+        for samples in count(start, 2):  # each time another result
+            if stop.is_set():
+                return
+            sensitivity(samples).save(tmp_path / "saved")
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in (3, 4)]
+    for writer in writers:
+        writer.start()
+    try:
+        found = [Sensitivity.load(tmp_path / "saved") for _ in range(60)]
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert all(same(result, sensitivity(len(result.per_sample))) for result in found)
+    assert listing(tmp_path) == ["saved"]
 
 
 @pytest.mark.parametrize("name", ["a b/c d", "тест/模型 ∂", ".hidden", "x" * 255, "./a//b", "saved/", "[1]*?"])
@@ -734,11 +759,12 @@ def test_results_of_format_4_are_what_they_were(name, tmp_path):
     assert same(dict(sorted(tensors.items())), dict(sorted(load_file(record / "tensors.safetensors").items())))
     assert dataclasses.asdict(result.meta) == _options_from_4(head["meta"])
     of_modules = result.sensitivity if cls is Calibration else result
+    if cls is TrainingRun:  # what it is written beside
+        again = result.save(tmp_path / "again") / "tlora" / "run" / RESULT
+        values |= {"files": json.loads(again.read_bytes())["values"]["files"]}
     if cls is LayerAlignment:
         values |= {"modules": result.names, "layers": list(result.layers.values())}
     for key, value in _renamed_from_4(head)["values"].items():
-        if key == "files":  # of the folder, not of the run
-            continue
         now = values[key] if key in values else getattr(of_modules, key)
         if isinstance(value, dict):
             now = {part: now[part] for part in value}  # without what has come since

@@ -134,9 +134,9 @@ def attach(
         config = checked_config(model, allocation, overrides)
         with standing_in(model, allocation.ranks):
             adapted = get_peft_model(model, config, adapter_name=adapter_name)
-        for name, module in adapted.get_base_model().named_modules():
+        refuse_offloaded((n, p) for n, p in adapted.get_base_model().named_parameters() if p.requires_grad)
+        for module in adapted.modules():
             if isinstance(module, ModulesToSaveWrapper):
-                refuse_offloaded(name, module.modules_to_save)
                 hold_whole(module.modules_to_save)
         _apply(adapted, allocation, initial)
         if freeze_a:

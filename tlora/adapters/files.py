@@ -32,8 +32,6 @@ COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_co
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-PYTORCH = {"format": "pt"}
-"""What transformers and PEFT want to read in a file of tensors."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules in the file."""
 RUN = Path("tlora", "run")
@@ -410,7 +408,7 @@ def write_adapter(
     """
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / ADAPTER_WEIGHTS, metadata=PYTORCH)
+    save_file(whole, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)  # safetensors lets its owner alone read it
     if record:
         (folder / INITIAL).parent.mkdir()

@@ -29,6 +29,7 @@ from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
+    changes_the_base,
     check_name,
     part_in_the_base,
     taking_off,
@@ -93,7 +94,7 @@ def load(
     ValueError
         If a file is damaged or not of a LoRA adapter, the model already has an adapter of this name or a merged one, a
         part that the adapter brings whole is offloaded, or the adapter was trained on another model. The model is then
-        as it was, but for weights of the base that the adapter brings (PiSSA, trained biases).
+        as it was.
     """
     check_name(name, ())
     if model is not None:
@@ -110,13 +111,14 @@ def load(
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
     check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])
-    for part in {_plain(key).rpartition(".")[0] for key in sizes if not _BY_PEFT.search(key)}:
-        refuse_offloaded(part, dict(base_model.named_modules()).get(part, nn.Module()))
+    written = _written(base_model, sizes, config)
+    refuse_offloaded(written.items(), "rewritten by this adapter" if changes_the_base(config) else "trained whole")
     _check_task(model, folder, config)
     _check_base(model, folder, record.fingerprints, sizes)
     if freeze_a is None:
         freeze_a = record.frozen_a
-    with seeded(), _restored_on_error(model, name):  # PEFT draws an A before it reads one
+    kept = [(p, p.detach().to("cpu", copy=True)) for p in written.values()] if part_in_the_base(config) else []
+    with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
         with standing_in(base_model, {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}):
             adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
@@ -152,6 +154,16 @@ def classes(
 def _plain(key: str) -> str:
     """The name that a parameter has in the base, from its name in an adapter's file or in a model with adapters."""
     return _WRAPPED.sub(".", key.removeprefix(PREFIX))
+
+
+def _written(
+    base: nn.Module, sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> dict[str, nn.Parameter]:
+    """The base's parameters that an adapter brings or writes to, by the names in its file."""
+    names = {_plain(key) for key in sizes if not _BY_PEFT.search(key)}
+    if changes_the_base(config):
+        names |= {f"{_plain(key.partition('.lora_')[0])}.weight" for key in sizes}
+    return {_plain(name): parameter for name, parameter in base.named_parameters() if _plain(name) in names}
 
 
 def _refuse_lost(adapted: PeftModel, folder: Path, sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -234,11 +246,16 @@ def _check_base(
 
 
 @contextlib.contextmanager
-def _restored_on_error(model: Any, name: str) -> Iterator[None]:
-    """Leave the model with the adapters that it had when the block fails."""
+def _restored_on_error(model: Any, name: str, kept: list[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Leave the model with the adapters and the parameters that it had when the block fails."""
     if not isinstance(model, PeftModel):
-        with back_on_error(model):
-            yield
+        try:
+            with back_on_error(model):
+                yield
+        except BaseException:
+            for parameter, values in kept:
+                parameter.data.copy_(values)
+            raise
         return
     take_off = taking_off(model, name)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -48,16 +48,18 @@ def standing_in(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             vars(model)["hf_device_map"] = places
 
 
-def refuse_offloaded(name: str, module: nn.Module) -> None:
-    """Refuse a module that is trained whole, such as a head, and has no weights here.
+def refuse_offloaded(parameters: Iterable[tuple[str, Tensor]], what: str = "trained whole") -> None:
+    """Refuse parameters that an adapter trains or writes to themselves, such as a head's, where they are not here.
 
     Raises
     ------
     ValueError
-        If it has none, with its name.
+        If one is elsewhere, with the name of its module and what is done to it.
     """
-    if any(parameter.is_meta for parameter in module.parameters()):
-        raise ValueError(
-            f"{name} is trained whole, and its weights are offloaded: load the base with a device_map that keeps it "
-            "where it computes"
-        )
+    for name, parameter in parameters:
+        if parameter.is_meta:
+            module = name.partition(".modules_to_save.")[0].removesuffix(".weight").removesuffix(".bias")
+            raise ValueError(
+                f"{module} is {what}, and its weights are offloaded: load the base with a device_map that keeps it "
+                "where it computes"
+            )

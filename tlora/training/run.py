@@ -170,7 +170,9 @@ class TrainingRun(Result):
             write_adapter(folder, self.adapter, self.adapter_config)
             (folder / RUN).mkdir(parents=True)
             # The adapter itself stays where PEFT wants it; the run remembers which one it is.
-            self._write(folder / RUN, files={name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)})
+            tensors, values = self._pack()
+            files = {name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+            self._write(folder / RUN, tensors, values | {"files": files})
         return Path(path)
 
     @classmethod

@@ -18,11 +18,25 @@ from torch import nn
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.commands import done, invoke
-from tests.helpers.foreign import BATCH, experts, foreign
+from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign
 from tests.helpers.models import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.targets import head_modules
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_base_that_an_adapter_could_not_be_put_on_is_as_it_was(part: str, tmp_path: Path) -> None:
+    foreign(biased(), tmp_path / "part", **PARTS[part])
+    file = tmp_path / "part" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(key for key in tensors if ".layers.1." in key and "lora_B" in key)]
+    save_file(tensors, file)
+    model = biased()
+    with pytest.raises(ValueError, match="incomplete"):
+        tlora.load(tmp_path / "part", model)
+    assert torch.equal(logits(model, BATCH), logits(biased(), BATCH))
+
 
 HEADS = {
     "TOKEN_CLS": ("BertForTokenClassification", "classifier"),

@@ -245,3 +245,11 @@ def test_the_line_to_go_on_with_has_the_flags_as_they_are_typed():
         flags = written(command, {"as_list": True, "as_json": True}).split()[2:]
         assert flags, command
         assert all(flag in known for flag in flags)
+
+
+def test_listed_columns_are_those_of_the_table():
+    assert LISTED == (
+        "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters",
+        "best_rate",
+    )  # fmt: skip
+    assert set(LISTED) <= set(tlora.Comparison.columns)

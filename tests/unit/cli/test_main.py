@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.commands import invoke
 from tlora.cli import compare, options, pipeline
-from tlora.comparison import comparison, methods
+from tlora.comparison import methods
 from tlora.recipes import RECIPES
 from tlora.serving import engines
 from tlora.utils.defaults import DEFAULT_RECIPE
@@ -59,7 +59,6 @@ def test_tables_that_are_written_down_again_are_those_of_the_library() -> None:
     assert inspect.signature(pipeline.run).parameters["recipe"].default == DEFAULT_RECIPE
     assert tuple(methods.METHODS) == compare.METHODS
     assert set(compare.PRINCIPAL) <= set(compare.METHODS)
-    assert set(compare.LISTED) <= set(comparison.Comparison.columns)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 2])

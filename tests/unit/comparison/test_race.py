@@ -279,7 +279,7 @@ def test_arms_of_another_model_are_refused():
         run({"A": allocations()["score"], "B": other})
     wider = tlora.calibrate(tiny_model("llama", intermediate_size=64), task().calibration(4), progress=False)
     with pytest.raises(
-        ValueError, match=r"arm 'B' is of another model: .*mlp.* was .64, 32. there, here it is .48, 32."
+        ValueError, match=r"arm 'B' is of another model: .*mlp.* was \(64, 32\) there, here it is \(48, 32\)"
     ):
         run({"A": allocations()["score"], "B": tlora.allocate(wider.sensitivity, rank=2, max_rank=8)})
 
