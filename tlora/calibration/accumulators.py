@@ -76,12 +76,7 @@ class Statistics:
         """Add the inputs of a forward pass to the covariances, an input that modules share only once."""
         readers: dict[tuple[int, ...], str] = {}
         for name, target in self.targets.items():
-            inputs = recorder.inputs.get(name)
-            if not inputs:
-                raise RuntimeError(
-                    f"{name} did not run in the model's forward pass, so it has no statistics: "
-                    "leave it out with target_modules=[...]"
-                )
+            inputs = recorder.inputs_of(name)
             # the recorder holds these tensors, so that no other one can have their ids
             first = readers.setdefault(tuple(id(x) for x in inputs), name)
             if self.first.setdefault(name, first) != first:

@@ -59,6 +59,21 @@ class Recorder:
         self._whole.clear()
         self._forward = True
 
+    def inputs_of(self, name: str) -> list[Tensor]:
+        """The inputs of module ``name`` in this pass.
+
+        Raises
+        ------
+        ObservationError
+            If it did not run.
+        """
+        if name not in self.inputs:
+            raise ObservationError(
+                f"{name} did not run in the model's forward pass, so it has no statistics: leave it out with "
+                "target_modules=[...]"
+            )
+        return self.inputs[name]
+
     def backward(self, loss: Tensor) -> None:
         """Backpropagate; modules that are run again meanwhile, by checkpointing of one's own, are not seen again.
 

@@ -8,24 +8,31 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 PLACE = re.compile(r"(idx|index|_id|layer_num|layer_number)$")
 """Names of the settings that say which of the blocks one is."""
 
-DEVICE = torch.ops.prim.device.default
+META = torch.device("meta")
+VALUE = torch.ops.aten._local_scalar_dense.default
 FILLS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+ATTENTION = functional.scaled_dot_product_attention
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Simulation(TorchDispatchMode):
     """Counts what operations make and compute, inside of `simulated`.
+
+    Every tensor is made on torch's ``meta`` device. A question about a value (``item``, ``bool``) is answered by zero:
+    there is no padding that could be skipped, no number is infinite, no layer is dropped at random.
 
     Attributes
     ----------
@@ -41,23 +48,25 @@ class Simulation(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = self.flops = 0
         self._sizes: dict[int, int] = {}
+        self._known: dict[Any, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and note what it made."""
         kwargs = kwargs or {}
-        if func in FILLS:  # with values that no tensor has here
+        if func in FILLS:  # with values, of which there are none
             return args[0]
-        if func is DEVICE and isinstance(args[0], FakeTensor):  # half of all that is asked
-            return args[0].fake_device
-        if func.__name__ == "_grouped_mm.default":  # without data torch has it for bfloat16 alone
-            made = func(*tree_map(_short, args), **tree_map(_short, kwargs)).to(args[0].dtype)
+        if func is VALUE and args[0].device == META:
+            return torch.zeros((), dtype=args[0].dtype).item()
+        key = (func, _described(args), _described(tuple(kwargs.items()))) if _makes_its_own(func) else None
+        if key in self._known:
+            made, flops = self._known[key]
+            made = _anew(made)
         else:
-            made = func(*args, **kwargs)
-        if func.namespace == "prim":  # a question about a tensor
-            return made
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs, out_val=made)
-        for tensor in tree_iter(made):
+            made, flops = _run(func, args, kwargs)
+            if key is not None:
+                self._known[key] = _anew(made), flops
+        self.flops += flops
+        for tensor in made if isinstance(made, tuple | list) else (made,):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
         return made
@@ -86,8 +95,66 @@ class Simulation(TorchDispatchMode):
         return self.peak - before, self.flops - flops
 
 
+@cache
+def _makes_its_own(func: Any) -> bool:
+    """Whether an operation changes no tensor, and returns none that shares memory with another."""
+    return not (func.is_view or func._schema.is_mutable or func is torch.ops.aten._unsafe_view.default)
+
+
+def _described(value: Any) -> Any:
+    """What of an argument decides on the shapes that come out."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(map(_described, value))
+    return type(value), value
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+    """What an operation returns without data, and the floating-point operations of a product."""
+    args = tuple(map(_without_data, args))
+    if "device" in kwargs:
+        kwargs = kwargs | {"device": META}
+    if func.__name__ == "_grouped_mm.default":  # without data torch has it for bfloat16 alone
+        made = func(*tree_map(_short, args), **tree_map(_short, kwargs)).to(args[0].dtype)
+    else:
+        made = func(*args, **kwargs)
+    count = flop_registry.get(func._overloadpacket)
+    return made, 0 if count is None else count(*args, **kwargs, out_val=made)
+
+
+def _anew(made: Any) -> Any:
+    """Tensors of the same shapes, with memory of their own."""
+    if isinstance(made, tuple | list):
+        return type(made)(map(_anew, made))
+    if isinstance(made, Tensor):
+        return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=META)
+    return made
+
+
+def _without_data(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.device == META else torch.empty_like(value, device=META)
+    return [_without_data(one) for one in value] if isinstance(value, list) and value else value
+
+
 def _short(value: Any) -> Any:
     return value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **kwargs: Any
+) -> Tensor:
+    """By the CPU's flash kernel where the CPU would take it, which torch does not ask itself without data."""
+    asked = dict(zip(("dropout_p", "is_causal"), more, strict=False)) | kwargs
+    dropout, causal = asked.get("dropout_p", 0.0), asked.get("is_causal", False)
+    learnt = attn_mask is not None and attn_mask.requires_grad
+    if dropout > 0 or learnt or query.ndim != 4 or query.shape[-1] != value.shape[-1]:
+        return ATTENTION(query, key, value, attn_mask, *more, **kwargs)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    found: Tensor = FLASH(query, key, value, dropout, causal, attn_mask=attn_mask, scale=asked.get("scale"))[0]
+    return found
 
 
 @contextlib.contextmanager
@@ -99,8 +166,12 @@ def simulated() -> Iterator[Simulation]:
     Operations choose their kernels as on the CPU, so attention is never a matrix of tokens by tokens, which holds for
     GPUs too.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), Simulation() as simulation:
-        yield simulation
+    functional.scaled_dot_product_attention = _attention
+    try:
+        with Simulation() as simulation:
+            yield simulation
+    finally:
+        functional.scaled_dot_product_attention = ATTENTION
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,8 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.models import tiny_model
 from tlora.models.simulation import alike_blocks, only, simulated
@@ -39,6 +41,44 @@ def test_nothing_is_computed_however_large() -> None:
     with simulated() as simulation:
         size, flops = simulation.measure(lambda: torch.zeros(100_000, 100_000) @ torch.zeros(100_000, 100_000))
     assert (size, flops) == (3 * 4 * 10**10, 2 * 10**15)
+
+
+def test_the_same_operation_counts_each_time_and_changes_no_other() -> None:
+    with simulated() as simulation:
+        x = torch.zeros(4, 8)
+        kept: list[torch.Tensor] = []
+        assert [simulation.measure(lambda: kept.append(x @ x.T)) for _ in range(3)] == [(4 * 4 * 4, 2 * 4 * 8 * 4)] * 3
+        assert [simulation.measure(lambda: x.add_(1)) for _ in range(3)] == [(0, 0)] * 3
+        batched, w = torch.zeros(2, 3, 8), torch.zeros(8, 5)  # the product of a view, seen as another one
+        sizes = [simulation.measure(lambda: kept.append(batched @ w))[0] for _ in range(3)]
+        assert sizes == [4 * 2 * 3 * 5] * 3
+        short = torch.zeros(4, 8, dtype=torch.bfloat16)
+        assert (x + 1).dtype == (short + x).dtype == torch.float32
+        assert (short + 1).dtype == torch.bfloat16
+        assert (torch.zeros(2, dtype=torch.long) + 1).dtype == torch.long
+        assert (torch.zeros(2, dtype=torch.long) + 1.0).dtype == torch.float32  # 1.0 == 1, but they are not the same
+
+
+def test_what_is_asked_of_a_value_is_answered_by_zero() -> None:
+    with simulated():
+        assert not torch.ones(3).isinf().any()
+        assert torch.rand(()).item() == 0
+        assert torch.tensor(5).item() == 0
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_attention_makes_no_matrix_of_tokens_by_tokens(checkpointed: bool) -> None:
+    tokens = 10_000
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    with simulated() as simulation:
+        x = torch.zeros(1, 1, tokens, 8, requires_grad=True)
+        out = checkpoint(attend, x, use_reentrant=False) if checkpointed else None
+        size, _ = simulation.measure(lambda: (attend(x) if out is None else out).sum().backward())
+    assert size < 10 * x.numel() * 4 < tokens**2
+    assert attend(torch.zeros(1, 1, 2, 8)).device.type == "cpu"  # outside it is torch's own again
 
 
 @pytest.mark.parametrize(
