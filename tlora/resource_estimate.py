@@ -7,7 +7,7 @@ import copy
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -235,12 +235,15 @@ def estimate(
         dtype, _bits(config, dtype) if bits is None else bits, gradient_checkpointing, optim, gpus, rank, sketch_size
     )
     asked = asdict(work) | asdict(setup) | {"num_labels": num_labels, "target_modules": target_modules}
-    base = Base(architecture_of(config, num_labels), config, target_modules)
-    seen = simulate(base, setup, work)
-    most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
-    if rank > most:
-        raise ValueError(f"rank={rank} is beyond the matrices of the {len(seen.shapes)} modules: give at most {most}")
-    found = _bytes(seen, setup, work)
+    with built(architecture_of(config, num_labels), config, setup.precision, target_modules) as base:
+        seen = simulate(base, setup, work)
+        most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
+        if rank > most:
+            raise ValueError(
+                f"rank={rank} is beyond the matrices of the {len(seen.shapes)} modules: give at most {most}"
+            )
+        found = _bytes(seen, setup, work)
+        changes = [] if memory is None else _changes(base, seen, setup, work, found, memory)
     return ResourceEstimate(
         shapes=seen.shapes,
         shared=seen.shared,
@@ -252,7 +255,7 @@ def estimate(
         flops=_flops(seen, setup, work),
         speed=speed,
         memory=None if memory is None else int(memory),
-        changes=[] if memory is None else _changes(base, seen, setup, work, found, memory),
+        changes=changes,
         meta=Meta(name or type(config).__name__, recipe=asked, samples=samples),
     )
 
@@ -352,11 +355,33 @@ class Setup:
 
 @dataclass(frozen=True)
 class Base:
-    """What is simulated: an auto class of transformers, a config, and the target modules as they were asked for."""
+    """A model without data, and what it is run in.
 
-    architecture: Any
-    config: PretrainedConfig
-    targets: str | Iterable[str] | None
+    Attributes
+    ----------
+    simulation : Simulation
+        What counts.
+    model : PreTrainedModel
+        The model.
+    targets : dict of Target
+        Its target modules.
+    groups : list of Blocks
+        Its blocks, those that are alike together.
+    """
+
+    simulation: Simulation
+    model: Any
+    targets: dict[str, Target]
+    groups: list[Blocks]
+
+
+@contextlib.contextmanager
+def built(architecture: Any, config: PretrainedConfig, dtype: torch.dtype, targets: Any) -> Iterator[Base]:
+    """A model of an auto class of transformers, for as long as the block goes on."""
+    with simulated() as simulation:
+        model = architecture.from_config(config, dtype=dtype).eval()
+        NEWLY_INITIALIZED[model] = ()  # what a checkpoint lacks is not known
+        yield Base(simulation, model, target_modules(model, targets), alike_blocks(model))
 
 
 @dataclass(frozen=True)
@@ -435,9 +460,12 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
         "subspaces": weights + _subspace_bytes(seen, setup, whole),
     }
     for kind, adapter in _adapters(seen.shapes, setup.rank).items():
-        states = setup.states(BYTES) * (adapter.trainable_parameters + seen.head)
-        head = 2 * BYTES * seen.head  # its float32 copy and the gradient
-        found[f"training {kind}"] = weights + seen.step_bytes[kind] + states + head
+        if kind in seen.step_bytes:
+            states = setup.states(BYTES) * (adapter.trainable_parameters + seen.head)
+            head = 2 * BYTES * seen.head  # its float32 copy and the gradient
+            found[f"training {kind}"] = weights + seen.step_bytes[kind] + states + head
+    if FULL not in seen.step_bytes:
+        return found
     shard, size = seen.parameters // max(setup.gpus, 1), setup.precision.itemsize
     at_most = max(seen.step_bytes[FULL], shard * size + seen.block_bytes)  # with most activations, with all gradients
     found[f"training {FULL}"] = seen.whole.on_one_of(setup.gpus) + at_most + shard * setup.states(size)
@@ -521,7 +549,7 @@ def _changes(
         less = replace(work, batch_size=changes.get("batch_size", work.batch_size))
         key = _simulated_by(tried, less)
         try:
-            simulations[key] = simulations.get(key) or simulate(base, tried, less)
+            simulations[key] = simulations.get(key) or simulate(base, tried, less, KINDS[:1])
         except ValueError:  # it cannot checkpoint gradients
             continue
         after = _bytes(simulations[key], tried, less)
@@ -582,7 +610,7 @@ def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", sec
     return 2 * size**3 / best
 
 
-def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
+def simulate(base: Base, setup: Setup, work: Workload, trained: Sequence[str] = (*KINDS, FULL)) -> Simulated:
     """Run a model's code for one calibration batch and one training step of each kind, on tensors without data.
 
     Parameters
@@ -593,6 +621,8 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
         How it is held and trained; optimiser and GPUs make no difference here.
     work : Workload
         Sizes.
+    trained : sequence of str
+        Kinds of training that are run, beside calibration.
 
     Raises
     ------
@@ -602,51 +632,52 @@ def simulate(base: Base, setup: Setup, work: Workload) -> Simulated:
     RuntimeError
         If a target module does not run, or no gradient can reach it.
     """
-    with simulated() as simulation:
-        model = base.architecture.from_config(base.config, dtype=setup.precision).eval()
-        NEWLY_INITIALIZED[model] = ()  # what a checkpoint lacks is not known
-        if setup.gradient_checkpointing and not model.supports_gradient_checkpointing:
-            raise ValueError(f"gradient_checkpointing=True: {type(model).__name__} cannot: leave it out")
-        _check_length(model, work)
-        targets = target_modules(model, base.targets)
-        shared: dict[str, str] = {}
-        groups = alike_blocks(model)
-        quantized = _quantized(model) if setup.bits else []
+    simulation, model, targets, groups = base.simulation, base.model, base.targets, base.groups
+    if setup.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ValueError(f"gradient_checkpointing=True: {type(model).__name__} cannot: leave it out")
+    _check_length(model, work)
+    shared: dict[str, str] = {}
+    quantized = _quantized(model) if setup.bits else []
 
-        def count() -> dict[str, tuple[int, int]]:
-            running = {name for name, _ in model.named_modules()}
-            there = {name: target for name, target in targets.items() if name in running}
-            with contextlib.ExitStack() as undo:
-                for layer in quantized:
-                    undo.enter_context(_unpacking(layer))
-                found, inputs = _calibration_pass(simulation, model, there, work)
-                shared.update({name: first for name, first in inputs.items() if name not in shared})
-                steps = {kind: _adapter_step(simulation, model, there, setup, work, kind) for kind in KINDS}
-            return {"calibration": found} | steps | {FULL: _full_step(simulation, model, setup, work)}
+    def count() -> dict[str, tuple[int, int]]:
+        running = {name for name, _ in model.named_modules()}
+        there = {name: target for name, target in targets.items() if name in running}
+        with contextlib.ExitStack() as undo:
+            for layer in quantized:
+                undo.enter_context(_unpacking(layer))
+            found, inputs = _calibration_pass(simulation, model, there, work)
+            shared.update({name: first for name, first in inputs.items() if name not in shared})
+            counts = {"calibration": found} | {
+                kind: _adapter_step(simulation, model, there, setup, work, kind) for kind in KINDS if kind in trained
+            }
+        if FULL in trained:
+            counts[FULL] = _full_step(simulation, model, setup, work)
+        return counts
 
-        try:
-            counts, block_bytes = _of_all_blocks(groups, count), 0
-        except ObservationError:
-            raise
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"{type(model).__name__} cannot be estimated: its code goes by the values in tensors, and without its "
-                "weights and a text there are none"
-            ) from error
-        _share_alike(groups, shared, targets)
+    try:
+        counts, block_bytes = _of_all_blocks(groups, count), 0
+    except ObservationError:
+        raise
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be estimated: its code goes by the values in tensors, and without its "
+            "weights and a text there are none"
+        ) from error
+    _share_alike(groups, shared, targets)
+    if FULL in trained:
         with only({blocks: 1 for blocks in groups}), contextlib.suppress(*NOT_WITHOUT):
             block_bytes, _ = _full_step(simulation, model, setup, replace(work, labels=1))
-        return Simulated(
-            shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
-            shared={name: shared[name] for name in targets},
-            parameters=sum(p.numel() for p in model.parameters()),
-            head=sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters()),
-            whole=_weights(model, groups, [], None),
-            kept=_weights(model, groups, quantized, setup.bits),
-            step_bytes={stage: size for stage, (size, _) in counts.items()},
-            step_flops={stage: flops for stage, (_, flops) in counts.items()},
-            block_bytes=block_bytes,
-        )
+    return Simulated(
+        shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
+        shared={name: shared[name] for name in targets},
+        parameters=sum(p.numel() for p in model.parameters()),
+        head=sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters()),
+        whole=_weights(model, groups, [], None),
+        kept=_weights(model, groups, quantized, setup.bits),
+        step_bytes={stage: size for stage, (size, _) in counts.items()},
+        step_flops={stage: flops for stage, (_, flops) in counts.items()},
+        block_bytes=block_bytes,
+    )
 
 
 def _of_all_blocks(groups: list[Blocks], count: Callable[[], dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:

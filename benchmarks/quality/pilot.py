@@ -1,7 +1,7 @@
 """The pilot of the study: what freezing `A` costs where much must be learnt, and which modules want the rank.
 
     python -m benchmarks.quality.pilot             # what is not in the store yet; can be stopped at any moment
-    python -m benchmarks.quality.pilot --only frozen gradient
+    python -m benchmarks.quality.pilot --only whitened head
     python -m benchmarks.quality.pilot --table     # the tables, from the store
 
 Its rules and what they decide are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half
@@ -137,10 +137,10 @@ PARTS = {
         ("full", "lora", *map(frozen, ("random", "wc"))),
         {"cipher": TEXT}, "smollm2-135m", 8, (2e-3, 4e-3, 8e-3), CIPHER,
     ),
-    "gradient": Part(
-        (*map(whitened, (0.0, 1.0, 10.0)), frozen("g")),
-        {"cipher": TEXT}, "smollm2-135m", 8, (8e-3, 1.6e-2, 3.2e-2), CIPHER,
+    "whitened": Part(
+        tuple(map(whitened, (10.0, 1.0, 0.0))), {"cipher": TEXT}, "smollm2-135m", 8, (1e-3, 2e-3, 4e-3), CIPHER,
     ),
+    "gradient": Part((frozen("g"),), {"cipher": TEXT}, "smollm2-135m", 8, (1.6e-2, 3.2e-2, 6.4e-2), CIPHER),
     "tight": Part(
         (
             "lora",
