@@ -13,8 +13,7 @@ SERVED := --model smollm2-135m --task family_relationships --recipe tlora-paper 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # In the order of the folders: the few long files of notebooks and tests/integration come first, not last and alone.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-# Notebooks with few training steps: the cells are the same, and no checked output depends on it.
-NBVAL = TLORA_NOTEBOOK_STEPS=6 $(BIN)/python -m pytest --nbval-lax $(TWO)
+NBVAL = $(BIN)/python -m pytest --nbval-lax $(TWO)
 SERVING := .venv-serving
 TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
@@ -34,9 +33,9 @@ help:  ## Say what each command does
 demo: $(INSTALLED) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; adapter and pictures in demo/
 	$(BIN)/tlora run $(DEMO)
 
+# Notebooks with few training steps: the cells are the same, and no checked output depends on it.
 test: $(INSTALLED) $(MODELS) browser docs  ## Build the site, run the tests and the notebooks; what is marked slow is left out
-	$(NBVAL) -m "not slow and not browser" notebooks tests
-	$(BIN)/python -m pytest $(TWO) -m "not slow and browser" tests
+	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) -m "not slow" notebooks tests
 
 test-long: $(INSTALLED) $(MODELS) browser docs  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests

@@ -1,7 +1,9 @@
 """What an adapter loses when it is cut, by its weights and on the task, at each budget, on samples held out.
 
     python -m benchmarks.quality.compression --adapter "demo=demo" --adapter "LoRA, r = 32=lora32"
-    python -m benchmarks.quality.compression --table
+    python -m benchmarks.quality.compression --only needed --data family_relationships --adapter "LoRA, r = 32=family32"
+    python -m benchmarks.quality.compression --only needed --model minilm --data rotten_tomatoes --adapter ...
+    python -m benchmarks.quality.compression --table --picture docs/rank_needed.png
 
 For each adapter and share of its parameters: the norm of the outputs that is lost, measured on samples of the test
 split with 95 % intervals over groups of them, and the loss of the model with the smaller adapter on all of that split.
@@ -11,6 +13,9 @@ Then whether sensitivity, known before training, tells where rank was needed aft
     make demo
     tlora run --model smollm2-135m --data notebooks/data/smart_home --samples 16 --rank 32 --batch-size 4
         --learning-rate 1e-3 --no-init --no-adapt-ranks --no-adapt-scales --output lora32
+
+and those of the other two tasks from the last line with ``--task family_relationships --train-samples 300
+--learning-rate 5e-4``, and with ``--model minilm --task rotten_tomatoes --train-samples 1500 --batch-size 16``.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -32,6 +38,8 @@ import tlora
 from tlora.models.forward import evaluating
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.tasks.evaluation import summed_losses
+from tlora.tasks.load import load_task_of
+from viz import style
 
 STORE = Path("benchmarks/results/compression.jsonl")
 SHARES = (0.25, 0.5, 0.75)
@@ -50,16 +58,15 @@ Array = NDArray[np.float64]
 def main() -> None:
     options = _arguments()
     torch.set_num_threads(1)
-    if options.table:
-        print(table(records()))
-        return
-    bench = Bench(options.model, options.data, options.samples)
-    for given in options.adapter:
-        name, _, folder = given.rpartition("=")
-        errors(bench, name, folder)
-        needed(bench, name, folder)
-        losses(bench, name, folder)
+    if not options.table:
+        bench = Bench(options.model, options.data, options.samples)
+        for given in options.adapter:
+            name, _, folder = given.rpartition("=")
+            for part in options.only:
+                PARTS[part](bench, name, folder)
     print(table(records()))
+    if options.picture:
+        picture(records(), options.picture)
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,6 +75,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="notebooks/data/smart_home")
     parser.add_argument("--samples", type=int, default=32, help="training samples to calibrate on")
     parser.add_argument("--adapter", action="append", default=[], help="NAME=FOLDER")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
+    parser.add_argument("--picture", type=Path, help="file for the picture of rank needed by sensitivity")
     parser.add_argument("--table", action="store_true", help="print what is there")
     return parser.parse_args()
 
@@ -77,8 +86,8 @@ class Bench:
 
     def __init__(self, model: str, data: str, samples: int) -> None:
         self.name, self.data, self.samples = model, data, samples
-        self.model, tokenizer = tlora.load_model(model, dtype="float32", device="cpu")
-        self.task = tlora.load_task(data, tokenizer)
+        self.task = load_task_of(model, data)
+        self.model, _ = tlora.load_model(model, num_labels=self.task.num_labels, dtype="float32", device="cpu")
         self._known: tlora.Calibration | None = None
 
     def key(self, adapter: str, what: str, **more: Any) -> dict[str, Any]:
@@ -202,7 +211,32 @@ def needed(bench: Bench, name: str, folder: str) -> None:
         label: {with_: float(spearmanr(each["score"], each[with_]).statistic) for with_ in ("rank", "norm")}
         for label, each in places.items()
     }
-    store(key, values)
+    each = {"score": seen["score"].tolist(), "rank": seen["rank"].tolist(), "projection": seen["projection"].tolist()}
+    store(key, values | {"each": each})
+
+
+PARTS = {"errors": errors, "needed": needed, "losses": losses}
+
+
+def picture(found: list[dict[str, Any]], path: Path) -> None:
+    """The rank that each module kept by its sensitivity before training, a panel a task."""
+    shown = [r for r in found if r["key"]["what"] == "needed" and "each" in r["values"]]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.2), layout="constrained", squeeze=False)
+    for ax, record in zip(axes[0], shown, strict=True):
+        frame = pd.DataFrame(record["values"]["each"])
+        names = list(dict.fromkeys(frame["projection"]))
+        for name, colour in zip(names, style.colours(len(names)), strict=True):
+            part = frame[frame["projection"] == name]
+            ax.scatter(part["score"], part["rank"], s=12, color=colour, label=name)
+        task = Path(record["key"]["data"]).name
+        ax.set(
+            xscale="log",
+            title=f"{task}: {record['values']['modules']['rank']:+.2f}",
+            xlabel="sensitivity (nats per token)",
+        )
+        ax.legend(fontsize=6)
+    axes[0][0].set_ylabel("rank kept of 32, at half of the parameters")
+    figure.savefig(path, dpi=110)
 
 
 def records() -> list[dict[str, Any]]:
@@ -268,14 +302,17 @@ def _losses(found: list[dict[str, Any]]) -> list[str]:
 
 def _needed(found: list[dict[str, Any]]) -> list[str]:
     rows = [
-        {"adapter": r["key"]["adapter"], "over": over} | values
+        {"adapter": r["key"]["adapter"], "task": Path(r["key"]["data"]).name, "over": over} | values
         for r in found
         if r["key"]["what"] == "needed"
         for over, values in r["values"].items()
+        if over != "each"
     ]
-    frame = pd.DataFrame(rows, columns=["adapter", "over", "rank", "norm"])
-    lines = ["| adapter | over | with the rank kept | with the norm of the update |", "|---|---|---|---|"]
-    return lines + [f"| {r.adapter} | {r.over} | {r.rank:+.2f} | {r.norm:+.2f} |" for r in frame.itertuples()]
+    frame = pd.DataFrame(rows, columns=["adapter", "task", "over", "rank", "norm"])
+    lines = ["| adapter | task | over | with the rank kept | with the norm of the update |", "|" + "---|" * 5]
+    return lines + [
+        f"| {r.adapter} | {r.task} | {r.over} | {r.rank:+.2f} | {r.norm:+.2f} |" for r in frame.itertuples()
+    ]
 
 
 if __name__ == "__main__":

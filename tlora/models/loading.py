@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -33,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from tlora.models.forward import _UNLIMITED, problem_type
 from tlora.models.targets import NEWLY_INITIALIZED, output_embeddings
+from tlora.utils.files import digest, replace_files
 from tlora.utils.packages import require
 from tlora.utils.reproducibility import seeded
 
@@ -68,8 +70,8 @@ def load_model(
 
     Encoders (BERT, RoBERTa, ...) become sequence classifiers, encoder-decoders sequence-to-sequence models,
     and all others causal language models, or classifiers where ``num_labels`` is given or the
-    checkpoint is of one. The weights of a GGUF file are unpacked, so that the model is an ordinary one. The model is in
-    eval mode.
+    checkpoint is of one. The weights of a GGUF file are unpacked, so that the model is an ordinary one; those of the
+    packaged one are kept so, in ``tlora`` within the cache of the hub (540 MB). The model is in eval mode.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def load_model(
         )
     place = checked_device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
-    location = resolve(name, kwargs)
+    location = _unpacked(name, resolve(name, kwargs))
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = architecture_of(config, num_labels)
     tokenizer = tell_limit(_padded_tokenizer(location, name), config)
@@ -142,14 +144,14 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
     ModuleNotFoundError, FileNotFoundError, ValueError
         As `load_model`; ValueError also for a model without a tokenizer.
     """
-    return _padded_tokenizer(resolve(name, kwargs), name)
+    return _padded_tokenizer(_unpacked(name, resolve(name, kwargs)), name)
 
 
 def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
     """The config of a model, and nothing else of it; see `load_model` for the names; a ``.json`` file is a config."""
     path = Path(name)
     is_config = path.suffix == ".json" and path.is_file()
-    return _load(AutoConfig, Location(str(path)) if is_config else resolve(name, {}), name)
+    return _load(AutoConfig, Location(str(path)) if is_config else _unpacked(name, resolve(name, {})), name)
 
 
 def writes_text(config: PretrainedConfig) -> bool:
@@ -351,6 +353,30 @@ def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
     """
     where = {key: kwargs.pop(key) for key in _WHERE if key in kwargs}
     return _local(name, where) or _on_hub(str(name), where)
+
+
+def _unpacked(name: str | os.PathLike[str], location: Location) -> Location:
+    """Where a packaged GGUF file is as an ordinary model in float32, made when it is first asked for.
+
+    To read the file takes 20 times as long, and it is read anew for config, tokenizer and weights. Where the cache
+    cannot be written it is.
+    """
+    if str(name) not in PACKAGED or "gguf_file" not in location.where:
+        return location
+    file = Path(location.path, location.where["gguf_file"])
+    folder = Path(HF_HOME, "tlora", f"{name}-{digest(file)[:12]}")
+    if not (folder / "config.json").is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            config = _load(AutoConfig, location, name)
+            parts = (_load(AutoTokenizer, location, name), _load(AutoModelForCausalLM, location, name, config=config))
+            with replace_files(folder, last="config.json") as scratch, quiet():
+                for part in parts:
+                    part.save_pretrained(scratch)
+        except OSError:
+            return location
+    where = {key: value for key, value in location.where.items() if key != "gguf_file"}
+    return Location(str(folder), where)
 
 
 def served_by(name: str | os.PathLike[str]) -> tuple[str, bool]:

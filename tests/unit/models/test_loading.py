@@ -365,6 +365,50 @@ def test_a_folder_with_one_gguf_is_that_file(tmp_path):
     assert loading.resolve(tmp_path, {}).where == {}, "a saved model comes before a GGUF beside it"
 
 
+@pytest.fixture
+def packed(tmp_path, folder, monkeypatch):
+    """A packaged file, read by what stands in for transformers; and what was read of it, in order."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "model.gguf").write_bytes(b"GGUF" + bytes(20))
+    monkeypatch.setattr(loading, "PACKAGED", {"packed": ("no_package", "model.gguf")})
+    monkeypatch.setattr(loading, "_packaged", lambda name: tmp_path / "package" / "model.gguf")
+    monkeypatch.setattr(loading, "HF_HOME", str(tmp_path / "cache"))
+    read = []
+
+    def load(auto, location, name, *, load=loading._load, **kwargs):
+        if "gguf_file" in location.where:
+            read.append(auto.__name__)
+            location = loading.Location(str(folder))
+        return load(auto, location, name, **kwargs)
+
+    monkeypatch.setattr(loading, "_load", load)
+    return read
+
+
+def test_a_packaged_file_is_unpacked_once(packed, tmp_path):
+    first, tokenizer = load_model("packed")
+    assert packed == ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"]
+    second, _ = load_model("packed", dtype="bfloat16")
+    assert loading.load_config("packed").model_type == "llama"
+    assert load_tokenizer("packed").get_vocab() == tokenizer.get_vocab()
+    assert len(packed) == 3  # nothing more
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one.bfloat16(), other)
+    assert first.name_or_path == second.name_or_path == "packed"
+    assert loading.served_by("packed") == (str(tmp_path / "package" / "model.gguf"), True)
+    (tmp_path / "package" / "model.gguf").write_bytes(b"GGUF" + bytes(21))  # another version of the package
+    load_model("packed")
+    assert len(packed) == 6
+
+
+def test_where_the_cache_cannot_be_written_a_packaged_file_is_read_anew(packed, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    for _ in range(2):
+        assert load_model("packed")[0].num_parameters() == tiny_model("llama").num_parameters()
+    assert packed.count("AutoModelForCausalLM") == 2
+    assert (tmp_path / "cache").read_text() == "a file"
+
+
 def test_another_name_of_the_dtype_is_refused():
     with pytest.raises(TypeError, match="load_model calls it dtype="):
         load_model("smollm2-135m", torch_dtype="bfloat16")
