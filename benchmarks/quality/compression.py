@@ -25,7 +25,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import tlora
+from tlora.calibration.sensitivity import Score
 from tlora.models.forward import evaluating
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.tasks.evaluation import summed_losses
@@ -194,25 +195,16 @@ def losses(bench: Bench, name: str, folder: str) -> None:
 
 
 def needed(bench: Bench, name: str, folder: str) -> None:
-    """Rank correlation of the sensitivity, before training, with what half of the parameters go to afterwards."""
+    """Of each module its scores before training, and the rank that it kept at half of the parameters."""
     key = bench.key(name, "needed")
     if there(key):
         return
-    found = compressed(bench, folder, "task", 0.5)
-    frame = found.to_frame().set_index("module")
-    known = bench.known.sensitivity.to_frame().set_index("module").loc[frame.index]
-    seen = frame.assign(score=known["score"], layer=known["layer"], projection=known["projection"])
-    seen["norm"] = [float(found.energies[name][1, 1].sum()) ** 0.5 for name in seen.index]
-    places = {
-        "modules": seen,
-        **{by: seen.groupby(by)[["score", "rank", "norm"]].mean() for by in ("layer", "projection")},
-    }
-    values = {
-        label: {with_: float(spearmanr(each["score"], each[with_]).statistic) for with_ in ("rank", "norm")}
-        for label, each in places.items()
-    }
-    each = {"score": seen["score"].tolist(), "rank": seen["rank"].tolist(), "projection": seen["projection"].tolist()}
-    store(key, values | {"each": each})
+    found = compressed(bench, folder, "task", 0.5).to_frame().set_index("module")
+    known = bench.known.sensitivity
+    seen = known.to_frame().set_index("module").loc[found.index, ["layer", "projection"]].assign(rank=found["rank"])
+    for score in get_args(Score):
+        seen[score] = pd.Series(known.scored(score).scores)
+    store(key, seen.to_dict("list"))
 
 
 PARTS = {"errors": errors, "needed": needed, "losses": losses}
@@ -220,23 +212,23 @@ PARTS = {"errors": errors, "needed": needed, "losses": losses}
 
 def picture(found: list[dict[str, Any]], path: Path) -> None:
     """The rank that each module kept by its sensitivity before training, a panel a task."""
-    shown = [r for r in found if r["key"]["what"] == "needed" and "each" in r["values"]]
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.2), layout="constrained", squeeze=False)
+    shown = [record for record in found if record["key"]["what"] == "needed"]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), layout="constrained", squeeze=False)
     for ax, record in zip(axes[0], shown, strict=True):
-        frame = pd.DataFrame(record["values"]["each"])
-        names = list(dict.fromkeys(frame["projection"]))
+        frame = pd.DataFrame(record["values"])
+        names = style.projections(frame)
         for name, colour in zip(names, style.colours(len(names)), strict=True):
             part = frame[frame["projection"] == name]
-            ax.scatter(part["score"], part["rank"], s=12, color=colour, label=name)
-        task = Path(record["key"]["data"]).name
-        ax.set(
-            xscale="log",
-            title=f"{task}: {record['values']['modules']['rank']:+.2f}",
-            xlabel="sensitivity (nats per token)",
-        )
-        ax.legend(fontsize=6)
+            ax.scatter(part["mean"], part["rank"], s=12, color=colour, label=name)
+        rho = spearmanr(frame["mean"], frame["rank"]).statistic
+        ax.set(xscale="log", title=f"{task_of(record)}, correlation {rho:+.2f}", xlabel="sensitivity, nats per token")
+        ax.legend(fontsize=6, frameon=False)
     axes[0][0].set_ylabel("rank kept of 32, at half of the parameters")
     figure.savefig(path, dpi=110)
+
+
+def task_of(record: dict[str, Any]) -> str:
+    return Path(record["key"]["data"]).name
 
 
 def records() -> list[dict[str, Any]]:
@@ -301,18 +293,17 @@ def _losses(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _needed(found: list[dict[str, Any]]) -> list[str]:
-    rows = [
-        {"adapter": r["key"]["adapter"], "task": Path(r["key"]["data"]).name, "over": over} | values
-        for r in found
-        if r["key"]["what"] == "needed"
-        for over, values in r["values"].items()
-        if over != "each"
-    ]
-    frame = pd.DataFrame(rows, columns=["adapter", "task", "over", "rank", "norm"])
-    lines = ["| adapter | task | over | with the rank kept | with the norm of the update |", "|" + "---|" * 5]
-    return lines + [
-        f"| {r.adapter} | {r.task} | {r.over} | {r.rank:+.2f} | {r.norm:+.2f} |" for r in frame.itertuples()
-    ]
+    """Rank correlation of each score with the rank kept."""
+    lines = ["| task | over | mean, as published | sum | sum per parameter |", "|" + "---|" * 5]
+    for record in found:
+        if record["key"]["what"] == "needed":
+            frame = pd.DataFrame(record["values"])
+            numbers = frame[[*get_args(Score), "rank"]]
+            places = {"modules": numbers, **{by: numbers.groupby(frame[by]).mean() for by in ("layer", "projection")}}
+            for over, each in places.items():
+                rho = [f"{spearmanr(each[score], each['rank']).statistic:+.2f}" for score in get_args(Score)]
+                lines.append(f"| {task_of(record)} | {over} | {' | '.join(rho)} |")
+    return lines
 
 
 if __name__ == "__main__":
