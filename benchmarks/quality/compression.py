@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -213,7 +214,7 @@ PARTS = {"errors": errors, "needed": needed, "losses": losses}
 def picture(found: list[dict[str, Any]], path: Path) -> None:
     """The rank that each module kept by its sensitivity before training, a panel a task."""
     shown = [record for record in found if record["key"]["what"] == "needed"]
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 4), layout="constrained", squeeze=False)
     for ax, record in zip(axes[0], shown, strict=True):
         frame = pd.DataFrame(record["values"])
         names = style.projections(frame)
@@ -221,8 +222,10 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
             part = frame[frame["projection"] == name]
             ax.scatter(part["mean"], part["rank"], s=12, color=colour, label=name)
         rho = spearmanr(frame["mean"], frame["rank"]).statistic
-        ax.set(xscale="log", title=f"{task_of(record)}, correlation {rho:+.2f}", xlabel="sensitivity, nats per token")
-        ax.legend(fontsize=6, frameon=False)
+        ax.set_title(f"{task_of(record)}, correlation {rho:+.2f}", fontsize=10)
+        ax.set(xscale="log", xlabel="sensitivity, nats per token")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=7, frameon=False, handletextpad=0)
     axes[0][0].set_ylabel("rank kept of 32, at half of the parameters")
     figure.savefig(path, dpi=110)
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import tlora
 from tests.helpers.commands import done, next_command
-from tlora.models.loading import resolve
+from tlora.models.loading import _unpacked, resolve
 
 pytestmark = pytest.mark.packaged
 
@@ -25,8 +25,8 @@ ALONE = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-folder, gguf, adapter, ids, out = sys.argv[1:]
-base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+folder, adapter, ids, out = sys.argv[1:]
+base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 model = PeftModel.from_pretrained(base, adapter).eval()
 with torch.no_grad():
     torch.save(model(torch.load(ids)).logits, out)
@@ -59,11 +59,14 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
 
 def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = demo
-    location = resolve("smollm2-135m", {})
-    tokenizer = AutoTokenizer.from_pretrained(location.path, **location.where)
-    ids = tokenizer("Please switch on the lamp in the kitchen.", return_tensors="pt").input_ids
+    base = _unpacked(
+        "smollm2-135m", resolve("smollm2-135m", {})
+    ).path  # what is in it is held against the GGUF elsewhere
+    ids = AutoTokenizer.from_pretrained(base)(
+        "Please switch on the lamp in the kitchen.", return_tensors="pt"
+    ).input_ids
     torch.save(ids, tmp_path / "ids")
-    words = [location.path, location.where["gguf_file"], str(folder), str(tmp_path / "ids"), str(tmp_path / "out")]
+    words = [base, str(folder), str(tmp_path / "ids"), str(tmp_path / "out")]
     ran = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     model = tlora.load(folder)
