@@ -151,15 +151,15 @@ class Suggestion(Result):
             holds = BITS_A_PARAMETER * self.trainable["A and B"][-1]
             return (
                 f"Rank {self.rank}, or full fine-tuning: {message}, and LoRA of rank {self.ranks[-1]} holds "
-                f"{_short(holds)} at {BITS_A_PARAMETER:g} a parameter."
+                f"{_short(holds)} at {BITS_A_PARAMETER:g} bits a parameter."
             )
         holds = BITS_A_PARAMETER * self.trainable["A and B"][self.ranks.index(self.enough)]
-        reason = "the smallest that is enough" if self.enough == self.rank else f"so any would do; {START} is usual"
+        reason = "the smallest that is enough" if self.enough == self.rank else f"which is enough; {START} is usual"
         trained = (self.trainable[kind][self.ranks.index(self.rank)] for kind in ("A and B", "B"))
         both, alone = (f"{n:,} parameters ({size_text(BYTES * ADAMW_STATES * n)} of AdamW)" for n in trained)
         return (
             f"Rank {self.rank}: {message}. LoRA of rank {self.enough} holds {_short(holds)} at "
-            f"{BITS_A_PARAMETER:g} a parameter, {reason}. That trains {both}, or {alone} with A frozen."
+            f"{BITS_A_PARAMETER:g} bits a parameter, {reason}. That trains {both}, or {alone} with A frozen."
         )
 
     def _about_modules(self) -> str:
