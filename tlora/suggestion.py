@@ -234,7 +234,7 @@ def suggest(
     task : tlora.Task
         Its training split is what has to be learnt.
     samples : int
-        Training samples to look at, two or more.
+        Training samples to look at, four or more.
     ranks : sequence of int
         Ranks to choose from.
     confidence : float
@@ -253,7 +253,7 @@ def suggest(
     TypeError
         If the task is not a `tlora.Task`.
     ValueError
-        If a number is out of range, or the training split has fewer samples.
+        If a number is out of range, no rank fits all modules, or the training split has fewer samples.
     """
     check_type(task, Task, "tlora.load_task(...)")
     if positive_int(samples, "samples") < 4:
@@ -262,12 +262,14 @@ def suggest(
     batches = task.calibration(samples, batch_size=1)  # in the order of their lengths, so that halves are alike
     first, second = (calibrate(model, half, progress=progress) for half in (batches[::2], batches[1::2]))
     shapes = first.sensitivity.shapes
+    if ranks[0] > (smallest := min(map(min, shapes.values()))):
+        raise ValueError(f"ranks={ranks} are beyond the smallest module: give one of {smallest} or less")
     labels = int(task.describe().loc["train", "learnt"]) or len(task.train)
     bits, low, high = (labels / math.log(2) * nats for nats in _losses(model, task, batches, level, seed))
     trainable = {kind: [_trained(shapes, rank, freeze_a=kind == "B") for rank in ranks] for kind in ("A and B", "B")}
     enough = next((r for r, n in zip(ranks, trainable["A and B"], strict=True) if BITS_A_PARAMETER * n >= bits), None)
     rank = ranks[-1] if enough is None else max([enough, *(r for r in ranks if r <= START)])
-    most = min(rank, *map(min, shapes.values()))
+    most = min(rank, smallest)
     one, other = (task_subspaces(model, half, max_rank=most, seed=seed, progress=progress) for half in (first, second))
     kendall = float(kendalltau(*(list(half.sensitivity.scores.values()) for half in (first, second))).statistic)
     overlap = float(np.mean([_overlap(one.basis(n, most), other.basis(n, most)) for n in shapes]))

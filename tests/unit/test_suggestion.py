@@ -94,6 +94,7 @@ def test_bad_input_is_refused():
         ({"samples": 3}, "samples=3: give four or more"),
         ({"samples": 21}, "training split of .* has 20"),
         ({"ranks": (0,)}, "ranks"),
+        ({"ranks": (64, 17)}, r"ranks=\[17, 64\] are beyond the smallest module: give one of 16 or less"),
         ({"confidence": 1.5}, "confidence"),
     ):
         with pytest.raises(ValueError, match=words):
