@@ -98,7 +98,7 @@ def test_bad_input_is_refused():
         ({"confidence": 1.5}, "confidence"),
     ):
         with pytest.raises(ValueError, match=words):
-            suggest(tiny_model("llama"), task(), **given, progress=False)
+            suggest(tiny_model("llama"), task(), **({"samples": 4} | given), progress=False)
 
 
 @pytest.mark.usefixtures("workplace")
