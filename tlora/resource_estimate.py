@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tlora.allocation.footprint import BYTES, Footprint, footprint
+from tlora.allocation.footprint import BYTES, KINDS, uniform_footprints
 from tlora.calibration.calibration import Options
 from tlora.models.forward import accepts, most_tokens
 from tlora.models.hooks import ObservationError, recording
@@ -31,9 +31,6 @@ from tlora.results import Meta, Result
 from tlora.subspaces.subspaces import TOGETHER
 from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.validation import as_names, one_of, positive, positive_int
-
-KINDS = ("B", "A and B")
-"""What is trained of an adapter: as TLoRA, as LoRA."""
 
 FULL = "all weights"
 """What full fine-tuning trains."""
@@ -249,7 +246,8 @@ def estimate(
         shared=seen.shared,
         parameters=seen.parameters,
         trainable={
-            kind: adapter.trainable_parameters + seen.head for kind, adapter in _adapters(seen.shapes, rank).items()
+            kind: adapter.trainable_parameters + seen.head
+            for kind, adapter in uniform_footprints(seen.shapes, rank).items()
         },
         bytes=found,
         flops=_flops(seen, setup, work),
@@ -439,11 +437,6 @@ class Weights:
         return self.total // gpus + self.outside + 2 * self.block
 
 
-def _adapters(shapes: dict[str, tuple[int, int]], rank: int) -> dict[str, Footprint]:
-    ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
-    return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in KINDS}
-
-
 def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
     """Most memory at once, by stage."""
     distinct = [seen.shapes[name][1] for name in set(seen.shared.values())]
@@ -459,7 +452,7 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
         "calibration, covariances sketched": weights + seen.step_bytes["calibration"] + few,
         "subspaces": weights + _subspace_bytes(seen, setup, whole),
     }
-    for kind, adapter in _adapters(seen.shapes, setup.rank).items():
+    for kind, adapter in uniform_footprints(seen.shapes, setup.rank).items():
         if kind in seen.step_bytes:
             states = setup.states(BYTES) * (adapter.trainable_parameters + seen.head)
             head = 2 * BYTES * seen.head  # its float32 copy and the gradient

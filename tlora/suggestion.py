@@ -12,11 +12,12 @@ import pandas as pd
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from tlora.allocation.footprint import ADAMW_STATES, BYTES, footprint, size_text
+from tlora.allocation.footprint import ADAMW_STATES, BYTES, KINDS, bits_text, size_text, uniform_footprints
 from tlora.calibration.calibrate import calibrate
 from tlora.models.forward import IGNORED, evaluating, sample_losses, to_device
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta, Result
+from tlora.subspaces.alignment import align
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import task_subspaces
 from tlora.tasks.task import Task
@@ -70,7 +71,7 @@ class Suggestion(Result):
         rank, and the ends of its interval; NaN beyond the rank that is suggested.
     chance, best : list of float
         The same of random directions, and of the best in hindsight.
-    projections : dict of (float, float)
+    projections : dict of list of float
         Share of the squared gradient, and of an adapter's parameters, by projection.
     meta : Meta
         Model, task and number of samples looked at.
@@ -78,7 +79,7 @@ class Suggestion(Result):
     Notes
     -----
     A loss of ``L`` nats a label over ``T`` labels is a message of ``T L / ln 2`` bits (Shannon): what has to be stored
-    to know the answers by heart. It bounds the rank from the side of memory alone, and from above: what generalises
+    to know every answer exactly. It bounds the rank from the side of memory alone, and from above: what generalises
     need not be stored answer by answer. How easily a rank is trained it does not say.
 
     References
@@ -103,7 +104,7 @@ class Suggestion(Result):
     captured_high: list[float]
     chance: list[float]
     best: list[float]
-    projections: dict[str, tuple[float, float]]
+    projections: dict[str, list[float]]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
@@ -144,21 +145,21 @@ class Suggestion(Result):
     def _about_rank(self) -> str:
         nats = self.bits * math.log(2) / self.labels
         message = (
-            f"{self.labels:,} labels at {nats:.2f} nats are at most {_short(self.bits)} to learn "
-            f"({_short(self.bits_low)} to {_short(self.bits_high)})"
+            f"{self.labels:,} labels at {nats:.2f} nats are at most {bits_text(self.bits)} to learn "
+            f"({bits_text(self.bits_low)} to {bits_text(self.bits_high)})"
         )
         if self.enough is None:
             holds = BITS_A_PARAMETER * self.trainable["A and B"][-1]
             return (
                 f"Rank {self.rank}, or full fine-tuning: {message}, and LoRA of rank {self.ranks[-1]} holds "
-                f"{_short(holds)} at {BITS_A_PARAMETER:g} bits a parameter."
+                f"{bits_text(holds)} at {BITS_A_PARAMETER:g} bits a parameter."
             )
         holds = BITS_A_PARAMETER * self.trainable["A and B"][self.ranks.index(self.enough)]
         reason = "the smallest that is enough" if self.enough == self.rank else f"which is enough; {START} is usual"
         trained = (self.trainable[kind][self.ranks.index(self.rank)] for kind in ("A and B", "B"))
         both, alone = (f"{n:,} parameters ({size_text(BYTES * ADAMW_STATES * n)} of AdamW)" for n in trained)
         return (
-            f"Rank {self.rank}: {message}. LoRA of rank {self.enough} holds {_short(holds)} at "
+            f"Rank {self.rank}: {message}. LoRA of rank {self.enough} holds {bits_text(holds)} at "
             f"{BITS_A_PARAMETER:g} bits a parameter, {reason}. That trains {both}, or {alone} with A frozen."
         )
 
@@ -190,7 +191,7 @@ class Suggestion(Result):
     def _summary(self) -> str:
         enough = "no rank looked at holds" if self.enough is None else f"rank {self.enough} holds"
         return (
-            f"rank {self.rank} for {self.meta.task} on {self.meta.model}: {enough} the {_short(self.bits)} of "
+            f"rank {self.rank} for {self.meta.task} on {self.meta.model}: {enough} the {bits_text(self.bits)} of "
             f"{self.labels:,} labels"
         )
 
@@ -202,8 +203,7 @@ class Suggestion(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        projections = {name: tuple(shares) for name, shares in values["projections"].items()}
-        return cls(**values | {"projections": projections}, meta=meta)
+        return cls(**values, meta=meta)
 
 
 UNKNOWN = (
@@ -224,7 +224,7 @@ def suggest(
 ) -> Suggestion:
     """A rank, modules and samples for a task, before any training.
 
-    Two halves of the samples are calibrated on and held against each other; how much of the gradient a frozen ``A``
+    Two halves of the samples are calibrated on and compared with each other; how much of the gradient a frozen ``A``
     follows is measured on the half that it does not come from.
 
     Parameters
@@ -232,7 +232,7 @@ def suggest(
     model : transformers.PreTrainedModel
         The base model. It is observed, not changed.
     task : tlora.Task
-        Its training split is what has to be learnt.
+        Its training split is what has to be learned.
     samples : int
         Training samples to look at, four or more.
     ranks : sequence of int
@@ -266,13 +266,14 @@ def suggest(
         raise ValueError(f"ranks={ranks} are beyond the smallest module: give one of {smallest} or less")
     labels = int(task.describe().loc["train", "learnt"]) or len(task.train)
     bits, low, high = (labels / math.log(2) * nats for nats in _losses(model, task, batches, level, seed))
-    trainable = {kind: [_trained(shapes, rank, freeze_a=kind == "B") for rank in ranks] for kind in ("A and B", "B")}
+    footprints = [uniform_footprints(shapes, rank) for rank in ranks]
+    trainable = {kind: [found[kind].trainable_parameters for found in footprints] for kind in KINDS}
     enough = next((r for r, n in zip(ranks, trainable["A and B"], strict=True) if BITS_A_PARAMETER * n >= bits), None)
     rank = ranks[-1] if enough is None else max([enough, *(r for r in ranks if r <= START)])
     most = min(rank, smallest)
     one, other = (task_subspaces(model, half, max_rank=most, seed=seed, progress=progress) for half in (first, second))
     kendall = float(kendalltau(*(list(half.sensitivity.scores.values()) for half in (first, second))).statistic)
-    overlap = float(np.mean([_overlap(one.basis(n, most), other.basis(n, most)) for n in shapes]))
+    overlap = float(np.mean(list(align(one, other, most).overlap.values())))
     capture = gradient_capture(
         model,
         batches[1::2],
@@ -321,16 +322,7 @@ def _losses(
     return float(sums[:, 0].sum() / sums[:, 1].sum()), float(low[0]), float(high[0])
 
 
-def _overlap(one: Tensor, other: Tensor) -> float:
-    return float((one @ other.T).square().sum() / len(one))
-
-
-def _trained(shapes: Mapping[str, tuple[int, int]], rank: int, *, freeze_a: bool) -> int:
-    ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
-    return footprint(shapes, ranks, freeze_a=freeze_a).trainable_parameters
-
-
-def _projections(capture: GradientCapture, shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[float, float]]:
+def _projections(capture: GradientCapture, shapes: Mapping[str, tuple[int, int]]) -> dict[str, list[float]]:
     """Share of the squared gradient, and of what a uniform rank costs, by projection."""
     gradient = capture.total.double().sum(0).tolist()
     sizes = [sum(shapes[name]) for name in capture.targets]
@@ -339,13 +331,4 @@ def _projections(capture: GradientCapture, shapes: Mapping[str, tuple[int, int]]
         shares = found.setdefault(projection, [0.0, 0.0])
         shares[0] += energy / sum(gradient)
         shares[1] += size / sum(sizes)
-    return {projection: (energy, size) for projection, (energy, size) in found.items()}
-
-
-def _short(bits: float) -> str:
-    """Three digits, in the unit that suits them."""
-    for unit in ("bit", "kbit", "Mbit"):
-        if bits < 999.5:
-            return f"{bits:.3g} {unit}"
-        bits /= 1000
-    return f"{bits:.3g} Gbit"
+    return found

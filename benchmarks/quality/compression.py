@@ -25,7 +25,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 import tlora
-from tlora.calibration.sensitivity import Score
+from tlora.calibration.sensitivity import SCORES
 from tlora.models.forward import evaluating
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.tasks.evaluation import summed_losses
@@ -203,7 +203,7 @@ def needed(bench: Bench, name: str, folder: str) -> None:
     found = compressed(bench, folder, "task", 0.5).to_frame().set_index("module")
     known = bench.known.sensitivity
     seen = known.to_frame().set_index("module").loc[found.index, ["layer", "projection"]].assign(rank=found["rank"])
-    for score in get_args(Score):
+    for score in SCORES:
         seen[score] = pd.Series(known.scored(score).scores)
     store(key, seen.to_dict("list"))
 
@@ -301,10 +301,10 @@ def _needed(found: list[dict[str, Any]]) -> list[str]:
     for record in found:
         if record["key"]["what"] == "needed":
             frame = pd.DataFrame(record["values"])
-            numbers = frame[[*get_args(Score), "rank"]]
+            numbers = frame[[*SCORES, "rank"]]
             places = {"modules": numbers, **{by: numbers.groupby(frame[by]).mean() for by in ("layer", "projection")}}
             for over, each in places.items():
-                rho = [f"{spearmanr(each[score], each['rank']).statistic:+.2f}" for score in get_args(Score)]
+                rho = [f"{spearmanr(each[score], each['rank']).statistic:+.2f}" for score in SCORES]
                 lines.append(f"| {task_of(record)} | {over} | {' | '.join(rho)} |")
     return lines
 

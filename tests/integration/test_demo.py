@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import tlora
 from tests.helpers.commands import done, next_command
-from tlora.models.loading import _unpacked, resolve
+from tlora.models.loading import _files
 
 pytestmark = pytest.mark.packaged
 
@@ -59,12 +59,9 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
 
 def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = demo
-    base = _unpacked(
-        "smollm2-135m", resolve("smollm2-135m", {})
-    ).path  # what is in it is held against the GGUF elsewhere
-    ids = AutoTokenizer.from_pretrained(base)(
-        "Please switch on the lamp in the kitchen.", return_tensors="pt"
-    ).input_ids
+    base = _files("smollm2-135m", {}).path
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer("Please switch on the lamp in the kitchen.", return_tensors="pt").input_ids
     torch.save(ids, tmp_path / "ids")
     words = [base, str(folder), str(tmp_path / "ids"), str(tmp_path / "out")]
     ran = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True)

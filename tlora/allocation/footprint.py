@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 BYTES = 4
 """Bytes of one float32 number; adapters are trained and saved in float32."""
+
+KINDS = ("B", "A and B")
+"""What is trained of an adapter: as TLoRA, as LoRA."""
 
 ADAMW_STATES = 2
 """Moving averages that AdamW keeps of every trainable parameter."""
@@ -55,10 +58,26 @@ def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *
     return Footprint(a + b, b if freeze_a else a + b)
 
 
+def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, Footprint]:
+    """Size of an adapter of one rank, or the most that a smaller matrix has, by what is trained of it (`KINDS`)."""
+    ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
+    return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in KINDS}
+
+
 def size_text(count: float) -> str:
     """Bytes in the unit that suits them, three digits."""
-    for unit in ("bytes", "kB", "MB"):
+    return _in_units(count, ("bytes", "kB", "MB", "GB"))
+
+
+def bits_text(count: float) -> str:
+    """Bits in the unit that suits them, three digits."""
+    return _in_units(count, ("bit", "kbit", "Mbit", "Gbit"))
+
+
+def _in_units(count: float, units: Sequence[str]) -> str:
+    """A number in the first of its units, each a thousand times the one before, in which it has three digits."""
+    for unit in units[:-1]:
         if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{count:.3g} {units[-1]}"

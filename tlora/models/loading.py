@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def load_model(
         )
     place = checked_device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
-    location = _unpacked(name, resolve(name, kwargs))
+    location = _files(name, kwargs)
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = architecture_of(config, num_labels)
     tokenizer = tell_limit(_padded_tokenizer(location, name), config)
@@ -144,14 +145,14 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
     ModuleNotFoundError, FileNotFoundError, ValueError
         As `load_model`; ValueError also for a model without a tokenizer.
     """
-    return _padded_tokenizer(_unpacked(name, resolve(name, kwargs)), name)
+    return _padded_tokenizer(_files(name, kwargs), name)
 
 
 def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
     """The config of a model, and nothing else of it; see `load_model` for the names; a ``.json`` file is a config."""
     path = Path(name)
     is_config = path.suffix == ".json" and path.is_file()
-    return _load(AutoConfig, Location(str(path)) if is_config else _unpacked(name, resolve(name, {})), name)
+    return _load(AutoConfig, Location(str(path)) if is_config else _files(name, {}), name)
 
 
 def writes_text(config: PretrainedConfig) -> bool:
@@ -355,16 +356,17 @@ def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
     return _local(name, where) or _on_hub(str(name), where)
 
 
-def _unpacked(name: str | os.PathLike[str], location: Location) -> Location:
-    """Where a packaged GGUF file is as an ordinary model in float32, made when it is first asked for.
+def _files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
+    """What `resolve` finds; of a packaged GGUF file an ordinary model in float32, made when it is first asked for.
 
-    To read the file takes 20 times as long, and it is read anew for config, tokenizer and weights. Where the cache
-    cannot be written it is.
+    To read the file takes 20 times as long, for each of config, tokenizer and weights. Where the cache cannot be
+    written, that is what is done.
     """
+    location = resolve(name, kwargs)
     if str(name) not in PACKAGED or "gguf_file" not in location.where:
         return location
     file = Path(location.path, location.where["gguf_file"])
-    folder = Path(HF_HOME, "tlora", f"{name}-{digest(file)[:12]}")
+    folder = Path(HF_HOME, "tlora", f"{name}-{_digest(file, file.stat().st_mtime_ns)[:12]}")
     if not (folder / "config.json").is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -377,6 +379,12 @@ def _unpacked(name: str | os.PathLike[str], location: Location) -> Location:
             return location
     where = {key: value for key, value in location.where.items() if key != "gguf_file"}
     return Location(str(folder), where)
+
+
+@cache
+def _digest(file: Path, changed: int) -> str:
+    """SHA-256 of a file, computed once a process for each time of change."""
+    return digest(file)
 
 
 def served_by(name: str | os.PathLike[str]) -> tuple[str, bool]:
