@@ -12,8 +12,9 @@ SERVED := --model smollm2-135m --task family_relationships --recipe tlora-paper 
 	--test-samples 64 --validation-samples 50 --batch-size 4 --learning-rate 1e-3 --output runs/served --overwrite
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # In the order of the folders: the few long files of notebooks and tests/integration come first, not last and alone.
-TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-NBVAL = $(BIN)/python -m pytest --nbval-lax $(TWO)
+# Three processes on two cores: one that waits for a browser or a kernel leaves its core to the others.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+NBVAL = $(BIN)/python -m pytest --nbval-lax $(SIDE_BY_SIDE)
 SERVING := .venv-serving
 TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable

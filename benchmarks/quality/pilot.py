@@ -23,7 +23,9 @@ import pandas as pd
 from peft import PeftModel
 
 import tlora
-from tlora.comparison.methods import Job, Method
+from tlora.comparison.methods import Job, Memory, Method, chosen
+from tlora.comparison.run import Cell, Terms, load_data, run
+from tlora.comparison.store import Store, key_text
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
@@ -158,17 +160,21 @@ PARTS = {
     ),
 }  # fmt: skip
 
+SLOWER = ((frozen("wc"), 8e-3), ("lora", 1e-3))
+"""Methods at rates below their best, at which they learn about as much as whitened directions do."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts that are run")
+    parts = [*PARTS, "slower"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts that are run")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables of what is in the store")
     arguments = parser.parse_args()
-    for name in arguments.only:
-        if not arguments.table:
-            complete(PARTS[name], arguments.workers)
+    for name in [] if arguments.table else arguments.only:
+        complete(PARTS[name], arguments.workers) if name in PARTS else complete_slower(PARTS["frozen"])
     print(table().to_string(index=False))
+    print(slower().to_string(index=False))
 
 
 def complete(part: Part, workers: int) -> None:
@@ -177,6 +183,26 @@ def complete(part: Part, workers: int) -> None:
         part.methods, part.tasks, part.model, ranks=part.rank, learning_rates=part.rates, seeds=SEEDS, store=STORE,
         workers=workers, **part.arguments,
     )  # fmt: skip
+
+
+def complete_slower(part: Part) -> None:
+    """The runs of `SLOWER` that are not in the store yet."""
+    others = {name: {"seed": 0} | data for name, data in OTHER.items()}
+    terms = Terms(part.model, **part.arguments | {"forgetting": others})
+    store, memory, data = Store(STORE), Memory(), {"seed": 0} | TEXT
+    task = load_data(terms, "cipher", data)
+    for method, rate in SLOWER:
+        cell = Cell(terms, "cipher", data, chosen(method), part.rank)
+        for seed in SEEDS:
+            if key_text(cell.key(rate, seed, "test")) not in store.find():
+                store.append(run(cell, task, rate, seed, "test", memory))
+
+
+def slower() -> pd.DataFrame:
+    """Test loss and forgetting at rates that were not the best."""
+    runs = tlora.Comparison.read(STORE).runs
+    found = runs[(runs["split"] == "test") & ~runs["best_rate"]]
+    return found.groupby(["task", "rank", "method", "learning_rate"], as_index=False)[["loss", "forgetting"]].mean()
 
 
 def table() -> pd.DataFrame:
