@@ -1,6 +1,7 @@
 """The table and picture of the comparison are those that the store in the repository makes."""
 
 import itertools
+import json
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import tlora
 from benchmarks.quality import comparison as bench
+from benchmarks.quality import pilot
 from tests.helpers.results import record
 from tlora.comparison.methods import chosen
 from tlora.comparison.summary import PLACE
@@ -189,3 +191,33 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
     heads, _, row = (_cells(line) for line in bench.steady(tlora.Comparison.of(records)).splitlines())
     assert heads == ["task", "lora, within 1 %", "tlora, within 1 %", "lora, within 5 %", "tlora, within 5 %"]
     assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]
+
+
+NAMED = {
+    "LoRA": "lora",
+    "frozen random `A`": "frozen random",
+    "frozen `A`, published directions (`wc`)": "frozen wc",
+    "frozen `A`, `g_whitened` against general text at 10": "frozen g_whitened, 10",
+    "LoRA at a lower rate": "lora",
+    "`wc` at a lower rate": "frozen wc",
+}
+
+
+def test_the_pilot_on_the_page_is_that_of_its_store():
+    runs = [json.loads(line) for line in pilot.STORE.read_text().splitlines()]
+    rows = [_cells(line) for line in bench.PAGE.read_text().split("## The first")[0].splitlines() if line[:1] == "|"]
+    assert [row[0] for row in rows[2:]] == list(NAMED)
+    for name, rate, trained, loss, forgotten in rows[2:]:
+        here, lora = (
+            [
+                run for run in runs
+                if (key := run["key"])["split"] == "test" and key["rank"] == 8
+                and (key["method"], key["learning_rate"]) == wanted
+            ]
+            for wanted in ((NAMED[name], float(rate)), ("lora", 4e-3))
+        )  # fmt: skip
+        assert len(here) == len(pilot.SEEDS)
+        assert float(loss) == pytest.approx(np.mean([run["metrics"]["loss"] for run in here]), abs=0.00501)
+        assert float(forgotten.strip("*")) == pytest.approx(np.mean([run["forgetting"] for run in here]), abs=0.00501)
+        share = here[0]["trainable_parameters"] / lora[0]["trainable_parameters"]
+        assert float(trained.split()[0]) == pytest.approx(100 * share, abs=0.5)
