@@ -35,7 +35,7 @@ SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
 OTHER = {"reviews": {"max_length": 48, "test": 128, "train": 0}, "humaneval": {"max_length": 160, "test": 64}}
 GENERAL = ("reviews", {"max_length": 48, "train": 2000})
-REVIEWS = {"train": 8000, "validation": 500, "test": 2000}
+REVIEWS = {"train": 6000, "validation": 500, "test": 2000}
 
 Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
 
