@@ -296,12 +296,13 @@ def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str
         there = head["result"]
         raise ValueError(f"{path} holds {there}, not {kind}: use {there}.load({str(path)!r})")
     with _damage_in(path):
+        file = path / _tensors_name(head)
         try:
-            blob = _checked_blob(path / _tensors_name(head), head["tensors"])
+            blob = _checked_blob(file, head["tensors"])
         except FileNotFoundError:
-            if read_head(path)["sha256"] == head["sha256"]:
+            if read_head(path)["sha256"] == head["sha256"] and not file.exists():
                 raise
-            return read_parts(path, kind)  # another result was saved meanwhile
+            return read_parts(path, kind)  # another result was saved meanwhile, and perhaps this one again
         values = head["values"]
         if "shapes" in values:  # JSON has no tuples
             values["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_model
+from tlora.models.forward import evaluating
 from tlora.models.weights import is_packed, weight
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
@@ -110,6 +111,20 @@ def test_a_layer_that_lost_its_gradient_is_refused(dense):
         tlora.calibrate(model, batches("llama"), progress=False)
     with pytest.raises(ValueError, match=r"has packed .*q_proj .* load the model again"):
         trained(peft_model)
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_an_evaluation_packs_nothing(dense):
+    model = quantised(dense, "nf4").eval()
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = True  # as on a CPU that has the instructions
+    with evaluating(model):
+        model(**tiny_batch("llama"))
+    assert model.model.layers[0].mlp.up_proj.support_avx512bf16_for_cpu
+    assert not any(map(is_packed, model.modules()))
+    tlora.calibrate(model, batches("llama"), progress=False)
 
 
 PLACES = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tlora.models.hooks import ObservationError
-from tlora.models.weights import base_of
+from tlora.models.weights import base_of, intact
 
 IGNORED = -100
 
@@ -312,6 +312,8 @@ def _ends_at_padding(model: Any) -> bool:
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets back the mode it had, also after an error.
 
+    No 4-bit layer of bitsandbytes packs itself meanwhile: it could not be trained after that, and narrow ones fail.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -320,7 +322,7 @@ def evaluating(model: Any) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), intact(model):
             yield
     finally:
         for module, mode in modes.items():
