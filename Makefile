@@ -34,9 +34,10 @@ help:  ## Say what each command does
 demo: $(INSTALLED) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; adapter and pictures in demo/
 	$(BIN)/tlora run $(DEMO)
 
-# Notebooks with few training steps: the cells are the same, and no checked output depends on it.
+# Notebooks with few training steps: the cells are the same, and no checked output depends on it. Hypothesis draws the same
+# examples each time; `make test-long` looks for new ones.
 test: $(INSTALLED) $(MODELS) browser docs  ## Build the site, run the tests and the notebooks; what is marked slow is left out
-	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) -m "not slow" notebooks tests
+	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) --hypothesis-profile=ci -m "not slow" notebooks tests
 
 test-long: $(INSTALLED) $(MODELS) browser docs  ## Run the tests that are too slow for every change, too
 	$(BIN)/python -m pytest tests

@@ -172,7 +172,8 @@ def leading_right_singular_vectors(
     oversampling : int
         Columns of a block beyond ``k``.
     tolerance : float
-        Share of the captured energy that may be missing, as estimated.
+        Share of the captured energy that may be missing, as estimated: of 66,000 matrices of up to 40 columns with
+        almost flat spectra one was told its second direction for its first.
     max_iterations : int
         Upper bound on the products with ``M``; those with ``M^T`` are as many or one less.
 
