@@ -172,7 +172,10 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables of what is in the store")
     arguments = parser.parse_args()
     for name in [] if arguments.table else arguments.only:
-        complete(PARTS[name], arguments.workers) if name in PARTS else complete_slower(PARTS["frozen"])
+        if name in PARTS:
+            complete(PARTS[name], arguments.workers)
+        else:
+            complete_slower(PARTS["frozen"])
     print(table().to_string(index=False))
     print(slower().to_string(index=False))
 
@@ -186,7 +189,7 @@ def complete(part: Part, workers: int) -> None:
 
 
 def complete_slower(part: Part) -> None:
-    """The runs of `SLOWER` that are not in the store yet."""
+    """The runs of `SLOWER` that are not in the store yet: `tlora.compare` would search their rates."""
     others = {name: {"seed": 0} | data for name, data in OTHER.items()}
     terms = Terms(part.model, **part.arguments | {"forgetting": others})
     store, memory, data = Store(STORE), Memory(), {"seed": 0} | TEXT

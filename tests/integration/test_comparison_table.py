@@ -204,20 +204,16 @@ NAMED = {
 
 
 def test_the_pilot_on_the_page_is_that_of_its_store():
-    runs = [json.loads(line) for line in pilot.STORE.read_text().splitlines()]
+    tested: dict[tuple[str, float], list[dict]] = {}
+    for run in map(json.loads, pilot.STORE.read_text().splitlines()):
+        if run["key"]["split"] == "test" and run["key"]["rank"] == 8:
+            tested.setdefault((run["key"]["method"], run["key"]["learning_rate"]), []).append(run)
+    most = tested["lora", 4e-3][0]["trainable_parameters"]
     rows = [_cells(line) for line in bench.PAGE.read_text().split("## The first")[0].splitlines() if line[:1] == "|"]
     assert [row[0] for row in rows[2:]] == list(NAMED)
     for name, rate, trained, loss, forgotten in rows[2:]:
-        here, lora = (
-            [
-                run for run in runs
-                if (key := run["key"])["split"] == "test" and key["rank"] == 8
-                and (key["method"], key["learning_rate"]) == wanted
-            ]
-            for wanted in ((NAMED[name], float(rate)), ("lora", 4e-3))
-        )  # fmt: skip
+        here = tested[NAMED[name], float(rate)]
         assert len(here) == len(pilot.SEEDS)
         assert float(loss) == pytest.approx(np.mean([run["metrics"]["loss"] for run in here]), abs=0.00501)
         assert float(forgotten.strip("*")) == pytest.approx(np.mean([run["forgetting"] for run in here]), abs=0.00501)
-        share = here[0]["trainable_parameters"] / lora[0]["trainable_parameters"]
-        assert float(trained.split()[0]) == pytest.approx(100 * share, abs=0.5)
+        assert float(trained.split()[0]) == pytest.approx(100 * here[0]["trainable_parameters"] / most, abs=0.5)

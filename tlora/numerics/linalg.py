@@ -172,8 +172,8 @@ def leading_right_singular_vectors(
     oversampling : int
         Columns of a block beyond ``k``.
     tolerance : float
-        Share of the captured energy that may be missing, as estimated: of 66,000 matrices of up to 40 columns with
-        almost flat spectra one was told its second direction for its first.
+        Share of the captured energy that may be missing, as estimated. The estimate can be wrong: for one of 66,000
+        matrices of up to 40 columns, half with almost flat spectra, the second direction was taken for the first.
     max_iterations : int
         Upper bound on the products with ``M``; those with ``M^T`` are as many or one less.
 
