@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ import pandas as pd
 from peft import PeftModel
 
 import tlora
-from tlora.comparison.methods import Job, Memory, Method, chosen
-from tlora.comparison.run import Cell, Terms, load_data, run
-from tlora.comparison.store import Store, key_text
+from tlora.comparison.methods import Job, Method
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
@@ -129,7 +127,7 @@ class Part:
     tasks: dict[str, dict[str, Any]]
     model: str
     rank: int
-    rates: tuple[float, ...]
+    rates: float | tuple[float, ...]
     arguments: dict[str, Any]
 
 
@@ -175,7 +173,9 @@ def main() -> None:
         if name in PARTS:
             complete(PARTS[name], arguments.workers)
         else:
-            complete_slower(PARTS["frozen"])
+            for method, rate in SLOWER:
+                part = replace(PARTS["frozen"], methods=(method,), rates=rate)
+                complete(part, arguments.workers)
     print(table().to_string(index=False))
     print(slower().to_string(index=False))
 
@@ -186,19 +186,6 @@ def complete(part: Part, workers: int) -> None:
         part.methods, part.tasks, part.model, ranks=part.rank, learning_rates=part.rates, seeds=SEEDS, store=STORE,
         workers=workers, **part.arguments,
     )  # fmt: skip
-
-
-def complete_slower(part: Part) -> None:
-    """The runs of `SLOWER` that are not in the store yet: `tlora.compare` would search their rates."""
-    others = {name: {"seed": 0} | data for name, data in OTHER.items()}
-    terms = Terms(part.model, **part.arguments | {"forgetting": others})
-    store, memory, data = Store(STORE), Memory(), {"seed": 0} | TEXT
-    task = load_data(terms, "cipher", data)
-    for method, rate in SLOWER:
-        cell = Cell(terms, "cipher", data, chosen(method), part.rank)
-        for seed in SEEDS:
-            if key_text(cell.key(rate, seed, "test")) not in store.find():
-                store.append(run(cell, task, rate, seed, "test", memory))
 
 
 def slower() -> pd.DataFrame:

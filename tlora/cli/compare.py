@@ -84,7 +84,8 @@ class Comparing:
         list[float],
         option(
             "Training",
-            "A rate of the grid to begin with; repeated, each the same factor higher.",
+            "A rate of the grid to begin with; repeated, each the same factor higher. One alone is that of every "
+            "method, and nothing is searched.",
             "--learning-rate",
             "--lr",
         ),

@@ -45,7 +45,7 @@ def compare(
     model: str | os.PathLike[str],
     *,
     ranks: int | Iterable[int] = 8,
-    learning_rates: Iterable[float] = RATES,
+    learning_rates: float | Iterable[float] = RATES,
     seeds: Iterable[int] = (0, 1, 2),
     search_seeds: Iterable[int] = SEARCH_SEEDS,
     steps: int = 250,
@@ -87,9 +87,10 @@ def compare(
         Name or folder of the base, which is loaded afresh for every run.
     ranks : int or iterable of int
         Nominal ranks.
-    learning_rates : iterable of float
+    learning_rates : float or iterable of float
         The grid to begin with: two rates or more, from one to the next by the same factor. ``"lora+"`` and
-        ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, and ``"full"`` begin at a sixteenth of it.
+        ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, and ``"full"`` begin at a sixteenth of it. One
+        rate alone is that of every method: nothing is searched, and only runs at it are returned.
     seeds : iterable of int
         Of the final runs: of a fresh head, of the adapter, and of which samples are trained on, in which order.
     search_seeds : iterable of int
@@ -176,7 +177,8 @@ def compare(
         if message:
             warnings.warn(message, stacklevel=2)
     wanted = {key_text(cell.about()) for cell in cells}
-    return Comparison.of([r for r in runs.read() if cell_text(r["key"]) in wanted])
+    made = [record for record in runs.read() if cell_text(record["key"]) in wanted]
+    return Comparison.of([record for record in made if settings.given in (None, record["key"]["learning_rate"])])
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,11 @@ class SearchSettings:
     seeds: tuple[int, ...]
     search_seeds: tuple[int, ...]
     retry: bool = False
+
+    @property
+    def given(self) -> float | None:
+        """The only rate, which is not searched for."""
+        return self.learning_rates[0] if len(self.learning_rates) == 1 else None
 
 
 def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
@@ -212,14 +219,16 @@ def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
     result = _runs(cell, task, store, known, settings.retry, memory, head_rate)
     if (failed := _errors(cell, known)) and not settings.retry:
         said.append(f"{len(failed)} runs failed before ({failed[-1]}) and count as failed, unless retry=True (--retry)")
-    grid = lr_search.scaled(settings.learning_rates, cell.method.rate_scale)
-    scores = _search(result, grid, settings.search_seeds, _searched(cell, known))
-    rate = lr_search.best(scores)
+    rate = settings.given
     if rate is None:
-        why = f" ({errors[-1]})" if (errors := _errors(cell, known)) else ""
-        said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
-    elif lr_search.beyond(scores) is not None:
-        said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
+        grid = lr_search.scaled(settings.learning_rates, cell.method.rate_scale)
+        scores = _search(result, grid, settings.search_seeds, _searched(cell, known))
+        rate = lr_search.best(scores)
+        if rate is None:
+            why = f" ({errors[-1]})" if (errors := _errors(cell, known)) else ""
+            said.append(f"no learning rate from {min(scores):g} to {max(scores):g} could be trained with{why}")
+        elif lr_search.beyond(scores) is not None:
+            said.append(f"the best learning rate, {rate:g}, is at the edge of what was searched, or no better")
     for seed in settings.seeds:
         if rate is not None:
             result(rate, seed, "test")

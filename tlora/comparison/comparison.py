@@ -61,7 +61,7 @@ class Comparison(Result):
         "peak_bytes": "most memory while training, of CUDA or the process, with what is kept for other runs, or NaN",
         "forgetting": "mean increase of the loss on other texts, nats per token; NaN where none were given",
         "status": "done, diverged (stopped by a loss or gradient that is not finite) or failed",
-        "best_rate": "whether this is a run on the test split at the method's chosen rate",
+        "best_rate": "whether this is a run on the test split at the rate that was found best, or given",
     }
     summary_columns: ClassVar[dict[str, str]] = {
         "task": "name of the task",
@@ -351,13 +351,16 @@ def score_of(record: Record) -> float:
 
 
 def _is_best(runs: pd.DataFrame) -> pd.Series:
-    """Whether a run is one on the test split at its method's rate: the best in the search of those that were tested."""
+    """Whether a run is one on the test split at its method's rate.
+
+    That is the best in the search of those that were tested; where none of them was searched, the last.
+    """
     curves = {place: averaged(found) for place, found in searches(runs)}
     chosen = {}
     for place, rows in runs[runs["split"] == "test"].groupby(list(PLACE), sort=False):
         curve = curves.get(place, {})
-        tested = {rate: curve.get(rate, -np.inf) for rate in rows["learning_rate"]}
-        chosen[place] = max(tested, key=tested.__getitem__)
+        last_first = dict.fromkeys(reversed(rows["learning_rate"].tolist()))
+        chosen[place] = max(last_first, key=lambda rate: curve.get(rate, -np.inf))
     places = runs[list(PLACE)].itertuples(index=False, name=None)
     best = pd.Series([chosen.get(place) for place in places], index=runs.index, dtype="float64")
     return (runs["split"] == "test") & (runs["learning_rate"] == best)

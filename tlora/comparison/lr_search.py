@@ -28,7 +28,7 @@ def search(score_at: Callable[[float], float], grid: Iterable[float], tried: Ite
     score_at : callable
         From a learning rate to a score: minus infinity where training diverged, NaN where it failed.
     grid : iterable of float
-        At least two rates; from one to the next by about the same factor.
+        At least two rates, from one to the next by about the same factor.
     tried : iterable of float
         Rates of earlier searches, perhaps from other grids: they are scored too, and do not widen this one.
 
@@ -40,7 +40,7 @@ def search(score_at: Callable[[float], float], grid: Iterable[float], tried: Ite
     Raises
     ------
     ValueError
-        If there are fewer than two rates, or one is not positive.
+        If there are none, or one is not positive.
     """
     scores = {rate: score_at(rate) for rate in checked_grid(grid)}
     for _ in range(WIDENINGS):
@@ -63,10 +63,11 @@ def checked_grid(grid: Iterable[float]) -> list[float]:
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, Real) or not (rate > 0 and math.isfinite(rate)):
             raise ValueError(f"learning rate {rate!r}: pass positive numbers")
-    rates = sorted({float(rate) for rate in rates})
-    if len(rates) < 2:
-        raise ValueError(f"learning_rates={rates}: a search takes at least two, e.g. 5e-4, 1e-3 and 2e-3")
-    return rates
+    if not rates:
+        raise ValueError(
+            "learning_rates is empty: pass one for all, or some to begin a search with, e.g. 5e-4, 1e-3 and 2e-3"
+        )
+    return sorted({float(rate) for rate in rates})
 
 
 def scaled(grid: Iterable[float], factor: float) -> list[float]:

@@ -374,6 +374,21 @@ def test_the_mean_of_seeds_that_are_not_reported_chooses_the_rate(monkeypatch):
 
 
 @pytest.mark.usefixtures("workplace")
+def test_one_rate_is_trained_at_and_not_searched_for(pretended):
+    """That of every method, of `full` too; runs at others in the store are not told of."""
+    for rate in (2e-3, 4e-3):
+        found = tlora.compare(["lora", "full"], "pairs.jsonl", "llama", learning_rates=rate, **QUICK)
+        at = found.runs[found.runs["best_rate"]]
+        assert at["learning_rate"].tolist() == [rate] * 4
+        assert len(found.runs) == 4
+        assert found.summary()["learning_rate"].tolist() == [rate] * 2
+    assert len(pretended) == 8
+    assert not any("validation" in line for line in pretended)
+    everything = tlora.Comparison.read("comparison.jsonl")
+    assert set(everything.runs.loc[everything.runs["best_rate"], "learning_rate"]) == {4e-3}
+
+
+@pytest.mark.usefixtures("workplace")
 def test_a_seed_trains_on_samples_of_its_own():
     terms = running.Terms("llama", steps=3, batch_size=2, samples=4)
     task = running.load_data(terms, "pairs.jsonl", {})
@@ -454,7 +469,7 @@ def test_arguments_are_taken_as_users_have_them(pretended):
     ("arguments", "kind", "words"),
     [
         ({"seeds": 3}, ValueError, r"seeds=3: pass whole numbers, e.g. \(0, 1, 2\)"),
-        ({"learning_rates": 1e-3}, ValueError, "a search takes at least two"),
+        ({"learning_rates": 0.0}, ValueError, "learning rate 0.0: pass positive numbers"),
         ({"tasks": [{"pairs.jsonl": {}}]}, TypeError, "tasks: pass names, or arguments of load_task"),
         ({"methods": None}, TypeError, "method"),
         ({"store": "."}, ValueError, "is a folder: name a file"),
@@ -529,7 +544,7 @@ def test_several_processes_share_a_store():
         ({"search_seeds": ()}, ValueError, "search_seeds="),
         ({"search_seeds": (1, 9)}, ValueError, "seed 1 is among seeds and search_seeds"),
         ({"forgetting": {"pairs.jsonl": {"train": {1}}}}, TypeError, "forgetting: pass names"),
-        ({"learning_rates": (1e-3,)}, ValueError, "at least two"),
+        ({"learning_rates": ()}, ValueError, "learning_rates is empty"),
         ({"steps": 0}, ValueError, "steps=0"),
         ({"workers": 0}, ValueError, "workers=0"),
         ({"model": "nowhere/at/all"}, ValueError, "no model 'nowhere/at/all'"),

@@ -60,7 +60,7 @@ def test_rates_that_diverge_are_no_reason_to_go_higher():
     assert lr_search.best(dict.fromkeys((1e-3, 2e-3), math.nan)) is None
 
 
-@pytest.mark.parametrize("grid", [(), (1e-3,), (1e-3, 1e-3), (0.0, 1e-3), (-1.0, 1.0), (math.inf, 1.0), ("a", "b")])
+@pytest.mark.parametrize("grid", [(), (0.0, 1e-3), (-1.0, 1.0), (math.inf, 1.0), ("a", "b")])
 def test_grids_that_are_none_are_refused(grid):
     with pytest.raises(ValueError, match=r"learning.rate"):
         lr_search.search(bump(1), grid)
