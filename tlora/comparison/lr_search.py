@@ -51,7 +51,7 @@ def search(score_at: Callable[[float], float], grid: Iterable[float], tried: Ite
     return scores | {rate: score_at(rate) for rate in tried if rate not in scores}
 
 
-def checked_grid(grid: Iterable[float]) -> list[float]:
+def checked_grid(grid: float | Iterable[float]) -> list[float]:
     """The rates, rising.
 
     Raises
