@@ -42,7 +42,7 @@ LONGEST = 42
 
 FULL = "full"
 """Full fine-tuning, which has no rank."""
-View = Literal["tasks", "differences", "rates"]
+View = Literal["tasks", "differences", "rates", "forgetting"]
 
 
 class Look(NamedTuple):
@@ -67,7 +67,7 @@ def plot_comparison(
     """Methods with their intervals, their learning-rate curves, and quality by parameters; a row for each task.
 
     For many tasks, one panel for all of them: how far methods are from the baseline, or how many learning rates they
-    tolerate.
+    tolerate. Where other texts were measured too, what was learnt beside what was forgotten.
 
     Parameters
     ----------
@@ -80,22 +80,29 @@ def plot_comparison(
     baseline, baseline_rank, metric
         As for `tlora.Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the
         first and last panels.
-    view : {"tasks", "differences", "rates"}
+    view : {"tasks", "differences", "rates", "forgetting"}
         What is drawn.
 
     Returns
     -------
     matplotlib.figure.Figure
-        ``"differences"``: a line for each method and rank, a point for each task: the difference from the baseline in
-        half-widths of its 95 % interval, so that what lies outside of the grey band differs. ``"rates"``: by which
-        factor the learning rate may change before the validation loss is 1 % higher than at best; hollow where the
-        search ended first. ``"tasks"``: a row of three panels for each model and task. Left, the value on the test
+        ``"tasks"``: a row of three panels for each model and task. Left, the value on the test
         split, best first; thin lines are its interval, thick ones that of the difference from the baseline (none where
         there are fewer than two runs, or two that both have). Dashed, for each method, is its value less its difference
         in the runs that both have: a thick line that does not touch it says that the two differ. Middle, losses on the
         validation split by learning rate, the chosen one marked, the curve thick where it is within 1 % of the best;
         crosses where training failed (means, where there are several searches with all rates).
         Where there are several ranks, each has a line style. Right, the value by trained parameters.
+
+        ``"differences"``: a line for each method and rank, a point for each task: the difference from the baseline in
+        half-widths of its 95 % interval, so that what lies outside of the grey band differs.
+
+        ``"rates"``: by which factor the learning rate may change before the validation loss is 1 % higher than at best;
+        hollow where the search ended first.
+
+        ``"forgetting"``: a panel for each model and task, a line for each method and rank through its learning rates on
+        the test split: the loss beside the increase of the loss on other texts, means over seeds, the range of the
+        seeds in thin lines. The lower, the more was learnt; the further left, the less was forgotten.
 
     Raises
     ------
@@ -110,6 +117,8 @@ def plot_comparison(
     summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
     runs = _selected(comparison.to_frame(), tasks, ranks)
     name = baseline or "lora"
+    if view == "forgetting":
+        return _learnt_and_forgotten(runs)
     if view != "tasks":
         chosen = comparison.flatness() if view == "rates" else summary
         return _one_panel(_selected(chosen, tasks, ranks), name, view)
@@ -196,6 +205,56 @@ def _tell_rates(ax: Axes, rows: pd.DataFrame) -> None:
     single = int((rows["x"] == 1).sum())
     finding = f"{single} of {len(rows)} have one best learning rate; a factor of 2 costs over 1 %"
     style.headline(ax, finding, "validation split; hollow: at the edge of what was searched, perhaps more")
+
+
+def _learnt_and_forgotten(runs: pd.DataFrame) -> Figure:
+    """Loss beside forgetting: a panel for each task, a line for each method and rank, a point for each rate."""
+    tested = runs[(runs["split"] == "test") & runs["loss"].notna() & runs["forgetting"].notna()]
+    if not len(tested):
+        raise ValueError(
+            "nothing to draw: no run on the test split has measured other texts; "
+            "name some with compare(..., forgetting=)"
+        )
+    keys = list(dict.fromkeys(zip(tested["method"], tested["rank"], strict=True)))
+    several = tested["rank"].nunique() > 1
+    labels = {key: f"{_cut(key[0])}, {key[1]}" if several and key[0] != FULL else _cut(key[0]) for key in keys}
+    looks = dict(zip(keys, _looks([f"{key}" for key in keys]).values(), strict=True))
+    places = list(tested.groupby(["model", "task"], sort=False))
+    figure, grid = plt.subplots(
+        1, len(places), squeeze=False, layout="constrained",
+        figsize=(max(WIDTH * 0.75, 4.4 * len(places)), 3.6 + 0.2 * -(-len(keys) // 3)),
+    )  # fmt: skip
+    for ((model, task), rows), ax in zip(places, grid[0], strict=True):
+        for key in keys:
+            mine = rows[(rows["method"] == key[0]) & (rows["rank"] == key[1])].groupby("learning_rate")
+            means, spread = mine[["forgetting", "loss"]].mean(), mine[["forgetting", "loss"]].agg(["min", "max"])
+            look = looks[key]
+            ax.plot(
+                means["forgetting"], means["loss"], look.dashes, color=look.colour, marker=look.marker, linewidth=1.2,
+                markeredgecolor="white", markersize=7, zorder=3,
+            )  # fmt: skip
+            for rate, mean in means.iterrows():
+                ends = spread.loc[rate]
+                ax.plot(ends["forgetting"], (mean["loss"],) * 2, color=look.colour, linewidth=0.8, alpha=0.6)
+                ax.plot((mean["forgetting"],) * 2, ends["loss"], color=look.colour, linewidth=0.8, alpha=0.6)
+        ax.set_xscale("symlog", linthresh=0.1, linscale=0.5)
+        ax.xaxis.set_major_locator(FixedLocator([-0.1, 0, 0.1, 0.3, 1, 3, 10]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_xlabel("forgotten of other texts, nats")
+        ax.set_ylabel("test loss, nats")
+        style.guide_lines(ax)
+        style.headline(
+            ax,
+            "Lower: more learnt; further left: less forgotten",
+            style.sentence(model.rpartition("/")[2], task.rpartition("/")[2]),
+        )
+    for key in keys:
+        look = looks[key]
+        grid[0, 0].plot([], [], look.dashes, color=look.colour, marker=look.marker, label=labels[key])
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(3, len(keys)), handletextpad=0.5)
+    return figure
 
 
 def _panels(tables: list[pd.DataFrame]) -> tuple[Figure, list[list[Axes]]]:

@@ -347,5 +347,21 @@ def test_one_panel_shows_by_which_factor_rates_may_differ():
     (points,) = ax.collections
     assert points.get_offsets()[0, 0] == pytest.approx(4)
     assert tuple(points.get_facecolor()[0]) == (1, 1, 1, 1)
-    with pytest.raises(ValueError, match="view must be 'tasks' or 'differences' or 'rates'"):
+    with pytest.raises(ValueError, match="view must be 'tasks' or 'differences' or 'rates' or 'forgetting'"):
         viz.plot_comparison(Comparison.of(records), view="sizes")
+
+
+def test_what_was_learnt_stands_beside_what_was_forgotten():
+    """A point for each rate on the test split, in the middle of its seeds; of the search nothing."""
+    records = [record("lora", 1e-3, 9, "validation", [0.1])]
+    for rate, losses, forgotten in ((1e-3, (4.0, 4.2), (0.2, 0.4)), (2e-3, (3.0, 3.4), (1.0, 2.0))):
+        for seed in range(2):
+            more = {"metrics": {"loss": losses[seed]}, "forgetting": forgotten[seed]}
+            records.append(record("lora", rate, seed, "test", [0.1]) | more)
+    figure = viz.plot_comparison(Comparison.of(records), view="forgetting")
+    (ax,) = figure.axes
+    assert ax.lines[0].get_xydata() == pytest.approx(np.array([[0.3, 4.1], [1.5, 3.2]]))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("forgotten of other texts, nats", "test loss, nats")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lora"]
+    with pytest.raises(ValueError, match=r"no run on the test split has measured other texts; name some with compare"):
+        viz.plot_comparison(comparison(), view="forgetting")
