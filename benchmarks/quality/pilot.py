@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.pilot             # what is not in the store yet; can be stopped at any moment
     python -m benchmarks.quality.pilot --only whitened head
-    python -m benchmarks.quality.pilot --table     # the tables, from the store
+    python -m benchmarks.quality.pilot --table     # print the tables that the store makes, and put them on their pages
 
 Its rules and what they decide are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half
 minutes on one core; `--workers 2` uses two.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ import pandas as pd
 from peft import PeftModel
 
 import tlora
+from benchmarks.quality import comparison
 from tlora.comparison.methods import Job, Method
+from tlora.comparison.store import Record, Store
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
@@ -167,7 +169,7 @@ def main() -> None:
     parts = [*PARTS, "slower"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts that are run")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="run nothing; print the tables of what is in the store")
+    parser.add_argument("--table", action="store_true", help="run nothing; make the tables of what is in the store")
     arguments = parser.parse_args()
     for name in [] if arguments.table else arguments.only:
         if name in PARTS:
@@ -176,8 +178,9 @@ def main() -> None:
             for method, rate in SLOWER:
                 part = replace(PARTS["frozen"], methods=(method,), rates=rate)
                 complete(part, arguments.workers)
-    print(table().to_string(index=False))
-    print(slower().to_string(index=False))
+    for page in BLOCKS:
+        page.write_text(written(page))
+        print(*(f"{table()}\n" for table in BLOCKS[page].values()), sep="\n")
 
 
 def complete(part: Part, workers: int) -> None:
@@ -188,21 +191,119 @@ def complete(part: Part, workers: int) -> None:
     )  # fmt: skip
 
 
-def slower() -> pd.DataFrame:
-    """Test loss and forgetting at rates that were not the best."""
-    runs = tlora.Comparison.read(STORE).runs
-    found = runs[(runs["split"] == "test") & ~runs["best_rate"]]
-    return found.groupby(["task", "rank", "method", "learning_rate"], as_index=False)[["loss", "forgetting"]].mean()
+# --- On the pages ---
+
+NAMES = {
+    "full": "`full`",
+    "lora": "LoRA",
+    "frozen random": "frozen random `A`",
+    "frozen wc": "frozen `A`, published directions (`wc`)",
+    "frozen g": "frozen `A`, mean gradient (`g`)",
+    "frozen g_whitened, 10": "frozen `A`, `g_whitened` against general text at 10",
+    "frozen g_whitened, 1": "the same at 1",
+    "frozen g_whitened, 0": "the same at 0",
+}
+SHOWN = (
+    ("full", 5e-4), ("lora", 4e-3), ("frozen random", 6.4e-2), ("frozen wc", 3.2e-2), ("frozen g_whitened, 10", 2e-3),
+    ("lora", 1e-3), ("frozen wc", 8e-3),
+)  # fmt: skip
+"""Arms and rates of the short table."""
 
 
-def table() -> pd.DataFrame:
-    """Each method at its rate: test loss with the interval of its difference from LoRA, and what it forgets."""
-    summary = tlora.Comparison.read(STORE).summary("lora", metric="loss")
-    shown = [
-        "task", "rank", "method", "trainable_parameters", "learning_rate", "seeds", "value", "difference",
-        "difference_low", "difference_high", "forgetting", "seconds_to_baseline", "seconds", "preparation_seconds",
-    ]  # fmt: skip
-    return summary.sort_values(["task", "rank", "value"], ascending=[True, True, False])[shown]
+def tested() -> dict[tuple[str, int, float], list[Record]]:
+    """The runs on the test split of `cipher`, by method, rank and learning rate, in the order of their seeds."""
+    found: dict[tuple[str, int, float], list[Record]] = {}
+    for record in sorted(Store(STORE).read(), key=lambda record: record["key"]["seed"]):
+        key = record["key"]
+        if key["split"] == "test" and key["task"] == "cipher":
+            found.setdefault((key["method"], key["rank"], key["learning_rate"]), []).append(record)
+    return found
+
+
+def by_seed() -> str:
+    """Every arm on `cipher`, seed by seed."""
+    heads = ["arm", "rank", "rate", "trained", "test loss", *(f"forgotten: {name}" for name in OTHER)]
+    lines = []
+    for (method, rank, rate), runs in sorted(tested().items(), key=lambda item: -item[0][1]):
+        cells = [NAMES.get(method, method), f"{rank}", f"{rate:g}", f"{runs[0]['trainable_parameters'] / 1e6:.2f}M"]
+        cells.append(", ".join(f"{run['metrics']['loss']:.2f}" for run in runs))
+        cells += [", ".join(f"{run['forgetting_by_text'][name]:+.2f}" for run in runs) for name in OTHER]
+        lines.append(cells)
+    return markdown(heads, lines)
+
+
+def in_short() -> str:
+    """What was learnt and forgotten by the arms that matter most, means over the seeds."""
+    found, lines = tested(), []
+    most = found["lora", 8, 4e-3][0]["trainable_parameters"]
+    for method, rate in SHOWN:
+        runs = found[method, 8, rate]
+        means = [np.mean([run["metrics"]["loss"] for run in runs]), np.mean([run["forgetting"] for run in runs])]
+        lines.append(
+            [
+                NAMES[method],
+                f"{rate:g}",
+                f"{100 * runs[0]['trainable_parameters'] / most:.0f} %",
+                *(f"{m:.2f}" for m in means),
+            ]
+        )
+    return markdown(["", "learning rate", "trained", "test loss, nats", "forgotten of other text, nats"], lines)
+
+
+def corrected() -> str:
+    """The two tasks with a head, beside what the first protocol made of them."""
+    methods = ("full", "lora", "tlora")
+    read = partial(tlora.Comparison.read, tasks=tuple(PARTS["head"].tasks), methods=methods, ranks=8)
+    tables = [
+        (read(store).summary("lora", metric=metric).set_index(["task", "method"]), metric)
+        for store in (comparison.STORE, STORE)
+        for metric in (None, "loss")
+    ]
+    lines = []
+    for task in PARTS["head"].tasks:
+        for method in methods:
+            cells = [task, NAMES.get(method, f"`{method}`")]
+            for table, metric in tables:
+                row = table.loc[task, method]
+                cells.append(
+                    f"{-row['value']:.3f}" if metric else f"{row['learning_rate']:g}: {100 * row['value']:.1f} %"
+                )
+            cells.append(difference(tables[-1][0].loc[task, method]))
+            lines.append(cells)
+    return markdown(
+        ["task", "method", "before: rate, accuracy", "loss, nats", "now: rate, accuracy", "loss, nats",
+         "loss lower than LoRA's by"],
+        lines,
+    )  # fmt: skip
+
+
+def difference(row: pd.Series) -> str:
+    """A difference with its interval; nothing for the baseline itself."""
+    if math.isnan(row["difference"]):
+        return ""
+    return f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
+
+
+BLOCKS = {
+    Path("benchmarks/quality/STUDY.md"): {"by seed": by_seed},
+    comparison.PAGE: {"in short": in_short, "corrected": corrected},
+}
+"""Tables by the pages that they are on."""
+
+
+def written(page: Path) -> str:
+    """The page with the tables that the store makes."""
+    text = page.read_text()
+    for name, table in BLOCKS[page].items():
+        begin, end = f"<!-- pilot, {name}: python -m benchmarks.quality.pilot -->", f"<!-- end of pilot, {name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{table()}\n\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def plot_comparison(
     """Methods with their intervals, their learning-rate curves, and quality by parameters; a row for each task.
 
     For many tasks, one panel for all of them: how far methods are from the baseline, or how many learning rates they
-    tolerate. Where other texts were measured too, what was learnt beside what was forgotten.
+    tolerate. Where other texts were measured too, what was learned beside what was forgotten.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def plot_comparison(
 
         ``"forgetting"``: a panel for each model and task, a line for each method and rank through its learning rates on
         the test split: the loss beside the increase of the loss on other texts, means over seeds, the range of the
-        seeds in thin lines. The lower, the more was learnt; the further left, the less was forgotten.
+        seeds in thin lines. The lower, the more was learned; the further left, the less was forgotten.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def plot_comparison(
     runs = _selected(comparison.to_frame(), tasks, ranks)
     name = baseline or "lora"
     if view == "forgetting":
-        return _learnt_and_forgotten(runs)
+        return _learned_and_forgotten(runs)
     if view != "tasks":
         chosen = comparison.flatness() if view == "rates" else summary
         return _one_panel(_selected(chosen, tasks, ranks), name, view)
@@ -207,7 +207,7 @@ def _tell_rates(ax: Axes, rows: pd.DataFrame) -> None:
     style.headline(ax, finding, "validation split; hollow: at the edge of what was searched, perhaps more")
 
 
-def _learnt_and_forgotten(runs: pd.DataFrame) -> Figure:
+def _learned_and_forgotten(runs: pd.DataFrame) -> Figure:
     """Loss beside forgetting: a panel for each task, a line for each method and rank, a point for each rate."""
     tested = runs[(runs["split"] == "test") & runs["loss"].notna() & runs["forgetting"].notna()]
     if not len(tested):
@@ -246,7 +246,7 @@ def _learnt_and_forgotten(runs: pd.DataFrame) -> Figure:
         style.guide_lines(ax)
         style.headline(
             ax,
-            "Lower: more learnt; further left: less forgotten",
+            "Lower: more learned; further left: less forgotten",
             style.sentence(model.rpartition("/")[2], task.rpartition("/")[2]),
         )
     for key in keys:

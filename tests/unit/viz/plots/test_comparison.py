@@ -351,7 +351,7 @@ def test_one_panel_shows_by_which_factor_rates_may_differ():
         viz.plot_comparison(Comparison.of(records), view="sizes")
 
 
-def test_what_was_learnt_stands_beside_what_was_forgotten():
+def test_what_was_learned_stands_beside_what_was_forgotten():
     """A point for each rate on the test split, in the middle of its seeds; of the search nothing."""
     records = [record("lora", 1e-3, 9, "validation", [0.1])]
     for rate, losses, forgotten in ((1e-3, (4.0, 4.2), (0.2, 0.4)), (2e-3, (3.0, 3.4), (1.0, 2.0))):
