@@ -264,7 +264,7 @@ def suggest(
     shapes = first.sensitivity.shapes
     if ranks[0] > (smallest := min(map(min, shapes.values()))):
         raise ValueError(f"ranks={ranks} are beyond the smallest module: give one of {smallest} or less")
-    labels = int(task.describe().loc["train", "learnt"]) or len(task.train)
+    labels = int(task.describe().loc["train", "labelled"]) or len(task.train)
     bits, low, high = (labels / math.log(2) * nats for nats in _losses(model, task, batches, level, seed))
     footprints = [uniform_footprints(shapes, rank) for rank in ranks]
     trainable = {kind: [found[kind].trainable_parameters for found in footprints] for kind in KINDS}

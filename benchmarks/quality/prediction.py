@@ -47,7 +47,7 @@ PREDICTORS = {
 
 @dataclass(frozen=True)
 class Place:
-    """A task of a store, and the method that freezes `A` there; its rate and LoRA's, where they are not the best ones."""
+    """A task of a store, and what freezes `A` there; its rate and that of LoRA, where they are not the best ones."""
 
     store: Path
     task: str

@@ -270,7 +270,7 @@ class Task:
         Returns
         -------
         pandas.DataFrame
-            Indexed by split: ``samples``; ``tokens`` and ``learnt`` (tokens with a label; for classification
+            Indexed by split: ``samples``; ``tokens`` and ``labelled`` (tokens with a label; for classification
             none); ``longest`` (tokens, before truncation); ``truncated`` and ``dropped`` (samples).
         """
         return pd.DataFrame({split: self._described(split) for split in SPLITS}, dtype=object).T.astype(int)
@@ -281,7 +281,7 @@ class Task:
         tokens = sum(len(ids) for ids in rows["input_ids"]) if len(rows) else 0
         generated = self.kind == "generation" and len(rows)
         counted = sum(int((labels != IGNORED).sum()) for labels in rows["labels"]) if generated else 0
-        sizes = {"samples": len(rows), "tokens": tokens, "learnt": counted}
+        sizes = {"samples": len(rows), "tokens": tokens, "labelled": counted}
         return sizes | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
 
     def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
