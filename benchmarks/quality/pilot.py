@@ -94,18 +94,21 @@ def frozen(kind: str) -> Recipe:
     )
 
 
-def whitened(general_weight: float) -> Method:
+def whitened(general_weight: float, general: tuple[str, dict[str, Any]] = GENERAL) -> Method:
     """`A` frozen along the whitened gradient, other text charged for with a weight."""
-    adapt = partial(_whitened, general_weight=general_weight)
-    return Method(f"frozen g_whitened, {general_weight:g}", adapt, {"general": GENERAL, "weight": general_weight})
+    adapt = partial(_whitened, general_weight=general_weight, general=general)
+    return Method(f"frozen g_whitened, {general_weight:g}", adapt, {"general": general, "weight": general_weight})
 
 
-def _whitened(job: Job, *, general_weight: float) -> PeftModel:
+def _whitened(job: Job, *, general_weight: float, general: tuple[str, dict[str, Any]]) -> PeftModel:
     calibration = _calibration(job, gradient=True)
     more: dict[str, Any] = {}
     if general_weight:
-        general = job.once(("general",), lambda: tlora.calibrate(job.model, _batches_of_general(job), progress=False))
-        more = {"general": general, "general_weight": general_weight}
+        name, data = general
+        text = tlora.load_task(name, job.task.tokenizer, **{"seed": job.seed} | data)
+        batches = text.calibration(job.samples)
+        other = job.once(("general",), lambda: tlora.calibrate(job.model, batches, progress=False))
+        more = {"general": other, "general_weight": general_weight}
     allocation = tlora.allocate(calibration.sensitivity, job.rank, **UNIFORM)
     subspaces = job.once(
         ("whitened", general_weight),
@@ -114,11 +117,6 @@ def _whitened(job: Job, *, general_weight: float) -> PeftModel:
         ),
     )
     return tlora.attach(job.model, subspaces, allocation, rows="whitened", seed=job.seed)
-
-
-def _batches_of_general(job: Job) -> Any:
-    name, data = GENERAL
-    return tlora.load_task(name, job.task.tokenizer, **data, seed=job.seed).calibration(job.samples)
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,33 @@
-"""The study: what freezing `A` costs where much must be learnt, and what it keeps.
+"""The study: what freezing `A` costs where much must be learned, and what it keeps.
 
-    python -m benchmarks.quality.study              # what is not in the store yet; can be stopped at any moment
+    python -m benchmarks.quality.study --workers 2      # what is not in the store yet; can be stopped at any moment
     python -m benchmarks.quality.study --only main
-    python -m benchmarks.quality.study --table      # the hypotheses and the tables, from the store
+    python -m benchmarks.quality.study --table          # the tables, from a store that is complete
 
 Its questions and rules are in benchmarks/quality/STUDY.md, which was written before its runs. A run takes two to three
-minutes on one core; `--workers 2` uses two.
+minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 import tlora
 from benchmarks.quality import pilot
 from tlora.comparison.methods import Method, chosen
+from tlora.comparison.store import Store
 from tlora.recipes import Recipe
 
 STORE = Path("benchmarks/results/study.jsonl")
@@ -31,7 +35,7 @@ DEVELOPMENT = "cipher"
 HELD_OUT = ("second_cipher", "codebook")
 SEEDS = range(6)
 MARGIN = 0.05
-"""Nats within which a loss counts as no worse."""
+"""Nats within which a loss counts as no worse, and by which `full` must lead for a task to count."""
 GUARD = 0.1
 """Nats by which a method may forget more than LoRA of as many parameters."""
 
@@ -50,173 +54,218 @@ class Arm:
         return chosen(self.method).name
 
 
+LORA, AS_LARGE, WHITENED = "LoRA, rank 8", "LoRA, rank 4", "g_whitened"
 ARMS = {
+    LORA: Arm("lora"),
+    AS_LARGE: Arm("lora", 4),
+    "tlora": Arm("tlora", begin=(1.6e-2, 3.2e-2, 6.4e-2)),
+    "tlora-trained, rank 4": Arm("tlora-trained", 4),
+    "tlora-freeze-late": Arm("tlora-freeze-late"),
+    WHITENED: Arm(pilot.whitened(10.0, general=(pilot.GENERAL[0], pilot.GENERAL[1] | {"seed": 0}))),
+}
+FEWER = {
     "full": Arm("full"),
-    "LoRA, rank 8": Arm("lora"),
-    "LoRA, rank 4": Arm("lora", 4),
     "frozen random": Arm(pilot.frozen("random")),
     "frozen wc": Arm(pilot.frozen("wc")),
-    "frozen g_whitened": Arm(pilot.whitened(10.0)),
-    "trained from wc, rank 4": Arm("tlora-trained", 4),
-    "frozen late": Arm("tlora-freeze-late"),
-    "LoRA, rank 1": Arm("lora", 1),
-    "ranks by sum, rank 1": Arm(pilot.by_score("sum"), 1),
 }
+"""Arms with half of the seeds."""
 NEIGHBOURS = {
-    **{name: Arm(name, 4, (1e-3, 2e-3, 4e-3)) for name in ("pissa", "eva", "lora-ga", "qa-lora", "talklora", "tlora+")},
-    **{name: Arm(name) for name in ("tlora", "tlora-paper")},
+    name: Arm(name, 4, (1e-3, 2e-3, 4e-3)) for name in ("pissa", "eva", "lora-ga", "qa-lora", "talklora", "tlora+")
 }
-"""On one held-out task only, with half of the seeds."""
-LADDER = {"frozen g_whitened": (1.0,), "LoRA, rank 8": (1.0, 0.25), "LoRA, rank 4": (1.0, 0.25)}
-"""Arms of which forgetting is read at other parts of their best rate too."""
-PARTS = ("rates", "main", "ladder", "neighbours")
+"""With half of the seeds, on one held-out task."""
+SHARES = (0.5, 1.0)
+"""Of the rate that was best on the development task, at which every arm runs."""
+PARTS = ("rates", "main", "fewer", "neighbours")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts that are run")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="run nothing; print what the store says")
-    arguments = parser.parse_args()
-    for part in () if arguments.table else arguments.only:
-        complete(part, arguments.workers)
-    for title, table in tables().items():
-        print(f"\n{title}\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
+# --- Runs ---
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs of one arm on one task: a search, or those at a rate."""
+
+    arm: Arm
+    task: str
+    rates: float | tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def run(self) -> None:
+        """Do what is not in the store yet."""
+        part = pilot.PARTS["frozen"]
+        tlora.compare(
+            self.arm.method, {self.task: pilot.TEXT}, part.model, ranks=self.arm.rank, learning_rates=self.rates,
+            seeds=self.seeds, store=STORE, progress=False, **part.arguments,
+        )  # fmt: skip
 
 
 def complete(part: str, workers: int) -> None:
-    """Do what is not in the store yet."""
+    """Do what is not in the store yet, one job after the other in each worker."""
+    run_all(jobs(part), workers)
+    while part == "main" and (more := list(rates_below())):
+        run_all(more, workers)
+
+
+def run_all(todo: Iterable[Job], workers: int) -> None:
+    """Run jobs in so many processes, each on its part of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        for _ in pool.map(Job.run, todo):
+            pass
+
+
+def jobs(part: str) -> Iterator[Job]:
+    """What a part is made of; rates are searched for where the pilot has not done so."""
+    few = tuple(SEEDS)[: len(SEEDS) // 2]
     if part == "rates":
-        for arm in (ARMS | NEIGHBOURS).values():
-            if not known_rate(pilot.STORE, arm):
-                run(arm, (DEVELOPMENT,), arm.begin, pilot.SEEDS, workers)
+        yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in ARMS.values() if best_rate(arm) is None)
     elif part == "main":
-        for arm in ARMS.values():
-            run(arm, HELD_OUT, best_rate(arm) / 2, SEEDS, workers)
-    elif part == "ladder":
-        for name, parts in LADDER.items():
-            for share in parts:
-                run(ARMS[name], HELD_OUT, best_rate(ARMS[name]) * share, SEEDS, workers)
-        for task, arm, rate in missing_below():
-            run(arm, (task,), rate, SEEDS, workers)
+        for task in HELD_OUT:
+            for name, arm in ARMS.items():
+                for share in (0.25, *SHARES) if name in (LORA, AS_LARGE) else SHARES:
+                    yield Job(arm, task, share * known_rate(arm), tuple(SEEDS))
+    elif part == "fewer":
+        for task in HELD_OUT:
+            yield from (Job(arm, task, share * known_rate(arm), few) for arm in FEWER.values() for share in SHARES)
     else:
-        for arm in NEIGHBOURS.values():
-            run(arm, HELD_OUT[1:], best_rate(arm) / 2, SEEDS[:3], workers)
+        yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in NEIGHBOURS.values())
+        yield from (
+            Job(arm, HELD_OUT[-1], share * known_rate(arm), few) for arm in NEIGHBOURS.values() for share in SHARES
+        )
 
 
-def run(arm: Arm, tasks: Iterable[str], rates: float | tuple[float, ...], seeds: Iterable[int], workers: int) -> None:
-    """The runs of an arm that are not in the store yet."""
-    part = pilot.PARTS["frozen"]
-    tlora.compare(
-        arm.method, {task: pilot.TEXT for task in tasks}, part.model, ranks=arm.rank, learning_rates=rates,
-        seeds=seeds, store=STORE, workers=workers, **part.arguments,
-    )  # fmt: skip
+def rates_below() -> Iterator[Job]:
+    """Half of LoRA's lowest rate, where it has learned more at that one than whitened directions have in some run."""
+    for task in HELD_OUT:
+        aims = at_best(ARMS[WHITENED], task)["loss"]
+        for name in (LORA, AS_LARGE):
+            lowest = min(losses := runs(ARMS[name], task)["loss"])
+            if (losses[lowest] < aims).any() and lowest > known_rate(ARMS[name]) / 64:
+                yield Job(ARMS[name], task, lowest / 2, tuple(SEEDS))
 
 
-@cache
-def known_rate(store: Path, arm: Arm) -> float | None:
-    """The rate that was best on the development task, if it was searched for in a store."""
-    try:
-        found = tlora.Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank).runs
-    except (FileNotFoundError, ValueError):
-        return None
-    rates = found.loc[found["best_rate"], "learning_rate"]
-    return float(rates.iloc[0]) if len(rates) else None
+def best_rate(arm: Arm) -> float | None:
+    """The rate that was best on the development task, in the pilot or in the part *rates*; None where there is none."""
+    for store in (pilot.STORE, STORE):
+        try:
+            found = tlora.Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank).flatness()["best"]
+        except (FileNotFoundError, ValueError):
+            continue
+        if len(found):
+            return float(found.iloc[0])
+    return None
 
 
-def best_rate(arm: Arm) -> float:
-    """The rate that was best on the development task, in the pilot or in the part *rates*."""
-    rate = known_rate(pilot.STORE, arm) or known_rate(STORE, arm)
+def known_rate(arm: Arm) -> float:
+    """`best_rate`, where there must be one."""
+    rate = best_rate(arm)
     if rate is None:
         raise ValueError(f"no rate is known for {arm.name} at rank {arm.rank}: run the part rates first")
     return rate
 
 
+# --- What the runs came to ---
+
+
 def runs(arm: Arm, task: str) -> pd.DataFrame:
-    """Loss and forgetting on the test split, one row a seed, one column a rate."""
-    table = tlora.Comparison.read(STORE, tasks=task, methods=arm.name, ranks=arm.rank).runs
-    table = table[(table["split"] == "test") & table["seed"].isin(SEEDS)]
-    return table.pivot(index="seed", columns="learning_rate", values=["loss", "forgetting"])
+    """Loss and forgetting by text on the test split, by seed and rate; NaN for what was not finished."""
+    rows = []
+    for record in Store(STORE).read():
+        key = record["key"]
+        if (key["task"], key["method"], key["rank"], key["split"]) == (task, arm.name, arm.rank, "test"):
+            done = record["status"] == "done"
+            found = {"loss": record["metrics"]["loss"], **record.get("forgetting_by_text", {})} if done else {}
+            rows.append({"seed": key["seed"], "rate": key["learning_rate"], **found})
+    table = pd.DataFrame(rows, columns=["seed", "rate", "loss", *pilot.OTHER])
+    return table.pivot(index="seed", columns="rate")
 
 
-def at_half(arm: Arm, task: str, column: str = "loss") -> pd.Series:
-    """Loss or forgetting by seed at half of the best rate: the rate of the study."""
-    return runs(arm, task)[column, best_rate(arm) / 2]
+def at_best(arm: Arm, task: str) -> pd.DataFrame:
+    """Loss and forgetting by seed at the rate that was best on the development task."""
+    return runs(arm, task).xs(known_rate(arm), axis=1, level="rate")
 
 
-# --- What is forgotten at the same loss ---
+def tuned(arm: Arm, task: str) -> pd.DataFrame:
+    """Loss and forgetting by seed, each at that rate which the other seeds' mean loss chooses."""
+    found = runs(arm, task)
+    losses = found["loss"][[share * known_rate(arm) for share in SHARES]]
+    rows = {}
+    for seed in found.index:
+        others = losses.drop(seed).mean(skipna=False)
+        rows[seed] = found.loc[seed].xs(others.idxmin() if others.notna().any() else losses.columns[0], level="rate")
+    return pd.DataFrame(rows).T
 
 
 def forgotten_at(losses: Mapping[float, float], forgotten: Mapping[float, float], loss: float) -> float:
     """What a method forgets where it has come to a loss, on the line between two of its rates.
 
     They are the first neighbours, from the lowest rate up, between which its loss passes that one: above them a
-    method comes apart, and has the loss of a lower rate with another forgetting. NaN where there are none.
+    method may come apart, and have the loss of a lower rate with another forgetting. NaN where it has learned more at
+    its lowest rate, or less at all, or comes apart before.
     """
     for low, high in pairwise(sorted(losses)):
-        if losses[high] <= loss <= losses[low]:
+        if not losses[low] >= max(loss, losses[high]):
+            return np.nan
+        if losses[high] <= loss:
             part = (losses[low] - loss) / (losses[low] - losses[high]) if losses[low] > losses[high] else 0.0
             return forgotten[low] + part * (forgotten[high] - forgotten[low])
     return np.nan
 
 
-def kept(name: str, task: str) -> pd.Series:
-    """By how much more a LoRA forgets than whitened directions where it has their loss, by seed."""
-    arm, lora = ARMS["frozen g_whitened"], runs(ARMS[name], task)
-    own = runs(arm, task).xs(best_rate(arm), axis=1, level="learning_rate")
+def kept(name: str, task: str, text: str) -> pd.Series:
+    """By how much more of a text a LoRA forgets than whitened directions where it has their loss, by seed."""
+    lora, own = runs(ARMS[name], task), at_best(ARMS[WHITENED], task)
     return pd.Series(
         {
-            seed: forgotten_at(lora.loc[seed, "loss"].dropna(), lora.loc[seed, "forgetting"], row["loss"])
-            - row["forgetting"]
+            seed: forgotten_at(dict(lora.loc[seed, "loss"]), dict(lora.loc[seed, text]), row["loss"]) - row[text]
             for seed, row in own.iterrows()
         }
     )
 
 
-def missing_below() -> Iterable[tuple[str, Arm, float]]:
-    """Rates half of the lowest, until a LoRA has at its lowest rate learnt less than whitened directions have."""
-    for task in HELD_OUT:
-        for name in LADDER:
-            while name.startswith("LoRA") and kept(name, task).isna().any():
-                lowest = min(runs(ARMS[name], task)["loss"].columns)
-                if lowest < best_rate(ARMS[name]) / 64:
-                    break
-                yield task, ARMS[name], lowest / 2
-
-
 # --- The hypotheses ---
 
 
-def p_value(differences: pd.Series, margin: float = 0.0) -> float:
-    """One-sided, of a mean above `-margin`, over seeds: Student's t."""
+def p_value(differences: pd.Series, margin: float = 0.0, seeds: int = len(SEEDS)) -> float:
+    """One-sided, of a mean above ``-margin``, over seeds: Student's t; 1 where a seed is missing."""
+    if differences.count() < seeds:
+        return 1.0
     return float(stats.ttest_1samp(differences + margin, 0, alternative="greater").pvalue)
 
 
-def hypotheses() -> pd.DataFrame:
-    """Each difference with its 95 % interval over seeds; a hypothesis has the largest p of its rows."""
+def interval(what: str, task: str, differences: pd.Series) -> dict[str, object]:
+    """A mean with its 95 % interval over seeds."""
+    there = differences.dropna()
+    mean, reach = there.mean(), stats.t.ppf(0.975, len(there) - 1) * there.sem()
+    return {"what": what, "task": task, "mean": mean, "low": mean - reach, "high": mean + reach,
+            "median": there.median(), "seeds": len(there)}  # fmt: skip
+
+
+def counted() -> list[str]:
+    """The tasks on which `full` leads LoRA by the margin or more."""
+    return [
+        task
+        for task in HELD_OUT
+        if tuned(ARMS[LORA], task)["loss"].mean() - tuned(FEWER["full"], task)["loss"].mean() >= MARGIN
+    ]
+
+
+def hypotheses(tasks: Iterable[str]) -> pd.DataFrame:
+    """Each difference with its interval; a hypothesis has the largest p of its rows, adjusted by Holm."""
     rows = []
-    for task in HELD_OUT:
-        found = {
-            ("H1", "LoRA, rank 8, forgets more at the same loss", 0.0): kept("LoRA, rank 8", task),
-            ("H1", "LoRA, rank 4, forgets more at the same loss", 0.0): kept("LoRA, rank 4", task),
-        }
-        for label, name, other in (
-            ("H2", "frozen wc", "LoRA, rank 4"), ("H3", "ranks by sum, rank 1", "LoRA, rank 1"),
-            ("H4", "frozen late", "LoRA, rank 8"),
-        ):  # fmt: skip
-            margin = 0.0 if label == "H3" else MARGIN
-            found[label, f"{name} loses less than {other}", margin] = at_half(ARMS[other], task) - at_half(
-                ARMS[name], task
-            )
-        for (label, what, margin), each in found.items():
-            low, high = stats.t.interval(0.95, len(each) - 1, each.mean(), stats.sem(each))
-            rows.append(
-                {"hypothesis": label, "task": task, "what": what, "margin": margin, "mean": each.mean(), "low": low,
-                 "high": high, "seeds": len(each), "p": p_value(each, margin)}
-            )  # fmt: skip
+    for task in tasks:
+        for label, text in (("H1, told", "reviews"), ("H1, not told", "humaneval")):
+            for name in (LORA, AS_LARGE):
+                found = kept(name, task, text)
+                words = f"{name} forgets more of {text} at the loss of {WHITENED}"
+                rows.append({"hypothesis": label, **interval(words, task, found), "p": p_value(found)})
+        for label, name, other in (("H2", "tlora", AS_LARGE), ("H4", "tlora-freeze-late", LORA)):
+            found = tuned(ARMS[other], task)["loss"] - tuned(ARMS[name], task)["loss"]
+            words = f"loss of {other} less that of {name}"
+            rows.append({"hypothesis": label, **interval(words, task, found), "p": p_value(found, MARGIN)})
     table = pd.DataFrame(rows).sort_values(["hypothesis", "task"], kind="stable")
-    holm = holm_adjusted(table.groupby("hypothesis")["p"].max())
-    return table.assign(holm=table["hypothesis"].map(holm))
+    return table.assign(holm=table["hypothesis"].map(holm_adjusted(table.groupby("hypothesis")["p"].max())))
 
 
 def holm_adjusted(p: pd.Series) -> pd.Series:
@@ -226,16 +275,47 @@ def holm_adjusted(p: pd.Series) -> pd.Series:
     return (ordered * factors).cummax().clip(upper=1)[p.index]
 
 
+def estimates() -> pd.DataFrame:
+    """What is estimated and not tested: differences from LoRA of as many parameters, in loss and in forgetting."""
+    rows = []
+    for task in HELD_OUT:
+        for name, arm in (ARMS | FEWER).items():
+            other = LORA if name in (LORA, "tlora-freeze-late", "full") else AS_LARGE
+            if name != other:
+                difference = tuned(arm, task) - tuned(ARMS[other], task)
+                forgotten = difference[list(pilot.OTHER)].mean(axis=1)
+                rows.append(interval(f"loss of {name} less that of {other}", task, difference["loss"]))
+                rows.append(interval(f"forgetting of {name} less that of {other}", task, forgotten))
+    return pd.DataFrame(rows)
+
+
 def tables() -> dict[str, pd.DataFrame]:
     """What the store says, by title."""
     found = {}
-    columns = ["method", "rank", "learning_rate", "trainable_parameters", "loss", "forgetting"]
     for task in HELD_OUT:
-        test = tlora.Comparison.read(STORE, tasks=task).runs.query("split == 'test'")
-        rows = test.groupby(["method", "rank", "learning_rate"])
-        table = rows[columns[3:]].mean().assign(worst=rows["loss"].max(), seeds=rows.size())
-        found[f"{task}: means over seeds, and the worst loss"] = table.reset_index().sort_values("loss")
-    return found | {"The hypotheses": hypotheses()}
+        comparison = tlora.Comparison.read(STORE, tasks=task)
+        rows = comparison.runs.query("split == 'test'").groupby(["method", "rank", "learning_rate"])
+        means = rows[["trainable_parameters", "loss", "forgetting"]].mean()
+        table = means.assign(highest_loss=rows["loss"].max(), seeds=rows["loss"].count(), runs=rows.size())
+        found[f"{task}: means over seeds"] = table.reset_index().sort_values("loss")
+    tasks = counted()
+    found["The estimates"] = estimates()
+    found[f"The hypotheses, on {' and '.join(tasks) or 'no task: full leads nowhere'}"] = hypotheses(tasks)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts that are run")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="run nothing; print what the store says")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        for part in arguments.only:
+            complete(part, arguments.workers)
+        return
+    for title, table in tables().items():
+        print(f"\n{title}\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
 
 
 if __name__ == "__main__":

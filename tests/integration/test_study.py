@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.quality import study
+from benchmarks.quality import pilot, study
+from tests.helpers.results import record
+from tlora.comparison.store import Store
 
 RATES = (1.0, 2.0, 4.0)
 
@@ -15,9 +17,12 @@ RATES = (1.0, 2.0, 4.0)
         ((5.0, 4.0, 3.0), 4.5, 0.3),  # half of the way from 0.1 to 0.5
         ((5.0, 4.0, 3.0), 4.0, 0.5),
         ((5.0, 4.0, 4.8), 4.5, 0.3),  # comes apart at the highest rate: not read from there
-        ((5.0, 4.0, 3.0), 5.1, np.nan),  # has learnt more at its lowest rate
+        ((5.0, 4.0, 3.0), 5.0, 0.1),
+        ((5.0, 4.0, 3.0), 5.1, np.nan),  # has learned more at its lowest rate
+        ((4.3, 4.9, 4.1), 4.4, np.nan),  # and comes apart in the middle
         ((5.0, 4.0, 3.0), 2.9, np.nan),  # never learns as much
-        ((3.5, 4.0, 3.0), 3.5, 1.75),
+        ((5.0, 5.2, 3.0), 4.5, np.nan),
+        ((5.0, np.nan, 3.0), 4.5, np.nan),
     ],
 )
 def test_forgetting_at_a_loss_is_read_between_two_rates(losses, loss, expected):
@@ -35,6 +40,76 @@ def test_holm_adjusts_the_smallest_most():
 def test_a_margin_is_what_may_be_lost():
     """Student's t of mean over standard error, 0.05 / (0.01 / sqrt(4)) = 10 with three degrees of freedom."""
     behind = pd.Series([-0.05, -0.05, -0.05, -0.05]) + np.array([0.01, -0.01, 0.01, -0.01]) * np.sqrt(3 / 4)
-    assert study.p_value(behind) > 0.99
-    assert study.p_value(behind, 0.05) == pytest.approx(0.5)
-    assert study.p_value(behind, 0.1) == pytest.approx(0.00106, rel=0.01)
+    assert study.p_value(behind, seeds=4) > 0.99
+    assert study.p_value(behind, 0.05, seeds=4) == pytest.approx(0.5)
+    assert study.p_value(behind, 0.1, seeds=4) == pytest.approx(0.00106, rel=0.01)
+    assert study.p_value(behind, 0.1) == 1  # of six seeds two are missing
+
+
+@pytest.fixture
+def complete(monkeypatch, tmp_path):
+    """A study whose LoRA loses 4 / rate and forgets its rate; the others are 0.2 nats behind and forget nothing."""
+    monkeypatch.setattr(pilot, "STORE", tmp_path / "pilot.jsonl")
+    monkeypatch.setattr(study, "STORE", tmp_path / "study.jsonl")
+    development, found = Store(pilot.STORE), Store(study.STORE)
+    arms = study.ARMS | study.FEWER
+    for arm in arms.values():
+        for rate in (2.0, 4.0, 8.0):
+            about = {"task": study.DEVELOPMENT, "rank": arm.rank}
+            development.append(record(arm.name, rate, 1000, "validation", [-abs(rate - 4)], metric="loss", **about))
+    for job in (job for part in ("main", "fewer") for job in study.jobs(part)):
+        lora = job.arm.name == "lora"
+        for seed in job.seeds:
+            drawn = np.random.default_rng([seed, int(100 * job.rates), job.arm.rank, *job.arm.name.encode()])
+            noise = 0.001 * drawn.normal()
+            loss = 4 / job.rates + noise + (0 if lora else -0.3 if job.arm.name == "full" else 0.2)
+            forgotten = job.rates + noise if lora else noise
+            made = record(
+                job.arm.name, job.rates, seed, "test", [1 - loss], metric="loss", task=job.task, rank=job.arm.rank
+            )
+            more = {"forgetting": forgotten, "forgetting_by_text": dict.fromkeys(pilot.OTHER, forgotten)}
+            found.append(made | more)
+    return found
+
+
+def test_the_study_says_what_its_store_holds(complete):
+    """At 1.2, the others' loss at their best rate, LoRA is between its rates 2 and 4 (2 and 1): it forgets 3.6."""
+    assert study.counted() == list(study.HELD_OUT)
+    table = study.hypotheses(study.counted()).set_index(["hypothesis", "task", "what"])
+    kept = table.loc["H1, not told"]
+    assert kept["mean"].to_numpy() == pytest.approx(3.6, abs=0.01)
+    assert (kept["holm"] < 0.001).all()
+    behind = table.loc[["H2", "H4"]]
+    assert behind["mean"].to_numpy() == pytest.approx(-0.2, abs=0.01)
+    assert (behind["holm"] > 0.99).all()
+    assert (table["low"] < table["mean"]).all()
+    assert (table["mean"] < table["high"]).all()
+    assert list(study.rates_below()) == []
+    estimates = study.estimates().set_index(["what", "task"])["mean"]
+    assert estimates["loss of full less that of LoRA, rank 8", "codebook"] == pytest.approx(-0.3, abs=0.01)
+    assert set(study.tables()["codebook: means over seeds"]["seeds"]) == {3, 6}
+
+
+def test_what_has_failed_counts_against_a_hypothesis(complete):
+    """A seed that is missing is not left out; a rate is added where LoRA has learned more at its lowest."""
+    late = study.ARMS["tlora-freeze-late"]
+    for rate in (2.0, 4.0):
+        complete.append(record(late.name, rate, 5, "test", None, task="codebook", rank=late.rank))
+    better = record("frozen g_whitened, 10", 4.0, 2, "test", [1 - 4.5], metric="loss", task="codebook", rank=8)
+    complete.append(better | {"forgetting": 0.0, "forgetting_by_text": dict.fromkeys(pilot.OTHER, 0.0)})
+    table = study.hypotheses(study.HELD_OUT).set_index(["hypothesis", "task"])
+    assert table.loc[("H4", "codebook"), "p"].item() == 1
+    assert table.loc[("H4", "codebook"), "seeds"].item() == 5
+    assert set(table.loc[("H1, told", "codebook"), "p"]) == {1.0}
+    below = list(study.rates_below())
+    assert [(job.arm.rank, job.task, job.rates) for job in below] == [(8, "codebook", 0.5), (4, "codebook", 0.5)]
+
+
+def test_a_rate_is_chosen_by_the_other_seeds(complete):
+    """Seed 2 comes apart at the higher rate: the others choose it all the same, and it is worth what it is there."""
+    lora = study.ARMS[study.LORA]
+    made = record("lora", 4.0, 2, "test", [1 - 1.6], metric="loss", task="codebook", rank=8)
+    complete.append(made | {"forgetting": 9.0, "forgetting_by_text": dict.fromkeys(pilot.OTHER, 9.0)})
+    losses = study.tuned(lora, "codebook")["loss"]
+    assert losses[2] == pytest.approx(1.6)
+    assert losses.drop(2).to_numpy() == pytest.approx(1.0, abs=0.01)
