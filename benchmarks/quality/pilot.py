@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.pilot             # what is not in the store yet; can be stopped at any moment
     python -m benchmarks.quality.pilot --only whitened head
-    python -m benchmarks.quality.pilot --table     # print the tables that the store makes, and put them on their pages
+    python -m benchmarks.quality.pilot --table     # print the tables that the store makes, and put them on the page
 
 Its rules and what they decide are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half
 minutes on one core; `--workers 2` uses two.
@@ -176,9 +176,9 @@ def main() -> None:
             for method, rate in SLOWER:
                 part = replace(PARTS["frozen"], methods=(method,), rates=rate)
                 complete(part, arguments.workers)
-    for page in BLOCKS:
-        page.write_text(written(page))
-        print(*(f"{table()}\n" for table in BLOCKS[page].values()), sep="\n")
+    if arguments.table:
+        comparison.PAGE.write_text(written(comparison.PAGE.read_text()))
+        print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")
 
 
 def complete(part: Part, workers: int) -> None:
@@ -198,8 +198,14 @@ NAMES = {
     "frozen wc": "frozen `A`, published directions (`wc`)",
     "frozen g": "frozen `A`, mean gradient (`g`)",
     "frozen g_whitened, 10": "frozen `A`, `g_whitened` against general text at 10",
-    "frozen g_whitened, 1": "the same at 1",
+    "frozen g_whitened, 1": "the same at 1 in place of 10",
     "frozen g_whitened, 0": "the same at 0",
+    "ranks by mean": "ranks by the mean (published score), zero allowed",
+    "ranks by sum": "ranks by the sum, zero allowed",
+    "ranks by per_parameter": "ranks by the parameter, zero allowed",
+    "most sensitive quarter": "rank 4 on the most sensitive quarter of the modules",
+    "random quarter": "rank 4 on a random quarter",
+    "last quarter": "rank 4 on the last quarter",
 }
 SHOWN = (
     ("full", 5e-4), ("lora", 4e-3), ("frozen random", 6.4e-2), ("frozen wc", 3.2e-2), ("frozen g_whitened, 10", 2e-3),
@@ -209,7 +215,7 @@ SHOWN = (
 
 
 def tested() -> dict[tuple[str, int, float], list[Record]]:
-    """The runs on the test split of `cipher`, by method, rank and learning rate, in the order of their seeds."""
+    """The runs on the test split of `cipher` by method, rank and learning rate, in the order of their seeds."""
     found: dict[tuple[str, int, float], list[Record]] = {}
     for record in sorted(Store(STORE).read(), key=lambda record: record["key"]["seed"]):
         key = record["key"]
@@ -218,61 +224,59 @@ def tested() -> dict[tuple[str, int, float], list[Record]]:
     return found
 
 
-def by_seed() -> str:
-    """Every arm on `cipher`, seed by seed."""
-    heads = ["arm", "rank", "rate", "trained", "test loss", *(f"forgotten: {name}" for name in OTHER)]
-    lines = []
-    for (method, rank, rate), runs in sorted(tested().items(), key=lambda item: -item[0][1]):
-        cells = [NAMES.get(method, method), f"{rank}", f"{rate:g}", f"{runs[0]['trainable_parameters'] / 1e6:.2f}M"]
-        cells.append(", ".join(f"{run['metrics']['loss']:.2f}" for run in runs))
-        cells += [", ".join(f"{run['forgetting_by_text'][name]:+.2f}" for run in runs) for name in OTHER]
-        lines.append(cells)
-    return markdown(heads, lines)
-
-
 def in_short() -> str:
-    """What was learnt and forgotten by the arms that matter most, means over the seeds."""
+    """What was learned and forgotten by the arms that matter most, means over the seeds."""
     found, lines = tested(), []
     most = found["lora", 8, 4e-3][0]["trainable_parameters"]
     for method, rate in SHOWN:
         runs = found[method, 8, rate]
-        means = [np.mean([run["metrics"]["loss"] for run in runs]), np.mean([run["forgetting"] for run in runs])]
-        lines.append(
-            [
-                NAMES[method],
-                f"{rate:g}",
-                f"{100 * runs[0]['trainable_parameters'] / most:.0f} %",
-                *(f"{m:.2f}" for m in means),
-            ]
-        )
+        trained = f"{100 * runs[0]['trainable_parameters'] / most:.0f} %"
+        loss, forgotten = (np.mean(each) for each in zip(*map(_measured, runs), strict=True))
+        lines.append([NAMES[method], f"{rate:g}", trained, f"{loss:.2f}", f"{forgotten:.2f}"])
     return markdown(["", "learning rate", "trained", "test loss, nats", "forgotten of other text, nats"], lines)
 
 
+def _measured(run: Record) -> tuple[float, float]:
+    return run["metrics"]["loss"], run["forgetting"]
+
+
+def by_seed() -> str:
+    """Every arm on `cipher`, seed by seed."""
+    summary = tlora.Comparison.read(STORE, tasks="cipher").summary("lora", metric="loss")
+    best = summary.set_index(["method", "rank", "learning_rate"])
+    lines = []
+    order = list(NAMES)
+    for place, runs in sorted(tested().items(), key=lambda item: (-item[0][1], order.index(item[0][0]), -item[0][2])):
+        method, rank, rate = place
+        cells = [NAMES[method], f"rank {rank}", f"{rate:g}", f"{runs[0]['trainable_parameters'] / 1e6:.2f}M"]
+        cells.append(", ".join(f"{run['metrics']['loss']:.2f}" for run in runs))
+        cells += [", ".join(f"{run['forgetting_by_text'][name]:+.2f}" for run in runs) for name in OTHER]
+        lines.append([*cells, difference(best.loc[place]) if place in best.index else ""])
+    forgotten = (f"forgotten: {name}" for name in OTHER)
+    return markdown(["arm", "budget", "rate", "trained", "test loss", *forgotten, "better than LoRA by"], lines)
+
+
 def corrected() -> str:
-    """The two tasks with a head, beside what the first protocol made of them."""
-    methods = ("full", "lora", "tlora")
-    read = partial(tlora.Comparison.read, tasks=tuple(PARTS["head"].tasks), methods=methods, ranks=8)
-    tables = [
-        (read(store).summary("lora", metric=metric).set_index(["task", "method"]), metric)
-        for store in (comparison.STORE, STORE)
-        for metric in (None, "loss")
-    ]
+    """The tasks with a head of which all runs are there, beside what the first protocol made of them."""
+    methods, tables = ("full", "lora", "tlora"), []
+    for store in (comparison.STORE, STORE):
+        runs = tlora.Comparison.read(store, methods=methods, ranks=8)
+        tables.append([runs.summary("lora", metric=m).set_index(["task", "method"]) for m in (None, "loss")])
+    seeds = tables[1][0]["seeds"]
     lines = []
     for task in PARTS["head"].tasks:
+        if not all(seeds.get((task, method)) == len(SEEDS) for method in methods):
+            continue
         for method in methods:
             cells = [task, NAMES.get(method, f"`{method}`")]
-            for table, metric in tables:
-                row = table.loc[task, method]
-                cells.append(
-                    f"{-row['value']:.3f}" if metric else f"{row['learning_rate']:g}: {100 * row['value']:.1f} %"
-                )
-            cells.append(difference(tables[-1][0].loc[task, method]))
-            lines.append(cells)
-    return markdown(
-        ["task", "method", "before: rate, accuracy", "loss, nats", "now: rate, accuracy", "loss, nats",
-         "loss lower than LoRA's by"],
-        lines,
-    )  # fmt: skip
+            for values, losses in tables:
+                row = values.loc[task, method]
+                cells += [f"{row['learning_rate']:g}", f"{100 * row['value']:.1f} %"]
+                cells.append(f"{-losses.loc[task, method]['value']:.3f}")
+            lines.append([*cells, difference(losses.loc[task, method])])
+    measured = ("rate", "accuracy", "loss")
+    heads = [f"{when}: {what}" for when in ("at first", "now") for what in measured]
+    return markdown(["task", "method", *heads, "better than LoRA by"], lines)
 
 
 def difference(row: pd.Series) -> str:
@@ -287,18 +291,17 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
 
 
-BLOCKS = {
-    Path("benchmarks/quality/STUDY.md"): {"by seed": by_seed},
-    comparison.PAGE: {"in short": in_short, "corrected": corrected},
-}
-"""Tables by the pages that they are on."""
+BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}
+"""Tables on the page, by their titles."""
 
 
-def written(page: Path) -> str:
+def written(text: str) -> str:
     """The page with the tables that the store makes."""
-    text = page.read_text()
-    for name, table in BLOCKS[page].items():
-        begin, end = f"<!-- pilot, {name}: python -m benchmarks.quality.pilot -->", f"<!-- end of pilot, {name} -->"
+    for name, table in BLOCKS.items():
+        begin, end = (
+            f"<!-- pilot, {name}: python -m benchmarks.quality.pilot --table -->",
+            f"<!-- end of pilot, {name} -->",
+        )
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{table()}\n\n{end}{rest.split(end)[1]}"
     return text

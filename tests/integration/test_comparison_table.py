@@ -193,27 +193,36 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
     assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]
 
 
-NAMED = {
-    "LoRA": "lora",
-    "frozen random `A`": "frozen random",
-    "frozen `A`, published directions (`wc`)": "frozen wc",
-    "frozen `A`, `g_whitened` against general text at 10": "frozen g_whitened, 10",
-    "LoRA at a lower rate": "lora",
-    "`wc` at a lower rate": "frozen wc",
-}
-
-
 def test_the_pilot_on_the_page_is_that_of_its_store():
+    """As the store makes it; and the short table again, from the lines of the file."""
+    text = bench.PAGE.read_text()
+    assert pilot.written(text) == text
     tested: dict[tuple[str, float], list[dict]] = {}
     for run in map(json.loads, pilot.STORE.read_text().splitlines()):
         if run["key"]["split"] == "test" and run["key"]["rank"] == 8:
             tested.setdefault((run["key"]["method"], run["key"]["learning_rate"]), []).append(run)
     most = tested["lora", 4e-3][0]["trainable_parameters"]
-    rows = [_cells(line) for line in bench.PAGE.read_text().split("## The first")[0].splitlines() if line[:1] == "|"]
-    assert [row[0] for row in rows[2:]] == list(NAMED)
-    for name, rate, trained, loss, forgotten in rows[2:]:
-        here = tested[NAMED[name], float(rate)]
+    named = {name: method for method, name in pilot.NAMES.items()}
+    short = text.split("<!-- pilot, in short")[1].split("<!-- end")[0]
+    rows = [_cells(line) for line in short.splitlines() if line[:1] == "|"][2:]
+    assert len(rows) == len(pilot.SHOWN)
+    for name, rate, trained, loss, forgotten in rows:
+        here = tested[named[name], float(rate)]
         assert len(here) == len(pilot.SEEDS)
         assert float(loss) == pytest.approx(np.mean([run["metrics"]["loss"] for run in here]), abs=0.00501)
-        assert float(forgotten.strip("*")) == pytest.approx(np.mean([run["forgetting"] for run in here]), abs=0.00501)
+        assert float(forgotten) == pytest.approx(np.mean([run["forgetting"] for run in here]), abs=0.00501)
         assert float(trained.split()[0]) == pytest.approx(100 * here[0]["trainable_parameters"] / most, abs=0.5)
+
+
+def test_what_the_page_says_of_a_tight_budget_is_in_the_store():
+    """At 4e-3 on the validation split: ranks by any score, and a quarter of the modules, beside uniform ranks."""
+    losses: dict[str, list[float]] = {}
+    for run in map(json.loads, pilot.STORE.read_text().splitlines()):
+        key = run["key"]
+        if (key["task"], key["rank"], key["learning_rate"], key["split"]) == ("cipher", 1, 4e-3, "validation"):
+            losses.setdefault(key["method"], []).append(run["metrics"]["loss"])
+    behind = {method: np.mean(each) - np.mean(losses["lora"]) for method, each in losses.items()}
+    assert max(abs(behind[f"ranks by {score}"]) for score in ("mean", "sum", "per_parameter")) < 0.0145
+    assert behind["last quarter"] == pytest.approx(0.05, abs=0.005)
+    assert behind["random quarter"] == pytest.approx(0.06, abs=0.005)
+    assert behind["most sensitive quarter"] == pytest.approx(0.47, abs=0.005)
