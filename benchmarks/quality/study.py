@@ -57,7 +57,7 @@ LORA, AS_LARGE, WHITENED = "LoRA, rank 8", "LoRA, rank 4", "g_whitened"
 ARMS = {
     LORA: Arm("lora"),
     AS_LARGE: Arm("lora", 4),
-    "tlora": Arm("tlora", begin=(1.6e-2, 3.2e-2, 6.4e-2)),
+    "tlora": Arm("tlora"),
     "tlora-trained, rank 4": Arm("tlora-trained", 4),
     "tlora-freeze-late": Arm("tlora-freeze-late"),
     WHITENED: Arm(pilot.whitened(10.0, general=(pilot.GENERAL[0], pilot.GENERAL[1] | {"seed": 0}))),
