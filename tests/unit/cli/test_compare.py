@@ -185,7 +185,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch):
         ("compare --model llama", "name at least one task"),
         (f"compare {DATA} --method qalora", "Did you mean qa-lora"),
         (f"compare {DATA} --method loar", "Did you mean"),
-        (f"compare {DATA} --lr 1e-3", "at least two"),
+        (f"compare {DATA} --lr 0", "learning rate 0.0: pass positive numbers"),
         (f"compare {DATA} --metric f1", "choose from exact_match"),
         (f"compare {DATA} --method tlora --baseline pissa", "the baseline, pissa at rank same, is not among the runs"),
         (f"compare {DATA} --method tlora --baseline-rank 8", "the baseline, lora at rank 8, is not among the runs"),
