@@ -200,7 +200,7 @@ def _alike(summary: pd.DataFrame, losses: pd.Series, ranges: dict[tuple[Any, ...
         rate = f"{row.learning_rate:g} ({ranges[place]})"
         lines.append(
             f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {rate} | {row.runs}{failed} | "
-            f"{measured}loss {losses[place]:.3f} | {_difference(row)} |"
+            f"{measured}loss {losses[place]:.3f} | {difference(row)} |"
         )
     return "\n".join(lines)
 
@@ -209,7 +209,7 @@ def _sized(summary: pd.DataFrame) -> str:
     lines = ["| task | method | rank | trained | LoRA of as many | better than it by |", "|---" * 6 + "|"]
     for row in _ordered(summary):
         as_many = f"rank {row.baseline_rank:g}"
-        lines.append(f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {as_many} | {_difference(row)} |")
+        lines.append(f"| {row.task} | {row.method} | {row.rank} | {_count(row)} | {as_many} | {difference(row)} |")
     return "\n".join(lines)
 
 
@@ -274,7 +274,8 @@ def _count(row: Any) -> str:
     return f"{row.trainable_parameters:,.0f}"
 
 
-def _difference(row: Any) -> str:
+def difference(row: Any) -> str:
+    """A difference with its interval; nothing for the baseline itself."""
     if pd.isna(row.difference):
         return ""
     found = [_signed(row, value) for value in (row.difference, row.difference_low, row.difference_high)]
@@ -299,12 +300,16 @@ def finished(comparison: tlora.Comparison) -> tlora.Comparison:
     return tlora.Comparison.of([r for r in records if tuple(r["key"][name] for name in PLACE) in places])
 
 
+def between(begin: str, end: str, block: str, text: str) -> str:
+    """The text of a page with a block in place of what is between two marks."""
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
+
+
 def write() -> None:
     """Put the table and the pictures that the store makes in place."""
     comparison = tlora.Comparison.read(STORE)
-    text = PAGE.read_text()
-    before, rest = text.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{written(comparison)}\n\n{END}{rest.split(END)[1]}")
+    PAGE.write_text(between(BEGIN, END, written(comparison), PAGE.read_text()))
     for view, path in PICTURES.items():
         figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
         figure.savefig(path, dpi=110, metadata={"Description": digest(comparison)})

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from peft import PeftModel
 
 import tlora
@@ -251,7 +250,7 @@ def by_seed() -> str:
         cells = [NAMES[method], f"rank {rank}", f"{rate:g}", f"{runs[0]['trainable_parameters'] / 1e6:.2f}M"]
         cells.append(", ".join(f"{run['metrics']['loss']:.2f}" for run in runs))
         cells += [", ".join(f"{run['forgetting_by_text'][name]:+.2f}" for run in runs) for name in OTHER]
-        lines.append([*cells, difference(best.loc[place]) if place in best.index else ""])
+        lines.append([*cells, comparison.difference(best.loc[place]) if place in best.index else ""])
     forgotten = (f"forgotten: {name}" for name in OTHER)
     return markdown(["arm", "budget", "rate", "trained", "test loss", *forgotten, "better than LoRA by"], lines)
 
@@ -273,17 +272,10 @@ def corrected() -> str:
                 row = values.loc[task, method]
                 cells += [f"{row['learning_rate']:g}", f"{100 * row['value']:.1f} %"]
                 cells.append(f"{-losses.loc[task, method]['value']:.3f}")
-            lines.append([*cells, difference(losses.loc[task, method])])
+            lines.append([*cells, comparison.difference(losses.loc[task, method])])
     measured = ("rate", "accuracy", "loss")
     heads = [f"{when}: {what}" for when in ("at first", "now") for what in measured]
     return markdown(["task", "method", *heads, "better than LoRA by"], lines)
-
-
-def difference(row: pd.Series) -> str:
-    """A difference with its interval; nothing for the baseline itself."""
-    if math.isnan(row["difference"]):
-        return ""
-    return f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -298,12 +290,8 @@ BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}
 def written(text: str) -> str:
     """The page with the tables that the store makes."""
     for name, table in BLOCKS.items():
-        begin, end = (
-            f"<!-- pilot, {name}: python -m benchmarks.quality.pilot --table -->",
-            f"<!-- end of pilot, {name} -->",
-        )
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{table()}\n\n{end}{rest.split(end)[1]}"
+        begin = f"<!-- pilot, {name}: python -m benchmarks.quality.pilot --table -->"
+        text = comparison.between(begin, f"<!-- end of pilot, {name} -->", table(), text)
     return text
 
 

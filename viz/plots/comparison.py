@@ -155,8 +155,7 @@ def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
     if not len(rows):
         raise ValueError("nothing to draw: no method has two runs in common with the baseline")
     keys = list(dict.fromkeys(zip(rows["method"], rows["rank"], strict=True)))
-    several = rows["rank"].nunique() > 1
-    labels = [f"{_cut(method)}, {rank}" if several and method != FULL else _cut(method) for method, rank in keys]
+    labels = _labels(keys)
     figure, ax = plt.subplots(figsize=(7.6, 1.5 + 0.28 * len(keys)), layout="constrained")
     looks = zip(tasks, style.colours(len(tasks)), islice(cycle(MARKERS), len(tasks)), strict=True)
     for n, (task, colour, marker) in enumerate(looks):
@@ -216,8 +215,6 @@ def _learned_and_forgotten(runs: pd.DataFrame) -> Figure:
             "name some with compare(..., forgetting=)"
         )
     keys = list(dict.fromkeys(zip(tested["method"], tested["rank"], strict=True)))
-    several = tested["rank"].nunique() > 1
-    labels = {key: f"{_cut(key[0])}, {key[1]}" if several and key[0] != FULL else _cut(key[0]) for key in keys}
     looks = dict(zip(keys, _looks([f"{key}" for key in keys]).values(), strict=True))
     places = list(tested.groupby(["model", "task"], sort=False))
     figure, grid = plt.subplots(
@@ -249,9 +246,8 @@ def _learned_and_forgotten(runs: pd.DataFrame) -> Figure:
             "Lower: more learned; further left: less forgotten",
             style.sentence(model.rpartition("/")[2], task.rpartition("/")[2]),
         )
-    for key in keys:
-        look = looks[key]
-        grid[0, 0].plot([], [], look.dashes, color=look.colour, marker=look.marker, label=labels[key])
+    for look, label in zip(looks.values(), _labels(keys), strict=True):
+        grid[0, 0].plot([], [], look.dashes, color=look.colour, marker=look.marker, label=label)
     handles = grid[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=min(3, len(keys)), handletextpad=0.5)
     return figure
@@ -333,6 +329,12 @@ def _order(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(
         label=[f"{name}, {rank}" if several else name for name, rank in zip(names, rows["rank"], strict=True)]
     )
+
+
+def _labels(keys: Sequence[tuple[str, int]]) -> list[str]:
+    """Methods in one panel, with their ranks where there are several."""
+    several = len({rank for _, rank in keys}) > 1
+    return [f"{_cut(method)}, {rank}" if several and method != FULL else _cut(method) for method, rank in keys]
 
 
 def _cut(name: str) -> str:
