@@ -72,8 +72,10 @@ def places() -> Iterator[Place]:
         losses = (best.loc[best["method"] == method, "loss"] for method in (frozen, "lora"))
         yield Place(store, task, *losses)
     for task in study.HELD_OUT:
-        arms = study.ARMS["tlora"], study.ARMS[study.LORA]
-        yield Place(study.STORE, task, *(study.tuned(arm, task)["loss"] for arm in arms))
+        there = study.measured(task)
+        if {"tlora", study.LORA} <= set(there):
+            arms = there["tlora"], there[study.LORA]
+            yield Place(study.STORE, task, *(study.tuned(arm, task)["loss"] for arm in arms))
 
 
 def measured(place: Place) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.study --workers 2      # what is not in the store yet; can be stopped at any moment
     python -m benchmarks.quality.study --only main
-    python -m benchmarks.quality.study --table          # the tables, from a store that is complete
+    python -m benchmarks.quality.study --table          # print what the store says, and put it on the page
 
 Its questions and rules are in benchmarks/quality/STUDY.md, which was written before its runs. A run takes two to three
 minutes on one core.
@@ -17,17 +17,23 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 import tlora
-from benchmarks.quality import pilot
+import viz
+from benchmarks.quality import comparison, pilot
 from tlora.comparison.methods import Method, chosen
 from tlora.comparison.store import Store
 from tlora.recipes import Recipe
+from viz import style
 
 STORE = Path("benchmarks/results/study.jsonl")
 DEVELOPMENT = "cipher"
@@ -37,6 +43,7 @@ MARGIN = 0.05
 """Nats within which a loss counts as no worse, and by which `full` must lead for a task to count."""
 GUARD = 0.1
 """Nats by which a method may forget more than LoRA of as many parameters."""
+FORGOTTEN = list(pilot.OTHER)
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def runs(arm: Arm, task: str) -> pd.DataFrame:
             done = record["status"] == "done"
             found = {"loss": record["metrics"]["loss"], **record.get("forgetting_by_text", {})} if done else {}
             rows.append({"seed": key["seed"], "rate": key["learning_rate"], **found})
-    table = pd.DataFrame(rows, columns=["seed", "rate", "loss", *pilot.OTHER])
+    table = pd.DataFrame(rows, columns=["seed", "rate", "loss", *FORGOTTEN])
     return table.pivot(index="seed", columns="rate")
 
 
@@ -233,12 +240,12 @@ def p_value(differences: pd.Series, margin: float = 0.0, seeds: int = len(SEEDS)
     return float(stats.ttest_1samp(differences + margin, 0, alternative="greater").pvalue)
 
 
-def interval(what: str, task: str, differences: pd.Series) -> dict[str, object]:
+def interval(task: str, differences: pd.Series) -> dict[str, object]:
     """A mean with its 95 % interval over seeds."""
     there = differences.dropna()
     mean, reach = there.mean(), stats.t.ppf(0.975, len(there) - 1) * there.sem()
-    return {"what": what, "task": task, "mean": mean, "low": mean - reach, "high": mean + reach,
-            "median": there.median(), "seeds": len(there)}  # fmt: skip
+    return {"task": task, "mean": mean, "low": mean - reach, "high": mean + reach, "median": there.median(),
+            "seeds": len(there)}  # fmt: skip
 
 
 def counted() -> list[str]:
@@ -257,12 +264,12 @@ def hypotheses(tasks: Iterable[str]) -> pd.DataFrame:
         for label, text in (("H1, told", "reviews"), ("H1, not told", "humaneval")):
             for name in (LORA, AS_LARGE):
                 found = kept(name, task, text)
-                words = f"{name} forgets more of {text} at the loss of {WHITENED}"
-                rows.append({"hypothesis": label, **interval(words, task, found), "p": p_value(found)})
+                words = f"{name} forgets more of {text} where it has the loss of {WHITENED}"
+                rows.append({"hypothesis": label, "what": words, **interval(task, found), "p": p_value(found)})
         for label, name, other in (("H2", "tlora", AS_LARGE), ("H4", "tlora-freeze-late", LORA)):
             found = tuned(ARMS[other], task)["loss"] - tuned(ARMS[name], task)["loss"]
-            words = f"loss of {other} less that of {name}"
-            rows.append({"hypothesis": label, **interval(words, task, found), "p": p_value(found, MARGIN)})
+            words = f"{name} is at most {MARGIN:g} nats behind {other}"
+            rows.append({"hypothesis": label, "what": words, **interval(task, found), "p": p_value(found, MARGIN)})
     table = pd.DataFrame(rows).sort_values(["hypothesis", "task"], kind="stable")
     return table.assign(holm=table["hypothesis"].map(holm_adjusted(table.groupby("hypothesis")["p"].max())))
 
@@ -274,47 +281,141 @@ def holm_adjusted(p: pd.Series) -> pd.Series:
     return (ordered * factors).cummax().clip(upper=1)[p.index]
 
 
+def measured(task: str) -> dict[str, Arm]:
+    """The arms that have run on a task at both of their rates."""
+    found = {}
+    for name, arm in (ARMS | FEWER | NEIGHBOURS).items():
+        rate = best_rate(arm)
+        if rate is not None and {share * rate for share in SHARES} <= set(runs(arm, task)["loss"]):
+            found[name] = arm
+    return found
+
+
 def estimates() -> pd.DataFrame:
     """What is estimated and not tested: differences from LoRA of as many parameters, in loss and in forgetting."""
     rows = []
     for task in HELD_OUT:
-        for name, arm in (ARMS | FEWER).items():
+        arms = measured(task)
+        for name, arm in arms.items():
             other = LORA if name in (LORA, "tlora-freeze-late", "full") else AS_LARGE
-            if name != other:
+            if name != other and other in arms:
                 difference = tuned(arm, task) - tuned(ARMS[other], task)
-                forgotten = difference[list(pilot.OTHER)].mean(axis=1)
-                rows.append(interval(f"loss of {name} less that of {other}", task, difference["loss"]))
-                rows.append(interval(f"forgetting of {name} less that of {other}", task, forgotten))
+                for of, values in (("loss", difference["loss"]), ("forgetting", difference[FORGOTTEN].mean(axis=1))):
+                    rows.append({"arm": name, "beside": other, "of": of, **interval(task, values)})
     return pd.DataFrame(rows)
 
 
-def tables() -> dict[str, pd.DataFrame]:
-    """What the store says, by title."""
-    found = {}
+def means(task: str) -> pd.DataFrame:
+    """Every arm at every rate: means over the seeds, and the highest loss of one."""
+    found = tlora.Comparison.read(STORE, tasks=task).runs.query("split == 'test'")
+    rows = found.groupby(["method", "rank", "learning_rate"])
+    table = rows[["trainable_parameters", "loss", "forgetting"]].mean()
+    return table.assign(highest=rows["loss"].max(), seeds=rows["loss"].count(), runs=rows.size()).reset_index()
+
+
+# --- On the page ---
+
+
+def told_hypotheses() -> str:
+    """The hypotheses, with what they came to."""
+    lines = []
+    for row in hypotheses(counted()).itertuples():
+        verdict = "holds" if row.holm < 0.05 else "not shown"
+        lines.append([row.hypothesis, row.what, row.task, _spanned(row), f"{row.holm:.2g}", verdict])
+    return pilot.markdown(["", "hypothesis", "task", "by, nats (95 %)", "p", ""], lines)
+
+
+def told_means() -> str:
+    """Every arm at every rate of every held-out task."""
+    lines = []
     for task in HELD_OUT:
-        comparison = tlora.Comparison.read(STORE, tasks=task)
-        rows = comparison.runs.query("split == 'test'").groupby(["method", "rank", "learning_rate"])
-        means = rows[["trainable_parameters", "loss", "forgetting"]].mean()
-        table = means.assign(highest_loss=rows["loss"].max(), seeds=rows["loss"].count(), runs=rows.size())
-        found[f"{task}: means over seeds"] = table.reset_index().sort_values("loss")
-    tasks = counted()
-    found["The estimates"] = estimates()
-    found[f"The hypotheses, on {' and '.join(tasks) or 'no task: full leads nowhere'}"] = hypotheses(tasks)
-    return found
+        for row in (
+            means(task).sort_values(["rank", "method", "learning_rate"], ascending=[False, True, True]).itertuples()
+        ):
+            failed = f", {row.runs - row.seeds} failed" if row.seeds < row.runs else ""
+            lines.append([
+                task, row.method, f"{row.rank}", f"{row.learning_rate:g}", f"{row.trainable_parameters / 1e6:.2f}M",
+                f"{row.seeds}{failed}", f"{row.loss:.3f} ({row.highest:.3f})", f"{row.forgetting:.3f}",
+            ])  # fmt: skip
+    heads = ["task", "method", "rank", "rate", "trained", "seeds", "test loss (highest)", "forgotten"]
+    return pilot.markdown(heads, lines)
+
+
+def told_estimates() -> str:
+    """The estimates that the picture draws."""
+    lines = [[row.task, row.arm, row.beside, row.of, _spanned(row), f"{row.seeds}"] for row in estimates().itertuples()]
+    return pilot.markdown(["task", "arm", "beside", "of", "difference, nats (95 %)", "seeds"], lines)
+
+
+def _spanned(row: Any) -> str:
+    return f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+
+
+BLOCKS = {"hypotheses": told_hypotheses, "estimates": told_estimates, "means": told_means}
+"""Tables on the page, by their titles."""
+PICTURES = {name: Path(f"docs/study_{name}.png") for name in ("estimates", "forgetting")}
+
+
+def written(text: str) -> str:
+    """The page with the tables that the store makes."""
+    for name, table in BLOCKS.items():
+        begin = f"<!-- study, {name}: python -m benchmarks.quality.study --table -->"
+        text = comparison.between(begin, f"<!-- end of study, {name} -->", table(), text)
+    return text
+
+
+@style.styled
+def draw_estimates(table: pd.DataFrame) -> Figure:
+    """Two panels, loss and forgetting: a line for each arm, a point with its interval for each task."""
+    names, tasks = list(dict.fromkeys(table["arm"])), list(dict.fromkeys(table["task"]))
+    figure, panels = plt.subplots(1, 2, figsize=(8.8, 1.6 + 0.36 * len(names)), sharey=True, layout="constrained")
+    looks = list(zip(tasks, style.colours(len(tasks)), style.markers(len(tasks)), strict=True))
+    for ax, (of, margin) in zip(panels, {"loss": MARGIN, "forgetting": GUARD}.items(), strict=True):
+        for n, (task, colour, marker) in enumerate(looks):
+            mine = table[(table["of"] == of) & (table["task"] == task)]
+            places = [names.index(name) + 0.3 * (n - (len(tasks) - 1) / 2) for name in mine["arm"]]
+            reach = (mine["mean"] - mine["low"], mine["high"] - mine["mean"])
+            ax.errorbar(
+                mine["mean"], places, xerr=reach, fmt=marker, color=colour, markersize=5, linewidth=1.2, label=task
+            )
+        ax.axvspan(-margin, margin, color="0.88", linewidth=0, zorder=0)
+        ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)
+        ax.set_xscale("symlog", linthresh=2 * margin, linscale=1.5)
+        ax.set_xlabel(f"{of} less that of LoRA of as many parameters, nats")
+        ax.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    style.headline(panels[0], "What is learned", f"left is better; grey: within {MARGIN:g} nats")
+    style.headline(panels[1], "What is forgotten", f"left is better; grey: within {GUARD:g} nats")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
+    return figure
+
+
+def draw() -> None:
+    """The pictures of the page."""
+    shown = tlora.Comparison.read(STORE, tasks=HELD_OUT, methods={arm.name for arm in (ARMS | FEWER).values()})
+    figures = {"estimates": draw_estimates(estimates()), "forgetting": viz.plot_comparison(shown, view="forgetting")}
+    for name, figure in figures.items():
+        figure.savefig(PICTURES[name], dpi=110, metadata={"Description": comparison.digest(shown)})
 
 
 def main() -> None:
+    matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts that are run")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="run nothing; print what the store says")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing; make tables and pictures of what is in the store"
+    )
     arguments = parser.parse_args()
     if not arguments.table:
         for part in arguments.only:
             complete(part, arguments.workers)
         return
-    for title, table in tables().items():
-        print(f"\n{title}\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
+    comparison.PAGE.write_text(written(comparison.PAGE.read_text()))
+    draw()
+    print(f"tasks on which full leads LoRA: {', '.join(counted()) or 'none'}\n")
+    print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -85,9 +85,30 @@ def test_the_study_says_what_its_store_holds(complete):
     assert (table["low"] < table["mean"]).all()
     assert (table["mean"] < table["high"]).all()
     assert list(study.rates_below()) == []
-    estimates = study.estimates().set_index(["what", "task"])["mean"]
-    assert estimates["loss of full less that of LoRA, rank 8", "codebook"] == pytest.approx(-0.3, abs=0.01)
-    assert set(study.tables()["codebook: means over seeds"]["seeds"]) == {3, 6}
+    estimates = study.estimates().set_index(["arm", "of", "task"])
+    assert estimates.loc[("full", "loss", "codebook"), "mean"] == pytest.approx(-0.3, abs=0.01)
+    assert estimates.loc[("tlora", "forgetting", "codebook"), "mean"] == pytest.approx(-4, abs=0.01)
+    assert set(estimates["seeds"]) == {3, 6}
+    assert set(study.means("codebook")["seeds"]) == {3, 6}
+
+
+def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch, tmp_path):
+    """A row for each difference; a line for each arm but the two that the others are beside."""
+    marks = "".join(
+        f"<!-- study, {name}: python -m benchmarks.quality.study --table -->\n<!-- end of study, {name} -->\n"
+        for name in study.BLOCKS
+    )
+    text = study.written(marks)
+    assert study.written(text) == text
+    kept, behind = "H1, not told | LoRA, rank 4 forgets more of humaneval", "H2 | tlora is at most 0.05 nats behind"
+    rows = [line for line in text.splitlines() if kept in line or behind in line]
+    assert [line.split(" | ")[-1] for line in rows] == ["holds |"] * 2 + ["not shown |"] * 2
+    figure = study.draw_estimates(study.estimates())
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [name for name in (*study.ARMS, *study.FEWER) if "LoRA" not in name]
+    monkeypatch.setattr(study, "PICTURES", {name: tmp_path / f"{name}.png" for name in study.PICTURES})
+    study.draw()
+    assert all(path.stat().st_size for path in study.PICTURES.values())
 
 
 def test_what_has_failed_counts_against_a_hypothesis(complete):
