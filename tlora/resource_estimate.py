@@ -131,7 +131,7 @@ class ResourceEstimate(Result):
 
     @classmethod
     def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**{"changes": []} | values, meta=meta)
+        return cls(**values, meta=meta)
 
 
 def estimate(

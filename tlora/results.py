@@ -2,8 +2,7 @@
 
 Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
 checked against the digests written with them. The file of tensors is named after its content, and ``result.json`` is
-replaced last (`tlora.utils.files`): whenever a save breaks off, the earlier result is there or the new one. Results of
-an older format are brought up to date as they are read.
+replaced last (`tlora.utils.files`): whenever a save breaks off, the earlier result is there or the new one.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,64 +29,10 @@ from tlora.utils.files import read_json, replace_files
 from tlora.utils.packages import library_versions
 
 RESULT = "result.json"
-_TENSORS = re.compile(r"tensors(-[0-9a-f]{16})?\.safetensors")
+_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 
 FORMAT_VERSION = 5
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
-
-Head = dict[str, Any]
-
-
-def _from_4(head: Head) -> Head:
-    """Targets from format 4, which has layers, projections and shapes in dictionaries side by side, or only some.
-
-    A size that it does not have is 0. The stack of an encoder-decoder model is in the projection, and whether a module
-    belongs to attention can be read off its name. Some results and arguments had other names.
-    """
-    head = _renamed_from_4(head)
-    values = dict(head["values"])
-    if head["result"] == "LayerAlignment":
-        names = values.pop("modules")
-        values["layers"] = dict(zip(names, values["layers"], strict=True))
-        values["projections"] = dict.fromkeys(names, values.pop("projection"))
-        values["shapes"] = dict.fromkeys(names, (0, values.pop("d_in")))
-    if "projections" not in values:
-        return head
-    layers, projections, shapes = values.pop("layers"), values.pop("projections"), values.pop("shapes", {})
-    values["targets"] = [
-        _target_from_4(name, layers[name], projection, *shapes.get(name, (0, 0)))
-        for name, projection in projections.items()
-    ]
-    return head | {"values": values}
-
-
-def _renamed_from_4(head: Head) -> Head:
-    names = {"knobs": "options", "plan": "allocation"}
-    values = {names.get(key, key): _options_from_4(value) for key, value in head["values"].items()}
-    kind = {"PlanStability": "AllocationStability", "ResourcePlan": "ResourceEstimate"}.get(
-        head["result"], head["result"]
-    )
-    return head | {"result": kind, "values": values, "meta": _options_from_4(head["meta"])}
-
-
-def _options_from_4(value: Any) -> Any:
-    """The value with the arguments of `tlora.allocate` under their new names, at any depth."""
-    if not isinstance(value, dict):
-        return value
-    names = {"ranks": "adapt_ranks", "scales": "adapt_scales", "exclude": "exclude_modules"}
-    names = names if "projection_shares" in value else {}
-    return {names.get(key, key): _options_from_4(inside) for key, inside in value.items()}
-
-
-def _target_from_4(name: str, layer: int, projection: str, d_out: int, d_in: int) -> dict[str, Any]:
-    part = "attention" if re.search(r"att(entio)?n", name, re.IGNORECASE) else "mlp"
-    side = projection.partition(".")[0]
-    place = {"name": name, "layer": layer, "projection": projection, "part": part}
-    return place | {"d_out": d_out, "d_in": d_in, "stack": side if side in ("encoder", "decoder") else ""}
-
-
-_STEPS: dict[int, Callable[[Head], Head]] = {4: _from_4}
-"""By format, what makes of a ``result.json`` of that format one of the next."""
 
 
 @dataclass(frozen=True)
@@ -340,8 +285,8 @@ def saved_files(folder: str | os.PathLike[str], places: str | Path = "") -> list
     return found
 
 
-def _tensors_name(head: Head) -> str:
-    name = head["tensors"].get("file", "tensors.safetensors")  # format 4 names none
+def _tensors_name(head: dict[str, Any]) -> str:
+    name = head["tensors"]["file"]
     if not _TENSORS.fullmatch(name):
         raise ValueError(
             f"{RESULT} names {name!r}, which is not a file of tensors: it was changed since it was written"
@@ -363,7 +308,7 @@ def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
 
 
 def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``result.json`` of a result folder, checked for completeness and brought to the present format.
+    """The ``result.json`` of a result folder, checked for completeness.
 
     Raises
     ------
@@ -376,20 +321,15 @@ def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT}")
     head = _parse(file)
-    written = head["format"]
-    readable = [*_STEPS, FORMAT_VERSION]
-    if written not in readable:
+    if head["format"] != FORMAT_VERSION:
         raise ValueError(
-            f"{file} has format {written!r}, this version of tlora reads {' and '.join(map(str, readable))}: use the "
-            "version that wrote it, or make the result again"
+            f"{file} has format {head['format']!r}, this version of tlora reads {FORMAT_VERSION}: use the version that "
+            "wrote it, or make the result again"
         )
     lacks = {"tensors", "meta", "values", "sha256"} - head.keys()
     if lacks or head["sha256"] != _digest(head):
         raise ValueError(f"{file} was changed since it was written: copy it again or make the result again")
-    with _damage_in(Path(path)):
-        for found in range(written, FORMAT_VERSION):
-            head = _STEPS[found](head)
-    return head | {"format": FORMAT_VERSION}
+    return head
 
 
 def _parse(file: Path) -> dict[str, Any]:

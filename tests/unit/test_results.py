@@ -6,7 +6,6 @@ import errno
 import gc
 import hashlib
 import importlib
-import io
 import json
 import os
 import pkgutil
@@ -27,25 +26,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 import tlora
 from tests.helpers import results
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.disks import kills
 from tests.helpers.fuzzed import sign
-from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
+from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import EXAMPLES, META, adapted, same, sensitivity
 from tlora.allocation.allocation import allocate
-from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.calibration.spectrum import Spectrum
-from tlora.models.module_result import packed_targets
-from tlora.models.targets import target_modules
-from tlora.results import FORMAT_VERSION, RESULT, Meta, Result, _from_4, _options_from_4, _renamed_from_4, read_head
-from tlora.subspaces.alignment import LayerAlignment
+from tlora.results import FORMAT_VERSION, RESULT, Meta, Result, read_head
 from tlora.training.callbacks import ModuleRecorder
-from tlora.training.run import TrainingRun
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -334,7 +326,7 @@ def test_changed_value_in_the_json_is_refused(saved, old, new):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "3", '"text"', "{}", '{"accuracy": 0.5}', '{"format": 4, "result": "Sensitivity"}', "\xff\xfe"],
+    ["[]", "3", '"text"', "{}", '{"accuracy": 0.5}', '{"format": 5, "result": "Sensitivity"}', "\xff\xfe"],
 )
 def test_foreign_json_is_refused(saved, text):
     (saved / RESULT).write_text(text, encoding="latin-1")
@@ -343,7 +335,7 @@ def test_foreign_json_is_refused(saved, text):
 
 
 def test_json_of_ours_that_lacks_the_rest_is_told_from_foreign_json(saved):
-    (saved / RESULT).write_text('{"format": 4, "result": "Sensitivity"}')
+    (saved / RESULT).write_text('{"format": 5, "result": "Sensitivity"}')
     with pytest.raises(ValueError, match="was changed since it was written"):
         Sensitivity.load(saved)
     (saved / RESULT).write_text('{"result": "Sensitivity"}')
@@ -425,13 +417,12 @@ def test_save_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, erro
     assert listing(tmp_path) == (["saved"] if earlier else [])
 
 
-@pytest.mark.parametrize("format_4", [False, True])
-def test_a_save_that_is_killed_leaves_the_earlier_result_or_the_new_one(tmp_path, format_4):
+def test_a_save_that_is_killed_leaves_the_earlier_result_or_the_new_one(tmp_path):
     folder, new, seen = tmp_path / "saved", sensitivity(samples=2), set()
 
     def begin() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(FORMAT_4 / "Sensitivity", folder) if format_4 else sensitivity(samples=3).save(folder)
+        sensitivity(samples=3).save(folder)
         (folder / "thesis.tex").write_text("mine")
 
     begin()
@@ -743,61 +734,3 @@ def test_what_is_passed_in_the_wrong_place_is_named(message: str) -> None:
     for call in WRONG[message]:
         with pytest.raises(TypeError, match=message):
             call(results)
-
-
-FORMAT_4 = Path(__file__).parents[1] / "data" / "format-4"
-"""A result of each class and its table, as version 0.1.0 saved them."""
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in FORMAT_4.glob("*.csv")))
-def test_results_of_format_4_are_what_they_were(name, tmp_path):
-    folder, cls = FORMAT_4 / name, getattr(tlora, name.partition("-")[0])
-    result = cls.load(folder)
-    record = folder / "tlora" / "run" if cls is TrainingRun else folder
-    head = json.loads((record / RESULT).read_bytes())
-    tensors, values = result._pack()
-    assert same(dict(sorted(tensors.items())), dict(sorted(load_file(record / "tensors.safetensors").items())))
-    assert dataclasses.asdict(result.meta) == _options_from_4(head["meta"])
-    of_modules = result.sensitivity if cls is Calibration else result
-    if cls is TrainingRun:  # what it is written beside
-        again = result.save(tmp_path / "again") / "tlora" / "run" / RESULT
-        values |= {"files": json.loads(again.read_bytes())["values"]["files"]}
-    if cls is LayerAlignment:
-        values |= {"modules": result.names, "layers": list(result.layers.values())}
-    for key, value in _renamed_from_4(head)["values"].items():
-        now = values[key] if key in values else getattr(of_modules, key)
-        if isinstance(value, dict):
-            now = {part: now[part] for part in value}  # without what has come since
-        assert equal(now, value), key
-    table, before = io.StringIO(result.to_frame().to_csv(index=False)), pd.read_csv(FORMAT_4 / f"{name}.csv")
-    pd.testing.assert_frame_equal(pd.read_csv(table)[list(before)], before, rtol=1e-12)
-    assert same(cls.load(result.save(tmp_path / "saved")), result)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_module_is_can_be_read_off_format_4(family):
-    """Of the families here; the name tells attention from the rest, and the projection the stack."""
-    targets = target_modules(tiny_model(family))
-    shapes = {name: [target.d_out, target.d_in] for name, target in targets.items()}
-    layers = {name: target.layer for name, target in targets.items()}
-    projections = {name: target.projection for name, target in targets.items()}
-    values = {"shapes": shapes, "layers": layers, "projections": projections}
-    found = _from_4({"result": "Sensitivity", "values": values, "meta": {}})["values"]
-    assert found == {"targets": packed_targets(targets)}
-
-
-def test_a_size_that_format_4_does_not_have_is_zero():
-    assert set(Spectrum.load(FORMAT_4 / "Spectrum").shapes.values()) == {(0, 0)}
-    layers = LayerAlignment.load(FORMAT_4 / "LayerAlignment")
-    assert set(layers.shapes.values()) == {(0, layers.d_in)}
-    assert layers.d_in > 0
-
-
-def test_an_adapter_of_format_4_is_what_it_was():
-    folder = FORMAT_4 / "TrainingRun"
-    run, written = TrainingRun.load(folder), load_file(folder / "adapter_model.safetensors")
-    assert same(run.adapter, written)
-    assert run.adapter_config == json.loads((folder / "adapter_config.json").read_bytes())
-    base = tiny_model("llama", hidden_size=8, intermediate_size=12, num_attention_heads=2, num_key_value_heads=1)
-    there = {key.replace(".default", ""): value for key, value in tlora.load(folder, base).state_dict().items()}
-    assert same({key: there[key] for key in written}, written)

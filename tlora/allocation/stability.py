@@ -132,7 +132,7 @@ class AllocationStability(ModuleResult):
 
         Counted as the budget is: in ranks, or each rank by its trainable parameters.
         """
-        allocation, costs = torch.tensor(list(self.allocation.values())), torch.tensor(self.meta.recipe.get("costs", 1))
+        allocation, costs = torch.tensor(list(self.allocation.values())), torch.tensor(self.meta.recipe["costs"])
         return ((allocation - torch.minimum(allocation, self.ranks)) * costs).sum(1).double() / (
             allocation * costs
         ).sum()

@@ -41,8 +41,8 @@ UNKNOWN_START = (
 TRAINED_BEFORE = "The adapter had been trained before this run, which is not shown here."
 # What a run's recipe holds beside the arguments of `tlora.train`, some of it put there by the command line.
 BESIDE = (
-    "resume", "evaluated_on", "attach", "start_of_a", "b_began_at_zero", "command", "data", "num_labels",
-    "evaluated_samples", "test_samples",
+    "resume", "evaluated_on", "attach", "b_began_at_zero", "command", "data", "num_labels",
+    "evaluated_samples",
 )  # fmt: skip
 
 

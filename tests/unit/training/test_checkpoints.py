@@ -195,19 +195,6 @@ def test_a_checkpoint_is_marked_once_all_else_is_on_disk(tmp_path: Path, monkeyp
     assert is_whole(tmp_path / "checkpoint-4")
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on() -> None:
-    """That version 0.1.0 wrote, with digests of its files and without the states of generators."""
-    options = QUICK | {"epochs": 2, "evaluation_limit": 0}
-    place = Path(__file__).parents[2] / "data" / "format-4" / "checkpoints" / "checkpoint-2"
-    whole, resumed = (
-        train(adapted_model(target_modules=["q_proj"]), token_rows(8), resume=resume, **options)
-        for resume in (False, place)
-    )
-    assert resumed.steps == 4
-    for name, tensor in whole.adapter.items():
-        torch.testing.assert_close(resumed.adapter[name], tensor, rtol=1e-4, atol=1e-6)
-
-
 def test_a_checkpoint_of_another_trainer_has_no_record_and_is_taken_by_its_path(tmp_path: Path) -> None:
     options = QUICK | {"epochs": 2, "save_steps": 2, "evaluation_limit": 0, "save_total_limit": 4}
     whole = train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
