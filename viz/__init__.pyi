@@ -10,7 +10,6 @@ from .plots.race import plot_race as plot_race
 from .plots.comparison import plot_comparison as plot_comparison
 from .widgets.spectrum import SpectrumExplorer as SpectrumExplorer
 from .widgets.alignment import AlignmentExplorer as AlignmentExplorer
-from .widgets.workbench import AllocationExplorer as AllocationExplorer
 from .widgets.workbench import Workbench as Workbench
 from .widgets.workbench import explore as explore
 from .widgets.training import TrainingMonitor as TrainingMonitor

@@ -712,32 +712,6 @@ class Workbench(Shown):
         }
 
 
-class AllocationExplorer(Workbench):
-    """The workbench of scores and, where there are any, of the bases that will be attached.
-
-    Parameters
-    ----------
-    subspaces : Subspaces or None
-        No rank goes beyond theirs.
-    sensitivity : Sensitivity
-        From ``calibration.sensitivity``.
-    rank : int
-        Nominal rank to begin with.
-    **options
-        Other arguments of `tlora.allocate` to begin with.
-
-    Raises
-    ------
-    TypeError, KeyError, ValueError
-        As `Workbench`.
-    """
-
-    def __init__(
-        self, subspaces: Subspaces | None, sensitivity: Sensitivity, *, rank: SupportsIndex = 8, **options: Any
-    ) -> None:
-        super().__init__(sensitivity, subspaces, rank=rank, **options)
-
-
 def explore(
     model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, rank: int = 8, **options: Any
 ) -> Workbench:

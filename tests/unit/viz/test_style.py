@@ -166,7 +166,7 @@ def test_a_kind_has_one_colour_in_all_pictures():
 def test_settings_of_the_user_change_no_picture(settings):
     def drawn() -> list[bytes]:
         explorers = [
-            viz.AllocationExplorer(None, sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4),
+            viz.Workbench(sensitivity([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4),
             viz.SpectrumExplorer(calibration()),
         ]
         found = [it._repr_png_() for it in explorers]

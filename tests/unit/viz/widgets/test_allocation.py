@@ -22,8 +22,8 @@ def small() -> Any:
     return sensitivity(SCORES)
 
 
-def explorer(**options: Any) -> viz.AllocationExplorer:
-    return viz.AllocationExplorer(None, small(), rank=4, **options)
+def explorer(**options: Any) -> viz.Workbench:
+    return viz.Workbench(small(), rank=4, **options)
 
 
 def test_options_to_begin_with_are_refused_at_once():
@@ -34,12 +34,12 @@ def test_options_to_begin_with_are_refused_at_once():
     with pytest.raises(TypeError, match="depth"):
         explorer(depth=3)
     with pytest.raises(TypeError, match=r"pass what tlora\.calibrate returned"):
-        viz.AllocationExplorer(None, {"q_proj": 1.0})
+        viz.Workbench({"q_proj": 1.0})
 
 
 @pytest.mark.parametrize("model", ["2 layers", "30 layers", "BERT", "T5"])
 def test_cells_are_the_ranks(model):
-    it = viz.AllocationExplorer(None, pictured(model), max_rank=30, temperature=0.8)
+    it = viz.Workbench(pictured(model), max_rank=30, temperature=0.8)
     first = next(iter(it.sensitivity.projections.values()))
     it.set(exclude_modules=first)
     ax = it.render(it.state, plt.figure().add_subplot())
@@ -55,7 +55,7 @@ def test_cells_are_the_ranks(model):
 
 
 def test_code_makes_the_same_plan():
-    it = viz.AllocationExplorer(None, small(), rank=4, alpha=8, projection_shares={"q_proj": 0.5}, adapt_scales=False)
+    it = viz.Workbench(small(), rank=4, alpha=8, projection_shares={"q_proj": 0.5}, adapt_scales=False)
     it.set(temperature=0.7, pinned={"layers.0.k_proj": 2, "layers.1.k_proj": 2})
     it.leave_out("layers.0.down_proj")
     it.set_rank("layers.1.down_proj", 8)
@@ -73,7 +73,7 @@ def test_code_says_no_more_than_is_asked_for():
 
 def test_bases_of_other_modules_are_refused():
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj is not in the calibration"):
-        viz.AllocationExplorer(results.subspaces(), small())
+        viz.Workbench(small(), results.subspaces())
 
 
 def test_excluding_part_after_part_is_said_in_the_shortest_way():
@@ -87,13 +87,13 @@ def test_excluding_part_after_part_is_said_in_the_shortest_way():
 
 
 def test_no_rank_goes_beyond_the_bases():
-    it = viz.AllocationExplorer(results.subspaces(), results.calibration().sensitivity, rank=4)
+    it = viz.Workbench(results.calibration().sensitivity, results.subspaces(), rank=4)
     most = results.subspaces().max_rank
     assert it.most == it.widget.about["most"] == it.options["max_rank"] == most
     it.set(rank=most - 1)
     assert max(it.allocation.ranks.values()) <= most
     name = it.names[0]
-    each = viz.AllocationExplorer(results.subspaces(), it.sensitivity, rank=2, max_rank={name: 1})
+    each = viz.Workbench(it.sensitivity, results.subspaces(), rank=2, max_rank={name: 1})
     assert each.allocation.ranks[name] == 1
     assert max(each.allocation.ranks.values()) <= most
     assert each.widget.shown["controls"]["max_rank"] is None  # not one number
@@ -101,7 +101,7 @@ def test_no_rank_goes_beyond_the_bases():
 
 def test_what_is_shown_is_what_is_trained():
     """A rank moved, a module left out and one edited: PEFT's layers have exactly those ranks."""
-    it = viz.AllocationExplorer(results.subspaces(), results.calibration().sensitivity, rank=3)
+    it = viz.Workbench(results.calibration().sensitivity, results.subspaces(), rank=3)
     left_out, edited = it.names[0], it.names[-1]
     it.set(rank=4)
     it.leave_out(left_out)
@@ -122,6 +122,6 @@ def test_what_is_shown_is_what_is_trained():
 def test_pinned_ranks_of_an_explorer_are_its_own() -> None:
     sensitivity = results.sensitivity()
     pinned = {sensitivity.names[0]: 2}
-    explorer = viz.AllocationExplorer(None, sensitivity, rank=4, pinned=pinned)
+    explorer = viz.Workbench(sensitivity, rank=4, pinned=pinned)
     explorer.options["pinned"].clear()
     assert explorer.state.pinned == pinned

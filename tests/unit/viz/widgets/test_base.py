@@ -276,7 +276,7 @@ def test_with_a_front_end_the_picture_goes_along_for_later_readers(make, monkeyp
 NOTEBOOK = """
 import viz
 from tests.helpers.pictured import sensitivity
-explorer = viz.AllocationExplorer(None, sensitivity())
+explorer = viz.Workbench(sensitivity())
 explorer.display()
 explorer
 """
@@ -325,7 +325,7 @@ def test_headlines_of_widgets_end_within_the_picture():
 
 
 def test_a_closed_explorer_is_freed():
-    it = viz.AllocationExplorer(None, scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
+    it = viz.Workbench(scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4)
     seen = weakref.ref(it)
     it.close()
     del it
@@ -335,7 +335,7 @@ def test_a_closed_explorer_is_freed():
 
 def test_closing_leaves_no_widget():
     before = set(ipywidgets.widgets.widget._instances)
-    viz.AllocationExplorer(None, scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4).close()
+    viz.Workbench(scored([8.0, 1.0, 3.0, 4.0, 2.0, 6.0]), rank=4).close()
     viz.TrainingMonitor().close()
     assert set(ipywidgets.widgets.widget._instances) == before
 
@@ -343,16 +343,16 @@ def test_closing_leaves_no_widget():
 def test_bases_that_are_too_few_are_named_as_what_to_raise():
     few = task_subspaces(base(), calibration(), max_rank=2, progress=False)
     with pytest.raises(ValueError, match=r"make subspaces of more than 2 directions, tlora\.task_subspaces\("):
-        viz.AllocationExplorer(few, calibration().sensitivity, rank=4)
+        viz.Workbench(calibration().sensitivity, few, rank=4)
 
 
 def test_arguments_of_explorers_are_checked():
     scores = calibration().sensitivity
     with pytest.raises(TypeError, match="subspaces is a Calibration"):
-        viz.AllocationExplorer(calibration(), scores)
+        viz.Workbench(scores, calibration())
     with pytest.raises(TypeError, match="exclude_modules=None: pass module names"):
         tlora.allocate(scores, rank=4, exclude_modules=None)
-    assert "alpha=16.0" in viz.AllocationExplorer(None, scores, rank=4, alpha=np.float64(16)).code()
+    assert "alpha=16.0" in viz.Workbench(scores, rank=4, alpha=np.float64(16)).code()
     sides = [task_subspaces(base(), calibration(), max_rank=2, kind=kind, progress=False) for kind in ("wc", "w")]
     with pytest.raises(ValueError, match="2 sides are called a, b, b"):
         viz.AlignmentExplorer(*sides, labels=["a", "b", "b"])
