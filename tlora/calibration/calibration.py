@@ -105,11 +105,6 @@ class Calibration(Result):
             ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, in the form and normalisation of ``covariance[name]``; made at each
             call, (d_in, d_in) of a dense one.
 
-        Raises
-        ------
-        ValueError
-            If the calibration was saved by an earlier version, which kept no means.
-
         See Also
         --------
         tlora.Covariance.second_moment : how it is derived.
@@ -181,9 +176,9 @@ class Calibration(Result):
         bounds, traces, means = {}, {}, {}
         for name, c in self.covariances.items():
             bounds[name] = c.rank_bound
-            if c.means is not None:
-                means[name] = [c.means.count, c.means.folded_trace]
-                tensors |= _packed_means(name, c.means, isinstance(c, DenseCovariance))
+            known = c.known_means()
+            means[name] = [known.count, known.folded_trace]
+            tensors |= _packed_means(name, known, isinstance(c, DenseCovariance))
             if isinstance(c, SketchedCovariance):
                 traces[name] = c.total_trace
             tensors[f"covariance.{name}"] = c.total if name in traces else upper(c.total)
@@ -233,10 +228,7 @@ def _packed_means(name: str, means: SampleMeans, is_dense: bool) -> dict[str, Te
     return tensors
 
 
-def _means(name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> SampleMeans | None:
-    """The means of a module's inputs; None of a calibration that an earlier version saved."""
-    if name not in values.get("means", {}):
-        return None
+def _means(name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> SampleMeans:
     folded = tensors.get(f"folded_means.{name}")
     if folded is not None and folded.ndim == 1:
         folded = full(folded)

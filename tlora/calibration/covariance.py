@@ -33,7 +33,7 @@ class Covariance(ABC):
     samples : int
         ``N``.
     means : SampleMeans or None
-        The token means of the samples, for `second_moment`; None in a calibration that an earlier version saved.
+        The token means of the samples, for `second_moment`; None of a second moment, which has them in it.
 
     Notes
     -----
@@ -116,7 +116,7 @@ class Covariance(ABC):
         ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, exactly, and ``N tr(D M D^T)`` is the squared error that a change ``D``
         of the weight makes in the outputs for these tokens: ``sum_n ||X_n D^T||_F^2``.
         """
-        means = self._known_means()
+        means = self.known_means()
         total = self.total + means.moment()
         return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + means.count, means=None)
 
@@ -159,11 +159,18 @@ class Covariance(ABC):
         """
         return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
 
-    def _known_means(self) -> SampleMeans:
+    def known_means(self) -> SampleMeans:
+        """The token means of the samples.
+
+        Raises
+        ------
+        ValueError
+            If this is a second moment, which has them in it.
+        """
         if self.means is None:
             raise ValueError(
-                "the means of the samples are not kept, which the second moment of the inputs needs: the calibration "
-                "was saved by an earlier version of tlora, calibrate again"
+                "the means of the samples are not kept, which the second moment of the inputs needs: take it of a "
+                "covariance from tlora.calibrate()"
             )
         return self.means
 
@@ -294,7 +301,7 @@ class SketchedCovariance(Covariance):
 
     def second_moment(self) -> Self:
         """``M = (1/N) sum_n X_n^T X_n`` as a sketch, which is linear: that of ``C`` and that of the means add up."""
-        means = self._known_means()
+        means = self.known_means()
         return dataclasses.replace(
             self,
             total=self.total + means.moment(self.omega),
@@ -337,7 +344,7 @@ class CovarianceSum:
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
         self.moment = SecondMoment(d_in, device, omega)
-        self.means: SampleMeansSum | None = SampleMeansSum(d_in, device, omega)  # None: not those of all samples
+        self.means = SampleMeansSum(d_in, device, omega)
         self.rank_bound = 0
 
     def update(self, samples: list[Float[Tensor, "_ d_in"]], dtype: torch.dtype = torch.float32) -> None:
@@ -359,8 +366,7 @@ class CovarianceSum:
                 sample.sub_(mean)
                 means.append(mean * len(sample) ** 0.5)
         self.moment.update(centred, dtype)
-        if self.means is not None:
-            self.means.update(means)
+        self.means.update(means)
         self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 
     def go_on(self, earlier: Covariance) -> None:
@@ -369,15 +375,12 @@ class CovarianceSum:
         if isinstance(earlier, SketchedCovariance):
             self.moment.trace.fill_(earlier.total_trace)
         self.rank_bound = earlier.rank_bound
-        if earlier.means is None:
-            self.means = None
-        elif self.means is not None:
-            self.means.take(earlier.means)
+        self.means.take(earlier.known_means())
 
     def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
         """The covariance of so many samples, on the CPU; ``omega`` is the sketch's, there."""
         total = self.moment.total
-        means = None if self.means is None else self.means.finish()
+        means = self.means.finish()
         if omega is None:
             mirror_(total)
             return DenseCovariance(total.cpu(), self.rank_bound, samples, means)
@@ -389,6 +392,4 @@ class CovarianceSum:
         if processes.count == 1:
             return
         processes.add_up_([self.moment.total, self.moment.trace])
-        parts = processes.gather(None if self.means is None else self.means.finish())
-        if self.means is not None:
-            self.means = self.means.of_all(parts)
+        self.means = self.means.of_all(processes.gather(self.means.finish()))

@@ -93,12 +93,10 @@ class SampleMeansSum:
             moment.trace += means.folded_trace
         self._add(means.rows.to(self._rows[0]), means.count)
 
-    def of_all(self, parts: Iterable[SampleMeans | None]) -> SampleMeansSum | None:
-        """A sum of the same form over all of these; None where one of them is not known."""
+    def of_all(self, parts: Iterable[SampleMeans]) -> SampleMeansSum:
+        """A sum of the same form over all of these."""
         total = SampleMeansSum(*self._form)
         for means in parts:
-            if means is None:
-                return None
             total.take(means)
         return total
 

@@ -111,44 +111,6 @@ class Spectrum(ModuleResult):
         """Participation ratio ``(sum l)^2 / sum l^2``: 1 for one direction, ``d`` for white noise."""
         return {name: figures.effective_rank for name, figures in self._figures.items()}
 
-    @property
-    def entropy_rank(self) -> dict[str, float]:
-        """``exp(H)``, with ``H`` the entropy of the shares in nats; at least the participation ratio."""
-        return {name: figures.entropy_rank for name, figures in self._figures.items()}
-
-    @property
-    def condition_number(self) -> dict[str, float]:
-        """Largest eigenvalue over the smallest one above float32 rounding; NaN where all are zero."""
-        return {name: figures.condition_number for name, figures in self._figures.items()}
-
-    @property
-    def top_share(self) -> dict[str, float]:
-        """Share of the trace that the first direction holds; NaN where all is zero."""
-        return {name: figures.top_share for name, figures in self._figures.items()}
-
-    def rank_at(self, share: float) -> dict[str, float]:
-        """How many directions hold ``share`` of the variance.
-
-        Parameters
-        ----------
-        share : float
-            In (0, 1].
-
-        Returns
-        -------
-        dict of float
-            A whole number by module; NaN where it is more than the known eigenvalues.
-
-        Raises
-        ------
-        ValueError
-            If ``share`` is outside (0, 1].
-        """
-        if not 0 < share <= 1:
-            raise ValueError(f"share is {share!r}: give a share of the variance in (0, 1], e.g. 0.9")
-        shares = {name: np.cumsum(self._shares(name)) for name in dict.fromkeys(self.inputs.values())}
-        return {name: directions_for(shares[source], share) for name, source in self.inputs.items()}
-
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
         known = pd.DataFrame(

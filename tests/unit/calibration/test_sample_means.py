@@ -1,6 +1,5 @@
 """The second moment of what modules read, against its definition from captured inputs in float64."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import tlora
 from tests.helpers.calibrations import SKETCH, batches, calibrate
 from tests.helpers.models import singles, tiny_model
 from tests.helpers.results import same
-from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import CovarianceSum
 from tlora.numerics.sketching import sketching_matrix
 
@@ -97,31 +95,8 @@ def test_many_means_are_saved_and_loaded(options, tmp_path):
     assert same(tlora.Calibration.load(found.save(tmp_path)), found)
 
 
-def without_means(calibration):
-    """As an earlier version saved it."""
-    covariances = {name: dataclasses.replace(c, means=None) for name, c in calibration.covariances.items()}
-    return dataclasses.replace(calibration, covariances=covariances)
-
-
-@pytest.mark.parametrize("options", [{}, SKETCH], ids=["dense", "sketch"])
-def test_a_calibration_of_before_is_read_and_says_what_it_lacks(options, tmp_path, monkeypatch):
-    model = tiny_model("llama")
-    given = batches(model, 2)
-    calibrate(model, given[:1], checkpoint=tmp_path, **options)
-    (saved,) = tmp_path.iterdir()
-    pack = Calibration._pack
-
-    def packed_before(self):
-        tensors, values = pack(without_means(self))
-        del values["means"]
-        return tensors, values
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Calibration, "_pack", packed_before)
-        Calibration.load(saved).save(saved)
-    earlier, more = Calibration.load(saved), calibrate(model, given[1:], **options)
-    continued = calibrate(model, given, checkpoint=tmp_path, **options)
-    for found in (earlier, earlier.merge(more), more.merge(earlier), continued):
-        with pytest.raises(ValueError, match=r"means of the samples are not kept.*calibrate again"):
-            found.second_moment(found.names[0])
-        assert found.covariance[found.names[0]].trace > 0
+def test_a_second_moment_has_no_other():
+    found = calibrate(model := tiny_model("llama"), batches(model, 1))
+    moment = found.second_moment(found.names[0])
+    with pytest.raises(ValueError, match="means of the samples are not kept"):
+        moment.second_moment()
