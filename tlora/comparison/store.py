@@ -23,12 +23,6 @@ from tlora.utils.files import fsync
 Record = dict[str, Any]
 
 CHECKSUM = "checksum"
-
-# What a run could have had to say before there were checksums. Whatever else has none has lost it.
-_UNSIGNED = {
-    "at", "error", "head_parameters", "key", "last_training_loss", "machine", "metrics", "outcomes", "peak_bytes",
-    "preparation_seconds", "seconds", "status", "steps_done", "trainable_parameters", "versions",
-}  # fmt: skip
 Floats = NDArray[np.float64]
 
 
@@ -36,8 +30,7 @@ class Store:
     """Runs in a file that can be read, compared by line and put under version control.
 
     Several processes may append at the same time. A line that a kill has torn is the last one: it is passed over with
-    a warning when reading, and cut off by the next append. Each line has a checksum of its own; those that were written
-    before there were any are taken as they are.
+    a warning when reading, and cut off by the next append. Each line has a checksum of its own.
 
     Parameters
     ----------
@@ -143,10 +136,8 @@ class Store:
 def _checked(record: Record) -> Record:
     """A run as it was appended, without its checksum."""
     found = {name: value for name, value in record.items() if name != CHECKSUM}
-    if CHECKSUM in record and record[CHECKSUM] != _checksum(found):
-        raise ValueError("its checksum is that of another")
-    if CHECKSUM not in record and not {"key", "status"} <= record.keys() <= _UNSIGNED:
-        raise ValueError("it has no checksum")
+    if record.get(CHECKSUM) != _checksum(found):
+        raise ValueError("its checksum is not that of what it says")
     return found
 
 
