@@ -152,14 +152,19 @@ def rates_below() -> Iterator[Job]:
 
 
 def best_rate(arm: Arm) -> float | None:
-    """The rate that was best on the development task, in the pilot or in the part *rates*; None where there is none."""
+    """The rate that was best on the development task, in the pilot or in the part *rates*; None before that is known.
+
+    A search that has ended has a run on test samples at its best rate.
+    """
     for store in (pilot.STORE, STORE):
         try:
-            found = tlora.Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank).flatness()["best"]
+            found = tlora.Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
         except (FileNotFoundError, ValueError):
             continue
-        if len(found):
-            return float(found.iloc[0])
+        best = found.flatness()["best"]
+        tested = found.runs.loc[found.runs["split"] == "test", "learning_rate"]
+        if len(best) and best.iloc[0] in set(tested):
+            return float(best.iloc[0])
     return None
 
 

@@ -57,6 +57,7 @@ def complete(monkeypatch, tmp_path):
         for rate in (2.0, 4.0, 8.0):
             about = {"task": study.DEVELOPMENT, "rank": arm.rank}
             development.append(record(arm.name, rate, 1000, "validation", [-abs(rate - 4)], metric="loss", **about))
+        development.append(record(arm.name, 4.0, 0, "test", [0.5], metric="loss", **about))
     for job in (job for part in ("main", "fewer") for job in study.jobs(part)):
         lora = job.arm.name == "lora"
         for seed in job.seeds:
@@ -109,6 +110,17 @@ def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch,
     monkeypatch.setattr(study, "PICTURES", {name: tmp_path / f"{name}.png" for name in study.PICTURES})
     study.draw()
     assert all(path.stat().st_size for path in study.PICTURES.values())
+
+
+def test_a_search_that_was_interrupted_goes_on(complete):
+    """Its best rate so far is not yet known to be the best: nothing has been tested there."""
+    assert list(study.jobs("rates")) == []
+    late = study.ARMS["tlora-freeze-late"]
+    better = record(late.name, 8.0, 1000, "validation", [2.0], metric="loss", task=study.DEVELOPMENT, rank=late.rank)
+    Store(pilot.STORE).append(better)
+    assert [job.arm for job in study.jobs("rates")] == [late]
+    with pytest.raises(ValueError, match="no rate is known for tlora-freeze-late at rank 8"):
+        study.known_rate(late)
 
 
 def test_what_has_failed_counts_against_a_hypothesis(complete):
