@@ -131,8 +131,8 @@ def _check(function: str, given: Arguments) -> None:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("tlora-paper"),
-        # The inputs' variance along a row is that along a random LoRA row: one learning rate then suits both.
+        Recipe("tlora-paper", attach={"rows": "orthonormal"}),
+        # What the functions do by default; written out, as it is in the keys of runs.
         Recipe("tlora", attach={"rows": "variance"}),
         # A is trained from the same start: LoRA's parameters, for those who have the memory.
         Recipe("tlora-trained", attach={"rows": "variance", "freeze_a": False}),
@@ -140,6 +140,6 @@ RECIPES = {
         Recipe("tlora-freeze-late", attach={"rows": "variance", "freeze_a": False}, train={"freeze_a_after": 0.2}),
     )
 }
-"""Recipes by name: ``tlora-paper``, the functions' own defaults; ``tlora``, what the comparisons support with ``A``
-frozen; ``tlora-trained``, the same start with ``A`` trained as well; and ``tlora-freeze-late``, with ``A`` trained for
-the first fifth of the steps."""
+"""Recipes by name: ``tlora-paper``, the published method; ``tlora``, what the functions do by default, and the
+comparisons support with ``A`` frozen; ``tlora-trained``, the same start with ``A`` trained as well; and
+``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps."""

@@ -103,7 +103,7 @@ def _pipeline(config: Any, arguments: argparse.Namespace, stages: Stages) -> Non
     del calibration, find  # as large as the model
     uniform = tlora.allocate(sensitivity, arguments.rank, adapt_ranks=False, adapt_scales=False)
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
-    adapted = stages("attach", lambda: tlora.attach(model, subspaces, allocation, rows="variance"))
+    adapted = stages("attach", lambda: tlora.attach(model, subspaces, allocation))
     training = {"max_steps": arguments.steps, "batch_size": arguments.batch_size, "evaluation_limit": 0}
     stages(TRAINING[0], lambda: tlora.train(adapted, rows, learning_rate=1e-4, **training))
     lora = tlora.attach(model, None, uniform, freeze_a=False, replace=True)

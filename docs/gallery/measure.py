@@ -61,7 +61,7 @@ def main() -> None:
     }
     explorer = viz.AlignmentExplorer(kinds["wc"], kinds["c"], kinds["g"])
     monitor = viz.TrainingMonitor()
-    adapted = tlora.attach(model, kinds["wc"], allocation, rows="variance")
+    adapted = tlora.attach(model, kinds["wc"], allocation)
     options = {"learning_rate": 2e-3, "batch_size": 4, "max_steps": 40, "logging_steps": 1}
     run = tlora.train(adapted, task, evaluation_limit=100, callbacks=[monitor], **options)
     cut = tlora.compress(adapted, parameters=0.5, calibration=calibration, held_out=others)

@@ -33,7 +33,7 @@ from tlora.models.sharding import at_rest, hold_whole, refuse_split
 from tlora.models.targets import refuse_adapted
 from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
 from tlora.subspaces.subspaces import Subspaces
-from tlora.utils.defaults import Rows
+from tlora.utils.defaults import Rows, default_rows
 from tlora.utils.reproducibility import exact_products, seeded
 
 NO_VARIANCE = 1e-6
@@ -51,7 +51,7 @@ def attach(
     subspaces: Subspaces | None,
     allocation: Allocation,
     freeze_a: bool = True,
-    rows: Rows = "orthonormal",
+    rows: Rows | None = None,
     *,
     config: LoraConfig | None = None,
     adapter_name: str = ADAPTER,
@@ -72,11 +72,12 @@ def attach(
         Rank and scaling of each module.
     freeze_a : bool
         Train B alone. A then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
-    rows : {"orthonormal", "variance", "whitened"}
-        Length of the rows of A: one, as in the paper; or such that the inputs' variance along each row is that of a
-        random LoRA row, ``tr(C) / (3 d_in)`` (where the samples do not determine a row, its variance is taken to be
-        the average, ``tr(C) / d_in``); or, of subspaces of kind ``"g_whitened"``, such that ``A K A^T = I``: what A
-        reads has unit second moment, and no two of its rows read the same.
+    rows : {"variance", "whitened", "orthonormal"}, optional
+        Length of the rows of A: such that the inputs' variance along each row is that of a random LoRA row,
+        ``tr(C) / (3 d_in)`` (where the samples do not determine a row, its variance is taken to be the average,
+        ``tr(C) / d_in``), so that LoRA's learning rate is a good start; of subspaces of kind ``"g_whitened"`` such that
+        ``A K A^T = I``: what A reads has unit second moment, and no two of its rows read the same; or one, as in the
+        paper. By default ``"whitened"`` of that kind and ``"variance"`` of all others.
     config : peft.LoraConfig, optional
         What PEFT is told beside the allocation, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
     adapter_name : str
@@ -117,13 +118,14 @@ def attach(
     if not isinstance(subspaces, Subspaces | None) or not isinstance(allocation, Allocation):
         got = f"a {type(subspaces).__name__} and a {type(allocation).__name__}"
         raise TypeError(f"attach takes (model, subspaces, allocation), got {got} after the model")
-    if rows not in get_args(Rows):
+    if rows is not None and rows not in get_args(Rows):
         raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
     if replace:
         model = base_of(model)
     else:
         refuse_adapted(model)
-    initial = _rows_of_a(model, subspaces, allocation, rows)
+    kind = None if subspaces is None else subspaces.kind
+    initial = _rows_of_a(model, subspaces, allocation, rows := rows or default_rows(kind))
     overrides = {} if config is None else given(config)
     check_config(model, allocation, overrides)
     for name in allocation.ranks:
@@ -141,7 +143,6 @@ def attach(
         _apply(adapted, allocation, initial)
         if freeze_a:
             freeze(adapted)
-    kind = None if subspaces is None else subspaces.kind
     for layer in adapter_layers(adapted).values():
         _ATTACHED[layer.lora_A[adapter_name]] = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
     return adapted
@@ -158,7 +159,7 @@ def attached_with(model: PeftModel) -> dict[str, Any] | None:
     Returns
     -------
     dict, optional
-        ``kind`` of the subspaces (None of a random A), ``rows``, ``freeze_a`` and ``seed`` of `attach`; None of an
+        ``kind`` and ``rows`` of the subspaces (None of a random A), ``freeze_a`` and ``seed`` of `attach`; None of an
         adapter that was not attached by it in this process, such as one that was loaded, or that is a copy.
     """
     layers = [layer.lora_A for layer in adapter_layers(model).values() if model.active_adapter in layer.lora_A]
@@ -177,10 +178,12 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
+def _rows_of_a(
+    model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows | None
+) -> Mapping[str, Tensor]:
     """A of each module of the allocation, checked against the model; empty where A is random."""
     if subspaces is None:
-        if rows != "orthonormal":
+        if rows is not None:
             raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
         return {}
     missing = [name for name in allocation.ranks if name not in subspaces.bases]
@@ -195,7 +198,7 @@ def _rows_of_a(model: Any, subspaces: Subspaces | None, allocation: Allocation, 
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
 
 
-def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Tensor:
+def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows | None) -> Tensor:
     basis = subspaces.basis(name, rank)
     if rows == "orthonormal":
         return basis

@@ -293,13 +293,13 @@ class Start:
     ] = True
     freeze_a: Annotated[bool, option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
     rows: Annotated[
-        Rows,
+        Rows | None,
         option(
             "Adapter",
-            "Length of the rows of A: one; by the variance of the inputs along them; or whitened, of g_whitened.",
+            "Length of the rows of A: by the variance of the inputs along them; whitened, of g_whitened; or one.",
             show_default="the recipe's",
         ),
-    ] = "orthonormal"
+    ] = None
 
     @property
     def of_gradient(self) -> bool:

@@ -11,6 +11,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS
+from tlora.utils.defaults import default_rows
 from viz.reports import formatting
 from viz.reports.allocation import changed_knobs
 from viz.reports.components import Code, Column, Part, Section, Table, Text, facts, table
@@ -111,7 +112,7 @@ def _attaching(found: Findings) -> str:
     arguments = ["subspaces" if began.get("kind", "wc") else "None", "allocation"]
     if found.run and not found.run.frozen_a:
         arguments.append("freeze_a=False")
-    defaults = {"rows": "orthonormal", "seed": 0}
+    defaults = {"rows": default_rows(began.get("kind", "wc")), "seed": 0}
     arguments += [f"{name}={began[name]!r}" for name in defaults if began.get(name, defaults[name]) != defaults[name]]
     return ", ".join(arguments)
 

@@ -65,7 +65,7 @@ def test_the_allocation_is_what_peft_computes(family):
     batch = tiny_batch(model)
     before = logits(model, batch)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
-    adapted = tlora.attach(model, subspaces, allocation)
+    adapted = tlora.attach(model, subspaces, allocation, rows="orthonormal")
     assert isinstance(adapted, PeftModel)
     assert torch.equal(logits(adapted, batch), before)  # step 0 is the base, to the bit
     layers = adapter_layers(adapted)
@@ -111,7 +111,8 @@ def test_freeze_a_off_trains_both():
 @pytest.mark.parametrize(("init", "ranks", "scales"), list(itertools.product([True, False], repeat=3)))
 def test_the_eight_cells_of_the_ablation(init, ranks, scales):
     model, subspaces, allocation = planned(adapt_ranks=ranks, adapt_scales=scales)
-    adapted = tlora.attach(model, subspaces if init else None, allocation, freeze_a=init)
+    start, length = (subspaces, "orthonormal") if init else (None, None)
+    adapted = tlora.attach(model, start, allocation, freeze_a=init, rows=length)
     layers = adapter_layers(adapted).values()
     assert (len({layer.r["default"] for layer in layers}) > 1) == ranks
     assert (len({layer.scaling["default"] for layer in layers}) > 1) == scales
@@ -133,12 +134,12 @@ def test_random_a_is_seeded_and_leaves_the_global_generator_alone():
     assert after_one == after_two
 
 
-def test_rows_by_variance():
+def test_rows_are_by_variance_by_default():
     model = tiny_model("llama")
     calibration = tlora.calibrate(model, [tiny_batch(model, (30, 40))], progress=False)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=8)
-    adapted = tlora.attach(model, subspaces, allocation, rows="variance")
+    adapted = tlora.attach(model, subspaces, allocation)
     for name, layer in adapter_layers(adapted).items():
         a, c = layer.lora_A["default"].weight.double(), calibration.covariance[name].dense().double()
         expected = float(c.trace()) / (3 * c.shape[0])

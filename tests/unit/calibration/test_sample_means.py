@@ -1,6 +1,5 @@
 """The second moment of what modules read, against its definition from captured inputs in float64."""
 
-
 import numpy as np
 import pytest
 import torch

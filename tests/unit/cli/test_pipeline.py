@@ -133,7 +133,7 @@ def test_run_is_the_library_s_walk_and_leaves_the_results_in_the_adapter_s_folde
     calibration = tlora.calibrate(model, task.calibration(6), progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
-    adapted = tlora.attach(model, subspaces, allocation)
+    adapted = tlora.attach(model, subspaces, allocation, rows="orthonormal")
     run = tlora.train(adapted, task, epochs=2, learning_rate=0.01, progress=False)
 
     assert all(tensor.equal(run.adapter[name]) for name, tensor in adapter_of("out").items())

@@ -17,7 +17,7 @@ from tlora.adapters.lora_layers import adapter_layers
 from tlora.comparison.methods import HEAD, METHODS, Job, Memory, Method, chosen, seeded_adapt
 from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
-from tlora.recipes import RECIPES, Recipe
+from tlora.recipes import Recipe
 from tlora.training.parts import Parts
 
 
@@ -342,8 +342,8 @@ def test_recipes_are_methods_too():
     assert pickle.loads(pickle.dumps(method)).arguments == method.arguments
 
 
-def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
-    assert Recipe.named("tlora-paper").arguments() == {}
+def test_the_recipe_tlora_is_what_the_functions_do_by_default_and_the_paper_has_unit_rows():
+    assert Recipe.named("tlora-paper").arguments() == {"attach": {"rows": "orthonormal"}}
     assert Recipe.named("tlora").arguments() == {"attach": {"rows": "variance"}}
     with pytest.raises(KeyError, match="no recipe 'paper': choose one of tlora-paper, tlora, tlora-trained"):
         Recipe.named("paper")
@@ -353,7 +353,7 @@ def test_paper_is_the_functions_defaults_and_recommended_scales_rows():
     subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
     for name, rows, frozen in (
         ("tlora-paper", "orthonormal", True),
-        ("tlora", "variance", True),
+        ("tlora", None, True),
         ("tlora-trained", "variance", False),
     ):
         expected = tlora.attach(tiny_model("llama"), subspaces, allocation, rows=rows, freeze_a=frozen)
@@ -421,7 +421,7 @@ def test_recipes_keep_their_own_copy():
     given["rows"] = "orthonormal"
     assert recipe.attach == {"rows": "variance"}
     assert repr(recipe) == "Recipe(mine: attach(rows='variance'), train(warmup_steps=0))"
-    assert repr(RECIPES["tlora-paper"]) == "Recipe(tlora-paper: all as by default)"
+    assert repr(Recipe("plain")) == "Recipe(plain: all as by default)"
     assert recipe.flat() == {"rows": "variance", "warmup_steps": 0}
 
 

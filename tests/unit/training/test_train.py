@@ -39,13 +39,14 @@ def made() -> Any:
 
 
 @pytest.mark.parametrize("freeze_a", [True, False])
-@pytest.mark.parametrize("rows", ["orthonormal", "variance", "random"])
+@pytest.mark.parametrize("rows", ["orthonormal", "variance", "default", "random"])
 def test_a_run_records_how_a_began(made: Any, rows: str, freeze_a: bool) -> None:
     model, subspaces, allocation = made
-    kind, options = ("wc", {"rows": rows}) if rows != "random" else (None, {})
-    start = subspaces if kind else None
+    kind, start = (None, None) if rows == "random" else ("wc", subspaces)
+    options = {} if rows in ("default", "random") else {"rows": rows}
     adapted = tlora.attach(model, start, allocation, replace=True, freeze_a=freeze_a, seed=3, **options)
-    expected = {"kind": kind, "rows": options.get("rows", "orthonormal"), "freeze_a": freeze_a, "seed": 3}
+    used = {"default": "variance", "random": None}.get(rows, rows)
+    expected = {"kind": kind, "rows": used, "freeze_a": freeze_a, "seed": 3}
     for number in range(2):
         run = tlora.train(adapted, token_rows(), learning_rate=1e-2, max_steps=2, progress=False)
         assert run.meta.recipe["attach"] == expected
@@ -59,7 +60,7 @@ def test_how_an_adapter_began_that_was_not_attached_is_unknown(made: Any) -> Non
     assert attached_with(copy.deepcopy(first)) is None
     second = tlora.attach(model, None, allocation, replace=True)
     assert attached_with(first) == attached_with(second), "the first model has the second adapter"
-    assert attached_with(first) == {"kind": None, "rows": "orthonormal", "freeze_a": True, "seed": 0}
+    assert attached_with(first) == {"kind": None, "rows": None, "freeze_a": True, "seed": 0}
     by_peft = get_peft_model(second.unload(), LoraConfig(target_modules=["q_proj"]))
     assert attached_with(by_peft) is None
     run = tlora.train(by_peft, token_rows(), max_steps=2, progress=False)

@@ -96,11 +96,11 @@ def test_a_is_frozen_where_it_was(found, text, tmp_path):
 
 def test_how_the_adapter_began_is_told_where_it_is_known(found, text, tmp_path):
     assert "Nor do they say how A began" in text
-    began = {"kind": "wc", "rows": "variance", "freeze_a": True, "seed": 7}
+    began = {"kind": "wc", "rows": "orthonormal", "freeze_a": True, "seed": 7}
     for recipe, words in (({}, ""), ({"b_began_at_zero": False}, "The adapter had been trained before this run")):
         meta = dataclasses.replace(found["run"].meta, recipe={"attach": began} | recipe)
         other = card(save({"run": dataclasses.replace(found["run"], meta=meta)}, tmp_path / f"adapter{len(recipe)}"))
-        assert "attach(model, subspaces, allocation, rows='variance', seed=7)" in other
+        assert "attach(model, subspaces, allocation, rows='orthonormal', seed=7)" in other
         assert "Nor do they" not in other
         assert words in other
         assert ("trained before this run" in other) == bool(words)

@@ -42,8 +42,8 @@ def code_in(card: str) -> str:
     [
         ({}, "tlora.attach(model, subspaces, allocation)"),
         (
-            {"freeze_a": False, "rows": "variance"},
-            "tlora.attach(model, subspaces, allocation, freeze_a=False, rows='variance')",
+            {"freeze_a": False, "rows": "orthonormal"},
+            "tlora.attach(model, subspaces, allocation, freeze_a=False, rows='orthonormal')",
         ),
         ({"drawn": True}, "tlora.attach(model, None, allocation)"),
         (
