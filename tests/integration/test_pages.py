@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,15 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -
 def test_every_block_says_what_becomes_of_it(path: Path) -> None:
     languages = {language for language, _ in blocks(path.read_text())}
     assert {name for name in languages if not name.startswith("{")} <= RUN | {"text", "bash"}
+
+
+@pytest.mark.parametrize("path", [*WRITTEN, ROOT / "README.md"], ids=lambda path: path.name)
+def test_programs_and_tests_that_a_page_names_are_there(path: Path) -> None:
+    text = path.read_text()
+    modules = re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", text)
+    files = re.findall(r"(?<![\w/.])((?:benchmarks|tests|notebooks|docs)/[\w/.-]*\.(?:py|sh|jsonl|ipynb))", text)
+    named = [f"{module.replace('.', '/')}.py" for module in modules] + files
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize(
