@@ -34,19 +34,18 @@ from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import get_eva_state_dict
 from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
-from torch import Tensor, eye, nn
-from torch.nn.utils import parametrize
 from torch.optim import AdamW, Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
-from tlora.adapters.lora_layers import ADAPTER, adapter_layers, head_parameters, without_noise
+from tlora.adapters.lora_layers import head_parameters, without_noise
 from tlora.allocation.allocation import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.comparison.qalora import GROUP, pool_inputs
 from tlora.comparison.talklora import EXPERTS, add_experts
+from tlora.comparison.tloraplus import RATIO, add_third_matrices, optimizer
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspaces.subspaces import task_subspaces
@@ -62,15 +61,10 @@ LORAPLUS_RATIO = 16
 VERA_RANK = 256
 """PEFT's default: VeRA's rank is that of fixed random matrices, and costs next to nothing."""
 
-
 HEAD = "head"
 """The method that trains the fresh head of a classifier alone; at its best rate all others train theirs."""
 
 T = TypeVar("T")
-
-
-RATIO = 16
-"""Learning rate of ``B`` and of the third matrix over that of ``A``: that of LoRA+."""
 
 
 @dataclass(frozen=True)
@@ -454,17 +448,6 @@ class Job:
         return self.memory((*key, self.samples, self.seed), make)
 
 
-def optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
-    """AdamW with ``rate`` for ``A``, and `RATIO` times as much for ``B`` and the third matrices."""
-    slow: list[nn.Parameter] = []
-    fast: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (fast if name.endswith(".middle") or ".lora_B." in name else slow).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": RATIO * rate}]
-    return AdamW(groups, lr=rate, weight_decay=0.0)
-
-
 METHODS = {
     method.name: method
     for method in (
@@ -495,54 +478,3 @@ def seeded_adapt(method: Method, job: Job) -> PeftModel:
     """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""
     with seeded(job.seed), without_noise():
         return method.adapt(job)
-
-
-class ThirdMatrix(nn.Module):
-    """Makes ``A`` into ``M A``.
-
-    Parameters
-    ----------
-    a : (r, d_in) tensor
-        The ``A`` that it is for.
-
-    Attributes
-    ----------
-    middle : (r, r) parameter
-        ``M``, the identity at first.
-    """
-
-    def __init__(self, a: Tensor) -> None:
-        super().__init__()
-        self.middle = nn.Parameter(eye(len(a), device=a.device, dtype=a.dtype))
-
-    def forward(self, a: Tensor) -> Tensor:
-        """``M A``, (r, d_in)."""
-        return self.middle @ a
-
-
-def add_third_matrices(adapted: PeftModel) -> PeftModel:
-    """Put a third matrix into every LoRA layer of a model, in place: ``W + s B M A``.
-
-    Parameters
-    ----------
-    adapted : peft.PeftModel
-        With a LoRA adapter that is called ``default``.
-
-    Returns
-    -------
-    peft.PeftModel
-        The same model, which computes what it computed.
-
-    Notes
-    -----
-    The paper is followed in its idea, three trained matrices with learning rates of their own; that ``M`` starts as the
-    identity, and that the ratio of rates is that of LoRA+, is ours.
-
-    References
-    ----------
-    TLoRA+, arXiv 2604.13368.
-    """
-    for layer in adapter_layers(adapted).values():
-        a: nn.Module = layer.lora_A[ADAPTER]
-        parametrize.register_parametrization(a, "weight", ThirdMatrix(a.get_parameter("weight")))
-    return adapted
