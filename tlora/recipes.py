@@ -138,8 +138,15 @@ RECIPES = {
         Recipe("tlora-trained", attach={"rows": "variance", "freeze_a": False}),
         # A is trained while most is learned, and then frozen: the steps after that cost what those of ``tlora`` cost.
         Recipe("tlora-freeze-late", attach={"rows": "variance", "freeze_a": False}, train={"freeze_a_after": 0.2}),
+        # Plain LoRA: nothing of it is decided by the task.
+        Recipe(
+            "lora",
+            task_subspaces=None,
+            allocate={"adapt_ranks": False, "adapt_scales": False},
+            attach={"freeze_a": False},
+        ),
     )
 }
 """Recipes by name: ``tlora-paper``, the published method; ``tlora``, what the functions do by default, and the
-comparisons support with ``A`` frozen; ``tlora-trained``, the same start with ``A`` trained as well; and
-``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps."""
+comparisons support with ``A`` frozen; ``tlora-trained``, the same start with ``A`` trained as well;
+``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; and ``lora``, plain LoRA."""

@@ -14,7 +14,7 @@ from tlora.utils.defaults import BATCH_SIZE, Budget, Kept, Kind, Rows, Scaling, 
 
 # Keys of the library's tables: a test holds them equal.
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
+RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late", "lora"]
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
@@ -83,8 +83,8 @@ Recipe = Annotated[
     option(
         "Allocation",
         "A set of options: tlora, what the comparisons support; tlora-paper, the published method; tlora-trained: "
-        "tlora with A trained as well, at the parameters of LoRA; or tlora-freeze-late: with A trained for the first "
-        "fifth of the steps. Options given explicitly take precedence.",
+        "tlora with A trained as well, at the parameters of LoRA; tlora-freeze-late: with A trained for the first "
+        "fifth of the steps; or lora, plain LoRA. Options given explicitly take precedence.",
     ),
 ]
 TargetModules = Annotated[

@@ -111,11 +111,13 @@ def check_run(
 def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     """Groups of options with the recipe's values where none were given; ``ctx.params`` gets them too."""
     found = []
+    chosen = Recipe.named(recipe)
+    values = chosen.flat() | {"init": chosen.task_subspaces is not None}
     for group in groups:
         names = {field.name for field in fields(group)}
-        asked = {k: v for k, v in Recipe.named(recipe).flat().items() if k in names and _is_default(ctx, k)}
-        if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
-            asked.pop("rows", None)
+        asked = {k: v for k, v in values.items() if k in names and _is_default(ctx, k)}
+        if isinstance(group, Start) and not (group.init and asked.get("init", True)):
+            asked.pop("rows", None)  # a random A has the length that PEFT gives it
         ctx.params.update(asked)
         found.append(replace(group, **asked))
     return tuple(found)

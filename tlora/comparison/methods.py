@@ -150,7 +150,9 @@ def from_recipe(recipe: Recipe) -> Method:
             f"the recipe {name!r} sets {', '.join(sorted(others))} of train(): methods are compared with the same "
             "training, and each at its own learning rate; leave train= out"
         )
-    if name in METHODS and (name not in RECIPES or METHODS[name].arguments != recipe.arguments()):
+    if recipe == RECIPES.get(name):
+        return METHODS[name]
+    if name in METHODS:
         raise ValueError(f"the recipe {name!r} has the name of another method: call it something else")
     return _of_recipe(recipe)
 
@@ -470,7 +472,7 @@ METHODS = {
         Method("talklora", _talk_lora, {"experts": EXPERTS}),
     )
 }
-METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items()}
+METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items() if name not in METHODS}  # lora is PEFT's own
 """Methods by name."""
 
 

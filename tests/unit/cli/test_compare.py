@@ -211,8 +211,10 @@ def test_run_by_a_recipe_is_run_with_its_options():
     done(f"{RUN} {QUICK} --recipe tlora --rows orthonormal --output four")
     done(f"{RUN} {QUICK} --recipe tlora-trained --output six")
     done(f"{RUN} {QUICK} --rows variance --no-freeze-a --output seven")
-    done(f"{RUN} {QUICK} --no-init --output eight")  # the rows of a random A have their own length
-    runs = {name: tlora.TrainingRun.load(name) for name in ("one", "two", "three", "four", "six", "seven")}
+    done(f"{RUN} {QUICK} --no-init --no-adapt-ranks --no-adapt-scales --output eight")  # a random A has its own length
+    done(f"{RUN} {QUICK} --recipe lora --output nine")
+    names = ("one", "two", "three", "four", "six", "seven", "eight", "nine")
+    runs = {name: tlora.TrainingRun.load(name) for name in names}
 
     def same(a: str, b: str) -> bool:
         if runs[a].trainable_parameters != runs[b].trainable_parameters:
@@ -222,6 +224,9 @@ def test_run_by_a_recipe_is_run_with_its_options():
     assert same("one", "two")
     assert same("three", "four")
     assert same("six", "seven")
+    assert same("eight", "nine")
+    assert not runs["nine"].frozen_a
+    assert set(runs["nine"].adapter_config["rank_pattern"].values()) == {2}
     assert not same("one", "three")
     assert not same("one", "six")
     assert rows_of("one").endswith("--rows variance") or "--rows variance " in rows_of("one")

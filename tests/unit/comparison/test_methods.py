@@ -395,6 +395,24 @@ def test_adapters_are_trained_in_float32_whatever_the_base_is(name, dtype):
     assert found == dict.fromkeys(full, torch.float32)
 
 
+def test_the_recipe_lora_is_plain_lora():
+    """PEFT's own, to the bit."""
+    assert chosen(Recipe.named("lora")) is METHODS["lora"]
+    data, model = task(), tiny_model("llama")
+    allocation = tlora.allocate(
+        tlora.calibrate(model, data.calibration(12), progress=False).sensitivity, RANK, **Recipe.named("lora").allocate
+    )
+    adapted = tlora.attach(model, None, allocation, **Recipe.named("lora").attach)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(target_modules(tiny_model("llama"))))
+        expected = get_peft_model(tiny_model("llama"), config)
+    assert trainable(adapted) == trainable(expected)
+    theirs = expected.state_dict()
+    for name, tensor in adapted.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
 def test_recipes_keep_their_own_copy():
     given = {"rows": "variance"}
     recipe = Recipe("mine", attach=given, train={"warmup_steps": 0})
