@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from peft import PeftModel
 
 import tlora
+import viz
 from benchmarks.quality import comparison
 from tlora.comparison.methods import Job, Method
 from tlora.comparison.store import Record, Store
@@ -162,6 +164,7 @@ SLOWER = ((frozen("wc"), 8e-3), ("lora", 1e-3))
 
 
 def main() -> None:
+    matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = [*PARTS, "slower"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts that are run")
@@ -177,6 +180,7 @@ def main() -> None:
                 complete(part, arguments.workers)
     if arguments.table:
         comparison.PAGE.write_text(written(comparison.PAGE.read_text()))
+        draw()
         print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")
 
 
@@ -281,6 +285,20 @@ def corrected() -> str:
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
+
+
+PICTURE = Path("docs/pilot_forgetting.png")
+
+
+def shown() -> tlora.Comparison:
+    """What the picture shows: the arms of the short table."""
+    return tlora.Comparison.read(STORE, tasks="cipher", ranks=8, methods={method for method, _ in SHOWN})
+
+
+def draw() -> None:
+    """What was learned beside what was forgotten."""
+    figure = viz.plot_comparison(shown(), view="forgetting")
+    figure.savefig(PICTURE, dpi=110, metadata={"Description": comparison.digest(shown())})
 
 
 BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}
