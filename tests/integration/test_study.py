@@ -1,5 +1,6 @@
 """The study's own arithmetic, on numbers that are easy to follow."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,6 +111,7 @@ def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch,
     monkeypatch.setattr(study, "PICTURES", {name: tmp_path / f"{name}.png" for name in study.PICTURES})
     study.draw()
     assert all(path.stat().st_size for path in study.PICTURES.values())
+    plt.close("all")
 
 
 def test_a_search_that_was_interrupted_goes_on(complete):
