@@ -10,10 +10,12 @@ added. The pilot, `benchmarks.quality.pilot`, is of the protocol that `tlora.com
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import tlora
 import viz
@@ -306,13 +308,26 @@ def between(begin: str, end: str, block: str, text: str) -> str:
     return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
+def filled(text: str, name: str, blocks: Mapping[str, Callable[[], str]]) -> str:
+    """The text of a page with the tables of a study, pilot or study, each between its marks."""
+    for title, table in blocks.items():
+        begin = f"<!-- {name}, {title}: python -m benchmarks.quality.{name} --table -->"
+        text = between(begin, f"<!-- end of {name}, {title} -->", table(), text)
+    return text
+
+
+def save(figure: Figure, path: Path, shown: tlora.Comparison) -> None:
+    """Write a picture, with what tells of which store it is."""
+    figure.savefig(path, dpi=110, metadata={"Description": digest(shown)})
+
+
 def write() -> None:
     """Put the table and the pictures that the store makes in place."""
     comparison = tlora.Comparison.read(STORE)
     PAGE.write_text(between(BEGIN, END, written(comparison), PAGE.read_text()))
     for view, path in PICTURES.items():
         figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
-        figure.savefig(path, dpi=110, metadata={"Description": digest(comparison)})
+        save(figure, path, comparison)
 
 
 if __name__ == "__main__":

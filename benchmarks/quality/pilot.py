@@ -297,8 +297,8 @@ def shown() -> tlora.Comparison:
 
 def draw() -> None:
     """What was learned beside what was forgotten."""
-    figure = viz.plot_comparison(shown(), view="forgetting")
-    figure.savefig(PICTURE, dpi=110, metadata={"Description": comparison.digest(shown())})
+    runs = shown()
+    comparison.save(viz.plot_comparison(runs, view="forgetting"), PICTURE, runs)
 
 
 BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}
@@ -307,10 +307,7 @@ BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}
 
 def written(text: str) -> str:
     """The page with the tables that the store makes."""
-    for name, table in BLOCKS.items():
-        begin = f"<!-- pilot, {name}: python -m benchmarks.quality.pilot --table -->"
-        text = comparison.between(begin, f"<!-- end of pilot, {name} -->", table(), text)
-    return text
+    return comparison.filled(text, "pilot", BLOCKS)
 
 
 if __name__ == "__main__":

@@ -363,10 +363,7 @@ PICTURES = {name: Path(f"docs/study_{name}.png") for name in ("estimates", "forg
 
 def written(text: str) -> str:
     """The page with the tables that the store makes."""
-    for name, table in BLOCKS.items():
-        begin = f"<!-- study, {name}: python -m benchmarks.quality.study --table -->"
-        text = comparison.between(begin, f"<!-- end of study, {name} -->", table(), text)
-    return text
+    return comparison.filled(text, "study", BLOCKS)
 
 
 @style.styled
@@ -401,7 +398,7 @@ def draw() -> None:
     shown = tlora.Comparison.read(STORE, tasks=HELD_OUT, methods={arm.name for arm in (ARMS | FEWER).values()})
     figures = {"estimates": draw_estimates(estimates()), "forgetting": viz.plot_comparison(shown, view="forgetting")}
     for name, figure in figures.items():
-        figure.savefig(PICTURES[name], dpi=110, metadata={"Description": comparison.digest(shown)})
+        comparison.save(figure, PICTURES[name], shown)
 
 
 def main() -> None:

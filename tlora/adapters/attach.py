@@ -125,7 +125,8 @@ def attach(
     else:
         refuse_adapted(model)
     kind = None if subspaces is None else subspaces.kind
-    initial = _rows_of_a(model, subspaces, allocation, rows := rows or default_rows(kind))
+    rows = rows or default_rows(kind)
+    initial = _rows_of_a(model, subspaces, allocation, rows)
     overrides = {} if config is None else given(config)
     check_config(model, allocation, overrides)
     for name in allocation.ranks:

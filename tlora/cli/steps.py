@@ -116,8 +116,8 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     for group in groups:
         names = {field.name for field in fields(group)}
         asked = {k: v for k, v in values.items() if k in names and _is_default(ctx, k)}
-        if isinstance(group, Start) and not (group.init and asked.get("init", True)):
-            asked.pop("rows", None)  # a random A has the length that PEFT gives it
+        if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
+            asked.pop("rows", None)
         ctx.params.update(asked)
         found.append(replace(group, **asked))
     return tuple(found)

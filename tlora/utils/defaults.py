@@ -16,13 +16,12 @@ BATCH_SIZE = 8
 DEFAULT_RECIPE: Final = "tlora"
 """The recipe of ``tlora run``, the README and the quickstart."""
 
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+"""Learning rates that a search begins with."""
+
 
 def default_rows(kind: str | None) -> Rows | None:
     """Length of the rows of A that goes with a kind of subspaces; None where there are none and A is random."""
     if kind is None:
         return None
     return "whitened" if kind == "g_whitened" else "variance"
-
-
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-"""Learning rates that a search begins with."""
