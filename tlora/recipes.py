@@ -55,10 +55,10 @@ class Recipe:
 
     Examples
     --------
-    >>> Recipe("wider", attach={"rows": "variance"}, allocate={"temperature": 0.5})
-    Recipe(wider: allocate(temperature=0.5), attach(rows='variance'))
-    >>> Recipe.named("tlora").attach
-    {'rows': 'variance'}
+    >>> Recipe("wider", attach={"rows": "orthonormal"}, allocate={"temperature": 0.5})
+    Recipe(wider: allocate(temperature=0.5), attach(rows='orthonormal'))
+    >>> Recipe.named("tlora-trained").attach
+    {'freeze_a': False}
     """
 
     name: str
@@ -132,12 +132,12 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("tlora-paper", attach={"rows": "orthonormal"}),
-        # What the functions do by default; written out, as it is in the keys of runs.
-        Recipe("tlora", attach={"rows": "variance"}),
+        # What the functions do by default.
+        Recipe("tlora"),
         # A is trained from the same start: LoRA's parameters, for those who have the memory.
-        Recipe("tlora-trained", attach={"rows": "variance", "freeze_a": False}),
+        Recipe("tlora-trained", attach={"freeze_a": False}),
         # A is trained while most is learned, and then frozen: the steps after that cost what those of ``tlora`` cost.
-        Recipe("tlora-freeze-late", attach={"rows": "variance", "freeze_a": False}, train={"freeze_a_after": 0.2}),
+        Recipe("tlora-freeze-late", attach={"freeze_a": False}, train={"freeze_a_after": 0.2}),
         # Plain LoRA: nothing of it is decided by the task.
         Recipe(
             "lora",

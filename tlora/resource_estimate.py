@@ -8,8 +8,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -125,13 +125,6 @@ class ResourceEstimate(Result):
             f"{self.parameters:,} parameters, {len(self.shapes)} modules with {len(set(self.shared.values()))} "
             f"distinct inputs of {self.meta.model}, at most {most / 1e9:.3g} GB"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "meta"}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values, meta=meta)
 
 
 def estimate(

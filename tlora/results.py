@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -104,11 +104,11 @@ class Result:
         raise NotImplementedError
 
     def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        raise NotImplementedError
+        return {}, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "meta"}  # type: ignore[arg-type]  # each is a dataclass
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        raise NotImplementedError
+        return cls(**values, meta=meta)  # type: ignore[call-arg]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._summary()})"

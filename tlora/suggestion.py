@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -197,13 +197,6 @@ class Suggestion(Result):
 
     def _repr_html_(self) -> str:
         return f"<ul>{''.join(f'<li>{sentence}</li>' for sentence in self.sentences())}</ul>{super()._repr_html_()}"
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "meta"}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values, meta=meta)
 
 
 UNKNOWN = (

@@ -155,16 +155,11 @@ def fitting(handles: Sequence[Artist], most: int) -> list[Artist]:
     return [*handles[: most - 1], more] if rest > 1 else list(handles)
 
 
-class PlainNumbers(ScalarFormatter):
+def plain_numbers() -> ScalarFormatter:
     """Numbers of an axis as they are, without a power or a constant beside the axis that belongs to all."""
-
-    def __init__(self) -> None:
-        super().__init__(useOffset=False)
-        self.set_scientific(False)
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        """The text of a tick."""
-        return f"{x:g}" if abs(x) >= 1e5 else super().__call__(x, pos)
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    return formatter
 
 
 def layer_axis(ax: Axes, frame: pd.DataFrame) -> None:

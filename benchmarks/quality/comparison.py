@@ -51,7 +51,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "lora": {"task_subspaces": None, "attach": {"freeze_a": False}},
     "random and frozen": {"task_subspaces": None},
     "tlora-paper": {"attach": RECIPES["tlora-paper"].attach},
-    "tlora": {"attach": RECIPES["tlora"].attach},
+    "tlora": {},
 }
 PARTS = {"ranks and scales": (True, True), "ranks": (True, False), "scales": (False, True), "neither": (False, False)}
 COMPLETE = {"lora": "neither", "tlora-paper": "ranks and scales", "tlora": "ranks and scales"}
@@ -70,12 +70,7 @@ ABLATIONS = {
 }
 # Other directions in place of W C's, everything else as in `tlora`.
 KINDS = {
-    name: Recipe(
-        name,
-        calibrate={"gradient": True} if kind == "g" else {},
-        task_subspaces={"kind": kind},
-        attach=RECIPES["tlora"].attach,
-    )
+    name: Recipe(name, calibrate={"gradient": True} if kind == "g" else {}, task_subspaces={"kind": kind})
     for kind in ("g", "c", "w", "wc_half", "random")
     for name in [f"tlora of kind {kind}"]
 }

@@ -37,7 +37,7 @@ def test_all_cells_run(lab: Lab, name: str) -> None:
 
 def explore(lab: Lab) -> None:
     """A slider moved by key and a module left out by key change what the next cell uses."""
-    cell, use = lab.cell("viz.Workbench("), "chosen = explorer.allocation"
+    cell, use = lab.cell("viz.Workbench("), "chosen = workbench.allocation"
     cell.get_by_role("slider", name="Rank").press("ArrowRight")
     cell.get_by_text("rank=9").wait_for()
     cell.locator(".cell").first.click()

@@ -117,7 +117,7 @@ def _start_over(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "bench" in request.fixturenames:
         it = request.getfixturevalue("bench")
-        it.press("paper")
+        it.press("default")
         it.shows(START)
         it.module(0).click()
 
@@ -210,7 +210,7 @@ def test_keys(bench: Bench) -> None:
 
 
 def test_typing_in_a_control_does_not_reach_the_notebook(bench: Bench) -> None:
-    floor = bench.root.get_by_role("spinbutton", name="Floor")
+    floor = bench.root.get_by_role("spinbutton", name="min_rank")
     floor.click()
     for key in ("d", "d", "a", "b", "2"):
         bench.page.keyboard.press(key)
@@ -220,7 +220,10 @@ def test_typing_in_a_control_does_not_reach_the_notebook(bench: Bench) -> None:
     bench.shows(expected(min_rank=2))
     floor.fill("9")
     floor.press("Enter")
-    bench.root.get_by_text("Floor and ranks set by hand need 2,016 ranks").wait_for()
+    bench.root.get_by_text("min_rank and pinned ranks need 2,016 ranks").wait_for()
+    assert bench.ranks() == expected(min_rank=2)
+    floor.fill("")  # not zero
+    floor.press("Enter")
     assert bench.ranks() == expected(min_rank=2)
 
 

@@ -46,7 +46,7 @@ def test_conda_gets_the_same_dependencies_from_the_same_list():
     assert of_conda.keys() == {"python", "pip"}
     assert of_conda["python"] == SpecifierSet(PROJECT["requires-python"])
     (of_pip,) = [entry["pip"] for entry in CONDA if isinstance(entry, dict)]
-    assert of_pip == ["-e .[dev]"]
+    assert of_pip == ["-e .[all]"]
 
 
 def test_developers_get_all_extras_but_the_engines():

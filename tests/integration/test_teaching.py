@@ -22,11 +22,12 @@ def test_every_exercise_has_a_solution_that_checks_itself() -> None:
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_solutions_hold(family: str) -> None:
     model = tiny_model(family)
-    calibration = tlora.calibrate(model, [tiny_batch(family, lengths=(7, 4, 9, 6))], progress=False)
+    batch = tiny_batch(family, lengths=(7, 4, 9, 6))
+    calibration = tlora.calibrate(model, [batch], progress=False)
     name = calibration.names[2]
     given = {
-        "torch": torch, "tlora": tlora, "model": model, "calibration": calibration, "name": name,
-        "W": model.get_submodule(name).weight.detach(), "C": calibration.covariance[name].dense(),
+        "torch": torch, "tlora": tlora, "model": model, "batch": batch, "calibration": calibration, "name": name,
+        "C": calibration.covariance[name].dense(),
     }  # fmt: skip
     for solution in SOLUTIONS:
         exec(solution, given)

@@ -120,6 +120,7 @@ def attach(
         raise TypeError(f"attach takes (model, subspaces, allocation), got {got} after the model")
     if rows is not None and rows not in get_args(Rows):
         raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
+    check_name(adapter_name, ())
     if replace:
         model = base_of(model)
     else:

@@ -254,7 +254,7 @@ def _check_others(calibration: Calibration | None, held_out: Calibration | None)
 
 def _moments(calibration: Calibration) -> Callable[[str], Covariance]:
     """Second moment by module; modules that share one stand close to each other, and only the last two are kept."""
-    found = lru_cache(maxsize=2)(calibration.second_moment)
+    found = lru_cache(maxsize=2)(lambda name: calibration.covariance[name].second_moment())
     return lambda name: found(calibration.shared[name])
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, INITIAL, RUN, write_adapter
+from tlora.adapters.files import ADAPTER_CONFIG, BASE, earlier_files, refuse_trained, write_adapter
 from tlora.results import Meta, Result
 from tlora.utils.files import replace_files
 from tlora.utils.validation import fraction, positive, positive_int
@@ -195,11 +195,9 @@ class Compression(Result):
         OSError
             If the disk is full or the place is not writable; an earlier adapter is left as it was.
         """
-        if Path(folder, RUN).exists():
-            raise FileExistsError(f"{folder} holds a trained adapter, which is never replaced: choose another folder")
+        refuse_trained(folder)
         prints = {name: values.tolist() for name, values in self.fingerprints.items()}
-        earlier = [Path(ADAPTER_WEIGHTS), INITIAL]
-        with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
+        with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
             write_adapter(fresh, self.adapter, self.config, {BASE: prints} if prints else None)
         return Path(folder)
 

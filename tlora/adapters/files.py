@@ -5,10 +5,12 @@ Checked before PEFT or torch make anything of them: what a config asks for is al
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ PREFIX = "base_model.model."
 RUN = Path("tlora", "run")
 INITIAL = Path("tlora", "initial.json")
 """What an adapter that was not trained yet was attached with."""
+PAGE = Path("README.md")
+"""What an adapter that was not trained yet is to be done with."""
 
 
 BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
@@ -44,6 +48,23 @@ BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
 
 ARGUMENTS = "arguments.json"
 """What a checkpoint was trained with, of what a resumed training cannot change; written once all else is on disk."""
+
+
+def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Files of the adapter in a folder that another one replaces; a page of the user's own is not among them."""
+    return [Path(ADAPTER_WEIGHTS), *([INITIAL, PAGE] if Path(folder, INITIAL).exists() else [])]
+
+
+def refuse_trained(folder: str | os.PathLike[str]) -> None:
+    """Refuse to write what was not trained over the adapter of a training, whose record stays there.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds one.
+    """
+    if Path(folder, RUN).exists():
+        raise FileExistsError(f"{folder} holds a trained adapter, which is never replaced: choose another folder")
 
 
 def checked(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -174,10 +195,26 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
     "target_modules": (lambda value: _names(value) or _pattern(value), "names or a regular expression"),
     "modules_to_save": (_names, "names or null"),
     "base_model_name_or_path": (_name, "a name or null"),
+    "revision": (_name, "a name or null"),
     "task_type": (_name, "a name or null"),
     "bias": (("none", "all", "lora_only").__contains__, "none, all or lora_only"),
 }
 """What values that are read here, or by which PEFT allocates, must be."""
+
+
+def revision(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument of `tlora.load_model` for the base's own version, where a config names one."""
+    return {"revision": name} if (name := config.get("revision")) else {}
+
+
+@contextlib.contextmanager
+def named_by(folder: Path, way_out: str = "model=") -> Iterator[None]:
+    """Add to an error about a base that its name comes from the adapter in a folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass {way_out} where it is elsewhere now)")
+        raise
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

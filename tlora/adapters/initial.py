@@ -8,12 +8,18 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, FROZEN_A, INITIAL, write_adapter
+from tlora.adapters.files import (
+    ADAPTER_CONFIG,
+    BASE,
+    FROZEN_A,
+    PAGE,
+    earlier_files,
+    refuse_trained,
+    write_adapter,
+)
 from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, without_noise
 from tlora.models.weights import base_fingerprints
 from tlora.utils.files import replace_files
-
-PAGE = "README.md"
 
 
 def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
@@ -26,7 +32,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     folder : path-like
         Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them, ``README.md``
         with the lines for PEFT, TRL, LLaMA-Factory and axolotl, and a note of the base and of whether ``A`` is frozen,
-        which `tlora.load` heeds. An adapter that is there already is replaced, other files stay.
+        which `tlora.load` heeds. An untrained adapter that is there already is replaced, other files stay.
 
     Returns
     -------
@@ -39,6 +45,8 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
         If it is not a ``PeftModel``.
     ValueError
         If there is no LoRA, or it was trained: some ``B`` is not zero.
+    FileExistsError
+        If the folder holds a trained adapter.
     OSError
         If the disk is full or the place is not writable; an earlier adapter is left as it was.
 
@@ -46,6 +54,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     -----
     PEFT's format cannot say that ``A`` is frozen: trainers of others train it, unless they take `FreezeA`.
     """
+    refuse_trained(folder)
     if not isinstance(adapted, PeftModel):
         raise TypeError(f"save_initial takes the PeftModel of attach, got a {type(adapted).__name__}")
     modules = lora_modules(adapted)
@@ -58,8 +67,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
         BASE: {name: values.tolist() for name, values in base_fingerprints(adapted).items()},
         FROZEN_A: not any(module.a.requires_grad for module in modules.values()),
     }
-    earlier = [Path(ADAPTER_WEIGHTS), INITIAL, Path(PAGE)]
-    with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
+    with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
         write_adapter(fresh, adapter_tensors(adapted), adapter_config(adapted), record)
         (fresh / PAGE).write_text(_page(adapted, modules, Path(folder)), encoding="utf-8")
     return Path(folder)

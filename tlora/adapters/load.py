@@ -21,8 +21,10 @@ from tlora.adapters.files import (
     PREFIX,
     TrainingRecord,
     checked,
+    named_by,
     read_training_record,
     refuse_replicated,
+    revision,
 )
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
@@ -107,7 +109,8 @@ def load(
     if model is None:
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        model, _ = load_model(base, num_labels=classes(folder, config, sizes, record))
+        with named_by(folder):
+            model, _ = load_model(base, num_labels=classes(folder, config, sizes, record), **revision(config))
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
     check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])

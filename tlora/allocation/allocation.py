@@ -359,8 +359,8 @@ def allocate(
     KeyError
         If a name is not in the sensitivity.
     ValueError
-        If a score is negative, NaN or infinite, or all are zero; if a option is out of range, a rank is not
-        whole, or a option cannot be met. The message names the module and the nearest possible value.
+        If a score is negative, NaN or infinite, or all are zero; if an option is out of range, a rank is not
+        whole, or an option cannot be met. The message names the module and the nearest possible value.
 
     Notes
     -----

@@ -76,9 +76,9 @@ def limits(
     Raises
     ------
     KeyError
-        If a option names an unknown module or projection.
+        If an option names an unknown module or projection.
     ValueError
-        If a option cannot be met; the message gives the nearest possible value.
+        If an option cannot be met; the message gives the nearest possible value.
     """
     for name, value in {"max_rank": options.max_rank, "min_rank": options.min_rank}.items():
         _known(name, value if isinstance(value, dict) else (), targets, "module")

@@ -57,10 +57,10 @@ def calibrate(
         Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
         where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
         same, and a model that reads padding, or other samples, is refused. ``trainer.get_train_dataloader()`` of a
-        Trainer will do. Packed rows are taken apart: ``position_ids`` (B, T) that start again, ``seq_lens`` (tokens of
-        each sample, by row) or ``cu_seqlens`` (where each starts among all B * T tokens) stand for the mask, and each
-        sample counts as if it were alone; one without a label that counts is left out. (Packing takes the label off
-        the first token of each, which nothing predicts: with ``tokens="labels"`` that token does not count then.)
+        Trainer will do. Packed rows are taken apart: ``position_ids`` (B, T) that start again with each sample stand
+        for the mask, and each sample counts as if it were alone; one without a label that counts is left out. (Packing
+        takes the label off the first token of each, which nothing predicts: with ``tokens="labels"`` that token does
+        not count then.)
     samples : int, optional
         Stop after so many, as a loader that streams needs; all by default.
     tokens : {"all", "labels"}

@@ -91,26 +91,6 @@ class Calibration(Result):
         """Covariance by full module name; modules that read the same tensor give the same object."""
         return {name: self.covariances[first] for name, first in self.shared.items()}
 
-    def second_moment(self, name: str) -> Covariance:
-        """Second moment of a module's inputs as they are: what their covariance has, and the means of the samples.
-
-        Parameters
-        ----------
-        name : str
-            Full name of a target module.
-
-        Returns
-        -------
-        Covariance
-            ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, in the form and normalisation of ``covariance[name]``; made at each
-            call, (d_in, d_in) of a dense one.
-
-        See Also
-        --------
-        tlora.Covariance.second_moment : how it is derived.
-        """
-        return self.covariances[self.shared[name]].second_moment()
-
     def spectrum(self) -> Spectrum:
         """Eigenvalues and effective ranks of all covariances."""
         return spectrum(self.covariances, self.shared, self.targets, self.meta)
@@ -159,7 +139,15 @@ class Calibration(Result):
         ValueError
             If it is of another model, of other modules or made with other options, or if a sample is in both.
         """
-        return merged(self, other)
+        if not isinstance(other, Calibration):
+            raise TypeError(f"other is a {type(other).__name__}: pass what calibrate(model, ...) returned")
+        check_alike(self, other.names, other.meta.recipe, other.fingerprints, "the other calibration")
+        twice = set(self.sample_fingerprints.tolist()) & set(other.sample_fingerprints.tolist())
+        if twice:
+            raise ValueError(f"{len(twice)} samples are in both calibrations and would count twice: use others")
+        if self.shared != other.shared or not _same(self.sketching, other.sketching):
+            raise ValueError("the other calibration shares or sketches inputs differently: use one version for both")
+        return _sum(self, other)
 
     def _summary(self) -> str:
         kept = "" if self.meta.recipe.get("covariance") == "dense" else ", sketched"
@@ -250,19 +238,6 @@ def full(triangle: Tensor) -> Tensor:
     matrix[rows, columns] = triangle
     matrix[columns, rows] = triangle
     return matrix
-
-
-def merged(one: Calibration, other: Calibration) -> Calibration:
-    """The calibration of the samples of both; see `Calibration.merge`."""
-    if not isinstance(other, Calibration):
-        raise TypeError(f"other is a {type(other).__name__}: pass what calibrate(model, ...) returned")
-    check_alike(one, other.names, other.meta.recipe, other.fingerprints, "the other calibration")
-    twice = set(one.sample_fingerprints.tolist()) & set(other.sample_fingerprints.tolist())
-    if twice:
-        raise ValueError(f"{len(twice)} samples are in both calibrations and would count twice: use others")
-    if one.shared != other.shared or not _same(one.sketching, other.sketching):
-        raise ValueError("the other calibration shares or sketches inputs differently: use one version for both")
-    return _sum(one, other)
 
 
 def in_order(calibration: Calibration, order: list[int]) -> Calibration:

@@ -64,8 +64,8 @@ class Covariance(ABC):
         """Total variance: the sum of the eigenvalues, in squared units of the activation."""
 
     @abstractmethod
-    def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
-        """The ``k`` largest eigenvalues (all that are known by default), falling; rounding below zero is cut off."""
+    def eigenvalues(self) -> Float[Tensor, " k"]:
+        """All eigenvalues that are known, falling; rounding below zero is cut off."""
 
     @abstractmethod
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
@@ -212,10 +212,9 @@ class DenseCovariance(Covariance):
         """Total variance: the sum of the eigenvalues, in squared units of the activation."""
         return float(self.total.diagonal().double().sum()) / self.samples
 
-    def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
-        """The ``k`` largest eigenvalues (all by default), falling; rounding below zero is cut off."""
-        values = torch.linalg.eigvalsh(self.total.double() / self.samples).flip(0).clamp(min=0).float()
-        return values[:k]
+    def eigenvalues(self) -> Float[Tensor, " k"]:
+        """All eigenvalues, falling; rounding below zero is cut off."""
+        return torch.linalg.eigvalsh(self.total.double() / self.samples).flip(0).clamp(min=0).float()
 
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
         """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""
@@ -268,9 +267,9 @@ class SketchedCovariance(Covariance):
         """Total variance, exactly: that of ``C``, not of its approximation."""
         return self.total_trace / self.samples
 
-    def eigenvalues(self, k: int | None = None) -> Float[Tensor, " k"]:
-        """The ``k`` largest eigenvalues (all that the sketch has by default), falling; lower bounds."""
-        return self._eigen[0][:k].cpu().clone()
+    def eigenvalues(self) -> Float[Tensor, " k"]:
+        """All eigenvalues that the sketch has, falling; lower bounds."""
+        return self._eigen[0].cpu().clone()
 
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
         """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,8 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tlora.calibration.batches import as_tensors
 from tlora.models.forward import IGNORED
 
-_LENGTHS = ("seq_lens", "seq_lengths")
-_STARTS = ("cu_seqlens", "cu_seq_lens", "cu_seq_lens_q")
+_OF_PACKING = ("seq_lens", "seq_lengths", "cu_seqlens", "cu_seq_lens", "cu_seq_lens_q")
 
 
 @dataclass(frozen=True)
@@ -49,63 +48,37 @@ def unpacked(batch: Any, model: Any, where: str) -> list[Any]:
     Raises
     ------
     ValueError
-        If lengths or starts do not fit the rows.
+        If rows are packed and do not say so by their positions.
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch or model.config.is_encoder_decoder:
         return [batch]
-    if all(batch.get(key) is None for key in (*_LENGTHS, *_STARTS, "position_ids")):
+    if batch.get("position_ids") is None:
+        if packed := [key for key in _OF_PACKING if batch.get(key) is not None]:
+            raise ValueError(f"{where} has {packed[0]}: pass position_ids too, which start again with each sample")
         return [batch]
     tensors = as_tensors(batch, model, where)
     ids, labels = tensors["input_ids"], tensors.get("labels")
     if ids.ndim != 2 or labels is None or labels.shape != ids.shape:
         return [batch]
-    parts = _parts(batch, tensors, where)
+    parts = _parts(tensors)
     if parts is None:
         return [batch]
     tensors.setdefault("attention_mask", torch.ones_like(ids))
+    tensors["attention_mask"] = tensors["attention_mask"].clamp(max=1)  # some packers number their samples there
     by_token = {k: v for k, v in tensors.items() if v.shape[:2] == ids.shape and k not in ("position_ids", "seq_idx")}
     labelled = [part for part in parts if bool((labels[part.row, part.start + 1 : part.end] != IGNORED).any())]
     return [_padded(by_token, group) for group in _groups(labelled or parts[:1], ids.numel())]
 
 
-def _parts(batch: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> list[_Part] | None:
+def _parts(tensors: Mapping[str, Tensor]) -> list[_Part] | None:
     """The samples of a packed batch; None of one whose rows are samples."""
     ids, mask, positions = (tensors.get(key) for key in ("input_ids", "attention_mask", "position_ids"))
     assert ids is not None
-    rows, width = ids.shape
-    for key in _LENGTHS:
-        if batch.get(key) is not None:
-            return _of_lengths(batch[key], rows, width, f"{where}: {key}")
-    for key in _STARTS:
-        if batch.get(key) is not None:
-            return _of_starts(torch.as_tensor(batch[key]).tolist(), rows, width, f"{where}: {key}")
     if positions is None or positions.shape != ids.shape or (mask is not None and mask.shape != ids.shape):
         return None
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    found = [part for row in range(rows) for part in _of_positions(row, positions[row], real[row])]
-    return found if mask is None or len(found) > rows else None
-
-
-def _of_lengths(lengths: Any, rows: int, width: int, what: str) -> list[_Part]:
-    """By the tokens of each sample, of each row; what is left of a row is padding."""
-    by_row = [torch.as_tensor(each).flatten().tolist() for each in lengths]
-    if rows == 1:
-        by_row = [[length for each in by_row for length in each]]
-    if len(by_row) != rows or max(map(sum, by_row)) > width or min(map(min, by_row)) < 0:
-        raise ValueError(f"{what} does not fit {rows} rows of {width} tokens: pass the tokens of each sample, by row")
-    ends = [(row, *pair) for row, each in enumerate(by_row) for pair in pairwise(accumulate(each, initial=0))]
-    return [_Part(*place) for place in ends if place[2] > place[1]]
-
-
-def _of_starts(starts: list[int], rows: int, width: int, what: str) -> list[_Part]:
-    """By where each sample starts among the tokens of all rows, and where the last one ends."""
-    parts = [_Part(start // width, start % width, start % width + end - start) for start, end in pairwise(starts)]
-    if not parts or min(p.start for p in parts) < 0 or any(p.end > width or p.row >= rows for p in parts):
-        raise ValueError(
-            f"{what} does not fit {rows} rows of {width} tokens: pass where each sample starts among all of them, and "
-            "where the last one ends"
-        )
-    return [part for part in parts if part.end > part.start]
+    found = [part for row in range(len(ids)) for part in _of_positions(row, positions[row], real[row])]
+    return found if mask is None or len(found) > len(ids) else None
 
 
 def _of_positions(row: int, positions: Tensor, real: Tensor) -> Iterator[_Part]:

@@ -77,10 +77,13 @@ class Sensitivity(ModuleResult):
         Raises
         ------
         ValueError
-            If there is no such score.
+            If there is no such score, or this is another than the published one.
         """
-        if one_of("score", score, SCORES) == "mean":
+        here = self.meta.recipe.get("score", "mean")
+        if one_of("score", score, SCORES) == here:
             return self
+        if here != "mean":
+            raise ValueError(f"these scores are {here!r} already, not {score!r}: take those of calibration.sensitivity")
         sizes = [(target.d_in * target.d_out, target.d_in + target.d_out) for target in self.targets.values()]
         factors = torch.tensor([entries if score == "sum" else entries / costs for entries, costs in sizes])
         meta = replace(self.meta, recipe=dict(self.meta.recipe) | {"score": score})

@@ -124,7 +124,7 @@ class Spectrum(ModuleResult):
         figures = pd.DataFrame([self._figures[name] for name in self.names], columns=_Figures._fields)
         return pd.concat([known, figures], axis=1)
 
-    def curves(self, modules: Iterable[str] | None = None) -> pd.DataFrame:
+    def curves(self, modules: str | Iterable[str] | None = None) -> pd.DataFrame:
         """The spectra themselves: one row a module and direction.
 
         Parameters
@@ -146,11 +146,7 @@ class Spectrum(ModuleResult):
         ValueError
             If ``modules`` is empty.
         """
-        wanted = self.names if modules is None else list(modules)
-        if not wanted:
-            raise ValueError("modules is empty: name at least one, or leave it out for all")
-        if unknown := [name for name in wanted if name not in self.eigenvalues]:
-            raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {self.names[0]!r}")
+        wanted = chosen_modules(self, modules)
         sizes = [len(self.eigenvalues[name]) for name in wanted]
         shares = [self._shares(name) for name in wanted]
         targets = [self.targets[name] for name in wanted]
@@ -250,6 +246,24 @@ def directions_for(cumulative: np.ndarray, share: float) -> float:
         return 0.0
     reached = cumulative >= share - 1e-6  # float32: shares closer than rounding are the same share
     return float(np.argmax(reached) + 1) if reached.any() else float("nan")
+
+
+def chosen_modules(spectrum: Spectrum, modules: str | Iterable[str] | None) -> list[str]:
+    """Full names of the modules that are meant; all by default.
+
+    Raises
+    ------
+    KeyError
+        If one has no spectrum here.
+    ValueError
+        If there are none.
+    """
+    wanted = spectrum.names if modules is None else [modules] if isinstance(modules, str) else list(modules)
+    if not wanted:
+        raise ValueError("modules is empty: name at least one, or leave it out for all")
+    if unknown := [name for name in wanted if name not in spectrum.eigenvalues]:
+        raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {spectrum.names[0]!r}")
+    return wanted
 
 
 def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:

@@ -57,8 +57,8 @@ class Comparing:
         list[str],
         option(
             "Compare",
-            f"A method; may be repeated. There are {', '.join(METHODS)}; tlora-paper, tlora and tlora-trained are the "
-            f"recipes of `tlora run`. Default: {', '.join(PRINCIPAL)}.",
+            f"A method; may be repeated. There are {', '.join(METHODS)}; tlora and tlora-* are recipes of `tlora run`. "
+            f"Default: {', '.join(PRINCIPAL)}.",
         ),
     ] = ()  # type: ignore[assignment]
     rank: Annotated[
@@ -85,7 +85,7 @@ class Comparing:
         option(
             "Training",
             "A rate of the grid to begin with; repeated, each the same factor higher. One alone is that of every "
-            "method, and nothing is searched.",
+            "method; then only the rate of a classifier's head is searched.",
             "--learning-rate",
             "--lr",
         ),
@@ -233,7 +233,8 @@ def _told(report: Report) -> Iterator[None]:
 
     logger, teller = logging.getLogger("tlora.comparison.compare"), Teller(logging.INFO)
     level = logger.level
-    logger.setLevel(logging.INFO)
+    if report.progress:
+        logger.setLevel(logging.INFO)  # the workers take it over
     logger.addHandler(teller)
     try:
         yield

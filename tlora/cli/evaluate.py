@@ -12,12 +12,8 @@ import typer
 
 import tlora
 from tlora.cli.command_line import flat, written
-from tlora.cli.options import BaseModel, Data, Placement, Quiet, TaskName, option
+from tlora.cli.options import Adapter, BaseModel, Data, Placement, Quiet, TaskName, option
 from tlora.cli.output import Report, _viz, facts, metrics_table
-
-Folder = Annotated[
-    Path, typer.Argument(help="Folder of a trained adapter: ours, or any PEFT LoRA adapter.", show_default=False)
-]
 
 EVALUATING = """Examples:
 
@@ -30,7 +26,7 @@ EVALUATING = """Examples:
 @flat
 def evaluate(
     ctx: typer.Context,
-    adapter: Folder,
+    adapter: Adapter,
     task: TaskName,
     placement: Placement,
     model: BaseModel = None,
@@ -51,14 +47,16 @@ def evaluate(
     training; of a folder with a test file alone, all.
     """
     from tlora.adapters.files import checked
+    from tlora.adapters.hub import adapter_folder
     from tlora.cli import steps
     from tlora.tasks.load import task_contents
 
-    report, record = Report(quiet), steps.recorded(adapter)
+    report, folder = Report(quiet), adapter_folder(adapter)
+    record = steps.recorded(folder)
     known = _data_of(record, task)
-    name = steps.base_name(adapter, model)
-    with steps.named_by(adapter, model):
-        bare, loaded = steps.load_base(name, known or Data(task=task), placement, report)
+    name, where = steps.base_of(folder, model)
+    with steps.named(folder, model):
+        bare, loaded = steps.load_base(name, known or Data(task=task), placement, report, **where)
     kept = record.meta.recipe if record else {}
     if kept.get("classes") and kept["classes"] != list(loaded.classes):
         raise ValueError(
@@ -78,12 +76,12 @@ def evaluate(
             stacklevel=1,
         )
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
-    checked(adapter, "evaluate")  # now, and not when the base was evaluated
+    checked(folder, "evaluate")  # now, and not when the base was evaluated
     metrics: dict[str, dict[str, float]] = {}
     if base:  # before the adapter, which may have parts in the base itself
         with report.step("evaluating the base"):
             metrics["base"] = loaded.evaluate(bare, **options)
-    adapted = tlora.load(adapter, bare)
+    adapted = tlora.load(folder, bare)
     with report.step("evaluating"):
         metrics["adapter"] = loaded.evaluate(adapted, **options)
     samples = min(len(loaded.test), eval_limit or len(loaded.test))
@@ -91,26 +89,34 @@ def evaluate(
         typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
         return
     typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
-    then = {"adapter": adapter, "output": steps.beside(adapter, "-merged")}
-    typer.echo(facts({"next": written(merge, then)}))
+    then = {"output": next_to(adapter, "-merged")}
+    typer.echo(facts({"next": written(merge, ctx.params | then)}))
+
+
+def next_to(adapter: str, suffix: str) -> Path:
+    """Where the next command can write: beside the folder; an adapter of the hub has none, so here."""
+    from tlora.cli import steps
+
+    return steps.beside(Path(adapter), suffix) if Path(adapter).exists() else Path(f"adapter{suffix}")
 
 
 @flat
 def merge(
-    adapter: Folder,
+    adapter: Adapter,
     output: Annotated[Path, typer.Argument(help="Folder to write; it must not hold anything.", show_default=False)],
     placement: Placement,
     model: BaseModel = None,
     quiet: Quiet = False,
 ) -> None:
     """Fold an adapter into the weights of its base: a whole model, which transformers loads on its own."""
+    from tlora.adapters.hub import adapter_folder
     from tlora.cli import steps
     from tlora.serving.export import save_model
 
     report = Report(quiet)
     steps.check_new(output)
     with report.step(f"merging {adapter}"):
-        adapted, tokenizer = steps.loaded(adapter, model, placement)
+        adapted, tokenizer = steps.loaded(adapter_folder(adapter), model, placement)
         merged = tlora.merge(adapted)
     with report.step(f"writing {output}"):
         save_model(merged, tokenizer, output)

@@ -61,6 +61,14 @@ Model = Annotated[
         "-m",
     ),
 ]
+Adapter = Annotated[
+    str,
+    typer.Argument(
+        metavar="ADAPTER",
+        help="Folder of a PEFT LoRA adapter, or its name on the hub: owner/name, owner/name@revision.",
+        show_default=False,
+    ),
+]
 BaseModel = Annotated[
     str | None, option("Model", "Base model, where it is not the one that the adapter names.", "--model", "-m")
 ]
@@ -315,7 +323,7 @@ class Training:
         float,
         option(
             "Training",
-            "Peak learning rate of AdamW; warm-up over 3 %, then a cosine. Worth a search: the best of our comparison "
+            "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best of our comparison "
             "at rank 8 were 6e-5 to 4e-3 for tlora-paper, 5e-4 to 8e-3 for tlora, 1e-3 to 2e-3 for tlora-trained.",
             "--learning-rate",
             "--lr",

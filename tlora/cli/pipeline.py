@@ -216,13 +216,14 @@ def init(
     Writes an ordinary PEFT adapter whose B is zero; in its folder also `tlora/` (the sensitivity, the spectrum, the
     allocation) and a README with the lines for PEFT, TRL, LLaMA-Factory and axolotl.
     """
-    from tlora.adapters.initial import PAGE
+    from tlora.adapters.files import PAGE, refuse_trained
     from tlora.cli import steps
 
     looking, allocating, start = steps.by_recipe(ctx, recipe, looking, allocating, start)
     allocating = allocating.within(looking.directions) if start.init else allocating
     report, line = Report(quiet), written(init, ctx.params)
     steps.check_start(start, placement, output, overwrite)
+    refuse_trained(output)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, looking, allocating)
     made = steps.origin(line, data)
@@ -274,9 +275,9 @@ def train(
     """
     from tlora.cli import steps
 
+    start, training = steps.by_recipe(ctx, recipe, start, training)
     if start.init and calibration is None:
         raise ValueError("the initial A comes from a calibration: pass --calibration, or --no-init")
-    start, training = steps.by_recipe(ctx, recipe, start, training)
     report, line = Report(quiet), written(train, ctx.params)
     left = [] if resume else steps.checkpoints(output)
     made = steps.origin(line, data)

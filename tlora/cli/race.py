@@ -10,6 +10,7 @@ import typer
 
 import tlora
 from tlora.cli.command_line import flat, written
+from tlora.cli.compare import METHODS
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
 from tlora.utils.defaults import BATCH_SIZE
@@ -69,12 +70,13 @@ class Racing:
         for said in self.arm or ARMS:
             name, _, value = said.rpartition("=")
             folder = Path(value)
-            name = name or (folder.name if folder.is_dir() else value)
+            is_folder = value not in ("uniform", *METHODS) and folder.is_dir()  # in a clone, tlora is one as well
+            name = name or (folder.name if is_folder else value)
             if name in found:
                 raise ValueError(
                     f"--arm {said}: there is an arm {name!r} already: put another name first, NAME={value}"
                 )
-            found[name] = tlora.Allocation.load(folder) if folder.is_dir() else value
+            found[name] = tlora.Allocation.load(folder) if is_folder else value
         return found
 
     def arguments(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import typer
 import tlora
 from tlora.allocation.footprint import size_text
 from tlora.cli.command_line import flat, written
-from tlora.cli.evaluate import Folder
-from tlora.cli.options import BaseModel, EngineName, Overwrite, Placement, Quiet, option
+from tlora.cli.evaluate import next_to
+from tlora.cli.options import Adapter, BaseModel, EngineName, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, facts, table
 from tlora.utils.defaults import Format
 
@@ -40,19 +40,11 @@ COMPRESSING = """Examples:
 
 `tlora compress owner/adapter small --energy 0.95 --calibration calibration --held-out other-samples`
 """
-Anywhere = Annotated[
-    str,
-    typer.Argument(
-        metavar="ADAPTER",
-        help="Folder of a PEFT LoRA adapter, or its name on the hub: owner/name, owner/name@revision.",
-        show_default=False,
-    ),
-]
 
 
 @flat
 def inspect(
-    adapter: Anywhere,
+    adapter: Adapter,
     energy: Annotated[
         float, typer.Option(help="Share of an update's squared norm that the used directions hold.")
     ] = 0.99,
@@ -76,21 +68,14 @@ def inspect(
     rows += [[r.module, str(r.rank), str(r.used_rank), f"{r.update_norm:.3g}"] for r in by_use.head(5).itertuples()]
     typer.echo(f"{facts(_about(seen, use, energy))}\n\n{table(rows)}\n\n{facts(_readings(engines, len(seen.ranks)))}\n")
     if engines["wrong"].any() or len(set(seen.ranks.values())) > 1:
-        typer.echo(facts({"next": written(export, {"adapter": adapter, "output": _beside(adapter, "-served")})}))
+        typer.echo(facts({"next": written(export, {"adapter": adapter, "output": next_to(adapter, "-served")})}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
 
-def _beside(adapter: str, suffix: str) -> Path:
-    """Where the next command can write: beside the folder; an adapter of the hub has none, so here."""
-    from tlora.cli import steps
-
-    return steps.beside(Path(adapter), suffix) if Path(adapter).exists() else Path(f"adapter{suffix}")
-
-
 @flat
 def compress(
-    adapter: Anywhere,
+    adapter: Adapter,
     output: Annotated[Path, typer.Argument(help="Folder to write the smaller adapter to.", show_default=False)],
     rank: Annotated[int | None, option("Budget", "Cut every module to this rank at most.")] = None,
     parameters: Annotated[
@@ -174,7 +159,7 @@ def _readings(engines: Any, modules: int) -> dict[str, str]:
 
 @flat
 def export(
-    adapter: Folder,
+    adapter: Adapter,
     output: Annotated[
         Path, typer.Argument(help="Folder to write; for gguf also a file, NAME.gguf.", show_default=False)
     ],
@@ -200,16 +185,18 @@ def export(
     For PEFT's readers with one rank for all modules, the scaling folded into B, and no patterns. Whatever the format,
     what was written is read again, and its logits are compared with those of the trained adapter.
     """
+    from tlora.adapters.hub import adapter_folder
     from tlora.cli import steps
     from tlora.serving.export import export_format
     from tlora.serving.verify import PROMPTS, export_difference
 
     report, kind = Report(quiet), export_format(format, engine)
-    base = steps.base_name(adapter, model)
-    _check_export(output, kind, overwrite, {"the adapter itself": adapter, "its base model": base})
+    folder = adapter_folder(adapter)
+    base, _ = steps.base_of(folder, model)
+    _check_export(output, kind, overwrite, {"the adapter itself": folder, "its base model": base})
     computing = Placement(device=device, dtype="float32" if dtype == "float32" else None)
     with report.step(f"exporting {adapter}"):
-        adapted, tokenizer = steps.loaded(adapter, model, computing)
+        adapted, tokenizer = steps.loaded(folder, model, computing)
         written_to = tlora.export(adapted, output, format=kind, engine=engine, dtype=dtype, tokenizer=tokenizer)
     with report.step("comparing its logits with those of the adapter"):
         prompts = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in PROMPTS]

@@ -21,7 +21,10 @@ from tlora.adapters.files import (
     RUN,
     check_files,
     checked,
+    earlier_files,
+    named_by,
     read_training_record,
+    revision,
     saved_config,
 )
 from tlora.adapters.initial import save_initial
@@ -41,6 +44,7 @@ from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card, check_numbers, check_report
+from tlora.training.parts import Parts
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.defaults import BATCH_SIZE
@@ -97,6 +101,13 @@ def check_run(
 ) -> None:
     """Refuse, before anything is computed, what could not be trained or saved; ``left`` is what an earlier run left."""
     check_numbers(training.learning_rate, training.epochs, training.batch_size, training.eval_limit)
+    Parts(training.a_learning_rate, training.head_learning_rate, training.freeze_a_after)
+    for name in ("a_learning_rate", "freeze_a_after"):
+        if start.init and start.freeze_a and (value := getattr(training, name)) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value:g} is for an A that is trained: add --no-freeze-a, or take "
+                "--recipe tlora-trained"
+            )
     check_report(training.report_to)
     check_card(checked_device(placement.device, {}))
     check_start(start, placement, output, overwrite)
@@ -137,14 +148,14 @@ def once(act: Callable[[], object]) -> None:
     Processes.of_this_run().once(act)
 
 
-def load_base(name: str, data: Data, placement: Placement, report: Report) -> tuple[Any, Task]:
+def load_base(name: str, data: Data, placement: Placement, report: Report, **where: Any) -> tuple[Any, Task]:
     """The model, with as many classes as the task has, and the task tokenized for it."""
     if placement.dtype is not None:
         floating_dtype(placement.dtype)  # refused before the task is loaded
     with report.step(f"loading {name} and {data.task}"):
         options = {"max_length": data.max_length, "seed": data.seed, "progress": report.progress}
         task = load_task_of(name, data.task, **options, **data.sizes())
-        model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **placement.arguments())
+        model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **placement.arguments(), **where)
     dtype = str(model.dtype).removeprefix("torch.")
     report.say(f"  {type(model).__name__}, {model.num_parameters():,} parameters, {dtype} on {model.device}")
     report.say(f"  {task!r}")
@@ -284,7 +295,7 @@ def train_adapter(
 
 def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> None:
     """Write the adapter's folder with the results in it: all of it, or nothing. Those of an earlier run go."""
-    earlier = [Path(ADAPTER_WEIGHTS), *saved_files(output, RUN.parent / "*")]
+    earlier = [*earlier_files(output), *saved_files(output, RUN.parent / "*")]
     with replace_files(output, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as fresh:
         run.save(fresh)
         for name, result in results.items():
@@ -325,13 +336,13 @@ def check_new(folder: Path) -> None:
     check_output(folder, MODEL_CONFIG)
 
 
-def base_name(folder: Path, model: str | None) -> str:
-    """The base model of an adapter."""
+def base_of(folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
+    """The base model of an adapter, and its revision where the adapter names one."""
     check_files(folder)
-    name = model or saved_config(folder, "tlora").get("base_model_name_or_path")
-    if not name:
+    config = saved_config(folder, "tlora") if model is None else {"base_model_name_or_path": model}
+    if not (name := config.get("base_model_name_or_path")):
         raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
-    return name
+    return name, revision(config)
 
 
 def recorded(folder: Path) -> TrainingRun | None:
@@ -341,19 +352,13 @@ def recorded(folder: Path) -> TrainingRun | None:
 
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """The base with the adapter on it, and its tokenizer."""
-    name = base_name(folder, model)
+    name, where = base_of(folder, model)
     labels = classes(folder, *checked(folder, "tlora"), read_training_record(folder))
-    with named_by(folder, model):
-        base, tokenizer = load_model(name, num_labels=labels, **placement.arguments())
+    with named(folder, model):
+        base, tokenizer = load_model(name, num_labels=labels, **placement.arguments(), **where)
     return load(folder, base), tokenizer
 
 
-@contextlib.contextmanager
-def named_by(folder: Path, model: str | None) -> Iterator[None]:
-    """Add to an error about a base that its name comes from the adapter, unless the command line gave it."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if model is None:
-            error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass --model where it is elsewhere now)")
-        raise
+def named(folder: Path, model: str | None) -> contextlib.AbstractContextManager[None]:
+    """Adds to an error about a base that its name comes from the adapter, unless the command line gave it."""
+    return named_by(folder, "--model") if model is None else contextlib.nullcontext()

@@ -23,6 +23,7 @@ SUGGESTING = """Examples:
 
 @flat
 def suggest(
+    ctx: typer.Context,
     model: Model,
     data: Data,
     placement: Placement,
@@ -54,11 +55,5 @@ def suggest(
         )
     typer.echo(table(rows))
     typer.echo()
-    then = {
-        "model": model,
-        "task": data.task,
-        "rank": found.rank,
-        "samples": found.samples or samples,
-        "output": "adapter",
-    }
-    typer.echo(facts({"next": written(run, then)}))
+    then = {"rank": found.rank, "samples": found.samples or samples, "output": "adapter"}
+    typer.echo(facts({"next": written(run, ctx.params | then)}))

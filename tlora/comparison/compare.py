@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from tlora.comparison import lr_search
 from tlora.comparison.comparison import Comparison, cell_text, score_of
 from tlora.comparison.methods import HEAD, METHODS, Memory, Method, chosen
-from tlora.comparison.run import Cell, Split, Terms, load_data, model_contents, run
+from tlora.comparison.run import Cell, Split, Terms, load_data, model_contents, other_texts, run
 from tlora.comparison.store import Record, Store, key_text
 from tlora.models.loading import checked_device, floating_dtype
 from tlora.recipes import Recipe
@@ -90,7 +90,8 @@ def compare(
     learning_rates : float or iterable of float
         The grid to begin with: two rates or more, from one to the next by the same factor. ``"lora+"`` and
         ``"tlora+"``, whose optimisers multiply the rate of ``B`` by 16, and ``"full"`` begin at a sixteenth of it. One
-        rate alone is that of every method: nothing is searched, and only runs at it are returned.
+        rate alone is that of every method: only the rate of a classifier's head is searched then, and only runs at it
+        are returned.
     seeds : iterable of int
         Of the final runs: of a fresh head, of the adapter, and of which samples are trained on, in which order.
     search_seeds : iterable of int
@@ -154,6 +155,10 @@ def compare(
     check_card(checked_device(device, {}))
     floating_dtype(dtype)
     others = _data(forgetting, "forgetting") if forgetting else {}
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(
+            f"compare loads a fresh base for each run: pass its name or folder, not a {type(model).__name__}"
+        )
     terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device, as_names(target_modules), others)
     cells = _cells(methods, tasks, terms, ranks)
     settings = SearchSettings(
@@ -209,6 +214,9 @@ def complete(cell: Cell, settings: SearchSettings, store: Store) -> str:
         key_text({name: about.get(name) for name in ("model", "target_modules", "task", "data", "contents")})
     )
     task = memory("task", lambda: load_data(cell.terms, cell.task, cell.data))
+    if cell.terms.forgetting and task.kind == "classification":
+        raise ValueError(f"forgetting= is what a language model forgets, and {cell.task!r} has classes: leave it out")
+    other_texts(cell.terms, memory)
     known, head_rate = store.find(), None
     if task.kind == "classification" and cell.method.name != HEAD:
         head = replace(cell, method=METHODS[HEAD], rank=1)
@@ -366,7 +374,7 @@ def _data(tasks: Tasks, argument: str = "tasks") -> dict[str, dict[str, Any]]:
             f"{argument}: pass names, or arguments of load_task by name that JSON can hold ({error})"
         ) from error
     if not found:
-        raise ValueError("name at least one task")
+        raise ValueError("name at least one task (--task)")
     return found
 
 

@@ -50,7 +50,7 @@ from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.subspaces.subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, default_rows
 from tlora.utils.reproducibility import seeded
 
 Arguments = Mapping[str, Any]
@@ -158,7 +158,10 @@ def from_recipe(recipe: Recipe) -> Method:
 
 
 def _of_recipe(recipe: Recipe) -> Method:
-    return Method(recipe.name, partial(_walk, recipe), recipe.arguments(), train=recipe.train)
+    arguments = recipe.arguments()
+    if recipe.task_subspaces is not None:  # in the keys of runs the length of A's rows is written out
+        arguments["attach"] = {"rows": default_rows(recipe.task_subspaces.get("kind", "wc"))} | dict(recipe.attach)
+    return Method(recipe.name, partial(_walk, recipe), arguments, train=recipe.train)
 
 
 def _walk(recipe: Recipe, job: Job) -> PeftModel:

@@ -498,7 +498,7 @@ class _Course:
                 if FIRST * steps <= step < steps and so_far.is_ahead:
                     return "decided"
                 if last or len(self.out) == len(self.lanes):
-                    return "done" if step == steps else "time"
+                    return "done" if step == steps else "time" if last else "out"
         return "done"
 
     def _round(self) -> None:

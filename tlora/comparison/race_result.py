@@ -22,6 +22,7 @@ ENDINGS = {
     "decided": "stopped as decided",
     "done": "all steps done",
     "time": "stopped as the time was up",
+    "out": "stopped as no arm was left",
     "interrupted": "interrupted",
 }
 """How a race ended, in words."""
@@ -55,8 +56,8 @@ class Race(Result):
         Arm, learning rate and validation loss of what was tried before; infinite where it diverged.
     out : dict of str
         Why an arm has left the race, by name.
-    ending : {"decided", "done", "time", "interrupted", ""}
-        One was ahead of all others; all steps were done; the time was up; the user; not yet.
+    ending : {"decided", "done", "time", "out", "interrupted", ""}
+        One was ahead of all others; all steps were done; the time was up; all arms had left; the user; not yet.
     margin : float
         Differences up to this do not matter.
     seconds : float
@@ -203,7 +204,7 @@ class Race(Result):
         if found.high < 0:
             return BEHIND
         # At the beginning there is never a difference: that there is none is a finding of the end.
-        at_the_end = self.looks[look] == self.steps or self.ending == "time"
+        at_the_end = self.looks[look] == self.steps or (self.ending == "time" and look == len(self.looks) - 1)
         return SAME if at_the_end and -self.margin <= found.low and found.high <= self.margin else OPEN
 
     def _verdict(self, arm: str, other: str) -> tuple[int, str, Interval]:

@@ -167,14 +167,21 @@ def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:
     return task
 
 
-def load_text(model: str, name: str, data: Mapping[str, Any]) -> Task:
-    """A text whose loss is measured before and after.
+def other_texts(terms: Terms, memory: Memory) -> dict[str, Task]:
+    """The texts whose loss is measured before and after, by name.
 
     Raises
     ------
     ValueError
-        If it has classes, or no test samples.
+        If one has classes, or no test samples.
     """
+    return {
+        name: memory(("other text", name, data), partial(_load_text, terms.model, name, data))
+        for name, data in terms.forgetting.items()
+    }
+
+
+def _load_text(model: str, name: str, data: Mapping[str, Any]) -> Task:
     task = load_task_of(model, name, **data)
     if task.kind == "classification" or not len(task.test):
         why = "has classes, and no text that a model writes" if len(task.test) else "has no test samples"
@@ -235,11 +242,8 @@ def _measured(
 ) -> Record:
     terms = cell.terms
     model, _ = load_model(terms.model, num_labels=task.num_labels, seed=seed, dtype=terms.dtype, device=terms.device)
-    others = {
-        name: memory(("other text", name, data), partial(load_text, terms.model, name, data))
-        for name, data in terms.forgetting.items()
-    }
-    measured = others if split == "test" else {}  # rates are chosen by what is learnt, not by what is forgotten
+    # Rates are chosen by what is learnt, not by what is forgotten.
+    measured = other_texts(terms, memory) if split == "test" else {}
     before = memory(("loss before", split, terms.forgetting), lambda: _losses(model, measured))
     job = Job(model, task, cell.rank, seed, terms.steps, terms.samples, memory, terms.target_modules)
     started, saved = time.perf_counter(), memory.saved
@@ -250,7 +254,8 @@ def _measured(
         trained = _train(cell, adapted, task, rate, seed, head_rate)
     if trained.interrupted:
         raise KeyboardInterrupt("the comparison was interrupted; what is done is in the store")
-    found = outcomes(adapted, task, split, batch_size=max(16, terms.batch_size))
+    each = per_sample(adapted, task, getattr(task, split), max(16, terms.batch_size), progress=False)
+    found = {name: each[name] for name in dict.fromkeys(("loss", task.metric))}
     return (
         _result(trained, found, split)
         | _forgotten(before, _losses(adapted, measured))
@@ -297,19 +302,20 @@ def _train(cell: Cell, adapted: PeftModel, task: Task, rate: float, seed: int, h
     )
 
 
-def _result(trained: TrainingRun, found: Outcomes, split: Split) -> Record:
-    """Status, metrics and outcomes; numbers that are not finite are left out."""
-    finite = all(np.isfinite(value) for value in found.metrics.values())
+def _result(trained: TrainingRun, found: Mapping[str, Floats], split: Split) -> Record:
+    """Status, metrics and outcomes, from the values of each sample; numbers that are not finite are left out."""
+    metrics = {name: float(values.mean()) for name, values in found.items()}
+    finite = all(np.isfinite(value) for value in metrics.values())
     losses = trained.history["loss"].dropna()
     record: Record = {
         "status": "diverged" if trained.diverged or not finite else "done",
         "steps_done": int(trained.history["step"].max()) if len(trained.history) else 0,
-        "metrics": {name: value for name, value in found.metrics.items() if np.isfinite(value)},
+        "metrics": {name: value for name, value in metrics.items() if np.isfinite(value)},
     }
     if len(losses) and np.isfinite(losses.iloc[-1]):
         record["last_training_loss"] = round(float(losses.iloc[-1]), 6)
     if split == "test" and finite:
-        kept = found.per_sample | {TRAINING: losses.to_numpy(np.float64)}
+        kept = {**found, TRAINING: losses.to_numpy(np.float64)}
         record["outcomes"] = {name: packed(values) for name, values in kept.items()}
     return record
 
@@ -318,50 +324,6 @@ def _machine(device: str | None) -> str:
     if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Metrics of a split, and the values that they are the means of.
-
-    Attributes
-    ----------
-    metrics : dict of float
-        As `Task.evaluate` gives them: ``loss`` and the task's own.
-    per_sample : dict of (N,) float64 array
-        By metric, in the order of the split; the mean is the metric. A sample's loss is weighted by its part of all
-        labelled tokens, ``N * (summed loss of the sample) / (tokens of the split)``.
-    """
-
-    metrics: dict[str, float]
-    per_sample: dict[str, Floats]
-
-
-def outcomes(model: Any, task: Task, split: str, *, batch_size: int = 16) -> Outcomes:
-    """Evaluate a model sample by sample: its loss, and the task's headline metric.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        Left in the modes it had.
-    task : Task
-        Where the samples come from.
-    split : str
-        ``"train"``, ``"validation"`` or ``"test"``.
-    batch_size : int
-        Most samples at a time.
-
-    Raises
-    ------
-    ValueError
-        If the split is empty.
-    """
-    rows = getattr(task, split)
-    if not len(rows):
-        raise ValueError(f"the {split} split of {task.name!r} is empty: load the task with {split}= of at least 1")
-    each = per_sample(model, task, rows, batch_size, progress=False)
-    found = {name: each[name] for name in dict.fromkeys(("loss", task.metric))}
-    return Outcomes({name: float(values.mean()) for name, values in found.items()}, found)
 
 
 class PeakMemory:

@@ -94,7 +94,8 @@ def _check(
 def _runs(rows: pd.DataFrame, outcomes: Mapping[str, Tensor], metric: str | None) -> Runs:
     found, training = {}, {}
     for index, row in rows.iterrows():
-        if (losses := outcomes.get(f"{index}.{TRAINING}")) is not None:
+        losses = outcomes.get(f"{index}.{TRAINING}")
+        if losses is not None and len(losses):  # a run may diverge before it has logged any
             training[int(row["seed"])] = _smooth(losses.double().numpy())
         name = metric or next((k for k, v in LOWER_IS_BETTER.items() if v == row["metric"]), row["metric"])
         values = outcomes.get(f"{index}.{name}")

@@ -17,7 +17,13 @@ import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HOME
-from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -125,15 +131,13 @@ def load_model(
     return model.to(place) if place is not None else model, tokenizer
 
 
-def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; see `load_model` for the names.
 
     Parameters
     ----------
     name : str or path-like
         Name of the model.
-    **kwargs
-        What says where its files are: ``revision``, ``token``, ``cache_dir``, ...
 
     Returns
     -------
@@ -145,7 +149,7 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
     ModuleNotFoundError, FileNotFoundError, ValueError
         As `load_model`; ValueError also for a model without a tokenizer.
     """
-    return _padded_tokenizer(_files(name, kwargs), name)
+    return _padded_tokenizer(_files(name, {}), name)
 
 
 def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
@@ -470,6 +474,8 @@ def _on_hub(name: str, where: dict[str, Any]) -> Location:
         reason = "it has not the form of a hub id"
     except RepositoryNotFoundError:
         raise _unknown(name, "the hub has no such model, or only for who is logged in") from None
+    except RevisionNotFoundError:
+        raise _unknown(name, f"the hub has no revision {where['revision']!r} of it") from None
     except (HTTPError, OfflineModeIsEnabled) as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
     if cached is None:

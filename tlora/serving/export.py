@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.attach import merge
-from tlora.adapters.files import ADAPTER_CONFIG, PREFIX, RUN, Adapter, write_adapter
+from tlora.adapters.files import ADAPTER_CONFIG, PREFIX, Adapter, refuse_trained, revision, write_adapter
 from tlora.adapters.lora_layers import shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.models.weights import sharing_weights
@@ -181,6 +181,7 @@ def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, 
         "inference_mode": True,
         "modules_to_save": sorted(set(config.modules_to_save)) if config.modules_to_save else None,
         "target_modules": targets,
+        **revision(vars(config)),
     }
 
 
@@ -306,8 +307,7 @@ def _earlier(folder: Path, format: str) -> list[Path]:
     check_folder(folder, RECORD)
     if not (folder / RECORD).exists():
         return []
-    if (folder / RUN).exists():
-        raise FileExistsError(f"{folder} holds a trained adapter, which is never replaced: choose another path")
+    refuse_trained(folder)
     try:
         record = read_json(folder / RECORD)
         written, files = record["format"], [Path(name) for name in record["files"]]

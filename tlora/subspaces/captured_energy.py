@@ -184,7 +184,7 @@ def _energy(w: Float[Tensor, "d_out d_in"], c: Covariance) -> float:
     return sum(float((rows @ dense).double().square().sum()) for rows in w.split(1024))
 
 
-def checked_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> list[int]:
+def checked_ranks(subspaces: Mapping[str, Subspaces], ranks: int | Iterable[int]) -> list[int]:
     """The ranks, rising, if every subspace has them and all are of the same modules.
 
     Raises
@@ -199,7 +199,7 @@ def checked_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> l
             f"subspaces is a {type(subspaces).__name__}: pass a dict of Subspaces by name, e.g. "
             "{'wc': task_subspaces(model, calibration)}"
         )
-    wanted = sorted({positive_int(rank, "a rank") for rank in ranks})
+    wanted = sorted({positive_int(rank, "a rank") for rank in (ranks if isinstance(ranks, Iterable) else [ranks])})
     if not subspaces or not wanted:
         raise ValueError(f"{len(subspaces)} subspaces at {len(wanted)} ranks: give at least one of both")
     first, *others = subspaces

@@ -114,15 +114,13 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
     return _outcome(report, token, ended, limits)
 
 
-def run_programs(programs: Iterable[str], limits: Limits | None = None) -> list[Outcome]:
+def run_programs(programs: Iterable[str]) -> list[Outcome]:
     """Run programs side by side, as many as there are processors for this process; see `run_program`.
 
     Parameters
     ----------
     programs : iterable of str
         Source texts.
-    limits : Limits, optional
-        Of each program.
 
     Returns
     -------
@@ -136,7 +134,7 @@ def run_programs(programs: Iterable[str], limits: Limits | None = None) -> list[
     """
     _check_runner()
     with ThreadPoolExecutor(_processors()) as pool:
-        return list(pool.map(lambda program: run_program(program, limits), programs))
+        return list(pool.map(run_program, programs))
 
 
 def _processors() -> int:

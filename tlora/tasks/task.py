@@ -106,13 +106,13 @@ class Task:
                 return index
         return 0
 
-    def calibration(self, n: int, batch_size: int = BATCH_SIZE, max_tokens: int | None = None) -> Batches:
+    def calibration(self, samples: int, batch_size: int = BATCH_SIZE, max_tokens: int | None = None) -> Batches:
         """Batches of training samples to calibrate on; the same call gives the same samples.
 
         Parameters
         ----------
-        n : int
-            How many samples. Fewer are always among the more: 16 of them are in the 32.
+        samples : int
+            How many. Fewer are always among the more: 16 of them are in the 32.
         batch_size : int
             Most samples of a batch. Samples of a batch have similar lengths, so that little is padding.
         max_tokens : int, optional
@@ -130,15 +130,15 @@ class Task:
         ValueError
             If the training split has fewer samples, or a number is not positive.
         """
-        for name, value in (("n", n), ("batch_size", batch_size), ("max_tokens", max_tokens)):
+        for name, value in (("samples", samples), ("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value is not None:
                 positive_int(value, name)
-        if n > len(self.train):
+        if samples > len(self.train):
             raise ValueError(
-                f"n={n} calibration samples asked for, the training split of {self.name!r} has "
+                f"{samples} calibration samples asked for, the training split of {self.name!r} has "
                 f"{len(self.train)}: ask for fewer, or load the task with a larger train="
             )
-        drawn = np.random.default_rng(self.seed).permutation(len(self.train))[:n]
+        drawn = np.random.default_rng(self.seed).permutation(len(self.train))[:samples]
         rows = list(self.train.select(drawn))
         batches = by_length([len(row["input_ids"]) for row in rows], batch_size, max_tokens)
         collated = [self.collate([rows[index] for index in indices]) for indices in batches]

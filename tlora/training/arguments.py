@@ -29,7 +29,7 @@ _NO_EFFECT = {"do_train", "do_eval", "do_predict", "local_rank"}
 _CHECKPOINTING = "activation" if "activation_checkpointing" in _FIELDS else "gradient"
 _DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.03,
+    "warmup_steps": 0.1,
     "weight_decay": 0.0,
     "logging_steps": 1,
     "logging_nan_inf_filter": False,

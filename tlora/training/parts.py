@@ -25,22 +25,30 @@ class Parts:
         Peak learning rates; None for that of all the rest.
     freeze_a_after : float or None
         Part of all steps after which ``A`` stays as it is; None for never.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of range.
     """
 
     a_learning_rate: float | None = None
     head_learning_rate: float | None = None
     freeze_a_after: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in self.record().items():
+            (fraction if name == "freeze_a_after" else positive)(name, value)
+
     def check(self, model: PeftModel) -> None:
-        """Refuse a number out of range, or one for a part that is not trained.
+        """Refuse a number for a part that is not trained.
 
         Raises
         ------
-        TypeError, ValueError
+        ValueError
             Naming the argument.
         """
         for name, value in self.record().items():
-            (fraction if name == "freeze_a_after" else positive)(name, value)
             members, way = _PARTS[name]
             if not members(model):
                 raise ValueError(f"{name}={value} is for what is not trained in this model: {way}")

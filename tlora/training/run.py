@@ -15,7 +15,15 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, RUN, check_files, write_adapter
+from tlora.adapters.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    RUN,
+    check_files,
+    earlier_files,
+    write_adapter,
+)
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.files import digest, replace_files
@@ -165,7 +173,7 @@ class TrainingRun(Result):
         FileExistsError
             If ``path`` is a file.
         """
-        earlier = [Path(ADAPTER_WEIGHTS), *saved_files(path, RUN)]
+        earlier = [*earlier_files(path), *saved_files(path, RUN)]
         with replace_files(path, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as folder:
             write_adapter(folder, self.adapter, self.adapter_config)
             (folder / RUN).mkdir(parents=True)

@@ -29,7 +29,7 @@ RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "z
 WHOLE = Normalize(0, 1)
 """Colours of an overlap: the same in all pictures, so that one can be compared with another."""
 METHODS = {
-    "wc": "TLoRA", "w": "PiSSA", "c": "EVA", "wc_half": "SVD-LLM", "g": "LoRA-GA", "random": "LoRA-FA",
+    "wc": "TLoRA", "w": "PiSSA", "c": "EVA", "g": "LoRA-GA", "random": "LoRA-FA",
 }  # fmt: skip
 """Methods known for directions of a kind, for the legend."""
 

@@ -75,9 +75,9 @@ def allocation_size(allocation: Allocation) -> tuple[float, float]:
 
 def outline(ax: Axes, allocation: Allocation, names: Collection[str], colour: str = "0.1") -> None:
     """Draw a frame around the cells of these modules, by their full names."""
-    rows = list(dict.fromkeys(allocation.projections.values()))
+    rows, layers = list(dict.fromkeys(allocation.projections.values())), sorted(set(allocation.layers.values()))
     for name in names:
-        corner = allocation.layers[name] - 0.44, rows.index(allocation.projections[name]) - 0.44
+        corner = layers.index(allocation.layers[name]) - 0.44, rows.index(allocation.projections[name]) - 0.44
         ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.6, zorder=4))
 
 
@@ -118,9 +118,10 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[i
 
 def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
     """Bars above the heat map: all ranks of a layer."""
-    layers = range(frame["layer"].min(), frame["layer"].max() + 1)
-    above.bar(layers, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
-    above.stairs(_totals(frame, "layer", "uniform", layers), heatmap.edges(layers), **UNIFORM, **style.ink(0.85))
+    layers = heatmap.layers(frame)
+    places = range(len(layers))
+    above.bar(places, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
+    above.stairs(_totals(frame, "layer", "uniform", layers), heatmap.edges(places), **UNIFORM, **style.ink(0.85))
     above.set_ylabel("total")
     above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     above.tick_params(labelbottom=False, bottom=False)

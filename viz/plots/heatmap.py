@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import FixedLocator
 
 from viz import style
 
@@ -19,13 +20,18 @@ WIDTH = 8.6
 
 def size(frame: pd.DataFrame) -> tuple[float, float]:
     """Inches for a heat map: wider with the layers, up to `WIDTH` and what long labels need, taller with the rows."""
-    layers, rows = frame["layer"].max() - frame["layer"].min() + 1, style.projections(frame)
-    return float(np.clip(5.2 + 0.3 * layers, 6.4, WIDTH)) + beside(rows), 1.6 + 0.27 * max(4, len(rows))
+    rows = style.projections(frame)
+    return float(np.clip(5.2 + 0.3 * len(layers(frame)), 6.4, WIDTH)) + beside(rows), 1.6 + 0.27 * max(4, len(rows))
 
 
 def beside(rows: list[str]) -> float:
     """Inches that the labels of these rows take beyond those of the usual length."""
     return 0.065 * max(0, max(len(style.cut(row)) for row in rows) - 9)
+
+
+def layers(frame: pd.DataFrame) -> list[int]:
+    """The layers that there are: each has a column, and no other."""
+    return sorted(int(layer) for layer in frame["layer"].unique())
 
 
 def edges(places: Sequence[int]) -> np.ndarray:
@@ -34,7 +40,7 @@ def edges(places: Sequence[int]) -> np.ndarray:
 
 
 def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
-    """Draw a column of the frame as cells, each centred on its layer and projection.
+    """Draw a column of the frame as cells: a column for each layer that there is, a row for each projection.
 
     Parameters
     ----------
@@ -52,18 +58,21 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     matplotlib.collections.QuadMesh
         Its array is (projections, layers), masked where there is no module.
     """
-    rows = style.projections(frame)
-    layers = range(frame["layer"].min(), frame["layer"].max() + 1)
-    grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=layers)
+    rows, there = style.projections(frame), layers(frame)
+    grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=there)
     cells = np.ma.masked_invalid(grid.to_numpy(dtype=float))
-    gap = 1.2 if len(layers) <= 40 else 0
-    across, down = edges(layers), edges(range(len(rows)))
+    gap = 1.2 if len(there) <= 40 else 0
+    across, down = edges(range(len(there))), edges(range(len(rows)))
     mesh = ax.pcolormesh(across, down, cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs)
     ax.set_facecolor(style.MISSING)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [style.cut(row) for row in rows], parse_math=False)
     ax.set_ylabel("projection")
-    style.layer_axis(ax, frame)
+    ax.set_xlim(-0.5, len(there) - 0.5)
+    few = len(there) <= min(16, 2.4 * style.inches(ax)) and there[-1] >= len(there)
+    ax.xaxis.set_major_locator(FixedLocator(range(len(there))) if few else style.whole_numbers(style.inches(ax)))
+    ax.xaxis.set_major_formatter(lambda x, _: str(there[int(x)]) if 0 <= x < len(there) else "")
+    ax.set_xlabel("layer")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     _separate_stacks(ax, rows)
@@ -101,21 +110,22 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
         Whether the numbers fit into the cells and were written.
     """
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
-    rows, first = style.projections(frame), frame["layer"].min()
+    rows, there = style.projections(frame), layers(frame)
     room -= beside(rows)  # long labels are given room from the axes
     frame = frame.dropna(subset=value)
     texts = frame[value].map(form.format)
     per_character = room / faces.shape[1] / texts.str.len().max()
     if per_character < 0.05:
         return False
-    for layer, row, text in zip(frame["layer"], frame["projection"].map(rows.index), texts, strict=True):
-        dark = faces[row, layer - first, :3] @ (0.299, 0.587, 0.114) < 0.55
+    columns = frame["layer"].map(there.index)
+    for column, row, text in zip(columns, frame["projection"].map(rows.index), texts, strict=True):
+        dark = faces[row, column, :3] @ (0.299, 0.587, 0.114) < 0.55
         look: dict[str, Any] = {
             "in_layout": False,  # within the cells: a layout that looks at each takes a third longer
             "color": "white" if dark else "0.15",
             "fontsize": 8.5 if per_character > 0.09 else 6.8 if per_character > 0.06 else 5.5,
         }
-        ax.text(layer, row, text, ha="center", va="center", **look)
+        ax.text(column, row, text, ha="center", va="center", **look)
     return True
 
 

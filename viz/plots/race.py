@@ -53,7 +53,7 @@ def plot_race(race: Race, *, by: By = "step") -> Figure:
     _draw_differences(below, race, by, colours)
     for panel in (above, below):
         style.guide_lines(panel)
-        panel.yaxis.set_major_formatter(style.PlainNumbers())
+        panel.yaxis.set_major_formatter(style.plain_numbers())
     above.set_ylabel("held-out loss, nats")
     above.legend(loc="best")
     below.set(xlabel=LABELS[by], ylabel=f"lead of {style.cut(race.leader)}, nats")

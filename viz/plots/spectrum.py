@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from tlora.calibration.spectrum import Spectrum
+from tlora.calibration.spectrum import Spectrum, chosen_modules
 from tlora.utils.validation import check_type
 from viz import style
 
@@ -80,12 +80,7 @@ def _inputs(spectrum: Spectrum, modules: Iterable[str] | None) -> pd.DataFrame:
     """The rows to draw, one an input, with a ``label`` that names all projections that read it."""
     frame = spectrum.to_frame()
     if modules is not None:
-        wanted = [modules] if isinstance(modules, str) else list(modules)
-        if not wanted:
-            raise ValueError("modules is empty: name at least one, or leave it out to draw all")
-        if unknown := [name for name in wanted if name not in spectrum.eigenvalues]:
-            raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {spectrum.names[0]!r}")
-        frame = frame[frame["module"].isin(wanted)]
+        frame = frame[frame["module"].isin(chosen_modules(spectrum, modules))]
     labels = frame.groupby("input")["projection"].agg(style.joined)
     return frame.drop_duplicates("input").assign(label=lambda rows: rows["input"].map(labels))
 

@@ -44,7 +44,7 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("loss, nats")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    ax.yaxis.set_major_formatter(style.PlainNumbers())
+    ax.yaxis.set_major_formatter(style.plain_numbers())
     style.guide_lines(ax)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="best")

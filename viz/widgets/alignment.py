@@ -155,7 +155,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
         picture.headline.write(
             _finding(state, overlap),
             f"cells: overlap in percent, {style.percent(overlap['random'].mean())} by chance",
-            f"{completed} modules beyond what their matrices determine" if completed else "",
+            f"random rows in {completed} modules: the samples determine fewer" if completed else "",
             style.source(alignment.meta),
         )
 

@@ -55,12 +55,17 @@ def starting_state(
     values = {field: getattr(first.options, field) for field in DEFAULTS}
     values["alpha"] = None if options.get("alpha") is None else first.options.alpha
     values["exclude_modules"] = tuple(first.excluded)
-    most = values["max_rank"]
-    if bound is not None and isinstance(most, Mapping):
-        values["max_rank"] = {name: min(most.get(name, bound), bound) for name in sensitivity.names}
-    elif bound is not None:
-        values["max_rank"] = min(most or bound, bound)
+    values["max_rank"] = within(values["max_rank"], bound, sensitivity.names)
     return AllocationState(rank=first.rank, edits={}, **values)
+
+
+def within(most: Limit, bound: int | None, names: Collection[str]) -> Limit:
+    """The most rank of each module, or of all, none above ``bound``."""
+    if bound is None:
+        return most
+    if isinstance(most, Mapping):
+        return {name: min(most.get(name, bound), bound) for name in names}
+    return min(most or bound, bound)
 
 
 def allocated(sensitivity: Sensitivity, state: AllocationState, bound: int | None = None) -> Allocation:

@@ -14,7 +14,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, PolyCollection
-from matplotlib.colors import Normalize
 from matplotlib.image import imsave
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
@@ -151,15 +150,13 @@ class Headline:
     ----------
     ax : matplotlib.axes.Axes
         Below the texts.
-    lift : float
-        Inches between the axes and the texts, for what stands on top of the axes.
     """
 
-    def __init__(self, ax: Axes, lift: float = 0.0) -> None:
+    def __init__(self, ax: Axes) -> None:
         figure = style.figure_of(ax)
 
         def above(points: float) -> Any:
-            return ax.transAxes + ScaledTranslation(0, lift + points / 72, figure.dpi_scale_trans)
+            return ax.transAxes + ScaledTranslation(0, points / 72, figure.dpi_scale_trans)
 
         # a name of the user's may hold dollar signs that are not a formula
         look: dict[str, Any] = {"va": "baseline", "ha": "left", "clip_on": False, "parse_math": False}
@@ -202,21 +199,20 @@ class Cells:
         self, ax: Axes, layers: Mapping[str, int], projections: Mapping[str, str], room: float, **look: Any
     ) -> None:
         frame = pd.DataFrame({"layer": list(layers.values()), "projection": list(projections.values()), "value": 0.0})
-        rows = style.projections(frame)
-        self.first = int(frame["layer"].min())
-        self.column = frame["layer"].to_numpy() - self.first
+        rows, there = style.projections(frame), heatmap.layers(frame)
+        self.column = frame["layer"].map(there.index).to_numpy()
         self.row = frame["projection"].map(rows.index).to_numpy()
-        self._shape = len(rows), int(self.column.max()) + 1
+        self._shape = len(rows), len(there)
         self._width = 72 * (room - heatmap.beside(rows)) / self._shape[1]  # of a cell, in points
         self.mesh = heatmap.draw(ax, frame, "value", **look)
-        self.numbers = Numbers(ax, np.column_stack([frame["layer"], self.row]))
+        self.numbers = Numbers(ax, np.column_stack([self.column, self.row]))
 
     @property
     def artists(self) -> list[Artist]:
         """The cells and their numbers."""
         return [self.mesh, self.numbers]
 
-    def update(self, values: ArrayLike, texts: Sequence[str], norm: Normalize | None = None) -> None:
+    def update(self, values: ArrayLike, texts: Sequence[str]) -> None:
         """Set the cells.
 
         Parameters
@@ -225,13 +221,9 @@ class Cells:
             One a module; NaN leaves a grey cell.
         texts : sequence of str
             What to write, dark on light and light on dark.
-        norm : matplotlib.colors.Normalize, optional
-            Of the colours, if it changes.
         """
         cells: NDArray[np.float64] = np.full(self._shape, np.nan)
         cells[self.row, self.column] = values
-        if norm is not None:
-            self.mesh.set_norm(norm)
         self.mesh.set_array(np.ma.masked_invalid(cells))
         faces = self.mesh.to_rgba(np.ma.masked_invalid(cells))[self.row, self.column, :3]
         dark = faces @ (0.299, 0.587, 0.114) < 0.55

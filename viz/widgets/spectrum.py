@@ -34,7 +34,7 @@ MEANINGS = {
     "wc": "TLoRA: right singular vectors of W C",
     "w": "Right singular vectors of W, as in PiSSA",
     "c": "Principal directions of the inputs, as in EVA",
-    "wc_half": "Of W C^(1/2), as in SVD-LLM without the means",
+    "wc_half": "Right singular vectors of W C^(1/2)",
     "g": "Of the mean gradient, as in LoRA-GA",
     "g_whitened": "Of the mean gradient, whitened by the inputs",
     "random": "A random space, as in LoRA-FA",

@@ -321,7 +321,7 @@ class MonitorPicture:
         self.bars = [boxes(self.bars_panel, hatch=stripes, **look) for stripes in STRIPES]
         ax.set(xlabel="optimiser step", ylabel="loss, nats")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        ax.yaxis.set_major_formatter(style.PlainNumbers())
+        ax.yaxis.set_major_formatter(style.plain_numbers())
         self._ink = style.ink()["color"]
         self.legend = ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.4)
         self.bars_panel.set(xlabel="layer", ylabel="update, of ||W||")

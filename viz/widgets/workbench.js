@@ -84,14 +84,14 @@ function render({ model, el }) {
   const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
   function words(k) { // everything that is known of a module
     const rank = shown.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
-    const before = change(k) ? `, ${shown.kept[k]} kept` : "";
+    const before = change(k) ? ` (kept: ${shown.kept[k]})` : "";
     lines.push(rank ? `Rank ${rank}${before}; decided by ${shown.reasons[k].replace("by hand", "hand")}` :
       `Left out: no adapter${before}`);
-    if (rank) lines.push(`Scale ${number(shown.scalings[k])}`);
+    if (rank) lines.push(`Scaling ${number(shown.scalings[k])}`);
     const s = of("sensitivity"), ends = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
     if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends}`);
     for (const t of about.tabs) {
-      if (["sensitivity", "rank", "change", "scale"].includes(t.name) || value(t, k) === null) continue;
+      if (["sensitivity", "rank", "change", "scaling"].includes(t.name) || value(t, k) === null) continue;
       lines.push(`${t.kind === "percent" ? percent(value(t, k)) : number(value(t, k))} ${t.unit}`);
     }
     return lines;
@@ -175,14 +175,14 @@ function render({ model, el }) {
       if (bar.base) bar.rect.setAttribute("y", bar.base - size);
     }
     const ends = { ratio: [`\u2264 ${number(middle / 2 ** most)}`, number(middle), `\u2265 ${number(middle * 2 ** most)}`],
-      change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`], percent: ["0", "", percent(most ** 2)], number: ["0", "", number(most)] }[t.kind];
+      change: [`\u2264 ${MINUS}${most}`, "0", `\u2265 +${most}`], percent: ["0", percent((most / 2) ** 2), percent(most ** 2)], number: ["0", "", number(most)] }[t.kind];
     legend.replaceChildren();
     make("span", {}, legend, ends[0]);
     const ramp = [...(diverges ? [BLUE] : []), ground, diverges ? RED : GREEN].map((c) => `rgb(${c})`);
     make("span", { class: "ramp", style: `background: linear-gradient(to right, ${ramp})` }, legend, ends[1]);
-    make("span", {}, legend, `${ends[2]} (${t.unit}; bars: means)`);
-    for (const [sign, meaning] of [["dashed", "by hand"], ["over", "at the ceiling"], ["under", "at the floor"], ["cross", "left out"]]) {
-      if (!shown.reasons.includes(meaning.replace("at the ", ""))) continue;
+    make("span", {}, legend, `${ends[2]} (${t.unit}; bars: ${t.kind === "change" ? "mean size" : "means"})`);
+    for (const [sign, meaning] of [["dashed", "by hand"], ["over", "at max_rank"], ["under", "at min_rank"], ["cross", "left out"]]) {
+      if (!shown.reasons.includes({ over: "ceiling", under: "floor" }[sign] ?? meaning)) continue;
       const entry = make("span", { class: "entry" }, legend);
       make("span", { class: `sign ${sign}` }, entry, sign === "cross" ? "\u00d7" : "");
       entry.append(meaning);
@@ -229,7 +229,7 @@ function render({ model, el }) {
     let gesture = ++gestures;
     input.addEventListener(attributes.type === "number" || tag === "select" ? "change" : "input", () => {
       const now = tag === "select" ? input.value : Number(input.value);
-      if (attributes.type === "number" && !(Number.isInteger(now) && now >= attributes.min)) return tell();
+      if (attributes.type === "number" && (input.value === "" || !input.validity.valid)) return tell();
       input.held = attributes.type === "range";
       if (input.output) input.output.textContent = input.value;
       ask("set", { [name]: now }, `control ${gesture}`);
@@ -251,8 +251,8 @@ function render({ model, el }) {
   }
   control("temperature", "Temperature", "input", { type: "range", min: 0, max: 1, step: 1 / about.steps });
   if (!page) {
-    control("min_rank", "Floor", "input", { type: "number", min: 0, max: about.most });
-    control("max_rank", "Ceiling", "input", { type: "number", min: 1, max: about.most });
+    control("min_rank", "min_rank", "input", { type: "number", min: 0, max: about.most });
+    control("max_rank", "max_rank", "input", { type: "number", min: 1, max: about.most });
     const presets = make("span", { class: "group", role: "group", "aria-label": "Presets" }, bar);
     for (const [name, meaning] of Object.entries(about.presets)) button(presets, name, meaning, () => ask("preset", { name }));
     const steps = make("span", { class: "group", role: "group", "aria-label": "History" }, bar);

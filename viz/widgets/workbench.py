@@ -15,9 +15,7 @@ from typing import Any, SupportsIndex
 
 import anywidget
 import numpy as np
-import pandas as pd
 import traitlets
-from matplotlib.axes import Axes
 
 from tlora.adapters.compression import Compression
 from tlora.allocation.allocation import Allocation
@@ -27,7 +25,6 @@ from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.comparison.race_result import Race
-from tlora.recipes import Recipe
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import RESULT, saved_files
 from tlora.subspaces.alignment import align, overlap_with_neighbours
@@ -52,6 +49,7 @@ from viz.widgets.allocation import (
     code,
     decided,
     starting_state,
+    within,
 )
 from viz.widgets.base import Shown
 from viz.widgets.canvas import Canvas
@@ -89,7 +87,7 @@ PRESETS = {
     "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
     "attention": "Ranks by score within attention, none elsewhere; the budget stays",
     "by score": "Ranks in proportion to the scores, nothing by hand",
-    "paper": "The options of the published method",
+    "default": "All options of tlora.allocate as by default",
 }
 """Presets, and what each of them does."""
 
@@ -119,8 +117,7 @@ class Workbench(Shown):
     subspaces : Subspaces, optional
         The bases that will be attached: no rank goes beyond theirs, and their spectra are shown.
     model, task : optional
-        With both, **Train both** races the kept and the new allocation. Without ``capture``, the captured gradient is
-        measured here on validation samples.
+        With both, **Train both** races the kept and the new allocation.
     run : TrainingRun, optional
         A training on this model: how far each module moved, and how much of its rank it used.
     compression : Compression, optional
@@ -178,8 +175,6 @@ class Workbench(Shown):
         self.subspaces, self.run, self.capture, self.other, self.estimate = subspaces, run, capture, other, estimate
         self.compression = compression
         self._check_parts()
-        if capture is None and subspaces is not None and model is not None and task is not None:
-            self.capture = measured_capture(model, task, subspaces)
         bound = None if subspaces is None else subspaces.max_rank
         state = starting_state(self.sensitivity, bound, rank, **options)
         self._bound = bound
@@ -212,11 +207,6 @@ class Workbench(Shown):
         return arguments(self.sensitivity, self.state)
 
     @property
-    def changes(self) -> pd.DataFrame:
-        """``allocation.compare(kept)``: what the allocation gives to each module, beside the kept one."""
-        return self._result.compare(self.kept)
-
-    @property
     def selected(self) -> list[str]:
         """Full names of the selected modules."""
         return [self.names[i] for i in self.widget.selected]
@@ -229,23 +219,6 @@ class Workbench(Shown):
     def result(self, state: AllocationState) -> Allocation:
         """The allocation of ``state``: `tlora.allocate`, then its edits."""
         return allocated(self.sensitivity, state, self._bound)
-
-    def render(self, state: AllocationState, ax: Axes) -> Axes:
-        """Draw the ranks of a state with matplotlib.
-
-        Parameters
-        ----------
-        state : AllocationState
-            For example ``workbench.state``.
-        ax : matplotlib.axes.Axes
-            Where to draw; the totals take their room from it.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-            The axes of the heat map.
-        """
-        return plot_allocation(self.result(state), ax=ax)
 
     def code(self, source: str = SOURCE) -> str:
         """The allocation as one line of Python; ``source`` is the expression for the sensitivity."""
@@ -271,6 +244,8 @@ class Workbench(Shown):
                     self.sensitivity, None, exclude_modules=options["exclude_modules"]
                 ).exclude_modules
             }
+        if "max_rank" in options:
+            options["max_rank"] = within(options["max_rank"], self._bound, self.names)
         self._move(replace(self.state, **options))
 
     def set_rank(self, names: str | Collection[str], rank: int) -> None:
@@ -286,7 +261,7 @@ class Workbench(Shown):
         Raises
         ------
         KeyError, ValueError
-            If there is no such module, or budget, floor or ceiling do not allow the rank. Nothing changes then.
+            If there is no such module, or budget, ``min_rank`` or ``max_rank`` do not allow it. Nothing changes then.
         """
         self._decide(names, EDIT, rank)
 
@@ -553,7 +528,7 @@ class Workbench(Shown):
             try:
                 self._actions[content["call"]](**content.get("args", {}))
             except (KeyError, ValueError, OSError) as refusal:
-                self._tell(in_words_of_the_controls(str(refusal.args[-1] if refusal.args else refusal)))
+                self._tell(sentence(str(refusal.args[-1] if refusal.args else refusal)))
             finally:
                 self._gesture_now = None
                 more = content["call"] == "resample" and 0 < len(self._resampled_parts()) < PARTS
@@ -590,7 +565,7 @@ class Workbench(Shown):
             if (nearest := self._nearest(names, rank)) is None:
                 raise
             self.set_rank(names, nearest)
-            self._tell(in_words_of_the_controls(str(refusal)))
+            self._tell(sentence(str(refusal)))
 
     def _nearest(self, names: list[str], rank: int) -> int | None:
         """The possible rank that is nearest to ``rank``, on the side of the present one; None if there is none."""
@@ -651,7 +626,8 @@ class Workbench(Shown):
         """The ranks as a picture, for readers without the browser's part."""
         canvas = Canvas(*allocation_size(self._result))
         canvas.figure.set_layout_engine("constrained")
-        outline(self.render(self.state, canvas.figure.add_subplot()), self._result, self.selected, SELECTED)
+        ax = plot_allocation(self._result, ax=canvas.figure.add_subplot())
+        outline(ax, self._result, self.selected, SELECTED)
         return canvas.png([])
 
     def _page(self) -> str:
@@ -699,7 +675,7 @@ class Workbench(Shown):
             "scalings": [_short(allocation.scalings.get(name)) for name in self.names],
             "reasons": [reasons.get(name, "left out") for name in self.names],
             "rank": allocation.rank,
-            "middles": {"rank": allocation.rank, "scale": _short(allocation.alpha / allocation.rank)},
+            "middles": {"rank": allocation.rank, "scaling": _short(allocation.alpha / allocation.rank)},
             "controls": controls_of(state, self.most),
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
             "costs": costs_beside(kept, allocation, self.estimate),
@@ -744,7 +720,8 @@ def explore(
     """
     calibration = calibrate(model, task.calibration(samples))
     subspaces = task_subspaces(model, calibration, max_rank=max_rank)
-    workbench = Workbench(calibration, subspaces, model=model, task=task, rank=rank, **options)
+    capture = measured_capture(model, task, subspaces)
+    workbench = Workbench(calibration, subspaces, model=model, task=task, capture=capture, rank=rank, **options)
     workbench.display()
     return workbench
 
@@ -782,9 +759,8 @@ def preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: i
     """
     if name not in (known := presets_of(sensitivity)):
         raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
-    if name == "paper":
-        fresh = starting_state(sensitivity, bound, state.rank, **Recipe.named("tlora-paper").allocate)
-        return replace(fresh, kept=state.kept)
+    if name == "default":
+        return replace(starting_state(sensitivity, bound, state.rank), kept=state.kept)
     kept = set(modules_of(name, sensitivity))
     return replace(
         state,
@@ -814,14 +790,14 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
 
 
 def saturated(allocation: Allocation) -> str:
-    """A warning where most ranks are at the ceiling, whatever the scores are; nothing elsewhere."""
+    """A warning where most ranks are at ``max_rank``, whatever the scores are; nothing elsewhere."""
     most = dict(zip(allocation.scores, allocation.limits().high, strict=True))
     full = sum(rank == most[name] for name, rank in allocation.ranks.items())
     if 2 * full < len(allocation.ranks):
         return ""
     return (
-        f"{full} of {len(allocation.ranks)} modules are at the ceiling, so the scores decide little: lower the rank, "
-        "or raise the ceiling with subspaces of more directions (max_rank of tlora.task_subspaces)."
+        f"{full} of {len(allocation.ranks)} modules are at max_rank, so the scores decide little: lower the rank, or "
+        "raise max_rank, and with it that of tlora.task_subspaces."
     )
 
 
@@ -866,22 +842,20 @@ def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str,
     }
 
 
-def in_words_of_the_controls(refusal: str) -> str:
-    """A refusal of `tlora.allocate` with its arguments called what the controls are called."""
-    for argument, control in {"min_rank": "floor", "max_rank": "ceiling", "pinned ranks": "ranks set by hand"}.items():
-        refusal = refusal.replace(argument, control)
-    return refusal[:1].upper() + refusal[1:]
+def sentence(refusal: str) -> str:
+    """A refusal of `tlora.allocate` as a sentence of its own; an argument keeps its name."""
+    return refusal if "_" in refusal.split(" ")[0] else refusal[:1].upper() + refusal[1:]
 
 
 def tabs(workbench: Workbench) -> list[dict[str, Any]]:
     """What the map can show: a value of each module, by its rank or not, how it is coloured and what it is called."""
     scores = workbench.sensitivity.to_frame()
     shown: list[dict[str, Any]] = []
-    told = {} if len(scores) < 1 or len(workbench.sensitivity.per_sample) < 2 else _interval(workbench.sensitivity)
+    told = {} if len(workbench.sensitivity.per_sample) < 2 else _interval(workbench.sensitivity)
     shown.append(_tab("sensitivity", "Sensitivity", "share of all scores", "percent", values=scores["share"]) | told)
     shown.append(_tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"))
     shown.append(_tab("change", "Change", "ranks more or fewer than kept", "change", of="change"))
-    shown.append(_tab("scale", "Scale", "factor of B A; middle: alpha / rank", "ratio", of="scalings"))
+    shown.append(_tab("scaling", "Scaling", "factor of B A; middle: alpha / rank", "ratio", of="scalings"))
     words = {
         ENERGY: ("Energy", "of the energy within the rank"),
         VARIANCE: ("Variance", "of the input variance within the rank"),

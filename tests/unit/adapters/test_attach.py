@@ -171,6 +171,8 @@ def test_a_refused_replacement_leaves_the_adapter_on():
     for refused in (small, tlora.task_subspaces(tiny_model("gpt2"), calibrated(tiny_model("gpt2")), progress=False)):
         with pytest.raises(ValueError, match=r"max_rank|calibration of this model"):
             tlora.attach(adapted, refused, allocation, replace=True)
+    with pytest.raises(ValueError, match=r"my\.run"):
+        tlora.attach(adapted, subspaces, allocation, replace=True, adapter_name="my.run")
     assert torch.equal(logits(adapted, tiny_batch(model)), before)
     assert len(adapter_layers(adapted)) == len(allocation.ranks)
 

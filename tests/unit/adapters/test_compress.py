@@ -66,7 +66,7 @@ def test_on_the_task_is_the_weighted_least_squares_optimum(tmp_path, options):
     found = tlora.compress(model, rank=3, calibration=known)
     cut, plain = updates(written(found, tmp_path)), updates(written(tlora.compress(model, rank=3), tmp_path / "plain"))
     for name, dense in updates(model).items():
-        m = known.second_moment(name).dense().double().numpy()
+        m = known.covariance[name].second_moment().dense().double().numpy()
         root = fractional_matrix_power(m + 1e-12 * np.trace(m) * np.eye(len(m)), 0.5).real
         whole = np.linalg.norm(dense @ root)
         least = np.sqrt((np.linalg.svd(dense @ root, compute_uv=False)[3:] ** 2).sum())

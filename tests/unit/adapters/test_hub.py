@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 import tlora
 from tests.helpers.adapted import adapted_model
-from tests.helpers.commands import done
+from tests.helpers.commands import done, next_command
 from tests.helpers.models import tiny_model
 from tlora.adapters import hub
 
@@ -39,6 +39,14 @@ def test_a_name_on_the_hub_is_read_as_its_folder(cache, name, revision):
     assert set(tlora.compress(name, rank=1).original_ranks.values()) == {RANKS[revision]}
     assert tlora.load(name, tiny_model("llama")).peft_config["default"].r == RANKS[revision]
     assert f"ranks {RANKS[revision]} to {RANKS[revision]}" in done(f"inspect {name}").stdout
+
+
+def test_every_command_takes_a_name_on_the_hub(cache, workplace):
+    done("export somebody/adapter served --model llama")
+    done("merge somebody/adapter merged --model llama")
+    told = done("evaluate somebody/adapter --task pairs.jsonl --model llama").stdout
+    assert next_command(told) == "merge somebody/adapter adapter-merged --model llama"
+    assert tlora.inspect("served").ranks == tlora.inspect("somebody/adapter").ranks
 
 
 def test_only_the_adapters_own_files_are_asked_for(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.unit.adapters.test_attach import logits, planned, step
+from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
 
 
@@ -49,6 +49,23 @@ def test_we_continue_with_a_as_it_was_attached(freeze_a: bool, tmp_path: Path) -
     assert all(p.requires_grad != freeze_a for n, p in loaded.named_parameters() if "lora_A" in n)
     with pytest.raises(ValueError, match="another model"):
         tlora.load(tmp_path, tiny_model("llama", seed=1))
+
+
+def test_a_trained_adapter_is_never_replaced_and_an_untrained_one_with_its_page(tmp_path: Path) -> None:
+    model, subspaces, allocation = planned()
+    adapted = tlora.attach(model, subspaces, allocation)
+    tlora.save_initial(adapted, tmp_path)
+    step(adapted, tiny_batch(model))
+    saved_run(adapted).save(tmp_path)
+    assert not (tmp_path / "README.md").exists()  # it said that the adapter was not trained
+    (tmp_path / "README.md").write_text("mine")
+    again = tlora.attach(adapted, subspaces, allocation, replace=True)
+    with pytest.raises(FileExistsError, match="holds a trained adapter, which is never replaced"):
+        tlora.save_initial(again, tmp_path)
+    assert tlora.load(tmp_path, tiny_model("llama")) is not None
+    step(again, tiny_batch(model))
+    saved_run(again).save(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_the_page_holds_lines_that_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

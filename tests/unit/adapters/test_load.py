@@ -1,5 +1,6 @@
 """Adapters that other trainers made: what of them the base holds, what has no place in it, and who reads them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -547,6 +548,34 @@ def test_a_classifier_with_other_classes_is_told_so(tmp_path: Path) -> None:
 def test_an_adapter_that_names_no_base_wants_one(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"does not name its base model: pass it as model="):
         tlora.load(folder)
+
+
+def of_base(folder: Path, name: str, revision: str | None = None) -> None:
+    """Somebody's adapter, of this base."""
+    adapted_model().save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    named = config | {"base_model_name_or_path": name, "revision": revision}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+
+
+def test_the_base_is_the_one_that_the_adapter_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_base(tmp_path, "somebody/base", "step3000")
+    asked = {}
+
+    def load_model(name: str, **arguments: Any) -> tuple[Any, None]:
+        asked.update(arguments, name=name)
+        return tiny_model("llama"), None
+
+    monkeypatch.setattr("tlora.adapters.load.load_model", load_model)
+    tlora.load(tmp_path)
+    assert (asked["name"], asked["revision"]) == ("somebody/base", "step3000")
+
+
+def test_a_base_that_is_gone_is_said_to_be_named_by_the_adapter(tmp_path: Path) -> None:
+    of_base(tmp_path, "/home/bob/llama")
+    with pytest.raises(ValueError, match="no model '/home/bob/llama'") as error:
+        tlora.load(tmp_path)
+    assert any("pass model= where it is elsewhere now" in note for note in error.value.__notes__)
 
 
 def cut(file: str, size: int) -> Callable[[Path], Any]:

@@ -50,22 +50,10 @@ def by_positions(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
     return one_row(samples) | {"position_ids": positions(*LENGTHS)[None]}
 
 
-def by_lengths(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
-    """Two rows, the second with padding at its end."""
-    first, second = one_row(samples[:2]), one_row(samples[2:])
-    short = second["input_ids"].shape[1] - first["input_ids"].shape[1]
-    first = {k: torch.nn.functional.pad(v, (0, short), value=-100 if k == "labels" else 0) for k, v in first.items()}
-    both = {key: torch.cat([first[key], second[key]]) for key in first}
-    return both | {"seq_lens": [list(LENGTHS[:2]), list(LENGTHS[2:])]}
-
-
-def by_flat_lengths(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
-    return one_row(samples) | {"seq_lens": torch.tensor(LENGTHS)}
-
-
-def by_starts(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
-    starts = torch.tensor([0, *LENGTHS]).cumsum(0)
-    return one_row(samples) | {"cu_seqlens": starts}
+def numbered(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
+    """With the sample's number in the mask, as axolotl's collator has it."""
+    numbers = torch.cat([torch.full((length,), n + 1) for n, length in enumerate(LENGTHS)])
+    return by_positions(samples) | {"attention_mask": numbers[None]}
 
 
 def masked(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
@@ -76,9 +64,7 @@ def masked(samples: list[dict[str, list[int]]]) -> Mapping[str, Any]:
     return row | {"attention_mask": (torch.arange(places.shape[1]) > 2).long()[None], "position_ids": places}
 
 
-@pytest.mark.parametrize(
-    "pack", [of_trl, of_transformers, by_positions, by_lengths, by_flat_lengths, by_starts, masked]
-)
+@pytest.mark.parametrize("pack", [of_trl, of_transformers, by_positions, numbered, masked])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tokens", ["all", "labels"])
 def test_packed_equals_alone(pack: Any, family: str, tokens: Any) -> None:
@@ -99,7 +85,7 @@ def test_positions_that_go_on_are_no_packing() -> None:
 
 def test_a_long_sample_among_short_ones_does_not_pad_them_all() -> None:
     model, lengths = tiny_model("llama"), (3, 3, 3, 40, 3, 3)
-    batch = one_row(rows(lengths)) | {"seq_lens": list(lengths)}
+    batch = one_row(rows(lengths)) | {"position_ids": positions(*lengths)[None]}
     parts = unpacked(batch, model, "batch 0")
     assert [part["input_ids"].shape for part in parts] == [(3, 3), (1, 40), (2, 3)]
 
@@ -115,14 +101,9 @@ def test_what_nothing_is_learnt_from_is_left_out() -> None:
         tlora.calibrate(model, [by_positions(samples)], progress=False)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"seq_lens": [20, 6]}, r"batch 0: seq_lens does not fit 1 rows of 25 tokens"),
-        ({"cu_seqlens": torch.tensor([0, 30])}, r"batch 0: cu_seqlens does not fit 1 rows of 25 tokens"),
-        ({"cu_seqlens": torch.tensor([0])}, r"cu_seqlens does not fit"),
-    ],
-)
-def test_lengths_that_do_not_fit_are_refused(more: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tlora.calibrate(tiny_model("llama"), [one_row(rows()) | more], progress=False)
+@pytest.mark.parametrize("key", ["seq_lens", "cu_seqlens"])
+def test_packed_rows_without_positions_are_refused(key: str) -> None:
+    """They would count as one sample."""
+    batch = one_row(rows()) | {key: torch.tensor(LENGTHS), "attention_mask": torch.ones(1, sum(LENGTHS))}
+    with pytest.raises(ValueError, match=f"batch 0 has {key}: pass position_ids too"):
+        tlora.calibrate(tiny_model("llama"), [batch], progress=False)

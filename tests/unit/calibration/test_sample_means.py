@@ -81,7 +81,9 @@ def test_of_a_model_from_its_padded_batches(padding):
     found = tlora.calibrate(model, given, progress=False)
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
         m = definition(captured(model, given, name))
-        np.testing.assert_allclose(found.second_moment(name).dense(), m, rtol=1e-3, atol=1e-4 * np.abs(m).max())
+        np.testing.assert_allclose(
+            found.covariance[name].second_moment().dense(), m, rtol=1e-3, atol=1e-4 * np.abs(m).max()
+        )
     rows = {name: c.means.rows.shape for name, c in found.covariances.items()}
     assert list(rows.values()) == [(6, 32), (6, 32), (6, 32), (6, 48)] * 2, "once for each distinct input"
 
@@ -96,6 +98,6 @@ def test_many_means_are_saved_and_loaded(options, tmp_path):
 
 def test_a_second_moment_has_no_other():
     found = calibrate(model := tiny_model("llama"), batches(model, 1))
-    moment = found.second_moment(found.names[0])
+    moment = found.covariance[found.names[0]].second_moment()
     with pytest.raises(ValueError, match="means of the samples are not kept"):
         moment.second_moment()

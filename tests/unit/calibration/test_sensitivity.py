@@ -78,6 +78,9 @@ def test_other_scores_count_entries_and_parameters():
     assert list(found.scores.values()) == [1024, 32]
     np.testing.assert_allclose(list(source.scored("per_parameter").scores.values()), [1024 / 72, 32 / 18], rtol=1e-6)
     assert found.meta.recipe["score"] == "sum"
+    assert found.scored("sum") is found
+    with pytest.raises(ValueError, match=r"these scores are 'sum' already, not 'per_parameter'"):
+        found.scored("per_parameter")
     with pytest.raises(ValueError, match=r"score must be .* got 'energy'"):
         source.scored("energy")
 

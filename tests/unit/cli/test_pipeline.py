@@ -206,6 +206,12 @@ def test_kinds_of_subspace(kind):
     assert adapter_of("out")[f"base_model.model.{name}.lora_A.weight"].equal(subspaces.basis(name, rank))
 
 
+@pytest.mark.parametrize(("kind", "rows"), [("g", "variance"), ("g_whitened", "whitened")])
+def test_rows_go_with_the_kind_as_in_python(kind, rows):
+    done(f"{RUN} {QUICK} --kind {kind} --output out")
+    assert tlora.TrainingRun.load("out").meta.recipe["attach"]["rows"] == rows
+
+
 def test_knobs_of_the_allocation_and_of_a():
     flags = "--alpha 4 --scaling allocated --budget parameters --max-rank 3 --tokens labels"
     done(f"{RUN} {QUICK} {flags} --no-freeze-a --rows variance --output out")

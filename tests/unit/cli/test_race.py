@@ -8,7 +8,7 @@ from peft import PeftModel
 import tlora
 from tests.helpers.commands import DATA, done, invoke
 from tests.helpers.models import tiny_model
-from tlora.cli.race import RACING
+from tlora.cli.race import RACING, Racing
 
 pytestmark = [
     pytest.mark.usefixtures("workplace", "no_pictures"),
@@ -31,6 +31,12 @@ def test_the_last_line_is_the_sentence_and_the_winner_is_saved():
     assert Path("race.png").read_bytes().startswith(b"\x89PNG")
     refused = invoke(f"race {DATA} {QUICK} --output found")
     assert (refused.exit_code, "--overwrite" in refused.stderr) == (2, True)
+
+
+def test_a_folder_called_as_a_method_is_no_arm():
+    """A clone holds a folder `tlora`."""
+    Path("tlora").mkdir()
+    assert Racing().arms() == {"tlora": "tlora", "uniform": "uniform", "lora": "lora"}
 
 
 def test_allocations_race_under_their_names():

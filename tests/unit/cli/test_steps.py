@@ -57,7 +57,7 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--model llama --task nix.jsonl", "nix.jsonl does not exist"),
         ("--model llama --task family_relationship", "Did you mean 'family_relationships'?"),
         ("--model bert --task pairs.jsonl", "bert is an encoder and writes no text"),
-        (f"{DATA} --samples 33", "n=33 calibration samples asked for, the training split of 'pairs' has 32"),
+        (f"{DATA} --samples 33", "33 calibration samples asked for, the training split of 'pairs' has 32"),
         (f"{DATA} --covariance sketch --sketch-size 4 --rank 5", "raise max_rank"),
         ("--model llama --task nix.jsonl --dtype fp16", "dtype='fp16' is not a floating-point type"),
         (f"{DATA} --train-samples 1000", "1000"),
@@ -70,6 +70,8 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{DATA} --epochs -1", "epochs must be above 0"),
         (f"{DATA} --no-init --kind c", "leave out --kind c"),
         (f"{DATA} --no-init --rows variance", "leave out --rows variance"),
+        (f"{DATA} --a-learning-rate 1e-4", "--a-learning-rate 0.0001 is for an A that is trained: add --no-freeze-a"),
+        (f"{DATA} --recipe tlora-trained --freeze-a-after 20", "freeze_a_after"),
     ],
 )
 def test_run_refuses_before_it_computes(options, says):
@@ -157,6 +159,11 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
 )
 def test_commands_refuse_what_does_not_fit(line, says, steps_taken):
     assert says in refused(line)
+
+
+def test_what_needs_no_calibration_is_trained_without(steps_taken):
+    done(f"train {DATA} {QUICK} --recipe lora --allocation alloc --output other")
+    assert not tlora.TrainingRun.load("other").frozen_a
 
 
 def test_a_base_that_has_moved_is_named_by_the_adapter(steps_taken):

@@ -440,8 +440,21 @@ def test_forgetting_is_the_increase_of_the_loss_on_other_texts():
     assert found.summary()["forgetting"].iloc[0] == pytest.approx(found.runs.query("best_rate")["forgetting"].mean())
     assert found.runs["forgetting"].abs().max() > 1e-3
     assert found.runs[found.runs["split"] == "validation"]["forgetting"].isna().all()  # no rate is chosen by it
-    with pytest.warns(UserWarning, match=r"forgetting: labels.jsonl has classes"):
-        tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, forgetting="labels.jsonl", **QUICK)
+
+
+@pytest.mark.usefixtures("workplace", "narrow")
+@pytest.mark.parametrize(
+    ("task", "forgetting", "words"),
+    [
+        ("pairs.jsonl", "labels.jsonl", "forgetting: labels.jsonl has classes"),
+        ("pairs.jsonl", "nix.jsonl", "nix.jsonl does not exist"),
+        ("labels.jsonl", "pairs.jsonl", "'labels.jsonl' has classes: leave it out"),
+    ],
+)
+def test_a_text_that_cannot_be_forgotten_is_refused_before_the_first_run(task, forgetting, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        tlora.compare("lora", task, "llama", learning_rates=GRID, forgetting=forgetting, **QUICK)
+    assert not Path("comparison.jsonl").exists()
 
 
 @IGNORE_EDGE

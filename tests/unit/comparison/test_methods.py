@@ -324,7 +324,8 @@ def test_recipes_are_methods_too():
 
 def test_the_recipe_tlora_is_what_the_functions_do_by_default_and_the_paper_has_unit_rows():
     assert Recipe.named("tlora-paper").arguments() == {"attach": {"rows": "orthonormal"}}
-    assert Recipe.named("tlora").arguments() == {"attach": {"rows": "variance"}}
+    assert Recipe.named("tlora").arguments() == {}
+    assert METHODS["tlora"].arguments == {"attach": {"rows": "variance"}}  # in the keys of runs
     with pytest.raises(KeyError, match="no recipe 'paper': choose one of tlora-paper, tlora, tlora-trained"):
         Recipe.named("paper")
     data, model = task(), tiny_model("llama")
@@ -349,7 +350,7 @@ def test_the_recipe_tlora_is_what_the_functions_do_by_default_and_the_paper_has_
         ("LoRA", ValueError, "Did you mean lora"),
         ("galore", ValueError, "There are lora, rslora"),
         (3, TypeError, "got a int"),
-        (Recipe("tlora"), ValueError, "has the name of another method"),
+        (Recipe("pissa"), ValueError, "has the name of another method"),
         (Recipe("mine", train={"warmup_steps": 3}), TypeError, "warmup_steps.*leave train= out"),
     ],
 )
@@ -373,7 +374,7 @@ def test_recipes_refuse_what_is_not_theirs_to_say(arguments, words):
         Recipe("mine", **arguments)
 
 
-@pytest.mark.parametrize("name", ["lora", "lora-ga", "rslora", "tlora"])
+@pytest.mark.parametrize("name", ["lora", "lora-ga", "rslora", "tlora-paper"])
 def test_no_recipe_takes_the_runs_of_another_method(name):
     """What a recipe of defaults alone has in its key, plain LoRA has: nothing but its name."""
     with pytest.raises(ValueError, match=f"recipe '{name}' has the name of another method"):

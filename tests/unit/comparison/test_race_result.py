@@ -58,7 +58,9 @@ def test_no_difference_is_a_finding_of_the_end_alone():
     early = raced(means, looks=[0, 5], ending="interrupted", noise=0.003)
     assert "not decided" in early.sentence
     assert "after 5 of 10 steps" in early.sentence
-    assert "no difference" in raced(means, looks=[0, 5], ending="time", noise=0.003).sentence
+    by_time = raced(means, looks=[0, 5, 8], ending="time", noise=0.003)
+    assert "no difference" in by_time.sentence
+    assert by_time.differences()["verdict"].tolist() == ["not decided", "no difference"]
 
 
 def test_what_is_not_decided_says_what_would_decide():

@@ -8,7 +8,12 @@ from logging.handlers import BufferingHandler
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers.utils import logging as transformers_logging
 
 import tlora
@@ -262,6 +267,15 @@ def test_a_model_that_the_hub_does_not_have(monkeypatch):
     monkeypatch.setattr(loading.HfApi, "model_info", model_info)
     with pytest.raises(ValueError, match="the hub has no such model"):
         load_model("nobody/nothing")
+
+
+def test_a_revision_that_the_hub_does_not_have(monkeypatch):
+    def model_info(self, name, **kwargs):
+        raise RevisionNotFoundError.__new__(RevisionNotFoundError)
+
+    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
+    with pytest.raises(ValueError, match="the hub has no revision 'typo' of it"):
+        load_model("somebody/model", revision="typo")
 
 
 def cached_repository(cache, family="llama"):

@@ -42,7 +42,7 @@ def test_cells_are_the_ranks(model):
     it = viz.Workbench(pictured(model), max_rank=30, temperature=0.8)
     first = next(iter(it.sensitivity.projections.values()))
     it.set(exclude_modules=first)
-    ax = it.render(it.state, plt.figure().add_subplot())
+    ax = viz.plot_allocation(it.allocation, ax=plt.figure().add_subplot())
     cells = ax.collections[0].get_array()
     projections = list(dict.fromkeys(it.sensitivity.projections.values()))
     for name, layer in it.sensitivity.layers.items():
@@ -92,6 +92,9 @@ def test_no_rank_goes_beyond_the_bases():
     assert it.most == it.widget.about["most"] == it.options["max_rank"] == most
     it.set(rank=most - 1)
     assert max(it.allocation.ranks.values()) <= most
+    for beyond in (most + 5, None, {it.names[0]: most + 5}):
+        it.set(max_rank=beyond)
+        assert max(it.allocation.ranks.values()) <= most
     name = it.names[0]
     each = viz.Workbench(it.sensitivity, results.subspaces(), rank=2, max_rank={name: 1})
     assert each.allocation.ranks[name] == 1

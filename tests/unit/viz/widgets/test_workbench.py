@@ -81,10 +81,10 @@ def test_dragging_too_far_gives_the_nearest_possible_rank(asked: int, nearest: i
     assert ("at most" in it.widget.shown["message"] or "or less" in it.widget.shown["message"]) == (asked > nearest)
 
 
-def test_refusals_name_the_controls() -> None:
+def test_refusals_name_the_arguments() -> None:
     it = small()
     request(it, "set", min_rank=6)
-    assert it.widget.shown["message"].startswith("Floor and ranks set by hand need 36 ranks")
+    assert it.widget.shown["message"].startswith("min_rank and pinned ranks need 36 ranks")
     assert it.allocation.options.min_rank == 1
     request(it, "set", min_rank=2)
     assert it.widget.shown["message"] == ""
@@ -165,7 +165,7 @@ def test_after_many_actions_the_budget_is_exact_and_undo_returns_to_the_start(da
     assert it.state == start
 
 
-@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "paper"])
+@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "default"])
 def test_presets(name: str) -> None:
     it = viz.Workbench(sensitivity("30 layers"), max_rank=40, min_rank=2)
     it.set_rank(it.names[0], 30)
@@ -181,7 +181,7 @@ def test_presets(name: str) -> None:
         },
         "attention": {"min_rank": 2, "max_rank": 40, "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
         "by score": {"min_rank": 2, "max_rank": 40},
-        "paper": {},
+        "default": {},
     }[name]
     assert ranks == tlora.allocate(it.sensitivity, rank=8, **expected).ranks
     assert it.state.edits == {}
@@ -189,7 +189,7 @@ def test_presets(name: str) -> None:
 
 def test_presets_that_mean_nothing_are_not_offered() -> None:
     it = viz.Workbench(sensitivity("one projection"))
-    assert list(it.widget.about["presets"]) == ["uniform", "by score", "paper"]
+    assert list(it.widget.about["presets"]) == ["uniform", "by score", "default"]
     with pytest.raises(KeyError, match="no preset 'q and v'"):
         it.preset("q and v")
     assert module.modules_of("q and v", sensitivity("BERT")) == [
@@ -228,7 +228,7 @@ def test_a_rank_at_which_the_scores_decide_little_is_said() -> None:
     assert it.widget.shown["message"] == ""
     it.set(rank=8)
     assert set(it.allocation.ranks.values()) == {8}
-    assert "14 of 14 modules are at the ceiling" in it.widget.shown["message"]
+    assert "14 of 14 modules are at max_rank" in it.widget.shown["message"]
 
 
 def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
@@ -418,7 +418,7 @@ def test_without_model_and_task_training_says_what_is_missing() -> None:
         "Training needs model and task: make the workbench with viz.Workbench("
     )
     assert not [tab for tab in it.widget.about["tabs"] if "trained" in tab]
-    it = viz.Workbench(calibration(), subspaces(), model=base(), capture=results.capture())
+    it = viz.Workbench(calibration(), subspaces(), model=base())
     request(it, "train")
     assert it.widget.shown["message"].endswith("viz.Workbench(calibration, subspaces, task=task)")
 
@@ -427,7 +427,7 @@ def test_without_model_and_task_training_says_what_is_missing() -> None:
 def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     training = {"steps": 4, "seeds": [0], "learning_rate": 1e-2, "batch_size": 4}
-    parts = {"model": base(), "task": jobs.task(), "capture": results.capture(), "training": training}
+    parts = {"model": base(), "task": jobs.task(), "training": training}
     it = viz.Workbench(calibration(), subspaces(), rank=2, **parts)
     request(it, "train")
     assert "Nothing differs from what was kept" in it.widget.shown["message"]
