@@ -16,7 +16,6 @@ from torch import Tensor
 from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, Compression, chosen_ranks
 from tlora.adapters.config import patterns
 from tlora.adapters.files import (
-    COMPUTES_MORE,
     PREFIX,
     Adapter,
     by_layer,
@@ -24,6 +23,7 @@ from tlora.adapters.files import (
     read_factors,
     read_tensors,
     read_training_record,
+    refuse_more_than_lora,
     split_factors,
 )
 from tlora.adapters.hub import adapter_folder
@@ -31,8 +31,8 @@ from tlora.adapters.lora_layers import (
     adapter_config,
     adapter_layers,
     adapter_tensors,
-    changes_the_base,
     refuse_experts,
+    refuse_unready,
     say_resized,
 )
 from tlora.calibration.calibration import Calibration
@@ -43,6 +43,11 @@ from tlora.utils.validation import check_type
 
 _ROUNDING = 1e-13
 """Of a module's largest energy: what is below is rounding of float64."""
+_AS_IT_IS = (
+    "serve it as it is; what changes the base at its start PEFT makes LoRA of, "
+    "model.save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
+)
+"""What is left to do with an adapter that cannot be cut."""
 
 
 def compress(
@@ -171,7 +176,7 @@ class _Source(NamedTuple):
 
 def _of_folder(folder: Path) -> _Source:
     config, _ = checked(folder, "compress")
-    _refuse_more(config)
+    refuse_more_than_lora(config, _AS_IT_IS)
     record = read_training_record(folder)
     source = _source(config, read_tensors(folder), str(folder), dict(record.fingerprints or {}))
     return source._replace(factors=partial(read_factors, folder))
@@ -180,14 +185,11 @@ def _of_folder(folder: Path) -> _Source:
 def _of_model(model: PeftModel) -> _Source:
     layers = adapter_layers(model)
     refuse_experts(layers)
-    if merged := next((name for name, layer in layers.items() if layer.merged), None):
-        raise ValueError(f"the adapter is merged into {merged}: call model.unmerge_adapter() before compressing it")
-    if len(names := model.active_adapters) != 1:
-        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
+    refuse_unready(model, "compress")
     config = adapter_config(model)
     if (kind := config["peft_type"]) != "LORA":
         raise ValueError(f"the model has an adapter of type {kind}: compress takes LoRA")
-    _refuse_more(config)
+    refuse_more_than_lora(config, _AS_IT_IS)
     say_resized(model)
     tensors = {key: tensor.detach().cpu() for key, tensor in adapter_tensors(model).items()}
     return _source(config, tensors, "the model's adapter", base_fingerprints(model))
@@ -206,23 +208,6 @@ def _embeddings(others: Mapping[str, Tensor]) -> dict[str, int]:
     """Rank of the embeddings with LoRA, by full module name."""
     end = ".lora_embedding_A"
     return {key.removesuffix(end).removeprefix(PREFIX): len(a) for key, a in others.items() if key.endswith(end)}
-
-
-def _refuse_more(config: Mapping[str, Any]) -> None:
-    """Refuse, by name, an adapter that is not ``W + s B A``."""
-    if changes_the_base(config):
-        start = config["init_lora_weights"]
-        raise ValueError(
-            f"init_lora_weights={start!r} has changed the base's own weights, and A and B lack that: convert it to "
-            "LoRA, model.save_pretrained(folder, path_initial_model_for_weight_conversion=...), and compress the result"
-        )
-    names = {"use_dora": "DoRA", "target_parameters": "LoRA of experts"} | {key: key for key in COMPUTES_MORE}
-    for key, name in names.items():
-        if config.get(key):
-            raise ValueError(
-                f"{name} cannot be cut, as it does not compute W + s B A ({key}={config[key]!r}): serve the adapter as "
-                "it is, or train LoRA"
-            )
 
 
 def _check_calibration(calibration: Calibration, source: _Source, label: str) -> None:

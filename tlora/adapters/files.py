@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tlora.adapters.lora_layers import EXPERTS
+from tlora.adapters.lora_layers import EXPERTS, changes_the_base
 from tlora.results import Meta, read_head, read_parts
 from tlora.utils.files import digest, read_json
 
@@ -48,6 +48,24 @@ BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
 
 ARGUMENTS = "arguments.json"
 """What a checkpoint was trained with, of what a resumed training cannot change; written once all else is on disk."""
+
+
+def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
+    """Refuse, by name, an adapter that is not ``W + s B A``; ``way_out`` is what its owner can do.
+
+    Raises
+    ------
+    ValueError
+        If it computes something else, or has changed the base that A and B are added to.
+    """
+    if changes_the_base(config):
+        start = config["init_lora_weights"]
+        raise ValueError(
+            f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
+        )
+    for key in ("use_dora", "target_parameters", *COMPUTES_MORE):
+        if config.get(key):
+            raise ValueError(f"{key}={config[key]!r} computes more than W + s B A: {way_out}")
 
 
 def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:

@@ -174,6 +174,22 @@ def kind_of_adapter(model: PeftModel) -> str:
     return str(getattr(model.active_peft_config.peft_type, "value", "")) if there else ""
 
 
+def refuse_unready(model: PeftModel, act: str) -> None:
+    """Refuse an adapter that cannot be taken as it stands; ``act`` is the function that would take it.
+
+    Raises
+    ------
+    ValueError
+        If it is merged, or not one adapter is active.
+    """
+    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
+    if merged:
+        raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before {act}()")
+    if len(names := model.active_adapters) != 1:
+        there = f"{len(names)} adapters are active ({', '.join(names)})" if names else "no adapter is active"
+        raise ValueError(f"{there}: model.set_adapter(name) picks one")
+
+
 def shared_weight(model: PeftModel) -> tuple[str, str] | None:
     """A module of the active adapter whose weight another one has as well, and that one: a merge would change both."""
     modules = dict(model.get_base_model().named_modules(remove_duplicate=False))

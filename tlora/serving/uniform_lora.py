@@ -14,14 +14,14 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tlora.adapters.files import COMPUTES_MORE, PREFIX
+from tlora.adapters.files import PREFIX, refuse_more_than_lora
 from tlora.adapters.lora_layers import (
     adapter_layers,
     adapter_tensors,
-    changes_the_base,
     kind_of_adapter,
     lora_modules,
     refuse_experts,
+    refuse_unready,
     say_resized,
     why_not_merged,
 )
@@ -74,10 +74,7 @@ def check_exportable(model: PeftModel) -> None:
         there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
         raise ValueError(f"the model has {there}: attach an adapter first")
     refuse_experts(layers)
-    if any(layer.merged for layer in layers.values()):
-        raise ValueError("the adapter is merged into the weights: unmerge it before exporting, model.unmerge_adapter()")
-    if len(names := model.active_adapters) != 1:
-        raise ValueError(f"{len(names)} adapters are active ({', '.join(names)}): model.set_adapter(name) picks one")
+    refuse_unready(model, "export")
 
 
 def plain_lora(model: PeftModel) -> PlainLora:
@@ -102,7 +99,10 @@ def plain_lora(model: PeftModel) -> PlainLora:
     check_exportable(model)
     modules, config = lora_modules(model), model.peft_config[model.active_adapter]
     way_out = _way_out(model)
-    _refuse_more_than_lora(config, way_out)
+    values = config.to_dict()
+    refuse_more_than_lora(values, way_out)
+    if (bias := values.get("bias", "none")) != "none":
+        raise ValueError(f"bias={bias!r} trained biases of the base, which A and B do not hold: {way_out}")
     say_resized(model)
     tensors = adapter_tensors(model)
     others = {key: t.detach().cpu() for key, t in tensors.items()}
@@ -126,20 +126,6 @@ def _way_out(model: PeftModel) -> str:
     """Of an adapter that only its own format holds: the merged one, where it can be merged."""
     why = why_not_merged(model)
     return f"serve it with PEFT, for {why}" if why else MERGED
-
-
-def _refuse_more_than_lora(config: Any, way_out: str) -> None:
-    """What changes the computation, or the base that A and B are added to, and is lost with the config."""
-    if changes_the_base(config.to_dict()):
-        start = config.init_lora_weights
-        raise ValueError(
-            f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
-        )
-    for key in ("use_dora", *COMPUTES_MORE):
-        if getattr(config, key, None):
-            raise ValueError(f"{key}={getattr(config, key)!r} computes more than W + s B A: {way_out}")
-    if config.bias != "none":
-        raise ValueError(f"bias={config.bias!r} trained biases of the base, which A and B do not hold: {way_out}")
 
 
 def padded(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]:

@@ -9,7 +9,14 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
 from tlora.adapters.files import Adapter, by_layer, refuse_replicated
-from tlora.adapters.lora_layers import adapter_layers, adapter_tensors, lora_modules, refuse_experts, say_resized
+from tlora.adapters.lora_layers import (
+    adapter_layers,
+    adapter_tensors,
+    lora_modules,
+    refuse_experts,
+    refuse_unready,
+    say_resized,
+)
 from tlora.models.weights import refuse_packed
 
 
@@ -37,14 +44,7 @@ def check_trainable(model: Any) -> None:
         )
     if isinstance(model.base_model, BaseTuner) and not any(isinstance(m, BaseTunerLayer) for m in model.modules()):
         raise ValueError("the adapter was taken off this model: attach one to its base, or load it again")
-    if len(model.active_adapters) != 1:
-        raise ValueError(
-            f"the model has the active adapters {', '.join(model.active_adapters) or 'none'}: choose "
-            "the one to train with model.set_adapter(name)"
-        )
-    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
-    if merged:
-        raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before training it")
+    refuse_unready(model, "train")
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
         raise ValueError(
             "the adapter is switched off: call model.base_model.enable_adapter_layers() before training it"
