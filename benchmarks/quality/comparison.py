@@ -25,7 +25,7 @@ from tlora.comparison.summary import PLACE, BaselineRank, mean_squares
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/comparison.jsonl")
-PAGE = Path("docs/results/comparison.md")
+PAGE = Path("docs/results/first_comparison.md")
 PICTURES = {view: Path(f"docs/comparison_{view}.png") for view in ("differences", "rates")}
 BEGIN, END = "<!-- comparison: python -m benchmarks.quality.comparison -->", "<!-- end of comparison -->"
 SEEDS = (0, 1, 2)
@@ -99,7 +99,7 @@ def _no_ablations(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(comparison: tlora.Comparison) -> dict[str, str]:
-    """The tables of docs/results/comparison.md in Markdown, by their titles."""
+    """The tables of docs/results/first_comparison.md in Markdown, by their titles."""
     summary = whole(comparison)
     shown = _no_ablations(summary)
     losses = whole(comparison, metric="loss").set_index(list(PLACE))["value"]

@@ -27,10 +27,10 @@ import viz
 from benchmarks.quality import comparison
 from tlora.comparison.methods import Job, Method
 from tlora.comparison.store import Record, Store
-from tlora.recipes import RECIPES, Recipe
+from tlora.recipes import Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
-VARIANCE = RECIPES["tlora"].attach
+PAGE = Path("docs/results/comparison.md")
 UNIFORM = {"adapt_ranks": False, "adapt_scales": False}
 SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
@@ -90,9 +90,7 @@ def by_score(score: str) -> Recipe:
 def frozen(kind: str) -> Recipe:
     """`A` frozen along the directions of a kind, at rows of one variance; ranks and scales alike."""
     gradient = {"gradient": True} if kind == "g" else {}
-    return Recipe(
-        f"frozen {kind}", calibrate=gradient, task_subspaces={"kind": kind}, allocate=UNIFORM, attach=VARIANCE
-    )
+    return Recipe(f"frozen {kind}", calibrate=gradient, task_subspaces={"kind": kind}, allocate=UNIFORM)
 
 
 def whitened(general_weight: float, general: tuple[str, dict[str, Any]] = GENERAL) -> Method:
@@ -179,7 +177,7 @@ def main() -> None:
                 part = replace(PARTS["frozen"], methods=(method,), rates=rate)
                 complete(part, arguments.workers)
     if arguments.table:
-        comparison.PAGE.write_text(written(comparison.PAGE.read_text()))
+        PAGE.write_text(written(PAGE.read_text()))
         draw()
         print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")
 

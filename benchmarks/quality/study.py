@@ -414,7 +414,7 @@ def main() -> None:
         for part in arguments.only:
             complete(part, arguments.workers)
         return
-    comparison.PAGE.write_text(written(comparison.PAGE.read_text()))
+    pilot.PAGE.write_text(written(pilot.PAGE.read_text()))
     draw()
     print(f"tasks on which full leads LoRA: {', '.join(counted()) or 'none'}\n")
     print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")

@@ -195,7 +195,7 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
 
 def test_the_pilot_on_the_page_is_that_of_its_store():
     """As the store makes it; and the short table again, from the lines of the file."""
-    text = bench.PAGE.read_text()
+    text = pilot.PAGE.read_text()
     assert pilot.written(text) == text
     assert b"Description\0" + bench.digest(pilot.shown()).encode() in pilot.PICTURE.read_bytes()
     tested: dict[tuple[str, float], list[dict]] = {}

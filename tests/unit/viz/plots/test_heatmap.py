@@ -37,6 +37,21 @@ def test_each_cell_is_as_wide_and_high_as_its_place(plot, model):
     assert corners[0, :, 0].tolist() == [i - 0.5 for i in range(layers + 1)]
 
 
+def test_only_the_layers_that_there_are_have_columns():
+    whole = sensitivity("30 layers")
+    kept = {n: target for n, target in whole.targets.items() if target.layer in (3, 10, 29)}
+    part = Sensitivity(kept, whole.per_sample[:, [whole.names.index(n) for n in kept]], META)
+    ax = viz.plot_sensitivity(part)
+    ax.figure.canvas.draw()
+    assert cells(ax).shape[1] == 3
+    assert not np.ma.getmaskarray(cells(ax)).any()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["3", "10", "29"]
+    rows, columns = list(dict.fromkeys(part.projections.values())), [3, 10, 29]
+    for name, score in part.scores.items():
+        shown = cells(ax)[rows.index(part.projections[name]), columns.index(part.layers[name])]
+        assert shown == pytest.approx(score)
+
+
 def test_texts_of_the_colour_bar_do_not_meet():
     """Where modules are excluded, all ranks may lie far from the uniform one and near each other."""
     most = allocation("2 layers", exclude_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
