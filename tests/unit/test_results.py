@@ -593,12 +593,12 @@ def test_meta_is_frozen():
         META.seed = 4
 
 
-def test_subclass_that_forgets_its_part_says_so(tmp_path):
+def test_subclass_that_forgets_its_part_says_so():
     class Bare(Result):
         pass
 
     with pytest.raises(NotImplementedError):
-        Bare().save(tmp_path / "saved")
+        Bare().to_frame()
 
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

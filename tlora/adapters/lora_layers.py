@@ -182,7 +182,8 @@ def refuse_unready(model: PeftModel, act: str) -> None:
     ValueError
         If it is merged, or not one adapter is active.
     """
-    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
+    parts = model.get_base_model().named_modules()
+    merged = [name for name, m in parts if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
         raise ValueError(f"the adapter is merged into {merged[0]}: call model.unmerge_adapter() before {act}()")
     if len(names := model.active_adapters) != 1:

@@ -285,6 +285,8 @@ def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         If the batch is longer than the model reads, or of several texts for a classifier that needs a padding token and
         has none.
     """
+    if "input_ids" not in batch:  # pictures
+        return dict(batch)
     check_width(batch, model)
     check_problem(batch, model)
     token = getattr(model.config.get_text_config(), "pad_token_id", None)
