@@ -31,6 +31,7 @@ from tlora.adapters.lora_layers import (
     adapter_config,
     adapter_layers,
     adapter_tensors,
+    changes_the_base,
     refuse_experts,
     refuse_unready,
     say_resized,
@@ -43,11 +44,6 @@ from tlora.utils.validation import check_type
 
 _ROUNDING = 1e-13
 """Of a module's largest energy: what is below is rounding of float64."""
-_AS_IT_IS = (
-    "serve it as it is; what changes the base at its start PEFT makes LoRA of, "
-    "model.save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
-)
-"""What is left to do with an adapter that cannot be cut."""
 
 
 def compress(
@@ -176,7 +172,7 @@ class _Source(NamedTuple):
 
 def _of_folder(folder: Path) -> _Source:
     config, _ = checked(folder, "compress")
-    refuse_more_than_lora(config, _AS_IT_IS)
+    refuse_more_than_lora(config, _way_out(config))
     record = read_training_record(folder)
     source = _source(config, read_tensors(folder), str(folder), dict(record.fingerprints or {}))
     return source._replace(factors=partial(read_factors, folder))
@@ -189,10 +185,18 @@ def _of_model(model: PeftModel) -> _Source:
     config = adapter_config(model)
     if (kind := config["peft_type"]) != "LORA":
         raise ValueError(f"the model has an adapter of type {kind}: compress takes LoRA")
-    refuse_more_than_lora(config, _AS_IT_IS)
+    refuse_more_than_lora(config, _way_out(config))
     say_resized(model)
     tensors = {key: tensor.detach().cpu() for key, tensor in adapter_tensors(model).items()}
     return _source(config, tensors, "the model's adapter", base_fingerprints(model))
+
+
+def _way_out(config: Mapping[str, Any]) -> str:
+    """What is left to do with an adapter that cannot be cut."""
+    if changes_the_base(config):
+        convert = "model.save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
+        return f"make LoRA of it, {convert}, and compress that"
+    return "serve it as it is, or train LoRA"
 
 
 def _source(config: dict[str, Any], tensors: dict[str, Tensor], where: str, prints: dict[str, Tensor]) -> _Source:

@@ -82,7 +82,7 @@ def refuse_trained(folder: str | os.PathLike[str]) -> None:
         If the folder holds one.
     """
     if Path(folder, RUN).exists():
-        raise FileExistsError(f"{folder} holds a trained adapter, which is never replaced: choose another folder")
+        raise FileExistsError(f"{folder} holds a trained adapter, which only training replaces: choose another folder")
 
 
 def checked(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

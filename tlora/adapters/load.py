@@ -109,8 +109,9 @@ def load(
     if model is None:
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
+        labels = classes(folder, config, sizes, record)
         with named_by(folder):
-            model, _ = load_model(base, num_labels=classes(folder, config, sizes, record), **revision(config))
+            model, _ = load_model(base, num_labels=labels, **revision(config))
     _refuse_taken(model, name, folder, config)
     base_model = base_of(model)
     check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])

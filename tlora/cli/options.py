@@ -99,7 +99,7 @@ TargetModules = Annotated[
     list[str],
     option(
         "Model",
-        "Layers to adapt: attention, mlp, or a projection such as q_proj, which may be repeated. Default: all linear "
+        "Modules to adapt: attention, mlp, or a projection such as q_proj, which may be repeated. Default: all linear "
         "layers of the blocks.",
         "--target-modules",
     ),
@@ -305,7 +305,7 @@ class Start:
         option(
             "Adapter",
             "Length of the rows of A: by the variance of the inputs along them; whitened, of g_whitened; or one.",
-            show_default="the recipe's",
+            show_default="what goes with the kind; one in tlora-paper",
         ),
     ] = None
 

@@ -222,8 +222,8 @@ def init(
     looking, allocating, start = steps.by_recipe(ctx, recipe, looking, allocating, start)
     allocating = allocating.within(looking.directions) if start.init else allocating
     report, line = Report(quiet), written(init, ctx.params)
-    steps.check_start(start, placement, output, overwrite)
     refuse_trained(output)
+    steps.check_start(start, placement, output, overwrite)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, looking, allocating)
     made = steps.origin(line, data)

@@ -101,9 +101,10 @@ def compress(
     Give one of --rank, --parameters, --energy and --error. The base model is not loaded. Embeddings and heads are kept
     as they are; what cannot be cut, such as DoRA, is refused by name.
     """
-    from tlora.adapters.files import ADAPTER_WEIGHTS
+    from tlora.adapters.files import ADAPTER_WEIGHTS, refuse_trained
     from tlora.cli import steps
 
+    refuse_trained(output)
     steps.check_output(output, ADAPTER_WEIGHTS, overwrite)
     known, others = (f if f is None else tlora.Calibration.load(f) for f in (calibration, held_out))
     found = tlora.compress(

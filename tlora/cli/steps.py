@@ -47,7 +47,7 @@ from tlora.training.arguments import check_card, check_numbers, check_report
 from tlora.training.parts import Parts
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, default_rows
 from tlora.utils.distributed import Processes
 from tlora.utils.files import check_folder, replace_file, replace_files
 
@@ -129,8 +129,12 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
         asked = {k: v for k, v in values.items() if k in names and _is_default(ctx, k)}
         if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
             asked.pop("rows", None)
+        group = replace(group, **asked)
+        if isinstance(group, Start) and group.init and group.rows is None:
+            asked["rows"] = default_rows(group.kind)
+            group = replace(group, rows=asked["rows"])
         ctx.params.update(asked)
-        found.append(replace(group, **asked))
+        found.append(group)
     return tuple(found)
 
 

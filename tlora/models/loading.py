@@ -475,7 +475,7 @@ def _on_hub(name: str, where: dict[str, Any]) -> Location:
     except RepositoryNotFoundError:
         raise _unknown(name, "the hub has no such model, or only for who is logged in") from None
     except RevisionNotFoundError:
-        raise _unknown(name, f"the hub has no revision {where['revision']!r} of it") from None
+        raise _unknown(name, f"the hub has no revision {where.get('revision')!r} of it") from None
     except (HTTPError, OfflineModeIsEnabled) as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
     if cached is None:

@@ -219,7 +219,7 @@ def task_subspaces(
     centred : bool
         Of kinds with ``C``: True takes the covariance, of inputs minus the mean of their sample; False puts the second
         moment ``M`` of the inputs as they are in its place. Kind ``"wc_half"`` keeps, of all spaces of its rank, the
-        variation of the layer's outputs within samples best with ``C``, and the outputs themselves with ``M``, but for
+        variation of the module's outputs within samples best with ``C``, and the outputs themselves with ``M``, but for
         the shrinkage.
     general : Calibration, optional
         Of kind ``"g_whitened"``: a calibration of the same model on other text, whose second moment is added to ``K``.

@@ -65,7 +65,7 @@ def within(most: Limit, bound: int | None, names: Collection[str]) -> Limit:
         return most
     if isinstance(most, Mapping):
         return {name: min(most.get(name, bound), bound) for name in names}
-    return min(most or bound, bound)
+    return bound if most is None else min(most, bound)
 
 
 def allocated(sensitivity: Sensitivity, state: AllocationState, bound: int | None = None) -> Allocation:

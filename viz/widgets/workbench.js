@@ -81,11 +81,12 @@ function render({ model, el }) {
     if (t.kind === "percent") return 100 * v >= 9.95 ? (100 * v).toFixed(0) : (100 * v).toFixed(1).replace(/^0/, "");
     return number(v);
   }
+  const REASONS = { score: "by its score", ceiling: "the most allowed", floor: "the least allowed" };
   const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
   function words(k) { // everything that is known of a module
     const rank = shown.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
     const before = change(k) ? ` (kept: ${shown.kept[k]})` : "";
-    lines.push(rank ? `Rank ${rank}${before}; decided by ${shown.reasons[k].replace("by hand", "hand")}` :
+    lines.push(rank ? `Rank ${rank}${before}; ${REASONS[shown.reasons[k]] ?? shown.reasons[k]}` :
       `Left out: no adapter${before}`);
     if (rank) lines.push(`Scaling ${number(shown.scalings[k])}`);
     const s = of("sensitivity"), ends = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
@@ -165,7 +166,7 @@ function render({ model, el }) {
       put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
       put(cell.g, "tabindex", k === focus ? 0 : -1);
       put(cell.g, "aria-selected", selected.has(k));
-      put(cell.g, "aria-label", `${place(k)}, rank ${shown.ranks[k]}, ${reason}${t.of === "ranks" ? "" : `, ${written}`}`);
+      put(cell.g, "aria-label", `${place(k)}, rank ${shown.ranks[k]}, ${REASONS[reason] ?? reason}${t.of === "ranks" ? "" : `, ${written}`}`);
     });
     const mean = (which, place) => { const in_ = values.filter((v, k) => about[which][k] === place); return in_.reduce((a, v) => a + Math.abs(v ?? 0), 0) / (in_.length || 1); };
     const columns = about.columns.map((_, i) => mean("column", i)), rows = about.rows.map((_, j) => mean("row", j));
@@ -181,7 +182,7 @@ function render({ model, el }) {
     const ramp = [...(diverges ? [BLUE] : []), ground, diverges ? RED : GREEN].map((c) => `rgb(${c})`);
     make("span", { class: "ramp", style: `background: linear-gradient(to right, ${ramp})` }, legend, ends[1]);
     make("span", {}, legend, `${ends[2]} (${t.unit}; bars: ${t.kind === "change" ? "mean size" : "means"})`);
-    for (const [sign, meaning] of [["dashed", "by hand"], ["over", "at max_rank"], ["under", "at min_rank"], ["cross", "left out"]]) {
+    for (const [sign, meaning] of [["dashed", "by hand"], ["over", "the most allowed"], ["under", "the least allowed"], ["cross", "left out"]]) {
       if (!shown.reasons.includes({ over: "ceiling", under: "floor" }[sign] ?? meaning)) continue;
       const entry = make("span", { class: "entry" }, legend);
       make("span", { class: `sign ${sign}` }, entry, sign === "cross" ? "\u00d7" : "");

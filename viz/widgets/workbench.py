@@ -245,6 +245,7 @@ class Workbench(Shown):
                 ).exclude_modules
             }
         if "max_rank" in options:
+            self.result(replace(self.state, **options))  # refuses what is none
             options["max_rank"] = within(options["max_rank"], self._bound, self.names)
         self._move(replace(self.state, **options))
 
@@ -790,14 +791,14 @@ def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
 
 
 def saturated(allocation: Allocation) -> str:
-    """A warning where most ranks are at ``max_rank``, whatever the scores are; nothing elsewhere."""
+    """A warning where most ranks are the highest allowed, whatever the scores are; nothing elsewhere."""
     most = dict(zip(allocation.scores, allocation.limits().high, strict=True))
     full = sum(rank == most[name] for name, rank in allocation.ranks.items())
     if 2 * full < len(allocation.ranks):
         return ""
     return (
-        f"{full} of {len(allocation.ranks)} modules are at max_rank, so the scores decide little: lower the rank, or "
-        "raise max_rank, and with it that of tlora.task_subspaces."
+        f"{full} of {len(allocation.ranks)} modules have the most rank they may, so the scores decide little: lower "
+        "the rank, or raise max_rank, and with it that of tlora.task_subspaces."
     )
 
 

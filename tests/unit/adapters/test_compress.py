@@ -276,7 +276,7 @@ def two():
 @pytest.mark.parametrize(
     ("adapter", "words"),
     [
-        (lambda: somebodys(use_dora=True), r"use_dora=True computes more than W \+ s B A: serve it as it is"),
+        (lambda: somebodys(use_dora=True), r"use_dora=True computes more than W \+ s B A: serve it as it is, or"),
         (lambda: adapted_model("bert", target_modules=["query"], lora_bias=True), r"lora_bias=True computes more"),
         (lambda: somebodys(init_lora_weights="olora"), r"init_lora_weights='olora' has changed the base's own weights"),
         (

@@ -56,7 +56,7 @@ def test_page_has_all_that_the_command_knows(adapter):
     page = Page((adapter / "report.html").read_text(encoding="utf-8"))
     keys = [section.attributes["id"] for section in page.all("section")]
     assert keys == ["data", "spectra", "sensitivity", "allocation", "training", "rank-use", "reproduce", "missing"]
-    line = f"tlora {RUN} {QUICK} --seed 3 --output out"
+    line = f"tlora {RUN} {QUICK} --seed 3 --rows variance --output out"
     (shown,) = [e.text for e in page.section("reproduce").all("code") if e.text.startswith("tlora run")]
     assert sorted(shown.split()) == sorted(line.split())
     assert ["seed", "3"] in page.table("data", "Model and data")

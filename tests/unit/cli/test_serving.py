@@ -115,7 +115,7 @@ def test_compress_says_what_is_kept_and_lost(tmp_path):
         ("half --rank 1", "--overwrite"),
         ("other", "no budget given"),
         ("other --rank 1 --energy 0.5", "rank and energy given"),
-        ("trained --rank 1 --overwrite", "holds a trained adapter, which is never replaced"),
+        ("trained --rank 1 --overwrite", "holds a trained adapter, which only training replaces"),
         ("other --parameters 0.5 --energy 2", "parameters and energy given"),
         (f"other --rank 1 --calibration {known} --held-out {known}", "samples are in the calibration and in"),
         ("other --rank 1 --calibration trained", "no result in trained"),

@@ -95,6 +95,9 @@ def test_no_rank_goes_beyond_the_bases():
     for beyond in (most + 5, None, {it.names[0]: most + 5}):
         it.set(max_rank=beyond)
         assert max(it.allocation.ranks.values()) <= most
+    for none in (0, {"nowhere": 3}):
+        with pytest.raises((ValueError, KeyError)):
+            it.set(max_rank=none)
     name = it.names[0]
     each = viz.Workbench(it.sensitivity, results.subspaces(), rank=2, max_rank={name: 1})
     assert each.allocation.ranks[name] == 1

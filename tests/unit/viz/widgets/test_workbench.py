@@ -228,7 +228,7 @@ def test_a_rank_at_which_the_scores_decide_little_is_said() -> None:
     assert it.widget.shown["message"] == ""
     it.set(rank=8)
     assert set(it.allocation.ranks.values()) == {8}
-    assert "14 of 14 modules are at max_rank" in it.widget.shown["message"]
+    assert "14 of 14 modules have the most rank they may" in it.widget.shown["message"]
 
 
 def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
