@@ -1,6 +1,7 @@
 """Can one tell before training what freezing `A` will cost? Over all tasks that were compared.
 
-    python -m benchmarks.quality.prediction --picture docs/freezing_cost.png
+    python -m benchmarks.quality.prediction             # what is not measured yet
+    python -m benchmarks.quality.prediction --table     # print what was measured, and put it on the page
 
 For each task: what freezing costs, the test loss of `A` frozen along the published directions less that of LoRA of the
 same rank, as a part of what LoRA learns; and beside it, before that training,
@@ -9,7 +10,7 @@ same rank, as a part of what LoRA learns; and beside it, before that training,
 - what is left of that share after a few steps of LoRA;
 - the loss of the base.
 
-Tasks are measured once, into `results/prediction.json`: about two minutes each on two cores.
+Tasks are measured once, into `benchmarks/results/prediction.json`: about two minutes each on two cores.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 import tlora
 from benchmarks.quality import comparison, pilot, study
@@ -121,10 +123,46 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def known() -> pd.DataFrame:
+    """`table` of the tasks that are measured."""
+    found = json.loads(RESULTS.read_text())
+    return table(found, [place for place in places() if place.task in found])
+
+
+# --- On the page ---
+
+
+def told_tasks() -> str:
+    """Each task, what freezing costs there, and what could be known before."""
+    lines = []
+    for row in known().sort_values("part").itertuples():
+        before = f"{row.capture:.0%}", f"{row.over_random:.0f}", f"{row.kept:.0%}", f"{row.loss:.2f}"
+        lines.append([row.task, f"{row.cost:+.3f}", f"{row.part:+.0%}", *before])
+    heads = ["task", "freezing costs, nats", "of what LoRA learns"]
+    return pilot.markdown([*heads, "gradient held", "over random", f"left after {STEPS} steps", "base's loss"], lines)
+
+
+def told_correlations() -> str:
+    """How each predictor goes with the cost, over the tasks."""
+    lines = [[row[1], f"{row[2]:+.2f}", f"{row[3]:+.2f}", f"{row[4]}"] for row in correlations(known()).itertuples()]
+    return pilot.markdown(["before training", "with the cost, nats", "with its part", "tasks"], lines)
+
+
+BLOCKS = {"tasks": told_tasks, "correlations": told_correlations}
+"""Tables on the page, by their titles."""
+PICTURE = Path("docs/freezing_cost.png")
+
+
+def written(text: str) -> str:
+    """The page with the tables of what was measured."""
+    return comparison.filled(text, "prediction", BLOCKS)
+
+
 @style.styled
-def draw(rows: pd.DataFrame, path: Path) -> None:
+def draw(rows: pd.DataFrame) -> Figure:
     """A panel for each predictor, a point for each task."""
-    figure, axes = plt.subplots(1, len(PREDICTORS), figsize=(3.2 * len(PREDICTORS), 3.4), sharey=True)
+    size = (3.2 * len(PREDICTORS), 3.4)
+    figure, axes = plt.subplots(1, len(PREDICTORS), figsize=size, sharey=True, layout="constrained")
     for ax, (name, words), (_, line) in zip(axes, PREDICTORS.items(), correlations(rows).iterrows(), strict=True):
         ax.scatter(rows[name], 100 * rows["part"])
         for _, row in rows.iterrows():
@@ -132,26 +170,23 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         ax.set_xlabel(words)
         style.headline(ax, f"rank correlation {line['with the part']:+.2f}", f"{line['tasks']} tasks")
     axes[0].set_ylabel("cost of freezing, % of what LoRA learns")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     matplotlib.use("Agg")
-    parser.add_argument("--picture", type=Path, help="where the picture goes")
-    options = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    there = list(places())
-    for place in there:
-        if place.task not in found:
-            found[place.task] = measured(place)
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    rows = table(found, there)
-    print(rows.to_string(index=False, float_format="{:.3f}".format))
-    print(correlations(rows).to_string(index=False, float_format="{:.3f}".format))
-    if options.picture:
-        draw(rows, options.picture)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="measure nothing; make table and picture of what there is")
+    if not parser.parse_args().table:
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        for place in places():
+            if place.task not in found:
+                found[place.task] = measured(place)
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        return
+    pilot.PAGE.write_text(written(pilot.PAGE.read_text()))
+    draw(known()).savefig(PICTURE, dpi=110)
+    print(*(f"{name}\n{told()}\n" for name, told in BLOCKS.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""What of a frozen `A`'s cost could be known before, on numbers that are easy to follow."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from benchmarks.quality import prediction
+from benchmarks.quality.prediction import Place
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Three tasks: LoRA learns 2, 1 and 4 nats, and freezing costs a tenth, none and a half of that."""
+    costs = {"a": (2.0, 0.2), "b": (1.0, 0.0), "c": (4.0, 2.0)}
+    places = [
+        Place(tmp_path, task, frozen=pd.Series([1 + cost, 1 + cost]), lora=pd.Series([0.9, 1.1]))
+        for task, (_, cost) in costs.items()
+    ]
+    found = {
+        task: {"loss": 1 + learned, "capture": 0.9 - cost / 4, "over_random": 10.0 + cost, "kept": 0.5 - cost / 9}
+        for task, (learned, cost) in costs.items()
+    }
+    monkeypatch.setattr(
+        prediction, "places", lambda: iter([*places, Place(tmp_path, "not yet", *[pd.Series([1.0])] * 2)])
+    )
+    monkeypatch.setattr(prediction, "RESULTS", tmp_path / "prediction.json")
+    prediction.RESULTS.write_text(json.dumps(found))
+
+
+def test_costs_are_parts_of_what_lora_learns(measured):
+    rows = prediction.known().set_index("task")
+    assert rows["cost"].to_dict() == pytest.approx({"a": 0.2, "b": 0.0, "c": 2.0})
+    assert rows["part"].to_dict() == pytest.approx({"a": 0.1, "b": 0.0, "c": 0.5})
+    by = prediction.correlations(prediction.known()).set_index("predictor")["with the part"]
+    assert by["share of the gradient that the directions hold"] == pytest.approx(-1)
+    assert by["loss of the base, nats"] == pytest.approx(1)
+
+
+def test_the_page_has_a_row_for_each_task_and_each_predictor(measured):
+    command = "python -m benchmarks.quality.prediction --table"
+    marks = "".join(
+        f"<!-- prediction, {name}: {command} -->\n<!-- end of prediction, {name} -->\n" for name in prediction.BLOCKS
+    )
+    text = prediction.written(marks)
+    assert prediction.written(text) == text
+    assert "| c | +2.000 | +50% | 40% | 12 | 28% | 5.00 |" in text
+    assert text.count("\n| ") == (2 + 3) + (2 + len(prediction.PREDICTORS))
+    figure = prediction.draw(prediction.known())
+    assert len(figure.axes) == len(prediction.PREDICTORS)
+    plt.close("all")
