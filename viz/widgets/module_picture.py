@@ -18,6 +18,8 @@ from viz.widgets.spectrum import SpectrumPicture, shares_of
 
 WIDTH = 3.4
 """Inches."""
+LINE = 0.17
+"""Inches of a line of the legend."""
 SHARES = {"captured": "gradient captured", "overlap": "overlap, other task", "neighbours": "overlap, next layers"}
 """Curves of the second panel, and what they are called."""
 
@@ -46,7 +48,7 @@ class ModulePicture:
         self.shares = {} if subspaces is None else shares_of(subspaces)
         self.most, self.resampled = most, len(sensitivity.per_sample) > 1
         heights = ([1.35, 0.95] if self.shares else []) + [0.75] * (bool(self.curves) + self.resampled)
-        self.canvas = Canvas(WIDTH, sum(heights) + 0.5 * len(heights) or 1)
+        self.canvas = Canvas(WIDTH, sum(heights) + 0.5 * len(heights) + LINE * len(self.curves) or 1)
         self._bottom = self.canvas.figure.get_size_inches()[1]
         if self.shares:
             self.spectrum = SpectrumPicture(self._panel(1.35), self._panel(0.95))
@@ -54,9 +56,10 @@ class ModulePicture:
         self._draw_curves()
         self._draw_distribution()
 
-    def _panel(self, height: float) -> Any:
-        top = self.canvas.figure.get_size_inches()[1] - self._bottom + 0.08
-        self._bottom -= height + 0.5
+    def _panel(self, height: float, above: float = 0.0) -> Any:
+        """Axes below the last ones, with room above for a legend: inches."""
+        top = self.canvas.figure.get_size_inches()[1] - self._bottom + 0.08 + above
+        self._bottom -= height + 0.5 + above
         return self.canvas.axes(0.66, 0.1, self._bottom + 0.42, top)
 
     @style.styled
@@ -64,14 +67,21 @@ class ModulePicture:
         self.lines: dict[str, Any] = {}
         if not self.curves:
             return
-        panel = self._panel(0.75)
+        panel = self._panel(0.75, LINE * len(self.curves))
         for what, colour in zip(self.curves, style.colours(5)[2:], strict=False):
             self.lines[what] = panel.plot([], [], color=colour, linewidth=1.8, label=SHARES[what])[0]
         self.cursor = panel.axvline(1, linewidth=1, linestyle="--", **style.ink(0.7))
         panel.set(xlim=(0, self.most + 1), ylim=(0, 1.02), xlabel="rank", ylabel="share")
         panel.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        panel.legend(loc="upper left", frameon=False, fontsize=8.5)
+        above = {
+            "loc": "lower left",
+            "bbox_to_anchor": (0, 1),
+            "borderaxespad": 0.1,
+            "borderpad": 0,
+            "labelspacing": 0.2,
+        }
+        panel.legend(frameon=False, fontsize=8.5, **above)
         style.guide_lines(panel)
         steady(panel)
 

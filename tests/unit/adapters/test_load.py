@@ -573,7 +573,7 @@ def test_the_base_is_the_one_that_the_adapter_names(tmp_path: Path, monkeypatch:
 
 def test_a_base_that_is_gone_is_said_to_be_named_by_the_adapter(tmp_path: Path) -> None:
     of_base(tmp_path, "./elsewhere/llama")
-    with pytest.raises(ValueError, match="no model './elsewhere/llama'") as error:
+    with pytest.raises(ValueError, match=r"no model '\./elsewhere/llama'") as error:
         tlora.load(tmp_path)
     assert any("pass model= where it is elsewhere now" in note for note in error.value.__notes__)
 
