@@ -142,7 +142,7 @@ def test_hover_says_everything_about_a_module(bench: Bench) -> None:
     tip.wait_for(state="visible")
     said = tip.inner_text()
     rank = bench.ranks()[9]
-    for part in ("layer 1 v_proj", f"Rank {rank}; decided by score", "of all scores, 95 % interval", "of the energy"):
+    for part in ("layer 1 v_proj", f"Rank {rank}; by its score", "of all scores, 95 % interval", "of the energy"):
         assert part in said
     bench.page.mouse.move(2, 2)
     tip.wait_for(state="hidden")

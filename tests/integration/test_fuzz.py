@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,7 +25,7 @@ from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.fuzzed import damaged, fuzz, sign
 from tests.helpers.models import tiny_model
 from tests.helpers.results import EXAMPLES, record, run, same
-from tlora.cli.steps import base_name
+from tlora.cli.steps import base_of
 from tlora.comparison.store import Store
 from tlora.results import Result
 from tlora.training.checkpoints import checkpoint_to_resume, is_whole
@@ -146,7 +146,7 @@ def test_adapters_of_ours(times: int, tmp_path: Path) -> None:
             inspected = refused(lambda: tlora.inspect(folder))
             loaded = refused(lambda: tlora.load(folder, tiny_model("llama")))
             trained = refused(lambda: TrainingRun.load(folder))
-            base = refused(partial(base_name, folder, None))
+            base = refused(lambda: base_of(folder, None)[0])
         assert inspected is None or same(inspected, seen), number
         assert trained is None or same(trained, run()), number
         assert base is None or loaded is None or base == seen.meta.model, number
