@@ -89,8 +89,9 @@ class Result:
     """What every result of this package can do; the subclasses are frozen dataclasses.
 
     A subclass says what its table looks like (``columns`` and `to_frame`), what its one-line summary is
-    (`_summary`), and how it is taken apart into tensors and JSON values (`_pack`) and put together again
-    (`_unpack`). In return it can be shown, saved and loaded. Results hold CPU tensors and no model.
+    (`_summary`), and, where not all of its parts are JSON values, how it is taken apart into tensors and such values
+    (`_pack`) and put together again (`_unpack`). In return it can be shown, saved and loaded. Results hold CPU tensors
+    and no model.
     """
 
     columns: ClassVar[dict[str, str]] = {}
@@ -104,7 +105,8 @@ class Result:
         raise NotImplementedError
 
     def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return {}, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "meta"}  # type: ignore[arg-type]  # each is a dataclass
+        parts = fields(self)  # type: ignore[arg-type]  # every result is a dataclass
+        return {}, {part.name: getattr(self, part.name) for part in parts if part.name != "meta"}
 
     @classmethod
     def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:

@@ -148,6 +148,11 @@ def projections(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(frame["projection"]))
 
 
+def layers(frame: pd.DataFrame) -> list[int]:
+    """The layers that there are, in order."""
+    return sorted(int(layer) for layer in frame["layer"].unique())
+
+
 def fitting(handles: Sequence[Artist], most: int) -> list[Artist]:
     """Entries of a legend that has room for so many; the last one says how many more there are."""
     rest = len(handles) - most + 1
@@ -162,12 +167,18 @@ def plain_numbers() -> ScalarFormatter:
     return formatter
 
 
-def layer_axis(ax: Axes, frame: pd.DataFrame) -> None:
-    """Label the x axis as layers: whole numbers, thinned to what fits; of single layers each that is there."""
-    layers = sorted(int(layer) for layer in frame["layer"].unique())
-    ax.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
-    few = len(layers) <= min(16, 2.4 * inches(ax)) and layers[-1] - layers[0] >= len(layers)
-    ax.xaxis.set_major_locator(FixedLocator(layers) if few else whole_numbers(inches(ax)))
+def layer_axis(ax: Axes, frame: pd.DataFrame, columns: bool = False) -> None:
+    """Label the x axis as layers: whole numbers, thinned to what fits; of single layers each that is there.
+
+    With ``columns`` a layer is drawn at its place among those that there are, from 0 on, and not at its number.
+    """
+    there = layers(frame)
+    places = list(range(len(there))) if columns else there
+    ax.set_xlim(places[0] - 0.5, places[-1] + 0.5)
+    few = len(there) <= min(16, 2.4 * inches(ax)) and there[-1] - there[0] >= len(there)
+    ax.xaxis.set_major_locator(FixedLocator(places) if few else whole_numbers(inches(ax)))
+    if columns:
+        ax.xaxis.set_major_formatter(lambda x, _: str(there[int(x)]) if 0 <= x < len(there) else "")
     ax.set_xlabel("layer")
 
 

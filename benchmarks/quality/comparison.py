@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -304,11 +305,18 @@ def between(begin: str, end: str, block: str, text: str) -> str:
 
 
 def filled(text: str, name: str, blocks: Mapping[str, Callable[[], str]]) -> str:
-    """The text of a page with the tables of a study, pilot or study, each between its marks."""
+    """The text of a page with the tables of a program here, by their titles, each between its marks."""
     for title, table in blocks.items():
         begin = f"<!-- {name}, {title}: python -m benchmarks.quality.{name} --table -->"
         text = between(begin, f"<!-- end of {name}, {title} -->", table(), text)
     return text
+
+
+def publish(page: Path, name: str, blocks: Mapping[str, Callable[[], str]]) -> None:
+    """Put tables on a page, and print them; each is made once."""
+    once = {title: cache(table) for title, table in blocks.items()}
+    page.write_text(filled(page.read_text(), name, once))
+    print(*(f"{title}\n{table()}\n" for title, table in once.items()), sep="\n")
 
 
 def save(figure: Figure, path: Path, shown: tlora.Comparison) -> None:

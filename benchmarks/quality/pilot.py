@@ -177,9 +177,8 @@ def main() -> None:
                 part = replace(PARTS["frozen"], methods=(method,), rates=rate)
                 complete(part, arguments.workers)
     if arguments.table:
-        PAGE.write_text(written(PAGE.read_text()))
         draw()
-        print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")
+        comparison.publish(PAGE, "pilot", BLOCKS)
 
 
 def complete(part: Part, workers: int) -> None:

@@ -184,9 +184,8 @@ def main() -> None:
                 found[place.task] = measured(place)
                 RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         return
-    pilot.PAGE.write_text(written(pilot.PAGE.read_text()))
     draw(known()).savefig(PICTURE, dpi=110)
-    print(*(f"{name}\n{told()}\n" for name, told in BLOCKS.items()), sep="\n")
+    comparison.publish(pilot.PAGE, "prediction", BLOCKS)
 
 
 if __name__ == "__main__":

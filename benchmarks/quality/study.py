@@ -414,10 +414,9 @@ def main() -> None:
         for part in arguments.only:
             complete(part, arguments.workers)
         return
-    pilot.PAGE.write_text(written(pilot.PAGE.read_text()))
     draw()
     print(f"tasks on which full leads LoRA: {', '.join(counted()) or 'none'}\n")
-    print(*(f"{name}\n{table()}\n" for name, table in BLOCKS.items()), sep="\n")
+    comparison.publish(pilot.PAGE, "study", BLOCKS)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[i
 
 def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
     """Bars above the heat map: all ranks of a layer."""
-    layers = heatmap.layers(frame)
+    layers = style.layers(frame)
     places = range(len(layers))
     above.bar(places, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
     above.stairs(_totals(frame, "layer", "uniform", layers), heatmap.edges(places), **UNIFORM, **style.ink(0.85))

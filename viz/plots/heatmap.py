@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.ticker import FixedLocator
 
 from viz import style
 
@@ -21,17 +20,14 @@ WIDTH = 8.6
 def size(frame: pd.DataFrame) -> tuple[float, float]:
     """Inches for a heat map: wider with the layers, up to `WIDTH` and what long labels need, taller with the rows."""
     rows = style.projections(frame)
-    return float(np.clip(5.2 + 0.3 * len(layers(frame)), 6.4, WIDTH)) + beside(rows), 1.6 + 0.27 * max(4, len(rows))
+    return float(np.clip(5.2 + 0.3 * len(style.layers(frame)), 6.4, WIDTH)) + beside(rows), 1.6 + 0.27 * max(
+        4, len(rows)
+    )
 
 
 def beside(rows: list[str]) -> float:
     """Inches that the labels of these rows take beyond those of the usual length."""
     return 0.065 * max(0, max(len(style.cut(row)) for row in rows) - 9)
-
-
-def layers(frame: pd.DataFrame) -> list[int]:
-    """The layers that there are: each has a column, and no other."""
-    return sorted(int(layer) for layer in frame["layer"].unique())
 
 
 def edges(places: Sequence[int]) -> np.ndarray:
@@ -58,7 +54,7 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     matplotlib.collections.QuadMesh
         Its array is (projections, layers), masked where there is no module.
     """
-    rows, there = style.projections(frame), layers(frame)
+    rows, there = style.projections(frame), style.layers(frame)
     grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=there)
     cells = np.ma.masked_invalid(grid.to_numpy(dtype=float))
     gap = 1.2 if len(there) <= 40 else 0
@@ -68,11 +64,7 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [style.cut(row) for row in rows], parse_math=False)
     ax.set_ylabel("projection")
-    ax.set_xlim(-0.5, len(there) - 0.5)
-    few = len(there) <= min(16, 2.4 * style.inches(ax)) and there[-1] >= len(there)
-    ax.xaxis.set_major_locator(FixedLocator(range(len(there))) if few else style.whole_numbers(style.inches(ax)))
-    ax.xaxis.set_major_formatter(lambda x, _: str(there[int(x)]) if 0 <= x < len(there) else "")
-    ax.set_xlabel("layer")
+    style.layer_axis(ax, frame, columns=True)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     _separate_stacks(ax, rows)
@@ -110,7 +102,7 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
         Whether the numbers fit into the cells and were written.
     """
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
-    rows, there = style.projections(frame), layers(frame)
+    rows, there = style.projections(frame), style.layers(frame)
     room -= beside(rows)  # long labels are given room from the axes
     frame = frame.dropna(subset=value)
     texts = frame[value].map(form.format)

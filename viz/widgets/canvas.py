@@ -199,7 +199,7 @@ class Cells:
         self, ax: Axes, layers: Mapping[str, int], projections: Mapping[str, str], room: float, **look: Any
     ) -> None:
         frame = pd.DataFrame({"layer": list(layers.values()), "projection": list(projections.values()), "value": 0.0})
-        rows, there = style.projections(frame), heatmap.layers(frame)
+        rows, there = style.projections(frame), style.layers(frame)
         self.column = frame["layer"].map(there.index).to_numpy()
         self.row = frame["projection"].map(rows.index).to_numpy()
         self._shape = len(rows), len(there)

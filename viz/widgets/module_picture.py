@@ -74,14 +74,8 @@ class ModulePicture:
         panel.set(xlim=(0, self.most + 1), ylim=(0, 1.02), xlabel="rank", ylabel="share")
         panel.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        above = {
-            "loc": "lower left",
-            "bbox_to_anchor": (0, 1),
-            "borderaxespad": 0.1,
-            "borderpad": 0,
-            "labelspacing": 0.2,
-        }
-        panel.legend(frameon=False, fontsize=8.5, **above)
+        tight = {"borderaxespad": 0.1, "borderpad": 0, "labelspacing": 0.2}
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8.5, **tight)
         style.guide_lines(panel)
         steady(panel)
 
