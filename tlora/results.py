@@ -238,6 +238,7 @@ def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str
     ValueError
         If it is another kind of result, of a newer format, truncated or changed since it was written.
     """
+    written = _written(path)
     head = read_head(path)
     if head["result"] != kind:
         there = head["result"]
@@ -247,13 +248,21 @@ def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str
         try:
             blob = _checked_blob(file, head["tensors"])
         except FileNotFoundError:
-            if read_head(path)["sha256"] == head["sha256"] and not file.exists():
+            if _written(path) == written:
                 raise
             return read_parts(path, kind)  # another result was saved meanwhile, and perhaps this one again
         values = head["values"]
         if "shapes" in values:  # JSON has no tuples
             values["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
         return load_tensors(blob), values, Meta(**head["meta"])
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What tells one save of a folder from the next, even of the same result; None where there is no result."""
+    with contextlib.suppress(OSError):
+        found = (path / RESULT).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 @contextlib.contextmanager
