@@ -19,8 +19,8 @@ from viz.reports.rendering import allocation_picture
 def allocation(found: Findings) -> Section:
     """Where the rank went, beside a uniform allocation."""
     about = (
-        "Where the rank goes: modules that the loss is more sensitive to get more of the same budget, and a larger "
-        "scale. Compared with LoRA of the same rank everywhere, whose A is trained too."
+        "Where the rank goes. Scores give more of the budget to modules the loss is more sensitive to. Compared with "
+        "LoRA of the same rank everywhere, whose A is trained too."
     )
     missing = (
         "allocation = tlora.allocate(calibration.sensitivity, rank=8)\n"

@@ -17,7 +17,7 @@ from viz.reports import contents, formatting
 from viz.reports.allocation import beside_uniform, by_projection
 from viz.reports.contents import Findings
 from viz.reports.rendering import template
-from viz.reports.reproduce import caveat, classes, commands, snippet, versions
+from viz.reports.reproduce import attached, caveat, classes, commands, snippet, versions
 from viz.reports.training import ENERGY, metrics_table, used_rank
 
 PICTURE = Path("pictures", "allocation.png")
@@ -56,13 +56,17 @@ def card(folder: str | os.PathLike[str]) -> str:
     config = json.loads((path / ADAPTER_CONFIG).read_bytes())
     base = str(config.get("base_model_name_or_path") or found.model)
     run, allocation = found.run, found.allocation
+    ranks = set(allocation.ranks.values()) if allocation else set()
     return template("card.md").render(
         header=_header(base, config),
         title=found.title,
         base=base,
         task=found.task,
         samples=formatting.several(allocation.meta.samples or 0, "sample") if allocation else "",
+        plain=len(ranks) < 2 and attached(found).get("kind", "wc") is None,
+        ranks=ranks,
         frozen=run is not None and run.frozen_a,
+        head=config.get("task_type") == "SEQ_CLS",
         metrics=metrics_table(run) if run and (run.before or run.after) else None,
         allocation=allocation,
         picture=PICTURE.as_posix() if (path / PICTURE).is_file() else "",

@@ -56,7 +56,7 @@ def caveat(found: Findings) -> str:
     """What `snippet` cannot know; empty where there are command lines, which leave nothing out."""
     if commands(found):
         return ""
-    if found.run and not _attached(found):
+    if found.run and not attached(found):
         return f"{UNRECORDED} {UNKNOWN_START}"
     was_trained = found.run and not found.run.meta.recipe.get("b_began_at_zero", True)
     return f"{UNRECORDED} {TRAINED_BEFORE}" if was_trained else UNRECORDED
@@ -72,7 +72,7 @@ def snippet(found: Findings) -> str:
         lines.append(f"calibration = tlora.calibrate(model, task.calibration({_calibration(found)})")
     if found.allocation:
         lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_knobs(found.allocation)}")
-        if (kind := _attached(found).get("kind", "wc")) is not None:
+        if (kind := attached(found).get("kind", "wc")) is not None:
             more = "" if kind == "wc" else f", kind={kind!r}"
             lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation{more})")
     if found.run:
@@ -101,14 +101,14 @@ def _knobs(allocation: Allocation) -> str:
     return f"{written})" + (f".edit({allocation.edits!r})" if allocation.edits else "")
 
 
-def _attached(found: Findings) -> dict[str, Any]:
+def attached(found: Findings) -> dict[str, Any]:
     """As `tlora.adapters.attach.attached_with` has it; empty where that is unknown."""
     began = found.run.meta.recipe.get("attach") if found.run else None
     return began if isinstance(began, dict) else {}
 
 
 def _attaching(found: Findings) -> str:
-    began = _attached(found)
+    began = attached(found)
     arguments = ["subspaces" if began.get("kind", "wc") else "None", "allocation"]
     if found.run and not found.run.frozen_a:
         arguments.append("freeze_a=False")

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_model
 from tests.helpers.reported import results_of, run_of, save, walked
 from viz import card
@@ -92,6 +93,24 @@ def test_a_is_frozen_where_it_was(found, text, tmp_path):
         assert says in text
         assert says not in trained
     assert "attach(model, subspaces, allocation, freeze_a=False)" in trained
+
+
+def test_plain_lora_is_not_called_tlora(found, tmp_path):
+    allocation = tlora.allocate(found["sensitivity"], rank=3, temperature=0.0)
+    for number, (kind, plain) in enumerate(((None, True), ("wc", False))):
+        meta = dataclasses.replace(found["run"].meta, recipe={"attach": {"kind": kind}})
+        results = {"run": dataclasses.replace(found["run"], meta=meta), "allocation": allocation}
+        text = card(save(results, tmp_path / f"adapter{number}"))
+        assert ("made with TLoRA" not in text) == plain
+        assert "Every module has rank 3." in text
+        assert "got more of the rank" not in text
+
+
+def test_a_head_is_named_among_what_was_trained(found, text, tmp_path):
+    assert "classification head" not in text
+    config = found["run"].adapter_config | {"task_type": "SEQ_CLS"}
+    run = dataclasses.replace(found["run"], adapter_config=config)
+    assert "Only `B` was trained, and the classification head;" in card(save({"run": run}, tmp_path / "adapter"))
 
 
 def test_how_the_adapter_began_is_told_where_it_is_known(found, text, tmp_path):
