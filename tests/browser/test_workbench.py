@@ -158,6 +158,21 @@ def test_click_selects_and_shows_the_module(bench: Bench) -> None:
     bench.page.wait_for_function("old => document.querySelector('.tlora .side img').src !== old", arg=before)
 
 
+def test_a_click_that_is_not_quite_still_is_no_drag(bench: Bench) -> None:
+    """Not even on a module that is left out; and something stays selected."""
+    bench.press("q and v")
+    bench.shows([28 if k % 7 in (0, 2) else 0 for k in range(224)])
+    x, y = bench.middle(8)
+    bench.page.mouse.move(x, y)
+    bench.page.mouse.down()
+    bench.page.mouse.move(x + 1, y)
+    bench.page.mouse.up()
+    bench.module(8).click(modifiers=["Control"])
+    assert bench.selected() == [8]
+    bench.module(10).click()
+    assert bench.ranks()[8] == 0
+
+
 def test_labels_and_shift_select_rows_and_columns(bench: Bench) -> None:
     bench.root.locator("[data-row='2']").first.click()
     assert bench.selected() == list(range(2, 224, 7))
@@ -222,6 +237,10 @@ def test_typing_in_a_control_does_not_reach_the_notebook(bench: Bench) -> None:
     floor.press("Enter")
     bench.root.get_by_text("min_rank and pinned ranks need 2,016 ranks").wait_for()
     assert bench.ranks() == expected(min_rank=2)
+    assert floor.input_value() == "2"
+    floor.fill("9")  # a second time
+    floor.press("Enter")
+    bench.page.wait_for_function("field => field.value === '2'", arg=floor.element_handle())
     floor.fill("")  # not zero
     floor.press("Enter")
     assert bench.ranks() == expected(min_rank=2)

@@ -145,7 +145,6 @@ def plot_comparison(
 
 def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
     """All tasks in one panel, a line for each method and rank."""
-    tasks = list(dict.fromkeys(rows["task"]))
     if view == "differences":
         rows = rows.dropna(subset=["difference_low"])
         half = (rows["difference_high"] - rows["difference_low"]) / 2
@@ -154,12 +153,14 @@ def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
         rows = rows.assign(x=2.0 ** rows["doublings"], hollow=rows["edge"] != "")
     if not len(rows):
         raise ValueError("nothing to draw: no method has two runs in common with the baseline")
+    rows = rows.assign(place=_places(rows))
+    tasks = list(dict.fromkeys(rows["place"]))
     keys = list(dict.fromkeys(zip(rows["method"], rows["rank"], strict=True)))
     labels = _labels(keys)
     figure, ax = plt.subplots(figsize=(7.6, 1.5 + 0.28 * len(keys)), layout="constrained")
     looks = zip(tasks, style.colours(len(tasks)), islice(cycle(MARKERS), len(tasks)), strict=True)
     for n, (task, colour, marker) in enumerate(looks):
-        mine = rows[rows["task"] == task]
+        mine = rows[rows["place"] == task]
         places = [keys.index(key) for key in zip(mine["method"], mine["rank"], strict=True)]
         apart = (n - (len(tasks) - 1) / 2) * 0.7 / len(tasks)
         faces = ["white" if hollow else colour for hollow in mine["hollow"]]
@@ -169,7 +170,7 @@ def _one_panel(rows: pd.DataFrame, baseline: str, view: View) -> Figure:
         else:
             y += apart
         ax.scatter(x, y, 34, faces, marker=marker, edgecolors=[colour], linewidths=1.2, zorder=3)
-        ax.plot([], [], marker, color=colour, label=task.rpartition("/")[2])
+        ax.plot([], [], marker, color=colour, label=task)
     ax.set_yticks(range(len(keys)), labels, parse_math=False)
     ax.set_ylim(len(keys) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
@@ -324,11 +325,14 @@ def _told(strokes: dict[int, str]) -> str:
 def _order(rows: pd.DataFrame) -> pd.DataFrame:
     """Best first, what has no value last, with what each is called: its rank too where there are several."""
     rows = rows.sort_values("value", ascending=False, kind="stable", na_position="last").reset_index(drop=True)
-    several = rows["rank"].nunique() > 1
-    names = [_cut(name) for name in rows["method"]]
-    return rows.assign(
-        label=[f"{name}, {rank}" if several else name for name, rank in zip(names, rows["rank"], strict=True)]
-    )
+    return rows.assign(label=_labels(list(zip(rows["method"], rows["rank"], strict=True))))
+
+
+def _places(rows: pd.DataFrame) -> list[str]:
+    """The task of each row, with its model where there are several."""
+    tasks = [task.rpartition("/")[2] for task in rows["task"]]
+    models = [model.rpartition("/")[2] for model in rows["model"]]
+    return [f"{task}, {model}" for task, model in zip(tasks, models, strict=True)] if len(set(models)) > 1 else tasks
 
 
 def _labels(keys: Sequence[tuple[str, int]]) -> list[str]:

@@ -52,11 +52,16 @@ def starting_state(
 ) -> AllocationState:
     """The state for these arguments of `tlora.allocate`, with no rank above ``bound``; nothing is kept yet."""
     first = allocate(sensitivity, rank, **options)
-    values = {field: getattr(first.options, field) for field in DEFAULTS}
-    values["alpha"] = None if options.get("alpha") is None else first.options.alpha
-    values["exclude_modules"] = tuple(first.excluded)
-    values["max_rank"] = within(values["max_rank"], bound, sensitivity.names)
-    return AllocationState(rank=first.rank, edits={}, **values)
+    state = settled(AllocationState(first.rank, **(DEFAULTS | {"alpha": options.get("alpha")}), edits={}), first)
+    return replace(state, max_rank=within(state.max_rank, bound, sensitivity.names))
+
+
+def settled(state: AllocationState, made: Allocation) -> AllocationState:
+    """The state with its arguments as the allocation holds them: plain values, full names, no None but by default."""
+    values = {field: getattr(made.options, field) for field in DEFAULTS}
+    values["alpha"] = None if state.alpha is None else made.options.alpha
+    values["exclude_modules"] = tuple(made.excluded)
+    return replace(state, rank=made.rank, edits=dict(made.edits), **values)
 
 
 def within(most: Limit, bound: int | None, names: Collection[str]) -> Limit:

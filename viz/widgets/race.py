@@ -119,7 +119,7 @@ class LiveRace:
 
     def _run(self, model: Any, task: Any, arms: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         try:
-            self.result = race(model, task, arms, progress=False, **options)
+            self.result = race(model, task, arms, **{**options, "progress": False})
             self.said = self.result.sentence
         except Exception as error:  # noqa: BLE001  (in a thread nobody else would hear of it)
             self.said = f"The race failed: {error}"

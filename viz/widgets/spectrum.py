@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from numpy.typing import NDArray
 
@@ -302,6 +302,7 @@ class SpectrumPicture:
         self.sums.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 0.9, 1]))
         self.sums.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         self.single.set(yscale="log", ylabel="share of each direction")
+        self.single.yaxis.set_minor_formatter(NullFormatter())
         self.headline = Headline(ax)
         self.key: Hashable = None
 

@@ -235,7 +235,11 @@ function render({ model, el }) {
       if (input.output) input.output.textContent = input.value;
       ask("set", { [name]: now }, `control ${gesture}`);
     });
-    input.addEventListener("change", () => { gesture = ++gestures; input.held = false; });
+    input.addEventListener("change", () => {
+      gesture = ++gestures;
+      input.held = false;
+      if (!busy && !queue.length) tell(); // what was refused while it was held
+    });
     input.addEventListener("blur", () => { input.held = false; });
     controls[name] = input;
   }
@@ -347,6 +351,7 @@ function render({ model, el }) {
   };
   const all = (which, place) => about[which].flatMap((p, k) => (p === place ? [k] : []));
   function select(modules, last = modules.at(-1)) {
+    if (last === undefined) return; // something stays selected
     focus = last;
     model.set("selected", [...modules.filter((k) => k !== last), last]);
     model.save_changes();
@@ -381,7 +386,8 @@ function render({ model, el }) {
   });
   svg.addEventListener("pointermove", (event) => {
     if (drag && !page) {
-      const rank = Math.max(1, Math.min(about.most, drag.rank + Math.round((drag.y - event.clientY) / 4)));
+      const by = Math.round((drag.y - event.clientY) / 4);
+      const rank = by ? Math.max(1, Math.min(about.most, drag.rank + by)) : drag.rank;
       if (rank === drag.last) return;
       drag.last = rank;
       return ask("set_rank", { modules: model.get("selected"), rank }, drag.gesture);

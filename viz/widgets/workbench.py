@@ -48,6 +48,7 @@ from viz.widgets.allocation import (
     changes_in_words,
     code,
     decided,
+    settled,
     starting_state,
     within,
 )
@@ -129,7 +130,8 @@ class Workbench(Shown):
     estimate : ResourceEstimate, optional
         Of this model, from `tlora.estimate`: the peak memory of training stands among the costs.
     training : mapping, optional
-        Arguments of `tlora.race` for **Train both**; by default ``{"seconds": 300, "seeds": [0]}``.
+        Arguments of `tlora.race` for **Train both**, but ``callbacks``, ``watch`` and ``progress``; by default
+        ``{"seconds": 300, "seeds": [0]}``.
     rank : int
         Nominal rank to begin with.
     **options
@@ -239,15 +241,15 @@ class Workbench(Shown):
         if unknown := sorted(options.keys() - {"rank", *DEFAULTS}):
             raise TypeError(f"allocate() has no option {unknown[0]!r}: choose from rank, {', '.join(DEFAULTS)}")
         if "exclude_modules" in options:  # as full names
-            options |= {
-                "exclude_modules": starting_state(
-                    self.sensitivity, None, exclude_modules=options["exclude_modules"]
-                ).exclude_modules
-            }
+            asked = {"rank": self.state.rank, **options}
+            out = {name: asked[name] for name in ("rank", "exclude_modules")}
+            options["exclude_modules"] = starting_state(self.sensitivity, None, **out).exclude_modules
         if "max_rank" in options:
             self.result(replace(self.state, **options))  # refuses what is none
             options["max_rank"] = within(options["max_rank"], self._bound, self.names)
         self._move(replace(self.state, **options))
+        if "score" in options:  # its tab shows them
+            self.widget.about = self._about()
 
     def set_rank(self, names: str | Collection[str], rank: int) -> None:
         """Set the rank of one or several modules; the others share what is left of the budget.
@@ -411,7 +413,8 @@ class Workbench(Shown):
         folder = Path(path)
         head = read_json(folder / SESSION)
         kinds = RESULTS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
-        it = Workbench(**{name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()})
+        found = {name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()}
+        it = Workbench(**found, rank=head["state"]["rank"])
         state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
         it._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
         it.select(*head["selected"])
@@ -480,10 +483,19 @@ class Workbench(Shown):
             modules: Collection[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
             if strange := [module for module in modules if module not in self.sensitivity.shapes]:
                 raise ValueError(f"{name} is of another model: {strange[0]} is not in the calibration")
-        if self.subspaces is not None and list(self.subspaces.shapes) != self.names:
+        if (found := self.subspaces) is None:
+            return
+        if list(found.shapes) != self.names:
             raise ValueError(
-                f"the subspaces are of {len(self.subspaces.shapes)} modules and the sensitivity of "
+                f"the subspaces are of {len(found.shapes)} modules and the sensitivity of "
                 f"{len(self.names)} others: pass two results of one calibration"
+            )
+        short = [n for n, basis in found.bases.items() if len(basis) < min(found.max_rank, *found.shapes[n])]
+        if short:
+            raise ValueError(
+                f"the subspaces have {found.max_rank} directions in some modules and {len(found.bases[short[0]])} in "
+                f"{short[0]}, which leaves its rank no room: make them with one number, "
+                f"tlora.task_subspaces(..., max_rank={found.max_rank})"
             )
 
     def _known(self, names: str | Collection[str]) -> list[str]:
@@ -500,7 +512,8 @@ class Workbench(Shown):
         """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
         with self._lock:
             before, gesture = self.state, self._gesture_now
-            self._result, self.state = self.result(state), state
+            self._result = self.result(state)
+            self.state = settled(state, self._result)
             if gesture is None or gesture != self._gesture:
                 self._past.append(before)
             self._gesture = gesture
@@ -519,8 +532,9 @@ class Workbench(Shown):
         self._tell()
 
     def _tell(self, message: str = "") -> None:
-        shown = self._shown()
-        self.widget.shown = shown | {"message": message or shown["message"]}
+        """Show the state; with a message always again, so that a control whose value was refused shows the old one."""
+        shown, told = self._shown(), self.widget.shown.get("told", 0)
+        self.widget.shown = shown | {"message": message or shown["message"], "told": told + bool(message)}
 
     def _heard(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
         """Do what the browser asks for, and say that it is done: the browser sends one request at a time."""
@@ -850,9 +864,10 @@ def sentence(refusal: str) -> str:
 
 def tabs(workbench: Workbench) -> list[dict[str, Any]]:
     """What the map can show: a value of each module, by its rank or not, how it is coloured and what it is called."""
-    scores = workbench.sensitivity.to_frame()
+    sensitivity = workbench.sensitivity.scored(workbench.state.score)
+    scores = sensitivity.to_frame()
     shown: list[dict[str, Any]] = []
-    told = {} if len(workbench.sensitivity.per_sample) < 2 else _interval(workbench.sensitivity)
+    told = {} if len(sensitivity.per_sample) < 2 else _interval(sensitivity)
     shown.append(_tab("sensitivity", "Sensitivity", "share of all scores", "percent", values=scores["share"]) | told)
     shown.append(_tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"))
     shown.append(_tab("change", "Change", "ranks more or fewer than kept", "change", of="change"))

@@ -339,6 +339,22 @@ def test_one_panel_shows_each_difference_in_half_widths_of_its_interval():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["tlora"]
 
 
+def test_one_panel_tells_models_apart():
+    records = [
+        record(method, rate, 0, split, values, model=f"models/{model}")
+        for model in ("minilm", "qwen")
+        for method in ("lora", "tlora")
+        for rate, split, values in ((1e-3, "validation", [0.5]), (1e-3, "test", [0.0, 1.0, 1.0]))
+    ]
+    figure = viz.plot_comparison(Comparison.of(records), view="rates")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pairs, minilm", "pairs, qwen"]
+
+
+def test_full_fine_tuning_has_no_rank():
+    figure = viz.plot_comparison(many(("lora", "full"), ranks=(4, 8)))
+    assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {"lora, 4", "lora, 8", "full"}
+
+
 def test_one_panel_shows_by_which_factor_rates_may_differ():
     """Hollow where the flat range goes up to the end of the search."""
     values = {5e-4: 0.5, 1e-3: 0.799, 2e-3: 0.8, 4e-3: 0.799}

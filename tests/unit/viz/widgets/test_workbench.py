@@ -342,6 +342,54 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
         it.save(tmp_path)
 
 
+def test_a_session_of_a_rank_below_eight_comes_back(tmp_path: Any) -> None:
+    few = task_subspaces(base(), calibration(), max_rank=4, progress=False)
+    it = viz.Workbench(calibration(), few, rank=2)
+    assert same(viz.Workbench.load(it.save(tmp_path / "session")).allocation, it.allocation)
+
+
+def test_subspaces_made_for_an_allocation_leave_no_room_and_are_refused() -> None:
+    short = task_subspaces(base(), calibration(), max_rank=tlora.allocate(calibration().sensitivity, 2), progress=False)
+    with pytest.raises(ValueError, match=r"leaves its rank no room: make them with one number.*max_rank=\d+\)"):
+        viz.Workbench(calibration(), short, rank=2)
+
+
+def test_numbers_of_numpy_and_none_are_as_plain_ones(tmp_path: Any) -> None:
+    it = small(pinned={"layers.0.k_proj": 3})
+    it.set(pinned=None, rank=np.int64(5), temperature=np.float64(0.5))
+    it.set_rank("layers.1.down_proj", np.int64(7))  # type: ignore[arg-type]  # as from a table
+    it.save(tmp_path / "session")
+    scores = by_hand(SCORES)
+    assert same(eval(it.code("scores"), {"scores": scores, "tlora": tlora}), it.allocation)
+    assert "np." not in it.code()
+    assert it.allocation.options.pinned == {}
+
+
+def test_modules_are_left_out_at_the_rank_that_is_set() -> None:
+    it = viz.Workbench(calibration(), rank=2)  # rank 8 would be too much for the two that are left
+    it.set(exclude_modules=it.names[2:])
+    assert it.allocation.ranks == tlora.allocate(calibration().sensitivity, 2, exclude_modules=it.names[2:]).ranks
+
+
+def test_the_tab_of_the_sensitivity_has_the_scores_that_decide() -> None:
+    it = viz.Workbench(calibration(), score="sum")
+    for score in ("sum", "mean"):
+        it.set(score=score)
+        (tab,) = [tab for tab in it.widget.about["tabs"] if tab["name"] == "sensitivity"]
+        expected = calibration().sensitivity.scored(score).to_frame()["share"]
+        assert tab["values"] == pytest.approx(list(expected), rel=0.01)
+
+
+def test_a_refusal_is_shown_each_time() -> None:
+    """The browser paints a control's old value again only where something is new."""
+    it, seen = small(), []
+    it.widget.observe(lambda change: seen.append(change["new"]["message"]), "shown")
+    for _ in range(2):
+        request(it, "set", min_rank=40)
+    assert len(seen) == 2
+    assert seen[0] == seen[1] != ""
+
+
 def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None:
     it = viz.Workbench(llama_sensitivity(16), max_rank=64)
     it.set_rank(it.names[3], 20)
