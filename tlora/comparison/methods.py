@@ -201,6 +201,14 @@ def _lora(job: Job, **config: Any) -> PeftModel:
     return _peft(job, LoraConfig, r=job.rank, lora_alpha=job.rank, lora_dropout=0.0, **config)
 
 
+def _olora(job: Job) -> PeftModel:
+    """OLoRA; PEFT takes its start from the weights in place, which the base may share with other models."""
+    for name in job.targets:
+        weight = job.model.get_submodule(name).weight
+        weight.data = weight.data.clone()
+    return _lora(job, init_lora_weights="olora")
+
+
 def _lora_fa(job: Job) -> PeftModel:
     adapted = _lora(job)
     freeze_a(adapted)
@@ -461,7 +469,7 @@ METHODS = {
         _of("dora", use_dora=True),
         Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer, rate_scale=1 / LORAPLUS_RATIO),
         _of("pissa", init_lora_weights="pissa_niter_16"),
-        _of("olora", init_lora_weights="olora"),
+        Method("olora", _olora, {"init_lora_weights": "olora"}),
         Method("eva", eva, {"tokens": "all"}),
         Method("corda", corda),
         Method("lora-ga", lora_ga),

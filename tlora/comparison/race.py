@@ -246,9 +246,10 @@ class _Entered:
     method: Method
     job: Job
 
-    def start(self, seed: int) -> PeftModel:
-        """A fresh adapter, on a copy of the base that shares its weights."""
-        return seeded_adapt(self.method, replace(self.job, seed=seed, model=sharing_weights(self.job.model)))
+    def start(self, seed: int, steps: int) -> PeftModel:
+        """A fresh adapter for so many steps, on a copy of the base that shares its weights."""
+        job = replace(self.job, seed=seed, steps=steps, model=sharing_weights(self.job.model))
+        return seeded_adapt(self.method, job)
 
 
 class _SharedJob(Job):
@@ -273,7 +274,7 @@ def _entered(
     made = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe)
     bases = _Bases(subspaces, made, allocations)
     samples = min(SAMPLES, len(plan.task.train))
-    job = _SharedJob(plan.model, plan.task, rank, samples=samples, target_modules=targets, steps=plan.steps or 100)
+    job = _SharedJob(plan.model, plan.task, rank, samples=samples, target_modules=targets)
     return {str(name): _Entered(_method(str(name), arm, bases), job) for name, arm in arms.items()}
 
 
@@ -334,7 +335,7 @@ class _Lane:
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
         began = time.perf_counter()
-        self.model = arm.start(start)
+        self.model = arm.start(start, steps)
         self.preparation = time.perf_counter() - began
         own = arm.method.training(arm.job.rank)
         self._plan = plan

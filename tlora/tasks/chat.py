@@ -51,12 +51,13 @@ def conversation_segments(
     turns = [turn for turn, message in enumerate(messages) if is_trained_on(message)]
     for turn in turns:
         before = _rendered(tokenizer, messages[:turn], tools, generation_prompt=True)
-        after = _rendered(tokenizer, messages[: turn + 1], tools, generation_prompt=False)
+        after = _ended_by_turn(tokenizer, messages[: turn + 1], tools)
         if not before.startswith(done) or not after.startswith(before) or after == before:
             raise ValueError(
                 "the chat template is not prefix-stable (a message changes what was written before it, or an "
                 "answer does not follow the generation prompt), so what is trained on cannot be told apart: set "
-                "tokenizer.chat_template to one that only appends, or use prompt and completion, chat=False"
+                "tokenizer.chat_template to one that only appends, such as those that TRL ships for training "
+                "(trl/chat_templates/*_training.jinja), or use prompt and completion, chat=False"
             )
         segments += [(before[len(done) :], False), (after[len(before) :], True)]
         done = after
@@ -66,6 +67,17 @@ def conversation_segments(
             "one that does, or leave the column tools out"
         )
     return segments
+
+
+def _ended_by_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message]) -> str:
+    """A conversation up to the end of its last turn, without the end token that Phi's templates put after the last."""
+    text = _rendered(tokenizer, messages, tools, generation_prompt=False)
+    turn = text.removesuffix(tokenizer.eos_token or "")
+    others = tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in end_tokens(tokenizer) - {tokenizer.eos_token_id})
+    if turn == text or not turn.rstrip().endswith(others):
+        return text
+    going_on = _rendered(tokenizer, messages, tools, generation_prompt=True)
+    return turn if going_on.startswith(turn) and not going_on.startswith(text) else text
 
 
 def tokenise(

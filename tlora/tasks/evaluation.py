@@ -246,9 +246,10 @@ def as_answer(task: EvaluatedTask, row: Mapping[str, Any], written: Sequence[int
 
 
 def _answers(model: Any, task: EvaluatedTask, prompts: Sequence[Sequence[int]], most: float) -> list[list[int]]:
-    # Padding on the left: the answer of each must follow its prompt.
+    # Padding on the left where the answer follows the prompt; an encoder may count positions from the left.
+    side = "right" if task.architecture == "seq2seq" else "left"
     rows = [{"input_ids": prompt, "labels": prompt} for prompt in prompts]
-    batch = to_device(task.collate(rows, padding_side="left"), model)
+    batch = to_device(task.collate(rows, padding_side=side), model)
     width = batch["input_ids"].shape[1]
     own = model.generation_config
     beginning = _BEGINNING if task.architecture == "seq2seq" else ()

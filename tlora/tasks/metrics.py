@@ -207,7 +207,8 @@ def _without_thousands(found: re.Match[str]) -> str:
 _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\s*\\\\\s*", r"\\\\"),  # a new row of a matrix
     (r"(?<!\\)\\[()\[\]]", ""),
-    (r"\\(left|right|!|,|;|:|quad|qquad| )", ""),
+    (r"\\!\s*", ""),
+    (r"\\(left|right|,|;|:|quad|qquad| )", ""),
     (r"\{,\}", ","),
     (r"(?s)\A.*\Z", _without_thousands),
     (r"\\[dt]frac", r"\\frac"),

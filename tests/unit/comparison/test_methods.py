@@ -17,6 +17,7 @@ from tlora.adapters.lora_layers import adapter_layers
 from tlora.comparison.methods import HEAD, METHODS, Job, Memory, Method, chosen, seeded_adapt
 from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
+from tlora.models.weights import sharing_weights
 from tlora.recipes import Recipe
 from tlora.training.parts import Parts
 
@@ -230,6 +231,14 @@ def test_a_head_has_its_own_rate_whatever_the_optimiser(name):
     assert heads == {"weight": 3e-4, "bias": 3e-4}
     assert 3e-4 not in [rate for n, rate in rates.items() if ".modules_to_save." not in n]
     assert rates.keys() >= {n for n, p in adapted.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {HEAD, "full"}))
+def test_a_base_that_others_share_stays_as_it_is(name):
+    base = tiny_model("llama")
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    seeded_adapt(METHODS[name], dataclasses.replace(job(), model=sharing_weights(base)))
+    assert all(value.equal(before[key]) for key, value in base.state_dict().items())
 
 
 @NO_RANK_LEFT

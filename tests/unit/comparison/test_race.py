@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ from tests.helpers.models import tiny_model
 from tests.helpers.races import allocations, started_elsewhere
 from tests.helpers.trainings import condition_of
 from tlora.comparison import race as races
+from tlora.comparison.methods import METHODS, Method
 
 pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
 OPTIONS = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
@@ -321,3 +323,11 @@ def test_a_base_with_an_adapter_and_something_else_than_a_task_are_refused():
 def test_each_counted_part_is_in_the_seconds():
     found = finished()
     assert found.seconds > sum(run.seconds for runs in found.runs.values() for run in runs)
+
+
+def test_a_method_is_told_for_how_many_steps_it_trains():
+    """As AdaLoRA's schedule has to know."""
+    told = []
+    method = Method("mine", lambda job: told.append(job.steps) or METHODS["lora"].adapt(job))
+    race = run({"mine": method, "LoRA": "lora"}, learning_rate={"LoRA": 1e-2}, steps=None, seconds=6, seeds=(0,))
+    assert told == [races.TRIED] + [math.ceil(races.PART * race.steps)] * len(races.LADDER) + [race.steps]

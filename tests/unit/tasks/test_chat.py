@@ -67,6 +67,29 @@ def test_prompt_and_completion_are_a_conversation_of_one_turn(kind):
     assert (one["prompt"], one["answer"]) == ("What is 1 + 2?", "It is 3.")
 
 
+PHI = (  # as Phi's: each turn has its end, and the whole has another
+    "{% for message in messages %}{{ '<s>' + message.role + '\n' + message.content + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_what_ends_the_whole_conversation_ends_no_turn(conversation):
+    tokenizer, turns = bytes_tokenizer(PHI), messages(CONVERSATIONS[conversation])
+    task = load_task(Dataset.from_dict({"messages": [turns]}), tokenizer, **SIZES)
+    pieces, before = [], ""
+    for turn in turns:
+        if turn["role"] == "assistant":
+            pieces.append((f"{before}<s>assistant\n", f"{turn['content']}</s>"))
+            before = "\n"
+        else:
+            before += f"<s>{turn['role']}\n{turn['content']}</s>\n"
+    ids, labels = spelled(tokenizer, pieces)
+    assert task.train[0]["input_ids"] == ids
+    assert task.train[0]["labels"] == labels
+    assert tokenizer.convert_tokens_to_ids("</s>") in task.stop_ids
+
+
 def test_an_unstable_template_is_refused():
     data = Dataset.from_dict({"messages": [messages(MULTIPLE)]})
     with pytest.raises(ValueError, match=r"train sample 1: .*prefix-stable.*tokenizer\.chat_template"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import BartConfig, BartForConditionalGeneration
 
 import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
@@ -115,6 +116,22 @@ def test_answers_are_those_of_each_prompt_alone(task, tokenizer, family):
     assert frame["prediction"].tolist() == expected
     assert frame["answer"].tolist() == list(task.test["answer"])
     assert len(set(expected)) > 1
+
+
+def test_an_encoder_of_absolute_positions_answers_each_prompt_as_alone(seq2seq):
+    task, _ = seq2seq
+    config = BartConfig(
+        vocab_size=len(task.tokenizer), d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, init_std=1.0, forced_eos_token_id=None,
+        bos_token_id=None, pad_token_id=task.pad_token_id, eos_token_id=task.tokenizer.eos_token_id,
+        decoder_start_token_id=task.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BartForConditionalGeneration(config).eval()
+    alone, together = (list(task.predict(model, batch_size=size)["prediction"]) for size in (1, 4))
+    assert len(set(alone)) > 1
+    assert together == alone
 
 
 def test_an_encoder_decoder_answers_greedily_too(seq2seq):

@@ -138,6 +138,7 @@ def test_a_box_holds_all_up_to_its_own_brace(content, rest):
         ("42", "\\(42\\)."),
         ("\\frac{1}{2}", "\\[\\frac{1}{2}\\]"),
         ("10{,}000", "10,\\!000"),
+        ("11,\\! 111,\\! 100", "11111100"),
         ("15\\text{ cm}^2", "15"),
         ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}"),
         ("7", "x = 7: done"),
