@@ -1,7 +1,7 @@
 """The study: what freezing `A` costs where much must be learned, and what it keeps.
 
     python -m benchmarks.quality.study --workers 2      # what is not in the store yet; can be stopped at any moment
-    python -m benchmarks.quality.study --only main
+    python -m benchmarks.quality.study --only counting main
     python -m benchmarks.quality.study --table          # print what the store says, and put it on the page
 
 Its questions and rules are in benchmarks/quality/STUDY.md, which was written before its runs. A run takes two to three
@@ -81,7 +81,7 @@ NEIGHBOURS = {
 """With half of the seeds, on one held-out task."""
 SHARES = (0.5, 1.0)
 """Of the rate that was best on the development task, at which every arm runs."""
-PARTS = ("rates", "main", "fewer", "neighbours")
+PARTS = ("rates", "counting", "main", "fewer", "neighbours")
 
 
 # --- Runs ---
@@ -122,28 +122,32 @@ def run_all(todo: Iterable[Job], workers: int) -> None:
 
 
 def jobs(part: str) -> Iterator[Job]:
-    """What a part is made of; rates are searched for where the pilot has not done so."""
+    """What a part is made of: rates are searched for where the pilot has not done so, and tasks that count go on."""
     few = tuple(SEEDS)[: len(SEEDS) // 2]
     if part == "rates":
         yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in ARMS.values() if best_rate(arm) is None)
-    elif part == "main":
+    elif part == "counting":
         for task in HELD_OUT:
+            for arm, seeds in ((FEWER["full"], few), (ARMS[LORA], tuple(SEEDS))):
+                yield from (Job(arm, task, share * known_rate(arm), seeds) for share in SHARES)
+    elif part == "main":
+        for task in counted():
             for name, arm in ARMS.items():
                 for share in (0.25, *SHARES) if name in (LORA, AS_LARGE) else SHARES:
                     yield Job(arm, task, share * known_rate(arm), tuple(SEEDS))
     elif part == "fewer":
-        for task in HELD_OUT:
+        for task in counted():
             yield from (Job(arm, task, share * known_rate(arm), few) for arm in FEWER.values() for share in SHARES)
     else:
         yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in NEIGHBOURS.values())
         yield from (
-            Job(arm, HELD_OUT[-1], share * known_rate(arm), few) for arm in NEIGHBOURS.values() for share in SHARES
+            Job(arm, counted()[-1], share * known_rate(arm), few) for arm in NEIGHBOURS.values() for share in SHARES
         )
 
 
 def rates_below() -> Iterator[Job]:
     """Half of LoRA's lowest rate, where it has learned more at that one than whitened directions have in some run."""
-    for task in HELD_OUT:
+    for task in counted():
         aims = at_best(ARMS[WHITENED], task)["loss"]
         for name in (LORA, AS_LARGE):
             lowest = min(losses := runs(ARMS[name], task)["loss"])

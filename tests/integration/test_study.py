@@ -59,19 +59,21 @@ def complete(monkeypatch, tmp_path):
             about = {"task": study.DEVELOPMENT, "rank": arm.rank}
             development.append(record(arm.name, rate, 1000, "validation", [-abs(rate - 4)], metric="loss", **about))
         development.append(record(arm.name, 4.0, 0, "test", [0.5], metric="loss", **about))
-    for job in (job for part in ("main", "fewer") for job in study.jobs(part)):
-        lora = job.arm.name == "lora"
-        for seed in job.seeds:
-            drawn = np.random.default_rng([seed, int(100 * job.rates), job.arm.rank, *job.arm.name.encode()])
-            noise = 0.001 * drawn.normal()
-            loss = 4 / job.rates + noise + (0 if lora else -0.3 if job.arm.name == "full" else 0.2)
-            forgotten = job.rates + noise if lora else noise
-            made = record(
-                job.arm.name, job.rates, seed, "test", [1 - loss], metric="loss", task=job.task, rank=job.arm.rank
-            )
-            more = {"forgetting": forgotten, "forgetting_by_text": dict.fromkeys(pilot.OTHER, forgotten)}
-            found.append(made | more)
+    for part in ("counting", "main", "fewer"):
+        for job in list(study.jobs(part)):
+            for seed in job.seeds:
+                found.append(made_up(job, seed))
     return found
+
+
+def made_up(job, seed):
+    lora = job.arm.name == "lora"
+    drawn = np.random.default_rng([seed, int(100 * job.rates), job.arm.rank, *job.arm.name.encode()])
+    noise = 0.001 * drawn.normal()
+    loss = 4 / job.rates + noise + (0 if lora else -0.3 if job.arm.name == "full" else 0.2)
+    forgotten = job.rates + noise if lora else noise
+    made = record(job.arm.name, job.rates, seed, "test", [1 - loss], metric="loss", task=job.task, rank=job.arm.rank)
+    return made | {"forgetting": forgotten, "forgetting_by_text": dict.fromkeys(pilot.OTHER, forgotten)}
 
 
 def test_the_study_says_what_its_store_holds(complete):
@@ -92,6 +94,16 @@ def test_the_study_says_what_its_store_holds(complete):
     assert estimates.loc[("tlora", "forgetting", "codebook"), "mean"] == pytest.approx(-4, abs=0.01)
     assert set(estimates["seeds"]) == {3, 6}
     assert set(study.means("codebook")["seeds"]) == {3, 6}
+
+
+def test_a_task_on_which_full_is_not_ahead_is_out(complete):
+    full = study.FEWER["full"]
+    for rate in (2.0, 4.0):
+        for seed in range(3):
+            complete.append(record("full", rate, seed, "test", [0.0], metric="loss", task="codebook", rank=full.rank))
+    assert study.counted() == ["second_cipher"]
+    assert {job.task for part in ("main", "fewer") for job in study.jobs(part)} == {"second_cipher"}
+    assert {job.task for job in study.jobs("counting")} == set(study.HELD_OUT)
 
 
 def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch, tmp_path):
