@@ -73,11 +73,13 @@ def _ended_by_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
     """A conversation up to the end of its last turn, without the end token that Phi's templates put after the last."""
     text = _rendered(tokenizer, messages, tools, generation_prompt=False)
     turn = text.removesuffix(tokenizer.eos_token or "")
-    others = tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in end_tokens(tokenizer) - {tokenizer.eos_token_id})
-    if turn == text or not turn.rstrip().endswith(others):
+    if turn == text:
         return text
     going_on = _rendered(tokenizer, messages, tools, generation_prompt=True)
-    return turn if going_on.startswith(turn) and not going_on.startswith(text) else text
+    if going_on.startswith(text) or not going_on.startswith(turn):
+        return text
+    others = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer) - {tokenizer.eos_token_id}))
+    return turn if turn.rstrip().endswith(tuple(others)) else text
 
 
 def tokenise(
