@@ -146,13 +146,14 @@ def jobs(part: str) -> Iterator[Job]:
 
 
 def rates_below() -> Iterator[Job]:
-    """Half of LoRA's lowest rate, where it has learned more at that one than whitened directions have in some run."""
+    """Half of LoRA's lowest rate, for the seeds that have learned more at that one than with whitened directions."""
     for task in counted():
         aims = at_best(ARMS[WHITENED], task)["loss"]
         for name in (LORA, AS_LARGE):
-            lowest = min(losses := runs(ARMS[name], task)["loss"])
-            if (losses[lowest] < aims).any() and lowest > known_rate(ARMS[name]) / 64:
-                yield Job(ARMS[name], task, lowest / 2, tuple(SEEDS))
+            lowest = run_by_run(ARMS[name], task).sort_values("rate").groupby("seed").first()
+            ahead = lowest[(lowest["loss"] < aims) & (lowest["rate"] > known_rate(ARMS[name]) / 64)]
+            for rate, found in ahead.groupby("rate"):
+                yield Job(ARMS[name], task, float(rate) / 2, tuple(map(int, found.index)))
 
 
 def best_rate(arm: Arm) -> float | None:
@@ -183,8 +184,8 @@ def known_rate(arm: Arm) -> float:
 # --- What the runs came to ---
 
 
-def runs(arm: Arm, task: str) -> pd.DataFrame:
-    """Loss and forgetting by text on the test split, by seed and rate; NaN for what was not finished."""
+def run_by_run(arm: Arm, task: str) -> pd.DataFrame:
+    """Seed, rate, loss and forgetting by text of each run on the test split; NaN for what was not finished."""
     rows = []
     for record in Store(STORE).read():
         key = record["key"]
@@ -192,8 +193,12 @@ def runs(arm: Arm, task: str) -> pd.DataFrame:
             done = record["status"] == "done"
             found = {"loss": record["metrics"]["loss"], **record.get("forgetting_by_text", {})} if done else {}
             rows.append({"seed": key["seed"], "rate": key["learning_rate"], **found})
-    table = pd.DataFrame(rows, columns=["seed", "rate", "loss", *FORGOTTEN])
-    return table.pivot(index="seed", columns="rate")
+    return pd.DataFrame(rows, columns=["seed", "rate", "loss", *FORGOTTEN])
+
+
+def runs(arm: Arm, task: str) -> pd.DataFrame:
+    """`run_by_run` by seed and rate; NaN also for what was not run."""
+    return run_by_run(arm, task).pivot(index="seed", columns="rate")
 
 
 def at_best(arm: Arm, task: str) -> pd.DataFrame:
@@ -230,13 +235,10 @@ def forgotten_at(losses: Mapping[float, float], forgotten: Mapping[float, float]
 
 def kept(name: str, task: str, text: str) -> pd.Series:
     """By how much more of a text a LoRA forgets than whitened directions where it has their loss, by seed."""
-    lora, own = runs(ARMS[name], task), at_best(ARMS[WHITENED], task)
-    return pd.Series(
-        {
-            seed: forgotten_at(dict(lora.loc[seed, "loss"]), dict(lora.loc[seed, text]), row["loss"]) - row[text]
-            for seed, row in own.iterrows()
-        }
-    )
+    own, found = at_best(ARMS[WHITENED], task), {}
+    for seed, lora in run_by_run(ARMS[name], task).set_index("rate").groupby("seed"):
+        found[seed] = forgotten_at(dict(lora["loss"]), dict(lora[text]), own.loc[seed, "loss"]) - own.loc[seed, text]
+    return pd.Series(found)
 
 
 # --- The hypotheses ---

@@ -149,7 +149,12 @@ def test_what_has_failed_counts_against_a_hypothesis(complete):
     assert table.loc[("H4", "codebook"), "seeds"].item() == 5
     assert set(table.loc[("H1, told", "codebook"), "p"]) == {1.0}
     below = list(study.rates_below())
-    assert [(job.arm.rank, job.task, job.rates) for job in below] == [(8, "codebook", 0.5), (4, "codebook", 0.5)]
+    expected = [(8, "codebook", 0.5, (2,)), (4, "codebook", 0.5, (2,))]
+    assert [(job.arm.rank, job.task, job.rates, job.seeds) for job in below] == expected
+    for job in below:  # 8 nats at half of the rate
+        complete.append(made_up(job, 2))
+    table = study.hypotheses(study.HELD_OUT).set_index(["hypothesis", "task"])
+    assert set(table.loc[("H1, told", "codebook"), "seeds"]) == {6}
 
 
 def test_a_rate_is_chosen_by_the_other_seeds(complete):
