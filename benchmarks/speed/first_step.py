@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.first_step
 
-The stages of `tlora run` and of LoRA on the same samples, with the same evaluations and an epoch of 300 samples, in
+The stages of `tlora run --recipe tlora` and of LoRA on the same samples, with the same evaluations and an epoch of 300 samples, in
 seconds of processor time. Each has a process of its own with one thread, and both run at the same time, so that
 whatever else the machine does meets both. About fifteen minutes on two cores.
 """
@@ -25,7 +25,6 @@ from peft import LoraConfig, TaskType, get_peft_model
 import tlora
 from benchmarks.speed.stopwatch import Stages
 from tlora.recipes import RECIPES
-from tlora.utils.defaults import DEFAULT_RECIPE
 
 RANK, SAMPLES, EPOCH, EVALUATED = 8, 32, 300, 64
 TASKS = {"smollm2-135m": "family_relationships", "minilm": "rotten_tomatoes"}
@@ -54,8 +53,8 @@ def measured(name: str, *, is_tlora: bool, folder: Path) -> dict[str, float]:
 
 
 def _tlora(model: Any, task: tlora.Task, stage: Stages, folder: Path) -> Any:
-    """As `tlora run` does: what was computed is saved before anything else is."""
-    recipe = RECIPES[DEFAULT_RECIPE]
+    """As `tlora run --recipe tlora` does: what was computed is saved before anything else is."""
+    recipe = RECIPES["tlora"]
     calibration = stage(
         "calibrate", lambda: tlora.calibrate(model, task.calibration(SAMPLES), progress=False, **recipe.calibrate)
     )

@@ -14,7 +14,7 @@ from tlora.utils.defaults import BATCH_SIZE, Budget, Kept, Kind, Rows, Scaling, 
 
 # Keys of the library's tables: a test holds them equal.
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-RecipeName = Literal["tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late", "lora"]
+RecipeName = Literal["lora", "tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
@@ -90,9 +90,9 @@ Recipe = Annotated[
     RecipeName,
     option(
         "Allocation",
-        "A set of options: tlora, what the comparisons support; tlora-paper, the published method; tlora-trained: "
-        "tlora with A trained as well, at the parameters of LoRA; tlora-freeze-late: with A trained for the first "
-        "fifth of the steps; or lora, plain LoRA. Options given explicitly take precedence.",
+        "A set of options: lora, plain LoRA; tlora, where the task gives ranks and scales and points A, which is "
+        "frozen; tlora-paper, the same with rows of length one; tlora-trained, with A trained as well; or "
+        "tlora-freeze-late, with A trained for the first fifth of the steps. Options given explicitly take precedence.",
     ),
 ]
 TargetModules = Annotated[

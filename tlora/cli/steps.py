@@ -91,7 +91,9 @@ def check_start(start: Start, placement: Placement, output: Path, overwrite: boo
     for name in ("kind", "rows"):
         value = getattr(start, name)
         if not start.init and value != getattr(Start, name):
-            raise ValueError(f"--no-init initializes A at random, without a subspace: leave out --{name} {value}")
+            raise ValueError(
+                f"A is random here (--recipe lora, or --no-init): leave out --{name} {value}, or take --recipe tlora"
+            )
     checked_device(placement.device, {})
     check_output(output, ADAPTER_WEIGHTS, overwrite)
 
@@ -126,7 +128,7 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     values = chosen.flat() | {"init": chosen.task_subspaces is not None}
     for group in groups:
         names = {field.name for field in fields(group)}
-        asked = {k: v for k, v in values.items() if k in names and _is_default(ctx, k)}
+        asked = {k: v for k, v in values.items() if k in names and is_default(ctx, k)}
         if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
             asked.pop("rows", None)
         group = replace(group, **asked)
@@ -138,7 +140,8 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _is_default(ctx: Any, name: str) -> bool:
+def is_default(ctx: Any, name: str) -> bool:
+    """Whether an option has its default, and was given neither on the line nor in a file."""
     return bool(ctx.get_parameter_source(name).name == "DEFAULT")
 
 

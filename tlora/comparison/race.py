@@ -35,7 +35,7 @@ from tlora.training.dataset import spread
 from tlora.training.run import TrainingRun
 from tlora.training.stepwise import Stepwise
 from tlora.training.train import train
-from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE
+from tlora.utils.defaults import BATCH_SIZE
 from tlora.utils.validation import check_mapping, confidence_level, positive, positive_int
 
 Arm = Allocation | str | Recipe | Method
@@ -70,7 +70,7 @@ def race(
     learning_rate: Rates | None = None,
     batch_size: int = BATCH_SIZE,
     rank: int | None = None,
-    recipe: str | Recipe = DEFAULT_RECIPE,
+    recipe: str | Recipe = "tlora",
     margin: float = 0.02,
     confidence: float = 0.95,
     evaluation_limit: int = 128,

@@ -13,8 +13,8 @@ Format = Literal["peft", "gguf", "merged"]
 BATCH_SIZE = 8
 """Samples at once: of a calibration, of a training step, and of what `tlora.estimate` counts."""
 
-DEFAULT_RECIPE: Final = "tlora"
-"""The recipe of ``tlora run``, the README and the quickstart."""
+DEFAULT_RECIPE: Final = "lora"
+"""The recipe of ``tlora run``, by the rule of benchmarks/quality/STUDY.md."""
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """Learning rates that a search begins with."""

@@ -233,6 +233,16 @@ def test_run_by_a_recipe_is_run_with_its_options():
     assert "--recipe tlora-paper" in rows_of("three")
 
 
+def test_without_a_recipe_a_run_is_plain_lora_and_says_so():
+    said = done(f"run {DATA} --samples 6 {QUICK} --output one").stderr
+    assert "plain LoRA, as no --recipe is given" in said
+    assert said.count("--recipe tlora") == 1
+    assert "plain LoRA" not in done(f"run {DATA} --samples 6 {QUICK} --recipe lora --output two").stderr
+    one, two = (tlora.TrainingRun.load(name) for name in ("one", "two"))
+    assert not one.frozen_a
+    assert all(tensor.equal(two.adapter[name]) for name, tensor in one.adapter.items())
+
+
 def test_every_argument_of_a_recipe_is_an_option_of_run():
     text = done("run --help").stdout
     for recipe in RECIPES.values():

@@ -58,7 +58,7 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--model llama --task family_relationship", "Did you mean 'family_relationships'?"),
         ("--model bert --task pairs.jsonl", "bert is an encoder and writes no text"),
         (f"{DATA} --samples 33", "33 calibration samples asked for, the training split of 'pairs' has 32"),
-        (f"{DATA} --covariance sketch --sketch-size 4 --rank 5", "raise max_rank"),
+        (f"{DATA} --recipe tlora --covariance sketch --sketch-size 4 --rank 5", "raise max_rank"),
         ("--model llama --task nix.jsonl --dtype fp16", "dtype='fp16' is not a floating-point type"),
         (f"{DATA} --train-samples 1000", "1000"),
         (f"{DATA} --device tpu", "device='tpu' is not a device"),
@@ -68,9 +68,9 @@ def computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{DATA} --alpha 0", "alpha must be above 0"),
         (f"{DATA} --lr 0", "learning_rate must be above 0"),
         (f"{DATA} --epochs -1", "epochs must be above 0"),
-        (f"{DATA} --no-init --kind c", "leave out --kind c"),
+        (f"{DATA} --kind c", "leave out --kind c, or take --recipe tlora"),
         (f"{DATA} --no-init --rows variance", "leave out --rows variance"),
-        (f"{DATA} --a-learning-rate 1e-4", "--a-learning-rate 0.0001 is for an A that is trained: add --no-freeze-a"),
+        (f"{DATA} --recipe tlora --a-learning-rate 1e-4", "--a-learning-rate 0.0001 is for an A that is trained: add --no-freeze-a"),
         (f"{DATA} --recipe tlora-trained --freeze-a-after 20", "freeze_a_after"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_calibration_of_another_task_is_warned_of(steps_taken):
 
 def test_a_allocation_keeps_within_a_sketch():
     sketched = f"{DATA} --samples 6 --covariance sketch --sketch-size 4"
-    done(f"run {sketched} {QUICK} --rank 3 --output sketched")
+    done(f"run {sketched} {QUICK} --recipe tlora --rank 3 --output sketched")
     most = max(tlora.TrainingRun.load("sketched").ranks.values())
     done(f"calibrate {sketched} --output some")
     done("allocate some --rank 3 --output within")
