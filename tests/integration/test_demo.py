@@ -38,7 +38,7 @@ assert "tlora" not in sys.modules
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo leaves, and what it said."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    result = done(f"run --model smollm2-135m --data {HOME} {SIZES} --output {folder} --device cpu")
+    result = done(f"run --model smollm2-135m --data {HOME} --recipe tlora {SIZES} --output {folder} --device cpu")
     return folder, result.stdout
 
 

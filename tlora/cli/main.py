@@ -59,8 +59,8 @@ def main(
     """Task-aware low-rank adaptation: see where a LoRA adapter's rank should go, then train it.
 
     From a few samples of a task, TLoRA decides which input directions an adapter reads, which modules get more
-    rank, and how they are scaled; then it trains half of the parameters that LoRA trains. The adapter is an
-    ordinary PEFT LoRA adapter.
+    rank, and how they are scaled. `--recipe tlora` trains that, with half of the parameters that LoRA trains. The
+    adapter is an ordinary PEFT LoRA adapter.
     """
 
 

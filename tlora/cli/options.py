@@ -324,8 +324,8 @@ class Training:
         option(
             "Training",
             "Peak learning rate of AdamW; warm-up over a tenth, then a cosine. Worth a search: the best of our "
-            "comparison at rank 8 were 6e-5 to 4e-3 for tlora-paper, 5e-4 to 8e-3 for tlora, 1e-3 to 2e-3 for "
-            "tlora-trained.",
+            "comparison at rank 8 were 5e-4 to 4e-3 for lora, 5e-4 to 8e-3 for tlora, 6e-5 to 4e-3 for "
+            "tlora-paper, 1e-3 to 2e-3 for tlora-trained.",
             "--learning-rate",
             "--lr",
         ),

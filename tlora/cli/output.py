@@ -189,15 +189,15 @@ def _totals(frame: Any) -> list[str]:
     ]
 
 
-def budget_text(allocation: tlora.Allocation) -> str:
+def budget_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
     """What the allocation spends, and what it costs beside plain LoRA."""
-    footprint, lora = allocation.footprint(), allocation.lora
+    footprint, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
+    trained = f"{footprint.trainable_parameters:,} parameters, A {'frozen' if freeze_a else 'trained'}"
     return facts(
         {
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
             f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
-            "trains": f"{footprint.trainable_parameters:,} parameters with A frozen; plain LoRA of the same rank "
-            f"trains {lora.trainable_parameters:,}",
+            "trains": f"{trained}; plain LoRA of the same rank trains {lora.trainable_parameters:,}",
             "memory": f"{size_text(footprint.optimiser_bytes)} of optimiser state, {size_text(lora.optimiser_bytes)} "
             "for plain LoRA",
         }
@@ -209,9 +209,10 @@ def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     ranks = run.ranks.values()
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     size = size_text(sum(t.nbytes for t in run.adapter.values()))
+    trained = f"{run.trainable_parameters:,} parameters, A {'frozen' if run.frozen_a else 'trained'}"
     return {
         "adapter": f"{len(ranks)} modules with ranks {min(ranks)} to {max(ranks)}, {size}",
-        "trained": f"{run.trainable_parameters:,} parameters in {run.steps} steps, {run.seconds:.0f} s{ending}",
+        "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
     }
 
 

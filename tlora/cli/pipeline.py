@@ -44,8 +44,8 @@ from tlora.utils.defaults import DEFAULT_RECIPE
 from tlora.utils.files import replace_file
 
 BY_DEFAULT = (
-    "plain LoRA, as no --recipe is given: where much had to be learned it came furthest in our comparison. What the "
-    "calibration says of ranks is saved and drawn; --recipe tlora trains with it, and half as many parameters"
+    "plain LoRA, because no --recipe is given: it learned more than the other recipes in our comparison. The "
+    "sensitivity of the modules is saved and drawn; --recipe tlora makes ranks of it, and trains half of the parameters"
 )
 
 RUNNING = """Examples:
@@ -81,9 +81,9 @@ def run(
 ) -> None:
     """The whole pipeline: calibrate, allocate, train, evaluate before and after, save, draw.
 
-    Writes an ordinary PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation),
-    `pictures/` and a model card. If training is interrupted, the calibration, the allocation and the checkpoints
-    stay in OUTPUT-unfinished.
+    By default it trains plain LoRA; with --recipe tlora it trains what the calibration decides. Writes an ordinary
+    PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
+    If training is interrupted, the calibration, the allocation and the checkpoints stay in OUTPUT-unfinished.
     """
     from tlora.cli import steps
 
@@ -92,7 +92,7 @@ def run(
     report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
     made = steps.origin(line, data)
     steps.check_run(start, training, placement, output, [work] if work.exists() else [], overwrite)
-    if steps.is_default(ctx, "recipe"):
+    if steps.given(ctx, "recipe") == steps.given(ctx, "init") == "DEFAULT":
         report.say(BY_DEFAULT)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, looking, allocating)
@@ -228,7 +228,7 @@ def init(
     allocating = allocating.within(looking.directions) if start.init else allocating
     report, line = Report(quiet), written(init, ctx.params)
     refuse_trained(output)
-    steps.check_start(start, placement, output, overwrite)
+    steps.check_start(placement, output, overwrite)
     base, task = steps.load_base(model, data, placement, report)
     steps.rehearse(base, looking, allocating)
     made = steps.origin(line, data)
@@ -236,7 +236,7 @@ def init(
     allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
     found = steps.find(base, calibration, allocation, start, data.seed, report)
     steps.once(lambda: steps.save_start(base, found, start, output, data.seed))
-    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
+    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation, start.init and start.freeze_a)}\n")
     typer.echo(facts({"saved": str(output), "again": line, "next": f"see {output / PAGE}"}))
 
 
@@ -276,7 +276,7 @@ def train(
 ) -> None:
     """Train an adapter from a calibration and an allocation, with the metrics before and after.
 
-    Writes what `tlora run` writes.
+    Writes what `tlora run` writes, except for `tlora/run.yaml`.
     """
     from tlora.cli import steps
 

@@ -37,7 +37,7 @@ from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeN
 from tlora.cli.output import Report, facts
 from tlora.models.loading import checked_device, floating_dtype, load_model
 from tlora.models.targets import target_modules
-from tlora.recipes import Recipe
+from tlora.recipes import RECIPES, Recipe
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
@@ -55,6 +55,11 @@ R = TypeVar("R", bound=Result)
 
 CHECKPOINTS = "checkpoints"
 OPTIONS = RUN.parent / "run.yaml"
+WITHOUT = {
+    "init": ("A is random", ("kind", "rows")),
+    "adapt_ranks": ("all ranks are the same", ("budget", "scaling", "max_rank")),
+}
+"""Options that have no effect without another: why, and which."""
 
 
 def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
@@ -86,14 +91,8 @@ def beside(folder: Path, suffix: str) -> Path:
     return folder.parent / f"{folder.resolve().name}{suffix}"
 
 
-def check_start(start: Start, placement: Placement, output: Path, overwrite: bool) -> None:
+def check_start(placement: Placement, output: Path, overwrite: bool) -> None:
     """Refuse, before anything is computed, an adapter that could not be attached or saved."""
-    for name in ("kind", "rows"):
-        value = getattr(start, name)
-        if not start.init and value != getattr(Start, name):
-            raise ValueError(
-                f"A is random here (--recipe lora, or --no-init): leave out --{name} {value}, or take --recipe tlora"
-            )
     checked_device(placement.device, {})
     check_output(output, ADAPTER_WEIGHTS, overwrite)
 
@@ -112,26 +111,36 @@ def check_run(
             )
     check_report(training.report_to)
     check_card(checked_device(placement.device, {}))
-    check_start(start, placement, output, overwrite)
+    check_start(placement, output, overwrite)
     for found in left:
         if not overwrite:
             raise FileExistsError(
-                f"{found} is left from an interrupted run: resume with tlora train (--resume where there are "
-                "checkpoints), remove it, or start again with --overwrite"
+                f"{found} is left from an interrupted run: resume with tlora train and the run's --recipe (--resume "
+                "where there are checkpoints), remove it, or start again with --overwrite"
             )
 
 
 def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
-    """Groups of options with the recipe's values where none were given; ``ctx.params`` gets them too."""
+    """Groups of options with the recipe's values where none were given; ``ctx.params`` gets them too.
+
+    A recipe on the line counts more than a file's options that any recipe sets.
+
+    Raises
+    ------
+    ValueError
+        If an option is given that has no effect beside the others.
+    """
     found = []
-    chosen = Recipe.named(recipe)
-    values = chosen.flat() | {"init": chosen.task_subspaces is not None}
+    values = _of_recipe(Recipe.named(recipe))
+    any_recipe = {name for other in RECIPES.values() for name in _of_recipe(other)}
+    weaker = {"DEFAULT", "DEFAULT_MAP"} if given(ctx, "recipe") == "COMMANDLINE" else {"DEFAULT"}
     for group in groups:
-        names = {field.name for field in fields(group)}
-        asked = {k: v for k, v in values.items() if k in names and is_default(ctx, k)}
+        free = {f.name: f.default for f in fields(group) if f.name in any_recipe and given(ctx, f.name) in weaker}
+        asked = free | {name: value for name, value in values.items() if name in free}
         if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
             asked.pop("rows", None)
         group = replace(group, **asked)
+        _check_effect(ctx, group)
         if isinstance(group, Start) and group.init and group.rows is None:
             asked["rows"] = default_rows(group.kind)
             group = replace(group, rows=asked["rows"])
@@ -140,9 +149,26 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def is_default(ctx: Any, name: str) -> bool:
-    """Whether an option has its default, and was given neither on the line nor in a file."""
-    return bool(ctx.get_parameter_source(name).name == "DEFAULT")
+def _of_recipe(recipe: Recipe) -> dict[str, Any]:
+    return recipe.flat() | {"init": recipe.task_subspaces is not None}
+
+
+def _check_effect(ctx: Any, group: Any) -> None:
+    """Refuse options that are for another start, or for ranks that differ, rather than pass over them."""
+    for switch, (what, names) in WITHOUT.items():
+        for name in names if not getattr(group, switch, True) else ():
+            value = getattr(group, name)
+            if given(ctx, name) == "COMMANDLINE" or value != getattr(type(group), name):
+                flag = switch.replace("_", "-")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {value} has no effect where {what}, by --recipe lora or --no-{flag}: "
+                    f"leave it out, or take --recipe tlora without --no-{flag}"
+                )
+
+
+def given(ctx: Any, name: str) -> str:
+    """Where an option has its value from: ``"COMMANDLINE"``, a file (``"DEFAULT_MAP"``), or ``"DEFAULT"``."""
+    return str(ctx.get_parameter_source(name).name)
 
 
 def checkpoints(output: Path) -> list[Path]:

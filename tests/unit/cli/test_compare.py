@@ -235,12 +235,22 @@ def test_run_by_a_recipe_is_run_with_its_options():
 
 def test_without_a_recipe_a_run_is_plain_lora_and_says_so():
     said = done(f"run {DATA} --samples 6 {QUICK} --output one").stderr
-    assert "plain LoRA, as no --recipe is given" in said
+    assert "plain LoRA, because no --recipe is given" in said
     assert said.count("--recipe tlora") == 1
     assert "plain LoRA" not in done(f"run {DATA} --samples 6 {QUICK} --recipe lora --output two").stderr
     one, two = (tlora.TrainingRun.load(name) for name in ("one", "two"))
     assert not one.frozen_a
     assert all(tensor.equal(two.adapter[name]) for name, tensor in one.adapter.items())
+
+
+def test_a_recipe_on_the_line_counts_more_than_the_recipe_of_a_file():
+    done(f"run {DATA} --samples 6 {QUICK} --output one")
+    done("run --config one/tlora/run.yaml --recipe tlora --output two")
+    done(f"run {DATA} --samples 6 {QUICK} --recipe tlora --output three")
+    two, three = (tlora.TrainingRun.load(name) for name in ("two", "three"))
+    assert two.frozen_a
+    assert two.ranks == three.ranks
+    assert all(tensor.equal(three.adapter[name]) for name, tensor in two.adapter.items())
 
 
 def test_every_argument_of_a_recipe_is_an_option_of_run():
