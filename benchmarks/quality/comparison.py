@@ -3,7 +3,7 @@
     python -m benchmarks.quality.comparison
     tlora compare --store benchmarks/results/comparison.jsonl --list
 
-Its runs are of the first protocol, which was unfair to some methods (docs/results/comparison.md says how): none are
+Its runs are of the first protocol, which was unfair to some methods (docs/results/pilot.md says how): none are
 added. The pilot, `benchmarks.quality.pilot`, is of the protocol that `tlora.compare` has now.
 """
 

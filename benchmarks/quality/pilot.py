@@ -30,7 +30,7 @@ from tlora.comparison.store import Record, Store
 from tlora.recipes import Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
-PAGE = Path("docs/results/comparison.md")
+PAGE = Path("docs/results/pilot.md")
 UNIFORM = {"adapt_ranks": False, "adapt_scales": False}
 SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}

@@ -185,7 +185,7 @@ def main() -> None:
                 RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         return
     draw(known()).savefig(PICTURE, dpi=110)
-    comparison.publish(pilot.PAGE, "prediction", BLOCKS)
+    comparison.publish(study.PAGE, "prediction", BLOCKS)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from tlora.recipes import Recipe
 from viz import style
 
 STORE = Path("benchmarks/results/study.jsonl")
+PAGE = Path("docs/results/comparison.md")
 DEVELOPMENT = "cipher"
 HELD_OUT = ("second_cipher", "codebook")
 SEEDS = range(6)
@@ -297,7 +298,7 @@ def measured(task: str) -> dict[str, Arm]:
     found = {}
     for name, arm in (ARMS | FEWER | NEIGHBOURS).items():
         rate = best_rate(arm)
-        if rate is not None and {share * rate for share in SHARES} <= set(runs(arm, task)["loss"]):
+        if rate is not None and {share * rate for share in SHARES} <= set(run_by_run(arm, task)["rate"]):
             found[name] = arm
     return found
 
@@ -399,9 +400,16 @@ def draw_estimates(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def drawn() -> tlora.Comparison:
+    """The runs that the pictures show: arms that have run at both of their rates, on the tasks that count."""
+    tasks = counted()
+    methods = {arm.name for task in tasks for arm in measured(task).values()}
+    return tlora.Comparison.read(STORE, tasks=tasks, methods=methods)
+
+
 def draw() -> None:
     """The pictures of the page."""
-    shown = tlora.Comparison.read(STORE, tasks=HELD_OUT, methods={arm.name for arm in (ARMS | FEWER).values()})
+    shown = drawn()
     figures = {"estimates": draw_estimates(estimates()), "forgetting": viz.plot_comparison(shown, view="forgetting")}
     for name, figure in figures.items():
         comparison.save(figure, PICTURES[name], shown)
@@ -422,7 +430,7 @@ def main() -> None:
         return
     draw()
     print(f"tasks on which full leads LoRA: {', '.join(counted()) or 'none'}\n")
-    comparison.publish(pilot.PAGE, "study", BLOCKS)
+    comparison.publish(PAGE, "study", BLOCKS)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """The study's own arithmetic, on numbers that are easy to follow."""
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.quality import pilot, study
+from benchmarks.quality import comparison, pilot, study
 from tests.helpers.results import record
 from tlora.comparison.store import Store
+from tlora.utils.defaults import DEFAULT_RECIPE
 
 RATES = (1.0, 2.0, 4.0)
 
@@ -165,3 +168,41 @@ def test_a_rate_is_chosen_by_the_other_seeds(complete):
     losses = study.tuned(lora, "codebook")["loss"]
     assert losses[2] == pytest.approx(1.6)
     assert losses.drop(2).to_numpy() == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_page_is_that_of_the_store():
+    """As the store makes it; and the losses again, from the lines of the file."""
+    text = study.PAGE.read_text()
+    assert study.written(text) == text, "run python -m benchmarks.quality.study --table"
+    runs = [run for run in map(json.loads, study.STORE.read_text().splitlines()) if run["key"]["split"] == "test"]
+    table = text.split("<!-- study, means")[1].split("<!-- end")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    for task, method, rank, rate, _, seeds, loss, forgotten in rows[2:]:
+        about = {"task": task, "method": method, "rank": int(rank), "learning_rate": float(rate)}
+        here = [run for run in runs if about.items() <= run["key"].items()]
+        assert len(here) == int(seeds)
+        losses = [run["metrics"]["loss"] for run in here]
+        shown = [float(number) for number in loss.rstrip(")").split(" (")]
+        assert shown == pytest.approx([np.mean(losses), max(losses)], abs=0.000501)
+        assert float(forgotten) == pytest.approx(np.mean([run["forgetting"] for run in here]), abs=0.000501)
+
+
+def test_the_pictures_are_of_the_store():
+    said = b"Description\0" + comparison.digest(study.drawn()).encode()
+    for path in study.PICTURES.values():
+        assert said in path.read_bytes(), "run python -m benchmarks.quality.study --table"
+
+
+def test_the_default_recipe_follows_the_rule():
+    """By hand, from the lines of the file: LoRA of rank 4 beside each recipe that trains about as much."""
+    losses = {}
+    for run in map(json.loads, study.STORE.read_text().splitlines()):
+        key = run["key"]
+        if (key["task"], key["split"]) == ("second_cipher", "test"):
+            losses.setdefault((key["method"], key["rank"]), {}).setdefault(key["learning_rate"], []).append(
+                run["metrics"]["loss"]
+            )
+    best = {arm: min(np.mean(each) for each in by_rate.values()) for arm, by_rate in losses.items()}
+    candidates = [("tlora", 8), ("tlora-trained", 4), ("frozen g_whitened, 10", 8)]
+    ahead = min(best[candidate] for candidate in candidates) - best["lora", 4]
+    assert (ahead > study.MARGIN) == (DEFAULT_RECIPE == "lora")
