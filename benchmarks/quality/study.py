@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 from scipy import stats
 
 import tlora
@@ -390,12 +391,14 @@ def draw_estimates(table: pd.DataFrame) -> Figure:
         ax.axvspan(-margin, margin, color="0.88", linewidth=0, zorder=0)
         ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)
         ax.set_xscale("symlog", linthresh=2 * margin, linscale=1.5)
-        ax.set_xlabel(f"{of} less that of LoRA of as many parameters, nats")
+        ax.xaxis.set_major_locator(FixedLocator([-1, -margin, 0, margin, 1]))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.set_xlabel(f"{of} less LoRA's, nats")
         ax.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
-    style.headline(panels[0], "What is learned", f"left is better; grey: within {MARGIN:g} nats")
-    style.headline(panels[1], "What is forgotten", f"left is better; grey: within {GUARD:g} nats")
+    style.headline(panels[0], "What is learned", "beside LoRA of as many parameters; left is better")
+    style.headline(panels[1], "What is forgotten", "each at its best rate; left is better")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
     return figure
 
