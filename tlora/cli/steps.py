@@ -136,7 +136,7 @@ def by_recipe(ctx: Any, recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     weaker = {"DEFAULT", "DEFAULT_MAP"} if given(ctx, "recipe") == "COMMANDLINE" else {"DEFAULT"}
     for group in groups:
         free = {f.name: f.default for f in fields(group) if f.name in any_recipe and given(ctx, f.name) in weaker}
-        asked = free | {name: value for name, value in values.items() if name in free}
+        asked: dict[str, Any] = free | {name: value for name, value in values.items() if name in free}
         if isinstance(group, Start) and not group.init:  # a random A has the length that PEFT gives it
             asked.pop("rows", None)
         group = replace(group, **asked)
