@@ -361,6 +361,8 @@ def told_estimates() -> str:
 
 
 def _spanned(row: Any) -> str:
+    if np.isnan(row.low):
+        return f"known for {row.seeds} of {len(SEEDS)} seeds"
     return f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
 
 
