@@ -209,9 +209,10 @@ def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     ranks = run.ranks.values()
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     size = size_text(sum(t.nbytes for t in run.adapter.values()))
+    span = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{min(ranks)}"
     trained = f"{run.trainable_parameters:,} parameters, A {'frozen' if run.frozen_a else 'trained'}"
     return {
-        "adapter": f"{len(ranks)} modules with ranks {min(ranks)} to {max(ranks)}, {size}",
+        "adapter": f"{len(ranks)} modules of rank {span}, {size}",
         "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
     }
 

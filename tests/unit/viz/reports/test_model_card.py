@@ -104,6 +104,7 @@ def test_plain_lora_is_not_called_tlora(found, tmp_path):
         assert ("made with TLoRA" not in text) == plain
         assert "Every module has rank 3." in text
         assert "got more of the rank" not in text
+        assert "Beside uniform LoRA" not in text
 
 
 def test_a_head_is_named_among_what_was_trained(found, text, tmp_path):
