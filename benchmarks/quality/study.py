@@ -125,26 +125,31 @@ def run_all(todo: Iterable[Job], workers: int) -> None:
 
 def jobs(part: str) -> Iterator[Job]:
     """What a part is made of: rates are searched for where the pilot has not done so, and tasks that count go on."""
-    few = tuple(SEEDS)[: len(SEEDS) // 2]
+    every, few = tuple(SEEDS), tuple(SEEDS)[: len(SEEDS) // 2]
     if part == "rates":
         yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in ARMS.values() if best_rate(arm) is None)
     elif part == "counting":
         for task in HELD_OUT:
-            for arm, seeds in ((FEWER["full"], few), (ARMS[LORA], tuple(SEEDS))):
-                yield from (Job(arm, task, share * known_rate(arm), seeds) for share in SHARES)
+            yield from at_shares(FEWER["full"], task, few)
+            yield from at_shares(ARMS[LORA], task, every)
     elif part == "main":
         for task in counted():
             for name, arm in ARMS.items():
-                for share in (0.25, *SHARES) if name in (LORA, AS_LARGE) else SHARES:
-                    yield Job(arm, task, share * known_rate(arm), tuple(SEEDS))
+                yield from at_shares(arm, task, every, (0.25, *SHARES) if name in (LORA, AS_LARGE) else SHARES)
     elif part == "fewer":
         for task in counted():
-            yield from (Job(arm, task, share * known_rate(arm), few) for arm in FEWER.values() for share in SHARES)
+            for arm in FEWER.values():
+                yield from at_shares(arm, task, few)
     else:
         yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in NEIGHBOURS.values())
-        yield from (
-            Job(arm, counted()[-1], share * known_rate(arm), few) for arm in NEIGHBOURS.values() for share in SHARES
-        )
+        task = counted()[-1]
+        for arm in NEIGHBOURS.values():
+            yield from at_shares(arm, task, few)
+
+
+def at_shares(arm: Arm, task: str, seeds: tuple[int, ...], shares: Iterable[float] = SHARES) -> Iterator[Job]:
+    """Runs at shares of the rate that was best on the development task."""
+    return (Job(arm, task, share * known_rate(arm), seeds) for share in shares)
 
 
 def rates_below() -> Iterator[Job]:
