@@ -18,6 +18,7 @@ from tlora.adapters.files import (
     write_adapter,
 )
 from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, without_noise
+from tlora.allocation.footprint import ranks_text
 from tlora.models.weights import base_fingerprints
 from tlora.utils.files import replace_files
 
@@ -74,15 +75,13 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
 
 
 def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path) -> str:
-    ranks = [module.rank for module in modules.values()]
     base = adapted.config._name_or_path or "BASE"
     return _TEXT.format(
         base=base,
         folder=folder.as_posix(),
         auto=type(adapted.get_base_model()).__name__,
         modules=len(modules),
-        least=min(ranks),
-        most=max(ranks),
+        ranks=ranks_text(module.rank for module in modules.values()),
         b=sum(module.b.numel() for module in modules.values()),
         both=sum(module.a.numel() + module.b.numel() for module in modules.values()),
     )
@@ -90,9 +89,8 @@ def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path) -
 
 _TEXT = """# An untrained LoRA adapter for {base}
 
-{modules} modules with ranks {least} to {most}, each with a scaling of its own, decided from samples of the task by
-[TLoRA](https://arxiv.org/abs/2604.18124). `B` is zero: the model computes what the base computes, until a trainer
-continues from here. `B` alone has {b:,} parameters, `A` and `B` have {both:,}.
+{modules} modules with {ranks}, written by `tlora` before any training. `B` is zero: the model computes what the base
+computes, until a trainer continues from here. `B` alone has {b:,} parameters, `A` and `B` have {both:,}.
 
 | trainer | `A` stays frozen |
 |---|---|

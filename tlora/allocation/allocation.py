@@ -21,7 +21,7 @@ from tlora.allocation.constraints import (
     one_or_several,
     whole_or_each,
 )
-from tlora.allocation.footprint import Footprint, footprint
+from tlora.allocation.footprint import Footprint, footprint, ranks_text
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
 from tlora.numerics.apportionment import spent
@@ -262,11 +262,11 @@ class Allocation(ModuleResult):
         return replace(self, ranks=ranks, scalings=scalings, meta=replace(self.meta, recipe=recipe))
 
     def _summary(self) -> str:
-        ranks, edits = self.ranks.values(), f", {len(self.edits)} edited" if self.edits else ""
+        edits = f", {len(self.edits)} edited" if self.edits else ""
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
         return (
-            f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(ranks)} modules with ranks "
-            f"{min(ranks)} to {max(ranks)}{dropped}, "
+            f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(self.ranks)} modules with "
+            f"{ranks_text(self.ranks.values())}{dropped}, "
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 BYTES = 4
@@ -67,6 +67,12 @@ def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict
 def size_text(count: float) -> str:
     """Bytes in the unit that suits them, three digits."""
     return _in_units(count, ("bytes", "kB", "MB", "GB"))
+
+
+def ranks_text(ranks: Iterable[int]) -> str:
+    """How ranks are said: "rank 8", or "ranks 2 to 21"."""
+    low, high = min(ranks := list(ranks)), max(ranks)
+    return f"ranks {low} to {high}" if low < high else f"rank {low}"
 
 
 def bits_text(count: float) -> str:

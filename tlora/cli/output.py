@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from typer.core import TyperCommand, TyperGroup
 
 import tlora
-from tlora.allocation.footprint import size_text
+from tlora.allocation.footprint import ranks_text, size_text
 from tlora.utils.files import replace_file
 
 EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
@@ -206,13 +206,11 @@ def budget_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
 
 def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     """The adapter, and what its training took."""
-    ranks = run.ranks.values()
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     size = size_text(sum(t.nbytes for t in run.adapter.values()))
-    span = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{min(ranks)}"
     trained = f"{run.trainable_parameters:,} parameters, A {'frozen' if run.frozen_a else 'trained'}"
     return {
-        "adapter": f"{len(ranks)} modules of rank {span}, {size}",
+        "adapter": f"{len(run.ranks)} modules, {ranks_text(run.ranks.values())}, {size}",
         "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
     }
 

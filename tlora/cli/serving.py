@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.allocation.footprint import size_text
+from tlora.allocation.footprint import ranks_text, size_text
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import next_to
 from tlora.cli.options import Adapter, BaseModel, EngineName, Overwrite, Placement, Quiet, option
@@ -139,8 +139,7 @@ def _about(seen: tlora.Inspection, use: Any, energy: float) -> dict[str, str]:
     used, given = int(use["used_rank"].sum()), int(use["rank"].sum())
     return {
         "base": seen.meta.model,
-        "modules": f"{len(ranks)}, ranks {min(ranks)} to {max(ranks)}, "
-        f"scalings {min(scalings):.3g} to {max(scalings):.3g}",
+        "modules": f"{len(ranks)}, {ranks_text(ranks)}, scalings {min(scalings):.3g} to {max(scalings):.3g}",
         "used": f"{used:,} of {given:,} directions hold {100 * energy:g} % of each update",
         "besides": ", ".join(list(seen.others)[:3]) + (", ..." if len(seen.others) > 3 else ""),
         "vLLM": f"--max-lora-rank {vllm_max_rank(max(ranks))}" if max(ranks) <= VLLM_RANKS[-1] else "",

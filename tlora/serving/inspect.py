@@ -24,6 +24,7 @@ from tlora.adapters.files import (
 )
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import COLUMNS, rank_use, update_singular_values
+from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES
 
@@ -126,10 +127,9 @@ class Inspection(Result):
         return frame.assign(scaling=list(self.scalings.values()))[list(self.columns)]
 
     def _summary(self) -> str:
-        low, high = min(self.ranks.values()), max(self.ranks.values())
         wrong = (self.engines()["wrong"] > 0).sum()
         served = f", {wrong} engines would scale it wrongly" if wrong else ""
-        return f"{len(self.ranks)} modules of {self.meta.model}, ranks {low} to {high}{served}"
+        return f"{len(self.ranks)} modules of {self.meta.model}, {ranks_text(self.ranks.values())}{served}"
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         parts = ("config", "ranks", "shapes", "others")

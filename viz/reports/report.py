@@ -96,7 +96,12 @@ def _tiles(found: Findings) -> list[tuple[str, str, str]]:
         part = formatting.percent(ours.optimiser_bytes / lora.optimiser_bytes)
         tiles.append(("optimiser state", formatting.size(ours.optimiser_bytes), f"{part} of uniform LoRA's"))
         ranks = allocation.ranks.values()
-        tiles.append(("ranks", f"{min(ranks)} to {max(ranks)}", f"instead of {allocation.rank} everywhere"))
+        low, high = min(ranks), max(ranks)
+        tiles.append(
+            ("ranks", f"{low} to {high}", f"instead of {allocation.rank} everywhere")
+            if low < high
+            else ("rank", f"{low}", f"of {formatting.whole(len(ranks))} modules")
+        )
     if run is not None and run.ranks:
         use = run.rank_use(ENERGY)
         part = use["used_rank"].sum() / use["rank"].sum()

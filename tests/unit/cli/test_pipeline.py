@@ -338,7 +338,7 @@ def test_quiet_is_quiet_and_progress_is_no_result():
     assert "done in" in loud.stderr
     quiet = done(f"{RUN} --output quiet --quiet")
     assert quiet.stderr == ""
-    for text in ("before", "perplexity", "exact match", "(on 4 test samples)", "14 modules of rank 1 to"):
+    for text in ("before", "perplexity", "exact match", "(on 4 test samples)", "14 modules, ranks 1 to"):
         assert text in quiet.stdout
     assert "done in" not in loud.stdout
 

@@ -187,6 +187,14 @@ def test_tiles_sum_it_up(page, small):
     )
 
 
+def test_the_tile_of_equal_ranks_is_no_span(small, tmp_path):
+    allocation = allocate(small["sensitivity"], rank=8, adapt_ranks=False)
+    page = Page(report(allocation, tmp_path / "page.html").read_text(encoding="utf-8"))
+    tiles = [(div.all("dt")[0].text, div.all("strong")[0].text) for div in page.all("dl")[0].all("div")]
+    assert ("rank", "8") in tiles
+    assert "14 modules with rank 8, " in repr(allocation)
+
+
 def test_alignment_energy_and_gradient(real):
     found = walked()
     overlaps = found["alignment"].to_frame().groupby("projection")["overlap"].mean()
