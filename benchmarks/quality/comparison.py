@@ -312,10 +312,11 @@ def filled(text: str, name: str, blocks: Mapping[str, Callable[[], str]]) -> str
     return text
 
 
-def publish(page: Path, name: str, blocks: Mapping[str, Callable[[], str]]) -> None:
-    """Put tables on a page, and print them; each is made once."""
+def publish(page: Path | None, name: str, blocks: Mapping[str, Callable[[], str]]) -> None:
+    """Put tables on their page, where they have one, and print them; each is made once."""
     once = {title: cache(table) for title, table in blocks.items()}
-    page.write_text(filled(page.read_text(), name, once))
+    if page is not None:
+        page.write_text(filled(page.read_text(), name, once))
     print(*(f"{title}\n{table()}\n" for title, table in once.items()), sep="\n")
 
 

@@ -3,9 +3,11 @@
     python -m benchmarks.quality.study --workers 2      # what is not in the store yet; can be stopped at any moment
     python -m benchmarks.quality.study --only counting main
     python -m benchmarks.quality.study --table          # print what the store says, and put it on the page
+    python -m benchmarks.quality.study --model HuggingFaceTB/SmolLM2-1.7B     # the same of another model
 
 Its questions and rules are in benchmarks/quality/STUDY.md, which was written before its runs. A run takes two to three
-minutes on one core.
+minutes on one core. Another model has a store of its own, in which it searches for all of its rates, and runs on a GPU
+where there is one; with `--table` its tables are printed, and its pictures lie beside its store.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from tlora.comparison.store import Store
 from tlora.recipes import Recipe
 from viz import style
 
+MODEL = pilot.PARTS["frozen"].model
 STORE = Path("benchmarks/results/study.jsonl")
 PAGE = Path("docs/results/comparison.md")
 DEVELOPMENT = "cipher"
@@ -89,6 +92,14 @@ PARTS = ("rates", "counting", "main", "fewer", "neighbours")
 # --- Runs ---
 
 
+def ask(model: str, store: Path, threads: int | None = None) -> None:
+    """From here on the study is of this model, in this store; in a worker, on so many cores."""
+    global MODEL, STORE
+    MODEL, STORE = model, store
+    if threads:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Job:
     """Runs of one arm on one task: a search, or those at a rate."""
@@ -102,54 +113,49 @@ class Job:
         """Do what is not in the store yet."""
         part = pilot.PARTS["frozen"]
         tlora.compare(
-            self.arm.method, {self.task: pilot.TEXT}, part.model, ranks=self.arm.rank, learning_rates=self.rates,
+            self.arm.method, {self.task: pilot.TEXT}, MODEL, ranks=self.arm.rank, learning_rates=self.rates,
             seeds=self.seeds, store=STORE, progress=False, **part.arguments,
         )  # fmt: skip
 
 
-def complete(part: str, workers: int) -> None:
-    """Do what is not in the store yet, one job after the other in each worker."""
-    run_all(jobs(part), workers)
-    while part == "main" and (more := list(rates_below())):
-        run_all(more, workers)
-
-
 def run_all(todo: Iterable[Job], workers: int) -> None:
-    """Run jobs in so many processes, each on its part of the cores."""
+    """Do what is not in the store yet in so many processes, each on its part of the cores, one job after the other."""
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, ask, (MODEL, STORE, threads)) as pool:
         for _ in pool.map(Job.run, todo):
             pass
 
 
-def jobs(part: str) -> Iterator[Job]:
-    """What a part is made of: rates are searched for where the pilot has not done so, and tasks that count go on."""
+def jobs(part: str) -> Iterator[list[Job]]:
+    """What a part is made of, in steps: one is worked out when those before it are done."""
     every, few = tuple(SEEDS), tuple(SEEDS)[: len(SEEDS) // 2]
+    lower = {name: (0.25, *SHARES) for name in (LORA, AS_LARGE)}
     if part == "rates":
-        yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in ARMS.values() if best_rate(arm) is None)
+        yield searches(ARMS | FEWER)
     elif part == "counting":
-        for task in HELD_OUT:
-            yield from at_shares(FEWER["full"], task, few)
-            yield from at_shares(ARMS[LORA], task, every)
+        full, lora = FEWER["full"], ARMS[LORA]
+        yield [job for task in HELD_OUT for job in at_shares(full, task, few) + at_shares(lora, task, every)]
     elif part == "main":
-        for task in counted():
-            for name, arm in ARMS.items():
-                yield from at_shares(arm, task, every, (0.25, *SHARES) if name in (LORA, AS_LARGE) else SHARES)
+        arms = ARMS.items()
+        yield [job for t in counted() for n, arm in arms for job in at_shares(arm, t, every, lower.get(n, SHARES))]
+        while more := list(rates_below()):
+            yield more
     elif part == "fewer":
-        for task in counted():
-            for arm in FEWER.values():
-                yield from at_shares(arm, task, few)
-    else:
-        yield from (Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in NEIGHBOURS.values())
-        task = counted()[-1]
-        for arm in NEIGHBOURS.values():
-            yield from at_shares(arm, task, few)
+        yield [job for task in counted() for arm in FEWER.values() for job in at_shares(arm, task, few)]
+    elif tasks := counted():
+        yield searches(NEIGHBOURS)
+        yield [job for arm in NEIGHBOURS.values() for job in at_shares(arm, tasks[-1], few)]
 
 
-def at_shares(arm: Arm, task: str, seeds: tuple[int, ...], shares: Iterable[float] = SHARES) -> Iterator[Job]:
+def searches(arms: Mapping[str, Arm]) -> list[Job]:
+    """For the rates that are not known yet."""
+    return [Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in arms.values() if best_rate(arm) is None]
+
+
+def at_shares(arm: Arm, task: str, seeds: tuple[int, ...], shares: Iterable[float] = SHARES) -> list[Job]:
     """Runs at shares of the rate that was best on the development task."""
-    return (Job(arm, task, share * known_rate(arm), seeds) for share in shares)
+    return [Job(arm, task, share * known_rate(arm), seeds) for share in shares]
 
 
 def rates_below() -> Iterator[Job]:
@@ -168,7 +174,7 @@ def best_rate(arm: Arm) -> float | None:
 
     A search that has ended has a run on test samples at its best rate.
     """
-    for store in (pilot.STORE, STORE):
+    for store in (pilot.STORE, STORE) if pilot.PARTS["frozen"].model == MODEL else (STORE,):
         try:
             found = tlora.Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
         except (FileNotFoundError, ValueError):
@@ -288,7 +294,8 @@ def hypotheses(tasks: Iterable[str]) -> pd.DataFrame:
             found = tuned(ARMS[other], task)["loss"] - tuned(ARMS[name], task)["loss"]
             words = f"{name} is at most {MARGIN:g} nats behind {other}"
             rows.append({"hypothesis": label, "what": words, **interval(task, found), "p": p_value(found, MARGIN)})
-    table = pd.DataFrame(rows).sort_values(["hypothesis", "task"], kind="stable")
+    columns = ["hypothesis", "what", "task", "mean", "low", "high", "median", "seeds", "p"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["hypothesis", "task"], kind="stable")
     return table.assign(holm=table["hypothesis"].map(holm_adjusted(table.groupby("hypothesis")["p"].max())))
 
 
@@ -417,12 +424,12 @@ def drawn() -> tlora.Comparison:
     return tlora.Comparison.read(STORE, tasks=tasks, methods=methods)
 
 
-def draw() -> None:
-    """The pictures of the page."""
+def draw(pictures: Mapping[str, Path]) -> None:
+    """The pictures, into these files."""
     shown = drawn()
     figures = {"estimates": draw_estimates(estimates()), "forgetting": viz.plot_comparison(shown, view="forgetting")}
     for name, figure in figures.items():
-        comparison.save(figure, PICTURES[name], shown)
+        comparison.save(figure, pictures[name], shown)
 
 
 def main() -> None:
@@ -430,17 +437,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts that are run")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--model", default=MODEL, help="ask the same of another model, in a store of its own")
     parser.add_argument(
         "--table", action="store_true", help="run nothing; make tables and pictures of what is in the store"
     )
     arguments = parser.parse_args()
+    page, pictures = PAGE, PICTURES
+    if arguments.model != MODEL:
+        own = STORE.with_name(f"study-{Path(arguments.model).name}.jsonl")
+        page, pictures = None, {name: own.with_name(f"{own.stem}-{name}.png") for name in PICTURES}
+        ask(arguments.model, own)
     if not arguments.table:
         for part in arguments.only:
-            complete(part, arguments.workers)
+            for todo in jobs(part):
+                run_all(todo, arguments.workers)
         return
-    draw()
+    if counted():
+        draw(pictures)
     print(f"tasks on which full leads LoRA: {', '.join(counted()) or 'none'}\n")
-    comparison.publish(PAGE, "study", BLOCKS)
+    comparison.publish(page, "study", BLOCKS)
 
 
 if __name__ == "__main__":

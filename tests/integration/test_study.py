@@ -1,6 +1,8 @@
 """The study's own arithmetic, on numbers that are easy to follow."""
 
+import itertools
 import json
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from benchmarks.quality import comparison, pilot, study
 from tests.helpers.results import record
+from tlora.comparison import compare as comparing
 from tlora.comparison.store import Store
 from tlora.utils.defaults import DEFAULT_RECIPE
 
@@ -63,7 +66,7 @@ def complete(monkeypatch, tmp_path):
             development.append(record(arm.name, rate, 1000, "validation", [-abs(rate - 4)], metric="loss", **about))
         development.append(record(arm.name, 4.0, 0, "test", [0.5], metric="loss", **about))
     for part in ("counting", "main", "fewer"):
-        for job in list(study.jobs(part)):
+        for job in itertools.chain.from_iterable(study.jobs(part)):
             for seed in job.seeds:
                 found.append(made_up(job, seed))
     return found
@@ -105,8 +108,8 @@ def test_a_task_on_which_full_is_not_ahead_is_out(complete):
         for seed in range(3):
             complete.append(record("full", rate, seed, "test", [0.0], metric="loss", task="codebook", rank=full.rank))
     assert study.counted() == ["second_cipher"]
-    assert {job.task for part in ("main", "fewer") for job in study.jobs(part)} == {"second_cipher"}
-    assert {job.task for job in study.jobs("counting")} == set(study.HELD_OUT)
+    assert {job.task for part in ("main", "fewer") for todo in study.jobs(part) for job in todo} == {"second_cipher"}
+    assert {job.task for todo in study.jobs("counting") for job in todo} == set(study.HELD_OUT)
 
 
 def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch, tmp_path):
@@ -123,19 +126,19 @@ def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch,
     figure = study.draw_estimates(study.estimates())
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [name for name in (*study.ARMS, *study.FEWER) if "LoRA" not in name]
-    monkeypatch.setattr(study, "PICTURES", {name: tmp_path / f"{name}.png" for name in study.PICTURES})
-    study.draw()
-    assert all(path.stat().st_size for path in study.PICTURES.values())
+    pictures = {name: tmp_path / f"{name}.png" for name in study.PICTURES}
+    study.draw(pictures)
+    assert all(path.stat().st_size for path in pictures.values())
     plt.close("all")
 
 
 def test_a_search_that_was_interrupted_goes_on(complete):
     """Its best rate so far is not yet known to be the best: nothing has been tested there."""
-    assert list(study.jobs("rates")) == []
+    assert list(study.jobs("rates")) == [[]]
     late = study.ARMS["tlora-freeze-late"]
     better = record(late.name, 8.0, 1000, "validation", [2.0], metric="loss", task=study.DEVELOPMENT, rank=late.rank)
     Store(pilot.STORE).append(better)
-    assert [job.arm for job in study.jobs("rates")] == [late]
+    assert [job.arm for todo in study.jobs("rates") for job in todo] == [late]
     with pytest.raises(ValueError, match="no rate is known for tlora-freeze-late at rank 8"):
         study.known_rate(late)
 
@@ -206,3 +209,57 @@ def test_the_default_recipe_follows_the_rule():
     candidates = [("tlora", 8), ("tlora-trained", 4), ("frozen g_whitened, 10", 8)]
     ahead = min(best[candidate] for candidate in candidates) - best["lora", 4]
     assert (ahead > study.MARGIN) == (DEFAULT_RECIPE == "lora")
+
+
+@pytest.mark.packaged
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*max_length=")
+def test_another_model_goes_through_the_whole_protocol_in_a_store_of_its_own(workplace, monkeypatch, capsys):
+    """Nothing is trained: each arm is best at 4e-3, and `full` is ahead."""
+
+    def run(cell, task, rate, seed, split, memory, head_rate=None):
+        noise = 0.01 * np.random.default_rng([seed, *cell.method.name.encode()]).normal()
+        loss = abs(np.log2(rate / 4e-3)) - (cell.method.name == "full") + noise
+        texts = dict.fromkeys(pilot.OTHER, rate + noise)
+        forgotten = {"forgetting": rate, "forgetting_by_text": texts, "trainable_parameters": 1}
+        return {"key": cell.key(rate, seed, split), "status": "done", "metrics": {"loss": loss}} | forgotten
+
+    def command(*words):
+        monkeypatch.setattr("sys.argv", ["study", "--model", "llama", *words])
+        study.main()
+
+    monkeypatch.setattr(comparing, "run", run)
+    monkeypatch.setattr(study, "run_all", lambda todo, workers: [job.run() for job in list(todo)])
+    monkeypatch.setattr(study, "NEIGHBOURS", {"tlora+": study.NEIGHBOURS["tlora+"]})
+    monkeypatch.setitem(pilot.CIPHER, "forgetting", ())
+    monkeypatch.setattr(pilot, "TEXT", pilot.TEXT | {"train": 80, "validation": 4, "test": 4})
+    for name in ("MODEL", "STORE"):  # are put back
+        monkeypatch.setattr(study, name, getattr(study, name))
+    command()
+    keys = [run["key"] for run in Store(Path("benchmarks/results/study-llama.jsonl")).read()]
+    assert {key["model"] for key in keys} == {"llama"}
+    reported = {key["learning_rate"] for key in keys if (key["task"], key["split"]) == ("codebook", "test")}
+    assert reported == {1e-3, 2e-3, 4e-3}  # the pilot's best rates for the packaged model go up to 6.4e-2
+    assert {key["method"] for key in keys} >= {"full", "tlora+", "frozen random"}
+    monkeypatch.setattr(study, "MODEL", "smollm2-135m")
+    monkeypatch.setattr(study, "STORE", Path("benchmarks/results/study.jsonl"))
+    capsys.readouterr()
+    command("--table")
+    printed = capsys.readouterr().out
+    assert printed.startswith("tasks on which full leads LoRA: second_cipher, codebook")
+    assert "H4 | tlora-freeze-late is at most 0.05 nats behind LoRA, rank 8" in printed
+    assert {path.name for path in Path("benchmarks/results").glob("*.png")} == {
+        "study-llama-estimates.png", "study-llama-forgetting.png",
+    }  # fmt: skip
+    plt.close("all")
+
+
+def test_where_no_task_counts_nothing_is_tested(complete):
+    full = study.FEWER["full"]
+    for task in study.HELD_OUT:
+        for rate in (2.0, 4.0):
+            for seed in range(3):
+                complete.append(record("full", rate, seed, "test", [0.0], metric="loss", task=task, rank=full.rank))
+    assert study.counted() == []
+    assert [job for part in ("main", "fewer", "neighbours") for todo in study.jobs(part) for job in todo] == []
+    assert study.told_hypotheses().count("\n") == 1
