@@ -184,7 +184,7 @@ def main() -> None:
                 found[place.task] = measured(place)
                 RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         return
-    draw(known()).savefig(PICTURE, dpi=110)
+    draw(known()).savefig(PICTURE, dpi=110, metadata={"Description": told_tasks()})
     comparison.publish(study.PAGE, "prediction", BLOCKS)
 
 

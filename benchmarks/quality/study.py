@@ -84,9 +84,14 @@ NEIGHBOURS = {
     name: Arm(name, 4, (1e-3, 2e-3, 4e-3)) for name in ("pissa", "eva", "lora-ga", "qa-lora", "talklora", "tlora+")
 }
 """With half of the seeds, on one held-out task."""
+ALONE = {
+    "tlora, uniform scales": Arm(Recipe("tlora, uniform scales", allocate={"adapt_scales": False})),
+    "tlora, uniform ranks": Arm(Recipe("tlora, uniform ranks", allocate={"adapt_ranks": False})),
+}
+"""What the recipe's ranks and its scales do alone, beside `A` frozen along `wc` with neither; asked afterwards."""
 SHARES = (0.5, 1.0)
 """Of the rate that was best on the development task, at which every arm runs."""
-PARTS = ("rates", "counting", "main", "fewer", "neighbours")
+PARTS = ("rates", "counting", "main", "fewer", "alone", "neighbours")
 
 
 # --- Runs ---
@@ -143,6 +148,9 @@ def jobs(part: str) -> Iterator[list[Job]]:
             yield more
     elif part == "fewer":
         yield [job for task in counted() for arm in FEWER.values() for job in at_shares(arm, task, few)]
+    elif part == "alone":
+        frozen, shares = known_rate(FEWER["frozen wc"]), (0.25, 0.5)
+        yield [Job(arm, task, s * frozen, few) for task in counted() for arm in ALONE.values() for s in shares]
     elif tasks := counted():
         yield searches(NEIGHBOURS)
         yield [job for arm in NEIGHBOURS.values() for job in at_shares(arm, tasks[-1], few)]
