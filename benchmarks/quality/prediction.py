@@ -6,8 +6,8 @@
 For each task: what freezing costs, the test loss of `A` frozen along the published directions less that of LoRA of the
 same rank, as a part of what LoRA learns; and beside it, before that training,
 
-- the share of the gradient of held-out samples that the frozen directions hold, and that share over random ones';
-- what is left of that share after a few steps of LoRA;
+- the share of the gradient of held-out samples that the frozen directions hold;
+- what that share becomes in a few steps of LoRA, as a part of what it was;
 - the loss of the base.
 
 Tasks are measured once, into `benchmarks/results/prediction.json`: about two minutes each on two cores.
@@ -26,6 +26,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 import tlora
 from benchmarks.quality import comparison, pilot, study
@@ -42,8 +43,7 @@ RATE = 2e-3
 """Its learning rate there: one for all tasks, as none is known before."""
 PREDICTORS = {
     "capture": "share of the gradient that the directions hold",
-    "over_random": "that share over that of random directions",
-    "kept": f"what is left of it after {STEPS} steps of LoRA",
+    "kept": f"what becomes of it in {STEPS} steps of LoRA",
     "loss": "loss of the base, nats",
 }
 
@@ -73,11 +73,9 @@ def places() -> Iterator[Place]:
         best = runs[runs["best_rate"]].set_index("seed")
         losses = (best.loc[best["method"] == method, "loss"] for method in (frozen, "lora"))
         yield Place(store, task, *losses)
-    for task in study.HELD_OUT:
-        there = study.measured(task)
-        if {"tlora", study.LORA} <= set(there):
-            arms = there["tlora"], there[study.LORA]
-            yield Place(study.STORE, task, *(study.tuned(arm, task)["loss"] for arm in arms))
+    for task in study.counted():
+        arms = study.FEWER["frozen wc"], study.ARMS[study.LORA]
+        yield Place(study.STORE, task, *(study.tuned(arm, task)["loss"] for arm in arms))
 
 
 def measured(place: Place) -> dict[str, float]:
@@ -89,8 +87,8 @@ def measured(place: Place) -> dict[str, float]:
     subspaces = {"wc": tlora.task_subspaces(model, calibration, max_rank=RANK, kind="wc", progress=False)}
     batches = held_out(task, 32)
 
-    def share() -> pd.Series:
-        return tlora.gradient_capture(model, batches, subspaces, [RANK], progress=False).overall().iloc[0]
+    def share() -> float:
+        return tlora.gradient_capture(model, batches, subspaces, [RANK], progress=False).overall()["captured"].item()
 
     before, loss = share(), task.evaluate(model)["loss"]
     allocation = tlora.allocate(calibration.sensitivity, RANK, adapt_ranks=False, adapt_scales=False)
@@ -100,8 +98,8 @@ def measured(place: Place) -> dict[str, float]:
         progress=False,
     )  # fmt: skip
     model = lora.merge_and_unload()
-    found = {"capture": before["captured"], "over_random": before["captured"] / before["random"], "loss": loss}
-    return {name: float(value) for name, value in (found | {"kept": share()["captured"] / before["captured"]}).items()}
+    found = {"capture": before, "kept": share() / before, "loss": loss}
+    return {name: float(value) for name, value in found.items()}
 
 
 def table(found: dict[str, dict[str, float]], all_places: Iterable[Place]) -> pd.DataFrame:
@@ -136,10 +134,10 @@ def told_tasks() -> str:
     """Each task, what freezing costs there, and what could be known before."""
     lines = []
     for row in known().sort_values("part").itertuples():
-        before = f"{row.capture:.0%}", f"{row.over_random:.0f}", f"{row.kept:.0%}", f"{row.loss:.2f}"
-        lines.append([row.task, f"{row.cost:+.3f}", f"{row.part:+.0%}", *before])
+        before = f"{row.capture:.0%}", f"{row.capture * row.kept:.0%}", f"{row.loss:.2f}"
+        lines.append([row.task, f"{row.cost:+.3f}", f"{100 * row.part:+.1f} %", *before])
     heads = ["task", "freezing costs, nats", "of what LoRA learns"]
-    return pilot.markdown([*heads, "gradient held", "over random", f"left after {STEPS} steps", "base's loss"], lines)
+    return pilot.markdown([*heads, "gradient held", f"after {STEPS} steps", "base's loss"], lines)
 
 
 def told_correlations() -> str:
@@ -160,16 +158,21 @@ def written(text: str) -> str:
 
 @style.styled
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel for each predictor, a point for each task."""
-    size = (3.2 * len(PREDICTORS), 3.4)
-    figure, axes = plt.subplots(1, len(PREDICTORS), figsize=size, sharey=True, layout="constrained")
-    for ax, (name, words), (_, line) in zip(axes, PREDICTORS.items(), correlations(rows).iterrows(), strict=True):
-        ax.scatter(rows[name], 100 * rows["part"])
-        for _, row in rows.iterrows():
-            ax.annotate(row["task"], (row[name], 100 * row["part"]), (4, 3), textcoords="offset points", fontsize=7)
-        ax.set_xlabel(words)
-        style.headline(ax, f"rank correlation {line['with the part']:+.2f}", f"{line['tasks']} tasks")
-    axes[0].set_ylabel("cost of freezing, % of what LoRA learns")
+    """A panel for each predictor and for the cost in nats and as a part of what LoRA learns, a point for each task."""
+    size = (3 * len(PREDICTORS), 5.2)
+    figure, axes = plt.subplots(2, len(PREDICTORS), figsize=size, sharex="col", sharey="row", layout="constrained")
+    looks = list(zip(style.colours(len(rows)), style.markers(len(rows)), strict=True))
+    line = correlations(rows).set_index("predictor")
+    for column, (name, words) in zip(axes.T, PREDICTORS.items(), strict=True):
+        for ax, of, told in zip(column, ("cost", "part"), ("with nats", "with the part"), strict=True):
+            for row, (colour, marker) in zip(rows.to_dict("records"), looks, strict=True):
+                ax.plot(row[name], row[of], marker, color=colour, label=row["task"])
+            style.headline(ax, f"rank correlation {line.loc[words, told]:+.2f}")
+        column[-1].set_xlabel(words.replace(" that ", "\nthat ").replace(" in ", "\nin "))
+    axes[0, 0].set_ylabel("freezing costs, nats")
+    axes[1, 0].set_ylabel("of what LoRA learns")
+    axes[1, 0].yaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
