@@ -134,7 +134,7 @@ def told_tasks() -> str:
     """Each task, what freezing costs there, and what could be known before."""
     lines = []
     for row in known().sort_values("part").itertuples():
-        before = f"{row.capture:.0%}", f"{row.capture * row.kept:.0%}", f"{row.loss:.2f}"
+        before = f"{100 * row.capture:.0f} %", f"{100 * row.capture * row.kept:.0f} %", f"{row.loss:.2f}"
         lines.append([row.task, f"{row.cost:+.3f}", f"{100 * row.part:+.1f} %", *before])
     heads = ["task", "freezing costs, nats", "of what LoRA learns"]
     return pilot.markdown([*heads, "gradient held", f"after {STEPS} steps", "base's loss"], lines)

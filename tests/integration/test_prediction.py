@@ -47,7 +47,7 @@ def test_the_page_has_a_row_for_each_task_and_each_predictor(measured):
     )
     text = prediction.written(marks)
     assert prediction.written(text) == text
-    assert "| c | +2.000 | +50.0 % | 40% | 11% | 5.00 |" in text
+    assert "| c | +2.000 | +50.0 % | 40 % | 11 % | 5.00 |" in text
     assert text.count("\n| ") == (2 + 3) + (2 + len(prediction.PREDICTORS))
     figure = prediction.draw(prediction.known())
     assert len(figure.axes) == 2 * len(prediction.PREDICTORS)
