@@ -1,12 +1,14 @@
 """SIGKILL at random moments: what was reported as saved is there, nothing half-written is read, and runs go on.
 
-Each deed reports, in a file of its own, what it has saved so far. It runs in a fork of this process, so that nothing is
-imported again, and is killed once it has used a random share of the processor time that the whole deed takes: the
-moments are spread alike on a machine that has other things to do. Two deeds are killed side by side.
+Each deed reports, in a file of its own, what it has saved so far. It runs in a fork of a process that has imported
+everything and done nothing (torch computes no gradients in a fork of one that has), and is killed once it has used a
+random share of the processor time that the whole deed takes: the moments are spread alike on a machine that has other
+things to do. Two deeds are killed side by side.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -44,28 +47,32 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def forked(deed: Deed, folder: Path) -> int:
-    """The process id of a fork that does it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the fork does not use
-        child = os.fork()
-    if child:
-        return child
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
+
+
+def forked(deed: Deed, folder: Path) -> Any:
+    """The process that does it."""
+    process = FORKS.Process(target=do, args=(deed, folder))
+    process.start()
+    return process
+
+
+def do(deed: Deed, folder: Path) -> None:
+    """A deed, and how much processor time it took, or how it failed."""
+    os.chdir(folder)
     try:
-        os.chdir(folder)
         deed(folder)
-    except BaseException:  # noqa: BLE001  (a fork must never go on as the tests)
+    except BaseException:
         (folder / "failure.txt").write_text(traceback.format_exc())
-        os._exit(1)
-    os._exit(0)
+        raise
+    (folder / "seconds.txt").write_text(f"{time.process_time()}")
 
 
-def used(process: psutil.Process) -> float:
-    """Seconds of processor time, a killed or ended process infinitely many."""
+def used(process: int) -> float:
+    """Seconds of processor time, an ended process infinitely many."""
     try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return float("inf")
-        times = process.cpu_times()
+        times = psutil.Process(process).cpu_times()
     except psutil.NoSuchProcess:
         return float("inf")
     return float(times.user + times.system)
@@ -73,24 +80,23 @@ def used(process: psutil.Process) -> float:
 
 def whole(deed: Deed, folder: Path) -> float:
     """Do it undisturbed: how much processor time it takes, in seconds."""
-    folder.mkdir()
-    child = forked(deed, folder)
-    _, status, usage = os.wait4(child, 0)
-    assert status == 0, (folder / "failure.txt").read_text()
-    return usage.ru_utime + usage.ru_stime
+    folder.mkdir(exist_ok=True)
+    process = forked(deed, folder)
+    process.join()
+    assert process.exitcode == 0, (folder / "failure.txt").read_text()
+    return float((folder / "seconds.txt").read_text())
 
 
 def killed(deed: Deed, folder: Path, after: float) -> None:
     """Do it, and kill it after so many seconds of processor time; it may be done before."""
     folder.mkdir(exist_ok=True)
-    child = forked(deed, folder)
-    process = psutil.Process(child)
-    while used(process) < after:
+    process = forked(deed, folder)
+    while used(process.pid) < after:
         time.sleep(0.001)
     time.sleep(0.01 * (after * 1e4 % 1))  # the clock of processor time ticks every 10 ms
-    os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL), (folder / "failure.txt").read_text()
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), (folder / "failure.txt").read_text()
 
 
 def report(folder: Path, number: int) -> None:
@@ -113,7 +119,7 @@ def moments(name: str, count: int, longest: float) -> Iterator[tuple[int, float]
 
 
 def side_by_side(tasks: list[Callable[[], None]]) -> None:
-    """Watch over two at a time; forks are made here, by threads that hold nothing meanwhile."""
+    """Watch over two at a time."""
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(task) for task in tasks]:
             future.result()
@@ -135,8 +141,9 @@ def calibrate(folder: Path) -> None:
 
 
 def save(folder: Path) -> None:
+    run = TrainingRun.load(folder.parent / "example")
     for number in range(1, 3 * SAVES + 1):
-        changed(number).save(folder / "saved")
+        changed(run, number).save(folder / "saved")
         report(folder, number)
 
 
@@ -146,9 +153,8 @@ def export(folder: Path) -> None:
         report(folder, number)
 
 
-def changed(number: int) -> TrainingRun:
+def changed(run: TrainingRun, number: int) -> TrainingRun:
     """A run whose tensors, config and record all say which one it is."""
-    run = example_run()
     adapter = {name: tensor + number for name, tensor in run.adapter.items()}
     config = run.adapter_config | {"lora_dropout": number / 1000}
     return type(run)(**{**vars(run), "adapter": adapter, "adapter_config": config, "seconds": float(number)})
@@ -179,7 +185,10 @@ def is_calibration(folder: Path, number: int) -> bool:
 
 
 def is_run(folder: Path, number: int) -> bool:
-    return same(TrainingRun.load(folder), changed(number)) and tlora.inspect(folder).ranks == example_run().ranks
+    return (
+        same(TrainingRun.load(folder), changed(example_run(), number))
+        and tlora.inspect(folder).ranks == example_run().ranks
+    )
 
 
 def is_exported(folder: Path, number: int) -> bool:
@@ -196,7 +205,7 @@ def cut_off(saved: Path) -> bool:
     ("deed", "is_number", "again", "count"),
     [
         (calibrate, is_calibration, lambda saved: calibration(0).save(saved), 15),
-        (save, is_run, lambda saved: changed(0).save(saved), 30),
+        (save, is_run, lambda saved: changed(example_run(), 0).save(saved), 30),
         (export, is_exported, lambda saved: tlora.export(trained(0), saved), 15),
     ],
     ids=["calibrate", "save", "export"],
@@ -204,7 +213,7 @@ def cut_off(saved: Path) -> bool:
 def test_what_was_reported_as_saved_is_there(
     deed: Deed, is_number: Any, again: Deed, count: int, tmp_path: Path
 ) -> None:
-    example_run()
+    example_run().save(tmp_path / "example")
     longest = whole(deed, tmp_path / "whole")
     tasks = [partial(killed, deed, tmp_path / f"{n}", after) for n, after in moments(deed.__name__, count, longest)]
     side_by_side(tasks)
@@ -272,18 +281,18 @@ def test_training_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
 
 def compare(folder: Path) -> None:
     warnings.simplefilter("ignore")  # that the best rate is at the edge, and that a last line is torn
-    tlora.compare(
-        ["lora", "lora-fa"], str(folder.parent / "pairs.jsonl"), str(folder.parent / "llama"),
-        learning_rates=(1e-3, 2e-3), seeds=(0, 1), steps=2, batch_size=2, samples=2, progress=False,
-        store=folder / "runs.jsonl",
-    )  # fmt: skip
+    with patch.object(tlora.comparison.lr_search, "WIDENINGS", 0):
+        tlora.compare(
+            ["lora", "lora-fa"], str(folder.parent / "pairs.jsonl"), str(folder.parent / "llama"),
+            learning_rates=(1e-3, 2e-3), seeds=(0, 1), steps=2, batch_size=2, samples=2, progress=False,
+            store=folder / "runs.jsonl",
+        )  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*the last line is torn:UserWarning")
 @pytest.mark.usefixtures("workplace")
-def test_a_comparison_goes_on_and_does_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_goes_on_and_does_nothing_twice() -> None:
     place = Path.cwd()
-    monkeypatch.setattr(tlora.comparison.lr_search, "WIDENINGS", 0)
     longest = whole(compare, place / "whole")
     expected = {key_text(r["key"]): r["metrics"] for r in Store(place / "whole" / "runs.jsonl").read()}
 
@@ -307,26 +316,24 @@ def test_a_comparison_goes_on_and_does_nothing_twice(monkeypatch: pytest.MonkeyP
 # Real weights.
 
 
-@pytest.mark.packaged
-def test_training_of_a_real_model_goes_on(tmp_path: Path) -> None:
+def real_training(folder: Path) -> None:
     base, tokenizer = tlora.load_model("minilm", num_labels=2)
     task = tlora.load_task("rotten_tomatoes", tokenizer, train=24, validation=8, test=8)
     looked = tlora.calibrate(base, task.calibration(4), progress=False)
     subspaces = tlora.task_subspaces(base, looked, max_rank=8, progress=False)
-    allocation = tlora.allocate(looked.sensitivity, rank=2)
+    adapted = tlora.attach(base, subspaces, tlora.allocate(looked.sensitivity, rank=2))
+    train(adapted, task, **TRAINING | {"batch_size": 8} | going_on(folder)).save(folder / "saved")
 
-    def deed(folder: Path) -> None:
-        adapted = tlora.attach(base, subspaces, allocation, replace=True)
-        train(adapted, task, **TRAINING | {"batch_size": 8} | going_on(folder)).save(folder / "saved")
 
-    longest = whole(deed, tmp_path / "whole")
+@pytest.mark.packaged
+def test_training_of_a_real_model_goes_on(tmp_path: Path) -> None:
+    longest = whole(real_training, tmp_path / "whole")
     expected = TrainingRun.load(tmp_path / "whole" / "saved")
     for number, after in moments("real", 4, longest):
-        killed(deed, tmp_path / f"{number}", after)
+        killed(real_training, tmp_path / f"{number}", after)
         if (tmp_path / f"{number}" / "saved").exists():
             assert same(TrainingRun.load(tmp_path / f"{number}" / "saved").adapter, expected.adapter)
-        whole_again = forked(deed, tmp_path / f"{number}")
-        assert os.waitstatus_to_exitcode(os.waitpid(whole_again, 0)[1]) == 0
+        whole(real_training, tmp_path / f"{number}")
         run = TrainingRun.load(tmp_path / f"{number}" / "saved")
         assert same(run.adapter, expected.adapter)
         assert same(run.history, expected.history)
