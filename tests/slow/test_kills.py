@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -49,12 +50,15 @@ TRAINING: dict[str, Any] = {
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__])
+ONE = threading.Lock()
+"""A start asks all processes whether they have ended; the answer of each can be read only once."""
 
 
 def forked(deed: Deed, folder: Path) -> Any:
     """The process that does it."""
     process = FORKS.Process(target=do, args=(deed, folder))
-    process.start()
+    with ONE:
+        process.start()
     return process
 
 
@@ -94,9 +98,10 @@ def killed(deed: Deed, folder: Path, after: float) -> None:
     while used(process.pid) < after:
         time.sleep(0.001)
     time.sleep(0.01 * (after * 1e4 % 1))  # the clock of processor time ticks every 10 ms
-    process.kill()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), (folder / "failure.txt").read_text()
+    with ONE:
+        process.kill()
+        process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), f"{process.exitcode}: {list(folder.glob('failure.txt'))}"
 
 
 def report(folder: Path, number: int) -> None:
