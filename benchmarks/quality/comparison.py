@@ -288,7 +288,12 @@ def _signed(row: Any, difference: float) -> str:
 
 def digest(comparison: tlora.Comparison) -> str:
     """What tells the picture of one store from that of another."""
-    return hashlib.sha256(whole(comparison).to_csv(index=False, float_format="%.6g").encode()).hexdigest()[:16]
+    return hashed(whole(comparison).to_csv(index=False, float_format="%.6g"))
+
+
+def hashed(text: str) -> str:
+    """What tells one text from another."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def finished(comparison: tlora.Comparison) -> tlora.Comparison:
@@ -320,9 +325,9 @@ def publish(page: Path | None, name: str, blocks: Mapping[str, Callable[[], str]
     print(*(f"{title}\n{table()}\n" for title, table in once.items()), sep="\n")
 
 
-def save(figure: Figure, path: Path, shown: tlora.Comparison) -> None:
-    """Write a picture, with what tells of which store it is."""
-    figure.savefig(path, dpi=110, metadata={"Description": digest(shown)})
+def save(figure: Figure, path: Path, of: str) -> None:
+    """Write a picture, with what tells of which numbers it is: `digest` of a store, or `hashed`."""
+    figure.savefig(path, dpi=110, metadata={"Description": of})
 
 
 def write() -> None:
@@ -331,7 +336,7 @@ def write() -> None:
     PAGE.write_text(between(BEGIN, END, written(comparison), PAGE.read_text()))
     for view, path in PICTURES.items():
         figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
-        save(figure, path, comparison)
+        save(figure, path, digest(comparison))
 
 
 if __name__ == "__main__":

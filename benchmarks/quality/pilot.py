@@ -246,7 +246,7 @@ def _measured(run: Record) -> tuple[float, float]:
 
 def by_seed() -> str:
     """Every arm on `cipher`, seed by seed."""
-    summary = tlora.Comparison.read(STORE, tasks="cipher").summary("lora", metric="loss")
+    summary = every().summary("lora", metric="loss")
     best = summary.set_index(["method", "rank", "learning_rate"])
     lines = []
     order = list(NAMES)
@@ -305,8 +305,9 @@ def every() -> tlora.Comparison:
 def draw() -> None:
     """What was learned beside what was forgotten, and where the rank is best."""
     runs, more = shown(), every()
-    comparison.save(viz.plot_comparison(runs, view="forgetting"), PICTURE, runs)
-    comparison.save(draw_searches(more.runs.query("rank == 1 and split == 'validation'")), TIGHT, more)
+    comparison.save(viz.plot_comparison(runs, view="forgetting"), PICTURE, comparison.digest(runs))
+    searched = more.runs.query("rank == 1 and split == 'validation'")
+    comparison.save(draw_searches(searched), TIGHT, comparison.digest(more))
 
 
 @style.styled

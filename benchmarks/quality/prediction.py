@@ -16,8 +16,8 @@ Tasks are measured once, into `benchmarks/results/prediction.json`: about two mi
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +159,7 @@ def written(text: str) -> str:
 
 def digest() -> str:
     """What tells the picture of these results from that of others."""
-    return hashlib.sha256(told_tasks().encode()).hexdigest()[:16]
+    return comparison.hashed(told_tasks())
 
 
 @style.styled
@@ -174,7 +174,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             for row, (colour, marker) in zip(rows.to_dict("records"), looks, strict=True):
                 ax.plot(row[name], row[of], marker, color=colour, label=row["task"])
             style.headline(ax, f"rank correlation {line.loc[words, told]:+.2f}")
-        column[-1].set_xlabel(words.replace(" that ", "\nthat ").replace(" in ", "\nin "))
+        column[-1].set_xlabel(textwrap.fill(words, 28))
     axes[0, 0].set_ylabel("freezing costs, nats")
     axes[1, 0].set_ylabel("of what LoRA learns")
     axes[1, 0].yaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -193,7 +193,7 @@ def main() -> None:
                 found[place.task] = measured(place)
                 RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         return
-    draw(known()).savefig(PICTURE, dpi=110, metadata={"Description": digest()})
+    comparison.save(draw(known()), PICTURE, digest())
     comparison.publish(study.PAGE, "prediction", BLOCKS)
 
 

@@ -437,7 +437,7 @@ def draw(pictures: Mapping[str, Path]) -> None:
     shown = drawn()
     figures = {"estimates": draw_estimates(estimates()), "forgetting": viz.plot_comparison(shown, view="forgetting")}
     for name, figure in figures.items():
-        comparison.save(figure, pictures[name], shown)
+        comparison.save(figure, pictures[name], comparison.digest(shown))
 
 
 def main() -> None:
@@ -460,9 +460,10 @@ def main() -> None:
             for todo in jobs(part):
                 run_all(todo, arguments.workers)
         return
-    if counted():
+    tasks = counted()
+    if tasks:
         draw(pictures)
-    print(f"tasks on which full leads LoRA: {', '.join(counted()) or 'none'}\n")
+    print(f"tasks on which full leads LoRA: {', '.join(tasks) or 'none'}\n")
     comparison.publish(page, "study", BLOCKS)
 
 

@@ -73,6 +73,12 @@ def do(deed: Deed, folder: Path) -> None:
     (folder / "seconds.txt").write_text(f"{time.process_time()}")
 
 
+def why(process: Any, folder: Path) -> str:
+    """How a deed failed, if it could still say so."""
+    said = folder / "failure.txt"
+    return said.read_text() if said.exists() else f"ended with {process.exitcode}"
+
+
 def used(process: int) -> float:
     """Seconds of processor time, an ended process infinitely many."""
     try:
@@ -87,7 +93,7 @@ def whole(deed: Deed, folder: Path) -> float:
     folder.mkdir(exist_ok=True)
     process = forked(deed, folder)
     process.join()
-    assert process.exitcode == 0, (folder / "failure.txt").read_text()
+    assert process.exitcode == 0, why(process, folder)
     return float((folder / "seconds.txt").read_text())
 
 
@@ -101,7 +107,7 @@ def killed(deed: Deed, folder: Path, after: float) -> None:
     with ONE:
         process.kill()
         process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), f"{process.exitcode}: {list(folder.glob('failure.txt'))}"
+    assert process.exitcode in (0, -signal.SIGKILL), why(process, folder)
 
 
 def report(folder: Path, number: int) -> None:
