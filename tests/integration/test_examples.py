@@ -1,19 +1,51 @@
-"""The examples in docstrings are run, and give what stands there."""
+"""The examples in docstrings run and print what they show, on tiny models in place of real ones."""
 
 import doctest
 import importlib
+import json
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import pytest
+
+import tlora
+import viz
+from tests.helpers.commands import PAIRS
+from tests.helpers.models import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 WITH_EXAMPLES = [path for package in ("tlora", "viz") for path in sorted((ROOT / package).rglob("*.py"))]
 WITH_EXAMPLES = [path for path in WITH_EXAMPLES if ">>> " in path.read_text()]
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What examples start from: the results of the quickstart, on a Llama with two layers, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    matplotlib.use("Agg")
+    Path("commands.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    model.save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    model, tokenizer = tlora.load_model("base")
+    task = tlora.load_task("commands.jsonl", tokenizer, validation=4, test=4)
+    calibration = tlora.calibrate(model, task.calibration(8), gradient=True, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=8)
+    adapted = tlora.attach(tlora.load_model("base")[0], subspaces, allocation)
+    run = tlora.train(adapted, task, max_steps=2, batch_size=4, progress=False)
+    run.save("adapter")
+    local = locals()
+    kept = ("model", "tokenizer", "task", "calibration", "subspaces", "allocation", "adapted", "run")
+    return {name: local[name] for name in kept} | {"tlora": tlora, "viz": viz}
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
-def test_examples_give_what_they_say(path: Path) -> None:
+def test_examples_give_what_they_say(path: Path, names: dict[str, Any]) -> None:
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    failed, tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    failed, tried = doctest.testmod(module, extraglobs=names, optionflags=FLAGS)
     assert tried
     assert not failed
