@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 
 import tlora
 import viz
+from tlora.comparison.interval import mean_squares
 from tlora.comparison.methods import METHODS
 from tlora.comparison.store import Store
-from tlora.comparison.summary import PLACE, BaselineRank, mean_squares
+from tlora.comparison.summary import PLACE, BaselineRank
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/comparison.jsonl")

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.comparison.sequential import Interval, more_needed, paired_interval
+from tlora.comparison.interval import Interval, more_needed, paired_interval
 from tlora.results import Meta, Result
 from tlora.training.run import TrainingRun
 

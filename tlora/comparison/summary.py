@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
+from tlora.comparison.interval import mean_squares
 from tlora.utils.validation import confidence_level
 
 BaselineRank = Literal["same", "nearest"] | int
@@ -162,18 +163,6 @@ def _costs(rows: Runs, runs: pd.DataFrame, place: Any) -> dict[str, Any]:
     costs = {name: float(rows.rows[name].mean()) for name in ("seconds", "preparation_seconds", "forgetting")}
     counts = {status: int((here["status"] == status).sum()) for status in ("diverged", "failed")}
     return {"trainable_parameters": rows.parameters, "peak_bytes": rows.rows["peak_bytes"].max()} | costs | counts
-
-
-def mean_squares(
-    values: Float[np.ndarray, "rows columns"],
-) -> tuple[Float[np.ndarray, " parts"], Int[np.ndarray, " parts"]]:
-    """Mean squares of rows, columns and the rest in a two-way layout without replication; their degrees of freedom."""
-    (m, n), mean = values.shape, values.mean()
-    rows, columns = values.mean(1) - mean, values.mean(0) - mean
-    rest = values - mean - rows[:, None] - columns
-    freedom = np.array([m - 1, n - 1, (m - 1) * (n - 1)])
-    sums = np.array([n * (rows**2).sum(), m * (columns**2).sum(), (rest**2).sum()])
-    return sums / np.maximum(freedom, 1), freedom
 
 
 def mean_interval(values: Float[np.ndarray, "runs samples"], confidence: float) -> tuple[float, float]:
