@@ -28,7 +28,6 @@ PACKAGES = {"tlora": "tlora: from a model to an adapter", "viz": "viz: pictures,
 STAGES = {
     "models": "A base model",
     "resource_estimate": "What it will take",
-    "suggestion": "What it will take",
     "tasks": "A task",
     "calibration": "Stages 1 and 2: covariance and sensitivity",
     "subspaces": "Stage 3: subspaces",

@@ -7,8 +7,6 @@ from .models.targets import target_modules as target_modules
 from .models.targets import Target as Target
 from .resource_estimate import estimate as estimate
 from .resource_estimate import ResourceEstimate as ResourceEstimate
-from .suggestion import suggest as suggest
-from .suggestion import Suggestion as Suggestion
 from .tasks.load import load_task as load_task
 from .tasks.load import task_names as task_names
 from .tasks.task import Task as Task

@@ -45,7 +45,6 @@ from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
-from tlora.suggestion import Suggestion, suggest
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.packages import library_versions
@@ -197,12 +196,6 @@ def resources() -> ResourceEstimate:
     return estimate(tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9)
 
 
-@cache
-def suggestion() -> Suggestion:
-    """For a tiny model."""
-    return suggest(base(), task(), samples=4, ranks=(1, 2, 16), progress=False)
-
-
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
@@ -220,7 +213,6 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Sensitivity": lambda: calibration().sensitivity,
     "Spectrum": spectrum,
     "Subspaces": subspaces,
-    "Suggestion": suggestion,
     "TrainingRun": run,
 }
 

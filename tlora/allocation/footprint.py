@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 BYTES = 4
@@ -66,24 +66,14 @@ def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict
 
 def size_text(count: float) -> str:
     """Bytes in the unit that suits them, three digits."""
-    return _in_units(count, ("bytes", "kB", "MB", "GB"))
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def ranks_text(ranks: Iterable[int]) -> str:
     """How ranks are said: "rank 8", or "ranks 2 to 21"."""
     low, high = min(ranks := list(ranks)), max(ranks)
     return f"ranks {low} to {high}" if low < high else f"rank {low}"
-
-
-def bits_text(count: float) -> str:
-    """Bits in the unit that suits them, three digits."""
-    return _in_units(count, ("bit", "kbit", "Mbit", "Gbit"))
-
-
-def _in_units(count: float, units: Sequence[str]) -> str:
-    """A number in the first of its units, each a thousand times the one before, in which it has three digits."""
-    for unit in units[:-1]:
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} {units[-1]}"

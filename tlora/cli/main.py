@@ -24,7 +24,6 @@ from tlora.cli.pipeline import (
 )
 from tlora.cli.race import RACING, race
 from tlora.cli.serving import COMPRESSING, EXPORTING, INSPECTING, compress, export, inspect
-from tlora.cli.suggest import SUGGESTING, suggest
 from tlora.utils.packages import library_versions
 
 app = typer.Typer(
@@ -73,7 +72,6 @@ for command, examples in (
     (evaluate, EVALUATING),
     (merge, "Example: `tlora merge demo demo-merged`"),
     (estimate, ESTIMATING),
-    (suggest, SUGGESTING),
     (inspect, INSPECTING),
     (compress, COMPRESSING),
     (export, EXPORTING),
