@@ -46,7 +46,7 @@ from .adapters.compress import compress as compress
 from .adapters.compression import Compression as Compression
 from .serving.export import export as export
 from .serving.inspect import inspect as inspect
-from .serving.inspect import Inspection as Inspection
+from .serving.inspection import Inspection as Inspection
 from .recipes import Recipe as Recipe
 from .comparison.compare import compare as compare
 from .comparison.methods import Method as Method

@@ -42,7 +42,7 @@ STATES = {
     "paged_adamw_8bit": (0, 0),
     "sgd": (0, 0),
 }
-"""What optimisers, by their name in ``transformers.TrainingArguments``, keep on the GPU for a parameter: numbers of
+"""What optimizers, by their name in ``transformers.TrainingArguments``, keep on the GPU for a parameter: numbers of
 its own type, and bytes. Paged states are on the host."""
 
 QUANTIZED = {4: 0.5 + 4 / 64, 8: 1.0}
@@ -176,7 +176,7 @@ def estimate(
     gradient_checkpointing : bool
         Whether training keeps the inputs of blocks alone, and computes the rest twice.
     optim : {"adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"}
-        The optimiser, as in ``transformers.TrainingArguments``.
+        The optimizer, as in ``transformers.TrainingArguments``.
     gpus : int
         Cards. Beyond 1 the base is sharded over them by FSDP2 (``fully_shard`` of each block and of the whole), and
         adapters and statistics are whole on each. 0: all is in the memory of the CPU, covariances beside the model.
@@ -339,7 +339,7 @@ class Setup:
         return Options(covariance="sketch", sketch_size=self.sketch_size).is_sketched(d)
 
     def states(self, itemsize: int) -> int:
-        """Bytes that the optimiser keeps of a parameter of this size."""
+        """Bytes that the optimizer keeps of a parameter of this size."""
         numbers, fixed = STATES[self.optim]
         return numbers * itemsize + fixed
 
@@ -396,7 +396,7 @@ class Simulated:
     step_bytes : dict of int
         Most bytes beside the weights: of the forward and backward pass of a batch that is calibrated on
         (``"calibration"``), and of a training step by what is trained, adapter and its gradient included; without the
-        gradients of a base, and without an optimiser's states.
+        gradients of a base, and without an optimizer's states.
     step_flops : dict of int
         Its floating-point operations.
     block_bytes : int
@@ -423,7 +423,7 @@ class Weights:
     outside: int
     block: int
 
-    def on_one_of(self, gpus: int) -> int:
+    def bytes_per_gpu(self, gpus: int) -> int:
         """Bytes on a GPU: its shard, what is outside of blocks, and two blocks, of which one arrives early."""
         if gpus <= 1:
             return self.total
@@ -438,7 +438,7 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
     means = BYTES * sum(d * min(work.samples, d) for d in distinct)
     whole = BYTES * sum(d**2 for d in distinct) + means
     few = BYTES * (sum(d**2 for d in dense) + setup.sketch_size * (sum(sketched) + sum(set(sketched)))) + means
-    weights = seen.kept.on_one_of(setup.gpus)
+    weights = seen.kept.bytes_per_gpu(setup.gpus)
     found = {
         "weights": weights,
         "calibration, covariances whole": weights + seen.step_bytes["calibration"] + whole,
@@ -454,7 +454,7 @@ def _bytes(seen: Simulated, setup: Setup, work: Workload) -> dict[str, int]:
         return found
     shard, size = seen.parameters // max(setup.gpus, 1), setup.precision.itemsize
     at_most = max(seen.step_bytes[FULL], shard * size + seen.block_bytes)  # with most activations, with all gradients
-    found[f"training {FULL}"] = seen.whole.on_one_of(setup.gpus) + at_most + shard * setup.states(size)
+    found[f"training {FULL}"] = seen.whole.bytes_per_gpu(setup.gpus) + at_most + shard * setup.states(size)
     return found
 
 
@@ -604,7 +604,7 @@ def simulate(base: Base, setup: Setup, work: Workload, trained: Sequence[str] = 
     base : Base
         The model.
     setup : Setup
-        How it is held and trained; optimiser and GPUs make no difference here.
+        How it is held and trained; optimizer and GPUs make no difference here.
     work : Workload
         Sizes.
     trained : sequence of str

@@ -100,7 +100,7 @@ def _seconds(stepper: Stepper) -> float:
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
     """The peak of this process while one of the two is trained, and what the account says A costs when it is."""
     base, calibration, allocation = prepared(arguments)
-    frozen, trained = (allocation.footprint(freeze_a=freeze_a).optimiser_bytes for freeze_a in (True, False))
+    frozen, trained = (allocation.footprint(freeze_a=freeze_a).optimizer_bytes for freeze_a in (True, False))
     # Gradients are not counted: they take the place of activations, which are gone at that time.
     account = trained - frozen + _saved_inputs(calibration, arguments)
     del calibration

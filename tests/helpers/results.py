@@ -40,7 +40,8 @@ from tlora.comparison.race_result import Race
 from tlora.comparison.store import Record, packed
 from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
-from tlora.serving.inspect import Inspection, inspect
+from tlora.serving.inspect import inspect
+from tlora.serving.inspection import Inspection
 from tlora.subspaces.alignment import align, align_layers
 from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture

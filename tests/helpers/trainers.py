@@ -31,7 +31,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def by_hand(model: Any, tokenizer: Any, texts: Texts, folder: Path, callbacks: Any = (), **more: Any) -> Trainer:
-    """The Trainer of transformers on tokenised rows."""
+    """The Trainer of transformers on tokenized rows."""
     rows = []
     for prompt, completion, _ in texts:
         start, end = tokenizer(prompt).input_ids, [*tokenizer(completion).input_ids, tokenizer.eos_token_id]
@@ -51,7 +51,7 @@ def sft(model: Any, tokenizer: Any, texts: Texts, folder: Path, callbacks: Any =
 
 
 def dpo(model: Any, tokenizer: Any, texts: Texts, folder: Path, **more: Any) -> DPOTrainer:
-    """TRL's direct preference optimisation; the reference is a frozen copy of the adapter that it adds itself."""
+    """TRL's direct preference optimization; the reference is a frozen copy of the adapter that it adds itself."""
     data = Dataset.from_list([{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in texts])
     arguments = DPOConfig(**settings(folder, **more))
     return DPOTrainer(model=model, args=arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer)

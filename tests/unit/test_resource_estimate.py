@@ -162,7 +162,7 @@ def test_refuses_what_is_out_of_range(changes, words):
         ("opt", 64, "model.decoder.embed_positions"),
     ],
 )
-def test_samples_are_no_longer_than_positions_were_learnt(family, most, table):
+def test_samples_are_no_longer_than_positions_were_learned(family, most, table):
     work = {"samples": 1, "batch_size": 1}
     assert estimate(tiny_config(family), 2, **work, length=most).parameters
     words = f"length={most + 1}: the model reads at most {most} tokens, by {table}: ask for fewer"
@@ -251,7 +251,7 @@ def test_checkpoints_leave_the_inputs_of_blocks_for_another_forward_pass():
     assert kept.bytes["subspaces"] == whole.bytes["subspaces"]
 
 
-def test_an_optimiser_is_counted_by_its_states():
+def test_an_optimizer_is_counted_by_its_states():
     found = {optim: estimate(WIDE, 8, **SMALL, optim=optim) for optim in resource_estimate.STATES}
     for kind, stage in (("A and B", "training A and B"), (None, "training all weights")):
         trained = found["sgd"].trainable[kind] if kind else found["sgd"].parameters

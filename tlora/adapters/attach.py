@@ -293,8 +293,8 @@ def merge(model: PeftModel) -> Any:
 
     Notes
     -----
-    On a quantised base PEFT rounds the merged weight to the few levels of the format again, and warns: merge into the
-    unquantised base instead.
+    On a quantized base PEFT rounds the merged weight to the few levels of the format again, and warns: merge into the
+    unquantized base instead.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"merge takes the PeftModel of attach or load, not a {type(model).__name__}")

@@ -99,7 +99,7 @@ def compress(
 
     Notes
     -----
-    With ``M`` the uncentred second moment of a module's inputs and ``N`` samples, cutting ``dW = s B A`` to ``D``
+    With ``M`` the uncentered second moment of a module's inputs and ``N`` samples, cutting ``dW = s B A`` to ``D``
     changes the module's outputs by ``||X (dW - D)^T||_F^2 = N tr((dW - D) M (dW - D)^T)``. Over ``D`` of rank ``k``
     this is least at ``D = U_k U_k^T dW``, ``U_k`` the leading left singular vectors of ``dW M^(1/2)``, and then the sum
     of the squared singular values that are left out (Eckart & Young). With ``B = Q R`` these come from the r x r matrix
@@ -118,7 +118,7 @@ def compress(
     References
     ----------
     Eckart & Young (1936), The approximation of one matrix by another of lower rank. SVD-LLM, arXiv 2403.07378, and
-    CorDA, arXiv 2406.05223, decompose weights by uncentred second moments of their inputs; here it is the update.
+    CorDA, arXiv 2406.05223, decompose weights by uncentered second moments of their inputs; here it is the update.
     """
     choose = chosen_ranks(rank=rank, parameters=parameters, energy=energy, error=error)
     source = _of_model(adapter) if isinstance(adapter, PeftModel) else _of_folder(adapter_folder(adapter))

@@ -55,7 +55,7 @@ class FreezeA(TrainerCallback):
     """
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Freeze before there is an optimiser, which then has no states for ``A``."""
+        """Freeze before there is an optimizer, which then has no states for ``A``."""
         freeze_a(kwargs["model"])
 
     def on_train_begin(

@@ -100,7 +100,7 @@ computes, until a trainer continues from here. `B` alone has {b:,} parameters, `
 | axolotl | with a plugin that returns `[tlora.FreezeA()]` from `add_callbacks_pre_trainer` |
 | LLaMA-Factory | no |
 
-Where `A` is trained too, it starts from the same directions and takes its share of the optimiser's memory.
+Where `A` is trained too, it starts from the same directions and takes its share of the optimizer's memory.
 
 ## PEFT
 

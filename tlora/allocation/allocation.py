@@ -142,9 +142,9 @@ class Allocation(ModuleResult):
         return self.footprint().adapter_bytes
 
     @property
-    def optimiser_bytes(self) -> int:
+    def optimizer_bytes(self) -> int:
         """Bytes of AdamW's two float32 states of ``B``."""
-        return self.footprint().optimiser_bytes
+        return self.footprint().optimizer_bytes
 
     @property
     def lora(self) -> Footprint:

@@ -36,7 +36,7 @@ class Footprint:
         return BYTES * self.parameters
 
     @property
-    def optimiser_bytes(self) -> int:
+    def optimizer_bytes(self) -> int:
         """Bytes of AdamW's two float32 states of every trainable parameter."""
         return BYTES * ADAMW_STATES * self.trainable_parameters
 

@@ -198,7 +198,7 @@ def budget_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
             f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
             "trains": f"{trained}; plain LoRA of the same rank trains {lora.trainable_parameters:,}",
-            "memory": f"{size_text(footprint.optimiser_bytes)} of optimiser state, {size_text(lora.optimiser_bytes)} "
+            "memory": f"{size_text(footprint.optimizer_bytes)} of optimiser state, {size_text(lora.optimizer_bytes)} "
             "for plain LoRA",
         }
     )

@@ -44,7 +44,7 @@ from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.tasks.load import load_task_of, task_contents
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card, check_numbers, check_report
-from tlora.training.parts import Parts
+from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.defaults import BATCH_SIZE, default_rows
@@ -102,7 +102,7 @@ def check_run(
 ) -> None:
     """Refuse, before anything is computed, what could not be trained or saved; ``left`` is what an earlier run left."""
     check_numbers(training.learning_rate, training.epochs, training.batch_size, training.eval_limit)
-    Parts(training.a_learning_rate, training.head_learning_rate, training.freeze_a_after)
+    TrainingPhases(training.a_learning_rate, training.head_learning_rate, training.freeze_a_after)
     for name in ("a_learning_rate", "freeze_a_after"):
         if start.init and start.freeze_a and (value := getattr(training, name)) is not None:
             raise ValueError(

@@ -31,7 +31,7 @@ from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.tasks.evaluation import losses_by_sample
 from tlora.tasks.task import Task
-from tlora.training.dataset import spread
+from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.stepwise import Stepwise
 from tlora.training.train import train
@@ -226,7 +226,7 @@ class _Plan:
     @property
     def rows(self) -> Dataset:
         """The held-out samples."""
-        return spread(getattr(self.task, self.split), self.limit)
+        return evenly_spaced_rows(getattr(self.task, self.split), self.limit)
 
     @property
     def left(self) -> float:
@@ -382,7 +382,7 @@ class _Course:
         self.plan, self.entered, self.rates = plan, entered, rates
         self.callbacks, self.watch = callbacks, watch
         self.rows = plan.rows
-        self.unreported = spread(plan.task.validation, plan.limit)
+        self.unreported = evenly_spaced_rows(plan.task.validation, plan.limit)
         self.lanes: dict[str, list[_Lane]] = {}
         self.ladder: list[tuple[str, float, float]] = []
         self.out: dict[str, str] = {}

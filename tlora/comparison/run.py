@@ -28,7 +28,7 @@ from tlora.models.loading import PACKAGED, load_model
 from tlora.tasks.evaluation import losses_by_sample, per_sample
 from tlora.tasks.load import _digest, load_task_of
 from tlora.tasks.task import Task
-from tlora.training.dataset import spread
+from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.train import LOSS_SAMPLES, train
 from tlora.utils.packages import library_versions
@@ -273,7 +273,7 @@ def _measured(
 def _losses(model: Any, others: Mapping[str, Task]) -> dict[str, float]:
     """Mean loss on test samples of each, nats per token."""
     return {
-        name: float(losses_by_sample(model, task, spread(task.test, LOSS_SAMPLES), 16).mean())
+        name: float(losses_by_sample(model, task, evenly_spaced_rows(task.test, LOSS_SAMPLES), 16).mean())
         for name, task in others.items()
     }
 

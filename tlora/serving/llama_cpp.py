@@ -32,7 +32,7 @@ def _as_they_are(tensor: str, d_out: int, config: Any) -> Tensor:
 
 
 def _rotated_pairs(tensor: str, d_out: int, config: Any) -> Tensor:
-    """Queries and keys of Llama: transformers rotates the two halves of a head, llama.cpp neighbouring rows."""
+    """Queries and keys of Llama: transformers rotates the two halves of a head, llama.cpp neighboring rows."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(tensor)
     if heads is None:
         return torch.arange(d_out)

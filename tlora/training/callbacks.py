@@ -18,11 +18,11 @@ from tlora.training.checkpoints import dispensable
 from tlora.utils.validation import positive_int
 
 MODULE_COLUMNS = {
-    "step": "optimiser step after which the module was looked at, from 1",
+    "step": "optimizer step after which the module was looked at, from 1",
     "module": "full module name",
     "update_norm": "||s B A||_F / ||W||_F",
     "effective_rank": "participation ratio of the squared singular values of B, 0 where B is zero",
-    "gradient_norm": "||dL/dB||_F as the optimiser saw it, that is after clipping; NaN where B is frozen",
+    "gradient_norm": "||dL/dB||_F as the optimizer saw it, that is after clipping; NaN where B is frozen",
 }
 _STATISTICS = list(MODULE_COLUMNS)[2:]
 _FILE = "module_history.json"

@@ -153,7 +153,7 @@ def checkpoint_to_resume(
     Raises
     ------
     ValueError
-        If there is no folder to look in, the checkpoint is of another adapter or holds no state of an optimiser; or
+        If there is no folder to look in, the checkpoint is of another adapter or holds no state of an optimizer; or
         a new training would leave its checkpoints among those of an earlier one.
     FileNotFoundError
         If there is no whole checkpoint.
@@ -171,7 +171,7 @@ def checkpoint_to_resume(
         )
     if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
         raise ValueError(
-            f"{folder} holds the adapter alone (save_only_model=True), and no state of an optimiser to go on with: "
+            f"{folder} holds the adapter alone (save_only_model=True), and no state of an optimizer to go on with: "
             "load it with tlora.load() and train on from there"
         )
     _check_fits(folder, model)

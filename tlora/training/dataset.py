@@ -1,4 +1,4 @@
-"""Tokenised rows as a task: what `train` needs where there is only a dataset."""
+"""Tokenized rows as a task: what `train` needs where there is only a dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tlora.models.forward import IGNORED, evaluating, pad_right, to_device
 
 
-def spread(rows: Dataset, count: int) -> Dataset:
+def evenly_spaced_rows(rows: Dataset, count: int) -> Dataset:
     """At most ``count`` rows at even distances, so that a sorted dataset is not cut to one class."""
     if len(rows) <= count:
         return rows
@@ -26,7 +26,7 @@ def spread(rows: Dataset, count: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """A dataset of tokenised rows, to train on as on a task; there are no held-out samples.
+    """A dataset of tokenized rows, to train on as on a task; there are no held-out samples.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Rows:
         missing = {"input_ids", "labels"} - set(self.train.column_names)
         if missing:
             raise ValueError(
-                f"the dataset has no column {min(missing)!r}, only {self.train.column_names}: tokenise it "
+                f"the dataset has no column {min(missing)!r}, only {self.train.column_names}: tokenize it "
                 "first, or make it a task with tlora.load_task(dataset, tokenizer)"
             )
         self._check_labels()
@@ -81,7 +81,7 @@ class Rows:
             if (labels[self.unused :] == IGNORED).all():
                 raise ValueError(
                     f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave "
-                    "the row out, or tokenise with a larger max_length so that its answer is not cut off"
+                    "the row out, or tokenize with a larger max_length so that its answer is not cut off"
                 )
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Rows:
     def loss(self, model: PeftModel, limit: int) -> float:
         """Mean loss of at most ``limit`` rows, in nats per labelled token, each row counting the same."""
         with evaluating(model):
-            rows = list(spread(self.train, limit))
+            rows = list(evenly_spaced_rows(self.train, limit))
             # One at a time: a mean over a padded batch would weigh the long rows more.
             losses = [model(**to_device(self.collate([row]), model)).loss.item() for row in rows]
         return sum(losses) / len(losses)

@@ -99,7 +99,7 @@ class TrainingRun(Result):
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = {
-        "step": "optimiser steps done, from 1",
+        "step": "optimizer steps done, from 1",
         "epoch": "passes over the training samples done",
         "loss": "mean training loss of the steps since the last row that has one, nats per labelled token",
         "learning_rate": "learning rate of the step",
@@ -111,7 +111,7 @@ class TrainingRun(Result):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that were done: the last one that was logged or whose modules were looked at."""
+        """Optimizer steps that were done: the last one that was logged or whose modules were looked at."""
         seen = pd.concat([self.history["step"], self.module_history["step"]])
         return int(seen.max()) if len(seen) else 0
 

@@ -38,8 +38,8 @@ from tlora.training.arguments import check_numbers, training_arguments
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.checkpoints import MarkWhole, checkpoint_to_resume, same_training
 from tlora.training.checks import check_trainable
-from tlora.training.dataset import Rows, spread
-from tlora.training.parts import Parts
+from tlora.training.dataset import Rows, evenly_spaced_rows
+from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restored
 from tlora.utils.defaults import BATCH_SIZE
@@ -88,7 +88,7 @@ def train(
         alone, though there be more: for several start the script with ``torchrun``. Its base may be sharded by FSDP2
         before: then every process calls this, with a batch of its own at each step.
     task : Task or datasets.Dataset
-        A task, or tokenised rows: ``input_ids``, ``labels`` (token ids with -100 where there is no label, or
+        A task, or tokenized rows: ``input_ids``, ``labels`` (token ids with -100 where there is no label, or
         one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out
         samples; their only metric is ``train_loss``.
     learning_rate : float
@@ -121,7 +121,7 @@ def train(
         Called by the Trainer. A ``ModuleRecorder`` among them takes the place of the one that is added
         otherwise.
     optimizer : callable, optional
-        Makes the optimiser from the model and the peak learning rate, for adapters that have one of their own, e.g.
+        Makes the optimizer from the model and the peak learning rate, for adapters that have one of their own, e.g.
         ``lambda model, rate: peft.optimizers.create_loraplus_optimizer(model, torch.optim.AdamW, lr=rate,
         loraplus_lr_ratio=16)``. AdamW by default.
     **arguments
@@ -140,7 +140,7 @@ def train(
     ValueError
         If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
         would not save or would save with another scale, a number out of range, a GPU that the Trainer does not
-        take, a checkpoint of another adapter, training or base or without the state of its optimiser, or checkpoints
+        take, a checkpoint of another adapter, training or base or without the state of its optimizer, or checkpoints
         in a folder for a new training.
     FileNotFoundError
         If there is no checkpoint to resume from.
@@ -167,15 +167,15 @@ def train(
     check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
     batch_size, seed = int(batch_size), int(seed)  # perhaps of NumPy, which the Trainer does not take
     check_trainable(model)
-    parts = Parts(a_learning_rate, head_learning_rate, freeze_a_after)
-    parts.check(model)
+    phases = TrainingPhases(a_learning_rate, head_learning_rate, freeze_a_after)
+    phases.check(model)
     data = _as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
     recipe |= (
-        {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model) | parts.record()
+        {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model) | phases.record()
     )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_scratch()) if output_dir is None else output_dir
@@ -189,14 +189,14 @@ def train(
             "disable_tqdm": True,  # the bar is ours
         }
         settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model)
-        record = same_training(checkpoint, settings, data.train, model, parts.record())
+        record = same_training(checkpoint, settings, data.train, model, phases.record())
         stack.enter_context(restored(model))
         trainer = AdapterTrainer(
             model,
             progress,
             [*callbacks, MarkWhole(record)],
             optimizer,
-            parts,
+            phases,
             args=settings,
             data_collator=data.collate,
             train_dataset=data.train,
@@ -281,7 +281,7 @@ def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
     if missing:
         raise TypeError(
-            f"train() takes a task from tlora.load_task() or a datasets.Dataset of tokenised rows, got "
+            f"train() takes a task from tlora.load_task() or a datasets.Dataset of tokenized rows, got "
             f"{type(task).__name__} (it has no {missing[0]})"
         )
     if not len(task.train):
@@ -300,7 +300,7 @@ def _validation(task: Task | Rows, limit: int | None) -> Dataset | None:
     rows = task.validation
     if rows is None or not len(rows) or limit == 0:
         return None
-    return spread(rows, limit or LOSS_SAMPLES)
+    return evenly_spaced_rows(rows, limit or LOSS_SAMPLES)
 
 
 def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCallback]]:

@@ -25,7 +25,7 @@ from tlora.models.sharding import is_sharded
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
 from tlora.training.checkpoints import adapter_folder, dispensable
-from tlora.training.parts import Parts
+from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import seeded
 
@@ -43,14 +43,14 @@ _ATTRIBUTES = (
 
 
 MakeOptimizer = Callable[[PeftModel, float], torch.optim.Optimizer]
-"""From an adapted model and the peak learning rate to an optimiser."""
+"""From an adapted model and the peak learning rate to an optimizer."""
 
 
 _SHORT = (torch.float16, torch.bfloat16)
 
 
 class NotFinite(FloatingPointError):
-    """The loss or the gradient of a step is NaN or infinite; raised before the optimiser uses it."""
+    """The loss or the gradient of a step is NaN or infinite; raised before the optimizer uses it."""
 
     def __init__(self, what: str, value: float, step: int) -> None:
         super().__init__(f"the {what} became {value} at step {step}")
@@ -69,20 +69,20 @@ class AdapterTrainer(Trainer):
         progress: bool,
         callbacks: list[Any],
         make_optimizer: MakeOptimizer | None,
-        parts: Parts,
+        phases: TrainingPhases,
         **kwargs: Any,
     ) -> None:
         self._finite = _Finite()
         if can_leave_logits_out(model.get_base_model()):
             # here, before a batch is on a GPU, where looking at its labels would have the host wait
             kwargs["data_collator"] = partial(_collated, kwargs["data_collator"])
-        super().__init__(model=model, callbacks=[*parts.callbacks(), *callbacks, self._finite], **kwargs)
+        super().__init__(model=model, callbacks=[*phases.callbacks(), *callbacks, self._finite], **kwargs)
         # Causal models divide their losses by the tokens of a whole step; we do it where the loss is a mean of a batch.
         self._means = not is_causal(model.get_base_model())
         self.model_accepts_loss_kwargs |= self._means
         self._adapted = model
         self._make_optimizer = make_optimizer
-        self._parts = parts
+        self._phases = phases
         for config in _configs(model):
             config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
         self._freeze_again = remember_trainable(model)
@@ -91,16 +91,16 @@ class AdapterTrainer(Trainer):
             self.add_callback(_Progress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser, after freezing again what loading a checkpoint may have made trainable."""
+        """Make the optimizer, after freezing again what loading a checkpoint may have made trainable."""
         self._freeze_again()
         if self.optimizer is None and self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(self._adapted, self.args.learning_rate)
         made = super().create_optimizer() if model is None else super().create_optimizer(model)
-        self._parts.set_rates(made, self._adapted)
+        self._phases.set_rates(made, self._adapted)
         return made
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one batch; its loss is looked at before the optimiser's step."""
+        """Forward and backward of one batch; its loss is looked at before the optimizer's step."""
         loss = super().training_step(*args, **kwargs)
         self._finite.losses.append(loss.detach())
         return loss
@@ -185,7 +185,7 @@ class _Finite(TrainerCallback):
     Raises
     ------
     NotFinite
-        Before the optimiser's step.
+        Before the optimizer's step.
     """
 
     def __init__(self) -> None:

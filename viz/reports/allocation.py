@@ -56,7 +56,7 @@ def beside_uniform(allocation: Allocation, *, freeze_a: bool = True) -> Table:
         _compared("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, formatting.whole),
         _compared("parameters in all", ours.parameters, lora.parameters, formatting.whole),
         _compared("adapter, float32", ours.adapter_bytes, lora.adapter_bytes, formatting.size),
-        _compared("optimiser state of AdamW", ours.optimiser_bytes, lora.optimiser_bytes, formatting.size),
+        _compared("optimiser state of AdamW", ours.optimizer_bytes, lora.optimizer_bytes, formatting.size),
     ]
     columns = [
         Column("what", ""),

@@ -93,8 +93,8 @@ def _tiles(found: Findings) -> list[tuple[str, str, str]]:
         ours, lora = allocation.footprint(freeze_a=run is None or run.frozen_a), allocation.lora
         part = formatting.percent(ours.trainable_parameters / lora.trainable_parameters)
         tiles.append(("trainable parameters", formatting.whole(ours.trainable_parameters), f"{part} of uniform LoRA's"))
-        part = formatting.percent(ours.optimiser_bytes / lora.optimiser_bytes)
-        tiles.append(("optimiser state", formatting.size(ours.optimiser_bytes), f"{part} of uniform LoRA's"))
+        part = formatting.percent(ours.optimizer_bytes / lora.optimizer_bytes)
+        tiles.append(("optimiser state", formatting.size(ours.optimizer_bytes), f"{part} of uniform LoRA's"))
         ranks = allocation.ranks.values()
         low, high = min(ranks), max(ranks)
         tiles.append(

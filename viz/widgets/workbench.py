@@ -828,7 +828,7 @@ def costs_beside(a: Allocation, b: Allocation, estimate: ResourceEstimate | None
         for what, key, write in (
             ("trainable parameters", "trainable_parameters", "{:,}".format),
             ("adapter, float32", "adapter_bytes", size_text),
-            ("AdamW states, float32", "optimiser_bytes", size_text),
+            ("AdamW states, float32", "optimizer_bytes", size_text),
         )
     ]
     if estimate is not None:
@@ -842,7 +842,7 @@ def training_bytes(estimate: ResourceEstimate, allocation: Allocation) -> int:
     uniform = footprint(estimate.shapes, dict.fromkeys(estimate.shapes, estimate.meta.recipe["rank"]), freeze_a=True)
     ours = allocation.footprint()
     gradients = BYTES * (ours.trainable_parameters - uniform.trainable_parameters)
-    more = ours.adapter_bytes - uniform.adapter_bytes + ours.optimiser_bytes - uniform.optimiser_bytes
+    more = ours.adapter_bytes - uniform.adapter_bytes + ours.optimizer_bytes - uniform.optimizer_bytes
     return estimate.bytes["training B"] + more + gradients
 
 

@@ -69,10 +69,10 @@ def test_in_a_trainer_and_in_one_that_resumes(make: Any, added: bool, reloaded: 
         torch.testing.assert_close(b, part(reloaded, "lora_B")[name], atol=1e-6, rtol=1e-5)
 
 
-def test_the_optimiser_has_no_states_of_a(reloaded: PeftModel, tmp_path: Path) -> None:
+def test_the_optimizer_has_no_states_of_a(reloaded: PeftModel, tmp_path: Path) -> None:
     made = by_hand(reloaded, tiny_tokenizer(), TEXTS, tmp_path, callbacks=[tlora.FreezeA()])
-    optimised = {id(p) for group in made.create_optimizer().param_groups for p in group["params"]}
-    assert optimised == {id(p) for name, p in reloaded.named_parameters() if "lora_B" in name}
+    optimized = {id(p) for group in made.create_optimizer().param_groups for p in group["params"]}
+    assert optimized == {id(p) for name, p in reloaded.named_parameters() if "lora_B" in name}
 
 
 def test_an_embedding_has_its_a_frozen_too() -> None:

@@ -39,9 +39,9 @@ def ranks_of(allocation):
 def test_published_parameter_counts_of_llama_2_7b(rank, lora, only_b):
     uniform = allocate(llama_sensitivity(), rank=rank, adapt_ranks=False, adapt_scales=False)
     assert uniform.lora.trainable_parameters == lora
-    assert uniform.lora.optimiser_bytes == 8 * lora
+    assert uniform.lora.optimizer_bytes == 8 * lora
     assert uniform.trainable_parameters == only_b
-    assert uniform.optimiser_bytes == 8 * only_b
+    assert uniform.optimizer_bytes == 8 * only_b
     assert uniform.adapter_bytes == uniform.lora.adapter_bytes == 4 * lora
     assert uniform.footprint(freeze_a=False) == uniform.lora
 

@@ -19,7 +19,7 @@ from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
 from tlora.models.weights import sharing_weights
 from tlora.recipes import Recipe
-from tlora.training.parts import Parts
+from tlora.training.phases import TrainingPhases
 
 
 def trainable(model) -> int:
@@ -224,7 +224,7 @@ def test_loraplus_trains_b_faster():
 def test_a_head_has_its_own_rate_whatever_the_optimiser(name):
     adapted = seeded_adapt(METHODS[name], job("bert"))
     optimizer = METHODS[name].optimizer(RANK, adapted, 1e-3)
-    Parts(head_learning_rate=3e-4).set_rates(optimizer, adapted)
+    TrainingPhases(head_learning_rate=3e-4).set_rates(optimizer, adapted)
     names = {id(p): n for n, p in adapted.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     heads = {n.split(".")[-1]: rate for n, rate in rates.items() if ".modules_to_save." in n}

@@ -438,7 +438,7 @@ def test_the_best_step_that_is_named_is_the_one_that_was_saved(tmp_path: Path) -
     assert losses.idxmin() > 4
 
 
-def test_a_best_step_whose_rate_was_zero_is_said_to_have_learnt_nothing_only_where_it_was_stopped_there(
+def test_a_best_step_whose_rate_was_zero_is_said_to_have_learned_nothing_only_where_it_was_stopped_there(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     options = {"eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "greater_is_better": True}

@@ -14,7 +14,7 @@ from tlora.training.train import train
 
 
 class Watch(TrainerCallback):
-    """How far A, B and the head have come after every step, and the rates of the optimiser's groups."""
+    """How far A, B and the head have come after every step, and the rates of the optimizer's groups."""
 
     def __init__(self) -> None:
         self.rates: list[dict[str, float]] = []

@@ -16,7 +16,7 @@ from tlora.utils.validation import fraction, positive
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingPhases:
     """How ``A`` and a head are trained, where it is not as all the rest.
 
     Attributes
@@ -54,7 +54,7 @@ class Parts:
                 raise ValueError(f"{name}={value} is for what is not trained in this model: {way}")
 
     def set_rates(self, optimizer: torch.optim.Optimizer, model: PeftModel) -> None:
-        """Give the parts groups of their own in an optimiser that has no state yet; the other options stay.
+        """Give the parts groups of their own in an optimizer that has no state yet; the other options stay.
 
         A learning rate schedule multiplies the rate of each group by the same factor.
         """
