@@ -54,8 +54,6 @@ def main() -> None:
         "sensitivity": sensitivity,
         "spectrum": first(calibration.spectrum()),
         "alignment": tlora.align(kinds["wc"], kinds["g"], rank=8),
-        "layers": tlora.align_layers(kinds["wc"], "gate_proj", rank=8),
-        "energy": tlora.captured_energy(model, calibration, kinds, RANKS),
         "capture": tlora.gradient_capture(model, held_out, kinds, RANKS),
         "estimate": tlora.estimate("smollm2-135m", rank=8, samples=16, length=64, batch_size=4),
     }

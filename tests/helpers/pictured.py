@@ -18,8 +18,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.models.targets import Target
 from tlora.results import Meta
-from tlora.subspaces.alignment import Alignment, LayerAlignment
-from tlora.subspaces.captured_energy import CapturedEnergy
+from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.training.run import TrainingRun
 
@@ -82,14 +81,6 @@ def alignment(model: str = "2 layers", rank: int = 8) -> Alignment:
     )  # fmt: skip
 
 
-def layer_alignment(layers: int = 2) -> LayerAlignment:
-    """Overlaps that fall with the distance of the layers."""
-    distance = torch.arange(layers)[:, None] - torch.arange(layers)
-    overlap = 0.02 + 0.98 * torch.exp(-distance.abs().double() / 6)
-    modules = named(*(target(f"layers.{i}.q_proj", i, "q_proj", (576, 576)) for i in range(layers)))
-    return LayerAlignment(modules, "wc", 8, overlap, META)
-
-
 SHARES = {"wc": 0.43, "w": 0.04, "c": 0.49, "wc_half": 0.1, "g": 0.91, "random": 0.014}
 """Of the kinds at rank 8, as they were found on a real task."""
 
@@ -110,16 +101,6 @@ def gradient_capture(model: str = "2 layers", ranks: tuple[int, ...] = (8, 32)) 
     return GradientCapture(
         modules, list(SHARES), list(ranks), total[..., None, None] * shares * noise, total, best, 0.95, 200, META
     )
-
-
-def captured_energy(model: str = "2 layers", ranks: tuple[int, ...] = (8, 32)) -> CapturedEnergy:
-    """The same six kinds."""
-    modules = targets(model)
-    noise = torch.from_numpy(np.random.default_rng(0).uniform(0.8, 1, (len(modules), 1, 1)))
-    captured = torch.from_numpy(_shares(ranks)) * noise
-    best = torch.ones(len(modules), len(ranks), dtype=torch.float64)
-    total = torch.full((len(modules),), 1.1, dtype=torch.float64)
-    return CapturedEnergy(modules, list(SHARES), list(ranks), captured, best, total, META)
 
 
 def training_run(steps: int = 20, **changes: Any) -> TrainingRun:

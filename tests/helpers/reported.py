@@ -66,7 +66,6 @@ def walked() -> dict[str, Result]:
         "sensitivity": results.calibration().sensitivity,
         "spectrum": results.spectrum(),
         "alignment": results.EXAMPLES["Alignment"](),
-        "energy": results.energy(),
         "capture": results.capture(),
         "allocation": results.allocation(),
         "run": results.run(),

@@ -1,4 +1,4 @@
-"""Pictures of how subspaces lie: to each other, to ``W C``, and to the gradients that training will have."""
+"""Picture of subspaces: how much two of them overlap, or how much of the gradient they capture."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from tlora.subspaces.alignment import Alignment, LayerAlignment
-from tlora.subspaces.captured_energy import CapturedEnergy
+from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.utils.defaults import Kind
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
 
-Aligned = Alignment | LayerAlignment | CapturedEnergy | GradientCapture
+Aligned = Alignment | GradientCapture
 
 CHANCE: dict[str, Any] = {"linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 4}
 BEST: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2}
@@ -36,14 +35,13 @@ METHODS = {
 
 @style.styled
 def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
-    """Overlap of subspaces as a heat map, or what they capture as curves over the rank.
+    """Overlap of two subspaces as a heat map, or the gradient that subspaces capture as curves over the rank.
 
     Parameters
     ----------
-    result : Alignment, LayerAlignment, CapturedEnergy or GradientCapture
-        From ``tlora.align(...)``: layers across and projections down; ``tlora.align_layers(...)``: all pairs of
-        layers; ``tlora.captured_energy(...)`` or ``tlora.gradient_capture(...)``: a curve for each kind, with what
-        a random subspace and the best possible one of the same rank would hold.
+    result : Alignment or GradientCapture
+        From ``tlora.align(...)``: layers across and projections down. From ``tlora.gradient_capture(...)``: a curve
+        for each kind, compared with a random subspace and the best possible one of the same rank.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure when left out.
 
@@ -56,15 +54,11 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     TypeError
-        If ``result`` is none of the four.
+        If ``result`` is neither.
     """
     if isinstance(result, Alignment):
         return _draw_modules(result, ax)
-    if isinstance(result, LayerAlignment):
-        return _draw_layers(result, ax)
-    if isinstance(result, CapturedEnergy):
-        return _draw_energy(result, ax)
-    check_type(result, GradientCapture, "the result of tlora.align, captured_energy or gradient_capture")
+    check_type(result, GradientCapture, "the result of tlora.align or tlora.gradient_capture")
     return _draw_gradient(result, ax)
 
 
@@ -88,42 +82,6 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
     return ax
 
 
-def _draw_layers(alignment: LayerAlignment, ax: Axes | None) -> Axes:
-    frame = alignment.to_frame()
-    ax = style.axes(ax, 6.4, 5.6)
-    layers = range(frame["layer"].min(), frame["layer"].max() + 1)
-    grid = frame.pivot(index="other", columns="layer", values="overlap").reindex(index=layers, columns=layers)
-    cells = np.ma.masked_invalid(grid.to_numpy())
-    ends = heatmap.edges(layers)
-    mesh = ax.pcolormesh(ends, ends, cells, cmap=style.SEQUENTIAL, norm=WHOLE, edgecolor="face", linewidth=0)
-    ax.set_facecolor(style.MISSING)
-    ax.set_aspect("equal")
-    style.layer_axis(ax, frame)
-    ax.set_ylim(ax.get_xlim()[::-1])
-    ax.yaxis.set_major_locator(style.whole_numbers(style.inches(ax)))
-    ax.set_ylabel("layer")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    _colour_bar(ax, mesh, frame["random"], 24)
-    written = len(layers) <= 16
-    for row in frame.itertuples() if written else ():
-        colour = "white" if row.overlap < 0.6 else "0.15"
-        ax.text(row.layer, row.other, f"{100 * row.overlap:.0f}", ha="center", va="center", color=colour)
-    apart = frame[frame["layer"] < frame["other"]]
-    top = apart.loc[apart["overlap"].idxmax()]
-    mean = style.percent(apart["overlap"].mean())
-    detail = style.sentence(
-        f"most in layers {top['layer']:.0f} and {top['other']:.0f}, {style.percent(top['overlap'])}",
-        _by_chance(frame["random"]),
-        f"kind {alignment.kind}",
-        "cells: percent" if written else "",
-        style.source(alignment.meta),
-    )
-    finding = f"Layers overlap by {mean} on average in {alignment.projection} at rank {alignment.rank}"
-    style.headline(ax, finding, detail)
-    return ax
-
-
 def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> None:
     """A slim colour bar beside the heat map, with a mark at each overlap that chance gives."""
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.025, aspect=aspect, fraction=0.05)
@@ -141,18 +99,6 @@ def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> N
 def _by_chance(random: pd.Series) -> str:
     low, high = style.percent(random.min()), style.percent(random.max())
     return f"by chance {low}" if low == high else f"by chance {low} to {high}"
-
-
-def _draw_energy(energy: CapturedEnergy, ax: Axes | None) -> Axes:
-    table = energy.overall()
-    ax = style.axes(ax, heatmap.WIDTH, 4.2)
-    _draw_curves(ax, table, best=pd.Series(1.0, index=energy.ranks))
-    ax.set_ylabel("share of the best energy of W C")
-    detail = style.sentence(
-        f"median of {len(energy.names)} modules, bars: middle half", _first(table), style.source(energy.meta)
-    )
-    style.headline(ax, _finding(table, "of the best energy of W C"), detail)
-    return ax
 
 
 def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:

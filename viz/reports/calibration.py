@@ -9,7 +9,6 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.numerics.statistics import gini
 from tlora.subspaces.alignment import Alignment
-from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
 from viz import style
 from viz.reports import formatting
@@ -93,8 +92,6 @@ def alignment(found: Findings) -> Section:
         parts += [alignment_picture(found.alignment), _overlaps(found.alignment)]
     if found.capture is not None:
         parts += [alignment_picture(found.capture), _captured_gradient(found.capture)]
-    if found.energy is not None:
-        parts += [alignment_picture(found.energy), _captured_energy(found.energy)]
     return Section("alignment", "Alignment", about, parts, missing)
 
 
@@ -125,18 +122,6 @@ def _captured_gradient(capture: GradientCapture) -> Table:
     ]
     samples = formatting.several(len(capture.total), "held-out sample")
     return table(frame.assign(interval=_spans(frame)), f"Gradient captured, {samples}", columns)
-
-
-def _captured_energy(energy: CapturedEnergy) -> Table:
-    frame = energy.overall()
-    columns = [
-        Column("kind", "subspace"),
-        Column("rank", "rank", formatting.whole),
-        Column("captured", "of what the best holds", bar),
-        Column("interval", "middle half of the modules"),
-        Column("random", "by chance", formatting.percent),
-    ]
-    return table(frame.assign(interval=_spans(frame)), "Energy of W C captured, medians over modules", columns)
 
 
 def _spans(frame: pd.DataFrame, low: str = "low", high: str = "high", form: str = "") -> list[str]:

@@ -14,7 +14,6 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.results import RESULT, Meta, Result
 from tlora.subspaces.alignment import Alignment
-from tlora.subspaces.captured_energy import CapturedEnergy
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.training.run import TrainingRun
 
@@ -23,7 +22,6 @@ PLACES: tuple[tuple[str, Path, type[Result]], ...] = (
     ("sensitivity", Path("tlora", "sensitivity"), Sensitivity),
     ("spectrum", Path("tlora", "spectrum"), Spectrum),
     ("alignment", Path("tlora", "alignment"), Alignment),
-    ("energy", Path("tlora", "energy"), CapturedEnergy),
     ("capture", Path("tlora", "capture"), GradientCapture),
     ("allocation", Path("tlora", "allocation"), Allocation),
     ("run", Path("tlora", "run"), TrainingRun),
@@ -36,7 +34,7 @@ class Findings:
 
     Attributes
     ----------
-    sensitivity, spectrum, alignment, energy, capture, allocation, run : Result or None
+    sensitivity, spectrum, alignment, capture, allocation, run : Result or None
         One of each kind.
     folder : str
         The adapter's folder as the reader knows it; ``"adapter"`` where results were given by themselves.
@@ -45,7 +43,6 @@ class Findings:
     sensitivity: Sensitivity | None = None
     spectrum: Spectrum | None = None
     alignment: Alignment | None = None
-    energy: CapturedEnergy | None = None
     capture: GradientCapture | None = None
     allocation: Allocation | None = None
     run: TrainingRun | None = None

@@ -33,7 +33,7 @@ def report(
     ----------
     folder_or_results : path-like, Result or iterable of Result
         The folder of an adapter, as ``tlora run`` leaves it; or results, at most one of each kind: Sensitivity,
-        Spectrum, Alignment, CapturedEnergy, GradientCapture, Allocation, TrainingRun.
+        Spectrum, Alignment, GradientCapture, Allocation, TrainingRun.
     output : path-like, optional
         File to write; an earlier one is replaced. ``report.html`` in the folder when left out.
 

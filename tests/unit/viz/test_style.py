@@ -13,6 +13,7 @@ from matplotlib.text import Text
 
 import tlora
 import viz
+from tests.helpers.models import tiny_batch
 from tests.helpers.pictured import MODELS, PLOTS, allocation, gradient_capture, texts, training_run
 from tests.helpers.results import base, calibration
 from tests.helpers.sensitivities import sensitivity
@@ -156,8 +157,8 @@ def test_a_kind_has_one_colour_in_all_pictures():
     shown = []
     for order in (("wc", "random"), ("random", "wc")):
         subspaces = {k: task_subspaces(base(), calibration(), max_rank=2, kind=k, progress=False) for k in order}
-        energy = tlora.captured_energy(base(), calibration(), subspaces, ranks=[1, 2], progress=False)
-        ax = viz.plot_alignment(energy)
+        capture = tlora.gradient_capture(base(), [tiny_batch("llama")], subspaces, [1, 2], progress=False)
+        ax = viz.plot_alignment(capture)
         shown.append({bars.get_label(): bars.lines[0].get_color() for bars in ax.containers})
     assert shown[0] == shown[1]
 

@@ -1,17 +1,11 @@
 """What the pictures of alignment show equals the tables of their results."""
 
-from itertools import pairwise
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import to_rgb
 
 import viz
-from tests.helpers.pictured import MODELS, alignment, captured_energy, cells, gradient_capture, layer_alignment, texts
-from tests.helpers.results import base, calibration
-from tlora.subspaces.subspaces import task_subspaces
+from tests.helpers.pictured import MODELS, alignment, cells, gradient_capture, texts
 from viz import style
 
 
@@ -21,10 +15,6 @@ def title(ax):
 
 def detail(ax):
     return texts(ax)[-1].replace("\n", " ")
-
-
-CURVES = {"gradient": gradient_capture, "energy": captured_energy}
-OTHERS = {**CURVES, "layers": lambda: layer_alignment(30)}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -40,19 +30,6 @@ def test_cells_are_the_overlaps(model):
     assert sorted(marks) == sorted(set(result.random.values()))
 
 
-def test_the_marks_of_chance_stand_beside_the_colour_bar():
-    ax = viz.plot_alignment(layer_alignment(2))
-    ax.figure.canvas.draw()
-    bar = ax.figure.axes[1]
-    (mark,) = bar.lines
-    box = mark.get_window_extent()
-    middle = bar.transData.transform((0, mark.get_ydata()[0]))[1]
-    assert ax.bbox.x1 < box.x0 < box.x1 <= bar.bbox.x0 + 0.5
-    assert (box.y0 + box.y1) / 2 == pytest.approx(middle, abs=0.5)
-    assert bar.get_ylabel() == "overlap (arrow: by chance)"
-    assert viz.plot_alignment(alignment("30 layers")).figure.axes[1].get_ylabel() == "overlap (arrows: by chance)"
-
-
 def test_the_title_says_how_much_and_the_cells_in_percent():
     result = alignment("30 layers")
     ax = viz.plot_alignment(result)
@@ -65,24 +42,9 @@ def test_the_title_says_how_much_and_the_cells_in_percent():
     assert len(texts(viz.plot_alignment(alignment("80 layers")))) == 1
 
 
-@pytest.mark.parametrize("layers", [2, 30, 80])
-def test_pairs_of_layers(layers):
-    result = layer_alignment(layers)
-    ax = viz.plot_alignment(result)
-    np.testing.assert_allclose(cells(ax), result.overlap)
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the diagonal falls
-    assert ax.get_xlabel() == ax.get_ylabel() == "layer"
-    apart = result.overlap[~torch.eye(layers, dtype=torch.bool)].mean()
-    assert title(ax) == f"Layers overlap by {style.percent(float(apart))} on average in q_proj at rank 8"
-    assert "by chance 1.4 %" in detail(ax)
-    assert "kind wc" in detail(ax)
-    assert texts(ax)[:-1] == (["100", "85", "85", "100"] if layers == 2 else [])
-
-
-@pytest.mark.parametrize("source", CURVES)
 @pytest.mark.parametrize("ranks", [(8,), (8, 32), (2, 4, 8, 16, 32, 64)])
-def test_curves_are_the_shares_with_their_intervals(source, ranks):
-    result = CURVES[source]("30 layers", ranks)
+def test_curves_are_the_shares_with_their_intervals(ranks):
+    result = gradient_capture("30 layers", ranks)
     ax = viz.plot_alignment(result)
     table = result.overall()
     drawn = {bars.get_label(): bars for bars in ax.containers}
@@ -95,8 +57,7 @@ def test_curves_are_the_shares_with_their_intervals(source, ranks):
         np.testing.assert_allclose(ends, rows[["low", "high"]], atol=1e-12)
     lines = {line.get_label(): line for line in ax.lines}
     np.testing.assert_allclose(lines["by chance"].get_ydata(), table.groupby("rank")["random"].first())
-    best = table.groupby("rank")["best"].first() if source == "gradient" else [1] * len(ranks)
-    np.testing.assert_allclose(lines["best possible"].get_ydata(), best)
+    np.testing.assert_allclose(lines["best possible"].get_ydata(), table.groupby("rank")["best"].first())
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     shares = table[table["rank"] == ranks[-1]].set_index("kind")["captured"]
     assert [label.split(" (")[0] for label in labels] == [
@@ -107,8 +68,8 @@ def test_curves_are_the_shares_with_their_intervals(source, ranks):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [str(rank) for rank in ranks]
 
 
-def test_chance_is_seen_on_the_kind_that_holds_what_chance_gives():
-    ax = viz.plot_alignment(captured_energy())
+def test_chance_is_visible_on_the_kind_that_holds_what_chance_gives():
+    ax = viz.plot_alignment(gradient_capture())
     kinds = {bars.get_label(): bars.lines[0] for bars in ax.containers}
     chance = next(line for line in ax.lines if line.get_label() == "by chance")
     broad = kinds.pop("random")
@@ -122,47 +83,11 @@ def test_curves_of_many_ranks_label_the_ends():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "40"]
 
 
-def test_the_titles_of_the_curves():
-    capture, energy = gradient_capture(), captured_energy()
+def test_the_title_of_the_curves_ranks_the_kinds():
+    capture = gradient_capture()
     table = capture.overall().query("rank == 8").set_index("kind")
     ax = viz.plot_alignment(capture)
     shares = [style.percent(table.loc[kind, "captured"]) for kind in ("g", "c", "wc", "wc_half")]
-    expected = "At rank 8, g holds {} of the held-out gradient, c {}, wc {}, wc_half {}".format(*shares)
-    assert title(ax) == expected
+    assert title(ax) == "At rank 8, g holds {} of the held-out gradient, c {}, wc {}, wc_half {}".format(*shares)
     assert "14 modules together, bars: 95 % intervals" in detail(ax)
     assert "at best 95 %, by chance 1.4 %" in detail(ax)
-    ax = viz.plot_alignment(energy)
-    assert title(ax).startswith("At rank 8, g holds ")
-    assert "of the best energy of W C, c " in title(ax)
-    assert "median of 14 modules, bars: middle half" in detail(ax)
-
-
-@pytest.mark.parametrize("source", OTHERS)
-def test_it_draws_where_it_is_told_and_leaves_the_settings_alone(source):
-    before, (figure, ax) = plt.rcParams.copy(), plt.subplots()
-    assert viz.plot_alignment(OTHERS[source](), ax=ax) is ax
-    assert plt.rcParams.copy() == before
-    assert plt.get_fignums() == [figure.number]
-    assert ax.has_data()
-
-
-@pytest.mark.parametrize("source", OTHERS)
-def test_everything_is_inside_the_figure(source):
-    ax = viz.plot_alignment(OTHERS[source]())
-    ax.figure.canvas.draw()
-    width, height = ax.figure.bbox.size
-    for part in ax.figure.axes:
-        box = part.get_tightbbox()
-        assert (box.x0 >= 0, box.y0 >= 0, box.x1 <= width, box.y1 <= height) == (True,) * 4
-    for axis in (ax.xaxis, ax.yaxis):
-        labels = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
-        assert not any(a.overlaps(b) for a, b in pairwise(labels))
-    assert ax.figure.get_figwidth() <= 9
-    assert "smollm2-135m, family_relationships" in detail(ax)
-
-
-def test_energy_of_known_directions_is_no_share_of_all():
-    """The matrix has more than four: all of what four hold of what four hold is no 100 %."""
-    known = viz.SpectrumExplorer(task_subspaces(base(), calibration(), max_rank=4, progress=False), rank=4)
-    assert known.line.startswith("The first 4 directions hold 100 % of the known energy and ")
-    assert viz.SpectrumExplorer(calibration(), rank=4).line.count("known") == 0

@@ -195,19 +195,19 @@ def test_the_tile_of_equal_ranks_is_no_span(small, tmp_path):
     assert "14 modules with rank 8, " in repr(allocation)
 
 
-def test_alignment_energy_and_gradient(real):
+def test_alignment_and_gradient(real):
     found = walked()
     overlaps = found["alignment"].to_frame().groupby("projection")["overlap"].mean()
     _, *rows = real.table("alignment", "Overlap of wc and random at rank 3")
     assert {row[0]: value(row[1]) for row in rows} == pytest.approx(overlaps.to_dict(), rel=0.06)
-    for caption, result in (("Gradient captured, 2 held-out samples", "capture"), ("Energy of W C", "energy")):
+    for caption, result in (("Gradient captured, 2 held-out samples", "capture"),):
         _, *rows = real.table("alignment", caption)
         table = found[result].overall()
         assert [(row[0], int(row[1])) for row in rows] == list(zip(table["kind"], table["rank"], strict=True))
         for row, wanted in zip(rows, table.itertuples(), strict=True):
             assert value(row[2]) == pytest.approx(wanted.captured, rel=0.06)
             assert [value(end) for end in row[3].split(" to ")] == pytest.approx([wanted.low, wanted.high], rel=0.06)
-    assert len(real.section("alignment").all("img")) == 3
+    assert len(real.section("alignment").all("img")) == 2
 
 
 def test_all_sections_of_a_whole_walk_in_their_order(real):
