@@ -21,16 +21,16 @@ from transformers.pytorch_utils import Conv1D
 
 from tlora.allocation.footprint import BYTES, KINDS, uniform_footprints
 from tlora.calibration.calibration import Options
-from tlora.models.forward import accepts, most_tokens
-from tlora.models.hooks import ObservationError, recording
-from tlora.models.loading import architecture_of, floating_dtype, load_config
-from tlora.models.simulation import Blocks, Simulation, alike_blocks, only, simulated
+from tlora.models.forward import has_argument, position_limit
+from tlora.models.hooks import ObservationError, observe_gradients
+from tlora.models.loading import choose_architecture, floating_dtype, load_config
+from tlora.models.simulation import Blocks, Simulation, group_blocks, keep_blocks, simulation_mode
 from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings, target_modules
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
 from tlora.subspaces.subspaces import TOGETHER
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import as_names, one_of, positive, positive_int
+from tlora.utils.validation import list_names, one_of, positive, positive_int
 
 FULL = "all weights"
 """What full fine-tuning trains."""
@@ -220,12 +220,12 @@ def estimate(
     work = Workload(samples, length, batch_size, length if labels is None else labels)
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
-    target_modules = as_names(target_modules)
+    target_modules = list_names(target_modules)
     setup = Setup(
         dtype, _bits(config, dtype) if bits is None else bits, gradient_checkpointing, optim, gpus, rank, sketch_size
     )
     asked = asdict(work) | asdict(setup) | {"num_labels": num_labels, "target_modules": target_modules}
-    with built(architecture_of(config, num_labels), config, setup.precision, target_modules) as base:
+    with built(choose_architecture(config, num_labels), config, setup.precision, target_modules) as base:
         seen = simulate(base, setup, work)
         most = sum(min(shape) for shape in seen.shapes.values()) // len(seen.shapes)
         if rank > most:
@@ -369,10 +369,10 @@ class Base:
 @contextlib.contextmanager
 def built(architecture: Any, config: PretrainedConfig, dtype: torch.dtype, targets: Any) -> Iterator[Base]:
     """A model of an auto class of transformers, for as long as the block goes on."""
-    with simulated() as simulation:
+    with simulation_mode() as simulation:
         model = architecture.from_config(config, dtype=dtype).eval()
         NEWLY_INITIALIZED[model] = ()  # what a checkpoint lacks is not known
-        yield Base(simulation, model, target_modules(model, targets), alike_blocks(model))
+        yield Base(simulation, model, target_modules(model, targets), group_blocks(model))
 
 
 @dataclass(frozen=True)
@@ -651,7 +651,7 @@ def simulate(base: Base, setup: Setup, work: Workload, trained: Sequence[str] = 
         ) from error
     _share_alike(groups, shared, targets)
     if FULL in trained:
-        with only({blocks: 1 for blocks in groups}), contextlib.suppress(*NOT_WITHOUT):
+        with keep_blocks({blocks: 1 for blocks in groups}), contextlib.suppress(*NOT_WITHOUT):
             block_bytes, _ = _full_step(simulation, model, setup, replace(work, labels=1))
     return Simulated(
         shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
@@ -678,11 +678,11 @@ def _of_all_blocks(groups: list[Blocks], count: Callable[[], dict[str, tuple[int
         return count()
     few = {blocks: 1 if blocks in many else len(blocks.keys) for blocks in groups}
     try:
-        with only(few):
+        with keep_blocks(few):
             first = count()
         found = {stage: np.array(counted) for stage, counted in first.items()}
         for blocks in many:
-            with only(few | {blocks: 2}):
+            with keep_blocks(few | {blocks: 2}):
                 second = count()
             for stage, counted in second.items():
                 found[stage] += (len(blocks.keys) - 1) * (np.array(counted) - first[stage])
@@ -706,7 +706,7 @@ def _check_length(model: Any, work: Workload) -> None:
     length = work.length
     if work.labels > length and not model.config.is_encoder_decoder:
         raise ValueError(f"labels={work.labels} of {length} tokens: a sample has no more labels than tokens")
-    most, table = most_tokens(model) or (length, "")
+    most, table = position_limit(model) or (length, "")
     if length > most:
         raise ValueError(f"length={length}: the model reads at most {most} tokens, by {table}: ask for fewer")
 
@@ -759,7 +759,7 @@ def _calibration_pass(
     simulation: Simulation, model: Any, targets: dict[str, Target], work: Workload
 ) -> tuple[tuple[int, int], dict[str, str]]:
     shared: dict[str, str] = {}
-    with recording(model, targets, lambda name, inputs, gradients: None) as recorder:
+    with observe_gradients(model, targets, lambda name, inputs, gradients: None) as recorder:
 
         def act() -> None:
             loss = _loss(model, work)
@@ -852,7 +852,7 @@ def _loss(model: Any, work: Workload) -> Tensor:
     labels = torch.zeros(work.batch_size, work.labels, dtype=torch.long)
     if model.config.is_encoder_decoder:
         inputs["labels"] = labels
-    elif accepts(model, "logits_to_keep"):
+    elif has_argument(model, "logits_to_keep"):
         inputs["logits_to_keep"] = work.labels
     logits = model(**inputs).logits
     if logits.ndim == 2:

@@ -37,10 +37,10 @@ from scipy.stats import spearmanr
 
 import tlora
 from tlora.calibration.sensitivity import SCORES
-from tlora.models.forward import evaluating
+from tlora.models.forward import evaluation_mode
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.tasks.evaluation import summed_losses
-from tlora.tasks.load import load_task_of
+from tlora.tasks.load import load_task_for_model
 from viz import style
 
 STORE = Path("benchmarks/results/compression.jsonl")
@@ -88,7 +88,7 @@ class Bench:
 
     def __init__(self, model: str, data: str, samples: int) -> None:
         self.name, self.data, self.samples = model, data, samples
-        self.task = load_task_of(model, data)
+        self.task = load_task_for_model(model, data)
         self.model, _ = tlora.load_model(model, num_labels=self.task.num_labels, dtype="float32", device="cpu")
         self._known: tlora.Calibration | None = None
 
@@ -189,7 +189,7 @@ def losses(bench: Bench, name: str, folder: str) -> None:
             if key != original:
                 smaller = compressed(bench, folder, str(key["cut"]), float(key["share"])).save_adapter(place)
             adapted = tlora.load(smaller, bench.model)
-            with evaluating(adapted), torch.no_grad():
+            with evaluation_mode(adapted), torch.no_grad():
                 totals, counts = summed_losses(adapted, bench.task, bench.task.test, 25, False)
             tlora.detach(adapted)  # takes it off the base, which is bench.model
         store(bench.key(name, "loss", **key), {"loss": (totals * len(totals) / counts.sum()).tolist()})

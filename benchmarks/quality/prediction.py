@@ -33,7 +33,7 @@ import tlora
 from benchmarks.quality import comparison, pilot, study
 from benchmarks.quality.gradient_capture import held_out
 from tlora.comparison.store import Store
-from tlora.tasks.load import load_task_of
+from tlora.tasks.load import load_task_for_model
 from viz import style
 
 RESULTS = Path("benchmarks/results/prediction.json")
@@ -82,7 +82,7 @@ def places() -> Iterator[Place]:
 def measured(place: Place) -> dict[str, float]:
     """What can be measured before training; the loss of a classifier is that of its fresh head."""
     key = place.key()
-    task = load_task_of(key["model"], place.task, **key["data"])
+    task = load_task_for_model(key["model"], place.task, **key["data"])
     model, _ = tlora.load_model(key["model"], num_labels=task.num_labels, seed=0)
     calibration = tlora.calibrate(model, task.calibration(key["samples"]), progress=False)
     subspaces = {"wc": tlora.task_subspaces(model, calibration, max_rank=RANK, kind="wc", progress=False)}

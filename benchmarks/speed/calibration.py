@@ -31,7 +31,7 @@ from tlora.models.targets import target_modules
 from tlora.models.weights import weight
 from tlora.numerics.linalg import leading_right_singular_vectors
 from tlora.numerics.sketching import sketching_matrix
-from tlora.utils.devices import answered
+from tlora.utils.devices import run_coroutines
 
 Batch = dict[str, Tensor]
 
@@ -130,7 +130,7 @@ def subspaces(arguments: argparse.Namespace) -> None:
             torch.Generator().manual_seed(0),
             warm=None if matrix is None else matrix.__matmul__,
         )
-        found = answered([steps])[0]
+        found = run_coroutines([steps])[0]
         ours = now(arguments.device) - start
         captured = (m @ found.rows.T).double().square().sum(0).cumsum(0) / best
         print(

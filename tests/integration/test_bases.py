@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_model
-from tlora.models.forward import evaluating
+from tlora.models.forward import evaluation_mode
 from tlora.models.weights import is_packed, weight
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
@@ -120,7 +120,7 @@ def test_an_evaluation_packs_nothing(dense):
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = True  # as on a CPU that has the instructions
-    with evaluating(model):
+    with evaluation_mode(model):
         model(**tiny_batch("llama"))
     assert model.model.layers[0].mlp.up_proj.support_avx512bf16_for_cpu
     assert not any(map(is_packed, model.modules()))

@@ -28,13 +28,19 @@ from tlora.adapters.lora_layers import (
     wrappers,
 )
 from tlora.allocation.allocation import Allocation
-from tlora.models.offloading import refuse_offloaded, standing_in
-from tlora.models.sharding import at_rest, hold_whole, refuse_split
+from tlora.models.offloading import place_stand_ins, refuse_offloaded
+from tlora.models.sharding import refuse_split, reshard, unshard
 from tlora.models.targets import refuse_adapted
-from tlora.models.weights import BEFORE_MERGING, base_fingerprints, base_of, before_merging, check_same_model
+from tlora.models.weights import (
+    FINGERPRINTS_BEFORE_MERGING,
+    base_fingerprints,
+    check_same_model,
+    fingerprints_before_merging,
+    get_base_model,
+)
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import Rows, default_rows
-from tlora.utils.reproducibility import exact_products, seeded
+from tlora.utils.reproducibility import exact_products, temporary_seed
 
 NO_VARIANCE = 1e-6
 """Of a row of A, as a share of the average: what is below is rounding."""
@@ -122,7 +128,7 @@ def attach(
         raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
     check_name(adapter_name, ())
     if replace:
-        model = base_of(model)
+        model = get_base_model(model)
     else:
         refuse_adapted(model)
     kind = None if subspaces is None else subspaces.kind
@@ -134,14 +140,14 @@ def attach(
         refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
     detach(model)
     check_name(adapter_name, (name for name, _ in model.named_parameters()))
-    with seeded(seed), back_on_error(model), without_noise():
+    with temporary_seed(seed), back_on_error(model), without_noise():
         config = checked_config(model, allocation, overrides)
-        with standing_in(model, allocation.ranks):
+        with place_stand_ins(model, allocation.ranks):
             adapted = get_peft_model(model, config, adapter_name=adapter_name)
         refuse_offloaded((n, p) for n, p in adapted.get_base_model().named_parameters() if p.requires_grad)
         for module in adapted.modules():
             if isinstance(module, ModulesToSaveWrapper):
-                hold_whole(module.modules_to_save)
+                unshard(module.modules_to_save)
         _apply(adapted, allocation, initial)
         if freeze_a:
             freeze(adapted)
@@ -171,7 +177,7 @@ def attached_with(model: PeftModel) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def back_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
-    at_rest(model)
+    reshard(model)
     _TRAINABLE_BEFORE[model] = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
         yield
@@ -245,7 +251,7 @@ def detach(model: nn.Module) -> None:
         If an adapter is merged into the weights, or has parts in the base itself (PiSSA, trained biases): it cannot be
         taken off again; load the base afresh.
     """
-    base = base_of(model)
+    base = get_base_model(model)
     for adapter, config in getattr(base, "peft_config", {}).items():
         if part := part_in_the_base(config.to_dict()):
             raise ValueError(
@@ -309,7 +315,7 @@ def merge(model: PeftModel) -> Any:
             raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
     if why := why_not_merged(model):
         raise ValueError(f"{why}: keep the adapter apart")
-    before = [*before_merging(model), base_fingerprints(model)]
+    before = [*fingerprints_before_merging(model), base_fingerprints(model)]
     merged = model.merge_and_unload(safe_merge=True)
-    BEFORE_MERGING[merged] = before  # what was made for it does not fit it any more
+    FINGERPRINTS_BEFORE_MERGING[merged] = before  # what was made for it does not fit it any more
     return merged

@@ -38,7 +38,7 @@ from tlora.adapters.lora_layers import (
 )
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance
-from tlora.models.weights import ALIKE, base_fingerprints, likeness
+from tlora.models.weights import SIMILARITY_THRESHOLD, base_fingerprints, fingerprint_similarity
 from tlora.results import Meta
 from tlora.utils.validation import check_type
 
@@ -226,7 +226,10 @@ def _check_calibration(calibration: Calibration, source: _Source, label: str) ->
         if here != (there := calibration.sensitivity.shapes[name]):
             raise ValueError(f"{what} is of another model: {name} is {there} there, in the adapter it is {here}")
         known = source.fingerprints.get(name)
-        if known is not None and not (alike := likeness(known, calibration.fingerprints[name])) > ALIKE:
+        if (
+            known is not None
+            and not (alike := fingerprint_similarity(known, calibration.fingerprints[name])) > SIMILARITY_THRESHOLD
+        ):
             raise ValueError(
                 f"{what} is of another model than the adapter's base: {name} has another weight there (likeness "
                 f"{alike:.2f} of 1); calibrate the base that it was trained on"

@@ -38,10 +38,10 @@ from tlora.adapters.lora_layers import (
     without_noise,
 )
 from tlora.models.loading import load_model
-from tlora.models.offloading import refuse_offloaded, standing_in
+from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted
-from tlora.models.weights import base_of, before_merging, check_same_model
-from tlora.utils.reproducibility import seeded
+from tlora.models.weights import check_same_model, fingerprints_before_merging, get_base_model
+from tlora.utils.reproducibility import temporary_seed
 
 # What PEFT raises where a value of the config has the wrong type, or names something that does not exist.
 _DAMAGE = (
@@ -113,7 +113,7 @@ def load(
         with named_by(folder):
             model, _ = load_model(base, num_labels=labels, **revision(config))
     _refuse_taken(model, name, folder, config)
-    base_model = base_of(model)
+    base_model = get_base_model(model)
     check_name(name, [*(key for key, _ in base_model.named_parameters()), *sizes])
     written = _written(base_model, sizes, config)
     refuse_offloaded(written.items(), "rewritten by this adapter" if changes_the_base(config) else "trained whole")
@@ -122,8 +122,8 @@ def load(
     if freeze_a is None:
         freeze_a = record.frozen_a
     kept = [(p, p.detach().to("cpu", copy=True)) for p in written.values()] if part_in_the_base(config) else []
-    with seeded(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
-        with standing_in(base_model, {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}):
+    with temporary_seed(), _restored_on_error(model, name, kept):  # PEFT draws an A before it reads one
+        with place_stand_ins(base_model, {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}):
             adapted = _with_saved(model, folder, name)
         _refuse_lost(adapted, folder, sizes)
         _refuse_drawn(adapted, folder, sizes)
@@ -227,7 +227,7 @@ def _check_task(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
             f"the adapter in {folder} was trained to generate text, which a {type(model).__name__} does not: use "
             "it with a task of prompts and completions"
         )
-    base = type(base_of(model)).__name__
+    base = type(get_base_model(model)).__name__
     if kind in _HEADS and base.endswith(tuple(_HEADS.values())) and not base.endswith(_HEADS[kind]):
         raise ValueError(f"the adapter in {folder} is for a base {_HEADS[kind]}, and this is a {base}: {_OWN_BASE}")
 
@@ -236,7 +236,7 @@ def _check_base(
     model: Any, folder: Path, fingerprints: Mapping[str, Tensor] | None, sizes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Refuse another base than the adapter was trained on: PEFT takes any that has modules of these names."""
-    if not fingerprints and before_merging(model):
+    if not fingerprints and fingerprints_before_merging(model):
         warnings.warn(
             f"nothing tells which base the adapter in {folder} was trained on, and one was merged into this base: if "
             "that is the same, it counts twice now; load a fresh base",

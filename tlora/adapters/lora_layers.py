@@ -23,8 +23,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from tlora.models.sharding import is_sharded, whole
-from tlora.models.weights import base_of
+from tlora.models.sharding import full_tensor, is_sharded
+from tlora.models.weights import get_base_model
 from tlora.utils.files import read_json
 from tlora.utils.reproducibility import exact_products
 
@@ -139,7 +139,7 @@ def check_name(name: str, parameters: Iterable[str]) -> None:
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """LoRA layers of a model by the full name of the module that each wraps, in model order."""
-    return {name: module for name, module in base_of(model).named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in get_base_model(model).named_modules() if isinstance(module, LoraLayer)}
 
 
 def refuse_experts(layers: Mapping[str, LoraLayer]) -> None:
@@ -250,7 +250,7 @@ class LoraModule:
         """Frobenius norm of the base weight, in float32 whatever it is stored in."""
         base = self.layer.get_base_layer()
         with align_module_device(base):
-            weight = whole(dequantize_module_weight(base).detach())
+            weight = full_tensor(dequantize_module_weight(base).detach())
         return torch.linalg.vector_norm(weight, dtype=torch.float32).item()
 
 

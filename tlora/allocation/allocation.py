@@ -24,7 +24,7 @@ from tlora.allocation.constraints import (
 from tlora.allocation.footprint import Footprint, footprint, ranks_text
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
-from tlora.numerics.apportionment import spent
+from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
 from tlora.utils.validation import check_mapping, check_type, fraction, one_of, positive, positive_int
 
@@ -107,7 +107,7 @@ class Allocation(ModuleResult):
     @property
     def budget_used(self) -> int:
         """What this allocation spends; equal to ``budget_total`` where ranks are counted."""
-        return spent(list(self.ranks.values()), self.options.costs([self.targets[name] for name in self.ranks]))
+        return total_cost(list(self.ranks.values()), self.options.costs([self.targets[name] for name in self.ranks]))
 
     @property
     def decided_by(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import SupportsIndex, get_args
 
 from tlora.models.targets import Target
-from tlora.numerics.apportionment import apportion, spent
+from tlora.numerics.apportionment import apportion, total_cost
 from tlora.utils.defaults import Budget, Scaling
 from tlora.utils.validation import positive_int
 
@@ -152,7 +152,7 @@ def _check_budget(
     """
     low, high, costs = columns
     rest = sum(max(costs[i] for i in members) - 1 for members in groups)
-    need, room, price = spent(low, costs), spent(high, costs), total // options.rank
+    need, room, price = total_cost(low, costs), total_cost(high, costs), total // options.rank
     if need > total:
         ways = _ways(options, total, names, columns, pins)
         rank = -(-need // price)
@@ -185,7 +185,7 @@ def _ways(
     """What else than a higher rank would bring floors and pins within the budget."""
     low, _, costs = columns
     prices = dict(zip(names, costs, strict=True))
-    over, taken = spent(low, costs) - total, sum(rank * prices[name] for name, rank in pins.items())
+    over, taken = total_cost(low, costs) - total, sum(rank * prices[name] for name, rank in pins.items())
     free = sum(costs) - sum(prices[name] for name in pins)
     floor = (total - taken) // free if free else 0
     ways = []
@@ -238,7 +238,7 @@ def _spans(
     spans = []
     for _, members in parts.values():
         low, high, costs = ([column[i] for i in members] for column in columns)
-        spans.append((spent(low, costs), spent(high, costs), max(costs)))
+        spans.append((total_cost(low, costs), total_cost(high, costs), max(costs)))
     left = sum(max(0, budget - most) for budget, (_, most, _) in zip(budgets, spans, strict=True))
     for (name, (share, _)), budget, (least, most, price) in zip(parts.items(), budgets, spans, strict=True):
         asked = sorted((share * total, budget))

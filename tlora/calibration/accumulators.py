@@ -171,7 +171,7 @@ class Statistics:
             covariance.add_up(processes)
             covariance.rank_bound = sum(each[name] for each in all_bounds)
         for name in self.targets if self.options.gradient else ():
-            processes.add_up_(self.gradients[name].tensors())
+            processes.sum_(self.gradients[name].tensors())
         self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]
 
     def finished_covariances(self) -> dict[str, Covariance]:

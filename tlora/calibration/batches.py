@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tlora.models.forward import _OF_TEXTS, IGNORED, accepts, at_labels, fitted, is_of_decoder, pad_right
+from tlora.models.forward import (
+    IGNORED,
+    TEXT_CLASSIFIERS,
+    fit_batch,
+    has_argument,
+    is_decoder_input,
+    pad_right,
+    restrict_logits,
+)
 from tlora.models.targets import output_embeddings
 
 
@@ -71,8 +79,8 @@ class Batch:
     Attributes
     ----------
     inputs : dict
-        What the model is called with, and ``labels``: tensors, on the CPU until `on` moves them, and what `at_labels`
-        adds then.
+        What the model is called with, and ``labels``: tensors, on the CPU until `on` moves them, and what
+        `restrict_logits` adds then.
     real : (B, T) bool tensor
         Tokens that are not padding; on the CPU.
     labelled : (B, T) bool tensor
@@ -100,7 +108,7 @@ class Batch:
 
     def on(self, device: torch.device, model: Any) -> Batch:
         """The batch as the model on this device is called with it; its labels are looked at here, on the CPU."""
-        asked = at_labels(model, self.inputs)
+        asked = restrict_logits(model, self.inputs)
         return replace(self, inputs={k: v.to(device) if isinstance(v, Tensor) else v for k, v in asked.items()})
 
     def only(self, samples: list[int]) -> Batch:
@@ -117,7 +125,7 @@ class Batch:
         labelled = labelled if self.is_encoder_decoder else batch.labelled[:, : real.shape[1]]
 
         def cut(key: str, value: Tensor) -> Tensor:
-            decoders = self.is_encoder_decoder and is_of_decoder(key)
+            decoders = self.is_encoder_decoder and is_decoder_input(key)
             whole, part = (batch.labelled, labelled) if decoders else (batch.real, real)
             return value[:, : part.shape[1]] if value.shape[:2] == whole.shape else value
 
@@ -265,7 +273,7 @@ def prepare(batch: Mapping[str, Any], model: Any, where: str) -> Batch:
     tensors["labels"] = _typed_labels(tensors["labels"], model, where)
     if model.config.is_encoder_decoder and tensors["labels"].shape == tensors["input_ids"].shape:
         tensors = _widened(tensors)
-    tensors = fitted(model, pad_right(tensors, model.config.is_encoder_decoder))
+    tensors = fit_batch(model, pad_right(tensors, model.config.is_encoder_decoder))
     real, labels = tensors["attention_mask"].bool(), tensors["labels"]
     _check_tokens(tensors["input_ids"], "token id", model, where)
     if not bool(real.any(1).all()):
@@ -286,7 +294,7 @@ def as_tensors(batch: Mapping[str, Any], model: Any, where: str) -> dict[str, Te
         raise TypeError(
             f"{where} is a {type(batch).__name__}: a batch is a dict with the tensors input_ids, attention_mask, labels"
         )
-    read = {k: v for k, v in batch.items() if isinstance(v, Tensor) or (v is not None and accepts(model, k))}
+    read = {k: v for k, v in batch.items() if isinstance(v, Tensor) or (v is not None and has_argument(model, k))}
     return {key: _tensor(value, key, where).cpu() for key, value in read.items()}
 
 
@@ -304,7 +312,7 @@ def _tensor(value: Any, key: str, where: str) -> Tensor:
 
 def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With one more token in the decoder, which has no label: of as many as the encoder's, none are told apart."""
-    of_decoder = [k for k, v in tensors.items() if is_of_decoder(k) and v.shape[:2] == tensors["labels"].shape]
+    of_decoder = [k for k, v in tensors.items() if is_decoder_input(k) and v.shape[:2] == tensors["labels"].shape]
     wider = {key: torch.cat([tensors[key], tensors[key][:, -1:]], 1) for key in of_decoder}
     wider["labels"][:, -1] = IGNORED
     return {**tensors, **wider}
@@ -375,7 +383,7 @@ def _check_tokens(tokens: Tensor, what: str, model: Any, where: str) -> None:
 
 def _check_predicts(labels: Tensor, model: Any, where: str) -> None:
     """Refuse labels of texts for a model that predicts tokens, and labels of tokens for one that predicts classes."""
-    of_texts = any(base.__name__ in _OF_TEXTS for base in type(model).__mro__)
+    of_texts = any(base.__name__ in TEXT_CLASSIFIERS for base in type(model).__mro__)
     if labels.ndim == 2 and of_texts:
         why = (
             f"one class or score for each text: pass labels of shape ({len(labels)},); several labels of one text are "

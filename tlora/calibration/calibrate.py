@@ -19,7 +19,7 @@ from tlora.calibration.calibration import Calibration, Kept, Options, Products, 
 from tlora.calibration.checkpoint import Checkpoint, Share
 from tlora.calibration.forward_backward import check_batches, observe, prepared
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.models.forward import accepts
+from tlora.models.forward import has_argument
 from tlora.models.hooks import token_embeddings
 from tlora.models.targets import refuse_adapted
 from tlora.models.targets import target_modules as find_targets
@@ -27,7 +27,7 @@ from tlora.models.weights import fingerprint, weight
 from tlora.results import Meta
 from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
-from tlora.utils.validation import as_names, positive_int
+from tlora.utils.validation import list_names, positive_int
 
 
 def calibrate(
@@ -129,9 +129,9 @@ def calibrate(
     check_batches(batches)
     _check_ends(batches, samples)
     _check_model(model)
-    processes = Processes.of_this_run()
+    processes = Processes.current()
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
-    target_modules = as_names(target_modules)
+    target_modules = list_names(target_modules)
     targets = find_targets(model, target_modules)
     fingerprints = _checked_fingerprints(model, list(targets))
     recipe = asdict(options) | {"target_modules": target_modules}
@@ -178,9 +178,9 @@ def _check_model(model: Any) -> None:
     name = type(model).__name__
     if not hasattr(model, "config"):
         raise TypeError(f"a {name} has no config, which says how it is called: pass a model of transformers")
-    if not accepts(model, "input_ids"):
+    if not has_argument(model, "input_ids"):
         raise TypeError(f"a {name} reads no text, for its forward does not take input_ids: pass a language model")
-    if not accepts(model, "labels"):
+    if not has_argument(model, "labels"):
         raise TypeError(
             f"a {name} has no loss of labels, which its forward does not take: load it with a head, e.g. by "
             "AutoModelForCausalLM or AutoModelForSequenceClassification"

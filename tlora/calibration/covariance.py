@@ -390,5 +390,5 @@ class CovarianceSum:
         """Make the sums those of all processes, but for ``rank_bound``."""
         if processes.count == 1:
             return
-        processes.add_up_([self.moment.total, self.moment.trace])
+        processes.sum_([self.moment.total, self.moment.trace])
         self.means = self.means.of_all(processes.gather(self.means.finish()))

@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 
 from tlora.calibration.batches import Batch, prepare
 from tlora.calibration.packing import unpacked
-from tlora.models.forward import input_device, own_loss, sample_losses
-from tlora.models.hooks import Recorder, recording, seeing
-from tlora.models.sharding import processes_of
+from tlora.models.forward import both_losses, input_device, sample_losses
+from tlora.models.hooks import Recorder, observe_gradients, observe_inputs
+from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
 from tlora.models.weights import weight
 from tlora.utils.devices import on_host
-from tlora.utils.reproducibility import exact_products, seeded
+from tlora.utils.reproducibility import exact_products, temporary_seed
 
 LOSS_SCALE = 2.0**10
 """Of a float16 model: a long sample spreads its loss over gradients that are below what float16 holds."""
@@ -107,7 +107,7 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        Observed, not changed; see `recording`.
+        Observed, not changed; see `observe_gradients`.
     targets : mapping of str to Target
         Modules to watch, by full name.
     batches : iterable of Batch
@@ -140,10 +140,10 @@ def observe(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch],
             while parts:
                 yield parts.pop(0)
 
-    device, processes = input_device(model.get_input_embeddings()), processes_of(model)
-    with recording(model, targets, arrived) as recorder:
+    device, processes = input_device(model.get_input_embeddings()), model_processes(model)
+    with observe_gradients(model, targets, arrived) as recorder:
         seen, singly = -1, False
-        for here, mine in processes.in_step(each_part()):
+        for here, mine in processes.synchronized_items(each_part()):
             batch = here.on(device, model)
             losses = sample_losses(model, batch.inputs)
             _check_rows(targets, batch, recorder.inputs)
@@ -197,8 +197,8 @@ def _check_alone(model: Any, here: Batch, batch: Batch, losses: Tensor, recorder
         other = batch.real_rows(recorder.inputs[name][call : call + 1])
         off[name].append(_distance(x.flatten(0, -2), other[n][: x.shape[:-1].numel()] if other else x[:0]))
 
-    with torch.no_grad(), seeded(), seeing(model, off, compare):
-        own, ours = own_loss(model, alone.inputs)
+    with torch.no_grad(), temporary_seed(), observe_inputs(model, off, compare):
+        own, ours = both_losses(model, alone.inputs)
     seen = {f"what {name} reads": torch.stack(each).amax() for name, each in off.items() if each}
     seen["its loss"] = _difference(ours, losses[n])
     own, ours, *found = on_host([own, ours, *seen.values()])

@@ -64,13 +64,13 @@ class Command(TyperCommand):
         """Run the command."""
         if _debug(ctx):
             return super().invoke(ctx)
-        from tlora.models.loading import quiet
+        from tlora.models.loading import silence_transformers
 
         def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
             if is_first():
                 typer.echo(f"warning: {message}", err=True)
 
-        with warnings.catch_warnings(), quiet():
+        with warnings.catch_warnings(), silence_transformers():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("always", module=r"tlora\.")
             warnings.showwarning = tell

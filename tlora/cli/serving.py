@@ -231,13 +231,13 @@ def _size(path: Path) -> int:
 
 def _served(path: Path, base: str, engine: EngineName) -> dict[str, str]:
     """The command that serves what was written, and what is to be known for it; empty where there is none to tell."""
-    from tlora.models.loading import served_by
+    from tlora.models.loading import external_name
     from tlora.serving.engines import SERVERS
 
     server = SERVERS[engine]
     if not server.start:
         return {}
-    place, is_gguf = served_by(base)
+    place, is_gguf = external_name(base)
     if server.reads == "gguf":
         told = {} if is_gguf else {"base": f"{UNKNOWN} is {base} as llama.cpp's convert_hf_to_gguf.py writes it"}
         return {"serve": _line(server, place if is_gguf else UNKNOWN, path)} | told

@@ -35,13 +35,13 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeName, Start, Training, selected
 from tlora.cli.output import Report, facts
-from tlora.models.loading import checked_device, floating_dtype, load_model
+from tlora.models.loading import floating_dtype, load_model, resolve_device
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
-from tlora.tasks.load import load_task_of, task_contents
+from tlora.tasks.load import load_task_for_model, task_contents
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card, check_numbers, check_report
 from tlora.training.phases import TrainingPhases
@@ -93,7 +93,7 @@ def beside(folder: Path, suffix: str) -> Path:
 
 def check_start(placement: Placement, output: Path, overwrite: bool) -> None:
     """Refuse, before anything is computed, an adapter that could not be attached or saved."""
-    checked_device(placement.device, {})
+    resolve_device(placement.device, {})
     check_output(output, ADAPTER_WEIGHTS, overwrite)
 
 
@@ -110,7 +110,7 @@ def check_run(
                 "--recipe tlora-trained"
             )
     check_report(training.report_to)
-    check_card(checked_device(placement.device, {}))
+    check_card(resolve_device(placement.device, {}))
     check_start(placement, output, overwrite)
     for found in left:
         if not overwrite:
@@ -178,7 +178,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 def once(act: Callable[[], object]) -> None:
     """Have the first of several processes write what all would write alike."""
-    Processes.of_this_run().once(act)
+    Processes.current().run_on_first(act)
 
 
 def load_base(name: str, data: Data, placement: Placement, report: Report, **where: Any) -> tuple[Any, Task]:
@@ -187,7 +187,7 @@ def load_base(name: str, data: Data, placement: Placement, report: Report, **whe
         floating_dtype(placement.dtype)  # refused before the task is loaded
     with report.step(f"loading {name} and {data.task}"):
         options = {"max_length": data.max_length, "seed": data.seed, "progress": report.progress}
-        task = load_task_of(name, data.task, **options, **data.sizes())
+        task = load_task_for_model(name, data.task, **options, **data.sizes())
         model, _ = load_model(name, num_labels=task.num_labels, seed=data.seed, **placement.arguments(), **where)
     dtype = str(model.dtype).removeprefix("torch.")
     report.say(f"  {type(model).__name__}, {model.num_parameters():,} parameters, {dtype} on {model.device}")
@@ -225,7 +225,7 @@ def look_at(
 ) -> Calibration:
     """Calibrate on training samples of the task."""
     options = {"gradient": gradient, "checkpoint": checkpoint, "progress": report.progress} | looking.arguments()
-    each = max(1, looking.samples // Processes.of_this_run().count)  # so that every process has a batch
+    each = max(1, looking.samples // Processes.current().count)  # so that every process has a batch
     with report.step(f"calibrating on {looking.samples} samples"):
         return calibrate(model, task.calibration(looking.samples, min(BATCH_SIZE, each)), **options)
 

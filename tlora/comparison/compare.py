@@ -23,13 +23,13 @@ from tlora.comparison.comparison import Comparison, cell_text, score_of
 from tlora.comparison.methods import HEAD, METHODS, Memory, Method, chosen
 from tlora.comparison.run import Cell, Split, Terms, load_data, model_contents, other_texts, run
 from tlora.comparison.store import Record, Store, key_text
-from tlora.models.loading import checked_device, floating_dtype
+from tlora.models.loading import floating_dtype, resolve_device
 from tlora.recipes import Recipe
 from tlora.tasks.load import task_contents
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card
 from tlora.utils.defaults import RATES
-from tlora.utils.validation import as_names, positive_int
+from tlora.utils.validation import list_names, positive_int
 
 SEARCH_SEEDS = (1000, 1001)
 """Seeds that rates are searched with; none of those whose results are reported."""
@@ -152,14 +152,14 @@ def compare(
     }
     for name, value in counts.items():
         positive_int(value, name)
-    check_card(checked_device(device, {}))
+    check_card(resolve_device(device, {}))
     floating_dtype(dtype)
     others = _data(forgetting, "forgetting") if forgetting else {}
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             f"compare loads a fresh base for each run: pass its name or folder, not a {type(model).__name__}"
         )
-    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device, as_names(target_modules), others)
+    terms = Terms(os.fspath(model), steps, batch_size, samples, dtype, device, list_names(target_modules), others)
     cells = _cells(methods, tasks, terms, ranks)
     settings = SearchSettings(
         tuple(lr_search.checked_grid(learning_rates)),

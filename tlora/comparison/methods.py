@@ -51,7 +51,7 @@ from tlora.recipes import RECIPES, Recipe
 from tlora.subspaces.subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
 from tlora.utils.defaults import BATCH_SIZE, default_rows
-from tlora.utils.reproducibility import seeded
+from tlora.utils.reproducibility import temporary_seed
 
 Arguments = Mapping[str, Any]
 
@@ -489,5 +489,5 @@ METHODS |= {name: _of_recipe(recipe) for name, recipe in RECIPES.items() if name
 
 def seeded_adapt(method: Method, job: Job) -> PeftModel:
     """The adapted model, with all that PEFT draws at random seeded by the job's seed; random state is put back."""
-    with seeded(job.seed), without_noise():
+    with temporary_seed(job.seed), without_noise():
         return method.adapt(job)

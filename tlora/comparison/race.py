@@ -25,11 +25,11 @@ from tlora.comparison.methods import Job, Method, chosen, seeded_adapt
 from tlora.comparison.race_result import Race
 from tlora.comparison.sequential import error_at_looks
 from tlora.models.targets import refuse_adapted
-from tlora.models.weights import check_same_model, sharing_weights
+from tlora.models.weights import check_same_model, copy_sharing_weights
 from tlora.recipes import Recipe
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
-from tlora.tasks.evaluation import losses_by_sample
+from tlora.tasks.evaluation import losses_of_samples
 from tlora.tasks.task import Task
 from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
@@ -248,7 +248,7 @@ class _Entered:
 
     def start(self, seed: int, steps: int) -> PeftModel:
         """A fresh adapter for so many steps, on a copy of the base that shares its weights."""
-        job = replace(self.job, seed=seed, steps=steps, model=sharing_weights(self.job.model))
+        job = replace(self.job, seed=seed, steps=steps, model=copy_sharing_weights(self.job.model))
         return seeded_adapt(self.method, job)
 
 
@@ -355,7 +355,7 @@ class _Lane:
 
     def losses(self, rows: Dataset) -> np.ndarray:
         """Loss of each sample, weighted by its tokens."""
-        return losses_by_sample(self.model, self._plan.task, rows, EVALUATED_AT_ONCE)
+        return losses_of_samples(self.model, self._plan.task, rows, EVALUATED_AT_ONCE)
 
     @property
     def trouble(self) -> str:

@@ -25,8 +25,8 @@ from tlora.comparison.methods import Job, Memory, Method, seeded_adapt
 from tlora.comparison.store import Floats, Record, packed
 from tlora.comparison.summary import TRAINING
 from tlora.models.loading import PACKAGED, load_model
-from tlora.tasks.evaluation import losses_by_sample, per_sample
-from tlora.tasks.load import _digest, load_task_of
+from tlora.tasks.evaluation import evaluate_samples, losses_of_samples
+from tlora.tasks.load import digest_files, load_task_for_model
 from tlora.tasks.task import Task
 from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
@@ -145,7 +145,7 @@ def model_contents(model: str) -> dict[str, str]:
         return {}
     kinds = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py"}
     files = [*path.iterdir(), *path.glob("additional_chat_templates/*")] if path.is_dir() else [path]
-    return {"model": _digest({file.name: file for file in sorted(files) if file.suffix in kinds})}
+    return {"model": digest_files({file.name: file for file in sorted(files) if file.suffix in kinds})}
 
 
 def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:
@@ -157,7 +157,7 @@ def load_data(terms: Terms, name: str, data: Mapping[str, Any]) -> Task:
         If a split is empty, there are fewer training samples than are to be calibrated on, or the task asks for text
         and the model writes none.
     """
-    task = load_task_of(terms.model, name, **data)
+    task = load_task_for_model(terms.model, name, **data)
     for split, least in (("train", terms.samples), ("validation", 1), ("test", 1)):
         if len(getattr(task, split)) < least:
             raise ValueError(
@@ -182,7 +182,7 @@ def other_texts(terms: Terms, memory: Memory) -> dict[str, Task]:
 
 
 def _load_text(model: str, name: str, data: Mapping[str, Any]) -> Task:
-    task = load_task_of(model, name, **data)
+    task = load_task_for_model(model, name, **data)
     if task.kind == "classification" or not len(task.test):
         why = "has classes, and no text that a model writes" if len(task.test) else "has no test samples"
         raise ValueError(f"forgetting: {name} {why}: name another task, such as reviews")
@@ -254,7 +254,7 @@ def _measured(
         trained = _train(cell, adapted, task, rate, seed, head_rate)
     if trained.interrupted:
         raise KeyboardInterrupt("the comparison was interrupted; what is done is in the store")
-    each = per_sample(adapted, task, getattr(task, split), max(16, terms.batch_size), progress=False)
+    each = evaluate_samples(adapted, task, getattr(task, split), max(16, terms.batch_size), progress=False)
     found = {name: each[name] for name in dict.fromkeys(("loss", task.metric))}
     return (
         _result(trained, found, split)
@@ -273,7 +273,7 @@ def _measured(
 def _losses(model: Any, others: Mapping[str, Task]) -> dict[str, float]:
     """Mean loss on test samples of each, nats per token."""
     return {
-        name: float(losses_by_sample(model, task, evenly_spaced_rows(task.test, LOSS_SAMPLES), 16).mean())
+        name: float(losses_of_samples(model, task, evenly_spaced_rows(task.test, LOSS_SAMPLES), 16).mean())
         for name, task in others.items()
     }
 

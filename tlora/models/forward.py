@@ -18,12 +18,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tlora.models.hooks import ObservationError
-from tlora.models.weights import base_of, intact
+from tlora.models.weights import get_base_model, intact
 
 IGNORED = -100
 
 
-_OF_TEXTS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
+TEXT_CLASSIFIERS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
 """Classes of models that give one class, or one score, to a whole text."""
 
 
@@ -31,7 +31,7 @@ _KNOWN = "pass a causal, encoder-decoder or text classification model"
 """The way out where the loss of a model is unknown."""
 
 _TABLE = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learned positions
-_UNLIMITED = 2**30
+UNLIMITED = 2**30
 """A tokenizer that was never told how much its model reads says more than this."""
 
 
@@ -63,13 +63,13 @@ def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str
     order = (columns + padding[:, None]) % mask.shape[1]
     moved = {}
     for key, value in batch.items():
-        own = is_encoder_decoder and is_of_decoder(key)
+        own = is_encoder_decoder and is_decoder_input(key)
         along = value.ndim >= 2 and value.shape[:2] == mask.shape and not own
         moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if along else value
     return moved
 
 
-def is_of_decoder(key: str) -> bool:
+def is_decoder_input(key: str) -> bool:
     """Whether an entry of an encoder-decoder model's batch belongs to its decoder's tokens."""
     return key == "labels" or key.startswith("decoder_")
 
@@ -95,7 +95,7 @@ def check_problem(batch: Mapping[str, Tensor], model: Any) -> None:
         )
 
 
-def accepts(model: nn.Module, argument: str) -> bool:
+def has_argument(model: nn.Module, argument: str) -> bool:
     """Whether the model's ``forward`` names this argument, or hands all of its arguments on."""
     named = inspect.signature(model.forward).parameters
     return argument in named or all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in named.values())
@@ -129,7 +129,7 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
     return _class_losses(model, _output(model, inputs).logits, labels)
 
 
-def own_loss(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def both_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The loss that the model itself computes of one sample, as it does in training, and ours of the same logits.
 
     Parameters
@@ -149,10 +149,10 @@ def own_loss(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     TypeError
         If the model gives no loss.
     """
-    asked = at_labels(model, batch)
+    asked = restrict_logits(model, batch)
     output, labels = _output(model, asked), asked["labels"]
     if not isinstance(getattr(output, "loss", None), Tensor):
-        raise TypeError(f"a {type(base_of(model)).__name__} gives no loss of labels: {_KNOWN}")
+        raise TypeError(f"a {type(get_base_model(model)).__name__} gives no loss of labels: {_KNOWN}")
     if labels.ndim > 1:
         return output.loss, _mean_over_labels(*_predicted(model, output.logits, labels))[0]
     return output.loss, _class_losses(model, output.logits, labels)[0]
@@ -179,7 +179,7 @@ def token_logits(
     **options
         Passed on to the model.
     """
-    asked = at_labels(model, batch)
+    asked = restrict_logits(model, batch)
     labels = asked["labels"]
     if not model.config.is_encoder_decoder:  # others make the decoder's inputs of the labels
         asked.pop("labels")
@@ -194,7 +194,7 @@ def _predicted(model: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 def _output(model: Any, inputs: Mapping[str, Any]) -> Any:
     """What a pass gives, logits among it; what goes wrong inside the model is told with what it was called with."""
-    name = type(base_of(model)).__name__
+    name = type(get_base_model(model)).__name__
     try:
         output = model(**inputs)
     except (ObservationError, torch.OutOfMemoryError):
@@ -214,12 +214,12 @@ def _check_logits(model: Any, logits: Tensor, expected: tuple[int | None, ...], 
     fit = logits.ndim == len(expected) and all(b in (None, a) for a, b in zip(logits.shape, expected, strict=True))
     if not fit:
         raise TypeError(
-            f"a {type(base_of(model)).__name__} gives logits of shape {tuple(logits.shape)} for labels of shape "
+            f"a {type(get_base_model(model)).__name__} gives logits of shape {tuple(logits.shape)} for labels of shape "
             f"{tuple(labels.shape)}: {_KNOWN}"
         )
 
 
-def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def restrict_logits(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """The batch with a causal model asked for its logits only where a label follows.
 
     The output embedding is then multiplied for the labelled positions alone, which is most of the memory of a short
@@ -239,17 +239,17 @@ def at_labels(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         With ``logits_to_keep``, a list of K positions, and the labels of these, (B, K), such that as ever the logits at
         one column predict the label at the next.
     """
-    asked = batch["labels"].ndim == 1 or "logits_to_keep" in batch or not can_leave_logits_out(base_of(model))
-    return dict(batch) if asked else with_labelled_alone(batch)
+    asked = batch["labels"].ndim == 1 or "logits_to_keep" in batch or not can_restrict_logits(get_base_model(model))
+    return dict(batch) if asked else keep_labeled_positions(batch)
 
 
-def can_leave_logits_out(base: Any) -> bool:
+def can_restrict_logits(base: Any) -> bool:
     """Whether a model can be asked for its logits at some positions alone."""
-    return not base.config.is_encoder_decoder and accepts(base, "logits_to_keep")
+    return not base.config.is_encoder_decoder and has_argument(base, "logits_to_keep")
 
 
-def with_labelled_alone(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The batch as `at_labels` gives it to a model that can leave logits out."""
+def keep_labeled_positions(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The batch as `restrict_logits` gives it to a model that can leave logits out."""
     labels = batch["labels"]
     columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
     nothing = labels.new_full((len(labels), 1), IGNORED)
@@ -267,7 +267,7 @@ def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.sum(1) / (labels != IGNORED).sum(1).to(logits.device)
 
 
-def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fit_batch(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The batch as the model reads it: with its own padding token before and after each text.
 
     By that token classifiers find the end of a text. What is masked within a text stays.
@@ -290,10 +290,10 @@ def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_width(batch, model)
     check_problem(batch, model)
     token = getattr(model.config.get_text_config(), "pad_token_id", None)
-    if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(base_of(model)):
+    if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(get_base_model(model)):
         raise ValueError(
-            f"a {type(base_of(model)).__name__} finds the end of each text by config.pad_token_id, which is None: set "
-            "model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
+            f"a {type(get_base_model(model)).__name__} finds the end of each text by config.pad_token_id, which is "
+            "None: set model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
         )
     if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
         return dict(batch)
@@ -304,12 +304,12 @@ def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _ends_at_padding(model: Any) -> bool:
     """Whether it is a classifier made of a decoder, which reads the class off the last token."""
-    of_texts = any(base.__name__ in _OF_TEXTS for base in type(model).__mro__)
+    of_texts = any(base.__name__ in TEXT_CLASSIFIERS for base in type(model).__mro__)
     return of_texts and model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 @contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets back the mode it had, also after an error.
 
     No 4-bit layer of bitsandbytes packs itself meanwhile: it could not be trained after that, and narrow ones fail.
@@ -338,7 +338,7 @@ def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
             "the task was loaded with the tokenizer of another model"
         )
     place = input_device(embeddings)
-    return {name: value.to(place) for name, value in fitted(model, batch).items()}
+    return {name: value.to(place) for name, value in fit_batch(model, batch).items()}
 
 
 def input_device(module: Any) -> torch.device:
@@ -347,7 +347,7 @@ def input_device(module: Any) -> torch.device:
     return next(module.parameters()).device if placed is None else torch.device(placed)
 
 
-def most_tokens(model: nn.Module) -> tuple[int, str] | None:
+def position_limit(model: nn.Module) -> tuple[int, str] | None:
     """Tokens that the smallest table of learned positions has room for, and its name; None where there is none."""
     asked = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     found = []
@@ -384,7 +384,7 @@ def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
     written = [tokens for tokens in (batch.get("labels"),) if tokens is not None and tokens.ndim == 2]
     read = [batch["input_ids"], *(written if model.config.is_encoder_decoder else [])]
     width = max(tokens.shape[1] for tokens in read)
-    most, table = most_tokens(base_of(model)) or (width, "")
+    most, table = position_limit(get_base_model(model)) or (width, "")
     if width > most:
         raise ValueError(
             f"a sample has {width} tokens, and the model reads at most {most}, by {table}: load the task with "

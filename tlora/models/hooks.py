@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlora.models.sharding import at_rest
+from tlora.models.sharding import reshard
 from tlora.models.targets import Target
 from tlora.models.weights import intact, refuse_packed
 
@@ -22,7 +22,7 @@ class ObservationError(RuntimeError):
 Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
 
 
-def first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What a module was called with first: its input, by place or by name."""
     return args[0] if args else next(iter(kwargs.values()))
 
@@ -103,7 +103,7 @@ class Recorder:
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             if not self._forward:
                 return None
-            x = first_of(args, kwargs)
+            x = first_argument(args, kwargs)
             call = len(self.inputs[name])
             self.inputs[name].append(x)
             if not isinstance(output, Tensor):
@@ -137,7 +137,7 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Gradients) -> Iterator[Recorder]:
+def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradient: Gradients) -> Iterator[Recorder]:
     """Observe ``targets`` of ``model`` with all parameters frozen, in evaluation mode.
 
     Inside the block no parameter requires a gradient, dropout is off, gradient checkpointing is off (it would run the
@@ -169,8 +169,8 @@ def recording(model: nn.Module, targets: Mapping[str, Target], on_gradient: Grad
     recorder = Recorder(on_gradient)
     with contextlib.ExitStack() as undo:
         undo.enter_context(intact(model))
-        undo.callback(at_rest, model)
-        at_rest(model)
+        undo.callback(reshard, model)
+        reshard(model)
         undo.callback(recorder.clear)
         for module in model.modules():
             _set_for_now(undo, module, "training", False)
@@ -209,13 +209,13 @@ def _refuse_inference(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def seeing(model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def observe_inputs(model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within the block the input of each of these modules is shown, call by call, as ``see(name, input)``."""
     with contextlib.ExitStack() as undo:
         for name in names:
 
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                see(name, first_of(args, kwargs))
+                see(name, first_argument(args, kwargs))
 
             handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
             undo.callback(handle.remove)

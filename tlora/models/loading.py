@@ -39,11 +39,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from tlora.models.forward import _UNLIMITED, problem_type
+from tlora.models.forward import UNLIMITED, problem_type
 from tlora.models.targets import NEWLY_INITIALIZED, output_embeddings
 from tlora.utils.files import digest, replace_files
 from tlora.utils.packages import require
-from tlora.utils.reproducibility import seeded
+from tlora.utils.reproducibility import temporary_seed
 
 # name -> (Python package that holds the model, path inside it)
 PACKAGED = {
@@ -116,13 +116,13 @@ def load_model(
         raise TypeError(
             f"torch_dtype={kwargs['torch_dtype']}: load_model calls it dtype=, as transformers does since 5"
         )
-    place = checked_device(device, kwargs)
+    place = resolve_device(device, kwargs)
     precision = _dtype(dtype, place or _default_device())
     location = _files(name, kwargs)
     config: PretrainedConfig = _load(AutoConfig, location, name)
-    architecture = architecture_of(config, num_labels)
-    tokenizer = tell_limit(_padded_tokenizer(location, name), config)
-    with seeded(seed):
+    architecture = choose_architecture(config, num_labels)
+    tokenizer = set_length_limit(_padded_tokenizer(location, name), config)
+    with temporary_seed(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
     NEWLY_INITIALIZED[model] = _newly_initialized(model, info, name)
@@ -159,9 +159,9 @@ def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
     return _load(AutoConfig, Location(str(path)) if is_config else _files(name, {}), name)
 
 
-def writes_text(config: PretrainedConfig) -> bool:
+def is_generative(config: PretrainedConfig) -> bool:
     """Whether `load_model` makes a model of this config that can write; an encoder cannot."""
-    return architecture_of(config, None) is not AutoModelForSequenceClassification
+    return choose_architecture(config, None) is not AutoModelForSequenceClassification
 
 
 def _padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -183,7 +183,7 @@ def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs:
         # Packed layers can be neither trained nor saved.
         kwargs = {"quantization_config": transformers.GgufConfig(dequantize=True)} | kwargs
     try:
-        with quiet():
+        with silence_transformers():
             return auto.from_pretrained(location.path, **location.where, **kwargs)
     except (SafetensorError, struct.error, ValueError) as error:
         what = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "model")
@@ -200,7 +200,7 @@ def _default_device() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
 
 
-def checked_device(device: str | torch.device | None, kwargs: Mapping[str, Any]) -> torch.device | None:
+def resolve_device(device: str | torch.device | None, kwargs: Mapping[str, Any]) -> torch.device | None:
     """Where to move the model to; None where ``kwargs`` place it already.
 
     Raises
@@ -246,7 +246,7 @@ def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def architecture_of(config: PretrainedConfig, num_labels: int | None) -> Any:
+def choose_architecture(config: PretrainedConfig, num_labels: int | None) -> Any:
     """The auto class to load with; writes a number of labels that was asked for into the config."""
     if num_labels is not None and num_labels < 1:
         raise ValueError(f"num_labels={num_labels} is not a number of classes: give 1 (regression) or more")
@@ -304,7 +304,7 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Silence the progress bars and notes of `transformers`; what was set before holds again afterwards."""
     verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -376,7 +376,7 @@ def _files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
             folder.mkdir(parents=True, exist_ok=True)
             config = _load(AutoConfig, location, name)
             parts = (_load(AutoTokenizer, location, name), _load(AutoModelForCausalLM, location, name, config=config))
-            with replace_files(folder, last="config.json") as scratch, quiet():
+            with replace_files(folder, last="config.json") as scratch, silence_transformers():
                 for part in parts:
                     part.save_pretrained(scratch)
         except OSError:
@@ -391,7 +391,7 @@ def _digest(file: Path, changed: int) -> str:
     return digest(file)
 
 
-def served_by(name: str | os.PathLike[str]) -> tuple[str, bool]:
+def external_name(name: str | os.PathLike[str]) -> tuple[str, bool]:
     """The name by which other programs find a model.
 
     Parameters
@@ -502,9 +502,9 @@ def _unknown(name: str, hub: str) -> ValueError:
     )
 
 
-def tell_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+def set_length_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, with the limit of its model where it had none."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if tokenizer.model_max_length > _UNLIMITED and isinstance(most, int) and most > 1:
+    if tokenizer.model_max_length > UNLIMITED and isinstance(most, int) and most > 1:
         tokenizer.model_max_length = most
     return tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def standing_in(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def place_stand_ins(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Have weights that are elsewhere look as if they were where they compute, for PEFT to put an adapter there.
 
     What stands in has the shape of the weight and the memory of one number. PEFT would put the adapter where the weight

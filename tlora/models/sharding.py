@@ -11,7 +11,7 @@ from tlora.utils.distributed import Processes
 _WAY_OUT = "use ZeRO-2, or FSDP2 (torch.distributed.fsdp.fully_shard)"
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor.
 
     Parameters
@@ -54,15 +54,15 @@ def refuse_split(stored: Any, label: str) -> None:
         )
 
 
-def hold_whole(module: nn.Module) -> None:
+def unshard(module: nn.Module) -> None:
     """Put whole parameters in the place of shards: a copy of a module is none of those whose weights FSDP2 gathers."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if hasattr(parameter, "full_tensor"):
-                setattr(part, name, nn.Parameter(whole(parameter.detach()), parameter.requires_grad))
+                setattr(part, name, nn.Parameter(full_tensor(parameter.detach()), parameter.requires_grad))
 
 
-def at_rest(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Have every FSDP2 module hold its shards again: the outermost keeps its whole weights after a forward pass.
 
     What is changed on parameters, such as ``requires_grad``, counts only then.
@@ -71,9 +71,9 @@ def at_rest(model: nn.Module) -> None:
         module.reshard()
 
 
-def processes_of(model: nn.Module) -> Processes:
+def model_processes(model: nn.Module) -> Processes:
     """The processes that hold a model together and have to run it in step; of one that is whole, this one alone."""
-    return Processes.of_this_run() if is_sharded(model) else Processes()
+    return Processes.current() if is_sharded(model) else Processes()
 
 
 def is_sharded(model: nn.Module) -> bool:

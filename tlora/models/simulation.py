@@ -30,7 +30,7 @@ FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Simulation(TorchDispatchMode):
-    """Counts what operations make and compute, inside of `simulated`.
+    """Counts what operations make and compute, inside of `simulation_mode`.
 
     Every tensor is made on torch's ``meta`` device. A question about a value (``item``, ``bool``) is answered by zero:
     there is no padding that could be skipped, no number is infinite, no layer is dropped at random.
@@ -159,7 +159,7 @@ def _attention(
 
 
 @contextlib.contextmanager
-def simulated() -> Iterator[Simulation]:
+def simulation_mode() -> Iterator[Simulation]:
     """Tensors made inside of the block have shapes and no data, whatever their size: nothing is computed.
 
     Notes
@@ -202,7 +202,7 @@ class Blocks:
         return [f"{self.place}.{key}" for key in self.keys]
 
 
-def alike_blocks(model: nn.Module) -> list[Blocks]:
+def group_blocks(model: nn.Module) -> list[Blocks]:
     """The blocks of a model's outermost lists, those that are alike together, in the model's order."""
     found: list[Blocks] = []
     inside: tuple[str, ...] = ()
@@ -230,7 +230,7 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def only(kept: Mapping[Blocks, int]) -> Iterator[None]:
+def keep_blocks(kept: Mapping[Blocks, int]) -> Iterator[None]:
     """Have a model run the first few of each group of blocks inside of the ``with``, under their own names."""
     whole = {blocks.parent: blocks.parent._modules for blocks in kept}
     names = {parent: set[str]() for parent in whole}

@@ -19,7 +19,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tlora.models.sharding import refuse_split, whole
+from tlora.models.sharding import full_tensor, refuse_split
 from tlora.models.targets import check_is_model, is_linear, shape
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
@@ -28,10 +28,10 @@ Model = TypeVar("Model", bound=nn.Module)
 _WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
 
 
-BEFORE_MERGING: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = weakref.WeakKeyDictionary()
+FINGERPRINTS_BEFORE_MERGING: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = weakref.WeakKeyDictionary()
 """Of each model that adapters were merged into: fingerprints of its weights before each of them."""
 
-ALIKE = 0.9
+SIMILARITY_THRESHOLD = 0.9
 """Two fingerprints that are more alike than this are of one weight, quantised or not."""
 
 
@@ -68,7 +68,7 @@ def weight(module: nn.Module, name: str = "") -> Float[Tensor, "d_out d_in"]:
     label = f"layer {name!r} ({type(module).__name__})" if name else f"a {type(module).__name__} layer"
     refuse_split(getattr(module, "weight", None), label)
     with align_module_device(module):
-        found = whole(_unpacked(module, label).detach())
+        found = full_tensor(_unpacked(module, label).detach())
     if found.is_meta:
         raise ValueError(f"{label} is on the meta device and has no weight: load the model with its weights")
     coded = not found.is_floating_point() or found.dtype.itemsize < 2  # eight bits have scales beside them
@@ -127,7 +127,7 @@ def fingerprint(matrix: Tensor) -> Tensor:
     return matrix[rows].float() @ direction
 
 
-def likeness(one: Tensor, other: Tensor) -> float:
+def fingerprint_similarity(one: Tensor, other: Tensor) -> float:
     """Cosine of two fingerprints, and 1 of the same ones: those of a weight of zeros point nowhere.
 
     Parameters
@@ -167,7 +167,7 @@ def check_same_model(
         If a module is missing, has another shape, or its weight points elsewhere; or if the results are of this model
         as it was before `tlora.merge`.
     """
-    modules, before = base_modules(model), before_merging(model)
+    modules, before = base_modules(model), fingerprints_before_merging(model)
     for name, expected in shapes.items():
         if name not in modules:
             raise ValueError(f"{what} of another model: it has {name}, this one does not; {way_out}")
@@ -180,8 +180,8 @@ def check_same_model(
         theirs = fingerprints[name]
         if any((then[name] - theirs).norm() < (here - theirs).norm() for then in before if name in then):
             raise ValueError(f"{what} of this model as it was before an adapter was merged into it; {way_out}")
-        alike = likeness(here, theirs)
-        if not alike > ALIKE:
+        alike = fingerprint_similarity(here, theirs)
+        if not alike > SIMILARITY_THRESHOLD:
             words = f"likeness {alike:.2f} of 1"
             raise ValueError(f"{what} of another model: {name} has another weight there ({words}); {way_out}")
 
@@ -196,7 +196,7 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
     return dict(zip(found, on_host(found.values()), strict=True))
 
 
-def base_of(model: Any) -> Any:
+def get_base_model(model: Any) -> Any:
     """The model itself, or the one under its adapters.
 
     Raises
@@ -208,14 +208,14 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
+def fingerprints_before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
     """Fingerprints of the model's weights before each adapter that `tlora.merge` folded into it."""
-    return BEFORE_MERGING.get(base_of(model), [])
+    return FINGERPRINTS_BEFORE_MERGING.get(get_base_model(model), [])
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by full name; of one with adapters, the layers under them."""
-    base = base_of(model)
+    base = get_base_model(model)
     return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}
 
 
@@ -241,7 +241,7 @@ def refuse_packed(model: nn.Module) -> None:
             )
 
 
-def sharing_weights(model: Model) -> Model:
+def copy_sharing_weights(model: Model) -> Model:
     """A copy of a model with modules of its own, whose weights are those of the model itself.
 
     Parameters

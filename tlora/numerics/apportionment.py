@@ -57,22 +57,22 @@ def apportion(
         If the floors alone cost more than the budget.
     """
     costs = [1] * len(weights) if costs is None else costs
-    if (least := spent(low, costs)) > budget:
+    if (least := total_cost(low, costs)) > budget:
         raise ValueError(f"the floors cost {least}, more than the budget of {budget}: lower them")
-    budget = min(budget, spent(high, costs))
+    budget = min(budget, total_cost(high, costs))
     full = [ceil if weight else floor for weight, floor, ceil in zip(weights, low, high, strict=True)]
-    if spent(full, costs) <= budget:  # whoever has a weight is full: the zeros share what is left evenly
+    if total_cost(full, costs) <= budget:  # whoever has a weight is full: the zeros share what is left evenly
         low, weights = full, [1.0] * len(weights)
     level = _level(integer_weights(weights), budget, low, high, costs)
     units = [
         min(max(weight * level[1] // level[2], floor), ceiling)
         for weight, floor, ceiling in zip(level[0], low, high, strict=True)
     ]
-    _spend(units, budget - spent(units, costs), level, high, costs)
+    _spend(units, budget - total_cost(units, costs), level, high, costs)
     return units
 
 
-def spent(units: Sequence[int], costs: Sequence[int]) -> int:
+def total_cost(units: Sequence[int], costs: Sequence[int]) -> int:
     """What units cost together."""
     return sum(count * cost for count, cost in zip(units, costs, strict=True))
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.utils.devices import Asking, answered
+from tlora.utils.devices import HostCoroutine, run_coroutines
 
 Product = Callable[[Tensor], Tensor]
 
@@ -144,7 +144,7 @@ def leading_right_singular_vectors(
     oversampling: int = OVERSAMPLING,
     tolerance: float = 2e-5,
     max_iterations: int = 30,
-) -> Asking[Leading]:
+) -> HostCoroutine[Leading]:
     """Leading right singular vectors of ``M`` from products with ``M`` and ``M^T`` alone.
 
     Randomised block Krylov iteration, as a block bidiagonalisation with full reorthogonalisation: what the products
@@ -179,9 +179,9 @@ def leading_right_singular_vectors(
 
     Returns
     -------
-    Asking of Leading
-        To be run by `tlora.utils.devices.answered`. The core is decomposed on the host: on the CPU after each half
-        step, elsewhere after those of `LOOKS`.
+    HostCoroutine of Leading
+        Run it with `tlora.utils.devices.run_coroutines`. The core is decomposed on the host: on the CPU after each
+        half step, elsewhere after those of `LOOKS`.
 
     References
     ----------
@@ -210,15 +210,15 @@ def _bidiagonalised(
     tolerance: float,
     max_iterations: int,
     doubts: list[Tensor] | None = None,
-) -> Asking[tuple[Tensor, Tensor, int] | None]:
+) -> HostCoroutine[tuple[Tensor, Tensor, int] | None]:
     """The right basis, the core on the CPU, and half steps taken; with ``doubts``, None where one was founded.
 
     With these the host is asked nothing until it looks: that blocks are well conditioned is taken for granted.
     """
     d_in = len(start)
-    right = new = yield from _orthonormalised(start, doubts)
+    right = new = yield from _orthonormalize(start, doubts)
     image = product(new)
-    left = new = yield from _orthonormalised(image, doubts)
+    left = new = yield from _orthonormalize(image, doubts)
     core = (new.T @ image).double()  # left^T M right, block bidiagonal
     captured: list[Tensor] = []
     steps, sizes = 0, [core.shape]
@@ -232,7 +232,7 @@ def _bidiagonalised(
             if any(founded):
                 return None
             captured += [_captured(seen[:rows, :columns], k) for rows, columns in sizes[len(captured) :]]
-            if at_end or _settled(captured, tolerance):
+            if at_end or _has_converged(captured, tolerance):
                 return right, seen, steps
         if steps % 2:
             image = product(new)
@@ -246,7 +246,7 @@ def _bidiagonalised(
         sizes.append(core.shape)
 
 
-def _beyond(basis: Tensor, image: Tensor, doubts: list[Tensor] | None = None) -> Asking[Tensor]:
+def _beyond(basis: Tensor, image: Tensor, doubts: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
     """Orthonormal columns, orthogonal to those of the basis, that together with it span the image."""
     new = image[:, : len(basis) - basis.shape[1]]
     for again in range(4):  # each projection removes what rounding left of the one before
@@ -258,7 +258,7 @@ def _beyond(basis: Tensor, image: Tensor, doubts: list[Tensor] | None = None) ->
         if again == 2 and doubts is not None:  # nearly always enough
             doubts.append((inside.abs() >= 1e-6).any())
             break
-        new = yield from _orthonormalised(new - basis @ inside, doubts)
+        new = yield from _orthonormalize(new - basis @ inside, doubts)
     return new
 
 
@@ -273,7 +273,7 @@ def _captured(core: Tensor, k: int) -> Tensor:
     return torch.linalg.eigvalsh(core @ core.T).flip(0)[:k].cumsum(0)
 
 
-def _settled(captured: list[Tensor], tolerance: float) -> bool:
+def _has_converged(captured: list[Tensor], tolerance: float) -> bool:
     """Whether the geometric series that the last two growths begin adds up to less than the tolerance, at each rank.
 
     A series that falls faster than `STEADY` is taken to fall no faster.
@@ -293,16 +293,16 @@ def gram(y: Tensor) -> Tensor:
     return wide.T @ wide
 
 
-def orthonormalise(y: Tensor) -> Tensor:
+def orthonormalize(y: Tensor) -> Tensor:
     """Orthonormal columns with the span of ``y``, nested from the left.
 
     Cholesky QR in float64, several times as fast as Householder QR for tall matrices; where the columns are too
     nearly dependent for it, Householder QR.
     """
-    return answered([_orthonormalised(y)])[0]
+    return run_coroutines([_orthonormalize(y)])[0]
 
 
-def _orthonormalised(y: Tensor, doubts: list[Tensor] | None = None) -> Asking[Tensor]:
+def _orthonormalize(y: Tensor, doubts: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
     """The same; with ``doubts`` nothing is asked: where what is appended is true, the columns are not orthonormal."""
     factor, failed = torch.linalg.cholesky_ex(gram(y))
     diagonal = factor.diagonal()

@@ -18,7 +18,7 @@ from tlora.adapters.attach import merge
 from tlora.adapters.files import ADAPTER_CONFIG, PREFIX, Adapter, refuse_trained, revision, write_adapter
 from tlora.adapters.lora_layers import shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
-from tlora.models.weights import sharing_weights
+from tlora.models.weights import copy_sharing_weights
 from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
@@ -217,7 +217,7 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
         raise ValueError("the base model has no name by which its tokenizer could be loaded: pass tokenizer=")
     tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
     # PEFT's safe merge puts new tensors in place of those that are shared.
-    copied, own = sharing_weights(model), model.dtype
+    copied, own = copy_sharing_weights(model), model.dtype
     wider = own if dtype is None else torch.promote_types(own, dtype)
     if wider != own:
         copied.to(wider)  # before: a small update is lost in the sum of a coarse type

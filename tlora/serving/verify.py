@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.adapters.lora_layers import lora_modules, taking_off, without_noise
-from tlora.models.forward import evaluating
+from tlora.models.forward import evaluation_mode
 from tlora.models.loading import load_model
 from tlora.serving.export import MODEL_CONFIG, gguf_file
 from tlora.serving.llama_cpp import read_gguf
 from tlora.serving.uniform_lora import Factors, check_exportable
-from tlora.utils.reproducibility import seeded
+from tlora.utils.reproducibility import temporary_seed
 
 _EXPORTED = "exported"
 PROMPTS = (
@@ -86,7 +86,7 @@ def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     inputs = dict(batch)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
-    with evaluating(model):
+    with evaluation_mode(model):
         logits = model(**inputs).logits
     real = batch["attention_mask"].bool() if logits.ndim == 3 else slice(None)
     return logits[real].float().cpu()
@@ -113,7 +113,7 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
     """The exported adapter as a second one, active, until it is taken off; modes are put back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with seeded(), without_noise():
+        with temporary_seed(), without_noise():
             model.load_adapter(str(folder), _EXPORTED)
         model.set_adapter(_EXPORTED)
         yield

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlora.models.module_result import ModuleResult
 from tlora.models.targets import Target
-from tlora.models.weights import ALIKE, likeness
+from tlora.models.weights import SIMILARITY_THRESHOLD, fingerprint_similarity
 from tlora.numerics.linalg import nested_overlap, orthonormal, overlap_by_rank, principal_angles
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
@@ -354,8 +354,8 @@ def _check_comparable(a: Subspaces, b: Subspaces) -> None:
                 f"the two subspaces are of different models: {name} reads {one} inputs in the first and {other} in the "
                 "second; calibrate one model for both"
             )
-        alike = likeness(a.fingerprints[name], b.fingerprints[name])
-        if not alike > ALIKE:
+        alike = fingerprint_similarity(a.fingerprints[name], b.fingerprints[name])
+        if not alike > SIMILARITY_THRESHOLD:
             raise ValueError(
                 f"the two subspaces are of different models: the weight of {name} is not the same (likeness "
                 f"{alike:.2f} of 1); calibrate one model for both"

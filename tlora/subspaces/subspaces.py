@@ -18,13 +18,13 @@ from tlora.calibration.calibration import Calibration, check_alike
 from tlora.calibration.covariance import Covariance
 from tlora.calibration.spectrum import Spectrum, descending
 from tlora.models.module_result import ModuleResult
-from tlora.models.sharding import processes_of
+from tlora.models.sharding import model_processes
 from tlora.models.targets import Target
-from tlora.models.weights import base_modules, base_of, check_same_model, weight
+from tlora.models.weights import base_modules, check_same_model, get_base_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
 from tlora.utils.defaults import Kind
-from tlora.utils.devices import Asking, answered
+from tlora.utils.devices import HostCoroutine, run_coroutines
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import fraction, positive, positive_int
 
@@ -272,7 +272,7 @@ def task_subspaces(
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     modules = base_modules(model)
     inputs = _Inputs(calibration, centred, ridge if kind == "g_whitened" else None, general, general_weight)
-    processes = processes_of(base_of(model))
+    processes = model_processes(get_base_model(model))
     computed: dict[str, _Basis] = {}
     shown = progress and processes.rank == 0
     with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not shown) as bar:
@@ -386,7 +386,7 @@ def _decomposed(
         found = weight(modules[name], name)  # of a sharded model all processes have to ask for it
         if name in mine:
             weights[name] = found.float()
-    bases = answered([_module_basis(weights, inputs, name, k, kind, seed) for name, k in mine.items()])
+    bases = run_coroutines([_module_basis(weights, inputs, name, k, kind, seed) for name, k in mine.items()])
     return dict(zip(mine, bases, strict=True))
 
 
@@ -460,7 +460,7 @@ class _Basis(NamedTuple):
 
 def _module_basis(
     weights: Mapping[str, Tensor], inputs: _Inputs, name: str, k: int, kind: Kind, seed: int
-) -> Asking[_Basis]:
+) -> HostCoroutine[_Basis]:
     calibration = inputs.calibration
     d_in = calibration.targets[name].d_in
     generator = torch.Generator().manual_seed(module_seed(seed, name))

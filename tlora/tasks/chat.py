@@ -38,7 +38,7 @@ def conversation_segments(
     -------
     list of (str, bool)
         Pieces, in turn not trained on and trained on. What the template writes after the end of a turn is in the
-        labelled piece; `tokenise` leaves it unlabelled.
+        labelled piece; `tokenize` leaves it unlabelled.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def conversation_segments(
         write the tools.
     """
     segments: list[Segment] = []
-    done, messages = "", [unpacked(message) for message in messages]
+    done, messages = "", [unpack_message(message) for message in messages]
     turns = [turn for turn, message in enumerate(messages) if is_trained_on(message)]
     for turn in turns:
         before = _rendered(tokenizer, messages[:turn], tools, generation_prompt=True)
@@ -82,7 +82,7 @@ def _ended_by_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
     return turn if turn.rstrip().endswith(tuple(others)) else text
 
 
-def tokenise(
+def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     segments: Sequence[Segment],
     ends: frozenset[int],
@@ -146,7 +146,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [index for index in tokenizer("")["input_ids"][:1] if index == tokenizer.bos_token_id]
 
 
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: bool = False) -> str:
+def decode_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: bool = False) -> str:
     """The text of tokens as it was, spaces included; with the special ones only where asked for."""
     text = tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
     return str(text)
@@ -178,7 +178,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: frozenset[int]) -> int:
     """How many of a turn's tokens were said: up to its end token, where only white space follows it."""
     last = max((place for place, index in enumerate(ids) if index in ends), default=None)
-    if last is None or decoded(tokenizer, ids[last + 1 :], special=True).strip():
+    if last is None or decode_tokens(tokenizer, ids[last + 1 :], special=True).strip():
         return len(ids)
     return last + 1
 
@@ -240,7 +240,7 @@ def is_trained_on(message: Message) -> bool:
     return message.get("role") == "assistant" and message.get("weight") != 0
 
 
-def packed(row: Mapping[str, Any]) -> dict[str, Any]:
+def pack_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row for a table, where all objects of a column have the same keys: what is free in form as JSON text."""
     tools = row.get("tools")
     return dict(row) | {
@@ -249,7 +249,7 @@ def packed(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unpacked(message: Message) -> dict[str, Any]:
+def unpack_message(message: Message) -> dict[str, Any]:
     """A message for a chat template.
 
     Without the keys that a table gave it for another's sake, with a content, and the arguments of its calls as

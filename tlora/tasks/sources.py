@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from tlora.tasks.chat import check_messages, check_tools, packed
+from tlora.tasks.chat import check_messages, check_tools, pack_row
 from tlora.tasks.metrics import METRICS, Metric
 from tlora.tasks.splits import SPLITS
 
@@ -165,7 +165,7 @@ def _collect(rows: Iterable[Located], path: str) -> Dataset:
     for where, row in rows:
         columns = columns or _columns(shape_of(row, where), row)
         _check_row(row, columns, where)
-        row = packed(row) if "messages" in columns else row
+        row = pack_row(row) if "messages" in columns else row
         values.append({name: row[name] for name in columns})
     if not values:
         raise ValueError(f"{path} has no rows: it needs at least one with {ACCEPTED}")

@@ -10,12 +10,12 @@ import numpy as np
 from datasets import Dataset
 
 from tlora.numerics.apportionment import apportion
-from tlora.tasks.chat import is_trained_on, unpacked
+from tlora.tasks.chat import is_trained_on, unpack_message
 
 SPLITS = ("train", "validation", "test")
 
 
-def arrange(
+def deal_splits(
     splits: Mapping[str, Dataset],
     sizes: Mapping[str, int | None],
     seed: int,
@@ -94,7 +94,7 @@ def _given(value: Any) -> str:
     if isinstance(value, list):
         said = [place for place, message in enumerate(value) if is_trained_on(message)]
         given = value[: said[-1]] if said else value
-        value = [{key: each for key, each in unpacked(message).items() if key != "weight"} for message in given]
+        value = [{key: each for key, each in unpack_message(message).items() if key != "weight"} for message in given]
     return str(value)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from tlora.models.forward import IGNORED, evaluating
-from tlora.tasks.chat import decoded
-from tlora.tasks.evaluation import by_length, class_logits, generate, per_sample
+from tlora.models.forward import IGNORED, evaluation_mode
+from tlora.tasks.chat import decode_tokens
+from tlora.tasks.evaluation import batch_by_length, class_logits, evaluate_samples, generate
 from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
@@ -140,7 +140,7 @@ class Task:
             )
         drawn = np.random.default_rng(self.seed).permutation(len(self.train))[:samples]
         rows = list(self.train.select(drawn))
-        batches = by_length([len(row["input_ids"]) for row in rows], batch_size, max_tokens)
+        batches = batch_by_length([len(row["input_ids"]) for row in rows], batch_size, max_tokens)
         collated = [self.collate([rows[index] for index in indices]) for indices in batches]
         return Batches(collated, self.name, self.seed)
 
@@ -219,7 +219,7 @@ class Task:
             If the split is unknown or empty, a number is not positive, or the model is not one for this task.
         """
         rows = self._rows(split, limit, batch_size)
-        each = per_sample(model, self, rows, batch_size, progress)
+        each = evaluate_samples(model, self, rows, batch_size, progress)
         means = {name: float(values.mean()) for name, values in each.items()}
         return {"loss": means["loss"], "perplexity": _exponential(means["loss"])} | means
 
@@ -251,7 +251,7 @@ class Task:
             As for `evaluate`.
         """
         rows = self._rows(split, limit, batch_size)
-        with evaluating(model):
+        with evaluation_mode(model):
             if self.kind == "classification":
                 found = class_logits(model, self, rows, batch_size, progress).argmax(1).tolist()
                 labels = rows["labels"][:]
@@ -314,7 +314,7 @@ class Task:
         start = row["prompt_length"]
         answer = row["labels"] if self.architecture == "seq2seq" else row["input_ids"][start:]
         pieces = (row["input_ids"][:start], answer)
-        before, after = (html.escape(decoded(self.tokenizer, ids, special=True)) for ids in pieces)
+        before, after = (html.escape(decode_tokens(self.tokenizer, ids, special=True)) for ids in pieces)
         return f"<pre style='white-space: pre-wrap'>{before[-1000:]}<b>{after[:1000]}</b></pre>"
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
-from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is_trained_on, read_tools, tokenise
+from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is_trained_on, read_tools, tokenize
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 
@@ -161,11 +161,11 @@ class Format:
             ]
         if messages is None:
             segments = [(row["prompt"] + self.separator, False), (row["completion"], True)]
-            ids, labels, starts = tokenise(self.tokenizer, segments, self._end_id, self._first_ids)
+            ids, labels, starts = tokenize(self.tokenizer, segments, self._end_id, self._first_ids)
             answers = [row["completion"]]
         else:
             segments = conversation_segments(self.tokenizer, messages, read_tools(row.get("tools")))
-            ids, labels, starts = tokenise(self.tokenizer, segments, self.end_ids)
+            ids, labels, starts = tokenize(self.tokenizer, segments, self.end_ids)
             answers = [message.get("content") or "" for message in messages if is_trained_on(message)]
         cut = labels[: self.max_length]
         turn = max(0, sum(start < self.max_length for start in starts) - 1)

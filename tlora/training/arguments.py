@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from tlora.utils.distributed import on_cpu
+from tlora.utils.distributed import is_cpu_run
 from tlora.utils.validation import positive, positive_int
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -129,7 +129,7 @@ def training_arguments(
     chosen = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
-        "use_cpu": on_cpu() or model.device.type == "cpu",
+        "use_cpu": is_cpu_run() or model.device.type == "cpu",
         "per_device_eval_batch_size": ours["per_device_train_batch_size"],
         # Anywhere else torch warns that it can pin nothing.
         "dataloader_pin_memory": torch.cuda.is_available(),

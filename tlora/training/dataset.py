@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tlora.models.forward import IGNORED, evaluating, pad_right, to_device
+from tlora.models.forward import IGNORED, evaluation_mode, pad_right, to_device
 
 
 def evenly_spaced_rows(rows: Dataset, count: int) -> Dataset:
@@ -106,7 +106,7 @@ class Rows:
 
     def loss(self, model: PeftModel, limit: int) -> float:
         """Mean loss of at most ``limit`` rows, in nats per labelled token, each row counting the same."""
-        with evaluating(model):
+        with evaluation_mode(model):
             rows = list(evenly_spaced_rows(self.train, limit))
             # One at a time: a mean over a padded batch would weigh the long rows more.
             losses = [model(**to_device(self.collate([row]), model)).loss.item() for row in rows]

@@ -30,7 +30,7 @@ from tlora.adapters.lora_layers import (
     lora_modules,
     trainable_parameters,
 )
-from tlora.models.forward import accepts
+from tlora.models.forward import has_argument
 from tlora.models.targets import is_causal
 from tlora.results import Meta
 from tlora.tasks.task import Task
@@ -275,7 +275,7 @@ def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     if isinstance(task, Dataset):
         base = model.get_base_model()
         more = set(task.column_names) - {"input_ids", "attention_mask", "labels"}
-        taken = tuple(name for name in sorted(more) if accepts(base, name))
+        taken = tuple(name for name in sorted(more) if has_argument(base, name))
         reads = bool(getattr(base.config, "is_encoder_decoder", False))
         task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, int(is_causal(base)), taken, reads)
     missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]

@@ -20,14 +20,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.adapters.files import ARGUMENTS
 from tlora.adapters.lora_layers import remember_trainable
-from tlora.models.forward import IGNORED, at_labels, can_leave_logits_out, fitted, with_labelled_alone
+from tlora.models.forward import IGNORED, can_restrict_logits, fit_batch, keep_labeled_positions, restrict_logits
 from tlora.models.sharding import is_sharded
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
 from tlora.training.checkpoints import adapter_folder, dispensable
 from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
-from tlora.utils.reproducibility import seeded
+from tlora.utils.reproducibility import temporary_seed
 
 # What the Trainer, accelerate and gradient checkpointing set on single modules.
 _ATTRIBUTES = (
@@ -73,7 +73,7 @@ class AdapterTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self._finite = _Finite()
-        if can_leave_logits_out(model.get_base_model()):
+        if can_restrict_logits(model.get_base_model()):
             # here, before a batch is on a GPU, where looking at its labels would have the host wait
             kwargs["data_collator"] = partial(_collated, kwargs["data_collator"])
         super().__init__(model=model, callbacks=[*phases.callbacks(), *callbacks, self._finite], **kwargs)
@@ -113,7 +113,7 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The model's own loss, a mean over all labels of a step; with logits only where there are labels."""
-        batch = at_labels(self._adapted, fitted(self._adapted, inputs))
+        batch = restrict_logits(self._adapted, fit_batch(self._adapted, inputs))
         if self.label_smoother is not None and self._adapted.config.is_encoder_decoder:
             # The Trainer smooths labels out of the model's sight, which would have made these of them.
             base: Any = self._adapted.get_base_model()
@@ -140,7 +140,7 @@ class AdapterTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Losses on the validation samples; what it draws changes nothing of the training that goes on."""
-        with seeded():
+        with temporary_seed():
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -208,7 +208,7 @@ class _Finite(TrainerCallback):
 def _collated(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:
     """A batch that asks for the logits before its labels alone, where these are of tokens."""
     batch = collate(rows)
-    return with_labelled_alone(batch) if batch["labels"].ndim > 1 else batch
+    return keep_labeled_positions(batch) if batch["labels"].ndim > 1 else batch
 
 
 class _Progress(ProgressCallback):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-Asking = Generator[list[Tensor], list[Tensor], Result]
+HostCoroutine = Generator[list[Tensor], list[Tensor], Result]
 """A computation that needs values on the host now and then: it yields tensors, and is sent these on the CPU."""
 
 
@@ -37,12 +37,12 @@ def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
-def answered(computations: list[Asking[Result]]) -> list[Result]:
+def run_coroutines(computations: list[HostCoroutine[Result]]) -> list[Result]:
     """What the computations return, run side by side: what they ask for at one time is copied to the host together.
 
     Parameters
     ----------
-    computations : list of Asking
+    computations : list of HostCoroutine
         They hold their tensors until all have ended.
 
     Returns

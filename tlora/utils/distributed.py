@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 Item = TypeVar("Item")
 
 
-def on_cpu() -> bool:
+def is_cpu_run() -> bool:
     """Whether to compute on the CPU, where accelerate connects processes only if it is told so."""
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
 
@@ -36,7 +36,7 @@ class Processes:
     count: int = 1
 
     @classmethod
-    def of_this_run(cls) -> Processes:
+    def current(cls) -> Processes:
         """As accelerate finds them; it connects them where nobody has.
 
         Raises
@@ -47,7 +47,7 @@ class Processes:
         connected = distributed.is_available() and distributed.is_initialized()
         if not connected and int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()  # accelerate's state, once made, decides for whoever trains later
-        state = PartialState(cpu=on_cpu())
+        state = PartialState(cpu=is_cpu_run())
         started = int(os.environ.get("WORLD_SIZE", state.num_processes))
         if state.num_processes != started:
             raise RuntimeError(
@@ -56,12 +56,12 @@ class Processes:
             )
         return cls(state.process_index, state.num_processes)
 
-    def add_up_(self, tensors: Iterable[Tensor]) -> None:
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
         for tensor in tensors if self.count > 1 else ():
             tensor.copy_(reduce(tensor.to(PartialState().device), "sum"))
 
-    def in_step(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    def synchronized_items(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         """Items of a loop that every process goes through equally often, as one over passes of a sharded model.
 
         Parameters
@@ -82,7 +82,7 @@ class Processes:
                 return
             yield (now[0], False) if item is None else (item, True)
 
-    def once(self, act: Callable[[], object]) -> None:
+    def run_on_first(self, act: Callable[[], object]) -> None:
         """Have the first of them act once all have come this far, while the others wait: what all would write alike."""
         self._meet()
         if self.rank == 0:

@@ -16,7 +16,7 @@ _TURN = threading.RLock()
 
 
 @contextlib.contextmanager
-def seeded(seed: int | None = None) -> Iterator[None]:
+def temporary_seed(seed: int | None = None) -> Iterator[None]:
     """Seed whatever draws from torch's global generators inside; their state is as before afterwards.
 
     Parameters

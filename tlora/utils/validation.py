@@ -59,7 +59,7 @@ def check_mapping(name: str, value: Any, example: Mapping[str, Any]) -> Mapping[
     return value
 
 
-def as_names(names: Any) -> Any:
+def list_names(names: Any) -> Any:
     """Names in any iterable as a list, which can be read twice and written down; all else as it is."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         return names

@@ -17,7 +17,7 @@ from tlora.adapters.lora_layers import adapter_layers
 from tlora.comparison.methods import HEAD, METHODS, Job, Memory, Method, chosen, seeded_adapt
 from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
-from tlora.models.weights import sharing_weights
+from tlora.models.weights import copy_sharing_weights
 from tlora.recipes import Recipe
 from tlora.training.phases import TrainingPhases
 
@@ -237,7 +237,7 @@ def test_a_head_has_its_own_rate_whatever_the_optimiser(name):
 def test_a_base_that_others_share_stays_as_it_is(name):
     base = tiny_model("llama")
     before = {key: value.clone() for key, value in base.state_dict().items()}
-    seeded_adapt(METHODS[name], dataclasses.replace(job(), model=sharing_weights(base)))
+    seeded_adapt(METHODS[name], dataclasses.replace(job(), model=copy_sharing_weights(base)))
     assert all(value.equal(before[key]) for key, value in base.state_dict().items())
 
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 import tlora
 from tests.helpers.jobs import LABELS, PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tlora.tasks.evaluation import per_sample
+from tlora.tasks.evaluation import evaluate_samples
 
 
 def tiny_task(family: str) -> tlora.Task:
@@ -21,7 +21,7 @@ def tiny_task(family: str) -> tlora.Task:
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 def test_outcomes_are_what_the_metrics_are_the_means_of(family):
     model, task = tiny_model(family), tiny_task(family)
-    found = per_sample(model, task, task.test, 3, progress=False)
+    found = evaluate_samples(model, task, task.test, 3, progress=False)
     expected = task.evaluate(model, "test")
     for name, values in found.items():
         assert len(values) == 11

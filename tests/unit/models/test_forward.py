@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import DECODERS, ENCODERS, tiny_batch, tiny_model, tiny_tokenizer
-from tlora.models.forward import at_labels, check_width, most_tokens
+from tlora.models.forward import check_width, position_limit, restrict_logits
 
 READ = {"gpt2": 64, "opt": 64, "bert": 80, "roberta": 78}
 """Positions of the tiny models; RoBERTa counts from behind its padding token."""
@@ -79,7 +79,7 @@ def test_the_places_of_a_picture_are_no_places_of_a_text(name: str) -> None:
     """A text of ten tokens was refused where a picture has four patches."""
     model = getattr(transformers, f"{name}ForConditionalGeneration")(WITH_IMAGES[name]()).eval()
     assert any(name.endswith("position_embedding") for name, _ in model.named_modules())
-    assert most_tokens(model) is None
+    assert position_limit(model) is None
     ids = torch.arange(4, 14)[None]
     check_width({"input_ids": ids, "labels": ids}, model)
 
@@ -87,7 +87,7 @@ def test_the_places_of_a_picture_are_no_places_of_a_text(name: str) -> None:
 def test_the_places_of_a_text_beside_pictures_are() -> None:
     texts = TEXT | {"max_position_embeddings": 40}
     model = transformers.GitForCausalLM(transformers.GitConfig(**texts, vision_config=IMAGES))
-    assert most_tokens(model) == (40, "git.embeddings.position_embeddings")
+    assert position_limit(model) == (40, "git.embeddings.position_embeddings")
 
 
 @pytest.mark.parametrize("use", ["evaluate", "train"])
@@ -122,7 +122,7 @@ def test_the_model_computes_the_same_loss_from_the_labelled_positions(family, pa
     model = tiny_model(family)
     batch = tiny_batch(model, padding=padding)
     batch["labels"][:, 5] = -100  # a column in the middle that nobody is asked for
-    asked = at_labels(model, batch)
+    asked = restrict_logits(model, batch)
     assert asked["labels"].shape == (3, len(asked["logits_to_keep"]))
     assert 4 not in asked["logits_to_keep"]
     assert len(asked["logits_to_keep"]) < batch["labels"].shape[1]
@@ -138,7 +138,7 @@ def test_the_model_computes_the_same_loss_from_the_labelled_positions(family, pa
 def test_other_models_get_their_batch_as_it_is(family):
     model = tiny_model(family)
     batch = tiny_batch(model)
-    asked = at_labels(model, batch)
+    asked = restrict_logits(model, batch)
     assert asked.keys() == batch.keys()
     assert all(asked[key] is value for key, value in batch.items())
 
@@ -147,15 +147,15 @@ def test_a_batch_without_labels_has_no_loss_as_before():
     model = tiny_model("llama")
     batch = tiny_batch(model)
     batch["labels"][:] = -100
-    assert at_labels(model, batch)["labels"].shape == (3, 1)
-    assert model(**at_labels(model, batch)).loss.isnan()
+    assert restrict_logits(model, batch)["labels"].shape == (3, 1)
+    assert model(**restrict_logits(model, batch)).loss.isnan()
     assert model(**batch).loss.isnan()
 
 
 def test_an_adapted_model_is_asked_like_its_base():
     base = tiny_model("llama")
     batch = tiny_batch(base)
-    expected = at_labels(base, batch)
+    expected = restrict_logits(base, batch)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    assert at_labels(adapted, batch)["logits_to_keep"] == expected["logits_to_keep"]
-    assert adapted(**at_labels(adapted, batch)).logits.shape[1] == len(expected["logits_to_keep"])
+    assert restrict_logits(adapted, batch)["logits_to_keep"] == expected["logits_to_keep"]
+    assert adapted(**restrict_logits(adapted, batch)).logits.shape[1] == len(expected["logits_to_keep"])

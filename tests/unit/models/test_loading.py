@@ -144,9 +144,9 @@ def test_a_gpu_is_used_where_there_is_one(folder):
 
 def test_of_several_processes_each_has_its_own_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert loading.checked_device(None, {}) == torch.device("cuda")
+    assert loading.resolve_device(None, {}) == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert loading.checked_device(None, {}) == torch.device("cuda:3")
+    assert loading.resolve_device(None, {}) == torch.device("cuda:3")
 
 
 def test_device_map_places_the_model(folder, tmp_path):
@@ -409,7 +409,7 @@ def test_a_packaged_file_is_unpacked_once(packed, tmp_path):
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one.bfloat16(), other)
     assert first.name_or_path == second.name_or_path == "packed"
-    assert loading.served_by("packed") == (str(tmp_path / "package" / "model.gguf"), True)
+    assert loading.external_name("packed") == (str(tmp_path / "package" / "model.gguf"), True)
     (tmp_path / "package" / "model.gguf").write_bytes(b"GGUF" + bytes(21))  # another version of the package
     load_model("packed")
     assert len(packed) == 6

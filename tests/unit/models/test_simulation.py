@@ -11,11 +11,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.models import tiny_model
-from tlora.models.simulation import alike_blocks, only, simulated
+from tlora.models.simulation import group_blocks, keep_blocks, simulation_mode
 
 
 def test_bytes_are_counted_while_they_are_alive() -> None:
-    with simulated() as simulation:
+    with simulation_mode() as simulation:
         kept = torch.zeros(1000)
 
         def act() -> None:
@@ -30,7 +30,7 @@ def test_bytes_are_counted_while_they_are_alive() -> None:
 
 
 def test_products_are_counted_forward_and_backward() -> None:
-    with simulated() as simulation:
+    with simulation_mode() as simulation:
         x, w = torch.zeros(8, 16), torch.zeros(32, 16, requires_grad=True)
         _, forward = simulation.measure(lambda: x @ w.T)
         _, both = simulation.measure(lambda: (x @ w.T).sum().backward())
@@ -38,13 +38,13 @@ def test_products_are_counted_forward_and_backward() -> None:
 
 
 def test_nothing_is_computed_however_large() -> None:
-    with simulated() as simulation:
+    with simulation_mode() as simulation:
         size, flops = simulation.measure(lambda: torch.zeros(100_000, 100_000) @ torch.zeros(100_000, 100_000))
     assert (size, flops) == (3 * 4 * 10**10, 2 * 10**15)
 
 
 def test_the_same_operation_counts_each_time_and_changes_no_other() -> None:
-    with simulated() as simulation:
+    with simulation_mode() as simulation:
         x = torch.zeros(4, 8)
         kept: list[torch.Tensor] = []
         assert [simulation.measure(lambda: kept.append(x @ x.T)) for _ in range(3)] == [(4 * 4 * 4, 2 * 4 * 8 * 4)] * 3
@@ -60,7 +60,7 @@ def test_the_same_operation_counts_each_time_and_changes_no_other() -> None:
 
 
 def test_what_is_asked_of_a_value_is_answered_by_zero() -> None:
-    with simulated():
+    with simulation_mode():
         assert not torch.ones(3).isinf().any()
         assert torch.rand(()).item() == 0
         assert torch.tensor(5).item() == 0
@@ -73,7 +73,7 @@ def test_attention_makes_no_matrix_of_tokens_by_tokens(checkpointed: bool) -> No
     def attend(x: torch.Tensor) -> torch.Tensor:
         return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
 
-    with simulated() as simulation:
+    with simulation_mode() as simulation:
         x = torch.zeros(1, 1, tokens, 8, requires_grad=True)
         out = checkpoint(attend, x, use_reentrant=False) if checkpointed else None
         size, _ = simulation.measure(lambda: (attend(x) if out is None else out).sum().backward())
@@ -92,7 +92,7 @@ def test_attention_makes_no_matrix_of_tokens_by_tokens(checkpointed: bool) -> No
 )  # fmt: skip
 def test_blocks_are_alike_by_weights_and_settings(family: str, config: dict, groups: list[list[str]]) -> None:
     """Gemma's blocks differ in what they attend to; T5's first ones alone have weights of relative positions."""
-    assert [blocks.keys for blocks in alike_blocks(tiny_model(family, **config))] == groups
+    assert [blocks.keys for blocks in group_blocks(tiny_model(family, **config))] == groups
 
 
 def test_some_blocks_run_under_their_own_names_and_all_are_back() -> None:
@@ -101,7 +101,7 @@ def test_some_blocks_run_under_their_own_names_and_all_are_back() -> None:
     ran: list[nn.Module] = []
     for block in before:
         block.register_forward_hook(lambda module, *_: ran.append(module))
-    with contextlib.suppress(KeyboardInterrupt), only({blocks: 1 for blocks in alike_blocks(model)}):
+    with contextlib.suppress(KeyboardInterrupt), keep_blocks({blocks: 1 for blocks in group_blocks(model)}):
         model(input_ids=ids)
         assert ran == before[:2]
         assert model.get_submodule("model.layers.1") is before[1]

@@ -14,7 +14,7 @@ import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
 from tests.unit.models.test_targets import QuantLinear
 from tlora.models.targets import target_modules
-from tlora.models.weights import sharing_weights, weight
+from tlora.models.weights import copy_sharing_weights, weight
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
@@ -168,7 +168,7 @@ def test_a_copy_that_shares_weights_takes_no_memory_and_leaves_the_model_alone(f
     model = tiny_model(family)
     batch = tiny_batch(model)
     before, expected = [p.requires_grad for p in model.parameters()], model(**batch).logits
-    copied = sharing_weights(model)
+    copied = copy_sharing_weights(model)
     for ours, theirs in zip(copied.parameters(), model.parameters(), strict=True):
         assert ours is not theirs
         assert ours.data_ptr() == theirs.data_ptr()

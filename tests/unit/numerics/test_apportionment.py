@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tlora.numerics.apportionment import apportion, integer_weights, spent
+from tlora.numerics.apportionment import apportion, integer_weights, total_cost
 
 quick = settings(max_examples=100, deadline=None)
 weight = st.one_of(st.integers(0, 20).map(float), st.floats(0, 1e6, width=32))
@@ -21,7 +21,7 @@ def problems(draw, costly):
     low = draw(st.lists(st.integers(0, 5), min_size=size, max_size=size))
     high = [floor + draw(st.integers(0, 30)) for floor in low]
     costs = draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)) if costly else [1] * size
-    budget = draw(st.integers(spent(low, costs), max(spent(low, costs), spent(high, costs))))
+    budget = draw(st.integers(total_cost(low, costs), max(total_cost(low, costs), total_cost(high, costs))))
     return weights, budget, low, high, costs
 
 
@@ -49,7 +49,7 @@ def by_remainders(ideals, budget, high, costs):
     """Floors, then unit by unit to whoever lacks most and can be paid for, looked up afresh each time."""
     units = [int(x) for x in ideals]
     while True:
-        rest = budget - spent(units, costs)
+        rest = budget - total_cost(units, costs)
         fit = [i for i in range(len(units)) if units[i] < high[i] and costs[i] <= rest]
         if not fit:
             return units
@@ -73,7 +73,7 @@ def test_equals_the_largest_remainders_of_exact_fractions(problem):
 def test_spends_as_much_as_fits(problem):
     _, budget, low, high, costs = problem
     units = apportion(*problem)
-    rest = budget - spent(units, costs)
+    rest = budget - total_cost(units, costs)
     assert rest >= 0
     assert all(lo <= unit <= hi for lo, unit, hi in zip(low, units, high, strict=True))
     assert all(rest < cost or unit == hi for cost, unit, hi in zip(costs, units, high, strict=True))

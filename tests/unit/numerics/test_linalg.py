@@ -13,7 +13,7 @@ import tlora
 from tests.helpers.models import tiny_batch, tiny_model
 from tlora.numerics import linalg
 from tlora.numerics.linalg import overlap_by_rank, principal_angles
-from tlora.utils.devices import answered
+from tlora.utils.devices import run_coroutines
 
 
 def seeded(seed=0):
@@ -32,7 +32,7 @@ def leading(m, k, seed=0, **kwargs):
     steps = linalg.leading_right_singular_vectors(
         lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, seeded(seed), **kwargs
     )
-    return answered([steps])[0]
+    return run_coroutines([steps])[0]
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 9, 17, 200])
@@ -99,9 +99,9 @@ def test_completion_keeps_the_given_rows_and_is_orthonormal():
 def test_orthonormalise_survives_dependent_columns():
     y = torch.randn(30, 6, generator=seeded())
     y[:, 3] = y[:, 1] * 2
-    q = linalg.orthonormalise(y)
+    q = linalg.orthonormalize(y)
     np.testing.assert_allclose((q.T @ q).numpy(), np.eye(6), atol=1e-5)
-    plain = linalg.orthonormalise(y[:, :3])
+    plain = linalg.orthonormalize(y[:, :3])
     reference = np.linalg.qr(y[:, :3].numpy())[0]
     np.testing.assert_allclose(np.abs(plain.numpy()), np.abs(reference), atol=1e-5)
 
@@ -218,7 +218,7 @@ def test_completions_are_orthonormal_and_keep_what_they_complete(seed: int, d: i
 def test_orthonormal_columns_span_the_same_nested_from_the_left(seed: int, d: int, data: st.DataObject) -> None:
     width = data.draw(st.integers(1, d))
     y = normal(seed, d, width) * torch.logspace(0, data.draw(st.floats(-8, 0)), width)
-    q = exact(linalg.orthonormalise(y))
+    q = exact(linalg.orthonormalize(y))
     np.testing.assert_allclose(q.T @ q, np.eye(width), atol=1e-4)
     reference = np.linalg.qr(exact(y))[0]
     first = min(width, 2)  # those after are not determined to float32 where y is nearly dependent
@@ -230,11 +230,11 @@ def test_well_conditioned_columns_take_the_fast_way_and_others_householder(monke
     qr = torch.linalg.qr
     monkeypatch.setattr(torch.linalg, "qr", lambda y: (used.append(1), qr(y))[1])
     fine = normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-4])
-    linalg.orthonormalise(fine)
+    linalg.orthonormalize(fine)
     assert not used
-    linalg.orthonormalise(normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-6]))
+    linalg.orthonormalize(normal(0, 40, 3) * torch.tensor([1.0, 1.0, 1e-6]))
     assert used == [1]
-    linalg.orthonormalise(torch.ones(40, 3))
+    linalg.orthonormalize(torch.ones(40, 3))
     assert used == [1, 1]
 
 
@@ -268,7 +268,7 @@ def leading_linalg_properties(m: torch.Tensor, k: int, seed: int = 0, **options:
     steps = linalg.leading_right_singular_vectors(
         lambda x: m @ x, lambda y: m.T @ y, m.shape[1], k, generator, **options
     )
-    return answered([steps])[0]
+    return run_coroutines([steps])[0]
 
 
 def counted(m: torch.Tensor, k: int, **options: object) -> tuple[linalg.Leading, list[int], list[int]]:
@@ -282,7 +282,7 @@ def counted(m: torch.Tensor, k: int, **options: object) -> tuple[linalg.Leading,
         torch.Generator().manual_seed(0),
         **options,
     )
-    return answered([steps])[0], forth, back
+    return run_coroutines([steps])[0], forth, back
 
 
 @pytest.mark.parametrize(("k", "extra", "width"), [(3, 16, 19), (3, 0, 3), (20, 16, 30), (30, 5, 30)])
@@ -345,7 +345,7 @@ def test_what_goes_beyond_a_basis_is_orthonormal_and_spans_the_image_with_it(
     image = normal(seed + 1, d, data.draw(st.integers(1, d)))
     if data.draw(st.booleans()):  # nearly within the basis
         image = basis @ (basis.T @ image) + 1e-5 * image
-    new = answered([linalg._beyond(basis, image)])[0]
+    new = run_coroutines([linalg._beyond(basis, image)])[0]
     both = np.concatenate([exact(basis), exact(new)], axis=1)
     np.testing.assert_allclose(both.T @ both, np.eye(both.shape[1]), atol=3e-6)
     if image.shape[1] <= d - kept:
@@ -400,7 +400,7 @@ growths = st.lists(st.sampled_from([0.0, 1e-9, 1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 1e-
 def test_the_iteration_settles_as_the_series_says(steps: list[list[float]], tolerance: float) -> None:
     captured = np.cumsum([[1.0, 1.5, 2.0, 7.0], *steps], axis=0)
     energies = [torch.tensor(row, dtype=torch.float64) for row in captured]
-    assert linalg._settled(energies, tolerance) == naive_settled(captured.tolist(), tolerance)
+    assert linalg._has_converged(energies, tolerance) == naive_settled(captured.tolist(), tolerance)
 
 
 def series(*captured: float) -> list[torch.Tensor]:
@@ -412,15 +412,15 @@ def test_what_is_still_to_come_is_the_rest_of_the_series(ratio: float) -> None:
     captured = series(1.0, 1.01, 1.01 + 0.01 * ratio)
     to_come = sum(0.01 * ratio**step for step in range(2, 30_000))
     share = to_come / float(captured[-1])
-    assert linalg._settled(captured, share * 1.001)
-    assert not linalg._settled(captured, share * 0.999)
+    assert linalg._has_converged(captured, share * 1.001)
+    assert not linalg._has_converged(captured, share * 0.999)
 
 
 def test_one_small_growth_is_no_promise_of_smaller_ones() -> None:
     captured = series(1.0, 2.0, 2.01)  # a hundredth of the growth before it
     to_come = 0.01 * 0.3 / 0.7 / 2.01  # as if each were three tenths
-    assert linalg._settled(captured, to_come * 1.001)
-    assert not linalg._settled(captured, to_come * 0.999)
+    assert linalg._has_converged(captured, to_come * 1.001)
+    assert not linalg._has_converged(captured, to_come * 0.999)
 
 
 @pytest.mark.parametrize(
@@ -437,16 +437,16 @@ def test_an_iteration_that_pauses_is_not_taken_for_settled(
 
 
 def test_the_tolerance_is_what_may_be_missing_at_most_and_rounding_is_a_share_of_the_last() -> None:
-    assert linalg._settled(series(0.5, 1.5, 2.0), 0.25)  # what is to come: 0.5
-    assert linalg._settled(series(1.0, 1.0, 1e6, 1e6 + 0.5), 0.0)
-    assert not linalg._settled(series(1e6, 1e6, 1.0, 1.5), 0.0)
-    assert not linalg._settled(series(1.0, 1.0, 1.5), 1.0)  # nothing to extrapolate from
-    assert not linalg._settled(series(1.0, 1.1, 1.25), 1.0)  # and a series that grows has no end
+    assert linalg._has_converged(series(0.5, 1.5, 2.0), 0.25)  # what is to come: 0.5
+    assert linalg._has_converged(series(1.0, 1.0, 1e6, 1e6 + 0.5), 0.0)
+    assert not linalg._has_converged(series(1e6, 1e6, 1.0, 1.5), 0.0)
+    assert not linalg._has_converged(series(1.0, 1.0, 1.5), 1.0)  # nothing to extrapolate from
+    assert not linalg._has_converged(series(1.0, 1.1, 1.25), 1.0)  # and a series that grows has no end
 
 
 def test_it_is_not_settled_before_there_are_two_growths() -> None:
     same = torch.ones(2, dtype=torch.float64)
-    assert [linalg._settled([same] * n, 1.0) for n in (1, 2, 3)] == [False, False, True]
+    assert [linalg._has_converged([same] * n, 1.0) for n in (1, 2, 3)] == [False, False, True]
 
 
 def test_what_was_found_cannot_be_changed() -> None:

@@ -15,7 +15,7 @@ from tests.helpers.gguf_models import FAMILIES, gguf_name, model_of, row_order, 
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.unit.adapters.test_attach import logits
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.models.loading import quiet
+from tlora.models.loading import silence_transformers
 from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
 
 # What transformers reads, too; all the others are served by llama.cpp itself in tests/serving.
@@ -62,7 +62,7 @@ def test_added_to_the_base_file_it_is_the_adapted_model(family, tmp_path):
         assert tensors[weight].shape == (len(b), a.shape[1])
         tensors[weight] = tensors[weight] + fields["adapter.lora.alpha"] / len(a) * b @ a
     write_model(tmp_path / "whole.gguf", model_of(family), family, tensors)
-    with quiet():
+    with silence_transformers():
         unpacked = transformers.GgufConfig(dequantize=True)
         whole = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path,

@@ -232,14 +232,14 @@ def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
 
 def test_text_after_a_word_that_begins_with_a_space_keeps_its_spaces():
     """Tokenizers like Llama 2's drop the space before the first word of a text: an answer is not the first."""
-    from tlora.tasks.evaluation import _decoded
+    from tlora.tasks.evaluation import decode_answer
 
     tokenizer = pieces_tokenizer()
     data = Dataset.from_dict({"prompt": ["def f():\n"], "completion": ["    return word"]})
     task = load_task(data, tokenizer, validation=0, test=0)
     row = task.train[0]
     prompt, written = row["input_ids"][: row["prompt_length"]], row["input_ids"][row["prompt_length"] :]
-    assert _decoded(task, prompt, written) == "    return word"
+    assert decode_answer(task, {"input_ids": prompt, "prompt_length": len(prompt)}, written) == "    return word"
 
 
 def modes(model):

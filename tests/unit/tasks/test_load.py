@@ -14,8 +14,8 @@ from tokenizers.processors import TemplateProcessing
 import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
-from tlora.tasks.evaluation import as_answer
-from tlora.tasks.load import load_task, load_task_of
+from tlora.tasks.evaluation import decode_answer
+from tlora.tasks.load import load_task, load_task_for_model
 
 THINKING = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
@@ -38,7 +38,7 @@ def sums(answer: str = "{}") -> Dataset:
 def perfect(task: Any) -> float:
     """The score of a model that writes what it learnt, token by token, and then something else."""
     written = [[label for label in row["labels"] if label != -100] + [5, 6] for row in task.test]
-    answers = [as_answer(task, row, tokens) for row, tokens in zip(task.test, written, strict=True)]
+    answers = [decode_answer(task, row, tokens) for row, tokens in zip(task.test, written, strict=True)]
     scores = task.score(task.test, answers)[task.metric]
     return sum(scores) / len(scores)
 
@@ -161,7 +161,7 @@ def with_the_model(folder: Path, data: Path) -> tlora.Task:
 
 
 def by_its_name(folder: Path, data: Path) -> tlora.Task:
-    return load_task_of(str(folder), str(data))
+    return load_task_for_model(str(folder), str(data))
 
 
 @pytest.mark.parametrize("load", [with_the_model, by_its_name])

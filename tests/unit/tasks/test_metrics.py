@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tlora.tasks.code_execution import Outcome
 from tlora.tasks.metrics import (
     METRICS,
+    build_program,
     equal_values,
     final_answer,
     last_boxed,
     passes,
     plain_latex,
-    program_of,
     same_text,
 )
 
@@ -307,7 +307,7 @@ def test_wrong_code_does_not_pass(row, answer):
 
 
 def test_the_test_runs_last():
-    program = program_of(ADD, "    return a + b")
+    program = build_program(ADD, "    return a + b")
     assert program.rstrip().endswith(ADD["test"])
     assert Outcome(True) == Outcome(True, "")
 
@@ -316,7 +316,7 @@ def test_long_answers_take_no_longer_than_they_are_long():
     began = time.process_time()
     for text in ("#" * 50_000 + "\nx y", "#### " * 10_000 + "\nx y", "1,234," * 10_000, "(" * 20_000, "-$" * 20_000):
         equal_values("7", final_answer(text))
-        program_of(ADD, text)
+        build_program(ADD, text)
     assert time.process_time() - began < 5
 
 

@@ -15,7 +15,7 @@ from tests.helpers.conversations import CALLING, TOOLS, called
 from tests.helpers.tokenizers import bytes_tokenizer, words_tokenizer
 from tlora.tasks.load import load_task, task_files
 from tlora.tasks.sources import read_dataset, read_path
-from tlora.tasks.splits import SPLITS, arrange
+from tlora.tasks.splits import SPLITS, deal_splits
 
 PAIRS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(10)]
 LABELLED = [{"text": f"film {i}", "label": ("bad", "good")[i % 2]} for i in range(10)]
@@ -366,7 +366,7 @@ def test_no_prompt_is_in_two_splits(rows, validation, test, seed):
     counts = {prompt: sum(p == prompt for p, _ in rows) for prompt, _ in rows}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes that groups do not add up to
-        found = arrange({"train": data}, sizes, seed, ["prompt"], leave_out_shared=False)
+        found = deal_splits({"train": data}, sizes, seed, ["prompt"], leave_out_shared=False)
     prompts = {split: set(found[split]["prompt"][:]) for split in SPLITS}
     assert not prompts["train"] & prompts["test"]
     assert not prompts["train"] & prompts["validation"]
@@ -385,7 +385,7 @@ def test_every_class_keeps_its_share(counts, data):
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     rows = Dataset.from_dict({"text": [str(i) for i in range(len(labels))], "label": labels})
     test = data.draw(st.integers(1, len(labels) // 3))
-    found = arrange({"train": rows}, dict.fromkeys(SPLITS) | {"test": test}, 0, ["text"], leave_out_shared=False)
+    found = deal_splits({"train": rows}, dict.fromkeys(SPLITS) | {"test": test}, 0, ["text"], leave_out_shared=False)
     assert len(found["test"]) == test
     for label, count in enumerate(counts):
         share = sum(each == label for each in found["test"]["label"][:])
@@ -395,7 +395,7 @@ def test_every_class_keeps_its_share(counts, data):
 def test_given_splits_are_kept_and_cut_to_size():
     data = {"train": Dataset.from_list(PAIRS[:6]), "test": Dataset.from_list(PAIRS[6:])}
     sizes = {"train": 3, "validation": 1, "test": 2}
-    found = arrange(data, sizes, 0, ["prompt"], leave_out_shared=False)
+    found = deal_splits(data, sizes, 0, ["prompt"], leave_out_shared=False)
     assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "validation": 1, "test": 2}
     assert set(found["test"]["prompt"][:]) <= {row["prompt"] for row in PAIRS[6:]}
     assert set(found["validation"]["prompt"][:]) <= {row["prompt"] for row in PAIRS[:6]}
@@ -419,7 +419,7 @@ def test_samples_in_two_given_splits_are_said_or_left_out():
             pytest.warns(UserWarning, match=f"3 training samples are in another split too; {said}"),
             pytest.warns(UserWarning, match="1 validation samples are in another split too"),
         ):
-            found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
+            found = deal_splits(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
         assert len(found["train"]) == left
 
 
@@ -431,7 +431,7 @@ def test_samples_of_validation_in_a_given_test_split_are_said_or_left_out(train)
         (True, "left out of validation", 2),
     ):
         with pytest.warns(UserWarning, match="in another split") as warned:
-            found = arrange(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
+            found = deal_splits(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
         assert [str(each.message) for each in warned] == [f"2 validation samples are in another split too; {said}"]
         assert [len(found[split]) for split in SPLITS] == [2 if train else 0, left, 6]
     assert not set(found["validation"]["prompt"]) & set(found["test"]["prompt"])

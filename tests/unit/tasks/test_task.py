@@ -12,7 +12,7 @@ import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.rows import single_losses
 from tests.helpers.tokenizers import words_tokenizer
-from tlora.tasks.evaluation import by_length
+from tlora.tasks.evaluation import batch_by_length
 from tlora.tasks.load import load_task
 
 
@@ -91,7 +91,7 @@ def test_calibration_refuses_what_there_is_not(task):
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 7), st.none() | st.integers(1, 200))
 def test_batches_by_length_hold_each_sample_once_within_their_limits(lengths, size, most):
-    batches = by_length(lengths, size, most)
+    batches = batch_by_length(lengths, size, most)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= size

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.conversations import SIZES, TOKENIZERS, messages, spelled
 from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, pieces_tokenizer, words_tokenizer
-from tlora.tasks.chat import conversation_segments, end_tokens, tokenise
+from tlora.tasks.chat import conversation_segments, end_tokens, tokenize
 from tlora.tasks.load import load_task
 
 
@@ -56,7 +56,7 @@ def test_labels_decode_to_what_was_said_whatever_is_said(contents):
     tokenizer = bytes_tokenizer("chatml")
     contents = contents[: len(contents) // 2 * 2]
     turns = messages([(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)])
-    ids, labels, starts = tokenise(tokenizer, conversation_segments(tokenizer, turns), end_tokens(tokenizer))
+    ids, labels, starts = tokenize(tokenizer, conversation_segments(tokenizer, turns), end_tokens(tokenizer))
     assert tokenizer.decode([i for i in labels if i != -100]) == "".join(f"{c}<|im_end|>" for c in contents[1::2])
     assert all(label in (index, -100) for index, label in zip(ids, labels, strict=True))
     assert [labels[start] for start in starts] == [ids[start] for start in starts]

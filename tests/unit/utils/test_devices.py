@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tlora.utils.devices import answered, on_host
+from tlora.utils.devices import on_host, run_coroutines
 
 TENSORS = [
     torch.tensor(True),
@@ -42,7 +42,7 @@ def test_computations_are_answered_together(times, other):
     seen = []
     numbers = [torch.tensor(float(n + 2), device=other.device) for n in range(len(times))]
     asking = [squared(x, n, seen) for x, n in zip(numbers, times, strict=True)]
-    watched = other.watch(lambda: answered(asking))
+    watched = other.watch(lambda: run_coroutines(asking))
     assert list(map(float, watched.result)) == [float((n + 2) ** 2 ** times[n]) for n in range(len(times))]
     assert watched.ours.total() == max(times, default=0)
     assert set(seen) <= {"cpu"}

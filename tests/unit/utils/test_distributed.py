@@ -21,7 +21,7 @@ class Beside(Processes):
 
 
 def test_one_process_goes_through_its_items():
-    assert list(Processes().in_step("ab")) == [("a", True), ("b", True)]
+    assert list(Processes().synchronized_items("ab")) == [("a", True), ("b", True)]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_one_process_goes_through_its_items():
     ],
 )
 def test_who_has_nothing_left_takes_what_another_has(own, others, expected):
-    assert list(Beside(others).in_step(own)) == expected
+    assert list(Beside(others).synchronized_items(own)) == expected
 
 
 def test_it_is_so_in_one_of_them():
