@@ -1,4 +1,4 @@
-"""Rules of the house that a reader of one file cannot see broken."""
+"""Rules of the whole repository, which the tests of one file cannot check."""
 
 import ast
 import importlib
@@ -110,8 +110,8 @@ def parameters(function: Any) -> list[inspect.Parameter]:
 
 def section(docstring: str, title: str) -> str:
     """The text of a numpydoc section."""
-    found = re.search(rf"^{title}\n-{{{len(title)}}}\n(.*?)(?=^\w[\w ]*\n---|\Z)", docstring, re.S | re.M)
-    return found[1] if found else ""
+    text = re.search(rf"^{title}\n-{{{len(title)}}}\n(.*?)(?=^\w[\w ]*\n---|\Z)", docstring, re.S | re.M)
+    return text[1] if text else ""
 
 
 def documented(docstring: str) -> list[str]:
@@ -148,6 +148,15 @@ def test_public_functions_are_typed():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_tests_that_rule_out_silent_errors_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "testing.md").read_text()))
+    defined = set(
+        re.findall(r"def (test_\w+)", "".join(path.read_text() for path in tracked() if path.stem.startswith("test_")))
+    )
+    assert named
+    assert not named - defined
+
+
 def test_docstring_sections_stand_on_lines_of_their_own():
     """A heading that was wrapped into its paragraph, ``Notes ----- As in ...``, heads nothing."""
     wrong = []
@@ -162,11 +171,11 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in ran.stdout.split("\0") if name] if ran.returncode == 0 else SOURCES
 
 
-def test_no_file_names_a_folder_of_somebodys_machine():
+def test_no_file_names_a_folder_of_one_machine():
     folder = re.compile(r"(?<![\w.:/}-])/(?:home|root|Users|mnt|media|opt|work|tmp)/")
-    found = []
+    named = []
     for path in tracked():
         if path.is_file() and b"\0" not in path.read_bytes()[:1024]:
             lines = path.read_text(encoding="utf-8").splitlines()
-            found += [f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, 1) if folder.search(line)]
-    assert not found, "\n".join(found)
+            named += [f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, 1) if folder.search(line)]
+    assert not named, "\n".join(named)
