@@ -13,6 +13,7 @@ from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta
 from tlora.subspaces.subspaces import task_subspaces
 from tlora.training.train import train
+from tlora.utils.defaults import RECIPES as RECIPE_ARGUMENTS
 
 Arguments = Mapping[str, Any]
 
@@ -128,25 +129,7 @@ def _check(function: str, given: Arguments) -> None:
             raise TypeError(f"a recipe cannot set {name!r} of {function}(): it has {', '.join(sorted(named))}")
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("tlora-paper", attach={"rows": "orthonormal"}),
-        # What the functions do by default.
-        Recipe("tlora"),
-        # A is trained from the same start: LoRA's parameters, for those who have the memory.
-        Recipe("tlora-trained", attach={"freeze_a": False}),
-        # A is trained while most is learned, and then frozen: the steps after that cost what those of ``tlora`` cost.
-        Recipe("tlora-freeze-late", attach={"freeze_a": False}, train={"freeze_a_after": 0.2}),
-        # Plain LoRA: nothing of it is decided by the task.
-        Recipe(
-            "lora",
-            task_subspaces=None,
-            allocate={"adapt_ranks": False, "adapt_scales": False},
-            attach={"freeze_a": False},
-        ),
-    )
-}
+RECIPES: dict[str, Recipe] = {name: Recipe(name, **arguments) for name, arguments in RECIPE_ARGUMENTS.items()}
 """Recipes by name: ``tlora-paper``, the published method; ``tlora``, what the functions do by default, and the
 comparisons support with ``A`` frozen; ``tlora-trained``, the same start with ``A`` trained as well;
 ``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; and ``lora``, plain LoRA."""

@@ -29,7 +29,7 @@ from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
 from tlora.subspaces.subspaces import TOGETHER
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
 from tlora.utils.validation import list_names, one_of, positive, positive_int
 
 FULL = "all weights"
@@ -129,17 +129,17 @@ class ResourceEstimate(Result):
 
 def estimate(
     model: str | os.PathLike[str] | PretrainedConfig,
-    rank: int = 8,
+    rank: int = RANK,
     *,
-    samples: int = 32,
-    length: int = 512,
+    samples: int = SAMPLES,
+    length: int = LENGTH,
     batch_size: int = BATCH_SIZE,
     labels: int | None = None,
-    sketch_size: int = 256,
-    dtype: str = "float32",
+    sketch_size: int = SKETCH_SIZE,
+    dtype: str = DTYPE,
     bits: int | None = None,
     gradient_checkpointing: bool = False,
-    optim: str = "adamw_torch",
+    optim: str = OPTIMIZER,
     gpus: int = 1,
     num_labels: int | None = None,
     target_modules: str | Iterable[str] | None = None,

@@ -26,6 +26,7 @@ from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
+from tlora.utils.defaults import BUDGET, SCALING
 from tlora.utils.validation import check_mapping, check_type, fraction, one_of, positive, positive_int
 
 
@@ -295,8 +296,8 @@ def allocate(
     sensitivity: Sensitivity,
     rank: SupportsIndex,
     alpha: int | float | None = None,
-    scaling: str = "nominal",
-    budget: str = "ranks",
+    scaling: str = SCALING,
+    budget: str = BUDGET,
     adapt_ranks: bool = True,
     adapt_scales: bool = True,
     max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlora.calibration.accumulators import Statistics
 from tlora.calibration.batches import Batch
-from tlora.calibration.calibration import Calibration, Kept, Options, Products, Tokens, check_alike, in_order
+from tlora.calibration.calibration import Calibration, Options, Products, check_alike, in_order
 from tlora.calibration.checkpoint import Checkpoint, Share
 from tlora.calibration.forward_backward import check_batches, observe, prepared
 from tlora.calibration.sensitivity import Sensitivity
@@ -25,6 +25,7 @@ from tlora.models.targets import refuse_adapted
 from tlora.models.targets import target_modules as find_targets
 from tlora.models.weights import fingerprint, weight
 from tlora.results import Meta
+from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
 from tlora.utils.validation import list_names, positive_int
@@ -35,11 +36,11 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     *,
     samples: int | None = None,
-    tokens: Tokens = "all",
+    tokens: Tokens = TOKENS,
     gradient: bool = False,
     target_modules: str | Iterable[str] | None = None,
-    covariance: Kept = "dense",
-    sketch_size: int = 256,
+    covariance: CovarianceForm = COVARIANCE,
+    sketch_size: int = SKETCH_SIZE,
     products: Products = "float32",
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,

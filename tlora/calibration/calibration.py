@@ -19,7 +19,7 @@ from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.models.module_result import unpacked_targets
 from tlora.models.targets import Target
 from tlora.results import Meta, Result
-from tlora.utils.defaults import Kept, Tokens
+from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.packages import library_versions
 from tlora.utils.validation import positive_int
 
@@ -339,14 +339,14 @@ class Options:
         Precision of the factors of products: float32, or what the model computes in unless that is float16.
     """
 
-    tokens: Tokens = "all"
+    tokens: Tokens = TOKENS
     gradient: bool = False
-    covariance: Kept = "dense"
-    sketch_size: int = 256
+    covariance: CovarianceForm = COVARIANCE
+    sketch_size: int = SKETCH_SIZE
     products: Products = "float32"
 
     def __post_init__(self) -> None:
-        for name, choices in (("tokens", Tokens), ("covariance", Kept), ("products", Products)):
+        for name, choices in (("tokens", Tokens), ("covariance", CovarianceForm), ("products", Products)):
             if (value := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"{name}={value!r}: choose {' or '.join(map(repr, get_args(choices)))}")
         positive_int(self.sketch_size, "sketch_size")

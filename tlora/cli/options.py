@@ -6,15 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from tlora.utils.defaults import BATCH_SIZE, Budget, Kept, Kind, Rows, Scaling, Tokens
-
-# Keys of the library's tables: a test holds them equal.
-EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-RecipeName = Literal["lora", "tlora", "tlora-paper", "tlora-trained", "tlora-freeze-late"]
+from tlora.utils.defaults import BATCH_SIZE, Budget, CovarianceForm, Kind, RecipeName, Rows, Scaling, Tokens
 
 DRAWN = {"train": 300, "validation": 50, "test": 64}
 """Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
@@ -209,7 +205,7 @@ class Looking:
         Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are trained on.")
     ] = "all"
     covariance: Annotated[
-        Kept,
+        CovarianceForm,
         option("Calibration", "Keep covariances whole, or as sketches: a fraction of the memory for a wide model."),
     ] = "dense"
     sketch_size: Annotated[

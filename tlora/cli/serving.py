@@ -13,9 +13,9 @@ import tlora
 from tlora.allocation.footprint import ranks_text, size_text
 from tlora.cli.command_line import flat, written
 from tlora.cli.evaluate import next_to
-from tlora.cli.options import Adapter, BaseModel, EngineName, Overwrite, Placement, Quiet, option
+from tlora.cli.options import Adapter, BaseModel, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, facts, table
-from tlora.utils.defaults import Format
+from tlora.utils.defaults import EngineName, Format
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""

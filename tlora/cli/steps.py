@@ -33,7 +33,7 @@ from tlora.allocation.allocation import Allocation, allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.cli.options import AllocationFlags, Data, Looking, Placement, RecipeName, Start, Training, selected
+from tlora.cli.options import AllocationFlags, Data, Looking, Placement, Start, Training, selected
 from tlora.cli.output import Report, facts
 from tlora.models.loading import floating_dtype, load_model, resolve_device
 from tlora.models.targets import target_modules
@@ -47,7 +47,7 @@ from tlora.training.arguments import check_card, check_numbers, check_report
 from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
-from tlora.utils.defaults import BATCH_SIZE, default_rows
+from tlora.utils.defaults import BATCH_SIZE, RecipeName, default_rows
 from tlora.utils.distributed import Processes
 from tlora.utils.files import check_folder, replace_file, replace_files
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tlora.adapters.files import Adapter, by_layer
+from tlora.utils.defaults import EngineName
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's ``--max-lora-rank`` may have."""
@@ -140,7 +141,7 @@ class Server:
 
 _BY_NAME = {engine.name: engine for engine in ENGINES}
 
-SERVERS = {
+SERVERS: dict[EngineName, Server] = {
     "peft": Server(_BY_NAME["PEFT 0.15 and later"]),
     "vllm": Server(
         _BY_NAME["vLLM 0.32"],

@@ -23,7 +23,7 @@ from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
 from tlora.serving.uniform_lora import PlainLora, check_exportable, in_every_layer, padded, plain_lora, target_suffixes
-from tlora.utils.defaults import Format
+from tlora.utils.defaults import EngineName, Format
 from tlora.utils.files import check_folder, read_json, replace_files
 from tlora.utils.packages import require
 
@@ -47,7 +47,7 @@ def export(
     folder: str | os.PathLike[str],
     *,
     format: Format | None = None,
-    engine: str | None = None,
+    engine: EngineName | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
 ) -> Path:
@@ -115,7 +115,7 @@ def export(
     return _export_peft(model, plain, path, precision, server.rank(plain.rank) if server else plain.rank)
 
 
-def export_format(asked: str | None, engine: str | None) -> Format:
+def export_format(asked: str | None, engine: EngineName | None) -> Format:
     """The format to write for an engine.
 
     Raises

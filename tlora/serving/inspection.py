@@ -13,6 +13,7 @@ from tlora.adapters.lora_layers import COLUMNS, rank_use
 from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES
+from tlora.utils.defaults import ENERGY
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -70,7 +71,7 @@ class Inspection(Result):
         """``s`` of each module, as PEFT computes it."""
         return by_layer(Adapter(self.config, self.ranks))
 
-    def rank_use(self, energy: float = 0.99) -> pd.DataFrame:
+    def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
         """Was the rank used? Directions that the update needs, against the rank that was given.
 
         Parameters

@@ -23,7 +23,7 @@ from tlora.models.targets import Target
 from tlora.models.weights import base_modules, check_same_model, get_base_model, weight
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
-from tlora.utils.defaults import Kind
+from tlora.utils.defaults import KIND, Kind
 from tlora.utils.devices import HostCoroutine, run_coroutines
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import fraction, positive, positive_int
@@ -191,7 +191,7 @@ def task_subspaces(
     calibration: Calibration,
     *,
     max_rank: int | Allocation = 64,
-    kind: Kind = "wc",
+    kind: Kind = KIND,
     centred: bool = True,
     general: Calibration | None = None,
     general_weight: float = 1.0,

@@ -26,6 +26,7 @@ from tlora.adapters.files import (
 )
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.training.callbacks import MODULE_COLUMNS
+from tlora.utils.defaults import ENERGY
 from tlora.utils.files import digest, replace_files
 
 # What goes to JSON as it is.
@@ -132,7 +133,7 @@ class TrainingRun(Result):
             values[name] = lora_layers.update_singular_values(a, b, scaling)
         return values
 
-    def rank_use(self, energy: float = 0.99) -> pd.DataFrame:
+    def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
         """Was the rank used? Directions that the update needs, against the rank that was given.
 
         Parameters

@@ -42,7 +42,7 @@ from tlora.training.dataset import Rows, evenly_spaced_rows
 from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restored
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
@@ -58,8 +58,8 @@ def train(
     model: PeftModel,
     task: Task | Dataset,
     *,
-    learning_rate: float = 1e-3,
-    epochs: float = 1,
+    learning_rate: float = LEARNING_RATE,
+    epochs: float = EPOCHS,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     a_learning_rate: float | None = None,

@@ -24,10 +24,10 @@ from tests.helpers.foreign import BATCH, PARTS, biased, foreign, tied
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.cli.options import EngineName
 from tlora.serving.engines import SERVERS
 from tlora.serving.export import replace_export
 from tlora.serving.verify import export_difference
+from tlora.utils.defaults import EngineName
 
 
 def served_with_one_scale(family, folder):
