@@ -48,8 +48,5 @@ from .serving.export import export as export
 from .serving.inspect import inspect as inspect
 from .serving.inspection import Inspection as Inspection
 from .recipes import Recipe as Recipe
-from .comparison.compare import compare as compare
-from .comparison.methods import Method as Method
-from .comparison.comparison import Comparison as Comparison
 from .comparison.race import race as race
 from .comparison.race_result import Race as Race

@@ -1,9 +1,8 @@
 """Pictures of what `tlora` found: one function a stage, drawn from the results' tables.
 
-Each ``plot_x(result, *, ax=None)`` draws on ``ax``, or on a new figure, and returns the axes; `plot_comparison`,
-of several panels, returns a figure of its own. None of them shows or closes a figure, or changes matplotlib's
-settings. The explorers are widgets of the same pictures, the monitor watches training. `report` and `card` make pages
-of an adapter's folder.
+Each ``plot_x(result, *, ax=None)`` draws on ``ax``, or on a new figure, and returns the axes. None of them shows or
+closes a figure, or changes matplotlib's settings. The explorers are widgets of the same pictures, the monitor watches
+training. `report` and `card` make pages of an adapter's folder.
 """
 
 from typing import Any

@@ -7,7 +7,6 @@ from .plots.allocation import plot_allocation as plot_allocation
 from .plots.training import plot_training as plot_training
 from .plots.compression import plot_compression as plot_compression
 from .plots.race import plot_race as plot_race
-from .plots.comparison import plot_comparison as plot_comparison
 from .widgets.spectrum import SpectrumExplorer as SpectrumExplorer
 from .widgets.alignment import AlignmentExplorer as AlignmentExplorer
 from .widgets.workbench import Workbench as Workbench

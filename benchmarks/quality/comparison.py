@@ -18,12 +18,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-import tlora
-import viz
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.methods import METHODS
+from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.store import Store
+from benchmarks.lab.summary import CONDITION, BaselineRank
 from tlora.comparison.interval import mean_squares
-from tlora.comparison.methods import METHODS
-from tlora.comparison.store import Store
-from tlora.comparison.summary import PLACE, BaselineRank
 from tlora.recipes import RECIPES, Recipe
 
 STORE = Path("benchmarks/results/comparison.jsonl")
@@ -83,28 +83,28 @@ HELD_OUT = {"letter_counting", "syllogism", "imdb"}
 
 
 def whole(
-    comparison: tlora.Comparison, baseline_rank: BaselineRank = REFERENCE, baseline: str = "lora", **options: Any
+    comparison: Comparison, baseline_rank: BaselineRank = REFERENCE, baseline: str = "lora", **options: Any
 ) -> pd.DataFrame:
     """The summary, less what has not been run with three seeds; runs that failed are runs."""
     summary = comparison.summary(baseline, baseline_rank=baseline_rank, **options)
-    runs = comparison.to_frame().query("best_rate").groupby(list(PLACE)).size()
+    runs = comparison.runs.query("best_rate").groupby(list(CONDITION)).size()
     summary = summary.assign(runs=[runs.get(place, 0) for place in _places(summary)])
     return summary[summary["runs"] >= len(SEEDS)]
 
 
 def _places(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
-    return list(rows[list(PLACE)].itertuples(index=False, name=None))
+    return list(rows[list(CONDITION)].itertuples(index=False, name=None))
 
 
 def _no_ablations(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~rows["method"].isin(TRIED)]
 
 
-def tables(comparison: tlora.Comparison) -> dict[str, str]:
+def tables(comparison: Comparison) -> dict[str, str]:
     """The tables of docs/results/first_comparison.md in Markdown, by their titles."""
     summary = whole(comparison)
     shown = _no_ablations(summary)
-    losses = whole(comparison, metric="loss").set_index(list(PLACE))["value"]
+    losses = whole(comparison, metric="loss").set_index(list(CONDITION))["value"]
     found = {
         f"Better than LoRA of rank {REFERENCE} by": overview(shown),
         "Every method, rank and task": _alike(shown, -losses, flat_ranges(comparison)),
@@ -120,7 +120,7 @@ def tables(comparison: tlora.Comparison) -> dict[str, str]:
     return {title: text for title, text in found.items() if len(text.splitlines()) > 2}
 
 
-def written(comparison: tlora.Comparison) -> str:
+def written(comparison: Comparison) -> str:
     """The tables as they are on the page: the first to be seen, the others to be opened."""
     (_, first), *others = tables(comparison).items()
     folded = [f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in others]
@@ -166,7 +166,7 @@ def _cell(row: Any, first: tuple[str, int]) -> str:
     return f"**{found}**" if row.difference_low > 0 or row.difference_high < 0 else found
 
 
-def flat_ranges(comparison: tlora.Comparison, share: float = SHARES[0]) -> dict[tuple[Any, ...], str]:
+def flat_ranges(comparison: Comparison, share: float = SHARES[0]) -> dict[tuple[Any, ...], str]:
     """From which rate to which a method is within a share of its best, marked where the search ended there."""
     flat, found = comparison.flatness(share), {}
     for place, row in zip(_places(flat), flat.itertuples(), strict=True):
@@ -193,7 +193,7 @@ def _alike(summary: pd.DataFrame, losses: pd.Series, ranges: dict[tuple[Any, ...
         "|---" * 8 + "|",
     ]
     for row in _ordered(summary):
-        place = tuple(getattr(row, name) for name in PLACE)
+        place = tuple(getattr(row, name) for name in CONDITION)
         failed = f", {row.runs - row.seeds} failed" if row.seeds < row.runs else ""
         measured = "" if "loss" in row.metric else f"{row.metric} {100 * row.value:.1f} %, "
         rate = f"{row.learning_rate:g} ({ranges[place]})"
@@ -224,7 +224,7 @@ def ablation(losses: pd.Series) -> str:
     return "\n".join(lines)
 
 
-def directions(comparison: tlora.Comparison) -> str:
+def directions(comparison: Comparison) -> str:
     """`tlora`, and the same with `A` along the directions of another kind."""
     summary = whole(comparison, baseline="tlora")
     tasks = set(summary.loc[summary["method"].isin(KINDS), "task"])
@@ -233,9 +233,9 @@ def directions(comparison: tlora.Comparison) -> str:
     return overview(summary[known & summary["task"].isin(tasks)], first)
 
 
-def spread(comparison: tlora.Comparison) -> str:
+def spread(comparison: Comparison) -> str:
     """Standard deviations of methods and of runs at the reference rank, from a two-way layout of methods and seeds."""
-    runs = _no_ablations(comparison.to_frame().query("best_rate and rank == @REFERENCE and seed in @SEEDS"))
+    runs = _no_ablations(comparison.runs.query("best_rate and rank == @REFERENCE and seed in @SEEDS"))
     runs = runs[~runs["method"].isin((*ASTRAY, CEILING))]
     left_out = f"adapters of rank {REFERENCE} but {' and '.join(ASTRAY)}"
     lines = [f"| task | {left_out} | standard deviation between them | between runs of one |", "|---" * 4 + "|"]
@@ -251,7 +251,7 @@ def spread(comparison: tlora.Comparison) -> str:
     return "\n".join(lines)
 
 
-def steady(comparison: tlora.Comparison) -> str:
+def steady(comparison: Comparison) -> str:
     """Between which rates the mean of the searches is near its best, where both were searched with all seeds."""
     near = [flat_ranges(comparison, share) for share in SHARES]
     flat = comparison.flatness()
@@ -287,7 +287,7 @@ def _signed(row: Any, difference: float) -> str:
     return f"{round(factor * difference, digits) + 0.0:+.{digits}f}"  # no zero with a minus
 
 
-def digest(comparison: tlora.Comparison) -> str:
+def digest(comparison: Comparison) -> str:
     """What tells the picture of one store from that of another."""
     return hashed(whole(comparison).to_csv(index=False, float_format="%.6g"))
 
@@ -297,11 +297,11 @@ def hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def finished(comparison: tlora.Comparison) -> tlora.Comparison:
+def finished(comparison: Comparison) -> Comparison:
     """What has been run with every seed, for the picture: what is not finished has not failed."""
     places = set(_places(_no_ablations(whole(comparison))))
     records = Store(STORE).read()
-    return tlora.Comparison.of([r for r in records if tuple(r["key"][name] for name in PLACE) in places])
+    return Comparison.from_records([r for r in records if tuple(r["key"][name] for name in CONDITION) in places])
 
 
 def between(begin: str, end: str, block: str, text: str) -> str:
@@ -333,10 +333,10 @@ def save(figure: Figure, path: Path, of: str) -> None:
 
 def write() -> None:
     """Put the table and the pictures that the store makes in place."""
-    comparison = tlora.Comparison.read(STORE)
+    comparison = Comparison.read(STORE)
     PAGE.write_text(between(BEGIN, END, written(comparison), PAGE.read_text()))
     for view, path in PICTURES.items():
-        figure = viz.plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
+        figure = plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
         save(figure, path, digest(comparison))
 
 

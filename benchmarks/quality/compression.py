@@ -116,7 +116,7 @@ def errors(bench: Bench, name: str, folder: str) -> None:
     """Share of the outputs' norm that is lost on each group of held-out samples, and by how much cuts differ."""
     if all(there(bench.key(name, "error", share=share)) for share in SHARES):
         return
-    ranks = {share: chosen(bench, folder, share) for share in SHARES}
+    ranks = {share: select_ranks(bench, folder, share) for share in SHARES}
     lost: dict[tuple[float, str], list[float]] = {(share, cut): [] for share in SHARES for cut in CUTS}
     whole = []
     for held_out in bench.held_out():
@@ -154,7 +154,7 @@ def _with_interval(value: Array, resampled: Array, at: int | None) -> list[float
     return [float(value if at is None else value[at]), float(low[0]), float(high[0])]
 
 
-def chosen(bench: Bench, folder: str, share: float) -> dict[str, dict[str, int]]:
+def select_ranks(bench: Bench, folder: str, share: float) -> dict[str, dict[str, int]]:
     """Ranks of each cut within a share of the parameters."""
     task = compressed(bench, folder, "task", share)
     return {"task": task.ranks, **{cut: compressed(bench, folder, cut, share).ranks for cut in CUTS if cut != "task"}}

@@ -26,10 +26,12 @@ from matplotlib.figure import Figure
 from peft import PeftModel
 
 import tlora
-import viz
+from benchmarks.lab.compare import compare
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.methods import Job, Method
+from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.store import Record, Store
 from benchmarks.quality import comparison
-from tlora.comparison.methods import Job, Method
-from tlora.comparison.store import Record, Store
 from tlora.recipes import Recipe
 from viz import style
 
@@ -56,7 +58,7 @@ def quarter(job: Job, *, choose: Choose) -> PeftModel:
 
 
 def _calibration(job: Job, **options: Any) -> tlora.Calibration:
-    return job.once(
+    return job.remember(
         ("calibration", options), lambda: tlora.calibrate(job.model, job.batches(), progress=False, **options)
     )
 
@@ -110,10 +112,10 @@ def _whitened(job: Job, *, general_weight: float, general: tuple[str, dict[str, 
         name, data = general
         text = tlora.load_task(name, job.task.tokenizer, **{"seed": job.seed} | data)
         batches = text.calibration(job.samples)
-        other = job.once(("general",), lambda: tlora.calibrate(job.model, batches, progress=False))
+        other = job.remember(("general",), lambda: tlora.calibrate(job.model, batches, progress=False))
         more = {"general": other, "general_weight": general_weight}
     allocation = tlora.allocate(calibration.sensitivity, job.rank, **UNIFORM)
-    subspaces = job.once(
+    subspaces = job.remember(
         ("whitened", general_weight),
         lambda: tlora.task_subspaces(
             job.model, calibration, max_rank=allocation, kind="g_whitened", seed=job.seed, progress=False, **more
@@ -187,7 +189,7 @@ def main() -> None:
 
 def complete(part: Part, workers: int) -> None:
     """Do what is not in the store yet."""
-    tlora.compare(
+    compare(
         part.methods, part.tasks, part.model, ranks=part.rank, learning_rates=part.rates, seeds=SEEDS, store=STORE,
         workers=workers, **part.arguments,
     )  # fmt: skip
@@ -264,7 +266,7 @@ def corrected() -> str:
     """The tasks with a head of which all runs are there, beside what the first protocol made of them."""
     methods, tables = ("full", "lora", "tlora"), []
     for store in (comparison.STORE, STORE):
-        runs = tlora.Comparison.read(store, methods=methods, ranks=8)
+        runs = Comparison.read(store, methods=methods, ranks=8)
         tables.append([runs.summary("lora", metric=m).set_index(["task", "method"]) for m in (None, "loss")])
     seeds = tables[1][0]["seeds"]
     lines = []
@@ -292,20 +294,20 @@ PICTURE = Path("docs/pilot_forgetting.png")
 TIGHT = Path("docs/pilot_ranks.png")
 
 
-def shown() -> tlora.Comparison:
+def shown() -> Comparison:
     """What the picture shows: the arms of the short table."""
-    return tlora.Comparison.read(STORE, tasks="cipher", ranks=8, methods={method for method, _ in SHOWN})
+    return Comparison.read(STORE, tasks="cipher", ranks=8, methods={method for method, _ in SHOWN})
 
 
-def every() -> tlora.Comparison:
+def every() -> Comparison:
     """All that was run on `cipher`."""
-    return tlora.Comparison.read(STORE, tasks="cipher")
+    return Comparison.read(STORE, tasks="cipher")
 
 
 def draw() -> None:
     """What was learned beside what was forgotten, and where the rank is best."""
     runs, more = shown(), every()
-    comparison.save(viz.plot_comparison(runs, view="forgetting"), PICTURE, comparison.digest(runs))
+    comparison.save(plot_comparison(runs, view="forgetting"), PICTURE, comparison.digest(runs))
     searched = more.runs.query("rank == 1 and split == 'validation'")
     comparison.save(draw_searches(searched), TIGHT, comparison.digest(more))
 

@@ -30,9 +30,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 import tlora
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot, study
 from benchmarks.quality.gradient_capture import held_out
-from tlora.comparison.store import Store
 from tlora.tasks.load import load_task_for_model
 from viz import style
 
@@ -66,11 +67,11 @@ class Place:
 def places() -> Iterator[Place]:
     """The newest runs of each task: at the best rate of each, or at that of two which the other seeds choose."""
     corrected = tuple(pilot.PARTS["head"].tasks)
-    first = dict.fromkeys(tlora.Comparison.read(comparison.STORE).runs["task"])
+    first = dict.fromkeys(Comparison.read(comparison.STORE).runs["task"])
     stores = {task: comparison.STORE for task in first} | dict.fromkeys(corrected, pilot.STORE)
     for task, store in (stores | {study.DEVELOPMENT: pilot.STORE}).items():
         frozen = "frozen wc" if task == study.DEVELOPMENT else "tlora"
-        runs = tlora.Comparison.read(store, tasks=task, methods=(frozen, "lora"), ranks=RANK).runs
+        runs = Comparison.read(store, tasks=task, methods=(frozen, "lora"), ranks=RANK).runs
         best = runs[runs["best_rate"]].set_index("seed")
         losses = (best.loc[best["method"] == method, "loss"] for method in (frozen, "lora"))
         yield Place(store, task, *losses)

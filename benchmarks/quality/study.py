@@ -30,11 +30,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, StrMethodFormatter
 from scipy import stats
 
-import tlora
-import viz
+from benchmarks.lab.compare import compare
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.methods import Method, choose_method
+from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot
-from tlora.comparison.methods import Method, chosen
-from tlora.comparison.store import Store
 from tlora.recipes import Recipe
 from viz import style
 
@@ -62,7 +63,7 @@ class Arm:
     @property
     def name(self) -> str:
         """As in the store."""
-        return chosen(self.method).name
+        return choose_method(self.method).name
 
 
 LORA, AS_LARGE, WHITENED = "LoRA, rank 8", "LoRA, rank 4", "g_whitened"
@@ -117,7 +118,7 @@ class Job:
     def run(self) -> None:
         """Do what is not in the store yet."""
         part = pilot.PARTS["frozen"]
-        tlora.compare(
+        compare(
             self.arm.method, {self.task: pilot.TEXT}, MODEL, ranks=self.arm.rank, learning_rates=self.rates,
             seeds=self.seeds, store=STORE, progress=False, **part.arguments,
         )  # fmt: skip
@@ -184,7 +185,7 @@ def best_rate(arm: Arm) -> float | None:
     """
     for store in (pilot.STORE, STORE) if pilot.PARTS["frozen"].model == MODEL else (STORE,):
         try:
-            found = tlora.Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
+            found = Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
         except (FileNotFoundError, ValueError):
             continue
         best = found.flatness()["best"]
@@ -340,7 +341,7 @@ def estimates() -> pd.DataFrame:
 
 def means(task: str) -> pd.DataFrame:
     """Every arm at every rate: means over the seeds, and the highest loss of one."""
-    found = tlora.Comparison.read(STORE, tasks=task).runs.query("split == 'test'")
+    found = Comparison.read(STORE, tasks=task).runs.query("split == 'test'")
     rows = found.groupby(["method", "rank", "learning_rate"])
     table = rows[["trainable_parameters", "loss", "forgetting"]].mean()
     return table.assign(highest=rows["loss"].max(), seeds=rows["loss"].count(), runs=rows.size()).reset_index()
@@ -425,17 +426,17 @@ def draw_estimates(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def drawn() -> tlora.Comparison:
+def drawn() -> Comparison:
     """The runs that the pictures show: arms that have run at both of their rates, on the tasks that count."""
     tasks = counted()
     methods = {arm.name for task in tasks for arm in measured(task).values()}
-    return tlora.Comparison.read(STORE, tasks=tasks, methods=methods)
+    return Comparison.read(STORE, tasks=tasks, methods=methods)
 
 
 def draw(pictures: Mapping[str, Path]) -> None:
     """The pictures, into these files."""
     shown = drawn()
-    figures = {"estimates": draw_estimates(estimates()), "forgetting": viz.plot_comparison(shown, view="forgetting")}
+    figures = {"estimates": draw_estimates(estimates()), "forgetting": plot_comparison(shown, view="forgetting")}
     for name, figure in figures.items():
         comparison.save(figure, pictures[name], comparison.digest(shown))
 

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 
 import tlora
+from benchmarks.speed.peak_memory import PeakMemory
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.covariance import Covariance, SketchedCovariance
 from tlora.calibration.sample_means import SampleMeans
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.comparison.run import PeakMemory
 from tlora.models.targets import Target
 from tlora.numerics.sketching import SketchingMatrices
 from tlora.results import Meta

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import tlora
-from tlora.comparison.run import PeakMemory
+from benchmarks.speed.peak_memory import PeakMemory
 from tlora.models.forward import restrict_logits
 
 LLAMA = LlamaConfig(

@@ -10,7 +10,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from tlora.comparison.run import PeakMemory
+from benchmarks.speed.peak_memory import PeakMemory
 
 Result = TypeVar("Result")
 

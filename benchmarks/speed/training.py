@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import tlora
+from benchmarks.speed.peak_memory import PeakMemory
 from tlora.allocation.footprint import BYTES
-from tlora.comparison.run import PeakMemory
 
 
 def main() -> None:

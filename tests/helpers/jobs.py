@@ -1,16 +1,12 @@
-"""Jobs of a comparison on tiny models."""
+"""A tiny task of each kind."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from datasets import Dataset
 
 import tlora
-from tests.helpers.models import tiny_model, tiny_tokenizer
-from tlora.comparison.methods import Job
+from tests.helpers.models import tiny_tokenizer
 
-RANK = 2
 PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(36)]
 LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": i % 2} for i in range(36)]
 
@@ -21,8 +17,3 @@ def task(family: str = "llama") -> tlora.Task:
     splits = {"train": rows[:20], "validation": rows[20:28], "test": rows[28:]}
     return tlora.load_task({name: Dataset.from_list(part) for name, part in splits.items()}, tiny_tokenizer())
 
-
-def job(family: str = "llama", **changes: Any) -> Job:
-    """An adapter to be made of a tiny model of the family."""
-    values = {"rank": RANK, "steps": 20, "samples": 12} | changes
-    return Job(tiny_model(family), task(family), **values)

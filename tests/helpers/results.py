@@ -34,10 +34,8 @@ from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.comparison.comparison import Comparison
 from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
-from tlora.comparison.store import Record, packed
 from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import inspect
@@ -48,7 +46,6 @@ from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
-from tlora.utils.packages import library_versions
 
 META = Meta(model="tiny-llama", task="family_relationships", recipe={"tokens": "all"}, seed=3, samples=4)
 # Not in alphabetical order: a format that sorted the modules would be noticed.
@@ -153,36 +150,6 @@ def stability_of_allocation() -> AllocationStability:
     return allocation_stability(calibration().sensitivity, allocation(), resamples=10)
 
 
-def record(
-    method: str, rate: float, seed: int, split: str, values: Any = None, *, metric: str = "accuracy", **changes: Any
-) -> Record:
-    """What a store holds of a run; ``values`` are what it made of each sample, None for a run that failed."""
-    key = {"model": "tiny", "dtype": "float32", "task": "pairs", "data": {"seed": 0}, "method": method, "arguments": {}}
-    key |= {"rank": 2, "steps": 3, "batch_size": 4, "samples": 8, "learning_rate": rate, "seed": seed, "split": split}
-    about = {"key": key | changes, "versions": library_versions(), "at": "2026-01-01T00:00:00+00:00"}
-    if values is None:
-        return about | {"status": "failed", "error": "RuntimeError: no memory"}
-    values = np.asarray(values, dtype=float)
-    found = {"loss": 1 - values} if metric == "loss" else {"loss": 1 - values, metric: values}
-    costs = {"trainable_parameters": 100, "head_parameters": 10, "seconds": 2.5, "preparation_seconds": 0.5}
-    done = {"status": "done", "metrics": {name: float(each.mean()) for name, each in found.items()}}
-    outcomes = {"outcomes": {name: packed(each) for name, each in found.items()}} if split == "test" else {}
-    return about | done | costs | {"peak_bytes": 10**9} | outcomes
-
-
-def comparison() -> Comparison:
-    """Two methods, one of which failed at a rate."""
-    rng = np.random.default_rng(0)
-    records = [
-        record(method, rate, 0, "validation", None if rate > 2e-3 and method == "lora" else [0.5, rate * 100])
-        for method in ("lora", "tlora")
-        for rate in (1e-3, 2e-3, 4e-3)
-    ]
-    rates = {"lora": 2e-3, "tlora": 4e-3}
-    tested = [record(m, r, seed, "test", rng.integers(0, 2, 11)) for m, r in rates.items() for seed in range(3)]
-    return Comparison.of([*records, *tested])
-
-
 @cache
 def race() -> Race:
     """Two arms with two seeds."""
@@ -202,7 +169,6 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Allocation": allocation,
     "Calibration": calibration,
     "CapturedEnergy": energy,
-    "Comparison": comparison,
     "Compression": compression,
     "GradientCapture": capture,
     "Inspection": inspection,

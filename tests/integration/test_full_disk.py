@@ -17,10 +17,9 @@ import pytest
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model, tiny_tokenizer
-from tests.helpers.results import EXAMPLES, record, run
+from tests.helpers.results import EXAMPLES, run
 from tlora.cli.output import error_text
 from tlora.cli.steps import save_run
-from tlora.comparison.store import Store
 from tlora.serving.export import save_model
 from tlora.training.train import train
 from tlora.utils.files import replace_file
@@ -67,7 +66,6 @@ WRITES: dict[str, Write] = {
     "merged model": lambda path: save_model(tiny_model("llama"), tiny_tokenizer(), path),
     "run with results": lambda path: save_run(run(), {"allocation": example("Allocation")}, path),
     "file": picture,
-    "store": lambda path: Store(path).append(record("lora", 1e-3, 1, "test", [0.25] * 3000)),
 }
 
 

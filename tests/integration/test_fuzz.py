@@ -24,9 +24,8 @@ import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.fuzzed import damaged, fuzz, sign
 from tests.helpers.models import tiny_model
-from tests.helpers.results import EXAMPLES, record, run, same
+from tests.helpers.results import EXAMPLES, run, same
 from tlora.cli.steps import base_of
-from tlora.comparison.store import Store
 from tlora.results import Result
 from tlora.training.checkpoints import checkpoint_to_resume, is_whole
 from tlora.training.run import TrainingRun
@@ -195,23 +194,6 @@ def test_adapters_of_others(times: int, foreign: Path, tmp_path: Path) -> None:
             config = json.loads((folder / files[1]).read_bytes())
             ranks = {layer.r["default"] for layer in tlora.adapters.lora_layers.adapter_layers(loaded).values()}
             assert ranks <= {config["r"], *(config.get("rank_pattern") or {}).values()}, number
-
-
-@pytest.mark.filterwarnings("ignore:.*the last line is torn:UserWarning")
-def test_stores(times: int, tmp_path: Path) -> None:
-    """Every run that is read was written; runs may be missing, and are then done again."""
-    store = Store(tmp_path / "runs.jsonl")
-    written = [record("lora", 10.0**-n, n, split, [n, 0.5]) for n in range(1, 4) for split in ("validation", "test")]
-    for each in written:
-        store.append(each)
-    whole = store.path.read_bytes()
-    for number, rng in cases("stores", 60 * times):
-        store.path.write_bytes(whole)
-        fuzz(store.path, rng)
-        with limits():
-            found = refused(store.read)
-            refused(lambda: tlora.Comparison.read(store.path))
-        assert all(each in written for each in found or ()), number
 
 
 def test_checkpoints(times: int, tmp_path: Path) -> None:

@@ -15,26 +15,22 @@ import signal
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import psutil
 import pytest
 import torch
 
 import tlora
-import tlora.comparison.lr_search
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import run as example_run
 from tests.helpers.results import same
-from tlora.comparison.store import Store, key_text
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 
@@ -285,43 +281,6 @@ def test_training_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         assert same(run.module_history, expected.module_history)
         resumed += bool(run.meta.recipe["resume"])
     assert resumed
-
-
-# A comparison goes on.
-
-
-def compare(folder: Path) -> None:
-    warnings.simplefilter("ignore")  # that the best rate is at the edge, and that a last line is torn
-    with patch.object(tlora.comparison.lr_search, "WIDENINGS", 0):
-        tlora.compare(
-            ["lora", "lora-fa"], str(folder.parent / "pairs.jsonl"), str(folder.parent / "llama"),
-            learning_rates=(1e-3, 2e-3), seeds=(0, 1), steps=2, batch_size=2, samples=2, progress=False,
-            store=folder / "runs.jsonl",
-        )  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:.*the last line is torn:UserWarning")
-@pytest.mark.usefixtures("workplace")
-def test_a_comparison_goes_on_and_does_nothing_twice() -> None:
-    place = Path.cwd()
-    longest = whole(compare, place / "whole")
-    expected = {key_text(r["key"]): r["metrics"] for r in Store(place / "whole" / "runs.jsonl").read()}
-
-    def twice(number: int, rng: Random) -> None:
-        for _ in range(2):
-            killed(compare, place / f"{number}", rng.uniform(0, longest))
-
-    side_by_side([partial(twice, n, Random(f"compare {n}")) for n in range(9)])
-    for number in range(9):
-        store = Store(place / f"{number}" / "runs.jsonl")
-        before = list(store.find().values())
-        lines = store.path.read_bytes().split(b"\n")[:-1] if store.path.exists() else []
-        compare(store.path.parent)
-        after = store.read()
-        assert after[: len(before)] == before
-        assert store.path.read_bytes().split(b"\n")[: len(lines)] == lines
-        assert {key_text(r["key"]): r["metrics"] for r in after} == expected
-        assert len(store.path.read_bytes().split(b"\n")) - 1 == len(after)
 
 
 # Real weights.

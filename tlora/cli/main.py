@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from tlora.cli.compare import COMPARING, compare
 from tlora.cli.estimate import ESTIMATING, estimate
 from tlora.cli.evaluate import EVALUATING, evaluate, merge, report
 from tlora.cli.output import Command, Commands
@@ -77,6 +76,5 @@ for command, examples in (
     (export, EXPORTING),
     (report, "Example: `tlora report demo`"),
     (race, RACING),
-    (compare, COMPARING),
 ):
     app.command(cls=Command, epilog=examples)(command)

@@ -10,12 +10,15 @@ import typer
 
 import tlora
 from tlora.cli.command_line import flat, written
-from tlora.cli.compare import METHODS
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
 from tlora.utils.defaults import BATCH_SIZE
 
 ARMS = ("tlora", "uniform", "lora")
+METHODS = (
+    "lora", "rslora", "dora", "lora+", "pissa", "olora", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera",
+    "full", "head", "tlora+", "qa-lora", "talklora", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
+)  # fmt: skip
 ADAPTER = "adapter"
 """Folder of the leader's adapter, beside the result."""
 RACING = """Examples:

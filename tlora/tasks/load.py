@@ -64,9 +64,7 @@ def load_task(
           ``mbpp``, ``codefeedback``, ``wizardlm``, ``ultrachat``; of GLUE ``cola``, ``sst2``, ``mrpc``, ``qqp``,
           ``mnli``, ``qnli``, ``rte``, ``wnli``. The first two and ``humaneval`` are read from
           packages where these are installed; else they, and the others always, come from the hub.
-        - ``reviews``: sentences of rotten_tomatoes as text to be continued. And stress tests, on which much must be
-          learnt: the same sentences enciphered (``cipher``, ``second_cipher``), with every word spelled backwards
-          (``reversed_words``), or with frequent words in code (``codebook``).
+        - ``reviews``: the sentences of rotten_tomatoes as text to continue.
         - A JSONL, JSON, CSV or Parquet file, or a folder with ``train.*``, ``validation.*``, ``test.*``, each in
           one file or in shards as the hub names them (``train-00000-of-00002.parquet``).
         - A `datasets.Dataset`, or one a split.

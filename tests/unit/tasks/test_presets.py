@@ -62,10 +62,7 @@ ROWS = {
         "conversations": [{"from": "human", "value": f"Say {i}."}, {"from": "gpt", "value": f"{i}."}],
     },
     "ultrachat": lambda i: {"prompt": f"Say {i}.", "prompt_id": str(i), "messages": turns(i)},
-    **dict.fromkeys(
-        ("reviews", "cipher", "reversed_words", "second_cipher", "codebook"),
-        lambda i: {"text": f"The film of {i} and its {i} actors", "label": i % 2},
-    ),
+    "reviews": lambda i: {"text": f"The film of {i} and its {i} actors", "label": i % 2},
     "cola": lambda i: {"sentence": f"film {i}", "label": i % 2, "idx": i},
     "sst2": lambda i: {"sentence": f"film {i}", "label": i % 2, "idx": i},
     "mrpc": lambda i: {"sentence1": f"film {i}", "sentence2": "a film", "label": i % 2, "idx": i},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tlora.comparison.summary import mean_interval
+from benchmarks.lab.summary import mean_interval
 
 
 def test_where_runs_are_alike_it_is_the_paired_t_test_over_samples():

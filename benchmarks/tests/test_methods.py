@@ -11,11 +11,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback
 
 import tlora
-from tests.helpers.jobs import RANK, job, task
+from benchmarks.lab.methods import HEAD, METHODS, Cache, Job, Method, choose_method, seeded_adapt
+from benchmarks.lab.run import Condition, Settings, run
+from benchmarks.tests.helpers import RANK, job
+from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.comparison.methods import HEAD, METHODS, Job, Memory, Method, chosen, seeded_adapt
-from tlora.comparison.run import Cell, Terms, run
 from tlora.models.targets import target_modules
 from tlora.models.weights import copy_sharing_weights
 from tlora.recipes import Recipe
@@ -51,8 +52,8 @@ OTHERS_WITH_A_HEAD = ("lora+", "lora-ga", "tlora+", "eva", "corda", "lora-fa", "
 )
 def test_trains_and_the_next_base_is_as_before(name, family, folders):
     before = {n: p.clone() for n, p in tlora.load_model(folders[family])[0].named_parameters()}
-    cell = Cell(Terms(folders[family], 6, 4, 12), "pairs", {}, METHODS[name], RANK)
-    memory = Memory()
+    cell = Condition(Settings(folders[family], 6, 4, 12), "pairs", {}, METHODS[name], RANK)
+    memory = Cache()
     rates = (1e-2, 1e-2) if name in ("pissa", "tlora") else (1e-2,)
     records = [run(cell, task(family), rate, 0, "test", memory) for rate in rates]
     for record in records:
@@ -69,8 +70,8 @@ def test_the_modules_that_are_chosen_are_adapted_and_no_other(name):
     adapted = seeded_adapt(METHODS[name], job(target_modules=["q_proj", "v_proj"]))
     layers = [n for n, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)]
     assert {n.rpartition(".")[2] for n in layers} == {"q_proj", "v_proj"}
-    key = Cell(Terms("llama", 6, 4, 12, target_modules="mlp"), "pairs", {}, METHODS[name], RANK).about()
-    plain = Cell(Terms("llama", 6, 4, 12), "pairs", {}, METHODS[name], RANK).about()
+    key = Condition(Settings("llama", 6, 4, 12, target_modules="mlp"), "pairs", {}, METHODS[name], RANK).about()
+    plain = Condition(Settings("llama", 6, 4, 12), "pairs", {}, METHODS[name], RANK).about()
     assert key == plain | {"target_modules": "mlp"}  # and runs of all modules keep the keys that they have
 
 
@@ -254,8 +255,8 @@ def test_adalora_ends_within_its_budget():
 
 @pytest.mark.parametrize("name", ["eva", "corda", "tlora"])
 def test_what_is_remembered_gives_the_same_adapter(name):
-    memory = Memory()
-    first, second = (seeded_adapt(METHODS[name], job(memory=memory)) for _ in range(2))
+    memory = Cache()
+    first, second = (seeded_adapt(METHODS[name], job(cache=memory)) for _ in range(2))
     assert memory.saved > 0
     fresh = seeded_adapt(METHODS[name], job())
     for (n, p), q, r in zip(first.named_parameters(), second.parameters(), fresh.parameters(), strict=True):
@@ -265,7 +266,7 @@ def test_what_is_remembered_gives_the_same_adapter(name):
 
 def test_what_depends_on_the_seed_is_remembered_by_seed():
     """A fresh head differs by seed, and with it gradients and scores; random directions do too."""
-    memory = Memory()
+    memory = Cache()
     for seed in (0, 1):
         model = tiny_model("bert", seed=seed)
         shared = Job(model, task("bert"), RANK, seed, 20, 12, memory)
@@ -294,11 +295,11 @@ def test_methods_train_with_their_own_optimiser(name, kind):
 
 
 def test_memory_forgets_what_was_not_asked_for_longest_and_counts_what_it_saves():
-    memory, made = Memory(most=2), []
+    memory, made = Cache(most=2), []
     for key in ("a", "b", "a", "c", "a", "b"):
         memory(key, lambda key=key: made.append(key))
     assert made == ["a", "b", "c", "b"]
-    inner = Memory()
+    inner = Cache()
     inner("outer", lambda: inner("inner", lambda: sum(range(10**5))))
     before = inner.saved
     inner("outer", lambda: 1 / 0)
@@ -320,14 +321,14 @@ def test_adapters_are_seeded_and_the_global_generator_is_left_alone():
 
 def test_recipes_are_methods_too():
     recipe = Recipe("flat", attach={"rows": "variance"}, allocate={"temperature": 0.0})
-    method = chosen(recipe)
+    method = choose_method(recipe)
     assert method.name == "flat"
     assert method.arguments == {"attach": {"rows": "variance"}, "allocate": {"temperature": 0.0}}
     assert {layer.r["default"] for layer in adapter_layers(seeded_adapt(method, job())).values()} == {RANK}
     plain = Recipe(
         "plain", task_subspaces=None, attach={"freeze_a": False}, allocate={"adapt_ranks": False, "adapt_scales": False}
     )
-    assert trainable(seeded_adapt(chosen(plain), job())) == trainable(seeded_adapt(METHODS["lora"], job()))
+    assert trainable(seeded_adapt(choose_method(plain), job())) == trainable(seeded_adapt(METHODS["lora"], job()))
     assert pickle.loads(pickle.dumps(method)).arguments == method.arguments
 
 
@@ -365,7 +366,7 @@ def test_the_recipe_tlora_is_what_the_functions_do_by_default_and_the_paper_has_
 )
 def test_other_methods_are_refused(method, kind, words):
     with pytest.raises(kind, match=words):
-        chosen(method)
+        choose_method(method)
 
 
 @pytest.mark.parametrize(
@@ -387,11 +388,11 @@ def test_recipes_refuse_what_is_not_theirs_to_say(arguments, words):
 def test_no_recipe_takes_the_runs_of_another_method(name):
     """What a recipe of defaults alone has in its key, plain LoRA has: nothing but its name."""
     with pytest.raises(ValueError, match=f"recipe '{name}' has the name of another method"):
-        chosen(Recipe(name))
+        choose_method(Recipe(name))
     with pytest.raises(ValueError, match=f"there is already a method '{name}'"):
-        chosen(Method(name, lambda job: None, METHODS[name].arguments))
-    assert chosen(METHODS[name]) is METHODS[name]
-    assert chosen(Method(name, lambda job: None, {"of": "my own"})).arguments == {"of": "my own"}
+        choose_method(Method(name, lambda job: None, METHODS[name].arguments))
+    assert choose_method(METHODS[name]) is METHODS[name]
+    assert choose_method(Method(name, lambda job: None, {"of": "my own"})).arguments == {"of": "my own"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
@@ -400,14 +401,14 @@ def test_adapters_are_trained_in_float32_whatever_the_base_is(name, dtype):
     """PEFT casts what it makes; what is put in its place afterwards it leaves in the base's type, or unfreezes."""
     given = job()
     full = {n for n, p in seeded_adapt(METHODS[name], given).named_parameters() if p.requires_grad}
-    short = dataclasses.replace(given, model=tiny_model("llama").to(dtype), memory=Memory())
+    short = dataclasses.replace(given, model=tiny_model("llama").to(dtype), memory=Cache())
     found = {n: p.dtype for n, p in seeded_adapt(METHODS[name], short).named_parameters() if p.requires_grad}
     assert found == dict.fromkeys(full, torch.float32)
 
 
 def test_the_recipe_lora_is_plain_lora():
     """PEFT's own, to the bit."""
-    assert chosen(Recipe.named("lora")) is METHODS["lora"]
+    assert choose_method(Recipe.named("lora")) is METHODS["lora"]
     data, model = task(), tiny_model("llama")
     allocation = tlora.allocate(
         tlora.calibrate(model, data.calibration(12), progress=False).sensitivity, RANK, **Recipe.named("lora").allocate
@@ -435,4 +436,4 @@ def test_recipes_keep_their_own_copy():
 
 def test_a_method_of_ones_own():
     method = Method("mine", METHODS["lora"].adapt)
-    assert chosen(method) is method
+    assert choose_method(method) is method

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.lab import compare as comparing
+from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot, study
-from tests.helpers.results import record
-from tlora.comparison import compare as comparing
-from tlora.comparison.store import Store
+from benchmarks.tests.helpers import record
 from tlora.utils.defaults import DEFAULT_RECIPE
 
 RATES = (1.0, 2.0, 4.0)

@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import tlora
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.methods import choose_method
+from benchmarks.lab.summary import CONDITION
 from benchmarks.quality import comparison as bench
 from benchmarks.quality import pilot
-from tests.helpers.results import record
-from tlora.comparison.methods import chosen
-from tlora.comparison.summary import PLACE
+from benchmarks.tests.helpers import record
 
 EVERY = "Every method, rank and task"
 
 
 @pytest.fixture(scope="module")
-def stored() -> tlora.Comparison:
-    return tlora.Comparison.read(bench.STORE)
+def stored() -> Comparison:
+    return Comparison.read(bench.STORE)
 
 
 def test_the_page_has_the_table_of_the_store(stored):
@@ -37,7 +37,7 @@ def test_the_pictures_are_of_the_store(stored, path):
 
 
 def test_the_numbers_are_the_means_of_the_runs(stored):
-    runs = stored.to_frame()
+    runs = stored.runs
     for line in bench.tables(stored)[EVERY].splitlines()[2:]:
         task, method, rank, trained, rate, count, measured, _ = (cell.strip() for cell in line.strip("|").split("|"))
         here = runs[(runs.task == task) & (runs.method == method) & (runs["rank"] == int(rank)) & runs.best_rate]
@@ -58,12 +58,14 @@ def _cells(line):
 
 
 def test_the_overview_has_the_mean_differences_of_the_runs_that_two_methods_share(stored):
-    runs = stored.to_frame().query("best_rate").set_index(["task", "method", "rank", "seed"]).sort_index()
+    runs = stored.runs.query("best_rate").set_index(["task", "method", "rank", "seed"]).sort_index()
     heads, _, *rows = (_cells(line) for line in bench.tables(stored)[next(iter(bench.tables(stored)))].splitlines())
     tasks = [head.removesuffix(" (held out)") for head in heads[3:]]
     assert [head.endswith("(held out)") for head in heads[3:]] == [task in bench.HELD_OUT for task in tasks]
     assert {(row[0], int(row[1])) for row in rows} == {
-        place[2:] for place in bench.whole(stored)[list(PLACE)].itertuples(index=False) if place[2] not in bench.TRIED
+        place[2:]
+        for place in bench.whole(stored)[list(CONDITION)].itertuples(index=False)
+        if place[2] not in bench.TRIED
     }
     assert rows[0][:3] == ["lora", "8", "100 %"]
     for method, rank, trained, *cells in rows:
@@ -88,7 +90,7 @@ def test_the_overview_has_the_mean_differences_of_the_runs_that_two_methods_shar
 
 
 def test_only_what_ran_with_three_seeds_is_shown(stored):
-    seeds = stored.to_frame().query("best_rate").groupby(["task", "model", "method", "rank"]).size()
+    seeds = stored.runs.query("best_rate").groupby(["task", "model", "method", "rank"]).size()
     shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
     assert set(shown) == set(seeds[seeds >= len(bench.SEEDS)].index)
 
@@ -98,7 +100,7 @@ def test_runs_that_failed_are_told():
     records += [record("lora", 2e-3, seed, "test", [1.0, 0.0], rank=8) for seed in bench.SEEDS]
     del records[-1]["outcomes"]
     records[-1] |= {"status": "failed", "metrics": {}}
-    (row,) = bench.tables(tlora.Comparison.of(records))[EVERY].splitlines()[2:]
+    (row,) = bench.tables(Comparison.from_records(records))[EVERY].splitlines()[2:]
     assert "| 3, 1 failed |" in row
 
 
@@ -106,7 +108,7 @@ def test_one_pair_of_runs_has_a_difference_and_no_interval():
     records = [record(method, 1e-3, 0, "validation", [0.5], rank=8) for method in ("lora", "mine")]
     records += [record("lora", 1e-3, seed, "test", [0.0, 0.5], rank=8) for seed in bench.SEEDS]
     records += [record("mine", 1e-3, seed, "test", [1.0, 0.5], rank=8) for seed in (2, 3, 4)]
-    rows = bench.tables(tlora.Comparison.of(records))[EVERY].splitlines()[2:]
+    rows = bench.tables(Comparison.from_records(records))[EVERY].splitlines()[2:]
     assert [row.split("|")[-2].strip() for row in rows] == ["+50.0", ""]
 
 
@@ -118,7 +120,7 @@ def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
         for seed in bench.SEEDS:
             run = record(method, 2e-3, seed, "test", [float(rank > 4), 1.0], rank=rank)
             records.append(run | {"trainable_parameters": size})
-    _, main, second = bench.tables(tlora.Comparison.of(records)).values()
+    _, main, second = bench.tables(Comparison.from_records(records)).values()
     assert len(main.splitlines()) == 2 + len(sizes)
     (row,) = [[cell.strip() for cell in line.strip("|").split("|")] for line in second.splitlines()[2:]]
     assert row[1:5] == ["half", "8", "90", "rank 4"]
@@ -127,13 +129,13 @@ def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
 
 def test_the_ablation_has_each_part_in_its_place():
     names = [*bench.ABLATIONS, *bench.COMPLETE]
-    places = pd.MultiIndex.from_tuples([("sums", "model", name, 8) for name in names], names=PLACE)
+    places = pd.MultiIndex.from_tuples([("sums", "model", name, 8) for name in names], names=CONDITION)
     rows = bench.ablation(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
     heads, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
     assert len(names) == 16
     for start, *values in cells:
         for parts, value in zip(heads[1:], values, strict=True):
-            arguments = chosen(bench.ABLATIONS.get(names[int(float(value))], names[int(float(value))])).arguments
+            arguments = choose_method(bench.ABLATIONS.get(names[int(float(value))], names[int(float(value))])).arguments
             off = [part for part, on in arguments.get("allocate", {}).items() if not on]
             expected = [f"adapt_{part}" for part in ("ranks", "scales") if part not in parts]
             assert off == (expected if names[int(float(value))] != "lora" else [])
@@ -148,7 +150,7 @@ def test_directions_are_held_against_those_of_the_recommended_recipe():
     for method, outcomes in values.items():
         seeds = bench.SEEDS[: 2 if method.endswith("c") else None]  # not finished
         records += [record(method, 1e-3, seed, "test", outcomes, rank=8) for seed in seeds]
-    first, second = (_cells(row) for row in bench.directions(tlora.Comparison.of(records)).splitlines()[2:])
+    first, second = (_cells(row) for row in bench.directions(Comparison.from_records(records)).splitlines()[2:])
     assert first == ["tlora", "8", "100 %", "0.0 %"]
     assert second[:3] == ["tlora of kind g", "8", "100 %"]
     assert second[3].strip("*").startswith("+100.0 ±")
@@ -171,7 +173,7 @@ def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
         for split in ("validation", "test")
         if split == "test" or seed == 0
     ]
-    (row,) = bench.spread(tlora.Comparison.of(records)).splitlines()[2:]
+    (row,) = bench.spread(Comparison.from_records(records)).splitlines()[2:]
     pairs = itertools.combinations(values.values(), 2)
     of_runs = np.mean([np.var(one - other, ddof=1) / 2 for one, other in pairs])
     of_methods = np.var([found.mean() for found in values.values()], ddof=1) - of_runs / 3
@@ -188,7 +190,7 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
         for seed in range(seeds)
         for rate, value in zip(grid, curve, strict=True)
     ]
-    heads, _, row = (_cells(line) for line in bench.steady(tlora.Comparison.of(records)).splitlines())
+    heads, _, row = (_cells(line) for line in bench.steady(Comparison.from_records(records)).splitlines())
     assert heads == ["task", "lora, within 1 %", "tlora, within 1 %", "lora, within 5 %", "tlora, within 5 %"]
     assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]
 

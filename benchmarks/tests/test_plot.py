@@ -6,12 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-import viz
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.methods import METHODS
+from benchmarks.lab.plot import _size, plot_comparison
+from benchmarks.tests.helpers import comparison, record
 from tests.helpers.pictured import texts
-from tests.helpers.results import comparison, record
-from tlora.comparison.comparison import Comparison
-from tlora.comparison.methods import METHODS
-from viz.plots.comparison import _size
 
 GRID = (5e-4, 1e-3, 2e-3, 4e-3)
 
@@ -32,7 +31,7 @@ def many(methods, tasks=("rotten_tomatoes",), ranks=(8,)) -> Comparison:
                     right = (np.random.default_rng(seed).random(200) < top).astype(float)
                     found.append(record(method, max(values, key=values.get), seed, "test", right, **about) | size)
                 records += found
-    return Comparison.of(records)
+    return Comparison.from_records(records)
 
 
 def everything_inside_and_apart(figure, labelled: bool = True) -> None:
@@ -64,7 +63,7 @@ def everything_inside_and_apart(figure, labelled: bool = True) -> None:
 )  # fmt: skip
 def test_everything_has_its_place(count, tasks, ranks):
     names = [*METHODS][:count]
-    figure = viz.plot_comparison(many(names, tasks, ranks))
+    figure = plot_comparison(many(names, tasks, ranks))
     assert len(figure.axes) == 3 * len(tasks)
     assert figure.get_figwidth() <= 9
     assert figure.number in plt.get_fignums()
@@ -99,7 +98,7 @@ def points(ax, marker: str) -> list[tuple[float, float]]:
 
 def test_what_is_drawn_is_what_the_tables_say():
     found = many(["lora", "tlora", "pissa"])
-    left, middle, right = viz.plot_comparison(found).axes
+    left, middle, right = plot_comparison(found).axes
     summary = found.summary().set_index("method")
     assert [label.get_text() for label in left.get_yticklabels()] == ["lora", "tlora", "pissa"]
     for place, (method, marker) in enumerate((("lora", "o"), ("tlora", "s"), ("pissa", "D"))):
@@ -127,7 +126,7 @@ def test_a_curve_is_thick_where_it_is_within_one_percent_of_its_best():
     values = dict(zip(GRID, (0.70, 0.799, 0.80, 0.60, 0.7995), strict=False))  # losses are what is left to 1
     records = [record("lora", rate, 0, "validation", [value] * 50) for rate, value in values.items()]
     records += [record("lora", GRID[2], seed, "test", [0.8] * 50) for seed in range(3)]
-    middle = viz.plot_comparison(Comparison.of(records)).axes[1]
+    middle = plot_comparison(Comparison.from_records(records)).axes[1]
     (thick,) = [line for line in middle.lines if line.get_linewidth() == 5]
     assert thick.get_xdata().tolist() == [GRID[1], GRID[2]]
     np.testing.assert_allclose(thick.get_ydata(), [0.201, 0.20])
@@ -142,7 +141,7 @@ def test_a_curve_is_the_mean_of_the_whole_searches():
         for rate, value in zip(GRID, values, strict=False)
     ]
     records += [record("lora", GRID[1], seed, "test", [0.8] * 50) for seed in range(3)]
-    middle = viz.plot_comparison(Comparison.of(records)).axes[1]
+    middle = plot_comparison(Comparison.from_records(records)).axes[1]
     curve = next(line for line in middle.lines if line.get_label() == "lora")
     assert curve.get_xdata().tolist() == list(GRID[:3])
     np.testing.assert_allclose(curve.get_ydata(), [0.35, 0.21, 0.39])
@@ -151,14 +150,14 @@ def test_a_curve_is_the_mean_of_the_whole_searches():
 
 
 def test_runs_without_a_search_have_values_and_no_curve():
-    found = Comparison.of([record("lora", GRID[2], seed, "test", [0.8] * 50) for seed in range(3)])
-    middle = viz.plot_comparison(found).axes[1]
+    found = Comparison.from_records([record("lora", GRID[2], seed, "test", [0.8] * 50) for seed in range(3)])
+    middle = plot_comparison(found).axes[1]
     assert not any(len(line.get_xdata()) for line in middle.lines)
 
 
 def test_curves_of_different_ranks_are_told_apart():
-    figure = viz.plot_comparison(
-        Comparison.of([*of_rank(4, "lora"), *of_rank(8, "lora", "tlora"), *of_rank(16, "lora")])
+    figure = plot_comparison(
+        Comparison.from_records([*of_rank(4, "lora"), *of_rank(8, "lora", "tlora"), *of_rank(16, "lora")])
     )
     curves = {line.get_label(): line.get_linestyle() for line in figure.axes[1].lines}
     looks = {label: curves[label] for label in ("lora, 4", "lora, 8", "tlora, 8", "lora, 16")}
@@ -167,7 +166,7 @@ def test_curves_of_different_ranks_are_told_apart():
         "left: dashed is lora of equal rank  ·  middle: rank 4 dashed, 8 solid, 16 dotted  ·  "
         "right: lines join the ranks of a method"
     )
-    assert note(viz.plot_comparison(many(("lora", "tlora")))) == ""
+    assert note(plot_comparison(many(("lora", "tlora")))) == ""
 
 
 def of_rank(rank: int, *methods: str) -> list:
@@ -181,12 +180,12 @@ def of_rank(rank: int, *methods: str) -> list:
 
 def test_rows_are_apart_where_nothing_failed():
     """Crosses that are not there take no room."""
-    everything_inside_and_apart(viz.plot_comparison(Comparison.of(of_rank(8, "a", "b")), baseline="a"))
+    everything_inside_and_apart(plot_comparison(Comparison.from_records(of_rank(8, "a", "b")), baseline="a"))
 
 
 def test_one_rank_of_the_baseline_is_the_line_that_all_are_held_against():
     found = many(("lora", "tlora"), ranks=(4, 8))
-    figure = viz.plot_comparison(found, baseline_rank=8)
+    figure = plot_comparison(found, baseline_rank=8)
     left = figure.axes[0]
     value = found.summary().set_index(["method", "rank"]).loc[("lora", 8), "value"]
     assert dashed(left) == pytest.approx([value] * 4)
@@ -201,7 +200,7 @@ def test_the_line_is_at_the_rank_that_differences_are_from_though_it_is_not_draw
     for (method, rank), size in sizes.items():
         rows = (found.runs["method"] == method) & (found.runs["rank"] == rank)
         found.runs.loc[rows, "trainable_parameters"] = size
-    figure = viz.plot_comparison(found, ranks=ranks, baseline_rank=baseline_rank)
+    figure = plot_comparison(found, ranks=ranks, baseline_rank=baseline_rank)
     left = figure.axes[0]
     assert note(figure) == {8: "left: dashed is lora of rank 8", "same": ""}.get(
         baseline_rank, "left: dashed is lora of about as many parameters"
@@ -220,7 +219,7 @@ def test_what_differs_does_so_in_the_picture_though_the_baseline_has_more_runs()
         for seed, value in enumerate(each)
     ]
     records += [record(method, GRID[0], 0, "validation", [0.5]) for method in values]
-    figure = viz.plot_comparison(Comparison.of(records))
+    figure = plot_comparison(Comparison.from_records(records))
     left = figure.axes[0]
     assert note(figure) == "left: dashed is lora, in the runs that both have"
     assert dashed(left) == pytest.approx([0.8, 0.72], abs=1e-3)  # of tlora, which is first, and of lora itself
@@ -231,7 +230,7 @@ def test_what_differs_does_so_in_the_picture_though_the_baseline_has_more_runs()
 def test_what_has_not_been_tested_has_not_failed():
     records = [record("lora", rate, 0, "validation", [rate]) for rate in GRID[:-1]]
     records.append(record("lora", GRID[-1], 0, "validation", None))
-    left = viz.plot_comparison(Comparison.of(records)).axes[0]
+    left = plot_comparison(Comparison.from_records(records)).axes[0]
     assert "not tested yet" in texts(left)
     assert left.get_title(loc="left") == "Nothing has been tested yet"
 
@@ -244,7 +243,7 @@ def test_six_ranks_have_six_line_styles():
         for split, rates in (("validation", GRID[:3]), ("test", GRID[1:2]))
         for rate in rates
     ]
-    middle = viz.plot_comparison(Comparison.of(records)).axes[1]
+    middle = plot_comparison(Comparison.from_records(records)).axes[1]
     drawn = [line._unscaled_dash_pattern for line in middle.lines if line.get_linewidth() == 1.2]
     assert len({str(pattern) for pattern in drawn}) == 6
 
@@ -256,10 +255,10 @@ def test_headline_counts_what_is_ahead_beyond_the_interval():
     for method, values in (("lora", base), ("up", better), ("down", worse), ("same", base)):
         records += [record(method, rate, 0, "validation", [rate * 100]) for rate in GRID]
         records += [record(method, GRID[-1], seed, "test", values) for seed in range(3)]
-    ax = viz.plot_comparison(Comparison.of(records)).axes[0]
+    ax = plot_comparison(Comparison.from_records(records)).axes[0]
     assert ax.get_title(loc="left").replace("\n", " ") == "1 above lora (dashed), 1 below, of 3"
     assert "tiny  ·  pairs" in texts(ax)[-1]
-    ax = viz.plot_comparison(Comparison.of(records), baseline="up").axes[0]
+    ax = plot_comparison(Comparison.from_records(records), baseline="up").axes[0]
     assert ax.get_title(loc="left").replace("\n", " ") == "0 above up (dashed), 3 below, of 3"
 
 
@@ -272,7 +271,7 @@ def test_one_run_draws_no_interval_and_is_not_counted_as_beyond_it():
         (records, "1 above lora (dashed), 0 below, of 1", [1, 1, 3.5]),
         ([r for r in records if r["key"]["seed"] == 0], "Best: one", []),
     ):
-        left = viz.plot_comparison(Comparison.of(chosen)).axes[0]
+        left = plot_comparison(Comparison.from_records(chosen)).axes[0]
         assert left.get_title(loc="left").replace("\n", " ") == title
         assert sorted(line.get_linewidth() for line in left.lines if len(line.get_xdata()) == 2) == drawn
         assert np.nanmin(dashed(left)) == 0.5
@@ -280,7 +279,7 @@ def test_one_run_draws_no_interval_and_is_not_counted_as_beyond_it():
 
 def test_what_failed_everywhere_is_said():
     records = [record("lora", rate, 0, "validation", None) for rate in GRID]
-    figure = viz.plot_comparison(Comparison.of(records))
+    figure = plot_comparison(Comparison.from_records(records))
     assert "failed" in texts(figure.axes[0])
     assert figure.axes[0].get_title(loc="left") == "No method could be trained"
     everything_inside_and_apart(figure, labelled=False)
@@ -288,21 +287,21 @@ def test_what_failed_everywhere_is_said():
 
 def test_tasks_and_ranks_can_be_chosen():
     found = many(["lora", "tlora"], ("pairs", "imdb"), (4, 8))
-    figure = viz.plot_comparison(found, tasks="imdb", ranks=4)
+    figure = plot_comparison(found, tasks="imdb", ranks=4)
     assert len(figure.axes) == 3
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["lora", "tlora"]
     assert "imdb" in texts(figure.axes[0])[-1]
-    assert len(viz.plot_comparison(found, ranks=[4, 8]).axes) == 6
+    assert len(plot_comparison(found, ranks=[4, 8]).axes) == 6
     with pytest.raises(ValueError, match=r"with task \['sst2'\]: choose from pairs, imdb"):
-        viz.plot_comparison(found, tasks="sst2")
+        plot_comparison(found, tasks="sst2")
     with pytest.raises(ValueError, match=r"with rank \[99\]: choose from 4, 8"):
-        viz.plot_comparison(found, ranks=[4, 99])
-    assert len(viz.plot_comparison(found, ranks=np.int64(8)).axes) == 6
+        plot_comparison(found, ranks=[4, 99])
+    assert len(plot_comparison(found, ranks=np.int64(8)).axes) == 6
 
 
 def test_of_long_names_both_ends_stay():
     long = ["a_method_of_ones_own_" * 5 + end for end in ("_a", "_b")]
-    figure = viz.plot_comparison(many([*long, "another" + long[0], "$\\frac$", "lora"]))
+    figure = plot_comparison(many([*long, "another" + long[0], "$\\frac$", "lora"]))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len({*labels}) == 5
     assert sum("…" in label for label in labels) == 3
@@ -315,16 +314,16 @@ def test_sizes_are_rounded_before_their_unit_is_chosen():
 
 
 def test_the_loss_can_be_drawn_in_place_of_the_metric():
-    left, _, right = viz.plot_comparison(comparison(), metric="loss").axes
+    left, _, right = plot_comparison(comparison(), metric="loss").axes
     assert left.get_xlabel() == f"{right.get_ylabel()}, test" == "negative loss, nats, test"
 
 
 def test_settings_and_other_figures_are_left_alone():
     plt.figure()
     before, numbers = plt.rcParams.copy(), plt.get_fignums()
-    viz.plot_comparison(comparison())
+    plot_comparison(comparison())
     with pytest.raises(TypeError, match=r"expected a Comparison, got a str: pass the result of tlora\.compare"):
-        viz.plot_comparison("comparison.jsonl")
+        plot_comparison("comparison.jsonl")
     assert plt.rcParams.copy() == before
     assert plt.get_fignums()[:-1] == numbers
 
@@ -333,7 +332,7 @@ def test_one_panel_shows_each_difference_in_half_widths_of_its_interval():
     found = many(("lora", "tlora"), tasks=("pairs", "imdb"))
     rows = found.summary().dropna(subset=["difference_low"])
     expected = 2 * rows["difference"] / (rows["difference_high"] - rows["difference_low"])
-    (ax,) = viz.plot_comparison(found, view="differences").axes
+    (ax,) = plot_comparison(found, view="differences").axes
     drawn = [float(points.get_offsets()[0, 0]) for points in ax.collections]
     assert drawn == pytest.approx(list(expected))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["tlora"]
@@ -346,12 +345,12 @@ def test_one_panel_tells_models_apart():
         for method in ("lora", "tlora")
         for rate, split, values in ((1e-3, "validation", [0.5]), (1e-3, "test", [0.0, 1.0, 1.0]))
     ]
-    figure = viz.plot_comparison(Comparison.of(records), view="rates")
+    figure = plot_comparison(Comparison.from_records(records), view="rates")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pairs, minilm", "pairs, qwen"]
 
 
 def test_full_fine_tuning_has_no_rank():
-    figure = viz.plot_comparison(many(("lora", "full"), ranks=(4, 8)))
+    figure = plot_comparison(many(("lora", "full"), ranks=(4, 8)))
     assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {"lora, 4", "lora, 8", "full"}
 
 
@@ -359,12 +358,12 @@ def test_one_panel_shows_by_which_factor_rates_may_differ():
     """Hollow where the flat range goes up to the end of the search."""
     values = {5e-4: 0.5, 1e-3: 0.799, 2e-3: 0.8, 4e-3: 0.799}
     records = [record("lora", rate, 0, "validation", [value]) for rate, value in values.items()]
-    (ax,) = viz.plot_comparison(Comparison.of(records), view="rates").axes
+    (ax,) = plot_comparison(Comparison.from_records(records), view="rates").axes
     (points,) = ax.collections
     assert points.get_offsets()[0, 0] == pytest.approx(4)
     assert tuple(points.get_facecolor()[0]) == (1, 1, 1, 1)
     with pytest.raises(ValueError, match="view must be 'tasks' or 'differences' or 'rates' or 'forgetting'"):
-        viz.plot_comparison(Comparison.of(records), view="sizes")
+        plot_comparison(Comparison.from_records(records), view="sizes")
 
 
 def test_what_was_learned_stands_beside_what_was_forgotten():
@@ -374,10 +373,10 @@ def test_what_was_learned_stands_beside_what_was_forgotten():
         for seed in range(2):
             more = {"metrics": {"loss": losses[seed]}, "forgetting": forgotten[seed]}
             records.append(record("lora", rate, seed, "test", [0.1]) | more)
-    figure = viz.plot_comparison(Comparison.of(records), view="forgetting")
+    figure = plot_comparison(Comparison.from_records(records), view="forgetting")
     (ax,) = figure.axes
     assert ax.lines[0].get_xydata() == pytest.approx(np.array([[0.3, 4.1], [1.5, 3.2]]))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("forgotten of other texts, nats", "test loss, nats")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lora"]
     with pytest.raises(ValueError, match=r"no run on the test split has measured other texts; name some with compare"):
-        viz.plot_comparison(comparison(), view="forgetting")
+        plot_comparison(comparison(), view="forgetting")

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from tlora.tasks.rewritten import COMMON_WORDS, codebook, reversed_words, substitution
+from benchmarks.lab.rewritten import COMMON_WORDS, codebook, reversed_words, substitution
 
 TEXT = "The film isn't bad: it is a really good story, from 1999 - and of the best."
 

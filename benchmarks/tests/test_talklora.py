@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import tlora
-from tests.helpers.jobs import job
+from benchmarks.lab.methods import METHODS, seeded_adapt
+from benchmarks.tests.helpers import job
 from tests.helpers.models import tiny_batch
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.comparison.methods import METHODS, seeded_adapt
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-import tlora
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.store import pack
+from benchmarks.tests.helpers import comparison, record
 from tests.helpers import results
-from tests.helpers.results import comparison, record
-from tlora.comparison.store import packed
 
 
-def table(**changes) -> tlora.Comparison:
+def table(**changes) -> Comparison:
     """LoRA and a method that is right on the same samples and one more, and another that has twice the parameters."""
     base = np.tile([1.0, 0, 1, 0], 10)
     records = []
@@ -25,12 +25,12 @@ def table(**changes) -> tlora.Comparison:
         better = np.roll(base, seed)
         better[np.flatnonzero(better == 0)[:4]] = 1
         records.append(record("mine", 2e-3, seed, "test", better))
-    return tlora.Comparison.of(records)
+    return Comparison.from_records(records)
 
 
 def test_summary_pairs_runs_by_seed_and_samples_with_themselves():
     frame = table().summary().set_index("method")
-    assert list(table().summary().columns) == list(tlora.Comparison.summary_columns)
+    assert list(table().summary().columns) == list(Comparison.summary_columns)
     lora, mine = frame.loc["lora"], frame.loc["mine"]
     assert (lora["value"], mine["value"]) == (0.5, 0.6)
     assert mine["difference"] == pytest.approx(0.1)
@@ -53,7 +53,7 @@ def test_tasks_of_loss_alone_are_chosen_by_it_and_higher_is_better():
         record("lora", r, 0, "validation", [v], metric="loss") for r, v in ((1e-3, 0.1), (2e-3, 0.4), (4e-3, 0.3))
     ]
     records.append(record("lora", 2e-3, 0, "test", [0.5, 0.25], metric="loss"))
-    found = tlora.Comparison.of(records)
+    found = Comparison.from_records(records)
     assert set(found.runs["metric"]) == {"negative_loss"}
     assert found.runs["value"].tolist() == pytest.approx([-0.9, -0.6, -0.7, -0.625])
     assert found.runs["best_rate"].tolist() == [False, False, False, True]
@@ -67,7 +67,7 @@ def test_at_equal_parameters_the_nearest_rank_of_the_baseline_counts():
             one = record(method, 1e-3, 0, split, [rank / 10, 0], rank=rank)
             records.append(one | {"trainable_parameters": size})
     records += [record(m, 2e-3, 0, "validation", [0], rank=r) for m, r in (("lora", 2), ("mine", 8))]
-    found = tlora.Comparison.of(records)
+    found = Comparison.from_records(records)
     frame = found.summary(baseline_rank="nearest").set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 2
     assert frame.loc[("mine", 8), "baseline_rank"] == 4
@@ -88,7 +88,7 @@ def test_only_seeds_that_both_have_are_paired():
     records = [record(m, r, 0, "validation", [r]) for m in ("lora", "mine") for r in (1e-3, 2e-3)]
     for method, seeds, worth in (("lora", (0, 1), 0), ("mine", (1, 2), 1)):
         records += [record(method, 2e-3, seed, "test", [worth, seed == 2]) for seed in seeds]
-    row = tlora.Comparison.of(records).summary().set_index("method").loc["mine"]
+    row = Comparison.from_records(records).summary().set_index("method").loc["mine"]
     assert row["value"] == 0.75
     assert row["difference"] == 0.5  # of seed 1 alone
     assert row["seeds"] == 2
@@ -98,7 +98,7 @@ def test_only_seeds_that_both_have_are_paired():
 
 def test_a_method_that_never_trained_is_in_the_summary():
     records = [record("lora", rate, 0, "validation", None) for rate in (1e-3, 2e-3)]
-    row = tlora.Comparison.of(records).summary().iloc[0]
+    row = Comparison.from_records(records).summary().iloc[0]
     assert (row["seeds"], row["failed"]) == (0, 2)
     assert math.isnan(row["value"])
 
@@ -126,11 +126,11 @@ def test_flatness_is_the_range_around_the_best_rate():
         8e-3: 0.4,
         1.6e-2: 0.799,
     }  # the loss is what is left to 1
-    found = tlora.Comparison.of([record("lora", r, 0, "validation", [v]) for r, v in values.items()])
+    found = Comparison.from_records([record("lora", r, 0, "validation", [v]) for r, v in values.items()])
     row = found.flatness().iloc[0]
     assert (row["best"], row["lowest"], row["highest"], row["doublings"]) == (2e-3, 1e-3, 4e-3, 2)
     assert row["edge"] == ""
-    assert list(found.flatness().columns) == list(tlora.Comparison.flatness_columns)
+    assert list(found.flatness().columns) == list(Comparison.flatness_columns)
     assert found.flatness(0).iloc[0]["doublings"] == 0
     assert found.flatness(5).iloc[0]["edge"] == "low and high"
     assert found.flatness(0.9).iloc[0]["edge"] == "low"
@@ -147,10 +147,10 @@ def test_flatness_is_of_the_mean_of_all_whole_searches():
         for seed, curve in values.items()
         for rate, value in zip(grid, curve, strict=False)
     ]
-    assert tlora.Comparison.of(records[:4]).flatness().iloc[0][["seeds", "doublings"]].tolist() == [1, 0]
-    row = tlora.Comparison.of(records).flatness(0.05).iloc[0]
+    assert Comparison.from_records(records[:4]).flatness().iloc[0][["seeds", "doublings"]].tolist() == [1, 0]
+    row = Comparison.from_records(records).flatness(0.05).iloc[0]
     assert row[["seeds", "best", "lowest", "highest"]].tolist() == [3, 4e-3, 2e-3, 4e-3]
-    wide = tlora.Comparison.of(records).flatness(2).iloc[0]
+    wide = Comparison.from_records(records).flatness(2).iloc[0]
     assert (wide["lowest"], wide["highest"]) == (1e-3, 4e-3)
 
 
@@ -165,8 +165,8 @@ def test_seconds_to_the_loss_that_the_baseline_ends_with():
     for method, losses in curves.items():
         for seed in (0, 1):
             one = record(method, 2e-3, seed, "test", [0, 1])
-            records.append(one | {"outcomes": one["outcomes"] | {"training": packed(losses)}})
-    found = tlora.Comparison.of(records).summary().set_index("method")["seconds_to_baseline"]
+            records.append(one | {"outcomes": one["outcomes"] | {"training": pack(losses)}})
+    found = Comparison.from_records(records).summary().set_index("method")["seconds_to_baseline"]
     assert found["mine"] == pytest.approx(0.5 + 2.5 * 11 / 20)
     assert found["lora"] == pytest.approx(0.5 + 2.5)
     assert math.isnan(found["slow"])
@@ -176,7 +176,7 @@ def test_the_nearest_rank_is_one_that_was_finished():
     records = [record("lora", 1e-3, 0, "validation", None, rank=2)]
     for method in ("lora", "mine"):
         records += [record(method, 1e-3, 0, split, [0.5, 1], rank=4) for split in ("validation", "test")]
-    frame = tlora.Comparison.of(records).summary(baseline_rank="nearest").set_index(["method", "rank"])
+    frame = Comparison.from_records(records).summary(baseline_rank="nearest").set_index(["method", "rank"])
     assert frame.loc[("mine", 4), "baseline_rank"] == 4
     assert frame.loc[("mine", 4), "difference"] == 0
 
@@ -189,7 +189,7 @@ def test_a_single_test_sample_says_nothing_of_others() -> None:
         for rate in rates
         for seed in seeds
     ]
-    row = tlora.Comparison.of(records).summary().set_index("method").loc["tlora"]
+    row = Comparison.from_records(records).summary().set_index("method").loc["tlora"]
     assert row["difference"] == 1.0
     assert np.isnan(row["difference_low"])
     assert np.isnan(row["difference_high"])

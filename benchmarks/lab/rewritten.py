@@ -1,4 +1,4 @@
-"""Texts under a rule that no language model has met: tasks on which much must be learnt, every token a label."""
+"""Reviews rewritten by a rule that no language model has seen: much must be learned, and every token is a label."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import random
 import re
 from collections.abc import Callable
 from string import ascii_lowercase
+
+from tlora.tasks.presets import PRESETS, review_texts
 
 Rewrite = Callable[[str], str]
 
@@ -78,3 +80,11 @@ def _derangement(items: str | list[str], seed: int) -> list[str]:
     random.Random(seed).shuffle(cycle)
     follows = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     return [follows[item] for item in items]
+
+
+PRESETS |= {
+    "cipher": review_texts(substitution(0)),
+    "second_cipher": review_texts(substitution(1)),
+    "reversed_words": review_texts(reversed_words),
+    "codebook": review_texts(codebook(0)),
+}

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tlora.cli.compare import LISTED
 
 import tlora
 import viz
+from benchmarks.lab import lr_search, run
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.store import Store
+from benchmarks.tests.helpers import record
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke
-from tests.helpers.results import record
 from tlora.cli import main
 from tlora.cli.command_line import written
-from tlora.cli.compare import LISTED
-from tlora.comparison import lr_search, run
-from tlora.comparison.store import Store
 from tlora.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
@@ -23,7 +24,7 @@ SMALL = "--rank 2 --steps 3 --batch-size 4 --samples 8 --seeds 2 --search-seeds 
 
 @pytest.fixture
 def narrow(monkeypatch) -> None:
-    monkeypatch.setattr(lr_search, "WIDENINGS", 0)
+    monkeypatch.setattr(lr_search, "EXTENSIONS", 0)
 
 
 def stored(seeds: int = 3) -> None:
@@ -50,7 +51,7 @@ def test_runs_tells_lists_and_goes_on():
     assert not again.stderr.replace("warning", "").strip() or "edge" in again.stderr
     assert Path("runs.jsonl").read_bytes() == before
     listed = pd.read_csv(io.StringIO(done("compare --store runs.jsonl --list").stdout))
-    expected = tlora.Comparison.read("runs.jsonl").to_frame()[list(LISTED)]
+    expected = Comparison.read("runs.jsonl").runs[list(LISTED)]
     pd.testing.assert_frame_equal(listed, expected, check_dtype=False)
 
 
@@ -277,4 +278,4 @@ def test_listed_columns_are_those_of_the_table():
         "method", "task", "model", "rank", "learning_rate", "seed", "metric", "value", "trainable_parameters",
         "best_rate",
     )  # fmt: skip
-    assert set(LISTED) <= set(tlora.Comparison.columns)
+    assert set(LISTED) <= set(Comparison.columns)

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from tlora.comparison.comparison import Comparison
-from tlora.comparison.lr_search import averaged, searches
-from tlora.comparison.summary import PLACE, BaselineRank
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.lr_search import averaged, searches
+from benchmarks.lab.summary import CONDITION, BaselineRank
 from tlora.utils.validation import check_type, one_of
 from viz import style
 
@@ -72,13 +72,13 @@ def plot_comparison(
     Parameters
     ----------
     comparison : Comparison
-        From ``tlora.compare(...)`` or ``tlora.Comparison.read(...)``.
+        From ``compare(...)`` or ``Comparison.read(...)``.
     tasks : str or sequence of str, optional
         Tasks to draw; all by default.
     ranks : int or sequence of int, optional
         Ranks to draw; all by default.
     baseline, baseline_rank, metric
-        As for `tlora.Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the
+        As for `Comparison.summary`: what the intervals of differences, on the left, are from; the metric of the
         first and last panels.
     view : {"tasks", "differences", "rates", "forgetting"}
         What is drawn.
@@ -111,18 +111,18 @@ def plot_comparison(
     ValueError
         If nothing is left to draw.
     """
-    check_type(comparison, Comparison, "the result of tlora.compare(...) or tlora.Comparison.read(store)")
+    check_type(comparison, Comparison, "the result of compare(...) or Comparison.read(store)")
     one_of("view", view, get_args(View))
     summary = _selected(comparison.summary(baseline, baseline_rank=baseline_rank, metric=metric), tasks, ranks)
-    summary = summary.merge(comparison.flatness()[[*PLACE, "lowest", "highest"]], how="left", on=list(PLACE))
-    runs = _selected(comparison.to_frame(), tasks, ranks)
+    summary = summary.merge(comparison.flatness()[[*CONDITION, "lowest", "highest"]], how="left", on=list(CONDITION))
+    runs = _selected(comparison.runs, tasks, ranks)
     name = baseline or "lora"
     if view == "forgetting":
         return _learned_and_forgotten(runs)
     if view != "tasks":
         chosen = comparison.flatness() if view == "rates" else summary
         return _one_panel(_selected(chosen, tasks, ranks), name, view)
-    looks = _looks(list(dict.fromkeys(comparison.to_frame()["method"])))
+    looks = _looks(list(dict.fromkeys(comparison.runs["method"])))
     strokes = _strokes(summary["rank"])
     summary = summary.assign(origin=_origins(summary, name))
     places = [(place, _order(rows)) for place, rows in summary.groupby(["model", "task"], sort=False)]
@@ -393,7 +393,7 @@ def _draw_rates(
     means = {place: averaged(curves) for place, curves in searches(runs)}
     for _, row in rows[::-1].iterrows():
         look = looks[row["method"]]
-        mean = means.get(tuple(row[list(PLACE)]), {})
+        mean = means.get(tuple(row[list(CONDITION)]), {})
         values = pd.Series({rate: -score for rate, score in sorted(mean.items())}, dtype="float64")
         finite = np.isfinite(values)
         curve, broken = values[finite], values.index[~finite]

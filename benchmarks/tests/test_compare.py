@@ -14,14 +14,16 @@ import pytest
 import torch
 
 import tlora
+from benchmarks.lab import compare as comparing
+from benchmarks.lab import lr_search
+from benchmarks.lab import run as running
+from benchmarks.lab.compare import compare
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.methods import METHODS, Cache, Method
+from benchmarks.lab.store import Store
+from benchmarks.speed.peak_memory import PeakMemory
+from benchmarks.tests.helpers import comparison, record
 from tests.helpers.models import tiny_model
-from tests.helpers.results import comparison, record
-from tlora.comparison import compare as comparing
-from tlora.comparison import lr_search
-from tlora.comparison import run as running
-from tlora.comparison.methods import METHODS, Memory, Method
-from tlora.comparison.run import PeakMemory
-from tlora.comparison.store import Store
 from tlora.recipes import Recipe
 from tlora.tasks.load import task_contents
 
@@ -67,7 +69,7 @@ def pretended(monkeypatch) -> list[str]:
 @pytest.fixture
 def narrow(monkeypatch) -> None:
     """Searches that are not widened: a tiny model's best rate may be anywhere."""
-    monkeypatch.setattr(lr_search, "WIDENINGS", 0)
+    monkeypatch.setattr(lr_search, "EXTENSIONS", 0)
 
 
 IGNORE_EDGE = pytest.mark.filterwarnings("ignore:.*is at the edge of what was searched")
@@ -84,8 +86,8 @@ IGNORE_EDGE = pytest.mark.filterwarnings("ignore:.*is at the edge of what was se
     ],
 )
 def test_every_method_is_searched_then_run_with_every_seed(model, task, counted):
-    found = tlora.compare(["lora", "tlora"], task, model, learning_rates=GRID, **QUICK)
-    frame = found.to_frame()
+    found = compare(["lora", "tlora"], task, model, learning_rates=GRID, **QUICK)
+    frame = found.runs
     for method in ("lora", "tlora"):
         rows = frame[frame["method"] == method]
         searched, tested = rows[rows["split"] == "validation"], rows[rows["split"] == "test"]
@@ -113,16 +115,16 @@ def test_every_method_is_searched_then_run_with_every_seed(model, task, counted)
 @pytest.mark.usefixtures("narrow", "workplace")
 def test_the_runs_are_the_same_whoever_makes_them(counted):
     """A second time nothing is run; from scratch, the numbers are the same."""
-    first = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    first = compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
     assert len(counted) == 4
-    again = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    again = compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
     assert len(counted) == 4
     assert again.runs.equals(first.runs)
-    fresh = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, store="other.jsonl", **QUICK)
+    fresh = compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, store="other.jsonl", **QUICK)
     assert len(counted) == 8
     numbers = ["learning_rate", "seed", "value", "loss", "trainable_parameters"]
     assert fresh.runs[numbers].equals(first.runs[numbers])
-    assert tlora.Comparison.read("other.jsonl").runs.equals(fresh.runs)
+    assert Comparison.read("other.jsonl").runs.equals(fresh.runs)
     validation, test = fresh.runs.iloc[0], fresh.runs.iloc[2]
     assert validation["loss"] != test["loss"]
 
@@ -131,7 +133,7 @@ def test_the_runs_are_the_same_whoever_makes_them(counted):
 @pytest.mark.usefixtures("narrow", "workplace")
 def test_an_interrupted_comparison_goes_on_where_it_was(counted, monkeypatch):
     arguments = {"learning_rates": GRID} | QUICK
-    whole = tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", store="whole.jsonl", **arguments)
+    whole = compare(["lora", "lora-fa"], "pairs.jsonl", "llama", store="whole.jsonl", **arguments)
     del counted[:]
     real = running.train
 
@@ -142,13 +144,13 @@ def test_an_interrupted_comparison_goes_on_where_it_was(counted, monkeypatch):
 
     monkeypatch.setattr(running, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
+        compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
     assert len(Store("comparison.jsonl").read()) == 2
     with open("comparison.jsonl", "a") as file:  # and what a kill would leave
         file.write('{"key": {"model"')
     monkeypatch.setattr(running, "train", real)
     with pytest.warns(UserWarning, match="torn"):
-        found = tlora.compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
+        found = compare(["lora", "lora-fa"], "pairs.jsonl", "llama", **arguments)
     assert len(counted) == 3 + 6
     assert found.runs["value"].equals(whole.runs["value"])
     assert found.runs["loss"].equals(whole.runs["loss"])
@@ -164,7 +166,7 @@ def test_training_that_is_interrupted_is_no_run(monkeypatch):
 
     monkeypatch.setattr(AdapterTrainer, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tlora.compare("lora", "pairs.jsonl", "llama", **QUICK)
+        compare("lora", "pairs.jsonl", "llama", **QUICK)
     assert not Path("comparison.jsonl").exists()
 
 
@@ -182,12 +184,14 @@ def test_all_methods_see_the_same_samples_in_the_same_order(monkeypatch):
         return batch
 
     monkeypatch.setattr(Task, "collate", collate)
-    terms = running.Terms("llama", steps=12, batch_size=4, samples=8)  # into a second epoch
+    terms = running.Settings("llama", steps=12, batch_size=4, samples=8)  # into a second epoch
     task = running.load_data(terms, "pairs.jsonl", {})
 
     def order(name, rate, seed):
         del seen[:]
-        running.run(running.Cell(terms, "pairs.jsonl", {}, METHODS[name], 2), task, rate, seed, "validation", Memory())
+        running.run(
+            running.Condition(terms, "pairs.jsonl", {}, METHODS[name], 2), task, rate, seed, "validation", Cache()
+        )
         return list(seen)
 
     first = order("lora", 1e-3, 0)
@@ -214,8 +218,8 @@ def test_failures_and_divergences_are_rows(monkeypatch, caplog):
 
     method = Method("mine", adapt, {}, optimizer)
     with caplog.at_level(logging.WARNING):
-        found = tlora.compare(method, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
-    frame = found.to_frame()
+        found = compare(method, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+    frame = found.runs
     assert frame["status"].tolist() == ["done", "diverged", "done", "failed"]
     assert frame["best_rate"].tolist() == [False, False, True, True]
     assert math.isnan(frame["value"].iloc[3])
@@ -227,9 +231,9 @@ def test_failures_and_divergences_are_rows(monkeypatch, caplog):
     assert store.read()[3]["error"] == "RuntimeError: no memory"
     healed = Method("mine", METHODS["lora"].adapt, {}, optimizer)
     with pytest.warns(UserWarning, match=r"1 runs failed before \(RuntimeError: no memory\) .* unless retry=True"):
-        kept = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+        kept = compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
     assert kept.runs["status"].tolist()[3] == "failed"
-    retried = tlora.compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, retry=True, **QUICK)
+    retried = compare(healed, "pairs.jsonl", "llama", learning_rates=GRID, retry=True, **QUICK)
     assert retried.runs["status"].tolist() == ["done", "diverged", "done", "done"]
     assert len(store.path.read_text().splitlines()) == 5
 
@@ -241,7 +245,7 @@ def test_failures_and_divergences_are_rows(monkeypatch, caplog):
 def test_a_device_or_a_type_that_there_is_not_leaves_no_failures(arguments, says):
     """As failures they would count against every rate, also when the call is put right."""
     with pytest.raises(ValueError, match=says):
-        tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK | arguments)
+        compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK | arguments)
     assert not Path("comparison.jsonl").exists()
 
 
@@ -251,7 +255,7 @@ def test_a_method_that_cannot_be_trained_at_all_is_warned_of(monkeypatch, narrow
         raise RuntimeError("no memory")
 
     with pytest.warns(UserWarning, match=r"mine at rank 2 on pairs.jsonl: no learning rate from 0.001 to 0.01"):
-        found = tlora.compare(Method("mine", adapt), "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+        found = compare(Method("mine", adapt), "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
     assert found.runs["status"].tolist() == ["failed", "failed"]
 
 
@@ -260,7 +264,7 @@ def test_a_search_that_was_given_up_is_warned_of():
     with pytest.warns(
         UserWarning, match=r"lora at rank 2 on pairs.jsonl: the best learning rate, 0.01, is at the edge"
     ):
-        tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+        compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
 
 
 @IGNORE_EDGE
@@ -268,7 +272,7 @@ def test_a_search_that_was_given_up_is_warned_of():
 def test_everything_that_matters_makes_another_run(pretended):
     counted = pretended
     base = {"learning_rates": GRID} | QUICK | {"seeds": (0,)}
-    tlora.compare("lora", "pairs.jsonl", "llama", **base)
+    compare("lora", "pairs.jsonl", "llama", **base)
     assert len(counted) == 3
     changes = [
         {"steps": 4}, {"batch_size": 2}, {"ranks": 3}, {"samples": 6}, {"dtype": "bfloat16"},
@@ -276,15 +280,15 @@ def test_everything_that_matters_makes_another_run(pretended):
     ]  # fmt: skip
     for change in changes:
         before = len(counted)
-        tlora.compare("lora", "pairs.jsonl", "llama", **base | change)
+        compare("lora", "pairs.jsonl", "llama", **base | change)
         assert len(counted) > before, change
     for tasks in ({"pairs.jsonl": {"train": 20}}, {"pairs.jsonl": {"seed": 1}}):
         before = len(counted)
-        tlora.compare("lora", tasks, "llama", **base)
+        compare("lora", tasks, "llama", **base)
         assert len(counted) == before + 3
     for option in (0.5, 0.0):
         before = len(counted)
-        tlora.compare(Recipe("mine", allocate={"temperature": option}), "pairs.jsonl", "llama", **base)
+        compare(Recipe("mine", allocate={"temperature": option}), "pairs.jsonl", "llama", **base)
         assert len(counted) == before + 3
 
 
@@ -299,7 +303,7 @@ def test_a_path_whose_contents_changed_is_run_again(pretended):
 
     def runs() -> int:
         before = len(pretended)
-        found = tlora.compare("lora", file.name, folder.name, **base)
+        found = compare("lora", file.name, folder.name, **base)
         assert len(found.runs) == 3  # none of the earlier contents
         return len(pretended) - before
 
@@ -345,7 +349,7 @@ def test_a_store_in_the_folder_of_the_data_is_no_part_of_it(pretended):
     shutil.copy("pairs.jsonl", "own/train.jsonl")
     base = {"learning_rates": GRID} | QUICK | {"seeds": (0,), "store": "own/runs.jsonl"}
     for _ in range(2):
-        tlora.compare("lora", "own", "llama", **base)
+        compare("lora", "own", "llama", **base)
     assert len(pretended) == 3
 
 
@@ -362,8 +366,8 @@ def test_the_mean_of_seeds_that_are_not_reported_chooses_the_rate(monkeypatch):
 
     monkeypatch.setattr(comparing, "run", run)
     base = {"learning_rates": (1e-3, 2e-3, 4e-3)} | QUICK | {"search_seeds": (9, 10)}
-    tlora.compare("lora", "pairs.jsonl", "llama", **base)
-    found = tlora.compare("lora", "pairs.jsonl", "llama", **base | {"seeds": (5,)})
+    compare("lora", "pairs.jsonl", "llama", **base)
+    found = compare("lora", "pairs.jsonl", "llama", **base | {"seeds": (5,)})
     assert len(done) == len(set(done))
     assert {at for at in done if at[0] == "validation"} == {
         ("validation", r, s) for r in base["learning_rates"] for s in (9, 10)
@@ -377,25 +381,25 @@ def test_the_mean_of_seeds_that_are_not_reported_chooses_the_rate(monkeypatch):
 def test_one_rate_is_trained_at_and_not_searched_for(pretended):
     """That of every method, of `full` too; runs at others in the store are not told of."""
     for rate in (2e-3, 4e-3):
-        found = tlora.compare(["lora", "full"], "pairs.jsonl", "llama", learning_rates=rate, **QUICK)
+        found = compare(["lora", "full"], "pairs.jsonl", "llama", learning_rates=rate, **QUICK)
         at = found.runs[found.runs["best_rate"]]
         assert at["learning_rate"].tolist() == [rate] * 4
         assert len(found.runs) == 4
         assert found.summary()["learning_rate"].tolist() == [rate] * 2
     assert len(pretended) == 8
     assert not any("validation" in line for line in pretended)
-    everything = tlora.Comparison.read("comparison.jsonl")
+    everything = Comparison.read("comparison.jsonl")
     assert set(everything.runs.loc[everything.runs["best_rate"], "learning_rate"]) == {4e-3}
 
 
 @pytest.mark.usefixtures("workplace")
 def test_a_seed_trains_on_samples_of_its_own():
-    terms = running.Terms("llama", steps=3, batch_size=2, samples=4)
+    terms = running.Settings("llama", steps=3, batch_size=2, samples=4)
     task = running.load_data(terms, "pairs.jsonl", {})
-    found = [running.drawn(task, terms, seed).train["prompt"][:] for seed in (0, 0, 1)]
+    found = [running.sample_training_rows(task, terms, seed).train["prompt"][:] for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert len(found[0]) == len(set(found[0])) == 6
-    everything = running.drawn(task, running.Terms("llama", steps=300, batch_size=2, samples=4), 0)
+    everything = running.sample_training_rows(task, running.Settings("llama", steps=300, batch_size=2, samples=4), 0)
     assert sorted(everything.train["prompt"][:]) == sorted(task.train["prompt"][:])
     assert everything.test is task.test
 
@@ -412,7 +416,7 @@ def test_a_head_has_one_rate_for_all_methods(monkeypatch):
         return real(model, task, **arguments)
 
     monkeypatch.setattr(running, "train", train)
-    tlora.compare(["lora", "full"], "labels.jsonl", "bert", learning_rates=GRID, **QUICK)
+    compare(["lora", "full"], "labels.jsonl", "bert", learning_rates=GRID, **QUICK)
     records = Store("comparison.jsonl").read()
     heads = [r for r in records if r["key"]["method"] == "head"]
     assert {r["key"]["seed"] for r in heads} == {1000, 1001}
@@ -422,16 +426,14 @@ def test_a_head_has_one_rate_for_all_methods(monkeypatch):
     assert others == {by_rate.idxmin()}
     assert len([head for _, head in rates if head is not None]) == 8
     with pytest.warns(UserWarning, match="head trains the head of a classifier"):
-        tlora.compare("head", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+        compare("head", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
 
 
 @pytest.mark.usefixtures("workplace", "narrow")
 @IGNORE_EDGE
 def test_forgetting_is_the_increase_of_the_loss_on_other_texts():
     shutil.copy("pairs.jsonl", "other.jsonl")
-    found = tlora.compare(
-        "lora", "pairs.jsonl", "llama", learning_rates=(1e-3, 3e-2), forgetting="other.jsonl", **QUICK
-    )
+    found = compare("lora", "pairs.jsonl", "llama", learning_rates=(1e-3, 3e-2), forgetting="other.jsonl", **QUICK)
     model, tokenizer = tlora.load_model("llama")
     task = tlora.load_task("other.jsonl", tokenizer)
     before = task.evaluate(model, "test")["loss"]
@@ -453,7 +455,7 @@ def test_forgetting_is_the_increase_of_the_loss_on_other_texts():
 )
 def test_a_text_that_cannot_be_forgotten_is_refused_before_the_first_run(task, forgetting, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        tlora.compare("lora", task, "llama", learning_rates=GRID, forgetting=forgetting, **QUICK)
+        compare("lora", task, "llama", learning_rates=GRID, forgetting=forgetting, **QUICK)
     assert not Path("comparison.jsonl").exists()
 
 
@@ -462,7 +464,7 @@ def test_a_text_that_cannot_be_forgotten_is_refused_before_the_first_run(task, f
 @pytest.mark.parametrize("method", ["lora+", "tlora+"])
 def test_what_multiplies_its_rate_is_searched_from_lower_rates(pretended, method):
     """At those of the others it may be at chance, where the best of the grid is nothing but noise."""
-    tlora.compare(["lora", method], "pairs.jsonl", "llama", learning_rates=(5e-4, 1e-3, 2e-3), **QUICK)
+    compare(["lora", method], "pairs.jsonl", "llama", learning_rates=(5e-4, 1e-3, 2e-3), **QUICK)
     begun = [line.split()[1] for line in pretended if line.startswith(f"{method} ")]
     assert begun[:3] == ["3.13e-05", "6.25e-05", "0.000125"]
     assert [line.split()[1] for line in pretended if line.startswith("lora ")][:3] == ["0.0005", "0.001", "0.002"]
@@ -472,9 +474,9 @@ def test_what_multiplies_its_rate_is_searched_from_lower_rates(pretended, method
 @pytest.mark.usefixtures("narrow", "workplace")
 def test_arguments_are_taken_as_users_have_them(pretended):
     given = QUICK | {"ranks": np.int64(2), "seeds": np.arange(2), "learning_rates": GRID}
-    tlora.compare("lora", Path("pairs.jsonl"), "llama", **given)
+    compare("lora", Path("pairs.jsonl"), "llama", **given)
     assert {line.split()[2] for line in pretended} == {"0", "1", "9"}
-    assert tlora.Comparison.read("comparison.jsonl").to_frame()["rank"].unique().tolist() == [2]
+    assert Comparison.read("comparison.jsonl").runs["rank"].unique().tolist() == [2]
 
 
 @pytest.mark.usefixtures("workplace")
@@ -492,7 +494,7 @@ def test_arguments_are_taken_as_users_have_them(pretended):
 def test_what_cannot_be_begun_is_refused_before_a_run(pretended, arguments, kind, words):
     given = {"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments
     with pytest.raises(kind, match=words):
-        tlora.compare(**given)
+        compare(**given)
     assert not pretended
 
 
@@ -505,7 +507,7 @@ def test_what_fails_at_every_rate_is_not_tried_at_more(monkeypatch):
     made = []
     for _ in range(3):
         with pytest.warns(UserWarning, match=r"could be trained with \(ValueError: no\)"):
-            found = tlora.compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
+            found = compare("lora", "pairs.jsonl", "llama", learning_rates=GRID, **QUICK)
         made.append(len(found.runs))
     assert made == [len(GRID)] * 3
 
@@ -517,7 +519,7 @@ def test_a_second_search_does_not_hide_the_first():
         record("lora", r, seed, "validation", [v]) for seed in values for r, v in zip(grid, values[seed], strict=True)
     ]
     records += [record("lora", 2e-3, 0, "test", [0.6])]
-    row = tlora.Comparison.of(records).summary().loc[0]
+    row = Comparison.from_records(records).summary().loc[0]
     assert (row["learning_rate"], row["value"]) == (2e-3, pytest.approx(0.6, abs=1e-3))
 
 
@@ -526,8 +528,8 @@ def test_a_second_search_does_not_hide_the_first():
 @pytest.mark.slow
 def test_several_processes_share_a_store():
     base = {"learning_rates": GRID} | QUICK
-    alone = tlora.compare(["lora", "tlora", "pissa"], "pairs.jsonl", "llama", store="alone.jsonl", **base)
-    together = tlora.compare(["lora", "tlora", "pissa"], "pairs.jsonl", "llama", workers=2, **base)
+    alone = compare(["lora", "tlora", "pissa"], "pairs.jsonl", "llama", store="alone.jsonl", **base)
+    together = compare(["lora", "tlora", "pissa"], "pairs.jsonl", "llama", workers=2, **base)
     columns = ["method", "split", "learning_rate", "seed"]
     searched = [
         c.runs[(c.runs["split"] == "validation") & c.runs["learning_rate"].isin(GRID)] for c in (alone, together)
@@ -566,7 +568,7 @@ def test_several_processes_share_a_store():
 )
 def test_what_cannot_be_compared_is_refused_before_anything_runs(arguments, kind, words):
     with pytest.raises(kind, match=words):
-        tlora.compare(**{"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments)
+        compare(**{"methods": "lora", "tasks": "pairs.jsonl", "model": "llama"} | QUICK | arguments)
     assert not os.path.exists("comparison.jsonl")
 
 
@@ -587,4 +589,4 @@ def test_peak_memory_sees_what_was_held_in_between():
 
 def test_repr_says_what_was_compared():
     assert repr(comparison()) == "Comparison(2 methods (lora, tlora) on 1 tasks, 12 runs, 1 failed)"
-    assert isinstance(comparison().to_frame(), pd.DataFrame)
+    assert isinstance(comparison().runs, pd.DataFrame)

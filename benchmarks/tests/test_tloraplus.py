@@ -2,10 +2,10 @@
 
 import torch
 
-from tests.helpers.jobs import RANK, job
+from benchmarks.lab.methods import METHODS, seeded_adapt
+from benchmarks.tests.helpers import RANK, job
 from tests.helpers.models import tiny_model
 from tlora.adapters.lora_layers import adapter_layers, trainable_parameters
-from tlora.comparison.methods import METHODS, seeded_adapt
 from tlora.models.targets import target_modules
 
 

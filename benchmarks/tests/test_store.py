@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tlora
+from benchmarks.lab.comparison import Comparison
+from benchmarks.lab.store import Store, key_text, pack, unpack
+from benchmarks.tests.helpers import record
 from tests.helpers import results
-from tests.helpers.results import record, same
-from tlora.comparison.store import Store, key_text, packed, unpacked
+from tests.helpers.results import same
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,7 +37,7 @@ def test_store_is_plain_lines_and_the_last_run_of_a_key_counts(tmp_path):
     store.append(again)
     assert store.path.read_text().splitlines()[:3] == lines
     assert [r["metrics"]["accuracy"] for r in store.read()] == [0, 9, 2]
-    assert store.find()[key_text(again["key"])] == again
+    assert store.by_key()[key_text(again["key"])] == again
 
 
 @pytest.mark.parametrize("torn", [1, 40, 5000])
@@ -81,7 +82,7 @@ def test_damage_elsewhere_is_refused_with_its_line(tmp_path):
             store.read()
     with pytest.raises(FileNotFoundError, match=r"no runs in .*store="):
         Store(tmp_path / "none").read()
-    assert Store(tmp_path / "none").find() == {}
+    assert Store(tmp_path / "none").by_key() == {}
 
 
 def test_numbers_that_json_has_no_word_for_do_not_reach_the_store(tmp_path):
@@ -116,7 +117,7 @@ def test_a_full_disk_leaves_the_runs_before(tmp_path, monkeypatch, room):
     store = filled(tmp_path / "runs.jsonl")
     size = store.path.stat().st_size
     with monkeypatch.context() as patch:
-        patch.setattr("tlora.comparison.store.FileIO", Full)
+        patch.setattr("benchmarks.lab.store.FileIO", Full)
         with pytest.raises(OSError, match=r"No space left on device \(the runs before are there.*\): '.*runs.jsonl'"):
             store.append(record("lora", 1e-3, 7, "validation", [7]))
     assert store.path.stat().st_size == size
@@ -137,7 +138,7 @@ def test_a_folder_that_cannot_be_flushed_holds_a_store_all_the_same(tmp_path, mo
 
 def test_two_processes_append_at_once(tmp_path):
     code = (
-        "import sys; from tlora.comparison.store import Store; s = Store(sys.argv[1])\n"
+        "import sys; from benchmarks.lab.store import Store; s = Store(sys.argv[1])\n"
         "for n in range(30): s.append({'key': [sys.argv[2], n], 'data': 'x' * 20000})"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "runs.jsonl")]
@@ -150,13 +151,13 @@ def test_two_processes_append_at_once(tmp_path):
 def test_outcomes_come_back(count):
     rng = np.random.default_rng(count)
     bits, floats = rng.integers(0, 2, count).astype(float), rng.normal(size=count)
-    assert np.array_equal(unpacked(json.loads(json.dumps(packed(bits)))), bits)
-    assert np.array_equal(unpacked(packed(floats)), floats.astype(np.float16).astype(float))
-    assert packed(bits)["kind"] == "bits"
-    assert len(packed(bits)["data"]) <= count / 6 + 4
-    assert np.isfinite(unpacked(packed(np.array([1e30, -1e30])))).all()
+    assert np.array_equal(unpack(json.loads(json.dumps(pack(bits)))), bits)
+    assert np.array_equal(unpack(pack(floats)), floats.astype(np.float16).astype(float))
+    assert pack(bits)["kind"] == "bits"
+    assert len(pack(bits)["data"]) <= count / 6 + 4
+    assert np.isfinite(unpack(pack(np.array([1e30, -1e30])))).all()
     with pytest.raises(ValueError, match="changed by hand"):
-        unpacked(packed(floats) | {"count": count + 8})
+        unpack(pack(floats) | {"count": count + 8})
 
 
 GRID = (1e-3, 1e-2)
@@ -167,12 +168,12 @@ def test_read_takes_what_was_begun_last_under_a_name(tmp_path):
     for steps in (3, 9):
         for rate in GRID:
             store.append(record("lora", rate, 0, "validation", [steps / 10], steps=steps))
-    found = tlora.Comparison.read(store.path)
+    found = Comparison.read(store.path)
     assert found.runs["value"].tolist() == [0.9, 0.9]
     assert found.meta.recipe["steps"] == 9
     (tmp_path / "empty").touch()
     with pytest.raises(ValueError, match="holds no runs"):
-        tlora.Comparison.read(tmp_path / "empty")
+        Comparison.read(tmp_path / "empty")
 
 
 def test_read_compares_only_what_has_data_and_training_in_common(tmp_path):
@@ -186,7 +187,7 @@ def test_read_compares_only_what_has_data_and_training_in_common(tmp_path):
             store.append(record(method, 1e-3, 0, split, [0.5, 1], **changes))
     store.append(record("lora", 1e-3, 0, "test", [0.5, 1], task="another"))
     with pytest.warns(UserWarning, match="left out") as told:
-        found = tlora.Comparison.read(store.path)
+        found = Comparison.read(store.path)
     assert found.runs[["method", "task"]].drop_duplicates().values.tolist() == [["mine", "pairs"], ["lora", "another"]]
     assert [str(w.message).partition(";")[0] for w in told] == [
         "runs of lora on pairs are left out, because they cannot be compared: steps is 3 there and 9 where they were "
@@ -200,16 +201,16 @@ def test_read_gives_what_was_asked_for(tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     for method, rank in (("lora", 2), ("lora", 4), ("mine", 4)):
         store.append(record(method, 1e-3, 0, "validation", [1], rank=rank))
-    found = tlora.Comparison.read(store.path, methods=["lora"], ranks=[4], tasks=["pairs"])
+    found = Comparison.read(store.path, methods=["lora"], ranks=[4], tasks=["pairs"])
     assert found.runs[["method", "rank"]].values.tolist() == [["lora", 4]]
-    assert same(tlora.Comparison.read(store.path, methods="lora", ranks=np.int64(4), tasks="pairs"), found)
+    assert same(Comparison.read(store.path, methods="lora", ranks=np.int64(4), tasks="pairs"), found)
     for wrong, words in (
         ({"methods": ["nosuch"]}, "no runs of method nosuch .* only of lora, mine"),
         ({"methods": ["mine"], "ranks": [2]}, "no runs of rank 2 among those asked for, only of 4"),
         ({"tasks": ["gsm8k"]}, "no runs of task gsm8k .* only of pairs"),
     ):
         with pytest.raises(ValueError, match=words):
-            tlora.Comparison.read(store.path, **wrong)
+            Comparison.read(store.path, **wrong)
 
 
 IN_PLACE = pytest.mark.filterwarnings("ignore:The inplace keyword")  # which pandas goes on having for a while
@@ -225,5 +226,5 @@ def test_a_comparison_that_was_changed_in_place_is_saved_as_it_is(change: str, t
         found.runs.drop(found.runs[found.runs["status"] == "failed"].index, inplace=True)
     kept = found.summary().set_index("method")
     found.save(tmp_path)
-    again = tlora.Comparison.load(tmp_path).summary().set_index("method")
+    again = Comparison.load(tmp_path).summary().set_index("method")
     assert again.loc[kept.index].equals(kept)

@@ -1,0 +1,1 @@
+"""What was measured and compared, and the programs that do it."""

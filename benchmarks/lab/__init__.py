@@ -1,0 +1,1 @@
+"""The laboratory: methods of adaptation trained against each other."""
