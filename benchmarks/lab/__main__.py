@@ -21,7 +21,7 @@ import pandas as pd
 from benchmarks.lab.compare import RATES, compare
 from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.methods import METHODS
-from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.plot import plot_differences, plot_forgetting, plot_rate_ranges
 
 PRINCIPAL = ("lora", "pissa", "lora-fa", "tlora-paper", "tlora", "tlora-trained")
 """Methods that are compared by default."""
@@ -33,6 +33,12 @@ SHOWN = (
     "method", "value", "low", "high", "difference", "difference_low", "difference_high", "learning_rate", "seeds",
     "trainable_parameters", "seconds",
 )  # fmt: skip
+
+VIEWS = {
+    "differences": lambda comparison, shown: plot_differences(comparison, **shown),
+    "rates": lambda comparison, _: plot_rate_ranges(comparison),
+    "forgetting": lambda comparison, _: plot_forgetting(comparison),
+}
 
 
 def parse_arguments(line: Sequence[str] | None) -> argparse.Namespace:
@@ -61,7 +67,8 @@ def parse_arguments(line: Sequence[str] | None) -> argparse.Namespace:
     add("--retry", action="store_true", help="repeat failed runs")
     add("--store", type=Path, default=Path("comparison.jsonl"), help="file that runs are read from and appended to")
     add("--list", action="store_true", help="print the runs as CSV")
-    add("--picture", type=Path, help="draw the comparison into this file")
+    add("--picture", type=Path, help="draw into this file what --view names")
+    add("--view", choices=VIEWS, default="differences", help="what to draw (default: %(default)s)")
     add("--baseline", help="method that the others are compared with (default: lora)")
     add("--baseline-rank", default="same", help="same, nearest (in parameters), or a rank")
     add("--loss", action="store_true", help="show the held-out loss in place of the task's metric")
@@ -121,7 +128,7 @@ def main(line: Sequence[str] | None = None) -> None:
         print(f"{comparison!r}\n\n{format_summary(comparison.summary(**shown))}")
     if options.picture:
         matplotlib.use("Agg")
-        plot_comparison(comparison, **shown).savefig(options.picture)
+        VIEWS[options.view](comparison, shown).savefig(options.picture)
 
 
 if __name__ == "__main__":

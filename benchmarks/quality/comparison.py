@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.methods import METHODS
-from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.plot import plot_differences, plot_rate_ranges
 from benchmarks.lab.store import Store
 from benchmarks.lab.summary import CONDITION, BaselineRank
 from tlora.comparison.interval import mean_squares
@@ -335,9 +335,9 @@ def write() -> None:
     """Put the table and the pictures that the store makes in place."""
     comparison = Comparison.read(STORE)
     PAGE.write_text(between(BEGIN, END, written(comparison), PAGE.read_text()))
-    for view, path in PICTURES.items():
-        figure = plot_comparison(finished(comparison), baseline_rank=REFERENCE, view=view)
-        save(figure, path, digest(comparison))
+    runs = finished(comparison)
+    save(plot_differences(runs, baseline_rank=REFERENCE), PICTURES["differences"], digest(comparison))
+    save(plot_rate_ranges(runs), PICTURES["rates"], digest(comparison))
 
 
 if __name__ == "__main__":

@@ -19,21 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 from peft import PeftModel
 
 import tlora
 from benchmarks.lab.compare import compare
 from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.methods import Job, Method
-from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.plot import plot_forgetting, plot_rate_curves
 from benchmarks.lab.store import Record, Store
 from benchmarks.quality import comparison
 from tlora.recipes import Recipe
-from viz import style
 
 STORE = Path("benchmarks/results/pilot.jsonl")
 PAGE = Path("docs/results/pilot.md")
@@ -307,33 +303,14 @@ def every() -> Comparison:
 def draw() -> None:
     """What was learned beside what was forgotten, and where the rank is best."""
     runs, more = shown(), every()
-    comparison.save(plot_comparison(runs, view="forgetting"), PICTURE, comparison.digest(runs))
-    searched = more.runs.query("rank == 1 and split == 'validation'")
-    comparison.save(draw_searches(searched), TIGHT, comparison.digest(more))
-
-
-@style.styled
-def draw_searches(searched: pd.DataFrame) -> Figure:
-    """Validation loss by learning rate: a line for each arm, from the lower to the higher of its seeds."""
-    figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-    methods = [method for method in NAMES if method in set(searched["method"])]
-    looks = zip(methods, style.colours(len(methods)), style.markers(len(methods)), strict=True)
-    for n, (method, colour, marker) in enumerate(looks):
-        by_rate = searched[searched["method"] == method].groupby("learning_rate")["loss"]
-        means, beside = by_rate.mean(), 1.02 ** (n - (len(methods) - 1) / 2)
-        ax.vlines(means.index * beside, by_rate.min(), by_rate.max(), color=colour, linewidth=0.8)
-        label = "uniform ranks: LoRA, rank 1" if method == "lora" else NAMES[method]
-        ax.plot(means.index * beside, means, marker=marker, color=colour, linewidth=1.2, label=label)
-    rates = sorted(set(searched["learning_rate"]))
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    ax.set_xlabel("learning rate")
-    ax.set_ylabel("validation loss, nats")
-    style.guide_lines(ax)
-    detail = "cipher, as many parameters as LoRA of rank 1; line: two seeds"
-    style.headline(ax, "No allocation is ahead of uniform ranks", detail)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
+    comparison.save(plot_forgetting(runs), PICTURE, comparison.digest(runs))
+    curves = plot_rate_curves(
+        more.runs.query("rank == 1 and split == 'validation'"),
+        title="No allocation is ahead of uniform ranks",
+        detail="cipher, as many parameters as LoRA of rank 1; line: two seeds",
+        names=NAMES | {"lora": "uniform ranks: LoRA, rank 1"},
+    )
+    comparison.save(curves, TIGHT, comparison.digest(more))
 
 
 BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}

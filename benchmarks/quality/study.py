@@ -33,7 +33,7 @@ from scipy import stats
 from benchmarks.lab.compare import compare
 from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.methods import Method, choose_method
-from benchmarks.lab.plot import plot_comparison
+from benchmarks.lab.plot import plot_forgetting
 from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot
 from tlora.recipes import Recipe
@@ -436,7 +436,7 @@ def drawn() -> Comparison:
 def draw(pictures: Mapping[str, Path]) -> None:
     """The pictures, into these files."""
     shown = drawn()
-    figures = {"estimates": draw_estimates(estimates()), "forgetting": plot_comparison(shown, view="forgetting")}
+    figures = {"estimates": draw_estimates(estimates()), "forgetting": plot_forgetting(shown)}
     for name, figure in figures.items():
         comparison.save(figure, pictures[name], comparison.digest(shown))
 

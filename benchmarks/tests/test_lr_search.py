@@ -1,4 +1,4 @@
-"""The search for a learning rate, the store of runs, and what it keeps of each sample."""
+"""The search for a learning rate."""
 
 import itertools
 import math
@@ -10,20 +10,20 @@ from benchmarks.lab import lr_search
 GRID = (1e-3, 1e-2)
 
 
-def bump(centre: float):
+def bump(center: float):
     """A smooth objective of one peak on a log scale."""
-    return lambda rate: -abs(math.log(rate / centre))
+    return lambda rate: -abs(math.log(rate / center))
 
 
-@pytest.mark.parametrize("centre", [1e-6, 7e-5, 1e-3, 3e-3, 0.3])
+@pytest.mark.parametrize("center", [1e-6, 7e-5, 1e-3, 3e-3, 0.3])
 @pytest.mark.parametrize("grid", [(1e-3, 2e-3, 4e-3), (4e-3, 1e-3, 2e-3), (1e-3, 1e-2)])
-def test_grid_is_widened_until_the_best_rate_is_inside(centre, grid):
-    values = lr_search.search_rates(bump(centre), grid)
+def test_grid_is_widened_until_the_best_rate_is_inside(center, grid):
+    values = lr_search.search_rates(bump(center), grid)
     found, factor = lr_search.best_rate(values), sorted(grid)[1] / sorted(grid)[0]
     assert values.keys() >= set(grid)
-    if centre > 1e-5 or factor > 2:
+    if center > 1e-5 or factor > 2:
         assert min(values) < found < max(values)
-        assert abs(math.log(found / centre)) <= math.log(factor)
+        assert abs(math.log(found / center)) <= math.log(factor)
         assert lr_search.next_rate(values) is None
     steps = [b / a for a, b in itertools.pairwise(sorted(values))]
     assert steps == pytest.approx([factor] * len(steps), rel=0.01)
@@ -60,7 +60,7 @@ def test_rates_that_diverge_are_no_reason_to_go_higher():
     assert lr_search.best_rate(dict.fromkeys((1e-3, 2e-3), math.nan)) is None
 
 
-@pytest.mark.parametrize("grid", [(), (0.0, 1e-3), (-1.0, 1.0), (math.inf, 1.0), ("a", "b")])
-def test_grids_that_are_none_are_refused(grid):
-    with pytest.raises(ValueError, match=r"learning.rate"):
+@pytest.mark.parametrize("grid", [(), (0.0, 1e-3), (-1.0, 1.0), (math.inf, 1.0)])
+def test_grids_must_be_positive_and_finite(grid):
+    with pytest.raises(ValueError, match="learning_rates"):
         lr_search.search_rates(bump(1), grid)
