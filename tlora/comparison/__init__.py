@@ -1,6 +1,6 @@
-"""Methods against each other on one task.
+"""Which adapter is better on a task.
 
-compare (`compare`), methods (those that PEFT does not have: qalora, talklora, tloraplus), lr_search, run (one training
-and its scores), store (runs on disk), summary (differences with intervals), comparison (the result); race (`race`:
-adapters in turns on one base), sequential (its intervals), race_result.
+race (`race`: adapters in turns on one base), race_result, sequential (the error of each look), interval (intervals for
+paired differences). methods, lr_search and summary serve the race alone; the comparison of methods is in
+``benchmarks/lab``.
 """

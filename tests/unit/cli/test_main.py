@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from tests.helpers.commands import invoke
-from tlora.cli import compare, options, pipeline
+from tlora.cli import options, pipeline
 from tlora.recipes import RECIPES
 from tlora.serving import engines
 from tlora.utils.defaults import DEFAULT_RECIPE
