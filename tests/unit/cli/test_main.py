@@ -85,6 +85,6 @@ def test_a_reader_that_goes_during_a_command_is_no_error(monkeypatch: pytest.Mon
     def gone(*_: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(compare, "compared", gone)
-    result = invoke("compare --list")
+    monkeypatch.setattr("tlora.inspect", gone)
+    result = invoke("inspect adapter")
     assert (result.exit_code, result.stderr) == (1, "")
