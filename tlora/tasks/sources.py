@@ -1,4 +1,4 @@
-"""Rows of a task before they are tokenised: read from files and datasets, and checked."""
+"""Rows of a task before tokenization: read from files and datasets, and checked."""
 
 from __future__ import annotations
 
@@ -18,25 +18,33 @@ import pandas as pd
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
-from tlora.tasks.chat import check_messages, check_tools, pack_row
+from tlora.tasks.chat import check_messages, pack_row
 from tlora.tasks.metrics import METRICS, Metric
 from tlora.tasks.splits import SPLITS
 
-PAIR, TOOLS = "text_pair", "tools"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-ACCEPTED = "prompt and completion; messages (role and content); text and label (optionally text_pair)"
 
+_ACCEPTED = "prompt and completion; messages (role and content); text and label (optionally text_pair)"
+_OPTIONAL = {("prompt", "completion"): (), ("messages",): ("tools",), ("text", "label"): ("text_pair",)}
 _ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
-_SHAPES = (("prompt", "completion"), ("messages",), ("text", "label"))
 _FRACTION = re.compile(r"[-+]?\d*\.\d+(e[-+]?\d+)?", re.IGNORECASE)
-_HALF = re.compile("[\ud800-\udfff]")  # of a pair that JSON writes a character as
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")
-Located = tuple[str, dict[str, Any]]  # where a row stands, and the row
+_UNREADABLE = (
+    UnicodeDecodeError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    pd.errors.EmptyDataError,
+    pd.errors.ParserError,
+    pyarrow.ArrowException,
+)
+PlacedRow = tuple[str, dict[str, Any]]
+"""A row and its place in a file, for error messages."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A task before it is tokenised.
+    """A task before tokenization.
 
     Attributes
     ----------
@@ -48,9 +56,9 @@ class Source:
     metric : Metric
         How answers are scored.
     classes : tuple of str
-        Names of the classes; empty where the rows have no label.
+        Names of the classes; empty if the rows have no label.
     separator : str
-        What stands between prompt and completion where there is no chat template.
+        Text between prompt and completion when no chat template is used.
     """
 
     name: str
@@ -61,25 +69,18 @@ class Source:
 
 
 def read_path(path: str | Path) -> Source:
-    """Rows of a local file, or of a folder with one file a split, or its shards.
+    """Read the rows of a local file, or of a folder with one file or several shards per split.
 
     Parameters
     ----------
     path : path-like
         A JSONL, JSON, CSV or Parquet file; or a folder with ``train.*`` and optionally ``validation.*``,
-        ``test.*``, where a split may be in shards as the hub names them (``train-00000-of-00002.parquet``).
+        ``test.*``. Shards are named as on the hub (``train-00000-of-00002.parquet``).
 
     Returns
     -------
     Source
         Named after the file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file, or no split in the folder.
-    ValueError
-        If a file is empty, of another kind, malformed (with the line), or has not the columns of a task.
     """
     path = Path(path)
     if path.is_dir():
@@ -88,11 +89,11 @@ def read_path(path: str | Path) -> Source:
         files = {"train": (path,)}
     else:
         raise FileNotFoundError(f"{path} does not exist: pass a file ({', '.join(SUFFIXES)}) or a folder of them")
-    return _source(path.name.partition(".")[0], {split: _read(paths) for split, paths in files.items()})
+    return _source(path.name.partition(".")[0], {split: _read_split(paths) for split, paths in files.items()})
 
 
 def read_dataset(data: Dataset | Mapping[str, Dataset]) -> Source:
-    """Rows of a `datasets.Dataset`, or of a `datasets.DatasetDict` with one dataset a split.
+    """Read the rows of a `datasets.Dataset`, or of a `datasets.DatasetDict` with one dataset per split.
 
     Parameters
     ----------
@@ -102,108 +103,78 @@ def read_dataset(data: Dataset | Mapping[str, Dataset]) -> Source:
     Returns
     -------
     Source
-        The rows, checked.
-
-    Raises
-    ------
-    TypeError
-        If a split is not a `datasets.Dataset`.
-    ValueError
-        If it has no rows, not the columns of a task, or no split that we know.
+        The checked rows.
     """
-    parts = {"train": data} if isinstance(data, Dataset) else _named_splits(data)
-    for split, rows in parts.items():
+    splits = {"train": data} if isinstance(data, Dataset) else {_ALIASES.get(key, key): data[key] for key in data}
+    known = {split: rows for split, rows in splits.items() if split in SPLITS}
+    if not known:
+        raise ValueError(f"the splits are {', '.join(splits) or '(none)'}: name them train, validation and test")
+    for split, rows in known.items():
         if not isinstance(rows, Dataset):
             raise TypeError(
                 f"split {split!r} is a {type(rows).__name__}, not a datasets.Dataset: load it without streaming=True"
             )
-    return _source("dataset", {split: _checked(rows, split) for split, rows in parts.items()})
+    return _source("dataset", {split: _check_dataset(rows, split) for split, rows in known.items()})
 
 
-def shape_of(columns: Iterable[str], where: str) -> tuple[str, ...]:
-    """Which of the accepted groups of columns there is.
-
-    Raises
-    ------
-    ValueError
-        If there is none, naming what was found and what is accepted.
-    """
-    found = list(columns)
-    for shape in _SHAPES:
-        if set(shape) <= set(found):
-            return shape
-    raise ValueError(f"{where} has the columns {', '.join(found) or '(none)'}; accepted are {ACCEPTED}: rename yours")
+def _read_split(paths: Sequence[Path]) -> Dataset:
+    """Read a split, in one file or in shards."""
+    if paths[0].name.lower().endswith(".parquet"):
+        return concatenate_datasets([_check_dataset(read_table(path), str(path)) for path in paths])
+    return _collect(chain.from_iterable(map(read_rows, paths)), str(paths[0]))
 
 
-def _read(paths: Sequence[Path]) -> Dataset:
-    """The rows of a split, in one file or in shards."""
-    if not paths[0].name.lower().endswith(".parquet"):
-        return _collect(chain.from_iterable(map(read_rows, paths)), str(paths[0]))
-    shards = [_checked(read_table(path), str(path)) for path in paths]
-    try:
-        return concatenate_datasets(shards)
-    except ValueError as error:
-        raise ValueError(f"the shards beside {paths[0]} have different columns ({error}): write them alike") from error
-
-
-def _checked(rows: Dataset, where: str) -> Dataset:
-    """The columns of a task, every row checked; the features, and with them the class names, are kept."""
-    rows = rows.with_format(None)  # plain values, whatever they are asked for as
-    shape = shape_of(rows.column_names, where)
-    rows = rows.select_columns([name for name in (*shape, *_optional(shape)) if name in rows.column_names])
+def _check_dataset(rows: Dataset, where: str) -> Dataset:
+    """Check every row and keep the columns of a task; features, and with them class names, stay."""
+    rows = rows.with_format(None)
     if not len(rows):
         raise ValueError(f"{where} has no rows: a split needs at least one")
-    columns = _columns(shape, rows[0])
+    columns = _task_columns(rows[0], where)
     for number, row in enumerate(rows, start=1):
         _check_row(row, columns, f"{where}, sample {number}")
     return rows.select_columns([name for name in columns if name in rows.column_names])
 
 
-def _collect(rows: Iterable[Located], path: str) -> Dataset:
+def _collect(rows: Iterable[PlacedRow], path: str) -> Dataset:
     columns: tuple[str, ...] = ()
-    values: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for where, row in rows:
-        columns = columns or _columns(shape_of(row, where), row)
+        columns = columns or _task_columns(row, where)
         _check_row(row, columns, where)
         row = pack_row(row) if "messages" in columns else row
-        values.append({name: row[name] for name in columns})
-    if not values:
-        raise ValueError(f"{path} has no rows: it needs at least one with {ACCEPTED}")
-    found = {name: [row[name] for row in values] for name in columns}
+        kept.append({name: row.get(name) for name in columns})
+    if not kept:
+        raise ValueError(f"{path} has no rows: it needs at least one with {_ACCEPTED}")
+    table = {name: [row[name] for row in kept] for name in columns}
+    optional = ("text_pair", "tools")
     try:
         return Dataset.from_dict(
-            {name: column for name, column in found.items() if name not in (PAIR, TOOLS) or any(column)}
+            {name: column for name, column in table.items() if name not in optional or any(column)}
         )
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: a column holds values of different types ({error})") from error
 
 
-def _optional(shape: tuple[str, ...]) -> tuple[str, ...]:
-    return {("text", "label"): (PAIR,), ("messages",): (TOOLS,)}.get(shape, ())
-
-
-def _columns(shape: tuple[str, ...], first: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns of a task, by its first row: a second text in all rows or in none, tools in any."""
-    return (*shape, *(name for name in _optional(shape) if name == TOOLS or first.get(name) is not None))
+def _task_columns(first: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The columns of a task, by its first row: a second text is in all rows or in none, tools may be in any."""
+    for shape, optional in _OPTIONAL.items():
+        if set(shape) <= set(first):
+            return (*shape, *(name for name in optional if name == "tools" or first.get(name) is not None))
+    raise ValueError(f"{where} has the columns {', '.join(first) or '(none)'}; accepted are {_ACCEPTED}: rename yours")
 
 
 def _check_row(row: Mapping[str, Any], columns: tuple[str, ...], where: str) -> None:
-    if "text" in columns and (row.get(PAIR) is not None) != (PAIR in columns):
-        found = "missing" if PAIR in columns else "here"
-        raise ValueError(f"{where}: {PAIR!r} is {found}, unlike in the first row; every row needs one, or none")
-    needed = [name for name in columns if name != TOOLS]
-    for name in needed:
+    required = [name for name in columns if name != "tools"]
+    for name in required:
         if row.get(name) is None:
-            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(needed)}")
+            raise ValueError(f"{where}: {name!r} is missing; every row needs {' and '.join(required)}")
+        empty = not str(row[name]).strip() and name != "text_pair"
+        if name in ("prompt", "completion", "text", "text_pair") and (not isinstance(row[name], str) or empty):
+            raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}: expected a text that is not blank")
+    if "text" in columns and "text_pair" not in columns and row.get("text_pair") is not None:
+        raise ValueError(f"{where}: 'text_pair' is missing in the first row; every row needs one, or none")
     if "messages" in columns:
-        check_messages(row["messages"], where)
-        check_tools(row.get(TOOLS), where)
-        return
-    for name in columns:
-        if name != "label" and not (isinstance(row[name], str) and (row[name].strip() or name == PAIR)):
-            raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, not a text that says something")
-        if name != "label" and _HALF.search(row[name]):
-            raise ValueError(f"{where}: {name!r} holds half of a character ({row[name]!r:.60}): write it out whole")
+        check_messages(row["messages"], row.get("tools"), where)
     if "label" in columns:
         _check_label(row["label"], where)
 
@@ -214,218 +185,150 @@ def _check_label(label: Any, where: str) -> None:
             f"{where}: label {label!r} is a fraction, and regression is not supported: "
             "make classes of it, as integers or names"
         )
-    is_index = isinstance(label, int) and 0 <= label < 2**63
-    if not is_index and not (isinstance(label, str) and label.strip()):
+    if not (isinstance(label, int) and label >= 0) and not (isinstance(label, str) and label.strip()):
         raise ValueError(f"{where}: label {label!r:.60} is not a class: labels are names, or integers from 0")
 
 
 def _source(name: str, splits: dict[str, Dataset]) -> Source:
-    shapes = sorted({tuple(name for name in rows.column_names if name != TOOLS) for rows in splits.values()})
+    shapes = sorted({tuple(name for name in rows.column_names if name != "tools") for rows in splits.values()})
     if len(shapes) > 1:
         raise ValueError(f"the splits of {name} have different columns: {shapes}; make them the same")
     if "label" in shapes[0]:
-        classes, splits = number_classes(splits, name)
+        classes, splits = _number_classes(splits, name)
         return Source(name, splits, METRICS["accuracy"], classes)
     return Source(name, splits, METRICS["exact_match" if "prompt" in shapes[0] else "loss"])
 
 
-def number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ...], dict[str, Dataset]]:
-    """The names of the classes, and the splits with class indices for labels.
+def _number_classes(splits: dict[str, Dataset], name: str) -> tuple[tuple[str, ...], dict[str, Dataset]]:
+    """The names of the classes, and the splits with class indices as labels.
 
-    Class names of a `datasets.ClassLabel` are kept, those of training for all splits; other labels are sorted
-    and named by what they are.
-
-    Raises
-    ------
-    ValueError
-        If there are not two classes of one type, or a split has a class that the ClassLabel of training has not.
-
-    Warns
-    -----
-    UserWarning
-        If a split has a label that no sample of training has.
+    The class names of a `datasets.ClassLabel` of the training split hold for all splits, by name. Other labels are
+    sorted and named by their value.
     """
     first = "train" if "train" in splits else next(iter(splits))
     feature = splits[first].features["label"]
+    names = {split: _class_names(rows, feature) for split, rows in splits.items()}
     if isinstance(feature, ClassLabel):
-        if len(feature.names) < 2:
-            raise ValueError(f"the labels of {name} are {feature.names}: a task needs two classes or more")
-        return tuple(feature.names), {s: _renumbered(rows, s, feature, first) for s, rows in splits.items()}
-    named = {split: [_name(label) for label in rows["label"][:]] for split, rows in splits.items()}
-    values = {label for labels in named.values() for label in labels}
-    if len(values) < 2 or len({type(value) for value in values}) > 1:
-        raise ValueError(f"the labels of {name} are {_some(values)}: a task needs two classes or more, all of one type")
-    trained = set(named[first])
-    for split, labels in named.items():
-        if new := set(labels) - trained:
-            warnings.warn(
-                f"{split} of {name} has the label {min(new)!r}, which is in no sample of {first} ({_some(trained)}) "
-                "and will not be learned: spell labels alike in all splits",
-                stacklevel=4,
-            )
-    numeric = all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)
-    ordered = sorted(values, key=int) if numeric else sorted(values)
-    classes = ClassLabel(names=[str(value) for value in ordered])
-    indices = {value: index for index, value in enumerate(ordered)}
-    numbered = {}
-    for split, rows in splits.items():
-        labels = [indices[label] for label in named[split]]
-        numbered[split] = rows.remove_columns("label").add_column("label", labels, feature=classes)
-    return tuple(classes.names), numbered
+        classes: list[Any] = feature.names
+        for split, labels in names.items():
+            if not set(labels) <= set(classes):
+                raise ValueError(
+                    f"the classes of {split} are {_examples(labels)}, those of {first} {_examples(classes)}: rename "
+                    f"them, or cast the label of {first} to a ClassLabel with all of their names"
+                )
+    else:
+        values = {label for labels in names.values() for label in labels}
+        if len({type(value) for value in values}) > 1:
+            raise ValueError(f"the labels of {name} are {_examples(values)}: use one type for all")
+        numeric = all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)
+        classes = sorted(values, key=int) if numeric else sorted(values)
+        for split, labels in names.items():
+            if new := set(labels) - set(names[first]):
+                warnings.warn(
+                    f"{split} of {name} has the label {min(new)!r}, which no sample of {first} has "
+                    f"({_examples(names[first])}), so it will not be learned: spell labels alike in all splits",
+                    stacklevel=4,
+                )
+    if len(classes) < 2:
+        raise ValueError(f"the labels of {name} are {_examples(classes)}: a task needs two classes or more")
+    label = ClassLabel(names=[str(value) for value in classes])
+    indices = {value: index for index, value in enumerate(classes)}
+    numbered = {
+        split: rows.remove_columns("label").add_column("label", [indices[each] for each in names[split]], feature=label)
+        for split, rows in splits.items()
+    }
+    return tuple(label.names), numbered
 
 
-def _name(label: int | str) -> int | str:
-    return label.strip() if isinstance(label, str) else label
-
-
-def _some(values: set[int | str]) -> str:
-    return ", ".join(sorted(map(repr, values))[:5])
-
-
-def _renumbered(rows: Dataset, split: str, classes: ClassLabel, first: str) -> Dataset:
-    """Each label as the index that its name has among these classes, those of the split ``first``."""
+def _class_names(rows: Dataset, trained: Any) -> list[Any]:
+    """The class of each row by name; integers are indices of the training split's ClassLabel, if it has one."""
     own = rows.features["label"]
-    if isinstance(own, ClassLabel) and own.names == classes.names:
-        return rows
-    known = dict(enumerate(own.names if isinstance(own, ClassLabel) else classes.names))
-    names = [known[label] if label in known else str(label).strip() for label in rows["label"][:]]
-    if not set(names) <= set(classes.names):
-        raise ValueError(
-            f"the classes of {split} are {', '.join(sorted(set(names)))}, those of {first} {', '.join(classes.names)}: "
-            f"rename them, or cast the label of {first} to a ClassLabel with all of their names"
-        )
-    labels = [classes.str2int(name) for name in names]
-    return rows.remove_columns("label").add_column("label", labels, feature=classes)
+    names = own.names if isinstance(own, ClassLabel) else getattr(trained, "names", None)
+    if names is None:
+        return [label.strip() if isinstance(label, str) else label for label in rows["label"][:]]
+    known = dict(enumerate(names))
+    return [known[label] if label in known else str(label).strip() for label in rows["label"][:]]
+
+
+def _examples(values: Iterable[Any]) -> str:
+    return ", ".join(sorted(set(map(repr, values)))[:5])
 
 
 def split_files(folder: Path, known: Collection[str] = SPLITS) -> dict[str, tuple[Path, ...]]:
-    """The file of each split in a folder, or its shards in order; ``known`` are the names that splits go by.
+    """Find the file of each split in a folder, or its shards in order.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If there are two of one split, or not all shards.
+    Parameters
+    ----------
+    folder : Path
+        Other files in it are ignored.
+    known : collection of str
+        Names of splits.
     """
-    found: dict[str, list[_Part]] = {}
+    shards: dict[str, list[tuple[int, int, Path]]] = {}
     for path in sorted(folder.iterdir()):
-        part = _part(path)
-        if part.split in known and path.name.lower().endswith(SUFFIXES):
-            found.setdefault(part.split, []).append(part)
-    for split, parts in found.items():
-        parts.sort(key=lambda part: part.number)
-        first = parts[0]
-        if other := next((part for part in parts[1:] if part.kind != first.kind or part.number == first.number), None):
-            raise ValueError(f"{folder} holds {first.path.name} and {other.path.name}, both {split}: keep one of them")
-        if [part.number for part in parts] != list(range(first.count)):
-            raise ValueError(f"{folder} holds {len(parts)} of the {first.count} shards of {split}: fetch the others")
-    if not found:
+        stem = path.name.partition(".")[0].lower()
+        match = _SHARD.fullmatch(stem)
+        split, number, count = (match[1], int(match[2]), int(match[3])) if match else (stem, 0, 1)
+        split = _ALIASES.get(split, split)
+        if split in known and path.name.lower().endswith(SUFFIXES):
+            shards.setdefault(split, []).append((number, count, path))
+    for split, parts in shards.items():
+        parts.sort(key=lambda part: part[0])
+        if [number for number, *_ in parts] != list(range(parts[0][1])):
+            names = ", ".join(path.name for *_, path in parts[:3])
+            raise ValueError(
+                f"{folder} holds {names} for {split}: keep one file, or all {parts[0][1]} shards of one set"
+            )
+    if not shards:
         raise FileNotFoundError(f"{folder} holds no {', '.join(known)} file ({', '.join(SUFFIXES)})")
-    return {split: tuple(part.path for part in parts) for split, parts in found.items()}
+    return {split: tuple(path for *_, path in parts) for split, parts in shards.items()}
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A file, the split that it is named after, and which shard of how many it is."""
-
-    path: Path
-    split: str
-    number: int = 0
-    count: int = 1
-
-    @property
-    def kind(self) -> tuple[int, str]:
-        return self.count, self.path.name.partition(".")[2].lower()
-
-
-def _part(path: Path) -> _Part:
-    stem = path.name.partition(".")[0].lower()
-    shard = _SHARD.fullmatch(stem)
-    if shard is None:
-        return _Part(path, _ALIASES.get(stem, stem))
-    return _Part(path, _ALIASES.get(shard[1], shard[1]), int(shard[2]), int(shard[3]))
-
-
-def _named_splits(data: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    ours = {str(split): _ALIASES.get(str(split), str(split)) for split in data}
-    twice = [split for split, name in ours.items() if name in SPLITS and list(ours.values()).count(name) > 1]
-    if twice:
-        raise ValueError(f"the splits {' and '.join(twice)} are one, named in two ways: keep one of them")
-    parts = {ours[str(split)]: rows for split, rows in data.items()}
-    known = {split: rows for split, rows in parts.items() if split in SPLITS}
-    if not known:
-        raise ValueError(f"the splits are {', '.join(parts) or '(none)'}: name them train, validation and test")
-    return known
-
-
-def read_rows(path: Path) -> list[Located]:
-    """The rows of a CSV or JSON file, each with its place; values as they are written, dates and "NA" too.
+def read_rows(path: Path) -> list[PlacedRow]:
+    """Read a CSV or JSON file, each row with its place; values stay as they are written, dates and "NA" too.
 
     Blank lines are left out; ``.gz`` is unpacked.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, malformed (with the line) or of another kind.
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise ValueError(f"{path} is not a {', '.join(SUFFIXES)} file: convert it to one")
-    return _csv_rows(path) if name.endswith(".csv") else _json_rows(path)
+    try:
+        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            text = str(file.read())
+        return _csv_rows(text, path) if name.endswith(".csv") else _json_rows(text, path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} is damaged, malformed or not UTF-8 text: {str(error).strip()}") from error
 
 
 def read_table(path: Path) -> Dataset:
-    """The rows of a Parquet file, with the names of classes that it keeps.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged.
-    """
+    """Read a Parquet file, with the class names it keeps."""
     try:
         return Dataset(pyarrow.parquet.read_table(path))
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # a damaged body has none
-            raise
-        raise ValueError(f"{path} is not a Parquet file, or a damaged one ({error})") from error
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a Parquet file, or damaged: {error}") from error
 
 
-def _csv_rows(path: Path) -> list[Located]:
-    try:
-        frame = pd.read_csv(StringIO(_text(path)), dtype=str, na_filter=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: malformed CSV ({str(error).strip()}): quote the commas of a text") from error
+def _csv_rows(text: str, path: Path) -> list[PlacedRow]:
+    frame = pd.read_csv(StringIO(text), dtype=str, na_filter=False)
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first field for a name of the row
         raise ValueError(f"{path}: the rows have more fields than the header: quote the commas of a text")
     return [(f"{path}, sample {number}", row) for number, row in enumerate(frame.to_dict("records"), start=1)]
 
 
-def _json_rows(path: Path) -> list[Located]:
-    text = _text(path)
+def _json_rows(text: str, path: Path) -> list[PlacedRow]:
     if text.lstrip().startswith("["):
-        found = [(f"{path}, element {n}", row) for n, row in enumerate(_parsed(text, path), start=1)]
+        rows = [(f"{path}, element {n}", row) for n, row in enumerate(_parse(text, path), start=1)]
     else:
         lines = enumerate(text.split("\n"), start=1)
-        found = [(f"{path}, line {n}", _parsed(line, path, n)) for n, line in lines if line.strip()]
-    for where, row in found:
+        rows = [(f"{path}, line {n}", _parse(line, path, n)) for n, line in lines if line.strip()]
+    for where, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns as keys")
-    return found
+    return rows
 
 
-def _parsed(text: str, path: Path, first: int = 1) -> Any:
+def _parse(text: str, path: Path, first: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {first + error.lineno - 1}: not valid JSON ({error.msg})") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            return str(file.read())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a gzip file, or a damaged one ({error}): pack it again") from error

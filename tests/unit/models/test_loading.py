@@ -7,7 +7,6 @@ from logging.handlers import BufferingHandler
 
 import pytest
 import torch
-import transformers
 from huggingface_hub.errors import (
     HTTPError,
     OfflineModeIsEnabled,
@@ -17,7 +16,7 @@ from huggingface_hub.errors import (
 from transformers.utils import logging as transformers_logging
 
 import tlora
-from tests.helpers.models import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.models import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_model, tiny_tokenizer
 from tlora.models import loading
 from tlora.models.loading import load_model, load_tokenizer
 from tlora.models.targets import head_modules, target_modules
@@ -272,7 +271,9 @@ def test_the_hub_is_asked_once_for_config_tokenizer_and_model(hub, monkeypatch, 
     asked = hub(None)
     monkeypatch.setattr(loading.HfApi, "model_info", lambda self, name, **_: asked.append(name))
     load = loading._load
-    monkeypatch.setattr(loading, "_load", lambda auto, _, name, **kw: load(auto, loading.Location(str(folder)), name, **kw))
+    monkeypatch.setattr(
+        loading, "_load", lambda auto, _, name, **kw: load(auto, loading.Location(str(folder)), name, **kw)
+    )
     loading.load_config("somebody/tiny"), load_tokenizer("somebody/tiny"), load_model("somebody/tiny")
     assert asked == ["somebody/tiny"]
 

@@ -90,29 +90,6 @@ def test_what_ends_the_whole_conversation_ends_no_turn(conversation):
     assert tokenizer.convert_tokens_to_ids("</s>") in task.stop_ids
 
 
-def test_an_unstable_template_is_refused():
-    data = Dataset.from_dict({"messages": [messages(MULTIPLE)]})
-    with pytest.raises(ValueError, match=r"train sample 1: .*prefix-stable.*tokenizer\.chat_template"):
-        load_task(data, bytes_tokenizer(UNSTABLE), **SIZES)
-
-
-def test_a_template_that_refuses_a_conversation_is_quoted():
-    strict = "{{ raise_exception('roles must alternate') }}"
-    data = Dataset.from_dict({"messages": [messages(SINGLE)]})
-    with pytest.raises(ValueError, match=r"train sample 1: the chat template refuses .*user: roles must alternate"):
-        load_task(data, bytes_tokenizer(strict), **SIZES)
-
-
-def test_messages_need_a_template():
-    data = Dataset.from_dict({"messages": [messages(SINGLE)]})
-    with pytest.raises(ValueError, match="messages need a chat template"):
-        load_task(data, bytes_tokenizer(), **SIZES)
-    with pytest.raises(ValueError, match="messages need a chat template"):
-        load_task(data, bytes_tokenizer("chatml"), chat=False, **SIZES)
-    with pytest.raises(ValueError, match="encoder-decoder takes prompt and completion"):
-        load_task(data, ended_tokenizer(), architecture="seq2seq", **SIZES)
-
-
 def test_a_conversation_is_cut_to_the_turns_that_fit():
     tokenizer = bytes_tokenizer("chatml")
     data = Dataset.from_dict({"messages": [messages(MULTIPLE)]})
@@ -159,12 +136,6 @@ def test_tools_may_be_in_one_split_alone() -> None:
     assert tokenizer.decode(task.test[0]["input_ids"]).startswith("user:")
 
 
-def test_a_template_that_writes_no_tools_is_refused() -> None:
-    rows = Dataset.from_list([called("{}") | {"tools": TOOLS}] * 10)
-    with pytest.raises(ValueError, match=r"train sample 1: the chat template writes no tools.*leave the column tools"):
-        load_task(rows, bytes_tokenizer("chatml"), validation=0, test=0)
-
-
 def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
     """As in the files that are uploaded to a provider."""
     tokenizer = bytes_tokenizer(CALLING)
@@ -179,21 +150,18 @@ def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
     assert row["answer"] == ""
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        (called("{}", weight=0.5), r"sample 1: weight 0.5: a message is trained on \(1"),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
-            "to learn",
-        ),
-        ({"messages": [{"role": "assistant", "content": None}]}, "one with tool_calls may do without"),
-        (called("{}") | {"tools": "[{]"}, "tools are not valid JSON"),
-        (called("{}") | {"tools": '{"name": "f"}'}, "tools must be a list of JSON schemas"),
-    ],
-)
-def test_what_is_no_conversation_is_refused(row: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+REFUSED = [
+    (called("{}", weight=0.5), "weight"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}, "weight"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "content"),
+    (called("{}") | {"tools": "[{]"}, "tools"),
+    (called("{}") | {"tools": '{"name": "f"}'}, "tools"),
+]
+
+
+@pytest.mark.parametrize(("row", "named"), REFUSED)
+def test_rows_that_are_no_conversation_are_refused(row: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"sample 1: .*{named}"):
         load_task(Dataset.from_list([row] * 10), bytes_tokenizer(CALLING))
 
 
@@ -205,3 +173,26 @@ def test_no_tools_and_no_arguments_are_said_in_any_form(tools: Any, tmp_path: Pa
     for data in (file, Dataset.from_list([row] * 10)):
         task = load_task(data, tokenizer, validation=0, test=0)
         assert learnt_of(task.train[0], tokenizer) == "weather{}<|im_end|>Wet.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "options", "row", "named"),
+    [
+        (
+            bytes_tokenizer(UNSTABLE),
+            {},
+            {"messages": messages(MULTIPLE)},
+            r"train sample 1: .*tokenizer\.chat_template",
+        ),
+        (bytes_tokenizer("{{ raise_exception('no') }}"), {}, {"messages": messages(SINGLE)}, "train sample 1: .*: no"),
+        (bytes_tokenizer("chatml"), {}, called("{}") | {"tools": TOOLS}, "train sample 1: .*tools"),
+        (bytes_tokenizer(), {}, {"messages": messages(SINGLE)}, "messages need a chat template"),
+        (bytes_tokenizer("chatml"), {"chat": False}, {"messages": messages(SINGLE)}, "chat=False"),
+        (ended_tokenizer(), {"architecture": "seq2seq"}, {"messages": messages(SINGLE)}, "encoder-decoder"),
+    ],
+)
+def test_a_conversation_that_cannot_be_rendered_is_refused(
+    tokenizer: Any, options: dict[str, Any], row: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        load_task(Dataset.from_list([row]), tokenizer, **SIZES, **options)

@@ -66,18 +66,11 @@ def test_a_folder_has_one_file_a_split(tmp_path):
     task = load_task(f"{tmp_path}/", bytes_tokenizer())
     assert [len(getattr(task, split)) for split in SPLITS] == [5, 2, 3]
     write(tmp_path / "val.jsonl", PAIRS[:1])
-    with pytest.raises(ValueError, match=r"dev\.csv and val\.jsonl, both validation"):
+    with pytest.raises(ValueError, match=r"dev\.csv, val\.jsonl for validation"):
         load_task(tmp_path, bytes_tokenizer())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no train, validation, test file"):
+    with pytest.raises(FileNotFoundError, match="empty"):
         load_task(tmp_path / "empty", bytes_tokenizer())
-
-
-def test_a_dataset_has_each_split_once():
-    rows = Dataset.from_list(PAIRS[:2])
-    with pytest.raises(ValueError, match="the splits validation and dev are one, named in two ways"):
-        read_dataset({"train": rows, "validation": rows, "dev": rows})
-    assert set(read_dataset({"train": rows, "dev": rows, "extra": rows}).splits) == {"train", "validation"}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
@@ -125,13 +118,13 @@ def test_classes_are_those_of_training_by_name(names):
     assert [task.classes[label] for label in task.test["labels"]] == ["b", "c"]
 
 
-def test_classes_that_training_has_not_are_refused():
+def test_classes_that_training_lacks_are_refused():
     splits = {"test": with_classes(["b", "d"], "bd"), "train": with_classes(["a", "b", "c"], "ab")}
-    with pytest.raises(ValueError, match="the classes of test are b, d, those of train a, b, c: rename them, or cast"):
+    with pytest.raises(ValueError, match="classes of test are 'b', 'd', those of train"):
         read_dataset(splits)
     del splits["train"]
     assert read_dataset(splits).classes == ("b", "d")
-    with pytest.raises(ValueError, match="the classes of test are b, d, those of validation a, b: rename"):
+    with pytest.raises(ValueError, match="classes of test are 'b', 'd', those of validation"):
         read_dataset({"validation": with_classes(["a", "b"], "ab")} | splits)
 
 
@@ -151,13 +144,12 @@ def test_labels_become_indices_in_order(labels, classes):
 
 
 def test_labels_of_all_splits_are_numbered_together():
-    data = {
-        split: Dataset.from_dict({"text": ["x"], "label": [label]}) for split, label in (("train", "b"), ("test", "a"))
-    }
-    with pytest.warns(UserWarning, match="test of dataset has the label 'a', which is in no sample of train"):
+    texts = {"train": ["good", "bad ", "bad"], "test": ["Bad"]}
+    data = {split: Dataset.from_dict({"text": labels, "label": labels}) for split, labels in texts.items()}
+    with pytest.warns(UserWarning, match="test of dataset has the label 'Bad', which no sample of train has"):
         source = read_dataset(data)
-    assert source.classes == ("a", "b")
-    assert source.splits["train"]["label"][:] == [1]
+    assert source.classes == ("Bad", "bad", "good")
+    assert source.splits["train"]["label"][:] == [2, 1, 1]
 
 
 def test_classes_may_be_written_in_words():
@@ -170,77 +162,47 @@ def test_classes_may_be_written_in_words():
     assert sorted(balanced.test["answer"][:]) == ["bad", "good"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n\n{"prompt": \n', r"a\.jsonl, line 3: not valid JSON"),
-        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n[1]\n', r"a\.jsonl, line 2: a list, not an object"),
-        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', r"line 2: 'completion' is missing"),
-        ("a.jsonl", '{"prompt": "a", "completion": 5}\n', r"line 1: 'completion' is 5, not a text"),
-        ("a.jsonl", '{"prompt": "a", "completion": " "}\n', r"line 1: 'completion' is ' '"),
-        (
-            "a.jsonl",
-            '{"question": "a", "reply": "b"}\n',
-            r"columns question, reply; accepted are prompt and completion",
-        ),
-        ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: label 0\.5 is a fraction, and regression"),
-        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: 'label' is missing"),
-        ("a.jsonl", '{"text": "a", "label": -1}\n', r"line 1: label -1 is not a class"),
-        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\] is not a class"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "of different types|all of one type"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "two classes or more"),
-        ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages must be a list"),
-        ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: a message needs role and content"),
-        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no message of the assistant"),
-        (
-            "a.jsonl",
-            '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 1}\n',
-            r"a\.jsonl, line 2: 'text_pair' is missing, unlike in the first row; every row needs one, or none",
-        ),
-        (
-            "a.jsonl",
-            '{"text": "a", "label": 0}\n\n{"text": "a", "text_pair": "b", "label": 1}\n',
-            r"line 3: 'text_pair' is here, unlike in the first row",
-        ),
-        ("a.jsonl", '{"text": "a", "text_pair": 5, "label": 0}\n', r"line 1: 'text_pair' is 5, not a text"),
-        ("a.jsonl.gz", '{"prompt": "a", "completion": "b"}\n', r"a\.jsonl\.gz is not a gzip file, or a damaged one"),
-        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n', "1 sample cannot be split into train, test, validation"),
-        ("a.jsonl", "", "has no rows"),
-        ("a.jsonl", "\n\n", "has no rows"),
-        ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', r"element 2: a int, not an object"),
-        ("a.json", '[{"prompt": "a",\n "completion": }]', r"a\.json, line 2: not valid JSON"),
-        ("a.csv", "prompt,completion\na,b\nc\n", r"a\.csv, sample 2: 'completion' is '', not a text"),
-        ("a.csv", 'prompt,completion\na,b\n"c,d\n', r"a\.csv: malformed CSV \(.*EOF inside string"),
-        ("a.csv", "prompt,completion\n", "has no rows"),
-        ("a.csv", "", r"a\.csv: malformed CSV \(No columns"),
-        ("a.csv", "prompt,completion\na,b\nc,d,e\n", r"Expected 2 fields in line 3, saw 3\): quote the commas"),
-        ("a.csv", "prompt,completion\na,b,c\nd,e,f\n", "more fields than the header: quote the commas"),
-        ("a.csv", "text,label\na,0.5\nb,1.5\n", r"sample 1: label '0\.5' is a fraction"),
-        ("a.parquet", "PAR1 but not really", "not a Parquet file, or a damaged one"),
-        ("a.xlsx", "x", r"is not a \.jsonl"),
-    ],
-)
-def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_task(path, bytes_tokenizer("chatml"))
+GOOD = '{"prompt": "a", "completion": "b"}\n'
+BAD_FILES = [
+    ("a.jsonl", GOOD + '\n{"prompt": \n', "line 3"),
+    ("a.jsonl", GOOD + "[1]\n", "line 2"),
+    ("a.jsonl", GOOD + '{"prompt": "a"}\n', "line 2.*'completion'"),
+    ("a.jsonl", '{"prompt": "a", "completion": 5}\n', "line 1.*'completion'"),
+    ("a.jsonl", '{"prompt": "a", "completion": " "}\n', "line 1.*'completion'"),
+    ("a.jsonl", '{"question": "a", "reply": "b"}\n', "question, reply"),
+    ("a.jsonl", '{"text": "a", "label": 0.5}\n', "line 1: label 0.5.*regression"),
+    ("a.jsonl", '{"text": "a", "label": null}\n', "line 1: 'label'"),
+    ("a.jsonl", '{"text": "a", "label": -1}\n', "line 1: label -1"),
+    ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\]"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "column"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "labels"),
+    ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages"),
+    ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: .*content"),
+    ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: .*assistant"),
+    ("a.jsonl", '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 1}\n', "line 2: 'text_pair'"),
+    ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "text_pair": "b", "label": 1}\n', "line 2: 'text_pair'"),
+    ("a.jsonl", '{"text": "a", "text_pair": 5, "label": 0}\n', "line 1: 'text_pair'"),
+    ("a.jsonl.gz", GOOD, r"a\.jsonl\.gz"),
+    ("a.jsonl", "\n\n", "no rows"),
+    ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', "element 2"),
+    ("a.json", '[{"prompt": "a",\n "completion": }]', "line 2"),
+    ("a.csv", "prompt,completion\na,b\nc\n", "sample 2: 'completion'"),
+    ("a.csv", 'prompt,completion\na,b\n"c,d\n', r"a\.csv"),
+    ("a.csv", "", r"a\.csv"),
+    ("a.csv", "prompt,completion\na,b\nc,d,e\n", r"a\.csv.*line 3"),
+    ("a.csv", "prompt,completion\na,b,c\nd,e,f\n", r"a\.csv.*more fields"),
+    ("a.csv", b"text,label\n\xff\xfe,b\n", r"a\.csv.*UTF-8"),
+    ("a.csv", "text,label\nfilm,bad\nfilm,\n", "sample 2: label ''"),
+    ("a.parquet", "PAR1 but not really", r"a\.parquet"),
+    ("a.xlsx", "x", r"a\.xlsx"),
+]
 
 
-def test_damage_that_readers_pass_on_is_refused_where_it_stands(tmp_path):
-    whole = {"prompt": "w4 w5", "completion": "w6"}
-    (tmp_path / "a.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(whole | {"prompt": "w4 \ud83d"}) + "\n")
-    with pytest.raises(ValueError, match=r"a.jsonl, line 2: 'prompt' holds half of a character"):
-        read_path(tmp_path / "a.jsonl")
-    write(tmp_path / "b.jsonl", [{"text": "w4", "label": 0}, {"text": "w5", "label": 2**63}])
-    with pytest.raises(ValueError, match=r"b.jsonl, line 2: label 9223372036854775808 is not a class"):
-        read_path(tmp_path / "b.jsonl")
-    Dataset.from_list([whole | {"prompt": f"w{i} " * 50} for i in range(300)]).to_parquet(tmp_path / "c.parquet")
-    blob = bytearray((tmp_path / "c.parquet").read_bytes())
-    blob[20:60] = bytes(40)
-    (tmp_path / "c.parquet").write_bytes(blob)
-    with pytest.raises(ValueError, match=r"c.parquet is not a Parquet file, or a damaged one"):
-        read_path(tmp_path / "c.parquet")
+@pytest.mark.parametrize(("name", "content", "named"), BAD_FILES)
+def test_a_bad_file_is_refused_with_the_place(tmp_path, name, content, named):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=named):
+        load_task(tmp_path / name, bytes_tokenizer("chatml"))
 
 
 @pytest.mark.parametrize("form", ["numpy", "torch", "pandas"])
@@ -250,26 +212,16 @@ def test_what_a_dataset_is_asked_for_as_does_not_matter(form):
     assert task.classes == ("0", "1")
 
 
-def test_labels_are_numbers_or_names_and_two_at_least():
+def test_labels_with_two_signs_are_names():
     rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": ["--1", "2", "--1", "2"]})
     assert load_task(rows, words_tokenizer(), validation=1, test=1).classes == ("--1", "2")
-    one = Features({"text": Value("string"), "label": ClassLabel(names=["only"])})
-    with pytest.raises(ValueError, match=r"\['only'\]: a task needs two classes or more"):
-        load_task(Dataset.from_dict({"text": ["w4", "w5", "w6"], "label": [0, 0, 0]}, features=one), words_tokenizer())
-
-
-def test_text_that_is_no_utf8_is_refused(tmp_path):
-    for name, start in (("a.jsonl", b"\n"), ("a.csv", b"\n"), ("a.json", b"[\n"), ("b.json", b"\n")):
-        (tmp_path / name).write_bytes(start + b"\xff\xfe,b\n")
-        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text"):
-            load_task(tmp_path / name, bytes_tokenizer())
 
 
 @pytest.mark.parametrize("keep", [30, -1, -9], ids=["body", "end", "sums"])
 def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, keep):
     path = write(tmp_path / "a.jsonl.gz", PAIRS)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a gzip file, or a damaged one .*: pack it again"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz"):
         load_task(path, bytes_tokenizer())
 
 
@@ -282,7 +234,7 @@ def test_a_pair_of_texts_is_read_in_all_rows_or_none(tmp_path):
         assert "text_pair" not in read_path(write(tmp_path / "b.jsonl", rows)).splits["train"].column_names
     rows = [{"text": "a", "label": 0, "text_pair": None}, {"text": "b", "label": 1, "text_pair": None}]
     assert read_dataset(Dataset.from_list(rows)).splits["train"].column_names == ["text", "label"]
-    with pytest.raises(ValueError, match="train, sample 2: 'text_pair' is missing"):
+    with pytest.raises(ValueError, match="train, sample 2: 'text_pair'"):
         read_dataset(Dataset.from_list([pairs[1], rows[1]]))
     with pytest.raises(ValueError, match="different columns"):
         read_dataset({"train": Dataset.from_list(pairs), "test": Dataset.from_list(rows)})
@@ -293,63 +245,61 @@ def test_long_fields_and_quoted_line_breaks_are_read(tmp_path):
     assert list(read_path(write(tmp_path / "a.csv", rows)).splits["train"]) == rows
 
 
+ONE_CLASS = Features({"text": Value("string"), "label": ClassLabel(names=["only"])})
+
+
 @pytest.mark.parametrize(
-    ("data", "error", "message"),
+    ("data", "error", "named"),
     [
-        (5, TypeError, "not int"),
-        ([{"prompt": "a"}], TypeError, "not list"),
-        ({"train": [1]}, TypeError, "'train' is a list"),
-        ({}, ValueError, r"\(none\)"),
-        (DatasetDict(other=Dataset.from_list(PAIRS)), ValueError, "the splits are other"),
-        (Dataset.from_dict({}), ValueError, r"columns \(none\)"),
-        (Dataset.from_dict({"a": [1]}), ValueError, "columns a; accepted are"),
+        (5, TypeError, "int"),
+        ([{"prompt": "a"}], TypeError, "list"),
+        ({"train": [1]}, TypeError, "'train'"),
+        ("./nowhere", FileNotFoundError, "nowhere"),
+        ("nowhere.jsonl", FileNotFoundError, "nowhere"),
+        ({}, ValueError, "train, validation and test"),
+        (DatasetDict(other=Dataset.from_list(PAIRS)), ValueError, "other"),
+        (Dataset.from_dict({"a": [1]}), ValueError, "columns a"),
         (Dataset.from_dict({"prompt": [], "completion": []}), ValueError, "no rows"),
         (Dataset.from_dict({"prompt": ["a", None], "completion": ["b", "c"]}), ValueError, "train, sample 2: 'prompt'"),
-        (Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.5]}), ValueError, "regression is not supported"),
-        (
-            DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(LABELLED)),
-            ValueError,
-            "different columns",
-        ),
+        (Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.5]}), ValueError, "regression"),
+        (Dataset.from_dict({"text": ["w4", "w5"], "label": [0, 0]}, features=ONE_CLASS), ValueError, "only"),
+        ({"train": Dataset.from_list(PAIRS), "test": Dataset.from_list(LABELLED)}, ValueError, "different columns"),
     ],
 )
-def test_what_is_no_data_is_refused(data, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_data_is_refused(data, error, named):
+    with pytest.raises(error, match=named):
         load_task(data, bytes_tokenizer())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("rows", "arguments", "named"),
     [
-        ({"architecture": "encoder"}, "architecture='encoder': choose from causal, seq2seq, classification"),
-        ({"architecture": "classification"}, "no labels to classify"),
-        ({"metric": "bleu"}, "metric='bleu': choose from"),
-        ({"max_length": 1}, "max_length=1"),
-        ({"max_length": 10.0}, r"max_length=10\.0"),
-        ({"test": -1}, "test=-1"),
-        ({"train": 2.5}, r"train=2\.5"),
-        ({"train": 11}, "train=11 asks for more than the 8 samples"),
-        ({"test": 11}, "test=11 asks for more than the 10 samples"),
-        ({"options": {"size": 3}}, "options are for the generators"),
-        ({"data_files": "x.jsonl"}, "data_files are for"),
+        (PAIRS, {"architecture": "encoder"}, "architecture='encoder'"),
+        (PAIRS, {"architecture": "classification"}, "labels"),
+        (PAIRS, {"metric": "bleu"}, "metric='bleu'"),
+        (PAIRS, {"max_length": 1}, "max_length=1"),
+        (PAIRS, {"test": -1}, "test=-1"),
+        (PAIRS, {"train": 11}, "train=11"),
+        (PAIRS, {"test": 11}, "test=11"),
+        (PAIRS, {"options": {"size": 3}}, "options"),
+        (PAIRS, {"data_files": "x.jsonl"}, "data_files"),
+        (LABELLED, {"metric": "loss"}, "metric='loss'"),
+        (PAIRS[:1], {}, "validation=0"),
+        (PAIRS[:2], {}, "validation=0"),
+        (PAIRS[:1], {"validation": 0}, "test=0"),
+        (PAIRS[:3], {"test": 2}, "validation=0"),
+        (PAIRS[:1], {"train": 0}, "test=0 and validation=0"),
+        ([{"prompt": "Write.", "completion": str(i)} for i in range(20)], {}, "test=0"),
     ],
 )
-def test_what_cannot_be_done_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        load_task(Dataset.from_list(PAIRS), bytes_tokenizer(), **arguments)
-    with pytest.raises(ValueError, match=r"a classification has its accuracy"):
-        load_task(Dataset.from_list(LABELLED), words_tokenizer(), metric="loss")
+def test_bad_arguments_are_refused(rows, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        load_task(Dataset.from_list(rows), bytes_tokenizer(), **arguments)
 
 
-def test_a_tokenizer_is_wanted():
-    with pytest.raises(TypeError, match="tokenizer is of type str"):
+def test_a_name_in_place_of_the_tokenizer_is_refused():
+    with pytest.raises(TypeError, match="tokenizer"):
         load_task(Dataset.from_list(PAIRS), "smollm2-135m")
-
-
-@pytest.mark.parametrize("name", ["nowhere.jsonl", "./nowhere", "some/where.csv"])
-def test_paths_that_do_not_exist(name):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_task(name, bytes_tokenizer())
 
 
 texts = st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("xyz")), max_size=30).map(
@@ -437,29 +387,12 @@ def test_samples_of_validation_in_a_given_test_split_are_said_or_left_out(train)
     assert not set(found["validation"]["prompt"]) & set(found["test"]["prompt"])
 
 
-def test_what_cannot_be_split_is_refused():
+def test_samples_with_one_text_stay_together():
     same = Dataset.from_list([{"prompt": "Write.", "completion": str(i)} for i in range(20)])
-    with pytest.raises(ValueError, match="no sample can be held out for test: all have the same text"):
-        load_task(same, bytes_tokenizer())
     assert len(load_task(same, bytes_tokenizer(), test=0, validation=0).train) == 20
     twice = Dataset.from_list(PAIRS[:5] * 2)
     with pytest.warns(UserWarning, match="test has 2 samples, not 3"):
         assert len(load_task(twice, bytes_tokenizer(), test=3, validation=0).test) == 2
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes", "message"),
-    [
-        (1, {}, "1 sample cannot be split into train, test, validation: give at least 3, .* test=0 and validation=0"),
-        (2, {}, "2 samples cannot be split into train, test, validation: give at least 3"),
-        (1, {"validation": 0}, "1 sample cannot be split into train, test: give at least 2, or .* with test=0"),
-        (3, {"test": 2}, "1 sample cannot be split into train, validation: give at least 2"),
-        (1, {"train": 0}, "1 sample cannot be split into test, validation: give at least 2"),
-    ],
-)
-def test_too_few_to_split(count, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        load_task(Dataset.from_list(PAIRS[:count]), bytes_tokenizer(), **sizes)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +451,7 @@ def test_shards_may_have_columns_of_their_own(tmp_path: Path) -> None:
     assert [tokenizer.decode(row["input_ids"])[:5] for row in task.train] == ["user:"] * 5 + ["tools"] * 5
     bad = rows[:1] * 4 + [{"messages": [{"role": "user", "content": "?"}]}]
     Dataset.from_list(bad).to_parquet(tmp_path / "train-00001-of-00002.parquet")
-    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet, sample 5: no message of the assistant"):
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet, sample 5: no assistant message"):
         load_task(tmp_path, tokenizer)
 
 
@@ -534,36 +467,12 @@ def test_a_split_may_be_in_shards(suffix: str, tmp_path: Path) -> None:
     assert task.train["prompt"][:] == rows["prompt"][:]
     assert len(task_files(str(tmp_path))) == 3
     (tmp_path / f"train.{suffix}").write_bytes(b"[]")
-    with pytest.raises(ValueError, match=rf"train-00000-of-00003\.{suffix} and train\.{suffix}, both train"):
+    with pytest.raises(ValueError, match=rf"train\.{suffix}"):
         load_task(tmp_path, bytes_tokenizer())
     (tmp_path / f"train.{suffix}").unlink()
     (tmp_path / f"train-00001-of-00003.{suffix}").unlink()
-    with pytest.raises(ValueError, match="holds 2 of the 3 shards of train"):
+    with pytest.raises(ValueError, match="all 3 shards"):
         load_task(tmp_path, bytes_tokenizer())
-
-
-def csv_of(path: Path, rows: list[str], header: str = "text,label") -> Path:
-    path.write_text("\n".join([header, *rows, ""]))
-    return path
-
-
-def test_labels_are_names(tmp_path: Path) -> None:
-    rows = [f"film {i},{('good', 'bad ')[i % 2]}" for i in range(20)]
-    assert load_task(csv_of(tmp_path / "a.csv", [*rows, "film 20,bad", ""]), words_tokenizer()).classes == (
-        "bad",
-        "good",
-    )
-    with pytest.raises(ValueError, match=r"label '' is not a class"):
-        load_task(csv_of(tmp_path / "b.csv", [*rows, "film 20,"]), words_tokenizer())
-
-
-def test_labels_that_training_has_not_are_told(tmp_path: Path) -> None:
-    csv_of(tmp_path / "train.csv", [f"film {i},{('good', 'bad')[i % 2]}" for i in range(20)])
-    csv_of(tmp_path / "test.csv", [f"movie {i},{('Good', 'Bad')[i % 2]}" for i in range(20)])
-    with pytest.warns(
-        UserWarning, match=r"test of .* has the label 'Bad', which is in no sample of train \('bad', 'good'\)"
-    ):
-        assert load_task(tmp_path, words_tokenizer()).classes == ("Bad", "Good", "bad", "good")
 
 
 @pytest.mark.parametrize(
@@ -574,7 +483,7 @@ def test_names_are_names_where_training_has_a_class_label(labels: list[Any], exp
     train = Dataset.from_dict({"text": [f"film {i}" for i in range(8)], "label": [0, 1] * 4}, features=features)
     splits = {"train": train, "test": Dataset.from_dict({"text": ["a joy", "a bore"], "label": labels})}
     if expected is None:
-        with pytest.raises(ValueError, match=r"the classes of test are .*, those of train 1, 0"):
+        with pytest.raises(ValueError, match="classes of test"):
             load_task(splits, words_tokenizer())
     else:
         assert load_task(splits, words_tokenizer()).test["labels"][:] == expected
