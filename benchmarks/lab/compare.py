@@ -24,7 +24,7 @@ from benchmarks.lab.run import Condition, Settings, Split, load_data, model_cont
 from benchmarks.lab.store import Record, Store, key_text
 from tlora.models.loading import floating_dtype, resolve_device
 from tlora.recipes import Recipe
-from tlora.tasks.load import task_contents
+from tlora.tasks.load import digest_task
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card
 from tlora.utils.validation import list_names, positive_int
@@ -325,7 +325,7 @@ def _conditions(methods: Any, tasks: Tasks, settings: Settings, ranks: int | Ite
     return [
         Condition(settings, task, data, method, rank, contents)
         for task, data in _task_arguments(tasks).items()
-        for contents in [base | task_contents(task, data)]
+        for contents in [base | digest_task(task, data)]
         for rank in sizes
         for method in chosen
     ]

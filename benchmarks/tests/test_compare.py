@@ -25,7 +25,7 @@ from benchmarks.speed.peak_memory import PeakMemory
 from benchmarks.tests.helpers import comparison, record
 from tests.helpers.models import tiny_model
 from tlora.recipes import Recipe
-from tlora.tasks.load import task_contents
+from tlora.tasks.load import digest_task
 
 QUICK = {
     "ranks": 2,
@@ -329,17 +329,17 @@ def test_templates_and_code_are_contents_of_a_base(file, tmp_path):
 
 
 def test_files_in_place_of_a_hubs_are_told_apart(tmp_path):
-    assert running.model_contents("minilm") | task_contents("rotten_tomatoes", {}) == {}
+    assert running.model_contents("minilm") | digest_task("rotten_tomatoes", {}) == {}
     files = [tmp_path / split / "train.csv" for split in ("a", "b")]
     for file in files:
         file.parent.mkdir()
         file.write_text("text,label")
     one, other = map(str, files)
     for data_files in (str(tmp_path / "a"), one, {"train": one, "test": other}, {"train": [one, other]}):
-        before = task_contents("sst2", {"data_files": data_files})
+        before = digest_task("sst2", {"data_files": data_files})
         assert before.keys() == {"task"}
         files[0].write_text(f"text,label,{data_files}")
-        assert task_contents("sst2", {"data_files": data_files}) != before
+        assert digest_task("sst2", {"data_files": data_files}) != before
 
 
 @IGNORE_EDGE

@@ -49,7 +49,7 @@ def evaluate(
     from tlora.adapters.files import checked
     from tlora.adapters.hub import adapter_folder
     from tlora.cli import steps
-    from tlora.tasks.load import task_contents
+    from tlora.tasks.load import digest_task
 
     report, folder = Report(quiet), adapter_folder(adapter)
     record = steps.recorded(folder)
@@ -63,7 +63,7 @@ def evaluate(
             f"{adapter} tells {', '.join(kept['classes'])} apart, in this order, and {task} has "
             f"{', '.join(loaded.classes)}: name the labels as they were in training"
         )
-    if known and kept.get("contents") not in (None, task_contents(task, {}).get("task")):
+    if known and kept.get("contents") not in (None, digest_task(task, {}).get("task")):
         warnings.warn(
             f"{task} has changed since {adapter} was trained on it, and is split differently: these test samples may "
             "have been among the training samples",

@@ -41,7 +41,7 @@ from tlora.recipes import RECIPES, Recipe
 from tlora.results import RESULT, Meta, Result, saved_files
 from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
-from tlora.tasks.load import load_task_for_model, task_contents
+from tlora.tasks.load import digest_task, load_task_for_model
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card, check_numbers, check_report
 from tlora.training.phases import TrainingPhases
@@ -232,7 +232,7 @@ def look_at(
 
 def origin(line: str, data: Data) -> dict[str, Any]:
     """What a result keeps of the command that made it: the line, its data, and the digest of their files."""
-    return {"command": line, "data": asdict(data), "contents": task_contents(data.task, {}).get("task")}
+    return {"command": line, "data": asdict(data), "contents": digest_task(data.task, {}).get("task")}
 
 
 def marked(result: R, **recipe: Any) -> R:

@@ -22,34 +22,29 @@ def deal_splits(
     columns: Sequence[str],
     leave_out_shared: bool,
 ) -> dict[str, Dataset]:
-    """Train, validation and test of the sizes asked for, no sample in two of them.
+    """Deal rows to train, validation and test, no sample in two of them.
 
-    A split that is missing is taken from the training rows (a tenth where no size is given), rows that agree
-    in ``columns`` staying together. Where there is a ``label``, every class keeps its share.
+    A missing split is taken from the training rows (a tenth, if no size is given); rows that agree
+    in ``columns`` stay together. If there is a ``label``, every class keeps its share.
 
     Parameters
     ----------
     splits : mapping of str to Dataset
-        What there is.
+        The splits of the data.
     sizes : mapping of str to int or None
-        Rows wanted of each split; None for all there are.
+        Rows wanted in each split; None for all.
     seed : int
-        Seed of what is drawn.
+        Seed of random draws.
     columns : sequence of str
-        What makes two rows the same sample.
+        Columns that identify a sample.
     leave_out_shared : bool
-        Whether training rows that stand in another given split too, and validation rows that stand in the test
-        split, are left out, or only warned of.
+        Whether to leave out training rows that are also in another given split, and validation rows that are also in
+        the test split. Otherwise only warn.
 
     Returns
     -------
     dict of Dataset
-        All three; empty where the size is 0, and the training split where only a test set was given.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer rows than asked for, or too few for one in each split.
+        All three splits; one of size 0 is empty, and so is the training split if only a test set is given.
     """
     rng = np.random.default_rng(seed)
     empty = next(iter(splits.values())).select([])
@@ -76,32 +71,29 @@ def deal_splits(
 
 
 def key_columns(rows: Dataset) -> tuple[str, ...]:
-    """The columns that make two rows of a task the same sample: what the model is given."""
-    for names in (("prompt",), ("messages",), ("text", "text_pair")):
-        if names[0] in rows.column_names:
-            return tuple(name for name in names if name in rows.column_names)
-    raise ValueError(f"no column of a task among {rows.column_names}")
+    """The columns that identify a sample of a task: the model's input."""
+    return tuple(name for name in ("prompt", "messages", "text", "text_pair") if name in rows.column_names)
 
 
 def _keys(rows: Dataset, columns: Sequence[str]) -> list[str]:
     if not columns:
         return [str(index) for index in range(len(rows))]
-    return ["\0".join(map(_given, values)) for values in zip(*(rows[name][:] for name in columns), strict=True)]
+    return ["\0".join(map(_model_input, values)) for values in zip(*(rows[name][:] for name in columns), strict=True)]
 
 
-def _given(value: Any) -> str:
-    """What the model is given of a value: of messages, those before the last turn that is trained on."""
+def _model_input(value: Any) -> str:
+    """A value as text; of messages only those before the last turn that is trained on."""
     if isinstance(value, list):
-        said = [place for place, message in enumerate(value) if is_trained_on(message)]
-        given = value[: said[-1]] if said else value
-        value = [{key: each for key, each in unpack_message(message).items() if key != "weight"} for message in given]
+        turns = [place for place, message in enumerate(value) if is_trained_on(message)]
+        before = value[: turns[-1]] if turns else value
+        value = [{key: each for key, each in unpack_message(message).items() if key != "weight"} for message in before]
     return str(value)
 
 
 def _without_shared(
     splits: Mapping[str, Dataset], split: str, others: Sequence[str], columns: Sequence[str], leave_out: bool
 ) -> Dataset:
-    """The rows of a split, those that stand in others too left out or warned of."""
+    """Leave out the rows of a split that are also in others, or warn of them."""
     rows = splits[split]
     held_out = {key for other in others if other in splits for key in _keys(splits[other], columns)}
     if not held_out:
@@ -116,7 +108,7 @@ def _without_shared(
 
 
 def _check_enough(rows: int, unsized: Sequence[str], train: int | None) -> None:
-    """Refuse to hold out the only samples: each split without a size takes one at least, and so does training."""
+    """Refuse to hold out the only samples: each split without a size, and training, takes at least one."""
     parts = unsized if train == 0 else ["train", *unsized]
     if rows < len(parts):
         counted = "1 sample" if rows == 1 else f"{rows} samples"
@@ -129,7 +121,7 @@ def _check_enough(rows: int, unsized: Sequence[str], train: int | None) -> None:
 def _draw(
     rows: Dataset, size: int, rng: np.random.Generator, columns: Sequence[str], split: str, exact: bool
 ) -> np.ndarray:
-    """Sorted indices of ``size`` rows, every class with its share, rows of one key together."""
+    """Draw sorted indices of ``size`` rows; every class keeps its share, rows with one key stay together."""
     if size > len(rows):
         raise ValueError(f"{split}={size} asks for more than the {len(rows)} samples there are: ask for fewer")
     if not size:

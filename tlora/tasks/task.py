@@ -1,4 +1,4 @@
-"""A task in tokens: samples with masks and labels, batches for calibration, metrics."""
+"""A tokenized task: samples with labels, batches for calibration, evaluation."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import positive_int
+from tlora.utils.validation import one_of, positive_int
 
 
 class Batches(list[dict[str, Tensor]]):
-    """Batches that know which task and seed they were drawn with."""
+    """Batches with the name of their task and the seed that drew them."""
 
     def __init__(self, batches: Sequence[dict[str, Tensor]], task: str, seed: int) -> None:
         super().__init__(batches)
         self.task = task
         self.seed = seed
 
-    def __getitem__(self, place: Any) -> Any:
-        """A batch, or those of a slice."""
-        found = super().__getitem__(place)
-        return Batches(found, self.task, self.seed) if isinstance(place, slice) else found
+    def __getitem__(self, index: Any) -> Any:
+        """Return a batch, or the batches of a slice."""
+        item = super().__getitem__(index)
+        return Batches(item, self.task, self.seed) if isinstance(index, slice) else item
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
-    """A task in tokens: what is trained, calibrated and evaluated on. From `tlora.load_task`.
+    """A tokenized task: data to train, calibrate and evaluate on. Made by `tlora.load_task`.
 
     Attributes
     ----------
@@ -53,28 +53,38 @@ class Task:
     kind : str
         ``"generation"`` or ``"classification"``.
     train, validation, test : datasets.Dataset
-        ``input_ids`` and ``labels``: token ids with -100 where there is no label, or a class index. Also what
-        metrics read: ``prompt``, ``answer`` and ``prompt_length`` (tokens before the answer), or ``text``.
+        ``input_ids`` and ``labels``: token ids with -100 for tokens without a label, or a class index. Also the
+        columns that metrics read: ``prompt``, ``answer`` and ``prompt_length`` (tokens before the answer), or
+        ``text``.
     tokenizer : transformers.PreTrainedTokenizerBase
-        As it was given.
+        Unchanged.
     architecture : str
         ``"causal"``, ``"seq2seq"`` or ``"classification"``.
     metric : str
-        Name of the headline among what `evaluate` returns.
+        Name of the headline metric among those that `evaluate` returns.
     score : callable or None
-        From rows and generated answers to scores by name; None where nothing is generated.
+        Maps rows and generated answers to scores by name; None if nothing is generated.
     classes : tuple of str
         Names of the classes, in the order of their indices; empty for other tasks.
     max_length : int
         Most tokens of a sample.
     max_new_tokens : int
-        Most tokens of a generated answer: as many as the longest answer of the task has.
+        Most tokens of a generated answer: the length of the task's longest answer.
     stop_ids : tuple of int
         Tokens that end an answer.
     cuts : dict of Cuts
         By split, how many samples ``max_length`` truncated, and how many lost all labels and were dropped.
     seed : int
         Seed of the splits and of the calibration samples.
+
+    Examples
+    --------
+    >>> task.describe().loc["test", "samples"]
+    4
+    >>> sorted(task.evaluate(model, limit=2))
+    ['exact_match', 'loss', 'perplexity']
+    >>> task.predict(model, limit=2).columns.tolist()
+    ['prompt', 'answer', 'prediction', 'exact_match']
     """
 
     name: str
@@ -100,35 +110,28 @@ class Task:
 
     @property
     def pad_token_id(self) -> int:
-        """What ``input_ids`` are padded with: masked, so any token will do where the tokenizer has none."""
-        for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if index is not None:
-                return index
-        return 0
+        """Token that pads ``input_ids``; padding is masked, so any will do if the tokenizer has none."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(index for index in ids if index is not None)
 
     def calibration(self, samples: int, batch_size: int = BATCH_SIZE, max_tokens: int | None = None) -> Batches:
-        """Batches of training samples to calibrate on; the same call gives the same samples.
+        """Draw batches of training samples to calibrate on; the same call returns the same samples.
 
         Parameters
         ----------
         samples : int
-            How many. Fewer are always among the more: 16 of them are in the 32.
+            Number of samples. A smaller number draws a subset: the first 16 are among the 32.
         batch_size : int
-            Most samples of a batch. Samples of a batch have similar lengths, so that little is padding.
+            Most samples of a batch. Samples of a batch have similar lengths, so there is little padding.
         max_tokens : int, optional
             Most tokens of a batch, padding included: the memory of a pass grows with them. A longer sample is a batch
-            of its own. To fill a GPU whatever the lengths, give this and a large ``batch_size``.
+            of its own. To fill a GPU whatever the lengths, set this and a large ``batch_size``.
 
         Returns
         -------
         list of dict of Tensor
             ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``, see `collate`. The list has the
             attributes ``task`` and ``seed``.
-
-        Raises
-        ------
-        ValueError
-            If the training split has fewer samples, or a number is not positive.
         """
         for name, value in (("samples", samples), ("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value is not None:
@@ -138,37 +141,30 @@ class Task:
                 f"{samples} calibration samples asked for, the training split of {self.name!r} has "
                 f"{len(self.train)}: ask for fewer, or load the task with a larger train="
             )
-        drawn = np.random.default_rng(self.seed).permutation(len(self.train))[:samples]
-        rows = list(self.train.select(drawn))
+        indices = np.random.default_rng(self.seed).permutation(len(self.train))[:samples]
+        rows = list(self.train.select(indices))
         batches = batch_by_length([len(row["input_ids"]) for row in rows], batch_size, max_tokens)
-        collated = [self.collate([rows[index] for index in indices]) for indices in batches]
+        collated = [self.collate([rows[index] for index in batch]) for batch in batches]
         return Batches(collated, self.name, self.seed)
 
     def collate(self, examples: Sequence[Mapping[str, Any]], padding_side: str = "right") -> dict[str, Tensor]:
-        """Put samples into one padded batch.
+        """Collate samples into one padded batch.
 
         Parameters
         ----------
         examples : sequence of mapping
             Rows of a split: ``input_ids`` and ``labels``.
         padding_side : str
-            ``"right"``, where positions count from the first token whatever the model; or ``"left"``.
+            ``"right"``, so that positions count from the first token in any model; or ``"left"``.
 
         Returns
         -------
         dict of Tensor
             int64: ``input_ids`` (B, T); ``attention_mask`` (B, T), 0 at padding; ``labels``: (B, T) with -100
-            where there is no label, (B, T_decoder) for ``"seq2seq"``, (B,) for classification.
-            ``token_type_ids`` (B, T) where the tokenizer tells two texts apart.
-
-        Raises
-        ------
-        ValueError
-            If there is no sample, or the side is neither.
+            for tokens without a label, (B, T_decoder) for ``"seq2seq"``, (B,) for classification.
+            ``token_type_ids`` (B, T) if the tokenizer distinguishes two texts by them.
         """
-        if not examples or padding_side not in ("left", "right"):
-            raise ValueError(f"collate takes samples and a padding_side of 'left' or 'right', got {padding_side!r}")
-        pad = partial(_padded, side=padding_side)
+        pad = partial(_pad, side=padding_side)
         ids = [example["input_ids"] for example in examples]
         batch = {
             "input_ids": pad(ids, self.pad_token_id),
@@ -178,7 +174,7 @@ class Task:
         if self.kind == "classification":
             batch["labels"] = torch.tensor(labels)
         else:
-            batch["labels"] = _padded(labels, IGNORED, "right" if self.architecture == "seq2seq" else padding_side)
+            batch["labels"] = _pad(labels, IGNORED, "right" if self.architecture == "seq2seq" else padding_side)
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"] = pad([example["token_type_ids"] for example in examples], 0)
         return batch
@@ -192,16 +188,16 @@ class Task:
         batch_size: int = 16,
         progress: bool = False,
     ) -> dict[str, float]:
-        """Loss, perplexity and the metrics of the task.
+        """Compute loss, perplexity and the metrics of the task.
 
         Parameters
         ----------
         model : transformers.PreTrainedModel or peft.PeftModel
-            On any device; left in the modes it had.
+            On any device; its training or evaluation mode is restored.
         split : str
             ``"train"``, ``"validation"`` or ``"test"``.
         limit : int, optional
-            Evaluate on so many samples, drawn with the seed of the task; all by default.
+            Evaluate on this many samples, drawn with the seed of the task; all by default.
         batch_size : int
             Most samples at a time.
         progress : bool
@@ -210,18 +206,19 @@ class Task:
         Returns
         -------
         dict of float
-            ``loss``: mean over all labelled tokens (over all samples, for classification), nats.
-            ``perplexity``: its exponential. Then the task's own, between 0 and 1.
+            ``loss``: mean over all labeled tokens (over all samples, for classification), nats.
+            ``perplexity``: its exponential. Then the task's own metrics, between 0 and 1.
 
         Raises
         ------
         ValueError
-            If the split is unknown or empty, a number is not positive, or the model is not one for this task.
+            If the split is unknown or empty, a number is not positive, or the model does not fit the task.
         """
         rows = self._rows(split, limit, batch_size)
         each = evaluate_samples(model, self, rows, batch_size, progress)
         means = {name: float(values.mean()) for name, values in each.items()}
-        return {"loss": means["loss"], "perplexity": _exponential(means["loss"])} | means
+        perplexity = math.inf if means["loss"] >= 700 else math.exp(means["loss"])
+        return {"loss": means["loss"], "perplexity": perplexity} | means
 
     def predict(
         self,
@@ -232,7 +229,7 @@ class Task:
         batch_size: int = 16,
         progress: bool = False,
     ) -> pd.DataFrame:
-        """What the model answers, sample by sample, to look at.
+        """Return the model's answers, sample by sample, to inspect them.
 
         Parameters
         ----------
@@ -244,38 +241,33 @@ class Task:
         pandas.DataFrame
             ``prompt`` (or ``text``), ``answer`` (the reference), ``prediction``, and a column for each
             metric.
-
-        Raises
-        ------
-        ValueError
-            As for `evaluate`.
         """
         rows = self._rows(split, limit, batch_size)
         with evaluation_mode(model):
             if self.kind == "classification":
-                found = class_logits(model, self, rows, batch_size, progress).argmax(1).tolist()
+                predicted = class_logits(model, self, rows, batch_size, progress).argmax(1).tolist()
                 labels = rows["labels"][:]
-                right = [float(a == b) for a, b in zip(found, labels, strict=True)]
-                answers, predictions = ([self.classes[i] for i in ids] for ids in (labels, found))
+                correct = [float(a == b) for a, b in zip(predicted, labels, strict=True)]
+                answers, predictions = ([self.classes[i] for i in ids] for ids in (labels, predicted))
                 texts = {name: rows[name][:] for name in ("text", "text_pair") if name in rows.column_names}
-                return pd.DataFrame(texts | {"answer": answers, "prediction": predictions, self.metric: right})
-            written = generate(model, self, rows, batch_size, progress)
-        scores = {} if self.score is None else self.score(list(rows), written)
-        texts = {"prompt": rows["prompt"][:], "answer": rows["answer"][:], "prediction": written}
+                return pd.DataFrame(texts | {"answer": answers, "prediction": predictions, self.metric: correct})
+            answers = generate(model, self, rows, batch_size, progress)
+        scores = {} if self.score is None else self.score(list(rows), answers)
+        texts = {"prompt": rows["prompt"][:], "answer": rows["answer"][:], "prediction": answers}
         return pd.DataFrame(texts | scores)
 
     def describe(self) -> pd.DataFrame:
-        """Size of each split.
+        """Tabulate the size of each split.
 
         Returns
         -------
         pandas.DataFrame
-            Indexed by split: ``samples``; ``tokens`` and ``labelled`` (tokens with a label; for classification
-            none); ``longest`` (tokens, before truncation); ``truncated`` and ``dropped`` (samples).
+            Indexed by split: ``samples``; ``tokens`` and ``labelled`` (tokens with a label; 0 for classification);
+            ``longest`` (tokens, before truncation); ``truncated`` and ``dropped`` (samples).
         """
-        return pd.DataFrame({split: self._described(split) for split in SPLITS}, dtype=object).T.astype(int)
+        return pd.DataFrame({split: self._sizes(split) for split in SPLITS}, dtype=object).T.astype(int)
 
-    def _described(self, split: str) -> dict[str, int]:
+    def _sizes(self, split: str) -> dict[str, int]:
         rows = getattr(self, split).select_columns(["input_ids", "labels"]).with_format("numpy")
         cuts = self.cuts.get(split, Cuts())
         tokens = sum(len(ids) for ids in rows["input_ids"]) if len(rows) else 0
@@ -285,8 +277,7 @@ class Task:
         return sizes | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
 
     def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: choose from {', '.join(SPLITS)}")
+        one_of("split", split, SPLITS)
         positive_int(batch_size, "batch_size")
         rows: Dataset = getattr(self, split)
         if not len(rows):
@@ -294,7 +285,7 @@ class Task:
         if limit is None or limit >= len(rows):
             return rows
         positive_int(limit, "limit")
-        # Drawn, not the first: files are often sorted by class.
+        # A random draw, not the first rows: files are often sorted by class.
         return rows.select(np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:limit]))
 
     def __repr__(self) -> str:
@@ -307,7 +298,7 @@ class Task:
         return f"<p><b>{html.escape(repr(self))}</b></p>{table}{self._sample_html(sample[0]) if sample else ''}"
 
     def _sample_html(self, row: Mapping[str, Any]) -> str:
-        """The first sample as the model reads it, what is trained on in bold."""
+        """The first sample as the model reads it, with the text that is trained on in bold."""
         if self.kind == "classification":
             text, name = html.escape(row["text"][:500]), html.escape(self.classes[row["labels"]])
             return f"<p>{text} &rarr; <b>{name}</b></p>"
@@ -318,10 +309,6 @@ class Task:
         return f"<pre style='white-space: pre-wrap'>{before[-1000:]}<b>{after[:1000]}</b></pre>"
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> Int64[Tensor, "samples tokens"]:
+def _pad(rows: Sequence[Sequence[int]], value: int, side: str) -> Int64[Tensor, "samples tokens"]:
     tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
-
-
-def _exponential(loss: float) -> float:
-    return math.inf if loss >= 700 else math.exp(loss)

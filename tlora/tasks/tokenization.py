@@ -1,4 +1,4 @@
-"""Rows to tokens and labels: what the model reads, what of it is trained on, and where it is cut off."""
+"""Tokenize the rows of a task: input tokens, labels, and cuts at the length limit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tlora.tasks.chat import conversation_segments, end_tokens, first_tokens, is
 
 ARCHITECTURES = ("causal", "seq2seq", "classification")
 
-_CHUNK = 1000  # rows tokenised at a time, so that Python's lists of them never exist all at once
+_CHUNK = 1000  # rows tokenized at a time, so that Python's lists of them never exist all at once
 _TOKENS = List(Value("int32"))
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """What a length limit did to a split.
+    """Samples of a split that the length limit cut.
 
     Attributes
     ----------
     truncated : int
         Samples that lost tokens.
     dropped : int
-        Those of them that lost all their labels, and were left out.
+        Those of them that lost all their labels and were left out.
     longest : int
-        Tokens of the longest sample before.
+        Tokens of the longest sample before the cut.
     """
 
     truncated: int = 0
@@ -48,7 +48,7 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Format:
-    """How the rows of a task become tokens.
+    """Settings that turn the rows of a task into tokens.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Format:
     chat : bool
         Whether prompt and completion go through the chat template.
     separator : str
-        Between prompt and completion where they do not.
+        Between prompt and completion if they do not.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class Format:
     separator: str = ""
 
     def encode(self, rows: Dataset, split: str = "", progress: bool = False) -> tuple[Dataset, Cuts]:
-        """Tokenise a split.
+        """Tokenize a split.
 
         Parameters
         ----------
@@ -85,24 +85,19 @@ class Format:
         Returns
         -------
         rows : Dataset
-            ``input_ids``, ``labels`` and whatever else the rows had. For generation also ``prompt_length``
+            ``input_ids``, ``labels`` and the other columns of the rows. For generation also ``prompt_length``
             (tokens before the last answer), ``prompt`` and ``answer`` (texts), and ``frame``, the text that the
             template writes between the two.
         cuts : Cuts
-            What was cut off.
-
-        Raises
-        ------
-        ValueError
-            If a row cannot be rendered, naming it.
+            The samples that were cut.
         """
         features = self._features(rows)
         parts = [Dataset.from_dict({name: [] for name in features}, features=features)]
         cuts = Cuts()
         chunks = range(0, len(rows), _CHUNK)
-        for start in tqdm(chunks, desc=f"tokenising {split}", unit="k", disable=not progress):
+        for start in tqdm(chunks, desc=f"tokenizing {split}", unit="k", disable=not progress):
             encoded = []
-            for row, cut in self._encoded(rows.select(range(start, min(start + _CHUNK, len(rows)))), split, start):
+            for row, cut in self._encode_rows(rows.select(range(start, min(start + _CHUNK, len(rows)))), split, start):
                 cuts += cut
                 if not cut.dropped:
                     encoded.append(row)
@@ -117,7 +112,7 @@ class Format:
 
     @cached_property
     def _ends(self) -> list[str]:
-        """The same as text; once, for there may be hundreds."""
+        """The same as text; cached, because there may be hundreds."""
         return list(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
 
     @cached_property
@@ -133,26 +128,26 @@ class Format:
         source = ("prompt", "completion", "messages", "tools", "label")
         kept = {name: feature for name, feature in rows.features.items() if name not in source}
         if self.architecture == "classification":
-            types = {"token_type_ids": _TOKENS} if self._paired(rows) else {}
+            types = {"token_type_ids": _TOKENS} if self._has_token_types(rows) else {}
             return Features({"input_ids": _TOKENS, "labels": Value("int64")} | types | kept)
         own = {"prompt_length": Value("int32")} | dict.fromkeys(("prompt", "answer", "frame"), Value("string"))
         return Features({"input_ids": _TOKENS, "labels": _TOKENS} | own | kept)
 
-    def _paired(self, rows: Dataset) -> bool:
-        """Whether tokens say which of two texts they belong to (BERT)."""
+    def _has_token_types(self, rows: Dataset) -> bool:
+        """Whether the model reads which of two texts each token belongs to, as BERT does."""
         return "text_pair" in rows.column_names and "token_type_ids" in self.tokenizer.model_input_names
 
-    def _encoded(self, rows: Dataset, split: str, start: int) -> Iterator[tuple[dict[str, Any], Cuts]]:
+    def _encode_rows(self, rows: Dataset, split: str, start: int) -> Iterator[tuple[dict[str, Any], Cuts]]:
         if self.architecture == "classification":
-            yield from self._classified(rows)
+            yield from self._encode_classification(rows)
             return
         for number, row in enumerate(rows, start=start + 1):
             try:
-                yield self._seq2seq(row) if self.architecture == "seq2seq" else self._causal(row)
+                yield self._encode_seq2seq(row) if self.architecture == "seq2seq" else self._encode_causal(row)
             except ValueError as error:
                 raise ValueError(f"{split} sample {number}: {error}") from error
 
-    def _causal(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
+    def _encode_causal(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
         messages = row.get("messages")
         if messages is None and self.chat:
             messages = [
@@ -170,8 +165,7 @@ class Format:
         cut = labels[: self.max_length]
         turn = max(0, sum(start < self.max_length for start in starts) - 1)
         before = "".join(text for text, _ in segments[: 2 * turn + 1])
-        said = segments[2 * turn + 1][0]
-        frame = self._frame(said, answers[turn].strip())
+        frame = self._frame(segments[2 * turn + 1][0], answers[turn].strip())
         return dict(row) | {
             "input_ids": ids[: self.max_length],
             "labels": cut,
@@ -181,15 +175,15 @@ class Format:
             "frame": frame.lstrip(),
         }, Cuts(len(ids) > self.max_length, all(label == IGNORED for label in cut), len(ids))
 
-    def _frame(self, said: str, answer: str) -> str:
-        """What the template writes before an answer: all before its end, which may say the same words."""
-        body = said.rstrip()
+    def _frame(self, turn: str, answer: str) -> str:
+        """The text of a turn before the answer; the answer is looked for at the end, as the frame may repeat it."""
+        body = turn.rstrip()
         for end in self._ends:
             body = body.removesuffix(end).rstrip()
-        place = len(body) - len(answer) if body.endswith(answer) else said.find(answer)
-        return said[: max(0, place)] if answer else ""
+        place = len(body) - len(answer) if body.endswith(answer) else turn.find(answer)
+        return turn[: max(0, place)] if answer else ""
 
-    def _seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
+    def _encode_seq2seq(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
         limit = {"truncation": True, "max_length": self.max_length}
         whole = self.tokenizer(row["prompt"], verbose=False)["input_ids"]
         ids = self.tokenizer(row["prompt"], **limit)["input_ids"]
@@ -206,7 +200,7 @@ class Format:
             "frame": "",
         }, Cuts(longest > self.max_length, not labels, longest)
 
-    def _classified(self, rows: Dataset) -> Iterator[tuple[dict[str, Any], Cuts]]:
+    def _encode_classification(self, rows: Dataset) -> Iterator[tuple[dict[str, Any], Cuts]]:
         texts = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
         whole = self.tokenizer(*texts, verbose=False)["input_ids"]
         cut = self.tokenizer(*texts, truncation=True, max_length=self.max_length)

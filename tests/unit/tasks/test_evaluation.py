@@ -16,9 +16,8 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.padding import decoder
 from tests.helpers.rows import pairs, single_losses
 from tests.helpers.tokenizers import bytes_tokenizer, pieces_tokenizer
-from tlora.tasks.evaluation import generate
+from tlora.tasks.evaluation import decode_answer, generate
 from tlora.tasks.load import load_task
-from tlora.tasks.task import _exponential
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +231,6 @@ def test_exact_match_is_what_it_is_by_hand(task, llama, monkeypatch):
 
 def test_text_after_a_word_that_begins_with_a_space_keeps_its_spaces():
     """Tokenizers like Llama 2's drop the space before the first word of a text: an answer is not the first."""
-    from tlora.tasks.evaluation import decode_answer
-
     tokenizer = pieces_tokenizer()
     data = Dataset.from_dict({"prompt": ["def f():\n"], "completion": ["    return word"]})
     task = load_task(data, tokenizer, validation=0, test=0)
@@ -290,24 +287,23 @@ def test_dropout_is_off_while_a_model_is_evaluated(encoded):
     assert model.training
 
 
-def test_the_wrong_model_is_refused(task, encoded, tokenizer, bert):
-    with pytest.raises(ValueError, match=r"3 classes.*num_labels=3.*architecture='causal'"):
+def test_the_wrong_model_is_refused(task, encoded, tokenizer):
+    with pytest.raises(ValueError, match="num_labels=3"):
         encoded.evaluate(tiny_model("bert", vocab_size=200, num_labels=2))
-    with pytest.raises(ValueError, match="beyond the 64 embeddings"):
+    with pytest.raises(ValueError, match="64 embeddings"):
         task.evaluate(tiny_model("llama", max_position_embeddings=256))
-    with pytest.raises(ValueError, match="cannot write answers"):
+    with pytest.raises(ValueError, match="BertForSequenceClassification"):
         task.predict(tiny_model("bert", vocab_size=len(tokenizer)))
 
 
-def test_what_cannot_be_evaluated_is_refused(task, llama, tokenizer):
-    with pytest.raises(ValueError, match="split='dev': choose from train, validation, test"):
-        task.evaluate(llama, "dev")
-    for arguments in ({"limit": 0}, {"limit": -1}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match="at least 1"):
-            task.evaluate(llama, **arguments)
-    empty = load_task(pairs(), tokenizer, test=0)
-    with pytest.raises(ValueError, match="test split of 'dataset' is empty"):
-        empty.evaluate(llama)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"split": "dev"}, "split"), ({"limit": 0}, "limit=0"), ({"batch_size": 0}, "batch_size=0"), ({}, "test split")],
+)
+def test_bad_arguments_are_refused(llama, tokenizer, arguments, named):
+    task = load_task(pairs(), tokenizer, test=0 if named == "test split" else None)
+    with pytest.raises(ValueError, match=named):
+        task.evaluate(llama, **arguments)
 
 
 def test_progress_is_shown_only_where_it_is_asked_for(tokenizer, llama, capsys):
@@ -317,7 +313,7 @@ def test_progress_is_shown_only_where_it_is_asked_for(tokenizer, llama, capsys):
     task = load_task(pairs(), tokenizer, progress=True)
     task.evaluate(llama, progress=True)
     shown = capsys.readouterr().err
-    assert all(word in shown for word in ("tokenising train", "loss", "answers"))
+    assert all(word in shown for word in ("tokenizing train", "loss", "answers"))
 
 
 def test_an_answer_near_the_models_limit_has_the_room_that_it_has_alone(llama):
@@ -331,11 +327,6 @@ def test_an_answer_near_the_models_limit_has_the_room_that_it_has_alone(llama):
     alone, together = (generate(llama, task, task.test, size, False) for size in (1, 5))
     assert alone == together
     assert len({len(answer) for answer in alone}) > 1
-
-
-def test_perplexity_is_the_exponential_of_any_loss():
-    assert [_exponential(loss) for loss in (0.0, 800.0)] == [1.0, math.inf]
-    assert math.isnan(_exponential(math.nan))
 
 
 def words(count: int, start: int = 0) -> str:

@@ -274,9 +274,9 @@ def test_bad_data_is_refused(data, error, named):
 @pytest.mark.parametrize(
     ("rows", "arguments", "named"),
     [
-        (PAIRS, {"architecture": "encoder"}, "architecture='encoder'"),
+        (PAIRS, {"architecture": "encoder"}, "architecture .*encoder"),
         (PAIRS, {"architecture": "classification"}, "labels"),
-        (PAIRS, {"metric": "bleu"}, "metric='bleu'"),
+        (PAIRS, {"metric": "bleu"}, "metric .*bleu"),
         (PAIRS, {"max_length": 1}, "max_length=1"),
         (PAIRS, {"test": -1}, "test=-1"),
         (PAIRS, {"train": 11}, "train=11"),
