@@ -1,59 +1,60 @@
-"""One format for every result: a folder with ``result.json`` and the file of tensors that it names.
+"""One file for every result: tensors in safetensors, everything else as JSON in the metadata of the same file.
 
-Nothing here executes code on loading: tensors come from safetensors, everything else from JSON, and both are
-checked against the digests written with them. The file of tensors is named after its content, and ``result.json`` is
-replaced last (`tlora.utils.files`): whenever a save breaks off, the earlier result is there or the new one.
+A result is a frozen dataclass. `write_result` walks its fields and puts each tensor into the file under the path of its
+field, e.g. ``covariances.model.layers.0.self_attn.q_proj.total``; what remains is JSON, with the names of tensors where
+the tensors were. `read_result` walks the type hints of the class and rebuilds it. Nothing here executes code on loading.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import html
 import json
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
-from tlora.utils.files import read_json, replace_files
+from tlora.utils.files import replace_file
 from tlora.utils.packages import library_versions
 
-RESULT = "result.json"
-_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
+SUFFIX = ".safetensors"
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
+
+_KEY = "tlora"
+"""Key of the JSON in the metadata of the file. It is the only one: the order of several would be random."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Meta:
-    """Where a result comes from: enough to say what it is and to make it again.
+    """Where a result comes from: what it is and how to make it again.
 
     Attributes
     ----------
     model : str
         Name or path of the base model.
     task : str
-        Name of the task, ``""`` where the batches came from elsewhere.
+        Name of the task, ``""`` if the batches came from elsewhere.
     recipe : dict
-        Arguments of the call that made the result: JSON values only, tuples are kept
-        as lists.
+        Arguments of the call that made the result: JSON values only, tuples are kept as lists.
     seed : int or None
-        Seed of everything random in it; None where nothing is random.
+        Seed of everything random in it; None if nothing is random.
     samples : int or None
         Number of samples that went in.
     versions : dict of str
-        Library versions at the time of making.
+        Versions of the libraries that made it.
 
     Raises
     ------
@@ -69,16 +70,16 @@ class Meta:
     versions: dict[str, str] = field(default_factory=library_versions)
 
     def __post_init__(self) -> None:
-        # Found out here, not when hours of work are saved; and what is loaded equals what was made.
+        # Checked here, not when hours of work are saved; and a loaded recipe equals the original one.
         try:
-            recipe = json.loads(json.dumps(self.recipe, default=_plain))
+            recipe = json.loads(json.dumps(self.recipe, default=_plain_number))
         except TypeError as error:
             raise TypeError(f"a recipe takes JSON values only, got {self.recipe!r} ({error})") from error
         object.__setattr__(self, "recipe", recipe)
         object.__setattr__(self, "seed", None if self.seed is None else int(self.seed))
 
 
-def _plain(value: Any) -> Any:
+def _plain_number(value: Any) -> Any:
     """A number of NumPy as one of Python."""
     if isinstance(value, np.generic):
         return value.item()
@@ -88,10 +89,9 @@ def _plain(value: Any) -> Any:
 class Result:
     """What every result of this package can do; the subclasses are frozen dataclasses.
 
-    A subclass says what its table looks like (``columns`` and `to_frame`), what its one-line summary is
-    (`_summary`), and, where not all of its parts are JSON values, how it is taken apart into tensors and such values
-    (`_pack`) and put together again (`_unpack`). In return it can be shown, saved and loaded. Results hold CPU tensors
-    and no model.
+    A subclass defines its table (``columns`` and `to_frame`) and its one-line summary (`_summary`). It can then be
+    shown, saved and loaded: its fields may be tensors, tables, dataclasses, JSON values, and dictionaries, lists and
+    tuples of them. Results hold CPU tensors and no model.
     """
 
     columns: ClassVar[dict[str, str]] = {}
@@ -104,14 +104,6 @@ class Result:
     def _summary(self) -> str:
         raise NotImplementedError
 
-    def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        parts = fields(self)  # type: ignore[arg-type]  # every result is a dataclass
-        return {}, {part.name: getattr(self, part.name) for part in parts if part.name != "meta"}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return cls(**values, meta=meta)  # type: ignore[call-arg]
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._summary()})"
 
@@ -122,74 +114,29 @@ class Result:
         return f"<p><b>{html.escape(repr(self))}</b></p>{table}{more}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result to the folder ``path``; an earlier result of its kind is replaced, other files stay.
+        """Write the result to one file. An earlier result of the same kind is replaced at once.
 
         Parameters
         ----------
         path : path-like
-            Folder to write: ``result.json`` and ``tensors-<digest>.safetensors``.
+            The file; ``.safetensors`` is added to a name that does not end in it.
 
         Returns
         -------
         pathlib.Path
-            The folder.
+            The file.
 
         Raises
         ------
         OSError
-            If the disk is full or the place is not writable; the earlier result, if any, is left as it was.
+            If the disk is full or the place is not writable; an earlier result is left as it was.
         FileExistsError
-            If ``path`` is a file, or holds a result of another kind.
+            If there is a file that is not a result of this kind.
         """
-        self.check_place(path)
-        earlier = saved_files(path)
-        with replace_files(path, last=RESULT) as folder:
-            self._write(folder, *self._pack())
-        for file in set(earlier).difference(saved_files(path)):
-            Path(path, file).unlink(missing_ok=True)
-        return Path(path)
-
-    @classmethod
-    def check_place(cls, path: str | os.PathLike[str]) -> None:
-        """Refuse a folder that holds a result of another kind, which `save` would replace.
-
-        Parameters
-        ----------
-        path : path-like
-            The folder, which need not be there.
-
-        Raises
-        ------
-        FileExistsError
-            If it does; the message names the kind.
-        """
-        file = Path(path, RESULT)
-        if not file.is_file():
-            return
-        try:
-            kind = _parse(file)["result"]
-        except ValueError as error:
-            raise FileExistsError(f"{error}; choose another folder, or remove it first") from error
-        if kind != cls.__name__:
-            raise FileExistsError(
-                f"{path} holds {kind}, which would be lost to {cls.__name__}: choose another folder, or remove it first"
-            )
-
-    def _write(self, folder: Path, tensors: dict[str, torch.Tensor], values: Any) -> None:
-        """The two files of what `_pack` gives, in a folder that is there."""
-        blob = dump_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-        digest = hashlib.sha256(blob).hexdigest()
-        file = f"tensors-{digest[:16]}.safetensors"
-        head = {
-            "format": FORMAT_VERSION,
-            "result": type(self).__name__,
-            "tensors": {"file": file, "bytes": len(blob), "sha256": digest},
-            "meta": asdict(self.meta),
-            "values": values,
-        }
-        head["sha256"] = _digest(head)
-        (folder / file).write_bytes(blob)
-        (folder / RESULT).write_bytes(json.dumps(head, indent=1, allow_nan=True).encode())
+        file = result_file(path)
+        refuse_other_file(file, type(self).__name__)
+        write_result(file, self)
+        return file
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -198,7 +145,7 @@ class Result:
         Parameters
         ----------
         path : path-like
-            The folder.
+            The file, with or without ``.safetensors``.
 
         Returns
         -------
@@ -208,148 +155,227 @@ class Result:
         Raises
         ------
         FileNotFoundError
-            If there is no result in the folder.
+            If there is no such file.
         ValueError
-            If it is another kind of result, of a newer format, truncated or changed since it was written.
+            If it is another kind of result, of another format, truncated or damaged.
         """
-        parts = read_parts(Path(path), cls.__name__)
-        with _damage_in(Path(path)):
-            return cls._unpack(*parts)
+        return read_result(result_file(path), cls.__name__, cls)
 
 
-# What taking apart raises where the parts are of the wrong kinds, besides the ValueError that it is told as.
-_DAMAGE = (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+def result_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a result: ``path``, with ``.safetensors`` added to a name that does not end in it."""
+    file = Path(path)
+    return file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)
 
 
-def read_parts(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], Meta]:
-    """Tensors, JSON values and `Meta` of a saved result, without an object of its class.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The result's folder.
-    kind : str
-        Name of its class.
+def refuse_other_file(file: Path, kind: str) -> None:
+    """Refuse to replace a file that is not a result of this kind.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no result in the folder.
-    ValueError
-        If it is another kind of result, of a newer format, truncated or changed since it was written.
+    FileExistsError
+        If there is one; the message says what it is.
     """
-    written = _written(path)
-    head = read_head(path)
-    if head["result"] != kind:
-        there = head["result"]
-        raise ValueError(f"{path} holds {there}, not {kind}: use {there}.load({str(path)!r})")
-    with _damage_in(path):
-        file = path / _tensors_name(head)
-        try:
-            blob = _checked_blob(file, head["tensors"])
-        except FileNotFoundError:
-            if _written(path) == written:
-                raise
-            return read_parts(path, kind)  # another result was saved meanwhile, and perhaps this one again
-        values = head["values"]
-        if "shapes" in values:  # JSON has no tuples
-            values["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in values["shapes"].items()}
-        return load_tensors(blob), values, Meta(**head["meta"])
-
-
-def _written(path: Path) -> tuple[int, int] | None:
-    """What tells one save of a folder from the next, even of the same result; None where there is no result."""
-    with contextlib.suppress(OSError):
-        found = (path / RESULT).stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
-
-
-@contextlib.contextmanager
-def _damage_in(path: Path) -> Iterator[None]:
+    if not file.exists():
+        return
     try:
-        yield
-    except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({error!r}): make the result again") from error
+        with safe_open(file, "pt") as opened:
+            there = _head(file, opened.metadata())["result"]
+    except (ValueError, OSError, SafetensorError):
+        there = "something that is not a tlora result"
+    if there != kind:
+        raise FileExistsError(f"{file} holds {there}, which {kind} would replace: choose another path, or remove it")
 
 
-def saved_files(folder: str | os.PathLike[str], places: str | Path = "") -> list[Path]:
-    """Files of the results in a folder, relative to it.
+def write_result(file: Path, result: Result, **more: Any) -> None:
+    """Write a result to ``file``, whatever is there, with ``more`` JSON values for other readers of the file."""
+    tensors: dict[str, Tensor] = {}
+    values = _Packer(tensors).pack(result, "")
+    head = {"format": FORMAT_VERSION, "result": type(result).__name__, "values": values | more}
+    with replace_file(file) as fresh:
+        fresh.write_bytes(dump_tensors(tensors, {_KEY: json.dumps(head)}))
+
+
+def read_result(file: Path, kind: str, cls: type[T]) -> T:
+    """Read a result as an instance of its class, or as another dataclass with some of its fields.
 
     Parameters
     ----------
-    folder : path-like
-        The folder, which need not be there.
-    places : str or pathlib.Path, optional
-        Pattern of the results' own folders in it. Default: it is itself the folder of a result.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Of a result that is damaged, only ``result.json``.
-    """
-    found = []
-    for file in Path(folder).glob(str(Path(places, RESULT))):
-        found.append(file.relative_to(folder))
-        with contextlib.suppress(ValueError, *_DAMAGE):
-            found.append(found[-1].with_name(_tensors_name(_parse(file))))
-    return found
-
-
-def _tensors_name(head: dict[str, Any]) -> str:
-    name = head["tensors"]["file"]
-    if not _TENSORS.fullmatch(name):
-        raise ValueError(
-            f"{RESULT} names {name!r}, which is not a file of tensors: it was changed since it was written"
-        )
-    return str(name)
-
-
-def _checked_blob(path: Path, expected: dict[str, Any]) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the result was not copied whole; copy both of its files")
-    size = path.stat().st_size
-    blob = path.read_bytes() if size == expected["bytes"] else b""  # a file that has grown is not read
-    if hashlib.sha256(blob).hexdigest() != expected["sha256"]:
-        raise ValueError(
-            f"{path} is not what was written ({size} bytes of {expected['bytes']}, or other content): "
-            "it is truncated or was changed; copy it again or make the result again"
-        )
-    return blob
-
-
-def read_head(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``result.json`` of a result folder, checked for completeness.
+    file : pathlib.Path
+        The file.
+    kind : str
+        Name of the result's class.
+    cls : type
+        Dataclass to return.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no such file.
     ValueError
-        If it is not JSON, not ours, or of a format version that this one does not read.
+        If it is another kind of result, of another format, truncated or damaged.
     """
-    file = Path(path) / RESULT
     if not file.is_file():
-        raise FileNotFoundError(f"no result in {path}: expected a folder with {RESULT}")
-    head = _parse(file)
+        older = f": {file.with_suffix('')} is of an earlier version, make the result again" if _is_older(file) else ""
+        raise FileNotFoundError(f"no result at {file}{older}")
+    try:
+        with safe_open(file, "pt") as opened:
+            head = _head(file, opened.metadata())
+            if head["result"] != kind:
+                there = head["result"]
+                raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
+            # A copy, for the file is mapped into memory and may be overwritten or truncated later.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        return _unpack(cls, head["values"], tensors)  # type: ignore[no-any-return]
+    except _OtherFileError:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{file} is truncated or damaged ({error!r}): copy it again, or make the result again") from error
+
+
+class _OtherFileError(ValueError):
+    """The file is whole, but not what was asked for."""
+
+
+def _is_older(file: Path) -> bool:
+    return (file.with_suffix("") / "result.json").exists()
+
+
+def _head(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    if _KEY not in (metadata or {}):
+        raise _OtherFileError(f"{file} is not a tlora result")
+    head: dict[str, Any] = json.loads(metadata[_KEY])  # type: ignore[index]
     if head["format"] != FORMAT_VERSION:
-        raise ValueError(
+        raise _OtherFileError(
             f"{file} has format {head['format']!r}, this version of tlora reads {FORMAT_VERSION}: use the version that "
             "wrote it, or make the result again"
         )
-    lacks = {"tensors", "meta", "values", "sha256"} - head.keys()
-    if lacks or head["sha256"] != _digest(head):
-        raise ValueError(f"{file} was changed since it was written: copy it again or make the result again")
     return head
 
 
-def _parse(file: Path) -> dict[str, Any]:
-    head = read_json(file)
-    if not {"format", "result"} <= head.keys():
-        raise ValueError(f"{file} is not a tlora result: it names no format and no kind of result")
-    return head
+class _Packer:
+    """Turns a value into JSON and moves its tensors into a dictionary, each tensor once however many fields hold it."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._names: dict[Any, Any] = {}
+
+    def pack(self, value: Any, path: str) -> Any:
+        """``value`` as JSON; ``path`` names its tensors."""
+        if isinstance(value, Tensor):
+            return self._tensor(value.detach().cpu(), path)
+        if isinstance(value, pd.DataFrame):
+            return self._table(value, path)
+        if is_dataclass(value):
+            values = {one.name: self.pack(getattr(value, one.name), _join(path, one.name)) for one in fields(value)}
+            return {"class": type(value).__name__} | values if _is_subclass(value) else values
+        if isinstance(value, Mapping):
+            return {key: self.pack(one, _join(path, key)) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.pack(one, _join(path, place)) for place, one in enumerate(value)]
+        return value.item() if isinstance(value, np.generic) else value
+
+    def _tensor(self, tensor: Tensor, path: str) -> Any:
+        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key in self._names and tensor.numel():
+            return self._names[key]
+        name = path if path not in self._tensors else f"{path}#{len(self._tensors)}"
+        if _is_symmetric(tensor):
+            rows, columns = torch.triu_indices(*tensor.shape)
+            self._tensors[name] = tensor[rows, columns]
+            packed: Any = {"upper": name}  # half of the bytes
+        else:
+            self._tensors[name] = tensor.contiguous()
+            packed = name
+        self._names[key] = packed
+        return packed
+
+    def _table(self, table: pd.DataFrame, path: str) -> dict[str, Any]:
+        columns = {name: self._column(table[name], _join(path, name)) for name in table.columns}
+        is_numbered = table.index.equals(pd.RangeIndex(len(table)))
+        return {"columns": columns, "index": None if is_numbered else table.index.tolist()}
+
+    def _column(self, column: pd.Series, path: str) -> dict[str, Any]:
+        if column.dtype.kind in "ifb":
+            return {"numbers": self._tensor(torch.from_numpy(column.to_numpy(copy=True)), path)}
+        codes, values = pd.factorize(column, use_na_sentinel=False)
+        rows = self._tensor(torch.from_numpy(codes.astype("int64")), path)
+        return {"rows": rows, "values": list(values), "dtype": str(column.dtype)}
 
 
-def _digest(head: dict[str, Any]) -> str:
-    rest = {key: value for key, value in head.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _is_subclass(value: Any) -> bool:
+    """Whether its field may be annotated with a base class, as `Covariance` is of `DenseCovariance`."""
+    return not isinstance(value, Result) and any(map(is_dataclass, type(value).__bases__))
+
+
+def _is_symmetric(tensor: Tensor) -> bool:
+    is_square = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] > 1
+    return is_square and tensor.dtype == torch.float32 and bool(tensor.equal(tensor.T))
+
+
+def _unpack(hint: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_Packer`, by the type hint of the field."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        hints = [one for one in arguments if one is not NoneType]
+        is_none = value is None and len(hints) < len(arguments)
+        return None if is_none else value if len(hints) > 1 else _unpack(hints[0], value, tensors)
+    if origin is dict:
+        return {key: _unpack(arguments[1], one, tensors) for key, one in value.items()}
+    if origin is list:
+        return [_unpack(arguments[0], one, tensors) for one in value]
+    if origin is tuple:
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return tuple(_unpack(one, part, tensors) for one, part in zip(hints, value, strict=True))
+    if getattr(hint, "array_type", hint) is Tensor:  # as itself, or as Float[Tensor, "..."] of jaxtyping
+        return tensors[value] if isinstance(value, str) else _full(tensors[value["upper"]])
+    if hint is pd.DataFrame:
+        return _unpack_table(value, tensors)
+    if is_dataclass(hint):
+        return _unpack_dataclass(hint, value, tensors)  # type: ignore[arg-type]
+    if (origin is Literal and value not in arguments) or type(value) not in _PLAIN.get(hint, (type(value),)):
+        raise TypeError(f"{str(value)[:50]!r} is not {hint}")
+    return value
+
+
+_PLAIN: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}
+
+
+def _unpack_dataclass(cls: type[T], values: dict[str, Any], tensors: Mapping[str, Tensor]) -> T:
+    if "class" in values:
+        cls = next(one for one in _subclasses(cls) if one.__name__ == values["class"])
+    hints = get_type_hints(cls)
+    parts = {one.name: one.name for one in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: _unpack(hints[name], values[name], tensors) for name in parts})
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for one in cls.__subclasses__():
+        yield from _subclasses(one)
+
+
+def _unpack_table(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> pd.DataFrame:
+    columns = {}
+    for name, column in value["columns"].items():
+        if "numbers" in column:
+            columns[name] = pd.Series(tensors[column["numbers"]].numpy())
+        else:
+            values = [column["values"][row] for row in tensors[column["rows"]].tolist()]
+            columns[name] = pd.Series(values, dtype=column["dtype"])
+    table = pd.DataFrame(columns)
+    return table if value["index"] is None else table.set_axis(value["index"])
+
+
+def _full(triangle: Tensor) -> Tensor:
+    """The symmetric matrix of which these are the entries of the upper triangle, row by row."""
+    d = int(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
+    rows, columns = torch.triu_indices(d, d)
+    matrix = triangle.new_empty(d, d)
+    matrix[rows, columns] = triangle
+    matrix[columns, rows] = triangle
+    return matrix

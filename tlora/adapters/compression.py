@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -212,21 +212,6 @@ class Compression(Result):
             f"{sum(map(bool, self.ranks.values()))} of {len(self.ranks)} modules of {self.meta.model}, "
             f"{after:,} of {before:,} parameters, error {self.error():.1%} of {MEASURES[self.cuts[-1]]}{held}"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"energy.{name}": found for name, found in self.energies.items()}
-        tensors |= {f"adapter.{key}": tensor for key, tensor in self.adapter.items()}
-        tensors |= {f"fingerprint.{name}": values for name, values in self.fingerprints.items()}
-        parts = ("shapes", "original_ranks", "ranks", "cuts", "measures", "config")
-        return tensors, {part: getattr(self, part) for part in parts}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        energies = {name: tensors[f"energy.{name}"] for name in values["shapes"]}
-        prints = {name: tensors[key] for name in values["shapes"] if (key := f"fingerprint.{name}") in tensors}
-        start = "adapter."
-        adapter = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
-        return cls(**values, energies=energies, adapter=adapter, fingerprints=prints, meta=meta)
 
 
 def chosen_ranks(

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlora.adapters.lora_layers import EXPERTS, changes_the_base
-from tlora.results import Meta, read_head, read_parts
+from tlora.results import Meta, read_result
 from tlora.utils.files import digest, read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
@@ -36,7 +36,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules in the file."""
-RUN = Path("tlora", "run")
+RUN = Path("tlora", "run.safetensors")
 INITIAL = Path("tlora", "initial.json")
 """What an adapter that was not trained yet was attached with."""
 PAGE = Path("README.md")
@@ -70,7 +70,7 @@ def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
 
 def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Files of the adapter in a folder that another one replaces; a page of the user's own is not among them."""
-    return [Path(ADAPTER_WEIGHTS), *([INITIAL, PAGE] if Path(folder, INITIAL).exists() else [])]
+    return [Path(ADAPTER_WEIGHTS), RUN, *([INITIAL, PAGE] if Path(folder, INITIAL).exists() else [])]
 
 
 def refuse_trained(folder: str | os.PathLike[str]) -> None:
@@ -129,14 +129,14 @@ def check_files(folder: Path) -> None:
             raise FileNotFoundError(
                 f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, no {name} there{hint}"
             )
-    if (folder / RUN).is_dir():
+    if (folder / RUN).is_file():
         _check_trained(folder)
 
 
 def _check_trained(folder: Path) -> None:
-    written = read_head(folder / RUN)["values"].get("files")
+    files = read_training_record(folder).files
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        if not isinstance(written, dict) or digest(folder / name) != written.get(name):
+        if digest(folder / name) != files.get(name):
             raise ValueError(
                 f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
                 f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
@@ -418,11 +418,14 @@ class TrainingRecord:
         Every ``A`` was frozen.
     meta : Meta, optional
         Of the `TrainingRun`; None in a checkpoint and in other people's folders.
+    files : dict of str
+        SHA-256 of the adapter's two files by name, as the run was saved with them.
     """
 
-    fingerprints: Mapping[str, Tensor] | None = None
+    fingerprints: dict[str, Tensor] | None = None
     frozen_a: bool = False
     meta: Meta | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def read_training_record(folder: Path) -> TrainingRecord:
@@ -433,10 +436,8 @@ def read_training_record(folder: Path) -> TrainingRecord:
     ValueError
         If the run is damaged or of a newer format.
     """
-    if (folder / RUN).is_dir():
-        tensors, values, meta = read_parts(folder / RUN, "TrainingRun")
-        prints = {name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors}
-        return TrainingRecord(prints, values["frozen_a"], meta)
+    if (folder / RUN).is_file():
+        return read_result(folder / RUN, "TrainingRun", TrainingRecord)
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
     record = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
     base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self, SupportsIndex
+from typing import ClassVar, Self, SupportsIndex
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from tlora.allocation.constraints import (
 )
 from tlora.allocation.footprint import Footprint, footprint, ranks_text
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
-from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
+from tlora.models.module_result import ModuleResult
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
 from tlora.utils.defaults import BUDGET, SCALING
@@ -271,25 +271,6 @@ class Allocation(ModuleResult):
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )
-
-    def _pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        tensors = {
-            "ranks": torch.tensor([self.ranks.get(name, 0) for name in self.scores]),
-            "scalings": torch.tensor([self.scalings.get(name, 0.0) for name in self.scores], dtype=torch.float64),
-            "scores": torch.tensor(list(self.scores.values()), dtype=torch.float64),
-        }
-        values = {"targets": packed_targets(self.targets), "modules": list(self.scores)}
-        return tensors, values | {"options": asdict(self.options), "edits": self.edits}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, torch.Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        ranks, scalings, scores = (
-            dict(zip(values["modules"], tensors[key].tolist(), strict=True)) for key in ("ranks", "scalings", "scores")
-        )
-        ranks = {name: rank for name, rank in ranks.items() if rank}
-        scalings = {name: scalings[name] for name in ranks}
-        options = AllocationOptions(**values["options"])
-        return cls(unpacked_targets(values["targets"]), ranks, scalings, scores, options, values["edits"], meta)
 
 
 def allocate(

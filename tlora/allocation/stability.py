@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -77,15 +77,6 @@ class RankingStability(Result):
         means = list(zip(self.counts, self.kendall.mean(1), strict=True))
         taus = ", ".join(f"{tau:.2f} with {count}" for count, tau in means[:8])
         return f"Kendall's tau with the ranking by all {self.meta.samples} samples: {taus}"
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        values = {"counts": self.counts, "top": self.top, "confidence": self.confidence}
-        return {"kendall": self.kendall, "overlap": self.overlap}, values
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        kendall, overlap = tensors["kendall"], tensors["overlap"]
-        return cls(values["counts"], kendall, overlap, values["top"], values["confidence"], meta)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tlora.calibration.covariance import Covariance, DenseCovariance, SketchedCovariance
+from tlora.calibration.covariance import Covariance
 from tlora.calibration.gradient import Gradient
-from tlora.calibration.sample_means import SampleMeans
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, spectrum
-from tlora.models.module_result import unpacked_targets
 from tlora.models.targets import Target
 from tlora.results import Meta, Result
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
@@ -155,89 +153,6 @@ class Calibration(Result):
             f"{len(self.shared)} modules with {len(self.covariances)} distinct inputs of {self.meta.model}, "
             f"{self.meta.samples} samples, tokens={self.meta.recipe.get('tokens')!r}{kept}"
         )
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        scores, values = self.sensitivity._pack()
-        tensors = scores | {"sample_fingerprints": self.sample_fingerprints}
-        tensors |= {f"sketching.{key}": t for key, t in self.sketching.items()}
-        tensors |= {f"fingerprint.{n}": f for n, f in self.fingerprints.items()}
-        bounds, traces, means = {}, {}, {}
-        for name, c in self.covariances.items():
-            bounds[name] = c.rank_bound
-            known = c.known_means()
-            means[name] = [known.count, known.folded_trace]
-            tensors |= _packed_means(name, known, isinstance(c, DenseCovariance))
-            if isinstance(c, SketchedCovariance):
-                traces[name] = c.total_trace
-            tensors[f"covariance.{name}"] = c.total if name in traces else upper(c.total)
-        for name, gradient in (self.gradient or {}).items():
-            tensors[f"gradient.{name}"] = gradient.corange
-            if gradient.range is not None:
-                tensors[f"gradient_range.{name}"] = gradient.range
-        extra = {"shared": self.shared, "rank_bounds": bounds, "traces": traces, "means": means}
-        return tensors, values | extra | {"gradient": self.gradient is not None}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        shared, traces = values["shared"], values["traces"]
-        sketching = {k.removeprefix("sketching."): t for k, t in tensors.items() if k.startswith("sketching.")}
-        prints = tensors["sample_fingerprints"]
-        covariances: dict[str, Covariance] = {}
-        for name, bound in values["rank_bounds"].items():
-            total, means = tensors[f"covariance.{name}"], _means(name, tensors, values)
-            if name in traces:
-                sketch = {"omega": sketching[_key(total)], "total_trace": traces[name]}
-                covariances[name] = SketchedCovariance(total, bound, len(prints), means, **sketch)
-            else:
-                covariances[name] = DenseCovariance(full(total), bound, len(prints), means)
-        sensitivity = Sensitivity(unpacked_targets(values["targets"]), tensors["per_sample"], meta)
-        gradient = None
-        if values["gradient"]:
-            gradient = {n: _gradient(tensors, sketching, t, len(prints)) for n, t in sensitivity.targets.items()}
-        fingerprints = {n: tensors[f"fingerprint.{n}"] for n in shared}
-        return cls(covariances, shared, sensitivity, gradient, fingerprints, prints, sketching, meta)
-
-
-def _key(sketch: Tensor) -> str:
-    """The key of the matrix that a sketch (d, size) was made with."""
-    return f"{sketch.shape[0]}.{sketch.shape[1]}"
-
-
-def _gradient(tensors: dict[str, Tensor], sketching: dict[str, Tensor], target: Target, samples: int) -> Gradient:
-    corange, range_ = tensors[f"gradient.{target.name}"], tensors.get(f"gradient_range.{target.name}")
-    psi = None if range_ is None else sketching[f"{target.d_out}.{len(corange)}"]
-    return Gradient(corange, samples, range_, psi)
-
-
-def _packed_means(name: str, means: SampleMeans, is_dense: bool) -> dict[str, Tensor]:
-    tensors = {f"means.{name}": means.rows}
-    if means.folded is not None:
-        tensors[f"folded_means.{name}"] = upper(means.folded) if is_dense else means.folded
-    return tensors
-
-
-def _means(name: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> SampleMeans:
-    folded = tensors.get(f"folded_means.{name}")
-    if folded is not None and folded.ndim == 1:
-        folded = full(folded)
-    count, trace = values["means"][name]
-    return SampleMeans(tensors[f"means.{name}"], count, folded, trace)
-
-
-def upper(matrix: Tensor) -> Tensor:
-    """The upper triangle of a symmetric matrix as one vector: half of the bytes on disk."""
-    rows, columns = torch.triu_indices(*matrix.shape)
-    return matrix[rows, columns]
-
-
-def full(triangle: Tensor) -> Tensor:
-    """The symmetric matrix of an upper triangle from `upper`."""
-    d = int(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
-    rows, columns = torch.triu_indices(d, d)
-    matrix = triangle.new_empty(d, d)
-    matrix[rows, columns] = triangle
-    matrix[columns, rows] = triangle
-    return matrix
 
 
 def in_order(calibration: Calibration, order: list[int]) -> Calibration:

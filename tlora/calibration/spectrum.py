@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -170,15 +170,6 @@ class Spectrum(ModuleResult):
         low, high = min(ranks, key=ranks.__getitem__), max(ranks, key=ranks.__getitem__)
         span = f"{ranks[low]:.3g} ({low}) to {ranks[high]:.3g} ({high})"
         return f"{self.kind}, {len(ranks)} modules, effective rank {span}"
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        # a spectrum that modules share is saved once
-        return {source: self.eigenvalues[source] for source in self.inputs.values()}, super()._pack()[1]
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        eigenvalues = {name: tensors[source] for name, source in values["inputs"].items()}
-        return super()._unpack({}, values | {"eigenvalues": eigenvalues}, meta)
 
 
 def spectrum(

@@ -38,7 +38,7 @@ from tlora.cli.output import Report, facts
 from tlora.models.loading import floating_dtype, load_model, resolve_device
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
-from tlora.results import RESULT, Meta, Result, saved_files
+from tlora.results import SUFFIX, Meta, Result, refuse_other_file, result_file
 from tlora.serving.export import MODEL_CONFIG
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
 from tlora.tasks.load import digest_task, load_task_for_model
@@ -328,8 +328,8 @@ def train_adapter(
 
 def save_run(run: TrainingRun, results: Mapping[str, Result], output: Path) -> None:
     """Write the adapter's folder with the results in it: all of it, or nothing. Those of an earlier run go."""
-    earlier = [*earlier_files(output), *saved_files(output, RUN.parent / "*")]
-    with replace_files(output, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as fresh:
+    results_there = [file.relative_to(output) for file in (output / RUN.parent).glob(f"*{SUFFIX}")]
+    with replace_files(output, last=ADAPTER_CONFIG, earlier=[*earlier_files(output), *results_there]) as fresh:
         run.save(fresh)
         for name, result in results.items():
             result.save(fresh / RUN.parent / name)
@@ -380,7 +380,7 @@ def base_of(folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
 
 def recorded(folder: Path) -> TrainingRun | None:
     """The run that made an adapter; None where it was made by something else."""
-    return TrainingRun.load(folder) if (folder / RUN).is_dir() else None
+    return TrainingRun.load(folder) if (folder / RUN).is_file() else None
 
 
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:

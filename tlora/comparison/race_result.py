@@ -236,35 +236,6 @@ class Race(Result):
     def _summary(self) -> str:
         return f"{self.sentence}; {ENDINGS[self.ending]}, {self.seconds:.3g} s"
 
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {"losses": self.losses, "clock": self.clock}
-        apart = {*tensors, "runs", "meta"}
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in apart}
-        packed: dict[str, list[dict[str, Any]]] = {}
-        for name, runs in self.runs.items():
-            packed[name] = []
-            for i, run in enumerate(runs):
-                of_run, head = run._pack()
-                parts = {"run": of_run, "adapter": run.adapter}
-                tensors |= {f"{name}/{i}/{part}/{key}": t for part, found in parts.items() for key, t in found.items()}
-                packed[name].append({"values": head, "config": run.adapter_config, "meta": asdict(run.meta)})
-        return tensors, values | {"runs": packed}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        packed = values.pop("runs")
-
-        def part(start: str) -> dict[str, Tensor]:
-            return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
-
-        def unpacked(place: str, head: dict[str, Any]) -> TrainingRun:
-            run = TrainingRun._unpack(part(f"{place}/run/"), head["values"], Meta(**head["meta"]))
-            return replace(run, adapter=part(f"{place}/adapter/"), adapter_config=head["config"])
-
-        runs = {name: [unpacked(f"{name}/{i}", head) for i, head in enumerate(of)] for name, of in packed.items()}
-        values["ladder"] = [tuple(row) for row in values["ladder"]]
-        return cls(**values, losses=tensors["losses"], clock=tensors["clock"], runs=runs, meta=meta)
-
 
 def _between(low: float, high: float) -> str:
     """Two losses apart, with as many digits as tell them from zero and from each other: ``"0.03 to 0.09 nats"``."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
-
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Any
 
 from tlora.models.targets import Target
-from tlora.results import Meta, Result
+from tlora.results import Result
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ModuleResult(Result):
     """A result that says something of each target module of a model.
-
-    Its fields are tensors, dictionaries of tensors by full module name, and values that JSON can hold; a subclass with
-    others says how they are saved.
 
     Attributes
     ----------
@@ -55,36 +50,3 @@ class ModuleResult(Result):
             "layer": [target.layer for target in targets],
             "projection": [target.projection for target in targets],
         }
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {"targets": packed_targets(self.targets)}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                tensors[field.name] = value
-            elif isinstance(value, dict) and value and all(isinstance(one, Tensor) for one in value.values()):
-                tensors |= {f"{field.name}.{name}": one for name, one in value.items()}
-            elif field.name not in ("targets", "meta"):
-                values[field.name] = value
-        return tensors, values
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        targets = unpacked_targets(values["targets"])
-        names = dict.fromkeys(key.partition(".")[0] for key in tensors)
-        parts: dict[str, Any] = {
-            name: tensors[name] if name in tensors else {module: tensors[f"{name}.{module}"] for module in targets}
-            for name in names
-        }
-        return cls(**values | parts | {"targets": targets, "meta": meta})
-
-
-def packed_targets(targets: dict[str, Target]) -> list[dict[str, Any]]:
-    """What each module is, in model order, as values of JSON."""
-    return [asdict(target) for target in targets.values()]
-
-
-def unpacked_targets(packed: list[dict[str, Any]]) -> dict[str, Target]:
-    """The targets that `packed_targets` made these values of."""
-    return {values["name"]: Target(**values) for values in packed}

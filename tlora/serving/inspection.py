@@ -112,13 +112,3 @@ class Inspection(Result):
         wrong = (self.engines()["wrong"] > 0).sum()
         served = f", {wrong} engines would scale it wrongly" if wrong else ""
         return f"{len(self.ranks)} modules of {self.meta.model}, {ranks_text(self.ranks.values())}{served}"
-
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        parts = ("config", "ranks", "shapes", "others")
-        return dict(self.singular_values), {part: getattr(self, part) for part in parts}
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        others = {name: tuple(shape) for name, shape in values["others"].items()}
-        sigma = {name: tensors[name] for name in values["shapes"]}
-        return cls(values["config"], values["ranks"], values["shapes"], sigma, others, meta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -131,10 +131,6 @@ class Alignment(ModuleResult):
             f"{one} and {other} at rank {self.rank} on {len(self.angles)} modules of {self.meta.model}: overlap "
             f"{overlap:.1%} on average, {random:.1%} by chance"
         )
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        return super()._unpack(tensors, values | {"sides": tuple(values["sides"])}, meta)  # JSON has no tuples
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -24,24 +24,10 @@ from tlora.adapters.files import (
     earlier_files,
     write_adapter,
 )
-from tlora.results import RESULT, Meta, Result, saved_files
+from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
 from tlora.utils.files import digest, replace_files
-
-# What goes to JSON as it is.
-PLAIN = (
-    "before",
-    "after",
-    "ranks",
-    "scalings",
-    "frozen_a",
-    "trainable_parameters",
-    "seconds",
-    "interrupted",
-    "diverged",
-)
-
 
 @dataclass(frozen=True, repr=False, eq=False)
 class TrainingRun(Result):
@@ -160,7 +146,7 @@ class TrainingRun(Result):
         ----------
         path : path-like
             Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them,
-            and ``tlora/run/``. An adapter that is there already is replaced, other files stay.
+            and ``tlora/run.safetensors``. An adapter that is there already is replaced, other files stay.
 
         Returns
         -------
@@ -174,14 +160,11 @@ class TrainingRun(Result):
         FileExistsError
             If ``path`` is a file.
         """
-        earlier = [*earlier_files(path), *saved_files(path, RUN)]
-        with replace_files(path, last=ADAPTER_CONFIG, first=RESULT, earlier=earlier) as folder:
+        with replace_files(path, last=ADAPTER_CONFIG, earlier=earlier_files(path)) as folder:
             write_adapter(folder, self.adapter, self.adapter_config)
-            (folder / RUN).mkdir(parents=True)
-            # The adapter itself stays where PEFT wants it; the run remembers which one it is.
-            tensors, values = self._pack()
+            # The adapter stays where PEFT expects it; the run records which one it is.
             files = {name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-            self._write(folder / RUN, tensors, values | {"files": files})
+            write_result(folder / RUN, replace(self, adapter={}, adapter_config={}), files=files)
         return Path(path)
 
     @classmethod
@@ -228,7 +211,7 @@ class TrainingRun(Result):
         FileNotFoundError, ValueError
             As `load`, of the run alone.
         """
-        return super().load(Path(path, RUN))
+        return read_result(Path(path, RUN), cls.__name__, cls)
 
     def _summary(self) -> str:
         losses = self.history["loss"].dropna()
@@ -240,46 +223,8 @@ class TrainingRun(Result):
             f"{self.trainable_parameters:,} trained parameters{before}{ending}"
         )
 
-    def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        values = {name: getattr(self, name) for name in PLAIN}
-        history, by_module = _columns(self.history, self.columns), _columns(self.module_history, self.module_columns)
-        modules = pd.Categorical(by_module["module"], categories=by_module["module"].unique())
-        values["history"] = history.to_dict("list")
-        values["modules"] = modules.categories.tolist()
-        tensors = {f"fingerprint.{name}": tensor for name, tensor in self.fingerprints.items()}
-        tensors["module_history"] = torch.from_numpy(by_module.drop(columns="module").to_numpy("float64"))
-        tensors["module_rows"] = torch.from_numpy(modules.codes.astype("int64"))
-        return tensors, values
-
-    @classmethod
-    def _unpack(cls, tensors: dict[str, Tensor], values: dict[str, Any], meta: Meta) -> Self:
-        names, numbers = values["modules"], tensors["module_history"].numpy()
-        modules = pd.DataFrame(numbers, columns=[c for c in cls.module_columns if c != "module"])
-        modules.insert(1, "module", [names[row] for row in tensors["module_rows"].tolist()])
-        return cls(
-            history=pd.DataFrame(values["history"], columns=list(cls.columns)).astype(HISTORY_TYPES),
-            module_history=modules.astype({"step": "int64", "module": "object"}),
-            meta=meta,
-            fingerprints={name: tensors[key] for name in values["ranks"] if (key := f"fingerprint.{name}") in tensors},
-            **{name: values[name] for name in PLAIN},
-        )
-
 
 HISTORY_TYPES = {name: "int64" if name == "step" else "float64" for name in TrainingRun.columns}
-
-
-def _columns(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """These columns of a table that is to be saved, whatever else has been put into it.
-
-    Raises
-    ------
-    ValueError
-        If one has been taken out: the run could not be read again.
-    """
-    wanted = list(columns)
-    if missing := [name for name in wanted if name not in table.columns]:
-        raise ValueError(f"the run's table has no column {missing[0]!r} any more: change a copy of it, table.copy()")
-    return table[wanted]
 
 
 def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
