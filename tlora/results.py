@@ -1,8 +1,8 @@
 """One file for every result: tensors in safetensors, everything else as JSON in the metadata of the same file.
 
 A result is a frozen dataclass. `write_result` walks its fields and puts each tensor into the file under the path of its
-field, e.g. ``covariances.model.layers.0.self_attn.q_proj.total``; what remains is JSON, with the names of tensors where
-the tensors were. `read_result` walks the type hints of the class and rebuilds it. Nothing here executes code on loading.
+field, e.g. ``covariances.model.layers.0.self_attn.q_proj.total``; what remains is JSON, with the name of each tensor in
+its place. `read_result` walks the type hints of the class and rebuilds it. Loading executes no code.
 """
 
 from __future__ import annotations
@@ -226,11 +226,11 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
                 raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
             # A copy, for the file is mapped into memory and may be overwritten or truncated later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        return _unpack(cls, head["values"], tensors)  # type: ignore[no-any-return]
+        return _unpack(cls, head["values"], tensors)
     except _OtherFileError:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{file} is truncated or damaged ({error!r}): copy it again, or make the result again") from error
+        raise ValueError(f"{file} is truncated or damaged ({error!r}): copy it or make the result again") from error
 
 
 class _OtherFileError(ValueError):
@@ -276,7 +276,7 @@ class _Packer:
         return value.item() if isinstance(value, np.generic) else value
 
     def _tensor(self, tensor: Tensor, path: str) -> Any:
-        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key in self._names and tensor.numel():
             return self._names[key]
         name = path if path not in self._tensors else f"{path}#{len(self._tensors)}"
@@ -349,8 +349,8 @@ def _unpack_dataclass(cls: type[T], values: dict[str, Any], tensors: Mapping[str
     if "class" in values:
         cls = next(one for one in _subclasses(cls) if one.__name__ == values["class"])
     hints = get_type_hints(cls)
-    parts = {one.name: one.name for one in fields(cls)}  # type: ignore[arg-type]
-    return cls(**{name: _unpack(hints[name], values[name], tensors) for name in parts})
+    names = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: _unpack(hints[name], values[name], tensors) for name in names})
 
 
 def _subclasses(cls: type) -> Iterator[type]:

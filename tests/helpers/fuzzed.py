@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -101,6 +100,8 @@ def changed_tensors(blob: bytes, rng: Random) -> bytes:
         lambda: header.update({f"more.{n}": header[one] for n in range(rng.choice((1, 1000)))}),
     )
     rng.choice(kinds)()
+    if "tlora" in header.get("__metadata__", {}) and rng.random() < 0.7:
+        header["__metadata__"]["tlora"] = json.dumps(changed(json.loads(header["__metadata__"]["tlora"]), rng))
     text = json.dumps(changed(header, rng) if rng.random() < 0.2 else header).encode()
     length = len(text) if rng.random() < 0.8 else rng.choice((0, 1, 2**20, 10**8, 10**8 + 1, 2**40, 2**63, 2**64 - 1))
     return length.to_bytes(8, "little") + text + data
@@ -127,24 +128,3 @@ def fuzz(file: Path, rng: Random) -> None:
     except (ValueError, TypeError, LookupError, RecursionError):  # damaged before, it is not what its name says
         found = damaged(blob, rng)
     file.write_bytes(found)
-
-
-def sign(folder: Path) -> bool:
-    """Make the digests of a result's folder agree with whatever is there: nobody but a forger does that.
-
-    Returns
-    -------
-    bool
-        Whether there was anything to sign.
-    """
-    file, tensors = folder / "result.json", next(folder.glob("tensors-*"))
-    blob = tensors.read_bytes()
-    try:
-        head = json.loads(file.read_bytes())
-        head["tensors"] = {"file": tensors.name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-        rest = {key: value for key, value in head.items() if key != "sha256"}
-        head["sha256"] = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
-    except (ValueError, TypeError, RecursionError):
-        return False
-    file.write_bytes(json.dumps(head).encode())
-    return True

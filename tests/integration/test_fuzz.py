@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -22,9 +23,10 @@ from safetensors.torch import load_file
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.fuzzed import damaged, fuzz, sign
+from tests.helpers.fuzzed import damaged, fuzz
 from tests.helpers.models import tiny_model
 from tests.helpers.results import EXAMPLES, run, same
+from tlora.adapters.files import RUN
 from tlora.cli.steps import base_of
 from tlora.results import Result
 from tlora.training.checkpoints import checkpoint_to_resume, is_whole
@@ -93,34 +95,16 @@ def example(name: str) -> Result:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_results(name: str, times: int, tmp_path: Path) -> None:
-    original = example(name)
-    whole = original.save(tmp_path / "whole")
-    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
-    folder = tmp_path / "fuzzed"
-    for number, rng in cases(name, 12 * times):
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(whole, folder)
+    """They may be taken for what they say they are, if that is anything."""
+    saved = example(name).save(tmp_path / "whole")
+    file = saved / RUN if saved.is_dir() else saved
+    whole = file.read_bytes()
+    for _, rng in cases(name, 24 * times):
+        file.write_bytes(whole)
         for _ in range(rng.choice((1, 1, 2))):
-            fuzz(folder / rng.choice(files), rng)
+            fuzz(file, rng)
         with limits():
-            found = refused(lambda: type(original).load(folder))
-        assert found is None or same(found, original), number
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_forged_results(name: str, times: int, tmp_path: Path) -> None:
-    """With digests that agree: they may be taken for what they say they are, if that is anything."""
-    whole = example(name).save(tmp_path / "whole")
-    record = whole / ("tlora/run" if name == "TrainingRun" else "")
-    files = [path.relative_to(whole) for path in record.iterdir()]
-    folder = tmp_path / "fuzzed"
-    for _, rng in cases(f"forged {name}", 12 * times):
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(whole, folder)
-        fuzz(folder / rng.choice(files), rng)
-        if sign(folder / files[0].parent):
-            with limits():
-                refused(lambda: type(example(name)).load(folder))
+            refused(lambda: type(example(name)).load(saved))
 
 
 def parameters(model: Any) -> dict[str, torch.Tensor]:
@@ -146,8 +130,8 @@ def test_adapters_of_ours(times: int, tmp_path: Path) -> None:
             loaded = refused(lambda: tlora.load(folder, tiny_model("llama")))
             trained = refused(lambda: TrainingRun.load(folder))
             base = refused(lambda: base_of(folder, None)[0])
-        assert inspected is None or same(inspected, seen), number
-        assert trained is None or same(trained, run()), number
+        assert inspected is None or same(replace(inspected, meta=seen.meta), seen), number
+        assert trained is None or same(trained.adapter, run().adapter), number
         assert base is None or loaded is None or base == seen.meta.model, number
         if loaded is not None:
             assert same(parameters(loaded), expected), number

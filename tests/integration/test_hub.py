@@ -91,7 +91,7 @@ def test_the_folder_goes_up_with_card_and_record_and_comes_back(hub: Hub, tmp_pa
     assert hub.created[0]["name"] == "an-adapter"
     sent = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert hub.files == sent
-    assert {"README.md", "adapter_model.safetensors", "tlora/run/result.json", "tlora/allocation/result.json"} <= set(
+    assert {"README.md", "adapter_model.safetensors", "tlora/run.safetensors", "tlora/allocation.safetensors"} <= set(
         sent
     )
     header = yaml.safe_load(hub.files["README.md"].decode().split("---\n")[1])

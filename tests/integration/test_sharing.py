@@ -9,13 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 import tlora
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import same, sensitivity
-from tlora import results
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.calibration.sensitivity import Sensitivity
 
@@ -79,23 +77,7 @@ def test_what_is_read_while_it_is_written_is_whole(tmp_path: Path) -> None:
     writer, *readers = [forked(deed) for deed in (lambda: write(folder), lambda: read(folder), lambda: read(folder))]
     for child in (writer, *readers):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-
-
-def test_a_result_that_is_replaced_and_saved_again_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its two files a reader may sleep for as long as a writer takes for another result and for this one."""
-    folder, read = sensitivity(2).save(tmp_path / "saved"), results._checked_blob
-
-    def late(file: Path, about: Any) -> bytes:
-        monkeypatch.setattr(results, "_checked_blob", read)
-        sensitivity(3).save(folder)
-        try:
-            return read(file, about)
-        finally:
-            sensitivity(2).save(folder)
-
-    monkeypatch.setattr(results, "_checked_blob", late)
-    assert same(Sensitivity.load(folder), sensitivity(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.safetensors"]
 
 
 def test_two_processes_write_the_same_result(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,12 +10,12 @@ from pathlib import Path
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration
-from tlora.results import RESULT
+from tlora.results import SUFFIX
 from tlora.utils.distributed import Processes
 
 
 class Checkpoint:
-    """A folder that holds a calibration of the samples so far, as ``samples-<how many>``.
+    """A folder that holds a calibration of the samples so far, as ``samples-<how many>.safetensors``.
 
     A new one is renamed into place before the earlier one is removed: whenever the process is killed, one is there.
 
@@ -33,11 +32,6 @@ class Checkpoint:
     def __init__(self, folder: Path, every: float, processes: Processes) -> None:
         if folder.is_file():
             raise ValueError(f"checkpoint={str(folder)!r} is a file: name a folder")
-        if (folder / RESULT).exists():
-            raise ValueError(
-                f"checkpoint={str(folder)!r} holds a finished result: name a folder of its own, which calibrations "
-                "of ever more samples may share, or add other samples with Calibration.merge"
-            )
         part = f"process-{processes.rank}-of-{processes.count}"
         self.folder = folder / part if processes.count > 1 else folder
         self.every = every
@@ -54,18 +48,17 @@ class Checkpoint:
 
     def save(self, calibration: Calibration) -> None:
         """Save what is done, and remove what was saved before."""
-        place = self.folder / f"samples-{len(calibration.sample_fingerprints):09d}"
-        if not place.exists():
-            calibration.save(place)
-        left_by_a_kill = self.folder.glob(".tlora-*")
-        for earlier in [*self._saved()[:-1], *left_by_a_kill]:
-            shutil.rmtree(earlier, ignore_errors=True)
+        file = self.folder / f"samples-{len(calibration.sample_fingerprints):09d}{SUFFIX}"
+        if not file.exists():
+            calibration.save(file)
+        for earlier in self._saved()[:-1]:
+            earlier.unlink(missing_ok=True)
         self._last = time.monotonic()
 
     def _saved(self) -> list[Path]:
         """Our own by their names, the last one last: what else is there is somebody's."""
-        ours = (path for path in self.folder.glob("samples-*") if re.fullmatch(r"samples-\d{9,}", path.name))
-        return sorted(ours, key=lambda path: int(path.name.removeprefix("samples-")))
+        ours = (path for path in self.folder.glob(f"samples-*{SUFFIX}") if re.fullmatch(r"samples-\d{9,}", path.stem))
+        return sorted(ours, key=lambda path: int(path.stem.removeprefix("samples-")))
 
 
 class Share:

@@ -109,7 +109,8 @@ def run(
         steps.once(lambda: steps.save_run(trained, found.saved(save_calibration), output))
         steps.once(lambda: steps.save_options(ctx, output))
     if save_calibration and not trained.interrupted:
-        steps.once(lambda: (work / "calibration").rename(output / "tlora" / "calibration"))
+        name = "calibration.safetensors"
+        steps.once(lambda: (work / name).rename(output / "tlora" / name))
     steps.once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
 
 
@@ -308,7 +309,8 @@ def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
     from tlora.training.checkpoints import is_whole
 
     work, stages = steps.unfinished(output), ("calibration", "allocation")
-    kept = {name: work / name for name in stages if name not in values and (work / name).exists()}
+    files = {name: work / f"{name}.safetensors" for name in stages}
+    kept = {name: file for name, file in files.items() if name not in values and file.exists()}
     left = steps.checkpoints(output)
     resume = any(map(is_whole, left))
     if not kept and not resume:

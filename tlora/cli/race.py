@@ -19,13 +19,13 @@ METHODS = (
     "lora", "rslora", "dora", "lora+", "pissa", "olora", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera",
     "full", "head", "tlora+", "qa-lora", "talklora", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
 )  # fmt: skip
-ADAPTER = "adapter"
-"""Folder of the leader's adapter, beside the result."""
+RACE, ADAPTER = "race.safetensors", "adapter"
+"""The result, and the folder of the leader's adapter, in the output folder."""
 RACING = """Examples:
 
 `tlora race --model smollm2-135m --task requests.jsonl --seconds 300`
 
-`tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation/ --arm uniform --steps 60 --lr 2e-3`
+`tlora race --model smollm2-135m --task requests.jsonl --arm mine=allocation --arm uniform --steps 60 --lr 2e-3`
 """
 
 
@@ -37,8 +37,8 @@ class Racing:
         list[str],
         option(
             "Race",
-            "Who races: uniform, a method of `tlora compare`, or the folder of an allocation, with a name before it if "
-            f"you like (mine=allocation/); may be repeated. Default: {', '.join(ARMS)}.",
+            "Who races: uniform, a method of `tlora compare`, or the file of an allocation, with a name before it if "
+            f"you like (mine=allocation.safetensors); may be repeated. Default: {', '.join(ARMS)}.",
         ),
     ] = ()  # type: ignore[assignment]
     steps: Annotated[int | None, option("Race", "Optimiser steps of each training.", min=2)] = None
@@ -69,17 +69,18 @@ class Racing:
 
     def arms(self) -> dict[str, Any]:
         """By name, as `tlora.race` takes them."""
+        from tlora.results import result_file
+
         found: dict[str, Any] = {}
         for said in self.arm or ARMS:
             name, _, value = said.rpartition("=")
-            folder = Path(value)
-            is_folder = value not in ("uniform", *METHODS) and folder.is_dir()  # in a clone, tlora is one as well
-            name = name or (folder.name if is_folder else value)
+            is_file = value not in ("uniform", *METHODS) and result_file(value).is_file()
+            name = name or (Path(value).stem if is_file else value)
             if name in found:
                 raise ValueError(
                     f"--arm {said}: there is an arm {name!r} already: put another name first, NAME={value}"
                 )
-            found[name] = tlora.Allocation.load(folder) if is_folder else value
+            found[name] = tlora.Allocation.load(value) if is_file else value
         return found
 
     def arguments(self) -> dict[str, Any]:
@@ -117,13 +118,13 @@ def race(
 
     check_picture(picture)
     if output is not None:
-        steps.check_result(output, tlora.Race, overwrite)
+        steps.check_output(output, RACE, overwrite)
     arms, report = racing.arms(), Report(quiet)
     base, task = steps.load_base(model, data, placement, report)
     found = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
     typer.echo(f"{_table(found)}\n\n{facts(_about(found))}\n")
     if output is not None:
-        found.save(output)
+        found.save(output / RACE)
         found.winner.save(output / ADAPTER)
         typer.echo(f"{facts({'saved': str(output), 'again': written(race, ctx.params)})}\n")
     if picture:

@@ -68,7 +68,13 @@ def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
     check_folder(target, holds)
     if (target / holds).exists() and not overwrite:
         raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
-    parent = next(folder for folder in (target, *target.parents) if folder.exists())
+    check_writable(target)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place on a file system that cannot be written."""
+    path = path.resolve()
+    parent = next(folder for folder in (path, *path.parents) if folder.exists())
     try:
         tempfile.TemporaryDirectory(prefix=".tlora-", dir=parent).cleanup()
     except OSError as error:
@@ -76,9 +82,12 @@ def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
 
 
 def check_result(path: Path, kind: type[Result], overwrite: bool) -> None:
-    """Refuse, before anything is computed, a folder that could not be written or holds another kind of result."""
-    check_output(path, RESULT, overwrite)
-    kind.check_place(path)
+    """Refuse, before anything is computed, a file that could not be written or is not a result of this kind."""
+    file = result_file(path)
+    refuse_other_file(file, kind.__name__)
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} holds an earlier result: replace it with --overwrite, or name another")
+    check_writable(file.parent)
 
 
 def unfinished(output: Path) -> Path:

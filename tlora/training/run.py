@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
-import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -28,6 +26,7 @@ from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
 from tlora.utils.files import digest, replace_files
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class TrainingRun(Result):

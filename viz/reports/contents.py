@@ -12,12 +12,12 @@ from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
-from tlora.results import RESULT, Meta, Result
+from tlora.results import Meta, Result, result_file
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.training.run import TrainingRun
 
-# Where `load` looks for a result: name of the field, folder, and class.
+# Where `load` looks for a result: name of the field, file, and class.
 PLACES: tuple[tuple[str, Path, type[Result]], ...] = (
     ("sensitivity", Path("tlora", "sensitivity"), Sensitivity),
     ("spectrum", Path("tlora", "spectrum"), Spectrum),
@@ -122,7 +122,7 @@ def load(folder: str | os.PathLike[str]) -> Findings:
         )
     found: dict[str, Result] = {}
     for name, place, kind in PLACES:
-        if (path / place / RESULT).is_file():
+        if result_file(path / place).is_file():
             found[name] = kind.load(path if kind is TrainingRun else path / place)
     if not found:
         raise FileNotFoundError(

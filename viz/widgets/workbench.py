@@ -18,6 +18,7 @@ import numpy as np
 import traitlets
 
 from tlora.adapters.compression import Compression
+from tlora.adapters.files import earlier_files
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.allocation.stability import allocation_stability
@@ -26,7 +27,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.comparison.race_result import Race
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import RESULT, saved_files
+from tlora.results import result_file
 from tlora.subspaces.alignment import align, overlap_with_neighbours
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
 from tlora.subspaces.subspaces import Subspaces, task_subspaces
@@ -384,8 +385,9 @@ class Workbench(Shown):
                 "of": type(self.calibration).__name__,
             }
             results = {name: getattr(self, name) for name in ("calibration", *RESULTS, "kept")}
-        check_folder(Path(path), f"calibration/{RESULT}")
-        with replace_files(path, last=SESSION, first=RESULT, earlier=saved_files(path, "*")) as folder:
+        check_folder(Path(path), "calibration.safetensors")
+        earlier = [*map(result_file, results), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
+        with replace_files(path, last=SESSION, earlier=earlier) as folder:
             for name, result in results.items():
                 if result is not None:
                     result.save(folder / name)
@@ -413,7 +415,8 @@ class Workbench(Shown):
         folder = Path(path)
         head = read_json(folder / SESSION)
         kinds = RESULTS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
-        found = {name: kind.load(folder / name) for name, kind in kinds.items() if (folder / name).exists()}
+        places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in kinds.items()}
+        found = {name: kind.load(places[name]) for name, kind in kinds.items() if places[name].exists()}
         it = Workbench(**found, rank=head["state"]["rank"])
         state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
         it._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))

@@ -335,6 +335,7 @@ def test_calibrations_are_checked(tmp_path):
 
 
 def test_a_trained_adapter_is_never_replaced(tmp_path):
-    (tmp_path / "tlora" / "run").mkdir(parents=True)
+    (tmp_path / "tlora").mkdir()
+    (tmp_path / "tlora" / "run.safetensors").touch()
     with pytest.raises(FileExistsError, match="holds a trained adapter"):
         tlora.compress(somebodys(), rank=2).save_adapter(tmp_path)

@@ -1,6 +1,7 @@
 """Calibrations that are merged, killed and taken up again, or run by several processes: the numbers of one pass."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_it_goes_on_to_the_same_bytes(options, done, tmp_path, small_sketches):
     undisturbed = calibrate(model, given, **options)
     with pytest.raises(Killed):
         calibrate(model, Breaking(given, done), checkpoint=tmp_path, checkpoint_every=0, **options)
-    assert [folder.name for folder in tmp_path.iterdir()] == [f"samples-{3 * done:09d}"]
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"samples-{3 * done:09d}.safetensors"]
     seen = []
     handle = model.register_forward_pre_hook(lambda *_: seen.append(1) if torch.is_grad_enabled() else None)
     resumed = calibrate(model, given, checkpoint=tmp_path, **options)
@@ -101,9 +102,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
 def test_what_a_kill_left_behind_is_cleared(tmp_path):
     model = tiny_model("llama")
-    (tmp_path / ".tlora-0123").mkdir(parents=True)
+    (tmp_path / f".tlora-{socket.gethostname()}-4194305-00000000").mkdir(parents=True)  # no process of Linux
     calibrate(model, batches(model), checkpoint=tmp_path, checkpoint_every=0)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["samples-000000012"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["samples-000000012.safetensors"]
 
 
 KILLS = """
@@ -146,7 +147,7 @@ def test_killed_at_random_moments_twenty_times(tmp_path):
     assert int(ran.stdout) >= 20
     model = tiny_model("llama")
     undisturbed = calibrate(model, batches(model, 60))
-    results = list(tmp_path.glob("*/result"))
+    results = list(tmp_path.glob("*/result.safetensors"))
     assert results
     assert all(same(Calibration.load(result), undisturbed) for result in results)
 
@@ -158,5 +159,7 @@ def test_a_calibration_of_ones_own_is_no_checkpoint(tmp_path: Path) -> None:
     for count in (2, 3):
         tlora.calibrate(model, samples[:count], progress=False).save(tmp_path / f"samples-{count}")
     tlora.calibrate(model, samples, checkpoint=tmp_path, progress=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-000000005", "samples-2", "samples-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"samples-{name}.safetensors" for name in ("000000005", "2", "3")
+    ]
     assert len(tlora.Calibration.load(tmp_path / "samples-000000005").sample_fingerprints) == 5

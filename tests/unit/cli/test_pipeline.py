@@ -451,7 +451,7 @@ def test_a_calibration_goes_on_from_its_checkpoint_and_takes_more_samples(monkey
     assert f"--output more --samples 6 {options} --checkpoint steps\n" in result.stdout
     done(f"calibrate {DATA} {options} --samples 6 --output whole")
     more, whole = (tlora.Calibration.load(folder) for folder in ("more", "whole"))
-    assert [folder.name for folder in Path("steps").iterdir()] == ["samples-000000006"]
+    assert [folder.name for folder in Path("steps").iterdir()] == ["samples-000000006.safetensors"]
     assert more.meta.recipe["covariance"] == "sketch"
     assert more.meta.recipe["sketch_size"] == 12
     for name in whole.names:

@@ -19,7 +19,7 @@ QUICK = "--steps 4 --seeds 2 --lr 1e-2 --rank 2 --batch-size 4"
 
 def test_the_last_line_is_the_sentence_and_the_winner_is_saved():
     result = done(f"race {DATA} {QUICK} --output found --picture race.png")
-    found = tlora.Race.load("found")
+    found = tlora.Race.load("found/race")
     assert result.stdout.splitlines()[-1] == found.sentence
     assert found.arms == ["tlora", "uniform", "lora"]
     assert (found.steps, found.seeds, set(found.learning_rates.values())) == (4, [0, 1], {1e-2})

@@ -119,17 +119,18 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
     ("line", "says"),
     [
         (f"calibrate {DATA} --checkpoint pairs.jsonl --output other", "'pairs.jsonl' is a file: name a folder"),
-        (f"calibrate {DATA} --checkpoint calib --output other", "holds a finished result: name a folder of its own"),
-        ("allocate nix --output other", "no result in nix"),
-        ("allocate alloc --output other", "alloc holds Allocation, not Calibration"),
-        ("allocate calib --output alloc", "alloc holds an earlier result: replace it with --overwrite"),
-        ("allocate calib --output adapter", "adapter exists and holds no result.json"),
+        ("allocate nix --output other", "no result at nix.safetensors"),
+        ("allocate alloc --output other", "alloc.safetensors holds Allocation, not Calibration"),
+        ("allocate calib --output alloc", "alloc.safetensors holds an earlier result: replace it with --overwrite"),
         (f"calibrate {DATA} --output calib", "--overwrite"),
         (
             f"calibrate {DATA} --output alloc --overwrite",
-            "alloc holds Allocation, which would be lost to Calibration",
+            "alloc.safetensors holds Allocation, which Calibration would replace",
         ),
-        ("allocate calib --output calib --overwrite", "calib holds Calibration, which would be lost to Allocation"),
+        (
+            "allocate calib --output calib --overwrite",
+            "calib.safetensors holds Calibration, which Allocation would replace",
+        ),
         (f"train {DATA} --calibration calib --allocation alloc --output adapter", "--overwrite"),
         (
             "train --model nix --task pairs.jsonl --allocation alloc --output other",
@@ -154,7 +155,7 @@ def test_run_refuses_folders_that_are_not_its_to_replace(monkeypatch):
         ("evaluate adapter --task pairs.jsonl --model nix", "no model 'nix'"),
         ("report adapter --output page.pdf", "end its name with .html"),
         ("merge adapter llama", "never overwritten"),
-        ("merge adapter calib", "never overwritten"),
+        ("merge adapter adapter", "never overwritten"),
         ("merge nix out", "no adapter in nix"),
         ("estimate llama --teraflops 0", "speed must be above 0 and finite, got 0"),
         ("estimate llama --memory -1", "memory must be above 0 and finite, got -1"),
@@ -215,19 +216,19 @@ def taken(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def steps_taken(taken: Path, workplace: Path) -> None:
-    for name in ("calib", "alloc", "adapter"):
+    for name in ("calib.safetensors", "alloc.safetensors", "adapter"):
         (workplace / name).symlink_to(taken / name)
 
 
 def test_earlier_results_are_replaced_where_it_is_asked_for():
     done(f"{RUN} {QUICK} --save-calibration --output out")
     Path("out/notes.txt").touch()
-    assert Path("out/tlora/subspaces/result.json").exists()
+    assert Path("out/tlora/subspaces.safetensors").exists()
     assert "replace it with --overwrite" in refused(f"{RUN} {QUICK} --output out")
     done(f"{RUN} {QUICK} --rank 3 --output out --overwrite")
     assert sum(tlora.TrainingRun.load("out").ranks.values()) == 3 * 14
     assert Path("out/notes.txt").exists()
-    assert not any(Path("out/tlora").glob("subspaces/*")), "a result of the earlier run"
+    assert not Path("out/tlora/subspaces.safetensors").exists(), "a result of the earlier run"
 
 
 def test_debug_shows_where_an_error_comes_from(monkeypatch):
@@ -271,7 +272,7 @@ def test_training_that_fails_leaves_what_came_before_it():
     done(line)
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
-    assert Path("out-unfinished/calibration").exists()  # named by the user by now
+    assert Path("out-unfinished/calibration.safetensors").exists()  # named by the user by now
     done(f"{RUN} {QUICK} --output out --overwrite")
     assert not Path("out-unfinished").exists()
 
@@ -293,7 +294,10 @@ def test_training_that_is_interrupted_is_kept_and_can_go_on():
     done(line)
     done(f"{RUN} --lr 0.01 --output whole")
     assert adapter_bytes("out") == adapter_bytes("whole")
-    assert {path.name for path in Path("out-unfinished").iterdir()} == {"calibration", "allocation"}
+    assert {path.name for path in Path("out-unfinished").iterdir()} == {
+        "calibration.safetensors",
+        "allocation.safetensors",
+    }
 
 
 def test_calibration_that_is_interrupted_leaves_nothing(monkeypatch):

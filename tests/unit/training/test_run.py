@@ -147,7 +147,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_saving_replaces_an_adapter_and_nothing_else(tmp_path: Path, run: TrainingRun) -> None:
     new = content(run.save(tmp_path / "new"))
-    mine = {"model.safetensors": b"base", "tlora/calibration/result.json": b"{}", "checkpoint-2/notes.txt": b"text"}
+    mine = {"model.safetensors": b"base", "tlora/calibration.safetensors": b"{}", "checkpoint-2/notes.txt": b"text"}
     folder = tmp_path / "adapter"
     for name, blob in mine.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def test_a_save_that_is_killed_leaves_an_adapter_or_none(tmp_path: Path, run: Tr
             seen.add(0)
         other.save(folder)
         assert same(TrainingRun.load(folder).adapter, other.adapter)
-        assert len(content(folder)) == 4
+        assert len(content(folder)) == 3
     assert len(seen) == 3
 
 
@@ -211,7 +211,7 @@ def test_load_refuses_an_adapter_that_the_run_did_not_train(tmp_path: Path, run:
         TrainingRun.load(folder)
     file.write_bytes(blob)
     shutil.rmtree(folder / "tlora")
-    with pytest.raises(FileNotFoundError, match="no result in"):
+    with pytest.raises(FileNotFoundError, match="no result at"):
         TrainingRun.load(folder)
 
 
@@ -254,13 +254,4 @@ def test_a_run_whose_table_was_sorted_is_read_again_with_each_module_in_its_row(
     kept = run.module_history.set_index(["module", "step"]).sort_index()
     run.save(tmp_path / "run")
     again = tlora.TrainingRun.load(tmp_path / "run").module_history.set_index(["module", "step"]).sort_index()
-    assert again.equals(kept.drop(columns="log"))
-
-
-@pytest.mark.parametrize(("table", "column"), [("history", "step"), ("module_history", "update_norm")])
-def test_a_run_that_could_not_be_read_again_is_not_saved(table: str, column: str, tmp_path: Path) -> None:
-    run = recorded()
-    del getattr(run, table)[column]
-    with pytest.raises(ValueError, match=rf"no column '{column}' any more: change a copy"):
-        run.save(tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
+    assert again.equals(kept)
