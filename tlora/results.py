@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -347,16 +347,10 @@ _PLAIN: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (s
 
 def _unpack_dataclass(cls: type[T], values: dict[str, Any], tensors: Mapping[str, Tensor]) -> T:
     if "class" in values:
-        cls = next(one for one in _subclasses(cls) if one.__name__ == values["class"])
+        cls = {one.__name__: one for one in (cls, *cls.__subclasses__())}[values["class"]]
     hints = get_type_hints(cls)
-    names = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+    names = [one.name for one in fields(cls) if one.name in values]  # type: ignore[arg-type]
     return cls(**{name: _unpack(hints[name], values[name], tensors) for name in names})
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    yield cls
-    for one in cls.__subclasses__():
-        yield from _subclasses(one)
 
 
 def _unpack_table(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> pd.DataFrame:
