@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tlora.adapters.attach import attach
-from tlora.allocation.allocation import allocate
+from tlora.allocation.allocate import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.results import Meta
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.training.train import train
 from tlora.utils.defaults import RECIPES as RECIPE_ARGUMENTS
 

@@ -28,7 +28,7 @@ from tlora.models.simulation import Blocks, Simulation, group_blocks, keep_block
 from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings, target_modules
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
-from tlora.subspaces.subspaces import TOGETHER
+from tlora.subspaces.task_subspaces import GROUP_BYTES
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
 from tlora.utils.validation import list_names, one_of, positive, positive_int
 
@@ -475,7 +475,7 @@ def _subspace_bytes(seen: Simulated, setup: Setup, covariances: int) -> int:
         bases = BYTES * sum(min(setup.width, *shape) * shape[1] for shape in seen.shapes.values())
         return covariances + bases + max(map(of, seen.shapes.values()))
     each = [of(shape) + BYTES * shape[1] ** 2 for shape in seen.shapes.values()]
-    return max(max(each), min(sum(each), TOGETHER if setup.gpus == 1 else 0))
+    return max(max(each), min(sum(each), GROUP_BYTES if setup.gpus == 1 else 0))
 
 
 def _flops(seen: Simulated, setup: Setup, work: Workload) -> dict[str, float]:

@@ -43,11 +43,11 @@ from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
 from tlora.adapters.lora_layers import head_parameters, without_noise
-from tlora.allocation.allocation import allocate
+from tlora.allocation.allocate import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
 from tlora.utils.defaults import BATCH_SIZE, default_rows
 from tlora.utils.reproducibility import temporary_seed

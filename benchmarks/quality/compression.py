@@ -204,7 +204,7 @@ def needed(bench: Bench, name: str, folder: str) -> None:
     known = bench.known.sensitivity
     seen = known.to_frame().set_index("module").loc[found.index, ["layer", "projection"]].assign(rank=found["rank"])
     for score in SCORES:
-        seen[score] = pd.Series(known.scored(score).scores)
+        seen[score] = pd.Series(known.rescale(score).scores)
     store(key, seen.to_dict("list"))
 
 

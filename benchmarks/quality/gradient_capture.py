@@ -29,7 +29,7 @@ from torch import Tensor
 import tlora
 from tlora.results import Result
 from tlora.serving.uniform_lora import plain_lora
-from tlora.subspaces.subspaces import Kind
+from tlora.utils.defaults import Kind
 
 COUNTS = (8, 16, 32, 64, 128)
 
@@ -75,13 +75,10 @@ def captures(
     with timed(f"gradient capture, {options.samples} held-out samples"):
         batches = held_out(task, options.samples)
         capture = tlora.gradient_capture(model, batches, subspaces, options.ranks, task=task.name)
-    with timed("captured energy"):
-        energy = tlora.captured_energy(model, calibration, subspaces, options.ranks)
     show("Share of the squared gradient of held-out samples, all modules together", capture.overall())
     by_projection = capture.overall("projection").query("kind in ('wc', 'g') and rank == @options.ranks[0]")
     show("The same by projection", by_projection)
-    show("Share of the best energy of W C: median over modules, quartiles", energy.overall())
-    return {"capture": capture, "energy": energy}
+    return {"capture": capture}
 
 
 def tasks(
@@ -105,8 +102,7 @@ def tasks(
             f"Overlap of kind wc with that of {task.name} at rank {rank}",
             pd.DataFrame(columns).join(chance).reset_index(),
         )
-    layers = tlora.align_layers(subspaces, "q_proj", options.ranks[0])
-    return {"samples": found[f"other samples of {task.name}"], "tasks": found[other.name], "layers": layers}
+    return {"samples": found[f"other samples of {task.name}"], "tasks": found[other.name]}
 
 
 def stability(model: Any, task: tlora.Task, options: Any) -> None:

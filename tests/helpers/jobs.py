@@ -16,4 +16,3 @@ def task(family: str = "llama") -> tlora.Task:
     rows = LABELS if family == "bert" else PAIRS
     splits = {"train": rows[:20], "validation": rows[20:28], "test": rows[28:]}
     return tlora.load_task({name: Dataset.from_list(part) for name, part in splits.items()}, tiny_tokenizer())
-

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 
 import viz
 from tests.helpers.targets import named, target
-from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.allocate import allocate
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.models.targets import Target

@@ -28,7 +28,8 @@ from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
 from tlora.adapters.compress import compress
 from tlora.adapters.compression import Compression
-from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.allocate import allocate
+from tlora.allocation.allocation import Allocation
 from tlora.allocation.stability import AllocationStability, RankingStability, allocation_stability, ranking_stability
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
@@ -40,10 +41,10 @@ from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import inspect
 from tlora.serving.inspection import Inspection
-from tlora.subspaces.alignment import align, align_layers
-from tlora.subspaces.captured_energy import CapturedEnergy, captured_energy
+from tlora.subspaces.alignment import align
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 
@@ -87,12 +88,6 @@ def kinds() -> dict[str, Subspaces]:
     """Two kinds."""
     rest = task_subspaces(base(), calibration(), max_rank=8, kind="random", progress=False)
     return {"wc": subspaces(), "random": rest}
-
-
-@cache
-def energy() -> CapturedEnergy:
-    """Of both kinds at two ranks."""
-    return captured_energy(base(), calibration(), kinds(), ranks=(2, 4), progress=False)
 
 
 @cache
@@ -168,11 +163,9 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
     "Calibration": calibration,
-    "CapturedEnergy": energy,
     "Compression": compression,
     "GradientCapture": capture,
     "Inspection": inspection,
-    "LayerAlignment": lambda: align_layers(subspaces(), "down_proj", rank=3),
     "AllocationStability": stability_of_allocation,
     "Race": race,
     "RankingStability": stability_of_ranking,

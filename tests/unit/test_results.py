@@ -30,7 +30,7 @@ from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.disks import kills
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import EXAMPLES, META, adapted, same, sensitivity
-from tlora.allocation.allocation import allocate
+from tlora.allocation.allocate import allocate
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import FORMAT_VERSION, Meta, Result
 from tlora.training.callbacks import ModuleRecorder

@@ -1,5 +1,5 @@
-"""Stage 4: rank and scale of each module under a fixed budget.
+"""Stage 4: the rank and the scale of each module under a fixed budget.
 
-allocation (`allocate` and its result), constraints (floors, ceilings, fixed ranks, shares), footprint (bytes of an
-adapter), stability (how far an allocation depends on the samples).
+allocate (`allocate`), allocation (its result), constraints (floors, ceilings, fixed ranks, shares), footprint (bytes of
+an adapter), stability (how much rankings and allocations depend on the samples).
 """

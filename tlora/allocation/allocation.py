@@ -1,57 +1,53 @@
-"""Allocation: which rank and which scale every module gets (stage 4 of TLoRA)."""
+"""Allocation: the rank and the scale of every module (the result of stage 4 of TLoRA)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Self, SupportsIndex
 
 import pandas as pd
-import torch
 
-from tlora.allocation.constraints import (
-    BUDGETS,
-    SCALINGS,
-    AllocationOptions,
-    Limits,
-    budget_total,
-    excluded_names,
-    limits,
-    one_or_several,
-    whole_or_each,
-)
+from tlora.allocation.constraints import AllocationOptions, RankLimits, rank_limits
 from tlora.allocation.footprint import Footprint, footprint, ranks_text
-from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.module_result import ModuleResult
+from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
-from tlora.utils.defaults import BUDGET, SCALING
-from tlora.utils.validation import check_mapping, check_type, fraction, one_of, positive, positive_int
+from tlora.utils.validation import check_type, positive_int
 
 
 @dataclass(frozen=True, repr=False)
 class Allocation(ModuleResult):
-    """An allocation: the rank and the scaling of every module, made by `allocate` and changed by `Allocation.edit`.
+    """The rank and the scaling of every module, from `allocate` or `Allocation.edit`.
 
     Attributes
     ----------
     targets : dict of Target
-        What each module is, by full module name in model order; those that were left out too, which count in the budget
-        and in `lora`.
+        Every target module by full name, in model order. Modules without an adapter are included: they count in the
+        budget and in `lora`.
     ranks : dict of int
-        ``r_i`` by full module name, in model order. Excluded and dropped modules are not in it.
+        ``r_i`` by full module name, in model order. Excluded and dropped modules are not included.
     scalings : dict of float
         ``s_i``, the factor of ``B A``, of the same modules.
     scores : dict of float
-        The sensitivity ``S_i`` that the allocation was made from, nats per token; of dropped modules too.
+        The sensitivity ``S_i`` behind the allocation, nats per token; dropped modules are included.
     options : AllocationOptions
-        What was asked for.
+        The arguments of `allocate`.
     edits : dict of int
-        Ranks that were set by hand. The allocation is a function of ``scores``, ``options`` and ``edits`` alone.
+        Ranks set by hand. The allocation is a function of ``scores``, ``options`` and ``edits`` alone.
     meta : Meta
-        Model, task, sample count and versions of the sensitivity; the options, edits and the sensitivity's
-        own recipe.
+        Model, task, sample count and versions of the sensitivity; the recipe holds the options, the edits and the
+        sensitivity's own recipe.
+
+    Examples
+    --------
+    >>> allocation
+    Allocation(rank 4, alpha 4 (nominal), 14 modules with ranks ..., 56 of 56 ranks, ... trainable)
+    >>> name = allocation.names[0]
+    >>> allocation.edit({name: 2}).ranks[name]
+    2
     """
 
     ranks: dict[str, int]
@@ -68,7 +64,7 @@ class Allocation(ModuleResult):
         "score": "sensitivity S_i, nats per token",
         "ideal": "rank in proportion to the score, before limits, projection shares and rounding",
         "rank": "r_i",
-        "change": "r_i less the nominal rank",
+        "change": "r_i minus the nominal rank",
         "alpha": "alpha_i: s_i times the rank that the scaling divides by",
         "scaling": "s_i, the factor of B A",
         "parameters": "entries of B, r_i times d_out",
@@ -77,46 +73,46 @@ class Allocation(ModuleResult):
 
     @property
     def excluded(self) -> list[str]:
-        """Full names of the modules that were left out, in model order."""
+        """Full names of the excluded modules, in model order."""
         return [name for name in self.targets if name not in self.scores]
 
     @property
     def dropped(self) -> list[str]:
-        """Full names of the modules that share the budget and get nothing of it, as ``min_rank=0`` allows."""
+        """Full names of the modules that share the budget but get no rank, which ``min_rank=0`` allows."""
         return [name for name in self.scores if name not in self.ranks]
 
     @property
     def rank(self) -> int:
-        """Nominal rank: what every module would get in a uniform allocation."""
+        """Nominal rank: the rank of every module in a uniform allocation."""
         return self.options.rank
 
     @property
     def alpha(self) -> int | float:
-        """Nominal alpha: the least ``alpha_i``."""
+        """Nominal alpha: the lower bound of ``alpha_i``."""
         return self.options.alpha
 
     @property
     def budget(self) -> str:
-        """What the budget counts: ``"ranks"``, spent exactly, or ``"parameters"``, at most."""
+        """What the budget counts: ``"ranks"``, spent exactly, or ``"parameters"``, an upper bound."""
         return self.options.budget
 
     @property
     def budget_total(self) -> int:
-        """What the uniform allocation over all modules, excluded ones too, spends: ranks, or entries of ``B``."""
-        return budget_total(self.options, self.targets)
+        """Cost of the uniform allocation over all modules, excluded ones too: ranks, or entries of ``B``."""
+        return self.options.budget_total(self.targets)
 
     @property
     def budget_used(self) -> int:
-        """What this allocation spends; equal to ``budget_total`` where ranks are counted."""
+        """Cost of this allocation; equal to ``budget_total`` if ranks are counted."""
         return total_cost(list(self.ranks.values()), self.options.costs([self.targets[name] for name in self.ranks]))
 
     @property
     def decided_by(self) -> dict[str, str]:
-        """What decided each rank: score, floor, ceiling, pinned or edited, as in the table."""
+        """What decided each rank: score, floor, ceiling, pinned or edited."""
+        reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks())
         by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
-        reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal())
-        decided = dict(zip(self.scores, reasons, strict=True)) | by_hand
-        return {name: decided[name] for name in self.ranks}
+        decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand
+        return {name: decisions[name] for name in self.ranks}
 
     def footprint(self, *, freeze_a: bool = True) -> Footprint:
         """Parameters and bytes of the adapter.
@@ -149,34 +145,32 @@ class Allocation(ModuleResult):
 
     @property
     def lora(self) -> Footprint:
-        """The same of plain LoRA: nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
+        """Size of plain LoRA: the nominal rank in all modules, excluded ones too; ``A`` and ``B`` trained."""
         return footprint(self.shapes, dict.fromkeys(self.targets, self.rank), freeze_a=False)
 
     def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Self:
-        """Set ranks by hand; the other modules share what is left of the same budget by their scores.
+        """Set ranks by hand; the other modules share the rest of the same budget by their scores.
 
         Parameters
         ----------
         ranks : mapping of int or None
-            Rank by full module name; it replaces what ``pinned`` or ``min_rank`` says of the module. None
-            takes an earlier edit back. Edits that are not named stay.
+            Rank by full module name; it replaces ``pinned`` and ``min_rank`` of that module. None removes an earlier
+            edit. Edits of other modules stay.
 
         Returns
         -------
         Allocation
-            A new allocation that records the edits; this one stays as it is.
+            A new allocation that records the edits.
 
         Raises
         ------
-        TypeError
-            If it is not a mapping.
         KeyError
             If there is no such module.
         ValueError
-            If it is excluded, or budget or matrix do not allow the ranks; the message gives the nearest possible one.
+            If the module is excluded, or the budget or the matrix does not allow the ranks; the message gives the
+            nearest possible rank.
         """
         edits = dict(self.edits)
-        check_mapping("ranks", ranks, {next(iter(self.targets)): self.rank})
         for name, rank in ranks.items():
             if rank is not None:
                 edits[name] = positive_int(rank, f"rank of {name}")
@@ -184,14 +178,14 @@ class Allocation(ModuleResult):
                 raise KeyError(f"{name!r} is not a module of this allocation: see .scores for the names")
             else:
                 edits.pop(name, None)
-        return replace(self, edits=edits)._solved()
+        return self.from_scores(self.targets, self.scores, self.options, edits, self.meta)
 
-    def limits(self) -> Limits:
+    def limits(self) -> RankLimits:
         """Least and most rank of every module that is not excluded, in model order, and the budget."""
-        return limits(self.options, list(self.scores), self.targets, self.edits)
+        return rank_limits(self.options, list(self.scores), self.targets, self.edits)
 
     def compare(self, other: Allocation) -> pd.DataFrame:
-        """What this allocation gives to each module, beside another allocation of the same model.
+        """Compare the ranks and scalings with those of another allocation of the same model.
 
         Parameters
         ----------
@@ -201,10 +195,10 @@ class Allocation(ModuleResult):
         Returns
         -------
         pandas.DataFrame
-            One row a module that is in either allocation: ``module``, ``layer``, ``projection``; ``rank``,
-            ``other_rank`` and ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``;
-            ``parameters_change`` (entries of ``B``).
-            A change is this allocation less the other; a module without an adapter has rank and scaling 0.
+            One row for each module that has a rank in either allocation: ``module``, ``layer``, ``projection``;
+            ``rank``, ``other_rank`` and ``rank_change``; ``scaling``, ``other_scaling`` and ``scaling_change``;
+            ``parameters_change`` (entries of ``B``). A change is this allocation minus the other; a module without an
+            adapter has rank and scaling 0.
 
         Raises
         ------
@@ -227,10 +221,11 @@ class Allocation(ModuleResult):
         return frame.assign(parameters_change=frame["rank_change"] * [self.targets[n].d_out for n in names])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module with an adapter; see ``columns``."""
+        """One row for each module with an adapter; see ``columns``."""
         scores = list(self.scores.values())
-        ideal, alphas = (dict(zip(self.scores, of, strict=True)) for of in (self._ideal(), self.options.alphas(scores)))
-        frame = pd.DataFrame(
+        ideal = dict(zip(self.scores, self._ideal_ranks(), strict=True))
+        alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
+        return pd.DataFrame(
             self._places(self.ranks)
             | {
                 "score": [self.scores[name] for name in self.ranks],
@@ -240,27 +235,99 @@ class Allocation(ModuleResult):
                 "alpha": [alphas[name] for name in self.ranks],
                 "scaling": list(self.scalings.values()),
                 "parameters": [rank * self.targets[name].d_out for name, rank in self.ranks.items()],
+                "decided_by": list(self.decided_by.values()),
             }
         )
-        return frame.assign(decided_by=list(self.decided_by.values()))
 
-    def _ideal(self) -> list[float]:
+    def by_projection(self) -> pd.DataFrame:
+        """Summarize the allocation by projection.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each projection: ``projection``; ``modules`` with an adapter; ``ranks``, their sum; ``uniform``,
+            the sum in the uniform allocation, excluded modules included; ``least``, ``mean`` and ``most`` rank;
+            ``least_scaling``, ``mean_scaling`` and ``most_scaling``; ``parameters`` of ``B``.
+
+        Examples
+        --------
+        >>> allocation.by_projection()[["projection", "modules", "uniform"]].head(2)
+          projection  modules  uniform
+        0     q_proj        2        8
+        1     k_proj        2        8
+        """
+        members = pd.Series(self.projections).groupby(self.projections, sort=False).size()
+        groups = self.to_frame().groupby("projection", sort=False)
+        table = groups.agg(
+            modules=("rank", "size"),
+            ranks=("rank", "sum"),
+            least=("rank", "min"),
+            mean=("rank", "mean"),
+            most=("rank", "max"),
+            least_scaling=("scaling", "min"),
+            mean_scaling=("scaling", "mean"),
+            most_scaling=("scaling", "max"),
+            parameters=("parameters", "sum"),
+        ).reindex(members.index)
+        table.insert(2, "uniform", members * self.rank)
+        counts = ["modules", "ranks", "parameters"]
+        return (
+            table.fillna(dict.fromkeys(counts, 0))
+            .astype(dict.fromkeys(counts, int))
+            .rename_axis("projection")
+            .reset_index()
+        )
+
+    def costs(self, *, freeze_a: bool = True) -> pd.DataFrame:
+        """Compare the size of the adapter with that of plain LoRA of the nominal rank.
+
+        Parameters
+        ----------
+        freeze_a : bool
+            Whether only ``B`` is trained; plain LoRA trains ``A`` too.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Rows ``trainable_parameters``, ``parameters``, ``adapter_bytes`` and ``optimizer_bytes``; columns
+            ``allocation``, ``lora`` and ``ratio``.
+
+        Examples
+        --------
+        >>> costs = allocation.costs()
+        >>> bool(costs.loc["optimizer_bytes", "ratio"] < 0.6)
+        True
+        """
+        names = ["trainable_parameters", "parameters", "adapter_bytes", "optimizer_bytes"]
+        sizes = {"allocation": self.footprint(freeze_a=freeze_a), "lora": self.lora}
+        table = pd.DataFrame({label: [getattr(size, name) for name in names] for label, size in sizes.items()}, names)
+        return table.assign(ratio=table["allocation"] / table["lora"])
+
+    def _ideal_ranks(self) -> list[float]:
         weights = self.options.rank_weights(list(self.scores.values()))
         costs = self.options.costs([self.targets[name] for name in self.scores])
-        price = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
+        cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
         total = self.budget_total
-        return [total * weight / price for weight in weights]
+        return [total * weight / cost for weight in weights]
 
-    def _solved(self) -> Self:
-        """The allocation with ranks and scalings worked out from its scores, options and edits."""
-        scores = list(self.scores.values())
-        solved = zip(self.scores, self.limits().solve(self.options.rank_weights(scores)), strict=True)
-        ranks = {name: rank for name, rank in solved if rank}
-        divisors = ranks if self.options.scaling == "allocated" else dict.fromkeys(ranks, self.rank)
-        alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
+    @classmethod
+    def from_scores(
+        cls,
+        targets: dict[str, Target],
+        scores: dict[str, float],
+        options: AllocationOptions,
+        edits: dict[str, int],
+        meta: Meta,
+    ) -> Self:
+        """Work out ranks and scalings from the scores of the modules that are not excluded."""
+        weights = options.rank_weights(list(scores.values()))
+        apportioned = rank_limits(options, list(scores), targets, edits).apportion(weights)
+        ranks = {name: rank for name, rank in zip(scores, apportioned, strict=True) if rank}
+        divisors = ranks if options.scaling == "allocated" else dict.fromkeys(ranks, options.rank)
+        alphas = dict(zip(scores, options.alphas(list(scores.values())), strict=True))
         scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
-        recipe = self.meta.recipe | asdict(self.options) | {"edits": self.edits}
-        return replace(self, ranks=ranks, scalings=scalings, meta=replace(self.meta, recipe=recipe))
+        meta = replace(meta, recipe=meta.recipe | asdict(options) | {"edits": edits})
+        return cls(dict(targets), ranks, scalings, dict(scores), options, edits, meta)
 
     def _summary(self) -> str:
         edits = f", {len(self.edits)} edited" if self.edits else ""
@@ -271,142 +338,3 @@ class Allocation(ModuleResult):
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )
-
-
-def allocate(
-    sensitivity: Sensitivity,
-    rank: SupportsIndex,
-    alpha: int | float | None = None,
-    scaling: str = SCALING,
-    budget: str = BUDGET,
-    adapt_ranks: bool = True,
-    adapt_scales: bool = True,
-    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
-    *,
-    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
-    pinned: Mapping[str, SupportsIndex] | None = None,
-    exclude_modules: str | int | Collection[str | int] = (),
-    temperature: int | float = 1.0,
-    projection_shares: Mapping[str, int | float] | None = None,
-    score: str = "mean",
-) -> Allocation:
-    """Give more rank and a larger scale to the modules that the loss is more sensitive to.
-
-    Touches no model. The budget is that of a uniform allocation, ``rank`` for each of the M modules of the
-    sensitivity; limits, pins and exclusions never change it, they only change who gets it.
-
-    Parameters
-    ----------
-    sensitivity : Sensitivity
-        Scores ``S_i``; of ``calibrate(...).sensitivity``.
-    rank : int
-        Nominal rank, as in LoRA.
-    alpha : float, optional
-        Nominal alpha, as in LoRA; ``rank`` by default.
-    scaling : {"nominal", "allocated"}
-        Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i / r_i``).
-    budget : {"ranks", "parameters"}
-        Spend ``rank * M`` ranks, all of them, or at most the ``rank * sum d_out`` entries of ``B`` of the uniform
-        allocation. In the second case the rest (of each of the ``projection_shares``) is smaller than the least
-        ``d_out`` of its modules below their ceilings, and a higher score can have a rank less where another ``d_out``
-        is smaller.
-    adapt_ranks : bool
-        Off: the budget is shared evenly, ``rank`` for every module (unless limits, pins or exclusions differ).
-    adapt_scales : bool
-        Off: ``alpha_i = alpha``.
-    max_rank, min_rank : int or mapping of int
-        Most and least rank, of every module or of those named. No module exceeds ``min(d_in, d_out)``. With
-        ``min_rank=0`` a module that the budget gives nothing is dropped: it gets no adapter.
-    pinned : mapping of int, optional
-        Ranks that are given, by full module name.
-    exclude_modules : str, int or collection of them
-        Modules that get no adapter: full module names, projections (``"down_proj"``), or indices of layers.
-    temperature : float
-        From 0 to 1: scores enter as ``S_i ** temperature``, for ranks and scales. 1 is in proportion, 0 uniform.
-    projection_shares : mapping of float, optional
-        Parts of the budget, by projection; within a projection scores decide. Those not named share what is
-        left.
-    score : {"mean", "sum", "per_parameter"}
-        What ranks and scales are in proportion to; see `Sensitivity.scored`.
-
-    Returns
-    -------
-    Allocation
-        The allocation.
-
-    Raises
-    ------
-    TypeError
-        If a number is not one, e.g. ``alpha="8"``, or ``sensitivity`` is something else.
-    KeyError
-        If a name is not in the sensitivity.
-    ValueError
-        If a score is negative, NaN or infinite, or all are zero; if an option is out of range, a rank is not
-        whole, or an option cannot be met. The message names the module and the nearest possible value.
-
-    Notes
-    -----
-    Ranks are in proportion to scores within the limits, rounded by largest remainders
-    (``apportion``). The authors round each rank and put the whole error on the largest module,
-    where a rank of 0 or above the size of the matrix can come out. ``scaling="nominal"`` is what their code
-    computes: its layers divide by the configured rank before the allocated one is set. The paper's text
-    suggests ``"allocated"``.
-
-    ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules that are not
-    excluded.
-
-    References
-    ----------
-    TLoRA, arXiv 2604.18124: sensitivity-based allocation of ranks and scaling factors.
-    """
-    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
-    nominal = positive_int(rank, "rank")
-    example = {next(iter(sensitivity.targets)): nominal}
-    parts = {next(iter(sensitivity.targets.values())).projection: 0.5}
-    options = AllocationOptions(
-        rank=nominal,
-        alpha=nominal if alpha is None else _alpha(alpha, len(sensitivity.targets), nominal),
-        scaling=one_of("scaling", scaling, SCALINGS),
-        budget=one_of("budget", budget, BUDGETS),
-        adapt_ranks=bool(adapt_ranks),
-        adapt_scales=bool(adapt_scales),
-        max_rank=None if max_rank is None else whole_or_each("max_rank", max_rank),
-        min_rank=whole_or_each("min_rank", min_rank, least=0),
-        pinned={
-            name: positive_int(value, f"pinned rank of {name}")
-            for name, value in check_mapping("pinned", pinned or {}, example).items()
-        },
-        exclude_modules=one_or_several(exclude_modules),
-        temperature=fraction("temperature", temperature),
-        projection_shares={
-            name: fraction(f"share of {name}", value)
-            for name, value in check_mapping("projection_shares", projection_shares or {}, parts).items()
-        },
-        score=one_of("score", score, SCORES),
-    )
-    return _draft(sensitivity, options)._solved()
-
-
-def _alpha(alpha: int | float, modules: int, rank: int) -> int | float:
-    """A nominal alpha of which each module's own, at most all of ``alpha * M``, is a number of float32."""
-    value = positive("alpha", alpha)
-    if value * modules > torch.finfo(torch.float32).max:
-        raise ValueError(f"alpha={alpha} gives scalings that float32 does not hold: use a number near the rank, {rank}")
-    return value
-
-
-def _draft(sensitivity: Sensitivity, options: AllocationOptions) -> Allocation:
-    """An allocation without ranks yet: the modules that are in it, their scores checked."""
-    targets = sensitivity.targets
-    out = excluded_names(options.exclude_modules, targets)
-    scores = {name: score for name, score in sensitivity.scored(options.score).scores.items() if name not in out}
-    check_scores(scores)
-    return Allocation(
-        targets=dict(targets),
-        ranks={},
-        scalings={},
-        scores=scores,
-        options=options,
-        edits={},
-        meta=replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe}),
-    )

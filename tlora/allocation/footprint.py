@@ -1,4 +1,4 @@
-"""What an adapter costs: parameters, bytes on disk, bytes of optimiser state."""
+"""What an adapter costs: parameters, bytes on disk, bytes of optimizer state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BYTES = 4
 """Bytes of one float32 number; adapters are trained and saved in float32."""
 
 KINDS = ("B", "A and B")
-"""What is trained of an adapter: as TLoRA, as LoRA."""
+"""The part of an adapter that is trained: by TLoRA, by LoRA."""
 
 ADAMW_STATES = 2
 """Moving averages that AdamW keeps of every trainable parameter."""
@@ -17,15 +17,7 @@ ADAMW_STATES = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Size of an adapter.
-
-    Attributes
-    ----------
-    parameters : int
-        Entries of all ``A`` and ``B``.
-    trainable_parameters : int
-        Those of them that are trained.
-    """
+    """Size of an adapter: entries of all ``A`` and ``B``, and how many of them are trained."""
 
     parameters: int
     trainable_parameters: int
@@ -42,16 +34,9 @@ class Footprint:
 
 
 def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, freeze_a: bool) -> Footprint:
-    """Size of an adapter with the given ranks.
+    """Size of an adapter with these ranks by module; ``shapes`` are ``(d_out, d_in)``.
 
-    Parameters
-    ----------
-    shapes : mapping of (int, int)
-        ``(d_out, d_in)`` by module.
-    ranks : mapping of int
-        Rank by module; the keys decide which modules have an adapter.
-    freeze_a : bool
-        True where only ``B`` (d_out, r) is trained, False where ``A`` (r, d_in) is trained too.
+    With ``freeze_a`` only ``B`` (d_out, r) is trained, otherwise ``A`` (r, d_in) too.
     """
     b = sum(rank * shapes[name][0] for name, rank in ranks.items())
     a = sum(rank * shapes[name][1] for name, rank in ranks.items())
@@ -59,13 +44,13 @@ def footprint(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *
 
 
 def uniform_footprints(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, Footprint]:
-    """Size of an adapter of one rank, or the most that a smaller matrix has, by what is trained of it (`KINDS`)."""
+    """Size of an adapter of one rank (less in a smaller matrix), by the part of it that is trained (`KINDS`)."""
     ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
     return {kind: footprint(shapes, ranks, freeze_a=kind == "B") for kind in KINDS}
 
 
 def size_text(count: float) -> str:
-    """Bytes in the unit that suits them, three digits."""
+    """Bytes with three digits and a unit."""
     for unit in ("bytes", "kB", "MB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -74,6 +59,6 @@ def size_text(count: float) -> str:
 
 
 def ranks_text(ranks: Iterable[int]) -> str:
-    """How ranks are said: "rank 8", or "ranks 2 to 21"."""
+    """Ranks in words: "rank 8", or "ranks 2 to 21"."""
     low, high = min(ranks := list(ranks)), max(ranks)
     return f"ranks {low} to {high}" if low < high else f"rank {low}"

@@ -1,4 +1,4 @@
-"""Stability: whether other samples, or fewer, would have ranked the modules and allocated the ranks alike."""
+"""Stability: whether other samples, or fewer, would rank the modules and allocate the ranks the same way."""
 
 from __future__ import annotations
 
@@ -23,22 +23,30 @@ from tlora.utils.validation import check_type, confidence_level, positive_int
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RankingStability(Result):
-    """How well subsamples of a calibration set order the modules as the whole set does.
+    """How closely subsamples of the calibration samples rank the modules as all samples do.
 
     Attributes
     ----------
     counts : list of int
         Samples in a subsample, rising.
     kendall : (counts, repeats) float64 tensor
-        Kendall's tau-b between the scores of a subsample and those of all samples; NaN where either are all equal.
+        Kendall's tau-b between the scores of a subsample and those of all samples; NaN if either are all equal.
     overlap : (counts, repeats) float64 tensor
-        Part of the ``top`` highest modules of all samples that is among the ``top`` highest of a subsample.
+        Share of the ``top`` modules by all samples that are also among the ``top`` modules by a subsample.
     top : int
-        How many modules count as the highest.
+        Number of top modules compared.
     confidence : float
-        Of the intervals in the table: what part of the repeats is inside.
+        Share of the repeats inside the intervals of the table.
     meta : Meta
-        Model and task of the sensitivity; seed; how many samples the whole set has.
+        Model and task of the sensitivity; seed; number of all samples.
+
+    Examples
+    --------
+    >>> stability = tlora.ranking_stability(calibration.sensitivity, repeats=20)
+    >>> stability.counts
+    [2, 4]
+    >>> list(stability.to_frame())[:4]
+    ['samples', 'kendall', 'kendall_low', 'kendall_high']
     """
 
     counts: list[int]
@@ -50,23 +58,23 @@ class RankingStability(Result):
 
     columns: ClassVar[dict[str, str]] = {
         "samples": "samples in a subsample",
-        "kendall": "Kendall's tau-b with the ranking by all samples, mean over subsamples; NaN where one has no order",
-        "kendall_low": "lower end of the interval that holds the stated part of the subsamples",
+        "kendall": "Kendall's tau-b with the ranking by all samples, mean over subsamples; NaN without an order",
+        "kendall_low": "lower end of the interval that holds the stated share of the subsamples",
         "kendall_high": "upper end",
-        "overlap": "part of the highest modules found again, mean over subsamples",
-        "overlap_low": "lower end of the interval that holds the stated part of the subsamples",
+        "overlap": "share of the top modules that stay among the top, mean over subsamples",
+        "overlap_low": "lower end of the interval that holds the stated share of the subsamples",
         "overlap_high": "upper end",
     }
 
     def samples_needed(self, kendall: float = 0.9) -> int | None:
-        """Fewest samples from which on the mean tau is at least ``kendall``; None where there are none, or no order."""
+        """Smallest count from which on the mean tau is at least ``kendall``; None if no count reaches it."""
         enough = (self.kendall.mean(1) >= kendall).tolist()
         short = [i for i, good in enumerate(enough) if not good]
         first = short[-1] + 1 if short else 0
         return self.counts[first] if first < len(self.counts) else None
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a count of samples; see ``columns``."""
+        """One row for each count of samples; see ``columns``."""
         table: dict[str, Any] = {"samples": self.counts}
         for name, values in (("kendall", self.kendall.numpy()), ("overlap", self.overlap.numpy())):
             low, high = interval(values.T, self.confidence)
@@ -81,12 +89,12 @@ class RankingStability(Result):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AllocationStability(ModuleResult):
-    """How the ranks of an allocation move when the calibration samples are resampled.
+    """How much the ranks of an allocation change if the calibration samples are resampled.
 
     Attributes
     ----------
     targets : dict of Target
-        What each module of the allocation is, by full module name in model order.
+        Modules of the allocation by full name, in model order.
     allocation : dict of int
         Ranks of the allocation itself, by full module name.
     ranks : (resamples, M) int64 tensor
@@ -96,7 +104,13 @@ class AllocationStability(ModuleResult):
     confidence : float
         Of the intervals in the table.
     meta : Meta
-        Of the allocation, with the seed of the resampling; its recipe has the price of a rank by module, ``costs``.
+        Of the allocation, with the seed of the resampling; its recipe holds the cost of a rank by module, ``costs``.
+
+    Examples
+    --------
+    >>> stability = tlora.allocation_stability(calibration.sensitivity, allocation, resamples=20)
+    >>> stability.to_frame()[["module", "rank", "low", "high"]].shape
+    (14, 4)
     """
 
     allocation: dict[str, int]
@@ -114,14 +128,14 @@ class AllocationStability(ModuleResult):
         "high": "upper end",
         "mean": "mean rank over resamples",
         "deviation": "standard deviation of the rank over resamples",
-        "kept": "part of the resamples that give exactly the rank of the allocation",
+        "kept": "share of the resamples that give exactly the rank of the allocation",
     }
 
     @property
     def moved(self) -> Float[Tensor, " resamples"]:
-        """Part of what the allocation spends that each resample takes from its modules: 0 where no rank moves.
+        """Share of the spent budget that each resample gives to other modules: 0 if no rank changes.
 
-        Counted as the budget is: in ranks, or each rank by its trainable parameters.
+        Counted as the budget is, in ranks or in trainable parameters.
         """
         allocation, costs = torch.tensor(list(self.allocation.values())), torch.tensor(self.meta.recipe["costs"])
         return ((allocation - torch.minimum(allocation, self.ranks)) * costs).sum(1).double() / (
@@ -129,7 +143,7 @@ class AllocationStability(ModuleResult):
         ).sum()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module; see ``columns``."""
+        """One row for each module; see ``columns``."""
         ranks, allocation = self.ranks.numpy(), np.array(list(self.allocation.values()))
         low, high = interval(ranks, self.confidence, method="closest_observation")
         return pd.DataFrame(
@@ -160,22 +174,22 @@ def ranking_stability(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> RankingStability:
-    """Rank the modules by fewer samples, many times, and compare with the ranking by all of them.
+    """Rank the modules by subsamples of the calibration samples and compare with the ranking by all of them.
 
     Parameters
     ----------
     sensitivity : Sensitivity
         Per-sample scores of N samples.
     counts : sequence of int, optional
-        Samples in a subsample, each below N; the powers of two from 2 on by default.
+        Samples in a subsample, each below N; powers of two from 2 on by default.
     top : int, optional
-        How many modules count as the highest, at most M; 10 or half of them by default, the fewer.
+        Number of top modules to compare, at most M; by default 10 or half of the modules, whichever is less.
     repeats : int
-        Subsamples of each count, drawn without replacement.
+        Subsamples for each count, drawn without replacement.
     confidence : float
         Of the intervals in the table.
     seed : int
-        Seed of the drawing.
+        Seed of the subsampling.
 
     Returns
     -------
@@ -185,19 +199,25 @@ def ranking_stability(
     Raises
     ------
     ValueError
-        If there are fewer than three samples or two modules; if a count or ``top`` is out of range; if a
-        score is negative, NaN or infinite.
+        If there are fewer than three samples or two modules, or a count or ``top`` is out of range.
 
     Notes
     -----
-    The subsamples are parts of the set that they are compared with, so that agreement comes to
-    1 as the count comes to N, however noisy the scores. Trust the counts that are small beside N.
+    The subsamples are parts of the set they are compared with: agreement approaches 1 as the count approaches N,
+    however noisy the scores are. Trust counts that are small compared with N.
 
     References
     ----------
     Kendall, "The treatment of ties in ranking problems", Biometrika 1945 (tau-b).
+
+    Examples
+    --------
+    >>> stability = tlora.ranking_stability(calibration.sensitivity, counts=[2, 4], repeats=20)
+    >>> stability
+    RankingStability(Kendall's tau with the ranking by all 8 samples: ... with 2, ... with 4)
     """
-    samples = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").checked()
+    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
+    samples = sensitivity.resampling_scores()
     n, m = samples.shape
     if n < 3 or m < 2:
         raise ValueError(f"a ranking needs 2 modules and its stability 3 samples, got {m} and {n}: calibrate with more")
@@ -228,19 +248,19 @@ def allocation_stability(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> AllocationStability:
-    """Make an allocation again from resamples of the calibration samples, with the same options and edits.
+    """Repeat an allocation on resamples of the calibration samples, with the same options and edits.
 
     Parameters
     ----------
     sensitivity : Sensitivity
-        Per-sample scores that the allocation was made from.
+        Per-sample scores behind the allocation.
     allocation : Allocation
-        The allocation.
+        The allocation to repeat.
     samples : int, optional
-        Samples in a resample, drawn with replacement; all N by default. Fewer show how far an allocation from that
-        many samples would be off.
+        Samples in a resample, drawn with replacement; all N by default. Fewer show how much an allocation from that
+        many samples would differ.
     resamples : int
-        How many allocations are made.
+        Number of resamples.
     confidence : float
         Of the intervals in the table.
     seed : int
@@ -254,20 +274,27 @@ def allocation_stability(
     Raises
     ------
     ValueError
-        If the allocation is not of this sensitivity; if there are fewer than two samples.
+        If the allocation is not of this sensitivity, or there are fewer than two samples.
+
+    Examples
+    --------
+    >>> stability = tlora.allocation_stability(calibration.sensitivity, allocation, resamples=20)
+    >>> stability
+    AllocationStability(14 modules, 20 resamples of 8 samples, on average ...% of the budget moves)
     """
     check_type(allocation, Allocation, "allocate(...)")
-    sensitivity = check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity").scored(allocation.options.score)
-    drawn = sensitivity.checked()
+    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
+    sensitivity = sensitivity.rescale(allocation.options.score)
+    scores = sensitivity.resampling_scores()
     if {name: sensitivity.scores.get(name) for name in allocation.scores} != allocation.scores:
         raise ValueError(
             "the allocation was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"
         )
     columns = [sensitivity.names.index(name) for name in allocation.scores]
-    draws = len(drawn) if samples is None else positive_int(samples, "samples")
-    means = bootstrap_means(drawn[:, columns], positive_int(resamples, "resamples"), seed, draws)
+    draws = len(scores) if samples is None else positive_int(samples, "samples")
+    means = bootstrap_means(scores[:, columns], positive_int(resamples, "resamples"), seed, draws)
     limits, options = allocation.limits(), allocation.options
-    ranks = torch.tensor([limits.solve(options.rank_weights(row)) for row in means.tolist()])
+    ranks = torch.tensor([limits.apportion(options.rank_weights(row)) for row in means.tolist()])
     recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
     meta = replace(allocation.meta, recipe=recipe, seed=seed)
     return AllocationStability(

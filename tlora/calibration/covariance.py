@@ -116,15 +116,15 @@ class Covariance(ABC):
         ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, exactly, and ``N tr(D M D^T)`` is the squared error that a change ``D``
         of the weight makes in the outputs for these tokens: ``sum_n ||X_n D^T||_F^2``.
         """
-        means = self.known_means()
+        means = self.token_means()
         total = self.total + means.moment()
         return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + means.count, means=None)
 
-    def per_token(self) -> Self:
+    def token_average(self) -> Self:
         """A second moment as a mean over tokens: of texts of different lengths, each token weighs alike."""
         return dataclasses.replace(self, samples=self.rank_bound)
 
-    def plus(self, other: Covariance, weight: float) -> Self:
+    def add(self, other: Covariance, weight: float) -> Self:
         """The sum of this one and ``weight`` times the ``other``.
 
         Parameters
@@ -143,7 +143,7 @@ class Covariance(ABC):
             self, total=self.total + ratio * other.total, rank_bound=self.rank_bound + other.rank_bound, means=None
         )
 
-    def shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
+    def multiply_shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
         """``C @ x``, after ``C`` is shrunk as in `powers`.
 
         Parameters
@@ -159,7 +159,7 @@ class Covariance(ABC):
         """
         return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
 
-    def known_means(self) -> SampleMeans:
+    def token_means(self) -> SampleMeans:
         """The token means of the samples.
 
         Raises
@@ -300,7 +300,7 @@ class SketchedCovariance(Covariance):
 
     def second_moment(self) -> Self:
         """``M = (1/N) sum_n X_n^T X_n`` as a sketch, which is linear: that of ``C`` and that of the means add up."""
-        means = self.known_means()
+        means = self.token_means()
         return dataclasses.replace(
             self,
             total=self.total + means.moment(self.omega),
@@ -309,11 +309,11 @@ class SketchedCovariance(Covariance):
             means=None,
         )
 
-    def plus(self, other: Covariance, weight: float) -> Self:
+    def add(self, other: Covariance, weight: float) -> Self:
         """The sum of this one and ``weight`` times the ``other``, of the same width and in the same form."""
         assert isinstance(other, SketchedCovariance)
         trace = self.total_trace + weight * self.samples / other.samples * other.total_trace
-        return dataclasses.replace(super().plus(other, weight), total_trace=trace)
+        return dataclasses.replace(super().add(other, weight), total_trace=trace)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another ``device``."""
@@ -374,7 +374,7 @@ class CovarianceSum:
         if isinstance(earlier, SketchedCovariance):
             self.moment.trace.fill_(earlier.total_trace)
         self.rank_bound = earlier.rank_bound
-        self.means.take(earlier.known_means())
+        self.means.take(earlier.token_means())
 
     def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
         """The covariance of so many samples, on the CPU; ``omega`` is the sketch's, there."""

@@ -59,7 +59,7 @@ class Sensitivity(ModuleResult):
         """``S_i`` by full module name, nats per token: the mean of ``per_sample`` over samples."""
         return dict(zip(self.names, self.per_sample.double().mean(0).tolist(), strict=True))
 
-    def scored(self, score: str) -> Sensitivity:
+    def rescale(self, score: str) -> Sensitivity:
         """The same samples with another score: to be looked at, and compared, like the published one.
 
         Parameters
@@ -149,12 +149,12 @@ class Sensitivity(ModuleResult):
         ----------
         Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
         """
-        samples = self.checked()
+        samples = self.resampling_scores()
         means = bootstrap_means(samples, positive_int(resamples, "resamples"), seed)
         low, high = interval(means, confidence_level(confidence))
         return pd.DataFrame(self._places() | {"score": samples.mean(0), "low": low, "high": high})
 
-    def checked(self) -> NDArray[np.float64]:
+    def resampling_scores(self) -> NDArray[np.float64]:
         """``per_sample`` as float64, (N, M), if it can be resampled.
 
         Raises

@@ -213,12 +213,12 @@ def spectrum(
 
 def _decompose(name: str, covariance: Covariance) -> Tensor:
     try:
-        return descending(name, covariance.eigenvalues())
+        return sort_descending(name, covariance.eigenvalues())
     except torch.linalg.LinAlgError as error:
         raise ValueError(f"the covariance of {name} holds NaN or infinity: look in its inputs") from error
 
 
-def descending(name: str, values: Tensor) -> Tensor:
+def sort_descending(name: str, values: Tensor) -> Tensor:
     """Float32 on the CPU, falling, and what rounding left below zero set to zero."""
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"the spectrum of {name} holds NaN or infinity: look for them in its inputs and weight")

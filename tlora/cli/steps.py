@@ -29,7 +29,8 @@ from tlora.adapters.files import (
 )
 from tlora.adapters.initial import save_initial
 from tlora.adapters.load import classes, load
-from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.allocate import allocate
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
@@ -40,7 +41,8 @@ from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
 from tlora.results import SUFFIX, Meta, Result, refuse_other_file, result_file
 from tlora.serving.export import MODEL_CONFIG
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.load import digest_task, load_task_for_model
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_card, check_numbers, check_report

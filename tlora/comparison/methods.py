@@ -41,14 +41,14 @@ from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
 from tlora.adapters.lora_layers import head_parameters, without_noise
-from tlora.allocation.allocation import allocate
+from tlora.allocation.allocate import allocate
 from tlora.calibration.calibrate import calibrate
 from tlora.comparison.qalora import GROUP, pool_inputs
 from tlora.comparison.talklora import EXPERTS, add_experts
 from tlora.comparison.tloraplus import RATIO, add_third_matrices, optimizer
 from tlora.models.targets import target_modules
 from tlora.recipes import RECIPES, Recipe
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
 from tlora.utils.defaults import BATCH_SIZE, default_rows
 from tlora.utils.reproducibility import temporary_seed

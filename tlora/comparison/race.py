@@ -28,7 +28,8 @@ from tlora.models.targets import refuse_adapted
 from tlora.models.weights import check_same_model, copy_sharing_weights
 from tlora.recipes import Recipe
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.evaluation import losses_of_samples
 from tlora.tasks.task import Task
 from tlora.training.dataset import evenly_spaced_rows

@@ -1,4 +1,4 @@
-"""Gradient capture: what part of the true gradient an adapter with a frozen A can follow."""
+"""Gradient capture: the share of the true gradient that an adapter with a frozen A can follow."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
-from tlora.subspaces.captured_energy import by_kind, checked_ranks
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import module_seed
-from tlora.utils.validation import confidence_level, positive_int
+from tlora.utils.validation import check_type, confidence_level, positive_int
 
 EXACT_UP_TO = 2048
-"""Largest width of a module whose second moment of gradients is kept whole: 16 MB of float32."""
+"""Largest width of a module whose second moment of gradients is kept dense: 16 MB of float32."""
 
 SKETCH_FACTOR, SKETCH_EXTRA = 4, 64
-"""Columns of the sketch of a wider one: so many times the rank, and so many more."""
+"""Columns of the sketch for a wider module: a multiple of the rank, and some more."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,38 +38,46 @@ class GradientCapture(ModuleResult):
     """Share of the squared gradient that lies within subspaces: ``sum_n ||G_n A^T||_F^2 / sum_n ||G_n||_F^2``.
 
     ``G_n = dL_n/dW`` is the gradient of sample ``n`` alone, ``A`` has orthonormal rows. An adapter whose ``A`` is
-    frozen moves ``W`` within the span of ``A`` only; the share that is outside is what freezing ``A`` costs.
+    frozen moves ``W`` only within the span of ``A``; the share outside is what freezing ``A`` costs.
 
     Attributes
     ----------
     targets : dict of Target
         What each module is, by full module name in model order.
     kinds : list of str
-        What the subspaces are called.
+        Labels of the subspaces.
     ranks : list of int
-        Rising.
+        Ascending.
     captured : (N, M, K, R) float32 tensor
         ``||G_n A^T||_F^2`` by sample, module, kind and rank; samples in the order of the input.
     total : (N, M) float32 tensor
         ``||G_n||_F^2``, (nats per token and unit of weight) squared.
     best : (M, R) float64 tensor
-        The most that one subspace of each rank captures of these samples: the sum of the leading eigenvalues of
-        ``sum_n G_n^T G_n``. It is chosen in hindsight, for these very samples.
+        The upper bound for any subspace of each rank on these samples: the sum of the leading eigenvalues of
+        ``sum_n G_n^T G_n``.
     confidence : float
         Of the intervals in the tables.
     resamples : int
-        Bootstrap resamples of the samples behind them.
+        Bootstrap resamples behind the intervals.
     meta : Meta
         Model, task and number of the samples; seed of the resampling.
 
     Notes
     -----
-    Intervals are percentile bootstrap intervals over samples, each of one number alone; NaN for a single sample.
+    Intervals are percentile bootstrap intervals over samples, each for one number alone; NaN for a single sample.
     Samples with large gradients weigh more, as they do in a step of gradient descent.
 
     References
     ----------
     Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+
+    Examples
+    --------
+    >>> capture = tlora.gradient_capture(model, task.calibration(4), {"wc": subspaces}, ranks=[2, 8], progress=False)
+    >>> capture
+    GradientCapture(14 modules, 4 samples, at rank 2: wc ...%; by chance ...%, at best ...%)
+    >>> capture.overall()[["kind", "rank"]].to_numpy().tolist()
+    [['wc', 2], ['wc', 8]]
     """
 
     kinds: list[str]
@@ -86,60 +93,53 @@ class GradientCapture(ModuleResult):
         "module": "full module name",
         "layer": "index of the block",
         "projection": "role within the block",
-        "kind": "what the subspace is called",
+        "kind": "label of the subspace",
         "rank": "dimension of the subspace",
-        "captured": "share of the squared gradient within it; NaN where no gradient arrives",
+        "captured": "share of the squared gradient within the subspace; NaN if the module gets no gradient",
         "low": "lower end of the bootstrap interval over samples",
         "high": "upper end",
-        "random": "share expected of a random subspace, rank / d_in",
+        "random": "expected share of a random subspace, rank / d_in",
         "best": "share within the best subspace of that rank for these samples",
     }
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        keys = pd.DataFrame(self._places()).merge(by_kind(self.kinds, self.ranks), how="cross")
+        keys = pd.DataFrame(self._places()).merge(_kind_rank_frame(self.kinds, self.ranks), how="cross")
         return keys.assign(**self._shares(np.eye(len(self.targets))))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module, kind and rank; see ``columns``."""
+        """One row for each module, kind and rank; see ``columns``."""
         return self._frame.copy()
 
     def overall(self, by: Literal["layer", "projection"] | None = None) -> pd.DataFrame:
-        """The share of the squared gradient of several modules together, as of one long vector.
+        """Share of the squared gradient of all modules together, or of groups, as of one long vector.
 
         Parameters
         ----------
         by : {"layer", "projection"}, optional
-            Put the modules of a layer, or of a projection, together; all of them when left out.
+            Group the modules by layer or projection; all modules are one group by default.
 
         Returns
         -------
         pandas.DataFrame
-            One row a group, kind and rank: the group, ``kind``, ``rank``, and ``captured``, ``low``, ``high``,
+            One row for each group, kind and rank: the group, ``kind``, ``rank``, and ``captured``, ``low``, ``high``,
             ``random``, ``best`` as in `to_frame`.
-
-        Raises
-        ------
-        ValueError
-            If ``by`` is something else.
         """
         labels: dict[str | None, Mapping[str, Any]] = {
             None: dict.fromkeys(self.targets, ""),
             "layer": self.layers,
             "projection": self.projections,
         }
-        if by not in labels:
-            raise ValueError(f"by={by!r}: choose 'layer' or 'projection', or leave it out for all modules together")
         values = list(labels[by].values())
         groups = list(dict.fromkeys(values))
         member = np.array([[value == group for group in groups] for value in values], dtype=float)
-        table = by_kind(self.kinds, self.ranks)
+        table = _kind_rank_frame(self.kinds, self.ranks)
         if by is not None:
             table = pd.DataFrame({by: groups}).merge(table, how="cross")
         return table.assign(**self._shares(member))
 
     def _shares(self, groups: Float[np.ndarray, "modules groups"]) -> dict[str, np.ndarray]:
-        """Columns of shares by group, kind and rank, of the modules that each column of ``groups`` adds up."""
+        """Shares by group, kind and rank; each column of ``groups`` marks the modules that it adds up."""
         n, _, *rest = self.captured.shape
         parts = np.einsum("nmkr,mg->ngkr", self.captured.double().numpy(), groups).reshape(n, -1)
         totals = self.total.double().numpy() @ groups
@@ -159,10 +159,10 @@ class GradientCapture(ModuleResult):
         return {name: np.broadcast_to(values, shape).ravel() for name, values in columns.items()}
 
     def _intervals(self, parts: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the bootstrap intervals of the columns of ``parts`` over those of ``totals``."""
+        """Ends of the bootstrap intervals for the ratio of ``parts`` to ``totals``."""
         if len(parts) < 2:
             return (np.full(parts.shape[1], np.nan),) * 2
-        # one seed for both: a resample takes a sample's part and its total together
+        # one seed for both, so that a resample draws a sample's part and its total together
         means, whole = (bootstrap_means(x, self.resamples, self.meta.seed or 0) for x in (parts, totals))
         return interval(means / np.repeat(whole, parts.shape[1] // totals.shape[1], axis=1), self.confidence)
 
@@ -189,26 +189,26 @@ def gradient_capture(
     task: str = "",
     progress: bool = True,
 ) -> GradientCapture:
-    """What share of the true gradient of held-out samples each subspace holds.
+    """Measure the share of held-out samples' gradients that lies within each subspace.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
         The base model. It is observed, not changed.
     batches : iterable of dict
-        As for `calibrate`; samples that the subspaces were not computed from.
+        As for `calibrate`; samples the subspaces were not computed from.
     subspaces : mapping of str to Subspaces
-        What to call them, e.g. their kinds; all of the same modules of this model.
+        Subspaces by a label, e.g. their kind; all of the same modules of this model.
     ranks : iterable of int
         Ranks to measure at.
     confidence : float
         Of the bootstrap intervals, between 0 and 1.
     resamples : int
-        Bootstrap resamples of the samples.
+        Number of bootstrap resamples.
     seed : int
         Seed of the resampling.
     task : str
-        Name of the task; by default that which the batches carry, if any.
+        Name of the task; by default that of the batches, if they have one.
     progress : bool
         Show a progress bar.
 
@@ -218,21 +218,26 @@ def gradient_capture(
 
     Raises
     ------
-    TypeError
-        If ``subspaces`` is not a mapping of Subspaces, or the batches are one batch or nothing to go through.
     ValueError
-        If it is empty, its members are of other modules or of another model, a rank is beyond what one has, a
-        batch does not fit the model, or a gradient is not finite.
+        If the subspaces are of other modules or of another model, a basis has fewer directions than a rank, a batch
+        does not fit the model, or a gradient is not finite.
 
     Notes
     -----
     With ``D_n`` the gradient at a module's output, ``G_n = D_n^T X_n``, and ``D_n^T = Q R`` gives ``R X_n``, which
     has no more rows than the sample has tokens and the same products: ``||G_n A^T|| = ||R X_n A^T||`` and
-    ``G_n^T G_n = (R X_n)^T R X_n``. No gradient of the size of ``W`` is formed. Bases are nested, so that one
-    product serves all ranks. The best is exact for modules of up to 2048 inputs; for wider ones it comes from a
-    sketch and is a lower bound.
+    ``G_n^T G_n = (R X_n)^T R X_n``. No gradient of the size of ``W`` is formed. Bases are nested, so one product
+    serves all ranks. ``best`` is exact for modules of up to 2048 inputs; for wider ones it comes from a sketch and is a
+    lower bound.
+
+    Examples
+    --------
+    >>> held_out = task.calibration(4)
+    >>> capture = tlora.gradient_capture(model, held_out, {"wc": subspaces}, ranks=[2, 8], progress=False)
+    >>> [f"{share:.2f}" for share in capture.overall()["captured"]]
+    ['0...', '0...']
     """
-    wanted = checked_ranks(subspaces, ranks)
+    wanted = _validate_ranks(subspaces, ranks)
     for subspace in subspaces.values():
         check_same_model(model, subspace.fingerprints, subspace.shapes)
     first = next(iter(subspaces.values()))
@@ -263,7 +268,7 @@ def gradient_capture(
 
 
 class _Energies:
-    """Squared norms of each sample's gradient, whole and within the subspaces, as the backward pass goes."""
+    """Squared norms of each sample's gradient, total and within the subspaces, collected during the backward pass."""
 
     def __init__(
         self, targets: dict[str, Target], subspaces: Mapping[str, Subspaces], ranks: list[int], seed: int
@@ -277,7 +282,7 @@ class _Energies:
         self._batch: Batch
 
     def start(self, batch: Batch) -> None:
-        """A new batch begins."""
+        """Prepare for a new batch."""
         self._batch = batch
         self.samples += len(batch)
         shape = (len(batch), len(self.targets))
@@ -285,10 +290,10 @@ class _Energies:
         self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
 
     def forward_done(self, recorder: Recorder) -> None:
-        """Inputs alone give no statistics."""
+        """Do nothing: inputs alone give no statistics."""
 
     def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
-        """Add the norms of each sample; calls of one module in one pass are summed before."""
+        """Add the norms of each sample, after summing over the calls of the module."""
         target, column = self.targets[name], self._column[name]
         pairs = zip(self._batch.real_rows(gradients), self._batch.real_rows(inputs), strict=True)
         rows = torch.stack([s.basis(name, self.ranks[-1]) for s in self.subspaces]).to(gradients[0].device)
@@ -310,11 +315,11 @@ class _Energies:
         return self._moments[target.name]
 
     def best(self) -> Float[Tensor, "modules ranks"]:
-        """The most that any subspace of each rank holds, over all samples."""
-        found = torch.zeros(len(self.targets), len(self.ranks), dtype=torch.float64)
+        """The upper bound for any subspace of each rank, over all samples."""
+        best = torch.zeros(len(self.targets), len(self.ranks), dtype=torch.float64)
         for name, moment in self._moments.items():
-            found[self._column[name]] = moment.energies(self.ranks[-1])[[rank - 1 for rank in self.ranks]]
-        return found
+            best[self._column[name]] = moment.energies(self.ranks[-1])[[rank - 1 for rank in self.ranks]]
+        return best
 
 
 def _check_finite(names: list[str], total: Float[Tensor, "samples modules"]) -> None:
@@ -324,3 +329,28 @@ def _check_finite(names: list[str], total: Float[Tensor, "samples modules"]) -> 
                 f"the gradient of {name} is not finite (NaN or infinity) on these samples: look at the module after "
                 "it, or load the model with dtype='float32'"
             )
+
+
+def _validate_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> list[int]:
+    """The ranks in ascending order; refuse bases that do not reach them and subspaces of different modules."""
+    for each in subspaces.values():
+        check_type(each, Subspaces, "a dict of Subspaces by name, e.g. {'wc': task_subspaces(model, calibration)}")
+    wanted = sorted({positive_int(rank, "a rank") for rank in ranks})
+    if not subspaces or not wanted:
+        raise ValueError(f"{len(subspaces)} subspaces at {len(wanted)} ranks: give at least one of both")
+    first, *others = subspaces
+    for label in others:
+        if only := sorted(set(subspaces[first].names) ^ set(subspaces[label].names)):
+            raise ValueError(
+                f"subspaces {first!r} and {label!r} are of different modules: only one of them has {only[0]}; compute "
+                "all from calibrations with the same target_modules"
+            )
+    for each in subspaces.values():
+        for name in each.names:
+            each.basis(name, wanted[-1])
+    return wanted
+
+
+def _kind_rank_frame(kinds: list[str], ranks: list[int]) -> pd.DataFrame:
+    """One row for each kind and rank, in this order."""
+    return pd.DataFrame({"kind": np.repeat(np.array(kinds, dtype=object), len(ranks)), "rank": ranks * len(kinds)})

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from tqdm.auto import tqdm
 
-from tlora.subspaces.alignment import Alignment, align, told_apart
+from tlora.subspaces.alignment import Alignment, align, label_subspaces
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.validation import positive_int
 from viz import style
@@ -75,7 +75,7 @@ class AlignmentExplorer(Explorer[AlignmentState, pd.DataFrame]):
         for side in sides:
             if not isinstance(side, Subspaces):
                 raise TypeError(f"a side is a {type(side).__name__}: pass Subspaces from tlora.task_subspaces")
-        self.labels = list(labels) if labels is not None else told_apart(sides)
+        self.labels = list(labels) if labels is not None else label_subspaces(sides)
         if not len(set(self.labels)) == len(self.labels) == len(sides):
             raise ValueError(f"{len(sides)} sides are called {', '.join(self.labels)}: pass one label for each of them")
         rank = positive_int(rank, "rank")

@@ -28,9 +28,10 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.comparison.race_result import Race
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import result_file
-from tlora.subspaces.alignment import align, overlap_with_neighbours
+from tlora.subspaces.alignment import align, overlap_with_neighbors
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.files import check_folder, read_json, replace_file, replace_files
 from tlora.utils.validation import check_type
@@ -467,7 +468,7 @@ class Workbench(Shown):
             curves = {
                 what: {n: v.cumsum() for n, v in shares[what].items()} for what in (ENERGY, VARIANCE) if what in shares
             }
-            curves["neighbours"] = overlap_with_neighbours(self.subspaces)
+            curves["neighbours"] = overlap_with_neighbors(self.subspaces)
         if self.capture is not None:
             kind = self.subspaces.kind if self.subspaces is not None else ""
             curves["captured"] = captured_curves(self.capture, kind, self.most)
@@ -867,7 +868,7 @@ def sentence(refusal: str) -> str:
 
 def tabs(workbench: Workbench) -> list[dict[str, Any]]:
     """What the map can show: a value of each module, by its rank or not, how it is coloured and what it is called."""
-    sensitivity = workbench.sensitivity.scored(workbench.state.score)
+    sensitivity = workbench.sensitivity.rescale(workbench.state.score)
     scores = sensitivity.to_frame()
     shown: list[dict[str, Any]] = []
     told = {} if len(sensitivity.per_sample) < 2 else _interval(sensitivity)

@@ -1,6 +1,5 @@
-"""Plans against the definition written naively, and against the published counts."""
+"""Allocations against the definition written naively, and against the published counts."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -10,13 +9,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.sensitivities import llama_sensitivity, sensitivity
-from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.allocate import allocate, check_limits
+from tlora.allocation.allocation import Allocation
 
 SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
-NAMES = ["layers.0.q_proj", "layers.0.k_proj", "layers.0.down_proj"]
-
-
-NAMES += [name.replace("0", "1") for name in NAMES]
+NAMES = [f"layers.{layer}.{role}" for layer in (0, 1) for role in ("q_proj", "k_proj", "down_proj")]
 
 
 def naive_ranks(scores, rank):
@@ -136,7 +133,6 @@ def test_parameters_are_spent_in_proportion_of_ranks():
 
 
 def test_ties_go_to_the_module_that_comes_first():
-
     allocation = allocate(sensitivity([1.0] * 4), rank=2, exclude_modules="layers.1.q_proj")
     assert ranks_of(allocation) == [3, 3, 2]
 
@@ -149,7 +145,7 @@ def test_the_sensitivity_stays_as_it_is():
     assert source.meta == before[1]
 
 
-def knobs_of_every_kind():
+def allocation_with_every_option():
     return allocate(
         sensitivity([*SCORES, 2.0]),
         rank=4,
@@ -166,7 +162,7 @@ def knobs_of_every_kind():
 
 
 def test_saved_and_loaded_it_is_the_same_allocation_and_can_be_edited_on(tmp_path):
-    allocation = knobs_of_every_kind()
+    allocation = allocation_with_every_option()
     loaded = Allocation.load(allocation.save(tmp_path / "allocation"))
     assert loaded == allocation
     assert loaded.edit({NAMES[3]: 6}) == allocation.edit({NAMES[3]: 6})
@@ -174,7 +170,7 @@ def test_saved_and_loaded_it_is_the_same_allocation_and_can_be_edited_on(tmp_pat
 
 
 def test_the_table_says_what_the_allocation_is():
-    allocation = knobs_of_every_kind()
+    allocation = allocation_with_every_option()
     frame = allocation.to_frame()
     assert list(frame.columns) == list(Allocation.columns)
     assert dict(zip(frame["module"], frame["rank"], strict=True)) == allocation.ranks
@@ -189,151 +185,97 @@ def test_the_table_says_what_the_allocation_is():
     assert "layers.0.q_proj" in allocation._repr_html_()
 
 
-def test_provenance_names_knobs_edits_and_the_calibration():
-    recipe = knobs_of_every_kind().meta.recipe
+def test_the_recipe_holds_options_edits_and_the_calibration():
+    recipe = allocation_with_every_option().meta.recipe
     assert recipe["edits"] == {NAMES[1]: 5}
     assert recipe["pinned"] == {NAMES[0]: 3}
     assert recipe["exclude_modules"] == ["layers.2.q_proj"]
     assert recipe["sensitivity"] == {"tokens": "all"}
-    assert knobs_of_every_kind().meta.model == "tiny"
-
-
-def test_comparing_two_plans():
-    source = sensitivity(SCORES)
-    allocation, other = (
-        allocate(source, rank=4, exclude_modules=NAMES[1]),
-        allocate(source, rank=4, adapt_ranks=False, exclude_modules=0),
-    )
-    frame = allocation.compare(other).set_index("module")
-    assert list(frame.index) == [NAMES[0], *NAMES[2:]]
-    assert frame["rank_change"].sum() == 0
-    row = frame.loc[NAMES[0]]
-    assert row["rank"] == row["rank_change"] == allocation.ranks[NAMES[0]]
-    assert row["other_rank"] == row["other_scaling"] == 0
-    row = frame.loc[NAMES[5]]
-    assert (row["rank"], row["other_rank"], row["layer"]) == (allocation.ranks[NAMES[5]], 8, 1)
-    assert row["scaling_change"] == allocation.scalings[NAMES[5]] - other.scalings[NAMES[5]]
-    assert row["parameters_change"] == 64 * row["rank_change"]
-    assert (allocation.compare(allocation)[["rank_change", "scaling_change", "parameters_change"]] == 0).all(axis=None)
-
-
-def test_plans_of_two_models_are_not_compared():
-    with pytest.raises(ValueError, match="different models"):
-        allocate(sensitivity(SCORES), rank=2).compare(allocate(sensitivity(SCORES, (32, 64)), rank=2))
-
-
-@pytest.mark.parametrize("rank", [0, -3, 2.5, True, "8"])
-def test_a_rank_that_is_none_is_refused(rank):
-    with pytest.raises((ValueError, TypeError)):
-        allocate(sensitivity(SCORES), rank=rank)
-
-
-@pytest.mark.parametrize(("budget", "largest"), [("ranks", 5), ("parameters", 5)])
-def test_a_rank_above_the_matrices_is_refused_with_the_largest_possible(budget, largest):
-    source = sensitivity(SCORES, [(6, 6), (6, 6), (6, 6), (6, 6), (6, 6), (6, 5)])
-    with pytest.raises(ValueError, match=rf"rank 6 makes .*: take a rank of {largest} or less"):
-        allocate(source, rank=6, budget=budget)
-    assert allocate(source, rank=largest, budget=budget).rank == largest
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
-def test_scores_that_are_none_are_refused_by_module(bad):
-    source = sensitivity([1.0, 2.0, bad])
-    with pytest.raises(ValueError, match=r"sensitivity of layers\.0\.down_proj is"):
-        allocate(source, rank=2)
-    assert sum(allocate(source, rank=2, exclude_modules=NAMES[2]).ranks.values()) == 6
-
-
-def test_scores_that_are_all_zero_are_refused_by_module():
-    with pytest.raises(ValueError, match=r"all 4 sensitivities are zero \(layers\.0\.q_proj, .*, \.\.\.\)"):
-        allocate(sensitivity([0.0] * 4), rank=2)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"alpha": 0}, ValueError, "alpha must be above 0 and finite, got 0"),
-        ({"alpha": math.nan}, ValueError, "alpha must be above 0"),
-        ({"alpha": math.inf}, ValueError, "alpha must be above 0"),
-        ({"scaling": "paper"}, ValueError, "scaling must be 'nominal' or 'allocated', got 'paper'"),
-        ({"budget": "bytes"}, ValueError, "budget must be 'ranks' or 'parameters', got 'bytes'"),
-        ({"temperature": 1.5}, ValueError, "temperature must be between 0 and 1, got 1.5"),
-        ({"temperature": math.nan}, ValueError, "temperature must be between 0 and 1"),
-        ({"projection_shares": {"q_proj": -0.1}}, ValueError, "share of q_proj must be between 0 and 1"),
-        ({"max_rank": 0}, ValueError, "max_rank=0: use a whole number"),
-        ({"min_rank": {NAMES[0]: -1}}, ValueError, "min_rank of layers.0.q_proj=-1: use a whole number of at least 0"),
-        ({"pinned": {NAMES[0]: -1}}, ValueError, "pinned rank of layers.0.q_proj=-1"),
-        ({"pinned": {"layers.0.q": 1}}, KeyError, "the closest is 'layers.0.q_proj'"),
-        ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),
-        ({"max_rank": {"layers.9.q_proj": 1}}, KeyError, "max_rank names 'layers.9.q_proj'"),
-        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "not a projection of the allocation"),
-        ({"exclude_modules": ["v_proj"]}, KeyError, "not a module or projection"),
-        ({"exclude_modules": 7}, KeyError, "layer 7, the layers here are 0 to 1"),
-        (
-            {"exclude_modules": True},
-            TypeError,
-            "exclude_modules=True: pass module names, projections or indices of layers",
-        ),
-        (
-            {"exclude_modules": [0, None]},
-            TypeError,
-            "exclude_modules=[0, None]: pass module names, projections or indices of layers",
-        ),
-        (
-            {"exclude_modules": 1.0},
-            TypeError,
-            "exclude_modules=1.0: pass module names, projections or indices of layers",
-        ),
-        ({"alpha": 1e308}, ValueError, "alpha=1e+308 gives scalings that float32 does not hold"),
-        ({"pinned": [NAMES[0]]}, TypeError, "pinned is a list: pass a mapping such as {'layers.0.q_proj': 4}"),
-        ({"projection_shares": 0.5}, TypeError, "projection_shares is a float: pass a mapping such as {'q_proj': 0.5}"),
-    ],
-)
-def test_a_knob_out_of_range_is_refused(options, error, words):
-    with pytest.raises(error) as caught:
-        allocate(sensitivity(SCORES), **({"rank": 4} | options))
-    assert words in str(caught.value)
-
-
-def test_something_that_is_no_sensitivity_is_refused():
-    with pytest.raises(TypeError):
-        allocate({"a": 1.0}, rank=4)
+    assert allocation_with_every_option().meta.model == "tiny"
 
 
 OBLONG = [(32, 64), (16, 64), (64, 48)] * 2
 
 
-def test_the_comparison_of_two_plans_is_the_difference_in_every_column():
-    """Each way round: a module that one of them leaves out has rank and scaling 0 there."""
-    allocation = allocate(sensitivity(SCORES, OBLONG), rank=4)
-    other = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude_modules="layers.1.k_proj", scaling="allocated")
-    for one, two in ((allocation, other), (other, allocation)):
+def test_the_comparison_of_two_allocations_is_the_difference_in_every_column():
+    """Each way round: a module excluded from one of them has rank and scaling 0 there."""
+    allocation = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude_modules=NAMES[1])
+    other = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude_modules=0, scaling="allocated")
+    for one, two in ((allocation, other), (other, allocation), (other, other)):
         frame = one.compare(two).set_index("module")
-        assert set(frame.index) == {name for name in NAMES if name in one.ranks or name in two.ranks}
+        assert list(frame.index) == [name for name in NAMES if name in one.ranks or name in two.ranks]
         for name, row in frame.iterrows():
             assert (row["layer"], row["projection"]) == (allocation.layers[name], allocation.projections[name])
-            for column, mine, theirs in (
-                ("rank", one.ranks, two.ranks),
-                ("scaling", one.scalings, two.scalings),
-            ):
-                assert row[column] == mine.get(name, 0)
-                assert row[f"other_{column}"] == theirs.get(name, 0)
-                assert row[f"{column}_change"] == mine.get(name, 0) - theirs.get(name, 0)
+            for column in ("rank", "scaling"):
+                mine, theirs = (getattr(each, f"{column}s").get(name, 0) for each in (one, two))
+                assert (row[column], row[f"other_{column}"], row[f"{column}_change"]) == (mine, theirs, mine - theirs)
             assert row["parameters_change"] == row["rank_change"] * allocation.shapes[name][0]
 
 
-def test_parameters_of_the_table_are_those_of_b():
+def test_by_projection_sums_the_table():
+    allocation = allocate(sensitivity(SCORES, OBLONG), rank=4, exclude_modules=["k_proj", NAMES[0]])
+    table = allocation.by_projection().set_index("projection")
+    frame = allocation.to_frame()
+    assert list(table.index) == ["q_proj", "k_proj", "down_proj"]
+    assert table["uniform"].tolist() == [8, 8, 8]
+    assert table["modules"].tolist() == [1, 0, 2]
+    for projection, part in frame.groupby("projection"):
+        row = table.loc[projection]
+        assert row["ranks"] == part["rank"].sum()
+        assert row["parameters"] == part["parameters"].sum()
+        assert (row["least"], row["mean"], row["most"]) == (part["rank"].min(), part["rank"].mean(), part["rank"].max())
+        assert row["mean_scaling"] == part["scaling"].mean()
+
+
+def test_costs_are_those_of_the_footprints():
     allocation = allocate(sensitivity(SCORES, OBLONG), rank=4)
-    frame = allocation.to_frame().set_index("module")
-    assert frame["parameters"].to_dict() == {
-        name: rank * allocation.shapes[name][0] for name, rank in allocation.ranks.items()
-    }
-    assert frame["parameters"].sum() == allocation.trainable_parameters
+    table = allocation.costs(freeze_a=False)
+    for name, row in table.iterrows():
+        assert row["allocation"] == getattr(allocation.footprint(freeze_a=False), name)
+        assert row["lora"] == getattr(allocation.lora, name)
+        assert row["ratio"] == row["allocation"] / row["lora"]
 
 
-@pytest.mark.parametrize("budget", ["ranks", "parameters"])
-def test_a_allocation_says_its_budget_and_cannot_be_changed(budget):
-    allocation = allocate(sensitivity(SCORES), rank=2, budget=budget)
-    assert allocation.budget == budget
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        allocation.ranks = {}
+def test_a_rank_above_the_matrices_is_refused_with_the_largest_possible():
+    source = sensitivity(SCORES, [(6, 6), (6, 6), (6, 6), (6, 6), (6, 6), (6, 5)])
+    for budget in ("ranks", "parameters"):
+        with pytest.raises(ValueError, match="a rank of 5 or less"):
+            allocate(source, rank=6, budget=budget)
+        assert allocate(source, rank=5, budget=budget).rank == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"rank": 0}, ValueError, "rank"),
+        ({"rank": 2.5}, ValueError, "rank"),
+        ({"alpha": 0}, ValueError, "alpha"),
+        ({"alpha": math.nan}, ValueError, "alpha"),
+        ({"scaling": "paper"}, ValueError, "scaling"),
+        ({"budget": "bytes"}, ValueError, "budget"),
+        ({"score": "energy"}, ValueError, "score"),
+        ({"temperature": 1.5}, ValueError, "temperature"),
+        ({"projection_shares": {"q_proj": -0.1}}, ValueError, "share of q_proj"),
+        ({"max_rank": 0}, ValueError, "max_rank"),
+        ({"min_rank": {NAMES[0]: -1}}, ValueError, f"min_rank of {NAMES[0]}"),
+        ({"pinned": {NAMES[0]: -1}}, ValueError, f"pinned rank of {NAMES[0]}"),
+        ({"pinned": {"layers.0.q": 1}}, KeyError, f"pinned names 'layers.0.q'.*{NAMES[0]}"),
+        ({"min_rank": {"layers.9.q_proj": 1}}, KeyError, "min_rank names 'layers.9.q_proj'"),
+        ({"max_rank": {"layers.9.q_proj": 1}}, KeyError, "max_rank names 'layers.9.q_proj'"),
+        ({"projection_shares": {"v_proj": 0.1}}, KeyError, "projection_shares names 'v_proj'"),
+        ({"exclude_modules": ["v_proj"]}, KeyError, "exclude_modules names 'v_proj'"),
+        ({"exclude_modules": 7}, KeyError, "layer 7"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_and_without_scores(options, error, words):
+    source = sensitivity(SCORES)
+    with pytest.raises(error, match=words):
+        allocate(source, **({"rank": 4} | options))
+    with pytest.raises(error, match=words):
+        check_limits(source.targets, **({"rank": 4} | options))
+
+
+def test_scores_that_are_all_zero_are_refused():
+    with pytest.raises(ValueError, match="all 4 sensitivities are zero"):
+        allocate(sensitivity([0.0] * 4), rank=2)
+    check_limits(sensitivity([0.0] * 4).targets, rank=2)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.sensitivities import sensitivity
-from tlora.allocation.allocation import allocate
+from tlora.allocation.allocate import allocate, check_limits
 
 SCORES = [4.0, 2.0, 1.0, 3.0, 1.5, 8.0]
 Q0, K0, D0, Q1, K1, D1 = [f"layers.{layer}.{role}" for layer in (0, 1) for role in ("q_proj", "k_proj", "down_proj")]
@@ -224,71 +224,59 @@ def test_shares_of_all_projections_must_sum_to_one():
 
 
 EVERYONE = dict.fromkeys((Q0, K0, D0, Q1, K1, D1), 3)
-REFUSALS = [
-    ({"min_rank": 6}, "need 36 ranks at least", "a rank of 6 or more, or a min_rank of 4 or less"),
-    ({"pinned": {D1: 22}}, "need 27 ranks", f"a rank of 5 or more, or a rank of 19 or less for {D1}"),
-    ({"pinned": {D1: 99}}, f"rank 99 of {D1}, which its matrix of 64 x 48 limits to 48", "at most 48"),
-    ({"min_rank": 17}, f"rank 17 of {K0}, which its matrix of 16 x 64 limits to 16", "at most 16"),
-    ({"max_rank": 3}, "room for 18 ranks, rank 4 makes 24", "a rank of 3 or less, or raise max_rank"),
-    ({"exclude_modules": [0, Q1, K1], "max_rank": 5}, "room for 5 ranks", "exclude fewer modules, or raise max_rank"),
-    ({"pinned": EVERYONE}, "room for 18 ranks", "a rank of 3 or less, or raise pinned ranks by 6 ranks"),
-    # No rank goes with these floors, and nothing is excluded.
-    ({"pinned": EVERYONE | {D1: 1}, "max_rank": 3}, "room for 16 ranks", "makes 24: raise max_rank, or raise pinned"),
-    # No rank fits what is pinned everywhere: none is named.
-    (
-        {"pinned": {D1: 5, **dict.fromkeys((Q0, K0, D0, Q1, K1), 4)}},
-        "need 25 ranks at least",
-        f"24: take a rank of 3 or less for {K1}",
-    ),
-    ({"exclude_modules": [0, 1]}, "none of the 6 modules", f"keep at least one, such as {D1}"),
-    ({"exclude_modules": [0], "pinned": {Q0: 1}}, f"{Q0} is pinned and excluded", "leave it out of one"),
-    ({"projection_shares": {"q_proj": 0.05}}, "leave 0.05 of the budget for q_proj", "at least 0.0834"),
-    ({"projection_shares": {"k_proj": 0.9}, "max_rank": 8}, "leave 0.9 of the budget", "at most 0.6666"),
-    ({"projection_shares": {"q_proj": 0.5, "k_proj": 0.6}}, "for the other projections", "at least 0.0834"),
-]
 
 
-@pytest.mark.parametrize(("options", "what", "way"), REFUSALS)
-def test_knobs_that_cannot_be_met_are_refused_with_the_nearest_value(options, what, way):
-    with pytest.raises(ValueError, match=re.escape(what)) as caught:
-        allocate(sensitivity(SCORES, SHAPES), 4, **options)
-    assert way in str(caught.value)
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({"min_rank": 6}, "a rank of 6 or more, or a min_rank of 4 or less"),
+        ({"pinned": {D1: 22}}, f"a rank of 5 or more, or a rank of 19 or less for {D1}"),
+        ({"pinned": {D1: 99}}, "at most 48"),
+        ({"min_rank": 17}, "at most 16"),
+        ({"max_rank": 3}, "a rank of 3 or less, or raise max_rank"),
+        ({"exclude_modules": [0, Q1, K1], "max_rank": 5}, "exclude fewer modules, or raise max_rank"),
+        ({"pinned": EVERYONE}, "a rank of 3 or less, or raise pinned ranks by 6 ranks"),
+        # No rank fits these floors, and nothing is excluded.
+        ({"pinned": EVERYONE | {D1: 1}, "max_rank": 3}, "makes 24: raise max_rank, or raise pinned"),
+        # No rank fits if every module is pinned: none is named.
+        ({"pinned": {D1: 5, **dict.fromkeys((Q0, K0, D0, Q1, K1), 4)}}, f"24: take a rank of 3 or less for {K1}"),
+        ({"min_rank": {Q0: 20}, "max_rank": {Q0: 20, K0: 1, D0: 1, Q1: 1, K1: 1, D1: 1}}, "lower by 1 ranks in all"),
+        ({"exclude_modules": [0, 1]}, f"keep at least one, such as {D1}"),
+        ({"exclude_modules": [0], "pinned": {Q0: 1}}, "leave it out of one"),
+        ({"projection_shares": {"q_proj": 0.05}}, "at least 0.0834"),
+        ({"projection_shares": {"k_proj": 0.9}, "max_rank": 8}, "at most 0.6666"),
+        ({"projection_shares": {"q_proj": 0.5, "k_proj": 0.6}}, "at least 0.0834"),
+    ],
+)
+def test_limits_that_cannot_be_met_are_refused_with_the_nearest_value(options, way):
+    for call, source in ((allocate, sensitivity(SCORES, SHAPES)), (check_limits, sensitivity(SCORES, SHAPES).targets)):
+        with pytest.raises(ValueError, match=re.escape(way)):
+            call(source, 4, **options)
 
 
-def test_where_nothing_is_excluded_fewer_exclusions_are_not_advised():
-    source = sensitivity([1.0, 1.0], [(4, 4), (1, 8)])
-    with pytest.raises(
-        ValueError, match="room for 5 ranks, rank 3 makes 6: take a rank of 2 or less, and lower min_rank"
-    ):
-        allocate(source, 3, min_rank={"layers.0.q_proj": 4})
-    assert list(allocate(source, 2, min_rank=1).ranks.values()) == [3, 1]
+@quick
+@given(sources(), st.integers(1, 6), budgets, st.integers(0, 4), st.none() | st.integers(1, 12), st.data())
+def test_limits_pass_the_check_exactly_if_they_can_be_allocated(source, rank, budget, min_rank, max_rank, data):
+    names = st.sampled_from(list(source.shapes))
+    pinned = data.draw(st.dictionaries(names, st.integers(1, 6), max_size=2))
+    options = {"budget": budget, "min_rank": min_rank, "max_rank": max_rank, "pinned": pinned}
+    assert attempt(check_limits, source.targets, rank, **options)[1] == attempt(allocate, source, rank, **options)[1]
 
 
-def test_where_no_rank_helps_the_floors_are_to_be_lowered():
-    source = sensitivity([1.0, 1.0], [(64, 64), (64, 64)])
-    first, second = source.names
-    floors, ceilings = {first: 8}, {first: 8, second: 1}
-    with pytest.raises(
-        ValueError, match="need 9 ranks at least, rank 4 makes 8: take a min_rank that takes 1 ranks less"
-    ):
-        allocate(source, 4, min_rank=floors, max_rank=ceilings)
-    assert list(allocate(source, 4, min_rank={first: 7}, max_rank=ceilings).ranks.values()) == [7, 1]
-
-
-def test_edits_that_cannot_be_made_are_refused_with_the_nearest_value():
+@pytest.mark.parametrize(
+    ("ranks", "error", "words"),
+    [
+        ({D1: 20}, ValueError, f"a rank of 10 or less for {D1}"),
+        ({K0: 17}, ValueError, f"edited asks for rank 17 of {K0}"),
+        ({K0: 0}, ValueError, f"rank of {K0}"),
+        ({"lm_head": None}, KeyError, "lm_head"),
+        ({"lm_head": 2}, KeyError, "lm_head"),
+    ],
+)
+def test_edits_that_cannot_be_made_are_refused_with_the_nearest_value(ranks, error, words):
     allocation = allocate(sensitivity(SCORES, SHAPES), 4).edit({D0: 10})
-    with pytest.raises(ValueError, match=f"a rank of 10 or less for {D1}"):
-        allocation.edit({D1: 20})
-    with pytest.raises(ValueError, match=f"edited asks for rank 17 of {K0}"):
-        allocation.edit({K0: 17})
-    with pytest.raises(ValueError, match=f"rank of {K0}=0"):
-        allocation.edit({K0: 0})
-    with pytest.raises(TypeError, match=r"ranks is a list: pass a mapping such as \{'layers\.0\.q_proj': 4\}"):
-        allocation.edit([D0])
-    with pytest.raises(KeyError, match="not a module of this allocation"):
-        allocation.edit({"lm_head": None})
-    with pytest.raises(KeyError, match="edited names 'lm_head'"):
-        allocation.edit({"lm_head": 2})
+    with pytest.raises(error, match=words):
+        allocation.edit(ranks)
 
 
 def test_an_edit_replaces_a_pin_and_can_be_taken_back():

@@ -72,17 +72,17 @@ def test_gini_of_a_sensitivity(source):
 def test_other_scores_count_entries_and_parameters():
     """Of (d_out, d_in) = (8, 64) and (2, 16): the mean prefers neither, the sum the larger, 16 times."""
     source = sensitivity([[1.0, 1.0], [3.0, 1.0]], [(8, 64), (2, 16)])
-    assert source.scored("mean") is source
-    found = source.scored("sum")
+    assert source.rescale("mean") is source
+    found = source.rescale("sum")
     np.testing.assert_allclose(found.per_sample, [[512, 32], [1536, 32]])
     assert list(found.scores.values()) == [1024, 32]
-    np.testing.assert_allclose(list(source.scored("per_parameter").scores.values()), [1024 / 72, 32 / 18], rtol=1e-6)
+    np.testing.assert_allclose(list(source.rescale("per_parameter").scores.values()), [1024 / 72, 32 / 18], rtol=1e-6)
     assert found.meta.recipe["score"] == "sum"
-    assert found.scored("sum") is found
+    assert found.rescale("sum") is found
     with pytest.raises(ValueError, match=r"these scores are 'sum' already, not 'per_parameter'"):
-        found.scored("per_parameter")
+        found.rescale("per_parameter")
     with pytest.raises(ValueError, match=r"score must be .* got 'energy'"):
-        source.scored("energy")
+        source.rescale("energy")
 
 
 def test_by_layer_and_by_projection():

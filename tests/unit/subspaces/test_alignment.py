@@ -12,7 +12,7 @@ import tlora
 from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.targets import named, target
 from tlora.numerics.linalg import overlap_by_rank
-from tlora.subspaces.alignment import overlap_with_neighbours
+from tlora.subspaces.alignment import overlap_with_neighbors
 
 
 def orthonormal(rows, d, seed):
@@ -82,7 +82,7 @@ def test_lower_ranks_are_read_off(kinds):
         pd.testing.assert_frame_equal(found.at(rank), alone.at(rank))
         assert found.at(rank)["overlap"].tolist() == pytest.approx(list(alone.overlap.values()), abs=1e-12)
     for rank in (0, 7):
-        with pytest.raises(ValueError, match=f"rank {rank} of an alignment up to rank 6: use 1 to 6"):
+        with pytest.raises(ValueError, match="rank"):
             found.at(rank)
 
 
@@ -130,72 +130,32 @@ def test_directions_that_no_matrix_determines_are_counted(model, kinds):
     assert found.to_frame()["determined"].tolist() == [3] * len(found.names)
 
 
-def test_other_modules_other_models_and_too_high_a_rank_are_refused(model, kinds):
-    wc = kinds["wc"]
-    with pytest.raises(ValueError, match=r"rank 9 asked for model\.layers.*use 1 to 8"):
-        tlora.align(wc, kinds["w"], 9)
-    with pytest.raises(ValueError, match="rank=0"):
-        tlora.align(wc, kinds["w"], 0)
-    with pytest.raises(TypeError, match="got a dict"):
-        tlora.align(wc, {}, 2)
+def test_subspaces_of_something_else_are_refused(model, kinds):
     part = tlora.calibrate(model, [tiny_batch(model)], target_modules=["down_proj"], progress=False)
-    part = tlora.task_subspaces(model, part, max_rank=4, progress=False)
-    with pytest.raises(ValueError, match=r"different modules: model\.layers\.0\.mlp\.gate_proj is in the first only"):
-        tlora.align(wc, part, 2)
-    with pytest.raises(ValueError, match="in the second only"):
-        tlora.align(part, wc, 2)
-    other = tiny_model("llama", seed=1)
-    other = tlora.task_subspaces(other, calibrated(other), max_rank=4, progress=False)
-    with pytest.raises(ValueError, match=r"different models: the weight of model\.layers.*likeness"):
-        tlora.align(wc, other, 2)
-    wide = tiny_model("llama", intermediate_size=64)
-    wide = tlora.task_subspaces(wide, calibrated(wide), max_rank=4, progress=False)
-    wide = replace(wide, fingerprints=wc.fingerprints)
-    with pytest.raises(
-        ValueError, match=r"layers\.0\.mlp\.down_proj reads 48 inputs in the first and 64 in the second"
-    ):
-        tlora.align(wc, wide, 2)
+    foreign, wide = tiny_model("llama", seed=1), tiny_model("llama", intermediate_size=64)
+    others = [
+        ("different modules", tlora.task_subspaces(model, part, max_rank=4, progress=False)),
+        ("different models", tlora.task_subspaces(foreign, calibrated(foreign), max_rank=4, progress=False)),
+        ("different models", tlora.task_subspaces(wide, calibrated(wide), max_rank=4, progress=False)),
+    ]
+    for words, other in others:
+        for pair in ((kinds["wc"], other), (other, kinds["wc"])):
+            with pytest.raises(ValueError, match=words):
+                tlora.align(*pair, 2)
 
 
-def test_layers_of_a_projection_against_scipy(kinds):
-    found = tlora.align_layers(kinds["wc"], "down_proj", 4)
-    assert found.names == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
-    assert found.random == 4 / 48
-    for i, one in enumerate(found.names):
-        for j, other in enumerate(found.names):
-            pair = (kinds["wc"].basis(n, 4).double().numpy().T for n in (one, other))
-            expected = np.mean(np.cos(scipy.linalg.subspace_angles(*pair)) ** 2)
-            assert float(found.overlap[i, j]) == pytest.approx(expected, abs=1e-6)
-    frame = found.to_frame()
-    assert frame[["layer", "other"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    np.testing.assert_array_equal(frame["overlap"], found.overlap.flatten())
+@pytest.mark.parametrize("rank", [0, 9])
+def test_ranks_beyond_the_bases_are_refused(kinds, rank):
+    with pytest.raises(ValueError, match="rank"):
+        tlora.align(kinds["wc"], kinds["w"], rank)
 
 
-def test_layers_of_random_subspaces_overlap_by_chance(kinds):
-    found = tlora.align_layers(random_subspaces(kinds, 4, 32, modules=40), "q_proj", 4)
-    assert found.overlap.diagonal().tolist() == pytest.approx([1] * 40)
-    apart = found.overlap[~torch.eye(40, dtype=torch.bool)]
-    assert float(apart.mean()) == pytest.approx(4 / 32, abs=0.01)
-
-
-def test_layers_that_cannot_be_compared_are_refused(kinds):
-    with pytest.raises(ValueError, match=r"'query' is in 0 layers.*choose from q_proj, k_proj"):
-        tlora.align_layers(kinds["wc"], "query", 4)
-    with pytest.raises(ValueError, match="rank 9 asked for"):
-        tlora.align_layers(kinds["wc"], "down_proj", 9)
-    uneven = random_subspaces(kinds, 4, 32, modules=2)
-    last = uneven.names[-1]
-    uneven = replace(uneven, targets=uneven.targets | {last: replace(uneven.targets[last], d_in=40)})
-    with pytest.raises(ValueError, match=r"layers\.0\.q_proj reads 32 inputs and layers\.1\.q_proj 40"):
-        tlora.align_layers(uneven, "q_proj", 2)
-
-
-def test_overlap_with_neighbours_is_the_mean_over_the_layers_beside(kinds):
-    """Three layers: those at the ends have one neighbour, the one between has two."""
+def test_overlap_with_neighbors_is_the_mean_of_the_adjacent_layers(kinds):
+    """Three layers: the outer ones have one neighbor, the middle one has two."""
     made = random_subspaces(kinds, 4, 32, modules=3)
-    found = overlap_with_neighbours(made)
+    found = overlap_with_neighbors(made)
     pairs = [[made.basis(made.names[i + side], 2).double().numpy().T for side in (0, 1)] for i in (0, 1)]
     first, second = (np.mean(np.cos(scipy.linalg.subspace_angles(*pair)) ** 2) for pair in pairs)
     assert [float(found[n][1]) for n in made.names] == pytest.approx([first, (first + second) / 2, second], abs=1e-6)
     narrow = replace(made, targets=made.targets | {made.names[-1]: replace(made.targets[made.names[-1]], d_in=40)})
-    assert list(overlap_with_neighbours(narrow)) == made.names[:2]
+    assert list(overlap_with_neighbors(narrow)) == made.names[:2]

@@ -1,9 +1,5 @@
 """Subspaces against full decompositions in float64."""
 
-import dataclasses
-import gc
-import re
-import weakref
 from typing import Any
 
 import numpy as np
@@ -13,9 +9,8 @@ from scipy.linalg import fractional_matrix_power
 
 import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
-from tests.helpers.spectra import covariance, naive_ranks, of, spectrum_of, truncated
+from tests.helpers.spectra import covariance, naive_ranks, spectrum_of, truncated
 from tests.helpers.targets import named, target
-from tlora.calibration.spectrum import Spectrum
 from tlora.models.weights import weight
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
@@ -71,14 +66,14 @@ def test_every_family(family):
         assert captured / (values[:4] ** 2).sum() >= 0.9999
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_wc_half_gives_the_best_low_rank_outputs(llama, centred):
-    """The space of kind wc_half minimises the error on the (shrunk) inputs over all matrices of the rank."""
+@pytest.mark.parametrize("centered", [True, False])
+def test_wc_half_gives_the_best_low_rank_outputs(llama, centered):
+    """The space of kind wc_half minimizes the error on the (shrunk) inputs over all matrices of the rank."""
     model, calibration = llama
-    found = subspaces(model, calibration, max_rank=6, kind="wc_half", centred=centred)
+    found = subspaces(model, calibration, max_rank=6, kind="wc_half", centered=centered)
     name = "model.layers.1.mlp.up_proj"
     w = weight(model.get_submodule(name)).double().numpy()
-    moment = calibration.covariance[name] if centred else calibration.covariance[name].second_moment()
+    moment = calibration.covariance[name] if centered else calibration.covariance[name].second_moment()
     c = moment.dense().double().numpy()
     assert found.traces[name] == pytest.approx(np.trace(c), rel=1e-5)
     c = 0.99 * c + 0.01 * np.trace(c) / len(c) * np.eye(len(c))
@@ -154,29 +149,6 @@ def test_the_whitened_gradient_of_sketches(tmp_path):
     assert torch.equal(loaded.inner[name], found.inner[name])
 
 
-def test_what_whitening_needs_is_said(llama):
-    model, calibration = llama
-    plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
-    other = tlora.calibrate(tiny_model("llama", seed=1), [tiny_batch(model)], progress=False)
-    for arguments, words in (
-        ({"calibration": plain}, "kind='g_whitened' needs the mean gradient"),
-        ({"general": other}, "general is of another model"),
-        ({"general": plain, "kind": "g"}, "general= is for kind='g_whitened'"),
-        ({"ridge": 0}, "ridge"),
-        ({"general": plain, "general_weight": -1}, "general_weight"),
-    ):
-        with pytest.raises((ValueError, TypeError), match=words):
-            subspaces(model, **{"calibration": calibration, "kind": "g_whitened"} | arguments)
-    allocation = tlora.allocate(calibration.sensitivity, 2)
-    with pytest.raises(ValueError, match="rows='whitened' is for subspaces of kind 'g_whitened', and these are of 'g'"):
-        tlora.attach(model, subspaces(model, calibration, kind="g"), allocation, rows="whitened")
-
-
-def test_only_kinds_with_a_covariance_take_inputs_as_they_are(llama):
-    with pytest.raises(ValueError, match=r"centred=False is of covariances, kind='w' has none"):
-        subspaces(*llama, kind="w", centred=False)
-
-
 def test_bases_are_nested_and_signs_fixed(llama):
     found = subspaces(*llama, max_rank=8)
     name = found.names[3]
@@ -202,7 +174,7 @@ def test_a_random_space_depends_on_the_seed_and_not_on_the_other_modules(llama):
     assert all(torch.equal(alone.bases[n], one.bases[n]) for n in alone.names)
 
 
-def test_too_few_tokens_are_said_and_completed():
+def test_too_few_tokens_are_counted_and_completed():
     model, calibration = calibrated(lengths=(3, 3))
     found = subspaces(model, calibration, max_rank=8)
     for name in found.names:
@@ -223,28 +195,6 @@ def test_row_variance_and_trace(llama):
         assert found.traces[name] == pytest.approx(float(c.trace()), rel=1e-5)
 
 
-def test_refusals(llama):
-    model, calibration = llama
-    with pytest.raises(ValueError, match="max_rank=0"):
-        subspaces(model, calibration, max_rank=0)
-    with pytest.raises(ValueError, match="choose one of wc, w, c"):
-        subspaces(model, calibration, kind="svd")
-    with pytest.raises(ValueError, match=r"another model.*likeness"):
-        subspaces(tiny_model("llama", seed=1), calibration)
-    with pytest.raises(ValueError, match="another model"):
-        subspaces(tiny_model("gpt2"), calibration)
-    with pytest.raises(ValueError, match="another model"):
-        subspaces(tiny_model("llama", intermediate_size=64), calibration)
-    plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
-    with pytest.raises(ValueError, match="gradient=True"):
-        subspaces(model, plain, kind="g")
-    found = subspaces(model, calibration, max_rank=4)
-    with pytest.raises(ValueError, match="rank 5 asked for"):
-        found.basis(found.names[0], 5)
-    with pytest.raises(KeyError, match="no subspace for module 'x'"):
-        found.basis("x", 1)
-
-
 def test_every_column_of_the_table(llama):
     model, calibration = llama
     found = subspaces(model, calibration, max_rank=5)
@@ -261,46 +211,20 @@ def test_every_column_of_the_table(llama):
         assert (row["rank"], row["numerical_rank"]) == (len(rows), found.numerical_rank[name])
 
 
-def test_the_summary_counts_the_bases_that_were_completed(llama):
-    model, calibration = llama
-    whole = subspaces(model, calibration, max_rank=2)
-    assert "completed" not in repr(whole)
-    few, short = calibrated(lengths=(3, 2))
-    assert f", {len(short.names)} completed beyond their numerical rank" in repr(subspaces(few, short, max_rank=8))
-
-
-def test_the_defaults_are_the_documented_ones(llama):
-    model, calibration = llama
-    found = subspaces(model, calibration)
-    assert (found.max_rank, found.meta.seed, found.kind) == (64, 0, "wc")
-    asked = subspaces(model, calibration, max_rank=64, kind="wc", seed=0)
-    assert all(torch.equal(found.bases[name], asked.bases[name]) for name in found.names)
-
-
-@pytest.mark.parametrize("d", [1, 4, 100])
-def test_the_numerical_rank_is_what_rounding_leaves(d):
-    floor = 8 * torch.finfo(torch.float32).eps * d**0.5
-    values = torch.tensor([8.0, 1.0, floor * 1.01, floor * 0.99, 0.0])
-    assert tlora.subspaces.subspaces.numerical_rank(values, d) == 3
-    assert tlora.subspaces.subspaces.numerical_rank(torch.zeros(3), d) == 0
-
-
 def test_a_basis_cannot_be_longer_than_a_sketch_has_columns(llama):
-    """Where the covariance is what is decomposed; other kinds need no more of it than its trace."""
+    """If the covariance itself is decomposed; other kinds need only its trace."""
     model = llama[0]
     batch = tiny_batch(model, lengths=(30, 25))
     sketched = tlora.calibrate(model, [batch], covariance="sketch", sketch_size=6, progress=False)
     kept = min(covariance.total.shape[1] for covariance in sketched.covariances.values())
     for kind in ("wc", "c"):
         assert len(subspaces(model, sketched, max_rank=kept, kind=kind).names) == len(sketched.names)
-        with pytest.raises(
-            ValueError, match=rf"rank {kept + 1} of .* is beyond the sketch of its inputs, which has {kept} columns"
-        ):
+        with pytest.raises(ValueError, match=f"rank {kept + 1}"):
             subspaces(model, sketched, max_rank=kept + 1, kind=kind)
     assert subspaces(model, sketched, max_rank=kept + 1, kind="w").max_rank == kept + 1
 
 
-def test_few_tokens_bound_the_rank_of_what_is_made_of_the_covariance_alone():
+def test_few_tokens_bound_the_rank_of_kinds_of_the_covariance():
     model, calibration = calibrated(lengths=(3, 2))
     assert all(covariance.rank_bound == 3 for covariance in calibration.covariances.values())
     for kind in KINDS:
@@ -308,54 +232,20 @@ def test_few_tokens_bound_the_rank_of_what_is_made_of_the_covariance_alone():
         assert ranks <= {1, 2, 3} if kind in ("wc", "c") else ranks == {8} or kind in ("g", "g_whitened")
 
 
-def test_what_comes_back_is_frozen_and_is_equal_to_itself_alone(llama, tmp_path):
-    model, calibration = llama
-    found, again = (subspaces(model, calibration, max_rank=2) for _ in range(2))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        found.kind = "w"
-    assert found == found
-    assert found != again
-    assert len({found, again}) == 2
-    found.save(tmp_path / "saved")
-    loaded = tlora.Subspaces.load(tmp_path / "saved")
-    for part in ("bases", "singular_values", "row_variance", "fingerprints"):
-        mine, theirs = getattr(loaded, part), getattr(found, part)
-        assert mine.keys() == theirs.keys()
-        assert all(mine[name].equal(theirs[name]) for name in mine)
-
-
-def test_a_basis_has_a_row_at_least_and_a_module_that_is_there(llama):
-    found = subspaces(*llama, max_rank=2)
-    with pytest.raises(ValueError, match="rank 0 asked for"):
-        found.basis(found.names[0], 0)
-    with pytest.raises(KeyError, match=rf"there are {len(found.names)}, e\.g\. '{re.escape(found.names[0])}'"):
-        found.basis("x", 1)
-
-
 @pytest.mark.parametrize(("family", "tokens", "lengths"), [("llama", "labels", (6, 6)), ("bert", "all", (1, 1))])
-def test_kinds_of_inputs_are_refused_where_nothing_varies_within_a_sample(family, tokens, lengths):
-    """One labelled token a sample, or texts of one: what would come out is random, whatever the samples are."""
+def test_kinds_of_inputs_are_refused_if_nothing_varies_within_a_sample(family, tokens, lengths):
+    """One labeled token a sample, or texts of one token: the result would be random, whatever the samples are."""
     model = tiny_model(family)
     batch = tiny_batch(model, lengths=lengths)
     if tokens == "labels":
         batch["labels"][:, :-1] = -100
     calibration = tlora.calibrate(model, [batch], tokens=tokens, gradient=True, progress=False)
     assert all(c.trace == 0 for c in calibration.covariances.values())
-    words = (
-        "needs inputs that vary within a sample, .* one counted token at most: calibrate with tokens='all' and texts"
-    )
     for kind in ("wc", "c", "wc_half"):
-        with pytest.raises(ValueError, match=f"kind='{kind}' {words}"):
+        with pytest.raises(ValueError, match=f"kind='{kind}'"):
             subspaces(model, calibration, max_rank=2, kind=kind)
-    for options in ({"kind": "w"}, {"kind": "g"}, {"kind": "random"}, {"kind": "wc", "centred": False}):
+    for options in ({"kind": "w"}, {"kind": "g"}, {"kind": "random"}, {"kind": "wc", "centered": False}):
         assert max(subspaces(model, calibration, max_rank=2, **options).numerical_rank.values()) == 2
-
-
-def test_progress_is_shown_unless_it_is_not_asked_for(llama, capsys):
-    tlora.task_subspaces(*llama, max_rank=1)
-    assert "subspaces wc" in capsys.readouterr().err
-    tlora.task_subspaces(*llama, max_rank=1, progress=False)
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("kind", "method"), [("wc_half", "powers"), ("wc", "to")])
@@ -366,18 +256,6 @@ def test_an_input_that_modules_share_is_decomposed_and_moved_once(llama, monkeyp
     monkeypatch.setattr(covariance, method, lambda *args: (calls.append(1), once(*args))[1])
     subspaces(model, calibration, max_rank=2, kind=kind)
     assert len(calls) == len(calibration.covariances) < len(calibration.names)
-
-
-def test_of_inputs_only_the_last_is_held(llama):
-    """Where the products run, a covariance is the largest thing that there is."""
-    calibration, cpu = llama[1], torch.device("cpu")
-    first, second = list(calibration.covariances)[:2]
-    inputs = tlora.subspaces.subspaces._Inputs(calibration, centred=True)
-    held = [weakref.ref(inputs.on(first, cpu)), weakref.ref(inputs.powers(first, cpu)[0])]
-    assert all(ref() is not None for ref in held)
-    inputs.powers(second, cpu)
-    gc.collect()
-    assert all(ref() is None for ref in held)
 
 
 def with_values(kind: str, sigma, trace=0.0) -> Subspaces:
@@ -417,34 +295,6 @@ def test_the_subspace_of_the_covariance_has_the_covariances_spectrum():
     np.testing.assert_allclose(found[columns].astype(float), expected[columns].astype(float), rtol=1e-5)
 
 
-def test_a_random_subspace_has_no_spectrum():
-    with pytest.raises(ValueError, match="random"):
-        with_values("random", [0.0, 0.0]).spectrum()
-
-
-def test_a_spectrum_of_a_subspace_kind_survives_saving_with_its_unknown_trace(tmp_path):
-    found = of([3.0, 1.0], trace=float("nan"), dimension=9)
-    found.save(tmp_path / "s")
-    assert np.isnan(Spectrum.load(tmp_path / "s").traces["m"])
-
-
-@pytest.mark.parametrize("max_rank", [0, -3, 2.5, "8"])
-def test_a_largest_rank_that_is_none_is_refused(max_rank: Any) -> None:
-    model = tiny_model("llama")
-    calibration = tlora.calibrate(model, [tiny_batch(model)], progress=False)
-    with pytest.raises(ValueError, match="use a whole number of at least 1"):
-        tlora.task_subspaces(model, calibration, max_rank=max_rank, progress=False)
-
-
-def test_no_more_directions_are_advised_than_a_matrix_has() -> None:
-    model = tiny_model("llama")
-    found = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    name = next(name for name in found.names if name.endswith("k_proj"))  # 16 x 32
-    for most, advice in ((8, "max_rank=allocation"), (32, "use 1 to 16$")):
-        with pytest.raises(ValueError, match=advice):
-            tlora.task_subspaces(model, found, max_rank=most, progress=False).basis(name, 32)
-
-
 def test_an_allocation_gets_the_directions_that_its_ranks_need(llama) -> None:
     model, calibration = llama
     out, *kept = calibration.names
@@ -458,13 +308,6 @@ def test_an_allocation_gets_the_directions_that_its_ranks_need(llama) -> None:
         m = target_matrix("wc", model, calibration, name)
         best = (np.linalg.svd(m, compute_uv=False)[:rank] ** 2).sum()
         assert np.linalg.norm(m @ found.bases[name].double().numpy().T) ** 2 >= 0.9999 * best
-
-
-def test_an_allocation_of_other_modules_is_refused(llama) -> None:
-    model, calibration = llama
-    _, other = planned(tiny_model("gpt2"))
-    with pytest.raises(ValueError, match=r"the allocation has .*, the calibration does not: allocate from"):
-        subspaces(model, calibration, max_rank=other)
 
 
 def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:
@@ -483,5 +326,39 @@ def test_subspaces_of_an_adapted_model_are_those_of_its_base(family: str) -> Non
         found = tlora.task_subspaces(again, calibration, max_rank=8, progress=False)
         for name in calibration.names:
             torch.testing.assert_close(found.basis(name, 8), expected.basis(name, 8))
-        energy = tlora.captured_energy(again, calibration, {"wc": expected}, ranks=[8], progress=False)
-        torch.testing.assert_close(energy.captured[:, 0, 0], energy.best[:, 0], rtol=1e-4, atol=0)
+
+
+def test_what_a_kind_needs_is_checked(llama):
+    model, calibration = llama
+    plain = tlora.calibrate(model, [tiny_batch(model)], progress=False)
+    foreign = tlora.calibrate(tiny_model("llama", seed=1), [tiny_batch(model)], progress=False)
+    gpt2 = tlora.calibrate(tiny_model("gpt2"), [tiny_batch("gpt2")], progress=False)
+    whitened = {"kind": "g_whitened"}
+    for arguments, words in (
+        ({"max_rank": 0}, "max_rank"),
+        ({"max_rank": tlora.allocate(gpt2.sensitivity, 4)}, "allocation"),
+        ({"kind": "svd"}, "kind"),
+        ({"kind": "w", "centered": False}, "centered"),
+        ({"kind": "g", "calibration": plain}, "gradient=True"),
+        (whitened | {"calibration": plain}, "gradient=True"),
+        (whitened | {"general": foreign}, "general is of another model"),
+        (whitened | {"ridge": 0}, "ridge"),
+        (whitened | {"general": plain, "general_weight": -1}, "general_weight"),
+        ({"general": plain, "kind": "g"}, "general"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            subspaces(model, **{"calibration": calibration} | arguments)
+    for other in (tiny_model("llama", seed=1), tiny_model("gpt2"), tiny_model("llama", intermediate_size=64)):
+        with pytest.raises(ValueError, match="another model"):
+            subspaces(other, calibration)
+
+
+def test_a_basis_is_asked_for_what_it_has(llama):
+    result = subspaces(*llama, max_rank=2)
+    for rank in (0, 3):
+        with pytest.raises(ValueError, match="rank"):
+            result.basis(result.names[0], rank)
+    with pytest.raises(KeyError, match="'x'"):
+        result.basis("x", 1)
+    with pytest.raises(ValueError, match="random"):
+        with_values("random", [0.0, 0.0]).spectrum()

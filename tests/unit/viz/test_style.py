@@ -18,7 +18,7 @@ from tests.helpers.pictured import MODELS, PLOTS, allocation, gradient_capture, 
 from tests.helpers.results import base, calibration
 from tests.helpers.sensitivities import sensitivity
 from tlora.allocation.footprint import size_text
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz import style
 
 BY_MODEL = [viz.plot_spectrum, viz.plot_sensitivity, viz.plot_alignment, viz.plot_allocation]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.reported import Page, walked
-from tlora.allocation.allocation import allocate
+from tlora.allocation.allocate import allocate
 from viz import report
 from viz.reports import formatting
 

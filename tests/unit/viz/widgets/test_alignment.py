@@ -11,7 +11,8 @@ import pytest
 
 import viz
 from tests.helpers.results import base, calibration
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz import style
 
 

@@ -28,7 +28,7 @@ import viz
 from tests.helpers.pictured import spectrum
 from tests.helpers.results import base, calibration, subspaces
 from tests.helpers.sensitivities import sensitivity as scored
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets import base as widgets
 from viz.widgets.canvas import Headline
 

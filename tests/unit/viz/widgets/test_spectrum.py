@@ -16,7 +16,8 @@ from tests.helpers.pictured import spectrum
 from tests.helpers.results import base, calibration
 from tests.helpers.targets import named, target
 from tlora.calibration.spectrum import Spectrum
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 
 
 @cache

@@ -21,7 +21,7 @@ from tests.helpers.pictured import gradient_capture, sensitivity
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets import base as widgets
 from viz.widgets import workbench as module
 
@@ -376,7 +376,7 @@ def test_the_tab_of_the_sensitivity_has_the_scores_that_decide() -> None:
     for score in ("sum", "mean"):
         it.set(score=score)
         (tab,) = [tab for tab in it.widget.about["tabs"] if tab["name"] == "sensitivity"]
-        expected = calibration().sensitivity.scored(score).to_frame()["share"]
+        expected = calibration().sensitivity.rescale(score).to_frame()["share"]
         assert tab["values"] == pytest.approx(list(expected), rel=0.01)
 
 

@@ -1,0 +1,205 @@
+"""Allocate: share a budget of ranks among the modules by their sensitivity (stage 4 of TLoRA)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, SupportsIndex, get_args
+
+from tlora.allocation.allocation import Allocation
+from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modules, rank_limits
+from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
+from tlora.models.targets import Target
+from tlora.utils.defaults import BUDGET, SCALING, Budget, Scaling
+from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
+
+
+def allocate(
+    sensitivity: Sensitivity,
+    rank: SupportsIndex,
+    alpha: int | float | None = None,
+    scaling: str = SCALING,
+    budget: str = BUDGET,
+    adapt_ranks: bool = True,
+    adapt_scales: bool = True,
+    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
+    *,
+    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
+    pinned: Mapping[str, SupportsIndex] | None = None,
+    exclude_modules: str | int | Collection[str | int] = (),
+    temperature: int | float = 1.0,
+    projection_shares: Mapping[str, int | float] | None = None,
+    score: str = "mean",
+) -> Allocation:
+    """Give more rank and a larger scale to the modules the loss is more sensitive to.
+
+    The budget is that of a uniform allocation, ``rank`` for each of the M modules of the sensitivity. Limits, pins and
+    exclusions never change the budget, only who gets it. No model is needed.
+
+    Parameters
+    ----------
+    sensitivity : Sensitivity
+        Scores ``S_i``: ``calibrate(...).sensitivity``.
+    rank : int
+        Nominal rank, as in LoRA.
+    alpha : float, optional
+        Nominal alpha, as in LoRA; ``rank`` by default.
+    scaling : {"nominal", "allocated"}
+        Divide ``alpha_i`` by ``rank`` (``s_i = alpha_i / r``) or by the module's own rank (``s_i = alpha_i / r_i``).
+    budget : {"ranks", "parameters"}
+        Spend exactly ``rank * M`` ranks, or at most the ``rank * sum d_out`` entries of ``B`` of the uniform
+        allocation. With ``"parameters"`` the remainder (of each projection share) is smaller than the least ``d_out``
+        of the modules below their ceilings, and a higher score can get one rank less than a lower score whose
+        ``d_out`` is smaller.
+    adapt_ranks : bool
+        False: share the budget evenly, ``rank`` for every module (unless limits, pins or exclusions differ).
+    adapt_scales : bool
+        False: ``alpha_i = alpha``.
+    max_rank, min_rank : int or mapping of int
+        Most and least rank, of every module or by full module name. No module exceeds ``min(d_in, d_out)``. With
+        ``min_rank=0`` a module that gets no rank is dropped: it gets no adapter.
+    pinned : mapping of int, optional
+        Fixed ranks by full module name.
+    exclude_modules : str, int or collection of them
+        Modules without an adapter: full module names, projections (``"down_proj"``), or indices of layers.
+    temperature : float
+        From 0 to 1: scores enter ranks and scales as ``S_i ** temperature``. 1 is in proportion, 0 is uniform.
+    projection_shares : mapping of float, optional
+        Parts of the budget by projection; scores decide within a projection. The other projections share the rest.
+    score : {"mean", "sum", "per_parameter"}
+        The score that ranks and scales are in proportion to; see `Sensitivity.rescale`.
+
+    Returns
+    -------
+    Allocation
+
+    Raises
+    ------
+    KeyError
+        If a name is not in the sensitivity.
+    ValueError
+        If all scores are zero, an option is out of range, or the limits cannot be met. The message names the module
+        and the nearest possible value.
+
+    Notes
+    -----
+    Ranks are in proportion to scores within the limits, rounded by largest remainders. The authors round each rank and
+    put the whole error on the largest module, which can result in a rank of 0 or above the size of the matrix.
+    ``scaling="nominal"`` is what their code computes: its layers divide by the configured rank before the allocated one
+    is set. The paper's text suggests ``"allocated"``.
+
+    ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules that are not
+    excluded.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: sensitivity-based allocation of ranks and scaling factors.
+
+    Examples
+    --------
+    >>> allocation = tlora.allocate(calibration.sensitivity, rank=4)
+    >>> sum(allocation.ranks.values()) == 4 * len(calibration.names)
+    True
+    >>> pinned = tlora.allocate(calibration.sensitivity, rank=4, pinned={calibration.names[0]: 6})
+    >>> pinned.decided_by[calibration.names[0]], pinned.budget_used == allocation.budget_used
+    ('pinned', True)
+    """
+    check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
+    options = _parse_options(
+        rank=rank,
+        alpha=alpha,
+        scaling=scaling,
+        budget=budget,
+        adapt_ranks=adapt_ranks,
+        adapt_scales=adapt_scales,
+        max_rank=max_rank,
+        min_rank=min_rank,
+        pinned=pinned,
+        exclude_modules=exclude_modules,
+        temperature=temperature,
+        projection_shares=projection_shares,
+        score=score,
+    )
+    excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
+    scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
+    check_scores(scores)
+    meta = replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe})
+    return Allocation.from_scores(sensitivity.targets, scores, options, {}, meta)
+
+
+def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:
+    """Check that `allocate` can meet its budget within its limits, whatever the scores will be.
+
+    Needs no scores and no weights, so that impossible limits are refused before a calibration.
+
+    Parameters
+    ----------
+    targets : mapping of Target
+        From `tlora.target_modules`, by full module name.
+    rank : int
+        Nominal rank.
+    **options
+        Other arguments of `allocate`.
+
+    Raises
+    ------
+    KeyError
+        If an option names an unknown module, projection or layer.
+    ValueError
+        If an option is out of range or floors, ceilings, pins and shares do not fit the budget; the message gives the
+        nearest possible value.
+
+    Examples
+    --------
+    >>> from tlora.allocation.allocate import check_limits
+    >>> check_limits(tlora.target_modules(model), rank=4, min_rank=2)
+    >>> check_limits(tlora.target_modules(model), rank=4, min_rank=6)
+    Traceback (most recent call last):
+    ValueError: min_rank and pinned ranks need 84 ranks at least, rank 4 makes 56: take a rank of 6 or more, ...
+    """
+    checked = _parse_options(rank=rank, **options)
+    excluded = excluded_modules(checked.exclude_modules, targets)
+    rank_limits(checked, [name for name in targets if name not in excluded], targets, {})
+
+
+def _parse_options(
+    rank: SupportsIndex,
+    alpha: int | float | None = None,
+    max_rank: SupportsIndex | Mapping[str, SupportsIndex] | None = None,
+    min_rank: SupportsIndex | Mapping[str, SupportsIndex] = 1,
+    pinned: Mapping[str, SupportsIndex] | None = None,
+    exclude_modules: str | int | Collection[str | int] = (),
+    temperature: int | float = 1.0,
+    projection_shares: Mapping[str, int | float] | None = None,
+    **choices: Any,
+) -> AllocationOptions:
+    """The arguments of `allocate` as plain values within their ranges."""
+    for name, allowed in (("scaling", get_args(Scaling)), ("budget", get_args(Budget)), ("score", SCORES)):
+        if name in choices:
+            one_of(name, choices[name], allowed)
+    nominal = positive_int(rank, "rank")
+    shares = (projection_shares or {}).items()
+    return AllocationOptions(
+        rank=nominal,
+        alpha=nominal if alpha is None else positive("alpha", alpha),
+        max_rank=None if max_rank is None else _parse_limit("max_rank", max_rank),
+        min_rank=_parse_limit("min_rank", min_rank, least=0),
+        pinned={name: positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
+        exclude_modules=_parse_modules(exclude_modules),
+        temperature=fraction("temperature", temperature),
+        projection_shares={name: fraction(f"share of {name}", value) for name, value in shares},
+        **choices,
+    )
+
+
+def _parse_limit(name: str, value: SupportsIndex | Mapping[str, SupportsIndex], least: int = 1) -> Limit:
+    if isinstance(value, Mapping):
+        return {module: positive_int(number, f"{name} of {module}", least) for module, number in value.items()}
+    return positive_int(value, name, least)
+
+
+def _parse_modules(value: str | int | Collection[str | int]) -> list[str | int]:
+    """Names and layers as a list whose order does not depend on a set's."""
+    items = list(value) if isinstance(value, Collection) and not isinstance(value, str) else [value]
+    return sorted((item if isinstance(item, str) else operator.index(item) for item in items), key=str)

@@ -1,0 +1,371 @@
+"""Compute task subspaces: leading right singular vectors by products alone (stage 3 of TLoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from tlora.allocation.allocation import Allocation
+from tlora.calibration.calibration import Calibration, check_alike
+from tlora.calibration.covariance import Covariance
+from tlora.models.sharding import model_processes
+from tlora.models.targets import Target
+from tlora.models.weights import base_modules, check_same_model, get_base_model, weight
+from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
+from tlora.results import Meta
+from tlora.subspaces.subspaces import Subspaces
+from tlora.utils.defaults import KIND, Kind
+from tlora.utils.devices import HostCoroutine, run_coroutines
+from tlora.utils.reproducibility import exact_products, module_seed
+from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
+
+SHRINKAGE = 0.01
+"""Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
+
+GROUP_BYTES = 1 << 29
+"""Bytes of covariances and weights decomposed at once on an accelerator, so that the host waits less."""
+
+
+@exact_products()
+def task_subspaces(
+    model: Any,
+    calibration: Calibration,
+    *,
+    max_rank: int | Allocation = 64,
+    kind: Kind = KIND,
+    centered: bool = True,
+    general: Calibration | None = None,
+    general_weight: float = 1.0,
+    ridge: float = SHRINKAGE,
+    seed: int = 0,
+    progress: bool = True,
+) -> Subspaces:
+    """Compute the leading input directions of every calibrated module.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The calibrated model. Read only.
+    calibration : Calibration
+        Its statistics.
+    max_rank : int or Allocation
+        Directions to compute for each module, at most ``min(d_in, d_out)``: one number for all, or the ranks of an
+        allocation (modules without a rank are left out). Lower ranks need no new decomposition.
+    kind : {"wc", "w", "c", "wc_half", "g", "g_whitened", "random"}
+        The matrix whose right singular vectors are taken: ``W C`` (TLoRA), ``W`` (PiSSA), ``C`` (EVA), ``W C^(1/2)``
+        (CorDA; the vectors are multiplied by ``C^(-1/2)`` and orthonormalized), the mean gradient (LoRA-GA), the mean
+        gradient times ``K^(-1/2)`` (whitened, see the notes); or random orthonormal rows.
+    centered : bool
+        False: use the uncentered second moment of the inputs instead of the covariance, for ``"wc"``, ``"c"`` and
+        ``"wc_half"``.
+    general : Calibration, optional
+        For ``"g_whitened"``: a calibration of the same model on general text, whose inputs the update should leave
+        unchanged.
+    general_weight : float
+        Weight of the general inputs in ``K``; those of the task have weight 1, and each token counts equally.
+    ridge : float
+        For ``"g_whitened"``: weight of ``tr(K)/d * I`` in ``K``, in (0, 1].
+    seed : int
+        Seed of the start of the iteration, of random spaces, and of completions.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Subspaces
+        On the CPU. Signs are fixed (the largest entry of a row is positive), so one seed gives the same bytes.
+
+    Raises
+    ------
+    ValueError
+        If the allocation or the calibration is of other modules or another model, or the kind needs something that the
+        calibration does not have.
+
+    Notes
+    -----
+    The authors form ``W C`` and take its full SVD, O(d^3) for each module. Only the leading subspace is needed, and
+    products with ``W`` and ``C`` give it. ``"wc_half"`` with ``centered=False`` minimizes ``||X (W - W')^T||_F`` over
+    ``W'`` of rank r, the criterion of SVD-LLM. CorDA decomposes ``W M`` and spans its space by ``V^T M^(-1)``, which
+    minimizes ``||(W - W') M||_F``. If the matrix has fewer independent directions than requested, seeded random
+    directions complete the basis, and ``numerical_rank`` says from which row on.
+
+    ``"g_whitened"`` is of this project. Training ``B`` is a regression on ``A x`` with the curvature ``A M A^T``: of
+    all ``A`` of rank r, ``V^T K^(-1/2)`` has the natural gradient step that lowers the loss most. ``K`` is the second
+    moment of the task's inputs, plus ``general_weight`` times that of general inputs, plus the ridge.
+
+    References
+    ----------
+    TLoRA, arXiv 2604.18124: the initialization of A from the SVD of weight times input covariance.
+    Musco & Musco (2015), Randomized block Krylov methods for stronger and faster approximate singular value
+    decomposition, algorithm 2. SVD-LLM, arXiv 2403.07378; CorDA, arXiv 2406.05223.
+
+    Examples
+    --------
+    >>> subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    >>> subspaces.to_frame()[["module", "rank", "explained_variance"]].shape
+    (14, 3)
+    >>> tlora.task_subspaces(model, calibration, max_rank=allocation, kind="g", progress=False)
+    Subspaces(14 modules of base, kind 'g', up to rank ...)
+    """
+    check_type(calibration, Calibration, "calibrate(model, ...)")
+    counts = _direction_counts(calibration, max_rank)
+    _check_kind(calibration, counts, kind, centered)
+    fraction("ridge", positive("ridge", ridge))
+    if general is not None:
+        _check_general(calibration, general, kind)
+        positive("general_weight", general_weight)
+    check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
+    modules = base_modules(model)
+    inputs = _InputMoments(calibration, centered, ridge if kind == "g_whitened" else None, general, general_weight)
+    processes = model_processes(get_base_model(model))
+    bases: dict[str, _Basis] = {}
+    show = progress and processes.rank == 0
+    with tqdm(total=len(counts), desc=f"subspaces {kind}", unit="module", disable=not show) as bar:
+        for groups in _rounds(modules, calibration, counts, processes.count):
+            names, own = [*chain.from_iterable(groups)], {name: counts[name] for name in groups[processes.rank]}
+            for part in processes.gather(_decompose(modules, inputs, names, own, kind, seed)):
+                bases |= part
+            bar.update(len(names))
+    bases = {name: bases[name] for name in counts}
+    trace = {first: inputs.moment(first).trace for first in calibration.covariances}
+    recipe: dict[str, Any] = {"kind": kind, "centered": centered}
+    if kind == "g_whitened":
+        other = None if general is None else {"task": general.meta.task, "weight": general_weight}
+        recipe |= {"ridge": ridge, "general": other}
+    return Subspaces(
+        targets={name: calibration.targets[name] for name in counts},
+        kind=kind,
+        max_rank=max(counts.values()) if isinstance(max_rank, Allocation) else int(max_rank),
+        bases={name: basis.rows for name, basis in bases.items()},
+        singular_values={name: basis.values for name, basis in bases.items()},
+        numerical_rank={name: basis.rank for name, basis in bases.items()},
+        row_variance={name: basis.variance for name, basis in bases.items()},
+        traces={name: trace[calibration.shared[name]] for name in bases},
+        fingerprints={name: calibration.fingerprints[name] for name in counts},
+        meta=Meta(calibration.meta.model, calibration.meta.task, recipe, seed, calibration.meta.samples),
+        inner={name: basis.inner for name, basis in bases.items() if basis.inner is not None},
+    )
+
+
+def _direction_counts(calibration: Calibration, max_rank: int | Allocation) -> dict[str, int]:
+    """Number of directions of each module, in model order, at most as many as its matrix has."""
+    if not isinstance(max_rank, Allocation):
+        most = positive_int(max_rank, "max_rank")
+        return {name: min(most, *shape) for name, shape in calibration.sensitivity.shapes.items()}
+    for name in max_rank.ranks:
+        if max_rank.shapes[name] != calibration.sensitivity.shapes.get(name):
+            raise ValueError(
+                f"the allocation has {name}, the calibration does not: allocate from this calibration's sensitivity"
+            )
+    return {name: max_rank.ranks[name] for name in calibration.names if name in max_rank.ranks}
+
+
+def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind, centered: bool) -> None:
+    """Refuse, before anything is computed, a kind without the statistics it needs, and ranks beyond a sketch."""
+    one_of("kind", kind, get_args(Kind))
+    if kind in ("g", "g_whitened") and calibration.gradient is None:
+        raise ValueError(f"kind={kind!r} needs the mean gradient: calibrate(..., gradient=True)")
+    if kind not in ("wc", "c", "wc_half"):
+        if not centered:
+            raise ValueError(f"centered=False has no effect on kind={kind!r}: choose 'wc', 'c' or 'wc_half'")
+        return
+    if centered and not any(c.rank_bound for c in calibration.covariances.values()):
+        raise ValueError(
+            f"kind={kind!r} needs inputs that vary within a sample, and no sample has more than one counted token: "
+            "calibrate with tokens='all' and longer texts, pass centered=False, or choose kind='w', 'g' or 'random'"
+        )
+    for name, count in counts.items() if kind != "wc_half" else ():
+        kept = calibration.covariance[name].total.shape[1]
+        if count > kept:
+            raise ValueError(
+                f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: use a max_rank "
+                f"of at most {kept}, or calibrate with a larger sketch_size"
+            )
+
+
+def _check_general(calibration: Calibration, general: Calibration, kind: Kind) -> None:
+    """Refuse a general calibration of another model or in another form, or one that has no effect."""
+    if kind != "g_whitened":
+        raise ValueError(f"general= has no effect on kind={kind!r}: choose kind='g_whitened', or leave it out")
+    recipe = general.meta.recipe | {name: calibration.meta.recipe[name] for name in ("gradient", "tokens")}
+    check_alike(calibration, general.names, recipe, general.fingerprints, "general")
+
+
+def _rounds(
+    modules: Mapping[str, nn.Module], calibration: Calibration, names: Iterable[str], processes: int
+) -> Iterator[tuple[Sequence[str], ...]]:
+    """Groups of modules that the processes decompose at the same time, one group for each process.
+
+    Modules that read the same input go to the same process; costs are balanced over processes.
+    """
+    units: dict[str, list[str]] = {}
+    for name in names:
+        units.setdefault(calibration.shared[name], []).append(name)
+    products = {name: t.d_in * (t.d_in + t.d_out) for name, t in calibration.targets.items()}
+    costs = {first: sum(products[name] for name in unit) for first, unit in units.items()}
+    loads = [0] * processes
+    parts: list[set[str]] = [set() for _ in loads]
+    for first in sorted(units, key=costs.__getitem__, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += costs[first]
+        parts[least] |= {*units[first]}
+    targets = [{name: calibration.targets[name] for name in names if name in part} for part in parts]
+    room = GROUP_BYTES if processes == 1 else 0  # no process then holds the whole weights of more than one module
+    return zip_longest(*(_groups(modules, each, room) for each in targets), fillvalue=())
+
+
+def _groups(modules: Mapping[str, nn.Module], targets: Mapping[str, Target], room: int) -> Iterator[list[str]]:
+    """Modules decomposed side by side: one at a time on the CPU, as many as fit ``room`` bytes on an accelerator."""
+    group: list[str] = []
+    left = room
+    for name, target in targets.items():
+        parameter = next(modules[name].parameters(), None)
+        is_elsewhere = parameter is not None and parameter.device.type not in ("cpu", "meta")
+        size = 4 * target.d_in * (target.d_out + target.d_in) if is_elsewhere else GROUP_BYTES
+        if group and size > left:
+            yield group
+            group, left = [], room
+        group.append(name)
+        left -= size
+    yield group
+
+
+def _decompose(
+    modules: Mapping[str, nn.Module],
+    inputs: _InputMoments,
+    names: Iterable[str],
+    own: Mapping[str, int],
+    kind: Kind,
+    seed: int,
+) -> dict[str, _Basis]:
+    """Bases of this process's ``own`` modules, by their number of directions; ``names`` are those of all processes."""
+    weights = {}
+    for name in names if kind != "random" else ():
+        w = weight(modules[name], name)  # all processes take part in gathering the weight of a sharded model
+        if name in own:
+            weights[name] = w.float()
+    bases = run_coroutines([_module_basis(weights, inputs, name, k, kind, seed) for name, k in own.items()])
+    return dict(zip(own, bases, strict=True))
+
+
+class _InputMoments:
+    """The covariances or second moments of the inputs on the device of the products.
+
+    Modules that share an input follow each other, so only the last one is kept there.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        centered: bool,
+        ridge: float | None = None,
+        general: Calibration | None = None,
+        general_weight: float = 0.0,
+    ) -> None:
+        self.calibration, self.centered = calibration, centered
+        self.general, self.general_weight = general, general_weight
+        self.on_device = lru_cache(maxsize=1)(lambda first, device: self.moment(first).to(device))
+        # the matrix whose powers are taken, before shrinkage
+        self.metric = self.on_device if ridge is None else lru_cache(maxsize=1)(self._curvature)
+        self.shrinkage = SHRINKAGE if ridge is None else ridge
+        self.powers = lru_cache(maxsize=1)(lambda first, device: self.metric(first, device).powers(self.shrinkage))
+
+    def moment(self, first: str) -> Covariance:
+        """The covariance or second moment of an input, by the first module that reads it, on the CPU."""
+        covariance = self.calibration.covariances[first]
+        return covariance if self.centered else covariance.second_moment()
+
+    def _curvature(self, first: str, device: torch.device) -> Covariance:
+        """``K`` without the ridge: the second moment of the task's tokens plus that of general ones."""
+        moment = self.calibration.covariances[first].second_moment().token_average()
+        if self.general is not None:
+            other = self.general.covariances[first].second_moment().token_average()
+            moment = moment.add(other, self.general_weight)
+        return moment.to(device)
+
+
+class _Basis(NamedTuple):
+    """Rows, singular values, numerical rank, input variance of the rows, and ``V K V^T``; on the CPU."""
+
+    rows: Tensor
+    values: Tensor
+    rank: int
+    variance: Tensor
+    inner: Tensor | None = None
+
+
+def _module_basis(
+    weights: Mapping[str, Tensor], inputs: _InputMoments, name: str, k: int, kind: Kind, seed: int
+) -> HostCoroutine[_Basis]:
+    calibration = inputs.calibration
+    d_in = calibration.targets[name].d_in
+    generator = torch.Generator().manual_seed(module_seed(seed, name))
+    if kind == "random":
+        rows = fix_signs(orthonormal_rows(k, d_in, generator))
+        return _Basis(rows, torch.zeros(k), k, _row_variance(calibration.covariance[name], rows))
+    w = weights[name]
+    c = inputs.on_device(calibration.shared[name], w.device)
+    matrix = _matrix(w, c, inputs, name, kind)
+    leading = yield from leading_right_singular_vectors(
+        matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
+    )
+    rows, values = leading.rows, leading.singular_values
+    rank = min(_numerical_rank(values, d_in), c.rank_kept if kind in ("wc", "c") else k)
+    if matrix.back is not None:
+        rows = fix_signs(torch.linalg.qr(matrix.back(rows[:rank].T)).Q.T)
+    if rank < k:
+        rows = fix_signs(complete_rows(rows[:rank], k, generator))
+        values = torch.where(torch.arange(k) < rank, values, 0.0)
+    tensors = [rows.contiguous(), _row_variance(c, rows)]
+    if kind == "g_whitened":
+        metric = inputs.metric(calibration.shared[name], w.device)
+        tensors.append(rows @ metric.multiply_shrunk(inputs.shrinkage, rows.T))
+    rows, variance, *inner = yield tensors
+    return _Basis(rows, values, rank, variance, *inner)
+
+
+def _row_variance(c: Covariance, rows: Tensor) -> Tensor:
+    return ((c @ rows.T) * rows.T).sum(0)
+
+
+class _Matrix(NamedTuple):
+    """Products with the matrix of a kind and with its transpose.
+
+    ``warm`` is a symmetric factor that improves a random start; ``back`` maps the vectors to the subspace.
+    """
+
+    product: Product
+    transposed: Product
+    warm: Product | None = None
+    back: Product | None = None
+
+
+def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Kind) -> _Matrix:
+    calibration = inputs.calibration
+    if kind == "w":
+        return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
+    if kind == "c":
+        return _Matrix(c.__matmul__, c.__matmul__)
+    if kind == "wc":
+        return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
+    if kind == "wc_half":
+        root, inverse = inputs.powers(calibration.shared[name], w.device)
+        return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
+    assert calibration.gradient is not None
+    gradient = calibration.gradient[name]
+    if kind == "g":
+        return _Matrix(lambda x: gradient @ x, gradient.transposed)
+    _, whiten = inputs.powers(calibration.shared[name], w.device)
+    return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), None, back=whiten)
+
+
+def _numerical_rank(values: Tensor, d: int) -> int:
+    """Number of singular values above float32 rounding, ``sqrt(d) * eps`` of the largest."""
+    floor = values[0] * torch.finfo(values.dtype).eps * d**0.5
+    return int((values > floor).sum())
