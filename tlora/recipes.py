@@ -36,7 +36,7 @@ _CALLERS = {
 class Recipe:
     """Arguments of the functions of the pipeline, under a name; what is not named is as by default.
 
-    ``tlora.compare`` takes recipes among its methods, so that each choice can be tried against the others.
+    ``tlora.race`` takes recipes among its arms, so that each choice can be tried against the others.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Recipe:
         Parameters
         ----------
         name : str
-            As for ``tlora run --recipe`` and `tlora.compare`.
+            As for ``tlora run --recipe`` and `tlora.race`.
 
         Returns
         -------

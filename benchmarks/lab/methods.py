@@ -184,14 +184,6 @@ def _lora(job: Job, **config: Any) -> PeftModel:
     return _peft(job, LoraConfig, r=job.rank, lora_alpha=job.rank, lora_dropout=0.0, **config)
 
 
-def _olora(job: Job) -> PeftModel:
-    """OLoRA; PEFT changes the weights in place, which the base may share with other models."""
-    for name in job.targets:
-        weight = job.model.get_submodule(name).weight
-        weight.data = weight.data.clone()
-    return _lora(job, init_lora_weights="olora")
-
-
 def _lora_fa(job: Job) -> PeftModel:
     adapted = _lora(job)
     freeze_a(adapted)
@@ -454,7 +446,7 @@ METHODS = {
         _lora_variant("dora", use_dora=True),
         Method("lora+", _lora, {"ratio": LORAPLUS_RATIO}, _loraplus_optimizer, rate_scale=1 / LORAPLUS_RATIO),
         _lora_variant("pissa", init_lora_weights="pissa_niter_16"),
-        Method("olora", _olora, {"init_lora_weights": "olora"}),
+        _lora_variant("olora", init_lora_weights="olora"),
         Method("eva", eva, {"tokens": "all"}),
         Method("corda", corda),
         Method("lora-ga", lora_ga),

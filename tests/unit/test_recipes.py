@@ -1,0 +1,60 @@
+"""Recipes: what they refuse, and what they stand for."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import tlora
+from tests.helpers.jobs import task
+from tests.helpers.models import tiny_model
+from tlora.models.targets import target_modules
+from tlora.recipes import Recipe
+
+RANK = 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"attach": {"row": "variance"}}, "row"),
+        ({"allocate": {"rank": 8}}, "rank"),
+        ({"train": {"seed": 8}}, "seed"),
+        ({"task_subspaces": {"model": 8}}, "model"),
+        ({"calibrate": {"tokens": {1}}}, "JSON"),
+    ],
+)
+def test_recipes_set_only_arguments_that_are_theirs(arguments, name):
+    with pytest.raises(TypeError, match=name):
+        Recipe("mine", **arguments)
+
+
+def test_recipes_have_names():
+    assert Recipe.named("tlora-paper").arguments() == {"attach": {"rows": "orthonormal"}}
+    assert Recipe.named("tlora").arguments() == {}
+    with pytest.raises(KeyError, match="paper"):
+        Recipe.named("paper")
+
+
+def test_recipes_keep_their_own_copy():
+    attach = {"rows": "variance"}
+    recipe = Recipe("mine", attach=attach, train={"warmup_steps": 0})
+    attach["rows"] = "orthonormal"
+    assert recipe.attach == {"rows": "variance"}
+    assert repr(recipe) == "Recipe(mine: attach(rows='variance'), train(warmup_steps=0))"
+    assert recipe.flat() == {"rows": "variance", "warmup_steps": 0}
+
+
+def test_the_recipe_lora_is_plain_lora_to_the_bit():
+    recipe, model = Recipe.named("lora"), tiny_model("llama")
+    sensitivity = tlora.calibrate(model, task().calibration(12), progress=False).sensitivity
+    adapted = tlora.attach(model, None, tlora.allocate(sensitivity, RANK, **recipe.allocate), **recipe.attach)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(target_modules(tiny_model("llama"))))
+        expected = get_peft_model(tiny_model("llama"), config)
+    theirs = expected.state_dict()
+    for name, tensor in adapted.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert {n: p.requires_grad for n, p in adapted.named_parameters()} == {
+        n: p.requires_grad for n, p in expected.named_parameters()
+    }
