@@ -15,7 +15,7 @@ import tlora
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
 from tlora.tasks.evaluation import decode_answer
-from tlora.tasks.load import load_task, load_task_for_model
+from tlora.tasks.load import digest_task, load_task, load_task_for_model
 
 THINKING = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
@@ -201,3 +201,17 @@ def test_answers_of_an_encoder_decoder_have_a_limit_of_their_own() -> None:
         tlora.calibrate(model, [batch], progress=False)
     short = batch | {"labels": batch["labels"][:, :40]}
     assert tlora.calibrate(model, [short], progress=False).meta.samples == 1
+
+
+def test_the_digest_of_a_task_depends_on_files_that_replace_those_of_a_hub(tmp_path):
+    assert digest_task("rotten_tomatoes", {}) == {}
+    files = [tmp_path / split / "train.csv" for split in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("text,label")
+    one, other = map(str, files)
+    for data_files in (str(tmp_path / "a"), one, {"train": one, "test": other}, {"train": [one, other]}):
+        before = digest_task("sst2", {"data_files": data_files})
+        assert before.keys() == {"task"}
+        files[0].write_text(f"text,label,{data_files}")
+        assert digest_task("sst2", {"data_files": data_files}) != before
