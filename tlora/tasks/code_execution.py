@@ -1,4 +1,4 @@
-"""Run a program that a model wrote, in a process of its own with limits: the metric of HumanEval and MBPP."""
+"""Run programs written by a model, each in its own process with limits: the metric of HumanEval and MBPP."""
 
 from __future__ import annotations
 
@@ -18,64 +18,59 @@ from functools import lru_cache
 from pathlib import Path
 
 _RUNNER = Path(__file__).with_name("code_execution_worker.py")
-_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # without which some interpreters do not start
-_WALL = 20  # times the CPU time that a program may take on the clock: a busy machine fails none
+_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some interpreters do not start without these
+_WALL = 20  # limit on wall time, in multiples of the CPU time: no program fails because the machine is busy
 _REPORT_BYTES = 4096  # below the capacity of a pipe, so that writing a report never waits for a reader
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a program may use.
+class ProgramLimits:
+    """Limits on the resources of a program.
 
     Attributes
     ----------
     seconds : float
-        CPU time, rounded up to whole seconds. The wall clock may run twenty times as long: a busy machine fails no
-        program, and one that sleeps is stopped then.
+        CPU time, rounded up to whole seconds. Wall time may be twenty times as long: a busy machine fails no program,
+        and one that sleeps is stopped.
     memory : int
-        Address space in bytes, the interpreter's own 20 MB or so included.
+        Address space in bytes, including about 20 MB for the interpreter.
     file_bytes : int
-        Largest file it may write. What it prints is thrown away.
+        Largest file it may write. Its output is discarded.
     """
 
     seconds: float = 3.0
     memory: int = 1 << 30
     file_bytes: int = 1 << 20
 
-    def __post_init__(self) -> None:
-        for name in ("seconds", "memory", "file_bytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: a limit must be positive")
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """Outcome of a program.
 
     Attributes
     ----------
     passed : bool
         Whether it ran to its last line: an early ``sys.exit(0)`` does not count as a pass.
     reason : str
-        ``""`` for a pass, else the exception, the exit, or the limit it met.
+        ``""`` for a pass, else the exception, the exit, or the limit it exceeded.
     """
 
     passed: bool
     reason: str = ""
 
 
-def run_program(program: str, limits: Limits | None = None) -> Outcome:
-    """Run a Python program to its end, in its own process, folder and limits.
+def run_program(program: str, limits: ProgramLimits | None = None) -> Outcome:
+    """Run a Python program to its end, in its own process and folder, with limits.
 
-    The interpreter sees neither the environment nor installed packages, only the standard library. The
-    program has an empty temporary folder, no input, and nobody reads its output. It can start no process and
-    open no connection, and is killed with everything in its process group when its time is up.
+    The interpreter sees the standard library, but neither the environment nor installed packages. The
+    program has an empty temporary folder and no input, and its output is discarded. It can neither start processes
+    nor open connections, and is killed with its whole process group when its time is up.
 
     Parameters
     ----------
     program : str
         Source text.
-    limits : Limits, optional
+    limits : ProgramLimits, optional
         Default: 3 s, 1 GiB, files of 1 MiB.
 
     Returns
@@ -86,7 +81,7 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
     Raises
     ------
     NotImplementedError
-        Where the operating system is not POSIX: there are no limits to set.
+        If the operating system is not POSIX: it has no such limits.
 
     Notes
     -----
@@ -98,7 +93,7 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
         raise NotImplementedError(
             f"running programs with limits needs a POSIX system, this is {os.name!r}: use Linux or macOS"
         )
-    limits = limits or Limits()
+    limits = limits or ProgramLimits()
     token = secrets.token_hex(16)
     order = {
         "program": program,
@@ -115,7 +110,7 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
 
 
 def run_programs(programs: Iterable[str]) -> list[Outcome]:
-    """Run programs side by side, as many as there are processors for this process; see `run_program`.
+    """Run programs in parallel, one per processor of this process; see `run_program`.
 
     Parameters
     ----------
@@ -126,11 +121,6 @@ def run_programs(programs: Iterable[str]) -> list[Outcome]:
     -------
     list of Outcome
         In the order of the programs.
-
-    Raises
-    ------
-    RuntimeError
-        If not even an empty program runs.
     """
     _check_runner()
     with ThreadPoolExecutor(_processors()) as pool:
@@ -143,14 +133,14 @@ def _processors() -> int:
 
 @lru_cache
 def _check_runner() -> None:
-    """Refuse to score where an interpreter of its own does not start: every program would be wrong."""
+    """Refuse to score if a separate interpreter does not start: every program would count as wrong."""
     outcome = run_program("pass")
     if not outcome.passed:
         raise RuntimeError(f"no program can be run here, not even an empty one ({outcome.reason}): {sys.executable} -I")
 
 
 def _run(folder: str, orders: int, seconds: float) -> tuple[bytes, int | None]:
-    """What the runner reported, and its return code; None where its time was up."""
+    """The runner's report, and its return code; None if its time was up."""
     reader, writer = os.pipe()
     try:
         try:
@@ -169,7 +159,7 @@ def _run(folder: str, orders: int, seconds: float) -> tuple[bytes, int | None]:
             os.close(writer)
         ended = _wait(process, seconds)
         os.set_blocking(reader, False)
-        with contextlib.suppress(BlockingIOError):  # somebody else holds the pipe open, and wrote nothing
+        with contextlib.suppress(BlockingIOError):  # another process holds the pipe open and wrote nothing
             return os.read(reader, _REPORT_BYTES), ended
         return b"", ended
     finally:
@@ -187,7 +177,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
         process.wait()
 
 
-def _outcome(report: bytes, token: str, ended: int | None, limits: Limits) -> Outcome:
+def _outcome(report: bytes, token: str, ended: int | None, limits: ProgramLimits) -> Outcome:
     if ended is None or ended in (-signal.SIGXCPU, -signal.SIGKILL):
         return Outcome(
             False, f"stopped: more than {limits.seconds:g} s of CPU time, or {_WALL} times that on the clock"

@@ -1,8 +1,7 @@
-"""The child process of `tlora.tasks.code_execution`: a script of its own that imports nothing but the standard library.
+"""The child process of `tlora.tasks.code_execution`: a separate script that imports only the standard library.
 
-It reads its orders from standard input, sets the limits, runs the program, and writes the token and the
-reason of a failure to the file descriptor in its argument. The token comes only after the program's last
-line.
+It reads its orders from standard input, sets the limits, runs the program, and writes the token and the reason of a
+failure to the file descriptor in its argument. The token is written only after the program's last line.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import sys
 import types
 
-# Raised by the interpreter before it does these things; a hook can refuse them, and no program can remove it.
+# Audit events of the interpreter; a hook can refuse them, and no program can remove the hook.
 _REFUSED = (
     "os.fork",
     "os.forkpty",
@@ -32,7 +31,7 @@ _REFUSED = (
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     if event in _REFUSED:
-        raise PermissionError(f"{event} is not for programs under test")
+        raise PermissionError(f"{event} is not allowed in programs under test")
 
 
 def _no_fork(*_: object) -> int:
@@ -42,8 +41,7 @@ def _no_fork(*_: object) -> int:
 def _limit(name: str, value: int) -> None:
     import resource
 
-    # Not every system has every limit (macOS: address space), and none may be raised above what is set
-    # already.
+    # Not every system has every limit (macOS: address space), and none may be raised above the current one.
     with contextlib.suppress(AttributeError, ValueError, OSError):
         resource.setrlimit(getattr(resource, name), (value, value))
 
@@ -59,10 +57,10 @@ def main() -> None:
     _limit("RLIMIT_CORE", 0)
     sys.argv = ["program.py"]
     sys.addaudithook(_refuse)
-    _posixsubprocess.fork_exec = _no_fork  # what no event is raised for
+    _posixsubprocess.fork_exec = _no_fork  # raises no audit event
     reason = ""
     try:
-        # A module of its own, so that what looks its classes up there finds them; and no script, which is a test's.
+        # A module of its own, where pickle and dataclasses look its classes up; not __main__, as in a script.
         sys.modules["program"] = module = types.ModuleType("program")
         exec(compile(orders["program"], "program.py", "exec"), module.__dict__)
     except BaseException as error:

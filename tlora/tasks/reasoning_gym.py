@@ -1,4 +1,4 @@
-"""The tasks of reasoning-gym: questions drawn on demand, and verifiers that score any answer."""
+"""The tasks of reasoning-gym: generated questions, and verifiers that score any answer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,19 @@ logger = logging.getLogger(__name__)
 DEFAULT_SIZES = {"train": 1000, "validation": 100, "test": 200}
 FEATURES = Features({"prompt": Value("string"), "completion": Value("string"), "entry": Value("binary")})
 
-# The split that a question belongs to, by the digest of its text: percent of all questions.
+# Percent of all questions in each split; a question is assigned by the digest of its text.
 _PERCENT = {"train": 70, "validation": 10, "test": 20}
 _WORKER = Path(__file__).with_name("reasoning_gym_worker.py")
 _PATIENCE = 30.0  # seconds that a verifier may take for one answer
-_START = 600.0  # seconds that a worker may take to begin, from a file system that is slow or busy
+_START = 600.0  # seconds that a worker may take to start, on a slow or busy file system
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-_LONG = 10.0  # seconds of drawing after which we say how long it will take
+_LONG = 10.0  # seconds after which to warn how long generating will take
 
 Question = tuple[str, str, bytes]
 
 
 class UnknownTaskError(LookupError):
-    """No task of reasoning-gym has this name; ``names`` are those there are."""
+    """No task of reasoning-gym has this name; ``names`` lists the existing ones."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__("no task of reasoning-gym has this name")
@@ -64,21 +65,20 @@ def generate_splits(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> dict[str, Dataset]:
-    """Draw questions of a task and deal them to splits that share none.
+    """Generate questions of a task and deal them to splits that share none.
 
-    Every question is drawn with a seed of its own. Which split it belongs to is decided by its text alone,
-    whatever the seed and the sizes: a question that was trained on is a held-out one in no other run either.
+    Every question is generated with a seed of its own. Its split depends on its text alone, not on seed or sizes: a
+    question that one run trains on is never held out in another.
 
     Parameters
     ----------
     name : str
         Name of the task, e.g. ``"family_relationships"``.
     sizes : mapping of str to int or None
-        Questions in ``"train"``, ``"validation"`` and ``"test"`` (none where it is left out); None for 1,000,
-        100 and 200. Held-out questions are distinct; training questions repeat as often as the task repeats
-        itself.
+        Questions in ``"train"``, ``"validation"`` and ``"test"`` (0 if left out); None for 1,000, 100 and 200.
+        Held-out questions are distinct; training questions repeat as often as the task repeats itself.
     seed : int
-        Seed of the draw.
+        Seed of the questions.
     options : mapping, optional
         Arguments of the task's generator, e.g. ``{"max_family_size": 6}``.
     progress : bool
@@ -87,39 +87,32 @@ def generate_splits(
     Returns
     -------
     dict of Dataset
-        By split: ``prompt``, ``completion`` (a right answer) and ``entry`` (bytes that the verifier wants
-        back).
-
-    Raises
-    ------
-    UnknownTaskError
-        If there is no such task.
-    ValueError
-        If the task refuses the options, or has too few distinct questions to fill a split at all.
-
-    Warns
-    -----
-    UserWarning
-        If a split is smaller than asked for, because the task has few distinct questions.
+        By split: ``prompt``, ``completion`` (a right answer) and ``entry`` (bytes for the verifier).
     """
-    asked = {split: sizes.get(split, 0) for split in DEFAULT_SIZES}
-    wanted = {split: DEFAULT_SIZES[split] if size is None else size for split, size in asked.items()}
+    requested = {split: sizes.get(split, 0) for split in DEFAULT_SIZES}
+    wanted = {split: DEFAULT_SIZES[split] if size is None else size for split, size in requested.items()}
+    total = sum(wanted.values())
     with (
         contextlib.closing(_questions(name, seed, dict(options or {}))) as questions,
-        tqdm(total=sum(wanted.values()), desc=f"drawing {name}", unit="q", disable=not progress) as bar,
+        tqdm(total=total, desc=f"generating {name}", unit="q", disable=not progress) as bar,
     ):
-        dealt = _deal(_told(questions, name, sum(wanted.values()), quiet=progress), wanted, bar)
-    _check_filled(name, dealt, wanted)
+        dealt = _deal(questions if progress else _warn_if_slow(questions, name, total), wanted, bar)
+    for split, size in wanted.items():
+        if len(dealt[split]) < size:
+            message = f"{name} has few distinct questions: {len(dealt[split])} of {size} are left for {split}"
+            if not dealt[split]:
+                raise ValueError(f"{message}; ask for {split}=0, or make the task harder with options=")
+            warnings.warn(message, stacklevel=3)
     return {split: _dataset(rows) for split, rows in dealt.items()}
 
 
 def score_answers(
     name: str, options: Mapping[str, Any] | None, entries: Sequence[bytes], answers: Sequence[str]
 ) -> list[float]:
-    """The scores that a task's own verifier gives.
+    """Score answers with the task's own verifier.
 
-    Some verifiers evaluate the answer as code: they run in a process of their own, without the environment, which
-    starts no other and writes no file; an answer that hangs it or ends it scores 0.
+    Some verifiers evaluate the answer as code. They run in a process without the user's environment that cannot start
+    processes or write files; an answer that makes it hang or end scores 0.
 
     Parameters
     ----------
@@ -130,7 +123,7 @@ def score_answers(
     entries : sequence of bytes
         The column ``entry`` of the questions.
     answers : sequence of str
-        One answer a question.
+        One answer per question.
 
     Returns
     -------
@@ -140,14 +133,9 @@ def score_answers(
     pending = list(zip(entries, answers, strict=True))
     scores: list[float] = []
     while len(scores) < len(pending):
-        order = {
-            "do": "score",
-            "name": name,
-            "options": dict(options or {}),
-            "answers": pending[len(scores) :],
-        }
+        order = {"do": "score", "name": name, "options": dict(options or {}), "answers": pending[len(scores) :]}
         with _worker(order) as process:
-            scores += _in_time(process)
+            scores += _read_scores(process)
         if len(scores) < len(pending):
             answer = pending[len(scores)][1]
             logger.warning("the verifier of %s hung or crashed on %.80r: scored 0", name, answer)
@@ -155,18 +143,14 @@ def score_answers(
     return scores
 
 
-def owner(question: str) -> str:
-    """The split that a question belongs to."""
+def assign_split(question: str) -> str:
+    """The split of a question, by its text."""
     percent = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8]) % 100
-    for split, share in _PERCENT.items():
-        percent -= share
-        if percent < 0:
-            return split
-    raise AssertionError("the shares do not add up to 100")
+    return next(split for split, end in zip(_PERCENT, accumulate(_PERCENT.values()), strict=True) if percent < end)
 
 
 def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm) -> dict[str, list[Question]]:
-    """Questions to the splits they belong to, until all are full or the task repeats itself too often."""
+    """Deal questions to their splits, until all are full or the task repeats itself too often."""
     dealt: dict[str, list[Question]] = {split: [] for split in wanted}
     held_out: set[str] = set()
     most = 100 + 5 * max(size * 100 // _PERCENT[split] for split, size in wanted.items())
@@ -174,7 +158,7 @@ def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm) -
         if all(len(dealt[split]) == size for split, size in wanted.items()):
             break
         question = next(questions)
-        split = owner(question[0])
+        split = assign_split(question[0])
         if len(dealt[split]) == wanted[split] or question[0] in held_out:
             continue
         dealt[split].append(question)
@@ -184,34 +168,19 @@ def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm) -
     return dealt
 
 
-def _told(questions: Iterator[Question], name: str, total: int, quiet: bool) -> Iterator[Question]:
-    """The questions; says once how slowly they come, where nobody watches a progress bar."""
-    start = 0.0
+def _warn_if_slow(questions: Iterator[Question], name: str, total: int) -> Iterator[Question]:
+    """Pass questions on, and log how long all of them will take if that is long."""
+    start, has_warned = 0.0, False
     for count, question in enumerate(questions):
         start = start or time.monotonic()  # the first question also waits for the worker to start
         yield question
         elapsed = time.monotonic() - start
-        if count and elapsed > _LONG and not quiet:
+        if count and elapsed > _LONG and not has_warned:
             logger.warning(
-                "%s takes %.2g s a question, so drawing %d takes about %.0f s: "
-                "smaller train=, validation= and test= are faster",
-                name,
-                elapsed / count,
-                total,
-                1.4 * total * elapsed / count,
+                "%s takes %.2g s per question, so %d take about %.0f s: choose a smaller train=, validation= or test=",
+                *(name, elapsed / count, total, 1.4 * total * elapsed / count),
             )
-            quiet = True
-
-
-def _check_filled(name: str, dealt: Mapping[str, Sequence[Question]], wanted: Mapping[str, int]) -> None:
-    for split, size in wanted.items():
-        found = len(dealt[split])
-        if found == size:
-            continue
-        message = f"{name} has few distinct questions: {found} of the {size} asked for are left for {split}"
-        if not found:
-            raise ValueError(f"{message}; ask for {split}=0, or make the task harder with options=")
-        warnings.warn(message, stacklevel=4)
+            has_warned = True
 
 
 def _dataset(rows: Sequence[Question]) -> Dataset:
@@ -220,13 +189,13 @@ def _dataset(rows: Sequence[Question]) -> Dataset:
 
 
 def _questions(name: str, seed: int, options: dict[str, Any]) -> Generator[Question]:
-    """Questions without end, from a process that stops when this generator is closed."""
-    # Question i is drawn with seed first + i: seeds far apart, else two seeds of ours would share questions.
+    """Endless questions, from a process that stops when this generator is closed."""
+    # Question i has seed first + i: starts are far apart, so that two of our seeds share no questions.
     first = int.from_bytes(hashlib.sha256(f"tlora {seed}".encode()).digest()[:4])
     with _worker({"do": "draw", "name": name, "seed": first, "options": options}) as process:
         while True:
             try:
-                yield _opened(name, pickle.load(process.stdout))  # type: ignore[arg-type]
+                yield _unwrap(name, pickle.load(process.stdout))  # type: ignore[arg-type]
             except EOFError as error:
                 raise ValueError(
                     f"the generator of {name!r} broke off (exit status {process.wait()}): "
@@ -234,21 +203,21 @@ def _questions(name: str, seed: int, options: dict[str, Any]) -> Generator[Quest
                 ) from error
 
 
-def _opened(name: str, message: tuple[str, Any]) -> Any:
+def _unwrap(name: str, message: tuple[str, Any]) -> Any:
     kind, content = message
     if kind == "unknown":
         raise UnknownTaskError(content)
     if kind == "refused":
-        raise ValueError(f"reasoning-gym cannot draw {name!r}: {content}")
+        raise ValueError(f"reasoning-gym cannot generate {name!r}: {content}")
     return content
 
 
-def _in_time(process: subprocess.Popen[bytes]) -> list[float]:
-    """The scores that a worker sends before it ends, or until one is overdue."""
+def _read_scores(process: subprocess.Popen[bytes]) -> list[float]:
+    """Read a worker's scores until it ends or one is overdue."""
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def read() -> None:
-        # The stream ends in the middle of a message where the worker is killed.
+        # The stream ends in the middle of a message if the worker is killed.
         with contextlib.suppress(EOFError, pickle.UnpicklingError):
             while True:
                 messages.put(pickle.load(process.stdout))  # type: ignore[arg-type]
@@ -258,32 +227,31 @@ def _in_time(process: subprocess.Popen[bytes]) -> list[float]:
     reader.start()
     scores = []
     try:
-        begun = messages.get(timeout=_START)
-        if begun is None:
+        first = messages.get(timeout=_START)
+        if first is None:
             raise RuntimeError("reasoning-gym does not start in a process of its own: it ended")
-        _opened("", begun)  # ready to score
+        _unwrap("", first)  # ready to score
         while (message := messages.get(timeout=_PATIENCE)) is not None:
-            scores.append(_opened("", message))
+            scores.append(_unwrap("", message))
     except queue.Empty:
         logger.debug("no score within %g s", _PATIENCE)
     finally:
         process.kill()
-        reader.join()  # before the pipe that it reads from is closed
+        reader.join()  # before its pipe is closed
     return scores
 
 
 @contextlib.contextmanager
 def _worker(order: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """The child process at work on an order; it is ended with the block."""
+    """Run the child process with an order; end it with the block."""
     require("reasoning_gym", "tasks")
     process = subprocess.Popen(
-        # -P: the folder of the script, which is ours, holds no modules for it. The hash seed fixes the order
-        # of sets.
+        # -P: our folder, where the script lies, holds no modules for it. The hash seed fixes the order of sets.
         [sys.executable, "-P", str(_WORKER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        # An answer that is evaluated finds no secrets of the user's.
+        # No secrets of the user for answers that are evaluated as code.
         env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"PYTHONHASHSEED": "0"},
     )
     with process:  # waits, and closes the pipes

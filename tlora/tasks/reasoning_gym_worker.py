@@ -1,11 +1,9 @@
 """The child process of `tlora.tasks.reasoning_gym`: the only place that imports reasoning-gym.
 
-A script of its own, for three reasons: some of its tasks depend on the order of Python's sets, so that only a
-fixed hash seed makes them reproducible; some of its verifiers evaluate the answer as code, which may hang or
-exit; and some print.
+A separate script for three reasons: some tasks depend on the order of Python's sets, so only a fixed hash seed makes
+them reproducible; some verifiers evaluate the answer as code, which may hang or exit; and some print.
 
-It reads one pickled order from standard input and writes pickled messages to the standard output it was
-given.
+It reads one pickled order from standard input and writes pickled messages to standard output.
 """
 
 from __future__ import annotations
@@ -18,17 +16,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-# Where the metadata of a question with many answers, and none of its own, keeps one of them.
+# Metadata that holds a right answer of a question with many.
 _EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")
 
 _REFUSED = ("os.fork", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "os.kill", "os.remove", "os.rename",
             "os.rmdir", "os.truncate", "shutil.", "subprocess.Popen", "socket.connect")  # fmt: skip
 
-# Questions that a dataset is made for: some make them all at once. Question i has seed first + i in any block.
+# Questions per dataset: some generate them all at once. Question i has seed first + i in any block.
 _BLOCK = 1000
 
-# What verifiers raise on text that is not of their form. Anything worse ends the process, which the parent
-# notices.
+# Exceptions of verifiers that cannot parse an answer. Anything worse ends the process, which the parent notices.
 _UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -53,13 +50,13 @@ def _dataset(name: str, seed: int, size: int, options: dict[str, Any]) -> Any:
 
 
 def draw(name: str, seed: int, options: dict[str, Any]) -> Iterator[tuple[str, str, bytes]]:
-    """Questions with a right answer and the pickled entry that the verifier wants; no end."""
+    """Generate endless questions, each with a right answer and the pickled entry for the verifier."""
     for start in itertools.count(step=_BLOCK):
         dataset = _dataset(name, seed + start, _BLOCK, options)
-        yield from (_answered(dataset[index]) for index in range(_BLOCK))
+        yield from (_with_answer(dataset[index]) for index in range(_BLOCK))
 
 
-def _answered(entry: dict[str, Any]) -> tuple[str, str, bytes]:
+def _with_answer(entry: dict[str, Any]) -> tuple[str, str, bytes]:
     metadata = entry["metadata"]
     candidates = [entry["answer"], *(metadata.get(name) for name in _EXAMPLES)]
     answer = next((each for each in candidates if each is not None), None)
@@ -80,7 +77,7 @@ def score(name: str, options: dict[str, Any], answers: list[tuple[bytes, str]]) 
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """What no answer is to do when it is evaluated."""
+    """Audit hook that stops evaluated answers from writing files and starting processes."""
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
     if writes or event.startswith(_REFUSED):
         raise PermissionError(f"{event} is not for answers")
@@ -90,7 +87,7 @@ def main() -> None:
     """Answer the order on standard input."""
     order = pickle.load(sys.stdin.buffer)
     with os.fdopen(os.dup(1), "wb", buffering=0) as messages:
-        os.dup2(2, 1)  # what the tasks print is not a message
+        os.dup2(2, 1)  # prints of the tasks go to standard error
         _answer(order, messages)
 
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tlora.tasks.code_execution import Limits, Outcome, _processors, run_program, run_programs
+from tlora.tasks.code_execution import Outcome, ProgramLimits, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
-QUICK = Limits(seconds=0.5, memory=1 << 28)
+QUICK = ProgramLimits(seconds=0.5, memory=1 << 28)
 
 
 def test_a_program_that_runs_to_its_last_line_passes():
@@ -75,9 +75,8 @@ def test_a_busy_machine_fails_no_program():
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert _processors() == 1
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(lambda _: run_program(program, Limits(seconds=1)), range(8)))
+            outcomes = list(pool.map(lambda _: run_program(program, ProgramLimits(seconds=1)), range(8)))
     finally:
         os.sched_setaffinity(0, allowed)
     assert outcomes == [Outcome(True)] * 8
@@ -158,12 +157,6 @@ def test_programs_run_side_by_side_in_order():
     programs = ["x = 1", "assert False", "import time; time.sleep(1)", "x = 2"] * 2
     assert [outcome.passed for outcome in run_programs(programs)] == [True, False, True, True] * 2
     assert run_programs([]) == []
-
-
-def test_limits_are_positive():
-    for name in ("seconds", "memory", "file_bytes"):
-        with pytest.raises(ValueError, match=f"{name}=0"):
-            Limits(**{name: 0})
 
 
 def test_without_limits_to_set_nothing_is_run(monkeypatch):

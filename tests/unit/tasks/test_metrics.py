@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlora.tasks.code_execution import Outcome
 from tlora.tasks.metrics import (
     METRICS,
     build_program,
     equal_values,
     final_answer,
     last_boxed,
-    passes,
     plain_latex,
-    same_text,
+    score_programs,
+    score_text,
 )
 
 HEADINGS = ("1) First", "1: Add", "1.", "1\\. Add", "2 steps", "5 + 3")
@@ -224,7 +223,7 @@ def test_plain_latex_takes_any_text(text):
 
 def test_scores_by_hand():
     rows = [{"answer": "mother"}, {"answer": " x "}, {"answer": "a"}]
-    assert same_text(rows, ["mother\n", "x", "A"]) == [1, 1, 0]
+    assert score_text(rows, ["mother\n", "x", "A"]) == [1, 1, 0]
     solved = [{"answer": "2 + 2 = 4\n#### 4"}, {"answer": "\\boxed{\\frac12}"}]
     assert METRICS["final_answer"].score(solved, ["The answer is: 4.0", "It is \\boxed{1/2}"]) == {
         "exact_match": [1, 1]
@@ -239,7 +238,7 @@ def test_scores_by_hand():
     assert METRICS["final_answer"].score(solved, ["5", "none"]) == {"exact_match": [0, 0]}
     assert METRICS["loss"].score is None
     with pytest.raises(ValueError, match="shorter"):
-        same_text(rows, ["mother"])
+        score_text(rows, ["mother"])
 
 
 ADD = {
@@ -288,7 +287,7 @@ FREE = {"code": "", "entry_point": "", "test": "assert double(2) == 4"}
     ],
 )
 def test_right_code_passes_however_it_is_presented(row, answer):
-    assert passes([row], [answer]) == [1]
+    assert score_programs([row], [answer]) == [1]
 
 
 @pytest.mark.parametrize(
@@ -303,13 +302,12 @@ def test_right_code_passes_however_it_is_presented(row, answer):
     ],
 )
 def test_wrong_code_does_not_pass(row, answer):
-    assert passes([row], [answer]) == [0]
+    assert score_programs([row], [answer]) == [0]
 
 
 def test_the_test_runs_last():
     program = build_program(ADD, "    return a + b")
     assert program.rstrip().endswith(ADD["test"])
-    assert Outcome(True) == Outcome(True, "")
 
 
 def test_long_answers_take_no_longer_than_they_are_long():
