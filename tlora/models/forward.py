@@ -1,4 +1,4 @@
-"""The loss of each sample alone, from one padded batch."""
+"""Run a model on padded batches so that each sample gives the result that it gives alone."""
 
 from __future__ import annotations
 
@@ -24,31 +24,27 @@ IGNORED = -100
 
 
 TEXT_CLASSIFIERS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
-"""Classes of models that give one class, or one score, to a whole text."""
-
-
-_KNOWN = "pass a causal, encoder-decoder or text classification model"
-"""The way out where the loss of a model is unknown."""
-
-_TABLE = re.compile(r"(position[^.]*|wpe)$")  # ends the names of tables of learned positions
+"""Model classes that output one class, or one score, for a whole text."""
 UNLIMITED = 2**30
-"""A tokenizer that was never told how much its model reads says more than this."""
+"""A tokenizer without a length limit reports more tokens than this."""
+
+_SUPPORTED = "pass a causal, encoder-decoder or text classification model"
+_POSITION_TABLE = re.compile(r"(position[^.]*|wpe)$")  # end of the names of learned position embeddings
 
 
 def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str, Tensor]:
-    """The batch with padding on the left moved to the right.
+    """Move padding on the left of a batch to the right.
 
-    With the padding on the right every model, whatever its positions and wherever it pools, computes for a sample
-    what it computes for that sample alone: GPT-2 would count absolute positions from the padding, and BERT would
-    pool a padded token.
+    With padding on the right every model computes for a sample what it computes for that sample alone. With padding on
+    the left GPT-2 would count absolute positions from the padding, and BERT would pool a padding token.
 
     Parameters
     ----------
     batch : mapping
-        Tensors; those of shape (B, T, ...) move, the decoder's own (``labels``, ``decoder_*`` of an
-        encoder-decoder model) stay.
+        Tensors. Those of shape (B, T, ...) move; those of an encoder-decoder's decoder (``labels``, ``decoder_*``)
+        stay.
     is_encoder_decoder : bool
-        Whether the labels belong to a decoder of its own.
+        Whether the labels belong to a separate decoder.
 
     Returns
     -------
@@ -63,9 +59,9 @@ def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str
     order = (columns + padding[:, None]) % mask.shape[1]
     moved = {}
     for key, value in batch.items():
-        own = is_encoder_decoder and is_decoder_input(key)
-        along = value.ndim >= 2 and value.shape[:2] == mask.shape and not own
-        moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if along else value
+        stays = is_encoder_decoder and is_decoder_input(key)
+        moves = value.ndim >= 2 and value.shape[:2] == mask.shape and not stays
+        moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if moves else value
     return moved
 
 
@@ -75,34 +71,33 @@ def is_decoder_input(key: str) -> bool:
 
 
 def problem_type(config: Any) -> Literal["regression", "single_label_classification"]:
-    """What transformers calls the loss of one class, or one score, of each text."""
+    """The name in transformers of the loss for one class, or one score, per text."""
     return "regression" if config.num_labels == 1 else "single_label_classification"
 
 
 def check_problem(batch: Mapping[str, Tensor], model: Any) -> None:
-    """Refuse a classifier whose own loss, which it is trained with, is not that of its labels.
+    """Refuse a classifier whose config selects a loss for other labels than the batch has.
 
-    Raises
-    ------
-    ValueError
-        If its config says so, as that of a base for several labels of a text does.
+    A base that was trained for several labels per text would be trained with that loss, without a message.
     """
-    found, labels = getattr(model.config, "problem_type", None), batch.get("labels")
-    if found and labels is not None and labels.ndim == 1 and found != (asked := problem_type(model.config)):
+    config, labels = model.config, batch.get("labels")
+    configured = getattr(config, "problem_type", None)
+    if configured and labels is not None and labels.ndim == 1 and configured != problem_type(config):
         raise ValueError(
-            f"config.problem_type is {found!r}, which is not the loss of one label for each text with "
-            f"num_labels={model.config.num_labels}: set model.config.problem_type = {asked!r}, as tlora.load_model does"
+            f"config.problem_type is {configured!r}, which is not the loss of one label per text with "
+            f"num_labels={config.num_labels}: set model.config.problem_type = {problem_type(config)!r}, as "
+            "tlora.load_model does"
         )
 
 
 def has_argument(model: nn.Module, argument: str) -> bool:
-    """Whether the model's ``forward`` names this argument, or hands all of its arguments on."""
-    named = inspect.signature(model.forward).parameters
-    return argument in named or all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in named.values())
+    """Whether the model's ``forward`` names this argument, or passes all of its arguments on."""
+    parameters = inspect.signature(model.forward).parameters
+    return argument in parameters or all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
 
 
 def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " samples"]:
-    """Mean loss of each sample over its own labels, in nats; its sum is what calibration backpropagates.
+    """Mean loss of each sample over its own labels, in nats; calibration backpropagates the sum.
 
     Parameters
     ----------
@@ -115,12 +110,7 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
     Returns
     -------
     (B,) float32 tensor
-        With graph.
-
-    Notes
-    -----
-    Causal models that can restrict their logits to some positions are asked for the labelled ones only: the output
-    embedding is then multiplied for those alone.
+        With graph. Causal models compute logits only at labeled positions if they can.
     """
     labels = batch["labels"]
     if labels.ndim > 1:
@@ -130,31 +120,26 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
 
 
 def both_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The loss that the model itself computes of one sample, as it does in training, and ours of the same logits.
+    """The loss that the model computes for one sample, as in training, and ours from the same logits.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
         Causal, encoder-decoder or sequence classification model. It may set its config's ``problem_type``.
     batch : mapping
-        Of one sample, as for `sample_losses`.
+        One sample, as for `sample_losses`.
 
     Returns
     -------
     tuple of two scalar tensors
-        In nats; the first in the precision that the model computes it in.
-
-    Raises
-    ------
-    TypeError
-        If the model gives no loss.
+        In nats; the first in the model's own precision.
     """
-    asked = restrict_logits(model, batch)
-    output, labels = _output(model, asked), asked["labels"]
+    inputs = restrict_logits(model, batch)
+    output, labels = _output(model, inputs), inputs["labels"]
     if not isinstance(getattr(output, "loss", None), Tensor):
-        raise TypeError(f"a {type(get_base_model(model)).__name__} gives no loss of labels: {_KNOWN}")
+        raise TypeError(f"a {type(get_base_model(model)).__name__} gives no loss of labels: {_SUPPORTED}")
     if labels.ndim > 1:
-        return output.loss, _mean_over_labels(*_predicted(model, output.logits, labels))[0]
+        return output.loss, _mean_over_labels(*_align_labels(model, output.logits, labels))[0]
     return output.loss, _class_losses(model, output.logits, labels)[0]
 
 
@@ -177,85 +162,86 @@ def token_logits(
     batch : mapping
         As for `sample_losses`; labels (B, T).
     **options
-        Passed on to the model.
+        Passed to the model.
     """
-    asked = restrict_logits(model, batch)
-    labels = asked["labels"]
-    if not model.config.is_encoder_decoder:  # others make the decoder's inputs of the labels
-        asked.pop("labels")
-    return _predicted(model, _output(model, asked | options).logits, labels)
+    inputs = restrict_logits(model, batch)
+    labels = inputs["labels"]
+    if not model.config.is_encoder_decoder:  # which makes the decoder's inputs from the labels
+        inputs.pop("labels")
+    return _align_labels(model, _output(model, inputs | options).logits, labels)
 
 
-def _predicted(model: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the label that each predicts: the next one, or, in an encoder-decoder, that of its own position."""
+def _align_labels(model: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the label that each predicts: the next one, or the one at its position in an encoder-decoder."""
     _check_logits(model, logits, (*labels.shape, None), labels)
     return (logits, labels) if model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
 
 
 def _output(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """What a pass gives, logits among it; what goes wrong inside the model is told with what it was called with."""
+    """Run the model; an error inside it names the model and the shapes of its inputs."""
     name = type(get_base_model(model)).__name__
     try:
         output = model(**inputs)
     except (ObservationError, torch.OutOfMemoryError):
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        given = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items() if isinstance(value, Tensor))
-        why = " ".join(str(error).split())[:200]
-        raise RuntimeError(f"a {name} fails on {given}: {why}") from error
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items() if isinstance(value, Tensor))
+        raise RuntimeError(f"a {name} fails on {shapes}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(getattr(output, "logits", None), Tensor):
-        found = ", ".join(output) if isinstance(output, Mapping) else type(output).__name__
-        raise TypeError(f"a {name} gives no logits but {found}: {_KNOWN}")
+        outputs = ", ".join(output) if isinstance(output, Mapping) else type(output).__name__
+        raise TypeError(f"a {name} gives no logits but {outputs}: {_SUPPORTED}")
     return output
 
 
 def _check_logits(model: Any, logits: Tensor, expected: tuple[int | None, ...], labels: Tensor) -> None:
-    """Refuse logits that are not one row for each label; None stands for any size."""
-    fit = logits.ndim == len(expected) and all(b in (None, a) for a, b in zip(logits.shape, expected, strict=True))
-    if not fit:
+    """Refuse logits that are not one row per label; None stands for any size."""
+    fits = logits.ndim == len(expected) and all(b in (None, a) for a, b in zip(logits.shape, expected, strict=True))
+    if not fits:
         raise TypeError(
             f"a {type(get_base_model(model)).__name__} gives logits of shape {tuple(logits.shape)} for labels of shape "
-            f"{tuple(labels.shape)}: {_KNOWN}"
+            f"{tuple(labels.shape)}: {_SUPPORTED}"
         )
 
 
 def restrict_logits(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The batch with a causal model asked for its logits only where a label follows.
+    """Ask a causal model for its logits only where a label follows.
 
-    The output embedding is then multiplied for the labelled positions alone, which is most of the memory of a short
-    answer to a long question in a large vocabulary, and a good part of the time.
+    The output embedding is then multiplied for the labeled positions alone. In a large vocabulary that is most of the
+    memory of a short answer to a long question, and a good part of the time.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
-        One that cannot restrict its logits is given the batch as it is.
+        For a model that cannot restrict its logits, the batch is returned as it is.
     batch : mapping
-        As for `sample_losses`; labels (B, T). On a GPU the host would wait here: look at it before it is moved there.
-        One that was here before is returned as it is.
+        As for `sample_losses`; labels (B, T). Call this before the batch is moved to a GPU: there the host would have
+        to wait. A batch that was restricted before is returned as it is.
 
     Returns
     -------
     dict
-        With ``logits_to_keep``, a list of K positions, and the labels of these, (B, K), such that as ever the logits at
-        one column predict the label at the next.
+        With ``logits_to_keep``, a list of K positions, and their labels, (B, K): the logits at one column still
+        predict the label at the next.
     """
-    asked = batch["labels"].ndim == 1 or "logits_to_keep" in batch or not can_restrict_logits(get_base_model(model))
-    return dict(batch) if asked else keep_labeled_positions(batch)
+    is_done = batch["labels"].ndim == 1 or "logits_to_keep" in batch
+    if is_done or not can_restrict_logits(get_base_model(model)):
+        return dict(batch)
+    return keep_labeled_positions(batch)
 
 
 def can_restrict_logits(base: Any) -> bool:
-    """Whether a model can be asked for its logits at some positions alone."""
+    """Whether a model can compute its logits at some positions alone."""
     return not base.config.is_encoder_decoder and has_argument(base, "logits_to_keep")
 
 
 def keep_labeled_positions(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The batch as `restrict_logits` gives it to a model that can leave logits out."""
+    """Restrict a batch, as `restrict_logits` does for a model that can."""
     labels = batch["labels"]
     columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
     nothing = labels.new_full((len(labels), 1), IGNORED)
     last = labels.shape[1] - 1  # predicts nothing, like the last column of any batch
     return dict(batch) | {
-        "logits_to_keep": [*columns.tolist(), last],  # no tensor, which had to be where the last layer is
+        "logits_to_keep": [*columns.tolist(), last],  # not a tensor, which would have to be on the last layer's device
         "labels": torch.cat([nothing, labels[:, columns + 1]], 1),
     }
 
@@ -268,31 +254,25 @@ def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def fit_batch(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch as the model reads it: with its own padding token before and after each text.
+    """Pad a batch with the model's own padding token before and after each text, and check that the model can read it.
 
-    By that token classifiers find the end of a text. What is masked within a text stays.
+    Classifiers locate the end of a text by that token. Masked tokens within a text stay.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
-        One that names no padding token, or none that it has an embedding of, is given the batch as it is.
+        If it names no padding token, or one without an embedding, the padding stays as it is.
     batch : mapping
-        ``input_ids`` and ``attention_mask`` (B, T), and whatever else.
-
-    Raises
-    ------
-    ValueError
-        If the batch is longer than the model reads, or of several texts for a classifier that needs a padding token and
-        has none.
+        ``input_ids`` and ``attention_mask`` (B, T), and other entries.
     """
-    if "input_ids" not in batch:  # pictures
+    if "input_ids" not in batch:  # images
         return dict(batch)
     check_width(batch, model)
     check_problem(batch, model)
     token = getattr(model.config.get_text_config(), "pad_token_id", None)
-    if token is None and len(batch["input_ids"]) > 1 and _ends_at_padding(get_base_model(model)):
+    if token is None and len(batch["input_ids"]) > 1 and _needs_padding_token(get_base_model(model)):
         raise ValueError(
-            f"a {type(get_base_model(model)).__name__} finds the end of each text by config.pad_token_id, which is "
+            f"a {type(get_base_model(model)).__name__} locates the end of each text by config.pad_token_id, which is "
             "None: set model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
         )
     if token is None or not 0 <= token < len(model.get_input_embeddings().weight):
@@ -302,22 +282,17 @@ def fit_batch(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "input_ids": batch["input_ids"].masked_fill(~text, token)}
 
 
-def _ends_at_padding(model: Any) -> bool:
-    """Whether it is a classifier made of a decoder, which reads the class off the last token."""
-    of_texts = any(base.__name__ in TEXT_CLASSIFIERS for base in type(model).__mro__)
-    return of_texts and model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+def _needs_padding_token(model: Any) -> bool:
+    """Whether it is a classifier built on a decoder, which classifies by the last token."""
+    is_classifier = any(base.__name__ in TEXT_CLASSIFIERS for base in type(model).__mro__)
+    return is_classifier and model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets back the mode it had, also after an error.
+    """Put a model in evaluation mode without gradients; restore the mode of every module, also after an error.
 
-    No 4-bit layer of bitsandbytes packs itself meanwhile: it could not be trained after that, and narrow ones fail.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Any.
+    4-bit layers of bitsandbytes do not pack themselves inside: they could not be trained afterwards.
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -330,63 +305,59 @@ def evaluation_mode(model: Any) -> Iterator[None]:
 
 
 def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The batch with the model's padding, where its embeddings are, wherever its other layers may be."""
+    """Fit a batch to the model and move it to the device of its embeddings."""
     embeddings = model.get_input_embeddings()
     if int(batch["input_ids"].max()) >= len(embeddings.weight):
         raise ValueError(
             f"token {int(batch['input_ids'].max())} is beyond the {len(embeddings.weight)} embeddings of the model: "
             "the task was loaded with the tokenizer of another model"
         )
-    place = input_device(embeddings)
-    return {name: value.to(place) for name, value in fit_batch(model, batch).items()}
+    device = input_device(embeddings)
+    return {name: value.to(device) for name, value in fit_batch(model, batch).items()}
 
 
 def input_device(module: Any) -> torch.device:
-    """Where a module computes: where accelerate says, for its weights may be kept elsewhere."""
-    placed = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if placed is None else torch.device(placed)
+    """The device that a module computes on; accelerate may keep its weights elsewhere."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
 
 
 def position_limit(model: nn.Module) -> tuple[int, str] | None:
-    """Tokens that the smallest table of learned positions has room for, and its name; None where there is none."""
-    asked = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    found = []
+    """The size of the smallest table of learned positions, in tokens, and its name; None if there is none."""
+    configured = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    limits = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _TABLE.search(name) and _reads_tokens(model, name):
+        if isinstance(module, nn.Embedding) and _POSITION_TABLE.search(name) and _reads_tokens(model, name):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             room = module.num_embeddings - unused
-            found.append((min(room, asked or room), name))
-    return min(found, default=None)
+            limits.append((min(room, configured or room), name))
+    return min(limits, default=None)
 
 
 def _reads_tokens(model: nn.Module, name: str) -> bool:
-    """Whether a module is of a model of texts, and not of one of pictures or of sound inside of it."""
+    """Whether a module belongs to a text model, and not to an image or audio model inside it."""
     parts = name.split(".")
     parents = (model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts))))
     return next((m.main_input_name for m in parents if hasattr(m, "main_input_name")), "input_ids") == "input_ids"
 
 
 def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
-    """Refuse more tokens than there are learned positions: torch would tell of an index out of range.
+    """Refuse more tokens than there are learned positions; torch would report an index out of range.
 
     Parameters
     ----------
     batch : mapping
-        ``input_ids`` (B, T), and ``labels`` of an encoder-decoder that writes (B, T').
+        ``input_ids`` (B, T), and ``labels`` (B, T') if the model is an encoder-decoder.
     model : transformers.PreTrainedModel or peft.PeftModel
         The model that will read it.
-
-    Raises
-    ------
-    ValueError
-        If a sample is longer.
     """
-    written = [tokens for tokens in (batch.get("labels"),) if tokens is not None and tokens.ndim == 2]
-    read = [batch["input_ids"], *(written if model.config.is_encoder_decoder else [])]
-    width = max(tokens.shape[1] for tokens in read)
-    most, table = position_limit(get_base_model(model)) or (width, "")
-    if width > most:
+    tokens = [batch["input_ids"]]
+    if model.config.is_encoder_decoder and "labels" in batch and batch["labels"].ndim == 2:
+        tokens.append(batch["labels"])
+    width = max(each.shape[1] for each in tokens)
+    limit, table = position_limit(get_base_model(model)) or (width, "")
+    if width > limit:
         raise ValueError(
-            f"a sample has {width} tokens, and the model reads at most {most}, by {table}: load the task with "
-            f"max_length={most} or less"
+            f"a sample has {width} tokens, and the model reads at most {limit}, by {table}: load the task with "
+            f"max_length={limit} or less"
         )

@@ -1,4 +1,4 @@
-"""Watch a model while it runs: hooks in, hooks out, everything put back."""
+"""Observe a model while it runs, and restore everything afterwards."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a module was called with first: its input, by place or by name."""
+    """The first argument of a call, by position or by name: a module's input."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
 class Recorder:
-    """Inputs of the target modules during one forward pass, and a call for each module when its gradient is there.
+    """Record the inputs of the target modules in a forward pass, and call back when a module's gradients are known.
 
     Parameters
     ----------
     on_gradient : callable
-        Called in the backward pass as ``on_gradient(name, inputs, gradients)`` once the gradients at all outputs of
-        the module's calls are known: lists with one entry a call, as the module saw and gave them.
+        Called in the backward pass as ``on_gradient(name, inputs, gradients)`` once the gradients at the outputs of
+        all calls of the module are known: lists with one entry per call.
 
     Attributes
     ----------
     inputs : dict of list of Tensor
-        Inputs by module name since the last `clear`, one entry a call, as the module read them. The tensors are
-        held, not copied: modules that read the same tensor are recognised by identity, which is safe only meanwhile.
+        Inputs by module name since the last `clear`, one entry per call. The tensors are held, not copied: modules
+        that read the same tensor are recognized by identity, which is safe only while the tensors are held.
     """
 
     def __init__(self, on_gradient: Gradients) -> None:
@@ -48,7 +48,7 @@ class Recorder:
         self.inputs: dict[str, list[Tensor]] = defaultdict(list)
         self._versions: dict[str, list[int]] = defaultdict(list)
         self._gradients: dict[str, dict[int, Tensor]] = defaultdict(dict)
-        self._whole: set[str] = set()
+        self._complete: set[str] = set()
         self._forward = True
 
     def clear(self) -> None:
@@ -56,17 +56,11 @@ class Recorder:
         self.inputs.clear()
         self._versions.clear()
         self._gradients.clear()
-        self._whole.clear()
+        self._complete.clear()
         self._forward = True
 
     def inputs_of(self, name: str) -> list[Tensor]:
-        """The inputs of module ``name`` in this pass.
-
-        Raises
-        ------
-        ObservationError
-            If it did not run.
-        """
+        """The inputs of module ``name`` in this pass."""
         if name not in self.inputs:
             raise ObservationError(
                 f"{name} did not run in the model's forward pass, so it has no statistics: leave it out with "
@@ -75,30 +69,26 @@ class Recorder:
         return self.inputs[name]
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate; modules that are run again meanwhile, by checkpointing of one's own, are not seen again.
+        """Backpropagate; modules that custom checkpointing runs again meanwhile are not recorded again.
 
-        Raises
-        ------
-        RuntimeError
-            If no gradient comes back to a module for one of its calls, for its score would look like a result, or its
-            input is not what it read any more.
+        A module without a gradient, or whose input was changed in place, is refused: its score would look valid.
         """
         self._forward = False
         loss.backward()
         for name, inputs in self.inputs.items():
             if self._versions[name] != [x._version for x in inputs]:
                 raise RuntimeError(
-                    f"the input of {name} is changed in place after it was read, so its values are lost: leave it out "
-                    "with target_modules=[...], or copy the input in the model's code"
+                    f"the input of {name} is changed in place after the module reads it, so its values are lost: leave "
+                    "it out with target_modules=[...], or copy the input in the model's code"
                 )
-        if lost := [name for name in self.inputs if name not in self._whole]:
+        if lost := [name for name in self.inputs if name not in self._complete]:
             raise RuntimeError(
                 f"{lost[0]} receives no gradient: in at least one call its output is unused or detached; leave it out "
                 "with target_modules=[...]"
             )
 
     def hook(self, name: str) -> Callable[..., Tensor | None]:
-        """A forward hook that notes the input of module ``name``, and changes no value."""
+        """Make a forward hook that records the input of module ``name`` and changes no value."""
 
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             if not self._forward:
@@ -108,31 +98,31 @@ class Recorder:
             self.inputs[name].append(x)
             if not isinstance(output, Tensor):
                 raise ObservationError(
-                    f"{name} returns a {type(output).__name__}, not a tensor, so its gradient is not known: leave it "
+                    f"{name} returns a {type(output).__name__}, not a tensor, so its gradient is unknown: leave it "
                     "out with target_modules=[...]"
                 )
-            given = None
+            replacement = None
             if not x.requires_grad and not output.requires_grad and torch.is_grad_enabled():
-                given = _with_graph(output)  # what is computed from positions, e.g.
+                replacement = _require_grad(output)  # e.g. an output computed from positions
             if not output.requires_grad:
-                # its score would be zero, and look like a result
+                # its score would be zero, and look valid
                 raise ObservationError(
                     f"no gradient can reach {name}, which runs {_without_graph()} in the model's forward pass: change "
                     "the model's code, or leave the module out with target_modules=[...]"
                 )
             self._versions[name].append(x._version)
-            output.register_hook(lambda gradient: self._arrived(name, call, gradient))
-            return given
+            output.register_hook(lambda gradient: self._collect(name, call, gradient))
+            return replacement
 
         return observe
 
-    def _arrived(self, name: str, call: int, gradient: Tensor) -> None:
+    def _collect(self, name: str, call: int, gradient: Tensor) -> None:
         waiting = self._gradients[name]
         waiting[call] = gradient
         if len(waiting) == len(self.inputs[name]):
             gradients = [waiting[i] for i in range(len(waiting))]
             del self._gradients[name]
-            self._whole.add(name)
+            self._complete.add(name)
             self.on_gradient(name, [x.detach() for x in self.inputs[name]], gradients)
 
 
@@ -140,29 +130,22 @@ class Recorder:
 def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradient: Gradients) -> Iterator[Recorder]:
     """Observe ``targets`` of ``model`` with all parameters frozen, in evaluation mode.
 
-    Inside the block no parameter requires a gradient, dropout is off, gradient checkpointing is off (it would run the
-    hooks twice) and so is the key-value cache; the output of the token embeddings requires a gradient, for otherwise
-    a model that is frozen throughout has no graph. All of it is put back when the block ends, however it ends.
+    Inside the block no parameter requires a gradient. Dropout, gradient checkpointing (it would run the hooks twice)
+    and the key-value cache are off. The output of the token embeddings requires a gradient: without it a fully frozen
+    model has no graph. Everything is restored when the block ends, also after an error.
 
     Parameters
     ----------
     model : torch.nn.Module
         A transformers model.
     targets : mapping of str to Target
-        Modules to watch, by full name.
+        Modules to observe, by full name.
     on_gradient : callable
         See `Recorder`.
 
     Yields
     ------
     Recorder
-
-    Raises
-    ------
-    ValueError
-        If a layer passes no gradient on: see `refuse_packed`.
-    RuntimeError
-        If it runs under ``torch.inference_mode()``, or the model was loaded there.
     """
     refuse_packed(model)
     _refuse_inference(model)
@@ -173,18 +156,18 @@ def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradie
         reshard(model)
         undo.callback(recorder.clear)
         for module in model.modules():
-            _set_for_now(undo, module, "training", False)
+            _set_temporarily(undo, module, "training", False)
             if getattr(module, "gradient_checkpointing", False):
-                _set_for_now(undo, module, "gradient_checkpointing", False)
+                _set_temporarily(undo, module, "gradient_checkpointing", False)
         if getattr(model.config, "use_cache", False):
-            _set_for_now(undo, model.config, "use_cache", False)
-        if hasattr(model.config, "problem_type"):  # which a classifier sets as it computes its loss
-            _set_for_now(undo, model.config, "problem_type", model.config.problem_type)
+            _set_temporarily(undo, model.config, "use_cache", False)
+        if hasattr(model.config, "problem_type"):  # a classifier sets it when it computes its loss
+            _set_temporarily(undo, model.config, "problem_type", model.config.problem_type)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                _set_for_now(undo, parameter, "requires_grad", False)
+                _set_temporarily(undo, parameter, "requires_grad", False)
         for embedding in token_embeddings(model):
-            undo.callback(embedding.register_forward_hook(_require_gradient).remove)
+            undo.callback(embedding.register_forward_hook(_require_grad_at_output).remove)
         for name in targets:
             handle = model.get_submodule(name).register_forward_hook(recorder.hook(name), with_kwargs=True)
             undo.callback(handle.remove)
@@ -193,7 +176,7 @@ def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradie
 
 
 def _without_graph() -> str:
-    """Why there is no graph here."""
+    """How the current code runs without a graph, for an error message."""
     if torch.is_inference_mode_enabled():
         return "under torch.inference_mode()"
     return "without a graph" if torch.is_grad_enabled() else "under torch.no_grad()"
@@ -203,14 +186,12 @@ def _refuse_inference(model: nn.Module) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(): calibrate outside of it")
     if any(parameter.is_inference() for parameter in model.parameters()):
-        raise RuntimeError(
-            "the model was loaded under torch.inference_mode(), and no gradient passes through it: load it outside"
-        )
+        raise RuntimeError("the model was loaded under torch.inference_mode() and passes no gradient: load it outside")
 
 
 @contextlib.contextmanager
 def observe_inputs(model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the block the input of each of these modules is shown, call by call, as ``see(name, input)``."""
+    """Inside the block, call ``see(name, input)`` for every call of each of these modules."""
     with contextlib.ExitStack() as undo:
         for name in names:
 
@@ -222,29 +203,13 @@ def observe_inputs(model: nn.Module, names: Iterable[str], see: Callable[[str, T
         yield
 
 
-def _set_for_now(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+def _set_temporarily(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     undo.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
 
 
 def token_embeddings(model: Any) -> list[nn.Module]:
-    """The tables that a model, and its encoder and decoder where it has these, look token ids up in.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Any.
-
-    Returns
-    -------
-    list of torch.nn.Module
-        Each once.
-
-    Raises
-    ------
-    TypeError
-        If there is none.
-    """
+    """The token embeddings of a model, and of its encoder and decoder if it has both; each table once."""
     owners = [model]
     if getattr(model.config, "is_encoder_decoder", False):
         owners += [model.get_encoder(), model.get_decoder()]
@@ -258,22 +223,22 @@ def _token_embedding(owner: Any) -> nn.Module:
         table = None
     if not isinstance(table, nn.Module) or getattr(getattr(table, "weight", None), "ndim", 0) != 2:
         raise TypeError(
-            f"{type(owner).__name__} has no table of token embeddings (get_input_embeddings), where gradients end: "
+            f"{type(owner).__name__} has no table of token embeddings (get_input_embeddings), at which gradients end: "
             "only models that read token ids through one can be calibrated"
         )
     return table
 
 
-def _require_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-    """Make what is computed from the embeddings have a graph."""
+def _require_grad_at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+    """Forward hook that gives everything computed from the embeddings a graph."""
     if not isinstance(output, Tensor):
         raise ObservationError(
             f"the table of token embeddings returns a {type(output).__name__}, not a tensor, so no gradient can pass: "
             "only models that read token ids through a plain table can be calibrated"
         )
-    return None if output.requires_grad else _with_graph(output)
+    return None if output.requires_grad else _require_grad(output)
 
 
-def _with_graph(output: Tensor) -> Tensor:
-    """A copy whose gradient arrives at the tensor: some models change what they are given in place."""
+def _require_grad(output: Tensor) -> Tensor:
+    """Return a copy with a graph back to the tensor: some models change their inputs in place."""
     return output.requires_grad_(True).clone()

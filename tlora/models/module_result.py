@@ -12,12 +12,12 @@ from tlora.results import Result
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ModuleResult(Result):
-    """A result that says something of each target module of a model.
+    """A result with values for each target module of a model.
 
     Attributes
     ----------
     targets : dict of Target
-        What each module is, by full module name in model order.
+        The modules, by full name in model order.
     """
 
     targets: dict[str, Target]
@@ -34,16 +34,16 @@ class ModuleResult(Result):
 
     @property
     def layers(self) -> dict[str, int]:
-        """Index of the block that each module is in."""
+        """Index of the block of each module."""
         return {name: target.layer for name, target in self.targets.items()}
 
     @property
     def projections(self) -> dict[str, str]:
-        """What each module is within its block, e.g. ``"q_proj"``."""
+        """Role of each module in its block, e.g. ``"q_proj"``."""
         return {name: target.projection for name, target in self.targets.items()}
 
     def _places(self, names: Iterable[str] | None = None) -> dict[str, Any]:
-        """The first columns of a table with one row a module: all modules, or these."""
+        """The first columns of a table with one row per module: all modules, or the named ones."""
         targets = [self.targets[name] for name in (self.targets if names is None else names)]
         return {
             "module": [target.name for target in targets],

@@ -1,4 +1,4 @@
-"""A base of which accelerate keeps layers elsewhere than they compute (``device_map="auto"``), and adapters on it."""
+"""Adapters on a base whose layers accelerate keeps on the CPU or the disk (``device_map="auto"``)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def place_stand_ins(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Have weights that are elsewhere look as if they were where they compute, for PEFT to put an adapter there.
+    """Inside the block, replace offloaded weights by stand-ins on the device that computes, for PEFT to adapt.
 
-    What stands in has the shape of the weight and the memory of one number. PEFT would put the adapter where the weight
-    is, which is nowhere, and would give the whole model other places.
+    A stand-in has the shape of the weight and the memory of one number. Without it PEFT would put the adapter on the
+    meta device, and would move the whole model.
 
     Parameters
     ----------
     model : torch.nn.Module
         The base.
     names : iterable of str
-        Full names of the modules that get an adapter; others than its own are passed over.
+        Full names of the modules that get an adapter; unknown names are ignored.
     """
     modules, kept = dict(model.named_modules()), []
     for name in names:
@@ -48,18 +48,12 @@ def place_stand_ins(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             vars(model)["hf_device_map"] = places
 
 
-def refuse_offloaded(parameters: Iterable[tuple[str, Tensor]], what: str = "trained whole") -> None:
-    """Refuse parameters that an adapter trains or writes to themselves, such as a head's, where they are not here.
-
-    Raises
-    ------
-    ValueError
-        If one is elsewhere, with the name of its module and what is done to it.
-    """
+def refuse_offloaded(parameters: Iterable[tuple[str, Tensor]], use: str = "trained whole") -> None:
+    """Refuse offloaded parameters that would be trained or written to themselves, such as those of a head."""
     for name, parameter in parameters:
         if parameter.is_meta:
             module = name.partition(".modules_to_save.")[0].removesuffix(".weight").removesuffix(".bias")
             raise ValueError(
-                f"{module} is {what}, and its weights are offloaded: load the base with a device_map that keeps it "
-                "where it computes"
+                f"{module} is {use}, and its weights are offloaded: load the base with a device_map that keeps it "
+                "on the device that computes"
             )

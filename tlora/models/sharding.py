@@ -1,4 +1,4 @@
-"""A model whose weights are spread over processes by FSDP2: whose they are, and how to read one."""
+"""Models whose weights FSDP2 has sharded over processes: which processes, and how to read a weight."""
 
 from __future__ import annotations
 
@@ -12,37 +12,22 @@ _WAY_OUT = "use ZeRO-2, or FSDP2 (torch.distributed.fsdp.fully_shard)"
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        As a module holds it.
-
-    Returns
-    -------
-    Tensor
-        The tensor itself; where FSDP2 has left a shard here, all shards together, for which each process has to ask.
-    """
+    """The tensor itself, or all shards together if FSDP2 has sharded it; then every process has to call this."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def refuse_split(stored: Any, label: str) -> None:
-    """Refuse a weight that was taken apart otherwise than by FSDP2.
+    """Refuse a weight that is sharded other than by FSDP2: by ZeRO-3, or on a mesh with dimensions besides ``fsdp``.
+
+    PEFT goes by that name, too. Under tensor parallelism a layer computes with its own shard alone.
 
     Parameters
     ----------
     stored : Tensor
-        The weight, as its layer holds it.
+        The weight as its layer holds it.
     label : str
         Name of the layer, for the message.
-
-    Raises
-    ------
-    ValueError
-        If it is sharded by ZeRO-3, or on a device mesh of other dimensions than ``fsdp``. PEFT goes by that name, too:
-        under tensor parallelism a layer computes with its own shard alone.
     """
     if hasattr(stored, "ds_id"):
         raise ValueError(f"the weight of {label} is sharded by DeepSpeed's ZeRO-3: {_WAY_OUT}")
@@ -55,7 +40,7 @@ def refuse_split(stored: Any, label: str) -> None:
 
 
 def unshard(module: nn.Module) -> None:
-    """Put whole parameters in the place of shards: a copy of a module is none of those whose weights FSDP2 gathers."""
+    """Replace shards by whole parameters in a copy of a module, whose weights FSDP2 does not gather."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if hasattr(parameter, "full_tensor"):
@@ -63,27 +48,27 @@ def unshard(module: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Have every FSDP2 module hold its shards again: the outermost keeps its whole weights after a forward pass.
+    """Let every FSDP2 module return to its shards; the outermost keeps whole weights after a forward pass.
 
-    What is changed on parameters, such as ``requires_grad``, counts only then.
+    Changes to parameters, such as ``requires_grad``, take effect only then.
     """
     for module in _sharded_modules(model):
         module.reshard()
 
 
 def model_processes(model: nn.Module) -> Processes:
-    """The processes that hold a model together and have to run it in step; of one that is whole, this one alone."""
+    """The processes that share a sharded model and have to run it together; this one alone for any other model."""
     return Processes.current() if is_sharded(model) else Processes()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has spread a model over processes."""
+    """Whether FSDP2 has sharded a model."""
     return bool(_sharded_modules(model))
 
 
 def _sharded_modules(model: nn.Module) -> list[Any]:
     if not distributed.is_available():
         return []
-    from torch.distributed.fsdp import FSDPModule  # which some builds of torch lack
+    from torch.distributed.fsdp import FSDPModule  # some builds of torch lack it
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

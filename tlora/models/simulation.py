@@ -1,4 +1,4 @@
-"""A model's own code on tensors that have shapes and no data: what would be alive, and what would be computed."""
+"""Run a model's own code on tensors without data, to count the memory and operations that it would need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 PLACE = re.compile(r"(idx|index|_id|layer_num|layer_number)$")
-"""Names of the settings that say which of the blocks one is."""
+"""Names of settings that hold the index of a block."""
 
 META = torch.device("meta")
 VALUE = torch.ops.aten._local_scalar_dense.default
@@ -30,17 +30,17 @@ FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Simulation(TorchDispatchMode):
-    """Counts what operations make and compute, inside of `simulation_mode`.
+    """Count the memory and operations of code inside `simulation_mode`.
 
-    Every tensor is made on torch's ``meta`` device. A question about a value (``item``, ``bool``) is answered by zero:
-    there is no padding that could be skipped, no number is infinite, no layer is dropped at random.
+    Every tensor is created on torch's ``meta`` device. Values read on the host (``item``, ``bool``) are zero, so no
+    padding is skipped, no number is infinite, and no layer is dropped at random.
 
     Attributes
     ----------
     now : int
-        Bytes of the storages that operations made and that are still alive.
+        Bytes of storages that operations created and that are still alive.
     peak : int
-        The most so far; may be set back.
+        The maximum so far; may be reset.
     flops : int
         Floating-point operations of products so far.
     """
@@ -52,43 +52,43 @@ class Simulation(TorchDispatchMode):
         self._known: dict[Any, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and note what it made."""
+        """Run the operation, and count its result."""
         kwargs = kwargs or {}
-        if func in FILLS:  # with values, of which there are none
+        if func in FILLS:  # there are no values to fill in
             return args[0]
         if func is VALUE and args[0].device == META:
             return torch.zeros((), dtype=args[0].dtype).item()
-        key = (func, _described(args), _described(tuple(kwargs.items()))) if _makes_its_own(func) else None
+        key = (func, _argument_key(args), _argument_key(tuple(kwargs.items()))) if _returns_new_memory(func) else None
         if key in self._known:
-            made, flops = self._known[key]
-            made = _anew(made)
+            result, flops = self._known[key]
+            result = _empty_like(result)
         else:
-            made, flops = _run(func, args, kwargs)
+            result, flops = _run(func, args, kwargs)
             if key is not None:
-                self._known[key] = _anew(made), flops
+                self._known[key] = _empty_like(result), flops
         self.flops += flops
-        for tensor in made if isinstance(made, tuple | list) else (made,):
+        for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return made
+                self._track(tensor.untyped_storage())
+        return result
 
-    def _note(self, storage: Any) -> None:
+    def _track(self, storage: Any) -> None:
         if storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, storage._cdata)
+            weakref.finalize(storage, self._untrack, storage._cdata)
 
-    def _gone(self, key: int) -> None:
+    def _untrack(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
 
     def measure(self, act: Callable[[], object]) -> tuple[int, int]:
-        """Bytes that ``act`` needs at most beside what is there before, and the operations of its products.
+        """Measure the peak of bytes that ``act`` needs in addition, and the operations of its products.
 
         Parameters
         ----------
         act : callable
-            Run once; what it returns is let go.
+            Run once; its result is discarded.
         """
         before, flops = self.now, self.flops
         self.peak = before
@@ -97,40 +97,40 @@ class Simulation(TorchDispatchMode):
 
 
 @cache
-def _makes_its_own(func: Any) -> bool:
-    """Whether an operation changes no tensor, and returns none that shares memory with another."""
+def _returns_new_memory(func: Any) -> bool:
+    """Whether an operation changes no tensor and returns none that shares memory with another."""
     return not (func.is_view or func._schema.is_mutable or func is torch.ops.aten._unsafe_view.default)
 
 
-def _described(value: Any) -> Any:
-    """What of an argument decides on the shapes that come out."""
+def _argument_key(value: Any) -> Any:
+    """The properties of an argument that determine the shapes of the result."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, tuple | list):
-        return tuple(map(_described, value))
+        return tuple(map(_argument_key, value))
     return type(value), value
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
-    """What an operation returns without data, and the floating-point operations of a product."""
+    """Run an operation without data; count its floating-point operations if it is a product."""
     args = tuple(map(_without_data, args))
     if "device" in kwargs:
         kwargs = kwargs | {"device": META}
-    if func.__name__ == "_grouped_mm.default":  # without data torch has it for bfloat16 alone
-        made = func(*tree_map(_short, args), **tree_map(_short, kwargs)).to(args[0].dtype)
+    if func.__name__ == "_grouped_mm.default":  # torch implements it without data for bfloat16 alone
+        result = func(*tree_map(_short, args), **tree_map(_short, kwargs)).to(args[0].dtype)
     else:
-        made = func(*args, **kwargs)
+        result = func(*args, **kwargs)
     count = flop_registry.get(func._overloadpacket)
-    return made, 0 if count is None else count(*args, **kwargs, out_val=made)
+    return result, 0 if count is None else count(*args, **kwargs, out_val=result)
 
 
-def _anew(made: Any) -> Any:
-    """Tensors of the same shapes, with memory of their own."""
-    if isinstance(made, tuple | list):
-        return type(made)(map(_anew, made))
-    if isinstance(made, Tensor):
-        return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=META)
-    return made
+def _empty_like(value: Any) -> Any:
+    """New tensors of the same shapes, with memory of their own."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_empty_like, value))
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    return value
 
 
 def _without_data(value: Any) -> Any:
@@ -146,42 +146,42 @@ def _short(value: Any) -> Any:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **kwargs: Any
 ) -> Tensor:
-    """By the CPU's flash kernel where the CPU would take it, which torch does not ask itself without data."""
-    asked = dict(zip(("dropout_p", "is_causal"), more, strict=False)) | kwargs
-    dropout, causal = asked.get("dropout_p", 0.0), asked.get("is_causal", False)
-    learnt = attn_mask is not None and attn_mask.requires_grad
-    if dropout > 0 or learnt or query.ndim != 4 or query.shape[-1] != value.shape[-1]:
+    """Use the CPU's flash kernel whenever the CPU would; torch does not choose it for tensors without data."""
+    options = dict(zip(("dropout_p", "is_causal"), more, strict=False)) | kwargs
+    dropout, causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
+    is_learned = attn_mask is not None and attn_mask.requires_grad
+    if dropout > 0 or is_learned or query.ndim != 4 or query.shape[-1] != value.shape[-1]:
         return ATTENTION(query, key, value, attn_mask, *more, **kwargs)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    found: Tensor = FLASH(query, key, value, dropout, causal, attn_mask=attn_mask, scale=asked.get("scale"))[0]
-    return found
+    result: Tensor = FLASH(query, key, value, dropout, causal, attn_mask=attn_mask, scale=options.get("scale"))[0]
+    return result
 
 
 @contextlib.contextmanager
 def simulation_mode() -> Iterator[Simulation]:
-    """Tensors made inside of the block have shapes and no data, whatever their size: nothing is computed.
+    """Create tensors with shapes but no data inside the block, so nothing is computed, whatever their size.
 
     Notes
     -----
-    Operations choose their kernels as on the CPU, so attention is never a matrix of tokens by tokens, which holds for
-    GPUs too.
+    Operations choose their kernels as on the CPU. Attention is therefore never a matrix of tokens by tokens, as on
+    GPUs.
     """
-    collects = gc.isenabled()
-    gc.disable()  # whose moment would decide on the peak, and which takes a third of the time
+    was_enabled = gc.isenabled()
+    gc.disable()  # its timing would change the peak, and it takes a third of the time
     functional.scaled_dot_product_attention = _attention
     try:
         with Simulation() as simulation:
             yield simulation
     finally:
         functional.scaled_dot_product_attention = ATTENTION
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The blocks of a list that are alike: of one class, with weights of the same shapes and the same settings.
+    """Blocks of a list with the same class, settings and shapes of weights.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class Blocks:
     parent : torch.nn.ModuleList
         The list.
     keys : list of str
-        The names in it.
+        Their names in the list.
     """
 
     place: str
@@ -203,8 +203,8 @@ class Blocks:
 
 
 def group_blocks(model: nn.Module) -> list[Blocks]:
-    """The blocks of a model's outermost lists, those that are alike together, in the model's order."""
-    found: list[Blocks] = []
+    """Group the blocks of a model's outermost lists by class, settings and weights, in the model's order."""
+    result: list[Blocks] = []
     inside: tuple[str, ...] = ()
     for place, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1 and not place.startswith(inside or ("\0",)):
@@ -213,8 +213,8 @@ def group_blocks(model: nn.Module) -> list[Blocks]:
             for key, block in module._modules.items():
                 assert block is not None
                 groups[_signature(block)].keys.append(key)
-            found += groups.values()
-    return found
+            result += groups.values()
+    return result
 
 
 def _signature(block: nn.Module) -> Any:
@@ -223,7 +223,7 @@ def _signature(block: nn.Module) -> Any:
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a module was told, but for its place in the model."""
+    """The plain settings of a module, without its index in the model."""
     for name, value in vars(module).items():
         if isinstance(value, bool | int | float | str | None) and not PLACE.search(name):
             yield name, value
@@ -231,7 +231,7 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def keep_blocks(kept: Mapping[Blocks, int]) -> Iterator[None]:
-    """Have a model run the first few of each group of blocks inside of the ``with``, under their own names."""
+    """Inside the block, the model runs only the first few of each group of blocks, under their own names."""
     whole = {blocks.parent: blocks.parent._modules for blocks in kept}
     names = {parent: set[str]() for parent in whole}
     for blocks, count in kept.items():

@@ -1,4 +1,4 @@
-"""The weight of a linear layer, whatever it is stored as."""
+"""The weight of a linear layer, in any storage format."""
 
 from __future__ import annotations
 
@@ -25,79 +25,71 @@ from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
 
 Model = TypeVar("Model", bound=nn.Module)
-_WAY_OUT = "load the model unquantised, or quantised by bitsandbytes"
-
+_WAY_OUT = "load the model unquantized, or quantized by bitsandbytes"
 
 FINGERPRINTS_BEFORE_MERGING: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = weakref.WeakKeyDictionary()
-"""Of each model that adapters were merged into: fingerprints of its weights before each of them."""
+"""For each model with merged adapters: fingerprints of its weights before each merge."""
 
 SIMILARITY_THRESHOLD = 0.9
-"""Two fingerprints that are more alike than this are of one weight, quantised or not."""
+"""Fingerprints more similar than this belong to the same weight, quantized or not."""
 
 
-# By this attribute a 4-bit layer of bitsandbytes asks, at every call, whether the CPU has instructions for packed
-# weights, and packs its weight for good when it is first used for inference. No gradient passes through it after that,
-# and nothing says so: an evaluation before training would leave the layers below without theirs.
+# A 4-bit layer of bitsandbytes reads this attribute at every call. If the CPU has instructions for packed weights, it
+# packs its weight for good when it is first used for inference. No gradient passes through it afterwards, without any
+# message: after an evaluation, training would leave the layers below without gradients.
 _SWITCH = "support_avx512bf16_for_cpu"
 
 
 def weight(module: nn.Module, name: str = "") -> Float[Tensor, "d_out d_in"]:
-    """The weight of a linear layer in `torch.nn.Linear` layout.
+    """Read the weight of a linear layer in `torch.nn.Linear` layout.
 
     Parameters
     ----------
     module : torch.nn.Module
-        `torch.nn.Linear`, the ``Conv1D`` of GPT-2, a quantised layer that PEFT can dequantise (bitsandbytes
+        `torch.nn.Linear`, the ``Conv1D`` of GPT-2, a quantized layer that PEFT can dequantize (bitsandbytes
         4-bit and 8-bit), or any of these offloaded to the CPU or the disk by accelerate, or sharded by FSDP2: then
-        every process of the model has to ask for it.
+        every process of the model has to call this.
     name : str
-        Name of the layer, for the messages of errors.
+        Name of the layer, for error messages.
 
     Returns
     -------
     (d_out, d_in) tensor
-        Detached, on the layer's device; a view of the stored weight where that is possible: only to be read.
-
-    Raises
-    ------
-    TypeError
-        If the weight is packed in a format that cannot be unpacked (GPTQ, AWQ).
-    ValueError
-        If it is on the ``meta`` device, or was taken apart by tensor parallelism or ZeRO-3.
+        Detached, on the layer's device; a view of the stored weight if possible, so do not write into it.
     """
     label = f"layer {name!r} ({type(module).__name__})" if name else f"a {type(module).__name__} layer"
     refuse_split(getattr(module, "weight", None), label)
     with align_module_device(module):
-        found = full_tensor(_unpacked(module, label).detach())
-    if found.is_meta:
+        matrix = full_tensor(_unpack(module, label).detach())
+    if matrix.is_meta:
         raise ValueError(f"{label} is on the meta device and has no weight: load the model with its weights")
-    coded = not found.is_floating_point() or found.dtype.itemsize < 2  # eight bits have scales beside them
-    if found.shape != shape(module) or coded:
-        raise TypeError(f"the weight of {label} is packed as {found.dtype} {tuple(found.shape)}: {_WAY_OUT}")
-    return found
+    is_coded = not matrix.is_floating_point() or matrix.dtype.itemsize < 2  # eight bits come with scales
+    if matrix.shape != shape(module) or is_coded:
+        raise TypeError(f"the weight of {label} is packed as {matrix.dtype} {tuple(matrix.shape)}: {_WAY_OUT}")
+    return matrix
 
 
-def _unpacked(module: nn.Module, label: str) -> Tensor:
+def _unpack(module: nn.Module, label: str) -> Tensor:
     layer: Any = module
     if isinstance(module, Conv1D):
         return layer.weight.T
     stored = getattr(module, "weight", None)
     if type(stored).__name__ == "Int8Params":
-        # PEFT's way moves the parameter, which loses its scales on a CPU and breaks the layer.
+        # PEFT would move the parameter, which loses its scales on a CPU and breaks the layer.
         scales = layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
         return layer.weight.data * (scales.view(-1, 1) / 127)
     if is_packed(module):
-        return _answer_to_unit_vectors(module)
+        return _multiply_identity(module)
     if not isinstance(stored, Tensor) and not hasattr(module, "W_q"):
         raise TypeError(f"the weight of {label} cannot be unpacked: {_WAY_OUT}")
     return dequantize_module_weight(module)
 
 
-def _answer_to_unit_vectors(module: nn.Module) -> Tensor:
-    """What a layer multiplies by, read off its output.
+def _multiply_identity(module: nn.Module) -> Tensor:
+    """Read a weight off the layer's output for unit vectors.
 
-    On some CPUs bitsandbytes reorders the bytes of a 4-bit weight when the layer is first used; neither PEFT
-    nor its own way back (0.50) reads them correctly then.
+    On some CPUs bitsandbytes reorders the bytes of a 4-bit weight when the layer is first used; then neither PEFT
+    nor bitsandbytes itself (0.50) dequantizes them correctly.
     """
     layer: Any = module
     with torch.no_grad():
@@ -107,14 +99,14 @@ def _answer_to_unit_vectors(module: nn.Module) -> Tensor:
 
 @exact_products()
 def fingerprint(matrix: Tensor) -> Tensor:
-    """Sixteen rows of a weight, each projected on one fixed random direction.
+    """Project sixteen rows of a weight on one fixed random direction.
 
-    Quantisation hardly turns this vector, and weights of two models have no more of it in common than chance.
+    Quantization hardly changes the direction of this vector, and those of two models are as similar as random ones.
 
     Parameters
     ----------
     matrix : (d_out, d_in) tensor
-        The weight, any float dtype and device.
+        The weight, on any device, in any floating-point dtype.
 
     Returns
     -------
@@ -128,17 +120,7 @@ def fingerprint(matrix: Tensor) -> Tensor:
 
 
 def fingerprint_similarity(one: Tensor, other: Tensor) -> float:
-    """Cosine of two fingerprints, and 1 of the same ones: those of a weight of zeros point nowhere.
-
-    Parameters
-    ----------
-    one, other : (16,) float32 tensor
-        From `fingerprint`.
-
-    Returns
-    -------
-    float
-    """
+    """Cosine of two fingerprints; 1 for equal ones, also if they are zero because the weight is."""
     return 1.0 if torch.equal(one, other) else float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
@@ -155,17 +137,11 @@ def check_same_model(
     Parameters
     ----------
     model : torch.nn.Module
-        The model that the results are to be used with; of one with adapters, the layers under them.
+        The model that the results will be used with; if it has adapters, the layers under them count.
     fingerprints, shapes : mapping
         Of the modules of the results, by full name; those without a fingerprint are compared by shape alone.
     what, way_out : str
-        What the message says of the results, and advises.
-
-    Raises
-    ------
-    ValueError
-        If a module is missing, has another shape, or its weight points elsewhere; or if the results are of this model
-        as it was before `tlora.merge`.
+        Start and end of the error message.
     """
     modules, before = base_modules(model), fingerprints_before_merging(model)
     for name, expected in shapes.items():
@@ -178,32 +154,26 @@ def check_same_model(
     prints = on_host(fingerprint(weight(modules[name], name)) for name in known)
     for name, here in zip(known, prints, strict=True):
         theirs = fingerprints[name]
-        if any((then[name] - theirs).norm() < (here - theirs).norm() for then in before if name in then):
+        if any((past[name] - theirs).norm() < (here - theirs).norm() for past in before if name in past):
             raise ValueError(f"{what} of this model as it was before an adapter was merged into it; {way_out}")
-        alike = fingerprint_similarity(here, theirs)
-        if not alike > SIMILARITY_THRESHOLD:
-            words = f"likeness {alike:.2f} of 1"
+        similarity = fingerprint_similarity(here, theirs)
+        if not similarity > SIMILARITY_THRESHOLD:
+            words = f"likeness {similarity:.2f} of 1"
             raise ValueError(f"{what} of another model: {name} has another weight there ({words}); {way_out}")
 
 
 def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
-    """Fingerprints of the weights under the LoRA layers; packed ones, and others that cannot be read, go without."""
-    found = {}
+    """Fingerprints of the weights under the LoRA layers; unreadable weights, such as packed ones, have none."""
+    fingerprints = {}
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and is_linear(layer.get_base_layer()):
             with contextlib.suppress(TypeError, ValueError):
-                found[name] = fingerprint(weight(layer.get_base_layer(), name))
-    return dict(zip(found, on_host(found.values()), strict=True))
+                fingerprints[name] = fingerprint(weight(layer.get_base_layer(), name))
+    return dict(zip(fingerprints, on_host(fingerprints.values()), strict=True))
 
 
 def get_base_model(model: Any) -> Any:
-    """The model itself, or the one under its adapters.
-
-    Raises
-    ------
-    TypeError
-        If it is not a model.
-    """
+    """The model itself, or the one under its adapters."""
     check_is_model(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -214,71 +184,65 @@ def fingerprints_before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a model by full name; of one with adapters, the layers under them."""
+    """The modules of a model by full name; if it has adapters, the layers under them."""
     base = get_base_model(model)
     return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether a layer's weight was packed, which cannot be undone."""
+    """Whether bitsandbytes packed a layer's weight, which cannot be undone."""
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     return bool(getattr(state, "packing_format_for_cpu", False))
 
 
 def refuse_packed(model: nn.Module) -> None:
-    """Raise where a gradient would be lost without a word.
-
-    Raises
-    ------
-    ValueError
-        If a layer was packed.
-    """
+    """Refuse a model with packed layers, which would lose gradients without a message."""
     for name, module in model.named_modules():
         if is_packed(module):
             raise ValueError(
-                f"bitsandbytes has packed {name} for inference on this CPU, and no gradient passes through it any "
-                "more: load the model again, and calibrate and train before it is evaluated or generates anything"
+                f"bitsandbytes has packed {name} for inference on this CPU, and it passes no gradient: load the model "
+                "again, and calibrate and train before it evaluates or generates anything"
             )
 
 
 def copy_sharing_weights(model: Model) -> Model:
-    """A copy of a model with modules of its own, whose weights are those of the model itself.
+    """Copy the modules of a model, but share its weights.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Nothing of it is changed, whatever is put on the copy or frozen there.
+        Adapters and hooks on the copy, or freezing it, do not change it.
 
     Returns
     -------
     torch.nn.Module
-        It takes no memory for weights. Who writes into a weight in place writes into those of the model.
+        It needs no memory for weights. Writing into its weights in place changes those of the model.
     """
     tensors = itertools.chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): _same_values(tensor) for tensor in tensors})
+    return copy.deepcopy(model, {id(tensor): _share_values(tensor) for tensor in tensors})
 
 
-def _same_values(tensor: Tensor) -> Tensor:
-    """A parameter of its own with the same memory; what is not a plain one, as in quantised layers, itself."""
+def _share_values(tensor: Tensor) -> Tensor:
+    """A new parameter with the same memory; other tensors, as in quantized layers, are returned themselves."""
     return nn.Parameter(tensor.data, tensor.requires_grad) if type(tensor) is nn.Parameter else tensor
 
 
 @contextlib.contextmanager
 def intact(model: nn.Module) -> Iterator[None]:
-    """Within the block no 4-bit layer packs itself, whatever it is used for, and 8-bit ones can be moved."""
-    able = [module for module in model.modules() if getattr(module, _SWITCH, False)]
+    """Inside the block no 4-bit layer packs itself, and 8-bit layers can be moved."""
+    layers = [module for module in model.modules() if getattr(module, _SWITCH, False)]
     _keep_scales(model)
     try:
-        for module in able:
+        for module in layers:
             setattr(module, _SWITCH, False)
         yield
     finally:
-        for module in able:
+        for module in layers:
             setattr(module, _SWITCH, True)
 
 
 def _keep_scales(model: nn.Module) -> None:
-    """Give 8-bit weights their scales back: a layer that was used holds them in its state, and moving loses them."""
+    """Give 8-bit weights their scales back: a used layer holds them in its state, and moving it would lose them."""
     for module in model.modules():
         weight: Any = getattr(module, "weight", None)
         state = getattr(module, "state", None)

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedConfig
 
 import tlora
-from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.adapted import adapted_model
 from tests.helpers.models import DECODERS, ENCODERS, tiny_batch, tiny_model, tiny_tokenizer
 from tlora.models.forward import check_width, position_limit, restrict_logits
 
@@ -29,11 +29,10 @@ def asked(prompt: int, answer: int = 2, rows: int = 12) -> Dataset:
 
 @pytest.mark.parametrize("family", READ)
 def test_calibration_names_the_length_and_the_limit(family: str) -> None:
-    model, most = tiny_model(family), READ[family]
-    words = rf"a sample has {most + 1} tokens, and the model reads at most {most}, by .*: load the task with max_length"
-    with pytest.raises(ValueError, match=words):
-        tlora.calibrate(model, [tiny_batch(model, (most + 1, 5))], progress=False)
-    assert tlora.calibrate(model, [tiny_batch(model, (most, 5))], progress=False).meta.samples == 2
+    model, limit = tiny_model(family), READ[family]
+    with pytest.raises(ValueError, match=f"max_length={limit}"):
+        tlora.calibrate(model, [tiny_batch(model, (limit + 1, 5))], progress=False)
+    assert tlora.calibrate(model, [tiny_batch(model, (limit, 5))], progress=False).meta.samples == 2
 
 
 def test_rotary_positions_have_no_limit() -> None:
@@ -98,15 +97,8 @@ def test_evaluation_and_training_name_the_limit_too(use: str) -> None:
         "evaluate": lambda: task.evaluate(model),
         "train": lambda: tlora.train(model, task.train, max_steps=1, progress=False),
     }
-    with pytest.raises(
-        ValueError, match=r"a sample has 1\d\d tokens, and the model reads at most 64, by transformer.wpe"
-    ):
+    with pytest.raises(ValueError, match="max_length=64"):
         uses[use]()
-
-
-def test_rows_that_are_short_enough_are_trained_on() -> None:
-    run = tlora.train(adapted_model("gpt2"), token_rows(), max_steps=1, warmup_steps=0, progress=False)
-    assert run.steps == 1
 
 
 def loss_and_gradients(model, batch):
