@@ -132,4 +132,5 @@ def _check(function: str, given: Arguments) -> None:
 RECIPES: dict[str, Recipe] = {name: Recipe(name, **arguments) for name, arguments in RECIPE_ARGUMENTS.items()}
 """Recipes by name: ``tlora-paper``, the published method; ``tlora``, what the functions do by default, and the
 comparisons support with ``A`` frozen; ``tlora-trained``, the same start with ``A`` trained as well;
-``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; and ``lora``, plain LoRA."""
+``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; ``uniform``, ``tlora`` with the same rank
+and scale for every module; and ``lora``, plain LoRA."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from peft import PeftModel
 import tlora
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
-from tlora.comparison.methods import Job, Method
+from tlora.comparison import race as module
+from tlora.comparison.arms import Trainee
 from tlora.comparison.race_result import Race
+from tlora.models.weights import copy_sharing_weights
 from tlora.results import Meta
 
 
@@ -28,44 +30,48 @@ def allocations(rank: int = 2) -> dict[str, tlora.Allocation]:
     }
 
 
-def started_elsewhere(name: str, allocation: tlora.Allocation, shift: int) -> Method:
-    """An allocation whose random ``A`` is that of another seed, so that two equal ones differ as two seeds do."""
-    return Method(name, partial(_attached, allocation, shift))
+def let_equal_arms_differ(monkeypatch: Any) -> None:
+    """Have the random ``A`` of a race's second arm start from other seeds, so that equal arms differ as seeds do."""
+
+    def make_trainees(preparation: Any, arms: Any, subspaces: Any, recipe: Any) -> dict[str, Trainee]:
+        def trainee(allocation: tlora.Allocation, shift: int) -> Trainee:
+            def adapt(seed: int) -> PeftModel:
+                return tlora.attach(copy_sharing_weights(preparation.model), None, allocation, seed=seed + shift)
+
+            return Trainee(adapt)
+
+        return {name: trainee(arm, 100_000 * i) for i, (name, arm) in enumerate(arms.items())}
+
+    monkeypatch.setattr(module, "make_trainees", make_trainees)
 
 
-def _attached(allocation: tlora.Allocation, shift: int, job: Job) -> PeftModel:
-    return tlora.attach(job.model, None, allocation, seed=job.seed + shift)
-
-
-def raced(means: dict[str, float], *, noise: float = 0.01, samples: int = 40, **changes: Any) -> Race:
+def make_race(means: dict[str, float], *, noise: float = 0.01, samples: int = 40, **changes: Any) -> Race:
     """A race made by hand from mean losses at the end; samples differ much, and seeds a little."""
-    seeds, looks = changes.pop("seeds", [0, 1, 2]), changes.pop("looks", [0, 5, 10])
+    seeds, evaluated = changes.pop("seeds", [0, 1, 2]), changes.pop("evaluated", [0, 5, 10])
     rng = np.random.default_rng(0)
-    hard = rng.normal(2, 0.5, samples)
-    hard += 2 - hard.mean()
-    losses = np.empty((len(looks), len(means), len(seeds), samples))
-    for k, step in enumerate(looks):
+    difficulty = rng.normal(2, 0.5, samples)
+    difficulty += 2 - difficulty.mean()
+    losses = np.empty((len(evaluated), len(means), len(seeds), samples))
+    for k, step in enumerate(evaluated):
         for a, mean in enumerate(means.values()):
             own = rng.normal(0, noise, (len(seeds), samples)) + rng.normal(0, noise / 10, (len(seeds), 1))
-            losses[k, a] = hard + (mean - 2) * step / 10 + own * (step > 0)
-    clock = np.broadcast_to(np.array(looks, float)[:, None, None], losses.shape[:3]).copy()
-    recipe = {"confidence": changes.pop("confidence", 0.95)}
+            losses[k, a] = difficulty + (mean - 2) * step / 10 + own * (step > 0)
+    clock = np.broadcast_to(np.array(evaluated, float)[:, None, None], losses.shape[:3]).copy()
     values: dict[str, Any] = {
         "arms": list(means),
         "seeds": seeds,
         "steps": 10,
-        "looks": looks,
-        "errors": [0.0, 0.01, 0.04][: len(looks)],
+        "evaluated": evaluated,
         "losses": torch.from_numpy(losses),
         "clock": torch.from_numpy(clock),
         "learning_rates": dict.fromkeys(means, 1e-3),
         "parameters": {name: 100 * (a + 1) for a, name in enumerate(means)},
-        "ladder": [],
-        "out": {},
-        "ending": "done",
+        "search": [],
+        "diverged": {},
+        "interrupted": False,
         "margin": 0.02,
+        "confidence": 0.95,
         "seconds": 12.5,
-        "runs": {},
-        "meta": Meta("tiny", "pairs", recipe, 0, samples),
+        "meta": Meta("tiny", "pairs", {}, 0, samples),
     }
     return Race(**values | changes)

@@ -1,4 +1,4 @@
-"""`tlora race`: a few adapters, trained in turns until one is ahead or the time is up."""
+"""`tlora race`: train a few adapters on the same batches and say which is better."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tlora
 from tlora.cli.command_line import flat, written
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
-from tlora.utils.defaults import BATCH_SIZE
+from tlora.utils.defaults import BATCH_SIZE, RECIPES
 
 ARMS = ("tlora", "uniform", "lora")
 METHODS = (
@@ -37,21 +37,21 @@ class Racing:
         list[str],
         option(
             "Race",
-            "Who races: uniform, a method of `tlora compare`, or the file of an allocation, with a name before it if "
-            f"you like (mine=allocation.safetensors); may be repeated. Default: {', '.join(ARMS)}.",
+            f"An arm: a recipe ({', '.join(RECIPES)}) or a saved allocation, with a name before it if you like "
+            f"(mine=allocation.safetensors); may be repeated. Default: {', '.join(ARMS)}.",
         ),
     ] = ()  # type: ignore[assignment]
-    steps: Annotated[int | None, option("Race", "Optimiser steps of each training.", min=2)] = None
+    steps: Annotated[int | None, option("Race", "Optimizer steps of each training.", min=1)] = None
     seconds: Annotated[
         float | None,
-        option("Race", "Time for everything, in place of --steps: as many steps are planned as fit. Default: 300."),
+        option("Race", "Time for everything, instead of --steps: as many steps are planned as fit. Default: 300."),
     ] = None
     seeds: Annotated[
         int,
         option(
             "Race",
-            "Trainings of each arm, with the seeds 0, 1, ... From one, it is said which of these adapters is better; "
-            "which allocation is takes several.",
+            "Trainings of each arm, with the seeds 0, 1, ... One tells which of these adapters is better; which way of "
+            "making them is better takes several.",
             min=1,
         ),
     ] = 3
@@ -64,30 +64,28 @@ class Racing:
         int | None,
         option("Race", "Nominal rank. Default: that of the first allocation, or 8.", "--rank", "-r", min=1),
     ] = None
-    margin: Annotated[float, option("Race", "Differences up to this do not matter: nats.")] = 0.02
+    margin: Annotated[float, option("Race", "Differences up to this do not matter; nats.")] = 0.02
     eval_limit: Annotated[int, option("Race", "Most held-out samples.", min=2)] = 128
 
     def arms(self) -> dict[str, Any]:
-        """By name, as `tlora.race` takes them."""
+        """The arms by name, as `tlora.race` takes them."""
         from tlora.results import result_file
 
-        found: dict[str, Any] = {}
-        for said in self.arm or ARMS:
-            name, _, value = said.rpartition("=")
-            is_file = value not in ("uniform", *METHODS) and result_file(value).is_file()
+        arms: dict[str, Any] = {}
+        for text in self.arm or ARMS:
+            name, _, value = text.rpartition("=")
+            is_file = value not in RECIPES and result_file(value).is_file()
             name = name or (Path(value).stem if is_file else value)
-            if name in found:
-                raise ValueError(
-                    f"--arm {said}: there is an arm {name!r} already: put another name first, NAME={value}"
-                )
-            found[name] = tlora.Allocation.load(value) if is_file else value
-        return found
+            if name in arms:
+                raise ValueError(f"--arm {text}: there is an arm {name!r} already, use NAME={value}")
+            arms[name] = tlora.Allocation.load(value) if is_file else value
+        return arms
 
     def arguments(self) -> dict[str, Any]:
-        """Those of `tlora.race` that are called the same."""
+        """The other arguments of `tlora.race`."""
         names = ("steps", "learning_rate", "batch_size", "rank", "margin")
         seconds = 300.0 if self.steps is None and self.seconds is None else self.seconds
-        more = {"seconds": seconds, "seeds": range(self.seeds), "evaluation_limit": self.eval_limit}
+        more = {"seconds": seconds, "seeds": self.seeds, "evaluation_limit": self.eval_limit}
         return {name: getattr(self, name) for name in names} | more
 
 
@@ -108,11 +106,10 @@ def race(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Does one adapter beat another on this task? Train them in turns, and say who is ahead and by how much.
+    """Is one adapter better than another on this task? Train them, and say which is ahead and by how much.
 
-    All see the same batches and the same held-out samples, each at its own learning rate. Ends when one is ahead of all
-    others, or when steps or time are spent; Ctrl-C ends it too and keeps what was trained. The last line says what was
-    found.
+    All see the same batches and held-out samples, each at its own learning rate. Ctrl-C ends the race and keeps what
+    was trained. The last line is the outcome.
     """
     from tlora.cli import steps
 
@@ -121,31 +118,30 @@ def race(
         steps.check_output(output, RACE, overwrite)
     arms, report = racing.arms(), Report(quiet)
     base, task = steps.load_base(model, data, placement, report)
-    found = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
-    typer.echo(f"{_table(found)}\n\n{facts(_about(found))}\n")
+    result = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
+    typer.echo(f"{_table(result)}\n\n{facts(_about(result))}\n")
     if output is not None:
-        found.save(output / RACE)
-        found.winner.save(output / ADAPTER)
+        result.save(output / RACE)
+        result.winner.save(output / ADAPTER)
         typer.echo(f"{facts({'saved': str(output), 'again': written(race, ctx.params)})}\n")
     if picture:
         viz = _viz()
-        draw_into(picture, viz, viz.plot_race(found))
-    typer.echo(found.sentence)
+        draw_into(picture, viz, viz.plot_race(result))
+    typer.echo(result.sentence)
 
 
-def _about(found: tlora.Race) -> dict[str, str]:
-    from tlora.comparison.race_result import ENDINGS
+def _about(result: tlora.Race) -> dict[str, str]:
+    ending = "interrupted" if result.interrupted else "done"
+    return {"ended": f"{ending}, {result.steps} steps planned for each training, {result.seconds:.0f} s"}
 
-    return {"ended": f"{ENDINGS[found.ending]}, {found.looks[-1]} of {found.steps} steps in {found.seconds:.0f} s"}
 
-
-def _table(found: tlora.Race) -> str:
-    """Held-out losses at the last look at which an arm was there."""
-    frame = found.to_frame()
+def _table(result: tlora.Race) -> str:
+    """Held-out losses at the last evaluation of each arm."""
+    frame = result.to_frame()
     rows = [["arm", "loss", "rate", "parameters", "seconds"]]
-    for arm in found.arms:
-        mine = frame[frame["arm"] == arm]
-        last = mine[mine["step"] == mine["step"].max()]
-        cells = [f"{last['loss'].mean():.4f}", f"{found.learning_rates[arm]:.2g}", f"{found.parameters[arm]:,}"]
+    for arm in result.arms:
+        of_arm = frame[frame["arm"] == arm]
+        last = of_arm[of_arm["step"] == of_arm["step"].max()]
+        cells = [f"{last['loss'].mean():.4f}", f"{result.learning_rates[arm]:.2g}", f"{result.parameters[arm]:,}"]
         rows.append([arm, *cells, f"{last['seconds'].mean():.0f}"])
     return table(rows)

@@ -1,126 +1,145 @@
-"""Race: what each arm came to at each look, which is ahead, and the adapters that were trained."""
+"""Race: the held-out losses of each arm, paired differences with intervals, and the adapters that were trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.comparison.interval import Interval, more_needed, paired_interval
+from tlora.comparison.interval import more_needed, paired_interval
 from tlora.results import Meta, Result
 from tlora.training.run import TrainingRun
 
-AHEAD, BEHIND, SAME, OPEN = "ahead", "behind", "no difference", "not decided"
-"""What an interval says of a pair."""
-ENDINGS = {
-    "": "still running",
-    "decided": "stopped as decided",
-    "done": "all steps done",
-    "time": "stopped as the time was up",
-    "out": "stopped as no arm was left",
-    "interrupted": "interrupted",
-}
-"""How a race ended, in words."""
+AHEAD, BEHIND, NO_DIFFERENCE, NOT_DECIDED = "ahead", "behind", "no difference", "not decided"
+
+
+class Pair(NamedTuple):
+    """Two arms compared; the columns of `Race.differences`."""
+
+    arm: str
+    other: str
+    step: int
+    seeds: int
+    loss: float
+    difference: float
+    low: float
+    high: float
+    verdict: str
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Race(Result):
-    """A race between adapters: losses at each look, paired differences with intervals, and what was trained.
+    """The result of `tlora.race`: held-out losses, paired differences with intervals, and what was trained.
+
+    Two arms are compared at the last evaluation that both reached, over the seeds with which both reached it.
 
     Attributes
     ----------
     arms : list of str
         Names of the arms.
     seeds : list of int
-        Of each arm's trainings.
+        Seeds of each arm's trainings.
     steps : int
-        Optimiser steps that were planned for each training.
-    looks : list of int
-        Steps at which they were evaluated; the first is 0.
-    errors : list of float
-        Share of races in which the intervals of a look may miss, for all pairs together; 0 for the first.
-    losses : (looks, arms, seeds, samples) float64 tensor
-        Nats, each sample weighted by its tokens, so that the mean over samples is the loss; NaN where an arm is out.
-    clock : (looks, arms, seeds) float64 tensor
-        Seconds that the training had taken.
+        Optimizer steps that were planned for each training.
+    evaluated : list of int
+        Steps after which the held-out loss is evaluated. The first is 0: the base.
+    losses : (evaluations, arms, seeds, samples) float64 tensor
+        Nats. Each sample is weighted by its tokens, so that the mean over samples is the held-out loss; NaN if a
+        training did not get that far.
+    clock : (evaluations, arms, seeds) float64 tensor
+        Seconds of training up to each evaluation.
     learning_rates : dict of float
-        By arm.
+        Peak learning rate by arm.
     parameters : dict of int
         Trained parameters by arm.
-    ladder : list of (str, float, float)
-        Arm, learning rate and validation loss of what was tried before; infinite where it diverged.
-    out : dict of str
-        Why an arm has left the race, by name.
-    ending : {"decided", "done", "time", "out", "interrupted", ""}
-        One was ahead of all others; all steps were done; the time was up; all arms had left; the user; not yet.
+    search : list of (str, float, float)
+        Arm, learning rate and validation loss of each rate that was tried; infinite if the training diverged.
+    diverged : dict of int
+        Arms whose loss or gradient became NaN or infinite, and after how many steps. They are not compared.
+    interrupted : bool
+        The user ended the race before its last training.
     margin : float
-        Differences up to this do not matter.
+        Differences up to this do not matter; nats.
+    confidence : float
+        Share of races in which the intervals of all pairs contain the true difference.
     seconds : float
-        Time of everything, the search for learning rates included.
-    runs : dict of list of TrainingRun
-        By arm and seed; empty while the race goes on.
+        Duration of everything, the search for learning rates included.
     meta : Meta
-        Model, task, held-out samples and the arguments of the call.
+        Model, task, number of held-out samples and the arguments of the call.
+    runs : dict of list of TrainingRun
+        The trainings by arm, in the order of the seeds.
 
     References
     ----------
-    See `race` and ``tlora.comparison.sequential``.
+    See `race` and ``tlora.comparison.interval``.
+
+    Examples
+    --------
+    >>> race = tlora.race(model, task, {"score": "tlora", "LoRA": "lora"}, steps=4, seeds=2, learning_rate=1e-2,
+    ...                   progress=False)
+    >>> race.differences()[["arm", "other", "step", "seeds"]].iloc[0].tolist()
+    [..., ..., 4, 2]
+    >>> race.save("race").name
+    'race.safetensors'
+    >>> race.winner.save("winner").name
+    'winner'
     """
 
     arms: list[str]
     seeds: list[int]
     steps: int
-    looks: list[int]
-    errors: list[float]
-    losses: Float[Tensor, "looks arms seeds samples"]
-    clock: Float[Tensor, "looks arms seeds"]
+    evaluated: list[int]
+    losses: Float[Tensor, "evaluations arms seeds samples"]
+    clock: Float[Tensor, "evaluations arms seeds"]
     learning_rates: dict[str, float]
     parameters: dict[str, int]
-    ladder: list[tuple[str, float, float]]
-    out: dict[str, str]
-    ending: str
+    search: list[tuple[str, float, float]]
+    diverged: dict[str, int]
+    interrupted: bool
     margin: float
+    confidence: float
     seconds: float
-    runs: dict[str, list[TrainingRun]]
     meta: Meta
+    runs: dict[str, list[TrainingRun]] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = {
         "arm": "its name",
         "seed": "of the training",
-        "step": "optimiser steps done",
+        "step": "optimizer steps done",
         "loss": "held-out loss, nats per labelled token (per sample, for classification)",
-        "seconds": "that this training had taken",
-        "parameters": "trained",
+        "seconds": "of this training up to this step",
+        "parameters": "trained parameters",
         "learning_rate": "peak learning rate",
     }
     difference_columns: ClassVar[dict[str, str]] = {
-        "step": "optimiser steps done",
-        "arm": "its name",
+        "arm": "the arm with the lower loss",
         "other": "the arm that it is compared with",
-        "difference": "loss of the other minus that of the arm, mean over seeds and samples: nats, above 0 is better",
-        "low": "lower end of the interval that this look may use",
-        "high": "upper end",
-        "verdict": "ahead, behind, no difference (larger than the margin), or not decided",
+        "step": "optimizer steps after which both are compared",
+        "seeds": "number of seeds that both were trained with up to this step",
+        "loss": "held-out loss of the arm, mean over these seeds; nats",
+        "difference": "loss of the other arm minus that of the arm, mean over seeds and samples; nats",
+        "low": "lower end of its interval",
+        "high": "upper end of its interval",
+        "verdict": "ahead, behind, no difference (larger than the margin) or not decided",
     }
 
     @property
     def ranked(self) -> list[str]:
-        """The arms by their held-out loss at the last look at which they were there; those that are out come last."""
-        means = self.losses.mean((2, 3)).numpy()
-        last = {
-            name: next((float(mean) for mean in means[::-1, a] if np.isfinite(mean)), np.inf)
-            for a, name in enumerate(self.arms)
-        }
-        return sorted(self.arms, key=lambda name: (name in self.out, last[name]))
+        """The arms by held-out loss where all of them can be compared; those that diverged come last."""
+        alive = [name for name in self.arms if name not in self.diverged]
+        evaluation, seeds = self._common(alive)
+        losses = {name: self._losses(name, evaluation, seeds).mean() for name in alive}
+        return [*sorted(alive, key=losses.__getitem__), *self.diverged]
 
     @property
     def leader(self) -> str:
-        """The arm with the lowest held-out loss at the last look; whether it is ahead is what `sentence` says."""
+        """The arm with the lowest held-out loss; `sentence` says whether the difference is more than chance."""
         return self.ranked[0]
 
     @property
@@ -130,115 +149,116 @@ class Race(Result):
         Raises
         ------
         ValueError
-            If the race is still going on, or its runs were taken out.
+            If the race holds no training of the leader.
         """
-        if not self.runs:
-            raise ValueError("the race is still going on, or was kept without its runs: there is no adapter to save")
+        if not self.runs.get(self.leader):
+            raise ValueError(f"there is no adapter of {self.leader!r} to save: the race holds no training of it")
         return self.runs[self.leader][0]
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the leader is ahead of all others that are still there."""
-        others = [name for name in self.arms if name not in (self.leader, *self.out)]
-        return bool(others) and all(self._verdict(self.leader, name)[1] == AHEAD for name in others)
+        """Whether the leader's loss is lower than that of each other arm by more than chance."""
+        pairs = [pair for pair in self._pairs() if pair.arm == self.leader]
+        return bool(pairs) and all(pair.verdict == AHEAD for pair in pairs)
 
     @property
     def sentence(self) -> str:
-        """What the race has found, and what that is for: ``finding (basis)``."""
+        """The outcome and its basis: ``A is ahead of B by 0.03 to 0.09 nats (12 steps, 95 % intervals ...)``."""
         return f"{self.finding} ({self.basis})"
 
     @property
     def finding(self) -> str:
-        """What is known of each pair of up to three arms; of more, of the leader and each other arm."""
-        first, *others = self.ranked
-        pairs = combinations(self.ranked, 2) if len(self.arms) <= 3 else [(first, other) for other in others]
-        return "; ".join(self._clause(*pair) for pair in pairs if pair[0] == first or not self.out.keys() & set(pair))
+        """The verdict on each pair of up to three arms; with more arms, on the leader and each other arm."""
+        pairs = [pair for pair in self._pairs() if len(self.arms) <= 3 or pair.arm == self.leader]
+        clauses = [self._describe(pair) for pair in pairs]
+        return "; ".join([*clauses, *(f"{name} diverged after {step} steps" for name, step in self.diverged.items())])
 
     @property
     def basis(self) -> str:
-        """After how many steps that was found, for which seeds and samples, and from how many."""
-        done, samples = self.looks[-1], self.losses.shape[-1]
-        level = f"{100 * self.meta.recipe['confidence']:g} % intervals for other"
-        after = f"after {done} of {self.steps} steps" if done < self.steps else f"{done} steps"
-        if len(self.seeds) == 1:
-            these = "they say which of these adapters is better, not which way of making one"
-            return f"{after}, {level} samples, from one seed and {samples} held-out samples: {these}"
-        return f"{after}, {level} seeds and samples, from {len(self.seeds)} seeds and {samples} held-out samples"
+        """The steps, seeds and held-out samples behind the finding, and what its intervals are for."""
+        evaluation, seeds = self._common([name for name in self.arms if name not in self.diverged])
+        step, samples, count = self.evaluated[evaluation], self.losses.shape[-1], len(seeds)
+        steps = f"after {step} of {self.steps} steps" if step < self.steps else f"{step} steps"
+        level = f"{steps}, {100 * self.confidence:g} % intervals for other"
+        if count == 1:
+            return (
+                f"{level} samples, from one seed and {samples} held-out samples: "
+                "they say which of these adapters is better, not which way of making one"
+            )
+        return f"{level} seeds and samples, from {count} seeds and {samples} held-out samples"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an arm, seed and look; see ``columns``."""
+        """One row an arm, seed and evaluation; see ``columns``."""
+        losses = self.losses.mean(-1)
         rows = [
-            (arm, seed, step, loss, seconds, self.parameters[arm], self.learning_rates[arm])
+            (arm, seed, step, loss, self.clock[k, a, i].item(), self.parameters[arm], self.learning_rates[arm])
             for a, arm in enumerate(self.arms)
             for i, seed in enumerate(self.seeds)
-            for step, loss, seconds in zip(
-                self.looks, self.losses[:, a, i].mean(-1).tolist(), self.clock[:, a, i].tolist(), strict=True
-            )
-            if loss == loss  # not NaN
+            for k, step in enumerate(self.evaluated)
+            if np.isfinite(loss := losses[k, a, i].item())
         ]
         return pd.DataFrame(rows, columns=list(self.columns))
 
     def differences(self) -> pd.DataFrame:
-        """Paired differences of all pairs at each look but the first; see ``difference_columns``."""
-        rows = []
-        for k, step in enumerate(self.looks[1:], 1):
-            for arm, other in combinations(self.arms, 2):
-                found = self._interval(k, arm, other)
-                rows.append((step, arm, other, *found, self._read(found, k)))
-        return pd.DataFrame(rows, columns=list(self.difference_columns))
+        """One row a pair of arms that did not diverge, the leader's first; see ``difference_columns``."""
+        return pd.DataFrame(self._pairs(), columns=list(self.difference_columns))
 
-    def _interval(self, look: int, arm: str, other: str) -> Interval:
-        return paired_interval(self._paired(look, arm, other), self._error(look))
+    def _pairs(self) -> list[Pair]:
+        alive = [name for name in self.ranked if name not in self.diverged]
+        return [self._compare(arm, other) for arm, other in combinations(alive, 2)]
 
-    def _paired(self, look: int, arm: str, other: str) -> np.ndarray:
-        a, b = self.arms.index(arm), self.arms.index(other)
-        return (self.losses[look, b] - self.losses[look, a]).numpy()
+    def _compare(self, arm: str, other: str) -> Pair:
+        evaluation, seeds = self._common([arm, other])
+        step = self.evaluated[evaluation]
+        difference, low, high = paired_interval(self._differences(arm, other), self._error)
+        verdict = NOT_DECIDED
+        if low > 0:
+            verdict = AHEAD
+        elif high < 0:
+            verdict = BEHIND
+        elif step == self.steps and -self.margin <= low and high <= self.margin:  # at first there never is a difference
+            verdict = NO_DIFFERENCE
+        loss = float(self._losses(arm, evaluation, seeds).mean())
+        return Pair(arm, other, step, len(seeds), loss, difference, low, high, verdict)
 
-    def _error(self, look: int) -> float:
-        """What one pair may spend."""
-        return self.errors[look] / (len(self.arms) * (len(self.arms) - 1) / 2)
+    @property
+    def _error(self) -> float:
+        """The share of intervals of one pair that may miss, by the union bound over all pairs."""
+        return (1 - self.confidence) / (len(self.arms) * (len(self.arms) - 1) / 2)
 
-    def _read(self, found: Interval, look: int) -> str:
-        if found.low > 0:
-            return AHEAD
-        if found.high < 0:
-            return BEHIND
-        # At the beginning there is never a difference: that there is none is a finding of the end.
-        at_the_end = self.looks[look] == self.steps or (self.ending == "time" and look == len(self.looks) - 1)
-        return SAME if at_the_end and -self.margin <= found.low and found.high <= self.margin else OPEN
+    def _common(self, names: Sequence[str]) -> tuple[int, list[int]]:
+        """The last evaluation that all these arms reached with the same seed, and the seeds with which they did."""
+        arms = [self.arms.index(name) for name in names]
+        reached = self.losses[:, arms].isfinite().all(-1).all(1).numpy()
+        evaluation = max(np.flatnonzero(reached.any(1)).tolist(), default=0)
+        return evaluation, np.flatnonzero(reached[evaluation]).tolist()
 
-    def _verdict(self, arm: str, other: str) -> tuple[int, str, Interval]:
-        """At the last look at which both were there; look 0 where there is none."""
-        for look in range(len(self.looks) - 1, 0, -1):
-            found = self._interval(look, arm, other)
-            if np.isfinite(found.low):
-                return look, self._read(found, look), found
-        return 0, OPEN, Interval(np.nan, np.nan, np.nan)
+    def _losses(self, name: str, evaluation: int, seeds: list[int]) -> Float[np.ndarray, "seeds samples"]:
+        return self.losses[evaluation, self.arms.index(name), seeds].numpy()
 
-    def _clause(self, better: str, other: str) -> str:
-        """What is known of a pair, the one with the lower loss first."""
-        why = self.out.get(other, "")
-        look, verdict, found = self._verdict(better, other)
-        if why and (not look or why.startswith("diverged")):
-            return f"{other} {why}"
-        pair, until = f"{better} and {other}", f"{other} {why}; before that, " if why else ""
-        if not look:
-            return f"{pair}: not decided, as the race ended before its first look"
-        if verdict == AHEAD:
-            return f"{until}{better} is ahead of {other} by {_between(found.low, found.high)}"
-        if verdict == BEHIND:
-            return f"{until}{other} is ahead of {better} by {_between(-found.high, -found.low)}"
-        if verdict == SAME:
-            return f"{until}no difference larger than {self.margin:g} nats between {pair}"
-        more = more_needed(self._paired(look, better, other), self._error(look), self.margin)
-        return f"{until}{pair}: not decided ({_between(found.low, found.high)}), {more} would be needed"
+    def _differences(self, arm: str, other: str) -> Float[np.ndarray, "seeds samples"]:
+        common = self._common([arm, other])
+        return self._losses(other, *common) - self._losses(arm, *common)
+
+    def _describe(self, pair: Pair) -> str:
+        arm, other, low, high = pair.arm, pair.other, pair.low, pair.high
+        if pair.step == 0:
+            return f"{arm} and {other}: not decided, as they were not evaluated after the same number of steps"
+        if pair.verdict == AHEAD:
+            return f"{arm} is ahead of {other} by {_range(low, high)}"
+        if pair.verdict == BEHIND:
+            return f"{other} is ahead of {arm} by {_range(-high, -low)}"
+        if pair.verdict == NO_DIFFERENCE:
+            return f"no difference larger than {self.margin:g} nats between {arm} and {other}"
+        more = more_needed(self._differences(arm, other), self._error, self.margin)
+        return f"{arm} and {other}: not decided ({_range(low, high)}), {more} would be needed"
 
     def _summary(self) -> str:
-        return f"{self.sentence}; {ENDINGS[self.ending]}, {self.seconds:.3g} s"
+        return f"{self.sentence}; {'interrupted, ' if self.interrupted else ''}{self.seconds:.3g} s"
 
 
-def _between(low: float, high: float) -> str:
-    """Two losses apart, with as many digits as tell them from zero and from each other: ``"0.03 to 0.09 nats"``."""
-    least = min(x for x in (abs(low), abs(high), high - low, 1.0) if x > 0)
-    digits = min(6, max(2, 1 - int(np.floor(np.log10(least)))))
+def _range(low: float, high: float) -> str:
+    """Two losses with as many digits as distinguish them from zero and from each other: ``0.03 to 0.09 nats``."""
+    smallest = min(x for x in (abs(low), abs(high), high - low, 1.0) if x > 0)
+    digits = min(6, max(2, 1 - int(np.floor(np.log10(smallest)))))
     return f"{low:.{digits}f} to {high:.{digits}f} nats"

@@ -243,7 +243,8 @@ def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) ->
     except NotFinite as error:
         reason, diverged, cut_short = str(error), True, True
     finally:
-        trainer.end()
+        with contextlib.suppress(KeyboardInterrupt):  # a second interrupt: the run is kept all the same
+            trainer.end()
     done, planned = trainer.state.global_step, trainer.state.max_steps
     if not reason and done < planned:
         reason = "a callback stopped training"

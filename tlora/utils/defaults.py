@@ -10,7 +10,7 @@ Scaling = Literal["nominal", "allocated"]
 Rows = Literal["orthonormal", "variance", "whitened"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
-RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "lora"]
+RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "uniform", "lora"]
 
 RANK = 8
 SAMPLES = 32
@@ -47,6 +47,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
     "tlora-trained": {"attach": {"freeze_a": False}},
     # The steps after A is frozen cost what those of ``tlora`` cost.
     "tlora-freeze-late": {"attach": {"freeze_a": False}, "train": {"freeze_a_after": 0.2}},
+    "uniform": {"allocate": {"adapt_ranks": False, "adapt_scales": False}},
     "lora": {
         "task_subspaces": None,
         "allocate": {"adapt_ranks": False, "adapt_scales": False},

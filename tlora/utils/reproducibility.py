@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
 
 _TURN = threading.RLock()
@@ -32,38 +29,6 @@ def temporary_seed(seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
-
-
-class RandomState:
-    """The state of all global generators, for one of several trainings that take turns."""
-
-    def __init__(self) -> None:
-        self._kept = _generators()
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Go on from this state inside, and keep what becomes of it; the caller's own state is as before afterwards."""
-        before = _generators()
-        _set_generators(self._kept)
-        try:
-            yield
-        finally:
-            self._kept = _generators()
-            _set_generators(before)
-
-
-def _generators() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
-
-
-def _set_generators(states: tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
 
 
 @contextlib.contextmanager

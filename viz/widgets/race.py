@@ -1,4 +1,4 @@
-"""A race in a thread, told to whoever shows it as it goes."""
+"""A race in a thread that reports its state while it runs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,41 @@ from tlora.comparison.race_result import Race
 from viz.widgets.training import Followed
 
 PAUSE = 0.3
-"""Least seconds between two times that a training is told of."""
+"""Least seconds between two reports of a training."""
 
 
-class _Lane(Followed):
-    """The first training of an arm."""
+class FollowedArm(Followed):
+    """Follows the trainings of an arm; its losses are those of the latest."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
+    def __init__(self, report: Callable[[], None]) -> None:
         super().__init__(every=1)
-        self._tell, self._next = tell, 0.0
-        self.planned = 0
+        self._report, self._next = report, 0.0
+        self.planned, self.running = 0, False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin with no losses and no request to stop."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.losses = []
+        self._stopping.clear()
+        self.planned, self.running = state.max_steps, True
+        self._report()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # type: ignore[override]
-        """Note the losses, and tell of them if that is due."""
+        """Note the losses, and report them if it is time to."""
         super().on_log(args, state, control, **kwargs)
-        self.planned = state.max_steps
         if time.monotonic() >= self._next:
-            self._tell()
+            self._report()
             self._next = time.monotonic() + PAUSE
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report the end."""
+        super().on_train_end(args, state, control, **kwargs)
+        self.running = False
+        self._report()
 
 
 class LiveRace:
@@ -39,7 +56,7 @@ class LiveRace:
 
     Parameters
     ----------
-    tell : callable
+    report : callable
         Called with `state` whenever there is something new, in the thread that trains.
     model, task, arms, **options
         As for `tlora.race`.
@@ -47,81 +64,81 @@ class LiveRace:
     Attributes
     ----------
     running : bool
-        Whether it has not ended yet.
+        Whether the race has not ended yet.
     result : Race or None
-        When it has ended; None before, and where it failed.
-    said : str
-        What is going on, what was found, or why it failed.
+        The result; None before the end and if the race failed.
+    status : str
+        What is going on, the outcome, or why the race failed.
     """
 
     def __init__(
-        self, tell: Callable[[dict[str, Any]], None], model: Any, task: Any, arms: Mapping[str, Any], **options: Any
+        self, report: Callable[[dict[str, Any]], None], model: Any, task: Any, arms: Mapping[str, Any], **options: Any
     ) -> None:
         self.running = True
         self.result: Race | None = None
-        self.said = "Trying learning rates" if options.get("learning_rate") is None else "Preparing"
-        self._tell = tell
-        self._lanes = {name: _Lane(self._told) for name in arms}
-        self._held: dict[str, list[tuple[int, float]]] = {name: [] for name in arms}
-        options |= {"callbacks": {name: [lane] for name, lane in self._lanes.items()}, "watch": self._looked}
+        self.status = "Preparing"
+        self._report_state = report
+        self._arms = {name: FollowedArm(self._report) for name in arms}
+        self._held_out: dict[str, list[tuple[int, float]]] = {name: [] for name in arms}
+        options |= {"callbacks": {name: [arm] for name, arm in self._arms.items()}, "watch": self._watch}
         self._thread = threading.Thread(target=self._run, args=(model, task, arms, options), daemon=True)
-        self._told()
+        self._report()
         self._thread.start()
 
     @property
     def state(self) -> dict[str, Any]:
-        """JSON values: whether it runs, what is said, and of each arm steps, losses and updates by module."""
-        return {"running": self.running, "said": self.said, "winner": self.result.leader if self.result else ""} | {
-            "arms": {name: self._arm(name) for name in self._lanes}
+        """JSON values: whether it runs, its status, and of each arm steps, losses and updates by module."""
+        return {"running": self.running, "said": self.status, "winner": self.result.leader if self.result else ""} | {
+            "arms": {name: self._arm(name) for name in self._arms}
         }
 
     def stop(self, name: str) -> None:
-        """End the trainings of an arm after the step that runs; the other goes on.
+        """End the training of an arm after the step that runs; nothing if another arm is being trained.
 
         Raises
         ------
         KeyError
             If there is no such arm.
         """
-        self._lanes[name].stop()
-        self._told()
+        if self._arms[name].running:
+            self._arms[name].stop()
+            self._report()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Return when it has ended, or so many seconds have passed."""
+        """Return when the race has ended, or so many seconds have passed."""
         self._thread.join(seconds)
 
     def _arm(self, name: str) -> dict[str, Any]:
-        lane = self._lanes[name]
-        latest = lane.latest
+        arm = self._arms[name]
+        latest = arm.latest
         return {
-            "step": lane.losses[-1][0] if lane.losses else 0,
-            "planned": lane.planned,
-            "losses": list(lane.losses),
-            "held": list(self._held[name]),
-            "stopped": lane.stopped,
+            "step": arm.losses[-1][0] if arm.losses else 0,
+            "planned": arm.planned,
+            "losses": list(arm.losses),
+            "held": list(self._held_out[name]),
+            "running": arm.running,
+            "stopped": arm.stopped,
             "updates": dict(zip(latest["module"], latest["update_norm"].astype(float), strict=True)),
         }
 
-    def _looked(self, found: Race) -> None:
-        frame = found.to_frame()
-        means = frame.groupby(["arm", "step"], sort=False)["loss"].mean()
-        self._held = {
-            name: [(step, means[name, step]) for step in found.looks if (name, step) in means.index]
-            for name in self._lanes
-        }
-        self.said = f"After {found.looks[-1]} of {found.steps} steps: {found.finding}"
-        self._told()
+    def _watch(self, so_far: Race) -> None:
+        means = so_far.to_frame().groupby(["arm", "step"], sort=False)["loss"].mean()
+        self._held_out = {name: list(means[name].items()) for name in self._arms}
+        last = so_far.differences()["step"].max()
+        if last > 0:
+            self.status = f"After {last} of {so_far.steps} steps: {so_far.finding}"
+        self._report()
 
-    def _told(self) -> None:
-        if self.said in ("Trying learning rates", "Preparing") and any(lane.losses for lane in self._lanes.values()):
-            self.said = "Training"
-        self._tell(self.state)
+    def _report(self) -> None:
+        if self.status == "Preparing" and any(arm.running for arm in self._arms.values()):
+            self.status = "Training"
+        self._report_state(self.state)
 
     def _run(self, model: Any, task: Any, arms: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         try:
             self.result = race(model, task, arms, **{**options, "progress": False})
-            self.said = self.result.sentence
+            self.status = self.result.sentence
         except Exception as error:  # noqa: BLE001  (in a thread nobody else would hear of it)
-            self.said = f"The race failed: {error}"
+            self.status = f"The race failed: {error}"
         self.running = False
-        self._told()
+        self._report()

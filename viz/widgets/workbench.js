@@ -300,9 +300,9 @@ function render({ model, el }) {
   let begin, winner, curves, status, arms = {};
   if (train) {
     const head = make("div", { class: "group" }, train);
-    begin = button(head, "Train both", "Train the kept and the new allocation in turns on the same batches, and say which is ahead", () => ask("train"));
+    begin = button(head, "Train both", "Train the kept and the new allocation on the same batches, and say which is ahead", () => ask("train"));
     for (const name of ["kept", "new"]) {
-      const stop = button(head, `Stop ${name}`, `End the training of ${name} after this step; the other goes on`, () => ask("stop", { name }));
+      const stop = button(head, `Stop ${name}`, `End the training of ${name} after this step; the race goes on`, () => ask("stop", { name }));
       arms[name] = { stop, line: make("div", { class: `arm ${name}` }, train) };
     }
     winner = button(head, "Save winner", "Save the adapter with the lower held-out loss to the folder workbench-winner", () => ask("save_winner"));
@@ -318,8 +318,8 @@ function render({ model, el }) {
     for (const [name, { stop, line }] of Object.entries(arms)) {
       const arm = state.arms?.[name], loss = arm?.losses.at(-1)?.[1], held = arm?.held.at(-1)?.[1];
       stop.hidden = !state.running;
-      stop.disabled = Boolean(arm?.stopped);
-      line.textContent = !arm?.planned ? "" : `${name}: step ${arm.step} of ${arm.planned}, training loss ${loss.toPrecision(3)}` +
+      stop.disabled = !arm?.running || arm.stopped;
+      line.textContent = !arm?.planned ? "" : `${name}: step ${arm.step} of ${arm.planned}` + (loss === undefined ? "" : `, training loss ${loss.toPrecision(3)}`) +
         (held === undefined ? "" : `, held-out loss ${held.toPrecision(4)}`) + (arm.stopped ? ", stopped" : "");
     }
     draw_curves(state);

@@ -75,7 +75,7 @@ RESAMPLES = 200
 PARTS = 8
 """Parts that they are made in: between two of them, the kernel can answer other requests."""
 TRAINING: Mapping[str, Any] = {"seconds": 300, "seeds": [0]}
-"""How the kept and the new allocation are trained where nothing else is said."""
+"""Default arguments of the race between the kept and the new allocation."""
 UNBOUND = 256
 """Largest rank on a control where no bases limit it."""
 SELECTED = "#e07b00"
@@ -300,7 +300,7 @@ class Workbench(Shown):
         return None if self._live is None else self._live.result
 
     def train(self, **options: Any) -> None:
-        """Train the kept and the new allocation in turns, in a thread: see `tlora.race`. The map may change meanwhile.
+        """Train the kept and the new allocation in a thread: see `tlora.race`. The map may change meanwhile.
 
         Parameters
         ----------
@@ -327,7 +327,7 @@ class Workbench(Shown):
         self._live = LiveRace(self._follow, self.model, self.task, arms, **chosen)
 
     def stop(self, name: str) -> None:
-        """End the training of ``name``, ``"kept"`` or ``"new"``, after the step that runs; the other goes on."""
+        """End the training of ``name``, ``"kept"`` or ``"new"``, after the step that runs; the race goes on."""
         if self._live is not None:
             self._live.stop(name)
 

@@ -2,30 +2,38 @@
 
 import copy
 import dataclasses
-import math
 import os
 import signal
-import time
 from functools import cache
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, VeraConfig, get_peft_model
+from peft.tuners.lora.config import CordaConfig, EvaConfig
 from transformers import TrainerCallback
 
 import tlora
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
-from tests.helpers.races import allocations, started_elsewhere
+from tests.helpers.races import allocations, let_equal_arms_differ
 from tests.helpers.trainings import condition_of
-from tlora.comparison import race as races
-from tlora.comparison.methods import METHODS, Method
 
 pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
 OPTIONS = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
+CONFIGS = {
+    "LoRA": LoraConfig(r=2, lora_alpha=2),
+    "DoRA": LoraConfig(r=2, lora_alpha=2, use_dora=True),
+    "rsLoRA": LoraConfig(r=2, lora_alpha=2, use_rslora=True, target_modules=["q_proj", "v_proj"]),
+    "PiSSA": LoraConfig(r=2, lora_alpha=2, init_lora_weights="pissa"),
+    "OLoRA": LoraConfig(r=2, lora_alpha=2, init_lora_weights="olora"),
+}
+
+NEED_DATA = [
+    LoraConfig(init_lora_weights="eva", eva_config=EvaConfig()),
+    LoraConfig(init_lora_weights="corda", corda_config=CordaConfig()),
+    LoraConfig(init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig()),
+]
 
 
 @cache
@@ -40,294 +48,247 @@ def subspaces():
 
 
 def run(arms=None, **options):
-    arms = arms or {"A": allocations()["score"], "B": allocations()["uniform"], "LoRA": "lora"}
+    arms = arms or {"A": allocations()["score"], "B": allocations()["uniform"], "LoRA": CONFIGS["LoRA"]}
     return tlora.race(base(), task(), arms, **{"subspaces": subspaces(), "steps": 6} | OPTIONS | options)
 
 
 @cache
 def finished():
-    return run(seeds=(0, 3))
+    return run({"A": allocations()["score"], "B": allocations()["uniform"], **CONFIGS}, seeds=(3, 0))
 
 
 def alone(arm, seed):
-    """The arm by `tlora.attach`, or by PEFT itself, on a copy of the base, trained by `tlora.train`."""
+    """The arm on a copy of the base by `tlora.attach` or by PEFT, trained by `tlora.train`."""
     model = copy.deepcopy(base())
-    if arm == "LoRA":
-        names = list(allocations()["score"].targets)
+    if arm in CONFIGS:
+        config = copy.deepcopy(CONFIGS[arm])
+        config.target_modules = config.target_modules or list(allocations()["score"].targets)
+        config.task_type = "CAUSAL_LM"
         torch.manual_seed(seed)
-        config = LoraConfig(r=2, lora_alpha=2, target_modules=names, task_type="CAUSAL_LM")
         adapted = get_peft_model(model, config)
     else:
         allocation = allocations()["score" if arm == "A" else "uniform"]
-        adapted = tlora.attach(model, subspaces(), allocation, rows="variance", seed=seed)
+        adapted = tlora.attach(model, subspaces(), allocation, seed=seed)
     options = OPTIONS | {"max_steps": 6, "evaluation_limit": 0}
     return adapted, tlora.train(adapted, task(), seed=seed, **options)
 
 
-@pytest.mark.parametrize("arm", ["A", "B", "LoRA"])
-def test_each_arm_has_the_losses_that_it_has_alone(arm):
-    for i, seed in enumerate((0, 3)):
+@pytest.mark.parametrize("arm", ["A", "B", *CONFIGS])
+def test_each_training_is_that_of_the_arm_alone(arm):
+    for i, seed in enumerate((3, 0)):
         adapted, expected = alone(arm, seed)
-        found = finished().runs[arm][i]
-        np.testing.assert_allclose(found.history["loss"], expected.history["loss"], atol=1e-5, rtol=0)
-        held_out = task().evaluate(adapted, "test")["loss"]
+        trained = finished().runs[arm][i]
+        assert trained.history.equals(expected.history)
+        assert trained.module_history.equals(expected.module_history)
+        assert trained.adapter.keys() == expected.adapter.keys()
+        assert all(torch.equal(trained.adapter[name], tensor) for name, tensor in expected.adapter.items())
         last = finished().to_frame().query("arm == @arm and seed == @seed and step == 6").iloc[0]
-        assert last["loss"] == pytest.approx(held_out, abs=1e-5)
-        assert found.after["loss"] == last["loss"]
-        assert last["parameters"] == expected.trainable_parameters == found.trainable_parameters
-        for name, tensor in expected.adapter.items():
-            torch.testing.assert_close(found.adapter[name], tensor, atol=1e-5, rtol=0)
+        assert last["loss"] == pytest.approx(task().evaluate(adapted, "test")["loss"], abs=1e-6)
+        assert trained.after["loss"] == last["loss"]
+        assert last["parameters"] == expected.trainable_parameters == trained.trainable_parameters
+
+
+def test_the_order_of_arms_changes_nothing():
+    arms = {"LoRA": CONFIGS["LoRA"], "A": allocations()["score"]}
+    for race in (run(arms, seeds=[0]), run(dict(reversed(arms.items())), seeds=[0])):
+        for arm in arms:
+            expected = finished().losses[:, finished().arms.index(arm), 1]
+            assert race.losses[:, race.arms.index(arm), 0].equal(expected)
+
+
+def test_a_recipe_is_the_pipeline():
+    race = run({"mine": tlora.Recipe("mine", attach={"freeze_a": False}), "uniform": "uniform"}, rank=2, seeds=[5])
+    calibration = tlora.calibrate(base(), task().calibration(20), progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, 2)
+    directions = tlora.task_subspaces(base(), calibration, max_rank=allocation, progress=False)
+    adapted = tlora.attach(copy.deepcopy(base()), directions, allocation, freeze_a=False, seed=5)
+    expected = tlora.train(adapted, task(), seed=5, max_steps=6, evaluation_limit=0, **OPTIONS)
+    trained = race.runs["mine"][0]
+    assert all(torch.equal(trained.adapter[name], tensor) for name, tensor in expected.adapter.items())
+    assert set(race.runs["uniform"][0].ranks.values()) == {2}
 
 
 def test_the_base_is_untouched():
     before = {name: tensor.clone() for name, tensor in base().state_dict().items()}
-    condition, rng = condition_of(base()), torch.get_rng_state()
-    run({"A": allocations()["score"], "dora": "dora"}, steps=2, seeds=[0])
+    condition = condition_of(base())
+    run({name: CONFIGS[name] for name in ("PiSSA", "OLoRA", "DoRA")}, steps=2, seeds=[0])
     assert condition_of(base()) == condition
-    assert torch.get_rng_state().equal(rng)
     for name, tensor in base().state_dict().items():
         assert tensor.equal(before[name])
 
 
-def test_it_is_looked_at_at_even_distances_and_kept(tmp_path):
-    found = finished()
-    assert found.looks == [0, 2, 3, 5, 6]
-    assert sum(found.errors) == pytest.approx(0.05)
-    assert found.losses.shape == (5, 3, 2, 8)
-    assert found.losses[0, 0].equal(found.losses[0, 1])  # B begins at zero
-    assert (found.clock[1:] > found.clock[:-1]).all()
-    read = tlora.Race.load(found.save(tmp_path / "race"))
-    assert read.sentence == found.sentence
-    folder = read.winner.save(tmp_path / "adapter")
-    loaded = tlora.load(folder, copy.deepcopy(base()))
-    assert task().evaluate(loaded, "test")["loss"] == pytest.approx(read.winner.after["loss"], abs=1e-5)
+def test_it_is_evaluated_at_even_distances_and_kept(tmp_path):
+    race = finished()
+    assert race.evaluated == [0, 2, 3, 5, 6]
+    assert race.losses.shape == (5, 7, 2, 8)
+    assert (race.clock[1:] > race.clock[:-1]).all()
+    assert race.seconds > sum(run.seconds for runs in race.runs.values() for run in runs)
+    read = tlora.Race.load(race.save(tmp_path / "race"))
+    assert read.sentence == race.sentence
+    assert read.search == race.search
+    winner = read.runs["A"][0]
+    loaded = tlora.load(winner.save(tmp_path / "adapter"), copy.deepcopy(base()))
+    assert task().evaluate(loaded, "test")["loss"] == pytest.approx(winner.after["loss"], abs=1e-5)
 
 
-def test_equal_arms_are_equal():
-    one = allocations()["score"]
-    same = run({"A": one, "B": one}, seeds=(0, 1), steps=3)
-    assert same.losses[:, 0].equal(same.losses[:, 1])
-    assert "no difference larger than 0.02 nats" in same.sentence
-
-
-def test_a_planted_difference_is_found_and_ends_the_race_in_the_middle():
+def test_a_planted_difference_is_detected():
     one, many = allocations()["score"], task()
     many = dataclasses.replace(many, test=concatenate_datasets([many.train, many.test]))
     rates = OPTIONS | {"learning_rate": {"A": 3e-2, "B": 1e-5}}
-    found = tlora.race(base(), many, {"A": one, "B": one}, subspaces=subspaces(), steps=40, **rates)
-    assert (found.ending, found.leader) == ("decided", "A")
-    assert found.differences()["verdict"].tolist() == ["ahead", "ahead"]
-    assert found.looks == [0, 10, 20]  # not at once: who learns quickly need not end better
-    assert found.winner.steps == 20
-    assert found.sentence.startswith("A is ahead of B by ")
-    assert "after 20 of 40 steps" in found.sentence
+    race = tlora.race(base(), many, {"B": one, "A": one}, subspaces=subspaces(), steps=20, **rates)
+    assert (race.leader, race.is_ahead, len(race.seeds)) == ("A", True, 3)
+    assert race.winner.after["loss"] < race.runs["B"][0].after["loss"]
 
 
-@pytest.mark.parametrize("shift", [100, pytest.param(200, marks=pytest.mark.slow)])
-def test_two_equal_allocations_from_other_starts_are_not_told_apart(shift):
-    """A few of the races of tests/slow/test_race.py."""
-    one = allocations()["score"]
-    arms = {"A": started_elsewhere("A", one, 0), "B": started_elsewhere("B", one, 1000)}
-    found = run(arms, seeds=(shift, shift + 1, shift + 2))
-    assert not found.losses[-1, 0].equal(found.losses[-1, 1])
-    assert not found.is_ahead
+def test_two_equal_allocations_from_other_starts_are_not_distinguished(monkeypatch):
+    """One of the races of tests/slow/test_race.py."""
+    let_equal_arms_differ(monkeypatch)
+    race = run({"A": allocations()["score"], "B": allocations()["score"]}, seeds=3)
+    assert not race.losses[-1, 0].equal(race.losses[-1, 1])
+    assert not race.is_ahead
 
 
-def test_an_arm_whose_numbers_are_not_finite_is_out_and_the_others_go_on():
-    found = run(learning_rate={"A": 1e-2, "B": 1e38, "LoRA": 1e-2}, seeds=(0, 1))
-    assert list(found.out) == ["B"]
-    assert "B diverged after" in found.sentence
-    assert found.runs["A"][1].steps == found.runs["LoRA"][0].steps == 6
-    assert found.leader != "B"
+def test_an_arm_that_diverges_is_out_and_the_others_go_on():
+    race = run(learning_rate={"A": 1e-2, "B": 1e38, "LoRA": 1e-2}, seeds=2)
+    assert list(race.diverged) == ["B"]
+    assert "B diverged after" in race.sentence
+    assert len(race.runs["B"]) == 1
+    assert race.runs["A"][1].steps == race.runs["LoRA"][1].steps == 6
+    assert race.leader != "B"
 
 
-class Stops(TrainerCallback):
+class Stop(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= state.global_step == 4
 
 
-class Interrupts(TrainerCallback):
+class InterruptAStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_one_arm_can_be_stopped():
-    found = run(callbacks={"B": [Stops()]}, seeds=(0, 1))
-    assert found.out == {"B": "was stopped after 4 steps at learning rate 0.01"}
-    assert found.runs["B"][0].steps == 4
-    assert found.runs["A"][0].steps == 6
-    assert found.losses[2, 1].isfinite().all()  # the look at step 3
-    assert found.losses[3:, 1].isnan().all()
+class InterruptTheEnd(TrainerCallback):
+    """Interrupts as soon as the second training has ended, again and again."""
+
+    ends = 0
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ends += 1
+        if self.ends > 1:
+            raise KeyboardInterrupt
+
+
+def test_a_callback_stops_one_training_and_the_others_go_on():
+    race = run(callbacks={"B": [Stop()]}, seeds=2)
+    assert [each.steps for each in race.runs["B"]] == [4, 4]
+    assert [each.steps for each in race.runs["A"]] == [6, 6]
+    assert race.runs["B"][0].after == {}
+    frame = race.differences()
+    assert frame.loc[frame[["arm", "other"]].eq("B").any(axis=1), "step"].tolist() == [3, 3]
+    assert not race.interrupted
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_was_trained():
-    found = run(callbacks={"A": [Interrupts()]}, seeds=(0, 1))
-    assert found.ending == "interrupted"
-    assert found.looks == [0, 2, 3]
-    assert found.winner.interrupted
-    assert found.runs["A"][0].steps == 4
-    assert found.runs["B"][0].steps == 3
-    assert "after 3 of 6 steps" in found.sentence
-    assert found.winner.after == {} or found.winner.steps == 3
+    race = run(callbacks={"B": [InterruptAStep()]}, seeds=2)
+    assert race.interrupted
+    assert {name: len(runs) for name, runs in race.runs.items()} == {"A": 1, "B": 1}
+    assert race.runs["A"][0].after
+    assert not race.runs["B"][0].after  # its adapter is that of step 4, evaluated at step 3
+    row = race.differences().query("arm != 'LoRA' and other != 'LoRA'").iloc[0]
+    assert (row["step"], row["seeds"]) == (3, 1)
 
 
-def test_an_interrupt_before_anything_was_trained_is_one():
-    def interrupt(job):
+def test_an_interrupt_at_the_end_of_a_training_loses_nothing():
+    arms = {"A": allocations()["score"], "B": CONFIGS["LoRA"]}
+    race = run(arms, callbacks={"B": [InterruptTheEnd()]}, seeds=3)
+    assert race.interrupted
+    assert {name: [each.steps for each in runs] for name, runs in race.runs.items()} == {"A": [6, 6], "B": [6, 6]}
+    assert race.losses[:, :, :2].isfinite().all()
+    assert race.runs["B"][1].adapter
+
+
+def test_an_interrupt_before_anything_was_trained_is_raised(monkeypatch):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    method = tlora.Method("broken", interrupt)
+    monkeypatch.setattr("tlora.comparison.race.train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run({"A": method, "B": "lora"})
+        run()
 
 
-def test_when_the_time_is_up_the_last_look_spends_what_is_left(monkeypatch):
-    left = iter([100.0] * 3)
-    monkeypatch.setattr(races._Plan, "left", property(lambda self: next(left, -1.0)))
-    monkeypatch.setattr(races._Course, "_affordable", lambda self: 8)
-    found = run(seconds=100, steps=None, seeds=[0])
-    assert found.ending == "time"
-    assert found.looks[-1] == 4
-    assert sum(found.errors) == pytest.approx(0.05)
+def test_steps_are_planned_for_the_seconds():
+    options = {"steps": None, "seeds": 2, "evaluation_limit": 2}
+    race = run({"A": allocations()["score"], "B": CONFIGS["LoRA"]}, seconds=8, **options)
+    assert race.steps >= 8
+    assert 2 < race.seconds < 10
+    with pytest.raises(ValueError, match=r"seconds=0.1 .* pass at least \d+"):
+        run(seconds=0.1, **options)
 
 
-def test_steps_are_planned_for_the_seconds(monkeypatch):
-    """Two arms with two seeds, half a second a step and one to prepare each training."""
-
-    class Tried:
-        preparation = 0.4
-        training = SimpleNamespace(preparation=0.6, seconds=0.5 * races.TRIED)
-
-        def losses(self, rows):
-            time.sleep(0.1)
-
-    monkeypatch.setattr(races._Course, "_tried", lambda *args: Tried())
-    monkeypatch.setattr(races._Plan, "left", 100.0)
-    plan = races._Plan(base(), task(), None, 100.0, (0, 1), 4, 0.02, 0.95, 8)
-    arms = races._entered(plan, {"A": "lora", "B": "dora"}, None, None, "tlora")
-    given = races._Course(plan, arms, {"A": 1e-3, "B": 1e-3}, {}, None)
-    looks = 0.1 * (2 * 2 * races.LOOKS + 1)
-    assert given._affordable() == pytest.approx(0.9 * (100 - 4 - looks) / (2 * 2 * 0.5), abs=1)
-    searched = races._Course(plan, arms, {}, {}, None)
-    trials, each = 2 * 3, 0.25 * 0.5
-    left = 100 - 4 - looks - trials * (1 + 0.1)
-    assert searched._affordable() == pytest.approx(0.9 * left / (2 * 2 * 0.5 + trials * each), abs=1)
+def test_without_a_rate_three_are_tried_on_the_validation_samples():
+    race = run({"A": allocations()["score"], "B": CONFIGS["LoRA"]}, learning_rate={"B": 1e-2}, seeds=[0], steps=8)
+    assert [(arm, rate) for arm, rate, _ in race.search] == [("A", 5e-4), ("A", 2e-3), ("A", 8e-3)]
+    assert race.learning_rates == {"A": min((loss, rate) for _, rate, loss in race.search)[1], "B": 1e-2}
+    assert race.runs["A"][0].steps == 8
+    own = run(
+        {"A": tlora.Recipe("mine", train={"learning_rate": 3e-3}), "B": "lora"}, learning_rate={"B": 1e-3}, steps=1
+    )
+    assert (own.search, own.learning_rates["A"]) == ([], 3e-3)
 
 
-def test_too_few_seconds_are_refused_with_how_many_there_must_be():
-    with pytest.raises(ValueError, match=r"seconds=0.1 is too little for 8 steps of 3 arms .* pass at least \d+"):
-        run(steps=None, seconds=0.1)
+def test_the_race_is_watched():
+    races = []
+    race = run(watch=races.append, seeds=[0])
+    assert len(races) == 3 * 4
+    assert races[3].losses[:, 0].isfinite().all()
+    assert races[3].losses[1:, 1:].isnan().all()
+    assert races[-1].sentence == race.sentence
 
 
-def test_without_a_rate_three_are_tried_for_each_arm():
-    found = run({"A": allocations()["score"], "plus": "lora+"}, learning_rate=None, seeds=[0], steps=8)
-    tried = {name: [rate for arm, rate, _ in found.ladder if arm == name] for name in found.arms}
-    assert tried["A"] == [5e-4, 2e-3, 8e-3]
-    assert tried["plus"] == pytest.approx([5e-4 / 16, 2e-3 / 16, 8e-3 / 16], rel=0.01)
-    for name in found.arms:
-        best = min((loss, rate) for arm, rate, loss in found.ladder if arm == name)[1]
-        assert found.learning_rates[name] == best
-    some = run({"A": allocations()["score"], "B": "lora"}, learning_rate={"A": 1e-2}, seeds=[0], steps=2)
-    assert {arm for arm, *_ in some.ladder} == {"B"}
+def some(**counts):
+    splits = {name: getattr(task(), name).select(range(count)) for name, count in counts.items()}
+    return dataclasses.replace(task(), **splits)
 
 
-def test_its_own_subspaces_are_computed_where_none_are_given():
-    found = run({"A": allocations()["score"], "tlora": "tlora"}, subspaces=None, seeds=[0], steps=2)
-    attached = found.winner.meta.recipe["attach"]
-    assert (attached["kind"], attached["rows"], attached["freeze_a"]) == ("wc", "variance", True)
-
-
-def test_it_is_watched_as_it_goes():
-    seen = []
-    found = run(watch=seen.append, seeds=[0])
-    assert [race.looks[-1] for race in seen] == found.looks[1:]
-    assert seen[0].ending == ""
-    assert seen[0].sentence
-
-
-def without(**splits):
-    found = task()
-    return {name: getattr(found, name).select(range(count)) for name, count in splits.items()}
+def other_allocation(family, **sizes):
+    calibration = tlora.calibrate(tiny_model(family, **sizes), task().calibration(4), progress=False)
+    return tlora.allocate(calibration.sensitivity, rank=2, max_rank=8)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "error", "names"),
     [
-        ({"test": 0, "validation": 0}, "has no held-out samples: load it with test= or validation="),
-        ({"test": 1}, "the test split of '.*' has one sample"),
-        ({"train": 0}, "has no training samples"),
+        ({"arms": {"A": "lora"}}, ValueError, "arms"),
+        ({"arms": ["lora", "tlora"]}, TypeError, "arms"),
+        ({"arms": {"A": "lora", "B": "lorra"}}, KeyError, "lorra"),
+        ({"arms": {"A": "lora", "B": 3}}, TypeError, "'B'"),
+        ({"arms": {"A": "lora", "B": VeraConfig()}}, TypeError, "'B'"),
+        ({"arms": {"A": "lora", "B": AdaLoraConfig(total_step=9)}}, TypeError, "'B'"),
+        ({"arms": {"A": "lora", "B": LoraConfig(target_modules=["none"])}}, ValueError, "'B'"),
+        *(({"arms": {"A": "lora", "B": config}}, TypeError, f"'B'.*{config.init_lora_weights}.*Recipe")
+          for config in NEED_DATA),
+        ({"arms": {"A": "lora", "B": lambda: other_allocation("gpt2")}}, ValueError, "'B'.*transformer"),
+        ({"arms": {"A": "lora", "B": lambda: other_allocation("llama", intermediate_size=64)}}, ValueError, "'B'.*64"),
+        ({"steps": None}, ValueError, "steps="),
+        ({"seconds": 5}, ValueError, "steps="),
+        ({"seeds": (1, 1)}, ValueError, "seeds"),
+        ({"seeds": 0}, ValueError, "seeds"),
+        ({"learning_rate": {"Z": 1e-3}}, ValueError, "learning_rate.*'Z'"),
+        ({"callbacks": {"Z": []}}, ValueError, "callbacks.*'Z'"),
+        ({"task": lambda: some(test=0, validation=0)}, ValueError, "held-out"),
+        ({"task": lambda: some(test=1)}, ValueError, "held-out"),
+        ({"task": lambda: some(test=0), "learning_rate": None}, ValueError, "learning_rate="),
+        ({"task": lambda: some(validation=0), "learning_rate": None}, ValueError, "learning_rate="),
+        ({"task": lambda: task().train}, TypeError, "load_task"),
+        ({"model": lambda: alone("A", 0)[0]}, ValueError, "adapter"),
     ],
-)
-def test_samples_that_do_not_suffice_are_refused(changes, said):
-    some = dataclasses.replace(task(), **without(**changes))
-    with pytest.raises(ValueError, match=said):
-        tlora.race(base(), some, {"A": "lora", "B": "tlora"}, steps=4, **OPTIONS)
-
-
-def test_rates_are_not_chosen_on_the_samples_that_results_are_of():
-    for changes in ({"test": 0}, {"validation": 0}):
-        some = dataclasses.replace(task(), **without(**changes))
-        arms = {"A": "lora", "B": "tlora"}
-        with pytest.raises(ValueError, match=r"no validation samples beside its .* pass learning_rate="):
-            tlora.race(base(), some, arms, steps=4, progress=False)
-        assert tlora.race(base(), some, arms, steps=2, seeds=[0], **OPTIONS).looks == [0, 1, 2]
-
-
-def test_arms_of_another_model_are_refused():
-    calibration = tlora.calibrate(tiny_model("gpt2"), task().calibration(4), progress=False)
-    other = tlora.allocate(calibration.sensitivity, rank=2, max_rank=8)
-    with pytest.raises(ValueError, match=r"arm 'B' is of another model: it has transformer.h.0"):
-        run({"A": allocations()["score"], "B": other})
-    wider = tlora.calibrate(tiny_model("llama", intermediate_size=64), task().calibration(4), progress=False)
-    with pytest.raises(
-        ValueError, match=r"arm 'B' is of another model: .*mlp.* was \(64, 32\) there, here it is \(48, 32\)"
-    ):
-        run({"A": allocations()["score"], "B": tlora.allocate(wider.sensitivity, rank=2, max_rank=8)})
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "said"),
-    [
-        ({"arms": {"A": "lora"}}, ValueError, "a race takes at least two"),
-        ({"arms": ["lora", "dora"]}, TypeError, "arms is a list: pass a mapping"),
-        ({"arms": {"A": "lora", "B": "lorra"}}, ValueError, "unknown method 'lorra'"),
-        ({"arms": {"A": "lora", "B": 3}}, TypeError, "a method is a name"),
-        ({"steps": None}, ValueError, "pass steps= or seconds="),
-        ({"seconds": 5}, ValueError, "pass steps= or seconds="),
-        ({"steps": 1}, ValueError, "steps=1: use a whole number of at least 2"),
-        ({"seeds": ()}, ValueError, "pass at least one, each once"),
-        ({"seeds": (1, 1)}, ValueError, "pass at least one, each once"),
-        ({"learning_rate": {"Z": 1e-3}}, ValueError, "names 'Z', which is not an arm"),
-        ({"learning_rate": 0.0}, ValueError, "learning_rate of A must be above 0"),
-        ({"margin": 0}, ValueError, "margin must be above 0"),
-        ({"confidence": 1}, ValueError, "confidence must be above 0 and below 1"),
-        ({"evaluation_limit": 1}, ValueError, "evaluation_limit=1"),
-        ({"rank": 0}, ValueError, "rank=0"),
-        ({"callbacks": {"Z": []}}, ValueError, "callbacks for 'Z'"),
-    ],
-)
-def test_bad_input_is_refused(options, kind, said):
-    with pytest.raises(kind, match=said):
-        run(**options)
-
-
-def test_a_base_with_an_adapter_and_something_else_than_a_task_are_refused():
-    adapted = tlora.attach(copy.deepcopy(base()), subspaces(), allocations()["score"])
-    with pytest.raises(ValueError, match="already has an adapter"):
-        tlora.race(adapted, task(), {"A": "lora", "B": "dora"}, steps=2)
-    with pytest.raises(TypeError, match="race takes a task from"):
-        tlora.race(base(), task().train, {"A": "lora", "B": "dora"}, steps=2)
-
-
-def test_each_counted_part_is_in_the_seconds():
-    found = finished()
-    assert found.seconds > sum(run.seconds for runs in found.runs.values() for run in runs)
-
-
-def test_a_method_is_told_for_how_many_steps_it_trains():
-    """As AdaLoRA's schedule has to know."""
-    told = []
-    method = Method("mine", lambda job: told.append(job.steps) or METHODS["lora"].adapt(job))
-    race = run({"mine": method, "LoRA": "lora"}, learning_rate={"LoRA": 1e-2}, steps=None, seconds=6, seeds=(0,))
-    assert told == [races.TRIED] + [math.ceil(races.PART * race.steps)] * len(races.LADDER) + [race.steps]
+)  # fmt: skip
+def test_bad_input_is_refused(changes, error, names):
+    changes = {name: value() if callable(value) else value for name, value in changes.items()}
+    if isinstance(changes.get("arms"), dict):
+        changes["arms"] = {name: arm() if callable(arm) else arm for name, arm in changes["arms"].items()}
+    parts = {"model": base(), "task": task(), "arms": {"A": "lora", "B": "tlora"}, "steps": 4, **OPTIONS} | changes
+    with pytest.raises(error, match=names):
+        tlora.race(**parts)

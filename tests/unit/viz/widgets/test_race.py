@@ -1,4 +1,4 @@
-"""A race in a thread: what it tells as it goes is what it has found in the end."""
+"""A race in a thread: what it reports is what the result says."""
 
 import threading
 
@@ -13,48 +13,46 @@ pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gr
 OPTIONS = {"seeds": [0], "learning_rate": 1e-2, "batch_size": 4, "steps": 6}
 
 
-def live(tell, **options):
+def live(report, **options):
     arms = {"A": allocations()["score"], "B": allocations()["uniform"]}
-    return LiveRace(tell, tiny_model("llama"), task(), arms, **OPTIONS | options)
+    return LiveRace(report, tiny_model("llama"), task(), arms, **OPTIONS | options)
 
 
-def test_it_tells_losses_updates_and_the_sentence():
-    told, threads = [], set()
+def test_it_reports_losses_updates_and_the_sentence():
+    states, threads = [], set()
 
-    def tell(state):
-        told.append(state)
+    def report(state):
+        states.append(state)
         threads.add(threading.current_thread())
 
-    it = live(tell)
-    it.wait()
-    assert len(threads) > 1  # not that of the caller alone
-    assert told[0]["running"]
-    last = told[-1]
-    assert (last["running"], last["said"], last["winner"]) == (False, it.result.sentence, it.result.leader)
+    race = live(report)
+    race.wait()
+    assert len(threads) == 2  # of the caller and of the training
+    assert states[0]["running"]
+    last = states[-1]
+    assert (last["running"], last["said"], last["winner"]) == (False, race.result.sentence, race.result.leader)
     for name, arm in last["arms"].items():
-        run = it.result.runs[name][0]
+        run = race.result.runs[name][0]
         assert [loss for _, loss in arm["losses"]] == run.history["loss"].tolist()
-        assert (arm["step"], arm["planned"], arm["stopped"]) == (6, 6, False)
-        frame = it.result.to_frame().query("arm == @name")
+        assert (arm["step"], arm["planned"], arm["stopped"], arm["running"]) == (6, 6, False, False)
+        frame = race.result.to_frame().query("arm == @name")
         assert arm["held"] == list(zip(frame["step"], frame["loss"], strict=True))
-        moved = run.module_history.query("step == 6").set_index("module")["update_norm"]
-        assert arm["updates"] == moved.to_dict()
-    assert any(state["said"].startswith("After 2 of 6 steps: ") for state in told)
+        assert arm["updates"] == run.module_history.query("step == 6").set_index("module")["update_norm"].to_dict()
+    assert any(state["said"].startswith("After 2 of 6 steps: ") for state in states)
+    assert not any(all(arm["running"] for arm in state["arms"].values()) for state in states)
 
 
-def test_one_can_be_stopped_and_the_other_goes_on():
-    it = live(lambda state: state["arms"]["A"]["step"] >= 1 and not state["arms"]["A"]["stopped"] and it.stop("A"))
-    it.wait()
-    assert it.result.runs["A"][0].steps < 6
-    assert it.result.runs["B"][0].steps == 6
-    assert "A was stopped after" in it.said
-    with pytest.raises(KeyError):
-        it.stop("C")
+def test_the_training_that_runs_can_be_stopped_and_the_other_goes_on():
+    race = live(lambda state: state["arms"]["A"]["step"] >= 1 and not state["arms"]["A"]["stopped"] and race.stop("A"))
+    race.wait()
+    assert race.result.runs["A"][0].steps < 6
+    assert race.result.runs["B"][0].steps == 6
+    race.stop("B")  # which does not run
+    assert not race.state["arms"]["B"]["stopped"]
 
 
 def test_a_race_that_fails_says_why():
-    it = live(lambda state: None, steps=None)
-    it.wait()
-    assert it.said == "The race failed: pass steps= or seconds=, one of them: how long the race may be"
-    assert it.result is None
-    assert not it.running
+    race = live(lambda state: None, steps=None)
+    race.wait()
+    assert race.status.startswith("The race failed: pass steps= or seconds=")
+    assert (race.result, race.running) == (None, False)
