@@ -6,18 +6,20 @@ import os
 import signal
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
 from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, VeraConfig, get_peft_model
 from peft.tuners.lora.config import CordaConfig, EvaConfig
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import tlora
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
 from tests.helpers.races import allocations, let_equal_arms_differ
 from tests.helpers.trainings import condition_of
+from tlora.comparison import race as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
 OPTIONS = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
@@ -218,13 +220,42 @@ def test_an_interrupt_before_anything_was_trained_is_raised(monkeypatch):
         run()
 
 
-def test_steps_are_planned_for_the_seconds():
-    options = {"steps": None, "seeds": 2, "evaluation_limit": 2}
-    race = run({"A": allocations()["score"], "B": CONFIGS["LoRA"]}, seconds=8, **options)
-    assert race.steps >= 8
-    assert 2 < race.seconds < 10
-    with pytest.raises(ValueError, match=r"seconds=0.1 .* pass at least \d+"):
-        run(seconds=0.1, **options)
+@pytest.fixture
+def clock(monkeypatch):
+    """Half a second a step, one to prepare each training, a tenth for each evaluation; nothing is trained."""
+    now, trained = [0.0], finished().runs["A"][0]
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    def train(model, task, *, max_steps, callbacks, **arguments):
+        pass_time(1)
+        state, control = TrainerState(max_steps=max_steps), TrainerControl()
+        for event in ("on_train_begin", *["on_optimizer_step", "on_step_end"] * max_steps, "on_train_end"):
+            if event == "on_optimizer_step":
+                pass_time(0.5)
+                state.global_step += 1
+            for callback in callbacks:
+                getattr(callback, event)(None, state, control, model=model)
+        return trained
+
+    def evaluate(model, task, rows, batch_size):
+        pass_time(0.1)
+        return np.linspace(1, 2, len(rows))
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "losses_of_samples", evaluate)
+
+
+@pytest.mark.parametrize("rate", [1e-2, None])
+@pytest.mark.usefixtures("clock")
+def test_steps_are_planned_for_the_seconds(rate):
+    options = {"steps": None, "seeds": 2, "learning_rate": rate}
+    race = run({"A": allocations()["score"], "B": CONFIGS["LoRA"]}, seconds=200, **options)
+    assert 0.85 * 200 < race.seconds < 0.95 * 200
+    with pytest.raises(ValueError, match=r"seconds=10 .* pass at least \d+"):
+        run(seconds=10, **options)
 
 
 def test_without_a_rate_three_are_tried_on_the_validation_samples():
