@@ -272,7 +272,7 @@ def fit_batch(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     token = getattr(model.config.get_text_config(), "pad_token_id", None)
     if token is None and len(batch["input_ids"]) > 1 and _needs_padding_token(get_base_model(model)):
         raise ValueError(
-            f"a {type(get_base_model(model)).__name__} locates the end of each text by config.pad_token_id, which is "
+            f"a {type(get_base_model(model)).__name__} finds the end of each text by config.pad_token_id, which is "
             "None: set model.config.pad_token_id = tokenizer.pad_token_id, as tlora.load_model does"
         )
     if token is None or not 0 <= token < len(model.get_input_embeddings().weight):

@@ -186,7 +186,7 @@ def _refuse_inference(model: nn.Module) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError("there are no gradients under torch.inference_mode(): calibrate outside of it")
     if any(parameter.is_inference() for parameter in model.parameters()):
-        raise RuntimeError("the model was loaded under torch.inference_mode(), so it passes no gradient: load it outside")
+        raise RuntimeError("the model was loaded under torch.inference_mode(), without gradients: load it outside")
 
 
 @contextlib.contextmanager
