@@ -68,7 +68,8 @@ def test_programs_and_tests_that_a_page_names_are_there(path: Path) -> None:
     text = path.read_text()
     modules = re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", text)
     files = re.findall(r"(?<![\w/.])((?:benchmarks|tests|notebooks|docs)/[\w/.-]*\.(?:py|sh|jsonl|ipynb))", text)
-    named = [f"{module.replace('.', '/')}.py" for module in modules] + files
+    places = [module.replace(".", "/") for module in modules]
+    named = [f"{place}/__main__.py" if (ROOT / place).is_dir() else f"{place}.py" for place in places] + files
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
