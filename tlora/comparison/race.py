@@ -148,8 +148,8 @@ def race(
     >>> race = tlora.race(model, task, arms, steps=4, seeds=2, learning_rate=1e-2, progress=False)
     >>> race.evaluated
     [0, 1, 2, 3, 4]
-    >>> print(race.sentence)
-    ... (4 steps, 95 % intervals for other seeds and samples, from 2 seeds and 4 held-out samples)
+    >>> race.sentence
+    '... (4 steps, 95 % intervals for other seeds and samples, from 2 seeds and 4 held-out samples)'
     """
     began = time.perf_counter()
     refuse_adapted(model)
@@ -165,6 +165,8 @@ def race(
     for argument, values in {"learning_rate": rates, "callbacks": callbacks or {}}.items():
         if unknown := sorted(values.keys() - arms.keys()):
             raise ValueError(f"{argument}= names {unknown[0]!r}, which is not an arm: there are {', '.join(arms)}")
+    if steps is not None:
+        positive_int(steps, "steps")
     run = RaceRun(
         model=model,
         task=task,
@@ -174,15 +176,14 @@ def race(
         confidence=confidence_level(confidence),
         evaluation_limit=positive_int(evaluation_limit, "evaluation_limit", 2),
         split=_held_out_split(task),
+        rates={name: positive("learning_rate", rate) for name, rate in rates.items() if rate is not None},
+        trainees=make_trainees(Preparation(model, task, arms, rank, progress), arms, subspaces, recipe),
         callbacks=callbacks or {},
         watch=watch,
         progress=progress,
         began=began,
     )
-    preparation = Preparation(model, task, arms, rank, progress)
-    run.trainees = make_trainees(preparation, arms, subspaces, recipe)
-    run.rates = {name: positive("learning_rate", rate) for name, rate in rates.items() if rate is not None}
-    return run.run(None if steps is None else positive_int(steps, "steps"), seconds)
+    return run.run(steps, seconds)
 
 
 def _held_out_split(task: Task) -> str:
@@ -281,12 +282,12 @@ class RaceRun:
     confidence: float
     evaluation_limit: int
     split: str
+    rates: dict[str, float]
+    trainees: dict[str, Trainee]
     callbacks: Mapping[str, Collection[TrainerCallback]]
     watch: Callable[[Race], object] | None
     progress: bool
     began: float
-    trainees: dict[str, Trainee] = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     search: list[tuple[str, float, float]] = field(default_factory=list)
     diverged: dict[str, int] = field(default_factory=dict)
@@ -298,12 +299,14 @@ class RaceRun:
         Raises
         ------
         ValueError
-            If an arm does not fit the model, learning rates would be chosen on the samples of the result, or the
-            seconds do not suffice.
+            If an arm does not fit the model, learning rates would be chosen on the samples of the result, the loss of
+            the base is not finite, or the seconds do not suffice.
         """
         self._check_arms()
         evaluation_began = time.perf_counter()
         base = self._evaluate(self.model, self.split)
+        if not np.isfinite(base).all():
+            raise ValueError("the held-out loss of the base is not finite: load the model in float32 or bfloat16")
         self.steps = steps or self._plan_steps(seconds or 0, time.perf_counter() - evaluation_began)
         self.arguments = {"steps": steps, "seconds": seconds, "batch_size": self.batch_size, "split": self.split}
         self.evaluated = [0, *sorted({math.ceil(self.steps * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)})]
@@ -347,8 +350,8 @@ class RaceRun:
         for name in self.trainees:
             began, timed = time.perf_counter(), Evaluations()
             self._fit(name, self.seeds[0], self.rates.get(name, LEARNING_RATES[0]), TIMED_STEPS, timed)
-            step_seconds[name] = (timed.seconds[-1] - timed.seconds[0]) / max(1, len(timed.seconds) - 1)
-            overheads.append(time.perf_counter() - began - len(timed.seconds) * step_seconds[name])
+            step_seconds[name] = (timed.seconds[-1] - timed.seconds[0]) / (TIMED_STEPS - 1)
+            overheads.append(time.perf_counter() - began - TIMED_STEPS * step_seconds[name])
         searches = {name: 0 if name in self.rates else len(LEARNING_RATES) for name in self.trainees}
         trainings, trials = len(self.seeds) * len(self.trainees), sum(searches.values())
         # The first training of a process takes longer to start than the others.
