@@ -1,4 +1,4 @@
-"""Attach an allocation to a model as an ordinary PEFT adapter; take it off; merge it."""
+"""Attach an allocation to a model as an ordinary PEFT adapter, take it off, or merge it into the weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from tlora.adapters.config import check_config, checked_config, given
+from tlora.adapters.config import build_config, non_default_options
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.lora_layers import (
     ADAPTER,
     adapter_layers,
-    check_name,
-    kind_of_adapter,
-    part_in_the_base,
-    refuse_experts,
+    obstacle_to_merging,
+    require_one_lora,
+    trace_in_base,
     unwrap,
-    why_not_merged,
     without_noise,
     wrappers,
 )
@@ -41,15 +39,16 @@ from tlora.models.weights import (
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import Rows, default_rows
 from tlora.utils.reproducibility import exact_products, temporary_seed
+from tlora.utils.validation import one_of
 
 NO_VARIANCE = 1e-6
-"""Of a row of A, as a share of the average: what is below is rounding."""
+"""Variance along a row of ``A``, relative to the average direction, below which it is rounding."""
 
 _TRAINABLE_BEFORE: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
-"""Of each base that carries an adapter: names of the parameters that were trainable before."""
+"""For each base with an adapter, the names of the parameters that were trainable before."""
 
-_ATTACHED: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
-"""Of each A that `attach` has put on a model: how it began."""
+_ATTACH_OPTIONS: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""For each ``A`` that `attach` put on a model, the options it was attached with."""
 
 
 def attach(
@@ -64,35 +63,35 @@ def attach(
     seed: int = 0,
     replace: bool = False,
 ) -> PeftModel:
-    """Put an adapter on the model: A from the subspaces and frozen, B zero, rank and scaling by layer.
+    """Put an adapter on the model: ``A`` from the subspaces and frozen, ``B`` zero, rank and scaling by module.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The base model that was calibrated. Its linear layers are wrapped in place, its weights are not written to. It
+        The base model that was calibrated. Its linear layers are wrapped in place; its weights are not written to. It
         may be sharded by FSDP2.
     subspaces : Subspaces or None
-        Where A comes from. None initializes A at random as plain LoRA does (the paper's ablation without
-        init, there with ``freeze_a=False``).
+        The rows of ``A``. None initializes ``A`` at random as plain LoRA does (the paper's ablation without init,
+        there with ``freeze_a=False``).
     allocation : Allocation
         Rank and scaling of each module.
     freeze_a : bool
-        Train B alone. A then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
+        Train ``B`` alone. ``A`` then stays frozen through ``disable_adapter()``, ``set_adapter()`` and reloading.
     rows : {"variance", "whitened", "orthonormal"}, optional
-        Length of the rows of A: such that the inputs' variance along each row is that of a random LoRA row,
-        ``tr(C) / (3 d_in)`` (where the samples do not determine a row, its variance is taken to be the average,
-        ``tr(C) / d_in``), so that LoRA's learning rate is a good start; of subspaces of kind ``"g_whitened"`` such that
-        ``A K A^T = I``: what A reads has unit second moment, and no two of its rows read the same; or one, as in the
-        paper. By default ``"whitened"`` of that kind and ``"variance"`` of all others.
+        Length of the rows of ``A``. ``"variance"`` (default): the inputs have the same variance along each row as
+        along a random row of LoRA, ``tr(C) / (3 d_in)``, so that LoRA's learning rate is a good start; a row that the
+        samples do not determine is taken to have the average variance ``tr(C) / d_in``. ``"whitened"`` (default for
+        subspaces of kind ``"g_whitened"``, and only for them): ``A K A^T = I``, so that the outputs of ``A`` are
+        uncorrelated with unit second moment. ``"orthonormal"``: unit length, as in the paper.
     config : peft.LoraConfig, optional
-        What PEFT is told beside the allocation, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
+        Further options for PEFT, e.g. ``LoraConfig(lora_dropout=0.05)``; see `lora_config`.
     adapter_name : str
-        What the model calls the adapter.
+        Name of the adapter on the model.
     seed : int
-        Seed of a random A.
+        Seed of a random ``A``.
     replace : bool
-        Take off an adapter that the model carries, instead of refusing, so that a notebook cell can be run again. The
-        ``PeftModel`` that had it has the new one then, and is not to be saved.
+        Take off an adapter that the model has instead of refusing, so that a notebook cell can be run again. Do not
+        save the earlier ``PeftModel`` afterwards: it holds the new adapter.
 
     Returns
     -------
@@ -102,80 +101,84 @@ def attach(
     Raises
     ------
     TypeError
-        If the subspaces, the allocation or the config is of another type.
+        If subspaces or allocation have another type.
     ValueError
-        If the model already has an adapter (with ``replace``: a merged one, or one with parts in the base), is
-        sharded by tensor parallelism or ZeRO-3, or has an offloaded part that is to be trained whole, the subspaces are
-        of another model or the allocation of other modules, a rank is beyond the directions that were computed,
-        ``rows`` is unknown, or ``config`` contradicts the allocation. The model is then as it was.
+        If the model already has an adapter, the subspaces or the allocation are of another model, a rank exceeds the
+        computed directions, or ``config`` contradicts the allocation. The model is left as it was.
     RuntimeError
-        If PEFT has given a layer another rank or scaling than the allocation has.
+        If PEFT gave a layer another rank or scaling than the allocation.
 
     Notes
     -----
-    Over a base that FSDP2 has sharded the adapter, which is small, is whole in every process: its parameters are plain
-    ones, `train` averages their gradients as it does for a base that is not sharded, and one process saves it. In a
-    loop of one's own that is for the loop to do. All processes call this together.
+    Over a base that FSDP2 has sharded, the adapter is whole in every process: `train` averages its gradients and one
+    process saves it. A training loop of your own has to do the same. All processes call this together.
 
     References
     ----------
-    TLoRA, arXiv 2604.18124: ``W + s B A`` with A fixed and B starting at zero.
+    TLoRA, arXiv 2604.18124: ``W + s B A`` with ``A`` fixed and ``B`` starting at zero.
+
+    Examples
+    --------
+    >>> adapted = tlora.attach(model, subspaces, allocation, replace=True)
+    >>> trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    >>> all("lora_B" in name for name in trainable)
+    True
     """
     if not isinstance(subspaces, Subspaces | None) or not isinstance(allocation, Allocation):
-        got = f"a {type(subspaces).__name__} and a {type(allocation).__name__}"
-        raise TypeError(f"attach takes (model, subspaces, allocation), got {got} after the model")
-    if rows is not None and rows not in get_args(Rows):
-        raise ValueError(f"rows={rows!r}: choose one of {', '.join(get_args(Rows))}")
-    check_name(adapter_name, ())
+        types = f"a {type(subspaces).__name__} and a {type(allocation).__name__}"
+        raise TypeError(f"attach takes (model, subspaces, allocation), got {types} after the model")
     if replace:
         model = get_base_model(model)
     else:
         refuse_adapted(model)
     kind = None if subspaces is None else subspaces.kind
-    rows = rows or default_rows(kind)
-    initial = _rows_of_a(model, subspaces, allocation, rows)
-    overrides = {} if config is None else given(config)
-    check_config(model, allocation, overrides)
+    rows = None if subspaces is None else rows or default_rows(kind)
+    initial = {} if subspaces is None or rows is None else _initial_rows(model, subspaces, allocation, rows)
+    options = {} if config is None else non_default_options(config)
+    lora = build_config(model, allocation, options)
     for name in allocation.ranks:
         refuse_split(getattr(model.get_submodule(name), "weight", None), repr(name))
     detach(model)
-    check_name(adapter_name, (name for name, _ in model.named_parameters()))
-    with temporary_seed(seed), back_on_error(model), without_noise():
-        config = checked_config(model, allocation, overrides)
+    with temporary_seed(seed), restored_on_error(model), without_noise():
         with place_stand_ins(model, allocation.ranks):
-            adapted = get_peft_model(model, config, adapter_name=adapter_name)
+            adapted = get_peft_model(model, lora, adapter_name=adapter_name)
         refuse_offloaded((n, p) for n, p in adapted.get_base_model().named_parameters() if p.requires_grad)
         for module in adapted.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 unshard(module.modules_to_save)
-        _apply(adapted, allocation, initial)
+        check_ranks_and_scalings(adapted, allocation)
+        for name, a in initial.items():
+            with torch.no_grad():
+                linear: nn.Module = adapter_layers(adapted)[name].lora_A[adapter_name]
+                linear.get_parameter("weight").copy_(a)
         if freeze_a:
             freeze(adapted)
     for layer in adapter_layers(adapted).values():
-        _ATTACHED[layer.lora_A[adapter_name]] = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
+        how = {"kind": kind, "rows": rows, "freeze_a": freeze_a, "seed": int(seed)}
+        _ATTACH_OPTIONS[layer.lora_A[adapter_name]] = how
     return adapted
 
 
-def attached_with(model: PeftModel) -> dict[str, Any] | None:
-    """How the active adapter of a model began.
+def attach_options(model: PeftModel) -> dict[str, Any] | None:
+    """Return the options with which `attach` put the active adapter on a model.
 
     Parameters
     ----------
     model : peft.PeftModel
-        Any.
+        A model with or without LoRA layers.
 
     Returns
     -------
     dict, optional
-        ``kind`` and ``rows`` of the subspaces (None of a random A), ``freeze_a`` and ``seed`` of `attach`; None of an
-        adapter that was not attached by it in this process, such as one that was loaded, or that is a copy.
+        ``kind`` and ``rows`` of the subspaces (None for a random ``A``), ``freeze_a`` and ``seed``; None if the
+        adapter was not attached by `attach` in this process, e.g. one that was loaded or copied.
     """
     layers = [layer.lora_A for layer in adapter_layers(model).values() if model.active_adapter in layer.lora_A]
-    return _ATTACHED.get(layers[0][model.active_adapter]) if layers else None
+    return _ATTACH_OPTIONS.get(layers[0][model.active_adapter]) if layers else None
 
 
 @contextlib.contextmanager
-def back_on_error(model: nn.Module) -> Iterator[None]:
+def restored_on_error(model: nn.Module) -> Iterator[None]:
     """Leave the model without adapter and with its own ``requires_grad`` if the block fails."""
     reshard(model)
     _TRAINABLE_BEFORE[model] = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -186,14 +189,9 @@ def back_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _rows_of_a(
-    model: Any, subspaces: Subspaces | None, allocation: Allocation, rows: Rows | None
-) -> Mapping[str, Tensor]:
-    """A of each module of the allocation, checked against the model; empty where A is random."""
-    if subspaces is None:
-        if rows is not None:
-            raise ValueError(f"rows={rows!r} rescales the rows of a subspace, and subspaces=None has none")
-        return {}
+def _initial_rows(model: Any, subspaces: Subspaces, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
+    """Return ``A`` of each module of the allocation, after checking that the subspaces are of this model."""
+    one_of("rows", rows, get_args(Rows))
     missing = [name for name in allocation.ranks if name not in subspaces.bases]
     if missing:
         raise ValueError(
@@ -206,7 +204,7 @@ def _rows_of_a(
     return {name: _scaled_basis(subspaces, name, rank, rows) for name, rank in allocation.ranks.items()}
 
 
-def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows | None) -> Tensor:
+def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Tensor:
     basis = subspaces.basis(name, rank)
     if rows == "orthonormal":
         return basis
@@ -214,13 +212,19 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows | None)
         factor = torch.linalg.cholesky(subspaces.inner[name][:rank, :rank].double())
         return torch.linalg.solve_triangular(factor, basis.double(), upper=False).float()
     relative = subspaces.row_variance[name][:rank] / subspaces.traces[name] * basis.shape[1]
-    # A row along which nothing varies, to rounding, has no length that would even it out; NaN where nothing varies.
-    known = (torch.arange(rank) < subspaces.numerical_rank[name]) & (relative > NO_VARIANCE)
-    return basis / (3 * torch.where(known, relative, 1.0)).sqrt()[:, None]
+    # No length evens out a row along which nothing varies; its relative variance is about 0, or NaN if no row varies.
+    varies = (torch.arange(rank) < subspaces.numerical_rank[name]) & (relative > NO_VARIANCE)
+    return basis / (3 * torch.where(varies, relative, 1.0)).sqrt()[:, None]
 
 
-def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Tensor]) -> None:
-    """Compare what PEFT has made with the allocation, and set A."""
+def check_ranks_and_scalings(adapted: PeftModel, allocation: Allocation) -> None:
+    """Compare the rank and scaling of each layer that PEFT made with the allocation.
+
+    Raises
+    ------
+    RuntimeError
+        If one differs.
+    """
     adapter, layers = adapted.active_adapter, adapter_layers(adapted)
     for name, rank in allocation.ranks.items():
         layer, scaling = layers[name], allocation.scalings[name]
@@ -229,16 +233,12 @@ def _apply(adapted: PeftModel, allocation: Allocation, initial: Mapping[str, Ten
                 f"PEFT gave {name} rank {layer.r[adapter]} and scaling {layer.scaling[adapter]}, the allocation has "
                 f"{rank} and {scaling}: please report this PEFT version"
             )
-        if name in initial:
-            with torch.no_grad():
-                linear: nn.Module = layer.lora_A[adapter]
-                linear.get_parameter("weight").copy_(initial[name])
 
 
 def detach(model: nn.Module) -> None:
-    """Take every adapter off a model, in place; the base layers and the original head come back.
+    """Take every adapter off a model in place: the base layers and the original head come back.
 
-    What was trainable before `attach` or `tlora.load` is so again; PEFT itself keeps no note of that.
+    Parameters that were trainable before `attach` or `tlora.load` are trainable again.
 
     Parameters
     ----------
@@ -248,16 +248,19 @@ def detach(model: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If an adapter is merged into the weights, or has parts in the base itself (PiSSA, trained biases): it cannot be
-        taken off again; load the base afresh.
+        If an adapter is merged into the weights, or changed the base itself (PiSSA, trained biases): load the base
+        again.
+
+    Examples
+    --------
+    >>> tlora.detach(tlora.attach(model, subspaces, allocation, replace=True))
+    >>> any("lora" in name for name, _ in model.named_parameters())
+    False
     """
     base = get_base_model(model)
     for adapter, config in getattr(base, "peft_config", {}).items():
-        if part := part_in_the_base(config.to_dict()):
-            raise ValueError(
-                f"the adapter {adapter!r} has {part}, which would stay behind: load the base model again in place of "
-                "taking it off"
-            )
+        if trace := trace_in_base(config.to_dict()):
+            raise ValueError(f"the adapter {adapter!r} has {trace}, which would remain: load the base model again")
     _take_off(base)
 
 
@@ -290,31 +293,24 @@ def merge(model: PeftModel) -> Any:
 
     Raises
     ------
-    TypeError
-        If it is not a PEFT model.
     ValueError
-        If the adapter is merged already, there is none, a module shares its weight with another or lacks the
-        bias that was trained beside it, the base is sharded, or merging gives
-        weights that are not finite.
+        If there is no LoRA adapter that could be merged once, a module shares its weight with another, the base is
+        sharded, or the merged weights are not finite.
 
     Notes
     -----
     On a quantized base PEFT rounds the merged weight to the few levels of the format again, and warns: merge into the
     unquantized base instead.
+
+    Examples
+    --------
+    >>> merged = tlora.merge(adapted)
+    >>> type(merged).__name__
+    'LlamaForCausalLM'
     """
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"merge takes the PeftModel of attach or load, not a {type(model).__name__}")
-    layers = adapter_layers(model)
-    if not layers:
-        if kind := kind_of_adapter(model):
-            raise ValueError(f"merge is for LoRA, and this adapter is {kind}: PEFT merges it, model.merge_and_unload()")
-        raise ValueError("the model has no adapter left to merge: it was merged or taken off before")
-    refuse_experts(layers)
-    for name, layer in layers.items():
-        if layer.merged:
-            raise ValueError(f"the adapter is merged into {name} already: merging twice would add it twice")
-    if why := why_not_merged(model):
-        raise ValueError(f"{why}: keep the adapter apart")
+    require_one_lora(model, "merge")
+    if obstacle := obstacle_to_merging(model):
+        raise ValueError(f"{obstacle}: keep the adapter separate")
     before = [*fingerprints_before_merging(model), base_fingerprints(model)]
     merged = model.merge_and_unload(safe_merge=True)
     FINGERPRINTS_BEFORE_MERGING[merged] = before  # what was made for it does not fit it any more

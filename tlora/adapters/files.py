@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tlora.adapters.lora_layers import EXPERTS, changes_the_base
+from tlora.adapters.lora_layers import EXPERTS, rewrites_base
 from tlora.results import Meta, read_result
 from tlora.utils.files import digest, read_json
 
@@ -58,7 +58,7 @@ def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
     ValueError
         If it computes something else, or has changed the base that A and B are added to.
     """
-    if changes_the_base(config):
+    if rewrites_base(config):
         start = config["init_lora_weights"]
         raise ValueError(
             f"init_lora_weights={start!r} has changed the base's own weights, A and B lack that: {way_out}"
@@ -264,13 +264,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
 
 
-def read_factors(folder: Path, name: str) -> tuple[Tensor, Tensor]:
-    """``A`` and ``B`` of one linear layer, read anew: what was read stays in memory while its tensors do."""
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        start = PREFIX if f"{PREFIX}{name}.lora_A.weight" in file.keys() else ""  # noqa: SIM118
-        return file.get_tensor(f"{start}{name}.lora_A.weight"), file.get_tensor(f"{start}{name}.lora_B.weight")
-
-
 def split_factors(
     tensors: Mapping[str, Tensor], where: str | Path
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
@@ -469,21 +462,6 @@ def write_adapter(
     if record:
         (folder / INITIAL).parent.mkdir()
         (folder / INITIAL).write_text(json.dumps(record))
-
-
-def refuse_replicated(config: Mapping[str, Any]) -> None:
-    """Refuse an adapter whose config repeats layers of its base: that base cannot be rebuilt.
-
-    Raises
-    ------
-    ValueError
-        If it does.
-    """
-    if config.get("layer_replication"):
-        raise ValueError(
-            f"layer_replication={config['layer_replication']} adds layers that the base does not have, and only PEFT "
-            "reads such adapters: load it with PEFT"
-        )
 
 
 def checkpoint_record(checkpoint: Path) -> dict[str, Any] | None:

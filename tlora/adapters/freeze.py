@@ -1,4 +1,4 @@
-"""Freeze A for good, whatever PEFT and a trainer do to the model afterwards."""
+"""Freeze ``A`` for good, whatever PEFT and a trainer do to the model afterwards."""
 
 from __future__ import annotations
 
@@ -16,42 +16,50 @@ def freeze_a(model: PeftModel) -> None:
     """Train ``B`` alone: freeze ``A`` of the active adapter.
 
     PEFT makes ``A`` trainable whenever it loads an adapter (``is_trainable=True``), and again after ``set_adapter()``
-    and ``disable_adapter()``. After this it stays frozen through the last two; call it once after loading.
+    and ``disable_adapter()``. With this, it stays frozen through the last two; call it once after loading.
 
     Parameters
     ----------
     model : peft.PeftModel
-        With a LoRA adapter, of `attach` or of PEFT itself. `attach` and `tlora.load` do this by themselves.
+        A model with a LoRA adapter, from `attach` or PEFT. `attach` and `tlora.load` call this themselves.
 
     Raises
     ------
-    TypeError
-        If it is not a ``PeftModel``.
     ValueError
         If the active adapter has no ``A``.
+
+    Examples
+    --------
+    >>> from peft import PeftModel
+    >>> base, _ = tlora.load_model("base")
+    >>> adapted = PeftModel.from_pretrained(base, "adapter", is_trainable=True)
+    >>> tlora.freeze_a(adapted)
+    >>> any(p.requires_grad for name, p in adapted.named_parameters() if "lora_A" in name)
+    False
     """
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"freeze_a takes a PeftModel, got a {type(model).__name__}: attach or load an adapter first")
-    found = False
+    has_a = False
     for layer in adapter_layers(model).values():
         for adapter in model.active_adapters:
             parts = tuple(part for part in _PARTS if adapter in getattr(layer, part))
             if parts:
                 layer.frozen_peft_weight_names = layer.frozen_peft_weight_names | {adapter: parts}
                 layer._freeze_non_trainable_peft_weights(adapter)
-                found = True
-    if not found:
-        raise ValueError(f"no layer of the active adapter {', '.join(model.active_adapters)} has an A: it is not LoRA")
+                has_a = True
+    if not has_a:
+        raise ValueError("no layer of the active adapter has an A to freeze: attach or load a LoRA adapter first")
 
 
 class FreezeA(TrainerCallback):
-    """Keeps ``A`` as it is in any Trainer: that of transformers, TRL's, and those derived from them.
+    """Keep ``A`` frozen in any Trainer: that of transformers, TRL's, and those derived from them.
 
-    `freeze_a` when the Trainer is made and when training begins, which is after a checkpoint was loaded to resume from.
+    Calls `freeze_a` when the Trainer is created and again when training begins, after a checkpoint has been loaded to
+    resume from.
 
     Examples
     --------
-    ``SFTTrainer(model, callbacks=[tlora.FreezeA()], ...)``
+    >>> from transformers import Trainer, TrainingArguments
+    >>> arguments = TrainingArguments("runs", report_to="none", disable_tqdm=True)
+    >>> trainer = Trainer(adapted, arguments, train_dataset=task.train, callbacks=[tlora.FreezeA()])
     """
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where an adapter lies: in a folder, or on the Hugging Face hub under ``owner/name``."""
+"""Find an adapter: in a folder, or on the Hugging Face hub under ``owner/name``."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ _FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, f"{INITIAL.parent}/*"]
 
 
 def adapter_folder(adapter: str | os.PathLike[str]) -> Path:
-    """The folder of an adapter, downloaded where it is on the hub.
+    """Return the folder of an adapter, downloading it if it is on the hub.
 
     Parameters
     ----------
     adapter : str or path-like
-        A folder, or ``owner/name`` of a repository on the hub, with ``@revision`` (a branch, a tag or a commit) where
-        it is not the newest that is meant. A folder of that name comes first.
+        A folder, or ``owner/name`` of a repository on the hub, optionally with ``@revision`` (a branch, a tag or a
+        commit). An existing folder of that name is preferred.
 
     Returns
     -------
     pathlib.Path
-        Of the hub, the snapshot in the cache of ``huggingface_hub``, which is read again without a network. Only the
-        adapter's files are loaded, none of them pickled.
+        For a name on the hub, the snapshot in the cache of ``huggingface_hub``, which is read again without a network.
+        Only the adapter's files are downloaded, none of them pickled.
 
     Raises
     ------
     FileNotFoundError
-        If the text has the form of a hub's name, and there is neither such a folder nor such a repository.
+        If the name has the form of a hub's name, and there is neither such a folder nor such a repository.
     """
-    found = _HUB_ID.fullmatch(os.fspath(adapter))
-    if found is None or Path(adapter).exists():
+    name = _HUB_ID.fullmatch(os.fspath(adapter))
+    if name is None or Path(adapter).exists():
         return Path(adapter)
     try:
-        return Path(snapshot_download(found["repo"], revision=found["revision"], allow_patterns=_FILES))
+        return Path(snapshot_download(name["repo"], revision=name["revision"], allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         why = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"no adapter in {adapter}: there is no such folder, and the hub gives none of that name ({why}); check the "
+            f"no adapter in {adapter}: there is no such folder, and the hub has none of that name ({why}); check the "
             "name and the revision, or the network"
         ) from error

@@ -1,4 +1,4 @@
-"""Save an adapter before it is trained, for any trainer that continues from one."""
+"""Save an adapter before training, for any trainer that continues from one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from tlora.adapters.files import (
     refuse_trained,
     write_adapter,
 )
-from tlora.adapters.lora_layers import LoraModule, adapter_config, adapter_tensors, lora_modules, without_noise
+from tlora.adapters.lora_layers import (
+    LoraModule,
+    adapter_config,
+    adapter_tensors,
+    lora_modules,
+    require_one_lora,
+    without_noise,
+)
 from tlora.allocation.footprint import ranks_text
 from tlora.models.weights import base_fingerprints
 from tlora.utils.files import replace_files
@@ -32,8 +39,8 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
         From `attach`.
     folder : path-like
         Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them, ``README.md``
-        with the lines for PEFT, TRL, LLaMA-Factory and axolotl, and a note of the base and of whether ``A`` is frozen,
-        which `tlora.load` heeds. An untrained adapter that is there already is replaced, other files stay.
+        with instructions for PEFT, TRL, LLaMA-Factory and axolotl, and a record of the base and of whether ``A`` is
+        frozen, which `tlora.load` reads. An untrained adapter in it is replaced, other files stay.
 
     Returns
     -------
@@ -42,25 +49,25 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
 
     Raises
     ------
-    TypeError
-        If it is not a ``PeftModel``.
     ValueError
-        If there is no LoRA, or it was trained: some ``B`` is not zero.
+        If there is no LoRA adapter, or it was trained: some ``B`` is not zero.
     FileExistsError
         If the folder holds a trained adapter.
-    OSError
-        If the disk is full or the place is not writable; an earlier adapter is left as it was.
 
     Notes
     -----
-    PEFT's format cannot say that ``A`` is frozen: trainers of others train it, unless they take `FreezeA`.
+    PEFT's format cannot record that ``A`` is frozen: other trainers train it, unless they use `FreezeA`.
+
+    Examples
+    --------
+    >>> adapted = tlora.attach(model, subspaces, allocation)
+    >>> folder = tlora.save_initial(adapted, "start")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'tlora']
     """
     refuse_trained(folder)
-    if not isinstance(adapted, PeftModel):
-        raise TypeError(f"save_initial takes the PeftModel of attach, got a {type(adapted).__name__}")
+    require_one_lora(adapted, "save_initial")
     modules = lora_modules(adapted)
-    if not modules:
-        raise ValueError("the model has no LoRA adapter: attach one with tlora.attach")
     trained = next((name for name, module in modules.items() if module.b.any()), None)
     if trained is not None:
         raise ValueError(f"B of {trained} is not zero, so the adapter was trained: save it with save_pretrained()")
@@ -89,18 +96,18 @@ def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path) -
 
 _TEXT = """# An untrained LoRA adapter for {base}
 
-{modules} modules with {ranks}, written by `tlora` before any training. `B` is zero: the model computes what the base
-computes, until a trainer continues from here. `B` alone has {b:,} parameters, `A` and `B` have {both:,}.
+{modules} modules with {ranks}, written by `tlora` before training. `B` is zero: until a trainer continues from here,
+the model computes what the base computes. `B` has {b:,} parameters, `A` and `B` together have {both:,}.
 
 | trainer | `A` stays frozen |
 |---|---|
 | `tlora.load`, `tlora.train` | as it was attached |
-| PEFT, a loop of one's own | with `tlora.freeze_a(model)` |
+| PEFT, your own loop | with `tlora.freeze_a(model)` |
 | TRL, `transformers.Trainer` | with `callbacks=[tlora.FreezeA()]` |
 | axolotl | with a plugin that returns `[tlora.FreezeA()]` from `add_callbacks_pre_trainer` |
 | LLaMA-Factory | no |
 
-Where `A` is trained too, it starts from the same directions and takes its share of the optimizer's memory.
+If `A` is trained too, it starts from the same directions and takes its share of the optimizer's memory.
 
 ## PEFT
 
@@ -111,7 +118,7 @@ import tlora
 
 base = {auto}.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "{folder}", is_trainable=True)
-tlora.freeze_a(model)  # leave it out to train A too
+tlora.freeze_a(model)  # omit to train A too
 ```
 
 ## TRL
@@ -134,8 +141,8 @@ do_train: true
 finetuning_type: lora
 ```
 
-Leave `create_new_adapter` out: with it, this adapter is merged and a random one is trained. `lora_rank`, `lora_alpha`
-and `lora_target` have no effect: ranks and scalings are those of the folder.
+Do not set `create_new_adapter`: it merges this adapter and trains a random one. `lora_rank`,
+`lora_alpha` and `lora_target` have no effect: ranks and scalings are those of the folder.
 
 ## axolotl
 
@@ -145,5 +152,5 @@ adapter: lora
 lora_model_dir: {folder}
 ```
 
-`lora_r`, `lora_alpha`, `lora_target_modules` and the patterns have no effect: those of the folder count.
+`lora_r`, `lora_alpha`, `lora_target_modules` and the patterns have no effect: the adapter in the folder has its own.
 """

@@ -28,7 +28,7 @@ from tlora.adapters.files import (
     saved_config,
 )
 from tlora.adapters.initial import save_initial
-from tlora.adapters.load import classes, load
+from tlora.adapters.load import load, saved_classes
 from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
@@ -397,7 +397,7 @@ def recorded(folder: Path) -> TrainingRun | None:
 def loaded(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """The base with the adapter on it, and its tokenizer."""
     name, where = base_of(folder, model)
-    labels = classes(folder, *checked(folder, "tlora"), read_training_record(folder))
+    labels = saved_classes(folder, *checked(folder, "tlora"), read_training_record(folder))
     with named(folder, model):
         base, tokenizer = load_model(name, num_labels=labels, **placement.arguments(), **where)
     return load(folder, base), tokenizer

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tlora.adapters.attach import merge
 from tlora.adapters.files import ADAPTER_CONFIG, PREFIX, Adapter, refuse_trained, revision, write_adapter
-from tlora.adapters.lora_layers import shared_weight
+from tlora.adapters.lora_layers import require_one_lora, shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.models.weights import copy_sharing_weights
 from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
-from tlora.serving.uniform_lora import PlainLora, check_exportable, in_every_layer, padded, plain_lora, target_suffixes
+from tlora.serving.uniform_lora import PlainLora, fill_layers, pad_to_rank, plain_lora, target_suffixes
 from tlora.utils.defaults import EngineName, Format
 from tlora.utils.files import check_folder, read_json, replace_files
 from tlora.utils.packages import require
@@ -100,7 +100,7 @@ def export(
     """
     kind, server = export_format(format, engine), None if engine is None else SERVERS[engine]
     precision = None if dtype is None else floating_dtype(dtype)
-    check_exportable(model)
+    require_one_lora(model, "export")
     path = gguf_file(Path(folder)) if kind == "gguf" else Path(folder)
     config = getattr(model, "config", None)
     check_place(path, kind, {"the base model": getattr(config, "name_or_path", "")})
@@ -154,7 +154,7 @@ def _check_server(plain: PlainLora, server: Server) -> None:
 
 
 def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.dtype, rank: int) -> Path:
-    factors = in_every_layer(padded(plain.factors, rank), model.get_base_model())
+    factors = fill_layers(pad_to_rank(plain.factors, rank), model.get_base_model())
     tensors = {key: _cast(key, t, dtype) for key, t in plain.others.items()}
     for name, pair in factors.items():
         tensors |= {

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from tlora.adapters.files import Adapter, by_layer
-from tlora.adapters.lora_layers import COLUMNS, rank_use
+from tlora.adapters.lora_layers import RANK_COLUMNS, rank_use
 from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
 from tlora.serving.engines import ENGINES
@@ -44,14 +44,14 @@ class Inspection(Result):
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
-        "module": COLUMNS["module"],
+        "module": RANK_COLUMNS["module"],
         "d_out": "outputs of the weight",
         "d_in": "inputs of the weight",
-        "rank": COLUMNS["rank"],
+        "rank": RANK_COLUMNS["rank"],
         "scaling": "s of the update s B A, as PEFT computes it",
-        "used_rank": COLUMNS["used_rank"] + " (99 %)",
-        "effective_rank": COLUMNS["effective_rank"],
-        "update_norm": COLUMNS["update_norm"],
+        "used_rank": RANK_COLUMNS["used_rank"] + " (99 %)",
+        "effective_rank": RANK_COLUMNS["effective_rank"],
+        "update_norm": RANK_COLUMNS["update_norm"],
     }
     engine_columns: ClassVar[dict[str, str]] = {
         "engine": "name, with the versions that it holds for",

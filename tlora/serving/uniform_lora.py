@@ -1,4 +1,4 @@
-"""What of an adapter every reader of LoRA understands: A and B of each module, all scaling in B, and nothing else."""
+"""Uniform LoRA: ``A`` and ``B`` of each module with all scaling in ``B``, which every reader of LoRA understands."""
 
 from __future__ import annotations
 
@@ -16,18 +16,15 @@ from torch.nn.functional import pad
 
 from tlora.adapters.files import PREFIX, refuse_more_than_lora
 from tlora.adapters.lora_layers import (
-    adapter_layers,
     adapter_tensors,
-    kind_of_adapter,
     lora_modules,
-    refuse_experts,
-    refuse_unready,
-    say_resized,
-    why_not_merged,
+    obstacle_to_merging,
+    require_one_lora,
+    warn_resized_vocabulary,
 )
 from tlora.models.targets import is_linear, shape
 
-MERGED = "export it merged into the weights, format='merged'"
+MERGED = "export merged weights, format='merged'"
 
 Factors = tuple[Tensor, Tensor]
 
@@ -56,29 +53,8 @@ class PlainLora:
         return max(len(a) for a, _ in self.factors.values())
 
 
-def check_exportable(model: PeftModel) -> None:
-    """Refuse a model without one LoRA adapter that can be written as it is.
-
-    Raises
-    ------
-    TypeError
-        If it is not a PEFT model.
-    ValueError
-        If it has no LoRA layers or those of experts, several adapters are active, or one is merged.
-    """
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"export takes the PeftModel of attach or load, not a {type(model).__name__}")
-    layers = adapter_layers(model)
-    if not layers:
-        other = kind_of_adapter(model)
-        there = f"an adapter of the kind {other}, and export is for LoRA" if other else "no LoRA layers to export"
-        raise ValueError(f"the model has {there}: attach an adapter first")
-    refuse_experts(layers)
-    refuse_unready(model, "export")
-
-
 def plain_lora(model: PeftModel) -> PlainLora:
-    """Take a model's adapter apart; the scaling is folded into B in float32, before any cast.
+    """Take a model's adapter apart, folding the scaling into ``B`` in float32, before any cast.
 
     Parameters
     ----------
@@ -91,19 +67,18 @@ def plain_lora(model: PeftModel) -> PlainLora:
 
     Raises
     ------
-    TypeError
-        If it is not a PEFT model.
     ValueError
-        If it has no LoRA layers, is merged, or computes something that A and B of linear layers do not hold.
+        If the model does not have exactly one LoRA adapter, or the adapter computes something that ``A`` and ``B`` of
+        linear layers do not hold.
     """
-    check_exportable(model)
+    require_one_lora(model, "export")
     modules, config = lora_modules(model), model.peft_config[model.active_adapter]
-    way_out = _way_out(model)
-    values = config.to_dict()
+    obstacle, values = obstacle_to_merging(model), config.to_dict()
+    way_out = f"serve it with PEFT, because {obstacle}" if obstacle else MERGED
     refuse_more_than_lora(values, way_out)
     if (bias := values.get("bias", "none")) != "none":
         raise ValueError(f"bias={bias!r} trained biases of the base, which A and B do not hold: {way_out}")
-    say_resized(model)
+    warn_resized_vocabulary(model)
     tensors = adapter_tensors(model)
     others = {key: t.detach().cpu() for key, t in tensors.items()}
     factors = {}
@@ -113,32 +88,26 @@ def plain_lora(model: PeftModel) -> PlainLora:
         a, b = (factor.detach().cpu().float() for factor in (module.a, module.b))
         factors[name] = (a, b * module.scaling)
     saved = [n for n, m in model.get_base_model().named_modules() if isinstance(m, ModulesToSaveWrapper)]
-    strange = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
-    if strange:
-        raise ValueError(f"{strange[0]} is neither A nor B of a linear layer nor part of a saved head: {way_out}")
+    strays = [key for key in others if not key.startswith(tuple(f"{PREFIX}{name}." for name in saved))]
+    if strays:
+        raise ValueError(f"{strays[0]} is neither A nor B of a linear layer nor part of a saved head: {way_out}")
     for key, other in itertools.combinations(others, 2):
         if tensors[key].data_ptr() == tensors[other].data_ptr():
             raise ValueError(f"{key} and {other} are one weight, and this format holds each on its own: {way_out}")
     return PlainLora(factors, others, config)
 
 
-def _way_out(model: PeftModel) -> str:
-    """Of an adapter that only its own format holds: the merged one, where it can be merged."""
-    why = why_not_merged(model)
-    return f"serve it with PEFT, for {why}" if why else MERGED
-
-
-def padded(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
-    """The same updates with one rank: rows of A and columns of B that are zero are added."""
+def pad_to_rank(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]:
+    """Return the same updates with one rank, adding rows of zeros to A and columns of zeros to B."""
     return {
         name: (pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - b.shape[1]))) for name, (a, b) in factors.items()
     }
 
 
-def in_every_layer(factors: Mapping[str, Factors], model: nn.Module) -> dict[str, Factors]:
-    """The same updates, with zeros where a layer lacks a module that another layer has.
+def fill_layers(factors: Mapping[str, Factors], model: nn.Module) -> dict[str, Factors]:
+    """Return the same updates, with zeros for modules that a layer lacks and another layer has.
 
-    Engines that stack the layers drop a kind of module everywhere where one layer lacks it.
+    Engines that stack the layers drop a kind of module everywhere if one layer lacks it.
 
     Parameters
     ----------
@@ -154,23 +123,23 @@ def in_every_layer(factors: Mapping[str, Factors], model: nn.Module) -> dict[str
     """
     rank = len(next(iter(factors.values()))[0])
     kinds = {_kind(name) for name in factors}
-    found = dict(factors)
+    filled = dict(factors)
     for name, module in model.named_modules():
         if name not in factors and _kind(name) in kinds and is_linear(module):
             d_out, d_in = shape(module)
-            found[name] = (torch.zeros(rank, d_in), torch.zeros(d_out, rank))
+            filled[name] = (torch.zeros(rank, d_in), torch.zeros(d_out, rank))
     order = {name: n for n, (name, _) in enumerate(model.named_modules())}
-    return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+    return dict(sorted(filled.items(), key=lambda item: order[item[0]]))
 
 
 def _kind(name: str) -> str:
-    """The name without the number of the layer."""
+    """Return the name without the number of the layer."""
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def target_suffixes(names: Iterable[str], model: nn.Module) -> list[str]:
-    """Shortest list of target modules that PEFT reads as these: last parts of names where they mean no others."""
-    wanted = set(names)
-    short = {name.rpartition(".")[2] for name in wanted}
-    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
-    return sorted(short if meant == wanted else wanted)
+    """Return target modules for a config: the last parts of the names, unless these would match other modules."""
+    full = set(names)
+    short = {name.rpartition(".")[2] for name in full}
+    matched = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
+    return sorted(short if matched == full else full)

@@ -12,12 +12,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.files import ADAPTER_CONFIG
-from tlora.adapters.lora_layers import lora_modules, taking_off, without_noise
+from tlora.adapters.lora_layers import lora_modules, removal, require_one_lora, without_noise
 from tlora.models.forward import evaluation_mode
 from tlora.models.loading import load_model
 from tlora.serving.export import MODEL_CONFIG, gguf_file
 from tlora.serving.llama_cpp import read_gguf
-from tlora.serving.uniform_lora import Factors, check_exportable
+from tlora.serving.uniform_lora import Factors
 from tlora.utils.reproducibility import temporary_seed
 
 _EXPORTED = "exported"
@@ -64,16 +64,16 @@ def export_difference(
     transformers, which shows what was written and how it was rounded, not what llama.cpp computes.
     """
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
-    check_exportable(model)
+    require_one_lora(model, "export")
     trained = [_logits(model, batch) for batch in batches]
-    take_off = taking_off(model, _EXPORTED)
+    remove = removal(model, _EXPORTED)
     try:
         with model.disable_adapter():  # which makes A and B trainable
             base = [_logits(model, batch) for batch in batches]
         with _as_exported(model, Path(path)) as exported:
             found = [_logits(exported, batch) for batch in batches]
     finally:
-        take_off()
+        remove()
     return _largest(found, trained), _largest(base, trained)
 
 

@@ -1,4 +1,4 @@
-"""Whether an adapted model can be trained and, once it is saved, read again as it was."""
+"""Check that an adapted model can be trained and, once saved, read again as it was."""
 
 from __future__ import annotations
 
@@ -6,81 +6,66 @@ import math
 from typing import Any
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 
-from tlora.adapters.files import Adapter, by_layer, refuse_replicated
-from tlora.adapters.lora_layers import (
-    adapter_layers,
-    adapter_tensors,
-    lora_modules,
-    refuse_experts,
-    refuse_unready,
-    say_resized,
-)
+from tlora.adapters.files import Adapter, by_layer
+from tlora.adapters.lora_layers import adapter_tensors, lora_modules, require_one_adapter, warn_resized_vocabulary
 from tlora.models.weights import refuse_packed
 
 
 def check_trainable(model: Any) -> None:
-    """Refuse a model that cannot be trained, or that loading would not restore.
+    """Refuse a model that cannot be trained, or whose saved adapter would compute something else.
 
     Raises
     ------
     TypeError
         If it is not a PeftModel.
     ValueError
-        If its adapter was taken off, or several are active; if it is merged, there is nothing to train, something would
-        be trained that is not saved, or layers have other ranks or scales than the adapter's config; if there is LoRA
-        of experts.
+        If there is not one active adapter, it is merged, there is nothing to train, something would be trained that is
+        not saved, or layers have other ranks or scalings than the adapter's config.
 
     Warns
     -----
     UserWarning
-        If its vocabulary was resized: the adapter does not hold the new rows.
+        If the vocabulary was resized: the adapter does not hold the new rows.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(
             f"train() takes an adapted model, got {type(model).__name__}: attach an adapter first, "
             "tlora.attach(model, subspaces, allocation)"
         )
-    if isinstance(model.base_model, BaseTuner) and not any(isinstance(m, BaseTunerLayer) for m in model.modules()):
-        raise ValueError("the adapter was taken off this model: attach one to its base, or load it again")
-    refuse_unready(model, "train")
+    require_one_adapter(model, "train")
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
-        raise ValueError(
-            "the adapter is switched off: call model.base_model.enable_adapter_layers() before training it"
-        )
+        raise ValueError("the adapter is switched off: call model.base_model.enable_adapter_layers() before train()")
     refuse_packed(model)
-    refuse_experts(adapter_layers(model))
-    refuse_replicated(model.peft_config[model.active_adapter].to_dict())
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
-            "nothing in the model requires a gradient: attach an adapter, or load one to train on with "
-            "tlora.load() (in PEFT: is_trainable=True)"
+            "no parameter of the model requires a gradient: attach an adapter, or load one with tlora.load() (in PEFT: "
+            "is_trainable=True)"
         )
     saved = {tensor.data_ptr() for tensor in adapter_tensors(model).values()}
     lost = [name for name, p in trainable.items() if p.data_ptr() not in saved]
     if lost:
         raise ValueError(
-            f"{lost[0]} would be trained but is not saved with the adapter: freeze it with "
-            "requires_grad_(False), or name its module in the adapter's modules_to_save"
+            f"{lost[0]} would be trained but is not saved with the adapter: freeze it with requires_grad_(False), or "
+            "name its module in the adapter's modules_to_save"
         )
     _check_config(model)
-    say_resized(model)
+    warn_resized_vocabulary(model)
 
 
 def _check_config(model: PeftModel) -> None:
-    """Refuse layers whose ranks or scales differ from the config, which loading would use."""
+    """Refuse layers whose rank or scaling differs from the config, which decides what is loaded again."""
     modules = lora_modules(model)
-    ranks = {name: module.rank for name, module in modules.items()}
-    said = Adapter(model.peft_config[model.active_adapter].to_dict(), ranks)
-    scales = by_layer(said)
+    adapter = Adapter(model.peft_config[model.active_adapter].to_dict(), {n: m.rank for n, m in modules.items()})
+    scalings = by_layer(adapter)
     for name, module in modules.items():
-        rank = said.pattern(name, "rank_pattern", said.config["r"])
-        there = len(module.a) or module.rank  # a sharded A has no rows here
-        if not rank == module.rank == there or not math.isclose(scales[name], module.scaling, rel_tol=1e-3):
+        rank = adapter.pattern(name, "rank_pattern", adapter.config["r"])
+        rows = len(module.a) or module.rank  # a sharded A has no rows here
+        if not rank == module.rank == rows or not math.isclose(scalings[name], module.scaling, rel_tol=1e-3):
             raise ValueError(
-                f"{name} has rank {there} and scaling {module.scaling:g}, its config says {rank:g} and "
-                f"{scales[name]:g}, with which it would be saved: undo what changed it (scale_layer, "
-                "add_weighted_adapter of unlike ranks), or export it, and train what is loaded from there"
+                f"{name} has rank {rows} and scaling {module.scaling:g}, its config says {rank:g} and "
+                f"{scalings[name]:g}: undo what changed it (scale_layer, add_weighted_adapter of unlike ranks), or "
+                "export it, and train what is loaded from there"
             )

@@ -93,7 +93,7 @@ class TrainingRun(Result):
         "eval_loss": "validation loss, mean over batches, nats per labelled token; NaN where not evaluated",
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
-    rank_columns: ClassVar[dict[str, str]] = lora_layers.COLUMNS
+    rank_columns: ClassVar[dict[str, str]] = lora_layers.RANK_COLUMNS
 
     @property
     def steps(self) -> int:

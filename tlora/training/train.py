@@ -20,14 +20,14 @@ from peft import PeftModel, TaskType
 from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback, set_seed
 
-from tlora.adapters.attach import attached_with
+from tlora.adapters.attach import attach_options
 from tlora.adapters.files import BASE, FROZEN_A
 from tlora.adapters.lora_layers import (
     LoraModule,
     adapter_config,
     adapter_tensors,
-    changes_the_base,
     lora_modules,
+    rewrites_base,
     trainable_parameters,
 )
 from tlora.models.forward import has_argument
@@ -46,7 +46,7 @@ from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 
 # Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
-# What a run says of how A began, where `attached_with` cannot.
+# What a run says of how A began, where `attach_options` cannot.
 NOT_ATTACHED = "unknown: the adapter was not attached by tlora.attach in this process"
 
 Callbacks = TrainerCallback | Iterable[TrainerCallback]
@@ -325,7 +325,7 @@ def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
     modules = list(lora_modules(model).values())
     return {
         "evaluated_on": _evaluated_on(task),
-        "attach": attached_with(model) or NOT_ATTACHED,
+        "attach": attach_options(model) or NOT_ATTACHED,
         "b_began_at_zero": not any(module.b.any() for module in modules),
         "num_labels": model.config.num_labels if is_classifier else None,
     }
@@ -365,7 +365,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
         # where the start has rewritten the base, nobody else has that base
-        "fingerprints": {} if changes_the_base(config.to_dict()) else prints,
+        "fingerprints": {} if rewrites_base(config.to_dict()) else prints,
         "frozen_a": record[FROZEN_A],
         "trainable_parameters": trainable_parameters(model),
     }

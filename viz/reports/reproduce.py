@@ -102,7 +102,7 @@ def _knobs(allocation: Allocation) -> str:
 
 
 def attached(found: Findings) -> dict[str, Any]:
-    """As `tlora.adapters.attach.attached_with` has it; empty where that is unknown."""
+    """As `tlora.adapters.attach.attach_options` returns it; empty where that is unknown."""
     began = found.run.meta.recipe.get("attach") if found.run else None
     return began if isinstance(began, dict) else {}
 

@@ -23,7 +23,7 @@ import tlora
 from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.trainings import Stop, StopAfter, condition_of, state_of, two_adapters
-from tlora.adapters.attach import attached_with
+from tlora.adapters.attach import attach_options
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
 from tlora.training.train import train
@@ -57,12 +57,12 @@ def test_a_run_records_how_a_began(made: Any, rows: str, freeze_a: bool) -> None
 def test_how_an_adapter_began_that_was_not_attached_is_unknown(made: Any) -> None:
     model, subspaces, allocation = made
     first = tlora.attach(model, subspaces, allocation, replace=True)
-    assert attached_with(copy.deepcopy(first)) is None
+    assert attach_options(copy.deepcopy(first)) is None
     second = tlora.attach(model, None, allocation, replace=True)
-    assert attached_with(first) == attached_with(second), "the first model has the second adapter"
-    assert attached_with(first) == {"kind": None, "rows": None, "freeze_a": True, "seed": 0}
+    assert attach_options(first) == attach_options(second), "the first model has the second adapter"
+    assert attach_options(first) == {"kind": None, "rows": None, "freeze_a": True, "seed": 0}
     by_peft = get_peft_model(second.unload(), LoraConfig(target_modules=["q_proj"]))
-    assert attached_with(by_peft) is None
+    assert attach_options(by_peft) is None
     run = tlora.train(by_peft, token_rows(), max_steps=2, progress=False)
     assert run.meta.recipe["attach"] == "unknown: the adapter was not attached by tlora.attach in this process"
     tlora.detach(by_peft)
