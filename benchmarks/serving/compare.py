@@ -113,7 +113,7 @@ def write_merged(base: Path, merged: Path, modules: Iterable[str], path: Path) -
     reader = gguf.GGUFReader(base)
     tensors = {t.name: np.array(t.data) for t in reader.tensors}
     models = [tlora.load_model(folder, device="cpu")[0] for folder in (base.with_suffix(""), merged)]
-    layout = Layout.of(models[0].config)
+    layout = Layout.from_config(models[0].config)
     for name in modules:
         before, after = (model.get_submodule(name).weight.detach() for model in models)
         rows = layout.rows(name, len(before))

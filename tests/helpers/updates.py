@@ -17,7 +17,7 @@ from tlora.training.train import train
 ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 8, "progress": False}
 
 
-def made_of(sigma: list[float], d_out: int = 12, d_in: int = 10, scaling: float = 2.0) -> TrainingRun:
+def run_with_singular_values(sigma: list[float], d_out: int = 12, d_in: int = 10, scaling: float = 2.0) -> TrainingRun:
     """A run whose one update has the given singular values; neither factor is orthogonal."""
     rng = np.random.default_rng(0)
     rank = len(sigma)

@@ -18,8 +18,8 @@ from huggingface_hub import HfApi
 
 import tlora
 import viz
+from tests.helpers.adapted import logits, prepare, step, train_once
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 
 REPO = "somebody/an-adapter"
 
@@ -77,10 +77,10 @@ def hub() -> Iterator[Hub]:
 
 
 def test_the_folder_goes_up_with_card_and_record_and_comes_back(hub: Hub, tmp_path: Path) -> None:
-    model, subspaces, allocation = planned()
+    model, subspaces, allocation = prepare()
     adapted = tlora.attach(model, subspaces, allocation)
     step(adapted, batch := tiny_batch("llama"))
-    folder = saved_run(adapted).save(tmp_path / "adapter")
+    folder = train_once(adapted).save(tmp_path / "adapter")
     allocation.save(folder / "tlora" / "allocation")
     (folder / "README.md").write_text(viz.card(folder), encoding="utf-8")
 

@@ -15,10 +15,10 @@ from transformers import LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 import tlora
+from tests.helpers.adapted import check_layers
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.pages import DOCS, ROOT, blocks, execute, run
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, losses, settings
-from tests.unit.adapters.test_config import check_layers
 from tlora.calibration.calibration import Calibration
 
 pytestmark = THEIR_WARNINGS

@@ -12,16 +12,16 @@ from peft import PeftModel
 from torch import Tensor
 
 import tlora
+from tests.helpers.adapted import logits, prepare
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import THEIR_WARNINGS, dpo, each_trainer, losses, sft
-from tests.unit.adapters.test_attach import logits, planned
 
 pytestmark = THEIR_WARNINGS
 TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", f"w{20 + n} w17 w18") for n in range(8)]
 
 
 def attached() -> PeftModel:
-    return tlora.attach(*planned())
+    return tlora.attach(*prepare())
 
 
 def tensors(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def test_what_others_trained_is_trained_on_here_and_the_other_way_round(tmp_path
 
 
 def test_a_trained_a_stays_trainable_in_them(tmp_path: Path) -> None:
-    model = tlora.attach(*planned(), freeze_a=False)
+    model = tlora.attach(*prepare(), freeze_a=False)
     before = tensors(model)
     sft(model, tiny_tokenizer(), TEXTS, tmp_path).train()
     assert changed(model, before) == {name for name in before if "lora_" in name}

@@ -187,10 +187,10 @@ def export(
     """
     from tlora.adapters.hub import adapter_folder
     from tlora.cli import steps
-    from tlora.serving.export import export_format
+    from tlora.serving.export import choose_format
     from tlora.serving.verify import PROMPTS, export_difference
 
-    report, kind = Report(quiet), export_format(format, engine)
+    report, kind = Report(quiet), choose_format(format, engine)
     folder = adapter_folder(adapter)
     base, _ = steps.base_of(folder, model)
     _check_export(output, kind, overwrite, {"the adapter itself": folder, "its base model": base})

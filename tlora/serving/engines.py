@@ -13,38 +13,28 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's ``--max-lora-rank`` may have."""
 
 FOREIGN = "PEFT's format is not read"
-"""Why an engine takes no adapter of PEFT at all."""
+"""Why an engine accepts no adapter of PEFT at all."""
 
 _INITS = ("pissa", "olora", "corda", "loftq")
 
 
-def one_scale(adapter: Adapter) -> dict[str, float]:
-    """``lora_alpha / r`` for all modules, or ``lora_alpha / sqrt(r)`` under rsLoRA."""
+def global_scale(adapter: Adapter) -> dict[str, float]:
+    """Return ``lora_alpha / r`` for all modules, or ``lora_alpha / sqrt(r)`` under rsLoRA."""
     return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"] ** adapter.power)
 
 
-def one_plain_scale(adapter: Adapter) -> dict[str, float]:
-    """``lora_alpha / r`` for all modules: rsLoRA is not read."""
+def global_scale_without_rslora(adapter: Adapter) -> dict[str, float]:
+    """Return ``lora_alpha / r`` for all modules, rsLoRA or not."""
     return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"])
 
 
-def by_tensor(adapter: Adapter) -> dict[str, float]:
-    """``lora_alpha`` divided by the rank of the module's own tensors."""
+def scale_by_tensor_rank(adapter: Adapter) -> dict[str, float]:
+    """Return ``lora_alpha`` divided by the rank of the module's own tensors."""
     return {name: adapter.config["lora_alpha"] / rank for name, rank in adapter.ranks.items()}
 
 
-def no_refusal(adapter: Adapter) -> str:
-    """Takes every LoRA adapter."""
-    return ""
-
-
-def matrices_alone(adapter: Adapter) -> str:
-    """Of what an adapter may hold, ``A`` and ``B`` are read and nothing else."""
-    return adapter.more()
-
-
 def vllm_refusal(adapter: Adapter) -> str:
-    """What vLLM does not take."""
+    """Say what vLLM does not accept; empty if it accepts the adapter."""
     config = adapter.config
     if more := adapter.more(known=("classifier", "score")):
         return more
@@ -56,7 +46,7 @@ def vllm_refusal(adapter: Adapter) -> str:
 
 
 def sglang_refusal(adapter: Adapter) -> str:
-    """What SGLang does not take."""
+    """Say what SGLang does not accept; empty if it accepts the adapter."""
     if more := adapter.more():
         return more
     r = adapter.config["r"]
@@ -69,20 +59,15 @@ def sglang_refusal(adapter: Adapter) -> str:
 
 
 def stacking_refusal(adapter: Adapter) -> str:
-    """What engines that stack the layers of one kind do not take."""
+    """Say what engines that stack the layers of one kind do not accept; empty if they accept the adapter."""
     different = len(set(adapter.ranks.values()))
     stacked = f"{different} different ranks: layers of one kind are stacked" if different > 1 else ""
     return adapter.more() or stacked
 
 
-def foreign(adapter: Adapter) -> str:
-    """Another format is expected."""
-    return FOREIGN
-
-
 @dataclass(frozen=True)
 class Engine:
-    """One engine, as its sources were read in November 2026.
+    """An engine, by its sources as of November 2026.
 
     Attributes
     ----------
@@ -91,7 +76,7 @@ class Engine:
     scales : callable
         From an `Adapter` to the scale of each module.
     refusal : callable
-        From an `Adapter` to the reason why the engine refuses it, or leaves out a part of it; empty where it does not.
+        From an `Adapter` to the reason why the engine refuses it or ignores a part of it; empty if it does not.
     """
 
     name: str
@@ -100,19 +85,19 @@ class Engine:
 
 
 ENGINES = (
-    Engine("PEFT 0.15 and later", by_layer, no_refusal),
+    Engine("PEFT 0.15 and later", by_layer, lambda adapter: ""),
     Engine("vLLM 0.32", by_layer, vllm_refusal),
-    Engine("vLLM 0.31 and earlier", one_scale, vllm_refusal),
-    Engine("SGLang 0.5", one_plain_scale, sglang_refusal),
-    Engine("TensorRT-LLM", by_tensor, matrices_alone),
-    Engine("LoRAX, TGI", one_scale, stacking_refusal),
-    Engine("llama.cpp, by its converter", by_tensor, matrices_alone),
-    Engine("mlx-lm 0.32", one_plain_scale, foreign),
+    Engine("vLLM 0.31 and earlier", global_scale, vllm_refusal),
+    Engine("SGLang 0.5", global_scale_without_rslora, sglang_refusal),
+    Engine("TensorRT-LLM", scale_by_tensor_rank, Adapter.more),
+    Engine("LoRAX, TGI", global_scale, stacking_refusal),
+    Engine("llama.cpp, by its converter", scale_by_tensor_rank, Adapter.more),
+    Engine("mlx-lm 0.32", global_scale_without_rslora, lambda adapter: FOREIGN),
 )
 
 
 def vllm_max_rank(rank: int) -> int:
-    """The smallest ``--max-lora-rank`` that takes this rank."""
+    """Return the smallest ``--max-lora-rank`` that accepts this rank."""
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
 
 
@@ -125,17 +110,17 @@ class Server:
     engine : Engine
         How it reads an adapter.
     reads : {"peft", "gguf"}
-        Format of adapters that it takes.
-    rank : callable
-        From the largest rank of an adapter to the one to pad it to.
+        Format of the adapters that it reads.
+    padded_rank : callable
+        From the largest rank of an adapter to the rank to pad it to.
     start : str
-        Command that serves it, with ``{base}``, ``{adapter}`` and ``{rank}`` to be filled in; may be empty. The base is
-        a GGUF file where adapters are, and otherwise a folder or the name on a hub.
+        Command that serves it, with ``{base}``, ``{adapter}`` and ``{rank}`` to fill in; may be empty. The base is a
+        GGUF file if adapters are, and otherwise a folder or the name on a hub.
     """
 
     engine: Engine
     reads: Literal["peft", "gguf"] = "peft"
-    rank: Callable[[int], int] = int
+    padded_rank: Callable[[int], int] = int
     start: str = ""
 
 
@@ -145,7 +130,7 @@ SERVERS: dict[EngineName, Server] = {
     "peft": Server(_BY_NAME["PEFT 0.15 and later"]),
     "vllm": Server(
         _BY_NAME["vLLM 0.32"],
-        rank=vllm_max_rank,
+        padded_rank=vllm_max_rank,
         start="vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules adapter={adapter}",
     ),
     "sglang": Server(
@@ -158,4 +143,4 @@ SERVERS: dict[EngineName, Server] = {
         _BY_NAME["llama.cpp, by its converter"], reads="gguf", start="llama-server -m {base} --lora {adapter}"
     ),
 }
-"""What `tlora.serving.export` can be asked to write for, by ``engine``."""
+"""Values of the argument ``engine`` of `tlora.export`."""

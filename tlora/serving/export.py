@@ -1,4 +1,4 @@
-"""Export: an adapter that every server reads alike, whatever it makes of ranks and scales by layer."""
+"""Export an adapter in a form that every server reads the same way, whatever it makes of ranks by module."""
 
 from __future__ import annotations
 
@@ -22,24 +22,17 @@ from tlora.models.weights import copy_sharing_weights
 from tlora.serving.engines import SERVERS, Server
 from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
-from tlora.serving.uniform_lora import PlainLora, fill_layers, pad_to_rank, plain_lora, target_suffixes
+from tlora.serving.uniform_lora import MERGED, PlainLora, fill_layers, pad_to_rank, plain_lora, target_suffixes
 from tlora.utils.defaults import EngineName, Format
 from tlora.utils.files import check_folder, read_json, replace_files
 from tlora.utils.packages import require
+from tlora.utils.validation import one_of
 
 MODEL_CONFIG = "config.json"
-
-
 RECORD = "export.json"
-"""File of an exported folder that says of which format it is, and which files are part of it."""
+"""File of an exported folder that records its format, and which files are part of it."""
 
-_GGUF_FIELDS = {
-    "general.architecture",
-    "general.type",
-    "general.file_type",
-    "adapter.type",
-    "adapter.lora.alpha",
-}
+_GGUF_FIELDS = {"general.architecture", "general.type", "general.file_type", "adapter.type", "adapter.lora.alpha"}
 
 
 def export(
@@ -53,27 +46,26 @@ def export(
 ) -> Path:
     """Write an adapter in a form that servers compute as it was trained.
 
-    Servers differ in what they make of ``rank_pattern`` and ``alpha_pattern``: several read one global
-    ``alpha / r`` and serve a mixed adapter with wrong scales, silently. Here ``B`` holds the scaling, so that all of
-    them compute the same.
+    Servers differ in how they read ``rank_pattern`` and ``alpha_pattern``: several use one global ``alpha / r`` and
+    silently serve an adapter of mixed ranks with wrong scales. Here ``B`` holds the scaling, so that all of them
+    compute the same.
 
     Parameters
     ----------
     model : peft.PeftModel
-        With a LoRA adapter that is active, not merged. It is only read.
+        With a LoRA adapter that is active and not merged. It is only read.
     folder : path-like
-        Folder to write; an earlier export of the same format in it is replaced, other files stay.
-        With ``"gguf"`` a folder, in which the file is ``adapter.gguf``, or a file whose name ends in ``.gguf``.
+        Folder to write; an earlier export of the same format in it is replaced, other files stay. With ``"gguf"`` a
+        folder for ``adapter.gguf``, or a file whose name ends in ``.gguf``.
     format : {"peft", "gguf", "merged"}, optional
         ``"peft"``: PEFT's own files with one rank for all modules (smaller ones are padded with zeros), the same
         modules in every layer, ``lora_alpha = r``, and a config that old versions read. ``"gguf"``: an adapter for
-        llama.cpp. ``"merged"``: the whole model with its tokenizer, the adapter folded into its weights.
-        Default: what the engine reads, ``"peft"`` without one.
-    engine : str, optional
-        One of ``tlora.serving.engines.SERVERS`` (``"vllm"``, ``"llama.cpp"``, ``"peft"``, ...): the adapter is
-        checked against its limits, and padded to a rank that it can be set to.
+        llama.cpp. ``"merged"``: the whole model with its tokenizer, the adapter folded into its weights. By default
+        what the engine reads, or ``"peft"`` without engine.
+    engine : {"peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"}, optional
+        Check the adapter against the limits of this engine, and pad it to a rank that the engine allows.
     dtype : str or torch.dtype, optional
-        Of what is written. Default: float32 for an adapter, the model's own for merged weights.
+        Type of what is written. Default: float32 for an adapter, the model's own for merged weights.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         Written with merged weights. Default: that of the base model, by its name.
 
@@ -84,26 +76,29 @@ def export(
 
     Raises
     ------
-    TypeError
-        If it is not a PEFT model.
     ValueError
-        If it has no LoRA layers, several active adapters or a merged one; if format, engine or dtype is unknown, the
-        format cannot hold this adapter, the engine does not take it, or a number of it is beyond the dtype.
+        If the model does not have exactly one LoRA adapter, the format cannot hold it, the engine does not accept it,
+        or a number exceeds the range of the dtype.
     FileExistsError
-        If anything but such an export is in the place of what is written, or the base model. Nothing is computed then.
-    OSError
-        If it cannot be written; what was there is left as it was.
+        If anything but an earlier export of the format is in that place. Nothing is computed then.
 
     Notes
     -----
     Scaling is folded in float32, before any cast. Merging takes memory for a second copy of the adapted weights.
+
+    Examples
+    --------
+    >>> folder = tlora.export(adapted, "served", engine="vllm")
+    >>> tlora.inspect(folder).engines()["wrong"].sum()
+    0
+    >>> tlora.export(adapted, "whole", format="merged").name
+    'whole'
     """
-    kind, server = export_format(format, engine), None if engine is None else SERVERS[engine]
+    kind, server = choose_format(format, engine), None if engine is None else SERVERS[engine]
     precision = None if dtype is None else floating_dtype(dtype)
     require_one_lora(model, "export")
     path = gguf_file(Path(folder)) if kind == "gguf" else Path(folder)
-    config = getattr(model, "config", None)
-    check_place(path, kind, {"the base model": getattr(config, "name_or_path", "")})
+    check_place(path, kind, {"the base model": model.config.name_or_path})
     if kind == "merged":
         return _export_merged(model, path, precision, tokenizer)
     plain = plain_lora(model)
@@ -112,11 +107,11 @@ def export(
     precision = precision or torch.float32
     if kind == "gguf":
         return _export_gguf(model, plain, path, precision)
-    return _export_peft(model, plain, path, precision, server.rank(plain.rank) if server else plain.rank)
+    return _export_peft(model, plain, path, precision, server.padded_rank(plain.rank) if server else plain.rank)
 
 
-def export_format(asked: str | None, engine: EngineName | None) -> Format:
-    """The format to write for an engine.
+def choose_format(format: str | None, engine: EngineName | None) -> Format:
+    """Return the format to write for an engine.
 
     Raises
     ------
@@ -125,32 +120,29 @@ def export_format(asked: str | None, engine: EngineName | None) -> Format:
     ModuleNotFoundError
         If the package that writes the format is not installed.
     """
-    if asked not in (None, *get_args(Format)):
-        raise ValueError(f"format={asked!r}: choose one of {', '.join(get_args(Format))}")
-    if engine not in (None, *SERVERS):
-        raise ValueError(f"engine={engine!r}: choose one of {', '.join(SERVERS)}")
+    if format is not None:
+        one_of("format", format, get_args(Format))
+    if engine is not None:
+        one_of("engine", engine, list(SERVERS))
     reads = "peft" if engine is None else SERVERS[engine].reads
-    if engine is not None and asked not in (None, "merged", reads):
-        raise ValueError(f"{engine} reads adapters as '{reads}', not as '{asked}': leave out the format")
-    if (asked or reads) == "gguf":
+    if engine is not None and format not in (None, "merged", reads):
+        raise ValueError(f"{engine} reads adapters as '{reads}', not as '{format}': leave out the format")
+    if (format or reads) == "gguf":
         require("gguf", "gguf")
-    return cast(Format, asked or reads)
+    return cast(Format, format or reads)
 
 
 def gguf_file(path: Path) -> Path:
-    """The file itself, or the one in a folder."""
+    """Return the path itself if it names a GGUF file, or the one in that folder."""
     return path if path.suffix == ".gguf" else path / GGUF_FILE
 
 
 def _check_server(plain: PlainLora, server: Server) -> None:
     heads = sorted(plain.config.modules_to_save) if plain.others else None
     config = {"r": plain.rank, "lora_alpha": plain.rank, "modules_to_save": heads}
-    refused = server.engine.refusal(Adapter(config, dict.fromkeys(plain.factors, plain.rank)))
-    if refused:
-        raise ValueError(
-            f"{server.engine.name} does not take this adapter ({refused}): export it merged into the weights, "
-            "format='merged'"
-        )
+    refusal = server.engine.refusal(Adapter(config, dict.fromkeys(plain.factors, plain.rank)))
+    if refusal:
+        raise ValueError(f"{server.engine.name} does not accept this adapter ({refusal}): {MERGED}")
 
 
 def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.dtype, rank: int) -> Path:
@@ -167,7 +159,7 @@ def _export_peft(model: PeftModel, plain: PlainLora, folder: Path, dtype: torch.
 
 
 def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, Any]:
-    """Only what old and new readers know."""
+    """Return a config with only the keys that old and new readers know."""
     config = plain.config
     return {
         "peft_type": "LORA",
@@ -187,28 +179,30 @@ def _plain_config(plain: PlainLora, rank: int, targets: list[str]) -> dict[str, 
 
 def _export_gguf(model: PeftModel, plain: PlainLora, file: Path, dtype: torch.dtype) -> Path:
     if plain.others:
-        raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: format='merged'")
+        raise ValueError(f"a GGUF adapter holds no head, and this one has {next(iter(plain.others))}: {MERGED}")
     if shared := shared_weight(model):
         raise ValueError(
-            f"{shared[0]} shares its weight with {shared[1]}, and a GGUF model holds that once, by the other's name: "
-            "serve this adapter with PEFT"
+            f"{shared[0]} shares its weight with {shared[1]}, and a GGUF model holds it once: serve "
+            "this adapter with PEFT"
         )
     for name, pair in plain.factors.items():
         for x in pair:
-            _cast(name, x, dtype)  # refuses; the file's own scaling of B comes before its cast
+            _cast(name, x, dtype)  # check the range; the file has a scaling of its own before its cast
     write_gguf(file, plain.factors, model.get_base_model().config, dtype)
     return file
 
 
 def _cast(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-    found = x.to(dtype) if x.is_floating_point() else x
-    _refuse_infinite(name, found)
-    return found
+    if not x.is_floating_point():
+        return x
+    cast_tensor = x.to(dtype)
+    _check_finite(name, cast_tensor)
+    return cast_tensor
 
 
-def _refuse_infinite(name: str, x: Tensor) -> None:
+def _check_finite(name: str, x: Tensor) -> None:
     if x.is_floating_point() and not x.isfinite().all():
-        raise ValueError(f"{name} holds numbers that are not finite in {x.dtype}: export it in bfloat16 or float32")
+        raise ValueError(f"{name} has values that are not finite in {x.dtype}: export it in bfloat16 or float32")
 
 
 def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, tokenizer: Any) -> Path:
@@ -220,31 +214,29 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
     copied, own = copy_sharing_weights(model), model.dtype
     wider = own if dtype is None else torch.promote_types(own, dtype)
     if wider != own:
-        copied.to(wider)  # before: a small update is lost in the sum of a coarse type
+        copied.to(wider)  # before the sum, in which a coarse type would lose small updates
     merged = merge(copied)
     if dtype is not None:
         merged.to(dtype)
         for key, tensor in merged.state_dict().items():
-            _refuse_infinite(key, tensor)
+            _check_finite(key, tensor)
     save_model(merged, tokenizer, folder)
     return folder
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its generation settings and its tokenizer: all of it, or nothing.
+    """Write a model with its generation settings and its tokenizer, completely or not at all.
 
     Raises
     ------
     FileExistsError
         If the folder holds files, and no earlier merged export.
-    OSError
-        If it cannot be written; what was there is left as it was.
     """
     with replace_export(folder, "merged") as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         for file in filter(Path.is_file, fresh.rglob("*")):
-            shutil.copymode(fresh / MODEL_CONFIG, file)  # safetensors' own are for their owner alone
+            shutil.copymode(fresh / MODEL_CONFIG, file)  # safetensors makes its files readable for their owner alone
 
 
 def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[str]]) -> None:
@@ -253,11 +245,11 @@ def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[st
     Parameters
     ----------
     path : pathlib.Path
-        The folder, or the file of ``"gguf"``; it need not be there.
+        The folder, or the file of ``"gguf"``; it need not exist.
     format : {"peft", "gguf", "merged"}
-        Of the export.
+        Format of the export.
     kept : mapping of str to path-like
-        By what they are, paths that are never replaced; names of a hub and empty ones lie nowhere.
+        Paths that are never replaced, by a description; names on the hub and empty ones are ignored.
 
     Raises
     ------
@@ -269,21 +261,21 @@ def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[st
         if str(place) and target.exists() and target == Path(place).resolve():
             raise FileExistsError(f"{path} is {what}, which is never replaced: choose another path")
     if format == "gguf":
-        _check_file(target)
+        _check_gguf(target)
     else:
-        _earlier(target, format)
+        _earlier_export(target, format)
 
 
 @contextlib.contextmanager
 def replace_export(path: Path, format: str) -> Iterator[Path]:
-    """A temporary folder whose files take the place of an earlier export's, with the record by which the next may.
+    """Open a temporary folder whose files replace those of an earlier export when the block ends.
 
     Parameters
     ----------
     path : pathlib.Path
         The folder to write.
     format : {"peft", "merged"}
-        Of what is written.
+        Format of what is written.
 
     Yields
     ------
@@ -296,14 +288,14 @@ def replace_export(path: Path, format: str) -> Iterator[Path]:
         As `check_place` and `tlora.utils.files.replace_files`.
     """
     last = ADAPTER_CONFIG if format == "peft" else MODEL_CONFIG
-    with replace_files(path, last=last, first=RECORD, earlier=_earlier(path, format)) as fresh:
+    with replace_files(path, last=last, first=RECORD, earlier=_earlier_export(path, format)) as fresh:
         yield fresh
         files = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
         (fresh / RECORD).write_text(json.dumps({"format": format, "files": files}, indent=1))
 
 
-def _earlier(folder: Path, format: str) -> list[Path]:
-    """Files of the export in a folder, which must hold one of the same format, or nothing."""
+def _earlier_export(folder: Path, format: str) -> list[Path]:
+    """Return the files of the export in a folder, which must hold one of the same format, or nothing."""
     check_folder(folder, RECORD)
     if not (folder / RECORD).exists():
         return []
@@ -311,8 +303,6 @@ def _earlier(folder: Path, format: str) -> list[Path]:
     try:
         record = read_json(folder / RECORD)
         written, files = record["format"], [Path(name) for name in record["files"]]
-        if any(file.is_absolute() or ".." in file.parts for file in files):
-            raise ValueError("it names a file elsewhere")
     except (ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"{folder / RECORD} is damaged: choose another path, or remove it first") from error
     if written != format:
@@ -320,7 +310,7 @@ def _earlier(folder: Path, format: str) -> list[Path]:
     return files
 
 
-def _check_file(file: Path) -> None:
+def _check_gguf(file: Path) -> None:
     if not file.exists():
         return
     import gguf

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from tlora.adapters.files import (
     ADAPTER_CONFIG,
@@ -32,12 +27,12 @@ _KEPT = (
 
 
 def inspect(folder: str | os.PathLike[str]) -> Inspection:
-    """Read a LoRA adapter without its base model: ranks, scales, used rank, and what engines would compute from it.
+    """Read a LoRA adapter without its base model: ranks, scales, used ranks, and what engines compute from it.
 
     Parameters
     ----------
     folder : path-like or str
-        A PEFT LoRA adapter, ours or anybody's: its folder, or its name on the hub, ``owner/name`` or
+        A PEFT LoRA adapter, whoever trained it: its folder, or its name on the hub, ``owner/name`` or
         ``owner/name@revision``.
 
     Returns
@@ -49,12 +44,18 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
     FileNotFoundError
         If there is no adapter in the folder, or on the hub.
     ValueError
-        If a file is damaged, the adapter is not a LoRA adapter, an ``A`` has no ``B``, or their ranks are not
-        those of the config.
+        If a file is damaged, the adapter is not a LoRA adapter, an ``A`` has no ``B``, or ranks differ from those of
+        the config.
 
     Notes
     -----
     Only ``adapter_model.safetensors`` is read: a pickled ``adapter_model.bin`` can run code when it is loaded.
+
+    Examples
+    --------
+    >>> engines = tlora.inspect("adapter").engines()
+    >>> list(engines.columns)
+    ['engine', 'wrong', 'smallest', 'largest', 'refused']
     """
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(
@@ -62,7 +63,11 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
             "run.save(folder) or model.save_pretrained(folder)"
         )
     folder = adapter_folder(folder)
-    config = _config(folder)
+    config, _ = checked(folder, "inspect")
+    for key in ("r", "lora_alpha"):
+        if key not in config:
+            raise ValueError(f"{folder / ADAPTER_CONFIG} has no {key}: it is truncated, copy it again")
+    config = {key: config[key] for key in _KEPT if key in config}
     pairs, others = split_factors(read_tensors(folder), folder / ADAPTER_WEIGHTS)
     ranks = {name: len(a) for name, (a, _) in pairs.items()}
     scalings = by_layer(Adapter(config, ranks))
@@ -70,31 +75,7 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
         config=config,
         ranks=ranks,
         shapes={name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()},
-        singular_values={name: _sigma(name, a, b, scalings[name]) for name, (a, b) in pairs.items()},
+        singular_values={name: update_singular_values(a, b, scalings[name]) for name, (a, b) in pairs.items()},
         others={key: tuple(tensor.shape) for key, tensor in others.items()},
-        meta=_meta(folder, config),
+        meta=read_training_record(folder).meta or Meta(config.get("base_model_name_or_path") or "an unnamed model"),
     )
-
-
-def _sigma(name: str, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """As `update_singular_values`; an update beyond what float32 can hold is refused."""
-    try:
-        sigma = update_singular_values(a, b, scaling)
-    except torch.linalg.LinAlgError:
-        sigma = a.new_full((1,), torch.nan)
-    if not bool(sigma.isfinite().all()):
-        raise ValueError(f"the update of {name} is not finite in float32: the adapter is damaged, or diverged")
-    return sigma
-
-
-def _meta(folder: Path, config: dict[str, Any]) -> Meta:
-    """That of the run, where the adapter is one of ours."""
-    return read_training_record(folder).meta or Meta(config.get("base_model_name_or_path") or "an unnamed model")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config, _ = checked(folder, "inspect")
-    missing = [key for key in ("r", "lora_alpha") if key not in config]
-    if missing:
-        raise ValueError(f"{folder / ADAPTER_CONFIG} has no {missing[0]}: it is truncated, copy it again")
-    return {key: config[key] for key in _KEPT if key in config}

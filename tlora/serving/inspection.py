@@ -18,22 +18,32 @@ from tlora.utils.defaults import ENERGY
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Inspection(Result):
-    """A LoRA adapter as it lies in its folder.
+    """The contents of a saved LoRA adapter; from `tlora.inspect`.
 
     Attributes
     ----------
     config : dict
-        What of ``adapter_config.json`` says how the adapter is computed.
+        Entries of ``adapter_config.json`` that determine what the adapter computes.
     ranks : dict of int
         Rows of ``A``, by full module name.
     shapes : dict of (int, int)
         ``(d_out, d_in)`` of the update.
     singular_values : dict of (r,) float32 tensor
-        Of the update ``s B A`` as PEFT computes it, largest first.
+        Singular values of the update ``s B A`` as PEFT computes it, largest first.
     others : dict of tuple of int
-        Tensors that are no ``A`` or ``B`` of a linear layer, with their shapes: heads, embeddings, magnitudes.
+        Shapes of the tensors that are not ``A`` or ``B`` of a linear layer: heads, embeddings, magnitudes.
     meta : Meta
-        That of the run, where the adapter is one of ours; otherwise the base model's name.
+        That of the training run, if `TrainingRun.save` wrote the adapter; otherwise the base model's name.
+
+    Examples
+    --------
+    >>> inspection = tlora.inspect("adapter")
+    >>> inspection
+    Inspection(14 modules of ..., ranks ...)
+    >>> inspection.to_frame()[["module", "rank", "scaling", "used_rank"]].shape
+    (14, 4)
+    >>> inspection.engines().loc[0, ["engine", "wrong"]].tolist()
+    ['PEFT 0.15 and later', 0]
     """
 
     config: dict[str, Any]
@@ -48,17 +58,17 @@ class Inspection(Result):
         "d_out": "outputs of the weight",
         "d_in": "inputs of the weight",
         "rank": RANK_COLUMNS["rank"],
-        "scaling": "s of the update s B A, as PEFT computes it",
+        "scaling": "factor s of the update s B A, as PEFT computes it",
         "used_rank": RANK_COLUMNS["used_rank"] + " (99 %)",
         "effective_rank": RANK_COLUMNS["effective_rank"],
         "update_norm": RANK_COLUMNS["update_norm"],
     }
     engine_columns: ClassVar[dict[str, str]] = {
         "engine": "name, with the versions that it holds for",
-        "wrong": "modules whose scale is not the one that was trained; none where the adapter is refused",
+        "wrong": "modules with another scale than they were trained with; 0 if the adapter is refused",
         "smallest": "smallest ratio of the engine's scale to the trained one",
         "largest": "largest ratio",
-        "refused": "why the engine does not take it, or not all of it; empty where it does",
+        "refused": "why the engine refuses it or ignores a part of it; empty if it does not",
     }
 
     @property
@@ -68,11 +78,11 @@ class Inspection(Result):
 
     @property
     def scalings(self) -> dict[str, float]:
-        """``s`` of each module, as PEFT computes it."""
+        """Scaling ``s`` of each module, as PEFT computes it."""
         return by_layer(Adapter(self.config, self.ranks))
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
-        """Was the rank used? Directions that the update needs, against the rank that was given.
+        """Compare the rank of each module with the directions that its update uses.
 
         Parameters
         ----------
@@ -92,23 +102,23 @@ class Inspection(Result):
         return rank_use(self.singular_values, energy)
 
     def engines(self) -> pd.DataFrame:
-        """One row an engine; see ``engine_columns``."""
+        """Return what each engine would compute, one row an engine; see ``engine_columns``."""
         adapter, trained = Adapter(self.config, self.ranks, tuple(self.others)), self.scalings
         rows = []
         for engine in ENGINES:
-            refused, read = engine.refusal(adapter), engine.scales(adapter)
-            ratios = [1.0 if refused else read[n] / trained[n] for n in trained if trained[n]]
+            refusal, scales = engine.refusal(adapter), engine.scales(adapter)
+            ratios = [1.0 if refusal else scales[n] / trained[n] for n in trained if trained[n]]
             wrong = sum(abs(ratio - 1) > 1e-6 for ratio in ratios)
-            rows.append((engine.name, wrong, min(ratios, default=1.0), max(ratios, default=1.0), refused))
+            rows.append((engine.name, wrong, min(ratios, default=1.0), max(ratios, default=1.0), refusal))
         return pd.DataFrame(rows, columns=list(self.engine_columns))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module; see ``columns``."""
+        """Return one row a module; see ``columns``."""
         shapes = pd.DataFrame(self.shapes.values(), columns=["d_out", "d_in"], dtype=int)
         frame = pd.concat([self.rank_use(), shapes], axis=1)
         return frame.assign(scaling=list(self.scalings.values()))[list(self.columns)]
 
     def _summary(self) -> str:
         wrong = (self.engines()["wrong"] > 0).sum()
-        served = f", {wrong} engines would scale it wrongly" if wrong else ""
-        return f"{len(self.ranks)} modules of {self.meta.model}, {ranks_text(self.ranks.values())}{served}"
+        warning = f", {wrong} engines would scale it wrongly" if wrong else ""
+        return f"{len(self.ranks)} modules of {self.meta.model}, {ranks_text(self.ranks.values())}{warning}"

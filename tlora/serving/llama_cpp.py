@@ -1,4 +1,4 @@
-"""An adapter for llama.cpp: one GGUF file, its tensors named and arranged like those of the base's own GGUF."""
+"""Adapters for llama.cpp: one GGUF file, with tensors named and arranged as in the GGUF of the base."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _TYPES = {
 Order = Callable[[str, int, Any], Int[Tensor, " d_out"]]
 
 
-def _as_they_are(tensor: str, d_out: int, config: Any) -> Tensor:
+def _keep_order(tensor: str, d_out: int, config: Any) -> Tensor:
     return torch.arange(d_out)
 
 
-def _rotated_pairs(tensor: str, d_out: int, config: Any) -> Tensor:
+def _rotate_pairs(tensor: str, d_out: int, config: Any) -> Tensor:
     """Queries and keys of Llama: transformers rotates the two halves of a head, llama.cpp neighboring rows."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(tensor)
     if heads is None:
@@ -39,7 +39,7 @@ def _rotated_pairs(tensor: str, d_out: int, config: Any) -> Tensor:
     return torch.arange(d_out).view(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 
-def _fused_heads(tensor: str, d_out: int, config: Any) -> Tensor:
+def _split_fused_heads(tensor: str, d_out: int, config: Any) -> Tensor:
     """Queries, keys and values of GPT-NeoX: head by head in transformers, all queries first in llama.cpp."""
     if tensor != "attn_qkv":
         return torch.arange(d_out)
@@ -59,15 +59,15 @@ class Architecture:
     """
 
     name: str
-    order: Order = _as_they_are
+    order: Order = _keep_order
 
 
-# By `model_type`. Only what was served by llama.cpp itself and compared with transformers stands here.
+# By `model_type`: only families that were served by llama.cpp and compared with transformers.
 ARCHITECTURES = {
-    "llama": Architecture("llama", _rotated_pairs),
-    "mistral": Architecture("llama", _rotated_pairs),
-    "smollm3": Architecture("smollm3", _rotated_pairs),
-    "granite": Architecture("granite", _rotated_pairs),
+    "llama": Architecture("llama", _rotate_pairs),
+    "mistral": Architecture("llama", _rotate_pairs),
+    "smollm3": Architecture("smollm3", _rotate_pairs),
+    "granite": Architecture("granite", _rotate_pairs),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "gemma": Architecture("gemma"),
@@ -75,20 +75,22 @@ ARCHITECTURES = {
     "gemma3_text": Architecture("gemma3"),
     "phi3": Architecture("phi3"),
     "gpt2": Architecture("gpt2"),
-    "gpt_neox": Architecture("gptneox", _fused_heads),
+    "gpt_neox": Architecture("gptneox", _split_fused_heads),
 }
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the weights of one model lie in its GGUF.
+    """Names and row orders of the weights of one model in its GGUF.
 
     Attributes
     ----------
     config : transformers.PretrainedConfig
-        Of the model's text part.
+        Config of the model's text part.
     architecture : Architecture
+        Family of the model in llama.cpp.
     names : gguf.TensorNameMap
+        From names of modules to names of tensors.
     """
 
     config: Any
@@ -96,13 +98,13 @@ class Layout:
     names: Any
 
     @classmethod
-    def of(cls, config: Any) -> Layout:
-        """The layout of a model, by its config.
+    def from_config(cls, config: Any) -> Layout:
+        """Return the layout of a model, by its config.
 
         Raises
         ------
         ValueError
-            If it is not known how llama.cpp stores this kind of model.
+            If the layout of this kind of model in llama.cpp is unknown.
         """
         import gguf
 
@@ -117,31 +119,31 @@ class Layout:
         return cls(config, architecture, gguf.get_tensor_name_map(number, config.num_hidden_layers))
 
     def tensor(self, module: str) -> str:
-        """Name of a module's weight.
+        """Return the name of a module's weight.
 
         Raises
         ------
         ValueError
-            If llama.cpp knows no such module.
+            If llama.cpp has no such module.
         """
-        found = self.names.get_name(module)
-        if found is None:
+        name = self.names.get_name(module)
+        if name is None:
             raise ValueError(f"llama.cpp's {self.architecture.name!r} has no tensor for {module}: {MERGED}")
-        return f"{found}.weight"
+        return f"{name}.weight"
 
     def rows(self, module: str, d_out: int) -> Int[Tensor, " d_out"]:
-        """Which row of the module's weight each row of the tensor is."""
+        """Return, for each row of the tensor, the row of the module's weight that it is."""
         kind = self.tensor(module).removesuffix(".weight").rpartition(".")[2]
         return self.architecture.order(kind, d_out, self.config)
 
 
 def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: torch.dtype) -> None:
-    """Write a LoRA adapter as llama.cpp reads it.
+    """Write a LoRA adapter in the format of llama.cpp.
 
     Parameters
     ----------
     path : pathlib.Path
-        The file; a GGUF in its place is replaced once the new one is whole.
+        The file; a GGUF in its place is replaced once the new one is complete.
     factors : mapping of (tensor, tensor)
         ``A`` (r, d_in) and ``s B`` (d_out, r) of each module, by full module name; ranks may differ.
     config : transformers.PretrainedConfig
@@ -152,9 +154,7 @@ def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: t
     Raises
     ------
     ValueError
-        If the kind of model, a module, or the dtype has no place in the file.
-    OSError
-        If it cannot be written; what was there is left as it was.
+        If the file cannot hold the kind of model, a module, or the dtype.
 
     Notes
     -----
@@ -166,7 +166,7 @@ def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: t
     if dtype not in _TYPES:
         raise ValueError(f"dtype={dtype}: a GGUF adapter is float32, float16 or bfloat16")
     stored, file_type = gguf.GGMLQuantizationType[_TYPES[dtype][0]], gguf.LlamaFileType[_TYPES[dtype][1]]
-    layout, alpha = Layout.of(config), max(len(a) for a, _ in factors.values())
+    layout, alpha = Layout.from_config(config), max(len(a) for a, _ in factors.values())
     writer = gguf.GGUFWriter(None, layout.architecture.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -186,7 +186,7 @@ def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: t
 
 
 def _check_written(file: Path) -> None:
-    """Read it once: on a full disk, `numpy.ndarray.tofile` of the writer leaves a part out and says nothing."""
+    """Read the file once: on a full disk, `numpy.ndarray.tofile` of the writer silently writes a part only."""
     import gguf
 
     try:
@@ -196,14 +196,14 @@ def _check_written(file: Path) -> None:
 
 
 def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: Any) -> dict[str, Factors]:
-    """Read back what `write_gguf` wrote, as llama.cpp would compute it.
+    """Read back what `write_gguf` wrote, as llama.cpp computes it.
 
     Parameters
     ----------
     path : path-like
         The file.
     names : mapping
-        Full names of the modules that it should hold.
+        Full names of the modules that it must hold.
     config : transformers.PretrainedConfig
         The base model's.
 
@@ -215,11 +215,11 @@ def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: An
     Raises
     ------
     ValueError
-        If it does not hold one pair of matching tensors for each module, or others besides.
+        If it does not hold exactly one matching pair of tensors for each module.
     """
     import gguf
 
-    reader, layout = gguf.GGUFReader(path), Layout.of(config)
+    reader, layout = gguf.GGUFReader(path), Layout.from_config(config)
     tensors = {t.name: torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
     factors = {}

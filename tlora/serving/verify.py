@@ -1,4 +1,4 @@
-"""How exact an export is: its files are read again, and its logits compared with those of the trained adapter."""
+"""Verify an export: read its files again, and compare its logits with those of the trained adapter."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PROMPTS = (
 def export_difference(
     model: PeftModel, path: str | os.PathLike[str], batches: Iterable[Mapping[str, Tensor]]
 ) -> tuple[float, float]:
-    """Largest difference between the logits of a trained adapter and those of what was exported from it.
+    """Return the largest difference between the logits of a trained adapter and those of an export of it.
 
     Parameters
     ----------
     model : peft.PeftModel
-        What was exported; as it was afterwards.
+        What was exported. It is left as it was.
     path : path-like
-        What `tlora.serving.export` returned: a folder, or a GGUF file.
+        What `tlora.export` returned: a folder, or a GGUF file.
     batches : iterable of dict
         Inputs of the model, as a tokenizer returns them.
 
@@ -47,21 +47,21 @@ def export_difference(
     -------
     difference : float
         Largest absolute difference of a logit at a real token.
-    size : float
-        Largest absolute change of a logit that the adapter makes to the base, to hold the difference against; what it
-        has changed in the base itself (PiSSA, trained biases) is not counted.
+    change : float
+        Largest absolute change of a logit that the adapter makes to the base, for comparison; changes of the base
+        itself (PiSSA, trained biases) are not included.
 
     Raises
     ------
     FileNotFoundError
         If there is no export in the path.
     ValueError
-        If what is there is damaged, or of another adapter.
+        If it is damaged, or of another adapter.
 
     Notes
     -----
     PEFT's format is read by PEFT, and merged weights by transformers. A GGUF adapter is put back into the order of
-    transformers, which shows what was written and how it was rounded, not what llama.cpp computes.
+    transformers, which tests what was written and how it was rounded, not what llama.cpp computes.
     """
     batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
     require_one_lora(model, "export")
@@ -70,19 +70,19 @@ def export_difference(
     try:
         with model.disable_adapter():  # which makes A and B trainable
             base = [_logits(model, batch) for batch in batches]
-        with _as_exported(model, Path(path)) as exported:
-            found = [_logits(exported, batch) for batch in batches]
+        with _load_export(model, Path(path)) as exported:
+            written = [_logits(exported, batch) for batch in batches]
     finally:
         remove()
-    return _largest(found, trained), _largest(base, trained)
+    return _largest_difference(written, trained), _largest_difference(base, trained)
 
 
-def _largest(these: list[Tensor], those: list[Tensor]) -> float:
+def _largest_difference(these: list[Tensor], those: list[Tensor]) -> float:
     return max((a - b).abs().max().item() for a, b in zip(these, those, strict=True))
 
 
 def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits at real tokens, (tokens, vocabulary), or (samples, classes) of a classifier; float32 on the CPU."""
+    """Return logits at real tokens, (tokens, vocabulary), or (samples, classes) of a classifier; float32 on the CPU."""
     inputs = dict(batch)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
@@ -93,24 +93,24 @@ def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _as_exported(model: PeftModel, path: Path) -> Iterator[Any]:
-    """A model that computes what the export holds, for as long as the block lasts."""
+def _load_export(model: PeftModel, path: Path) -> Iterator[Any]:
+    """Yield a model that computes what the export holds."""
     if (path / ADAPTER_CONFIG).is_file():
-        with _beside(model, path):
+        with _second_adapter(model, path):
             yield model
     elif (path / MODEL_CONFIG).is_file():
         whole, _ = load_model(path, device=model.device, dtype=model.dtype)
         yield whole
     elif gguf_file(path).is_file():
-        with _in_place(model, read_gguf(gguf_file(path), lora_modules(model), model.get_base_model().config)):
+        with _other_factors(model, read_gguf(gguf_file(path), lora_modules(model), model.get_base_model().config)):
             yield model
     else:
         raise FileNotFoundError(f"{path} holds no export: neither {ADAPTER_CONFIG}, {MODEL_CONFIG} nor a GGUF file")
 
 
 @contextlib.contextmanager
-def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
-    """The exported adapter as a second one, active, until it is taken off; modes are put back."""
+def _second_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
+    """Add the exported adapter as a second, active one; restore the modes of modules afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with temporary_seed(), without_noise():
@@ -123,8 +123,8 @@ def _beside(model: PeftModel, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_place(model: PeftModel, factors: Mapping[str, Factors]) -> Iterator[None]:
-    """Other A and B in the adapter's layers, with the scaling that is folded into them."""
+def _other_factors(model: PeftModel, factors: Mapping[str, Factors]) -> Iterator[None]:
+    """Put other A and B, which contain the scaling, into the layers of the adapter."""
     modules = lora_modules(model)
     data = {name: (module.a.data, module.b.data) for name, module in modules.items()}
     try:

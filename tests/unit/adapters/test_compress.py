@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scipy.linalg import fractional_matrix_power
 
 import tlora
-from tests.helpers.adapted import adapted_model
+from tests.helpers.adapted import adapted_model, step, train_once
 from tests.helpers.models import singles, tiny_batch, tiny_model
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
@@ -23,7 +23,7 @@ def calibration(family="llama", seed=0, samples=8, **options):
     return tlora.calibrate(tiny_model(family), given, progress=False, **options)
 
 
-def somebodys(family="llama", **changes) -> PeftModel:
+def other_adapter(family="llama", **changes) -> PeftModel:
     """LoRA by PEFT alone, B not zero, ranks and alphas by pattern."""
     arguments = {"r": 6, "lora_alpha": 9, "target_modules": MODULES, "init_lora_weights": False}
     arguments |= {"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"layers.1.mlp.down_proj": 2}} | changes
@@ -42,29 +42,29 @@ def logits(model) -> torch.Tensor:
         return model.eval()(**tiny_batch("llama", seed=5)).logits
 
 
-def written(found: tlora.Compression, folder) -> PeftModel:
-    return tlora.load(found.save_adapter(folder), tiny_model("llama"))
+def reload(smaller: tlora.Compression, folder) -> PeftModel:
+    return tlora.load(smaller.save_adapter(folder), tiny_model("llama"))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_plain_is_the_truncated_svd(tmp_path, rslora):
-    model = somebodys(use_rslora=rslora)
-    found = tlora.compress(model, rank=3)
-    cut = updates(written(found, tmp_path))
+    model = other_adapter(use_rslora=rslora)
+    smaller = tlora.compress(model, rank=3)
+    cut = updates(reload(smaller, tmp_path))
     for name, dense in updates(model).items():
         u, s, v = np.linalg.svd(dense)
         best = (u[:, :3] * s[:3]) @ v[:3]
         assert np.linalg.norm(cut[name] - best) < 1e-5 * np.linalg.norm(dense)
-        row = found.to_frame().set_index("module").loc[name]
+        row = smaller.to_frame().set_index("module").loc[name]
         assert row["error"] == pytest.approx(np.sqrt((s[3:] ** 2).sum() / (s**2).sum()), rel=1e-4)
         assert row["energy"] == pytest.approx(1 - row["error"] ** 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"covariance": "sketch", "sketch_size": 12}], ids=["dense", "sketch"])
 def test_on_the_task_is_the_weighted_least_squares_optimum(tmp_path, options):
-    model, known = somebodys(), calibration(**options)
-    found = tlora.compress(model, rank=3, calibration=known)
-    cut, plain = updates(written(found, tmp_path)), updates(written(tlora.compress(model, rank=3), tmp_path / "plain"))
+    model, known = other_adapter(), calibration(**options)
+    smaller = tlora.compress(model, rank=3, calibration=known)
+    cut, plain = updates(reload(smaller, tmp_path)), updates(reload(tlora.compress(model, rank=3), tmp_path / "plain"))
     for name, dense in updates(model).items():
         m = known.covariance[name].second_moment().dense().double().numpy()
         root = fractional_matrix_power(m + 1e-12 * np.trace(m) * np.eye(len(m)), 0.5).real
@@ -74,15 +74,15 @@ def test_on_the_task_is_the_weighted_least_squares_optimum(tmp_path, options):
         assert error <= least + 1e-4 * whole
         assert of_plain > error
         assert np.linalg.matrix_rank(cut[name], tol=1e-5) == 3
-        assert found.to_frame().set_index("module").loc[name, "error"] == pytest.approx(error / whole, abs=1e-4)
+        assert smaller.to_frame().set_index("module").loc[name, "error"] == pytest.approx(error / whole, abs=1e-4)
 
 
 def test_what_is_lost_on_held_out_samples_is_that_of_their_outputs(tmp_path):
-    model = somebodys()
+    model = other_adapter()
     held = [tiny_batch("llama", seed=9, lengths=(8, 11))]
     measured = tlora.calibrate(tiny_model("llama"), held, progress=False)
-    found = tlora.compress(model, parameters=0.5, calibration=calibration(), held_out=measured)
-    whole, cut = updates(model), updates(written(found, tmp_path))
+    smaller = tlora.compress(model, parameters=0.5, calibration=calibration(), held_out=measured)
+    whole, cut = updates(model), updates(reload(smaller, tmp_path))
     base, seen = tiny_model("llama"), {name: [] for name in whole}
     for name, inputs in seen.items():
         base.get_submodule(name).register_forward_pre_hook(lambda _, x, inputs=inputs: inputs.append(x[0][0]))
@@ -92,52 +92,52 @@ def test_what_is_lost_on_held_out_samples_is_that_of_their_outputs(tmp_path):
     x = {name: torch.cat(inputs).double().numpy() for name, inputs in seen.items()}
     lost = {name: np.linalg.norm(x[name] @ (whole[name] - cut.get(name, 0)).T) for name in whole}
     there = {name: np.linalg.norm(x[name] @ whole[name].T) for name in whole}
-    frame = found.to_frame().set_index("module")["held_out_error"]
+    frame = smaller.to_frame().set_index("module")["held_out_error"]
     assert dict(frame) == pytest.approx({name: lost[name] / there[name] for name in whole}, abs=1e-4)
     overall = np.sqrt(sum(v**2 for v in lost.values()) / sum(v**2 for v in there.values()))
-    assert found.error("held out") == pytest.approx(overall, abs=1e-4)
-    last = found.curves(30).query("cut == 'task' and parameters <= @found.parameters[1]").iloc[-1]
+    assert smaller.error("held out") == pytest.approx(overall, abs=1e-4)
+    last = smaller.curves(30).query("cut == 'task' and parameters <= @smaller.parameters[1]").iloc[-1]
     assert last["measure"] == "held out"
     assert last["error"] >= overall - 1e-9
 
 
 def test_a_whole_adapter_is_as_it_was(tmp_path):
-    model = somebodys()
-    found = tlora.compress(model, parameters=1.0, calibration=calibration())
-    assert found.ranks == found.original_ranks
-    assert found.error() == 0
-    assert float((logits(written(found, tmp_path)) - logits(model)).abs().max()) < 1e-5
+    model = other_adapter()
+    smaller = tlora.compress(model, parameters=1.0, calibration=calibration())
+    assert smaller.ranks == smaller.original_ranks
+    assert smaller.error() == 0
+    assert float((logits(reload(smaller, tmp_path)) - logits(model)).abs().max()) < 1e-5
 
 
 def test_directions_that_an_update_does_not_have_cost_nothing(tmp_path):
-    model = somebodys()
+    model = other_adapter()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter[:, 2:] = 0
-    found = tlora.compress(model, energy=1.0)
-    assert set(found.ranks.values()) == {2}
-    assert float((logits(written(found, tmp_path)) - logits(model)).abs().max()) < 1e-5
+    smaller = tlora.compress(model, energy=1.0)
+    assert set(smaller.ranks.values()) == {2}
+    assert float((logits(reload(smaller, tmp_path)) - logits(model)).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("budget", [100, 333, 700, 1200, 2063, 10**6])
 def test_a_budget_is_never_exceeded_and_less_than_a_rank_is_left(budget):
-    found = tlora.compress(somebodys(), parameters=budget)
-    frame = found.to_frame()
+    smaller = tlora.compress(other_adapter(), parameters=budget)
+    frame = smaller.to_frame()
     spent = int(frame["parameters"].sum())
-    assert spent == found.parameters[1] <= budget
+    assert spent == smaller.parameters[1] <= budget
     more = frame[frame["rank"] < frame["rank_before"]]
     assert more.empty or budget - spent < (more["d_out"] + more["d_in"]).min()
 
 
 def test_no_other_ranks_of_the_same_parameters_keep_more():
     """By trying all of them."""
-    model = somebodys(target_modules=["v_proj", "down_proj"], r=3, rank_pattern={})
+    model = other_adapter(target_modules=["v_proj", "down_proj"], r=3, rank_pattern={})
     energies = {name: np.linalg.svd(dense, compute_uv=False)[:3] ** 2 for name, dense in updates(model).items()}
     costs = {name: sum(dense.shape) for name, dense in updates(model).items()}
     for budget in range(50, sum(3 * cost for cost in costs.values()), 37):
-        found = tlora.compress(model, parameters=budget)
-        spent, kept = found.parameters[1], sum(energies[n][:k].sum() for n, k in found.ranks.items())
+        smaller = tlora.compress(model, parameters=budget)
+        spent, kept = smaller.parameters[1], sum(energies[n][:k].sum() for n, k in smaller.ranks.items())
         tried = [dict(zip(energies, ranks, strict=True)) for ranks in itertools.product(range(4), repeat=len(energies))]
 
         def best(most):
@@ -152,7 +152,7 @@ def test_no_other_ranks_of_the_same_parameters_keep_more():
 
 
 def test_energy_and_error_are_kept_with_as_little_as_it_takes():
-    model = somebodys()
+    model = other_adapter()
     kept = tlora.compress(model, energy=0.8)
     assert kept.error() ** 2 <= 0.2
     fewer = {name: rank - 1 for name, rank in kept.ranks.items() if rank}
@@ -162,49 +162,40 @@ def test_energy_and_error_are_kept_with_as_little_as_it_takes():
         for n in fewer
     )
     bounded = tlora.compress(model, error=0.4)
-    for name, found in bounded.energies.items():
-        shares = found[0, 0].flip(0).cumsum(0).flip(0) / found[0, 0].sum()
+    for name, smaller in bounded.energies.items():
+        shares = smaller[0, 0].flip(0).cumsum(0).flip(0) / smaller[0, 0].sum()
         assert bounded.ranks[name] == int((shares.sqrt() > 0.4).sum())
 
 
 def test_a_module_without_rank_is_left_out(tmp_path):
-    found = tlora.compress(somebodys(), parameters=100, calibration=calibration())
-    left = {name for name, rank in found.ranks.items() if rank}
-    assert 0 < len(left) < len(found.ranks)
-    assert updates(written(found, tmp_path)).keys() == left
+    smaller = tlora.compress(other_adapter(), parameters=100, calibration=calibration())
+    left = {name for name, rank in smaller.ranks.items() if rank}
+    assert 0 < len(left) < len(smaller.ranks)
+    assert updates(reload(smaller, tmp_path)).keys() == left
 
 
 def test_ranks_by_name(tmp_path):
-    first, second, *others = updates(somebodys())
-    found = tlora.compress(somebodys(), rank={first: 0, second: 2})
-    assert found.ranks == found.original_ranks | {first: 0, second: 2}
-    assert updates(written(found, tmp_path)).keys() == {second, *others}
-    for wrong, words in (({"lm_head": 1}, "rank= names lm_head, which the adapter does not"), ({first: -1}, "rank of")):
-        with pytest.raises(ValueError, match=words):
-            tlora.compress(somebodys(), rank=wrong)
-
-
-def test_the_base_is_known_again(tmp_path):
-    found = tlora.compress(somebodys(), rank=2)
-    found.save_adapter(tmp_path)
-    with pytest.raises(ValueError, match="another weight there"):
-        tlora.load(tmp_path, tiny_model("llama", seed=1))
+    first, second, *others = updates(other_adapter())
+    smaller = tlora.compress(other_adapter(), rank={first: 0, second: 2})
+    assert smaller.ranks == smaller.original_ranks | {first: 0, second: 2}
+    assert updates(reload(smaller, tmp_path)).keys() == {second, *others}
 
 
 def test_from_a_folder_as_from_the_model(tmp_path):
-    model = somebodys()
+    model = other_adapter()
     model.save_pretrained(tmp_path)
     one, other = (tlora.compress(each, energy=0.9, calibration=calibration()) for each in (model, tmp_path))
     assert one.ranks == other.ranks
     assert all(torch.equal(tensor, other.adapter[key]) for key, tensor in one.adapter.items())
-    assert one.fingerprints
     assert not other.fingerprints, "PEFT writes none"
+    with pytest.raises(ValueError, match="another model"):
+        tlora.load(one.save_adapter(tmp_path / "one"), tiny_model("llama", seed=1))
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
 def test_embeddings_heads_and_biases_are_kept_as_they_are(tmp_path):
     options = {"target_modules": [*MODULES, "embed_tokens"], "modules_to_save": ["lm_head"], "use_rslora": True}
-    model = somebodys(**options)
+    model = other_adapter(**options)
     with torch.no_grad():
         model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
     model.save_pretrained(tmp_path / "whole")
@@ -212,18 +203,18 @@ def test_embeddings_heads_and_biases_are_kept_as_they_are(tmp_path):
     kept = [key for key in before if ".lora_A." not in key and ".lora_B." not in key]
     assert any("lora_embedding_A" in key for key in kept)
     assert any("lm_head" in key for key in kept)
-    found = tlora.compress(tmp_path / "whole", rank=2)
-    after = load_file(found.save_adapter(tmp_path / "cut") / "adapter_model.safetensors")
+    smaller = tlora.compress(tmp_path / "whole", rank=2)
+    after = load_file(smaller.save_adapter(tmp_path / "cut") / "adapter_model.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in kept)
     whole = tlora.compress(tmp_path / "whole", rank=6)
-    assert float((logits(written(whole, tmp_path / "same")) - logits(model)).abs().max()) < 1e-5
+    assert float((logits(reload(whole, tmp_path / "same")) - logits(model)).abs().max()) < 1e-5
 
 
 def test_gpt2_and_classifiers(tmp_path):
     for family in ("gpt2", "bert"):
         model = adapted_model(family, init_lora_weights=False)
-        found = tlora.compress(model, rank=2, calibration=calibration(family, target_modules=None))
-        again = tlora.load(found.save_adapter(tmp_path / family), tiny_model(family))
+        smaller = tlora.compress(model, rank=2, calibration=calibration(family, target_modules=None))
+        again = tlora.load(smaller.save_adapter(tmp_path / family), tiny_model(family))
         whole, cut = updates(model), updates(again)
         for name, dense in whole.items():
             assert np.linalg.matrix_rank(cut[name], tol=1e-5) == 2
@@ -246,13 +237,13 @@ def test_converted_pissa(tmp_path):
     with pytest.raises(ValueError, match=r"init_lora_weights='pissa' has changed the base's own weights"):
         tlora.compress(model, rank=2)
     model.save_pretrained(tmp_path / "lora", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
-    found = tlora.compress(tmp_path / "lora", rank=6)
-    assert set(found.original_ranks.values()) == {6}
-    assert float((logits(written(found, tmp_path / "cut")) - expected).abs().max()) < 1e-4
+    smaller = tlora.compress(tmp_path / "lora", rank=6)
+    assert set(smaller.original_ranks.values()) == {6}
+    assert float((logits(reload(smaller, tmp_path / "cut")) - expected).abs().max()) < 1e-4
 
 
 def test_exported_for_vllm_and_merged_it_computes_the_same(tmp_path):
-    small = written(tlora.compress(somebodys(), parameters=0.5, calibration=calibration()), tmp_path / "cut")
+    small = reload(tlora.compress(other_adapter(), parameters=0.5, calibration=calibration()), tmp_path / "cut")
     expected = logits(small)
     served = tlora.export(small, tmp_path / "served", engine="vllm")
     assert "rank_pattern" not in json.loads((served / "adapter_config.json").read_text())
@@ -261,81 +252,80 @@ def test_exported_for_vllm_and_merged_it_computes_the_same(tmp_path):
 
 
 def merged():
-    model = somebodys()
+    model = other_adapter()
     model.merge_adapter()
     return model
 
 
 def two():
-    model = somebodys()
+    model = other_adapter()
     model.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
     model.base_model.set_adapter(["default", "other"])
     return model
 
 
-@pytest.mark.parametrize(
-    ("adapter", "words"),
-    [
-        (lambda: somebodys(use_dora=True), r"use_dora=True computes more than W \+ s B A: serve it as it is, or"),
-        (lambda: adapted_model("bert", target_modules=["query"], lora_bias=True), r"lora_bias=True computes more"),
-        (lambda: somebodys(init_lora_weights="olora"), r"init_lora_weights='olora' has changed the base's own weights"),
-        (
-            lambda: get_peft_model(tiny_model("llama"), IA3Config(target_modules=["k_proj"], feedforward_modules=[])),
-            "IA3",
-        ),
-        (merged, r"merged into model.layers.0.self_attn.q_proj: call model.unmerge_adapter\(\)"),
-        (two, r"2 adapters are active \(default, other\)"),
-    ],
-)
-def test_what_cannot_be_cut_is_named(adapter, words):
+ADAPTERS = {
+    "DoRA": (lambda: other_adapter(use_dora=True), "use_dora=True"),
+    "OLoRA": (lambda: other_adapter(init_lora_weights="olora"), "init_lora_weights='olora'"),
+    "IA3": (
+        lambda: get_peft_model(tiny_model("llama"), IA3Config(target_modules=["k_proj"], feedforward_modules=[])),
+        "no LoRA layers",
+    ),
+    "merged": (merged, r"unmerge_adapter\(\)"),
+    "two": (two, "2 adapters are active"),
+    "untrained": (lambda: other_adapter(init_lora_weights=True), "every update is zero"),
+}
+
+
+@pytest.mark.parametrize(("adapter", "words"), ADAPTERS.values(), ids=ADAPTERS)
+def test_refusals_of_adapters(adapter, words):
     with pytest.raises(ValueError, match=words):
-        tlora.compress(adapter(), rank=2)
+        tlora.compress(adapter(), energy=0.9)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "no budget given: pass one of rank=, parameters=, energy=, error="),
-        ({"rank": 2, "energy": 0.9}, "rank and energy given: pass one of"),
-        ({"rank": 0}, "rank=0: use a whole number of at least 1"),
-        ({"energy": 1.1}, "energy must be between 0 and 1, got 1.1"),
-        ({"energy": 0}, "energy=0 keeps nothing"),
-        ({"error": 1}, "error=1 loses everything"),
-        ({"error": -0.1}, "error must be between 0 and 1"),
-        ({"parameters": 0}, "parameters must be above 0"),
-        ({"parameters": 2.5}, "parameters=2.5: use a whole number, or a share of at most 1.0"),
-        ({"parameters": 20}, "parameters=20 is less than one rank of the smallest module: use 48 or more"),
+        ({}, "no budget"),
+        ({"rank": 2, "energy": 0.9}, "rank and energy"),
+        ({"rank": 0}, "rank"),
+        ({"rank": {"lm_head": 1}}, "lm_head"),
+        ({"rank": {"model.layers.0.self_attn.q_proj": -1}}, "rank of model"),
+        ({"energy": 1.1}, "energy"),
+        ({"error": -0.1}, "error"),
+        ({"parameters": 20}, "use 48 or more"),
     ],
 )
-def test_budgets_are_checked(options, words):
+def test_refusals_of_budgets(options, words):
     with pytest.raises(ValueError, match=words):
-        tlora.compress(somebodys(), **options)
+        tlora.compress(other_adapter(), **options)
 
 
-def test_an_untrained_adapter_has_nothing_to_keep():
-    with pytest.raises(ValueError, match="every update is zero"):
-        tlora.compress(somebodys(init_lora_weights=True), energy=0.9)
-
-
-def test_calibrations_are_checked(tmp_path):
-    model, known = somebodys(), calibration()
-    other = tlora.calibrate(tiny_model("llama", seed=1), [tiny_batch("llama")], progress=False)
-    with pytest.raises(ValueError, match=r"the calibration is of another model than the adapter's base: .*likeness"):
-        tlora.compress(model, rank=2, calibration=other)
+def test_refusals_of_calibrations():
+    model, own = other_adapter(), calibration()
     wide = tiny_model("llama", intermediate_size=64)
-    other = tlora.calibrate(wide, [tiny_batch("llama")], progress=False)
-    with pytest.raises(ValueError, match=r"held-out calibration is of another model: .* is \(32, 64\) there"):
-        tlora.compress(model, rank=2, held_out=other)
-    with pytest.raises(ValueError, match=r"calibration has no model.layers.0.mlp.down_proj"):
-        tlora.compress(model, rank=2, calibration=calibration(target_modules=["q_proj", "v_proj"]))
-    with pytest.raises(ValueError, match="8 samples are in the calibration and in the held-out one"):
-        tlora.compress(model, rank=2, calibration=known, held_out=calibration())
-    with pytest.raises(TypeError, match="expected a Calibration, got a Sensitivity"):
-        tlora.compress(model, rank=2, calibration=known.sensitivity)
+    for options, error, words in (
+        (
+            {"calibration": tlora.calibrate(tiny_model("llama", seed=1), [tiny_batch("llama")], progress=False)},
+            ValueError,
+            "another weight there",
+        ),
+        (
+            {"held_out": tlora.calibrate(wide, [tiny_batch("llama")], progress=False)},
+            ValueError,
+            r"held-out calibration is of another model: .* is \(32, 64\) there",
+        ),
+        ({"calibration": calibration(target_modules=["q_proj", "v_proj"])}, ValueError, "down_proj"),
+        ({"calibration": own, "held_out": calibration()}, ValueError, "8 samples are in both"),
+        ({"calibration": own.sensitivity}, TypeError, "expected a Calibration, got a Sensitivity"),
+    ):
+        with pytest.raises(error, match=words):
+            tlora.compress(model, rank=2, **options)
 
 
 def test_a_trained_adapter_is_never_replaced(tmp_path):
-    (tmp_path / "tlora").mkdir()
-    (tmp_path / "tlora" / "run.safetensors").touch()
-    with pytest.raises(FileExistsError, match="holds a trained adapter"):
-        tlora.compress(somebodys(), rank=2).save_adapter(tmp_path)
+    model = adapted_model()
+    step(model, tiny_batch("llama"))
+    train_once(model).save(tmp_path)
+    with pytest.raises(FileExistsError):
+        tlora.compress(other_adapter(), rank=2).save_adapter(tmp_path)

@@ -9,37 +9,37 @@ from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def test_it_is_saved_with_the_adapter_in_it(tmp_path):
-    found = compression()
-    again = tlora.Compression.load(found.save(tmp_path / "result"))
-    assert same(again, found)
-    one, other = (each.save_adapter(tmp_path / name) for each, name in ((found, "one"), (again, "other")))
+    result = compression()
+    again = tlora.Compression.load(result.save(tmp_path / "result"))
+    assert same(again, result)
+    one, other = (each.save_adapter(tmp_path / name) for each, name in ((result, "one"), (again, "other")))
     for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
 def test_an_earlier_one_is_replaced(tmp_path):
-    found = compression()
-    found.save_adapter(tmp_path)
+    result = compression()
+    result.save_adapter(tmp_path)
     small = tlora.compress(run().save(tmp_path / "run"), rank=1)
     small.save_adapter(tmp_path)
     assert set(tlora.inspect(tmp_path).ranks.values()) == {1}
 
 
 def test_errors_and_parameters_are_those_of_its_table():
-    found = compression()
-    frame = found.to_frame()
-    before = sum(rank * sum(found.shapes[name]) for name, rank in found.original_ranks.items())
-    assert found.parameters == (before, int(frame["parameters"].sum()))
-    lost = [float(e[1, 1, found.ranks[name] :].sum()) for name, e in found.energies.items()]
-    whole = [float(e[1, 1].sum()) for e in found.energies.values()]
-    assert found.error() == pytest.approx((sum(lost) / sum(whole)) ** 0.5)
+    result = compression()
+    frame = result.to_frame()
+    before = sum(rank * sum(result.shapes[name]) for name, rank in result.original_ranks.items())
+    assert result.parameters == (before, int(frame["parameters"].sum()))
+    lost = [float(e[1, 1, result.ranks[name] :].sum()) for name, e in result.energies.items()]
+    whole = [float(e[1, 1].sum()) for e in result.energies.values()]
+    assert result.error() == pytest.approx((sum(lost) / sum(whole)) ** 0.5)
     assert frame["error"].tolist() == pytest.approx(
         [(a / b) ** 0.5 if b else 0 for a, b in zip(lost, whole, strict=True)]
     )
     assert frame["held_out_error"].isna().all()
-    assert found.error("plain") != found.error("task")
+    assert result.error("plain") != result.error("task")
     with pytest.raises(ValueError, match="measure='held out': this compression has 'plain', 'task'"):
-        found.error("held out")
+        result.error("held out")
 
 
 def test_curves_fall_to_nothing_and_the_task_cut_is_below_the_others():
@@ -53,13 +53,13 @@ def test_curves_fall_to_nothing_and_the_task_cut_is_below_the_others():
     assert task["error"].mean() < plain["error"].mean()
     uniform = curves[curves["cut"] == "uniform"]
     for row in uniform.itertuples():
-        within = task[task["parameters"] <= row.parameters]["error"].iloc[-1]
-        assert within <= row.error + 0.1
+        reached = task[task["parameters"] <= row.parameters]["error"].iloc[-1]
+        assert reached <= row.error + 0.1
 
 
 def test_updates_of_nothing_lose_nothing():
-    found = compression()
-    name = found.names[0]
-    energies = found.energies | {name: torch.zeros_like(found.energies[name])}
-    emptied = type(found)(**{**vars(found), "energies": energies})
+    result = compression()
+    name = result.names[0]
+    energies = result.energies | {name: torch.zeros_like(result.energies[name])}
+    emptied = type(result)(**{**vars(result), "energies": energies})
     assert emptied.to_frame()["error"].iloc[0] == 0

@@ -1,49 +1,12 @@
-"""An adapter's two files are checked before anything is made of them: what a config asks for would be allocated."""
+"""How much of its rank an update uses, against constructed singular values."""
 
 import dataclasses
-import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 
-import tlora
-from tests.helpers.models import tiny_model
-from tests.helpers.updates import made_of, trained
-from tlora.training.run import TrainingRun
-
-ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved by PEFT, with another rank where the pattern says."""
-    folder = tmp_path_factory.mktemp("adapter") / "whole"
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 2})
-    get_peft_model(tiny_model("llama"), config).save_pretrained(folder, save_embedding_layers=False)
-    return folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "copy")
-
-
-def test_an_update_that_overflows_has_no_singular_values(folder: Path) -> None:
-    tensors = load_file(folder / ADAPTER)
-    save_file({key: torch.full_like(t, 1e30) for key, t in tensors.items()}, folder / ADAPTER)
-    with pytest.raises(ValueError, match=r"the update of .*q_proj is not finite in float32"):
-        tlora.inspect(folder)
-
-
-@pytest.fixture(scope="module")
-def run() -> TrainingRun:
-    return trained()[1]
+from tests.helpers.updates import run_with_singular_values
 
 
 @pytest.mark.parametrize(
@@ -59,7 +22,7 @@ def run() -> TrainingRun:
     ],
 )
 def test_rank_use_of_constructed_updates(sigma: list[float], energy: float, used: int) -> None:
-    (row,) = made_of(sigma).rank_use(energy).to_dict("records")
+    (row,) = run_with_singular_values(sigma).rank_use(energy).to_dict("records")
     squares = np.square(sigma)
     assert (row["rank"], row["used_rank"], row["use"]) == (4, used, used / 4)
     assert row["update_norm"] == pytest.approx(np.sqrt(squares.sum()), rel=1e-4)
@@ -68,7 +31,7 @@ def test_rank_use_of_constructed_updates(sigma: list[float], energy: float, used
 
 
 def test_rank_beyond_the_matrix_has_no_more_directions() -> None:
-    run = made_of([1.0] * 4, d_out=12, d_in=10)
+    run = run_with_singular_values([1.0] * 4, d_out=12, d_in=10)
     wide = dataclasses.replace(
         run,
         ranks={"m": 14},
@@ -78,18 +41,7 @@ def test_rank_beyond_the_matrix_has_no_more_directions() -> None:
     assert wide.rank_use()["used_rank"].item() == 1
 
 
-@pytest.mark.parametrize("energy", [0.0, 1.1, -1])
-def test_rank_use_refuses_a_share_that_is_none(run: TrainingRun, energy: float) -> None:
-    with pytest.raises(ValueError, match=r"share in \(0, 1\]"):
-        run.rank_use(energy)
-
-
-def other_kind(kind: type[peft.PeftConfig] = peft.VeraConfig, **config: Any) -> peft.PeftModel:
-    return peft.get_peft_model(tiny_model("llama"), kind(target_modules=["q_proj"], task_type="CAUSAL_LM", **config))
-
-
-def test_adapters_of_other_kinds_are_called_by_their_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"merge is for LoRA, and this adapter is LN_TUNING: PEFT merges it"):
-        tlora.merge(other_kind(peft.LNTuningConfig))
-    with pytest.raises(ValueError, match="an adapter of the kind VERA, and export is for LoRA"):
-        tlora.export(other_kind(), tmp_path / "there")
+@pytest.mark.parametrize("energy", [0.0, 1.1])
+def test_refuses_energy_out_of_range(energy: float) -> None:
+    with pytest.raises(ValueError, match="energy"):
+        run_with_singular_values([1.0]).rank_use(energy)

@@ -8,26 +8,22 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from torch import nn
 
 import tlora
+from tests.helpers.adapted import condition, logits, prepare, step, train_once
 from tests.helpers.commands import done
 from tests.helpers.disks import kills
-from tests.helpers.foreign import BATCH, PARTS, biased, foreign, tied
+from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign, tied
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
-from tests.unit.adapters.test_attach import logits, planned, saved_run, step
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.serving.engines import SERVERS
 from tlora.serving.export import replace_export
 from tlora.serving.verify import export_difference
-from tlora.utils.defaults import EngineName
 
 
 def served_with_one_scale(family, folder):
@@ -47,7 +43,7 @@ def served_with_one_scale(family, folder):
 
 
 def trained(family):
-    model, subspaces, allocation = planned(family)
+    model, subspaces, allocation = prepare(family)
     adapted = tlora.attach(model, subspaces, allocation)
     for _ in range(3):
         step(adapted, tiny_batch(model))
@@ -72,7 +68,7 @@ def test_every_reader_computes_the_same(family, tmp_path):
     served = served_with_one_scale(family, tmp_path / "served")
     torch.testing.assert_close(logits(served, batch), expected, atol=1e-5, rtol=0)
     # and the folder as trained is what such an engine gets wrong
-    saved_run(adapted).save(tmp_path / "trained")
+    train_once(adapted).save(tmp_path / "trained")
     wrong = served_with_one_scale(family, tmp_path / "trained")
     assert (logits(wrong, batch) - logits(adapted, batch)).abs().max() > 1e-3
 
@@ -141,15 +137,15 @@ def peft_adapter(family="llama", **changes):
     ("changes", "engine", "words"),
     [
         ({"use_dora": True}, None, "use_dora"),
-        ({"init_lora_weights": "pissa"}, None, "'pissa' has changed the base"),
+        ({"init_lora_weights": "pissa"}, None, "'pissa'"),
         ({"bias": "lora_only"}, None, "bias='lora_only'"),
         (
             {"target_modules": ["embed_tokens", "q_proj"]},
             None,
-            "embed_tokens.lora_embedding_A is neither A nor B of a linear layer",
+            "embed_tokens.lora_embedding_A",
         ),
         ({"trainable_token_indices": [3]}, None, "neither A nor B"),
-        ({"modules_to_save": ["norm"]}, "vllm", r"vLLM 0.32 does not take this adapter \(modules_to_save=\['norm'\]"),
+        ({"modules_to_save": ["norm"]}, "vllm", "modules_to_save="),
         ({"r": 513}, "vllm", "rank 513, above 512"),
         ({"target_modules": ["q_proj"]}, "sglang", "q_proj without v_proj"),
     ],
@@ -167,34 +163,41 @@ def test_what_plain_lora_or_the_engine_cannot_hold_is_refused_with_the_way_out(c
     torch.testing.assert_close(logits(whole, tiny_batch("llama")), expected, atol=1e-4, rtol=0)
 
 
-def test_a_bias_that_no_layer_holds_is_refused_with_advice_that_works(tmp_path: Path) -> None:
-    """PEFT merges a trained bias only into layers that have one themselves."""
-    with pytest.warns(UserWarning, match="merging LoRA weights won't be possible"):
-        adapted = peft_adapter(lora_bias=True)
-    with pytest.raises(ValueError, match=r"lora_bias=True .*: serve it with PEFT, for .*q_proj has no bias") as caught:
-        tlora.export(adapted, tmp_path / "x")
-    assert "format=" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"q_proj has no bias .*: keep the adapter apart"):
-        tlora.export(adapted, tmp_path / "x", format="merged", tokenizer=tiny_tokenizer())
-    adapted = peft_adapter("qwen2", lora_bias=True)  # its q, k and v have biases
-    with pytest.raises(ValueError, match=r"lora_bias=True .*format='merged'"):
-        tlora.export(adapted, tmp_path / "x")
-    tlora.export(adapted, tmp_path / "x", format="merged", tokenizer=tiny_tokenizer())
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"format": "onnx"}, "format"),
+        ({"engine": "ollama"}, "engine"),
+        ({"engine": "llama.cpp", "format": "peft"}, "llama.cpp"),
+        ({"engine": "vllm", "format": "gguf"}, "vllm"),
+        ({"dtype": "int8"}, "int8"),
+        ({"format": "merged"}, "tokenizer="),
+    ],
+)
+def test_refusals_of_arguments(arguments, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        tlora.export(peft_adapter(), tmp_path / "x", **arguments)
+    assert not (tmp_path / "x").exists()
 
 
-def test_formats_and_engines_are_checked_by_name(tmp_path):
-    adapted = peft_adapter()
-    for arguments, words in (
-        ({"format": "onnx"}, "choose one of peft, gguf, merged"),
-        ({"engine": "ollama"}, "choose one of peft, vllm, sglang"),
-        ({"engine": "llama.cpp", "format": "peft"}, "llama.cpp reads adapters as 'gguf'"),
-        ({"engine": "vllm", "format": "gguf"}, "vllm reads adapters as 'peft'"),
-        ({"dtype": "int8"}, "not a floating-point type"),
-        ({"format": "merged"}, "pass tokenizer="),
+def test_refusals_of_models(tmp_path):
+    merged = peft_adapter()
+    merged.merge_adapter()
+    two = peft_adapter()
+    two.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    two.base_model.set_adapter(["default", "other"])
+    repeated = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)], task_type="CAUSAL_LM")
+    moe = foreign(experts(), target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    for model, words in (
+        (tiny_model("llama"), "LlamaForCausalLM"),
+        (merged, "unmerge_adapter"),
+        (two, "2 adapters are active"),
+        (get_peft_model(tiny_model("llama"), repeated), "layer_replication="),
+        (moe, "LoRA of experts"),
     ):
         with pytest.raises(ValueError, match=words):
-            tlora.export(adapted, tmp_path / "x", **arguments)
-    assert set(SERVERS) == set(get_args(EngineName))
+            tlora.export(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -209,8 +212,12 @@ def test_numbers_beyond_the_dtype_are_refused(tmp_path):
     adapted = peft_adapter()
     adapter_layers(adapted)["model.layers.1.self_attn.q_proj"].scaling["default"] = 1e9
     for format in ("peft", "gguf"):
-        with pytest.raises(ValueError, match=r"layers.1.self_attn.q_proj .* not finite in torch.float16: .*bfloat16"):
+        with pytest.raises(ValueError, match=r"layers.1.self_attn.q_proj .*torch.float16"):
             tlora.export(adapted, tmp_path / "x", format=format, dtype="float16")
+    base = tiny_model("llama")
+    base.model.norm.weight.data[0] = 1e5
+    with pytest.raises(ValueError, match=r"model.norm.weight .*torch.float16"):
+        tlora.export(foreign(base), tmp_path / "x", format="merged", dtype="float16", tokenizer=tiny_tokenizer())
     assert not (tmp_path / "x").exists()
 
 
@@ -238,19 +245,20 @@ def test_merged_is_the_whole_model_and_the_adapted_one_is_only_read(family, tmp_
     assert all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
 
 
-def test_a_merge_that_breaks_off_leaves_the_earlier_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["peft", "merged"])
+def test_a_full_disk_leaves_the_earlier_export(format, tmp_path, monkeypatch):
     adapted, _ = trained("llama")
-    path = tlora.export(adapted, tmp_path / "whole", format="merged", tokenizer=tiny_tokenizer())
-    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    path = tlora.export(adapted, tmp_path / "x", format=format, tokenizer=tiny_tokenizer())
+    before, state = content(path), condition(adapted)
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        tlora.export(adapted, tmp_path / "whole", format="merged", dtype="bfloat16", tokenizer=tiny_tokenizer())
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
-    assert list(tmp_path.iterdir()) == [path]
+        tlora.export(adapted, path, format=format, dtype="bfloat16", tokenizer=tiny_tokenizer())
+    assert content(tmp_path) == before
+    assert condition(adapted) == state
 
 
 def content(folder):
@@ -290,7 +298,7 @@ def test_a_coarse_base_is_merged_in_the_type_that_is_asked_for(tmp_path):
 @pytest.mark.usefixtures("computes_nothing")
 def test_what_no_export_wrote_is_not_replaced(format, tmp_path):
     adapted, _ = trained("llama")
-    folder = saved_run(adapted).save(tmp_path / "adapter")
+    folder = train_once(adapted).save(tmp_path / "adapter")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "ranks.png").write_text("mine")
     tiny_model("llama").save_pretrained(tmp_path / "base")
@@ -301,8 +309,7 @@ def test_what_no_export_wrote_is_not_replaced(format, tmp_path):
     (tmp_path / "file").write_text("mine")
     before = content(tmp_path)
     for name in ("adapter", "base", "foreign", "damaged", "file"):
-        words = f"{name}.* (holds no export.json|is damaged|is a file).*: choose another path"
-        with pytest.raises(FileExistsError, match=words):
+        with pytest.raises(FileExistsError, match=name):
             tlora.export(adapted, tmp_path / name, format=format, tokenizer=tiny_tokenizer())
     assert content(tmp_path) == before
 
@@ -320,10 +327,10 @@ def test_an_earlier_export_is_replaced_and_nothing_else(format, tmp_path):
     assert content(path).keys() == first.keys() | {path / "pictures" / "loss.png"}
     assert content(path).items() != first.items()
     other = {"peft": "merged", "merged": "peft"}[format]
-    with pytest.raises(FileExistsError, match=f"x is an export as '{format}', not '{other}'"):
+    with pytest.raises(FileExistsError, match=f"'{format}'"):
         tlora.export(adapted, path, **options | {"format": other})
-    saved_run(adapted).save(path)
-    with pytest.raises(FileExistsError, match="x holds a trained adapter, which only training replaces"):
+    train_once(adapted).save(path)
+    with pytest.raises(FileExistsError, match="trained adapter"):
         tlora.export(adapted, path, **options)
 
 
@@ -360,23 +367,13 @@ def texts(folder):
     return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["../notes.txt", "/etc/passwd"])
-def test_a_record_that_names_a_file_elsewhere_is_damaged(name, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "export.json").write_text(json.dumps({"format": "peft", "files": [name]}))
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"export\.json is damaged"):
-        tlora.export(trained("llama")[0], tmp_path / "x")
-    assert (tmp_path / "notes.txt").exists()
-
-
 def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
     adapted, _ = trained("llama")
     path = tlora.export(adapted, tmp_path / "base", format="merged", tokenizer=tiny_tokenizer())
     model, tokenizer = tlora.load_model(path)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     before = content(path)
-    with pytest.raises(FileExistsError, match="base is the base model, which is never replaced"):
+    with pytest.raises(FileExistsError, match="the base model"):
         tlora.export(adapted, tmp_path / "x" / ".." / "base", format="merged", tokenizer=tokenizer)
     assert content(path) == before
 
@@ -416,9 +413,6 @@ def test_the_active_one_of_several_adapters_is_exported(format, tmp_path):
     if format == "peft":
         peft = PeftModel.from_pretrained(tiny_model("llama"), str(path)).eval()
         torch.testing.assert_close(logits(peft, batches[0]), expected, atol=1e-5, rtol=0)
-    adapted.base_model.set_adapter(["default", "other"])
-    with pytest.raises(ValueError, match=r"2 adapters are active \(default, other\)"):
-        tlora.export(adapted, tmp_path / "x", format=format, tokenizer=tiny_tokenizer())
 
 
 def test_a_wrong_export_is_told(tmp_path):
@@ -430,21 +424,6 @@ def test_a_wrong_export_is_told(tmp_path):
     assert export_difference(adapted, path, batches)[0] > 1e-2
     with pytest.raises(FileNotFoundError, match="no export"):
         export_difference(adapted, tmp_path, batches)
-
-
-def test_refusals(tmp_path):
-    with pytest.raises(TypeError, match="export takes"):
-        tlora.export(tiny_model("llama"), tmp_path / "x")
-    adapted, _ = trained("llama")
-    adapted.merge_adapter()
-    with pytest.raises(ValueError, match="merged"):
-        tlora.export(adapted, tmp_path / "x")
-    adapted.unmerge_adapter()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"other exists and holds no export\.json"):
-        tlora.export(adapted, tmp_path / "other")
-    assert not (tmp_path / "x").exists()
 
 
 def test_no_hub_is_asked_about_the_base(tmp_path):
@@ -461,15 +440,15 @@ def test_what_is_in_the_base_itself_is_in_nobody_elses(part: str, tmp_path: Path
     foreign(biased(), tmp_path / "part", **PARTS[part])
     model = tlora.load(tmp_path / "plain", biased(), name="plain")
     expected = logits(model, BATCH)
-    with pytest.raises(ValueError, match="the others on this model would compute with: load it on a base of its own"):
+    with pytest.raises(ValueError, match="'part'"):
         tlora.load(tmp_path / "part", model, name="part")
     assert list(model.peft_config) == ["plain"]
     assert torch.equal(logits(model, BATCH), expected)
     alone = tlora.load(tmp_path / "part", biased(), name="part")
     expected = logits(alone, BATCH)
-    with pytest.raises(ValueError, match=r"the adapter 'part' has .*: load another one on a base of its own"):
+    with pytest.raises(ValueError, match="'part'"):
         tlora.load(tmp_path / "plain", alone, name="plain")
-    with pytest.raises(ValueError, match="would stay behind: load the base model again"):
+    with pytest.raises(ValueError, match="load the base model again"):
         tlora.detach(alone)
     assert torch.equal(logits(alone, BATCH), expected)
 
@@ -478,17 +457,16 @@ def test_what_is_in_the_base_itself_is_in_nobody_elses(part: str, tmp_path: Path
 def test_classifiers_of_others_are_merged_with_their_classes(tmp_path: Path) -> None:
     base, _ = tlora.load_model("bert", num_labels=3)
     trained = foreign(base, tmp_path / "adapter", target_modules=["query"], task_type="SEQ_CLS")
-    done("merge adapter merged --quiet")
+    done("export adapter merged --format merged --quiet")
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     inputs = {key: value for key, value in tiny_batch("bert").items() if key != "labels"}
     with torch.no_grad():
         torch.testing.assert_close(whole(**inputs).logits, trained(**inputs).logits, atol=1e-5, rtol=0)
 
 
-def test_advice_can_be_followed(tmp_path: Path) -> None:
-    """Where merging is refused as well, another format is not the way out."""
+def test_a_tied_embedding_is_not_merged_into_the_head(tmp_path: Path) -> None:
     model = tied(target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(ValueError, match=r"serve it with PEFT, for .* shares its weight with lm_head"):
+    with pytest.raises(ValueError, match=r"serve it with PEFT, .* shares its weight with lm_head"):
         tlora.export(model, tmp_path / "x")
     model = tied(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     with pytest.raises(ValueError, match=r"are one weight, .*format='merged'"):
@@ -497,38 +475,17 @@ def test_advice_can_be_followed(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(tlora.load_model(path)[0], BATCH), logits(model, BATCH), atol=1e-5, rtol=0)
 
 
-def test_merged_weights_beyond_the_type_are_refused(tmp_path: Path) -> None:
-    base = tiny_model("llama")
-    base.model.norm.weight.data[0] = 1e5
-    with pytest.raises(ValueError, match=r"model.norm.weight holds numbers that are not finite in torch.float16"):
-        tlora.export(foreign(base), tmp_path / "x", format="merged", dtype="float16", tokenizer=tiny_tokenizer())
-    assert not (tmp_path / "x").exists()
-
-
 def test_an_export_tells_of_tokens_that_it_does_not_hold(tmp_path: Path) -> None:
     base = tiny_model("llama")
     base.save_pretrained(tmp_path / "base")
     base.config._name_or_path = str(tmp_path / "base")
     base.resize_token_embeddings(66)
-    with pytest.warns(UserWarning, match=r"66 tokens and .* has 64: the adapter holds none of the others"):
+    with pytest.warns(UserWarning, match=r"66 tokens and .* has 64"):
         tlora.export(foreign(base), tmp_path / "x")
 
 
-def condition(model: nn.Module) -> list[Any]:
-    """What a refusal must leave as it was."""
-    modules = [(n, type(m), m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
-    return [modules, [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]]
-
-
-def trained_silent_errors(place: Path, family: str = "llama") -> tuple[PeftModel, Path]:
-    model, subspaces, allocation = planned(family)
-    adapted = tlora.attach(model, subspaces, allocation)
-    step(adapted, tiny_batch(model))
-    return adapted, saved_run(adapted).save(place / "adapter")
-
-
 def test_an_exported_conv1d_is_read_without_a_word_and_merges_right(tmp_path: Path) -> None:
-    model, subspaces, allocation = planned("gpt2")
+    model, subspaces, allocation = prepare("gpt2")
     adapted = tlora.attach(model, subspaces, allocation)
     step(adapted, tiny_batch("gpt2"))
     expected = logits(adapted.eval(), tiny_batch("gpt2"))
@@ -536,27 +493,3 @@ def test_an_exported_conv1d_is_read_without_a_word_and_merges_right(tmp_path: Pa
     assert config["fan_in_fan_out"]
     merged = PeftModel.from_pretrained(tiny_model("gpt2"), str(tmp_path / "served")).eval().merge_and_unload()
     torch.testing.assert_close(logits(merged, tiny_batch("gpt2")), expected, atol=1e-5, rtol=0)
-
-
-def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapted, _ = trained_silent_errors(tmp_path)
-    served = tlora.export(adapted, tmp_path / "served")
-    earlier = {path.name: path.read_bytes() for path in served.iterdir()}
-    before = condition(adapted)
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        tlora.export(adapted, served)
-    assert {path.name: path.read_bytes() for path in served.iterdir()} == earlier
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "served"]
-    assert condition(adapted) == before
-
-
-def test_layers_that_are_repeated_are_not_exported_as_if_they_were_not() -> None:
-    config = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)], task_type="CAUSAL_LM")
-    adapted = get_peft_model(tiny_model("llama"), config)
-    with pytest.raises(ValueError, match=r"layer_replication=.* computes more than W \+ s B A"):
-        tlora.export(adapted, "nowhere")

@@ -13,7 +13,6 @@ import tlora
 from tests.helpers.foreign import tied
 from tests.helpers.gguf_models import FAMILIES, gguf_name, model_of, row_order, tensors_of, write_model
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.unit.adapters.test_attach import logits
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.loading import silence_transformers
 from tlora.serving.llama_cpp import ARCHITECTURES, read_gguf
@@ -114,38 +113,38 @@ def test_a_dtype_rounds_once(dtype, error, tmp_path):
 
 
 def test_refusals(tmp_path):
-    for family, words in (("t5", "'t5'"), ("opt", "'opt'")):
-        model = get_peft_model(tiny_model(family), LoraConfig(target_modules=r".*\.0\..*(q|q_proj)"))
-        with pytest.raises(ValueError, match=f"no GGUF adapter for {words} models, only for llama, .*'merged'"):
-            tlora.export(model, tmp_path / "x.gguf", format="gguf")
+    t5, opt = (
+        get_peft_model(tiny_model(family), LoraConfig(target_modules=r".*\.0\..*(q|q_proj)"))
+        for family in ("t5", "opt")
+    )
     head = get_peft_model(tiny_model("bert"), LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
-    with pytest.raises(ValueError, match="holds no head"):
-        tlora.export(head, tmp_path / "x.gguf", format="gguf")
-    adapted = adapted_of("llama")
-    with pytest.raises(ValueError, match="float64"):
-        tlora.export(adapted, tmp_path / "x.gguf", format="gguf", dtype="float64")
-    (tmp_path / "thesis.gguf").write_text("mine")
-    with pytest.raises(FileExistsError, match="not a GGUF"):
-        tlora.export(adapted, tmp_path / "thesis.gguf", format="gguf")
-    assert (tmp_path / "thesis.gguf").read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.gguf"]
+    shared = tied(target_modules=["q_proj", "lm_head"])
+    for model, options, words in (
+        (t5, {}, "'t5'"),
+        (opt, {}, "'opt'"),
+        (head, {}, "classifier"),
+        (shared, {}, r"lm_head shares its weight"),
+        (adapted_of("llama"), {"dtype": "float64"}, "float64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tlora.export(model, tmp_path / "x.gguf", format="gguf", **options)
+    assert not list(tmp_path.iterdir())
 
 
-def test_another_gguf_file_is_not_replaced(tmp_path):
+def test_another_file_is_not_replaced(tmp_path):
     base = model_of("llama")
     write_model(tmp_path / "base.gguf", base, "llama", tensors_of(base, "llama"))
-    before = (tmp_path / "base.gguf").read_bytes()
-    with pytest.raises(FileExistsError, match=r"base\.gguf is a GGUF file but not an earlier export"):
-        tlora.export(adapted_of("llama"), tmp_path / "base.gguf", format="gguf")
-    (tmp_path / "adapter.gguf").mkdir()
-    with pytest.raises(FileExistsError, match=r"adapter\.gguf exists and is not a GGUF file"):
-        tlora.export(adapted_of("llama"), tmp_path, format="gguf")
-    assert (tmp_path / "base.gguf").read_bytes() == before
+    (tmp_path / "thesis.gguf").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path in before:
+        with pytest.raises(FileExistsError, match=path.name):
+            tlora.export(adapted_of("llama"), path, format="gguf")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_module_that_llama_cpp_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf.TensorNameMap, "get_name", lambda *_: None)
-    with pytest.raises(ValueError, match=r"'llama' has no tensor for model.layers.0.self_attn.q_proj"):
+    with pytest.raises(ValueError, match=r"model.layers.0.self_attn.q_proj"):
         tlora.export(adapted_of("llama"), tmp_path / "x.gguf", format="gguf")
 
 
@@ -174,10 +173,3 @@ def test_a_file_of_another_adapter_is_not_read(tmp_path):
         read_gguf(path, names[1:], config)
     with pytest.raises(ValueError, match="no matching pair"):
         read_gguf(path, [*names, "model.layers.0.mlp.gate_proj"], config)
-    assert logits(adapted, tiny_batch("llama")).isfinite().all()
-
-
-def test_a_weight_that_a_gguf_model_holds_once_is_no_second_one_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lm_head shares its weight with model.embed_tokens, and a GGUF model"):
-        tlora.export(tied(target_modules=["q_proj", "lm_head"]), tmp_path / "x.gguf", format="gguf")
-    assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from tests.helpers.commands import PAIRS
 from tests.helpers.disks import kills
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import same
-from tests.helpers.updates import ARGUMENTS, made_of, trained
+from tests.helpers.updates import ARGUMENTS, run_with_singular_values, trained
 from tlora.tasks.load import load_task
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.run import TrainingRun, history_frame
@@ -134,7 +134,7 @@ def test_singular_values_of_the_update(run: TrainingRun) -> None:
 
 
 def test_an_empty_run_can_be_saved_and_shown(tmp_path: Path) -> None:
-    empty = made_of([1.0, 2.0])
+    empty = run_with_singular_values([1.0, 2.0])
     again = TrainingRun.load(empty.save(tmp_path / "adapter"))
     assert len(again.history) == len(again.module_history) == 0
     assert repr(again) == "TrainingRun(0 steps in 1 s, 1 modules, 24 trained parameters)"
@@ -152,7 +152,7 @@ def test_saving_replaces_an_adapter_and_nothing_else(tmp_path: Path, run: Traini
     for name, blob in mine.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(blob)
-    for one in (made_of([1.0, 2.0]), run):
+    for one in (run_with_singular_values([1.0, 2.0]), run):
         one.save(folder)
         assert same(TrainingRun.load(folder).adapter, one.adapter)
     assert content(folder) == mine | new
@@ -160,7 +160,12 @@ def test_saving_replaces_an_adapter_and_nothing_else(tmp_path: Path, run: Traini
 
 def test_a_save_that_is_killed_leaves_an_adapter_or_none(tmp_path: Path, run: TrainingRun) -> None:
     """Where one was: the earlier one or the new one, or a folder that no reader takes for an adapter."""
-    folder, old, other, seen = tmp_path / "adapter", made_of([1.0, 2.0]), made_of([3.0]), set()
+    folder, old, other, seen = (
+        tmp_path / "adapter",
+        run_with_singular_values([1.0, 2.0]),
+        run_with_singular_values([3.0]),
+        set(),
+    )
 
     def begin() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -184,7 +189,7 @@ def test_a_save_that_is_killed_leaves_an_adapter_or_none(tmp_path: Path, run: Tr
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, run: TrainingRun, monkeypatch: Any, writes: int) -> None:
-    folder = made_of([1.0, 2.0]).save(tmp_path / "adapter")
+    folder = run_with_singular_values([1.0, 2.0]).save(tmp_path / "adapter")
     old = content(folder)
     left = iter(range(writes))
 

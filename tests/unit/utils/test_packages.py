@@ -44,7 +44,7 @@ def test_the_core_needs_no_extra_and_what_does_names_it() -> None:
     code = """
 import torch, viz
 from tlora.models.loading import resolve
-from tlora.serving.export import export_format
+from tlora.serving.export import choose_format
 from tlora.tasks.reasoning_gym import generator_names
 from transformers import LlamaConfig, LlamaForCausalLM
 sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
@@ -54,7 +54,7 @@ batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids
 calibration = tlora.calibrate(model, [batch])
 subspaces = tlora.task_subspaces(model, calibration, max_rank=4)
 tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, rank=2, max_rank=4))
-for ask in (lambda: viz.plot_spectrum, generator_names, lambda: export_format("gguf", None)):
+for ask in (lambda: viz.plot_spectrum, generator_names, lambda: choose_format("gguf", None)):
     try:
         ask()
     except ModuleNotFoundError as error:
