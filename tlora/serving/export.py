@@ -89,8 +89,8 @@ def export(
     Examples
     --------
     >>> folder = tlora.export(adapted, "served", engine="vllm")
-    >>> tlora.inspect(folder).engines()["wrong"].sum()
-    0
+    >>> tlora.inspect(folder).engines()["wrong"].tolist()
+    [0, 0, 0, 0, 0, 0, 0, 0]
     >>> tlora.export(adapted, "whole", format="merged").name
     'whole'
     """

@@ -42,8 +42,8 @@ class Inspection(Result):
     Inspection(14 modules of ..., ranks ...)
     >>> inspection.to_frame()[["module", "rank", "scaling", "used_rank"]].shape
     (14, 4)
-    >>> inspection.engines().loc[0, ["engine", "wrong"]].tolist()
-    ['PEFT 0.15 and later', 0]
+    >>> inspection.engines().loc[0, "engine"]
+    'PEFT 0.15 and later'
     """
 
     config: dict[str, Any]
