@@ -23,10 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from tlora.utils.file_names import result_file
 from tlora.utils.files import replace_file
 from tlora.utils.packages import library_versions
-
-SUFFIX = ".safetensors"
 
 FORMAT_VERSION = 6
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
@@ -160,12 +159,6 @@ class Result:
             If it is another kind of result, of another format, truncated or damaged.
         """
         return read_result(result_file(path), cls.__name__, cls)
-
-
-def result_file(path: str | os.PathLike[str]) -> Path:
-    """The file of a result: ``path``, with ``.safetensors`` added to a name that does not end in it."""
-    file = Path(path)
-    return file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)
 
 
 def refuse_other_file(file: Path, kind: str) -> None:

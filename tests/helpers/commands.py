@@ -33,7 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: what was saved, and nothing else."""
+    """The current folder, with only the saved models and tasks in it."""
     for file in saved.iterdir():
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
@@ -42,23 +42,45 @@ def workplace(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than everything else that a tiny model goes through."""
-    monkeypatch.setattr(pipeline, "_draw", lambda *_: "")
+    """Skip the drawing, which takes longer than everything else for a tiny model."""
+    monkeypatch.setattr(pipeline, "draw_pictures", lambda *_: "")
+
+
+@pytest.fixture(scope="session")
+def saved_stages(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration, an allocation and an adapter of the tiny model, made by the commands."""
+    folder = tmp_path_factory.mktemp("stages")
+    with pytest.MonkeyPatch.context() as patch:
+        for file in saved.iterdir():
+            (folder / file.name).symlink_to(file)
+        patch.chdir(folder)
+        patch.setattr(pipeline, "draw_pictures", lambda *_: "")
+        done(f"calibrate {DATA} --samples 6 --output calib")
+        done("allocate calib --rank 2 --output alloc")
+        done(f"train {DATA} {QUICK} --calibration calib --allocation alloc --output adapter")
+    return folder
+
+
+@pytest.fixture
+def stages(saved_stages: Path, workplace: Path) -> None:
+    """The current folder, with a calibration, an allocation and an adapter."""
+    for name in ("calib.safetensors", "alloc.safetensors", "adapter"):
+        (workplace / name).symlink_to(saved_stages / name)
 
 
 def invoke(line: str) -> Result:
-    """Run what one would type after ``tlora``."""
+    """Run the words after ``tlora``."""
     return CliRunner().invoke(main.app, shlex.split(line))
 
 
 def done(line: str) -> Result:
-    """Run it, and see that it went well."""
+    """Run the words after ``tlora``, successfully."""
     result = invoke(line)
     assert result.exit_code == 0, (line, result.stderr, result.exception)
     return result
 
 
 def next_command(text: str) -> str:
-    """What a command says is to be typed next, without the ``tlora``."""
+    """The command that another one names as the next, without ``tlora``."""
     (line,) = [line for line in text.splitlines() if line.startswith("next ")]
     return line.removeprefix("next").strip().removeprefix("tlora ")

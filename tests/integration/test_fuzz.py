@@ -27,7 +27,7 @@ from tests.helpers.fuzzed import damaged, fuzz
 from tests.helpers.models import tiny_model
 from tests.helpers.results import EXAMPLES, run, same
 from tlora.adapters.files import RUN
-from tlora.cli.steps import base_of
+from tlora.cli.loading import base_name
 from tlora.results import Result
 from tlora.training.checkpoints import checkpoint_to_resume, is_whole
 from tlora.training.run import TrainingRun
@@ -129,7 +129,7 @@ def test_adapters_of_ours(times: int, tmp_path: Path) -> None:
             inspected = refused(lambda: tlora.inspect(folder))
             loaded = refused(lambda: tlora.load(folder, tiny_model("llama")))
             trained = refused(lambda: TrainingRun.load(folder))
-            base = refused(lambda: base_of(folder, None)[0])
+            base = refused(lambda: base_name(folder, None)[0])
         assert inspected is None or same(replace(inspected, meta=seen.meta), seen), number
         assert trained is None or same(trained.adapter, run().adapter), number
         assert base is None or loaded is None or base == seen.meta.model, number

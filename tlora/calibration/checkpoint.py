@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration
-from tlora.results import SUFFIX
 from tlora.utils.distributed import Processes
+from tlora.utils.file_names import RESULT_SUFFIX
 
 
 class Checkpoint:
@@ -48,7 +48,7 @@ class Checkpoint:
 
     def save(self, calibration: Calibration) -> None:
         """Save what is done, and remove what was saved before."""
-        file = self.folder / f"samples-{len(calibration.sample_fingerprints):09d}{SUFFIX}"
+        file = self.folder / f"samples-{len(calibration.sample_fingerprints):09d}{RESULT_SUFFIX}"
         if not file.exists():
             calibration.save(file)
         for earlier in self._saved()[:-1]:
@@ -57,7 +57,9 @@ class Checkpoint:
 
     def _saved(self) -> list[Path]:
         """Our own by their names, the last one last: what else is there is somebody's."""
-        ours = (path for path in self.folder.glob(f"samples-*{SUFFIX}") if re.fullmatch(r"samples-\d{9,}", path.stem))
+        ours = (
+            path for path in self.folder.glob(f"samples-*{RESULT_SUFFIX}") if re.fullmatch(r"samples-\d{9,}", path.stem)
+        )
         return sorted(ours, key=lambda path: int(path.stem.removeprefix("samples-")))
 
 

@@ -1,5 +1,5 @@
 """The command line.
 
-main (the commands and their errors), pipeline, estimate, evaluate, serving (the commands), options, steps
-(what commands share), command_line (a command as text), output.
+main (the commands), pipeline, evaluate, serving, estimate, race (what they do), options,
+checks (refusals without torch), loading, command_line (a command as text), output, errors.
 """

@@ -1,4 +1,4 @@
-"""Commands and the lines that call them: dataclasses spread into options, values written as a line to type."""
+"""Commands and the lines that call them: dataclasses flattened to options, values formatted as a line to type."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
-from typer.models import ArgumentInfo, OptionInfo
+import typer
 
 
-def flat(command: Callable[..., None]) -> Callable[..., None]:
-    """Spread a command's dataclasses into plain options, which is what typer reads."""
+def flatten_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a command's dataclasses into plain options, which is what typer reads."""
     hints = get_type_hints(command, include_extras=True)
-    given = inspect.signature(command).parameters
-    groups = {name: hints[name] for name in given if is_dataclass(hints[name])}
+    parameters = inspect.signature(command).parameters
+    groups = {name: hints[name] for name in parameters if is_dataclass(hints[name])}
     options: dict[str, inspect.Parameter] = {}
-    for name, parameter in given.items():
+    for name, parameter in parameters.items():
         if name in groups:
-            options |= {option.name: option for option in _options(groups[name])}
+            options |= {option.name: option for option in _group_options(groups[name])}
         else:
             options[name] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
 
     @wraps(command)
-    def spread(**values: Any) -> None:
+    def run(**values: Any) -> None:
         built = {n: group(**{f.name: values.pop(f.name) for f in fields(group)}) for n, group in groups.items()}
         command(**built, **values)
 
-    spread.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
-    spread.__annotations__ = {name: option.annotation for name, option in options.items()}
-    return spread
+    run.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return run
 
 
-def _options(group: type) -> list[inspect.Parameter]:
+def _group_options(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
@@ -47,32 +47,34 @@ def _options(group: type) -> list[inspect.Parameter]:
     ]
 
 
-def written(command: Callable[..., None], values: Mapping[str, Any]) -> str:
-    """The line to type for a command of `flat` with these values, quoted for a shell.
+def format_command(command: Any, values: Mapping[str, Any], program: str = "tlora") -> str:
+    """Return the line to type for a command with these values, quoted for a shell.
 
-    What is as by default is left out, and so are --quiet and --config, whose options are written out; names that the
-    command does not have are passed over.
+    Defaults are left out, and so are --quiet and --config, whose options are written out. Names that the command does
+    not have are ignored.
     """
-    words = ["tlora", command.__name__]
-    for name, given in inspect.signature(command).parameters.items():
-        value = values.get(name)
-        if value is None or value == given.default or name in ("quiet", "config"):
+    words = [*program.split(), command.name]
+    for parameter in command.params:
+        value = values.get(parameter.name)
+        if value is None or value == parameter.default or parameter.name in ("quiet", "config"):
             continue
-        flag = _flag(name, given.annotation)
-        if isinstance(value, list | tuple):
-            if list(value) != list(given.default):
-                words += [word for each in value for word in (flag, str(each))]
-        elif any(isinstance(extra, ArgumentInfo) for extra in get_args(given.annotation)):
+        flag = next((name for name in parameter.opts if name.startswith("--")), "")
+        if parameter.param_type_name == "argument":
             words.append(str(value))
+        elif isinstance(value, list | tuple):
+            words += [word for each in value for word in (flag, str(each))]
         elif isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
+            words.append(flag if value else parameter.secondary_opts[0])
         else:
             words += [flag, str(value)]
     return shlex.join(words)
 
 
-def _flag(name: str, annotation: Any) -> str:
-    """The long name of an option: its first one where it was given names, of which typer takes one for a default."""
-    infos = [extra for extra in get_args(annotation) if isinstance(extra, OptionInfo)]
-    given = [decl for info in infos for decl in (info.default, *(info.param_decls or ())) if isinstance(decl, str)]
-    return next((decl for decl in given if decl.startswith("--")), f"--{name.replace('_', '-')}")
+def again(ctx: typer.Context) -> str:
+    """Return the line that repeats a command."""
+    return format_command(ctx.command, ctx.params)
+
+
+def next_command(ctx: typer.Context, name: str, values: Mapping[str, Any]) -> str:
+    """Return the line of another command."""
+    return format_command(ctx.find_root().command.commands[name], values)  # type: ignore[attr-defined]

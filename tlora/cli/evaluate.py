@@ -1,4 +1,4 @@
-"""Commands on an adapter that is trained: evaluate it, merge it, report on it."""
+"""Commands on a trained adapter: evaluate it, report on it."""
 
 from __future__ import annotations
 
@@ -6,132 +6,122 @@ import json
 import shlex
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import tlora
-from tlora.cli.command_line import flat, written
-from tlora.cli.options import Adapter, BaseModel, Data, Placement, Quiet, TaskName, option
-from tlora.cli.output import Report, _viz, facts, metrics_table
+from tlora.cli.checks import check_adapter
+from tlora.cli.command_line import flatten_options, next_command
+from tlora.cli.loading import base_name, explain_base, load_base
+from tlora.cli.options import AdapterName, BaseModel, Data, Json, Placement, Quiet, TaskName, option
+from tlora.cli.output import Report, facts, load_viz, metrics_table
 
-EVALUATING = """Examples:
+if TYPE_CHECKING:
+    from tlora.results import Meta
+
+EVALUATE_EXAMPLES = """Examples:
 
 `tlora evaluate demo --task family_relationships --base`
 
 `tlora evaluate demo --task answers.jsonl --eval-limit 100 --json`
 """
+REPORT_EXAMPLES = "Example: `tlora report demo`"
 
 
-@flat
+@flatten_options
 def evaluate(
     ctx: typer.Context,
-    adapter: Adapter,
+    adapter: AdapterName,
     task: TaskName,
     placement: Placement,
     model: BaseModel = None,
     batch_size: Annotated[int, option("Data", "Samples at a time.", min=1)] = 16,
-    eval_limit: Annotated[
-        int | None, typer.Option(min=1, help="Most test samples. Default: all.", rich_help_panel="Data")
-    ] = None,
-    base: Annotated[
-        bool, typer.Option("--base", help="Also without the adapter, side by side.", rich_help_panel="Output")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
+    eval_limit: Annotated[int | None, option("Data", "Most test samples. Default: all.", min=1)] = None,
+    base: Annotated[bool, option("Output", "Also without the adapter, side by side.", "--base")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Metrics of an adapter on the test samples of a task.
 
-    On the task that it was trained on these are the samples that were held out: sizes and seed are taken from
-    the record of the run, where it was made on the command line. Of another file a tenth are test samples, as in
-    training; of a folder with a test file alone, all.
+    On the task that it was trained on, these are the samples that were held out: sizes and seed are taken from the
+    record of the run, if it was made on the command line. Of another file a tenth are test samples, as in training; of
+    a folder with a test file alone, all.
     """
-    from tlora.adapters.files import checked
+    from tlora.adapters.files import RUN
     from tlora.adapters.hub import adapter_folder
-    from tlora.cli import steps
-    from tlora.tasks.load import digest_task
 
     report, folder = Report(quiet), adapter_folder(adapter)
-    record = steps.recorded(folder)
-    known = _data_of(record, task)
-    name, where = steps.base_of(folder, model)
-    with steps.named(folder, model):
-        bare, loaded = steps.load_base(name, known or Data(task=task), placement, report, **where)
-    kept = record.meta.recipe if record else {}
-    if kept.get("classes") and kept["classes"] != list(loaded.classes):
-        raise ValueError(
-            f"{adapter} tells {', '.join(kept['classes'])} apart, in this order, and {task} has "
-            f"{', '.join(loaded.classes)}: name the labels as they were in training"
-        )
-    if known and kept.get("contents") not in (None, digest_task(task, {}).get("task")):
-        warnings.warn(
-            f"{task} has changed since {adapter} was trained on it, and is split differently: these test samples may "
-            "have been among the training samples",
-            stacklevel=1,
-        )
-    if not known and record and record.meta.task == loaded.name and _is_dealt(task):
-        warnings.warn(
-            f"nothing in {adapter} says how {task} was split when it was trained on: these test samples may have been "
-            "among the training samples",
-            stacklevel=1,
-        )
+    name, where = base_name(folder, model)
+    record = tlora.TrainingRun.load(folder) if (folder / RUN).exists() else None
+    recorded = record.meta.recipe.get("data", {}) if record else {}
+    is_trained_on = bool(recorded) and _is_same_task(recorded["task"], task)
+    data = Data(**recorded | {"task": task}) if is_trained_on else Data(task=task)
+    with explain_base(folder, model):
+        bare, loaded = load_base(name, data, placement, report, **where)
+    if record:
+        _compare_with_training(adapter, task, loaded, record.meta, is_trained_on)
     options: dict[str, Any] = {"limit": eval_limit, "batch_size": batch_size, "progress": report.progress}
-    checked(folder, "evaluate")  # now, and not when the base was evaluated
     metrics: dict[str, dict[str, float]] = {}
     if base:  # before the adapter, which may have parts in the base itself
         with report.step("evaluating the base"):
             metrics["base"] = loaded.evaluate(bare, **options)
-    adapted = tlora.load(folder, bare)
     with report.step("evaluating"):
-        metrics["adapter"] = loaded.evaluate(adapted, **options)
+        metrics["adapter"] = loaded.evaluate(tlora.load(folder, bare), **options)
     samples = min(len(loaded.test), eval_limit or len(loaded.test))
     if as_json:
         typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
         return
     typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
-    then = {"output": next_to(adapter, "-merged")}
-    typer.echo(facts({"next": written(merge, ctx.params | then)}))
+    following = ctx.params | {"output": output_for(adapter, "-merged"), "format": "merged"}
+    typer.echo(facts({"next": next_command(ctx, "export", following)}))
 
 
-def next_to(adapter: str, suffix: str) -> Path:
-    """Where the next command can write: beside the folder; an adapter of the hub has none, so here."""
-    from tlora.cli import steps
-
-    return steps.beside(Path(adapter), suffix) if Path(adapter).exists() else Path(f"adapter{suffix}")
+def _is_same_task(recorded: str, task: str) -> bool:
+    return recorded == task or (Path(recorded).exists() and Path(task).exists() and Path(task).samefile(recorded))
 
 
-@flat
-def merge(
-    adapter: Adapter,
-    output: Annotated[Path, typer.Argument(help="Folder to write; it must not hold anything.", show_default=False)],
-    placement: Placement,
-    model: BaseModel = None,
-    quiet: Quiet = False,
-) -> None:
-    """Fold an adapter into the weights of its base: a whole model, which transformers loads on its own."""
-    from tlora.adapters.hub import adapter_folder
-    from tlora.cli import steps
-    from tlora.serving.export import save_model
+def _compare_with_training(adapter: str, task: str, loaded: tlora.Task, trained: Meta, is_trained_on: bool) -> None:
+    """Refuse other classes than those of the training; warn if the test samples may have been trained on."""
+    from tlora.tasks.load import digest_task
 
-    report = Report(quiet)
-    steps.check_new(output)
-    with report.step(f"merging {adapter}"):
-        adapted, tokenizer = steps.loaded(adapter_folder(adapter), model, placement)
-        merged = tlora.merge(adapted)
-    with report.step(f"writing {output}"):
-        save_model(merged, tokenizer, output)
-    kind = type(merged).__name__
-    code = f"from transformers import {kind}; print({kind}.from_pretrained({json.dumps(str(output))}))"
-    told = {"saved": f"{output}: {kind} with its tokenizer", "next": f"python -c {shlex.quote(code)}"}
-    typer.echo(facts(told))
+    classes = trained.recipe.get("classes")
+    if classes and classes != list(loaded.classes):
+        raise ValueError(
+            f"{adapter} distinguishes {', '.join(classes)}, in this order, and {task} has "
+            f"{', '.join(loaded.classes)}: name the labels as they were in training"
+        )
+    if is_trained_on and trained.recipe.get("contents") not in (None, digest_task(task, {}).get("task")):
+        reason = f"{task} has changed since {adapter} was trained on it, and is split differently"
+    elif not is_trained_on and trained.task == loaded.name and is_split_here(task):
+        reason = f"{adapter} does not record how {task} was split for training"
+    else:
+        return
+    warnings.warn(f"{reason}: these test samples may have been among the training samples", stacklevel=1)
 
 
-@flat
+def is_split_here(task: str) -> bool:
+    """Whether the test samples of a task are drawn from the same rows as those for training."""
+    from tlora.tasks.load import task_files
+    from tlora.tasks.presets import PRESETS
+
+    if task not in PRESETS:
+        return bool(files := task_files(task)) and "test" not in files
+    preset = PRESETS[task]
+    splits = (preset.packaged() if preset.packaged else None) or preset.splits.values()
+    return preset.splits.get("test", "test") not in splits
+
+
+def output_for(adapter: str, suffix: str) -> Path:
+    """Return where the next command can write: next to the adapter's folder; here for an adapter of the hub."""
+    folder = Path(adapter)
+    return folder.parent / f"{folder.resolve().name}{suffix}" if folder.exists() else Path(f"adapter{suffix}")
+
+
 def report(
-    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter of ours.", show_default=False)],
+    adapter: Annotated[str, typer.Argument(help="Folder of an adapter.", show_default=False, callback=check_adapter)],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="HTML file. Default: report.html in the folder.", rich_help_panel="Output"),
+        Path | None, option("Output", "HTML file. Default: report.html in the folder.", "--output", "-o")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -140,26 +130,5 @@ def report(
     The page holds its pictures, runs no scripts and needs no network.
     """
     with Report(quiet).step(f"reporting on {adapter}"):
-        path = _viz().report(adapter, output)
+        path = load_viz().report(adapter, output)
     typer.echo(facts({"saved": str(path), "next": shlex.join(["python", "-m", "webbrowser", str(path)])}))
-
-
-def _data_of(run: tlora.TrainingRun | None, task: str) -> Data | None:
-    """The task as an adapter was trained on it, where that is recorded: others may be split otherwise."""
-    data = run.meta.recipe.get("data", {}) if run else {}
-    recorded = data.get("task", "")
-    there = recorded and Path(recorded).exists() and Path(task).exists()
-    same = recorded == task or (there and Path(task).samefile(recorded))
-    return Data(**data | {"task": task}) if same else None
-
-
-def _is_dealt(task: str) -> bool:
-    """Whether the test samples of a task are drawn from the same rows as those for training."""
-    from tlora.tasks.load import task_files
-    from tlora.tasks.presets import PRESETS
-
-    if task not in PRESETS:
-        return bool(files := task_files(task)) and "test" not in files
-    preset = PRESETS[task]
-    there = (preset.packaged() if preset.packaged else None) or preset.splits.values()
-    return preset.splits.get("test", "test") not in there

@@ -1,4 +1,4 @@
-"""The `tlora` command. Its files import torch inside of functions only, so that help and typos answer at once."""
+"""The `tlora` command. Its files import torch inside functions only, so that help and errors appear at once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from tlora.cli.estimate import ESTIMATING, estimate
-from tlora.cli.evaluate import EVALUATING, evaluate, merge, report
-from tlora.cli.output import Command, Commands
+from tlora.cli.errors import Command, Commands
+from tlora.cli.estimate import ESTIMATE_EXAMPLES, estimate
+from tlora.cli.evaluate import EVALUATE_EXAMPLES, REPORT_EXAMPLES, evaluate, report
 from tlora.cli.pipeline import (
-    ALLOCATING,
-    CALIBRATING,
-    INITIALIZING,
-    RUNNING,
-    TRAINING,
+    ALLOCATE_EXAMPLES,
+    CALIBRATE_EXAMPLES,
+    INIT_EXAMPLES,
+    RUN_EXAMPLES,
+    TRAIN_EXAMPLES,
     allocate,
     calibrate,
     init,
@@ -22,7 +22,7 @@ from tlora.cli.pipeline import (
     train,
 )
 from tlora.cli.race import RACING, race
-from tlora.cli.serving import COMPRESSING, EXPORTING, INSPECTING, compress, export, inspect
+from tlora.cli.serving import COMPRESS_EXAMPLES, EXPORT_EXAMPLES, INSPECT_EXAMPLES, compress, export, inspect
 from tlora.utils.packages import library_versions
 
 app = typer.Typer(
@@ -34,8 +34,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _show_versions(version: bool) -> None:
+    if version:
         versions = library_versions()
         typer.echo(f"tlora {versions.pop('tlora', '(not installed)')}")
         typer.echo(", ".join(f"{name} {number}" for name, number in versions.items()))
@@ -48,7 +48,9 @@ def _version(asked: bool) -> None:
 def main(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions that decide the numbers."),
+        typer.Option(
+            "--version", callback=_show_versions, is_eager=True, help="Show the versions that decide the numbers."
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="TLORA_DEBUG", help="Show the traceback of an error.")
@@ -63,18 +65,17 @@ def main(
 
 
 for command, examples in (
-    (run, RUNNING),
-    (init, INITIALIZING),
-    (calibrate, CALIBRATING),
-    (allocate, ALLOCATING),
-    (train, TRAINING),
-    (evaluate, EVALUATING),
-    (merge, "Example: `tlora merge demo demo-merged`"),
-    (estimate, ESTIMATING),
-    (inspect, INSPECTING),
-    (compress, COMPRESSING),
-    (export, EXPORTING),
-    (report, "Example: `tlora report demo`"),
+    (run, RUN_EXAMPLES),
+    (init, INIT_EXAMPLES),
+    (calibrate, CALIBRATE_EXAMPLES),
+    (allocate, ALLOCATE_EXAMPLES),
+    (train, TRAIN_EXAMPLES),
+    (evaluate, EVALUATE_EXAMPLES),
+    (estimate, ESTIMATE_EXAMPLES),
+    (inspect, INSPECT_EXAMPLES),
+    (compress, COMPRESS_EXAMPLES),
+    (export, EXPORT_EXAMPLES),
+    (report, REPORT_EXAMPLES),
     (race, RACING),
 ):
     app.command(cls=Command, epilog=examples)(command)

@@ -1,23 +1,45 @@
-"""Options of the command line: each written down once, shared by all commands that take it. None of it loads torch."""
+"""Options of the command line: each declared once, shared by all commands that take it. None of it loads torch."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tlora.utils.defaults import BATCH_SIZE, Budget, CovarianceForm, Kind, RecipeName, Rows, Scaling, Tokens
+from tlora.cli.checks import check_adapter, check_device, check_fraction, check_model, check_positive, check_task
+from tlora.utils.defaults import (
+    BATCH_SIZE,
+    BUDGET,
+    COVARIANCE,
+    EPOCHS,
+    KIND,
+    LEARNING_RATE,
+    RANK,
+    RECIPES,
+    SAMPLES,
+    SCALING,
+    SKETCH_SIZE,
+    TOKENS,
+    Budget,
+    CovarianceForm,
+    Dtype,
+    Kind,
+    RecipeName,
+    Rows,
+    Scaling,
+    Tokens,
+)
 
-DRAWN = {"train": 300, "validation": 50, "test": 64}
-"""Samples of a reasoning-gym task, which has as many as are asked for: minutes on two CPU cores."""
+GENERATED = {"train": 300, "validation": 50, "test": 64}
+"""Samples of a reasoning-gym task, which generates any number: minutes on two CPU cores."""
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
-    """An option, under the heading ``panel`` of a command's help; by default it goes by the name of what it sets."""
+    """Return an option under the heading ``panel`` of a command's help, by default named after its parameter."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
@@ -30,20 +52,18 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path} is not a YAML file ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no options: write one a line, such as learning_rate: 1e-3")
-    named = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = [parameter.name for parameter in ctx.command.params if parameter.name not in (None, "config")]
-    for name in named.keys() - set(known):
-        close = difflib.get_close_matches(name, known)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(map(str, known))}"
-        raise ValueError(f"{path} has the option {name!r}, which tlora {ctx.command.name} does not have: {hint}")
-    repeated = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
+    values = {str(name).replace("-", "_"): value for name, value in values.items() if value is not None}
+    parameters = {parameter.name: parameter for parameter in ctx.command.params if parameter.name != "config"}
+    for name in values.keys() - parameters.keys():
+        close = difflib.get_close_matches(name, map(str, parameters))
+        hint = f": did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"{path} has the option {name!r}, which tlora {ctx.command.name} does not have{hint}")
     ctx.default_map = {
-        name: [value] if name in repeated and not isinstance(value, list) else value
-        for name, value in named.items()
-        if value is not None
+        name: [value] if getattr(parameters[name], "multiple", False) and not isinstance(value, list) else value
+        for name, value in values.items()
     }
     return path
 
@@ -55,18 +75,21 @@ Model = Annotated[
         "Base model: smollm2-135m or minilm (packaged), a folder, a .gguf file, or an id on the Hugging Face hub.",
         "--model",
         "-m",
+        callback=check_model,
     ),
 ]
-Adapter = Annotated[
+AdapterName = Annotated[
     str,
     typer.Argument(
         metavar="ADAPTER",
         help="Folder of a PEFT LoRA adapter, or its name on the hub: owner/name, owner/name@revision.",
         show_default=False,
+        callback=check_adapter,
     ),
 ]
 BaseModel = Annotated[
-    str | None, option("Model", "Base model, where it is not the one that the adapter names.", "--model", "-m")
+    str | None,
+    option("Model", "Base model. Default: the one that the adapter names.", "--model", "-m", callback=check_model),
 ]
 TaskName = Annotated[
     str,
@@ -78,17 +101,24 @@ TaskName = Annotated[
         "--task",
         "-t",
         "--data",
+        callback=check_task,
     ),
 ]
 Output = Annotated[Path, option("Output", "Folder to write.", "--output", "-o")]
 Overwrite = Annotated[bool, option("Output", "Replace an earlier result.", "--overwrite")]
+Json = Annotated[bool, option("Output", "Print JSON.", "--json")]
+Quiet = Annotated[bool, option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
+Device = Annotated[
+    str | None,
+    option("Model", "cpu, cuda, cuda:1, ... Default: CUDA if available, else the CPU.", callback=check_device),
+]
 Recipe = Annotated[
     RecipeName,
     option(
         "Allocation",
-        "A set of options: lora, plain LoRA; tlora, where the task gives ranks and scales and points A, which is "
-        "frozen; tlora-paper, the same with rows of length one; tlora-trained, with A trained as well; or "
-        "tlora-freeze-late, with A trained for the first fifth of the steps. Options given explicitly take precedence.",
+        "A set of options: lora, plain LoRA; tlora, with ranks, scales and a frozen A from the task; tlora-paper, the "
+        "same with rows of length one; tlora-trained, with A trained as well; or tlora-freeze-late, with A trained "
+        "for the first fifth of the steps. Options given explicitly take precedence.",
     ),
 ]
 TargetModules = Annotated[
@@ -110,52 +140,55 @@ SaveCalibration = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    option(
-        "Calibration", "Folder to save what is done in every five minutes, and to go on from where it holds something."
-    ),
+    option("Calibration", "Folder to save the progress in every five minutes, and to resume from.", file_okay=False),
 ]
 Config = Annotated[
     Path | None,
     option(
         "Output",
-        "YAML file with options by their names (learning_rate: 1e-3); those on the line count more. A run writes the "
-        "one that repeats it, OUTPUT/tlora/run.yaml.",
+        "YAML file with options by their names (learning_rate: 1e-3); options on the command line take precedence. A "
+        "run writes the one that repeats it, OUTPUT/tlora/run.yaml.",
         "--config",
         is_eager=True,
+        exists=True,
+        dir_okay=False,
         callback=read_config,
     ),
 ]
-Quiet = Annotated[bool, option("Output", "Show the summary alone, no progress.", "--quiet", "-q")]
 
 
-def selected(names: Sequence[str]) -> str | list[str] | None:
-    """The values of --target-modules as `tlora.target_modules` takes them."""
+def module_selection(names: Sequence[str]) -> str | list[str] | None:
+    """Return the values of --target-modules as `tlora.target_modules` takes them."""
     if len(names) == 1 and names[0] in ("all", "attention", "mlp"):
         return names[0]
     return list(names) or None
 
 
+def sketch_columns(calibration: Mapping[str, Any]) -> int | None:
+    """Return the columns of the sketches of a calibration with these arguments; None if covariances are dense."""
+    return calibration["sketch_size"] if calibration.get("covariance") == "sketch" else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the model computes, and in what."""
+    """Where the model computes, and in which precision."""
 
-    device: Annotated[str | None, option("Model", "cpu, cuda, cuda:1, ... Default: CUDA where there is one.")] = None
+    device: Device = None
     dtype: Annotated[
-        str | None,
-        option("Model", "float32, bfloat16 or float16. Default: bfloat16 on CUDA, float32 on the CPU."),
+        Dtype | None, option("Model", "Precision of the base. Default: bfloat16 on CUDA, float32 on the CPU.")
     ] = None
     load_in_4bit: Annotated[
-        bool, option("Model", "Quantise the base to 4 bits (bitsandbytes).", "--load-in-4bit", show_default=False)
+        bool, option("Model", "Quantize the base to 4 bits (bitsandbytes).", "--load-in-4bit", show_default=False)
     ] = False
 
     def arguments(self) -> dict[str, Any]:
-        """What `tlora.load_model` is called with."""
-        found: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        """Return the arguments of `tlora.load_model`."""
+        arguments: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if self.load_in_4bit:
             from transformers import BitsAndBytesConfig
 
-            found["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
-        return found
+            arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +201,8 @@ class Data:
         option(
             "Data",
             "Samples to train on. Default, here and in the next two: all there are, and "
-            + ", ".join(map(str, DRAWN.values()))
-            + " for reasoning-gym, which draws any number.",
+            + ", ".join(map(str, GENERATED.values()))
+            + " for reasoning-gym, which generates any number.",
             min=1,
         ),
     ] = None
@@ -179,141 +212,113 @@ class Data:
     )
     max_length: Annotated[
         int | None,
-        option("Data", "Most tokens of a sample. Default: 1,024, or what the model reads.", min=2),
+        option("Data", "Most tokens of a sample. Default: 1,024, or less if the model reads less.", min=2),
     ] = None
     seed: Annotated[
         int, option("Data", "Seed of all that is random: data, a new head, subspaces, order of training.", min=0)
     ] = 0
 
     def sizes(self) -> dict[str, int | None]:
-        """Samples of each split as `tlora.load_task` takes them."""
+        """Return the samples of each split as `tlora.load_task` takes them."""
         from tlora.tasks.load import task_files
         from tlora.tasks.presets import PRESETS
 
-        is_drawn = self.task not in PRESETS and not task_files(self.task)
-        asked = {split: getattr(self, f"{split}_samples") for split in DRAWN}
-        return {split: DRAWN[split] if is_drawn and n is None else n for split, n in asked.items()}
+        is_generated = self.task not in PRESETS and not task_files(self.task)
+        sizes = {split: getattr(self, f"{split}_samples") for split in GENERATED}
+        return {split: GENERATED[split] if is_generated and n is None else n for split, n in sizes.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looking:
-    """What the calibration looks at, and how."""
+class CalibrationFlags:
+    """Samples and modules of a calibration, and the form of its covariances."""
 
     target_modules: TargetModules = ()  # type: ignore[assignment]
-    samples: Annotated[int, option("Calibration", "Training samples to calibrate on.", min=1)] = 32
+    samples: Annotated[int, option("Calibration", "Training samples to calibrate on.", min=1)] = SAMPLES
     tokens: Annotated[
         Tokens, option("Calibration", "Tokens in the covariance: all real ones, or those that are trained on.")
-    ] = "all"
+    ] = TOKENS
     covariance: Annotated[
         CovarianceForm,
         option("Calibration", "Keep covariances whole, or as sketches: a fraction of the memory for a wide model."),
-    ] = "dense"
+    ] = COVARIANCE
     sketch_size: Annotated[
         int, option("Calibration", "Columns of a sketch: twice the largest rank of a module is plenty.", min=1)
-    ] = 256
+    ] = SKETCH_SIZE
 
     def arguments(self) -> dict[str, Any]:
-        """What `tlora.calibrate` is called with, beside the samples."""
-        return {
-            "target_modules": selected(self.target_modules),
-            "tokens": self.tokens,
-            "covariance": self.covariance,
-            "sketch_size": self.sketch_size,
-        }
-
-    @property
-    def directions(self) -> int | None:
-        """Most directions that a covariance has, where it is a sketch."""
-        return self.sketch_size if self.covariance == "sketch" else None
+        """Return the arguments of `tlora.calibrate`, except for the samples."""
+        arguments = asdict(self) | {"target_modules": module_selection(self.target_modules)}
+        del arguments["samples"]
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllocationFlags:
-    """What the allocation is asked for."""
+    """The arguments of `tlora.allocate`; None leaves an option to the recipe."""
 
     rank: Annotated[
         int, option("Allocation", "Nominal rank, as in LoRA: the budget is rank x modules.", "--rank", "-r", min=1)
-    ] = 8
-    alpha: Annotated[float | None, option("Allocation", "Nominal alpha, as in LoRA. Default: the rank.")] = None
+    ] = RANK
+    alpha: Annotated[
+        float | None, option("Allocation", "Nominal alpha, as in LoRA. Default: the rank.", callback=check_positive)
+    ] = None
     scaling: Annotated[
-        Scaling, option("Allocation", "Divide a module's alpha by the nominal or by its allocated rank.")
-    ] = "nominal"
+        Scaling | None,
+        option("Allocation", f"Divide a module's alpha by the nominal or by its allocated rank. [default: {SCALING}]"),
+    ] = None
     budget: Annotated[
-        Budget,
+        Budget | None,
         option(
-            "Allocation", "As much as a uniform allocation has: of ranks, exactly, or of trained parameters, at most."
+            "Allocation",
+            f"What may add up to as much as in a uniform allocation: ranks, or trained parameters. [default: {BUDGET}]",
         ),
-    ] = "ranks"
+    ] = None
     max_rank: Annotated[
         int | None,
         option("Allocation", "Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1),
     ] = None
     adapt_ranks: Annotated[
-        bool,
-        option(
-            "Allocation",
-            "Give every module the nominal rank, whatever its sensitivity.",
-            " /--no-adapt-ranks",
-            show_default=False,
-        ),
-    ] = True
+        bool | None, option("Allocation", "Ranks by sensitivity, or the nominal rank for every module.")
+    ] = None
     adapt_scales: Annotated[
-        bool,
-        option(
-            "Allocation",
-            "Give every module the nominal alpha, whatever its sensitivity.",
-            " /--no-adapt-scales",
-            show_default=False,
-        ),
-    ] = True
+        bool | None, option("Allocation", "Scales by sensitivity, or the nominal alpha for every module.")
+    ] = None
 
-    def within(self, directions: int | None) -> AllocationFlags:
-        """The allocation, with no more rank for a module than this, if anything."""
-        most = min((n for n in (self.max_rank, directions) if n is not None), default=None)
-        return replace(self, max_rank=most)
+    def cap_rank(self, most: int | None) -> AllocationFlags:
+        """Return the options with no more than this rank for a module; None for no change."""
+        return replace(self, max_rank=min((n for n in (self.max_rank, most) if n is not None), default=None))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where A comes from, and whether it is trained."""
+class AdapterFlags:
+    """How A starts, and whether it is trained; None leaves an option to the recipe."""
 
     kind: Annotated[
-        Kind,
+        Kind | None,
         option(
             "Adapter",
             "Matrix whose right singular vectors A takes: weight x covariance (wc, TLoRA), weight (w), covariance "
             "(c), weight x root of the covariance (wc_half), mean gradient (g), that whitened (g_whitened); or random "
-            "orthonormal rows.",
+            f"orthonormal rows. [default: {KIND}]",
         ),
-    ] = "wc"
+    ] = None
     init: Annotated[
-        bool,
-        option(
-            "Adapter",
-            "A is random, and trained: plain LoRA, with --no-adapt-ranks and --no-adapt-scales.",
-            " /--no-init",
-            show_default=False,
-        ),
-    ] = True
-    freeze_a: Annotated[bool, option("Adapter", "Train A too.", " /--no-freeze-a", show_default=False)] = True
+        bool | None, option("Adapter", "Start A from the task's directions, or from random numbers as LoRA does.")
+    ] = None
+    freeze_a: Annotated[bool | None, option("Adapter", "Train B alone, or A too.")] = None
     rows: Annotated[
         Rows | None,
         option(
             "Adapter",
-            "Length of the rows of A: by the variance of the inputs along them; whitened, of g_whitened; or one.",
-            show_default="what goes with the kind; one in tlora-paper",
+            "Length of the rows of A: by the variance of the inputs along them; whitened, of g_whitened; or one. "
+            "Default: what goes with the kind; one in tlora-paper.",
         ),
     ] = None
 
-    @property
-    def of_gradient(self) -> bool:
-        """Whether the directions are made of the mean gradient, which the calibration then has to keep."""
-        return self.kind in ("g", "g_whitened")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How the adapter is trained."""
+class TrainingFlags:
+    """The arguments of `tlora.train`."""
 
     learning_rate: Annotated[
         float,
@@ -324,22 +329,25 @@ class Training:
             "tlora-paper, 1e-3 to 2e-3 for tlora-trained.",
             "--learning-rate",
             "--lr",
+            callback=check_positive,
         ),
-    ] = 1e-3
+    ] = LEARNING_RATE
     a_learning_rate: Annotated[
-        float | None, option("Training", "Peak learning rate of A, where it is trained. Default: that of B.")
+        float | None,
+        option("Training", "Peak learning rate of A, if it is trained. Default: that of B.", callback=check_positive),
     ] = None
     head_learning_rate: Annotated[
-        float | None, option("Training", "Peak learning rate of a classifier's head. Default: that of B.")
+        float | None,
+        option("Training", "Peak learning rate of a classifier's head. Default: that of B.", callback=check_positive),
     ] = None
     freeze_a_after: Annotated[
         float | None,
-        option("Training", "Part of the steps after which A, where it is trained, stays as it is, e.g. 0.2."),
+        option("Training", "Freeze A after this part of the steps, such as 0.2.", callback=check_fraction),
     ] = None
-    epochs: Annotated[float, option("Training", "Passes over the training samples.")] = 1.0
-    max_steps: Annotated[int | None, option("Training", "Optimiser steps, in place of the epochs.", min=1)] = None
+    epochs: Annotated[float, option("Training", "Passes over the training samples.", callback=check_positive)] = EPOCHS
+    max_steps: Annotated[int | None, option("Training", "Optimizer steps, in place of the epochs.", min=1)] = None
     batch_size: Annotated[int, option("Training", "Samples a step.", min=1)] = BATCH_SIZE
-    gradient_accumulation: Annotated[int, option("Training", "Batches of this size in an optimiser step.", min=1)] = 1
+    gradient_accumulation: Annotated[int, option("Training", "Batches of this size in an optimizer step.", min=1)] = 1
     gradient_checkpointing: Annotated[
         bool,
         option("Training", "Compute activations again in the backward pass: less memory, more time."),
@@ -352,3 +360,49 @@ class Training:
         int | None,
         option("Training", "Most test samples that the metrics are taken on; 0: none. Default: all.", min=0),
     ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `tlora.train`."""
+        arguments = asdict(self)
+        arguments["gradient_accumulation_steps"] = arguments.pop("gradient_accumulation")
+        arguments["evaluation_limit"] = arguments.pop("eval_limit")
+        if self.max_steps is None:
+            del arguments["max_steps"]
+        return arguments
+
+
+def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
+    """Return groups of options, with the values of a recipe for the options that were left to it.
+
+    Raises
+    ------
+    ValueError
+        If an option was given that has no effect with this recipe.
+    """
+    values: dict[str, Any] = {"adapt_ranks": True, "adapt_scales": True, "freeze_a": True, "init": True}
+    for function, arguments in RECIPES[recipe].items():
+        values |= {"init": False} if (function, arguments) == ("task_subspaces", None) else arguments
+    given = {f.name: value for group in groups for f in fields(group) if (value := getattr(group, f.name)) is not None}
+    values |= given
+    if not values["init"]:
+        frozen = ("freeze_a",) if given.get("freeze_a") else ()
+        _refuse(given, ("kind", "rows", *frozen), "A is random", "--no-init")
+        values |= {"rows": None, "freeze_a": False}
+    if not values["adapt_ranks"]:
+        _refuse(given, ("budget", "scaling", "max_rank"), "all ranks are the same", "--no-adapt-ranks")
+    if values["freeze_a"]:
+        _refuse(given, ("a_learning_rate", "freeze_a_after"), "A is frozen", "--freeze-a", "tlora-trained")
+        values |= {"freeze_a_after": None}
+    values = {"kind": KIND, "budget": BUDGET, "scaling": SCALING} | values
+    return tuple(replace(g, **{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups)
+
+
+def _refuse(
+    given: Mapping[str, Any], names: Sequence[str], reason: str, flag: str, other: RecipeName = "tlora"
+) -> None:
+    for name in names:
+        if name in given:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {given[name]} has no effect: {reason}, by the recipe or by {flag}. Leave "
+                f"it out, or take --recipe {other} without {flag}"
+            )

@@ -1,4 +1,4 @@
-"""What the command line says: progress on stderr, summaries on stdout."""
+"""What the command line prints and draws: progress on stderr, summaries on stdout, pictures in files."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from safetensors import SafetensorError
-from typer.core import TyperCommand, TyperGroup
 
 import tlora
 from tlora.allocation.footprint import ranks_text, size_text
 from tlora.utils.files import replace_file
 
-EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
-"""What the library raises where something is asked of it that it cannot do: shown as a sentence."""
-
 PICTURES = ("spectrum", "sensitivity", "allocation", "training")
-FORMATS = (".png", ".svg", ".pdf")
-"""What a picture's name may end with."""
 
 
-def is_first() -> bool:
-    """Whether this process speaks for all that a launcher started."""
+def is_first_process() -> bool:
+    """Whether this process prints for all that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def show_own_warnings() -> None:
+    """Show the warnings of this package; to be called after imports, since some libraries replace all filters."""
+    warnings.filterwarnings("always", module=r"tlora\.")
 
 
 @dataclass(frozen=True)
@@ -41,94 +39,28 @@ class Report:
     @property
     def progress(self) -> bool:
         """Whether progress bars are shown."""
-        return not self.quiet and is_first()
+        return not self.quiet and is_first_process()
 
     def say(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line on stderr."""
         if self.progress:
             typer.echo(text, err=True)
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """A line when the block begins, and another when it has ended well."""
+        """Print a line when the block begins and another when it has ended well; transformers prints none."""
+        from tlora.models.loading import silence_transformers
+
+        show_own_warnings()
         started = time.perf_counter()
         self.say(text)
-        yield
+        with silence_transformers():
+            yield
         self.say(f"  done in {time.perf_counter() - started:.1f} s")
 
 
-class Command(TyperCommand):
-    """Shows warnings of this package as sentences, and none of its libraries."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        if _debug(ctx):
-            return super().invoke(ctx)
-        from tlora.models.loading import silence_transformers
-
-        def tell(message: Warning | str, *args: object, **kwargs: object) -> None:
-            if is_first():
-                typer.echo(f"warning: {message}", err=True)
-
-        with warnings.catch_warnings(), silence_transformers():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("always", module=r"tlora\.")
-            warnings.showwarning = tell
-            return super().invoke(ctx)
-
-
-class Commands(TyperGroup):
-    """Shows what the library refuses as one sentence, and an interruption as one line."""
-
-    def make_context(self, *args: Any, **extra: Any) -> Any:
-        """Read the command line."""
-        with _interruptions():
-            return super().make_context(*args, **extra)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; exit with 2 where it is refused, with 130 where it is interrupted."""
-        with _interruptions(), contextlib.ExitStack() as undo:
-            if not is_first():
-                undo.enter_context(contextlib.redirect_stdout(undo.enter_context(open(os.devnull, "w"))))
-            try:
-                return super().invoke(ctx)
-            except (typer.Exit, typer.Abort, BrokenPipeError):  # of `| head`: typer ends quietly
-                raise
-            except EXPECTED as error:
-                if _debug(ctx):
-                    raise
-                _tell(f"error: {error_text(error)}", error)
-                raise typer.Exit(2) from None
-
-
-@contextlib.contextmanager
-def _interruptions() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        _tell("interrupted", error)
-        raise typer.Exit(130) from None
-
-
-def _debug(ctx: Any) -> bool:
-    return bool(ctx.find_root().params.get("debug"))
-
-
-def _tell(text: str, error: BaseException) -> None:
-    typer.echo("\n".join([text, *getattr(error, "__notes__", ())]), err=True)
-
-
-def error_text(error: BaseException) -> str:
-    """An error in one line: what it says, without the number that the system gives it."""
-    if isinstance(error, OSError) and error.strerror:
-        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return " -> ".join(named) + (": " if named else "") + error.strerror
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns: the first aligned left, the others right."""
+    """Return rows of cells in columns, the first aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -138,41 +70,36 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """Names and values, one a line."""
+    """Return names and values, one a line; empty values are left out."""
     width = max(map(len, values))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items() if value)
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics side by side; shares in percent."""
+    """Return metrics side by side; shares in percent."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-    rows = [["", *columns]]
-    rows += [[name.replace("_", " "), *(_metric(name, m.get(name)) for m in columns.values())] for name in names]
-    return table(rows)
+    rows = [[name.replace("_", " "), *(_metric(name, m.get(name)) for m in columns.values())] for name in names]
+    return table([["", *columns], *rows])
 
 
 def _metric(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name in ("loss", "perplexity", "train_loss"):
-        return f"{value:.4g}"
-    return f"{100 * value:.1f} %"
+    return f"{value:.4g}" if name in ("loss", "perplexity", "train_loss") else f"{100 * value:.1f} %"
 
 
 def sensitivity_table(calibration: tlora.Calibration, most: int = 5) -> str:
-    """The modules that the loss is most sensitive to."""
+    """Return the modules that the loss is most sensitive to."""
     frame = calibration.sensitivity.to_frame().nlargest(most, "score")
-    rows = [["most sensitive", "score", "of all"]]
-    rows += [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
-    return table(rows)
+    rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
+    return table([["most sensitive", "score", "of all"], *rows])
 
 
 def allocation_table(allocation: tlora.Allocation) -> str:
-    """The allocation by projection, and its totals beside those of a uniform allocation."""
+    """Return the allocation by projection, and its totals."""
     frame = allocation.to_frame()
     rows = [["projection", "modules", "ranks", "least", "mean", "most", "scaling", "parameters"]]
-    for projection, part in frame.groupby("projection", sort=False):
-        rows.append([str(projection), *_totals(part)])
+    rows += [[str(projection), *_totals(part)] for projection, part in frame.groupby("projection", sort=False)]
     return table([*rows, ["all", *_totals(frame)]])
 
 
@@ -190,59 +117,56 @@ def _totals(frame: Any) -> list[str]:
 
 
 def budget_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
-    """What the allocation spends, and what it costs beside plain LoRA."""
+    """Return what the allocation spends and trains, compared with plain LoRA."""
     footprint, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
-    trained = f"{footprint.trainable_parameters:,} parameters, A {'frozen' if freeze_a else 'trained'}"
     return facts(
         {
             "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
             f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
-            "trains": f"{trained}; plain LoRA of the same rank trains {lora.trainable_parameters:,}",
-            "memory": f"{size_text(footprint.optimizer_bytes)} of optimiser state, {size_text(lora.optimizer_bytes)} "
+            "trains": f"{_parameters(footprint.trainable_parameters, freeze_a)}; plain LoRA of the same rank trains "
+            f"{lora.trainable_parameters:,}",
+            "memory": f"{size_text(footprint.optimizer_bytes)} of optimizer state, {size_text(lora.optimizer_bytes)} "
             "for plain LoRA",
         }
     )
 
 
 def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
-    """The adapter, and what its training took."""
+    """Return the size of the adapter, and what its training took."""
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
-    size = size_text(sum(t.nbytes for t in run.adapter.values()))
-    trained = f"{run.trainable_parameters:,} parameters, A {'frozen' if run.frozen_a else 'trained'}"
+    size = size_text(sum(tensor.nbytes for tensor in run.adapter.values()))
     return {
         "adapter": f"{len(run.ranks)} modules, {ranks_text(run.ranks.values())}, {size}",
-        "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
+        "trained": f"{_parameters(run.trainable_parameters, run.frozen_a)}, in {run.steps} steps, "
+        f"{run.seconds:.0f} s{ending}",
     }
 
 
-def draw(viz: Any, results: Mapping[str, Any], folder: Path) -> str:
-    """Save a picture of each result that has one, ``viz.plot_NAME``, in a folder; returns which there are."""
+def _parameters(count: int, frozen_a: bool) -> str:
+    return f"{count:,} parameters, A {'frozen' if frozen_a else 'trained'}"
+
+
+def draw_results(results: Mapping[str, Any], folder: Path) -> str:
+    """Save a picture of each result that has one, ``viz.plot_NAME``, in a folder; return which there are."""
+    viz = load_viz()
     folder.mkdir(exist_ok=True)
-    files = []
-    for name in PICTURES:
-        if name in results:
-            draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
-            files.append(f"{name}.png")
-    return f"{folder}: {', '.join(files)}"
+    names = [name for name in PICTURES if name in results]
+    for name in names:
+        draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
+    return f"{folder}: {', '.join(f'{name}.png' for name in names)}"
 
 
-def check_picture(picture: Path | None) -> None:
-    """Refuse a file for a picture whose name says no format of `FORMATS`."""
-    if picture and picture.suffix.lower() not in FORMATS:
-        raise ValueError(f"--picture {picture}: end its name with one of {', '.join(FORMATS)}")
-
-
-def draw_into(picture: Path, viz: Any, drawn: Any) -> None:
-    """Save the figure that is drawn, or that these axes are on, and close it."""
-    figure = drawn.get_figure(root=True)
+def draw_into(picture: Path, viz: Any, axes: Any) -> None:
+    """Save the figure that these axes are on, and close it."""
+    figure = axes.get_figure(root=True)
     with replace_file(picture) as fresh:
         figure.savefig(fresh, dpi=150)
     viz.style.plt.close(figure)
 
 
-def _viz() -> Any:
-    """`viz`, drawing into memory alone: matplotlib, where it is not in use yet, opens no window."""
-    chosen = os.environ.get("MPLBACKEND")
+def load_viz() -> Any:
+    """Return `viz`, drawing into memory alone: unless matplotlib is in use already, it opens no window."""
+    backend = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = "agg"
     try:
         import viz
@@ -250,6 +174,6 @@ def _viz() -> Any:
         _ = viz.plot_training  # loads matplotlib, or names the extra that it is in
     finally:
         del os.environ["MPLBACKEND"]
-        if chosen is not None:
-            os.environ["MPLBACKEND"] = chosen
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
     return viz

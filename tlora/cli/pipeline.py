@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +14,16 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.cli.command_line import flat, written
-from tlora.cli.evaluate import evaluate, merge
+from tlora.cli.checks import check_model, check_output, check_result, check_saved_result
+from tlora.cli.command_line import again, flatten_options, next_command
+from tlora.cli.loading import load_base
 from tlora.cli.options import (
+    AdapterFlags,
     AllocationFlags,
+    CalibrationFlags,
     Checkpoint,
     Config,
     Data,
-    Looking,
     Model,
     Output,
     Overwrite,
@@ -26,29 +31,39 @@ from tlora.cli.options import (
     Quiet,
     Recipe,
     SaveCalibration,
-    Start,
-    Training,
+    TrainingFlags,
+    apply_recipe,
+    module_selection,
+    option,
+    sketch_columns,
 )
 from tlora.cli.output import (
     Report,
-    _viz,
     allocation_table,
     budget_text,
-    draw,
+    draw_results,
     facts,
+    load_viz,
     metrics_table,
     run_facts,
     sensitivity_table,
 )
-from tlora.utils.defaults import DEFAULT_RECIPE
-from tlora.utils.files import replace_file
+from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
+from tlora.utils.files import replace_file, replace_files
 
-BY_DEFAULT = (
+PLAIN_LORA = (
     "plain LoRA, because no --recipe is given: it learned more than the other recipes in our comparison. The "
     "sensitivity of the modules is saved and drawn; --recipe tlora makes ranks of it, and trains half of the parameters"
 )
+RESULTS = "tlora"
+"""Folder of the results in that of an adapter."""
 
-RUNNING = """Examples:
+RUN_OPTIONS = "run.yaml"
+CHECKPOINTS = "checkpoints"
+CALIBRATION, ALLOCATION = "calibration.safetensors", "allocation.safetensors"
+
+RUN_EXAMPLES = """Examples:
 
 `tlora run --model smollm2-135m --task family_relationships --output demo`
 
@@ -62,17 +77,17 @@ RUNNING = """Examples:
 """
 
 
-@flat
+@flatten_options
 def run(
     ctx: typer.Context,
     model: Model,
     data: Data,
     output: Output,
     placement: Placement,
-    looking: Looking,
+    calibrating: CalibrationFlags,
     allocating: AllocationFlags,
-    start: Start,
-    training: Training,
+    start: AdapterFlags,
+    training: TrainingFlags,
     recipe: Recipe = DEFAULT_RECIPE,
     save_calibration: SaveCalibration = False,
     config: Config = None,
@@ -85,36 +100,40 @@ def run(
     PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
     If training is interrupted, the calibration, the allocation and the checkpoints stay in OUTPUT-unfinished.
     """
-    from tlora.cli import steps
+    is_default = start.init is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT")
+    allocating, start, training = apply_recipe(recipe, allocating, start, training)
+    if start.init:
+        allocating = allocating.cap_rank(sketch_columns(asdict(calibrating)))
+    work = unfinished(output)
+    check_output(output, ADAPTER_WEIGHTS, overwrite)
+    refuse_leftover(work, overwrite)
+    check_training(training, placement)
+    report = Report(quiet)
+    if is_default:
+        report.say(PLAIN_LORA)
 
-    looking, allocating, start, training = steps.by_recipe(ctx, recipe, looking, allocating, start, training)
-    allocating = allocating.within(looking.directions) if start.init else allocating
-    report, line, work = Report(quiet), written(run, ctx.params), steps.unfinished(output)
-    made = steps.origin(line, data)
-    steps.check_run(start, training, placement, output, [work] if work.exists() else [], overwrite)
-    if steps.given(ctx, "recipe") == steps.given(ctx, "init") == "DEFAULT":
-        report.say(BY_DEFAULT)
-    base, task = steps.load_base(model, data, placement, report)
-    steps.rehearse(base, looking, allocating)
-    steps.once(lambda: shutil.rmtree(work, ignore_errors=True))
-    with steps.going_on(lambda: _rest(output, ctx.params)):
-        calibration = steps.marked(steps.look_at(base, task, looking, start.of_gradient, report), **made)
-        steps.once(partial(calibration.save, work / "calibration"))
-        allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
-        steps.once(partial(allocation.save, work / "allocation"))
-        found = steps.find(base, calibration, allocation, start, data.seed, report)
+    base, task = load_base(model, data, placement, report)
+    check_limits(base, calibrating, allocating)
+    origin = describe_origin(ctx, data)
+    run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
+    with note_what_is_kept(ctx, output):
+        calibration = calibrate_on(base, task, calibrating, needs_gradient(start), origin, report)
+        run_on_first(partial(calibration.save, work / CALIBRATION))
+        allocation = add_origin(tlora.allocate(calibration.sensitivity, **asdict(allocating)), origin)
+        run_on_first(partial(allocation.save, work / ALLOCATION))
+        adapted, results = attach_adapter(base, calibration, allocation, start, data.seed, report)
         del calibration  # large, and on disk
-        trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report)
-        trained = steps.marked(trained, **made)
-        steps.once(lambda: steps.save_run(trained, found.saved(save_calibration), output))
-        steps.once(lambda: steps.save_options(ctx, output))
+        trained = train_adapter(adapted, task, training, work, data.seed, origin, report)
+        if not save_calibration:
+            results.pop("subspaces", None)
+        run_on_first(lambda: save_run(trained, results, output))
+        run_on_first(lambda: save_options(ctx, output))
     if save_calibration and not trained.interrupted:
-        name = "calibration.safetensors"
-        steps.once(lambda: (work / name).rename(output / "tlora" / name))
-    steps.once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
+        run_on_first(lambda: (work / CALIBRATION).rename(output / RESULTS / CALIBRATION))
+    run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
 
-CALIBRATING = """Examples:
+CALIBRATE_EXAMPLES = """Examples:
 
 `tlora calibrate --model smollm2-135m --task family_relationships --samples 32 --output calib`
 
@@ -125,19 +144,16 @@ after a kill, or with more `--samples`, it resumes
 """
 
 
-@flat
+@flatten_options
 def calibrate(
     ctx: typer.Context,
     model: Model,
     data: Data,
     output: Output,
     placement: Placement,
-    looking: Looking,
+    calibrating: CalibrationFlags,
     gradient: Annotated[
-        bool,
-        typer.Option(
-            "--gradient", help="Keep the mean gradients, for subspaces of kind g.", rich_help_panel="Calibration"
-        ),
+        bool, option("Calibration", "Keep the mean gradients, for subspaces of kind g.", "--gradient")
     ] = False,
     checkpoint: Checkpoint = None,
     overwrite: Overwrite = False,
@@ -147,20 +163,18 @@ def calibrate(
 
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
-    from tlora.cli import steps
-
-    report, line = Report(quiet), written(calibrate, ctx.params)
-    steps.check_result(output, tlora.Calibration, overwrite)
-    base, task = steps.load_base(model, data, placement, report)
-    found = steps.look_at(base, task, looking, gradient, report, checkpoint)
-    found = steps.marked(found, **steps.origin(line, data))
-    steps.once(lambda: found.save(output))
-    typer.echo(f"{found!r}\n\n{sensitivity_table(found)}\n")
-    then = {"calibration": output, "output": output.with_name("alloc")}
-    typer.echo(facts({"saved": str(output), "again": line, "next": written(allocate, then)}))
+    check_result(output, overwrite)
+    refuse_other_result(output, "Calibration")
+    report = Report(quiet)
+    base, task = load_base(model, data, placement, report)
+    calibration = calibrate_on(base, task, calibrating, gradient, describe_origin(ctx, data), report, checkpoint)
+    run_on_first(lambda: calibration.save(output))
+    typer.echo(f"{calibration!r}\n\n{sensitivity_table(calibration)}\n")
+    following = {"calibration": output, "output": output.with_name("alloc")}
+    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": next_command(ctx, "allocate", following)}))
 
 
-ALLOCATING = """Examples:
+ALLOCATE_EXAMPLES = """Examples:
 
 `tlora allocate calib --rank 8 --output alloc`
 
@@ -168,10 +182,12 @@ ALLOCATING = """Examples:
 """
 
 
-@flat
+@flatten_options
 def allocate(
     ctx: typer.Context,
-    calibration: Annotated[Path, typer.Argument(help="Folder of a calibration.", show_default=False)],
+    calibration: Annotated[
+        Path, typer.Argument(help="A calibration.", show_default=False, callback=check_saved_result)
+    ],
     output: Output,
     allocating: AllocationFlags,
     overwrite: Overwrite = False,
@@ -180,22 +196,22 @@ def allocate(
 
     Takes a second and no model. Writes an Allocation, and shows it by projection.
     """
-    from tlora.cli import steps
-
-    line = written(allocate, ctx.params)
-    steps.check_result(output, tlora.Allocation, overwrite)
-    looked = tlora.Calibration.load(calibration)
-    data = looked.meta.recipe.get("data", {"task": looked.meta.task or "TASK"})
-    allocating = allocating.within(steps.directions(looked))
-    allocation = steps.marked(steps.make_allocation(looked.sensitivity, allocating), command=line)
+    check_result(output, overwrite)
+    refuse_other_result(output, "Allocation")
+    (allocating,) = apply_recipe("tlora", allocating)
+    calibrated = tlora.Calibration.load(calibration)
+    recipe = calibrated.meta.recipe
+    allocating = allocating.cap_rank(sketch_columns(recipe))
+    allocation = tlora.allocate(calibrated.sensitivity, **asdict(allocating))
+    allocation = add_origin(allocation, {"command": again(ctx)})
     allocation.save(output)
     typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
-    then = data | {"model": looked.meta.model, "calibration": calibration, "allocation": output}
-    then["output"] = output.with_name("adapter")
-    typer.echo(facts({"saved": str(output), "again": line, "next": written(train, then)}))
+    following = recipe.get("data", {"task": calibrated.meta.task or "TASK"}) | {"model": calibrated.meta.model}
+    following |= {"calibration": calibration, "allocation": output, "output": output.with_name("adapter")}
+    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": next_command(ctx, "train", following)}))
 
 
-INITIALIZING = """Examples:
+INIT_EXAMPLES = """Examples:
 
 `tlora init models/qwen --data chats.jsonl --rank 16 --output start`
 
@@ -203,16 +219,18 @@ INITIALIZING = """Examples:
 """
 
 
-@flat
+@flatten_options
 def init(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="Base model, as for --model elsewhere.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Base model, as for --model elsewhere.", show_default=False, callback=check_model)
+    ],
     data: Data,
     output: Output,
     placement: Placement,
-    looking: Looking,
+    calibrating: CalibrationFlags,
     allocating: AllocationFlags,
-    start: Start,
+    start: AdapterFlags,
     recipe: Recipe = "tlora",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -222,26 +240,33 @@ def init(
     Writes an ordinary PEFT adapter whose B is zero; in its folder also `tlora/` (the sensitivity, the spectrum, the
     allocation) and a README with the lines for PEFT, TRL, LLaMA-Factory and axolotl.
     """
+    allocating, start = apply_recipe(recipe, allocating, start)
+    if start.init:
+        allocating = allocating.cap_rank(sketch_columns(asdict(calibrating)))
+    check_output(output, ADAPTER_WEIGHTS, overwrite)
     from tlora.adapters.files import PAGE, refuse_trained
-    from tlora.cli import steps
 
-    looking, allocating, start = steps.by_recipe(ctx, recipe, looking, allocating, start)
-    allocating = allocating.within(looking.directions) if start.init else allocating
-    report, line = Report(quiet), written(init, ctx.params)
     refuse_trained(output)
-    steps.check_start(placement, output, overwrite)
-    base, task = steps.load_base(model, data, placement, report)
-    steps.rehearse(base, looking, allocating)
-    made = steps.origin(line, data)
-    calibration = steps.marked(steps.look_at(base, task, looking, start.of_gradient, report), **made)
-    allocation = steps.marked(steps.make_allocation(calibration.sensitivity, allocating), **made)
-    found = steps.find(base, calibration, allocation, start, data.seed, report)
-    steps.once(lambda: steps.save_start(base, found, start, output, data.seed))
-    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation, start.init and start.freeze_a)}\n")
-    typer.echo(facts({"saved": str(output), "again": line, "next": f"see {output / PAGE}"}))
+    report = Report(quiet)
+    base, task = load_base(model, data, placement, report)
+    check_limits(base, calibrating, allocating)
+    origin = describe_origin(ctx, data)
+    calibration = calibrate_on(base, task, calibrating, needs_gradient(start), origin, report)
+    allocation = add_origin(tlora.allocate(calibration.sensitivity, **asdict(allocating)), origin)
+    adapted, results = attach_adapter(base, calibration, allocation, start, data.seed, report)
+
+    def save() -> None:
+        for name, result in results.items():
+            if name != "subspaces":
+                result.save(output / RESULTS / name)
+        tlora.save_initial(adapted, output)  # last: a folder with an adapter is whole
+
+    run_on_first(save)
+    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation, bool(start.freeze_a))}\n")
+    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": f"see {output / PAGE}"}))
 
 
-TRAINING = """Examples:
+TRAIN_EXAMPLES = """Examples:
 
 `tlora train --model smollm2-135m --task family_relationships --calibration calib --allocation alloc --output adapter`
 
@@ -249,28 +274,23 @@ The same with `--resume --overwrite` resumes an interrupted training from its la
 """
 
 
-@flat
+@flatten_options
 def train(
     ctx: typer.Context,
     model: Model,
     data: Data,
-    allocation: Annotated[
-        Path, typer.Option("--allocation", help="Folder of an allocation.", rich_help_panel="Adapter")
-    ],
+    allocation: Annotated[Path, option("Adapter", "An allocation.", "--allocation", callback=check_saved_result)],
     output: Output,
     placement: Placement,
-    start: Start,
-    training: Training,
+    start: AdapterFlags,
+    training: TrainingFlags,
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="Folder of a calibration; --no-init needs none.", rich_help_panel="Adapter"),
+        option("Adapter", "A calibration; --no-init needs none.", "--calibration", callback=check_saved_result),
     ] = None,
     recipe: Recipe = "tlora",
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Resume from the last checkpoint in OUTPUT-unfinished.", rich_help_panel="Training"
-        ),
+        bool, option("Training", "Resume from the last checkpoint in OUTPUT-unfinished.", "--resume")
     ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -279,84 +299,269 @@ def train(
 
     Writes what `tlora run` writes, except for `tlora/run.yaml`.
     """
-    from tlora.cli import steps
-
-    start, training = steps.by_recipe(ctx, recipe, start, training)
+    start, training = apply_recipe(recipe, start, training)
     if start.init and calibration is None:
         raise ValueError("the initial A comes from a calibration: pass --calibration, or --no-init")
-    report, line = Report(quiet), written(train, ctx.params)
-    left = [] if resume else steps.checkpoints(output)
-    made = steps.origin(line, data)
-    steps.check_run(start, training, placement, output, left, overwrite)
+    work = unfinished(output)
+    check_output(output, ADAPTER_WEIGHTS, overwrite)
+    for checkpoint in () if resume else (work / CHECKPOINTS).glob("checkpoint-*"):
+        refuse_leftover(checkpoint, overwrite)
+    check_training(training, placement)
+    report = Report(quiet)
+
     allocated = tlora.Allocation.load(allocation)
-    looked = tlora.Calibration.load(calibration) if calibration else None
-    base, task = steps.load_base(model, data, placement, report)
-    steps.check_calibration(looked, calibration, task)
-    for checkpoint in left:
-        steps.once(partial(shutil.rmtree, checkpoint))
-    with steps.going_on(lambda: _rest(output, ctx.params)):
-        found = steps.find(base, looked, allocated, start, data.seed, report)
-        del looked
-        trained = steps.train_adapter(base, task, found, start, training, output, data.seed, report, resume)
-        trained = steps.marked(trained, **made)
-        steps.once(lambda: steps.save_run(trained, found.results, output))
-    steps.once(lambda: _conclude(trained, found.results, output, line, ctx.params, report))
+    calibrated = tlora.Calibration.load(calibration) if calibration else None
+    base, task = load_base(model, data, placement, report)
+    if calibrated and calibrated.meta.task not in ("", task.name):
+        warnings.warn(
+            f"{calibration} is of {calibrated.meta.task}, and this trains on {task.name}: is that meant?", stacklevel=1
+        )
+    if not resume:
+        run_on_first(lambda: shutil.rmtree(work / CHECKPOINTS, ignore_errors=True))
+    with note_what_is_kept(ctx, output):
+        adapted, results = attach_adapter(base, calibrated, allocated, start, data.seed, report)
+        del calibrated  # large
+        origin = describe_origin(ctx, data)
+        trained = train_adapter(adapted, task, training, work, data.seed, origin, report, resume)
+        results.pop("subspaces", None)
+        run_on_first(lambda: save_run(trained, results, output))
+    run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
 
-def _rest(output: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """What is kept of an interrupted run, and the command that resumes it."""
-    from tlora.cli import steps
+def unfinished(output: Path) -> Path:
+    """Return where a run keeps its results until it is whole: a folder in the same place as its output."""
+    return with_suffix(output, "-unfinished")
+
+
+def with_suffix(folder: Path, suffix: str) -> Path:
+    """Return a folder in the same place, with a suffix to its name."""
+    return folder.parent / f"{folder.resolve().name}{suffix}"
+
+
+def refuse_other_result(output: Path, kind: str) -> None:
+    """Refuse to replace a result of another kind, before anything is computed."""
+    from tlora.results import refuse_other_file
+
+    refuse_other_file(result_file(output), kind)
+
+
+def refuse_leftover(folder: Path, overwrite: bool) -> None:
+    """Refuse to replace what an interrupted run has left."""
+    if folder.exists() and not overwrite:
+        raise FileExistsError(
+            f"{folder} is left from an interrupted run: resume with tlora train and the run's --recipe (--resume if "
+            "there are checkpoints), remove it, or start again with --overwrite"
+        )
+
+
+def check_training(training: TrainingFlags, placement: Placement) -> None:
+    """Refuse a device or a logger that training would refuse after the calibration."""
+    from tlora.models.loading import resolve_device
+    from tlora.training.arguments import check_card, check_report
+
+    check_report(training.report_to)
+    check_card(resolve_device(placement.device, {}))
+
+
+def check_limits(model: Any, calibrating: CalibrationFlags, allocating: AllocationFlags) -> None:
+    """Refuse limits of ranks that cannot be met, before the calibration."""
+    from tlora.allocation.allocate import check_limits
+
+    check_limits(tlora.target_modules(model, module_selection(calibrating.target_modules)), **asdict(allocating))
+
+
+def needs_gradient(start: AdapterFlags) -> bool:
+    """Whether A is made of the mean gradient, which the calibration then has to keep."""
+    return bool(start.init) and start.kind in ("g", "g_whitened")
+
+
+def calibrate_on(
+    model: Any,
+    task: tlora.Task,
+    calibrating: CalibrationFlags,
+    gradient: bool,
+    origin: Mapping[str, Any],
+    report: Report,
+    checkpoint: Path | None = None,
+) -> tlora.Calibration:
+    """Calibrate on training samples of the task."""
+    from tlora.utils.distributed import Processes
+
+    each = max(1, calibrating.samples // Processes.current().count)  # so that every process has a batch
+    batches = task.calibration(calibrating.samples, min(BATCH_SIZE, each))
+    with report.step(f"calibrating on {calibrating.samples} samples"):
+        calibration = tlora.calibrate(
+            model,
+            batches,
+            gradient=gradient,
+            checkpoint=checkpoint,
+            progress=report.progress,
+            **calibrating.arguments(),
+        )
+    sensitivity = add_origin(calibration.sensitivity, origin)
+    return replace(add_origin(calibration, origin), sensitivity=sensitivity)
+
+
+def attach_adapter(
+    model: Any,
+    calibration: tlora.Calibration | None,
+    allocation: tlora.Allocation,
+    start: AdapterFlags,
+    seed: int,
+    report: Report,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model with the adapter, and by name the results that it comes from."""
+    results: dict[str, Any] = {"allocation": allocation}
+    if calibration:
+        with report.step("spectrum of the inputs"):
+            results |= {"sensitivity": calibration.sensitivity, "spectrum": calibration.spectrum()}
+    if calibration and start.init:
+        with report.step(f"subspaces of kind {start.kind}, up to rank {max(allocation.ranks.values())}"):
+            results["subspaces"] = tlora.task_subspaces(
+                model, calibration, max_rank=allocation, kind=start.kind or KIND, seed=seed, progress=report.progress
+            )
+    adapted = tlora.attach(
+        model, results.get("subspaces"), allocation, freeze_a=bool(start.freeze_a), rows=start.rows, seed=seed
+    )
+    return adapted, results
+
+
+def train_adapter(
+    adapted: Any,
+    task: tlora.Task,
+    training: TrainingFlags,
+    work: Path,
+    seed: int,
+    origin: Mapping[str, Any],
+    report: Report,
+    resume: bool = False,
+) -> tlora.TrainingRun:
+    """Train the adapter; checkpoints are in the work folder until the output is whole."""
+    with report.step("training, with the metrics before and after"):
+        run = tlora.train(
+            adapted,
+            task,
+            seed=seed,
+            output_dir=work / CHECKPOINTS,
+            resume=resume,
+            progress=report.progress,
+            **training.arguments(),
+        )
+    held_out = len(getattr(task, run.evaluated_on, ()))
+    evaluated = held_out if training.eval_limit is None else min(training.eval_limit, held_out)
+    labels = {"num_labels": task.num_labels, "classes": list(task.classes), "evaluated_samples": evaluated}
+    return add_origin(run, {**labels, **origin})
+
+
+def describe_origin(ctx: typer.Context, data: Data) -> dict[str, Any]:
+    """Return what a result keeps of its command: the line, its data, and the digest of their files."""
+    from tlora.tasks.load import digest_task
+
+    return {"command": again(ctx), "data": asdict(data), "contents": digest_task(data.task, {}).get("task")}
+
+
+def add_origin(result: Any, origin: Mapping[str, Any]) -> Any:
+    """Return a result with more in its recipe."""
+    return replace(result, meta=replace(result.meta, recipe=result.meta.recipe | origin))
+
+
+def run_on_first(act: Callable[[], object]) -> None:
+    """Have the first of several processes write what all would write alike."""
+    from tlora.utils.distributed import Processes
+
+    Processes.current().run_on_first(act)
+
+
+def save_run(run: tlora.TrainingRun, results: Mapping[str, tlora.Allocation], output: Path) -> None:
+    """Write the adapter's folder with the results in it, all or nothing; those of an earlier run go."""
+    from tlora.adapters.files import earlier_files
+
+    earlier = [file.relative_to(output) for file in (output / RESULTS).glob(f"*{RESULT_SUFFIX}")]
+    with replace_files(output, last=ADAPTER_CONFIG, earlier=[*earlier_files(output), *earlier]) as fresh:
+        run.save(fresh)
+        for name, result in results.items():
+            result.save(fresh / RESULTS / name)
+
+
+def save_options(ctx: typer.Context, output: Path) -> None:
+    """Write the file that repeats a run."""
+    import yaml
+
+    skipped = ("config", "quiet", "overwrite")
+    names = [parameter.name for parameter in ctx.command.params if parameter.name not in skipped]
+    values = {name: value for name in names if (value := ctx.params.get(name)) is not None}
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    with replace_file(output / RESULTS / RUN_OPTIONS) as fresh:
+        fresh.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def note_what_is_kept(ctx: typer.Context, output: Path) -> Iterator[None]:
+    """Add to an error what is kept of the run, and how to resume it."""
+    try:
+        yield
+    except BaseException as error:
+        if kept := describe_kept(ctx, output):
+            error.add_note(facts(kept))
+        raise
+
+
+def describe_kept(ctx: typer.Context, output: Path) -> dict[str, str]:
+    """Return what is kept of an interrupted run, and the command that resumes it."""
     from tlora.training.checkpoints import is_whole
 
-    work, stages = steps.unfinished(output), ("calibration", "allocation")
-    files = {name: work / f"{name}.safetensors" for name in stages}
-    kept = {name: file for name, file in files.items() if name not in values and file.exists()}
-    left = steps.checkpoints(output)
-    resume = any(map(is_whole, left))
-    if not kept and not resume:
+    work, values = unfinished(output), dict(ctx.params)
+    for name, file in (("calibration", work / CALIBRATION), ("allocation", work / ALLOCATION)):
+        if name not in values and file.exists():
+            values[name] = file
+    checkpoints = list((work / CHECKPOINTS).glob("checkpoint-*"))
+    resume = any(map(is_whole, checkpoints))
+    if len(values) == len(ctx.params) and not resume:
         return {}
-    values = dict(values) | kept
     if values.get("allocation") is None:
-        return {"kept": str(work), "next": written(allocate, values | {"output": work / "allocation"})}
-    values |= {"resume": resume, "overwrite": values["overwrite"] or output.exists() or (bool(left) and not resume)}
-    return {"kept": str(work), "next": written(train, values)}
+        following = next_command(ctx, "allocate", values | {"output": work / ALLOCATION})
+    else:
+        overwrite = values["overwrite"] or output.exists() or (bool(checkpoints) and not resume)
+        following = next_command(ctx, "train", values | {"resume": resume, "overwrite": overwrite})
+    return {"kept": str(work), "next": following}
 
 
-def _conclude(
-    run: tlora.TrainingRun,
-    results: Mapping[str, Any],
-    output: Path,
-    line: str,
-    values: Mapping[str, Any],
-    report: Report,
+def conclude(
+    ctx: typer.Context, run: tlora.TrainingRun, results: Mapping[str, Any], output: Path, report: Report
 ) -> None:
-    """Draw, clear away what is no longer needed, and sum up."""
-    from tlora.cli import steps
-
-    drawn = _draw({**results, "training": run}, output / "pictures", report)
+    """Draw, remove what is no longer needed, and print the summary."""
+    pictures = draw_pictures({**results, "training": run}, output, report)
     if run.before:
         typer.echo(f"\n{metrics_table({'before': run.before, 'after': run.after})}")
         typer.echo(f"(on {run.meta.recipe['evaluated_samples']} {run.evaluated_on} samples)\n")
-    told = run_facts(run) | {"saved": str(output), "pictures": drawn, "again": line}
+    summary = run_facts(run) | {"saved": str(output), "pictures": pictures, "again": again(ctx)}
     if run.interrupted:
-        typer.echo(facts(told | _rest(output, values)))
+        typer.echo(facts(summary | describe_kept(ctx, output)))
         raise typer.Exit(130)
-    steps.clear(steps.unfinished(output), inputs="calibration" in values)
-    then = {"adapter": output, "task": values["task"], "base": True, "output": steps.beside(output, "-merged")}
-    typer.echo(facts(told | {"next": written(evaluate if run.evaluated_on == "test" else merge, then)}))
+    work = unfinished(output)
+    # Of a resumed run the calibration and the allocation stay: the user has named them.
+    shutil.rmtree(work if ctx.command.name == "run" else work / CHECKPOINTS, ignore_errors=True)
+    if work.exists() and not any(work.iterdir()):
+        work.rmdir()
+    following = {"adapter": output, "task": ctx.params["task"], "base": True}
+    if run.evaluated_on == "test":
+        line = next_command(ctx, "evaluate", following)
+    else:
+        line = next_command(ctx, "export", following | {"output": with_suffix(output, "-merged"), "format": "merged"})
+    typer.echo(facts(summary | {"next": line}))
     if run.diverged:
         raise typer.Exit(1)
 
 
-def _draw(results: Mapping[str, Any], folder: Path, report: Report) -> str:
-    """Draw the pictures of what there is, and write the model card; without them the run is whole all the same."""
+def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> str:
+    """Draw the results and write the model card; without matplotlib the run is whole all the same."""
     try:
-        viz = _viz()
+        viz = load_viz()
     except ModuleNotFoundError as error:
         report.say(f"no pictures: {error}")
         return ""
     with report.step("drawing"):
-        drawn = draw(viz, results, folder)
-        with replace_file(folder.parent / "README.md") as fresh:
-            fresh.write_text(viz.card(folder.parent), encoding="utf-8")
-    return drawn
+        pictures = draw_results(results, output / "pictures")
+        with replace_file(output / "README.md") as fresh:
+            fresh.write_text(viz.card(output), encoding="utf-8")
+    return pictures

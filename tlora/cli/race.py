@@ -9,16 +9,14 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.cli.command_line import flat, written
+from tlora.cli.checks import PICTURE_FORMATS, check_output, check_picture, check_positive
+from tlora.cli.command_line import again, flatten_options
+from tlora.cli.loading import load_base
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
-from tlora.cli.output import FORMATS, Report, _viz, check_picture, draw_into, facts, table
+from tlora.cli.output import Report, draw_into, facts, load_viz, table
 from tlora.utils.defaults import BATCH_SIZE, RECIPES
 
 ARMS = ("tlora", "uniform", "lora")
-METHODS = (
-    "lora", "rslora", "dora", "lora+", "pissa", "olora", "eva", "corda", "lora-ga", "lora-fa", "adalora", "vera",
-    "full", "head", "tlora+", "qa-lora", "talklora", "tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late",
-)  # fmt: skip
 RACE, ADAPTER = "race.safetensors", "adapter"
 """The result, and the folder of the leader's adapter, in the output folder."""
 RACING = """Examples:
@@ -44,7 +42,11 @@ class Racing:
     steps: Annotated[int | None, option("Race", "Optimizer steps of each training.", min=1)] = None
     seconds: Annotated[
         float | None,
-        option("Race", "Time for everything, instead of --steps: as many steps are planned as fit. Default: 300."),
+        option(
+            "Race",
+            "Time for everything, instead of --steps: as many steps are planned as fit. Default: 300.",
+            callback=check_positive,
+        ),
     ] = None
     seeds: Annotated[
         int,
@@ -57,7 +59,13 @@ class Racing:
     ] = 3
     learning_rate: Annotated[
         float | None,
-        option("Race", "Of all arms. Default: three are tried for each.", "--learning-rate", "--lr"),
+        option(
+            "Race",
+            "Of all arms. Default: three are tried for each.",
+            "--learning-rate",
+            "--lr",
+            callback=check_positive,
+        ),
     ] = None
     batch_size: Annotated[int, option("Race", "Samples a step.", min=1)] = BATCH_SIZE
     rank: Annotated[
@@ -69,7 +77,7 @@ class Racing:
 
     def arms(self) -> dict[str, Any]:
         """The arms by name, as `tlora.race` takes them."""
-        from tlora.results import result_file
+        from tlora.utils.file_names import result_file
 
         arms: dict[str, Any] = {}
         for text in self.arm or ARMS:
@@ -89,7 +97,7 @@ class Racing:
         return {name: getattr(self, name) for name in names} | more
 
 
-@flat
+@flatten_options
 def race(
     ctx: typer.Context,
     model: Model,
@@ -102,7 +110,9 @@ def race(
             "Output", f"Folder for the result, and for the adapter of the best arm: {ADAPTER}/ in it.", "--output", "-o"
         ),
     ] = None,
-    picture: Annotated[Path | None, option("Output", f"Draw the race into this file: {', '.join(FORMATS)}.")] = None,
+    picture: Annotated[
+        Path | None, option("Output", f"Picture to draw: {', '.join(PICTURE_FORMATS)}.", callback=check_picture)
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -111,21 +121,18 @@ def race(
     All see the same batches and held-out samples, each at its own learning rate. Ctrl-C ends the race and keeps what
     was trained. The last line is the outcome.
     """
-    from tlora.cli import steps
-
-    check_picture(picture)
     if output is not None:
-        steps.check_output(output, RACE, overwrite)
+        check_output(output, RACE, overwrite)
     arms, report = racing.arms(), Report(quiet)
-    base, task = steps.load_base(model, data, placement, report)
+    base, task = load_base(model, data, placement, report)
     result = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
     typer.echo(f"{_table(result)}\n\n{facts(_about(result))}\n")
     if output is not None:
         result.save(output / RACE)
         result.winner.save(output / ADAPTER)
-        typer.echo(f"{facts({'saved': str(output), 'again': written(race, ctx.params)})}\n")
+        typer.echo(f"{facts({'saved': str(output), 'again': again(ctx)})}\n")
     if picture:
-        viz = _viz()
+        viz = load_viz()
         draw_into(picture, viz, viz.plot_race(result))
     typer.echo(result.sentence)
 

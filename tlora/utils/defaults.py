@@ -10,6 +10,7 @@ Scaling = Literal["nominal", "allocated"]
 Rows = Literal["orthonormal", "variance", "whitened"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "uniform", "lora"]
 
 RANK = 8
@@ -33,7 +34,7 @@ ENERGY = 0.99
 LENGTH = 512
 """Tokens of a sample, for `tlora.estimate`."""
 
-DTYPE = "float32"
+DTYPE: Dtype = "float32"
 OPTIMIZER = "adamw_torch"
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """Learning rates that a search begins with."""

@@ -1,78 +1,69 @@
-"""Commands on a trained adapter: `tlora evaluate`, `tlora report`, and the model card that `tlora run` leaves."""
+"""`tlora evaluate` on the samples that were held out, and `tlora report`."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import tlora
-import viz
 from tests.helpers.commands import QUICK, RUN, done, invoke, next_command
-from tests.helpers.reported import Page
-from tlora.cli import pipeline
+from tlora.cli import evaluate
 
-pytestmark = pytest.mark.usefixtures("workplace")
-
-
-def csv_of(path: Path, rows: list[str], header: str = "text,label") -> Path:
-    path.write_text("\n".join([header, *rows, ""]))
-    return path
+pytestmark = pytest.mark.usefixtures("workplace", "no_pictures")
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_evaluate_tells_of_other_data_than_it_was_trained_on() -> None:
+def test_the_samples_that_were_held_out_are_evaluated():
+    """With the sizes and the seed of the training, by whatever path."""
+    done(f"{RUN} --seed 5 --test-samples 7 --epochs 2 --lr 0.02 --output out")
+    run = tlora.TrainingRun.load("out")
+    result = done(f"evaluate out --task {Path('pairs.jsonl').resolve()} --base --json")
+    values = json.loads(result.stdout)
+    assert "warning" not in result.stderr
+    assert values["samples"] == 7
+    assert values["metrics"]["adapter"] == pytest.approx(run.after)
+    assert values["metrics"]["base"] == pytest.approx(run.before)
+    shown = done("evaluate out --task pairs.jsonl --base").stdout
+    assert f"{run.before['loss']:.4g}  {run.after['loss']:.4g}".split() == shown.splitlines()[1].split()[1:]
+    assert "base" not in json.loads(done("evaluate out --task pairs.jsonl --json --eval-limit 3").stdout)["metrics"]
+
+
+def test_samples_that_may_have_been_trained_on_are_warned_of():
+    model, tokenizer = tlora.load_model("llama")
+    task = tlora.load_task("pairs.jsonl", tokenizer, seed=3)
+    calibration = tlora.calibrate(model, task.calibration(8), progress=False)
+    adapted = tlora.attach(model, None, tlora.allocate(calibration.sensitivity, 2))
+    tlora.train(adapted, task, max_steps=2, evaluation_limit=0, progress=False).save("by_hand")
+    assert "may have been among the training samples" in done("evaluate by_hand --task pairs.jsonl").stderr
+    Path("pairs").mkdir()
+    for name in ("train", "test"):  # test samples of its own
+        shutil.copy("pairs.jsonl", f"pairs/{name}.jsonl")
+    assert "among the training samples" not in done("evaluate by_hand --task pairs").stderr
+
+
+def test_other_classes_and_changed_data_are_named():
     rows = [f"film {i},{('good', 'bad')[i % 2]}" for i in range(40)]
-    csv_of(Path("a.csv"), rows)
-    csv_of(Path("b.csv"), [row.replace("bad", "poor") for row in rows])
+    for name, texts in (("a.csv", rows), ("b.csv", [row.replace("bad", "poor") for row in rows])):
+        Path(name).write_text("\n".join(["text,label", *texts, ""]))
     done(f"run --model bert --task a.csv {QUICK} --samples 6 --output sorted")
     assert "has changed" not in done("evaluate sorted --task a.csv").stderr
-    refused = invoke("evaluate sorted --task b.csv")
-    assert (refused.exit_code, "tells bad, good apart" in refused.stderr) == (2, True)
-    csv_of(Path("a.csv"), ["one more,good", *rows])
+    result = invoke("evaluate sorted --task b.csv")
+    assert (result.exit_code, "bad, good" in result.stderr) == (2, True)
+    Path("a.csv").write_text("\n".join(["text,label", "one more,good", *rows, ""]))
     assert "a.csv has changed since sorted was trained on it" in done("evaluate sorted --task a.csv").stderr
-    assert tlora.TrainingRun.load("sorted").meta.recipe["classes"] == ["bad", "good"]
 
 
-@pytest.fixture
-def adapter(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What ``tlora run`` leaves, without its pictures."""
-    monkeypatch.setattr(pipeline, "_draw", lambda *_: "")
-    done(f"{RUN} {QUICK} --seed 3 --output out")
-    return Path("out")
+@pytest.mark.parametrize(
+    ("task", "is_split"), [("rotten_tomatoes", True), ("sst2", False), ("family_relationships", False)]
+)
+def test_packaged_tasks_that_have_one_split(task, is_split):
+    assert evaluate.is_split_here(task) == is_split
 
 
-def test_report_is_the_library_s_page_of_the_folder(adapter):
-    result = done("report out")
-    page = (adapter / "report.html").read_bytes()
-    assert next_command(result.stdout) == "python -m webbrowser out/report.html"
-    assert "reporting on out" in result.stderr
-    quiet = done("report out --output pages/one.html --quiet")
-    assert quiet.stderr == ""
-    assert Path("pages/one.html").read_bytes() == page
-    assert viz.report("out", "two.html").read_bytes() == page
-
-
-def test_page_has_all_that_the_command_knows(adapter):
-    done("report out")
-    page = Page((adapter / "report.html").read_text(encoding="utf-8"))
-    keys = [section.attributes["id"] for section in page.all("section")]
-    assert keys == ["data", "spectra", "sensitivity", "allocation", "training", "rank-use", "reproduce", "missing"]
-    line = f"tlora {RUN} {QUICK} --seed 3 --rows variance --output out"
-    (shown,) = [e.text for e in page.section("reproduce").all("code") if e.text.startswith("tlora run")]
-    assert sorted(shown.split()) == sorted(line.split())
-    assert ["seed", "3"] in page.table("data", "Model and data")
-
-
-@pytest.mark.parametrize("folder", ["llama", "nowhere"])
-def test_folder_that_is_no_adapter_is_refused_in_one_sentence(folder):
-    result = invoke(f"report {folder}")
-    assert result.exit_code == 2
-    assert "holds no adapter (there is no adapter_config.json)" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_run_leaves_a_model_card_with_the_picture_of_the_allocation():
+def test_the_report_is_written_next_to_the_adapter():
     done(f"{RUN} {QUICK} --output out")
-    text = Path("out/README.md").read_text(encoding="utf-8")
-    assert text == viz.card("out")
-    assert "](pictures/allocation.png)" in text
-    assert "tlora run" in text
+    result = done("report out")
+    assert next_command(result.stdout) == "python -m webbrowser out/report.html"
+    page = Path("out/report.html").read_bytes()
+    assert done("report out --output pages/one.html --quiet").stderr == ""
+    assert Path("pages/one.html").read_bytes() == page

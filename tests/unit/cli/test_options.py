@@ -1,0 +1,153 @@
+"""Options: from a recipe, from a file, from the command line; and the lines to type that are made of them."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+import tlora
+from tests.helpers.commands import DATA, QUICK, RUN, done, invoke
+from tlora.cli.command_line import format_command
+from tlora.cli.main import app
+from tlora.cli.options import AdapterFlags, AllocationFlags, TrainingFlags, apply_recipe
+from tlora.recipes import RECIPES
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUPS = (AllocationFlags, AdapterFlags, TrainingFlags)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_sets_its_arguments(recipe):
+    groups = apply_recipe(recipe, *(group() for group in GROUPS))
+    options = {name: value for group in groups for name, value in vars(group).items()}
+    arguments = RECIPES[recipe].flat()
+    assert arguments == {name: options[name] for name in arguments}
+    assert options["init"] == (RECIPES[recipe].task_subspaces is not None)
+    assert {name for name, value in options.items() if value is None} <= {
+        *("alpha", "max_rank", "rows", "a_learning_rate", "head_learning_rate", "freeze_a_after"),
+        *("max_steps", "eval_limit"),
+    }
+
+
+def test_options_take_precedence_over_the_recipe():
+    adapter, training = apply_recipe(
+        "tlora-freeze-late", AdapterFlags(rows="orthonormal", kind="c"), TrainingFlags(freeze_a_after=0.5)
+    )
+    assert (adapter.rows, adapter.kind, adapter.freeze_a, training.freeze_a_after) == ("orthonormal", "c", False, 0.5)
+    allocation, adapter = apply_recipe("lora", AllocationFlags(adapt_scales=True), AdapterFlags(init=True))
+    assert (allocation.adapt_ranks, allocation.adapt_scales, adapter.init) == (False, True, True)
+    (adapter,) = apply_recipe("tlora-paper", AdapterFlags(init=False))
+    assert (adapter.rows, adapter.freeze_a) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "group", "name"),
+    [
+        ("lora", AdapterFlags(kind="wc"), "--kind"),
+        ("lora", AdapterFlags(freeze_a=True), "--freeze-a"),
+        ("tlora", AdapterFlags(init=False, rows="variance"), "--rows"),
+        ("lora", AllocationFlags(budget="parameters"), "--budget"),
+        ("tlora", AllocationFlags(adapt_ranks=False, max_rank=9), "--max-rank"),
+        ("tlora", TrainingFlags(a_learning_rate=1e-4), "--a-learning-rate"),
+        ("tlora-paper", TrainingFlags(freeze_a_after=0.2), "--freeze-a-after"),
+    ],
+)
+def test_options_without_effect_are_refused(recipe, group, name):
+    groups = [group if isinstance(group, kind) else kind() for kind in GROUPS]
+    with pytest.raises(ValueError, match=name):
+        apply_recipe(recipe, *groups)
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+def test_a_run_without_a_recipe_is_plain_lora_and_says_so():
+    assert "plain LoRA, because no --recipe is given" in done(f"run {DATA} --samples 6 {QUICK} --output one").stderr
+    assert "plain LoRA" not in done(f"run {DATA} --samples 6 {QUICK} --recipe lora --output two").stderr
+    one, two = (tlora.TrainingRun.load(name) for name in ("one", "two"))
+    assert not one.frozen_a
+    assert all(tensor.equal(two.adapter[name]) for name, tensor in one.adapter.items())
+    done("run --config one/tlora/run.yaml --recipe tlora --output three")
+    assert tlora.TrainingRun.load("three").frozen_a
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+def test_a_run_writes_the_file_that_repeats_it():
+    training = "--gradient-accumulation 2 --gradient-checkpointing --lr 1e-2"
+    done(f"{RUN} {QUICK} {training} --no-adapt-scales --target-modules mlp --output one")
+    done("run --config one/tlora/run.yaml --output two")
+    one, two = (Path(folder, "tlora", "run.yaml").read_text() for folder in ("one", "two"))
+    assert two == one.replace("output: one", "output: two")
+    assert yaml.safe_load(one)["target_modules"] == ["mlp"]
+    assert same_adapter("one", "two")
+    recipe = tlora.TrainingRun.load("two").meta.recipe
+    assert (recipe["gradient_accumulation_steps"], recipe["gradient_checkpointing"]) == (2, True)
+    assert set(tlora.Allocation.load("two/tlora/allocation").to_frame()["alpha"]) == {2}
+
+
+def same_adapter(one, two):
+    return Path(one, "adapter_model.safetensors").read_bytes() == Path(two, "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("workplace", "no_pictures")
+def test_the_line_takes_precedence_over_the_file():
+    Path("run.yaml").write_text(
+        "model: llama\ntask: pairs.jsonl\nsamples: 6\nrank: 2\nlearning-rate: 1e-2\nrows: orthonormal\n"
+        "recipe: tlora\nmax_steps: 1\neval_limit: 0\nmax_length:\ntarget_modules: attention\n"
+    )
+    result = done("run --config run.yaml --rank 3 --output out").stdout
+    line = "again     tlora run --model llama --task pairs.jsonl --output out --target-modules attention --samples 6"
+    assert f"{line} --rank 3 --rows orthonormal" in result
+    recipe = tlora.TrainingRun.load("out").meta.recipe
+    assert (recipe["learning_rate"], recipe["attach"]["rows"]) == (0.01, "orthonormal")
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("learnig_rate: 1", "did you mean learning_rate"),
+        ("config: other.yaml", "'config'"),
+        ("rank: [2", "run.yaml"),
+        ("rank", "run.yaml"),
+        ("rank: much", "--rank"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(text, name):
+    Path("run.yaml").write_text(text)
+    result = invoke(f"run {DATA} --config run.yaml --output out")
+    assert (result.exit_code, name in result.stderr) == (2, True), result.stderr
+
+
+def test_lines_to_type_are_quoted_and_leave_out_defaults():
+    values = {
+        "model": "my models/llama",
+        "task": "it's.jsonl",
+        "output": Path("out"),
+        "target_modules": ["q_proj", "v_proj"],
+        "rank": 8,
+        "alpha": 16.0,
+        "adapt_ranks": False,
+        "init": None,
+        "quiet": True,
+        "overwrite": True,
+        "calibration": "not of run",
+        "kind": "c",
+    }
+    assert shlex.split(format_command(COMMANDS["run"], values)) == [
+        *("tlora", "run", "--model", "my models/llama", "--task", "it's.jsonl", "--output", "out"),
+        *("--target-modules", "q_proj", "--target-modules", "v_proj"),
+        *("--alpha", "16.0", "--no-adapt-ranks", "--kind", "c", "--overwrite"),
+    ]
+    values = {"adapter": "a", "output": "b", "format": "merged"}
+    assert format_command(COMMANDS["export"], values) == "tlora export a b --format merged"
+
+
+def test_options_of_one_name_are_one_option():
+    """With one default and one help, whichever command takes them."""
+    seen = {}
+    for name in ("run", "init", "calibrate", "train", "allocate"):
+        for parameter in COMMANDS[name].params:
+            if parameter.param_type_name == "option" and parameter.name != "recipe":
+                option = (parameter.opts, parameter.default, parameter.help)
+                assert seen.setdefault(parameter.name, option) == option

@@ -1,0 +1,111 @@
+"""Refuse what cannot work before torch is imported: numbers, and paths that are missing or not free to write."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import typer
+
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
+from tlora.utils.files import check_folder
+
+PICTURE_FORMATS = (".png", ".svg", ".pdf")
+
+
+def check_positive(value: float | None) -> float | None:
+    """Refuse a number that is not above 0."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} must be above 0")
+    return value
+
+
+def check_fraction(value: float | None) -> float | None:
+    """Refuse a number that is not between 0 and 1."""
+    if value is not None and not 0 <= value <= 1:
+        raise typer.BadParameter(f"{value:g} must be between 0 and 1")
+    return value
+
+
+def check_device(device: str | None) -> str | None:
+    """Refuse what is not the name of a device."""
+    if device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
+        raise typer.BadParameter(f"{device!r} is not a device: use cpu, cuda or cuda:0")
+    return device
+
+
+def check_model(model: str | None) -> str | None:
+    """Refuse a path that does not exist; other names may be packaged models or on the hub."""
+    is_path = model and (model[0] in "/.~" or model.count("/") > 1 or model.endswith((".gguf", ".json")))
+    if is_path and not Path(str(model)).exists():
+        raise FileNotFoundError(f"no model in {model}: there is no such file or folder")
+    return model
+
+
+def check_task(task: str) -> str:
+    """Refuse a path that does not exist; other names may be presets or tasks of reasoning-gym."""
+    if ("/" in task or Path(task).suffix) and not Path(task).exists():
+        raise FileNotFoundError(f"{task} does not exist: --task takes a file, a folder or the name of a task")
+    return task
+
+
+def check_adapter(adapter: str) -> str:
+    """Refuse a folder without an adapter; owner/name may be on the hub."""
+    folder = Path(adapter)
+    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.+)?", adapter):
+        return adapter
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no adapter in {adapter}: it holds no {name}")
+    return adapter
+
+
+def check_picture(picture: Path | None) -> Path | None:
+    """Refuse a file for a picture in a format that matplotlib does not write here."""
+    if picture is not None and picture.suffix.lower() not in PICTURE_FORMATS:
+        raise typer.BadParameter(f"{picture}: end its name with one of {', '.join(PICTURE_FORMATS)}")
+    return picture
+
+
+def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
+    """Refuse a folder that could not be written, or holds files of others or an earlier result.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The folder; it need not exist.
+    holds : str
+        Name of the file by which an earlier result is known.
+    overwrite : bool
+        Whether an earlier result may be replaced.
+    """
+    target = path.resolve()
+    check_folder(target, holds)
+    if (target / holds).exists() and not overwrite:
+        raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
+    _check_writable(path, target)
+
+
+def check_result(path: Path, overwrite: bool) -> None:
+    """Refuse a file for a result that could not be written, or holds an earlier one."""
+    file = result_file(path)
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} holds an earlier result: replace it with --overwrite, or name another")
+    _check_writable(file, file.resolve().parent)
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    parent = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".tlora-", dir=parent).cleanup()
+    except OSError as error:
+        raise OSError(f"cannot write {path} in {parent} ({error.strerror}): name another place") from error
+
+
+def check_saved_result(path: Path | None) -> Path | None:
+    """Refuse a result that does not exist."""
+    if path is not None and not result_file(path).is_file():
+        raise FileNotFoundError(f"no result at {result_file(path)}")
+    return path

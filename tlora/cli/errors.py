@@ -1,0 +1,87 @@
+"""How commands end: a user's error as one sentence, an interruption as one line, warnings as sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from safetensors import SafetensorError
+from typer.core import TyperCommand, TyperGroup
+
+from tlora.cli.output import is_first_process, show_own_warnings
+
+EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, MemoryError, SafetensorError)
+"""What the library raises for a request that it cannot fulfill."""
+
+
+class Command(TyperCommand):
+    """Shows warnings of this package as sentences, and hides those of its libraries."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        if _is_debug(ctx):
+            return super().invoke(ctx)
+
+        def show(message: Warning | str, *args: object, **kwargs: object) -> None:
+            if is_first_process():
+                typer.echo(f"warning: {message}", err=True)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            show_own_warnings()
+            warnings.showwarning = show
+            return super().invoke(ctx)
+
+
+class Commands(TyperGroup):
+    """Shows errors that a user can act on as one sentence, and an interruption as one line."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the command line."""
+        with _interruptions():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; exit with 2 after an error, with 130 after an interruption."""
+        with _interruptions(), contextlib.ExitStack() as stack:
+            if not is_first_process():
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            try:
+                return super().invoke(ctx)
+            except (typer.Exit, typer.Abort, BrokenPipeError):  # after `| head` typer ends quietly
+                raise
+            except EXPECTED as error:
+                if _is_debug(ctx):
+                    raise
+                _show(f"error: {error_text(error)}", error)
+                raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _show("interrupted", error)
+        raise typer.Exit(130) from None
+
+
+def _is_debug(ctx: Any) -> bool:
+    return bool(ctx.find_root().params.get("debug"))
+
+
+def _show(text: str, error: BaseException) -> None:
+    typer.echo("\n".join([text, *getattr(error, "__notes__", ())]), err=True)
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error in one line, without the number that the system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return " -> ".join(names) + (": " if names else "") + error.strerror
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
