@@ -239,6 +239,6 @@ def _result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta)
         gradient=statistics.finished_gradients(),
         fingerprints=fingerprints,
         sample_fingerprints=torch.tensor(statistics.fingerprints),
-        sketching=dict(statistics.matrices.made),
+        sketching=dict(statistics.matrices.tensors),
         meta=meta,
     )

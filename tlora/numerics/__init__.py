@@ -1,5 +1,5 @@
-"""Tensors and arrays only: no model, no result.
+"""Computations on tensors and arrays, without models or results.
 
-linalg (leading subspaces, Gram matrices), sketching (second moments, whole or sketched), statistics (bootstrap
+linalg (leading subspaces, Gram matrices), sketching (second moments, complete or sketched), statistics (bootstrap
 intervals), apportionment (integers with an exact sum).
 """

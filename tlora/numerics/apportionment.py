@@ -1,4 +1,4 @@
-"""Share an integer budget in proportion to weights, exactly: no models, no tensors, no rounding error."""
+"""Share an integer budget in proportion to weights, exactly, without rounding errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Level = tuple[list[int], int, int]
 def integer_weights(weights: Sequence[float]) -> list[int]:
     """Integers in exactly the ratio of the given finite, non-negative floats.
 
-    Every float is an integer over a power of two, so that the largest denominator serves all of them.
+    Every float is an integer over a power of two, so the largest denominator is common to all.
     """
     ratios = [float(weight).as_integer_ratio() for weight in weights]
     common = max(denominator for _, denominator in ratios)
@@ -26,20 +26,20 @@ def apportion(
     high: Sequence[int],
     costs: Sequence[int] | None = None,
 ) -> list[int]:
-    """Units for each member, in proportion to weights and within limits, as much as a budget pays for.
+    """Apportion a budget of units in proportion to weights, within limits.
 
-    The ideal is ``clip(level * weights, low, high)``, with the one level at which it costs just the budget:
-    what a ceiling cuts off goes to the others in proportion, what a floor adds is taken from them likewise.
-    Ideals are rounded down; then the member that is furthest below its ideal gets one more unit, again and
-    again, while one that is not at its ceiling can be paid for. At a cost of one each this is
-    largest-remainder rounding, and the budget is met exactly. Ties go to whoever comes first.
+    The ideal is ``clip(level * weights, low, high)``, at the level that costs exactly the budget: units above a
+    ceiling go to the others in proportion, and units that a floor adds are taken from them likewise.
+    Ideals are rounded down. Then the member furthest below its ideal gets one more unit, repeatedly, as long as the
+    budget pays for a member below its ceiling. With unit costs this is largest-remainder rounding, and the budget is
+    met exactly. Ties go to the first member.
 
     Parameters
     ----------
     weights : sequence of float
-        Finite and not negative. Where only zeros are left to take what ceilings cut off, they share evenly.
+        Finite and not negative. If all members with a weight are at their ceilings, those without share evenly.
     budget : int
-        What all units may cost together.
+        Upper bound on the total cost.
     low, high : sequence of int
         Least and most units of each member.
     costs : sequence of int, optional
@@ -48,20 +48,15 @@ def apportion(
     Returns
     -------
     list of int
-        Units, in the order of ``weights``. Their cost is the budget less a rest, which is smaller than the
-        cost of one unit of any member below its ceiling.
-
-    Raises
-    ------
-    ValueError
-        If the floors alone cost more than the budget.
+        Units, in the order of ``weights``. The unspent rest of the budget is less than the cost of one unit of any
+        member below its ceiling.
     """
     costs = [1] * len(weights) if costs is None else costs
     if (least := total_cost(low, costs)) > budget:
         raise ValueError(f"the floors cost {least}, more than the budget of {budget}: lower them")
     budget = min(budget, total_cost(high, costs))
     full = [ceil if weight else floor for weight, floor, ceil in zip(weights, low, high, strict=True)]
-    if total_cost(full, costs) <= budget:  # whoever has a weight is full: the zeros share what is left evenly
+    if total_cost(full, costs) <= budget:  # all members with a weight are full: the others share the rest evenly
         low, weights = full, [1.0] * len(weights)
     level = _level(integer_weights(weights), budget, low, high, costs)
     units = [
@@ -73,16 +68,16 @@ def apportion(
 
 
 def total_cost(units: Sequence[int], costs: Sequence[int]) -> int:
-    """What units cost together."""
+    """Total cost of units."""
     return sum(count * cost for count, cost in zip(units, costs, strict=True))
 
 
 def _level(weights: list[int], budget: int, low: Sequence[int], high: Sequence[int], costs: Sequence[int]) -> Level:
     """The level at which the clipped ideals cost exactly the budget; the limits must allow it.
 
-    Members beyond a limit at a trial level are settled there, those above their ceilings where the trial
-    level is too low and those below their floors where it is too high: the true level, which lies on the
-    far side, leaves them where they are. At most as many rounds as members, in practice a handful.
+    Each round fixes members at a limit: those above their ceilings if the trial level is too low, those below their
+    floors if it is too high. The true level is further on that side, so they stay there. There are at most as many
+    rounds as members, in practice a handful.
     """
     free, rest = list(range(len(weights))), budget
     while True:
@@ -92,13 +87,13 @@ def _level(weights: list[int], budget: int, low: Sequence[int], high: Sequence[i
         surplus = sum(cut[i] * costs[i] for i in cut) - sum(raised[i] * costs[i] for i in raised)
         if surplus == 0:
             return weights, rest, scale
-        settled, limit = (cut, high) if surplus > 0 else (raised, low)
-        rest -= sum(limit[i] * costs[i] for i in settled)
-        free = [i for i in free if i not in settled]
+        fixed, limit = (cut, high) if surplus > 0 else (raised, low)
+        rest -= sum(limit[i] * costs[i] for i in fixed)
+        free = [i for i in free if i not in fixed]
 
 
 def _spend(units: list[int], rest: int, level: Level, high: Sequence[int], costs: Sequence[int]) -> None:
-    """Hand out the rest, in place, unit by unit, to whoever is furthest below the ideal and affordable."""
+    """Spend the rest, in place, unit by unit on the affordable member furthest below its ideal."""
     weights, numerator, denominator = level
     queue = [(units[i] * denominator - weights[i] * numerator, i) for i in range(len(units)) if units[i] < high[i]]
     heapq.heapify(queue)

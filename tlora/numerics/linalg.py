@@ -1,4 +1,4 @@
-"""Pure tensor functions: orthonormal bases, randomised decompositions, tiled products. No models in here."""
+"""Pure tensor functions: orthonormal bases, randomized decompositions, tiled products."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tlora.utils.devices import HostCoroutine, run_coroutines
 Product = Callable[[Tensor], Tensor]
 
 TILE = 640
-"""Side of a tile of a product on a CPU: 1.6 MB of float32 at most, so that it stays in a core's cache."""
+"""Side of a product's tile on a CPU: at most 1.6 MB of float32, which fits a core's cache."""
 
 DEVICE_TILE = 4096
-"""The same on an accelerator: 64 MB, for small products would leave it idle."""
+"""The same on an accelerator: 64 MB, because small products would leave it idle."""
 
-STEADY = 0.3
-"""The fastest fall of growths that is believed to go on: the sides take turns, and one of them may grow by less."""
+FASTEST_DECAY = 0.3
+"""Steepest ratio of successive growths used to extrapolate: the two sides alternate, and one may grow by less."""
 
-LOOKS = (3, 5, 8, 12, 18, 27, 40)
-"""Half steps after which the host looks at an iteration on an accelerator: most have converged at the first."""
+CHECKED_STEPS = (3, 5, 8, 12, 18, 27, 40)
+"""Half steps after which convergence is checked on an accelerator; most iterations have converged at the first."""
 
 OVERSAMPLING = 8
-"""Columns of a block beyond the vectors that are wanted: as fast as 4 or 16, or faster, on measured covariances."""
+"""Columns of a block beyond the vectors wanted: at least as fast as 4 or 16 on measured covariances."""
 
 
 def tiles(rows: int, columns: int, device: torch.device | None = None) -> Iterator[tuple[slice, slice]]:
-    """Slices that make tiles of nearly one size, at most `TILE` on a side, or `DEVICE_TILE` on an accelerator."""
+    """Yield slices for tiles of nearly equal size, at most `TILE` on a side, or `DEVICE_TILE` on an accelerator."""
     side = TILE if device is None or device.type == "cpu" else DEVICE_TILE
     for band in _bands(rows, -(-rows // side)):
         for across in _bands(columns, -(-columns // side)):
@@ -41,8 +41,8 @@ def tiles(rows: int, columns: int, device: torch.device | None = None) -> Iterat
 def add_gram_(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> None:
     """Add ``x^T x`` to the upper block triangle of ``total``, in place.
 
-    Only blocks on and above the diagonal are touched, 0.56 of the work of the full product; `mirror_` fills in the
-    rest once at the end.
+    Only blocks on and above the diagonal are computed, 0.56 of the work of the full product; `mirror_` fills in the
+    rest at the end.
     """
     for rows in _bands(len(total), 8):
         add_product_(total[rows, rows.start :], x[:, rows].T, x[:, rows.start :])
@@ -51,8 +51,8 @@ def add_gram_(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> None:
 def add_product_(total: Float[Tensor, "m k"], a: Float[Tensor, "m n"], b: Float[Tensor, "n k"]) -> None:
     """Add ``a @ b`` to the float32 ``total``, in place.
 
-    Factors in half precision are multiplied as they are, twice as fast where the machine has it: their product is
-    accumulated in float32 by the machine, rounded once, and added in float32.
+    Factors in half precision are multiplied in half precision, which is twice as fast on machines that support it:
+    the machine accumulates the product in float32 and rounds it once, and it is added in float32.
     """
     if a.dtype == total.dtype:
         total.addmm_(a, b)
@@ -62,7 +62,7 @@ def add_product_(total: Float[Tensor, "m k"], a: Float[Tensor, "m n"], b: Float[
 
 def mirror_(total: Float[Tensor, "d d"]) -> None:
     """Copy the upper triangle over the lower one, in place."""
-    # bands of 64 columns: wide ones read and write far apart, eight times as slow
+    # bands of 64 columns: wide ones access distant memory and are eight times as slow
     for rows in _bands(len(total), -(-len(total) // 64)):
         total[rows.stop :, rows].copy_(total[rows, rows.stop :].T)
         square = total[rows, rows]
@@ -70,26 +70,26 @@ def mirror_(total: Float[Tensor, "d d"]) -> None:
 
 
 def _bands(d: int, count: int) -> Iterator[slice]:
-    """Slices over ``d`` that are alike but for the last, at most ``count``."""
+    """Yield at most ``count`` slices over ``d``, equal except for the last."""
     step = -(-d // count)
     for start in range(0, d, step):
         yield slice(start, min(start + step, d))
 
 
 def orthonormal_rows(rows: int, d: int, generator: torch.Generator) -> Float[Tensor, "rows d"]:
-    """Seeded Gaussian rows, orthonormalised: a uniformly random subspace of dimension ``rows``."""
+    """Seeded orthonormal rows that span a uniformly random subspace of dimension ``rows``."""
     gaussian = torch.randn(d, rows, generator=generator)
     return torch.linalg.qr(gaussian).Q.T.contiguous()
 
 
 def fix_signs(rows: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """Turn each row so that its entry of largest magnitude is positive."""
+    """Flip rows so that the entry of largest magnitude is positive."""
     pivot = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     return rows * torch.where(pivot < 0, -1.0, 1.0)
 
 
 def complete_rows(rows: Float[Tensor, "k d"], rank: int, generator: torch.Generator) -> Float[Tensor, "rank d"]:
-    """Extend orthonormal rows to ``rank`` orthonormal rows by seeded random directions.
+    """Extend orthonormal rows to ``rank`` orthonormal rows with seeded random directions.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def complete_rows(rows: Float[Tensor, "k d"], rank: int, generator: torch.Genera
     rank : int
         Rows wanted.
     generator : torch.Generator
-        CPU generator that the new directions are drawn from.
+        CPU generator of the new directions.
 
     Returns
     -------
@@ -107,24 +107,24 @@ def complete_rows(rows: Float[Tensor, "k d"], rank: int, generator: torch.Genera
     """
     k, d = rows.shape
     fresh = torch.randn(rank - k, d, generator=generator).to(rows)
-    for _ in range(2):  # the second projection removes what rounding left of the first
+    for _ in range(2):  # the second projection removes the rounding error of the first
         fresh = fresh - (fresh @ rows.T) @ rows
         fresh = torch.linalg.qr(fresh.T).Q.T
     return torch.cat([rows, fresh])
 
 
 @dataclass(frozen=True)
-class Leading:
-    """Leading right singular vectors of a matrix and how they were found.
+class LeadingVectors:
+    """Leading right singular vectors of a matrix, with singular values.
 
     Attributes
     ----------
     rows : (k, d_in) float32 tensor
-        Orthonormal, by falling singular value, signs fixed; where the products ran.
+        Orthonormal, by descending singular value, signs fixed; on the device of the products.
     singular_values : (k,) float32 tensor
-        Estimates of the singular values, falling; on the CPU.
+        Estimates, descending; on the CPU.
     iterations : int
-        Products with the matrix.
+        Number of products with the matrix.
     """
 
     rows: Tensor
@@ -144,14 +144,14 @@ def leading_right_singular_vectors(
     oversampling: int = OVERSAMPLING,
     tolerance: float = 2e-5,
     max_iterations: int = 30,
-) -> HostCoroutine[Leading]:
+) -> HostCoroutine[LeadingVectors]:
     """Leading right singular vectors of ``M`` from products with ``M`` and ``M^T`` alone.
 
-    Randomised block Krylov iteration, as a block bidiagonalisation with full reorthogonalisation: what the products
-    with ``M`` and ``M^T`` give, one after the other, extends an orthonormal basis on either side, and the small core
-    ``left^T M right`` is decomposed. The energy that it captures, known for every rank up to ``k`` after each half
-    step, grows by steps that fall about geometrically: the iteration stops when what is still to come, extrapolated
-    from the last two growths, is at most ``tolerance`` of it at every rank, or when nothing is.
+    A randomized block Krylov iteration, as a block bidiagonalization with full reorthogonalization: products with
+    ``M`` and ``M^T`` alternately extend an orthonormal basis on either side, and the small core ``left^T M right`` is
+    decomposed. The energy it captures, known at every rank up to ``k`` after each half step, grows by steps that
+    decrease about geometrically. The iteration stops when the remaining growth, extrapolated from the last two steps,
+    is at most ``tolerance`` of the energy at every rank, or when there is none.
 
     Parameters
     ----------
@@ -166,22 +166,22 @@ def leading_right_singular_vectors(
     generator : torch.Generator
         CPU generator of the start.
     device : device
-        Where the products run.
+        Device of the products.
     warm : callable, optional
         Maps the random start (d_in, j) to a better one of the same shape, e.g. by a cheap symmetric factor of ``M``.
     oversampling : int
         Columns of a block beyond ``k``.
     tolerance : float
         Share of the captured energy that may be missing, as estimated. The estimate can be wrong: for one of 66,000
-        matrices of up to 40 columns, half with almost flat spectra, the second direction was taken for the first.
+        matrices of up to 40 columns, half with almost flat spectra, it took the second direction for the first.
     max_iterations : int
         Upper bound on the products with ``M``; those with ``M^T`` are as many or one less.
 
     Returns
     -------
-    HostCoroutine of Leading
+    HostCoroutine of LeadingVectors
         Run it with `tlora.utils.devices.run_coroutines`. The core is decomposed on the host: on the CPU after each
-        half step, elsewhere after those of `LOOKS`.
+        half step, elsewhere after those of `CHECKED_STEPS`.
 
     References
     ----------
@@ -192,33 +192,35 @@ def leading_right_singular_vectors(
     random = torch.randn(d_in, width, generator=generator).to(device)
     start = random if warm is None else warm(random)
     arguments = (product, transposed, start, k, tolerance, max_iterations)
-    found = None if random.device.type == "cpu" else (yield from _bidiagonalised(*arguments, doubts=[]))
-    if found is None:
-        found = yield from _bidiagonalised(*arguments)
-    assert found is not None
-    right, core, steps = found
+    result = None if random.device.type == "cpu" else (yield from _bidiagonalize(*arguments, failures=[]))
+    if result is None:
+        result = yield from _bidiagonalize(*arguments)
+    assert result is not None
+    right, core, steps = result
     energies, mixing = torch.linalg.eigh(core.T @ core)
     rows = (right @ mixing.flip(1)[:, :k].to(right)).T
-    return Leading(fix_signs(rows), energies.flip(0)[:k].clamp(min=0).sqrt().float(), 1 + steps // 2)
+    return LeadingVectors(fix_signs(rows), energies.flip(0)[:k].clamp(min=0).sqrt().float(), 1 + steps // 2)
 
 
-def _bidiagonalised(
+def _bidiagonalize(
     product: Product,
     transposed: Product,
     start: Tensor,
     k: int,
     tolerance: float,
     max_iterations: int,
-    doubts: list[Tensor] | None = None,
+    failures: list[Tensor] | None = None,
 ) -> HostCoroutine[tuple[Tensor, Tensor, int] | None]:
-    """The right basis, the core on the CPU, and half steps taken; with ``doubts``, None where one was founded.
+    """The right basis, the core on the CPU, and half steps taken.
 
-    With these the host is asked nothing until it looks: that blocks are well conditioned is taken for granted.
+    Without ``failures`` the host checks every block. With this list blocks are assumed to be well conditioned, and
+    tensors that are true for those that are not are appended; the host reads them at `CHECKED_STEPS` alone, and the
+    result is None if one is true.
     """
     d_in = len(start)
-    right = new = yield from _orthonormalize(start, doubts)
+    right = new = yield from _orthonormalize(start, failures)
     image = product(new)
-    left = new = yield from _orthonormalize(image, doubts)
+    left = new = yield from _orthonormalize(image, failures)
     core = (new.T @ image).double()  # left^T M right, block bidiagonal
     captured: list[Tensor] = []
     steps, sizes = 0, [core.shape]
@@ -227,64 +229,71 @@ def _bidiagonalised(
             at_end = left.shape[1] == len(left)
         else:
             at_end = 1 + steps // 2 >= max_iterations or right.shape[1] >= d_in
-        if at_end or doubts is None or steps in LOOKS:
-            seen, *founded = yield [core, *([torch.stack(doubts).any()] if doubts else [])]
-            if any(founded):
+        if at_end or failures is None or steps in CHECKED_STEPS:
+            seen, *has_failed = yield [core, *([torch.stack(failures).any()] if failures else [])]
+            if any(has_failed):
                 return None
-            captured += [_captured(seen[:rows, :columns], k) for rows, columns in sizes[len(captured) :]]
-            if at_end or _has_converged(captured, tolerance):
+            captured += [_captured_energies(seen[:rows, :columns], k) for rows, columns in sizes[len(captured) :]]
+            if at_end or has_converged(captured, tolerance):
                 return right, seen, steps
         if steps % 2:
             image = product(new)
-            new = yield from _beyond(left, image, doubts)
-            left, core = torch.cat([left, new], 1), _extended(core, new.T @ image)
+            new = yield from extend_basis(left, image, failures)
+            left, core = torch.cat([left, new], 1), _extend_core(core, new.T @ image)
         else:
             image = transposed(new)
-            new = yield from _beyond(right, image, doubts)
-            right, core = torch.cat([right, new], 1), _extended(core.T, new.T @ image).T
+            new = yield from extend_basis(right, image, failures)
+            right, core = torch.cat([right, new], 1), _extend_core(core.T, new.T @ image).T
         steps += 1
         sizes.append(core.shape)
 
 
-def _beyond(basis: Tensor, image: Tensor, doubts: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
-    """Orthonormal columns, orthogonal to those of the basis, that together with it span the image."""
+def extend_basis(basis: Tensor, image: Tensor, failures: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
+    """Orthonormal columns, orthogonal to the basis, that together with it span the image."""
     new = image[:, : len(basis) - basis.shape[1]]
-    for again in range(4):  # each projection removes what rounding left of the one before
+    for again in range(4):  # each projection removes the rounding error of the one before
         inside = basis.T @ new
-        if again and doubts is None:
+        if again and failures is None:
             (is_clean,) = yield [(inside.abs() < 1e-6).all()]
             if bool(is_clean):
                 break
-        if again == 2 and doubts is not None:  # nearly always enough
-            doubts.append((inside.abs() >= 1e-6).any())
+        if again == 2 and failures is not None:  # almost always enough
+            failures.append((inside.abs() >= 1e-6).any())
             break
-        new = yield from _orthonormalize(new - basis @ inside, doubts)
+        new = yield from _orthonormalize(new - basis @ inside, failures)
     return new
 
 
-def _extended(core: Tensor, block: Tensor) -> Tensor:
-    """The core with new rows, zero up to the block at their end."""
+def _extend_core(core: Tensor, block: Tensor) -> Tensor:
+    """Append rows to the core: zeros, with the block at their end."""
     rows = torch.nn.functional.pad(block.double(), (core.shape[1] - block.shape[1], 0))
     return torch.cat([core, rows])
 
 
-def _captured(core: Tensor, k: int) -> Tensor:
-    """Energy captured at ranks 1 to ``k``, of a core with no more rows than columns."""
+def _captured_energies(core: Tensor, k: int) -> Tensor:
+    """Energy captured at ranks 1 to ``k`` by a core with no more rows than columns."""
     return torch.linalg.eigvalsh(core @ core.T).flip(0)[:k].cumsum(0)
 
 
-def _has_converged(captured: list[Tensor], tolerance: float) -> bool:
-    """Whether the geometric series that the last two growths begin adds up to less than the tolerance, at each rank.
+def has_converged(captured: list[Tensor], tolerance: float) -> bool:
+    """Whether the remaining growth is below the tolerance at each rank.
 
-    A series that falls faster than `STEADY` is taken to fall no faster.
+    It is the rest of a geometric series through the last two growths, with a ratio of at least `FASTEST_DECAY`.
+
+    Parameters
+    ----------
+    captured : list of (k,) float64 tensor
+        Energy at each rank after each half step.
+    tolerance : float
+        Share of the energy that may be missing.
     """
     if len(captured) < 3:
         return False
     earlier, growth = (captured[-2] - captured[-3]).abs(), (captured[-1] - captured[-2]).abs()
-    ratio = (growth / earlier).clamp(min=STEADY)  # of zero by zero, none: that has settled
-    to_come = torch.where(ratio < 1, growth * ratio / (1 - ratio), torch.inf)
+    ratio = (growth / earlier).clamp(min=FASTEST_DECAY)  # NaN for zero by zero, which has converged
+    remaining = torch.where(ratio < 1, growth * ratio / (1 - ratio), torch.inf)
     rounding = captured[-1] * 1e-6  # of float32 products
-    return bool(((to_come <= tolerance * captured[-1]) | (growth <= rounding)).all())
+    return bool(((remaining <= tolerance * captured[-1]) | (growth <= rounding)).all())
 
 
 def gram(y: Tensor) -> Tensor:
@@ -296,25 +305,25 @@ def gram(y: Tensor) -> Tensor:
 def orthonormalize(y: Tensor) -> Tensor:
     """Orthonormal columns with the span of ``y``, nested from the left.
 
-    Cholesky QR in float64, several times as fast as Householder QR for tall matrices; where the columns are too
-    nearly dependent for it, Householder QR.
+    Cholesky QR in float64, several times as fast as Householder QR for tall matrices; Householder QR if the columns
+    are too close to dependent.
     """
     return run_coroutines([_orthonormalize(y)])[0]
 
 
-def _orthonormalize(y: Tensor, doubts: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
-    """The same; with ``doubts`` nothing is asked: where what is appended is true, the columns are not orthonormal."""
+def _orthonormalize(y: Tensor, failures: list[Tensor] | None = None) -> HostCoroutine[Tensor]:
+    """The same; with ``failures`` the host is not asked, and a tensor is appended: true if the result is invalid."""
     factor, failed = torch.linalg.cholesky_ex(gram(y))
     diagonal = factor.diagonal()
     is_well_conditioned = diagonal.min() > 1e-5 * diagonal.max()
-    if doubts is None:
+    if failures is None:
         has_failed, is_sound = yield [failed, is_well_conditioned]
         if has_failed or not is_sound:
             return torch.linalg.qr(y).Q
     else:
-        doubt = (failed != 0) | ~is_well_conditioned
-        doubts.append(doubt)
-        factor = torch.where(doubt, torch.eye(len(factor), device=y.device, dtype=factor.dtype), factor)
+        failure = (failed != 0) | ~is_well_conditioned
+        failures.append(failure)
+        factor = torch.where(failure, torch.eye(len(factor), device=y.device, dtype=factor.dtype), factor)
     return torch.linalg.solve_triangular(factor, y.double().T, upper=False).T.to(y.dtype)
 
 
@@ -326,19 +335,14 @@ def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float
     z : (d, s) float32 tensor
         The sketch.
     omega : (d, s) float32 tensor
-        What ``S`` was multiplied by.
+        The matrix that ``S`` was multiplied by.
 
     Returns
     -------
     (s,) float64 tensor
-        Falling and at least zero: none exceeds the eigenvalue of ``S`` that it stands for.
+        Descending and not negative: each is a lower bound of the eigenvalue of ``S`` that it approximates.
     (d, s) float64 tensor
-        Orthonormal columns, zero where the eigenvalue is.
-
-    Raises
-    ------
-    ValueError
-        If ``S`` is not finite or has large negative eigenvalues.
+        Orthonormal columns; zero if the eigenvalue is zero.
 
     References
     ----------
@@ -346,7 +350,7 @@ def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float
     streaming data, algorithm 3.
     """
     z, omega = z.double(), omega.double()
-    # what float32 rounding can make of zero: added, the core has a Cholesky factor whatever its rank; then taken off
+    # the size of float32 rounding errors: with this shift the core has a Cholesky factor at any rank
     shift = len(z) ** 0.5 * torch.finfo(torch.float32).eps * z.norm()
     if shift == 0:
         return z.new_zeros(z.shape[1]), torch.zeros_like(z)
@@ -360,9 +364,9 @@ def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float
 
 
 def _factor_of_core(z: Tensor, omega: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``z + shift * omega``, the Cholesky factor of the core made of it, and the shift, as large as that takes.
+    """``z + shift * omega``, the Cholesky factor of its core, and the shift, as large as the factor requires.
 
-    Where columns of ``omega`` nearly depend on each other, rounding weighs more in the core than in ``z``.
+    If columns of ``omega`` are almost dependent, rounding weighs more in the core than in ``z``.
     """
     for _ in range(5):
         shifted = z + shift * omega
@@ -375,14 +379,14 @@ def _factor_of_core(z: Tensor, omega: Tensor, shift: Tensor) -> tuple[Tensor, Te
 
 
 def symmetric_powers(c: Float[Tensor, "d d"], shrinkage: float) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
-    """``C^(1/2)`` and ``C^(-1/2)`` of a covariance shrunk towards ``tr(C)/d * I``, decomposed in float64.
+    """``C^(1/2)`` and ``C^(-1/2)`` of a covariance shrunk toward ``tr(C)/d * I``, computed in float64.
 
     Parameters
     ----------
     c : (d, d) float32 tensor
         Symmetric, positive semi-definite.
     shrinkage : float
-        Weight of the identity, in (0, 1]; keeps the inverse finite where ``C`` has no full rank.
+        Weight of the identity, in (0, 1]; keeps the inverse finite if ``C`` lacks full rank.
 
     Returns
     -------
@@ -410,7 +414,7 @@ def principal_angles(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[
     Returns
     -------
     (min(p, q),) float64 tensor
-        Radians, rising, from 0 to pi/2.
+        Radians, ascending, from 0 to pi/2.
     """
     angles = scipy.linalg.subspace_angles(*(rows.double().cpu().numpy().T for rows in (a, b)))
     return torch.from_numpy(angles[::-1].copy())
@@ -427,19 +431,19 @@ def overlap_by_rank(a: Float[Tensor, "r d"], b: Float[Tensor, "r d"]) -> Float[T
     Returns
     -------
     (r,) float64 tensor
-        Mean squared cosine of the principal angles: 1 for the same subspace, 0 for orthogonal ones; ``r / d``
-        is expected of two random ones.
+        Mean squared cosine of the principal angles: 1 for the same subspace, 0 for orthogonal ones; the expectation
+        for two random ones is ``r / d``.
     """
     return nested_overlap(orthonormal(a), orthonormal(b))
 
 
 def nested_overlap(a: Float[Tensor, "r d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
-    """The same of rows that are orthonormal already."""
+    """`overlap_by_rank` for rows that are orthonormal already."""
     squares = (a @ b.T).square()
     ranks = torch.arange(1, len(squares) + 1, device=squares.device)
     return (squares.cumsum(0).cumsum(1).diagonal() / ranks).clamp(max=1)
 
 
 def orthonormal(rows: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
-    """The rows orthonormalised in float64, with nested spans: to float32 they were so only up to its rounding."""
+    """Orthonormalize rows in float64, with nested spans; float32 rows are orthonormal only up to rounding."""
     return torch.linalg.qr(rows.double().T).Q.T

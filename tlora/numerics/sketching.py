@@ -1,4 +1,4 @@
-"""The running second moment ``sum_n Y_n^T Y_n`` of rows, whole or as a sketch."""
+"""The running second moment ``sum_n Y_n^T Y_n`` of rows, complete or as a sketch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class SecondMoment:
     d : int
         Columns of ``Y``.
     device : device
-        Where the sum lives.
+        Device of the sum.
     omega : (d, s) float32 tensor, optional
-        On the same device: keep the sketch ``S @ omega`` of the sum ``S``; without it, the sum is kept whole.
+        On the same device. Keep the sketch ``S @ omega`` of the sum ``S``; by default the complete sum is kept.
 
     Attributes
     ----------
     total : (d, d) or (d, s) float32 tensor
         The sum, of which only the upper block triangle is kept up to date, or its sketch.
     trace : () float64 tensor
-        Trace of ``S``, of a sketch only: that of the whole sum is on its diagonal.
+        Trace of ``S``, for a sketch only; otherwise it is on the diagonal.
 
     Notes
     -----
     The sketch is linear in ``S``: neither the order of the rows nor how they are split among batches or processes
-    matters. Its Nyström approximation never exceeds ``S``, where products are of float32.
+    matters. Its Nyström approximation never exceeds ``S`` if products are computed in float32.
 
     References
     ----------
@@ -66,31 +66,31 @@ class SecondMoment:
 
 
 class SketchingMatrices:
-    """Seeded matrices with orthonormal columns, made when first asked for, and held once on each device.
+    """Seeded matrices with orthonormal columns, created on first use and held once per device.
 
     Parameters
     ----------
-    made : mapping of str to Tensor, optional
-        Matrices of an earlier run by key, to go on with those.
+    tensors : mapping of str to Tensor, optional
+        Matrices of an earlier run by key, to continue with.
 
     Notes
     -----
-    What is drawn from a seed may differ between versions of torch. They are therefore kept with what was sketched,
-    and results are merged only where theirs are the same.
+    Random numbers of a seed may differ between versions of torch. The matrices are therefore saved with the sketches,
+    and results are merged only if theirs are equal.
     """
 
-    def __init__(self, made: Mapping[str, Tensor] | None = None) -> None:
-        self.made: dict[str, Tensor] = dict(made or {})
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+        self.tensors: dict[str, Tensor] = dict(tensors or {})
         self._elsewhere: dict[tuple[str, str], Tensor] = {}
 
     def get(self, d: int, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The matrix (d, size) on a device, float32; ``size`` is at most ``d``."""
         key = f"{d}.{size}"
-        if key not in self.made:
-            self.made[key] = sketching_matrix(d, size)
+        if key not in self.tensors:
+            self.tensors[key] = sketching_matrix(d, size)
         if torch.device(device).type == "cpu":
-            return self.made[key]
-        return self._elsewhere.setdefault((key, str(device)), self.made[key].to(device))
+            return self.tensors[key]
+        return self._elsewhere.setdefault((key, str(device)), self.tensors[key].to(device))
 
 
 def sketching_matrix(d: int, size: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pure array functions for resampling and ranking: no models, no results."""
+"""Pure array functions for resampling and ranking."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Floats = NDArray[np.float64]
 def bootstrap_means(
     samples: Float[np.ndarray, "samples modules"], resamples: int, seed: int, draws: int | None = None
 ) -> Float[np.ndarray, "resamples modules"]:
-    """Column means of resamples of the rows, drawn with replacement.
+    """Column means of resamples of the rows, with replacement.
 
     Parameters
     ----------
     samples : (N, M) float array
-        One row a sample. Rows are drawn whole, so that columns keep what they have in common.
+        One row per sample. Whole rows are drawn, which preserves correlations between columns.
     resamples : int
         Number of resamples.
     seed : int
@@ -28,7 +28,7 @@ def bootstrap_means(
     Returns
     -------
     (resamples, M) float64 array
-        As counts times samples: no resample is ever formed.
+        Computed as counts times samples, without forming any resample.
     """
     draws = len(samples) if draws is None else draws
     counts = _counts(np.random.default_rng(seed), resamples, len(samples), draws)
@@ -54,14 +54,14 @@ def subsample_means(
 def top_overlap(
     rows: Float[np.ndarray, "rows modules"], reference: Float[np.ndarray, " modules"], k: int
 ) -> Float[np.ndarray, " rows"]:
-    """Part of the ``k`` highest of the reference that is among the ``k`` highest of a row; ties by order."""
+    """Share of the reference's ``k`` highest that are among a row's ``k`` highest; ties by order."""
     member = np.zeros(len(reference), dtype=bool)
     member[np.argsort(-reference, kind="stable")[:k]] = True
     return member[np.argsort(-rows, axis=1, kind="stable")[:, :k]].mean(1)
 
 
 def gini(values: Float[np.ndarray, " n"]) -> float:
-    """Gini coefficient of non-negative values: 0 all equal, ``1 - 1/n`` all in one. NaN where all are zero.
+    """Gini coefficient of non-negative values: 0 if all are equal, ``1 - 1/n`` if one has all, NaN if all are zero.
 
     The mean absolute difference of all pairs over twice the mean, by one sort.
     """

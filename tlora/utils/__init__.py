@@ -1,4 +1,4 @@
-"""What every package below shares and the method does not need to be understood.
+"""Shared helpers; skip these when learning the method.
 
 defaults (what Python and the command line take alike), validation (checks of values), files (atomic writes, locks),
 reproducibility (seeds, exact float32 products), devices (values on the host), distributed (process groups).

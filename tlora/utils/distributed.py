@@ -1,4 +1,4 @@
-"""The processes of one run: which part is whose, and what they add up to."""
+"""The processes of one run: their number, sums over them, and loops in step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def is_cpu_run() -> bool:
-    """Whether to compute on the CPU, where accelerate connects processes only if it is told so."""
+    """Whether the run computes on the CPU; accelerate has to be told so before it connects processes."""
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU", not torch.accelerator.is_available()))
 
 
@@ -27,9 +27,9 @@ class Processes:
     Attributes
     ----------
     rank : int
-        Number of this process, from 0.
+        Index of this process, from 0.
     count : int
-        How many there are: 1 without a launcher.
+        Number of processes: 1 without a launcher.
     """
 
     rank: int = 0
@@ -37,16 +37,13 @@ class Processes:
 
     @classmethod
     def current(cls) -> Processes:
-        """As accelerate finds them; it connects them where nobody has.
+        """The processes of this run; accelerate connects them if they are not connected yet.
 
-        Raises
-        ------
-        RuntimeError
-            If accelerate was set up otherwise before, and would leave each process to do all of the work.
+        An accelerate that was set up without connecting them is refused: each process would do all of the work.
         """
         connected = distributed.is_available() and distributed.is_initialized()
         if not connected and int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return cls()  # accelerate's state, once made, decides for whoever trains later
+            return cls()  # accelerate's state, once created, would decide for later training
         state = PartialState(cpu=is_cpu_run())
         started = int(os.environ.get("WORLD_SIZE", state.num_processes))
         if state.num_processes != started:
@@ -62,17 +59,17 @@ class Processes:
             tensor.copy_(reduce(tensor.to(PartialState().device), "sum"))
 
     def synchronized_items(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
-        """Items of a loop that every process goes through equally often, as one over passes of a sharded model.
+        """Yield items of a loop that every process repeats equally often, such as passes of a sharded model.
 
         Parameters
         ----------
         items : iterable
-            Those of this process; they can be pickled.
+            Items of this process, which can be pickled.
 
         Yields
         ------
         tuple
-            An item, and whether it is this process's own; where there is none left, one that another process has now.
+            An item, and whether it is this process's own; if none is left, an item of another process.
         """
         own = iter(items)
         while True:
@@ -83,20 +80,20 @@ class Processes:
             yield (now[0], False) if item is None else (item, True)
 
     def run_on_first(self, act: Callable[[], object]) -> None:
-        """Have the first of them act once all have come this far, while the others wait: what all would write alike."""
-        self._meet()
+        """Let the first process act while the others wait, e.g. to write a file that all would write alike."""
+        self._wait()
         if self.rank == 0:
             act()
-        self._meet()
+        self._wait()
 
-    def _meet(self) -> None:
+    def _wait(self) -> None:
         if self.count > 1:
             PartialState().wait_for_everyone()
 
     def any(self, value: bool) -> bool:
-        """Whether it is so in one of them."""
+        """Whether the value is true in any process."""
         return any(self.gather(value))
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in their order."""
+        """The value of each process, in their order."""
         return list(gather_object([value])) if self.count > 1 else [value]

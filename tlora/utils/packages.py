@@ -1,4 +1,4 @@
-"""What is installed: versions of the libraries that decide the numbers, and which extra has what is missing."""
+"""Installed packages: versions of the libraries that affect results, and the extra that holds a missing package."""
 
 from __future__ import annotations
 
@@ -8,28 +8,23 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result's numbers, by distribution name."""
-    found = {}
+    """Versions of the libraries that affect a result's numbers, by distribution name."""
+    versions = {}
     for name in ("tlora", "torch", "transformers", "peft", "datasets"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def require(module: str, extra: str) -> None:
-    """Refuse to go on without a package that a core installation leaves out.
+    """Refuse to continue without an optional package, naming the command that installs it.
 
     Parameters
     ----------
     module : str
-        Name to import it by.
+        Name to import.
     extra : str
         Extra of ``pyproject.toml`` that it belongs to.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If it is not installed; the message has the command that installs it.
     """
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(f"{module} is not installed: run `pip install -e '.[{extra}]'`", name=module)

@@ -1,4 +1,4 @@
-"""The random state that a process has one of: used by one thread at a time, and put back."""
+"""Seeds, and settings that determine exact results: set temporarily, then restored."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _TURN = threading.RLock()
 
 @contextlib.contextmanager
 def temporary_seed(seed: int | None = None) -> Iterator[None]:
-    """Seed whatever draws from torch's global generators inside; their state is as before afterwards.
+    """Seed torch's global generators inside, and restore their state afterwards.
 
     Parameters
     ----------
     seed : int, optional
-        None where what is drawn is thrown away.
+        None if the random numbers are discarded.
 
     Notes
     -----
-    Threads wait for each other here: in two at once, each would draw what the other's seed gives.
+    Threads wait for each other: the generators are global.
     """
     with _TURN, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         if seed is not None:
@@ -33,16 +33,16 @@ def temporary_seed(seed: int | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Without autocast inside, and new tensors of float32 unless something else is said; also a decorator."""
-    accelerator, usual = torch.accelerator.current_accelerator(), torch.get_default_dtype()
+    """Disable autocast inside, and make float32 the default dtype; also a decorator."""
+    accelerator, default = torch.accelerator.current_accelerator(), torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.callback(torch.set_default_dtype, usual)
+        stack.callback(torch.set_default_dtype, default)
         torch.set_default_dtype(torch.float32)
         yield
 
 
 def module_seed(seed: int, name: str) -> int:
-    """A seed for one module that does not depend on which others are there."""
+    """A seed for one module that does not depend on the other modules."""
     return (int(seed) * 1_000_003 + zlib.crc32(name.encode())) % (1 << 63)

@@ -1,4 +1,4 @@
-"""Checks of plain values where they enter: each returns the value, or raises one sentence that names it."""
+"""Checks of plain arguments: each returns the value, or raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -11,34 +11,23 @@ T = TypeVar("T")
 
 
 def positive_int(value: Any, name: str, least: int = 1) -> int:
-    """The value as an int.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number of at least ``least``; the message calls it ``name``.
-    """
+    """Return the value as an int, or raise if it is not a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}={value!r}: use a whole number of at least {least}")
     return int(value)
 
 
 def check_type(value: object, expected: type[T], way_out: str) -> T:
-    """The value, if it is of the class that is asked for.
+    """Return the value if it is an instance of a class.
 
     Parameters
     ----------
     value : object
-        What the user passed.
+        Argument of the user.
     expected : type
-        Class of the result.
+        The class.
     way_out : str
-        Expression that makes one, for the message.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
+        Expression that makes an instance, for the message.
     """
     if not isinstance(value, expected):
         article = "an" if expected.__name__[0] in "AEIOU" else "a"
@@ -47,27 +36,21 @@ def check_type(value: object, expected: type[T], way_out: str) -> T:
 
 
 def check_mapping(name: str, value: Any, example: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``value`` if it is a mapping; ``name`` and ``example`` are for the error.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
+    """Return ``value`` if it is a mapping; ``name`` and ``example`` are for the error."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a {type(value).__name__}: pass a mapping such as {dict(example)}")
     return value
 
 
 def list_names(names: Any) -> Any:
-    """Names in any iterable as a list, which can be read twice and written down; all else as it is."""
+    """Names in any iterable as a list, which can be read twice and saved; anything else unchanged."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         return names
     return sorted(names, key=str) if isinstance(names, set | frozenset) else list(names)
 
 
 def positive(name: str, value: int | float) -> int | float:
-    """``value`` as a finite number above 0; ``name`` is for the error."""
+    """Return ``value`` if it is a finite number above 0; ``name`` is for the error."""
     number = _number(name, value)
     if not number > 0 or math.isinf(number):
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
@@ -75,7 +58,7 @@ def positive(name: str, value: int | float) -> int | float:
 
 
 def fraction(name: str, value: int | float) -> int | float:
-    """``value`` as a number from 0 to 1; ``name`` is for the error."""
+    """Return ``value`` if it is a number from 0 to 1; ``name`` is for the error."""
     number = _number(name, value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
@@ -83,7 +66,7 @@ def fraction(name: str, value: int | float) -> int | float:
 
 
 def confidence_level(value: int | float) -> float:
-    """``value`` as a number strictly between 0 and 1."""
+    """Return ``value`` if it is a number strictly between 0 and 1."""
     number = _number("confidence", value)
     if not 0 < number < 1:
         raise ValueError(f"confidence must be above 0 and below 1, such as 0.95, got {value}")
@@ -97,7 +80,7 @@ def _number(name: str, value: int | float) -> int | float:
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    """``value`` if it is one of the choices; ``name`` is for the error."""
+    """Return ``value`` if it is one of the choices; ``name`` is for the error."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     return value

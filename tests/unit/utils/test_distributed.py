@@ -9,8 +9,8 @@ import pytest
 from tlora.utils.distributed import Processes
 
 
-class Beside(Processes):
-    """A process beside another, which has this to gather at each call."""
+class OneOfTwo(Processes):
+    """One of two processes; the other contributes these values to each gather."""
 
     def __init__(self, others: list[Any]) -> None:
         super().__init__(0, 2)
@@ -34,11 +34,11 @@ def test_one_process_goes_through_its_items():
     ],
 )
 def test_who_has_nothing_left_takes_what_another_has(own, others, expected):
-    assert list(Beside(others).synchronized_items(own)) == expected
+    assert list(OneOfTwo(others).synchronized_items(own)) == expected
 
 
 def test_it_is_so_in_one_of_them():
     assert Processes().any(True)
     assert not Processes().any(False)
-    assert Beside([True]).any(False)
-    assert not Beside([False]).any(False)
+    assert OneOfTwo([True]).any(False)
+    assert not OneOfTwo([False]).any(False)

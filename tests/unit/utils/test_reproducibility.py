@@ -1,7 +1,4 @@
-"""What goes through elsewhere and gives a wrong result, and bad input: refused in words, the model as it was.
-
-A table in CONTRIBUTING.md says where each guard stands; `tests/slow/test_guards.py` takes each of them out.
-"""
+"""Seeds are the same in every process, and the global generators are left alone."""
 
 import zlib
 from pathlib import Path
@@ -22,7 +19,7 @@ def test_the_seed_of_a_module_is_the_same_in_every_process() -> None:
     assert module_seed(3, name) == 3 * 1_000_003 + zlib.crc32(name.encode())
 
 
-def test_the_walk_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+def test_the_pipeline_leaves_the_global_generators_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     model = tiny_model("llama")
