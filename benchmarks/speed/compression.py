@@ -127,7 +127,7 @@ def calibration(layers: int, size: int, samples: int = 32) -> Calibration:
         gradient=None,
         fingerprints={name: torch.zeros(16) for name in targets},
         sample_fingerprints=torch.arange(samples),
-        sketching=dict(matrices.made),
+        sketching=dict(matrices.tensors),
         meta=meta,
     )
 

@@ -211,7 +211,7 @@ class Allocation(ModuleResult):
                 "the allocations are of different models or target modules: compare two allocations of the same"
             )
         names = [name for name in self.targets if name in self.ranks or name in other.ranks]
-        table = self._places(names)
+        table = self.module_columns(names)
         pairs = (("rank", self.ranks, other.ranks), ("scaling", self.scalings, other.scalings))
         for column, mine, theirs in pairs:
             table[column] = [mine.get(n, 0) for n in names]
@@ -226,7 +226,7 @@ class Allocation(ModuleResult):
         ideal = dict(zip(self.scores, self._ideal_ranks(), strict=True))
         alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
         return pd.DataFrame(
-            self._places(self.ranks)
+            self.module_columns(self.ranks)
             | {
                 "score": [self.scores[name] for name in self.ranks],
                 "ideal": [ideal[name] for name in self.ranks],

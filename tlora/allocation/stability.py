@@ -147,7 +147,7 @@ class AllocationStability(ModuleResult):
         ranks, allocation = self.ranks.numpy(), np.array(list(self.allocation.values()))
         low, high = interval(ranks, self.confidence, method="closest_observation")
         return pd.DataFrame(
-            self._places()
+            self.module_columns()
             | {
                 "rank": allocation,
                 "low": low,

@@ -98,7 +98,7 @@ class Calibration(Result):
         traces = {first: c.trace for first, c in self.covariances.items()}
         errors = {first: c.error for first, c in self.covariances.items()}
         return pd.DataFrame(
-            self.sensitivity._places()
+            self.sensitivity.module_columns()
             | {
                 "d_out": [target.d_out for target in self.targets.values()],
                 "d_in": [target.d_in for target in self.targets.values()],

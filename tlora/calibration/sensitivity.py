@@ -98,7 +98,7 @@ class Sensitivity(ModuleResult):
         """One row a module; see ``columns``."""
         scores = self.per_sample.double().mean(0).numpy()
         return pd.DataFrame(
-            self._places()
+            self.module_columns()
             | {
                 "score": scores,
                 "share": scores / (scores.sum() or math.nan),
@@ -152,7 +152,7 @@ class Sensitivity(ModuleResult):
         samples = self.resampling_scores()
         means = bootstrap_means(samples, positive_int(resamples, "resamples"), seed)
         low, high = interval(means, confidence_level(confidence))
-        return pd.DataFrame(self._places() | {"score": samples.mean(0), "low": low, "high": high})
+        return pd.DataFrame(self.module_columns() | {"score": samples.mean(0), "low": low, "high": high})
 
     def resampling_scores(self) -> NDArray[np.float64]:
         """``per_sample`` as float64, (N, M), if it can be resampled.

@@ -114,7 +114,7 @@ class Spectrum(ModuleResult):
     def to_frame(self) -> pd.DataFrame:
         """One row a module; see ``columns``."""
         known = pd.DataFrame(
-            self._places()
+            self.module_columns()
             | {
                 "input": list(self.inputs.values()),
                 "dimension": list(self.dimensions.values()),

@@ -42,7 +42,7 @@ class ModuleResult(Result):
         """Role of each module in its block, e.g. ``"q_proj"``."""
         return {name: target.projection for name, target in self.targets.items()}
 
-    def _places(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+    def module_columns(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """The first columns of a table with one row per module: all modules, or the named ones."""
         targets = [self.targets[name] for name in (self.targets if names is None else names)]
         return {

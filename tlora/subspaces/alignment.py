@@ -117,7 +117,7 @@ class Alignment(ModuleResult):
         if not 1 <= rank <= self.rank:
             raise ValueError(f"rank {rank} of an alignment up to rank {self.rank}: use 1 to {self.rank}")
         return pd.DataFrame(
-            self._places()
+            self.module_columns()
             | {
                 "rank": rank,
                 "overlap": [float(values[rank - 1]) for values in self.overlaps.values()],

@@ -104,7 +104,7 @@ class GradientCapture(ModuleResult):
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        keys = pd.DataFrame(self._places()).merge(_kind_rank_frame(self.kinds, self.ranks), how="cross")
+        keys = pd.DataFrame(self.module_columns()).merge(_kind_rank_frame(self.kinds, self.ranks), how="cross")
         return keys.assign(**self._shares(np.eye(len(self.targets))))
 
     def to_frame(self) -> pd.DataFrame:

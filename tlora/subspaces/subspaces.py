@@ -109,7 +109,7 @@ class Subspaces(ModuleResult):
         """One row for each module; see ``columns``."""
         values = self.singular_values.values()
         return pd.DataFrame(
-            self._places()
+            self.module_columns()
             | {
                 "rank": [len(rows) for rows in self.bases.values()],
                 "numerical_rank": list(self.numerical_rank.values()),

@@ -7,11 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.helpers.models import FAMILIES, tiny_model
 from tests.helpers.results import same
 from tests.helpers.targets import named, target
-from tlora.models.module_result import ModuleResult, packed_targets, unpacked_targets
-from tlora.models.targets import target_modules
+from tlora.models.module_result import ModuleResult
 from tlora.results import Meta
 
 # Neither in alphabetical order nor in the order of their names' lengths.
@@ -23,7 +21,7 @@ TARGETS = named(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Found(ModuleResult):
+class Example(ModuleResult):
     whole: torch.Tensor
     each: dict[str, torch.Tensor]
     counts: dict[str, int]
@@ -31,7 +29,7 @@ class Found(ModuleResult):
     meta: Meta
 
 
-def found(**changes) -> Found:
+def example(**changes) -> Example:
     parts = {
         "targets": TARGETS,
         "whole": torch.arange(3),
@@ -40,11 +38,11 @@ def found(**changes) -> Found:
         "kind": "made by hand",
         "meta": Meta(),
     }
-    return Found(**parts | changes)
+    return Example(**parts | changes)
 
 
 def test_what_a_module_is_by_its_name():
-    result = found()
+    result = example()
     assert result.names == ["layers.2.q_proj", "layers.10.down_proj", "layers.1.q_proj"]
     assert list(result.shapes.items()) == list(zip(result.names, [(4, 6), (6, 8), (4, 6)], strict=True))
     assert list(result.layers.items()) == list(zip(result.names, [2, 10, 1], strict=True))
@@ -52,9 +50,9 @@ def test_what_a_module_is_by_its_name():
 
 
 def test_the_places_of_a_table_are_of_all_modules_or_of_some():
-    table = pd.DataFrame(found()._places())
+    table = pd.DataFrame(example().module_columns())
     assert table.to_numpy().tolist() == [[t.name, t.layer, t.projection] for t in TARGETS.values()]
-    assert found()._places(["layers.1.q_proj"]) == {
+    assert example().module_columns(["layers.1.q_proj"]) == {
         "module": ["layers.1.q_proj"],
         "layer": [1],
         "projection": ["q_proj"],
@@ -63,21 +61,8 @@ def test_the_places_of_a_table_are_of_all_modules_or_of_some():
 
 @pytest.mark.parametrize("changes", [{}, {"counts": {}}, {"each": {}}])
 def test_comes_back_equal_in_model_order(tmp_path: Path, changes):
-    made = found(**changes)
-    loaded = Found.load(made.save(tmp_path / "found"))
+    made = example(**changes)
+    loaded = Example.load(made.save(tmp_path / "found"))
     assert same(loaded, made)
     for part in ("targets", "each", "counts"):
         assert list(getattr(loaded, part)) == list(getattr(made, part))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_targets_come_back_whole(family):
-    targets = target_modules(tiny_model(family))
-    assert list(unpacked_targets(packed_targets(targets)).items()) == list(targets.items())
-
-
-def test_a_module_without_its_tensor_is_damage(tmp_path: Path):
-    made = found()
-    made.each.pop("layers.10.down_proj")
-    with pytest.raises(ValueError, match=r"is damaged .*each\.layers\.10\.down_proj"):
-        Found.load(made.save(tmp_path / "found"))

@@ -1,6 +1,5 @@
 """Pure tensor functions against NumPy and SciPy."""
 
-
 import numpy as np
 import pytest
 import scipy.linalg
