@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import trainable_parameters
 from tlora.comparison.arms import Arm, Preparation, Trainee, make_trainees
@@ -240,19 +240,15 @@ class Evaluations(TrainerCallback):
         self._steps, self._evaluate, self._report, self._bar = steps, evaluate, report, bar
         self._began = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step, which an interrupt may keep from its end."""
         self.step += 1
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate if it is time to, with the clock stopped."""
         now = time.perf_counter()
         self.seconds.append(now - self._began)
@@ -263,9 +259,7 @@ class Evaluations(TrainerCallback):
             self._report()
             self._began += time.perf_counter() - now
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note why training ended; after the last step the Trainer itself asks for the end."""
         self.ended_by_callback = control.should_training_stop and state.global_step < state.max_steps
 

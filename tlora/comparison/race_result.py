@@ -210,7 +210,9 @@ class Race(Result):
     def _compare(self, arm: str, other: str) -> Pair:
         evaluation, seeds = self._common([arm, other])
         step = self.evaluated[evaluation]
-        difference, low, high = paired_interval(self._differences(arm, other), self._error)
+        losses = self._losses(arm, evaluation, seeds)
+        differences = self._losses(other, evaluation, seeds) - losses
+        difference, low, high = paired_interval(differences, self._error)
         verdict = NOT_DECIDED
         if low > 0:
             verdict = AHEAD
@@ -218,8 +220,7 @@ class Race(Result):
             verdict = BEHIND
         elif step == self.steps and -self.margin <= low and high <= self.margin:  # at first there never is a difference
             verdict = NO_DIFFERENCE
-        loss = float(self._losses(arm, evaluation, seeds).mean())
-        return Pair(arm, other, step, len(seeds), loss, difference, low, high, verdict)
+        return Pair(arm, other, step, len(seeds), float(losses.mean()), difference, low, high, verdict)
 
     @property
     def _error(self) -> float:
@@ -236,10 +237,6 @@ class Race(Result):
     def _losses(self, name: str, evaluation: int, seeds: list[int]) -> Float[np.ndarray, "seeds samples"]:
         return self.losses[evaluation, self.arms.index(name), seeds].numpy()
 
-    def _differences(self, arm: str, other: str) -> Float[np.ndarray, "seeds samples"]:
-        common = self._common([arm, other])
-        return self._losses(other, *common) - self._losses(arm, *common)
-
     def _describe(self, pair: Pair) -> str:
         arm, other, low, high = pair.arm, pair.other, pair.low, pair.high
         if pair.step == 0:
@@ -250,7 +247,9 @@ class Race(Result):
             return f"{other} is ahead of {arm} by {_range(-high, -low)}"
         if pair.verdict == NO_DIFFERENCE:
             return f"no difference larger than {self.margin:g} nats between {arm} and {other}"
-        more = more_needed(self._differences(arm, other), self._error, self.margin)
+        common = self._common([arm, other])
+        differences = self._losses(other, *common) - self._losses(arm, *common)
+        more = more_needed(differences, self._error, self.margin)
         return f"{arm} and {other}: not decided ({_range(low, high)}), {more} would be needed"
 
     def _summary(self) -> str:

@@ -110,6 +110,17 @@ def test_a_recipe_is_the_pipeline():
     assert set(race.runs["uniform"][0].ranks.values()) == {2}
 
 
+def test_a_config_trains_the_head_of_a_classifier():
+    labels = task("bert")
+    arms = {"DoRA": LoraConfig(r=2, use_dora=True), "uniform": "uniform"}
+    race = tlora.race(tiny_model("bert"), labels, arms, rank=2, steps=2, seeds=1, **OPTIONS)
+    assert race.losses.shape == (3, 2, 1, 8)
+    for runs in race.runs.values():
+        assert any("classifier" in name for name in runs[0].adapter)
+    base = labels.evaluate(tiny_model("bert"), "test")["loss"]
+    assert race.losses[0].mean().item() == pytest.approx(base, abs=1e-6)
+
+
 def test_the_base_is_untouched():
     before = {name: tensor.clone() for name, tensor in base().state_dict().items()}
     condition = condition_of(base())
