@@ -32,7 +32,7 @@ Arm = Allocation | Recipe | LoraConfig | str
 KEEP_THE_BASE = (True, False, "gaussian", "orthogonal")
 """Values of PEFT's ``init_lora_weights`` that leave the base's weights as they are."""
 NEED_DATA = {"eva": "c", "corda": "wc_half", "lora_ga": "g"}
-"""Values that need data before training, and the kind of subspaces with the same directions."""
+"""Values that need data before training, and the kind of subspaces that is closest to each."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Preparation:
         start = str(config.init_lora_weights).lower()
         if start in NEED_DATA:
             raise TypeError(
-                f"arm {name!r} needs data before training (init_lora_weights={start!r}): the same input directions are "
+                f"arm {name!r} needs data before training (init_lora_weights={start!r}): the closest recipe is "
                 f"tlora.Recipe({name!r}, task_subspaces={{'kind': {NEED_DATA[start]!r}}}, attach={{'freeze_a': False}})"
             )
         if config.peft_type != PeftType.LORA:

@@ -139,7 +139,8 @@ def race(
     seeds: the interval is then for other seeds and samples. Subspaces and allocations are computed once, for all seeds.
 
     Two arms are compared once, at the last evaluation that both reached. The intervals hold for all pairs of arms
-    together, by the union bound. An arm whose loss or gradient is not finite is out, and the others go on.
+    together, by the union bound. They do not hold if you end a race because of what it has shown so far. An arm whose
+    loss or gradient is not finite is out, and the others go on.
 
     Examples
     --------
