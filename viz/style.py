@@ -1,4 +1,4 @@
-"""What all pictures share: fresh axes, colours, labels of layers and projections, numbers in words."""
+"""What all pictures share: fresh axes, colors, labels of layers and projections, numbers in words."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "text.usetex": False,
 }
-"""Settings under which pictures are drawn; put back when a picture is done."""
+"""Settings under which pictures are drawn; the user's are restored afterwards."""
 
 PAPER: dict[str, Any] = {
     "figure.facecolor": "white",
@@ -54,18 +54,20 @@ PAPER: dict[str, Any] = {
     "xtick.color": "black",
     "ytick.color": "black",
 }
-"""Colours of a picture on paper of its own, whatever style is set: its greys are made for white. On axes of the user's
-own, theirs stay."""
+"""Colors of a new figure, whatever style is set: the grays are made for white. Axes of the user's own keep theirs."""
 
 SEQUENTIAL: Colormap = plt.get_cmap("viridis")
 DIVERGING: Colormap = sns.color_palette("vlag", as_cmap=True)
-"""Blue below, white at, red above: told apart under the common colour-vision deficiencies."""
+"""Blue below, white at, red above: distinct under the common color-vision deficiencies."""
 
 LONGEST = 40
-"""Characters of a label beside the axes."""
+"""Most characters of a label next to the axes."""
 
 MISSING = "0.88"
-"""Grey of a cell for which there is no module."""
+"""Gray of a cell that has no module."""
+
+MINUS, DASH = "\u2212", "\u2013"
+"""A minus sign, and what stands for a missing number."""
 
 
 class Paper(Figure):
@@ -73,15 +75,15 @@ class Paper(Figure):
 
 
 def styled(plot: Callable[P, T]) -> Callable[P, T]:
-    """Draw under `STYLE` and leave matplotlib's settings as they were."""
+    """Draw under `STYLE` and leave matplotlib's settings unchanged."""
 
     @wraps(plot)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
-        # No rc_context, which would also undo what a backend sets that starts with the first picture: in Jupyter the
-        # pictures after it would not be shown.
+    def draw(*args: P.args, **kwargs: P.kwargs) -> T:
+        # Not rc_context: it would also undo what a backend sets when it starts with the first picture, and Jupyter
+        # would not show the pictures after it.
         settings: Any = plt.rcParams
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Axes)), None)
-        ours = STYLE | PAPER if given is None or isinstance(figure_of(given), Paper) else STYLE
+        own = next((value for value in (*args, *kwargs.values()) if isinstance(value, Axes)), None)
+        ours = STYLE | PAPER if own is None or isinstance(figure_of(own), Paper) else STYLE
         before = {name: settings[name] for name in ours}
         settings.update(ours)
         try:
@@ -89,7 +91,7 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
         finally:
             settings.update(before)
 
-    return drawn
+    return draw
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -106,40 +108,40 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The figure that all of it is on."""
+    """The whole figure that these axes are on."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
 
 
 def inches(ax: Axes) -> float:
-    """Width of the axes as they stand; a layout that comes later may change it a little."""
+    """Width of the axes at present; a later layout may change it a little."""
     return float(ax.bbox.width / figure_of(ax).dpi)
 
 
 def ink(strength: float = 1.0) -> dict[str, Any]:
-    """Look of a line or a text: the colour of texts on this paper, black or grey on white, and light on dark."""
+    """Look of a line or a text: the text color of the figure, dark on white and light on dark."""
     return {"color": plt.rcParams["text.color"], "alpha": strength}
 
 
 def guide_lines(ax: Axes) -> None:
-    """Faint lines across at the ticks of the y axis, behind everything."""
+    """Draw faint horizontal lines at the ticks of the y axis, behind everything."""
     ax.set_axisbelow(True)
     ax.grid(axis="y", linewidth=0.7, **ink(0.1))
 
 
-def colours(count: int) -> list[tuple[float, float, float]]:
-    """Colour-blind safe colours for ``count`` lines; from the eleventh on they repeat, dashed."""
+def colors(count: int) -> list[tuple[float, float, float]]:
+    """Color-blind safe colors for ``count`` lines; from the eleventh on they repeat, see `dashes`."""
     return list(sns.color_palette("colorblind", count))
 
 
 def dashes(count: int) -> list[str]:
-    """Line styles that go with `colours`: solid for the first ten, then dashed, then dotted."""
+    """Line styles that go with `colors`: solid for the first ten, then dashed, then dotted."""
     return [("-", "--", ":")[min(i // 10, 2)] for i in range(count)]
 
 
 def markers(count: int) -> list[str]:
-    """Shapes of the points that go with `colours`: where lines meet, these tell them apart."""
+    """Shapes of the points that go with `colors`, so that lines that meet stay distinct."""
     return list(islice(cycle("os^DvPX"), count))
 
 
@@ -149,57 +151,57 @@ def projections(frame: pd.DataFrame) -> list[str]:
 
 
 def layers(frame: pd.DataFrame) -> list[int]:
-    """The layers that there are, in order."""
+    """The layers of the frame, in order."""
     return sorted(int(layer) for layer in frame["layer"].unique())
 
 
-def fitting(handles: Sequence[Artist], most: int) -> list[Artist]:
-    """Entries of a legend that has room for so many; the last one says how many more there are."""
+def shorten_legend(handles: Sequence[Artist], most: int) -> list[Artist]:
+    """At most so many entries of a legend; the last one says how many more there are."""
     rest = len(handles) - most + 1
     more = Patch(facecolor="none", linewidth=0, label=f"and {rest} more")
     return [*handles[: most - 1], more] if rest > 1 else list(handles)
 
 
 def plain_numbers() -> ScalarFormatter:
-    """Numbers of an axis as they are, without a power or a constant beside the axis that belongs to all."""
+    """Full numbers on an axis, without a common factor or offset."""
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_scientific(False)
     return formatter
 
 
 def layer_axis(ax: Axes, frame: pd.DataFrame, columns: bool = False) -> None:
-    """Label the x axis as layers: whole numbers, thinned to what fits; of single layers each that is there.
+    """Label the x axis as layers: whole numbers, thinned to what fits; each layer if some are missing.
 
-    With ``columns`` a layer is drawn at its place among those that there are, from 0 on, and not at its number.
+    With ``columns`` a layer is drawn at its position among the layers of the frame, from 0 on, not at its number.
     """
-    there = layers(frame)
-    places = list(range(len(there))) if columns else there
+    present = layers(frame)
+    places = list(range(len(present))) if columns else present
     ax.set_xlim(places[0] - 0.5, places[-1] + 0.5)
-    few = len(there) <= min(16, 2.4 * inches(ax)) and there[-1] - there[0] >= len(there)
+    few = len(present) <= min(16, 2.4 * inches(ax)) and present[-1] - present[0] >= len(present)
     ax.xaxis.set_major_locator(FixedLocator(places) if few else whole_numbers(inches(ax)))
     if columns:
-        ax.xaxis.set_major_formatter(lambda x, _: str(there[int(x)]) if 0 <= x < len(there) else "")
+        ax.xaxis.set_major_formatter(lambda x, _: str(present[int(x)]) if 0 <= x < len(present) else "")
     ax.set_xlabel("layer")
 
 
 def whole_numbers(room: float) -> MaxNLocator:
-    """Ticks at whole numbers, as many as have room in these inches."""
+    """Ticks at whole numbers, as many as fit into these inches."""
     nbins = min(16, max(2, int(2.4 * room)))
     return MaxNLocator(nbins=nbins, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def cut(label: str) -> str:
-    """A label as it is written beside the axes: of a long one its end, which tells modules apart."""
+    """A label as it is written next to the axes: only the end of a long one, in which modules differ."""
     return label if len(label) <= LONGEST else f"…{label[1 - LONGEST :]}"
 
 
 def place(row: pd.Series) -> str:
-    """Where a module is, in words: ``"layer 3 q_proj"``."""
+    """The place of a module in words: ``"layer 3 q_proj"``."""
     return f"layer {row['layer']} {row['projection']}"
 
 
-def joined(labels: Iterable[str]) -> str:
-    """Labels on one line, what they begin with said once: ``"encoder.q, k, v"``."""
+def join_labels(labels: Iterable[str]) -> str:
+    """Labels on one line, with a common beginning written once: ``"encoder.q, k, v"``."""
     parts: list[str] = []
     before = ""
     for label in dict.fromkeys(labels):
@@ -210,26 +212,26 @@ def joined(labels: Iterable[str]) -> str:
 
 
 def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> None:
-    """Say above the axes what the picture shows, and in a second, grey line how much and of what.
+    """Write above the axes what the picture shows, and below it in gray how much and of what.
 
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        Where to write; both texts are broken into lines that fit its width.
+        Where to write; both texts are wrapped to its width.
     finding : str
         Becomes the title of the axes.
     detail : str
-        Becomes the grey lines below it.
+        Becomes the gray lines below it.
     lift : float
-        Inches between the axes and the text, for what stands on top of the axes.
+        Inches between the axes and the text, for panels on top of the axes.
     """
     figure = figure_of(ax)
     if engine := figure.get_layout_engine():
-        engine.execute(figure)  # leaves the axes as wide as they will be
+        engine.execute(figure)  # gives the axes their final width
     width = inches(ax)
     lines = textwrap.wrap(detail, max(24, int(15 * width)))
     title = "\n".join(textwrap.wrap(finding, max(20, int(13 * width))))
-    # a name of the user's may hold dollar signs that are not a formula
+    # dollar signs in a user's name are not a formula
     ax.set_title(title, loc="left", pad=72 * lift + 7 + 12 * len(lines), parse_math=False)
     ax.annotate(
         "\n".join(lines), (0, 1), (0, 72 * lift + 5), xycoords="axes fraction", textcoords="offset points",
@@ -249,13 +251,30 @@ def sentence(*parts: str) -> str:
 
 
 def number(value: float) -> str:
-    """Two or three significant digits, thousands written out: ``"0.0123"``, ``"9.5"``, ``"1,230"``."""
+    """Two or three significant digits, thousands with commas: ``"0.0123"``, ``"9.5"``, ``"1,230"``; a dash for NaN."""
+    if value != value:
+        return DASH
     if 999.5 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}" if abs(value) >= 10 or 1e-4 <= abs(value) < 1 else f"{value:.2g}"
 
 
+def whole(value: float) -> str:
+    """A whole number, thousands with commas; a dash for NaN."""
+    return DASH if value != value else f"{int(value):,}"
+
+
 def percent(share: float) -> str:
-    """A share in percent, two significant digits below 10: ``"3.1 %"``, ``"42 %"``."""
+    """A share in percent, two significant digits below 10: ``"3.1 %"``, ``"42 %"``; a dash for NaN."""
+    if share != share:
+        return DASH
     value = 100 * share
     return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours: ``"42 s"``, ``"7 min 12 s"``, ``"2 h 5 min"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

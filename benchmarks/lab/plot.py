@@ -115,7 +115,7 @@ def plot_rate_curves(
         keys.sort(key=lambda key: list(names).index(key[0]))
     labels = _labels([(names[method] if names else method, rank) for method, rank in keys])
     figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-    looks = zip(keys, labels, style.colours(len(keys)), islice(cycle(MARKERS), len(keys)), strict=True)
+    looks = zip(keys, labels, style.colors(len(keys)), islice(cycle(MARKERS), len(keys)), strict=True)
     for n, ((method, rank), label, color, marker) in enumerate(looks):
         mine = runs[(runs["method"] == method) & (runs["rank"] == rank)]
         losses = mine.groupby("learning_rate")["loss"]
@@ -158,7 +158,7 @@ def plot_forgetting(comparison: Comparison) -> Figure:
     if not len(runs):
         raise ValueError("nothing to draw: no test run has measured other texts; use compare(..., forgetting=)")
     keys = list(dict.fromkeys(zip(runs["method"], runs["rank"], strict=True)))
-    looks = list(zip(keys, _labels(keys), style.colours(len(keys)), style.dashes(len(keys)), cycle(MARKERS)))
+    looks = list(zip(keys, _labels(keys), style.colors(len(keys)), style.dashes(len(keys)), cycle(MARKERS)))
     panels = list(runs.groupby(["model", "task"], sort=False))
     size = (max(6.6, 4.4 * len(panels)), 3.6 + 0.2 * -(-len(keys) // 3))
     figure, axes = plt.subplots(1, len(panels), squeeze=False, layout="constrained", figsize=size)
@@ -196,7 +196,7 @@ def _draw_points(rows: pd.DataFrame, multiply: bool = False) -> tuple[Figure, Ax
     tasks = list(dict.fromkeys(rows["panel"]))
     keys = list(dict.fromkeys(zip(rows["method"], rows["rank"], strict=True)))
     figure, ax = plt.subplots(figsize=(7.6, 1.5 + 0.28 * len(keys)), layout="constrained")
-    looks = zip(tasks, style.colours(len(tasks)), islice(cycle(MARKERS), len(tasks)), strict=True)
+    looks = zip(tasks, style.colors(len(tasks)), islice(cycle(MARKERS), len(tasks)), strict=True)
     for n, (task, color, marker) in enumerate(looks):
         mine = rows[rows["panel"] == task]
         lines = np.array([keys.index(key) for key in zip(mine["method"], mine["rank"], strict=True)], float)

@@ -218,7 +218,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
     for ax, record in zip(axes[0], shown, strict=True):
         frame = pd.DataFrame(record["values"])
         names = style.projections(frame)
-        for name, colour in zip(names, style.colours(len(names)), strict=True):
+        for name, colour in zip(names, style.colors(len(names)), strict=True):
             part = frame[frame["projection"] == name]
             ax.scatter(part["mean"], part["rank"], s=12, color=colour, label=name)
         rho = spearmanr(frame["mean"], frame["rank"]).statistic

@@ -168,7 +168,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """A panel for each predictor and for the cost in nats and as a part of what LoRA learns, a point for each task."""
     size = (3 * len(PREDICTORS), 5.2)
     figure, axes = plt.subplots(2, len(PREDICTORS), figsize=size, sharex="col", sharey="row", layout="constrained")
-    looks = list(zip(style.colours(len(rows)), style.markers(len(rows)), strict=True))
+    looks = list(zip(style.colors(len(rows)), style.markers(len(rows)), strict=True))
     line = correlations(rows).set_index("predictor")
     for column, (name, words) in zip(axes.T, PREDICTORS.items(), strict=True):
         for ax, of, told in zip(column, ("cost", "part"), ("with nats", "with the part"), strict=True):

@@ -402,7 +402,7 @@ def draw_estimates(table: pd.DataFrame) -> Figure:
     """Two panels, loss and forgetting: a line for each arm, a point with its interval for each task."""
     names, tasks = list(dict.fromkeys(table["arm"])), list(dict.fromkeys(table["task"]))
     figure, panels = plt.subplots(1, 2, figsize=(8.8, 1.6 + 0.36 * len(names)), sharey=True, layout="constrained")
-    looks = list(zip(tasks, style.colours(len(tasks)), style.markers(len(tasks)), strict=True))
+    looks = list(zip(tasks, style.colors(len(tasks)), style.markers(len(tasks)), strict=True))
     for ax, (of, margin) in zip(panels, {"loss": MARGIN, "forgetting": GUARD}.items(), strict=True):
         for n, (task, colour, marker) in enumerate(looks):
             mine = table[(table["of"] == of) & (table["task"] == task)]

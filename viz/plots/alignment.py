@@ -24,13 +24,13 @@ Aligned = Alignment | GradientCapture
 CHANCE: dict[str, Any] = {"linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 4}
 BEST: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2}
 RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "zorder": 1.5}
-"""Of the kind that holds what chance gives: broad and pale, so that the line of chance is seen on it."""
+"""Look of the random kind: broad and pale, so that the line of chance is visible on it."""
 WHOLE = Normalize(0, 1)
-"""Colours of an overlap: the same in all pictures, so that one can be compared with another."""
+"""Colors of an overlap: the same in all pictures, so that pictures can be compared."""
 METHODS = {
     "wc": "TLoRA", "w": "PiSSA", "c": "EVA", "g": "LoRA-GA", "random": "LoRA-FA",
 }  # fmt: skip
-"""Methods known for directions of a kind, for the legend."""
+"""Methods that use directions of a kind, for the legend."""
 
 
 @style.styled
@@ -43,18 +43,18 @@ def plot_alignment(result: Aligned, *, ax: Axes | None = None) -> Axes:
         From ``tlora.align(...)``: layers across and projections down. From ``tlora.gradient_capture(...)``: a curve
         for each kind, compared with a random subspace and the best possible one of the same rank.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure when left out.
+        Where to draw; a new figure by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes that were drawn on. Colours run from 0 to 1 whatever the overlaps are; marks beside the colour
-        bar are what chance gives.
+        The axes. Colors run from 0 to 1 whatever the overlaps are; arrows at the color bar mark what chance gives.
 
-    Raises
-    ------
-    TypeError
-        If ``result`` is neither.
+    Examples
+    --------
+    >>> halves = [tlora.task_subspaces(model, calibration, max_rank=4, kind=kind) for kind in ("wc", "c")]
+    >>> viz.plot_alignment(tlora.align(*halves, rank=4))
+    <Axes: title={'left': 'wc and c overlap by ... on average at rank 4'}, xlabel='layer', ylabel='projection'>
     """
     if isinstance(result, Alignment):
         return _draw_modules(result, ax)
@@ -68,7 +68,7 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
     ax = style.axes(ax, *heatmap.size(frame))
     mesh = heatmap.draw(ax, frame, "overlap", cmap=style.SEQUENTIAL, norm=WHOLE)
     written = heatmap.write(ax, mesh, frame, "percent", "{:.0f}", style.inches(ax))
-    _colour_bar(ax, mesh, frame["random"], 2.4 * len(ax.get_yticks()))
+    _color_bar(ax, mesh, frame["random"], 2.4 * len(ax.get_yticks()))
     top, low = frame.loc[frame["overlap"].idxmax()], frame.loc[frame["overlap"].idxmin()]
     one, other = alignment.sides
     mean = style.percent(frame["overlap"].mean())
@@ -82,14 +82,14 @@ def _draw_modules(alignment: Alignment, ax: Axes | None) -> Axes:
     return ax
 
 
-def _colour_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> None:
-    """A slim colour bar beside the heat map, with a mark at each overlap that chance gives."""
+def _color_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> None:
+    """Draw a slim color bar next to the heat map, with a mark at each overlap that chance gives."""
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.025, aspect=aspect, fraction=0.05)
     values = chance.unique()
     bar.set_label(f"overlap (arrow{'s' if len(values) > 1 else ''}: by chance)")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     bar.outline.set_visible(False)
-    beside = bar.ax.transData + ScaledTranslation(-4 / 72, 0, ax.figure.dpi_scale_trans)  # on the white of the paper
+    beside = bar.ax.transData + ScaledTranslation(-4 / 72, 0, ax.figure.dpi_scale_trans)  # on the white next to it
     for value in values:
         bar.ax.plot(
             0, value, marker=">", markersize=6, markeredgewidth=0, clip_on=False, transform=beside, **style.ink()
@@ -108,24 +108,24 @@ def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
     ax.set_ylabel("share of the squared gradient")
     detail = style.sentence(
         f"{len(capture.names)} modules together, bars: {style.percent(capture.confidence)} intervals",
-        f"at best {style.percent(table['best'].iloc[0])}, {_first(table)}",
+        f"at best {style.percent(table['best'].iloc[0])}, {_chance_at_first_rank(table)}",
         f"held out: {style.source(capture.meta)}",
     )
-    style.headline(ax, _finding(table, "of the held-out gradient"), detail)
+    style.headline(ax, _headline(table), detail)
     return ax
 
 
 def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
-    """A line for each kind, the highest first in the legend, between the best possible and chance."""
-    # a kind has its colour whatever it is drawn beside
+    """Draw a line for each kind, the highest first in the legend, between the best possible and chance."""
+    # a kind has the same color in every picture
     ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys([*get_args(Kind), *table["kind"]]))
     n = len(kinds)
-    looks = dict(zip(kinds, zip(style.colours(n), style.dashes(n), style.markers(n), strict=True), strict=True))
+    looks = dict(zip(kinds, zip(style.colors(n), style.dashes(n), style.markers(n), strict=True), strict=True))
     drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST, **style.ink(0.65))
     for kind in table[table["rank"] == ranks[-1]].sort_values("captured", ascending=False)["kind"]:
-        rows, (colour, dash, marker) = table[table["kind"] == kind], looks[kind]
+        rows, (color, dash, marker) = table[table["kind"] == kind], looks[kind]
         ends = np.abs(rows[["low", "high"]].to_numpy() - rows[["captured"]].to_numpy()).T
-        look: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.8, "marker": marker, "markersize": 5}
+        look: dict[str, Any] = {"color": color, "linestyle": dash, "linewidth": 1.8, "marker": marker, "markersize": 5}
         look |= RANDOM if kind == "random" else {}
         bars = ax.errorbar(rows["rank"], rows["captured"], ends, label=kind, elinewidth=1.2, capsize=3, **look)
         drawn.append(bars)
@@ -149,16 +149,16 @@ def _label(ax: Axes, ranks: list[int]) -> None:
     style.guide_lines(ax)
 
 
-def _finding(table: pd.DataFrame, of_what: str) -> str:
+def _headline(table: pd.DataFrame) -> str:
     """The kinds that hold most at the lowest rank."""
     rank = table["rank"].min()
     rows = table[table["rank"] == rank].sort_values("captured", ascending=False).head(4)
     shares = [(kind, style.percent(x)) for kind, x in zip(rows["kind"], rows["captured"], strict=True)]
     (top, most), *others = shares
     rest = "".join(f", {kind} {share}" for kind, share in others)
-    return f"At rank {rank}, {top} holds {most} {of_what}{rest}"
+    return f"At rank {rank}, {top} holds {most} of the held-out gradient{rest}"
 
 
-def _first(table: pd.DataFrame) -> str:
+def _chance_at_first_rank(table: pd.DataFrame) -> str:
     """What chance gives at the lowest rank."""
     return f"by chance {style.percent(table.loc[table['rank'].idxmin(), 'random'])}"

@@ -1,4 +1,4 @@
-"""Picture of an Allocation: where the rank goes, and what a uniform allocation would do."""
+"""Picture of an Allocation: where the rank goes, compared with a uniform allocation."""
 
 from __future__ import annotations
 
@@ -30,64 +30,64 @@ ABOVE, BESIDE, GAP = 0.65, 0.9, 0.06
 def plot_allocation(allocation: Allocation, *, ax: Axes | None = None) -> Axes:
     """Heat map of the ranks, layers across and projections down, with totals along both sides.
 
-    White is the rank that a uniform allocation gives to every module, blue is less, red is more; half and twice of
-    it are equally strong, grey is left out, outlined is set by hand. The dashed lines across the totals are the
-    uniform allocation's, which holds what is left out too.
+    White is the rank that a uniform allocation gives to every module, blue is less, red is more; half and twice the
+    rank are equally strong. Gray modules are left out, outlined ones were set by hand. The dashed lines across the
+    totals are those of the uniform allocation, which holds the modules that are left out, too.
 
     Parameters
     ----------
     allocation : Allocation
         From ``tlora.allocate(...)``.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure when left out. The totals and the colour bar take their room from it.
+        Where to draw; a new figure by default. The totals and the color bar take their room from it.
 
     Returns
     -------
     matplotlib.axes.Axes
         The axes of the heat map.
 
-    Raises
-    ------
-    TypeError
-        If ``allocation`` is not an Allocation.
+    Examples
+    --------
+    >>> viz.plot_allocation(allocation)
+    <Axes: title={'left': 'Ranks from ...'}, xlabel='layer', ylabel='projection'>
     """
-    frame = whole(check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
+    frame = frame_of_all(check_type(allocation, Allocation, "tlora.allocate(sensitivity, rank=8)"))
     ax = style.axes(ax, *allocation_size(allocation))
     nominal, low, high = allocation.rank, int(frame["rank"].min()), int(frame["rank"].max())
     factor = max(high / nominal, nominal / low, 2)
     norm = LogNorm(nominal / factor, nominal * factor)
     mesh = heatmap.draw(ax, frame, "rank", cmap=style.DIVERGING, norm=norm)
     heatmap.write(ax, mesh, frame, "rank", "{:.0f}", style.inches(ax) - BESIDE - GAP)
-    outline(ax, allocation, [*allocation.edits, *allocation.options.pinned])
+    draw_outline(ax, allocation, [*allocation.edits, *allocation.options.pinned])
     divider = make_axes_locatable(ax)
     _layer_totals(divider.append_axes("top", ABOVE, pad=GAP, sharex=ax), frame)
     _projection_totals(divider.append_axes("right", BESIDE, pad=GAP, sharey=ax), frame)
-    _colour_bar(divider, mesh, nominal, {low, nominal, high})
-    style.headline(ax, finding(allocation), _detail(allocation, frame), lift=ABOVE + GAP)
+    _color_bar(divider, mesh, nominal, {low, nominal, high})
+    style.headline(ax, headline(allocation), _detail(allocation, frame), lift=ABOVE + GAP)
     return ax
 
 
 def allocation_size(allocation: Allocation) -> tuple[float, float]:
     """Inches for the heat map and the totals above it."""
-    width, height = heatmap.size(whole(allocation))
+    width, height = heatmap.size(frame_of_all(allocation))
     return width, height + 0.8
 
 
-def outline(ax: Axes, allocation: Allocation, names: Collection[str], colour: str = "0.1") -> None:
+def draw_outline(ax: Axes, allocation: Allocation, names: Collection[str], color: str = "0.1") -> None:
     """Draw a frame around the cells of these modules, by their full names."""
     rows, layers = list(dict.fromkeys(allocation.projections.values())), sorted(set(allocation.layers.values()))
     for name in names:
         corner = layers.index(allocation.layers[name]) - 0.44, rows.index(allocation.projections[name]) - 0.44
-        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.6, zorder=4))
+        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=color, linewidth=1.6, zorder=4))
 
 
-def whole(allocation: Allocation) -> pd.DataFrame:
-    """The table of an allocation with the modules that it leaves out, in model order.
+def frame_of_all(allocation: Allocation) -> pd.DataFrame:
+    """The table of an allocation and of the modules that it leaves out, in model order.
 
     Returns
     -------
     pandas.DataFrame
-        The columns of ``allocation.to_frame()``, NaN where a module is left out, and ``uniform``, its rank in the
+        The columns of ``allocation.to_frame()``, NaN if a module is left out, and ``uniform``, its rank in the
         uniform allocation of the same budget.
     """
     frame = allocation.to_frame().set_index("module").reindex(allocation.names).reset_index()
@@ -95,19 +95,19 @@ def whole(allocation: Allocation) -> pd.DataFrame:
     return frame.assign(**places, uniform=allocation.rank)
 
 
-def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[int]) -> None:
-    """A colour bar in the corner that the two rows of bars leave free."""
-    corner = mesh.figure.add_axes((0, 0, 1, 1), label="colours")
+def _color_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[int]) -> None:
+    """Draw a color bar in the corner between the two rows of bars."""
+    corner = mesh.figure.add_axes((0, 0, 1, 1), label="colors")
     corner.set_axes_locator(divider.new_locator(nx=2, ny=2))
     corner.axis("off")
     ticks = sorted(ranks)
     bar = mesh.figure.colorbar(mesh, cax=corner.inset_axes((0.08, 0.4, 0.78, 0.18)), orientation="horizontal")
     span = np.log(ticks[-1] / ticks[0]) or 1
-    written: list[int] = []
-    for rank in sorted(ticks, key=lambda rank: (rank != nominal, -rank)):  # of two whose labels would meet, the first
-        if all(abs(np.log(rank / other)) >= 0.2 * span for other in written):
-            written.append(rank)
-    bar.set_ticks(ticks, labels=[str(rank) if rank in written else "" for rank in ticks])
+    labeled: list[int] = []
+    for rank in sorted(ticks, key=lambda rank: (rank != nominal, -rank)):  # the first of two whose labels would meet
+        if all(abs(np.log(rank / other)) >= 0.2 * span for other in labeled):
+            labeled.append(rank)
+    bar.set_ticks(ticks, labels=[str(rank) if rank in labeled else "" for rank in ticks])
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, pad=1, labelsize=8)
@@ -117,7 +117,7 @@ def _colour_bar(divider: AxesDivider, mesh: QuadMesh, nominal: int, ranks: set[i
 
 
 def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
-    """Bars above the heat map: all ranks of a layer."""
+    """Draw bars above the heat map: the sum of the ranks of each layer."""
     layers = style.layers(frame)
     places = range(len(layers))
     above.bar(places, _totals(frame, "layer", "rank", layers), width=0.8, color=BARS)
@@ -129,7 +129,7 @@ def _layer_totals(above: Axes, frame: pd.DataFrame) -> None:
 
 
 def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
-    """Bars to the right of the heat map: all ranks of a projection."""
+    """Draw bars to the right of the heat map: the sum of the ranks of each projection."""
     rows = style.projections(frame)
     places = range(len(rows))
     beside.barh(places, _totals(frame, "projection", "rank", rows), height=0.8, color=BARS)
@@ -142,11 +142,11 @@ def _projection_totals(beside: Axes, frame: pd.DataFrame) -> None:
 
 
 def _totals(frame: pd.DataFrame, by: str, value: str, groups: Sequence[Any]) -> pd.Series:
-    """Sums over these groups, 0 where there is no module."""
+    """Sums over these groups, 0 for groups without modules."""
     return frame.groupby(by)[value].sum().reindex(groups, fill_value=0)
 
 
-def finding(allocation: Allocation) -> str:
+def headline(allocation: Allocation) -> str:
     """The allocation in a few words."""
     ranks = allocation.ranks
     low, high = min(ranks.values()), max(ranks.values())
@@ -161,7 +161,7 @@ def finding(allocation: Allocation) -> str:
 
 
 def left_out(allocation: Allocation) -> str:
-    """How many modules have no adapter, and why; empty where all have one."""
+    """How many modules have no adapter, and why; empty if all have one."""
     counts = {"excluded": len(allocation.excluded), "dropped": len(allocation.dropped)}
     return " and ".join(f"{count:,} {why}" for why, count in counts.items() if count)
 

@@ -20,23 +20,23 @@ WIDTH = 8.6
 def size(frame: pd.DataFrame) -> tuple[float, float]:
     """Inches for a heat map: wider with the layers, up to `WIDTH` and what long labels need, taller with the rows."""
     rows = style.projections(frame)
-    return float(np.clip(5.2 + 0.3 * len(style.layers(frame)), 6.4, WIDTH)) + beside(rows), 1.6 + 0.27 * max(
+    return float(np.clip(5.2 + 0.3 * len(style.layers(frame)), 6.4, WIDTH)) + label_room(rows), 1.6 + 0.27 * max(
         4, len(rows)
     )
 
 
-def beside(rows: list[str]) -> float:
+def label_room(rows: list[str]) -> float:
     """Inches that the labels of these rows take beyond those of the usual length."""
     return 0.065 * max(0, max(len(style.cut(row)) for row in rows) - 9)
 
 
 def edges(places: Sequence[int]) -> np.ndarray:
-    """Where the cells of these consecutive places end: for `pcolormesh`, which cannot tell how wide a single one is."""
+    """Edges of the cells at these consecutive places, for `pcolormesh`, which cannot infer the width of one cell."""
     return np.arange(len(places) + 1) + places[0] - 0.5
 
 
 def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
-    """Draw a column of the frame as cells: a column for each layer that there is, a row for each projection.
+    """Draw a column of the frame as cells: a column for each layer, a row for each projection.
 
     Parameters
     ----------
@@ -45,20 +45,20 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     frame : pandas.DataFrame
         With ``layer``, ``projection`` and the column ``value``; one row a module.
     value : str
-        Column that gives the colour.
+        Column that gives the color.
     **kwargs
         For `matplotlib.axes.Axes.pcolormesh`, e.g. ``cmap`` and ``norm``.
 
     Returns
     -------
     matplotlib.collections.QuadMesh
-        Its array is (projections, layers), masked where there is no module.
+        Its array is (projections, layers), masked for missing modules.
     """
-    rows, there = style.projections(frame), style.layers(frame)
-    grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=there)
+    rows, layers = style.projections(frame), style.layers(frame)
+    grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=layers)
     cells = np.ma.masked_invalid(grid.to_numpy(dtype=float))
-    gap = 1.2 if len(there) <= 40 else 0
-    across, down = edges(range(len(there))), edges(range(len(rows)))
+    gap = 1.2 if len(layers) <= 40 else 0
+    across, down = edges(range(len(layers))), edges(range(len(rows)))
     mesh = ax.pcolormesh(across, down, cells, edgecolor="white" if gap else "face", linewidth=gap, **kwargs)
     ax.set_facecolor(style.MISSING)
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -72,14 +72,14 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
 
 
 def _separate_stacks(ax: Axes, rows: list[str]) -> None:
-    """A line between the encoder's rows and the decoder's."""
+    """Draw a line between the encoder's rows and the decoder's."""
     stacks = [row.split(".")[0] for row in rows]
     if set(stacks) == {"encoder", "decoder"}:
         ax.axhline(stacks.index("decoder") - 0.5, color="white", linewidth=5)
 
 
 def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, room: float) -> bool:
-    """Write a column of the frame into the cells where it fits, dark on light and light on dark; nothing for NaN.
+    """Write a column of the frame into the cells if it fits, dark on light and light on dark; nothing for NaN.
 
     Parameters
     ----------
@@ -102,18 +102,18 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
         Whether the numbers fit into the cells and were written.
     """
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
-    rows, there = style.projections(frame), style.layers(frame)
-    room -= beside(rows)  # long labels are given room from the axes
+    rows, layers = style.projections(frame), style.layers(frame)
+    room -= label_room(rows)  # long labels take their room from the axes
     frame = frame.dropna(subset=value)
     texts = frame[value].map(form.format)
     per_character = room / faces.shape[1] / texts.str.len().max()
     if per_character < 0.05:
         return False
-    columns = frame["layer"].map(there.index)
+    columns = frame["layer"].map(layers.index)
     for column, row, text in zip(columns, frame["projection"].map(rows.index), texts, strict=True):
         dark = faces[row, column, :3] @ (0.299, 0.587, 0.114) < 0.55
         look: dict[str, Any] = {
-            "in_layout": False,  # within the cells: a layout that looks at each takes a third longer
+            "in_layout": False,  # they are inside the cells; the layout would take a third longer
             "color": "white" if dark else "0.15",
             "fontsize": 8.5 if per_character > 0.09 else 6.8 if per_character > 0.06 else 5.5,
         }
@@ -121,17 +121,17 @@ def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, 
     return True
 
 
-def colour_bar(ax: Axes, mesh: QuadMesh, label: str) -> None:
-    """A slim colour bar beside the heat map."""
+def color_bar(ax: Axes, mesh: QuadMesh, label: str) -> None:
+    """Draw a slim color bar next to the heat map."""
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=2.4 * len(ax.get_yticks()), fraction=0.05)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
 
 def scale(values: pd.Series) -> Normalize:
-    """Linear colours, or logarithmic ones where the positive values span more than a factor of ten.
+    """Linear colors, or logarithmic ones if the positive values span more than a factor of ten.
 
-    Zero has the lowest colour on either.
+    Zero has the lowest color on either.
     """
     positive = values[values > 0]
     if len(positive) and positive.max() > 10 * positive.min():

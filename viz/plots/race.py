@@ -42,7 +42,7 @@ def plot_race(race: Race, *, ax: Axes | None = None) -> Axes:
     """
     check_type(race, Race, "the result of tlora.race(...)")
     ax = style.axes(ax, 7.6, 4.4)
-    colors = dict(zip(race.arms, style.colours(len(race.arms)), strict=True))
+    colors = dict(zip(race.arms, style.colors(len(race.arms)), strict=True))
     for arm, rows in race.to_frame().groupby("arm", sort=False):
         name = str(arm)
         for _, training in rows.groupby("seed"):

@@ -1,4 +1,4 @@
-"""Picture of a Spectrum: how many directions of its input a module really has."""
+"""Picture of a Spectrum: how many directions the input of each module uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from viz import style
 
 View = Literal["variance", "eigenvalues", "effective_rank"]
 LINES = 10
-"""Most inputs that get a curve each; more are summarised by projection."""
+"""Most inputs that get a curve each; more are summarized by projection."""
 POINTS = 150
 """Most points of a curve: directions are drawn at even distances on the logarithmic axis."""
 MOST = 18
@@ -40,9 +40,9 @@ def plot_spectrum(
     spectrum : Spectrum
         From ``calibration.spectrum()`` or ``subspaces.spectrum()``.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure when left out.
+        Where to draw; a new figure by default.
     modules : iterable of str, optional
-        Full names of the modules to draw; all when left out.
+        Full names of the modules to draw; all by default.
     view : {"variance", "eigenvalues", "effective_rank"}
         Share of the variance that the first directions hold together, share that each direction holds, or the
         effective rank of each input over the layers.
@@ -50,16 +50,19 @@ def plot_spectrum(
     Returns
     -------
     matplotlib.axes.Axes
-        The axes that were drawn on. Directions, the shares of single ones and ranks are on logarithmic axes.
+        The axes. Directions, the shares of single ones and ranks are on logarithmic axes.
 
     Raises
     ------
-    TypeError
-        If ``spectrum`` is not a Spectrum.
     ValueError
         If ``view`` is not one of the three, or ``modules`` is empty.
     KeyError
         If a module has no spectrum.
+
+    Examples
+    --------
+    >>> viz.plot_spectrum(calibration.spectrum())
+    <Axes: title={'left': 'Effective rank ...'}, xlabel='first directions taken', ylabel='share of the variance'>
     """
     check_type(spectrum, Spectrum, "calibration.spectrum()")
     if view not in ("variance", "eigenvalues", "effective_rank"):
@@ -72,16 +75,16 @@ def plot_spectrum(
         _draw_curves(ax, spectrum, frame, "cumulative" if view == "variance" else "share")
     summed_up = view != "effective_rank" and len(frame) > LINES
     bands = "lines: median over layers, bands: middle half" if summed_up else ""
-    style.headline(ax, _finding(frame), style.sentence(bands, _bounds(frame), _source(spectrum)))
+    style.headline(ax, _headline(frame), style.sentence(bands, _bounds(frame), _source(spectrum)))
     return ax
 
 
 def _inputs(spectrum: Spectrum, modules: Iterable[str] | None) -> pd.DataFrame:
-    """The rows to draw, one an input, with a ``label`` that names all projections that read it."""
+    """The rows to draw, one for each input, with a ``label`` that names all projections that read it."""
     frame = spectrum.to_frame()
     if modules is not None:
         frame = frame[frame["module"].isin(chosen_modules(spectrum, modules))]
-    labels = frame.groupby("input")["projection"].agg(style.joined)
+    labels = frame.groupby("input")["projection"].agg(style.join_labels)
     return frame.drop_duplicates("input").assign(label=lambda rows: rows["input"].map(labels))
 
 
@@ -90,12 +93,12 @@ def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) 
     if len(frame) <= LINES:
         curves["label"] = "layer " + curves["layer"].astype(str) + " " + curves["label"]
     labels = list(dict.fromkeys(curves["label"]))
-    for label, colour, dash in zip(labels, style.colours(len(labels)), style.dashes(len(labels)), strict=True):
+    for label, color, dash in zip(labels, style.colors(len(labels)), style.dashes(len(labels)), strict=True):
         curve = _quartiles(curves[curves["label"] == label], value)
         point = "o" if len(curve) == 1 else ""
-        ax.plot(curve.index, curve[0.5], color=colour, linestyle=dash, linewidth=1.8, marker=point, label=label)
+        ax.plot(curve.index, curve[0.5], color=color, linestyle=dash, linewidth=1.8, marker=point, label=label)
         if len(frame) > LINES:
-            ax.fill_between(curve.index, curve[0.25], curve[0.75], color=colour, alpha=0.13, linewidth=0)
+            ax.fill_between(curve.index, curve[0.25], curve[0.75], color=color, alpha=0.13, linewidth=0)
     _label_curves(ax, spectrum, value)
     _legend(ax)
 
@@ -103,14 +106,14 @@ def _draw_curves(ax: Axes, spectrum: Spectrum, frame: pd.DataFrame, value: str) 
 def _quartiles(curves: pd.DataFrame, value: str) -> pd.DataFrame:
     """Quartiles over the modules at each direction.
 
-    Where one ends before others, what its directions hold together stays; shares of single ones are drawn no further.
+    A cumulative curve that ends before others keeps its last value; shares of single directions end with the shortest.
     """
     wide = curves.pivot(index="direction", columns="module", values=value)
     return (wide.ffill() if value == "cumulative" else wide.dropna()).quantile([0.25, 0.5, 0.75], axis=1).T
 
 
 def _thinned(curves: pd.DataFrame) -> pd.DataFrame:
-    """Points at even distances on a logarithmic axis; the last one of each curve stays."""
+    """Keep points at even distances on a logarithmic axis, and the last one of each curve."""
     longest = curves["direction"].max()
     kept = np.unique(np.geomspace(1, longest, POINTS).round().astype(int))
     last = ~curves.duplicated("module", keep="last")
@@ -140,11 +143,11 @@ def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
     labels = list(dict.fromkeys(frame["label"]))
     size = 4.5 if frame["layer"].nunique() <= 40 else 3
     n = len(labels)
-    lines = zip(labels, style.colours(n), style.dashes(n), style.markers(n), strict=True)
-    for label, colour, dash, marker in lines:
+    lines = zip(labels, style.colors(n), style.dashes(n), style.markers(n), strict=True)
+    for label, color, dash, marker in lines:
         rows = frame[frame["label"] == label]
         look: dict[str, Any] = {
-            "color": colour,
+            "color": color,
             "linestyle": dash,
             "marker": marker,
             "markersize": size,
@@ -159,7 +162,7 @@ def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10 ..."""
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10 ..."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     ax.set(**{f"{which}scale": "log"})
     low, high = axis.get_view_interval()
@@ -169,12 +172,12 @@ def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
 
 
 def _legend(ax: Axes) -> None:
-    """Beside the axes, as long as they are high; the rest is counted."""
+    """Draw a legend next to the axes; entries that do not fit are counted."""
     lines, _ = ax.get_legend_handles_labels()
-    ax.legend(handles=style.fitting(lines, MOST), loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
+    ax.legend(handles=style.shorten_legend(lines, MOST), loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
 
 
-def _finding(frame: pd.DataFrame) -> str:
+def _headline(frame: pd.DataFrame) -> str:
     ranks = frame["effective_rank"]
     low, high = frame.loc[ranks.idxmin()], frame.loc[ranks.idxmax()]
     least, most = style.number(low["effective_rank"]), style.number(high["effective_rank"])
@@ -184,7 +187,7 @@ def _finding(frame: pd.DataFrame) -> str:
 
 
 def _bounds(frame: pd.DataFrame) -> str:
-    """What the effective ranks are where spectra are truncated."""
+    """Which bounds the effective ranks are if spectra are truncated."""
     if frame["trace"].isna().any():
         return "lower bounds: known directions only"
     return "upper bounds: spectra are truncated" if frame["covered"].min() < 0.99 else ""

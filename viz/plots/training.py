@@ -1,4 +1,4 @@
-"""Picture of a TrainingRun: did the loss go down, and what did it buy."""
+"""Picture of a TrainingRun: the losses over the steps, and the metrics before and after."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlora.training.run import TrainingRun
 from tlora.utils.validation import check_type
 from viz import style
 
-TRAINING, VALIDATION, TEST = style.colours(3)
+TRAINING, VALIDATION, TEST = style.colors(3)
 
 
 @style.styled
@@ -24,24 +24,24 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     run : TrainingRun
         From ``tlora.train(...)``.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure when left out.
+        Where to draw; a new figure by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The axes that were drawn on. The metrics before and after stand in the title.
+        The axes. The title has the metrics before and after.
 
-    Raises
-    ------
-    TypeError
-        If ``run`` is not a TrainingRun.
+    Examples
+    --------
+    >>> viz.plot_training(run)
+    <Axes: title={'left': '...'}, xlabel='optimizer step', ylabel='loss, nats'>
     """
     history = check_type(run, TrainingRun, "the result of tlora.train(...)").to_frame()
     ax = style.axes(ax, 8.6, 3.9)
     _draw_loss(ax, history, "loss", "training loss", ".", color=TRAINING, linewidth=1, alpha=0.75, zorder=2.5)
     _draw_loss(ax, history, "eval_loss", "validation loss", "o", color=VALIDATION, linewidth=2)
     _draw_before_and_after(ax, run)
-    ax.set_xlabel("optimiser step")
+    ax.set_xlabel("optimizer step")
     ax.set_ylabel("loss, nats")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     ax.yaxis.set_major_formatter(style.plain_numbers())
@@ -53,7 +53,7 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
 
 
 def _draw_loss(ax: Axes, history: pd.DataFrame, column: str, label: str, marker: str, **look: Any) -> None:
-    """A line through the steps that have the loss, with markers where these are few enough to tell apart."""
+    """Draw a line through the steps that have the loss, with markers if these are few."""
     rows = history.dropna(subset=[column])
     if len(rows):
         points = marker if len(rows) <= 40 else ""
@@ -61,7 +61,7 @@ def _draw_loss(ax: Axes, history: pd.DataFrame, column: str, label: str, marker:
 
 
 def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
-    """Diamonds at the first and last step, each with its value beside it."""
+    """Draw diamonds at the first and last step, each with its value."""
     points = [(step, of["loss"]) for step, of in ((0, run.before), (run.steps, run.after)) if "loss" in of]
     if points:
         look: dict[str, Any] = {
@@ -71,7 +71,7 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
             "clip_on": False,
             "zorder": 3,
         }
-        label = f"{evaluated_on(run)} loss, before and after"
+        label = f"{split_in_words(run)} loss, before and after"
         ax.plot(*zip(*points, strict=True), color=TEST, linestyle="none", label=label, **look)
         ax.margins(x=0.08)
     for step, loss in points:  # outside of the curve, which is between the two
@@ -84,26 +84,26 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
 def _finding(run: TrainingRun, history: pd.DataFrame) -> str:
     shared = {name: (run.before[name], run.after[name]) for name in run.before if name in run.after}
     shared.pop("perplexity", None)
-    # a verifier that knows right and wrong alone says the same as the exact match: once is enough
-    told: dict[tuple[float, float], str] = {}
+    # metrics with equal values, such as a verifier's and the exact match, are named once
+    names: dict[tuple[float, float], str] = {}
     for name, values in shared.items():
-        told.setdefault(values, name)
-    if told:
-        changes = [_change(name.removeprefix("train_"), *values) for values, name in list(told.items())[:3]]
-        return f"{evaluated_on(run).capitalize()} {', '.join(changes)}"
+        names.setdefault(values, name)
+    if names:
+        changes = [_change(name.removeprefix("train_"), *values) for values, name in list(names.items())[:3]]
+        return f"{split_in_words(run).capitalize()} {', '.join(changes)}"
     losses = history["loss"].dropna()
     if len(losses):
         return _change("Training loss", losses.iloc[0], losses.iloc[-1])
     return "Nothing was logged"
 
 
-def evaluated_on(run: TrainingRun) -> str:
-    """The samples that the metrics were taken on, in a word: ``"test"``, ``"validation"`` or ``"training"``."""
+def split_in_words(run: TrainingRun) -> str:
+    """The split that the metrics were taken on, in a word: ``"test"``, ``"validation"`` or ``"training"``."""
     return "training" if run.evaluated_on == "train" else run.evaluated_on
 
 
 def _change(name: str, before: float, after: float) -> str:
-    """``"exact match 2.0 % → 41.5 %"``; what is not a loss and lies between 0 and 1 is a share."""
+    """``"exact match 2.0 % → 41.5 %"``; a metric between 0 and 1 that is not a loss is a share."""
     share = "loss" not in name and min(before, after) >= 0 and max(before, after) <= 1
     old, new = (f"{100 * value:.1f} %" if share else _digits(value) for value in (before, after))
     return f"{name.replace('_', ' ')} {old} → {new}"

@@ -11,13 +11,13 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tlora.comparison.race import race
 from tlora.comparison.race_result import Race
-from viz.widgets.training import Followed
+from viz.widgets.curves import TrainingFollower
 
 PAUSE = 0.3
 """Least seconds between two reports of a training."""
 
 
-class FollowedArm(Followed):
+class FollowedArm(TrainingFollower):
     """Follows the trainings of an arm; its losses are those of the latest."""
 
     def __init__(self, report: Callable[[], None]) -> None:

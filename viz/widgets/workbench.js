@@ -1,28 +1,8 @@
-// The workbench in the browser: draws `about` (what stays) and `shown` (the allocation as it stands), and asks the
-// kernel for everything else. The page without a kernel runs the same code on a model that answers from a table.
+// The workbench in the browser: draws `about` (what stays) and `shown` (the current allocation), and asks the kernel for
+// everything else. The page without a kernel runs the same code on a model that answers from a table.
 
-const SVG = "http://www.w3.org/2000/svg";
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
 const NARROWEST = 14, TALL = 22; // pixels of a cell
-const MINUS = "\u2212";
-
-function make(tag, attributes = {}, parent = null, text = null) {
-  const svg = ["svg", "g", "rect", "path"].includes(tag) || attributes.svg;
-  const element = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value);
-  if (text !== null) element.textContent = text;
-  if (parent) parent.appendChild(element);
-  return element;
-}
-
-function put(element, name, value) { // what is the same is not written again: the browser would draw it again
-  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
-}
-
-const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\u00a0%";
-const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
-const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
-
 function render({ model, el }) {
   const about = model.get("about"), page = Boolean(about.page), count = about.names.length;
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
@@ -38,7 +18,7 @@ function render({ model, el }) {
 
   // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
   const queue = [];
-  let busy = false, more = false, gestures = 0, version = 1, drawn = 0, resampled = 0, timer = null, wait = 0;
+  let busy = false, more = false, gestures = 0, version = 1, resampled = 0, timer = null;
   function ask(call, args = {}, gesture = null) {
     if (gesture !== null && queue.at(-1)?.gesture === gesture) queue.pop();
     queue.push({ call, args, gesture });
@@ -50,17 +30,15 @@ function render({ model, el }) {
     busy = true;
     model.send({ ...queue.shift(), id: version });
   }
-  function idle() { // the picture beside the map, and when the user rests what takes longer
-    if (page || !about.pictured) return;
+  function idle() { // when the user rests, ranks from resampled scores, in parts: the next request does not wait for all
+    if (page || !about.resamples) return;
     clearTimeout(timer);
-    if (drawn < version) {
-      timer = setTimeout(() => { drawn = version; ask("look"); }, wait); // ranks first
-    } else if ((more || resampled < version) && !drag) { // in parts, so that what the user does next does not wait
+    if ((more || resampled < version) && !drag) {
       timer = setTimeout(() => { resampled = version; ask("resample"); }, more ? 0 : 400);
     }
   }
-  const changed = (pause) => { version++; wait = pause; more = false; idle(); };
-  function heard(content) {
+  const changed = () => { version++; more = false; idle(); };
+  function receive(content) {
     if ("answer" in content) { busy = false; more = content.more; next(); }
     if (content.file) download(content.file, new Blob([content.text], { type: "text/html" }));
   }
@@ -201,10 +179,10 @@ function render({ model, el }) {
       make("h2", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
       make("div", { class: "name" }, said, about.names[k]);
       for (const line of words(k)) make("div", {}, said, line);
-      image.alt = `${place(k)}: spectrum, shares by rank and ranks from resampled scores`;
+      charts.draw({ k, place: place(k), rank: shown.ranks[k], counts: model.get("resampled")?.[k] });
     }
     message.textContent = shown.message ?? "";
-    finding.textContent = `${shown.finding}. ${shown.budget}.`;
+    finding.textContent = `${shown.headline}. ${shown.budget}.`;
     table.replaceChildren();
     const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
     for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${shown.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
@@ -219,6 +197,7 @@ function render({ model, el }) {
       if (control.output) control.output.textContent = now;
     }
     if (undo) [undo.disabled, redo.disabled] = [!shown.undo, !shown.redo];
+    refresh?.(shown);
   }
 
   // --- Controls.
@@ -244,9 +223,9 @@ function render({ model, el }) {
     controls[name] = input;
   }
   function button(parent, label, title, action) {
-    const made = make("button", { type: "button", title }, parent, label);
-    made.addEventListener("click", action);
-    return made;
+    const element = make("button", { type: "button", title }, parent, label);
+    element.addEventListener("click", action);
+    return element;
   }
   let undo = null, redo = null;
   if (!page) {
@@ -267,8 +246,8 @@ function render({ model, el }) {
   }
   for (const t of about.tabs) {
     if (page && t.trained) continue; // there nothing trains
-    const made = make("button", { type: "button", role: "tab", "data-tab": t.name, title: t.unit }, tablist, t.title);
-    made.addEventListener("click", () => show(t.name));
+    const element = make("button", { type: "button", role: "tab", "data-tab": t.name, title: t.unit }, tablist, t.title);
+    element.addEventListener("click", () => show(t.name));
   }
   tablist.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tablist.children];
@@ -278,8 +257,8 @@ function render({ model, el }) {
     target.focus();
   });
   function show(name) { model.set("tab", name); model.save_changes(); paint(); }
-  const said = make("div", { class: "said", "aria-live": "polite" }, side), image = make("img", { alt: "" }, side);
-  image.hidden = true;
+  const said = make("div", { class: "said", "aria-live": "polite" }, side), charts = moduleCharts(about, { spectrum: 0 });
+  side.appendChild(charts.root);
   const finding = make("div", { class: "finding" }, foot), copied = make("div", { class: "copied" }, foot);
   const line = make("code", { tabindex: 0 }, copied), out = make("span", { class: "group" }, foot);
   const table = make("table", {}, foot), moved = make("div", {}, foot);
@@ -297,7 +276,7 @@ function render({ model, el }) {
 
   // --- The kept and the new allocation in training.
   const train = page ? null : make("div", { class: "train", role: "group", "aria-label": "Training of kept and new" }, main);
-  let begin, winner, curves, status, arms = {};
+  let begin, winner, curves, status, arms = {}, refresh = null;
   if (train) {
     const head = make("div", { class: "group" }, train);
     begin = button(head, "Train both", "Train the kept and the new allocation on the same batches, and say which is ahead", () => ask("train"));
@@ -306,7 +285,7 @@ function render({ model, el }) {
       arms[name] = { stop, line: make("div", { class: `arm ${name}` }, train) };
     }
     winner = button(head, "Save winner", "Save the adapter with the lower held-out loss to the folder workbench-winner", () => ask("save_winner"));
-    curves = make("svg", { class: "curves", role: "img", height: 90 }, train);
+    curves = make("div", { class: "curves" }, train);
     status = make("div", { class: "status", role: "status" }, train);
     follow();
   }
@@ -322,27 +301,12 @@ function render({ model, el }) {
       line.textContent = !arm?.planned ? "" : `${name}: step ${arm.step} of ${arm.planned}` + (loss === undefined ? "" : `, training loss ${loss.toPrecision(3)}`) +
         (held === undefined ? "" : `, held-out loss ${held.toPrecision(4)}`) + (arm.stopped ? ", stopped" : "");
     }
-    draw_curves(state);
+    curves.replaceChildren();
+    if (any) lossCurves(curves, state.arms, Math.max(280, Math.min(560, map.clientWidth || 400)));
     if (any && tab().trained) paint();
   }
-  function draw_curves(state) { // training losses thin, held-out losses with dots
-    const all = Object.values(state.arms ?? {}), points = all.flatMap((arm) => [...arm.losses, ...arm.held]).filter(([, y]) => Number.isFinite(y));
-    curves.replaceChildren();
-    curves.style.display = points.length ? "" : "none";
-    if (!points.length) return;
-    const wide = Math.max(200, Math.min(560, map.clientWidth || 400)), tall = 90, ys = points.map(([, y]) => y);
-    const most = Math.max(...ys), least = Math.min(...ys), steps = Math.max(...all.map((arm) => arm.planned), 1);
-    const x = (step) => 4 + (wide - 70) * step / steps, y = (loss) => 6 + (tall - 12) * (most - loss) / (most - least || 1);
-    put(curves, "width", wide);
-    put(curves, "aria-label", Object.values(arms).map(({ line }) => line.textContent).join("; "));
-    for (const [name, arm] of Object.entries(state.arms)) {
-      const path = (of) => of.filter(([, loss]) => Number.isFinite(loss)).map(([step, loss], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
-      make("path", { class: `curve ${name}`, d: path(arm.losses) }, curves);
-      make("path", { class: `curve held ${name}`, d: path(arm.held) }, curves);
-      for (const [step, loss] of arm.held) make("circle", { svg: true, class: name, cx: x(step), cy: y(loss), r: 3 }, curves);
-    }
-    for (const [loss, at] of [[most, 14], [least, tall - 4]]) make("text", { svg: true, class: "label", x: wide - 62, y: at }, curves, `${loss.toPrecision(3)} nats`);
-  }
+  const panels = make("div", { class: "panels" }, root);
+  if (about.panels.length) refresh = page ? panelSections(panels, about, shown, model) : panelTabs(panels, about, model);
 
   // --- Pointer and keyboard.
   const at = (event) => { // while the pointer is captured, it is no target itself
@@ -356,7 +320,6 @@ function render({ model, el }) {
     model.set("selected", [...modules.filter((k) => k !== last), last]);
     model.save_changes();
     paint();
-    changed(0);
   }
   function inform(k, x, y) {
     tip.replaceChildren();
@@ -452,41 +415,34 @@ function render({ model, el }) {
   }
 
   // --- What the kernel says.
-  model.on("msg:custom", heard);
-  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(300); });
+  model.on("msg:custom", receive);
+  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(); });
   model.on("change:tab", paint);
-  model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); changed(0); });
-  model.on("change:picture", draw);
+  model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); });
+  model.on("change:resampled", tell);
   if (train) model.on("change:training", follow);
-  function draw() {
-    const bytes = model.get("picture");
-    if (!bytes?.byteLength) return;
-    URL.revokeObjectURL(image.src);
-    image.src = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
-    image.hidden = false;
-  }
   let width = 0; // laid out when it is on the page, and again when its width changes
   const resized = new ResizeObserver(() => { if (map.clientWidth && map.clientWidth !== width) { width = map.clientWidth; build(); } });
   const themed = new MutationObserver(paint);
-  draw();
   resized.observe(map);
   themed.observe(document.body, { attributes: true });
   idle();
   return () => { resized.disconnect(); themed.disconnect(); clearTimeout(timer); };
 }
 
-const rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
-function luminance(colour) { // relative luminance, WCAG 2
-  const [r, g, b] = colour.map((c) => (c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-}
 function download(name, blob) {
   const link = make("a", { download: name, href: URL.createObjectURL(blob) });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-// For the page without a kernel: a model that answers `set(temperature)` from the allocations in the page.
+// The page without a kernel: the workbench if modules are known, else its panels alone.
+export function renderPage(data, el) {
+  if (data.about.names.length) return render({ model: offline(data), el });
+  panelSections(make("div", { class: "tlora" }, el), data.about, {}, null);
+}
+
+// For the page: a model that answers `set(temperature)` from the allocations in the page.
 export function offline(data) {
   const values = { ...data, about: { ...data.about, page: true } }, listeners = {};
   const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));

@@ -1,12 +1,10 @@
-"""Workbench: a map of an allocation to inspect and edit, with all that is known about each module."""
+"""Workbench: a map of an allocation to inspect and edit, with panels on everything known about it."""
 
 from __future__ import annotations
 
 import functools
-import html
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
@@ -18,119 +16,101 @@ import numpy as np
 import traitlets
 
 from tlora.adapters.compression import Compression
-from tlora.adapters.files import earlier_files
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.allocation.stability import allocation_stability
-from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import result_file
-from tlora.subspaces.alignment import align, overlap_with_neighbors
-from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
+from tlora.results import RESULT, saved_files
+from tlora.subspaces.alignment import Alignment, told_apart
+from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
-from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.files import check_folder, read_json, replace_file, replace_files
-from tlora.utils.validation import check_type
-from viz import style
-from viz.plots.allocation import allocation_size, finding, outline, plot_allocation
-from viz.widgets.allocation import (
+from viz.plots.allocation import headline
+from viz.widgets.base import PicturedWidget, read_browser_file
+from viz.widgets.curves import CHARTS, LOOK
+from viz.widgets.page import page_html
+from viz.widgets.panels import view
+from viz.widgets.panels.alignment import align_pairs
+from viz.widgets.panels.modules import curves_by_rank
+from viz.widgets.panels.parts import shorten_all
+from viz.widgets.panels.picture import draw_workbench
+from viz.widgets.race import LiveRace
+from viz.widgets.results import KINDS, Results, check_sensitivity, scores_to_show
+from viz.widgets.state import (
     DEFAULTS,
     EDIT,
     EXCLUDE,
     SCORE,
     SOURCE,
     AllocationState,
-    Limit,
-    allocated,
-    arguments,
-    changes_in_words,
-    code,
-    decided,
-    settled,
-    starting_state,
-    within,
+    allocate_arguments,
+    allocate_state,
+    allocation_code,
+    apply_preset,
+    clamp_limit,
+    decide_ranks,
+    initial_state,
+    normalize_state,
+    state_from_allocation,
 )
-from viz.widgets.base import Shown
-from viz.widgets.canvas import Canvas
-from viz.widgets.module_picture import ModulePicture
-from viz.widgets.race import LiveRace
-from viz.widgets.spectrum import ENERGY, VARIANCE, shares_of
 
-FOLDER = Path(__file__).parent
-SCRIPT, LOOK, PAGE = ((FOLDER / f"workbench.{kind}").read_text("utf-8") for kind in ("js", "css", "html"))
+SCRIPT = CHARTS + read_browser_file("panels.js") + read_browser_file("workbench.js")
 SESSION = "session.json"
-RESULTS: dict[str, Any] = {
-    "subspaces": Subspaces, "capture": GradientCapture, "other": Subspaces, "run": TrainingRun,
-    "compression": Compression, "estimate": ResourceEstimate,
-}  # fmt: skip
-"""Results beside the scores that a workbench can hold, by the name of the argument."""
-STEPS = 20
-"""Steps of the temperature from 0 to 1."""
 RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
 PARTS = 8
 """Parts that they are made in: between two of them, the kernel can answer other requests."""
 TRAINING: Mapping[str, Any] = {"seconds": 300, "seeds": [0]}
-"""Default arguments of the race between the kept and the new allocation."""
+"""Arguments of `tlora.race` by default."""
 UNBOUND = 256
-"""Largest rank on a control where no bases limit it."""
-SELECTED = "#e07b00"
-"""Colour of the frame around a selected module, as in the browser."""
-HELD_OUT = 32
-"""Validation samples that the captured gradient is measured on."""
-
-QUERY_OR_VALUE = re.compile(r"(^|[._])(q|v|wq|wv|query|value)(_proj|_lin|_linear)?$")
-ATTENTION = re.compile(r"att(entio)?n|(^|[._])[qkvo]_proj$", re.IGNORECASE)
-PRESETS = {
-    "uniform": "The same rank for every module",
-    "q and v": "The same rank for queries and values, none elsewhere; the budget stays",
-    "attention": "Ranks by score within attention, none elsewhere; the budget stays",
-    "by score": "Ranks in proportion to the scores, nothing by hand",
-    "default": "All options of tlora.allocate as by default",
-}
-"""Presets, and what each of them does."""
+"""Largest rank on a control if no bases limit it."""
 
 
-class Map(anywidget.AnyWidget):
-    """The part in the browser: draws what it is told, and sends back what the user wants."""
+class WorkbenchView(anywidget.AnyWidget):
+    """The part in the browser: it draws its traits, and sends requests back."""
 
     _esm, _css = SCRIPT, LOOK
     about: Any = traitlets.Dict().tag(sync=True)
     shown: Any = traitlets.Dict().tag(sync=True)
     tab: Any = traitlets.Unicode("rank").tag(sync=True)
+    panel: Any = traitlets.Unicode("").tag(sync=True)
+    compared: Any = traitlets.Dict().tag(sync=True)
     selected: Any = traitlets.List().tag(sync=True)
-    picture: Any = traitlets.Bytes().tag(sync=True)
+    resampled: Any = traitlets.List().tag(sync=True)
     training: Any = traitlets.Dict().tag(sync=True)
 
 
-class Workbench(Shown):
+class Workbench(PicturedWidget):
     """The ranks of all modules as a map: point at a module to read about it, drag it to change its rank.
 
-    Whatever is changed, the other modules share the rest of the same budget. ``workbench.allocation`` is what is
-    shown: what the next cell attaches and trains.
+    Whatever is changed, the other modules share the rest of the same budget. ``workbench.allocation`` is what is shown:
+    what the next cell attaches and trains. Panels below the map show where the results come from, how subspaces align,
+    how sensitive the loss is, how training went and how to repeat it.
 
     Parameters
     ----------
     calibration : Calibration or Sensitivity
         Where the scores come from.
     subspaces : Subspaces, optional
-        The bases that will be attached: no rank goes beyond theirs, and their spectra are shown.
+        The bases that will be attached: no rank exceeds theirs, and their spectra are shown.
     model, task : optional
         With both, **Train both** races the kept and the new allocation.
     run : TrainingRun, optional
-        A training on this model: how far each module moved, and how much of its rank it used.
+        A training of this model: its curves, how far each module moved, and how much of its rank it used.
     compression : Compression, optional
-        Of an adapter that was trained on this model: the rank that it needed stands beside the rank that is given.
+        Of an adapter that was trained on this model: the rank that each module needed.
     capture : GradientCapture, optional
-        Of held-out samples. The kind of the subspaces is shown, or its first kind.
-    other : Subspaces, optional
-        Of another task, to show the overlap with it.
+        Of held-out samples. The map shows the kind of the subspaces, or the first kind.
+    other : Subspaces or mapping of Subspaces, optional
+        Other kinds, tasks or seeds, by label: their spectra, and the overlap of every pair.
+    spectrum : Spectrum, optional
+        From ``calibration.spectrum()``: the variance of the inputs along all directions.
     estimate : ResourceEstimate, optional
-        Of this model, from `tlora.estimate`: the peak memory of training stands among the costs.
+        Of this model, from `tlora.estimate`: adds the peak memory of training to the costs.
     training : mapping, optional
         Arguments of `tlora.race` for **Train both**, but ``callbacks``, ``watch`` and ``progress``; by default
         ``{"seconds": 300, "seeds": [0]}``.
@@ -143,15 +123,27 @@ class Workbench(Shown):
     ----------
     state : AllocationState
         Frozen. It decides the allocation, and holds the kept one.
+    results : Results
+        What the panels show.
     race : Race or None
-        What the last training of both has found, when it has ended: ``workbench.race.winner.save(folder)``.
-    widget : Map
+        The last race of the kept and the new allocation, when it has ended: ``workbench.race.winner.save(folder)``.
+    widget : WorkbenchView
         The part in the browser.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        If an argument is something else, `tlora.allocate` refuses the options, or the results are of different modules.
+        If `tlora.allocate` refuses the options, or the results are of different modules.
+
+    Examples
+    --------
+    >>> workbench = viz.Workbench(calibration, subspaces, rank=4)
+    >>> workbench.set_rank("model.layers.0.mlp.down_proj", 6)
+    >>> workbench.allocation.ranks["model.layers.0.mlp.down_proj"]
+    6
+    >>> workbench.undo()
+    >>> workbench.code()
+    'tlora.allocate(calibration.sensitivity, rank=4, max_rank=...)'
     """
 
     def __init__(
@@ -164,40 +156,61 @@ class Workbench(Shown):
         run: TrainingRun | None = None,
         compression: Compression | None = None,
         capture: GradientCapture | None = None,
-        other: Subspaces | None = None,
+        other: Subspaces | Mapping[str, Subspaces] | None = None,
+        spectrum: Spectrum | None = None,
         estimate: ResourceEstimate | None = None,
         training: Mapping[str, Any] | None = None,
         rank: SupportsIndex = 8,
         **options: Any,
     ) -> None:
-        self.calibration = calibration
+        sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
+        self.calibration, self.sensitivity = calibration, check_sensitivity(sensitivity)
+        self.names = self.sensitivity.names
         self.model, self.task = model, task
         self.training = TRAINING if training is None else dict(training)
         self._live: LiveRace | None = None
-        self.sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
-        self.names = check_type(self.sensitivity, Sensitivity, "what tlora.calibrate returned").names
-        self.subspaces, self.run, self.capture, self.other, self.estimate = subspaces, run, capture, other, estimate
-        self.compression = compression
-        self._check_parts()
-        bound = None if subspaces is None else subspaces.max_rank
-        state = starting_state(self.sensitivity, bound, rank, **options)
-        self._bound = bound
-        self._result = self.result(state)
-        self.state = replace(state, kept=self._result)
+        self.results = Results(
+            self.sensitivity, spectrum, subspaces, None, capture, None, run, compression, estimate,
+            others=label_others(subspaces, other),
+        )  # fmt: skip
+        self.results.check_modules()
+        check_equal_lengths(self.names, subspaces)
+        self._bound = None if subspaces is None else subspaces.max_rank
+        state = initial_state(self.sensitivity, self._bound, rank, **options)
+        self._allocation = self.allocate(state)
+        self.state = replace(state, kept=self._allocation)
         self._past: list[AllocationState] = []
         self._future: list[AllocationState] = []
         self._gesture: str | None = None  # of the last step
-        self._gesture_now: str | None = None  # of the request that is answered
-        self._resamples: tuple[Allocation, list[np.ndarray]] = self._result, []  # of which allocation; by part
+        self._gesture_now: str | None = None  # of the request that is being answered
+        self._resamples: tuple[Allocation, list[np.ndarray]] = self._allocation, []  # of which allocation; by part
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
-        self.widget = Map(about=self._about(), shown=self._shown(), selected=[0])
-        self.widget.on_msg(self._heard)
+        self.widget = WorkbenchView(about=self._about(), shown=self._shown(), selected=[0])
+        self.widget.on_msg(self._answer)
         self._answer_while_busy()
+
+    @classmethod
+    def from_results(cls, results: Results) -> Workbench:
+        """The workbench of results of one run, such as `load_results` reads: it begins with their allocation."""
+        allocation = results.allocation
+        parts = {name: getattr(results, name) for name in ("run", "compression", "capture", "spectrum", "estimate")}
+        rank = 8 if allocation is None else allocation.rank
+        workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
+        workbench.results = results
+        workbench.widget.about = workbench._about()
+        if allocation is not None:
+            workbench._show(replace(state_from_allocation(allocation), kept=allocation))
+        return workbench
+
+    @property
+    def subspaces(self) -> Subspaces | None:
+        """The bases that will be attached."""
+        return self.results.subspaces
 
     @property
     def allocation(self) -> Allocation:
         """What is shown."""
-        return self._result
+        return self._allocation
 
     @property
     def kept(self) -> Allocation:
@@ -208,7 +221,7 @@ class Workbench(Shown):
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of `tlora.allocate` for this allocation, those that are not the default; edits come on top."""
-        return arguments(self.sensitivity, self.state)
+        return allocate_arguments(self.sensitivity, self.state)
 
     @property
     def selected(self) -> list[str]:
@@ -216,21 +229,61 @@ class Workbench(Shown):
         return [self.names[i] for i in self.widget.selected]
 
     @property
+    def most(self) -> int:
+        """Largest rank that a control offers."""
+        return self._bound or min(UNBOUND, max(min(shape) for shape in self.sensitivity.shapes.values()))
+
+    @functools.cached_property
+    def alignments(self) -> list[Alignment]:
+        """Every pair of the subspaces, compared at the largest rank that all of them have."""
+        return align_pairs(own_and_others(self.results))
+
+    @property
     def line(self) -> str:
         """The allocation in one line of text."""
-        return f"{finding(self._result)}: {self.code()}"
+        return f"{headline(self._allocation)}: {self.code()}"
 
-    def result(self, state: AllocationState) -> Allocation:
+    def allocate(self, state: AllocationState) -> Allocation:
         """The allocation of ``state``: `tlora.allocate`, then its edits."""
-        return allocated(self.sensitivity, state, self._bound)
+        return allocate_state(self.sensitivity, state, self._bound)
 
     def code(self, source: str = SOURCE) -> str:
         """The allocation as one line of Python; ``source`` is the expression for the sensitivity."""
-        return code(self.sensitivity, self.state, source)
+        return allocation_code(self.sensitivity, self.state, source)
 
     def select(self, *names: str) -> None:
         """Select modules by their full ``names``; KeyError if there is no such module."""
         self.widget.selected = [self.names.index(name) for name in self._known(names)]
+
+    def compare(self, left: str, right: str, rank: SupportsIndex = 8) -> Alignment:
+        """Show two subspaces in the panel of alignments.
+
+        Parameters
+        ----------
+        left, right : str
+            Their labels: the kind of ``subspaces``, and the keys of ``other``.
+        rank : int
+            First directions of both to compare, at most as many as all subspaces have.
+
+        Returns
+        -------
+        Alignment
+            The pair at the largest rank; ``.at(rank)`` has the overlaps of the modules at any rank.
+
+        Raises
+        ------
+        KeyError
+            If there is no such pair.
+        """
+        pairs = {frozenset(alignment.sides): alignment for alignment in self.alignments}
+        alignment = pairs.get(frozenset((left, right)))
+        if alignment is None:
+            labels = ", ".join(map(repr, own_and_others(self.results))) or "none: pass other="
+            raise KeyError(f"no pair {left!r} and {right!r} to compare: choose two of {labels}")
+        one, other = alignment.sides
+        self.widget.compared = {"left": one, "right": other, "rank": min(int(rank), alignment.rank)}
+        self.widget.panel = "alignment"
+        return alignment
 
     def set(self, **options: Any) -> None:
         """Change arguments (``options``) of `tlora.allocate`, e.g. ``set(temperature=0.5)``; ranks by hand stay.
@@ -243,12 +296,12 @@ class Workbench(Shown):
         if unknown := sorted(options.keys() - {"rank", *DEFAULTS}):
             raise TypeError(f"allocate() has no option {unknown[0]!r}: choose from rank, {', '.join(DEFAULTS)}")
         if "exclude_modules" in options:  # as full names
-            asked = {"rank": self.state.rank, **options}
-            out = {name: asked[name] for name in ("rank", "exclude_modules")}
-            options["exclude_modules"] = starting_state(self.sensitivity, None, **out).exclude_modules
+            values = {"rank": self.state.rank, **options}
+            out = {name: values[name] for name in ("rank", "exclude_modules")}
+            options["exclude_modules"] = initial_state(self.sensitivity, None, **out).exclude_modules
         if "max_rank" in options:
-            self.result(replace(self.state, **options))  # refuses what is none
-            options["max_rank"] = within(options["max_rank"], self._bound, self.names)
+            self.allocate(replace(self.state, **options))  # refuses what is not a limit
+            options["max_rank"] = clamp_limit(options["max_rank"], self._bound, self.names)
         self._move(replace(self.state, **options))
         if "score" in options:  # its tab shows them
             self.widget.about = self._about()
@@ -280,11 +333,11 @@ class Workbench(Shown):
 
     def preset(self, name: str) -> None:
         """Go to the preset ``name``, e.g. ``"uniform"``; rank and what was kept stay. ValueError if it does not fit."""
-        self._move(preset(name, self.state, self.sensitivity, self._bound))
+        self._move(apply_preset(name, self.state, self.sensitivity, self._bound))
 
     def keep(self) -> None:
         """Keep what is shown: changes are counted from it."""
-        self._move(replace(self.state, kept=self._result))
+        self._move(replace(self.state, kept=self._allocation))
 
     def undo(self) -> None:
         """Take the last change back, if there is one."""
@@ -293,6 +346,120 @@ class Workbench(Shown):
     def redo(self) -> None:
         """Repeat the change that was taken back last, if there is one."""
         self._step(self._future, self._past)
+
+    def rank_distribution(self, name: str) -> np.ndarray:
+        """Ranks of a module in allocations from bootstrap resamples of the calibration samples.
+
+        Parameters
+        ----------
+        name : str
+            Full module name.
+
+        Returns
+        -------
+        (200,) int array
+            One a resample.
+
+        Raises
+        ------
+        KeyError
+            If there is no such module, or it is left out.
+        ValueError
+            If there are fewer than two samples.
+        """
+        if name not in self._allocation.scores:
+            raise KeyError(f"{name!r} has no rank in this allocation")
+        while len(self._resample_parts()) < PARTS:
+            self._resample_part()
+        return np.concatenate(self._resample_parts())[:, list(self._allocation.scores).index(name)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder; an earlier session there is replaced.
+
+        Returns
+        -------
+        pathlib.Path
+            The folder.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds something else.
+        """
+        with self._lock:
+            others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
+            kept = {"calibration": self.calibration, "kept": self.kept}
+            parts = {name: getattr(self.results, name) for name in KINDS if name != "sensitivity"} | others | kept
+            head = {
+                "state": {f.name: getattr(self.state, f.name) for f in fields(self.state) if f.name != "kept"},
+                "selected": self.selected,
+                "tab": self.widget.tab,
+                "of": type(self.calibration).__name__,
+                "others": list(self.results.others),
+            }
+        check_folder(Path(path), f"calibration/{RESULT}")
+        with replace_files(path, last=SESSION, first=RESULT, earlier=saved_files(path, "*")) as folder:
+            for name, result in parts.items():
+                if result is not None:
+                    result.save(folder / name)
+            (folder / SESSION).write_text(json.dumps(head, indent=1))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Workbench:
+        """Open a session that `save` wrote. Changes made before that cannot be undone.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder.
+
+        Returns
+        -------
+        Workbench
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no session.
+        """
+        folder = Path(path)
+        head = read_json(folder / SESSION)
+        kinds = KINDS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
+        parts: dict[str, Any] = {n: kind.load(folder / n) for n, kind in kinds.items() if (folder / n).exists()}
+        others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(head["others"])}
+        workbench = cls(**parts, other=others, rank=head["state"]["rank"])
+        state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
+        workbench._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
+        workbench.select(*head["selected"])
+        workbench.widget.tab = head["tab"]
+        return workbench
+
+    def page(self, path: str | os.PathLike[str]) -> Path:
+        """Write one HTML file that shows the map and all panels without a kernel and without a network.
+
+        Hover, tabs, selection and temperature work: the allocation at every step of the temperature is in it.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        with replace_file(path) as file:
+            file.write_text(self._page(), encoding="utf-8")
+        return Path(path)
+
+    # Training of the kept and the new allocation.
 
     @property
     def race(self) -> Race | None:
@@ -320,187 +487,30 @@ class Workbench(Shown):
             )
         if self._live is not None and self._live.running:
             raise ValueError("Both are being trained already: stop them, or wait")
-        if self.kept.ranks == self._result.ranks and self.kept.scalings == self._result.scalings:
+        if self.kept.ranks == self._allocation.ranks and self.kept.scalings == self._allocation.scalings:
             raise ValueError("Nothing differs from what was kept: change a rank or a control first")
-        arms = {"kept": self.kept, "new": self._result}
-        chosen = {"subspaces": self.subspaces, **(options or self.training)}
-        self._live = LiveRace(self._follow, self.model, self.task, arms, **chosen)
+        arms = {"kept": self.kept, "new": self._allocation}
+        arguments = {"subspaces": self.subspaces, **(options or self.training)}
+        self._live = LiveRace(self._follow, self.model, self.task, arms, **arguments)
 
     def stop(self, name: str) -> None:
         """End the training of ``name``, ``"kept"`` or ``"new"``, after the step that runs; the race goes on."""
         if self._live is not None:
             self._live.stop(name)
 
-    def rank_distribution(self, name: str) -> np.ndarray:
-        """Ranks of a module in allocations from bootstrap resamples of the calibration samples.
+    def _follow(self, state: dict[str, Any]) -> None:
+        """Show how training stands; called in its thread."""
+        for arm in state["arms"].values():
+            arm["updates"] = shorten_all([arm["updates"].get(name, np.nan) for name in self.names])
+        self.widget.training = state
 
-        Parameters
-        ----------
-        name : str
-            Full module name.
+    def _save_winner(self, path: str = "workbench-winner") -> None:
+        assert self.race is not None  # there is no button before
+        self._tell(
+            f"Saved: tlora.load({str(self.race.winner.save(path))!r}, model) puts {self.race.leader} on the model."
+        )
 
-        Returns
-        -------
-        (200,) int array
-            One a resample.
-
-        Raises
-        ------
-        KeyError
-            If there is no such module, or it is left out.
-        ValueError
-            If there are fewer than two samples.
-        """
-        if name not in self._result.scores:
-            raise KeyError(f"{name!r} has no rank in this allocation")
-        while len(self._resampled_parts()) < PARTS:
-            self._resample_part()
-        return np.concatenate(self._resampled_parts())[:, list(self._result.scores).index(name)]
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
-
-        Parameters
-        ----------
-        path : path-like
-            The folder; an earlier session there is replaced.
-
-        Returns
-        -------
-        pathlib.Path
-            The folder.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder holds something else.
-        OSError
-            If it cannot be written.
-        """
-        with self._lock:
-            state = {f.name: getattr(self.state, f.name) for f in fields(self.state) if f.name != "kept"}
-            head = {
-                "state": state,
-                "selected": self.selected,
-                "tab": self.widget.tab,
-                "of": type(self.calibration).__name__,
-            }
-            results = {name: getattr(self, name) for name in ("calibration", *RESULTS, "kept")}
-        check_folder(Path(path), "calibration.safetensors")
-        earlier = [*map(result_file, results), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
-        with replace_files(path, last=SESSION, earlier=earlier) as folder:
-            for name, result in results.items():
-                if result is not None:
-                    result.save(folder / name)
-            (folder / SESSION).write_text(json.dumps(head, indent=1))
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Workbench:
-        """Open a session that `save` wrote. Changes made before that cannot be undone.
-
-        Parameters
-        ----------
-        path : path-like
-            The folder.
-
-        Returns
-        -------
-        Workbench
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no session.
-        """
-        folder = Path(path)
-        head = read_json(folder / SESSION)
-        kinds = RESULTS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
-        places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in kinds.items()}
-        found = {name: kind.load(places[name]) for name, kind in kinds.items() if places[name].exists()}
-        it = Workbench(**found, rank=head["state"]["rank"])
-        state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
-        it._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
-        it.select(*head["selected"])
-        it.widget.tab = head["tab"]
-        return it
-
-    def page(self, path: str | os.PathLike[str]) -> Path:
-        """Write one HTML file that shows the map without a kernel and without a network.
-
-        Hover, tabs, selection and temperature work: the allocation at every step of the temperature is in it.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-
-        Returns
-        -------
-        pathlib.Path
-            The file.
-        """
-        with replace_file(path) as file:
-            file.write_text(self._page(), encoding="utf-8")
-        return Path(path)
-
-    def module_picture(self, name: str) -> bytes:
-        """The spectrum of the module ``name``, its captured gradient and the distribution of its rank, as PNG bytes."""
-        known = len(self._resampled_parts()) == PARTS and name in self._result.ranks
-        resampled = self.rank_distribution(name) if known else None
-        return self._module_picture.png(name, self._result.ranks.get(name, 0), resampled)
-
-    @functools.cached_property
-    def _module_picture(self) -> ModulePicture:
-        return ModulePicture(self._curves, self.sensitivity, self.subspaces, self.most)
-
-    @property
-    def most(self) -> int:
-        """Largest rank that a control offers."""
-        return self._bound or min(UNBOUND, max(min(shape) for shape in self.sensitivity.shapes.values()))
-
-    @functools.cached_property
-    def _curves(self) -> dict[str, list[list[float | None]]]:
-        """Shares by rank from 1 on of every module, in model order, of what is known."""
-        curves: dict[str, Mapping[str, Any]] = {}
-        if self.subspaces is not None:
-            shares = shares_of(self.subspaces)
-            curves = {
-                what: {n: v.cumsum() for n, v in shares[what].items()} for what in (ENERGY, VARIANCE) if what in shares
-            }
-            curves["neighbours"] = overlap_with_neighbors(self.subspaces)
-        if self.capture is not None:
-            kind = self.subspaces.kind if self.subspaces is not None else ""
-            curves["captured"] = captured_curves(self.capture, kind, self.most)
-        if self.other is not None and self.subspaces is not None:
-            most = min(len(rows) for side in (self.subspaces, self.other) for rows in side.bases.values())
-            curves["overlap"] = align(self.subspaces, self.other, most, labels=("this task", "the other")).overlaps
-        return {what: [_rounded(of.get(name, ())) for name in self.names] for what, of in curves.items()}
-
-    def _check_parts(self) -> None:
-        for name, kind in RESULTS.items():
-            part = getattr(self, name)
-            if part is None:
-                continue
-            if not isinstance(part, kind):
-                raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
-            modules: Collection[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
-            if strange := [module for module in modules if module not in self.sensitivity.shapes]:
-                raise ValueError(f"{name} is of another model: {strange[0]} is not in the calibration")
-        if (found := self.subspaces) is None:
-            return
-        if list(found.shapes) != self.names:
-            raise ValueError(
-                f"the subspaces are of {len(found.shapes)} modules and the sensitivity of "
-                f"{len(self.names)} others: pass two results of one calibration"
-            )
-        short = [n for n, basis in found.bases.items() if len(basis) < min(found.max_rank, *found.shapes[n])]
-        if short:
-            raise ValueError(
-                f"the subspaces have {found.max_rank} directions in some modules and {len(found.bases[short[0]])} in "
-                f"{short[0]}, which leaves its rank no room: make them with one number, "
-                f"tlora.task_subspaces(..., max_rank={found.max_rank})"
-            )
+    # States and requests.
 
     def _known(self, names: str | Collection[str]) -> list[str]:
         names = [names] if isinstance(names, str) else list(names)
@@ -510,14 +520,14 @@ class Workbench(Shown):
         return names
 
     def _decide(self, names: str | Collection[str], way: str, rank: int = 0) -> None:
-        self._move(decided(self.state, self._known(names), way, rank))
+        self._move(decide_ranks(self.state, self._known(names), way, rank))
 
     def _move(self, state: AllocationState) -> None:
         """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
         with self._lock:
             before, gesture = self.state, self._gesture_now
-            self._result = self.result(state)
-            self.state = settled(state, self._result)
+            self._allocation = self.allocate(state)
+            self.state = normalize_state(state, self._allocation)
             if gesture is None or gesture != self._gesture:
                 self._past.append(before)
             self._gesture = gesture
@@ -532,29 +542,31 @@ class Workbench(Shown):
                 self._show(source.pop())
 
     def _show(self, state: AllocationState) -> None:
-        self._result, self.state = self.result(state), state
+        self._allocation, self.state = self.allocate(state), state
         self._tell()
 
     def _tell(self, message: str = "") -> None:
         """Show the state; with a message always again, so that a control whose value was refused shows the old one."""
-        shown, told = self._shown(), self.widget.shown.get("told", 0)
-        self.widget.shown = shown | {"message": message or shown["message"], "told": told + bool(message)}
+        shown, refusals = self._shown(), self.widget.shown.get("refusals", 0)
+        if self._resamples[0] is not self._allocation:
+            self.widget.resampled = []
+        self.widget.shown = shown | {"message": message or shown["message"], "refusals": refusals + bool(message)}
 
-    def _heard(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
+    def _answer(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
         """Do what the browser asks for, and say that it is done: the browser sends one request at a time."""
         with self._lock:
             self._gesture_now = content.get("gesture")
             try:
-                self._actions[content["call"]](**content.get("args", {}))
+                self._requests[content["call"]](**content.get("args", {}))
             except (KeyError, ValueError, OSError) as refusal:
-                self._tell(sentence(str(refusal.args[-1] if refusal.args else refusal)))
+                self._tell(as_sentence(str(refusal.args[-1] if refusal.args else refusal)))
             finally:
                 self._gesture_now = None
-                more = content["call"] == "resample" and 0 < len(self._resampled_parts()) < PARTS
+                more = content["call"] == "resample" and 0 < len(self._resample_parts()) < PARTS
                 self.widget.send({"answer": content.get("id"), "more": more})
 
     @property
-    def _actions(self) -> dict[str, Callable[..., None]]:
+    def _requests(self) -> dict[str, Callable[..., None]]:
         def by_position(action: Callable[..., None]) -> Callable[..., None]:
             return lambda modules, **args: action([self.names[i] for i in modules], **args)
 
@@ -567,7 +579,6 @@ class Workbench(Shown):
             "keep": self.keep,
             "undo": self.undo,
             "redo": self.redo,
-            "look": self._look,
             "resample": self._resample,
             "save": self._save,
             "train": self.train,
@@ -575,6 +586,9 @@ class Workbench(Shown):
             "save_winner": self._save_winner,
             "page": lambda: self.widget.send({"file": "allocation.html", "text": self._page()}),
         }
+
+    def _save(self, path: str = "workbench-session") -> None:
+        self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
 
     def _drag(self, names: list[str], rank: int) -> None:
         """Set ranks, or the nearest that are possible, and say so."""
@@ -584,16 +598,16 @@ class Workbench(Shown):
             if (nearest := self._nearest(names, rank)) is None:
                 raise
             self.set_rank(names, nearest)
-            self._tell(sentence(str(refusal)))
+            self._tell(as_sentence(str(refusal)))
 
     def _nearest(self, names: list[str], rank: int) -> int | None:
         """The possible rank that is nearest to ``rank``, on the side of the present one; None if there is none."""
-        good, bad = self._result.ranks.get(names[0], 1), rank
+        good, bad = self._allocation.ranks.get(names[0], 1), rank
         state, best = self.state, None
         while abs(bad - good) > 1 or best is None:
             rank = (good + bad) // 2 if best is not None else good
             try:
-                self.result(decided(state, names, EDIT, rank))
+                self.allocate(decide_ranks(state, names, EDIT, rank))
             except ValueError:
                 if best is None:
                     return None
@@ -602,324 +616,117 @@ class Workbench(Shown):
                 good = best = rank
         return best
 
-    def _look(self) -> None:
-        if self.widget.selected:
-            self.widget.picture = self.module_picture(self.selected[-1])
-
     def _resample(self) -> None:
-        """One part more of the resamples; after the last, the picture with them."""
-        if len(self.sensitivity.per_sample) < 2 or len(self._resampled_parts()) == PARTS:
+        """Make one more part of the resamples; after the last, show how often each module got which rank."""
+        if len(self.sensitivity.per_sample) < 2 or len(self._resample_parts()) == PARTS:
             return
         self._resample_part()
-        if len(self._resampled_parts()) == PARTS:
-            self._look()
+        if len(self._resample_parts()) == PARTS:
+            columns = dict(zip(self._allocation.scores, np.concatenate(self._resample_parts()).T, strict=True))
+            counts = {name: np.unique(ranks, return_counts=True) for name, ranks in columns.items()}
+            self.widget.resampled = [np.stack(counts[n], 1).tolist() if n in counts else [] for n in self.names]
 
-    def _resampled_parts(self) -> list[np.ndarray]:
+    def _resample_parts(self) -> list[np.ndarray]:
         """Ranks in the resamples made so far of the allocation that is shown."""
-        if self._resamples[0] is not self._result:
-            self._resamples = self._result, []
+        if self._resamples[0] is not self._allocation:
+            self._resamples = self._allocation, []
         return self._resamples[1]
 
     def _resample_part(self) -> None:
-        parts, size = self._resampled_parts(), RESAMPLES // PARTS
-        made = allocation_stability(self.sensitivity, self._result, resamples=size, seed=len(parts))
-        parts.append(made.ranks.numpy())
+        parts, size = self._resample_parts(), RESAMPLES // PARTS
+        stability = allocation_stability(self.sensitivity, self._allocation, resamples=size, seed=len(parts))
+        parts.append(stability.ranks.numpy())
 
-    def _follow(self, state: dict[str, Any]) -> None:
-        """Show how training stands; called in its thread."""
-        for arm in state["arms"].values():
-            arm["updates"] = _rounded([arm["updates"].get(name, np.nan) for name in self.names])
-        self.widget.training = state
+    # What is shown.
 
-    def _save_winner(self, path: str = "workbench-winner") -> None:
-        assert self.race is not None  # there is no button before
-        self._tell(
-            f"Saved: tlora.load({str(self.race.winner.save(path))!r}, model) puts {self.race.leader} on the model."
-        )
-
-    def _save(self, path: str = "workbench-session") -> None:
-        self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
-
-    @style.styled
     def _repr_png_(self) -> bytes:
-        """The ranks as a picture, for readers without the browser's part."""
-        canvas = Canvas(*allocation_size(self._result))
-        canvas.figure.set_layout_engine("constrained")
-        ax = plot_allocation(self._result, ax=canvas.figure.add_subplot())
-        outline(ax, self._result, self.selected, SELECTED)
-        return canvas.png([])
+        return draw_workbench(self._allocation, self.widget.about, self.selected, self._compared())
+
+    def _compared(self) -> tuple[Alignment, int] | None:
+        """The pair in the open panel of alignments and its rank."""
+        if self.widget.panel != "alignment" or not self.widget.compared:
+            return None
+        sides = self.widget.compared["left"], self.widget.compared["right"]
+        pair = next(alignment for alignment in self.alignments if alignment.sides == sides)
+        return pair, self.widget.compared["rank"]
 
     def _page(self) -> str:
-        shown = [self._shown(replace(self.state, temperature=step / STEPS)) for step in range(STEPS + 1)]
-        data = {"about": self.widget.about, "steps": shown, "shown": self._shown(), "tab": self.widget.tab}
-        data |= {"selected": self.widget.selected}
-        text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-        title = style.source(self._result.meta) or "allocation"
-        return (
-            PAGE.replace("$TITLE", html.escape(title))
-            .replace("$STYLE", LOOK)
-            .replace("$SCRIPT", SCRIPT)
-            .replace("$DATA", text)
-        )
+        steps = [self._shown(replace(self.state, temperature=step / view.STEPS)) for step in range(view.STEPS + 1)]
+        state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
+        return page_html(self.results, **state, shown=self._shown(), steps=steps)
+
+    @functools.cached_property
+    def _curves(self) -> dict[str, list[list[float | None]]]:
+        """Shares by rank from 1 on of every module, by the name of the tab."""
+        curves = curves_by_rank(self.names, self.subspaces, self.results.capture, self.most)
+        if self.subspaces is not None and self.alignments:
+            overlaps = self.alignments[0].overlaps
+            curves["overlap"] = [shorten_all(overlaps.get(name, ())) for name in self.names]
+        return curves
 
     def _about(self) -> dict[str, Any]:
-        """What stays as it is: the modules, what is known of them, and the tabs that show it."""
-        sensitivity = self.sensitivity
-        rows = list(dict.fromkeys(sensitivity.projections.values()))
-        columns = sorted(set(sensitivity.layers.values()))
-        return {
-            "names": self.names,
-            "rows": rows,
-            "columns": columns,
-            "row": [rows.index(p) for p in sensitivity.projections.values()],
-            "column": [columns.index(layer) for layer in sensitivity.layers.values()],
-            "tabs": tabs(self),
-            "presets": {name: PRESETS[name] for name in presets_of(sensitivity)},
-            "most": self.most,
-            "steps": STEPS,
-            "source": style.source(sensitivity.meta),
-            "pictured": bool(self._curves) or len(sensitivity.per_sample) > 1,
-        }
+        """What stays as it is: the modules, what is known of them, tabs and panels."""
+        return view.about(
+            self.sensitivity.scored(self.state.score) if hasattr(self, "state") else self.sensitivity,
+            self.results,
+            curves=self._curves,
+            alignments=self.alignments,
+            most=self.most,
+            trains=self.model is not None and self.task is not None,
+        )
 
     def _shown(self, state: AllocationState | None = None) -> dict[str, Any]:
         """What the browser shows of a state: ranks, their reasons, costs, the line of Python."""
         state = state or self.state
-        allocation = self._result if state is self.state else self.result(state)
-        kept = state.kept or allocation
-        reasons = {n: "by hand" if why in ("pinned", "edited") else why for n, why in allocation.decided_by.items()}
-        unit = "ranks" if allocation.budget == "ranks" else "trainable parameters"
-        return {
-            "ranks": [allocation.ranks.get(name, 0) for name in self.names],
-            "kept": [kept.ranks.get(name, 0) for name in self.names],
-            "scalings": [_short(allocation.scalings.get(name)) for name in self.names],
-            "reasons": [reasons.get(name, "left out") for name in self.names],
-            "rank": allocation.rank,
-            "middles": {"rank": allocation.rank, "scaling": _short(allocation.alpha / allocation.rank)},
-            "controls": controls_of(state, self.most),
-            "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
-            "costs": costs_beside(kept, allocation, self.estimate),
-            "moved": changes_in_words(allocation, kept),
-            "code": code(self.sensitivity, state, SOURCE),
-            "finding": finding(allocation),
-            "undo": len(self._past),
-            "redo": len(self._future),
-            "message": saturated(allocation),
-        }
+        allocation = self._allocation if state is self.state else self.allocate(state)
+        code = allocation_code(self.sensitivity, state)
+        history = {"undo": len(self._past), "redo": len(self._future)}
+        return view.shown(self.names, allocation, state, self.results, self.most) | {"code": code} | history
 
 
-def explore(
-    model: Any, task: Any, *, samples: int = 32, max_rank: int = 64, rank: int = 8, **options: Any
-) -> Workbench:
-    """Calibrate, compute subspaces, measure the captured gradient, and show the workbench.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        The base model. It is observed, not changed.
-    task : Task
-        From `tlora.load_task`.
-    samples : int
-        Training samples to calibrate on.
-    max_rank : int
-        Directions computed for each module.
-    rank : int
-        Nominal rank to begin with.
-    **options
-        Other arguments of `tlora.allocate` to begin with.
-
-    Returns
-    -------
-    Workbench
-        Shown already.
-
-    Raises
-    ------
-    TypeError, KeyError, ValueError
-        If `tlora.calibrate` or `tlora.allocate` refuses something.
-    """
-    calibration = calibrate(model, task.calibration(samples))
-    subspaces = task_subspaces(model, calibration, max_rank=max_rank)
-    capture = measured_capture(model, task, subspaces)
-    workbench = Workbench(calibration, subspaces, model=model, task=task, capture=capture, rank=rank, **options)
-    workbench.display()
-    return workbench
+def own_and_others(results: Results) -> dict[str, Subspaces]:
+    """The subspaces to compare, by label, the own ones first."""
+    if results.subspaces is None:
+        return dict(results.others)
+    return {own_label(results.subspaces, results.others): results.subspaces, **results.others}
 
 
-def measured_capture(model: Any, task: Any, subspaces: Subspaces) -> GradientCapture | None:
-    """The captured gradient of validation samples at every rank; None where the task has no such samples."""
-    rows = [task.validation[i] for i in range(min(HELD_OUT, len(task.validation)))]
-    if not rows:
-        return None
-    batches = [task.collate(rows[i : i + 8]) for i in range(0, len(rows), 8)]
-    most = min(len(basis) for basis in subspaces.bases.values())
-    return gradient_capture(model, batches, {subspaces.kind: subspaces}, range(1, most + 1), task=task.name)
+def own_label(subspaces: Subspaces, others: Mapping[str, Subspaces]) -> str:
+    """The kind of the own subspaces, or what else sets them apart."""
+    if subspaces.kind not in others:
+        return subspaces.kind
+    label = told_apart([subspaces, *others.values()])[0]
+    return label if label not in others else f"{label} (own)"
 
 
-def presets_of(sensitivity: Sensitivity) -> list[str]:
-    """The presets that make sense for these modules."""
-    named = {"q and v": modules_of("q and v", sensitivity), "attention": modules_of("attention", sensitivity)}
-    return [name for name in PRESETS if name not in named or 0 < len(named[name]) < len(sensitivity.names)]
+def label_others(
+    subspaces: Subspaces | None, other: Subspaces | Mapping[str, Subspaces] | None
+) -> dict[str, Subspaces]:
+    """The other subspaces by label, without the own ones."""
+    if isinstance(other, Subspaces):
+        sides = [other] if subspaces is None else [subspaces, other]
+        return {told_apart(sides)[-1]: other}
+    return {label: one for label, one in (other or {}).items() if one is not subspaces}
 
 
-def modules_of(name: str, sensitivity: Sensitivity) -> list[str]:
-    """The modules that a preset adapts."""
-    if name == "q and v":
-        return [n for n, projection in sensitivity.projections.items() if QUERY_OR_VALUE.search(projection)]
-    return [n for n in sensitivity.names if name != "attention" or ATTENTION.search(n)]
-
-
-def preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: int | None) -> AllocationState:
-    """The state of a preset: what is by hand goes, the rank and the kept allocation stay.
-
-    Raises
-    ------
-    KeyError
-        If there is no such preset for these modules.
-    """
-    if name not in (known := presets_of(sensitivity)):
-        raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
-    if name == "default":
-        return replace(starting_state(sensitivity, bound, state.rank), kept=state.kept)
-    kept = set(modules_of(name, sensitivity))
-    return replace(
-        state,
-        adapt_ranks=True,
-        temperature=0.0 if name in ("uniform", "q and v") else 1.0,
-        exclude_modules=tuple(n for n in sensitivity.names if n not in kept),
-        pinned={},
-        edits={},
-        projection_shares={},
-    )
-
-
-def controls_of(state: AllocationState, most: int) -> dict[str, Any]:
-    """Values of the controls; None where a limit is not one number for all modules."""
-
-    def number(limit: Limit, default: int) -> int | None:
-        return None if isinstance(limit, Mapping) else default if limit is None else limit
-
-    return {
-        "budget": state.budget,
-        "scaling": state.scaling,
-        "rank": state.rank,
-        "temperature": state.temperature,
-        "min_rank": number(state.min_rank, 1),
-        "max_rank": number(state.max_rank, most),
-    }
-
-
-def saturated(allocation: Allocation) -> str:
-    """A warning where most ranks are the highest allowed, whatever the scores are; nothing elsewhere."""
-    most = dict(zip(allocation.scores, allocation.limits().high, strict=True))
-    full = sum(rank == most[name] for name, rank in allocation.ranks.items())
-    if 2 * full < len(allocation.ranks):
-        return ""
-    return (
-        f"{full} of {len(allocation.ranks)} modules have the most rank they may, so the scores decide little: lower "
-        "the rank, or raise max_rank, and with it that of tlora.task_subspaces."
-    )
-
-
-def costs_beside(a: Allocation, b: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
-    """Rows of a table: the costs of the kept allocation, of the new one, in percent too, and of plain LoRA."""
-
-    def row(what: str, mine: int, theirs: int, lora: int | None, write: Callable[[int], str]) -> list[str]:
-        ratio = style.percent(theirs / mine)
-        return [what, write(mine), write(theirs), ratio, "" if lora is None else write(lora)]
-
-    rows = [
-        row(what, getattr(a, key), getattr(b, key), getattr(b.lora, key), write)
-        for what, key, write in (
-            ("trainable parameters", "trainable_parameters", "{:,}".format),
-            ("adapter, float32", "adapter_bytes", size_text),
-            ("AdamW states, float32", "optimizer_bytes", size_text),
+def check_equal_lengths(names: list[str], subspaces: Subspaces | None) -> None:
+    """Refuse bases of other modules, or made for an allocation: they leave no rank room to grow."""
+    if subspaces is None:
+        return
+    if list(subspaces.shapes) != names:
+        raise ValueError(
+            f"the subspaces are of {len(subspaces.shapes)} modules and the sensitivity of {len(names)} others: pass "
+            "two results of one calibration"
         )
-    ]
-    if estimate is not None:
-        mine, theirs = (training_bytes(estimate, one) for one in (a, b))
-        rows.append(row("peak memory of training", mine, theirs, None, size_text))
-    return rows
+    most = subspaces.max_rank
+    short = [n for n, basis in subspaces.bases.items() if len(basis) < min(most, *subspaces.shapes[n])]
+    if short:
+        raise ValueError(
+            f"the subspaces have {most} directions in some modules and {len(subspaces.bases[short[0]])} in {short[0]}, "
+            f"which leaves its rank no room: make them with one number, tlora.task_subspaces(..., max_rank={most})"
+        )
 
 
-def training_bytes(estimate: ResourceEstimate, allocation: Allocation) -> int:
-    """Peak memory of training ``B``, at most: that of the uniform adapter and what this one adds to it."""
-    uniform = footprint(estimate.shapes, dict.fromkeys(estimate.shapes, estimate.meta.recipe["rank"]), freeze_a=True)
-    ours = allocation.footprint()
-    gradients = BYTES * (ours.trainable_parameters - uniform.trainable_parameters)
-    more = ours.adapter_bytes - uniform.adapter_bytes + ours.optimizer_bytes - uniform.optimizer_bytes
-    return estimate.bytes["training B"] + more + gradients
-
-
-def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, np.ndarray]:
-    """Share of the gradient by rank from 1 on; between measured ranks on straight lines, none beyond the last."""
-    frame = capture.to_frame()
-    frame = frame[frame["kind"] == (kind if kind in capture.kinds else capture.kinds[0])]
-    ranks = np.arange(1, min(most, capture.ranks[-1]) + 1)
-    return {
-        str(name): np.interp(ranks, [0, *of["rank"]], [0.0, *of["captured"]])
-        for name, of in frame.groupby("module", sort=False)
-    }
-
-
-def sentence(refusal: str) -> str:
+def as_sentence(refusal: str) -> str:
     """A refusal of `tlora.allocate` as a sentence of its own; an argument keeps its name."""
     return refusal if "_" in refusal.split(" ")[0] else refusal[:1].upper() + refusal[1:]
-
-
-def tabs(workbench: Workbench) -> list[dict[str, Any]]:
-    """What the map can show: a value of each module, by its rank or not, how it is coloured and what it is called."""
-    sensitivity = workbench.sensitivity.rescale(workbench.state.score)
-    scores = sensitivity.to_frame()
-    shown: list[dict[str, Any]] = []
-    told = {} if len(sensitivity.per_sample) < 2 else _interval(sensitivity)
-    shown.append(_tab("sensitivity", "Sensitivity", "share of all scores", "percent", values=scores["share"]) | told)
-    shown.append(_tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"))
-    shown.append(_tab("change", "Change", "ranks more or fewer than kept", "change", of="change"))
-    shown.append(_tab("scaling", "Scaling", "factor of B A; middle: alpha / rank", "ratio", of="scalings"))
-    words = {
-        ENERGY: ("Energy", "of the energy within the rank"),
-        VARIANCE: ("Variance", "of the input variance within the rank"),
-        "captured": ("Gradient captured", "of the gradient captured at this rank"),
-        "neighbours": ("Neighbours", "overlap with the next layers at this rank"),
-        "overlap": ("Overlap", "overlap with the other task at this rank"),
-    }
-    for what, curves in workbench._curves.items():
-        shown.append(_tab(what, *words[what], "percent", curves=curves))
-    if workbench.model is not None and workbench.task is not None:
-        shown += [
-            _tab(f"update {arm}", f"Update, {arm}", f"update of {arm} relative to the weight", "percent", trained=arm)
-            for arm in ("kept", "new")
-        ]
-    if workbench.run is not None:
-        used, names = workbench.run.rank_use().set_index("module"), workbench.names
-        last = workbench.run.module_history.drop_duplicates("module", keep="last").set_index("module")["update_norm"]
-        shown.append(_tab("update", "Update", "update relative to the weight", "percent", values=last.reindex(names)))
-        use = used["used_rank"].reindex(names)
-        shown.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=use))
-    if (found := workbench.compression) is not None:
-        unit = f"ranks needed, at {style.percent(found.parameters[1] / found.parameters[0])} of the parameters"
-        values = [found.ranks.get(name, np.nan) for name in workbench.names]
-        shown.append(_tab("needed", "Rank needed", unit, "number", values=values))
-    return shown
-
-
-def _tab(name: str, title: str, unit: str, kind: str, **source: Any) -> dict[str, Any]:
-    if "values" in source:
-        source["values"] = _rounded(source["values"])
-    return {"name": name, "title": title, "unit": unit, "kind": kind, **source}
-
-
-def _interval(sensitivity: Sensitivity) -> dict[str, Any]:
-    """Ends of the 95 % intervals of the shares of the scores."""
-    found = sensitivity.intervals()
-    total = found["score"].sum()
-    return {end: _rounded(found[end] / total) for end in ("low", "high")}
-
-
-def _rounded(values: Any) -> list[float | None]:
-    return [_short(value) for value in np.asarray(values, float)]
-
-
-def _short(value: float | None) -> float | None:
-    """Three digits, which is what is shown; None for what is not known."""
-    return None if value is None or not np.isfinite(value) else float(f"{value:.3g}")

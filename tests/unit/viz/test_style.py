@@ -144,12 +144,12 @@ def test_percent(share, words):
 
 
 def test_joined_says_a_common_beginning_once():
-    assert style.joined(["encoder.q", "encoder.k", "encoder.k", "o"]) == "encoder.q, k, o"
-    assert style.joined(["q_proj", "k_proj"]) == "q_proj, k_proj"
+    assert style.join_labels(["encoder.q", "encoder.k", "encoder.k", "o"]) == "encoder.q, k, o"
+    assert style.join_labels(["q_proj", "k_proj"]) == "q_proj, k_proj"
 
 
 def test_colours_and_dashes_tell_twenty_lines_apart():
-    looks = list(zip(style.colours(20), style.dashes(20), strict=True))
+    looks = list(zip(style.colors(20), style.dashes(20), strict=True))
     assert len(set(looks)) == 20
 
 

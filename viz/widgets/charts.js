@@ -1,0 +1,140 @@
+// Charts for all widgets: lines on axes, cells of modules, tables. Each function draws into `parent`.
+
+const SVG = "http://www.w3.org/2000/svg";
+const DRAWN = ["svg", "g", "rect", "path", "line", "circle"];
+const MINUS = "\u2212";
+
+function make(tag, attributes = {}, parent = null, text = null) {
+  const element = DRAWN.includes(tag) || attributes.svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (name !== "svg") element.setAttribute(name, value);
+  if (text !== null) element.textContent = text;
+  if (parent) parent.appendChild(element);
+  return element;
+}
+
+function put(element, name, value) { // an equal value is not written again: the browser would draw it again
+  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+}
+
+const percent = (x) => (x >= 0.0995 || x === 0 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)) + "\u00a0%";
+const signed = (x) => (x > 0 ? "+" : x < 0 ? MINUS : "") + Math.abs(x);
+const number = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : String(+x.toPrecision(2)));
+
+const rgb = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+function luminance(color) { // relative luminance, WCAG 2
+  const [r, g, b] = color.map((c) => (c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+function ticks(low, high, log, most) { // 1, 2, 5, 10 ..., thinned to powers of ten if there are too many
+  const all = [];
+  if (log) {
+    for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const f of [1, 2, 5]) all.push(+`${f}e${p}`);
+    const inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+    if (inside.length <= most) return inside;
+    const powers = inside.filter((v) => v.toExponential().startsWith("1e")), every = Math.ceil(powers.length / most);
+    return powers.filter((_, i) => i % every === 0);
+  }
+  const power = 10 ** Math.floor(Math.log10((high - low) / most || 1)), step = [1, 2, 5, 10].find((f) => f * power >= (high - low) / most) * power;
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) all.push(+v.toPrecision(12));
+  return all;
+}
+
+// Lines on axes. A line has `label`, `points` [[x, y], ...] and may be `dots`, `dash`, `thin`, `gray`, or have a `name`
+// (its class) or a `color` (the index of one). An axis has `label` and may have `log`, `percent`, `min`, `max`.
+function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 340, height = 150, legend = true }) {
+  const usable = ([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (!x.log || a > 0) && (!y.log || b > 0);
+  const points = lines.flatMap((one) => one.points).concat(bars).filter(usable);
+  const span = (axis, values) => {
+    let low = axis.min ?? Math.min(...values), high = axis.max ?? Math.max(...values);
+    if (low === high) [low, high] = axis.log ? [low / 2, high * 2] : [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
+    return [low, high];
+  };
+  const named = legend ? lines.filter((one) => one.label && !one.gray) : [];
+  if (named.length) {
+    const row = make("div", { class: "key" }, parent);
+    named.forEach((one) => {
+      const entry = make("span", { class: `c${one.color ?? lines.filter((l) => !l.gray).indexOf(one)} ${one.name ?? ""}` }, row);
+      make("span", { class: `swatch${one.dash ? " dash" : ""}` }, entry);
+      entry.append(one.label);
+    });
+  }
+  const svg = make("svg", { class: "chart", role: "img", width, height, viewBox: `0 0 ${width} ${height}`, "aria-label": title }, parent);
+  if (!points.length) return svg;
+  const [x0, x1] = span(x, points.map(([a]) => a)), [y0, y1] = span(y, points.map(([, b]) => b));
+  const left = 50, right = 8, top = 6, bottom = 32, scale = (v, low, high, log) => (log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
+  const at = (v) => left + (width - left - right) * scale(v, x0, x1, x.log);
+  const up = (v) => top + (height - top - bottom) * (1 - scale(v, y0, y1, y.log));
+  const write = (axis, v) => (axis.percent ? (axis.log ? `${+(100 * v).toPrecision(2)}\u00a0%` : `${+(100 * v).toFixed(4)}\u00a0%`) : String(+v.toPrecision(6)).replace("-", MINUS));
+  for (const v of ticks(y0, y1, y.log, 4)) {
+    make("line", { class: "guide", x1: left, x2: width - right, y1: up(v), y2: up(v) }, svg);
+    make("text", { svg: true, class: "tick", x: left - 5, y: up(v) + 3.5, "text-anchor": "end" }, svg, write(y, v));
+  }
+  for (const v of ticks(x0, x1, x.log, Math.floor((width - left) / 38))) {
+    make("line", { class: "axis", x1: at(v), x2: at(v), y1: height - bottom, y2: height - bottom + 4 }, svg);
+    make("text", { svg: true, class: "tick", x: at(v), y: height - bottom + 14, "text-anchor": "middle" }, svg, write(x, v));
+  }
+  make("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, svg);
+  make("line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom }, svg);
+  make("text", { svg: true, class: "tick", x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, svg, x.label);
+  make("text", { svg: true, class: "tick", transform: `translate(10 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, svg, y.label);
+  const wide = bars.length ? Math.max(1, 0.8 * (at(x0 + 1) - at(x0))) : 0;
+  for (const [a, b] of bars) make("rect", { class: "bar", x: at(a) - wide / 2, width: wide, y: up(b), height: up(y0) - up(b) }, svg);
+  if (cursor !== null && cursor >= x0 && cursor <= x1) make("line", { class: "cursor", x1: at(cursor), x2: at(cursor), y1: top, y2: height - bottom }, svg);
+  let i = 0;
+  for (const one of lines) {
+    const color = one.gray ? "gray" : `c${one.color ?? i++} ${one.name ?? ""}`, inside = one.points.filter(usable).filter(([, b]) => b >= y0 - 1e-12);
+    const path = inside.map(([a, b], k) => `${k ? "L" : "M"}${at(a).toFixed(1)} ${up(b).toFixed(1)}`).join("");
+    make("path", { class: `curve ${color}${one.thin ? " thin" : ""}${one.dash ? " dash" : ""}`, d: path }, svg);
+    if (one.dots || (inside.length === 1 && !one.gray)) for (const [a, b] of inside) make("circle", { class: color, cx: at(a), cy: up(b), r: 2.8 }, svg);
+  }
+  return svg;
+}
+
+// The curves of one or several trainings: training losses thin, held-out losses with dots.
+function lossCurves(parent, arms, width) {
+  const names = Object.keys(arms), lines = [];
+  names.forEach((name, i) => {
+    const single = names.length === 1, of = (what) => (single ? what : `${name}, ${what}`);
+    lines.push({ label: of("training"), points: arms[name].losses, thin: true, name, color: i });
+    lines.push({ label: of(single ? "validation" : "held out"), points: arms[name].held, dots: true, name, color: single ? 1 : i });
+  });
+  const steps = Math.max(1, ...names.map((name) => arms[name].planned));
+  const title = `Losses of ${names.join(" and ")} over the optimizer steps`;
+  const drawn = lines.filter((one) => one.points.length || names.length > 1);
+  return chart(parent, { title, lines: drawn, x: { label: "optimizer step", min: 0, max: steps }, y: { label: "loss, nats" }, width, height: 150 });
+}
+
+// Cells of modules, rows by columns; each cell is [row, column, share, text], shares from 0 to `most`.
+function cellGrid(parent, { title, rows, columns, cells, most, width = 560 }) {
+  const left = 6.2 * Math.max(...rows.map((name) => Math.min(name.length, 22))) + 10, w = Math.min(26, (width - left) / columns.length), h = 17;
+  const svg = make("svg", { class: "chart", role: "img", width: left + w * columns.length, height: h * rows.length + 18, "aria-label": title }, parent);
+  const dark = luminance(rgb(getComputedStyle(parent).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
+  rows.forEach((name, j) => make("text", { svg: true, class: "tick", x: left - 6, y: h * j + 12, "text-anchor": "end" }, svg, name.slice(-22)));
+  const every = Math.ceil(18 / w);
+  columns.forEach((name, i) => { if (i % every === 0) make("text", { svg: true, class: "tick", x: left + w * (i + 0.5), y: h * rows.length + 13, "text-anchor": "middle" }, svg, name); });
+  for (const [row, column, value, text] of cells) {
+    const share = value === null || !most ? 0 : Math.min(1, value / most), fill = ground.map((c, i) => Math.round(c + ([0, 104, 116][i] - c) * share));
+    make("rect", { class: "grid", x: left + w * column + 0.5, y: h * row + 0.5, width: w - 1, height: h - 1, fill: `rgb(${fill})` }, svg);
+    if (text && w > 15) make("text", { svg: true, x: left + w * (column + 0.5), y: h * row + 12, "text-anchor": "middle", "font-size": 9, fill: luminance(fill) > 0.179 ? "#000" : "#fff" }, svg, text);
+  }
+  return svg;
+}
+
+// A table with a caption: the columns in `text` hold words, the others numbers; a folded one is opened by the reader.
+function drawTable(parent, { caption, head, rows, text = [0], folded = false }) {
+  const box = folded ? make("details", {}, parent) : make("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": caption }, parent);
+  if (folded) make("summary", {}, box, caption);
+  const table = make("table", {}, folded ? make("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": caption }, box) : box);
+  if (!folded) make("caption", {}, table, caption);
+  const kind = (i) => ({ class: text.includes(i) ? "words" : "count" });
+  if (head.length) {
+    const tr = make("tr", {}, make("thead", {}, table));
+    head.forEach((name, i) => make(name ? "th" : "td", name ? { scope: "col", ...kind(i) } : {}, tr, name));
+  }
+  const body = make("tbody", {}, table);
+  for (const row of rows) {
+    const tr = make("tr", {}, body);
+    row.forEach((cell, i) => make(i ? "td" : "th", i ? kind(i) : { scope: "row", ...kind(i) }, tr, cell));
+  }
+}

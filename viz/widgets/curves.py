@@ -1,0 +1,78 @@
+"""What the training monitor and the race share: a follower of the losses, and their curves in the browser."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import anywidget
+import traitlets
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from tlora.training.callbacks import ModuleRecorder
+from viz.widgets.base import read_browser_file
+
+CHARTS, LOOK = read_browser_file("charts.js"), read_browser_file("widgets.css")
+
+
+class TrainingFollower(ModuleRecorder):
+    """Records the losses of a training in addition to its modules, and ends it when asked to.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two records of the modules, as in ``ModuleRecorder``.
+
+    Attributes
+    ----------
+    losses, evaluations : list of (int, float)
+        Step and training loss, step and validation loss; nats per labeled token.
+    planned : int
+        Optimizer steps of the training; 0 before its first log.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        super().__init__(every)
+        self.losses: list[tuple[int, float]] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self.planned = 0
+        self._stopping = threading.Event()  # set by the thread that hears the button
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to end training."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """End training after the current step."""
+        self._stopping.set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Note the losses."""
+        self.planned = state.max_steps
+        for name, losses in (("loss", self.losses), ("eval_loss", self.evaluations)):
+            if logs and name in logs:
+                losses.append((state.global_step, float(logs[name])))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Record the step if it is due, and end training if asked to."""
+        super().on_step_end(args, state, control, **kwargs)
+        control.should_training_stop |= self.stopped
+
+
+class Curves(anywidget.AnyWidget):
+    """Losses of a training and the updates of its modules, in the browser.
+
+    ``state`` holds ``arms`` (by name, each with ``losses``, ``held`` and ``planned``), and ``rows``, ``columns`` and
+    ``cells`` (row, column, share) of the updates.
+    """
+
+    _esm, _css = CHARTS + read_browser_file("monitor.js"), LOOK
+    state: Any = traitlets.Dict().tag(sync=True)

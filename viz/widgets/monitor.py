@@ -1,0 +1,318 @@
+"""TrainingMonitor: the loss and the update of every module, while `tlora.train` runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from viz import style
+from viz.plots import heatmap
+from viz.widgets.base import PicturedWidget, has_front_end, hears_while_busy, png_bytes
+from viz.widgets.curves import Curves, TrainingFollower
+from viz.widgets.panels.parts import shorten
+
+NOTES = {
+    "waiting": "Pass it to <code>tlora.train(..., callbacks=[monitor])</code>.",
+    "training": "Interrupting the kernel stops training too. Either way the run is kept.",
+    "stopping": "Ends after this step.",
+}
+WORDS = {"stopped": "Stopped after step", "done": "Done: step", "stopping": "Stopping after step"}
+
+
+@dataclass(frozen=True)
+class MonitorState:
+    """What is known of a training.
+
+    Attributes
+    ----------
+    status : {"waiting", "training", "stopping", "stopped", "done"}
+        Where it stands.
+    step, planned : int
+        Optimizer steps done and planned.
+    seconds : float
+        Since training began.
+    losses, evaluations : tuple of (int, float)
+        Step and training loss, step and validation loss; nats per labeled token.
+    updates : dict of float
+        ``||s B A||_F / ||W||_F`` at the last record, by full module name in model order; empty before the first.
+    recorded : int
+        Step of that record.
+    first : int
+        Step at which this training began; more than 0 if it was resumed.
+    """
+
+    status: str = "waiting"
+    step: int = 0
+    planned: int = 0
+    seconds: float = 0.0
+    losses: tuple[tuple[int, float], ...] = ()
+    evaluations: tuple[tuple[int, float], ...] = ()
+    updates: dict[str, float] | None = None
+    recorded: int = 0
+    first: int = 0
+
+    @property
+    def line(self) -> str:
+        """The state in one line of text."""
+        if self.status == "waiting":
+            return "Waiting for training to begin"
+        losses = f": training loss {self.losses[0][1]:.3g} → {self.losses[-1][1]:.3g}" if self.losses else ""
+        return f"{WORDS.get(self.status, 'Step')} {self.step:,} of {self.planned:,}{losses}"
+
+    @property
+    def detail(self) -> str:
+        """Validation loss and time in one line of text."""
+        done = self.step - self.first
+        left = self.seconds / done * (self.planned - self.step) if done else 0.0
+        running = self.status == "training"
+        return style.sentence(
+            f"validation loss {self.evaluations[-1][1]:.3g}" if self.evaluations else "",
+            f"{style.duration(self.seconds)}{' so far' if running else ''}",
+            f"{style.duration(left)} left" if running and done else "",
+            f"updates at step {self.recorded:,}" if self.updates else "",
+        )
+
+
+class TrainingMonitor(PicturedWidget, TrainingFollower):
+    """A live picture of training, with a button that stops it; ``tlora.train(..., callbacks=[monitor])``.
+
+    Call ``monitor.display()`` before training, in the same cell. The Trainer calls the monitor, which takes the place
+    of the ``ModuleRecorder`` that ``train`` would add.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two records of the modules, as in ``ModuleRecorder``.
+    interval : float
+        Least seconds between two pictures.
+
+    Attributes
+    ----------
+    state : MonitorState
+        What the picture shows.
+    cost : float
+        Share of the training time that went into recording and drawing.
+
+    Notes
+    -----
+    The stop button works while a cell runs if kernel and front end have subshells (ipykernel 7, JupyterLab 4.4). With
+    older ones it is heard when the cell is over. Interrupting the kernel works everywhere, and keeps the run as well.
+
+    Examples
+    --------
+    >>> monitor = viz.TrainingMonitor(every=5)
+    >>> monitor
+    Waiting for training to begin
+    """
+
+    def __init__(self, every: int = 10, interval: float = 2.0) -> None:
+        super().__init__(every)
+        self.interval = interval
+        self.state = MonitorState()
+        self._began = self._ended = self._next = self._spent = 0.0
+        self._first = 0
+        self._handle: DisplayHandle | None = None
+        self.stop_button = ipywidgets.Button(icon="stop", tooltip="End training after this step and keep the run")
+        self.stop_button.on_click(lambda _: self.stop())
+        self.status, self.note, self.curves = ipywidgets.HTML(), ipywidgets.HTML(NOTES["waiting"]), Curves()
+        self.widget = ipywidgets.VBox([ipywidgets.HBox([self.stop_button, self.note]), self.status, self.curves])
+        self._set_button("Stop", disabled=True)
+        self._answer_while_busy()
+
+    @property
+    def cost(self) -> float:
+        """Share of the training time that went into recording and drawing; 0 before it begins."""
+        seconds = (self._ended or time.perf_counter()) - self._began
+        return 0.0 if self.state.status == "waiting" else self._spent / seconds
+
+    @property
+    def line(self) -> str:
+        """The run in one line of text."""
+        return self.state.line
+
+    def stop(self) -> None:
+        """End training after the current step; the same as pressing the button."""
+        super().stop()
+        if not self._ended:
+            self._set_button("Stopping ...", disabled=True)
+
+    def display(self) -> None:
+        """Show the monitor; without a front end, its picture, which is replaced when training is over."""
+        if has_front_end() or get_ipython() is None:
+            super().display()
+            return
+        self._handle = display(self._picture(), raw=True, display_id=True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start over."""
+        self.losses, self.evaluations = [], []
+        self._first = state.global_step
+        self._stopping.clear()
+        self._began, self._ended, self._next, self._spent = time.perf_counter(), 0.0, 0.0, 0.0
+        super().on_train_begin(args, state, control, **kwargs)
+        self._set_button("Stop", disabled=not hears_while_busy())
+        self._show("training", state)
+        self._next = 0.0  # the first loss at once
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Record the step and draw if that is due, and end training if the button was pressed."""
+        began = time.perf_counter()
+        super().on_step_end(args, state, control, **kwargs)
+        self._spent += time.perf_counter() - began
+        if began >= self._next:
+            self._show("stopping" if self.stopped else "training", state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw how it ended."""
+        super().on_train_end(args, state, control, **kwargs)
+        self._set_button("Stop", disabled=True)
+        self._show("done" if state.global_step >= state.max_steps else "stopped", state)
+        self._ended = time.perf_counter()
+        self.note.value = f"Watching took {100 * self.cost:.2g} % of the time of training."
+        if self._handle is not None:
+            self._handle.update(self._picture(), raw=True)
+
+    def _set_button(self, description: str, disabled: bool) -> None:
+        self.stop_button.description, self.stop_button.disabled = description, disabled
+
+    def _show(self, status: str, state: TrainerState) -> None:
+        """Bring state and picture up to date, and note when the next picture is due."""
+        began = time.perf_counter()
+        latest = self.latest
+        self.state = MonitorState(
+            status=status,
+            step=state.global_step,
+            planned=state.max_steps,
+            seconds=began - self._began,
+            losses=tuple(self.losses),
+            evaluations=tuple(self.evaluations),
+            updates=dict(zip(latest["module"], latest["update_norm"].astype(float), strict=True)),
+            recorded=self.steps[-1] if self.steps else 0,
+            first=self._first,
+        )
+        self.curves.state = curve_values(self.state)
+        self.status.value = f"<b>{self.state.line}</b><br>{self.state.detail}"
+        self.note.value = NOTES.get(status, "")
+        self._spent += time.perf_counter() - began
+        self._next = began + self.interval
+
+    def _repr_png_(self) -> bytes:
+        return draw_monitor(self.state)
+
+
+def curve_values(state: MonitorState) -> dict[str, Any]:
+    """What the browser draws of a state, as JSON values."""
+    losses, held = (
+        [(step, shorten(loss)) for step, loss in points if np.isfinite(loss)]
+        for points in (state.losses, state.evaluations)
+    )
+    frame = update_frame(state)
+    rows, columns = style.projections(frame), style.layers(frame)
+    cells = [
+        [rows.index(row.projection), columns.index(row.layer), shorten(row.update, 3)] for row in frame.itertuples()
+    ]
+    arm = {"losses": losses, "held": held, "planned": state.planned}
+    return {"arms": {"training": arm}, "rows": rows, "columns": columns, "cells": cells}
+
+
+def update_frame(state: MonitorState) -> pd.DataFrame:
+    """Layer, projection and update of each module."""
+    updates = state.updates or {}
+    rows = [
+        (layer, role, update) for (layer, role), update in zip(module_places(updates), updates.values(), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "projection", "update"]).drop_duplicates(["layer", "projection"])
+
+
+def module_places(names: Iterable[str]) -> list[tuple[int, str]]:
+    """Layer and role of each module, read off its name, which is all that an adapted model has.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Full module names, e.g. ``"model.layers.3.mlp.down_proj"``.
+
+    Returns
+    -------
+    list of (int, str)
+        E.g. ``(3, "down_proj")``: the role is the shortest end of the name that no other module of the block has.
+    """
+    split = [_split_name(name.split(".")) for name in names]
+    inner = {(stack, path) for stack, _, path in split}
+
+    def role(stack: str, path: tuple[str, ...]) -> str:
+        others = [other for where, other in inner if where == stack and other != path]
+        ends = (path[-size:] for size in range(1, len(path) + 1))
+        return ".".join(next((end for end in ends if all(other[-len(end) :] != end for other in others)), path))
+
+    many = len({stack for stack, _, _ in split}) > 1
+    roles = {(s, p): (f"{_side(s)}." if many and s else "") + role(s, p) for s, p in inner}
+    return [(index, roles[stack, path]) for stack, index, path in split]
+
+
+def _side(stack: str) -> str:
+    """Encoder or decoder, or how the name of the stack begins."""
+    parts = stack.split(".")
+    return next((part for part in parts if part in ("encoder", "decoder")), parts[0])
+
+
+def _split_name(parts: list[str]) -> tuple[str, int, tuple[str, ...]]:
+    """What comes before the index of the block, the index, and what comes after it."""
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if at is None or at == len(parts) - 1:
+        return "", 0, tuple(parts)
+    return ".".join(parts[:at]), int(parts[at]), tuple(parts[at + 1 :])
+
+
+@style.styled
+def draw_monitor(state: MonitorState) -> bytes:
+    """Losses over the steps, and below the update of every module as a heat map; PNG bytes."""
+    frame = update_frame(state)
+    height = 1.6 + 0.25 * len(style.projections(frame)) if len(frame) else 0
+    figure = style.Paper(figsize=(heatmap.WIDTH, 2.6 + height), facecolor="white", layout="constrained")
+    axes = figure.subplots(
+        2 if len(frame) else 1, 1, squeeze=False, height_ratios=[2.6, height] if len(frame) else None
+    )
+    draw_losses(axes[0, 0], state)
+    if len(frame):
+        frame["update"] = frame["update"].where(np.isfinite(frame["update"]))
+        top = float(frame["update"].max()) if frame["update"].notna().any() else 1.0
+        mesh = heatmap.draw(axes[1, 0], frame, "update", cmap=style.SEQUENTIAL, norm=Normalize(0, top or 1.0))
+        heatmap.color_bar(axes[1, 0], mesh, "update, of ||W||")
+    style.headline(axes[0, 0], state.line, state.detail if state.status != "waiting" else "")
+    return png_bytes(figure)
+
+
+def draw_losses(ax: Axes, state: MonitorState) -> None:
+    """Training and validation loss; values that are not finite are left out."""
+    colors = style.colors(2)
+    for points, label, color, look in (
+        (state.losses, "training", colors[0], "-"),
+        (state.evaluations, "validation", colors[1], "o-"),
+    ):
+        finite = [(step, loss) for step, loss in points if np.isfinite(loss)]
+        if finite:
+            ax.plot(
+                *zip(*finite, strict=True), "o" if len(finite) == 1 else look, color=color, label=label, markersize=5
+            )
+    ax.set(xlabel="optimizer step", ylabel="loss, nats", xlim=(0, max(state.planned, 1) * 1.01))
+    ax.xaxis.set_major_locator(style.whole_numbers(style.inches(ax)))
+    ax.yaxis.set_major_formatter(style.plain_numbers())
+    style.guide_lines(ax)
+    if ax.lines:
+        ax.legend(loc="upper right")

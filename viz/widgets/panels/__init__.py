@@ -1,0 +1,1 @@
+"""The panels of the workbench: each file computes, by pure functions on results, what one panel shows."""

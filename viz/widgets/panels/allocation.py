@@ -1,0 +1,159 @@
+"""Panel "Allocation": ranks and scalings by projection, compared with a uniform allocation, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+
+import pandas as pd
+
+from tlora.allocation.allocation import Allocation
+from tlora.allocation.constraints import AllocationOptions
+from tlora.allocation.footprint import BYTES, footprint, size_text
+from tlora.resource_estimate import ResourceEstimate
+from viz import style
+from viz.plots.allocation import frame_of_all, left_out
+from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, whole
+from viz.widgets.results import Results
+
+
+def allocation_parts(allocation: Allocation, results: Results) -> list[Part]:
+    """Sums by projection and how the ranks were decided."""
+    parts = [by_projection(allocation), _decisions(allocation)]
+    if results.run and results.run.ranks and results.run.ranks != allocation.ranks:
+        parts.insert(0, text("This is not the allocation of the adapter that was trained: their ranks differ."))
+    return parts
+
+
+def by_projection(allocation: Allocation) -> Part:
+    """The allocation by projection; the uniform allocation holds excluded modules too."""
+    groups = frame_of_all(allocation).groupby("projection", sort=False)
+    frame = groups.agg(
+        modules=("rank", "count"),
+        total=("rank", "sum"),
+        uniform=("uniform", "sum"),
+        least=("rank", "min"),
+        mean=("rank", "mean"),
+        most=("rank", "max"),
+        scaling=("scaling", "mean"),
+        parameters=("parameters", "sum"),
+    ).reset_index()
+    columns: list[Column] = [
+        ("projection", "projection", str),
+        ("modules", "modules", whole),
+        ("total", "ranks", whole),
+        ("uniform", "uniform", whole),
+        ("least", "least", whole),
+        ("mean", "mean", number),
+        ("most", "most", whole),
+        ("scaling", "mean scaling", number),
+        ("parameters", "parameters of B", whole),
+    ]
+    return table(frame, "Ranks by projection", columns)
+
+
+def _decisions(allocation: Allocation) -> Part:
+    reasons = allocation.to_frame()["decided_by"].value_counts()
+    values = {
+        "decided by": ", ".join(f"{reason} ({count})" for reason, count in reasons.items()),
+        "left out": left_out(allocation),
+        "set by hand": ", ".join(f"{name}: {rank}" for name, rank in allocation.edits.items()),
+    }
+    return facts("Decisions", values)
+
+
+def changed_options(allocation: Allocation) -> dict[str, object]:
+    """Arguments of `tlora.allocate` that are not the default; the rank is always among them."""
+    changed: dict[str, object] = {}
+    for option in fields(AllocationOptions):
+        value = getattr(allocation.options, option.name)
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        if value != default and not (option.name == "alpha" and value == allocation.rank):
+            changed[option.name] = value
+    return changed
+
+
+def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part:
+    """Parameters and bytes of an allocation and of plain LoRA."""
+    ours, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
+    rows = [
+        _comparison("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, whole),
+        _comparison("all parameters", ours.parameters, lora.parameters, whole),
+        _comparison("adapter, float32", ours.adapter_bytes, lora.adapter_bytes, size_text),
+        _comparison("AdamW states, float32", ours.optimizer_bytes, lora.optimizer_bytes, size_text),
+    ]
+    columns: list[Column] = [
+        ("what", "", str),
+        ("ours", "this allocation", str.strip),
+        ("lora", f"uniform LoRA, rank {allocation.rank}", str.strip),
+        ("part", "this allocation / LoRA", percent),
+    ]
+    return table(pd.DataFrame(rows), "Compared with uniform LoRA", columns)
+
+
+def _comparison(what: str, ours: int, lora: int, form: Callable[[int], str]) -> dict[str, str | float]:
+    return {"what": what, "ours": form(ours), "lora": form(lora), "part": ours / lora}
+
+
+def costs(kept: Allocation, new: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
+    """Rows of a table: costs of the kept allocation, of the new one, their ratio, and those of plain LoRA."""
+
+    def row(what: str, before: int, after: int, lora: int | None, write: Callable[[int], str]) -> list[str]:
+        return [what, write(before), write(after), percent(after / before), "" if lora is None else write(lora)]
+
+    rows = [
+        row(what, getattr(kept, key), getattr(new, key), getattr(new.lora, key), write)
+        for what, key, write in (
+            ("trainable parameters", "trainable_parameters", "{:,}".format),
+            ("adapter, float32", "adapter_bytes", size_text),
+            ("AdamW states, float32", "optimizer_bytes", size_text),
+        )
+    ]
+    if estimate is not None:
+        before, after = (training_bytes(estimate, allocation) for allocation in (kept, new))
+        rows.append(row("peak memory of training", before, after, None, size_text))
+    return rows
+
+
+def training_bytes(estimate: ResourceEstimate, allocation: Allocation) -> int:
+    """Upper bound of the peak memory of training ``B``: that of the uniform adapter, and what this one adds."""
+    uniform = footprint(estimate.shapes, dict.fromkeys(estimate.shapes, estimate.meta.recipe["rank"]), freeze_a=True)
+    ours = allocation.footprint()
+    gradients = BYTES * (ours.trainable_parameters - uniform.trainable_parameters)
+    more = ours.adapter_bytes - uniform.adapter_bytes + ours.optimizer_bytes - uniform.optimizer_bytes
+    return estimate.bytes["training B"] + more + gradients
+
+
+def saturation_warning(allocation: Allocation) -> str:
+    """A warning if most ranks are the highest allowed, whatever the scores; else an empty string."""
+    most = dict(zip(allocation.scores, allocation.limits().high, strict=True))
+    full = sum(rank == most[name] for name, rank in allocation.ranks.items())
+    if 2 * full < len(allocation.ranks):
+        return ""
+    return (
+        f"{full} of {len(allocation.ranks)} modules have the highest rank allowed, so the scores decide little: lower "
+        "the rank, or raise max_rank, and with it that of tlora.task_subspaces."
+    )
+
+
+def describe_changes(allocation: Allocation, kept: Allocation) -> str:
+    """How many modules changed, by how much, and which changed most."""
+    names = [name for name in allocation.shapes if name in allocation.ranks or name in kept.ranks]
+    steps = {name: allocation.ranks.get(name, 0) - kept.ranks.get(name, 0) for name in names}
+    moved = sorted((name for name in names if steps[name]), key=lambda name: -abs(steps[name]))
+    if not moved:
+        scaled = sum(allocation.scalings.get(name, 0) != kept.scalings.get(name, 0) for name in names)
+        return f"{scaled} scalings changed, no rank" if scaled else "nothing changed"
+    gained, lost = sum(step for step in steps.values() if step > 0), -sum(step for step in steps.values() if step < 0)
+    parameters = sum(step * allocation.shapes[name][0] for name, step in steps.items())
+    most = [
+        f"{_signed(steps[name])} layer {allocation.layers[name]} {allocation.projections[name]}" for name in moved[:3]
+    ]
+    return (
+        f"{len(moved)} of {len(names)} modules changed, {gained:,} ranks more and {lost:,} fewer, "
+        f"{_signed(parameters)} trainable parameters; most: {', '.join(most)}"
+    )
+
+
+def _signed(value: int) -> str:
+    return f"{value:+,}".replace("-", style.MINUS)

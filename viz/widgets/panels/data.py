@@ -1,0 +1,26 @@
+"""Panel "Data": the model and the data behind the results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from viz.widgets.panels.parts import count, facts, panel
+from viz.widgets.results import Results
+
+TOKENS = {"all": "all but padding", "labels": "labeled ones"}
+
+
+def data_panel(results: Results) -> list[dict[str, Any]]:
+    """Base model, task, samples and the options of the command line."""
+    calibrated, run = results.calibrated, results.run
+    values = {"base model": results.model, "task": results.task}
+    if calibrated and calibrated.samples:
+        values["calibration"] = count(calibrated.samples, "sample")
+        values["tokens in the covariance"] = TOKENS.get(results.calibration_recipe.get("tokens", ""), "")
+    if run and run.meta.samples:
+        values["training"] = count(run.meta.samples, "sample")
+    options = run.meta.recipe.get("data", {}) if run else {}
+    for name, value in options.items():
+        if value is not None and name not in ("task", "train_samples"):
+            values[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else str(value)
+    return panel("data", "Data", "", [facts("Model and data", values)] if any(values.values()) else [])

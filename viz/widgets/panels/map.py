@@ -1,0 +1,94 @@
+"""The map: what each of its tabs shows of every module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tlora.calibration.sensitivity import Sensitivity
+from viz import style
+from viz.widgets.panels.modules import ENERGY, VARIANCE
+from viz.widgets.panels.parts import shorten_all
+from viz.widgets.results import Results
+
+CURVES = {
+    ENERGY: ("Energy", "of the energy within the rank"),
+    VARIANCE: ("Variance", "of the input variance within the rank"),
+    "captured": ("Gradient captured", "of the gradient captured at this rank"),
+    "neighbours": ("Neighbors", "overlap with the next layers at this rank"),
+    "overlap": ("Overlap", "overlap with {} at this rank"),
+}
+"""Title and unit of the tabs whose value depends on the rank."""
+
+
+def map_tabs(
+    sensitivity: Sensitivity, results: Results, curves: Mapping[str, Sequence[Sequence[float | None]]], trains: bool
+) -> list[dict[str, Any]]:
+    """What the map can show.
+
+    Parameters
+    ----------
+    sensitivity : Sensitivity
+        With the score that decides.
+    results : Results
+        What else is known.
+    curves : mapping of list
+        Shares by rank from 1 on of every module, by the name of the tab.
+    trains : bool
+        Whether the kept and the new allocation can be trained.
+
+    Returns
+    -------
+    list of dict
+        Of each tab ``name``, ``title``, ``unit`` and ``kind`` (how values are colored and written), and its values:
+        ``values`` by module, ``curves`` by module and rank, or ``of`` or ``trained``, which change.
+    """
+    tabs = [
+        _tab("sensitivity", "Sensitivity", "share of all scores", "percent", **_shares(sensitivity)),
+        _tab("rank", "Rank", "rank; middle: uniform", "ratio", of="ranks"),
+        _tab("change", "Change", "ranks more or fewer than kept", "change", of="change"),
+        _tab("scaling", "Scaling", "factor of B A; middle: alpha / rank", "ratio", of="scalings"),
+    ]
+    for name, values in curves.items():
+        title, unit = CURVES[name]
+        tabs.append(_tab(name, title, unit.format(next(iter(results.others), "")), "percent", curves=values))
+    if trains:
+        for arm in ("kept", "new"):
+            tabs.append(
+                _tab(
+                    f"update {arm}", f"Update, {arm}", f"update of {arm} relative to the weight", "percent", trained=arm
+                )
+            )
+    return tabs + _after_training(sensitivity.names, results)
+
+
+def _after_training(names: Sequence[str], results: Results) -> list[dict[str, Any]]:
+    tabs = []
+    if results.run is not None:
+        used = results.run.rank_use().set_index("module")["used_rank"].reindex(names)
+        last = results.run.module_history.drop_duplicates("module", keep="last").set_index("module")["update_norm"]
+        values = {"values": shorten_all(last.reindex(names))}
+        tabs.append(_tab("update", "Update", "update relative to the weight", "percent", **values))
+        tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=shorten_all(used)))
+    if results.compression is not None:
+        before, after = results.compression.parameters
+        unit = f"ranks needed, at {style.percent(after / before)} of the parameters"
+        needed = shorten_all([results.compression.ranks.get(name, np.nan) for name in names])
+        tabs.append(_tab("needed", "Rank needed", unit, "number", values=needed))
+    return tabs
+
+
+def _tab(name: str, title: str, unit: str, kind: str, **source: Any) -> dict[str, Any]:
+    return {"name": name, "title": title, "unit": unit, "kind": kind, **source}
+
+
+def _shares(sensitivity: Sensitivity) -> dict[str, Any]:
+    """Shares of the scores, with the ends of their 95 % intervals if there are samples to resample."""
+    shares = {"values": shorten_all(sensitivity.to_frame()["share"])}
+    if len(sensitivity.per_sample) < 2:
+        return shares
+    intervals = sensitivity.intervals()
+    total = intervals["score"].sum()
+    return shares | {end: shorten_all(intervals[end] / total) for end in ("low", "high")}

@@ -1,0 +1,146 @@
+"""What is known of a single module: its spectra by kind of subspace, and shares by rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlora.calibration.spectrum import Spectrum, directions_for
+from tlora.subspaces.alignment import overlap_with_neighbours
+from tlora.subspaces.gradient_capture import GradientCapture
+from tlora.subspaces.subspaces import Subspaces
+from viz.widgets.panels.parts import shorten_all
+
+Shares = Mapping[str, NDArray[np.float64]]
+ENERGY, VARIANCE = "energy", "variance"
+MEANINGS = {
+    "covariance": "principal directions of the inputs",
+    "wc": "TLoRA: right singular vectors of W C",
+    "w": "right singular vectors of W, as in PiSSA",
+    "c": "principal directions of the inputs, as in EVA",
+    "wc_half": "right singular vectors of W C^(1/2)",
+    "g": "directions of the mean gradient, as in LoRA-GA",
+    "g_whitened": "directions of the mean gradient, whitened by the inputs",
+    "random": "a random space, as in LoRA-FA",
+}
+"""What the directions of each kind are."""
+LEVELS = (0.9, 0.95, 0.99)
+"""Shares for which the number of directions is shown."""
+DENSE, SPARSE = 64, 60
+"""Directions from the first on of which each is drawn, and points in even steps of the logarithm after them."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the first directions of a module hold.
+
+    Attributes
+    ----------
+    held : dict of float
+        By ``"energy"`` (share of the squared singular values of the kind's matrix) and ``"variance"`` (share of the
+        variance of the inputs), if known.
+    needed : dict of dict of float
+        Likewise, how many directions hold 90, 95 and 99 %; NaN if those known do not.
+    """
+
+    held: dict[str, float]
+    needed: dict[str, dict[float, float]]
+
+
+def module_shares(source: Spectrum | Subspaces) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Share of each direction of each module, by ``"energy"`` and ``"variance"``, one or both."""
+    if isinstance(source, Spectrum):
+        return {VARIANCE if source.kind in ("covariance", "c") else ENERGY: _spectrum_shares(source)}
+    variance = {name: v.double().numpy() / (source.traces[name] or math.inf) for name, v in source.row_variance.items()}
+    if source.kind in ("c", "random"):
+        return {VARIANCE: variance}
+    return {ENERGY: _spectrum_shares(source.spectrum()), VARIANCE: variance}
+
+
+def _spectrum_shares(spectrum: Spectrum) -> dict[str, NDArray[np.float64]]:
+    once = {name: spectrum.curves([name])["share"].to_numpy() for name in dict.fromkeys(spectrum.inputs.values())}
+    return {name: once[source] for name, source in spectrum.inputs.items()}
+
+
+def read_shares(shares: Mapping[str, Shares], module: str, rank: int) -> Reading:
+    """What the first ``rank`` directions of a module hold, and how many hold most.
+
+    Parameters
+    ----------
+    shares : mapping of mapping of (k,) array
+        From `module_shares`.
+    module : str
+        Full module name.
+    rank : int
+        Directions taken; all that are known if these are fewer.
+    """
+    sums = {what: np.cumsum(values[module]) for what, values in shares.items()}
+    return Reading(
+        held={what: float(values[min(rank, len(values)) - 1]) for what, values in sums.items()},
+        needed={what: {level: directions_for(values, level) for level in LEVELS} for what, values in sums.items()},
+    )
+
+
+def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
+    """What the browser draws of one kind of subspace.
+
+    Returns
+    -------
+    dict
+        ``label`` and ``meaning``; ``known``, whether shares are of the known directions alone; ``index``, the curve of
+        each module, of which modules that read the same input have one; and by energy and variance, a curve each:
+        ``at`` (directions, from 1), ``each`` and ``sums`` (shares) and ``needed`` (directions for `LEVELS`).
+    """
+    shares = module_shares(source)
+    inputs = source.inputs if isinstance(source, Spectrum) else {name: name for name in source.names}
+    own = list(dict.fromkeys(inputs.values()))
+    curves: dict[str, Any] = {}
+    for what, values in shares.items():
+        at = {name: drawn_directions(len(values[name])) for name in own}
+        sums = {name: np.cumsum(values[name]) for name in own}
+        curves[what] = {
+            "at": [at[name].tolist() for name in own],
+            "each": [shorten_all(values[name][at[name] - 1]) for name in own],
+            "sums": [shorten_all(sums[name][at[name] - 1], 4) for name in own],
+            "needed": [shorten_all([directions_for(sums[name], level) for level in LEVELS], 6) for name in own],
+        }
+    whole = isinstance(source, Spectrum) and bool(np.isfinite([*source.traces.values()]).all())
+    meaning = MEANINGS.get(source.kind, source.kind)
+    index = [own.index(inputs[name]) for name in source.names]
+    return {"label": label, "meaning": meaning, "known": not whole, "index": index, "curves": curves}
+
+
+def drawn_directions(count: int) -> NDArray[np.intp]:
+    """The directions of a curve that are drawn, from 1 on: all of the first ones, fewer of the many after them."""
+    later = np.geomspace(min(DENSE, count), count, SPARSE).round().astype(int)
+    return np.unique([*range(1, min(DENSE, count) + 1), *later])
+
+
+def curves_by_rank(
+    names: Collection[str], subspaces: Subspaces | None, capture: GradientCapture | None, most: int
+) -> dict[str, list[list[float | None]]]:
+    """Shares by rank from 1 on of every module: energy, variance, captured gradient, overlap with the next layers."""
+    curves: dict[str, Mapping[str, Any]] = {}
+    if subspaces is not None:
+        for what, values in module_shares(subspaces).items():
+            curves[what] = {name: shares.cumsum() for name, shares in values.items()}
+        curves["neighbours"] = overlap_with_neighbours(subspaces)
+    if capture is not None:
+        curves["captured"] = captured_curves(capture, subspaces.kind if subspaces is not None else "", most)
+    return {what: [shorten_all(of.get(name, ())) for name in names] for what, of in curves.items()}
+
+
+def captured_curves(capture: GradientCapture, kind: str, most: int) -> dict[str, NDArray[np.float64]]:
+    """Share of the gradient by rank from 1 on: linear between measured ranks, none beyond the last."""
+    frame = capture.to_frame()
+    frame = frame[frame["kind"] == (kind if kind in capture.kinds else capture.kinds[0])]
+    ranks = np.arange(1, min(most, capture.ranks[-1]) + 1)
+    return {
+        str(name): np.interp(ranks, [0, *of["rank"]], [0.0, *of["captured"]])
+        for name, of in frame.groupby("module", sort=False)
+    }

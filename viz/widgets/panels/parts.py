@@ -1,0 +1,87 @@
+"""What panels are made of: paragraphs, tables, charts and code, as JSON values that the browser draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from viz import style
+
+Part = dict[str, Any]
+Column = tuple[str, str, Callable[[Any], str]]
+"""Key of a frame's column, its title, and how a value is written; ``str`` marks a column of text."""
+
+
+def panel(name: str, title: str, about: str, parts: Iterable[Part]) -> list[dict[str, Any]]:
+    """A panel in a list of its own; an empty list if it has no parts."""
+    found = list(parts)
+    return [{"name": name, "title": title, "about": about, "parts": found}] if found else []
+
+
+def text(words: str) -> Part:
+    """A paragraph."""
+    return {"kind": "text", "text": words}
+
+
+def code(caption: str, lines: str) -> Part:
+    """Code to copy."""
+    return {"kind": "code", "caption": caption, "code": lines}
+
+
+def facts(caption: str, values: Mapping[str, str]) -> Part:
+    """A table of names and values; empty values are left out."""
+    rows = [[name, value] for name, value in values.items() if value]
+    return {"kind": "table", "caption": caption, "head": [], "rows": rows, "text": [0, 1], "folded": False}
+
+
+def table(frame: pd.DataFrame, caption: str, columns: Sequence[Column], folded: bool = False) -> Part:
+    """A table of some columns of a frame."""
+    cells = [[form(value) for value in frame[key]] for key, _, form in columns]
+    return {
+        "kind": "table",
+        "caption": caption,
+        "head": [title for _, title, _ in columns],
+        "rows": [list(row) for row in zip(*cells, strict=True)],
+        "text": [i for i, (_, _, form) in enumerate(columns) if form is str],
+        "folded": folded,
+    }
+
+
+def chart(caption: str, lines: Sequence[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> Part:
+    """Lines on axes: each line is made by `line`; an axis has ``label`` and may be ``log`` or ``percent``."""
+    return {"kind": "chart", "caption": caption, "lines": list(lines), "x": x, "y": y}
+
+
+def line(label: str, x: ArrayLike, y: ArrayLike, **look: Any) -> dict[str, Any]:
+    """A labeled line without the points that are not finite; ``look`` may hold ``dots``, ``dash`` or ``thin``."""
+    points = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
+    points = points[np.isfinite(points).all(1)]
+    return {"label": label, "points": [[shorten(a), shorten(b)] for a, b in points]} | look
+
+
+def shorten(value: float | None, digits: int = 4) -> float | None:
+    """The value in so many significant digits, which is all that is shown; None if unknown or not finite."""
+    return None if value is None or not np.isfinite(value) else float(f"{value:.{digits}g}")
+
+
+def shorten_all(values: ArrayLike, digits: int = 3) -> list[float | None]:
+    """Each value in so many significant digits."""
+    return [shorten(value, digits) for value in np.asarray(values, float)]
+
+
+def intervals(frame: pd.DataFrame, low: str, high: str, form: Callable[[float], str]) -> list[str]:
+    """The interval of each row in words: ``"3.1 % to 4.2 %"``."""
+    return [f"{form(a)} to {form(b)}" for a, b in zip(frame[low], frame[high], strict=True)]
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: ``"1 sample"``, ``"32 samples"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+number, percent, whole = style.number, style.percent, style.whole
+"""How cells are written; NaN becomes a dash."""

@@ -1,0 +1,62 @@
+"""Panel "Rank use": how many directions the trained update needs, compared with the rank it was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from viz.widgets.panels.parts import Column, Part, count, number, panel, percent, table, text, whole
+from viz.widgets.results import Results
+
+ENERGY = 0.99
+"""Share of the squared norm of the update that the used directions hold."""
+ABOUT = (
+    f"How many directions the trained update s B A needs for {ENERGY:.0%} of its squared norm. Unused rank can go "
+    "elsewhere in the next allocation."
+)
+COLUMNS: list[Column] = [
+    ("rank", "rank", whole),
+    ("used_rank", "used", whole),
+    ("use", "used / rank", percent),
+    ("effective_rank", "effective rank", number),
+    ("update_norm", "norm of s B A", number),
+]
+
+
+def rank_use_panel(results: Results) -> list[dict[str, Any]]:
+    """Rank used by projection and by module."""
+    if results.run is None or not results.run.ranks:
+        return []
+    use = results.run.rank_use(ENERGY)
+    parts: list[Part] = [text(f"{used_rank(use)}. {_extremes(use)}")]
+    if results.places and set(use["module"]) <= results.places[0].keys():
+        parts.append(_by_projection(use.assign(projection=use["module"].map(results.places[1]))))
+    caption = f"All {count(len(use), 'module')}"
+    parts.append(table(use, caption, [("module", "module", str), *COLUMNS], folded=True))
+    return panel("rank-use", "Rank use", ABOUT, parts)
+
+
+def used_rank(use: pd.DataFrame) -> str:
+    """The finding in words: ``"1,234 of 1,680 ranks are used (73 %)"``."""
+    used, total = int(use["used_rank"].sum()), int(use["rank"].sum())
+    return f"{used:,} of {total:,} ranks are used ({percent(used / total)})"
+
+
+def _by_projection(use: pd.DataFrame) -> Part:
+    frame = use.groupby("projection", sort=False).agg(
+        modules=("rank", "size"),
+        rank=("rank", "sum"),
+        used_rank=("used_rank", "sum"),
+        effective_rank=("effective_rank", "mean"),
+        update_norm=("update_norm", "mean"),
+    )
+    frame = frame.reset_index().assign(use=(frame["used_rank"] / frame["rank"]).to_numpy())
+    columns: list[Column] = [("projection", "projection", str), ("modules", "modules", whole), *COLUMNS]
+    return table(frame, "By projection: sums of ranks, means of the rest", columns)
+
+
+def _extremes(use: pd.DataFrame) -> str:
+    full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
+    still = f", and {idle:,} did not move" if idle else ""
+    return f"{full:,} of {count(len(use), 'module')} use all of their rank{still}."

@@ -1,0 +1,122 @@
+"""Panel "Training": the losses, the metrics before and after, and how the training went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tlora.training.run import TrainingRun
+from viz import style
+from viz.plots.training import split_in_words
+from viz.widgets.panels.parts import Column, Part, chart, facts, line, number, panel, table, text, whole
+from viz.widgets.results import Results
+
+ROWS = 40
+"""Most rows of the history in the table."""
+
+
+def training_panel(results: Results) -> list[dict[str, Any]]:
+    """Curves, metrics, circumstances and history of the run."""
+    run = results.run
+    if run is None:
+        return []
+    metrics = metrics_table(run) if run.before or run.after else text("No metrics were taken before and after.")
+    about = "How the loss fell, and the metrics of the task before and after."
+    parts = [*_ending(run), *_losses(run), metrics, _circumstances(results, run), *_history(run)]
+    return panel("training", "Training", about, parts)
+
+
+def _ending(run: TrainingRun) -> list[Part]:
+    if run.diverged:
+        return [
+            text("Training stopped: the loss or a gradient was not finite. The adapter is that of the step before.")
+        ]
+    return [text("Training was interrupted before its last step.")] if run.interrupted else []
+
+
+def _losses(run: TrainingRun) -> list[Part]:
+    history = run.to_frame()
+    if not len(history):
+        return []
+    lines = [line("training loss", history["step"], history["loss"], thin=True)]
+    if history["eval_loss"].notna().any():
+        lines.append(line("validation loss", history["step"], history["eval_loss"], dots=True))
+    points = [(step, of["loss"]) for step, of in ((0, run.before), (run.steps, run.after)) if "loss" in of]
+    if points:
+        label = f"{split_in_words(run)} loss, before and after"
+        lines.append(line(label, *np.transpose(points), dots=True, dash=True))
+    return [chart("Losses", lines, {"label": "optimizer step"}, {"label": "loss, nats"})]
+
+
+def metrics_table(run: TrainingRun) -> Part:
+    """The metrics before and after."""
+    names = list(dict.fromkeys([*run.before, *run.after]))
+    before, after = ([metrics.get(name, np.nan) for name in names] for metrics in (run.before, run.after))
+    frame = pd.DataFrame(
+        {
+            "metric": [name.replace("_", " ") for name in names],
+            "before": list(map(metric, names, before, after)),
+            "after": list(map(metric, names, after, before)),
+            "change": list(map(_change, names, before, after)),
+        }
+    )
+    columns: list[Column] = [
+        ("metric", "metric", str),
+        *((key, key, str.strip) for key in ("before", "after", "change")),
+    ]
+    return table(frame, f"Before and after, on {split_in_words(run)} samples", columns)
+
+
+def metric(name: str, value: float, other: float = np.nan) -> str:
+    """A metric in words: in percent if it and the value it is compared with are shares."""
+    if np.isnan(value):
+        return style.DASH
+    if _is_share(name, value) and (np.isnan(other) or _is_share(name, other)):
+        return f"{100 * value:.1f} %"
+    return f"{value:.4g}".replace("-", style.MINUS)
+
+
+def _is_share(name: str, value: float) -> bool:
+    return not any(word in name for word in ("loss", "perplexity")) and 0 <= value <= 1
+
+
+def _change(name: str, before: float, after: float) -> str:
+    if _is_share(name, before) and _is_share(name, after):
+        return f"{100 * (after - before):+.1f} points".replace("-", style.MINUS)
+    return "" if np.isnan(after - before) else f"{after - before:+.4g}".replace("-", style.MINUS)
+
+
+def _circumstances(results: Results, run: TrainingRun) -> Part:
+    recipe, inside = run.meta.recipe, run.trainable_parameters
+    if results.allocation is not None and results.allocation.ranks == run.ranks:
+        inside = results.allocation.footprint(freeze_a=run.frozen_a).trainable_parameters
+    outside = run.trainable_parameters - inside
+    head = f", {outside:,} of them outside the allocation" if outside > 0 else ""
+    values = {
+        "optimizer steps": f"{run.steps:,}" if run.steps else "none was logged",
+        "time": style.duration(run.seconds),
+        "trained parameters": f"{run.trainable_parameters:,}{head}",
+        "A": "frozen" if run.frozen_a else "trained",
+    }
+    for name in ("learning_rate", "epochs", "batch_size", "max_steps"):
+        values[name.replace("_", " ")] = str(recipe.get(name) or "")
+    return facts("Circumstances", values)
+
+
+def _history(run: TrainingRun) -> list[Part]:
+    history = run.to_frame()
+    if not len(history):
+        return []
+    rows = np.unique(np.linspace(0, len(history) - 1, ROWS).round().astype(int))
+    columns: list[Column] = [
+        ("step", "step", whole),
+        ("epoch", "epoch", number),
+        ("loss", "loss, nats", number),
+        ("eval_loss", "validation loss", number),
+        ("learning_rate", "learning rate", number),
+        ("grad_norm", "gradient norm", number),
+    ]
+    thinned = f", {len(rows)} of {len(history):,} rows" if len(rows) < len(history) else ""
+    return [table(history.iloc[rows], f"History{thinned}", columns, folded=True)]

@@ -1,0 +1,127 @@
+"""All that the browser shows: what stays (`about`) and what follows the state (`shown`), as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tlora.allocation.allocation import Allocation
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
+from tlora.subspaces.alignment import Alignment
+from tlora.subspaces.subspaces import Subspaces
+from viz import style
+from viz.plots.allocation import headline
+from viz.widgets.panels.alignment import alignment_panel, capture_panel
+from viz.widgets.panels.allocation import allocation_parts, costs, describe_changes, saturation_warning
+from viz.widgets.panels.data import data_panel
+from viz.widgets.panels.map import map_tabs
+from viz.widgets.panels.modules import spectra
+from viz.widgets.panels.parts import shorten, shorten_all
+from viz.widgets.panels.rank_use import rank_use_panel
+from viz.widgets.panels.reproduce import reproduce_panel
+from viz.widgets.panels.sensitivity import sensitivity_panel
+from viz.widgets.panels.training import training_panel
+from viz.widgets.results import Results
+from viz.widgets.state import PRESETS, AllocationState, available_presets, control_values
+
+STEPS = 20
+"""Steps of the temperature from 0 to 1."""
+BY_RANK = {
+    "captured": "gradient captured", "overlap": "overlap with {}", "neighbours": "overlap, next layers",
+}  # fmt: skip
+"""Curves of a module over the rank, and what they are called."""
+ALLOCATION = {
+    "name": "allocation", "title": "Allocation", "about": "Ranks follow the scores under a fixed budget.", "parts": [],
+}  # fmt: skip
+"""The panel whose parts follow the state."""
+
+
+def about(
+    sensitivity: Sensitivity,
+    results: Results,
+    *,
+    curves: Mapping[str, Sequence[Sequence[float | None]]],
+    alignments: Sequence[Alignment],
+    most: int,
+    trains: bool,
+) -> dict[str, Any]:
+    """What stays as it is: the modules, what is known of them, tabs and panels.
+
+    Parameters
+    ----------
+    sensitivity : Sensitivity
+        With the score that decides.
+    results : Results
+        Everything known.
+    curves : mapping of list
+        Shares by rank from 1 on of every module, by the name of the tab.
+    alignments : sequence of Alignment
+        Pairs of subspaces.
+    most : int
+        Largest rank.
+    trains : bool
+        Whether the kept and the new allocation can be trained.
+    """
+    rows = list(dict.fromkeys(sensitivity.projections.values()))
+    columns = sorted(set(sensitivity.layers.values()))
+    sources: dict[str, Spectrum | Subspaces] = {} if results.subspaces is None else {results.subspaces.kind: results.subspaces}
+    sources |= {label: one for label, one in results.others.items() if list(one.shapes) == sensitivity.names}
+    if results.spectrum is not None and results.spectrum.names == sensitivity.names:
+        sources["inputs"] = results.spectrum
+    other = next(iter(results.others), "")
+    return {
+        "names": sensitivity.names,
+        "rows": rows,
+        "columns": columns,
+        "row": [rows.index(projection) for projection in sensitivity.projections.values()],
+        "column": [columns.index(layer) for layer in sensitivity.layers.values()],
+        "tabs": map_tabs(sensitivity, results, curves, trains),
+        "spectra": [spectra(label, source) for label, source in sources.items()],
+        "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
+        "panels": panels(results, alignments, sensitivity.names),
+        "presets": {name: PRESETS[name] for name in available_presets(sensitivity)},
+        "most": most,
+        "steps": STEPS,
+        "source": style.source(sensitivity.meta),
+        "resamples": len(sensitivity.per_sample) > 1,
+    }
+
+
+def panels(results: Results, alignments: Sequence[Alignment], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The panels that have something to show, in the order of the pipeline."""
+    more = [] if results.alignment is None else [results.alignment]
+    return [
+        *data_panel(results),
+        *alignment_panel([*alignments, *more], names),
+        *capture_panel(results),
+        *sensitivity_panel(results),
+        *([ALLOCATION] if names else []),
+        *training_panel(results),
+        *rank_use_panel(results),
+        *(reproduce_panel(results) if results.run or results.allocation else []),
+    ]
+
+
+def shown(
+    names: Sequence[str], allocation: Allocation, state: AllocationState, results: Results, most: int
+) -> dict[str, Any]:
+    """What follows the state: ranks, their reasons, costs and changes."""
+    kept = state.kept or allocation
+    reasons = {n: "by hand" if why in ("pinned", "edited") else why for n, why in allocation.decided_by.items()}
+    unit = "ranks" if allocation.budget == "ranks" else "trainable parameters"
+    return {
+        "ranks": [allocation.ranks.get(name, 0) for name in names],
+        "kept": [kept.ranks.get(name, 0) for name in names],
+        "scalings": shorten_all([allocation.scalings.get(name, float("nan")) for name in names]),
+        "reasons": [reasons.get(name, "left out") for name in names],
+        "rank": allocation.rank,
+        "middles": {"rank": allocation.rank, "scaling": shorten(allocation.alpha / allocation.rank, 3)},
+        "controls": control_values(state, most),
+        "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
+        "costs": costs(kept, allocation, results.estimate),
+        "allocation": allocation_parts(allocation, results),
+        "moved": describe_changes(allocation, kept),
+        "headline": headline(allocation),
+        "message": saturation_warning(allocation),
+    }

@@ -1,0 +1,57 @@
+"""report: the workbench's page of an adapter's folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tlora.utils.files import replace_file
+from viz.widgets.page import page_html
+from viz.widgets.panels.view import panels
+from viz.widgets.results import load_results
+from viz.widgets.workbench import Workbench
+
+FILE = "report.html"
+
+
+def report(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Write one HTML page on an adapter: its data, spectra, sensitivity, allocation, training, and how to repeat it.
+
+    The page is that of the workbench and needs neither kernel nor network. For results in memory, use
+    ``viz.Workbench(...).page(path)``.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it.
+    output : path-like, optional
+        File to write; ``report.html`` in the folder by default. An earlier file is replaced.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no adapter, or no results.
+    ValueError
+        If ``output`` is not an HTML file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = run.save(tempfile.mkdtemp() + "/adapter")
+    >>> viz.report(folder).name
+    'report.html'
+    """
+    results = load_results(folder)
+    path = Path(folder, FILE) if output is None else Path(output)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"output={str(path)!r}: the report is a web page, end its name with .html")
+    if results.sensitivity or results.allocation:
+        return Workbench.from_results(results).page(path)
+    with replace_file(path) as file:
+        file.write_text(page_html(results, about={"names": [], "panels": panels(results, [], [])}), encoding="utf-8")
+    return path

@@ -1,0 +1,149 @@
+"""Results: everything known about an allocation and its adapter, for the workbench, its page and the model card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+
+from tlora.adapters.compression import Compression
+from tlora.adapters.files import ADAPTER_CONFIG
+from tlora.allocation.allocation import Allocation
+from tlora.calibration.sensitivity import Sensitivity
+from tlora.calibration.spectrum import Spectrum
+from tlora.resource_estimate import ResourceEstimate
+from tlora.results import RESULT, Meta, Result
+from tlora.subspaces.alignment import Alignment
+from tlora.subspaces.gradient_capture import GradientCapture
+from tlora.subspaces.subspaces import Subspaces
+from tlora.training.run import TrainingRun
+from tlora.utils.validation import check_type
+
+KINDS: dict[str, type[Result]] = {
+    "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
+    "capture": GradientCapture, "allocation": Allocation, "run": TrainingRun, "compression": Compression,
+    "estimate": ResourceEstimate,
+}  # fmt: skip
+"""Class of each result, by the name of its field and of its file, in the order of the pipeline."""
+IN_FOLDER = ("sensitivity", "spectrum", "alignment", "capture", "allocation", "run")
+"""Results that the folder of an adapter may hold."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One result of each kind, None if there is none; ``others`` are subspaces to compare, by label.
+
+    ``folder`` is the adapter's folder as the reader of a page knows it.
+    """
+
+    sensitivity: Sensitivity | None = None
+    spectrum: Spectrum | None = None
+    subspaces: Subspaces | None = None
+    alignment: Alignment | None = None
+    capture: GradientCapture | None = None
+    allocation: Allocation | None = None
+    run: TrainingRun | None = None
+    compression: Compression | None = None
+    estimate: ResourceEstimate | None = None
+    others: Mapping[str, Subspaces] = field(default_factory=dict)
+    folder: str = "adapter"
+
+    @property
+    def metas(self) -> dict[str, Meta]:
+        """Where each result comes from, in the order of the pipeline."""
+        found = {name: getattr(self, name) for name in KINDS}
+        return {name: result.meta for name, result in found.items() if result is not None}
+
+    @property
+    def calibrated(self) -> Meta | None:
+        """Where the calibration comes from; None if no result is from one."""
+        sources = (self.sensitivity, self.spectrum, self.allocation)
+        return next((result.meta for result in sources if result is not None), None)
+
+    @property
+    def calibration_recipe(self) -> dict[str, Any]:
+        """Arguments of the calibration; an allocation keeps them within its own."""
+        recipe = self.calibrated.recipe if self.calibrated else {}
+        return recipe.get("sensitivity", recipe)
+
+    @property
+    def model(self) -> str:
+        """Name of the base model: that of the latest stage that has one."""
+        return next((meta.model for meta in reversed(self.metas.values()) if meta.model), "")
+
+    @property
+    def task(self) -> str:
+        """Name of the task: that of the latest stage that has one."""
+        return next((meta.task for meta in reversed(self.metas.values()) if meta.task), "")
+
+    @property
+    def title(self) -> str:
+        """What a page is about: ``"family_relationships on smollm2-135m"``."""
+        return " on ".join(part for part in (self.task, PurePath(self.model).name) if part) or "An adapter"
+
+    @property
+    def places(self) -> tuple[dict[str, int], dict[str, str]] | None:
+        """Layer and projection of each module, if a result knows them."""
+        source = self.sensitivity or self.allocation or self.spectrum
+        return (source.layers, source.projections) if source else None
+
+    def check_modules(self) -> None:
+        """Refuse results of another class, or of modules that the sensitivity does not have."""
+        assert self.sensitivity is not None
+        parts: dict[str, Any] = {name: getattr(self, name) for name in KINDS} | {f"other[{n!r}]": s for n, s in self.others.items()}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            kind = KINDS.get(name, Subspaces)
+            if type(part) is not kind:
+                raise TypeError(f"{name} is a {type(part).__name__}: pass a {kind.__name__}")
+            modules: Iterable[str] = part.ranks if isinstance(part, TrainingRun) else part.shapes
+            if unknown := [module for module in modules if module not in self.sensitivity.shapes]:
+                raise ValueError(f"{name} is of another model: {unknown[0]} is not in the calibration")
+
+
+def load_results(folder: str | os.PathLike[str]) -> Results:
+    """Read the results in the folder of an adapter, as ``tlora run`` or ``run.save`` wrote it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no adapter, or no result of this package.
+    """
+    path = Path(folder)
+    if not (path / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{path} holds no adapter (there is no {ADAPTER_CONFIG}): name the folder that `tlora run` or run.save() "
+            "wrote"
+        )
+    results: dict[str, Any] = {}
+    for name in IN_FOLDER:
+        if (path / "tlora" / name / RESULT).is_file():
+            results[name] = KINDS[name].load(path if name == "run" else path / "tlora" / name)
+    if not results:
+        raise FileNotFoundError(
+            f"{path} holds an adapter without results ({path / 'tlora'}): train it with `tlora run`, or save what you "
+            f"have there, e.g. allocation.save({str(path / 'tlora' / 'allocation')!r})"
+        )
+    # A page is passed on: do not reveal where the folder is on this machine.
+    shown = path.resolve().name if path.is_absolute() else path.as_posix()
+    return Results(**results, folder=shown)
+
+
+def scores_to_show(results: Results) -> Sensitivity:
+    """The sensitivity, or if there is none the scores of the allocation as those of a single sample."""
+    if results.sensitivity is not None:
+        return results.sensitivity
+    assert results.allocation is not None
+    allocation = results.allocation
+    scores = [[allocation.scores.get(name, 0.0) for name in allocation.names]]
+    return Sensitivity(dict(allocation.targets), torch.tensor(scores), allocation.meta)
+
+
+def check_sensitivity(sensitivity: object) -> Sensitivity:
+    """The sensitivity, or a TypeError that says what to pass."""
+    return check_type(sensitivity, Sensitivity, "what tlora.calibrate returned")
