@@ -1,8 +1,8 @@
-"""Pictures of what `tlora` found: one function a stage, drawn from the results' tables.
+"""Pictures, widgets and pages of the results of `tlora`.
 
 Each ``plot_x(result, *, ax=None)`` draws on ``ax``, or on a new figure, and returns the axes. None of them shows or
-closes a figure, or changes matplotlib's settings. The explorers are widgets of the same pictures, the monitor watches
-training. `report` and `card` make pages of an adapter's folder.
+closes a figure, or changes matplotlib's settings. `Workbench` is a widget of everything known about an allocation,
+`TrainingMonitor` one of a training. `report` and `card` make pages of an adapter's folder.
 """
 
 from typing import Any

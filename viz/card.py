@@ -67,7 +67,7 @@ def card(folder: str | os.PathLike[str]) -> str:
     run, allocation, name = results.run, results.allocation, path.resolve().name
     ranks = set(allocation.ranks.values()) if allocation else set()
     return _template().render(
-        header=_header(base, config),
+        header=hub_header(base, config),
         title=results.title,
         base=base,
         task=results.task,
@@ -118,7 +118,7 @@ def markdown_table(part: Part) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _header(base: str, config: dict[str, Any]) -> str:
+def hub_header(base: str, config: dict[str, Any]) -> str:
     """The YAML of the hub; a base that is not an id there, such as a folder, is named in the text alone."""
     try:
         validate_repo_id(base)
@@ -134,13 +134,13 @@ def _header(base: str, config: dict[str, Any]) -> str:
 def _peft_code(base: str, config: dict[str, Any], results: Results, name: str) -> str:
     """Code that loads the adapter without this package."""
     loader, _ = CLASSES.get(config.get("task_type") or "", ("AutoModel", ""))
-    imports, place = _base_arguments(base)
+    imports, place = base_arguments(base)
     lines = [*imports, "from peft import PeftModel", f"from transformers import {loader}", ""]
     lines.append(f"base = {loader}.from_pretrained({place}{num_labels_argument(results)})")
     return "\n".join([*lines, f"model = PeftModel.from_pretrained(base, {name!r})"])
 
 
-def _base_arguments(base: str) -> tuple[list[str], str]:
+def base_arguments(base: str) -> tuple[list[str], str]:
     """Imports, and the arguments that say where the base is; a packaged one lies in a Python package's folder."""
     if base not in PACKAGED:
         return [], repr(base)

@@ -142,7 +142,7 @@ function panelTabs(parent, about, model) {
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(make("div", { class: "parts" }, box), name === "allocation" ? model.get("shown").allocation : panel.parts, { about, model });
+    drawParts(make("div", { class: "parts" }, box), name === "allocation" ? model.get("shown").allocation ?? [] : panel.parts, { about, model });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);

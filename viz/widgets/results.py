@@ -16,14 +16,14 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import RESULT, Meta, Result
+from tlora.results import RESULT, Meta
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.validation import check_type
 
-KINDS: dict[str, type[Result]] = {
+KINDS: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
     "capture": GradientCapture, "allocation": Allocation, "run": TrainingRun, "compression": Compression,
     "estimate": ResourceEstimate,
@@ -94,7 +94,8 @@ class Results:
     def check_modules(self) -> None:
         """Refuse results of another class, or of modules that the sensitivity does not have."""
         assert self.sensitivity is not None
-        parts: dict[str, Any] = {name: getattr(self, name) for name in KINDS} | {f"other[{n!r}]": s for n, s in self.others.items()}
+        parts: dict[str, Any] = {name: getattr(self, name) for name in KINDS}
+        parts |= {f"other[{label!r}]": one for label, one in self.others.items()}
         for name, part in parts.items():
             if part is None:
                 continue

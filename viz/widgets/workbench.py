@@ -35,6 +35,7 @@ from viz.widgets.curves import CHARTS, LOOK
 from viz.widgets.page import page_html
 from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
+from viz.widgets.panels.allocation import allocation_parts
 from viz.widgets.panels.modules import curves_by_rank
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.picture import draw_workbench
@@ -185,8 +186,10 @@ class Workbench(PicturedWidget):
         self._gesture_now: str | None = None  # of the request that is being answered
         self._resamples: tuple[Allocation, list[np.ndarray]] = self._allocation, []  # of which allocation; by part
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
-        self.widget = WorkbenchView(about=self._about(), shown=self._shown(), selected=[0])
+        self.widget = WorkbenchView(about=self._about(), selected=[0])
+        self.widget.shown = self._shown()
         self.widget.on_msg(self._answer)
+        self.widget.observe(self._open_panel, "panel")
         self._answer_while_busy()
 
     @classmethod
@@ -587,6 +590,11 @@ class Workbench(PicturedWidget):
             "page": lambda: self.widget.send({"file": "allocation.html", "text": self._page()}),
         }
 
+    def _open_panel(self, change: Any) -> None:
+        if change["new"] == "allocation":
+            with self._lock:
+                self._tell()
+
     def _save(self, path: str = "workbench-session") -> None:
         self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
 
@@ -651,9 +659,10 @@ class Workbench(PicturedWidget):
         return pair, self.widget.compared["rank"]
 
     def _page(self) -> str:
-        steps = [self._shown(replace(self.state, temperature=step / view.STEPS)) for step in range(view.STEPS + 1)]
+        temperatures = [step / view.STEPS for step in range(view.STEPS + 1)]
+        steps = [self._shown(replace(self.state, temperature=one), page=True) for one in temperatures]
         state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
-        return page_html(self.results, **state, shown=self._shown(), steps=steps)
+        return page_html(self.results, **state, shown=self._shown(page=True), steps=steps)
 
     @functools.cached_property
     def _curves(self) -> dict[str, list[list[float | None]]]:
@@ -675,13 +684,15 @@ class Workbench(PicturedWidget):
             trains=self.model is not None and self.task is not None,
         )
 
-    def _shown(self, state: AllocationState | None = None) -> dict[str, Any]:
+    def _shown(self, state: AllocationState | None = None, page: bool = False) -> dict[str, Any]:
         """What the browser shows of a state: ranks, their reasons, costs, the line of Python."""
         state = state or self.state
         allocation = self._allocation if state is self.state else self.allocate(state)
-        code = allocation_code(self.sensitivity, state)
+        shown = view.shown(self.names, allocation, state, self.results, self.most)
+        if page or self.widget.panel == "allocation":  # its tables are not made for every step of a drag
+            shown["allocation"] = allocation_parts(allocation, self.results)
         history = {"undo": len(self._past), "redo": len(self._future)}
-        return view.shown(self.names, allocation, state, self.results, self.most) | {"code": code} | history
+        return shown | {"code": allocation_code(self.sensitivity, state)} | history
 
 
 def own_and_others(results: Results) -> dict[str, Subspaces]:

@@ -51,6 +51,9 @@ def map_tabs(
         _tab("change", "Change", "ranks more or fewer than kept", "change", of="change"),
         _tab("scaling", "Scaling", "factor of B A; middle: alpha / rank", "ratio", of="scalings"),
     ]
+    if results.spectrum is not None and results.spectrum.names == sensitivity.names:
+        ranks = shorten_all(list(results.spectrum.effective_rank.values()))
+        tabs.append(_tab("effective", "Effective rank", "effective rank of the inputs", "number", values=ranks))
     for name, values in curves.items():
         title, unit = CURVES[name]
         tabs.append(_tab(name, title, unit.format(next(iter(results.others), "")), "percent", curves=values))

@@ -13,7 +13,7 @@ from tlora.subspaces.subspaces import Subspaces
 from viz import style
 from viz.plots.allocation import headline
 from viz.widgets.panels.alignment import alignment_panel, capture_panel
-from viz.widgets.panels.allocation import allocation_parts, costs, describe_changes, saturation_warning
+from viz.widgets.panels.allocation import costs, describe_changes, saturation_warning
 from viz.widgets.panels.data import data_panel
 from viz.widgets.panels.map import map_tabs
 from viz.widgets.panels.modules import spectra
@@ -21,6 +21,7 @@ from viz.widgets.panels.parts import shorten, shorten_all
 from viz.widgets.panels.rank_use import rank_use_panel
 from viz.widgets.panels.reproduce import reproduce_panel
 from viz.widgets.panels.sensitivity import sensitivity_panel
+from viz.widgets.panels.spectrum import spectrum_panel
 from viz.widgets.panels.training import training_panel
 from viz.widgets.results import Results
 from viz.widgets.state import PRESETS, AllocationState, available_presets, control_values
@@ -65,10 +66,9 @@ def about(
     """
     rows = list(dict.fromkeys(sensitivity.projections.values()))
     columns = sorted(set(sensitivity.layers.values()))
-    sources: dict[str, Spectrum | Subspaces] = {} if results.subspaces is None else {results.subspaces.kind: results.subspaces}
-    sources |= {label: one for label, one in results.others.items() if list(one.shapes) == sensitivity.names}
-    if results.spectrum is not None and results.spectrum.names == sensitivity.names:
-        sources["inputs"] = results.spectrum
+    sources: dict[str, Spectrum | Subspaces | None] = {"inputs": results.spectrum, **results.others}
+    if results.subspaces is not None:
+        sources = {results.subspaces.kind: results.subspaces, **sources}
     other = next(iter(results.others), "")
     return {
         "names": sensitivity.names,
@@ -77,7 +77,7 @@ def about(
         "row": [rows.index(projection) for projection in sensitivity.projections.values()],
         "column": [columns.index(layer) for layer in sensitivity.layers.values()],
         "tabs": map_tabs(sensitivity, results, curves, trains),
-        "spectra": [spectra(label, source) for label, source in sources.items()],
+        "spectra": [spectra(label, one) for label, one in sources.items() if one and one.names == sensitivity.names],
         "by_rank": {name: words.format(other) for name, words in BY_RANK.items() if name in curves},
         "panels": panels(results, alignments, sensitivity.names),
         "presets": {name: PRESETS[name] for name in available_presets(sensitivity)},
@@ -93,6 +93,7 @@ def panels(results: Results, alignments: Sequence[Alignment], names: Sequence[st
     more = [] if results.alignment is None else [results.alignment]
     return [
         *data_panel(results),
+        *spectrum_panel(results),
         *alignment_panel([*alignments, *more], names),
         *capture_panel(results),
         *sensitivity_panel(results),
@@ -120,7 +121,6 @@ def shown(
         "controls": control_values(state, most),
         "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {unit}",
         "costs": costs(kept, allocation, results.estimate),
-        "allocation": allocation_parts(allocation, results),
         "moved": describe_changes(allocation, kept),
         "headline": headline(allocation),
         "message": saturation_warning(allocation),

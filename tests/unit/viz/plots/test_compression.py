@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 import viz
 from tests.helpers.pictured import texts
@@ -44,8 +43,3 @@ def test_without_a_calibration_there_are_two_lines():
     ax = viz.plot_compression(dataclasses.replace(found, cuts=["plain"], measures=["plain"], energies=plain))
     assert len(ax.get_lines()) == 3
     assert "share of the weights that is lost" in texts(ax)[-1]
-
-
-def test_something_else_is_refused():
-    with pytest.raises(TypeError, match="expected a Compression, got a list"):
-        viz.plot_compression([])

@@ -1,4 +1,4 @@
-"""Pictures and widgets agree with the numbers they show, whatever settings the user has."""
+"""Heat maps of modules: cells, labels and what does not fit."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,6 @@ from matplotlib.axes import Axes
 import viz
 from tests.helpers.pictured import META, MODELS, alignment, allocation, cells, sensitivity
 from tlora.calibration.sensitivity import Sensitivity
-from viz.widgets.training import places
-
-
-def test_encoder_and_decoder_are_told_apart_where_their_names_begin_alike():
-    names = [f"model.{side}.layers.0.fc1" for side in ("encoder", "decoder")]
-    assert [role for _, role in places(tuple(names))] == ["encoder.fc1", "decoder.fc1"]
 
 
 def test_a_module_that_is_missing_leaves_a_blank_cell():
@@ -52,7 +46,7 @@ def test_only_the_layers_that_there_are_have_columns():
         assert shown == pytest.approx(score)
 
 
-def test_texts_of_the_colour_bar_do_not_meet():
+def test_texts_of_the_color_bar_do_not_meet():
     """Where modules are excluded, all ranks may lie far from the uniform one and near each other."""
     most = allocation("2 layers", exclude_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
     ax = viz.plot_allocation(dataclasses.replace(most, ranks=dict(zip(most.ranks, (27, 29, 28, 28), strict=True))))

@@ -58,10 +58,10 @@ def test_scores_that_are_equal_are_told_as_such():
     scores = torch.ones_like(whole.per_sample)
     scores[:, 0] = 0
     ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
-    assert ax.get_title(loc="left") == "The loss is most sensitive to 13 modules alike"
+    assert ax.get_title(loc="left") == "The loss is most sensitive to 13 modules equally"
 
 
-def test_colours_are_logarithmic_only_over_more_than_a_decade():
+def test_colors_are_logarithmic_only_over_more_than_a_decade():
     values = pd.Series([1.0, 5.0])
     even, spread = heatmap.scale(values), heatmap.scale(pd.Series([0.0, 1.0, 50.0]))
     assert not isinstance(even, LogNorm)
@@ -69,7 +69,7 @@ def test_colours_are_logarithmic_only_over_more_than_a_decade():
     assert (spread.vmin, spread.vmax) == (1, 50)
 
 
-def test_a_score_of_zero_has_the_lowest_colour():
+def test_a_score_of_zero_has_the_lowest_color():
     whole = sensitivity("2 layers")
     scores = whole.per_sample * torch.logspace(0, 3, len(whole.names))
     scores[:, 0] = 0

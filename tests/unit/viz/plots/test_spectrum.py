@@ -1,4 +1,4 @@
-"""Pictures and widgets agree with the numbers they show, whatever settings the user has."""
+"""The picture of a spectrum: curves, bands, effective ranks, and truncated spectra."""
 
 import dataclasses
 

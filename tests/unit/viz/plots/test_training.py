@@ -1,4 +1,4 @@
-"""Pictures and widgets agree with the numbers they show, whatever settings the user has."""
+"""The picture of a training run: losses, metrics before and after, and runs that ended early."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 import viz
 from tests.helpers.pictured import META, texts, training_run
-from tests.unit.viz.widgets.test_training import train
+from tests.unit.viz.widgets.test_monitor import train
 
 
 def test_steps_that_were_not_logged_were_done_all_the_same():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from functools import cache
@@ -17,13 +16,11 @@ import tlora
 import viz
 from tests.helpers import jobs, results
 from tests.helpers.models import tiny_batch, tiny_model
-from tests.helpers.pictured import gradient_capture, sensitivity
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
-from tlora.subspaces.task_subspaces import task_subspaces
-from viz.widgets import base as widgets
-from viz.widgets import workbench as module
+from tlora.subspaces.subspaces import task_subspaces
+from viz.widgets.state import PRESETS
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 
@@ -40,7 +37,7 @@ def other() -> Any:
 
 def request(it: viz.Workbench, call: str, gesture: str | None = None, **args: Any) -> None:
     """What the browser sends."""
-    it._heard(it.widget, {"call": call, "args": args, "gesture": gesture, "id": 1}, [])
+    it._answer(it.widget, {"call": call, "args": args, "gesture": gesture, "id": 1}, [])
 
 
 def test_begins_with_the_allocation_of_its_arguments() -> None:
@@ -72,13 +69,13 @@ def test_a_refused_rank_changes_nothing() -> None:
     assert it.state is before
 
 
-@pytest.mark.parametrize(("asked", "nearest"), [(60, 19), (20, 19), (19, 19)])
-def test_dragging_too_far_gives_the_nearest_possible_rank(asked: int, nearest: int) -> None:
+@pytest.mark.parametrize(("rank", "nearest"), [(60, 19), (20, 19), (19, 19)])
+def test_dragging_too_far_gives_the_nearest_possible_rank(rank: int, nearest: int) -> None:
     """Of 24 ranks, five other modules keep one each."""
     it = small()
-    request(it, "set_rank", "drag 1", modules=[0], rank=asked)
+    request(it, "set_rank", "drag 1", modules=[0], rank=rank)
     assert it.allocation.ranks["layers.0.q_proj"] == nearest
-    assert ("at most" in it.widget.shown["message"] or "or less" in it.widget.shown["message"]) == (asked > nearest)
+    assert ("at most" in it.widget.shown["message"] or "or less" in it.widget.shown["message"]) == (rank > nearest)
 
 
 def test_refusals_name_the_arguments() -> None:
@@ -130,7 +127,7 @@ def actions(modules: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
         st.tuples(st.just("set"), options),
         st.tuples(st.just("set_rank"), st.fixed_dictionaries({"modules": some, "rank": st.integers(1, 64)})),
         st.tuples(st.sampled_from(["release", "leave_out"]), st.fixed_dictionaries({"modules": some})),
-        st.tuples(st.just("preset"), st.fixed_dictionaries({"name": st.sampled_from(list(module.PRESETS))})),
+        st.tuples(st.just("preset"), st.fixed_dictionaries({"name": st.sampled_from(list(PRESETS))})),
         st.tuples(st.sampled_from(["undo", "redo", "keep"]), st.just({})),
     )
 
@@ -165,38 +162,6 @@ def test_after_many_actions_the_budget_is_exact_and_undo_returns_to_the_start(da
     assert it.state == start
 
 
-@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "default"])
-def test_presets(name: str) -> None:
-    it = viz.Workbench(sensitivity("30 layers"), max_rank=40, min_rank=2)
-    it.set_rank(it.names[0], 30)
-    it.preset(name)
-    ranks, roles = it.allocation.ranks, it.sensitivity.projections
-    expected = {
-        "uniform": {"min_rank": 2, "max_rank": 40, "temperature": 0},
-        "q and v": {
-            "min_rank": 2,
-            "max_rank": 40,
-            "temperature": 0,
-            "exclude_modules": set(roles.values()) - {"q_proj", "v_proj"},
-        },
-        "attention": {"min_rank": 2, "max_rank": 40, "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
-        "by score": {"min_rank": 2, "max_rank": 40},
-        "default": {},
-    }[name]
-    assert ranks == tlora.allocate(it.sensitivity, rank=8, **expected).ranks
-    assert it.state.edits == {}
-
-
-def test_presets_that_mean_nothing_are_not_offered() -> None:
-    it = viz.Workbench(sensitivity("one projection"))
-    assert list(it.widget.about["presets"]) == ["uniform", "by score", "default"]
-    with pytest.raises(KeyError, match="no preset 'q and v'"):
-        it.preset("q and v")
-    assert module.modules_of("q and v", sensitivity("BERT")) == [
-        n for n in sensitivity("BERT").names if n.endswith(("query", "value"))
-    ]
-
-
 def test_what_is_kept_is_what_changes_count_from() -> None:
     it = small()
     first = it.allocation
@@ -222,49 +187,13 @@ def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
     assert it.widget.shown["costs"][0][4] == "79,953,920"  # the published count of LoRA at rank 32
 
 
-def test_a_rank_at_which_the_scores_decide_little_is_said() -> None:
+def test_a_rank_at_which_the_scores_decide_little_is_named() -> None:
     """At the most that the bases have, every module gets the same, whatever its score."""
     it = viz.Workbench(calibration(), subspaces(), rank=2)
     assert it.widget.shown["message"] == ""
     it.set(rank=8)
     assert set(it.allocation.ranks.values()) == {8}
-    assert "14 of 14 modules have the most rank they may" in it.widget.shown["message"]
-
-
-def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
-    """As a new one at that rank says, and at most the gradients more, which may not all be there at the peak."""
-    work: dict[str, Any] = {"length": 4, "batch_size": 1}
-    estimates = {rank: tlora.estimate(base().config, rank, **work) for rank in (2, 16)}
-    uniform = tlora.allocate(calibration().sensitivity, rank=16, temperature=0)
-    again = module.training_bytes(estimates[2], uniform)
-    assert 0 <= again / estimates[16].bytes["training B"] - 1 < 0.06
-    it = viz.Workbench(calibration(), estimate=estimates[2], rank=16, temperature=0)
-    assert it.widget.shown["costs"][3][:2] == ["peak memory of training", f"{again / 1e3:.3g} kB"]
-
-
-def test_shares_by_rank_are_those_of_the_results() -> None:
-    it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
-    tabs = {tab["name"]: tab for tab in it.widget.about["tabs"]}
-    k, name = 3, it.names[3]
-    squares = np.square(subspaces().singular_values[name].double().numpy())
-    np.testing.assert_allclose(tabs["energy"]["curves"][k], np.cumsum(squares) / squares.sum(), rtol=6e-3)
-    along = subspaces().row_variance[name].double().numpy() / subspaces().traces[name]
-    np.testing.assert_allclose(tabs["variance"]["curves"][k], np.cumsum(along), rtol=6e-3)
-    left, right = subspaces().basis(name, 4).double(), other().basis(name, 4).double()
-    assert tabs["overlap"]["curves"][k][3] == pytest.approx(float((left @ right.T).square().sum() / 4), rel=6e-3)
-    assert it.most == 8
-
-
-def test_captured_gradient_between_measured_ranks_lies_on_straight_lines() -> None:
-    capture = gradient_capture()
-    frame = capture.to_frame()
-    name = capture.names[0]
-    measured = frame[(frame["module"] == name) & (frame["kind"] == "w")].set_index("rank")["captured"]
-    curve = module.captured_curves(capture, "w", 64)[name]
-    assert len(curve) == 32
-    assert curve[[7, 31]] == pytest.approx([measured[8], measured[32]])
-    assert curve[19] == pytest.approx((measured[8] + measured[32]) / 2)
-    assert curve[3] == pytest.approx(measured[8] / 2)
+    assert "14 of 14 modules have the highest rank allowed" in it.widget.shown["message"]
 
 
 def test_a_run_adds_how_far_modules_moved() -> None:
@@ -281,24 +210,54 @@ def test_a_run_adds_how_far_modules_moved() -> None:
 
 
 def test_a_compression_adds_the_rank_that_was_needed(tmp_path) -> None:
-    found = results.compression()
-    it = viz.Workbench(calibration(), subspaces(), compression=found, rank=2)
+    compression = results.compression()
+    it = viz.Workbench(calibration(), subspaces(), compression=compression, rank=2)
     again = viz.Workbench.load(it.save(tmp_path))
     for workbench in (it, again):
         tab = workbench.widget.about["tabs"][-1]
-        before, after = found.parameters
+        before, after = compression.parameters
         assert tab["unit"] == f"ranks needed, at {viz.style.percent(after / before)} of the parameters"
-        assert tab["values"] == [found.ranks.get(name) for name in it.names]
+        assert tab["values"] == [compression.ranks.get(name) for name in it.names]
     assert None in tab["values"], "a module that has no adapter"
 
 
-def test_results_of_another_model_are_refused() -> None:
-    with pytest.raises(ValueError, match="is of another model"):
-        viz.Workbench(by_hand(SCORES), subspaces())
-    with pytest.raises(TypeError, match="capture is a Subspaces: pass a GradientCapture"):
-        viz.Workbench(calibration(), subspaces(), capture=subspaces())
-    with pytest.raises(TypeError, match=r"what tlora\.calibrate returned"):
-        viz.Workbench({"q_proj": 1.0})
+REFUSALS: list[tuple[Any, type[Exception], str]] = [
+    (lambda: viz.Workbench(by_hand(SCORES), subspaces()), ValueError, "self_attn.q_proj"),
+    (lambda: viz.Workbench(calibration(), subspaces(), capture=subspaces()), TypeError, "capture"),
+    (lambda: viz.Workbench(calibration(), calibration()), TypeError, "subspaces"),
+    (lambda: viz.Workbench({"q_proj": 1.0}), TypeError, "tlora.calibrate"),
+    (lambda: viz.Workbench(calibration(), bases_of_an_allocation(), rank=2), ValueError, "max_rank="),
+    (lambda: viz.Workbench(calibration(), subspaces(), rank=9), ValueError, "tlora.task_subspaces"),
+    (lambda: small(min_rank=5), ValueError, "min_rank"),
+    (lambda: small(exclude_modules="o_proj"), KeyError, "o_proj"),
+    (lambda: small(depth=3), TypeError, "depth"),
+    (lambda: small().set(depth=3), TypeError, "depth"),
+    (lambda: small().set_rank("layers.0.q_proj", 60), ValueError, "layers.0.q_proj"),
+    (lambda: small().set_rank("nothing", 3), KeyError, "nothing"),
+    (lambda: small().compare("wc", "w"), KeyError, "other="),
+    (lambda: viz.Workbench(calibration(), subspaces(), other=other(), rank=2).compare("wc", "w"), KeyError, "random"),
+]
+
+
+def bases_of_an_allocation() -> Any:
+    allocation = tlora.allocate(calibration().sensitivity, 2)
+    return task_subspaces(base(), calibration(), max_rank=allocation, progress=False)
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSALS)
+def test_refusals(call: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        call()
+
+
+def test_two_subspaces_are_compared_in_the_panel() -> None:
+    it = viz.Workbench(calibration(), subspaces(), other={"drawn": other(), "same": subspaces()}, rank=2)
+    alignment = it.compare("drawn", "wc", rank=3)
+    assert alignment.sides == ("wc", "drawn")  # the own subspaces are not compared with themselves
+    assert (it.widget.panel, it.widget.compared) == ("alignment", {"left": "wc", "right": "drawn", "rank": 3})
+    tabs = {tab["name"]: tab for tab in it.widget.about["tabs"]}
+    left, right = (one.basis(it.names[3], 4).double() for one in (subspaces(), other()))
+    assert tabs["overlap"]["curves"][3][3] == pytest.approx(float((left @ right.T).square().sum() / 4), rel=6e-3)
 
 
 def test_the_distribution_of_a_rank_is_that_of_resampled_scores() -> None:
@@ -311,14 +270,17 @@ def test_the_distribution_of_a_rank_is_that_of_resampled_scores() -> None:
     assert it.rank_distribution(it.names[5]).mean() > made.mean()
 
 
-def test_the_browser_asks_for_the_parts_of_the_resamples_until_there_are_no_more() -> None:
+def test_the_browser_asks_for_parts_of_the_resamples_until_there_are_no_more() -> None:
     it, answers = viz.Workbench(calibration(), subspaces(), rank=2), []
     it.widget.send = answers.append
-    before = it.module_picture(it.names[0])
     while not answers or answers[-1]["more"]:
-        it._heard(None, {"call": "resample", "id": len(answers)}, [])
+        assert it.widget.resampled == []
+        it._answer(None, {"call": "resample", "id": len(answers)}, [])
     assert [answer["more"] for answer in answers] == [True] * 7 + [False]
-    assert it.widget.picture == it.module_picture(it.names[0]) != before
+    ranks, counts = np.unique(it.rank_distribution(it.names[5]), return_counts=True)
+    assert it.widget.resampled[5] == np.stack([ranks, counts], 1).tolist()
+    it.set(rank=3)
+    assert it.widget.resampled == []
 
 
 def test_a_session_comes_back(tmp_path: Any) -> None:
@@ -337,7 +299,7 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
     assert again.widget.tab == "overlap"
     assert again.widget.about == it.widget.about
     viz.Workbench(calibration(), subspaces(), rank=2).save(tmp_path / "session")
-    assert viz.Workbench.load(tmp_path / "session").other is None  # all of it was replaced
+    assert not viz.Workbench.load(tmp_path / "session").results.others  # all of it was replaced
     with pytest.raises(FileExistsError):
         it.save(tmp_path)
 
@@ -346,12 +308,6 @@ def test_a_session_of_a_rank_below_eight_comes_back(tmp_path: Any) -> None:
     few = task_subspaces(base(), calibration(), max_rank=4, progress=False)
     it = viz.Workbench(calibration(), few, rank=2)
     assert same(viz.Workbench.load(it.save(tmp_path / "session")).allocation, it.allocation)
-
-
-def test_subspaces_made_for_an_allocation_leave_no_room_and_are_refused() -> None:
-    short = task_subspaces(base(), calibration(), max_rank=tlora.allocate(calibration().sensitivity, 2), progress=False)
-    with pytest.raises(ValueError, match=r"leaves its rank no room: make them with one number.*max_rank=\d+\)"):
-        viz.Workbench(calibration(), short, rank=2)
 
 
 def test_numbers_of_numpy_and_none_are_as_plain_ones(tmp_path: Any) -> None:
@@ -376,7 +332,7 @@ def test_the_tab_of_the_sensitivity_has_the_scores_that_decide() -> None:
     for score in ("sum", "mean"):
         it.set(score=score)
         (tab,) = [tab for tab in it.widget.about["tabs"] if tab["name"] == "sensitivity"]
-        expected = calibration().sensitivity.rescale(score).to_frame()["share"]
+        expected = calibration().sensitivity.scored(score).to_frame()["share"]
         assert tab["values"] == pytest.approx(list(expected), rel=0.01)
 
 
@@ -395,48 +351,14 @@ def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None
     it.set_rank(it.names[3], 20)
     text = it.page(tmp_path / "allocation.html").read_text()
     assert len(text) < 2e6
-    assert not re.findall(
-        r"(?:src|href)=|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)", text.split("const SVG")[0]
-    )
-    data = json.loads(re.search(r"offline\((\{.*\})\), el:", text)[1])
+    assert not re.findall(r"(?:src|href)=|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)", text)
+    data = json.loads(re.search(r"renderPage\((\{.*\}), document", text)[1])
     for i, step in enumerate(data["steps"]):
         allocation = tlora.allocate(it.sensitivity, rank=8, max_rank=64, temperature=i / 20).edit({it.names[3]: 20})
         assert step["ranks"] == [allocation.ranks[name] for name in it.names]
         assert step["controls"]["temperature"] == i / 20
         assert step["scalings"] == pytest.approx(list(allocation.scalings.values()), rel=6e-3)
     assert len(data["steps"]) == 21
-
-
-def test_a_title_is_no_markup(tmp_path: Any) -> None:
-    scores = sensitivity("2 layers")
-    scores = dataclasses.replace(scores, meta=dataclasses.replace(scores.meta, task="<script>alert(1)</script>"))
-    text = viz.Workbench(scores).page(tmp_path / "a.html").read_text()
-    assert "<script>alert" not in text
-
-
-def test_without_a_front_end_there_are_a_picture_and_a_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    it = small()
-    it.display()
-    assert capsys.readouterr().out == f"{it.line}\n"
-    assert it._repr_png_().startswith(b"\x89PNG")
-    monkeypatch.setattr(widgets, "front_end", lambda: True)
-    bundle = it._repr_mimebundle_()
-    data = bundle[0] if isinstance(bundle, tuple) else bundle
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == it.widget.model_id
-    assert {"image/png", "text/plain"} <= data.keys()
-
-
-def test_the_picture_of_a_module_follows_module_and_rank() -> None:
-    it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
-    first = it.module_picture(it.names[0])
-    assert it.module_picture(it.names[1]) != first
-    assert it.module_picture(it.names[0]) == first
-    it.set_rank(it.names[0], 5)
-    assert it.module_picture(it.names[0]) != first
-    request(it, "look")
-    assert it.widget.picture == it.module_picture(it.names[0])
-    request(it, "resample")
-    assert it.widget.picture != first
 
 
 def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +377,7 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(viz.Workbench, "display", lambda it: shown.append(it))
     it = viz.explore(tiny_model("llama"), Small(), samples=4, max_rank=4, rank=2)
     assert shown == [it]
-    assert it.capture.ranks == [1, 2, 3, 4]
+    assert it.results.capture.ranks == [1, 2, 3, 4]
     assert it.most == 4
 
 

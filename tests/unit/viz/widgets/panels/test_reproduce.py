@@ -1,5 +1,7 @@
-"""The code under "To reproduce" is run, and makes the adapter again."""
+"""The code of the panel "Reproduce" and of the model card is run, and makes the adapter again."""
 
+import ast
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ from safetensors.torch import load_file
 
 import tlora
 import viz
-from tests.helpers.reported import Page
+from tests.helpers.reported import run_of, walked
+from viz.widgets.panels.reproduce import python_calls, reproduce_panel
+from viz.widgets.results import Results, load_results
 
 pytestmark = pytest.mark.usefixtures("workplace")
 ADAPTER = "adapter_model.safetensors"
@@ -58,11 +62,10 @@ def test_code_makes_the_adapter_again(options, written):
     walk(**options)
     first = load_file(Path("adapter", ADAPTER))
     code = code_in(viz.card("adapter"))
-    page = Page(viz.report("adapter").read_text(encoding="utf-8"))
-    assert code.rstrip("\n") == "".join(page.section("reproduce").all("code")[0].children)
+    assert code.rstrip("\n") == reproduce_panel(load_results("adapter"))[0]["parts"][0]["code"]
     assert written in code
     assert ("task_subspaces" in code) != ("drawn" in options)
-    assert "  # or the path, where it is data of your own\n" in code
+    assert "  # or the path of your own data\n" in code
     file = options.get("data", "pairs.jsonl")
     code = code.replace(f"load_task({Path(file).stem!r}", f"load_task({file!r}").replace("'adapter'", "'again'")
     exec(code, {})
@@ -71,12 +74,49 @@ def test_code_makes_the_adapter_again(options, written):
     assert all(tensor.equal(again[name]) for name, tensor in first.items())
 
 
-def test_what_is_not_recorded_is_named_beside_the_code():
+def test_what_is_not_recorded_is_named_below_the_code():
     walk()
     card = " ".join(viz.card("adapter").replace("\\", "").split())
-    page = Page(viz.report("adapter").read_text(encoding="utf-8")).section("reproduce").text
-    for told in (card, page):
-        said = told[told.index("run.save(") :]
-        for unrecorded in ("load_model, load_task and task_subspaces", "the path", "optimizer"):
-            assert unrecorded in said
-        assert "how A began" not in told
+    for unrecorded in ("load_model, load_task and task_subspaces", "the path", "optimizer"):
+        assert unrecorded in card[card.index("run.save(") :]
+    assert "how A began" not in card
+
+
+def calls(code: str) -> dict[str, dict[Any, object]]:
+    """The calls in a snippet with their literal arguments: positional ones by their number."""
+    arguments = {}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            values = dict(enumerate(node.args)) | {keyword.arg: keyword.value for keyword in node.keywords}
+            variable = ast.Name | ast.Attribute | ast.Call
+            arguments[node.func.attr] = {
+                k: ast.literal_eval(v) for k, v in values.items() if not isinstance(v, variable)
+            }
+    return arguments
+
+
+def test_calls_repeat_what_was_recorded() -> None:
+    allocation = walked()["allocation"]
+    found = calls(python_calls(Results(**walked())))
+    assert found["load_task"] == {0: "family_relationships"}
+    assert found["calibration"] == {0: 4}
+    assert found["calibrate"] == {"gradient": True}
+    assert found["allocate"] == {"rank": 3, "max_rank": 8, "exclude_modules": allocation.options.exclude_modules}
+    assert found["edit"] == {0: allocation.edits}
+    assert found["train"] == {"learning_rate": 0.01, "epochs": 1, "batch_size": 2, "max_steps": 4, "seed": 0}
+
+
+def test_a_resumed_run_is_made_from_the_start() -> None:
+    assert calls(python_calls(Results(run=run_of())))["train"] == {
+        "learning_rate": 0.001, "epochs": 1, "batch_size": 4, "seed": 7,
+    }  # fmt: skip
+
+
+def test_a_command_line_takes_the_place_of_the_calls() -> None:
+    run = run_of()
+    line = "tlora run --task 'a b' --output demo"
+    run = dataclasses.replace(run, meta=dataclasses.replace(run.meta, recipe={"command": line}))
+    parts = reproduce_panel(Results(run=run))[0]["parts"]
+    assert parts[0]["code"] == line
+    assert "load_task" not in str(parts)
+    assert dict(parts[-1]["rows"]) == run.meta.versions

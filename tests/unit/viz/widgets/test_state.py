@@ -1,9 +1,7 @@
-"""A state is the arguments of `tlora.allocate`: in the shortest line of Python, and in the picture."""
+"""A state is the arguments of `tlora.allocate`, in the shortest line of Python; presets change it."""
 
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from peft.tuners.lora import LoraLayer
 
@@ -13,6 +11,7 @@ from tests.helpers import results
 from tests.helpers.pictured import sensitivity as pictured
 from tests.helpers.results import same
 from tests.helpers.sensitivities import sensitivity
+from viz.widgets.state import allocate_state, preset_modules, state_from_allocation
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 
@@ -22,39 +21,11 @@ def small() -> Any:
     return sensitivity(SCORES)
 
 
-def explorer(**options: Any) -> viz.Workbench:
+def workbench(**options: Any) -> viz.Workbench:
     return viz.Workbench(small(), rank=4, **options)
 
 
-def test_options_to_begin_with_are_refused_at_once():
-    with pytest.raises(ValueError, match="min_rank"):
-        explorer(min_rank=5)
-    with pytest.raises(KeyError, match="which is not a module or projection here"):
-        explorer(exclude_modules="o_proj")
-    with pytest.raises(TypeError, match="depth"):
-        explorer(depth=3)
-    with pytest.raises(TypeError, match=r"pass what tlora\.calibrate returned"):
-        viz.Workbench({"q_proj": 1.0})
-
-
-@pytest.mark.parametrize("model", ["2 layers", "30 layers", "BERT", "T5"])
-def test_cells_are_the_ranks(model):
-    it = viz.Workbench(pictured(model), max_rank=30, temperature=0.8)
-    first = next(iter(it.sensitivity.projections.values()))
-    it.set(exclude_modules=first)
-    ax = viz.plot_allocation(it.allocation, ax=plt.figure().add_subplot())
-    cells = ax.collections[0].get_array()
-    projections = list(dict.fromkeys(it.sensitivity.projections.values()))
-    for name, layer in it.sensitivity.layers.items():
-        cell = cells[projections.index(it.sensitivity.projections[name]), layer]
-        if it.sensitivity.projections[name] == first:
-            assert cell is np.ma.masked
-        else:
-            assert cell == it.allocation.ranks[name]
-    plt.close("all")
-
-
-def test_code_makes_the_same_plan():
+def test_code_makes_the_same_allocation():
     it = viz.Workbench(small(), rank=4, alpha=8, projection_shares={"q_proj": 0.5}, adapt_scales=False)
     it.set(temperature=0.7, pinned={"layers.0.k_proj": 2, "layers.1.k_proj": 2})
     it.leave_out("layers.0.down_proj")
@@ -67,17 +38,12 @@ def test_code_makes_the_same_plan():
     assert same(again, it.allocation)
 
 
-def test_code_says_no_more_than_is_asked_for():
-    assert explorer().code() == "tlora.allocate(calibration.sensitivity, rank=4)"
-
-
-def test_bases_of_other_modules_are_refused():
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj is not in the calibration"):
-        viz.Workbench(small(), results.subspaces())
+def test_code_has_no_defaults():
+    assert workbench().code() == "tlora.allocate(calibration.sensitivity, rank=4)"
 
 
 def test_excluding_part_after_part_is_said_in_the_shortest_way():
-    it = explorer()
+    it = workbench()
     it.leave_out(["layers.0.k_proj", "layers.1.k_proj"])
     assert it.options["exclude_modules"] == ["k_proj"]
     it.leave_out([name for name in it.names if it.sensitivity.layers[name] == 0])
@@ -125,9 +91,42 @@ def test_what_is_shown_is_what_is_trained():
         tlora.detach(adapted)
 
 
-def test_pinned_ranks_of_an_explorer_are_its_own() -> None:
+def test_pinned_ranks_are_copied() -> None:
     sensitivity = results.sensitivity()
     pinned = {sensitivity.names[0]: 2}
-    explorer = viz.Workbench(sensitivity, rank=4, pinned=pinned)
-    explorer.options["pinned"].clear()
-    assert explorer.state.pinned == pinned
+    it = viz.Workbench(sensitivity, rank=4, pinned=pinned)
+    it.options["pinned"].clear()
+    assert it.state.pinned == pinned
+
+
+def test_the_state_of_an_allocation_gives_it_back() -> None:
+    options = {"alpha": 16, "temperature": 0.5, "pinned": {"layers.0.k_proj": 3}, "exclude_modules": [1]}
+    allocation = tlora.allocate(small(), rank=4, **options).edit({"layers.0.q_proj": 5})
+    assert same(allocate_state(small(), state_from_allocation(allocation)), allocation)
+
+
+@pytest.mark.parametrize("name", ["uniform", "q and v", "attention", "by score", "default"])
+def test_presets(name: str) -> None:
+    it = viz.Workbench(pictured("30 layers"), max_rank=40, min_rank=2)
+    it.set_rank(it.names[0], 30)
+    it.preset(name)
+    ranks, roles = it.allocation.ranks, it.sensitivity.projections
+    bounds = {"min_rank": 2, "max_rank": 40}
+    expected: dict[str, Any] = {
+        "uniform": {**bounds, "temperature": 0},
+        "q and v": {**bounds, "temperature": 0, "exclude_modules": set(roles.values()) - {"q_proj", "v_proj"}},
+        "attention": {**bounds, "exclude_modules": ["gate_proj", "up_proj", "down_proj"]},
+        "by score": bounds,
+        "default": {},
+    }[name]
+    assert ranks == tlora.allocate(it.sensitivity, rank=8, **expected).ranks
+    assert it.state.edits == {}
+
+
+def test_presets_without_effect_are_not_offered() -> None:
+    it = viz.Workbench(pictured("one projection"))
+    assert list(it.widget.about["presets"]) == ["uniform", "by score", "default"]
+    with pytest.raises(KeyError, match="no preset 'q and v'"):
+        it.preset("q and v")
+    bert = pictured("BERT")
+    assert preset_modules("q and v", bert) == [n for n in bert.names if n.endswith(("query", "value"))]

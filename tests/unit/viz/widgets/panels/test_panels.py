@@ -1,0 +1,329 @@
+"""What the panels show equals the results, worked out another way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tlora
+from tests.helpers import results as walked
+from tests.helpers.pictured import gradient_capture
+from tests.helpers.reported import results_of, run_of
+from viz.widgets.panels.alignment import align_pairs, capture_panel, pair_values
+from viz.widgets.panels.allocation import allocation_parts, by_projection, compared_with_lora, training_bytes
+from viz.widgets.panels.data import data_panel
+from viz.widgets.panels.modules import (
+    captured_curves,
+    curves_by_rank,
+    drawn_directions,
+    module_shares,
+    read_shares,
+    spectra,
+)
+from viz.widgets.panels.rank_use import rank_use_panel
+from viz.widgets.panels.sensitivity import sensitivity_panel
+from viz.widgets.panels.spectrum import spectrum_panel
+from viz.widgets.panels.training import metric, training_panel
+from viz.widgets.panels.view import panels
+from viz.widgets.results import Results
+
+SMALL = Results(**results_of("2 layers"))
+
+
+def value(text: str) -> float:
+    """The number that a cell shows: percent as a share, commas and units taken off."""
+    number = re.match(r"[-\u2212+]?[\d,.]+(e[-\u2212]?\d+)?", text)[0]
+    parsed = float(number.replace("\u2212", "-").replace(",", ""))
+    return parsed / 100 if "%" in text else parsed
+
+
+def rows(panels: list[dict[str, Any]], caption: str) -> list[list[str]]:
+    """The rows of the table whose caption begins so."""
+    (part,) = [part for part in panels[0]["parts"] if part.get("caption", "").startswith(caption)]
+    return part["rows"]
+
+
+def changed(**changes: Any) -> Results:
+    return dataclasses.replace(SMALL, run=dataclasses.replace(SMALL.run, **changes))
+
+
+def test_ranks_by_projection_are_sums_over_the_modules() -> None:
+    allocation = SMALL.allocation
+    cells = by_projection(allocation)["rows"]
+    for projection, modules, total, uniform, least, mean, most, scaling, parameters in cells:
+        names = [name for name, p in allocation.projections.items() if p == projection]
+        ranks = [allocation.ranks[name] for name in names]
+        assert [value(c) for c in (modules, total, uniform, least, most)] == [
+            len(names), sum(ranks), 8 * len(names), min(ranks), max(ranks),
+        ]  # fmt: skip
+        assert value(mean) == pytest.approx(np.mean(ranks), rel=0.05)
+        assert value(scaling) == pytest.approx(np.mean([allocation.scalings[name] for name in names]), rel=0.05)
+        assert value(parameters) == sum(allocation.ranks[name] * allocation.shapes[name][0] for name in names)
+    assert len(cells) == 7
+
+
+def test_the_uniform_allocation_holds_excluded_modules_too() -> None:
+    allocation = tlora.allocate(SMALL.sensitivity, rank=8, exclude_modules=["up_proj", "layers.0.q_proj"])
+    cells = {row[0]: row[1:] for row in by_projection(allocation)["rows"]}
+    assert [value(cell) for cell in cells["q_proj"][:3]] == [1, allocation.ranks["layers.1.q_proj"], 16]
+    assert cells["up_proj"] == ["0", "0", "16", *["\u2013"] * 4, "0"]
+    assert sum(value(row[2]) for row in cells.values()) == allocation.budget_total
+
+
+def test_costs_compared_with_lora_are_those_of_the_shapes() -> None:
+    allocation = SMALL.allocation
+    b = sum(allocation.ranks[n] * d_out for n, (d_out, _) in allocation.shapes.items())
+    a = sum(allocation.ranks[n] * d_in for n, (_, d_in) in allocation.shapes.items())
+    lora = sum(8 * (d_in + d_out) for d_out, d_in in allocation.shapes.values())
+    cells = {row[0]: row[1:] for row in compared_with_lora(allocation)["rows"]}
+    assert cells["trainable parameters"][:2] == [f"{b:,}", f"{lora:,}"]
+    assert cells["all parameters"][:2] == [f"{a + b:,}", f"{lora:,}"]
+    for row, ours, theirs in (("adapter, float32", 4 * (a + b), 4 * lora), ("AdamW states, float32", 8 * b, 8 * lora)):
+        assert [1000 * value(cell) for cell in cells[row][:2]] == pytest.approx([ours, theirs], rel=0.005)
+    trained = {row[0]: row[1] for row in compared_with_lora(allocation, freeze_a=False)["rows"]}
+    assert trained["trainable parameters"] == trained["all parameters"]
+
+
+def test_an_allocation_that_was_not_trained_is_named() -> None:
+    other = SMALL.allocation.edit({SMALL.allocation.names[0]: 1})
+    words = "not the allocation of the adapter that was trained"
+    assert words in allocation_parts(other, SMALL)[0]["text"]
+    assert words not in json.dumps(allocation_parts(SMALL.allocation, SMALL))
+
+
+def test_sensitivity_with_intervals() -> None:
+    scores = SMALL.sensitivity
+    intervals = scores.intervals().set_index("module")
+    total = scores.per_sample.double().mean(0).sum().item()
+    cells = rows(sensitivity_panel(SMALL), "The 14 most sensitive of 14 modules")
+    order = sorted(scores.scores, key=scores.scores.get, reverse=True)
+    for name, (place, score, interval, share) in zip(order, cells, strict=True):
+        assert place == f"layer {scores.layers[name]} {scores.projections[name]}"
+        assert value(score) == pytest.approx(scores.scores[name], rel=0.05)
+        ends = [value(end) for end in interval.split(" to ")]
+        assert ends == pytest.approx(list(intervals.loc[name, ["low", "high"]]), rel=0.05)
+        assert value(share) == pytest.approx(scores.scores[name] / total, rel=0.06)
+
+
+def test_a_single_sample_has_no_intervals_and_zero_scores_have_no_panel() -> None:
+    scores = SMALL.sensitivity
+    one = sensitivity_panel(Results(dataclasses.replace(scores, per_sample=scores.per_sample[:1])))
+    assert one[0]["parts"][1]["head"] == ["module", "score, nats", "of the total"]
+    assert sensitivity_panel(Results(dataclasses.replace(scores, per_sample=scores.per_sample * 0))) == []
+
+
+def test_spectra_by_module() -> None:
+    cells = rows(spectrum_panel(SMALL), "All 14 modules")
+    for name, dimension, rank, r90, r99, top in cells:
+        values = np.sort(SMALL.spectrum.eigenvalues[name].double().numpy())[::-1]
+        shares = values / values.sum()
+        assert value(dimension) == 40
+        assert value(rank) == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=0.05)
+        assert value(r90) == np.searchsorted(shares.cumsum(), 0.9) + 1
+        assert value(r99) == np.searchsorted(shares.cumsum(), 0.99) + 1
+        assert value(top) == pytest.approx(shares[0], rel=0.05)
+
+
+def test_training() -> None:
+    panel = training_panel(SMALL)
+    assert rows(panel, "Before and after, on test samples") == [
+        ["loss", "3.21", "1.19", "\u22122.02"],
+        ["perplexity", "24.8", "3.29", "\u221221.51"],
+        ["exact match", "2.0 %", "41.5 %", "+39.5 points"],
+    ]
+    facts = dict(rows(panel, "Circumstances"))
+    assert facts["optimizer steps"] == "20"
+    assert facts["time"] == "7 min 11 s"
+    assert facts["learning rate"] == "0.001"
+    lines = {one["label"]: one["points"] for one in panel[0]["parts"][0]["lines"]}
+    history = SMALL.run.history
+    np.testing.assert_allclose(lines["training loss"], history[["step", "loss"]], rtol=1e-3)
+    np.testing.assert_allclose(lines["validation loss"], history[["step", "eval_loss"]].dropna(), rtol=1e-3)
+    assert lines["test loss, before and after"] == [[0, 3.21], [20, 1.19]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"interrupted": True, "after": {}}, "Training was interrupted before its last step"),
+        ({"diverged": True, "after": {}}, "the loss or a gradient was not finite"),
+        ({"before": {}, "after": {}}, "No metrics were taken before and after"),
+        ({"trainable_parameters": 10**6}, "of them outside the allocation"),
+    ],
+)
+def test_unusual_runs_are_explained(changes: dict[str, Any], words: str) -> None:
+    assert words in json.dumps(training_panel(changed(**changes)))
+
+
+def test_a_run_without_history_and_an_adapter_without_modules() -> None:
+    run = run_of(ranks={}, scalings={}, adapter={})
+    run = dataclasses.replace(run, history=pd.DataFrame(columns=list(run.columns)).astype("float64"))
+    assert dict(rows(training_panel(Results(run=run)), "Circumstances"))["optimizer steps"] == "none was logged"
+    assert rank_use_panel(Results(run=run)) == []
+
+
+def test_a_metric_is_a_share_in_all_places_or_in_none() -> None:
+    """0.8 tokens would be 80 % next to 3.2 tokens."""
+    assert [metric("mean_length", 0.8, 3.2), metric("mean_length", 3.2, 0.8)] == ["0.8", "3.2"]
+    assert metric("accuracy", 0.8, 0.9) == metric("accuracy", 0.8) == "80.0 %"
+
+
+def test_rank_use() -> None:
+    """Against a full SVD of ``s B A``."""
+    run, used = SMALL.run, {}
+    panel = rank_use_panel(SMALL)
+    for name, rank, needed, share, effective, norm in rows(panel, "All 14 modules"):
+        a, b = (run.adapter[f"base_model.model.{name}.lora_{part}.weight"].double().numpy() for part in "AB")
+        squares = np.linalg.svd(run.scalings[name] * b @ a, compute_uv=False) ** 2
+        used[name] = int((squares.cumsum() < 0.99 * squares.sum()).sum()) + 1
+        assert (value(rank), value(needed)) == (run.ranks[name], used[name])
+        assert value(share) == pytest.approx(used[name] / run.ranks[name], rel=0.06)
+        assert value(effective) == pytest.approx(squares.sum() ** 2 / (squares**2).sum(), rel=0.05)
+        assert value(norm) == pytest.approx(np.sqrt(squares.sum()), rel=0.05)
+    full = sum(used[name] == run.ranks[name] for name in used)
+    words = panel[0]["parts"][0]["text"]
+    assert f"{sum(used.values())} of {sum(run.ranks.values())} ranks are used" in words
+    assert f"{full} of 14 modules use all of their rank." in words
+
+
+def test_data_has_the_options_of_the_command_line() -> None:
+    data = {"task": "a b", "train_samples": 300, "test_samples": 1300, "max_length": None}
+    meta = dataclasses.replace(SMALL.run.meta, recipe={"data": data})
+    facts = dict(data_panel(changed(meta=meta))[0]["parts"][0]["rows"])
+    assert (facts["training"], facts["calibration"], facts["test samples"]) == ("300 samples", "5 samples", "1,300")
+    assert "max length" not in facts
+
+
+def test_missing_results_have_no_panels() -> None:
+    for name, expected in (
+        ("sensitivity", ["data", "sensitivity"]),
+        ("spectrum", ["data", "spectra"]),
+        ("allocation", ["data", "reproduce"]),
+        ("run", ["data", "training", "rank-use", "reproduce"]),
+    ):
+        alone = Results(**{name: getattr(SMALL, name)})
+        assert [panel["name"] for panel in panels(alone, [], [])] == expected
+    json.dumps(panels(SMALL, [], SMALL.sensitivity.names), allow_nan=False)
+
+
+# Spectra of a module, by kind.
+
+
+def definition(module: str) -> tuple[np.ndarray, np.ndarray]:
+    c = walked.calibration().covariance[module].dense().double().numpy()
+    return c, walked.base().get_submodule(module).weight.detach().double().numpy()
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_energy_and_variance_are_those_of_the_definition(rank: int) -> None:
+    module = "model.layers.1.mlp.down_proj"
+    c, w = definition(module)
+    eigenvalues = np.linalg.eigvalsh(c)[::-1]
+    inputs = read_shares(module_shares(walked.calibration().spectrum()), module, rank)
+    assert inputs.held == pytest.approx({"variance": eigenvalues[:rank].sum() / np.trace(c)}, rel=1e-4)
+    _, values, directions = np.linalg.svd(w @ c)
+    held = read_shares(module_shares(walked.subspaces()), module, rank).held
+    assert held["energy"] == pytest.approx(np.square(values[:rank]).sum() / np.square(values[:8]).sum(), rel=1e-3)
+    inside = np.trace(directions[:rank] @ c @ directions[:rank].T) / np.trace(c)
+    assert held["variance"] == pytest.approx(inside, rel=2e-2)
+    drawn = walked.kinds()["random"].basis(module, rank).double().numpy()
+    held = read_shares(module_shares(walked.kinds()["random"]), module, rank).held
+    assert held == pytest.approx({"variance": np.trace(drawn @ c @ drawn.T) / np.trace(c)}, rel=1e-4)
+
+
+def test_directions_needed_are_counted() -> None:
+    shares = {"variance": {"a": np.array([0.4, 0.3, 0.2, 0.1])}}
+    reading = read_shares(shares, "a", 2)
+    assert reading.held == pytest.approx({"variance": 0.7})
+    assert reading.needed == {"variance": {0.9: 3, 0.95: 4, 0.99: 4}}
+    part = read_shares({"variance": {"a": np.array([0.4, 0.3, 0.2])}}, "a", 20)
+    assert part.held == pytest.approx({"variance": 0.9})
+    assert np.isnan(part.needed["variance"][0.99])
+
+
+def test_curves_in_the_browser_are_the_cumulative_shares() -> None:
+    """Modules that read the same input have one curve."""
+    source = SMALL.spectrum
+    shown = spectra("inputs", source)
+    curve = shown["curves"]["variance"]
+    k = source.names.index("layers.1.v_proj")
+    i = shown["index"][k]
+    assert i == shown["index"][source.names.index("layers.1.q_proj")]
+    eigenvalues = source.eigenvalues["layers.1.v_proj"].double().numpy()
+    at = np.array(curve["at"][i])
+    np.testing.assert_allclose(curve["sums"][i], (np.cumsum(eigenvalues) / eigenvalues.sum())[at - 1], rtol=1e-3)
+    np.testing.assert_allclose(curve["each"][i], (eigenvalues / eigenvalues.sum())[at - 1], rtol=6e-3)
+    assert not shown["known"]
+    assert spectra("wc", walked.subspaces())["known"]
+
+
+def test_long_curves_keep_the_first_directions_and_the_last() -> None:
+    at = drawn_directions(5000)
+    assert at[:64].tolist() == list(range(1, 65))
+    assert at[-1] == 5000
+    assert len(at) < 130
+    assert drawn_directions(1).tolist() == [1]
+
+
+def test_shares_by_rank_are_those_of_the_results() -> None:
+    curves = curves_by_rank(walked.calibration().names, walked.subspaces(), None, 8)
+    k, name = 3, walked.calibration().names[3]
+    squares = np.square(walked.subspaces().singular_values[name].double().numpy())
+    np.testing.assert_allclose(curves["energy"][k], np.cumsum(squares) / squares.sum(), rtol=6e-3)
+    along = walked.subspaces().row_variance[name].double().numpy() / walked.subspaces().traces[name]
+    np.testing.assert_allclose(curves["variance"][k], np.cumsum(along), rtol=6e-3)
+
+
+def test_captured_gradient_between_measured_ranks_is_linear() -> None:
+    capture = gradient_capture()
+    frame, name = capture.to_frame(), capture.names[0]
+    measured = frame[(frame["module"] == name) & (frame["kind"] == "w")].set_index("rank")["captured"]
+    curve = captured_curves(capture, "w", 64)[name]
+    assert len(curve) == 32
+    assert curve[[7, 31]] == pytest.approx([measured[8], measured[32]])
+    assert curve[19] == pytest.approx((measured[8] + measured[32]) / 2)
+    assert curve[3] == pytest.approx(measured[8] / 2)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 8])
+def test_overlap_is_the_mean_squared_cosine(rank: int) -> None:
+    """From the singular values of the product of both bases, for every pair."""
+    arguments: dict[str, Any] = {"max_rank": 8, "kind": "w", "progress": False}
+    sides = walked.kinds() | {"w": tlora.task_subspaces(walked.base(), walked.calibration(), **arguments)}
+    pairs = align_pairs(sides)
+    assert [pair.sides for pair in pairs] == [("wc", "random"), ("wc", "w"), ("random", "w")]
+    names = walked.calibration().names
+    for pair in pairs:
+        shown = pair_values(pair, names)
+        for k, name in enumerate(names):
+            one, other = (sides[side].basis(name, rank).double() for side in pair.sides)
+            cosines = np.linalg.svd((one @ other.T).numpy(), compute_uv=False)
+            assert shown["overlaps"][k][rank - 1] == pytest.approx(np.square(cosines).mean(), rel=6e-3)
+            assert shown["chance"][k] == [pytest.approx(1 / pair.shapes[name][1], rel=6e-3)]
+
+
+def test_captured_gradient_of_all_modules() -> None:
+    capture = walked.capture()
+    panel = capture_panel(Results(capture=capture))
+    table = capture.overall()
+    for row, wanted in zip(rows(panel, "Gradient captured, 2"), table.itertuples(), strict=True):
+        assert (row[0], int(row[1])) == (wanted.kind, wanted.rank)
+        assert value(row[2]) == pytest.approx(wanted.captured, rel=0.06)
+        assert [value(end) for end in row[3].split(" to ")] == pytest.approx([wanted.low, wanted.high], rel=0.06)
+    lines = {one["label"]: one["points"] for one in panel[0]["parts"][0]["lines"]}
+    for kind, wanted in table.groupby("kind"):
+        np.testing.assert_allclose(lines[kind], wanted[["rank", "captured"]], rtol=1e-3)
+
+
+def test_peak_memory_of_training_is_that_of_an_estimate_at_the_same_rank() -> None:
+    """At most the gradients more than a new estimate at that rank: not all of them may be there at the peak."""
+    work: dict[str, Any] = {"length": 4, "batch_size": 1}
+    estimates = {rank: tlora.estimate(walked.base().config, rank, **work) for rank in (2, 16)}
+    uniform = tlora.allocate(walked.calibration().sensitivity, rank=16, temperature=0)
+    assert 0 <= training_bytes(estimates[2], uniform) / estimates[16].bytes["training B"] - 1 < 0.06
