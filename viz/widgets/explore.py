@@ -6,7 +6,8 @@ from typing import Any
 
 from tlora.calibration.calibrate import calibrate
 from tlora.subspaces.gradient_capture import GradientCapture, gradient_capture
-from tlora.subspaces.subspaces import Subspaces, task_subspaces
+from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets.workbench import Workbench
 
 HELD_OUT = 32

@@ -16,7 +16,7 @@ from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import RESULT, Meta
+from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
@@ -123,7 +123,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         )
     results: dict[str, Any] = {}
     for name in IN_FOLDER:
-        if (path / "tlora" / name / RESULT).is_file():
+        if result_file(path / "tlora" / name).is_file():
             results[name] = KINDS[name].load(path if name == "run" else path / "tlora" / name)
     if not results:
         raise FileNotFoundError(

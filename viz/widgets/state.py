@@ -8,7 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
-from tlora.allocation.allocation import Allocation, allocate
+from tlora.allocation.allocate import allocate
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 
 SOURCE = "calibration.sensitivity"

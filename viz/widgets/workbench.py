@@ -16,6 +16,7 @@ import numpy as np
 import traitlets
 
 from tlora.adapters.compression import Compression
+from tlora.adapters.files import earlier_files
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibration import Calibration
@@ -23,8 +24,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import RESULT, saved_files
-from tlora.subspaces.alignment import Alignment, told_apart
+from tlora.results import result_file
+from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
@@ -194,7 +195,7 @@ class Workbench(PicturedWidget):
 
     @classmethod
     def from_results(cls, results: Results) -> Workbench:
-        """The workbench of results of one run, such as `load_results` reads: it begins with their allocation."""
+        """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation."""
         allocation = results.allocation
         parts = {name: getattr(results, name) for name in ("run", "compression", "capture", "spectrum", "estimate")}
         rank = 8 if allocation is None else allocation.rank
@@ -405,8 +406,10 @@ class Workbench(PicturedWidget):
                 "of": type(self.calibration).__name__,
                 "others": list(self.results.others),
             }
-        check_folder(Path(path), f"calibration/{RESULT}")
-        with replace_files(path, last=SESSION, first=RESULT, earlier=saved_files(path, "*")) as folder:
+        check_folder(Path(path), "calibration.safetensors")
+        earlier = [*map(result_file, parts), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
+        earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
+        with replace_files(path, last=SESSION, earlier=earlier) as folder:
             for name, result in parts.items():
                 if result is not None:
                     result.save(folder / name)
@@ -434,7 +437,8 @@ class Workbench(PicturedWidget):
         folder = Path(path)
         head = read_json(folder / SESSION)
         kinds = KINDS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
-        parts: dict[str, Any] = {n: kind.load(folder / n) for n, kind in kinds.items() if (folder / n).exists()}
+        places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in kinds.items()}
+        parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in kinds.items() if places[n].exists()}
         others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(head["others"])}
         workbench = cls(**parts, other=others, rank=head["state"]["rank"])
         state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
@@ -676,7 +680,7 @@ class Workbench(PicturedWidget):
     def _about(self) -> dict[str, Any]:
         """What stays as it is: the modules, what is known of them, tabs and panels."""
         return view.about(
-            self.sensitivity.scored(self.state.score) if hasattr(self, "state") else self.sensitivity,
+            self.sensitivity.rescale(self.state.score) if hasattr(self, "state") else self.sensitivity,
             self.results,
             curves=self._curves,
             alignments=self.alignments,
@@ -706,7 +710,7 @@ def own_label(subspaces: Subspaces, others: Mapping[str, Subspaces]) -> str:
     """The kind of the own subspaces, or what else sets them apart."""
     if subspaces.kind not in others:
         return subspaces.kind
-    label = told_apart([subspaces, *others.values()])[0]
+    label = label_subspaces([subspaces, *others.values()])[0]
     return label if label not in others else f"{label} (own)"
 
 
@@ -716,7 +720,7 @@ def label_others(
     """The other subspaces by label, without the own ones."""
     if isinstance(other, Subspaces):
         sides = [other] if subspaces is None else [subspaces, other]
-        return {told_apart(sides)[-1]: other}
+        return {label_subspaces(sides)[-1]: other}
     return {label: one for label, one in (other or {}).items() if one is not subspaces}
 
 

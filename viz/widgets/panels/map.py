@@ -17,7 +17,7 @@ CURVES = {
     ENERGY: ("Energy", "of the energy within the rank"),
     VARIANCE: ("Variance", "of the input variance within the rank"),
     "captured": ("Gradient captured", "of the gradient captured at this rank"),
-    "neighbours": ("Neighbors", "overlap with the next layers at this rank"),
+    "neighbors": ("Neighbors", "overlap with the next layers at this rank"),
     "overlap": ("Overlap", "overlap with {} at this rank"),
 }
 """Title and unit of the tabs whose value depends on the rank."""

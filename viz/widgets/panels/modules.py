@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlora.calibration.spectrum import Spectrum, directions_for
-from tlora.subspaces.alignment import overlap_with_neighbours
+from tlora.subspaces.alignment import overlap_with_neighbors
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from viz.widgets.panels.parts import shorten_all
@@ -129,7 +129,7 @@ def curves_by_rank(
     if subspaces is not None:
         for what, values in module_shares(subspaces).items():
             curves[what] = {name: shares.cumsum() for name, shares in values.items()}
-        curves["neighbours"] = overlap_with_neighbours(subspaces)
+        curves["neighbors"] = overlap_with_neighbors(subspaces)
     if capture is not None:
         curves["captured"] = captured_curves(capture, subspaces.kind if subspaces is not None else "", most)
     return {what: [shorten_all(of.get(name, ())) for name in names] for what, of in curves.items()}

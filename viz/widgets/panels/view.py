@@ -29,7 +29,7 @@ from viz.widgets.state import PRESETS, AllocationState, available_presets, contr
 STEPS = 20
 """Steps of the temperature from 0 to 1."""
 BY_RANK = {
-    "captured": "gradient captured", "overlap": "overlap with {}", "neighbours": "overlap, next layers",
+    "captured": "gradient captured", "overlap": "overlap with {}", "neighbors": "overlap, next layers",
 }  # fmt: skip
 """Curves of a module over the rank, and what they are called."""
 ALLOCATION = {

@@ -19,7 +19,7 @@ from tests.helpers.models import tiny_batch
 from tests.helpers.pictured import MODELS, PLOTS, allocation, gradient_capture, texts, training_run
 from tests.helpers.results import base, calibration
 from tests.helpers.sensitivities import sensitivity
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz import style
 
 BY_MODEL = [viz.plot_spectrum, viz.plot_sensitivity, viz.plot_alignment, viz.plot_allocation]

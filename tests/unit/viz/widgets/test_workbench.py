@@ -19,7 +19,7 @@ from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.results import base, calibration, same, subspaces
 from tests.helpers.sensitivities import llama_sensitivity
 from tests.helpers.sensitivities import sensitivity as by_hand
-from tlora.subspaces.subspaces import task_subspaces
+from tlora.subspaces.task_subspaces import task_subspaces
 from viz.widgets.state import PRESETS
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
@@ -332,7 +332,7 @@ def test_the_tab_of_the_sensitivity_has_the_scores_that_decide() -> None:
     for score in ("sum", "mean"):
         it.set(score=score)
         (tab,) = [tab for tab in it.widget.about["tabs"] if tab["name"] == "sensitivity"]
-        expected = calibration().sensitivity.scored(score).to_frame()["share"]
+        expected = calibration().sensitivity.rescale(score).to_frame()["share"]
         assert tab["values"] == pytest.approx(list(expected), rel=0.01)
 
 
