@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 matplotlib.use("Agg")
 
-PACKAGES = {"tlora": "tlora: from a model to an adapter", "viz": "viz: pictures, explorers and pages"}
+PACKAGES = {"tlora": "tlora: from a model to an adapter", "viz": "viz: pictures, widgets and pages"}
 STAGES = {
     "models": "A base model",
     "resource_estimate": "What it will take",
@@ -38,8 +38,8 @@ STAGES = {
     "recipes": "Recipes and comparisons",
     "comparison": "Recipes and comparisons",
     "plots": "Pictures",
-    "widgets": "Explorers",
-    "reports": "Pages",
+    "widgets": "Widgets and their page",
+    "card": "Model card",
 }
 """Headings of the reference, by the folder that a name is from."""
 
@@ -91,14 +91,15 @@ def copy_notebooks() -> None:
 
 
 def write_pages() -> None:
-    """The workbench of the first page and the report of the gallery, of the same results as the gallery's pictures."""
+    """The workbench of the first page, and that of the gallery with its panels; of the results of its pictures."""
     data = HERE / "gallery" / "data"
     results = {kind: getattr(tlora, kind).load(data / name) for kind, name in PAGES.items()}
     scores, capture, run, estimate, spectrum = results.values()
     pages = HERE / "pages"
     pages.mkdir(exist_ok=True)
     viz.Workbench(scores, capture=capture, run=run, estimate=estimate).page(pages / "workbench.html")
-    viz.report([scores, spectrum, tlora.allocate(scores, rank=8), capture, run], pages / "report.html")
+    parts = {"capture": capture, "run": run, "estimate": estimate, "spectrum": spectrum}
+    viz.Workbench(scores, **parts).page(pages / "report.html")
 
 
 PAGES = {

@@ -57,7 +57,6 @@ def main() -> None:
         "capture": tlora.gradient_capture(model, held_out, kinds, RANKS),
         "estimate": tlora.estimate("smollm2-135m", rank=8, samples=16, length=64, batch_size=4),
     }
-    explorer = viz.AlignmentExplorer(kinds["wc"], kinds["c"], kinds["g"])
     monitor = viz.TrainingMonitor()
     adapted = tlora.attach(model, kinds["wc"], allocation)
     options = {"learning_rate": 2e-3, "batch_size": 4, "max_steps": 40, "logging_steps": 1}
@@ -75,8 +74,7 @@ def main() -> None:
     for name, result in results.items():
         result.save(DATA / name)
     small(run).save(DATA / "run")
-    for name, shown in {"alignment_explorer": explorer, "training_monitor": monitor}.items():
-        (DATA / f"{name}.png").write_bytes(shown._repr_png_())
+    (DATA / "training_monitor.png").write_bytes(monitor._repr_png_())
 
 
 if __name__ == "__main__":

@@ -104,7 +104,9 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built: tuple[Path, Pa
         "tlora/__init__.pyi",
         "viz/__init__.pyi",
         "viz/widgets/__init__.py",
-        "viz/reports/templates/report.html",
+        "viz/card.md",
+        "viz/widgets/workbench.html",
+        "viz/widgets/charts.js",
     } <= names
     assert about["Description-Content-Type"] == "text/markdown"
     assert about["License-Expression"] == "MIT"

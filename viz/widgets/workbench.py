@@ -237,9 +237,13 @@ class Workbench(PicturedWidget):
         """Largest rank that a control offers."""
         return self._bound or min(UNBOUND, max(min(shape) for shape in self.sensitivity.shapes.values()))
 
-    @functools.cached_property
+    @property
     def alignments(self) -> list[Alignment]:
         """Every pair of the subspaces, compared at the largest rank that all of them have."""
+        return self._alignments
+
+    @functools.cached_property
+    def _alignments(self) -> list[Alignment]:
         return align_pairs(own_and_others(self.results))
 
     @property
