@@ -1,18 +1,18 @@
-"""The pilot of the study: what freezing `A` costs where much must be learnt, and which modules want the rank.
+"""The pilot of the study: what freezing `A` costs if much must be learned, and which modules need the rank.
 
     python -m benchmarks.quality.pilot             # what is not in the store yet; can be stopped at any moment
     python -m benchmarks.quality.pilot --only whitened head
-    python -m benchmarks.quality.pilot --table     # print the tables that the store makes, and put them on the page
+    python -m benchmarks.quality.pilot --table     # print the tables of the store, and write them to the page
 
-Its rules and what they decide are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half
-minutes on one core; `--workers 2` uses two.
+Its rules and its decisions are in benchmarks/quality/STUDY.md. A run of `full` takes four and a half minutes on one
+core; `--workers 2` uses two.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from benchmarks.lab.methods import Job, Method
 from benchmarks.lab.plot import plot_forgetting, plot_rate_curves
 from benchmarks.lab.store import Record, Store
 from benchmarks.quality import comparison
+from benchmarks.quality.pages import fill_blocks, markdown, publish, save_figure
 from tlora.recipes import Recipe
 
 STORE = Path("benchmarks/results/pilot.jsonl")
@@ -44,7 +45,7 @@ Choose = Callable[[tlora.Sensitivity, np.random.Generator], list[str]]
 
 
 def quarter(job: Job, *, choose: Choose) -> PeftModel:
-    """LoRA on a quarter of the modules, of four times the rank."""
+    """LoRA on a quarter of the modules, at four times the rank."""
     sensitivity = _calibration(job).sensitivity
     chosen = choose(sensitivity, np.random.default_rng(job.seed))
     allocation = tlora.allocate(
@@ -60,18 +61,18 @@ def _calibration(job: Job, **options: Any) -> tlora.Calibration:
 
 
 def most_sensitive(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
-    """Those with the highest published scores."""
+    """The modules with the highest published scores."""
     scores = sensitivity.scores
     return sorted(scores, key=scores.__getitem__, reverse=True)[: _quarter(sensitivity)]
 
 
 def at_random(sensitivity: tlora.Sensitivity, generator: np.random.Generator) -> list[str]:
-    """Any."""
+    """Random modules."""
     return list(generator.choice(sensitivity.names, _quarter(sensitivity), replace=False))
 
 
 def last(sensitivity: tlora.Sensitivity, _: np.random.Generator) -> list[str]:
-    """Those of the last blocks."""
+    """The modules of the last blocks."""
     return list(sensitivity.names)[-_quarter(sensitivity) :]
 
 
@@ -79,8 +80,8 @@ def _quarter(sensitivity: tlora.Sensitivity) -> int:
     return math.ceil(len(sensitivity.names) / 4)
 
 
-def by_score(score: str) -> Recipe:
-    """Ranks in proportion to a score, zero allowed, `A` trained from a random start."""
+def score_recipe(score: str) -> Recipe:
+    """Ranks in proportion to a score, zero allowed; `A` is trained from a random start."""
     return Recipe(
         f"ranks by {score}",
         task_subspaces=None,
@@ -89,14 +90,14 @@ def by_score(score: str) -> Recipe:
     )
 
 
-def frozen(kind: str) -> Recipe:
-    """`A` frozen along the directions of a kind, at rows of one variance; ranks and scales alike."""
+def frozen_recipe(kind: str) -> Recipe:
+    """`A` frozen along the directions of a kind, with rows of equal variance; uniform ranks and scales."""
     gradient = {"gradient": True} if kind == "g" else {}
     return Recipe(f"frozen {kind}", calibrate=gradient, task_subspaces={"kind": kind}, allocate=UNIFORM)
 
 
-def whitened(general_weight: float, general: tuple[str, dict[str, Any]] = GENERAL) -> Method:
-    """`A` frozen along the whitened gradient, other text charged for with a weight."""
+def whitened_method(general_weight: float, general: tuple[str, dict[str, Any]] = GENERAL) -> Method:
+    """`A` frozen along the whitened gradient, with a penalty on other text."""
     adapt = partial(_whitened, general_weight=general_weight, general=general)
     return Method(f"frozen g_whitened, {general_weight:g}", adapt, {"general": general, "weight": general_weight})
 
@@ -122,7 +123,7 @@ def _whitened(job: Job, *, general_weight: float, general: tuple[str, dict[str, 
 
 @dataclass(frozen=True)
 class Part:
-    """What is run with the same task and training."""
+    """Methods that are run on the same tasks with the same training."""
 
     methods: tuple[str | Recipe | Method, ...]
     tasks: dict[str, dict[str, Any]]
@@ -135,17 +136,17 @@ class Part:
 CIPHER: dict[str, Any] = {"steps": 100, "batch_size": 4, "samples": 32, "forgetting": OTHER}
 PARTS = {
     "frozen": Part(
-        ("full", "lora", *map(frozen, ("random", "wc"))),
+        ("full", "lora", *map(frozen_recipe, ("random", "wc"))),
         {"cipher": TEXT}, "smollm2-135m", 8, (2e-3, 4e-3, 8e-3), CIPHER,
     ),
     "whitened": Part(
-        tuple(map(whitened, (10.0, 1.0, 0.0))), {"cipher": TEXT}, "smollm2-135m", 8, (1e-3, 2e-3, 4e-3), CIPHER,
+        tuple(map(whitened_method, (10.0, 1.0, 0.0))), {"cipher": TEXT}, "smollm2-135m", 8, (1e-3, 2e-3, 4e-3), CIPHER,
     ),
-    "gradient": Part((frozen("g"),), {"cipher": TEXT}, "smollm2-135m", 8, (1.6e-2, 3.2e-2, 6.4e-2), CIPHER),
+    "gradient": Part((frozen_recipe("g"),), {"cipher": TEXT}, "smollm2-135m", 8, (1.6e-2, 3.2e-2, 6.4e-2), CIPHER),
     "tight": Part(
         (
             "lora",
-            *map(by_score, ("mean", "sum", "per_parameter")),
+            *map(score_recipe, ("mean", "sum", "per_parameter")),
             Method("most sensitive quarter", partial(quarter, choose=most_sensitive)),
             Method("random quarter", partial(quarter, choose=at_random)),
             Method("last quarter", partial(quarter, choose=last)),
@@ -159,8 +160,8 @@ PARTS = {
     ),
 }  # fmt: skip
 
-SLOWER = ((frozen("wc"), 8e-3), ("lora", 1e-3))
-"""Methods at rates below their best, at which they learn about as much as whitened directions do."""
+SLOWER = ((frozen_recipe("wc"), 8e-3), ("lora", 1e-3))
+"""Methods at rates below their best, at which they learn about as much as whitened directions."""
 
 
 def main() -> None:
@@ -169,22 +170,22 @@ def main() -> None:
     parts = [*PARTS, "slower"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts that are run")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="run nothing; make the tables of what is in the store")
+    parser.add_argument("--table", action="store_true", help="run nothing; write the tables of the store")
     arguments = parser.parse_args()
     for name in [] if arguments.table else arguments.only:
         if name in PARTS:
-            complete(PARTS[name], arguments.workers)
+            run_part(PARTS[name], arguments.workers)
         else:
             for method, rate in SLOWER:
                 part = replace(PARTS["frozen"], methods=(method,), rates=rate)
-                complete(part, arguments.workers)
+                run_part(part, arguments.workers)
     if arguments.table:
         draw()
-        comparison.publish(PAGE, "pilot", BLOCKS)
+        publish(PAGE, "pilot", BLOCKS)
 
 
-def complete(part: Part, workers: int) -> None:
-    """Do what is not in the store yet."""
+def run_part(part: Part, workers: int) -> None:
+    """Do the runs that are not in the store yet."""
     compare(
         part.methods, part.tasks, part.model, ranks=part.rank, learning_rates=part.rates, seeds=SEEDS, store=STORE,
         workers=workers, **part.arguments,
@@ -216,22 +217,22 @@ SHOWN = (
 """Arms and rates of the short table."""
 
 
-def tested() -> dict[tuple[str, int, float], list[Record]]:
-    """The runs on the test split of `cipher` by method, rank and learning rate, in the order of their seeds."""
-    found: dict[tuple[str, int, float], list[Record]] = {}
+def test_records() -> dict[tuple[str, int, float], list[Record]]:
+    """The test runs on `cipher` by method, rank and learning rate, in the order of their seeds."""
+    records: dict[tuple[str, int, float], list[Record]] = {}
     for record in sorted(Store(STORE).read(), key=lambda record: record["key"]["seed"]):
         key = record["key"]
         if key["split"] == "test" and key["task"] == "cipher":
-            found.setdefault((key["method"], key["rank"], key["learning_rate"]), []).append(record)
-    return found
+            records.setdefault((key["method"], key["rank"], key["learning_rate"]), []).append(record)
+    return records
 
 
-def in_short() -> str:
-    """What was learned and forgotten by the arms that matter most, means over the seeds."""
-    found, lines = tested(), []
-    most = found["lora", 8, 4e-3][0]["trainable_parameters"]
+def short_table() -> str:
+    """What the most important arms learned and forgot, means over the seeds."""
+    records, lines = test_records(), []
+    most = records["lora", 8, 4e-3][0]["trainable_parameters"]
     for method, rate in SHOWN:
-        runs = found[method, 8, rate]
+        runs = records[method, 8, rate]
         trained = f"{100 * runs[0]['trainable_parameters'] / most:.0f} %"
         loss, forgotten = (np.mean(each) for each in zip(*map(_measured, runs), strict=True))
         lines.append([NAMES[method], f"{rate:g}", trained, f"{loss:.2f}", f"{forgotten:.2f}"])
@@ -242,24 +243,26 @@ def _measured(run: Record) -> tuple[float, float]:
     return run["metrics"]["loss"], run["forgetting"]
 
 
-def by_seed() -> str:
+def seed_table() -> str:
     """Every arm on `cipher`, seed by seed."""
-    summary = every().summary("lora", metric="loss")
+    summary = all_runs().summary("lora", metric="loss")
     best = summary.set_index(["method", "rank", "learning_rate"])
     lines = []
     order = list(NAMES)
-    for place, runs in sorted(tested().items(), key=lambda item: (-item[0][1], order.index(item[0][0]), -item[0][2])):
+    for place, runs in sorted(
+        test_records().items(), key=lambda item: (-item[0][1], order.index(item[0][0]), -item[0][2])
+    ):
         method, rank, rate = place
         cells = [NAMES[method], f"rank {rank}", f"{rate:g}", f"{runs[0]['trainable_parameters'] / 1e6:.2f}M"]
         cells.append(", ".join(f"{run['metrics']['loss']:.2f}" for run in runs))
         cells += [", ".join(f"{run['forgetting_by_text'][name]:+.2f}" for run in runs) for name in OTHER]
-        lines.append([*cells, comparison.difference(best.loc[place]) if place in best.index else ""])
+        lines.append([*cells, comparison.format_difference(best.loc[place]) if place in best.index else ""])
     forgotten = (f"forgotten: {name}" for name in OTHER)
     return markdown(["arm", "budget", "rate", "trained", "test loss", *forgotten, "better than LoRA by"], lines)
 
 
-def corrected() -> str:
-    """The tasks with a head of which all runs are there, beside what the first protocol made of them."""
+def corrected_table() -> str:
+    """The tasks with a head under the first protocol and under this one, if all runs are there."""
     methods, tables = ("full", "lora", "tlora"), []
     for store in (comparison.STORE, STORE):
         runs = Comparison.read(store, methods=methods, ranks=8)
@@ -275,51 +278,46 @@ def corrected() -> str:
                 row = values.loc[task, method]
                 cells += [f"{row['learning_rate']:g}", f"{100 * row['value']:.1f} %"]
                 cells.append(f"{-losses.loc[task, method]['value']:.3f}")
-            lines.append([*cells, comparison.difference(losses.loc[task, method])])
+            lines.append([*cells, comparison.format_difference(losses.loc[task, method])])
     measured = ("rate", "accuracy", "loss")
     heads = [f"{when}: {what}" for when in ("at first", "now") for what in measured]
     return markdown(["task", "method", *heads, "better than LoRA by"], lines)
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
 
 
 PICTURE = Path("docs/pilot_forgetting.png")
 TIGHT = Path("docs/pilot_ranks.png")
 
 
-def shown() -> Comparison:
-    """What the picture shows: the arms of the short table."""
+def shown_runs() -> Comparison:
+    """The runs that the picture shows: the arms of the short table."""
     return Comparison.read(STORE, tasks="cipher", ranks=8, methods={method for method, _ in SHOWN})
 
 
-def every() -> Comparison:
-    """All that was run on `cipher`."""
+def all_runs() -> Comparison:
+    """All runs on `cipher`."""
     return Comparison.read(STORE, tasks="cipher")
 
 
 def draw() -> None:
-    """What was learned beside what was forgotten, and where the rank is best."""
-    runs, more = shown(), every()
-    comparison.save(plot_forgetting(runs), PICTURE, comparison.digest(runs))
+    """The pictures of what was learned and forgotten, and of ranks."""
+    runs, more = shown_runs(), all_runs()
+    save_figure(plot_forgetting(runs), PICTURE, comparison.digest(runs))
     curves = plot_rate_curves(
         more.runs.query("rank == 1 and split == 'validation'"),
         title="No allocation is ahead of uniform ranks",
         detail="cipher, as many parameters as LoRA of rank 1; line: two seeds",
         names=NAMES | {"lora": "uniform ranks: LoRA, rank 1"},
     )
-    comparison.save(curves, TIGHT, comparison.digest(more))
+    save_figure(curves, TIGHT, comparison.digest(more))
 
 
-BLOCKS = {"in short": in_short, "by seed": by_seed, "corrected": corrected}
+BLOCKS = {"in short": short_table, "by seed": seed_table, "corrected": corrected_table}
 """Tables on the page, by their titles."""
 
 
-def written(text: str) -> str:
-    """The page with the tables that the store makes."""
-    return comparison.filled(text, "pilot", BLOCKS)
+def render(text: str) -> str:
+    """The page with the tables of the store."""
+    return fill_blocks(text, "pilot", BLOCKS)
 
 
 if __name__ == "__main__":

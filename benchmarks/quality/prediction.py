@@ -1,13 +1,13 @@
-"""Can one tell before training what freezing `A` will cost? Over all tasks that were compared.
+"""Can the cost of freezing `A` be predicted before training? Over all tasks that were compared.
 
-    python -m benchmarks.quality.prediction             # what is not measured yet
-    python -m benchmarks.quality.prediction --table     # print what was measured, and put it on the page
+    python -m benchmarks.quality.prediction             # measure the tasks that are not measured yet
+    python -m benchmarks.quality.prediction --table     # print the results, and write them to the page
 
-For each task: what freezing costs, the test loss of `A` frozen along the published directions less that of LoRA of the
-same rank, as a part of what LoRA learns; and beside it, before that training,
+The cost of freezing is the test loss of `A` frozen along the published directions minus that of LoRA of the same rank,
+also as a part of what LoRA learns. Three numbers that are known before that training may predict it:
 
 - the share of the gradient of held-out samples that the frozen directions hold;
-- what that share becomes in a few steps of LoRA, as a part of what it was;
+- that share after a few steps of LoRA, as a part of what it was;
 - the loss of the base.
 
 Tasks are measured once, into `benchmarks/results/prediction.json`: about two minutes each on two cores.
@@ -34,15 +34,16 @@ from benchmarks.lab.comparison import Comparison
 from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot, study
 from benchmarks.quality.gradient_capture import held_out
+from benchmarks.quality.pages import digest_text, fill_blocks, markdown, publish, save_figure
 from tlora.tasks.load import load_task_for_model
 from viz import style
 
 RESULTS = Path("benchmarks/results/prediction.json")
 RANK = 8
 STEPS = 8
-"""Of LoRA, after which the share of the gradient is measured again."""
+"""Steps of LoRA after which the share of the gradient is measured again."""
 RATE = 2e-3
-"""Its learning rate there: one for all tasks, as none is known before."""
+"""Learning rate of these steps: one for all tasks, as the best one is not known before training."""
 PREDICTORS = {
     "capture": "share of the gradient that the directions hold",
     "kept": f"what becomes of it in {STEPS} steps of LoRA",
@@ -51,8 +52,8 @@ PREDICTORS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """A task of a store, and the losses there, by seed, of what freezes `A` and of LoRA of the same rank."""
+class TaskLosses:
+    """A task of a store, and its test losses by seed with `A` frozen and with LoRA of the same rank."""
 
     store: Path
     task: str
@@ -64,8 +65,8 @@ class Place:
         return next(r["key"] for r in Store(self.store).read() if r["key"]["task"] == self.task)
 
 
-def places() -> Iterator[Place]:
-    """The newest runs of each task: at the best rate of each, or at that of two which the other seeds choose."""
+def task_losses() -> Iterator[TaskLosses]:
+    """The newest runs of each task, at the best rate of each method (leaving out each seed on the held-out tasks)."""
     corrected = tuple(pilot.PARTS["head"].tasks)
     first = dict.fromkeys(Comparison.read(comparison.STORE).runs["task"])
     stores = {task: comparison.STORE for task in first} | dict.fromkeys(corrected, pilot.STORE)
@@ -74,16 +75,16 @@ def places() -> Iterator[Place]:
         runs = Comparison.read(store, tasks=task, methods=(frozen, "lora"), ranks=RANK).runs
         best = runs[runs["best_rate"]].set_index("seed")
         losses = (best.loc[best["method"] == method, "loss"] for method in (frozen, "lora"))
-        yield Place(store, task, *losses)
-    for task in study.counted():
+        yield TaskLosses(store, task, *losses)
+    for task in study.counting_tasks():
         arms = study.FEWER["frozen wc"], study.ARMS[study.LORA]
-        yield Place(study.STORE, task, *(study.tuned(arm, task)["loss"] for arm in arms))
+        yield TaskLosses(study.STORE, task, *(study.leave_one_out(arm, task)["loss"] for arm in arms))
 
 
-def measured(place: Place) -> dict[str, float]:
-    """What can be measured before training; the loss of a classifier is that of its fresh head."""
-    key = place.key()
-    task = load_task_for_model(key["model"], place.task, **key["data"])
+def measure(losses: TaskLosses) -> dict[str, float]:
+    """The predictors of a task; the loss of a classifier is that of its fresh head."""
+    key = losses.key()
+    task = load_task_for_model(key["model"], losses.task, **key["data"])
     model, _ = tlora.load_model(key["model"], num_labels=task.num_labels, seed=0)
     calibration = tlora.calibrate(model, task.calibration(key["samples"]), progress=False)
     subspaces = {"wc": tlora.task_subspaces(model, calibration, max_rank=RANK, kind="wc", progress=False)}
@@ -100,22 +101,22 @@ def measured(place: Place) -> dict[str, float]:
         progress=False,
     )  # fmt: skip
     model = lora.merge_and_unload()
-    found = {"capture": before, "kept": share() / before, "loss": loss}
-    return {name: float(value) for name, value in found.items()}
+    predictors = {"capture": before, "kept": share() / before, "loss": loss}
+    return {name: float(value) for name, value in predictors.items()}
 
 
-def table(found: dict[str, dict[str, float]], all_places: Iterable[Place]) -> pd.DataFrame:
-    """One row a task: what freezing costs in nats and as a part of what LoRA learns, and the predictors."""
+def table(results: dict[str, dict[str, float]], tasks: Iterable[TaskLosses]) -> pd.DataFrame:
+    """One row a task: the cost of freezing in nats and as a part of what LoRA learns, and the predictors."""
     rows = []
-    for place in all_places:
-        frozen, lora = place.frozen.mean(), place.lora.mean()
-        cost, learned = frozen - lora, found[place.task]["loss"] - lora
-        rows.append({"task": place.task, "cost": cost, "part": cost / learned, **found[place.task]})
+    for losses in tasks:
+        frozen, lora = losses.frozen.mean(), losses.lora.mean()
+        cost, learned = frozen - lora, results[losses.task]["loss"] - lora
+        rows.append({"task": losses.task, "cost": cost, "part": cost / learned, **results[losses.task]})
     return pd.DataFrame(rows)
 
 
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's rank correlation of each predictor with what freezing costs; no p, of so few tasks, some alike."""
+    """Spearman's rank correlation of each predictor with the cost; without p, since tasks are few and some similar."""
     return pd.DataFrame(
         {"predictor": words, "with nats": rows[name].corr(rows["cost"], "spearman"),
          "with the part": rows[name].corr(rows["part"], "spearman"), "tasks": len(rows)}
@@ -123,44 +124,46 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def known() -> pd.DataFrame:
-    """`table` of the tasks that are measured."""
-    found = json.loads(RESULTS.read_text())
-    return table(found, [place for place in places() if place.task in found])
+def measured_table() -> pd.DataFrame:
+    """`table` of the measured tasks."""
+    results = json.loads(RESULTS.read_text())
+    return table(results, [losses for losses in task_losses() if losses.task in results])
 
 
 # --- On the page ---
 
 
-def told_tasks() -> str:
-    """Each task, what freezing costs there, and what could be known before."""
+def tasks_table() -> str:
+    """Each task with the cost of freezing and the predictors."""
     lines = []
-    for row in known().sort_values("part").itertuples():
+    for row in measured_table().sort_values("part").itertuples():
         before = f"{100 * row.capture:.0f} %", f"{100 * row.capture * row.kept:.0f} %", f"{row.loss:.2f}"
         lines.append([row.task, f"{row.cost:+.3f}", f"{100 * row.part:+.1f} %", *before])
     heads = ["task", "freezing costs, nats", "of what LoRA learns"]
-    return pilot.markdown([*heads, "gradient held", f"after {STEPS} steps", "base's loss"], lines)
+    return markdown([*heads, "gradient held", f"after {STEPS} steps", "base's loss"], lines)
 
 
-def told_correlations() -> str:
-    """How each predictor goes with the cost, over the tasks."""
-    lines = [[row[1], f"{row[2]:+.2f}", f"{row[3]:+.2f}", f"{row[4]}"] for row in correlations(known()).itertuples()]
-    return pilot.markdown(["before training", "with the cost, nats", "with its part", "tasks"], lines)
+def correlations_table() -> str:
+    """The correlation of each predictor with the cost, over the tasks."""
+    lines = [
+        [row[1], f"{row[2]:+.2f}", f"{row[3]:+.2f}", f"{row[4]}"] for row in correlations(measured_table()).itertuples()
+    ]
+    return markdown(["before training", "with the cost, nats", "with its part", "tasks"], lines)
 
 
-BLOCKS = {"tasks": told_tasks, "correlations": told_correlations}
+BLOCKS = {"tasks": tasks_table, "correlations": correlations_table}
 """Tables on the page, by their titles."""
 PICTURE = Path("docs/freezing_cost.png")
 
 
-def written(text: str) -> str:
-    """The page with the tables of what was measured."""
-    return comparison.filled(text, "prediction", BLOCKS)
+def render(text: str) -> str:
+    """The page with the tables of the results."""
+    return fill_blocks(text, "prediction", BLOCKS)
 
 
 def digest() -> str:
-    """What tells the picture of these results from that of others."""
-    return comparison.hashed(told_tasks())
+    """Identifies the results that the picture shows."""
+    return digest_text(tasks_table())
 
 
 @style.styled
@@ -171,10 +174,10 @@ def draw(rows: pd.DataFrame) -> Figure:
     looks = list(zip(style.colors(len(rows)), style.markers(len(rows)), strict=True))
     line = correlations(rows).set_index("predictor")
     for column, (name, words) in zip(axes.T, PREDICTORS.items(), strict=True):
-        for ax, of, told in zip(column, ("cost", "part"), ("with nats", "with the part"), strict=True):
+        for ax, of, correlation in zip(column, ("cost", "part"), ("with nats", "with the part"), strict=True):
             for row, (colour, marker) in zip(rows.to_dict("records"), looks, strict=True):
                 ax.plot(row[name], row[of], marker, color=colour, label=row["task"])
-            style.headline(ax, f"rank correlation {line.loc[words, told]:+.2f}")
+            style.headline(ax, f"rank correlation {line.loc[words, correlation]:+.2f}")
         column[-1].set_xlabel(textwrap.fill(words, 28))
     axes[0, 0].set_ylabel("freezing costs, nats")
     axes[1, 0].set_ylabel("of what LoRA learns")
@@ -186,16 +189,16 @@ def draw(rows: pd.DataFrame) -> Figure:
 def main() -> None:
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="measure nothing; make table and picture of what there is")
+    parser.add_argument("--table", action="store_true", help="measure nothing; write tables and picture of the results")
     if not parser.parse_args().table:
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        for place in places():
-            if place.task not in found:
-                found[place.task] = measured(place)
-                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        for losses in task_losses():
+            if losses.task not in results:
+                results[losses.task] = measure(losses)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         return
-    comparison.save(draw(known()), PICTURE, digest())
-    comparison.publish(study.PAGE, "prediction", BLOCKS)
+    save_figure(draw(measured_table()), PICTURE, digest())
+    publish(study.PAGE, "prediction", BLOCKS)
 
 
 if __name__ == "__main__":

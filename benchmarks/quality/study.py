@@ -1,13 +1,13 @@
-"""The study: what freezing `A` costs where much must be learned, and what it keeps.
+"""The study: what freezing `A` costs if much must be learned, and what it keeps.
 
-    python -m benchmarks.quality.study --workers 2      # what is not in the store yet; can be stopped at any moment
+    python -m benchmarks.quality.study --workers 2      # runs that are not in the store; can be stopped at any moment
     python -m benchmarks.quality.study --only counting main
-    python -m benchmarks.quality.study --table          # print what the store says, and put it on the page
-    python -m benchmarks.quality.study --model HuggingFaceTB/SmolLM2-1.7B     # the same of another model
+    python -m benchmarks.quality.study --table          # print the tables of the store, and write them to the page
+    python -m benchmarks.quality.study --model HuggingFaceTB/SmolLM2-1.7B     # the same with another model
 
 Its questions and rules are in benchmarks/quality/STUDY.md, which was written before its runs. A run takes two to three
-minutes on one core. Another model has a store of its own, in which it searches for all of its rates, and runs on a GPU
-where there is one; with `--table` its tables are printed, and its pictures lie beside its store.
+minutes on one core. Another model has its own store, searches all of its rates, and runs on a GPU if there is one; with
+`--table` its tables are printed, and its pictures are written next to its store.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from benchmarks.lab.methods import Method, choose_method
 from benchmarks.lab.plot import plot_forgetting
 from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot
+from benchmarks.quality.pages import fill_blocks, markdown, publish, save_figure
 from tlora.recipes import Recipe
 from viz import style
 
@@ -46,7 +47,7 @@ DEVELOPMENT = "cipher"
 HELD_OUT = ("second_cipher", "codebook")
 SEEDS = range(6)
 MARGIN = 0.05
-"""Nats within which a loss counts as no worse, and by which `full` must lead for a task to count."""
+"""Nats within which a loss counts as not worse, and by which `full` must lead for a task to count."""
 GUARD = 0.1
 """Nats by which a method may forget more than LoRA of as many parameters."""
 FORGOTTEN = list(pilot.OTHER)
@@ -54,7 +55,7 @@ FORGOTTEN = list(pilot.OTHER)
 
 @dataclass(frozen=True)
 class Arm:
-    """A method at a rank, and where the search for its rate on the development task begins."""
+    """A method at a rank, and the grid on which the search for its rate on the development task begins."""
 
     method: str | Recipe | Method
     rank: int = 8
@@ -62,7 +63,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """As in the store."""
+        """Name in the store."""
         return choose_method(self.method).name
 
 
@@ -73,33 +74,33 @@ ARMS = {
     "tlora": Arm("tlora"),
     "tlora-trained, rank 4": Arm("tlora-trained", 4),
     "tlora-freeze-late": Arm("tlora-freeze-late"),
-    WHITENED: Arm(pilot.whitened(10.0, general=(pilot.GENERAL[0], pilot.GENERAL[1] | {"seed": 0}))),
+    WHITENED: Arm(pilot.whitened_method(10.0, general=(pilot.GENERAL[0], pilot.GENERAL[1] | {"seed": 0}))),
 }
 FEWER = {
     "full": Arm("full"),
-    "frozen random": Arm(pilot.frozen("random")),
-    "frozen wc": Arm(pilot.frozen("wc")),
+    "frozen random": Arm(pilot.frozen_recipe("random")),
+    "frozen wc": Arm(pilot.frozen_recipe("wc")),
 }
 """Arms with half of the seeds."""
 NEIGHBOURS = {
     name: Arm(name, 4, (1e-3, 2e-3, 4e-3)) for name in ("pissa", "eva", "lora-ga", "qa-lora", "talklora", "tlora+")
 }
-"""With half of the seeds, on one held-out task."""
+"""Arms with half of the seeds, on one held-out task."""
 ALONE = {
     "tlora, uniform scales": Arm(Recipe("tlora, uniform scales", allocate={"adapt_scales": False})),
     "tlora, uniform ranks": Arm(Recipe("tlora, uniform ranks", allocate={"adapt_ranks": False})),
 }
-"""What the recipe's ranks and its scales do alone, beside `A` frozen along `wc` with neither; asked afterwards."""
+"""The recipe's ranks and its scales alone, to compare with `A` frozen along `wc` with neither; asked afterwards."""
 SHARES = (0.5, 1.0)
-"""Of the rate that was best on the development task, at which every arm runs."""
+"""Multiples of the best rate on the development task, at which every arm runs."""
 PARTS = ("rates", "counting", "main", "fewer", "alone", "neighbours")
 
 
 # --- Runs ---
 
 
-def ask(model: str, store: Path, threads: int | None = None) -> None:
-    """From here on the study is of this model, in this store; in a worker, on so many cores."""
+def select_model(model: str, store: Path, threads: int | None = None) -> None:
+    """Use this model and this store from here on; in a worker, on so many cores."""
     global MODEL, STORE
     MODEL, STORE = model, store
     if threads:
@@ -107,8 +108,8 @@ def ask(model: str, store: Path, threads: int | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
-    """Runs of one arm on one task: a search, or those at a rate."""
+class ArmRuns:
+    """Runs of one arm on one task: a search, or the runs at a rate."""
 
     arm: Arm
     task: str
@@ -116,7 +117,7 @@ class Job:
     seeds: tuple[int, ...]
 
     def run(self) -> None:
-        """Do what is not in the store yet."""
+        """Do the runs that are not in the store yet."""
         part = pilot.PARTS["frozen"]
         compare(
             self.arm.method, {self.task: pilot.TEXT}, MODEL, ranks=self.arm.rank, learning_rates=self.rates,
@@ -124,79 +125,86 @@ class Job:
         )  # fmt: skip
 
 
-def run_all(todo: Iterable[Job], workers: int) -> None:
-    """Do what is not in the store yet in so many processes, each on its part of the cores, one job after the other."""
+def run_all(todo: Iterable[ArmRuns], workers: int) -> None:
+    """Do all runs in so many processes, each on its share of the cores."""
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, ask, (MODEL, STORE, threads)) as pool:
-        for _ in pool.map(Job.run, todo):
+    with ProcessPoolExecutor(workers, context, select_model, (MODEL, STORE, threads)) as pool:
+        for _ in pool.map(ArmRuns.run, todo):
             pass
 
 
-def jobs(part: str) -> Iterator[list[Job]]:
-    """What a part is made of, in steps: one is worked out when those before it are done."""
+def plan(part: str) -> Iterator[list[ArmRuns]]:
+    """The runs of a part, in steps: each step is planned when the runs of those before it are done."""
     every, few = tuple(SEEDS), tuple(SEEDS)[: len(SEEDS) // 2]
     lower = {name: (0.25, *SHARES) for name in (LORA, AS_LARGE)}
     if part == "rates":
         yield searches(ARMS | FEWER)
     elif part == "counting":
         full, lora = FEWER["full"], ARMS[LORA]
-        yield [job for task in HELD_OUT for job in at_shares(full, task, few) + at_shares(lora, task, every)]
+        yield [job for task in HELD_OUT for job in runs_at_shares(full, task, few) + runs_at_shares(lora, task, every)]
     elif part == "main":
         arms = ARMS.items()
-        yield [job for t in counted() for n, arm in arms for job in at_shares(arm, t, every, lower.get(n, SHARES))]
+        yield [
+            job
+            for t in counting_tasks()
+            for n, arm in arms
+            for job in runs_at_shares(arm, t, every, lower.get(n, SHARES))
+        ]
         while more := list(rates_below()):
             yield more
     elif part == "fewer":
-        yield [job for task in counted() for arm in FEWER.values() for job in at_shares(arm, task, few)]
+        yield [job for task in counting_tasks() for arm in FEWER.values() for job in runs_at_shares(arm, task, few)]
     elif part == "alone":
-        frozen, shares = known_rate(FEWER["frozen wc"]), (0.25, 0.5)
-        yield [Job(arm, task, s * frozen, few) for task in counted() for arm in ALONE.values() for s in shares]
-    elif tasks := counted():
+        frozen, shares = require_rate(FEWER["frozen wc"]), (0.25, 0.5)
+        yield [
+            ArmRuns(arm, task, s * frozen, few) for task in counting_tasks() for arm in ALONE.values() for s in shares
+        ]
+    elif tasks := counting_tasks():
         yield searches(NEIGHBOURS)
-        yield [job for arm in NEIGHBOURS.values() for job in at_shares(arm, tasks[-1], few)]
+        yield [job for arm in NEIGHBOURS.values() for job in runs_at_shares(arm, tasks[-1], few)]
 
 
-def searches(arms: Mapping[str, Arm]) -> list[Job]:
-    """For the rates that are not known yet."""
-    return [Job(arm, DEVELOPMENT, arm.begin, (0,)) for arm in arms.values() if best_rate(arm) is None]
+def searches(arms: Mapping[str, Arm]) -> list[ArmRuns]:
+    """Searches for the rates that are not known yet."""
+    return [ArmRuns(arm, DEVELOPMENT, arm.begin, (0,)) for arm in arms.values() if best_rate(arm) is None]
 
 
-def at_shares(arm: Arm, task: str, seeds: tuple[int, ...], shares: Iterable[float] = SHARES) -> list[Job]:
-    """Runs at shares of the rate that was best on the development task."""
-    return [Job(arm, task, share * known_rate(arm), seeds) for share in shares]
+def runs_at_shares(arm: Arm, task: str, seeds: tuple[int, ...], shares: Iterable[float] = SHARES) -> list[ArmRuns]:
+    """Runs at multiples of the best rate on the development task."""
+    return [ArmRuns(arm, task, share * require_rate(arm), seeds) for share in shares]
 
 
-def rates_below() -> Iterator[Job]:
-    """Half of LoRA's lowest rate, for the seeds that have learned more at that one than with whitened directions."""
-    for task in counted():
-        aims = at_best(ARMS[WHITENED], task)["loss"]
+def rates_below() -> Iterator[ArmRuns]:
+    """Half of LoRA's lowest rate, for the seeds that learned more at that one than with whitened directions."""
+    for task in counting_tasks():
+        aims = runs_at_best_rate(ARMS[WHITENED], task)["loss"]
         for name in (LORA, AS_LARGE):
-            lowest = run_by_run(ARMS[name], task).sort_values("rate").groupby("seed").first()
-            ahead = lowest[(lowest["loss"] < aims) & (lowest["rate"] > known_rate(ARMS[name]) / 64)]
-            for rate, found in ahead.groupby("rate"):
-                yield Job(ARMS[name], task, float(rate) / 2, tuple(map(int, found.index)))
+            lowest = test_runs(ARMS[name], task).sort_values("rate").groupby("seed").first()
+            ahead = lowest[(lowest["loss"] < aims) & (lowest["rate"] > require_rate(ARMS[name]) / 64)]
+            for rate, runs in ahead.groupby("rate"):
+                yield ArmRuns(ARMS[name], task, float(rate) / 2, tuple(map(int, runs.index)))
 
 
 def best_rate(arm: Arm) -> float | None:
-    """The rate that was best on the development task, in the pilot or in the part *rates*; None before that is known.
+    """The best rate on the development task, in the pilot or in the part *rates*; None before that is known.
 
-    A search that has ended has a run on test samples at its best rate.
+    A finished search has a run on test samples at its best rate.
     """
     for store in (pilot.STORE, STORE) if pilot.PARTS["frozen"].model == MODEL else (STORE,):
         try:
-            found = Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
+            searched = Comparison.read(store, tasks=DEVELOPMENT, methods=arm.name, ranks=arm.rank)
         except (FileNotFoundError, ValueError):
             continue
-        best = found.flatness()["best"]
-        tested = found.runs.loc[found.runs["split"] == "test", "learning_rate"]
+        best = searched.flatness()["best"]
+        tested = searched.runs.loc[searched.runs["split"] == "test", "learning_rate"]
         if len(best) and best.iloc[0] in set(tested):
             return float(best.iloc[0])
     return None
 
 
-def known_rate(arm: Arm) -> float:
-    """`best_rate`, where there must be one."""
+def require_rate(arm: Arm) -> float:
+    """`best_rate`, which must be known."""
     rate = best_rate(arm)
     if rate is None:
         raise ValueError(f"no rate is known for {arm.name} at rank {arm.rank}: run the part rates first")
@@ -206,45 +214,45 @@ def known_rate(arm: Arm) -> float:
 # --- What the runs came to ---
 
 
-def run_by_run(arm: Arm, task: str) -> pd.DataFrame:
-    """Seed, rate, loss and forgetting by text of each run on the test split; NaN for what was not finished."""
+def test_runs(arm: Arm, task: str) -> pd.DataFrame:
+    """Seed, rate, loss and forgetting by text of each test run; NaN for runs that failed."""
     rows = []
     for record in Store(STORE).read():
         key = record["key"]
         if (key["task"], key["method"], key["rank"], key["split"]) == (task, arm.name, arm.rank, "test"):
             done = record["status"] == "done"
-            found = {"loss": record["metrics"]["loss"], **record.get("forgetting_by_text", {})} if done else {}
-            rows.append({"seed": key["seed"], "rate": key["learning_rate"], **found})
+            values = {"loss": record["metrics"]["loss"], **record.get("forgetting_by_text", {})} if done else {}
+            rows.append({"seed": key["seed"], "rate": key["learning_rate"], **values})
     return pd.DataFrame(rows, columns=["seed", "rate", "loss", *FORGOTTEN])
 
 
-def runs(arm: Arm, task: str) -> pd.DataFrame:
-    """`run_by_run` by seed and rate; NaN also for what was not run."""
-    return run_by_run(arm, task).pivot(index="seed", columns="rate")
+def runs_by_rate(arm: Arm, task: str) -> pd.DataFrame:
+    """`test_runs` by seed and rate; NaN also for runs that do not exist."""
+    return test_runs(arm, task).pivot(index="seed", columns="rate")
 
 
-def at_best(arm: Arm, task: str) -> pd.DataFrame:
-    """Loss and forgetting by seed at the rate that was best on the development task."""
-    return runs(arm, task).xs(known_rate(arm), axis=1, level="rate")
+def runs_at_best_rate(arm: Arm, task: str) -> pd.DataFrame:
+    """Loss and forgetting by seed at the best rate on the development task."""
+    return runs_by_rate(arm, task).xs(require_rate(arm), axis=1, level="rate")
 
 
-def tuned(arm: Arm, task: str) -> pd.DataFrame:
-    """Loss and forgetting by seed, each at that rate which the other seeds' mean loss chooses."""
-    found = runs(arm, task)
-    losses = found["loss"][[share * known_rate(arm) for share in SHARES]]
+def leave_one_out(arm: Arm, task: str) -> pd.DataFrame:
+    """Loss and forgetting by seed, each at the rate that is best by the mean loss of the other seeds."""
+    by_rate = runs_by_rate(arm, task)
+    losses = by_rate["loss"][[share * require_rate(arm) for share in SHARES]]
     rows = {}
-    for seed in found.index:
+    for seed in by_rate.index:
         others = losses.drop(seed).mean(skipna=False)
-        rows[seed] = found.loc[seed].xs(others.idxmin() if others.notna().any() else losses.columns[0], level="rate")
+        rows[seed] = by_rate.loc[seed].xs(others.idxmin() if others.notna().any() else losses.columns[0], level="rate")
     return pd.DataFrame(rows).T
 
 
-def forgotten_at(losses: Mapping[float, float], forgotten: Mapping[float, float], loss: float) -> float:
-    """What a method forgets where it has come to a loss, on the line between two of its rates.
+def forgetting_at(losses: Mapping[float, float], forgotten: Mapping[float, float], loss: float) -> float:
+    """What a method forgets when it reaches a loss, interpolated between two of its rates.
 
-    They are the first neighbours, from the lowest rate up, between which its loss passes that one: above them a
-    method may come apart, and have the loss of a lower rate with another forgetting. NaN where it has learned more at
-    its lowest rate, or less at all, or comes apart before.
+    They are the first neighbors, from the lowest rate up, whose losses enclose that loss: at higher rates a method may
+    diverge, and have the loss of a lower rate with another forgetting. NaN if it has learned more at its lowest rate,
+    never learns as much, or diverges before.
     """
     for low, high in pairwise(sorted(losses)):
         if not losses[low] >= max(loss, losses[high]):
@@ -255,19 +263,19 @@ def forgotten_at(losses: Mapping[float, float], forgotten: Mapping[float, float]
     return np.nan
 
 
-def kept(name: str, task: str, text: str) -> pd.Series:
-    """By how much more of a text a LoRA forgets than whitened directions where it has their loss, by seed."""
-    own, found = at_best(ARMS[WHITENED], task), {}
-    for seed, lora in run_by_run(ARMS[name], task).set_index("rate").groupby("seed"):
-        found[seed] = forgotten_at(dict(lora["loss"]), dict(lora[text]), own.loc[seed, "loss"]) - own.loc[seed, text]
-    return pd.Series(found)
+def extra_forgetting(name: str, task: str, text: str) -> pd.Series:
+    """By how much more of a text LoRA forgets than whitened directions at their loss, by seed."""
+    own, extra = runs_at_best_rate(ARMS[WHITENED], task), {}
+    for seed, lora in test_runs(ARMS[name], task).set_index("rate").groupby("seed"):
+        extra[seed] = forgetting_at(dict(lora["loss"]), dict(lora[text]), own.loc[seed, "loss"]) - own.loc[seed, text]
+    return pd.Series(extra)
 
 
 # --- The hypotheses ---
 
 
 def p_value(differences: pd.Series, margin: float = 0.0, seeds: int = len(SEEDS)) -> float:
-    """One-sided, of a mean above ``-margin``, over seeds: Student's t; 1 where a seed is missing."""
+    """One-sided p of a mean above ``-margin`` over seeds: Student's t; 1 if a seed is missing."""
     if differences.count() < seeds:
         return 1.0
     return float(stats.ttest_1samp(differences + margin, 0, alternative="greater").pvalue)
@@ -281,12 +289,12 @@ def interval(task: str, differences: pd.Series) -> dict[str, object]:
             "seeds": len(there)}  # fmt: skip
 
 
-def counted() -> list[str]:
+def counting_tasks() -> list[str]:
     """The tasks on which `full` leads LoRA by the margin or more."""
     return [
         task
         for task in HELD_OUT
-        if tuned(ARMS[LORA], task)["loss"].mean() - tuned(FEWER["full"], task)["loss"].mean() >= MARGIN
+        if leave_one_out(ARMS[LORA], task)["loss"].mean() - leave_one_out(FEWER["full"], task)["loss"].mean() >= MARGIN
     ]
 
 
@@ -296,13 +304,17 @@ def hypotheses(tasks: Iterable[str]) -> pd.DataFrame:
     for task in tasks:
         for label, text in (("H1, told", "reviews"), ("H1, not told", "humaneval")):
             for name in (LORA, AS_LARGE):
-                found = kept(name, task, text)
-                words = f"{name} forgets more of {text} where it has the loss of {WHITENED}"
-                rows.append({"hypothesis": label, "what": words, **interval(task, found), "p": p_value(found)})
+                differences = extra_forgetting(name, task, text)
+                words = f"{name} forgets more of {text} at the loss of {WHITENED}"
+                rows.append(
+                    {"hypothesis": label, "what": words, **interval(task, differences), "p": p_value(differences)}
+                )
         for label, name, other in (("H2", "tlora", AS_LARGE), ("H4", "tlora-freeze-late", LORA)):
-            found = tuned(ARMS[other], task)["loss"] - tuned(ARMS[name], task)["loss"]
+            differences = leave_one_out(ARMS[other], task)["loss"] - leave_one_out(ARMS[name], task)["loss"]
             words = f"{name} is at most {MARGIN:g} nats behind {other}"
-            rows.append({"hypothesis": label, "what": words, **interval(task, found), "p": p_value(found, MARGIN)})
+            rows.append(
+                {"hypothesis": label, "what": words, **interval(task, differences), "p": p_value(differences, MARGIN)}
+            )
     columns = ["hypothesis", "what", "task", "mean", "low", "high", "median", "seeds", "p"]
     table = pd.DataFrame(rows, columns=columns).sort_values(["hypothesis", "task"], kind="stable")
     return table.assign(holm=table["hypothesis"].map(holm_adjusted(table.groupby("hypothesis")["p"].max())))
@@ -315,34 +327,34 @@ def holm_adjusted(p: pd.Series) -> pd.Series:
     return (ordered * factors).cummax().clip(upper=1)[p.index]
 
 
-def measured(task: str) -> dict[str, Arm]:
-    """The arms that have run on a task at both of their rates."""
-    found = {}
+def measured_arms(task: str) -> dict[str, Arm]:
+    """The arms with runs on a task at both of their rates."""
+    complete = {}
     for name, arm in (ARMS | FEWER | NEIGHBOURS).items():
         rate = best_rate(arm)
-        if rate is not None and {share * rate for share in SHARES} <= set(run_by_run(arm, task)["rate"]):
-            found[name] = arm
-    return found
+        if rate is not None and {share * rate for share in SHARES} <= set(test_runs(arm, task)["rate"]):
+            complete[name] = arm
+    return complete
 
 
 def estimates() -> pd.DataFrame:
-    """What is estimated and not tested: differences from LoRA of as many parameters, in loss and in forgetting."""
+    """Estimates that are not tested: differences from LoRA with as many parameters, in loss and in forgetting."""
     rows = []
     for task in HELD_OUT:
-        arms = measured(task)
+        arms = measured_arms(task)
         for name, arm in arms.items():
             other = LORA if name in (LORA, "tlora-freeze-late", "full") else AS_LARGE
             if name != other and other in arms:
-                difference = tuned(arm, task) - tuned(ARMS[other], task)
+                difference = leave_one_out(arm, task) - leave_one_out(ARMS[other], task)
                 for of, values in (("loss", difference["loss"]), ("forgetting", difference[FORGOTTEN].mean(axis=1))):
-                    rows.append({"arm": name, "beside": other, "of": of, **interval(task, values)})
+                    rows.append({"arm": name, "baseline": other, "of": of, **interval(task, values)})
     return pd.DataFrame(rows)
 
 
 def means(task: str) -> pd.DataFrame:
-    """Every arm at every rate: means over the seeds, and the highest loss of one."""
-    found = Comparison.read(STORE, tasks=task).runs.query("split == 'test'")
-    rows = found.groupby(["method", "rank", "learning_rate"])
+    """Every arm at every rate: means over the seeds, and the highest loss of a seed."""
+    tested = Comparison.read(STORE, tasks=task).runs.query("split == 'test'")
+    rows = tested.groupby(["method", "rank", "learning_rate"])
     table = rows[["trainable_parameters", "loss", "forgetting"]].mean()
     return table.assign(highest=rows["loss"].max(), seeds=rows["loss"].count(), runs=rows.size()).reset_index()
 
@@ -350,16 +362,16 @@ def means(task: str) -> pd.DataFrame:
 # --- On the page ---
 
 
-def told_hypotheses() -> str:
-    """The hypotheses, with what they came to."""
+def hypotheses_table() -> str:
+    """The hypotheses and their results."""
     lines = []
-    for row in hypotheses(counted()).itertuples():
+    for row in hypotheses(counting_tasks()).itertuples():
         verdict = "holds" if row.holm < 0.05 else "not shown"
-        lines.append([row.hypothesis, row.what, row.task, _spanned(row), f"{row.holm:.2g}", verdict])
-    return pilot.markdown(["", "hypothesis", "task", "by, nats (95 %)", "p", ""], lines)
+        lines.append([row.hypothesis, row.what, row.task, _format_interval(row), f"{row.holm:.2g}", verdict])
+    return markdown(["", "hypothesis", "task", "by, nats (95 %)", "p", ""], lines)
 
 
-def told_means() -> str:
+def means_table() -> str:
     """Every arm at every rate of every held-out task."""
     lines = []
     for task in HELD_OUT:
@@ -372,29 +384,32 @@ def told_means() -> str:
                 f"{row.seeds}{failed}", f"{row.loss:.3f} ({row.highest:.3f})", f"{row.forgetting:.3f}",
             ])  # fmt: skip
     heads = ["task", "method", "rank", "rate", "trained", "seeds", "test loss (highest)", "forgotten"]
-    return pilot.markdown(heads, lines)
+    return markdown(heads, lines)
 
 
-def told_estimates() -> str:
+def estimates_table() -> str:
     """The estimates that the picture draws."""
-    lines = [[row.task, row.arm, row.beside, row.of, _spanned(row), f"{row.seeds}"] for row in estimates().itertuples()]
-    return pilot.markdown(["task", "arm", "beside", "of", "difference, nats (95 %)", "seeds"], lines)
+    lines = [
+        [row.task, row.arm, row.baseline, row.of, _format_interval(row), f"{row.seeds}"]
+        for row in estimates().itertuples()
+    ]
+    return markdown(["task", "arm", "compared with", "of", "difference, nats (95 %)", "seeds"], lines)
 
 
-def _spanned(row: Any) -> str:
+def _format_interval(row: Any) -> str:
     if np.isnan(row.low):
         return f"known for {row.seeds} of {len(SEEDS)} seeds"
     return f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
 
 
-BLOCKS = {"hypotheses": told_hypotheses, "estimates": told_estimates, "means": told_means}
+BLOCKS = {"hypotheses": hypotheses_table, "estimates": estimates_table, "means": means_table}
 """Tables on the page, by their titles."""
 PICTURES = {name: Path(f"docs/study_{name}.png") for name in ("estimates", "forgetting")}
 
 
-def written(text: str) -> str:
-    """The page with the tables that the store makes."""
-    return comparison.filled(text, "study", BLOCKS)
+def render(text: str) -> str:
+    """The page with the tables of the store."""
+    return fill_blocks(text, "study", BLOCKS)
 
 
 @style.styled
@@ -416,56 +431,54 @@ def draw_estimates(table: pd.DataFrame) -> Figure:
         ax.set_xscale("symlog", linthresh=2 * margin, linscale=1.5)
         ax.xaxis.set_major_locator(FixedLocator([-1, -margin, 0, margin, 1]))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.set_xlabel(f"{of} less LoRA's, nats")
+        ax.set_xlabel(f"{of} minus LoRA's, nats")
         ax.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
-    style.headline(panels[0], "What is learned", "beside LoRA of as many parameters; left is better")
+    style.headline(panels[0], "What is learned", "difference from LoRA with as many parameters; left is better")
     style.headline(panels[1], "What is forgotten", "each at its best rate; left is better")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
     return figure
 
 
-def drawn() -> Comparison:
-    """The runs that the pictures show: arms that have run at both of their rates, on the tasks that count."""
-    tasks = counted()
-    methods = {arm.name for task in tasks for arm in measured(task).values()}
+def shown_runs() -> Comparison:
+    """The runs that the pictures show: arms with runs at both of their rates, on the tasks that count."""
+    tasks = counting_tasks()
+    methods = {arm.name for task in tasks for arm in measured_arms(task).values()}
     return Comparison.read(STORE, tasks=tasks, methods=methods)
 
 
 def draw(pictures: Mapping[str, Path]) -> None:
-    """The pictures, into these files."""
-    shown = drawn()
+    """Draw the pictures into these files."""
+    shown = shown_runs()
     figures = {"estimates": draw_estimates(estimates()), "forgetting": plot_forgetting(shown)}
     for name, figure in figures.items():
-        comparison.save(figure, pictures[name], comparison.digest(shown))
+        save_figure(figure, pictures[name], comparison.digest(shown))
 
 
 def main() -> None:
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts that are run")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--model", default=MODEL, help="ask the same of another model, in a store of its own")
-    parser.add_argument(
-        "--table", action="store_true", help="run nothing; make tables and pictures of what is in the store"
-    )
+    parser.add_argument("--model", default=MODEL, help="repeat it with another model, in its own store")
+    parser.add_argument("--table", action="store_true", help="run nothing; make the tables and pictures of the store")
     arguments = parser.parse_args()
     page, pictures = PAGE, PICTURES
     if arguments.model != MODEL:
         own = STORE.with_name(f"study-{Path(arguments.model).name}.jsonl")
         page, pictures = None, {name: own.with_name(f"{own.stem}-{name}.png") for name in PICTURES}
-        ask(arguments.model, own)
+        select_model(arguments.model, own)
     if not arguments.table:
         for part in arguments.only:
-            for todo in jobs(part):
+            for todo in plan(part):
                 run_all(todo, arguments.workers)
         return
-    tasks = counted()
+    tasks = counting_tasks()
     if tasks:
         draw(pictures)
     print(f"tasks on which full leads LoRA: {', '.join(tasks) or 'none'}\n")
-    comparison.publish(page, "study", BLOCKS)
+    publish(page, "study", BLOCKS)
 
 
 if __name__ == "__main__":

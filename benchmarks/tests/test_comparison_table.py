@@ -27,7 +27,7 @@ def test_the_page_has_the_table_of_the_store(stored):
     text = bench.PAGE.read_text()
     assert text.count(bench.BEGIN) == text.count(bench.END) == 1
     block = text.split(bench.BEGIN)[1].split(bench.END)[0]
-    assert block.strip() == bench.written(stored).strip(), "run python -m benchmarks.quality.comparison"
+    assert block.strip() == bench.render(stored).strip(), "run python -m benchmarks.quality.comparison"
 
 
 @pytest.mark.parametrize("path", bench.PICTURES.values(), ids=str)
@@ -64,8 +64,8 @@ def test_the_overview_has_the_mean_differences_of_the_runs_that_two_methods_shar
     assert [head.endswith("(held out)") for head in heads[3:]] == [task in bench.HELD_OUT for task in tasks]
     assert {(row[0], int(row[1])) for row in rows} == {
         place[2:]
-        for place in bench.whole(stored)[list(CONDITION)].itertuples(index=False)
-        if place[2] not in bench.TRIED
+        for place in bench.finished_summary(stored)[list(CONDITION)].itertuples(index=False)
+        if place[2] not in bench.VARIANTS
     }
     assert rows[0][:3] == ["lora", "8", "100 %"]
     for method, rank, trained, *cells in rows:
@@ -91,7 +91,7 @@ def test_the_overview_has_the_mean_differences_of_the_runs_that_two_methods_shar
 
 def test_only_what_ran_with_three_seeds_is_shown(stored):
     seeds = stored.runs.query("best_rate").groupby(["task", "model", "method", "rank"]).size()
-    shown = bench.whole(stored).set_index(["task", "model", "method", "rank"]).index
+    shown = bench.finished_summary(stored).set_index(["task", "model", "method", "rank"]).index
     assert set(shown) == set(seeds[seeds >= len(bench.SEEDS)].index)
 
 
@@ -130,7 +130,7 @@ def test_the_second_table_is_of_what_another_rank_of_lora_has_the_size_of():
 def test_the_ablation_has_each_part_in_its_place():
     names = [*bench.ABLATIONS, *bench.COMPLETE]
     places = pd.MultiIndex.from_tuples([("sums", "model", name, 8) for name in names], names=CONDITION)
-    rows = bench.ablation(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
+    rows = bench.ablation_table(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
     heads, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
     assert len(names) == 16
     for start, *values in cells:
@@ -150,7 +150,7 @@ def test_directions_are_held_against_those_of_the_recommended_recipe():
     for method, outcomes in values.items():
         seeds = bench.SEEDS[: 2 if method.endswith("c") else None]  # not finished
         records += [record(method, 1e-3, seed, "test", outcomes, rank=8) for seed in seeds]
-    first, second = (_cells(row) for row in bench.directions(Comparison.from_records(records)).splitlines()[2:])
+    first, second = (_cells(row) for row in bench.directions_table(Comparison.from_records(records)).splitlines()[2:])
     assert first == ["tlora", "8", "100 %", "0.0 %"]
     assert second[:3] == ["tlora of kind g", "8", "100 %"]
     assert second[3].strip("*").startswith("+100.0 ±")
@@ -173,7 +173,7 @@ def test_the_spread_of_runs_is_half_that_of_the_differences_of_two_methods():
         for split in ("validation", "test")
         if split == "test" or seed == 0
     ]
-    (row,) = bench.spread(Comparison.from_records(records)).splitlines()[2:]
+    (row,) = bench.spread_table(Comparison.from_records(records)).splitlines()[2:]
     pairs = itertools.combinations(values.values(), 2)
     of_runs = np.mean([np.var(one - other, ddof=1) / 2 for one, other in pairs])
     of_methods = np.var([found.mean() for found in values.values()], ddof=1) - of_runs / 3
@@ -190,7 +190,7 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
         for seed in range(seeds)
         for rate, value in zip(grid, curve, strict=True)
     ]
-    heads, _, row = (_cells(line) for line in bench.steady(Comparison.from_records(records)).splitlines())
+    heads, _, row = (_cells(line) for line in bench.rate_range_table(Comparison.from_records(records)).splitlines())
     assert heads == ["task", "lora, within 1 %", "tlora, within 1 %", "lora, within 5 %", "tlora, within 5 %"]
     assert row == ["pairs", "0.002 to 0.004", "0.008 to ≥ 0.008", "0.002 to 0.004", "≤ 0.001 to ≥ 0.008"]
 
@@ -198,8 +198,8 @@ def test_ranges_of_rates_are_those_of_methods_that_were_all_searched_with_three_
 def test_the_pilot_on_the_page_is_that_of_its_store():
     """As the store makes it; and the short table again, from the lines of the file."""
     text = pilot.PAGE.read_text()
-    assert pilot.written(text) == text
-    for runs, path in ((pilot.shown(), pilot.PICTURE), (pilot.every(), pilot.TIGHT)):
+    assert pilot.render(text) == text
+    for runs, path in ((pilot.shown_runs(), pilot.PICTURE), (pilot.all_runs(), pilot.TIGHT)):
         assert b"Description\0" + bench.digest(runs).encode() in path.read_bytes()
     tested: dict[tuple[str, float], list[dict]] = {}
     for run in map(json.loads, pilot.STORE.read_text().splitlines()):

@@ -1,4 +1,4 @@
-"""The study's own arithmetic, on numbers that are easy to follow."""
+"""The arithmetic of the study, on simple numbers; and its page and pictures."""
 
 import itertools
 import json
@@ -23,10 +23,10 @@ RATES = (1.0, 2.0, 4.0)
     [
         ((5.0, 4.0, 3.0), 4.5, 0.3),  # half of the way from 0.1 to 0.5
         ((5.0, 4.0, 3.0), 4.0, 0.5),
-        ((5.0, 4.0, 4.8), 4.5, 0.3),  # comes apart at the highest rate: not read from there
+        ((5.0, 4.0, 4.8), 4.5, 0.3),  # diverges at the highest rate, which is not used
         ((5.0, 4.0, 3.0), 5.0, 0.1),
         ((5.0, 4.0, 3.0), 5.1, np.nan),  # has learned more at its lowest rate
-        ((4.3, 4.9, 4.1), 4.4, np.nan),  # and comes apart in the middle
+        ((4.3, 4.9, 4.1), 4.4, np.nan),  # and diverges in the middle
         ((5.0, 4.0, 3.0), 2.9, np.nan),  # never learns as much
         ((5.0, 5.2, 3.0), 4.5, np.nan),
         ((5.0, np.nan, 3.0), 4.5, np.nan),
@@ -34,7 +34,7 @@ RATES = (1.0, 2.0, 4.0)
 )
 def test_forgetting_at_a_loss_is_read_between_two_rates(losses, loss, expected):
     forgotten = dict(zip(RATES, (0.1, 0.5, 3.0), strict=True))
-    found = study.forgotten_at(dict(zip(RATES, losses, strict=True)), forgotten, loss)
+    found = study.forgetting_at(dict(zip(RATES, losses, strict=True)), forgotten, loss)
     assert found == pytest.approx(expected, nan_ok=True)
 
 
@@ -55,7 +55,7 @@ def test_a_margin_is_what_may_be_lost():
 
 @pytest.fixture
 def complete(monkeypatch, tmp_path):
-    """A study whose LoRA loses 4 / rate and forgets its rate; the others are 0.2 nats behind and forget nothing."""
+    """A study whose LoRA loses 4 / rate nats and forgets its rate; the others are 0.2 nats behind and forget nothing."""
     monkeypatch.setattr(pilot, "STORE", tmp_path / "pilot.jsonl")
     monkeypatch.setattr(study, "STORE", tmp_path / "study.jsonl")
     development, found = Store(pilot.STORE), Store(study.STORE)
@@ -66,13 +66,13 @@ def complete(monkeypatch, tmp_path):
             development.append(record(arm.name, rate, 1000, "validation", [-abs(rate - 4)], metric="loss", **about))
         development.append(record(arm.name, 4.0, 0, "test", [0.5], metric="loss", **about))
     for part in ("counting", "main", "fewer"):
-        for job in itertools.chain.from_iterable(study.jobs(part)):
+        for job in itertools.chain.from_iterable(study.plan(part)):
             for seed in job.seeds:
-                found.append(made_up(job, seed))
+                found.append(simulate(job, seed))
     return found
 
 
-def made_up(job, seed):
+def simulate(job, seed):
     lora = job.arm.name == "lora"
     drawn = np.random.default_rng([seed, int(100 * job.rates), job.arm.rank, *job.arm.name.encode()])
     noise = 0.001 * drawn.normal()
@@ -82,10 +82,10 @@ def made_up(job, seed):
     return made | {"forgetting": forgotten, "forgetting_by_text": dict.fromkeys(pilot.OTHER, forgotten)}
 
 
-def test_the_study_says_what_its_store_holds(complete):
+def test_hypotheses_and_estimates_follow_from_the_store(complete):
     """At 1.2, the others' loss at their best rate, LoRA is between its rates 2 and 4 (2 and 1): it forgets 3.6."""
-    assert study.counted() == list(study.HELD_OUT)
-    table = study.hypotheses(study.counted()).set_index(["hypothesis", "task", "what"])
+    assert study.counting_tasks() == list(study.HELD_OUT)
+    table = study.hypotheses(study.counting_tasks()).set_index(["hypothesis", "task", "what"])
     kept = table.loc["H1, not told"]
     assert kept["mean"].to_numpy() == pytest.approx(3.6, abs=0.01)
     assert (kept["holm"] < 0.001).all()
@@ -107,19 +107,19 @@ def test_a_task_on_which_full_is_not_ahead_is_out(complete):
     for rate in (2.0, 4.0):
         for seed in range(3):
             complete.append(record("full", rate, seed, "test", [0.0], metric="loss", task="codebook", rank=full.rank))
-    assert study.counted() == ["second_cipher"]
-    assert {job.task for part in ("main", "fewer") for todo in study.jobs(part) for job in todo} == {"second_cipher"}
-    assert {job.task for todo in study.jobs("counting") for job in todo} == set(study.HELD_OUT)
+    assert study.counting_tasks() == ["second_cipher"]
+    assert {job.task for part in ("main", "fewer") for todo in study.plan(part) for job in todo} == {"second_cipher"}
+    assert {job.task for todo in study.plan("counting") for job in todo} == set(study.HELD_OUT)
 
 
 def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch, tmp_path):
-    """A row for each difference; a line for each arm but the two that the others are beside."""
+    """A row for each difference; a line for each arm but the two that the others are compared with."""
     marks = "".join(
         f"<!-- study, {name}: python -m benchmarks.quality.study --table -->\n<!-- end of study, {name} -->\n"
         for name in study.BLOCKS
     )
-    text = study.written(marks)
-    assert study.written(text) == text
+    text = study.render(marks)
+    assert study.render(text) == text
     kept, behind = "H1, not told | LoRA, rank 4 forgets more of humaneval", "H2 | tlora is at most 0.05 nats behind"
     rows = [line for line in text.splitlines() if kept in line or behind in line]
     assert [line.split(" | ")[-1] for line in rows] == ["holds |"] * 2 + ["not shown |"] * 2
@@ -132,18 +132,18 @@ def test_the_page_and_the_pictures_are_those_of_the_store(complete, monkeypatch,
     plt.close("all")
 
 
-def test_a_search_that_was_interrupted_goes_on(complete):
+def test_an_interrupted_search_is_continued(complete):
     """Its best rate so far is not yet known to be the best: nothing has been tested there."""
-    assert list(study.jobs("rates")) == [[]]
+    assert list(study.plan("rates")) == [[]]
     late = study.ARMS["tlora-freeze-late"]
     better = record(late.name, 8.0, 1000, "validation", [2.0], metric="loss", task=study.DEVELOPMENT, rank=late.rank)
     Store(pilot.STORE).append(better)
-    assert [job.arm for todo in study.jobs("rates") for job in todo] == [late]
-    with pytest.raises(ValueError, match="no rate is known for tlora-freeze-late at rank 8"):
-        study.known_rate(late)
+    assert [job.arm for todo in study.plan("rates") for job in todo] == [late]
+    with pytest.raises(ValueError, match="tlora-freeze-late"):
+        study.require_rate(late)
 
 
-def test_what_has_failed_counts_against_a_hypothesis(complete):
+def test_failed_runs_count_against_a_hypothesis(complete):
     """A seed that is missing is not left out; a rate is added where LoRA has learned more at its lowest."""
     late = study.ARMS["tlora-freeze-late"]
     for rate in (2.0, 4.0):
@@ -158,17 +158,17 @@ def test_what_has_failed_counts_against_a_hypothesis(complete):
     expected = [(8, "codebook", 0.5, (2,)), (4, "codebook", 0.5, (2,))]
     assert [(job.arm.rank, job.task, job.rates, job.seeds) for job in below] == expected
     for job in below:  # 8 nats at half of the rate
-        complete.append(made_up(job, 2))
+        complete.append(simulate(job, 2))
     table = study.hypotheses(study.HELD_OUT).set_index(["hypothesis", "task"])
     assert set(table.loc[("H1, told", "codebook"), "seeds"]) == {6}
 
 
 def test_a_rate_is_chosen_by_the_other_seeds(complete):
-    """Seed 2 comes apart at the higher rate: the others choose it all the same, and it is worth what it is there."""
+    """Seed 2 diverges at the higher rate: the others choose it all the same."""
     lora = study.ARMS[study.LORA]
     made = record("lora", 4.0, 2, "test", [1 - 1.6], metric="loss", task="codebook", rank=8)
     complete.append(made | {"forgetting": 9.0, "forgetting_by_text": dict.fromkeys(pilot.OTHER, 9.0)})
-    losses = study.tuned(lora, "codebook")["loss"]
+    losses = study.leave_one_out(lora, "codebook")["loss"]
     assert losses[2] == pytest.approx(1.6)
     assert losses.drop(2).to_numpy() == pytest.approx(1.0, abs=0.01)
 
@@ -176,7 +176,7 @@ def test_a_rate_is_chosen_by_the_other_seeds(complete):
 def test_the_page_is_that_of_the_store():
     """As the store makes it; and the losses again, from the lines of the file."""
     text = study.PAGE.read_text()
-    assert study.written(text) == text, "run python -m benchmarks.quality.study --table"
+    assert study.render(text) == text, "run python -m benchmarks.quality.study --table"
     runs = [run for run in map(json.loads, study.STORE.read_text().splitlines()) if run["key"]["split"] == "test"]
     table = text.split("<!-- study, means")[1].split("<!-- end")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
@@ -191,7 +191,7 @@ def test_the_page_is_that_of_the_store():
 
 
 def test_the_pictures_are_of_the_store():
-    said = b"Description\0" + comparison.digest(study.drawn()).encode()
+    said = b"Description\0" + comparison.digest(study.shown_runs()).encode()
     for path in study.PICTURES.values():
         assert said in path.read_bytes(), "run python -m benchmarks.quality.study --table"
 
@@ -217,12 +217,12 @@ def test_the_default_recipe_follows_the_rule():
 def test_another_model_goes_through_the_whole_protocol_in_a_store_of_its_own(workplace, monkeypatch, capsys):
     """Nothing is trained: each arm is best at 4e-3, and `full` is ahead."""
 
-    def run(cell, task, rate, seed, split, memory, head_rate=None):
-        noise = 0.01 * np.random.default_rng([seed, *cell.method.name.encode()]).normal()
-        loss = abs(np.log2(rate / 4e-3)) - (cell.method.name == "full") + noise
+    def run(condition, task, rate, seed, split, *_):
+        noise = 0.01 * np.random.default_rng([seed, *condition.method.name.encode()]).normal()
+        loss = abs(np.log2(rate / 4e-3)) - (condition.method.name == "full") + noise
         texts = dict.fromkeys(pilot.OTHER, rate + noise)
         forgotten = {"forgetting": rate, "forgetting_by_text": texts, "trainable_parameters": 1}
-        return {"key": cell.key(rate, seed, split), "status": "done", "metrics": {"loss": loss}} | forgotten
+        return {"key": condition.key(rate, seed, split), "status": "done", "metrics": {"loss": loss}} | forgotten
 
     def command(*words):
         monkeypatch.setattr("sys.argv", ["study", "--model", "llama", *words])
@@ -254,12 +254,12 @@ def test_another_model_goes_through_the_whole_protocol_in_a_store_of_its_own(wor
     plt.close("all")
 
 
-def test_where_no_task_counts_nothing_is_tested(complete):
+def test_nothing_is_tested_if_no_task_counts(complete):
     full = study.FEWER["full"]
     for task in study.HELD_OUT:
         for rate in (2.0, 4.0):
             for seed in range(3):
                 complete.append(record("full", rate, seed, "test", [0.0], metric="loss", task=task, rank=full.rank))
-    assert study.counted() == []
-    assert [job for part in ("main", "fewer", "neighbours") for todo in study.jobs(part) for job in todo] == []
-    assert study.told_hypotheses().count("\n") == 1
+    assert study.counting_tasks() == []
+    assert [job for part in ("main", "fewer", "neighbours") for todo in study.plan(part) for job in todo] == []
+    assert study.hypotheses_table().count("\n") == 1
