@@ -55,7 +55,7 @@ def test_a_margin_is_what_may_be_lost():
 
 @pytest.fixture
 def complete(monkeypatch, tmp_path):
-    """A study whose LoRA loses 4 / rate nats and forgets its rate; the others are 0.2 nats behind and forget nothing."""
+    """LoRA loses 4 / rate nats and forgets its rate; the other arms are 0.2 nats behind and forget nothing."""
     monkeypatch.setattr(pilot, "STORE", tmp_path / "pilot.jsonl")
     monkeypatch.setattr(study, "STORE", tmp_path / "study.jsonl")
     development, found = Store(pilot.STORE), Store(study.STORE)
