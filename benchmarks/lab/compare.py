@@ -26,7 +26,7 @@ from tlora.models.loading import floating_dtype, resolve_device
 from tlora.recipes import Recipe
 from tlora.tasks.load import digest_task
 from tlora.tasks.task import Task
-from tlora.training.arguments import check_card
+from tlora.training.arguments import check_gpu
 from tlora.utils.validation import list_names, positive_int
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -141,7 +141,7 @@ def compare(
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
         positive_int(value, name)
-    check_card(
+    check_gpu(
         resolve_device(device, {})
     )  # refused here: as failed runs, a mistyped device or dtype would count against all rates
     floating_dtype(dtype)

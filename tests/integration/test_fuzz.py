@@ -29,7 +29,7 @@ from tests.helpers.results import EXAMPLES, run, same
 from tlora.adapters.files import RUN
 from tlora.cli.loading import base_name
 from tlora.results import Result
-from tlora.training.checkpoints import checkpoint_to_resume, is_whole
+from tlora.training.checkpoints import checkpoint_to_resume, is_complete
 from tlora.training.run import TrainingRun
 
 FEW = 1
@@ -193,4 +193,4 @@ def test_checkpoints(times: int, tmp_path: Path) -> None:
         file.write_bytes(damaged(file.read_bytes(), rng))
         with limits():
             taken = refused(lambda: checkpoint_to_resume(folder, None, model))
-        assert taken is None or is_whole(folder), number
+        assert taken is None or is_complete(folder), number

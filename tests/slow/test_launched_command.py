@@ -15,7 +15,7 @@ import tlora
 from tests.helpers.commands import saved, workplace
 from tests.helpers.launched import ended, started
 from tests.helpers.results import same
-from tlora.training.checkpoints import is_whole
+from tlora.training.checkpoints import is_complete
 
 __all__ = ["saved", "workplace"]
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_death_ends_all_and_resuming_goes_on(workplace: Path) -> None:
     options = "--batch-size 2 --epochs 40 --eval-limit 0"
     process = begun(2, f"run {LINE} {options} --output killed")
     checkpoints = Path("killed-unfinished", "checkpoints")
-    while not any(map(is_whole, checkpoints.glob("checkpoint-*"))):
+    while not any(map(is_complete, checkpoints.glob("checkpoint-*"))):
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.05)
     workers = psutil.Process(process.pid).children(recursive=True)

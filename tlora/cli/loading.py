@@ -12,7 +12,7 @@ from tlora.cli.output import Report
 
 
 def load_base(name: str, data: Data, placement: Placement, report: Report, **where: Any) -> tuple[Any, tlora.Task]:
-    """Return the model, with as many saved_classes as the task has, and the task tokenized for it."""
+    """Return the model, with as many classes as the task has, and the task tokenized for it."""
     from tlora.tasks.load import load_task_for_model
 
     with report.step(f"loading {name} and {data.task}"):

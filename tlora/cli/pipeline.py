@@ -357,10 +357,10 @@ def refuse_leftover(folder: Path, overwrite: bool) -> None:
 def check_training(training: TrainingFlags, placement: Placement) -> None:
     """Refuse a device or a logger that training would refuse after the calibration."""
     from tlora.models.loading import resolve_device
-    from tlora.training.arguments import check_card, check_report
+    from tlora.training.arguments import check_gpu, check_report
 
     check_report(training.report_to)
-    check_card(resolve_device(placement.device, {}))
+    check_gpu(resolve_device(placement.device, {}))
 
 
 def check_limits(model: Any, calibrating: CalibrationFlags, allocating: AllocationFlags) -> None:
@@ -508,14 +508,14 @@ def note_what_is_kept(ctx: typer.Context, output: Path) -> Iterator[None]:
 
 def describe_kept(ctx: typer.Context, output: Path) -> dict[str, str]:
     """Return what is kept of an interrupted run, and the command that resumes it."""
-    from tlora.training.checkpoints import is_whole
+    from tlora.training.checkpoints import is_complete
 
     work, values = unfinished(output), dict(ctx.params)
     for name, file in (("calibration", work / CALIBRATION), ("allocation", work / ALLOCATION)):
         if name not in values and file.exists():
             values[name] = file
     checkpoints = list((work / CHECKPOINTS).glob("checkpoint-*"))
-    resume = any(map(is_whole, checkpoints))
+    resume = any(map(is_complete, checkpoints))
     if len(values) == len(ctx.params) and not resume:
         return {}
     if values.get("allocation") is None:

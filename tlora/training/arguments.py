@@ -1,4 +1,4 @@
-"""Arguments of training, checked where they enter."""
+"""Arguments of training for the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,40 +47,39 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
     Raises
     ------
     TypeError, ValueError
-        Naming the argument and what it may be.
+        If one is out of range; the message names it.
     """
     positive("learning_rate", learning_rate)
     positive("epochs", epochs)
     positive_int(batch_size, "batch_size")
-    if evaluation_limit is not None and (not isinstance(evaluation_limit, Integral) or evaluation_limit < 0):
-        raise ValueError(f"evaluation_limit must be a number of samples, 0 for none, or None, got {evaluation_limit!r}")
+    if evaluation_limit is not None:
+        positive_int(evaluation_limit, "evaluation_limit", 0)
 
 
-def check_card(device: torch.device | None) -> None:
-    """Refuse a GPU that the Trainer would not train on, and move the model away from.
+def check_gpu(device: torch.device | None) -> None:
+    """Refuse a GPU other than the one that the Trainer uses, to which it would move the model.
 
     Raises
     ------
     ValueError
-        If it is not the first that this process sees, or of several processes its own.
+        If it is not the first GPU of this process, or, of several processes, its own.
     """
     if device is None or device.type != "cuda" or device.index is None:
         return
     launched = int(os.environ.get("LOCAL_RANK", "-1"))
-    taken = max(0, launched)
-    if device.index != taken and launched >= 0:
-        raise ValueError(f"device {str(device)!r}: this process trains on cuda:{taken}: leave the device out")
-    if device.index != taken:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device.index + 1)))
-        card = seen.split(",")[device.index]
+    own = max(0, launched)
+    if device.index != own and launched >= 0:
+        raise ValueError(f"device {str(device)!r}: this process trains on cuda:{own}: leave the device out")
+    if device.index != own:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(device.index + 1)))
         raise ValueError(
-            f"device {str(device)!r}: the Trainer of transformers takes cuda:{taken} here; to train on this GPU, "
-            f"start Python with CUDA_VISIBLE_DEVICES={card} in its environment and leave the device out"
+            f"device {str(device)!r}: the Trainer of transformers uses cuda:{own}: to train on this GPU, start Python "
+            f"with CUDA_VISIBLE_DEVICES={visible.split(',')[device.index]} and leave the device out"
         )
 
 
 def check_report(report_to: Any) -> None:
-    """Refuse, before anything is computed, to log where there is nothing installed that does.
+    """Refuse, before anything is computed, to log to a service that is not installed.
 
     Raises
     ------
@@ -91,57 +89,56 @@ def check_report(report_to: Any) -> None:
     installed = get_available_reporting_integrations()
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         if name not in ("none", "all", *installed):
-            there = ", ".join(["none", *installed])
-            raise ValueError(f"report_to={name!r} is unknown, or not installed: install it, or choose {there}")
+            choices = ", ".join(["none", *installed])
+            raise ValueError(f"report_to={name!r} is unknown, or not installed: install it, or choose {choices}")
 
 
 def training_arguments(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], validates: bool, saves: bool, model: PeftModel
+    own: Mapping[str, Any], arguments: Mapping[str, Any], validates: bool, saves: bool, model: PeftModel
 ) -> TrainingArguments:
-    """The Trainer's arguments: our defaults, then what was passed on, then what `train` names itself.
+    """Return the Trainer's arguments: our defaults, then those of the caller, then those that `train` names itself.
 
     Parameters
     ----------
-    ours : mapping
-        Under the Trainer's names.
-    theirs : mapping
-        What the caller passed on.
+    own : mapping
+        Arguments of `train`, by the Trainer's names.
+    arguments : mapping
+        Further arguments of the caller.
     validates, saves : bool
         Whether there are validation samples, and a folder for checkpoints.
     model : peft.PeftModel
-        One on the CPU is trained there, though there be a GPU; one on a GPU on that GPU alone, though there be more.
+        The model, which is trained on its device.
 
     Raises
     ------
     TypeError
-        If an argument is unknown, or goes by another name in `train`.
+        If an argument is unknown, or has another name in `train`.
     ValueError
-        If a value is refused by the Trainer, or asks for validation or checkpoints where there can be none, or the
-        model is on a GPU that the Trainer does not take.
+        If the Trainer refuses a value, or an option needs validation samples, a folder, or another GPU.
     """
     if not getattr(model, "hf_device_map", None):  # else it stays where it is
-        check_card(model.device)
+        check_gpu(model.device)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("the base is offloaded, and the Trainer would move it: load it with device_map=")
-    _check_names(theirs)
-    check_report(theirs.get("report_to"))
-    _check_possible(theirs, validates, saves)
-    chosen = _DEFAULTS | {
+    _check_names(arguments)
+    check_report(arguments.get("report_to"))
+    _check_options(arguments, validates, saves)
+    defaults = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
         "use_cpu": is_cpu_run() or model.device.type == "cpu",
-        "per_device_eval_batch_size": ours["per_device_train_batch_size"],
-        # Anywhere else torch warns that it can pin nothing.
+        "per_device_eval_batch_size": own["per_device_train_batch_size"],
+        # torch warns on other devices that it cannot pin memory
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    found = TrainingArguments(**(chosen | _checkpointing(theirs) | dict(ours)))
-    # With several GPUs in sight and no launcher, a batch of this size would be given to each of them.
-    found._n_gpu = min(found.n_gpu, 1)
-    return found
+    settings = TrainingArguments(**(defaults | _checkpointing(arguments) | dict(own)))
+    # With several GPUs and no launcher, the Trainer would give a batch of this size to each of them.
+    settings._n_gpu = min(settings.n_gpu, 1)
+    return settings
 
 
-def _check_names(theirs: Mapping[str, Any]) -> None:
-    for name in theirs:
+def _check_names(arguments: Mapping[str, Any]) -> None:
+    for name in arguments:
         if name in _OUR_NAMES:
             raise TypeError(f"train() takes {_OUR_NAMES[name]}= in place of {name}=")
         if name not in _FIELDS or name in _NO_EFFECT:
@@ -150,36 +147,38 @@ def _check_names(theirs: Mapping[str, Any]) -> None:
             raise TypeError(f"train() has no argument {name!r}: {hint}")
 
 
-def _check_possible(theirs: Mapping[str, Any], validates: bool, saves: bool) -> None:
-    def asked(name: str) -> bool:
-        return str(getattr(theirs.get(name, "no"), "value", theirs.get(name, "no"))) != "no"
+def _check_options(arguments: Mapping[str, Any], validates: bool, saves: bool) -> None:
+    def is_on(strategy: str) -> bool:
+        value = arguments.get(strategy) or "no"
+        return str(getattr(value, "value", value)) != "no"
 
     for name in ("max_steps", "gradient_accumulation_steps"):
-        if (count := theirs.get(name)) is not None and count < 1 and (name, count) != ("max_steps", -1):
-            raise ValueError(f"{name}={count!r}: use a whole number of at least 1, or leave it out")
-    if theirs.get("auto_find_batch_size"):
+        if arguments.get(name) == 0:  # which the Trainer takes for "not set"
+            raise ValueError(f"{name}=0: use a whole number of at least 1, or leave it out")
+    if arguments.get("auto_find_batch_size"):
         raise ValueError(
-            "auto_find_batch_size=True begins again with what was trained before memory ran out, and the record is "
-            "then wrong: pass a smaller batch_size, and gradient_accumulation_steps for as many samples a step"
+            "auto_find_batch_size=True continues from what was trained before memory ran out: pass a smaller "
+            "batch_size, and gradient_accumulation_steps for as many samples a step"
         )
-    if theirs.get("eval_strategy") and asked("eval_strategy") and not validates:
+    if is_on("eval_strategy") and not validates:
         raise ValueError(
-            f"eval_strategy={theirs['eval_strategy']!r} needs validation samples, and there are none: "
-            "pass a task with a validation split and an evaluation_limit other than 0"
+            f"eval_strategy={arguments['eval_strategy']!r} needs validation samples: pass a task with a validation "
+            "split and an evaluation_limit other than 0"
         )
-    if (asked("save_strategy") or theirs.get("load_best_model_at_end")) and not saves:
-        raise ValueError("checkpoints were asked for without a place: pass output_dir=")
-    if (best := theirs.get("metric_for_best_model")) not in (None, "loss", "eval_loss"):
+    if (is_on("save_strategy") or arguments.get("load_best_model_at_end")) and not saves:
+        raise ValueError("checkpoints need a folder: pass output_dir=")
+    if (best := arguments.get("metric_for_best_model")) not in (None, "loss", "eval_loss"):
         raise ValueError(
-            f"metric_for_best_model={best!r}: during training the loss alone is evaluated, so leave it out; for the "
-            "best by another metric keep all checkpoints (save_total_limit=None) and evaluate each"
+            f"metric_for_best_model={best!r}: during training only the loss is evaluated. For the best checkpoint by "
+            "another metric keep all of them (save_total_limit=None) and evaluate each"
         )
 
 
-def _checkpointing(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Gradient checkpointing by the name of this version, and not of the kind that frozen inputs defeat."""
+def _checkpointing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename gradient checkpointing for this version, and use the variant that works with frozen inputs."""
     renamed = {
-        name.replace("gradient_checkpointing", f"{_CHECKPOINTING}_checkpointing"): v for name, v in theirs.items()
+        name.replace("gradient_checkpointing", f"{_CHECKPOINTING}_checkpointing"): value
+        for name, value in arguments.items()
     }
     if renamed.get(f"{_CHECKPOINTING}_checkpointing"):
         key = f"{_CHECKPOINTING}_checkpointing_kwargs"

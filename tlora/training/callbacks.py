@@ -1,4 +1,4 @@
-"""What training does to each module: statistics of ``B``, recorded while the Trainer runs."""
+"""Record statistics of each module while the Trainer runs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapters.lora_layers import LoraModule, lora_modules
-from tlora.training.checkpoints import dispensable
+from tlora.training.checkpoints import warn_if_not_written
 from tlora.utils.validation import positive_int
 
 MODULE_COLUMNS = {
-    "step": "optimizer step after which the module was looked at, from 1",
+    "step": "optimizer step after which the statistics were taken, from 1",
     "module": "full module name",
     "update_norm": "||s B A||_F / ||W||_F",
-    "effective_rank": "participation ratio of the squared singular values of B, 0 where B is zero",
-    "gradient_norm": "||dL/dB||_F as the optimizer saw it, that is after clipping; NaN where B is frozen",
+    "effective_rank": "participation ratio of the squared singular values of B, 0 if B is zero",
+    "gradient_norm": "||dL/dB||_F after clipping; NaN if B is frozen",
 }
 _STATISTICS = list(MODULE_COLUMNS)[2:]
 _FILE = "module_history.json"
 
 
 def module_statistics(b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float) -> Float[Tensor, " 2"]:
-    """Norm of ``scale * B A`` and effective rank of ``B``, from r x r products alone.
+    """Return the norm of ``scale * B A`` and the effective rank of ``B``, from r x r products.
 
     Parameters
     ----------
@@ -49,18 +49,17 @@ def module_statistics(b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"],
     b = b.float()
     gram = b.T @ b
     norm = (gram * a_gram).sum().clamp_min(0).sqrt() * scale
-    # Divided by the trace first: fourth powers of a young B underflow in float32.
+    # Divide by the trace first: fourth powers of a small B underflow in float32.
     share = gram / gram.diagonal().sum().clamp_min(torch.finfo(gram.dtype).tiny)
     squares = share.square().sum()
     return torch.stack([norm, torch.where(squares > 0, 1 / squares, squares)])
 
 
 class ModuleRecorder(TrainerCallback):
-    """Records the statistics of every LoRA module every few steps.
+    """Record the statistics of every LoRA module every few steps.
 
-    `tlora.train` adds one by itself, or uses the one among its ``callbacks``: pass
-    ``ModuleRecorder(every=1)`` for each step, or a subclass that draws `latest` after
-    ``super().on_step_end(...)``.
+    `tlora.train` adds one unless there is one among its ``callbacks``: pass ``ModuleRecorder(every=1)`` for every step,
+    or a subclass that draws `latest` after ``super().on_step_end(...)``.
 
     Parameters
     ----------
@@ -76,17 +75,18 @@ class ModuleRecorder(TrainerCallback):
     values : list of (M, 3) float32 tensor
         One tensor a record, on the CPU: the statistics of ``MODULE_COLUMNS``, rows in the order of ``names``.
 
-    Raises
-    ------
-    ValueError
-        If ``every`` is not a positive integer.
-
     Notes
     -----
-    A record takes a few small kernels a module and one transfer to the CPU. For the 210 modules of
-    SmolLM2-135M at rank 8, on two CPU cores, it was measured at 0.6 % of a step of 4 x 100 tokens: every
-    tenth step, 0.06 %. The Gram matrix of a frozen ``A`` and the norm of ``W`` are computed once, when
-    training begins.
+    A record takes a few small kernels a module and one transfer to the CPU: for the 210 modules of SmolLM2-135M at rank
+    8, 0.6 % of the time of a step of 4 x 100 tokens on two CPU cores. The Gram matrix of a frozen ``A`` and the norm of
+    ``W`` are computed once, when training begins.
+
+    Examples
+    --------
+    >>> recorder = tlora.ModuleRecorder(every=1)
+    >>> run = tlora.train(adapted, task, max_steps=2, callbacks=[recorder], progress=False)
+    >>> recorder.latest[["module", "update_norm", "effective_rank"]].shape
+    (14, 3)
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -101,17 +101,17 @@ class ModuleRecorder(TrainerCallback):
 
     @property
     def latest(self) -> pd.DataFrame:
-        """The last record, one row a module; see ``MODULE_COLUMNS``."""
+        """The last record as a table, one row a module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps[-1:], self.values[-1:])
 
     def to_frame(self) -> pd.DataFrame:
-        """All records, one row a step and module; see ``MODULE_COLUMNS``."""
+        """Return all records, one row a step and module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps, self.values)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look the modules up, and take over the records of the checkpoint that training resumes from."""
+        """Find the modules, and read the records of the checkpoint that training resumes from."""
         self._modules = lora_modules(kwargs["model"])
         self.names, self.steps, self.values = list(self._modules), [], []
         self._weight_norms = {name: module.weight_norm() for name, module in self._modules.items()}
@@ -122,29 +122,29 @@ class ModuleRecorder(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the gradients of a step that will be recorded, for they are gone when it ends."""
+        """Keep the gradient norms of a step that will be recorded: gradients are gone when it ends."""
         if self._modules and self._is_due(state.global_step + 1, state.max_steps):
-            self._gradient_norms = _stacked([_gradient_norm(m.b) for m in self._modules.values()])
+            self._gradient_norms = _stack([_gradient_norm(m.b) for m in self._modules.values()])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Record the step, if it is due."""
+        """Record the step if it is due."""
         if self._gradient_norms is not None:
             self.steps.append(state.global_step)
             self.values.append(torch.column_stack([self._statistics(), self._gradient_norms]).cpu())
             self._gradient_norms = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the records beside the checkpoint, for a run that resumes from it."""
+        """Write the records into the checkpoint, for a run that resumes from it."""
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
             records = {"names": self.names, "steps": self.steps, "values": [v.tolist() for v in self.values]}
-            with dispensable(folder):
+            with warn_if_not_written(folder):
                 (folder / _FILE).write_text(json.dumps(records))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._modules, self._grams, self._gradient_norms = {}, {}, None
 
     def _is_due(self, step: int, last: int) -> bool:
@@ -155,9 +155,9 @@ class ModuleRecorder(TrainerCallback):
         rows = []
         for name, module in self._modules.items():
             gram = self._grams[name] if name in self._grams else _gram(module.a)
-            norm = self._weight_norms[name] or math.nan  # of a weight that is zero no update is a share
+            norm = self._weight_norms[name] or math.nan  # relative to a zero weight, no norm is defined
             rows.append(module_statistics(module.b, gram, module.scaling / norm))
-        return _stacked(rows)
+        return _stack(rows)
 
     def _read(self, checkpoint: Path) -> None:
         file = checkpoint / _FILE
@@ -184,6 +184,6 @@ def _gradient_norm(parameter: Tensor) -> Tensor:
     return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
 
 
-def _stacked(values: list[Tensor]) -> Tensor:
-    """One above the other, on the device of the first: a base may be spread over several."""
+def _stack(values: list[Tensor]) -> Tensor:
+    """Stack tensors on the device of the first: a base may use several devices."""
     return torch.stack([value.to(values[0].device) for value in values])

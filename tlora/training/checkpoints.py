@@ -1,4 +1,4 @@
-"""Checkpoints of a training: marked once they are whole, and found again when it is resumed."""
+"""Checkpoints of a training: mark them once they are complete, and find them to resume."""
 
 from __future__ import annotations
 
@@ -27,75 +27,86 @@ from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
 from tlora.utils.files import flush, read_json, replace_file
 
-LAST = "trainer_state.json"
-"""What the Trainer writes last."""
+TRAINER_STATE = "trainer_state.json"
+"""The file that the Trainer writes last."""
 
-
-ANEW = "name another folder, or remove this one"
-
-_LOOKED_AT = 256
-HELD = (
+_NEW_FOLDER = "name another folder, or remove this one"
+_SAMPLED_ROWS = 256
+_FIXED = (
     "learning_rate", "seed", "data_seed", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
     "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
     "train_sampling_strategy", "dataloader_drop_last",
 )  # fmt: skip
-# What a RuntimeError of torch.save says where a file cannot be written; others are none of the disk's.
+"""Arguments that a resumed training must share with its checkpoint."""
 _TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
+"""What a RuntimeError of torch.save says if a file cannot be written."""
 
 
-class MarkWhole(TrainerCallback):
-    """Writes a record into each checkpoint once the Trainer, and the callbacks before this one, have written theirs.
+class MarkComplete(TrainerCallback):
+    """Write a record into each checkpoint after the Trainer, and the callbacks before this one, have written theirs.
 
     Parameters
     ----------
     record : dict
-        From `same_training`.
+        From `check_same_training`.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the checkpoint of this step on disk, and mark it."""
+        """Flush the checkpoint of this step to disk, and mark it."""
         PartialState().wait_for_everyone()  # each process writes files of its own
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
-            with dispensable(folder):
+            with warn_if_not_written(folder):
                 flush(folder)
                 with replace_file(folder / ARGUMENTS) as file:
                     file.write_text(json.dumps(self.record))
 
 
-def same_training(
+def check_same_training(
     checkpoint: str | None,
     args: TrainingArguments,
     rows: Any,
     model: PeftModel,
-    more: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a resumed training has to have in common with that of its checkpoint; refuses to go on in another way.
+    """Return what a checkpoint records, after comparing it with the checkpoint to resume from.
 
-    Part of it comes out of the checkpoint, such as the learning rate: another would be recorded, and not used. With
-    others the second part of the training would not be that of the first. How many devices share a step is left open.
-    ``more`` is what there is beside the Trainer's arguments.
+    A part of it is read from the checkpoint by the Trainer, such as the learning rate: another value would be recorded
+    but not used. The number of devices that share a step may differ.
+
+    Parameters
+    ----------
+    checkpoint : str or None
+        The checkpoint to resume from.
+    args : transformers.TrainingArguments
+        Arguments of the training.
+    rows : datasets.Dataset
+        The training samples.
+    model : peft.PeftModel
+        The model.
+    options : mapping
+        Options that are not the Trainer's.
 
     Returns
     -------
     dict
-        By name, for `MarkWhole`.
+        The record, for `MarkComplete`.
 
     Raises
     ------
     ValueError
-        If an argument, the training samples or the base differ; checkpoints without a record are taken as they are.
+        If an argument, the training samples or the base differ; a checkpoint without record is accepted.
     """
-    given = args.to_dict()
-    given["optim"] = given["optim"].removesuffix("_fused")  # the same, computed in one go
+    arguments = args.to_dict()
+    arguments["optim"] = arguments["optim"].removesuffix("_fused")  # the same optimizer
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    now = {name: given[name] for name in HELD if name in given} | {
+    now = {name: arguments[name] for name in _FIXED if name in arguments} | {
         "samples a step": step,
         "training samples": len(rows),
-        **more,
+        **options,
     }
     modules = lora_modules(model).values()
     now[FROZEN_A] = bool(modules) and not any(module.a.requires_grad for module in modules)
@@ -107,12 +118,12 @@ def same_training(
     for name, value in now.items():
         if before.get(name, value) != value:
             raise ValueError(
-                f"{checkpoint} was made with {name}={before[name]}, and {value} is asked for: pass the same to go on, "
-                f"or start a new training: {ANEW}"
+                f"{checkpoint} was made with {name}={before[name]}, not {value}: pass the same to resume, or start a "
+                f"new training: {_NEW_FOLDER}"
             )
     if before[SAMPLES] != record[SAMPLES]:
         raise ValueError(
-            f"{checkpoint} was made with other training samples: pass those, or start a new training: {ANEW}"
+            f"{checkpoint} was made with other training samples: pass those, or start a new training: {_NEW_FOLDER}"
         )
     earlier = {name: torch.tensor(value) for name, value in before[BASE].items() if name in prints}
     layers = base_modules(model)
@@ -127,36 +138,36 @@ def same_training(
 
 
 def _digest(rows: Any) -> str:
-    """Of numbers and texts in some rows at even distances: other data have another, whatever form they come in."""
-    found = hashlib.sha256()
-    for place in np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).round():
+    """Return a digest of numbers and texts in evenly spaced rows, the same for every format of the rows."""
+    digest = hashlib.sha256()
+    for place in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_ROWS)).round():
         row = rows[int(place)]
         row = dict(row) if isinstance(row, Mapping) else row
-        found.update(json.dumps(row, skipkeys=True, sort_keys=True, default=_plain).encode())
-    return found.hexdigest()[:16]
+        digest.update(json.dumps(row, skipkeys=True, sort_keys=True, default=_plain).encode())
+    return digest.hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether `train` has written all of it."""
+def is_complete(checkpoint: Path) -> bool:
+    """Whether `train` has written all of a checkpoint."""
     return checkpoint_record(checkpoint) is not None
 
 
 def checkpoint_to_resume(
     resume: bool | str | os.PathLike[str], output_dir: str | os.PathLike[str] | None, model: PeftModel
 ) -> str | None:
-    """The checkpoint that training goes on from, if any.
+    """Return the checkpoint to continue from, if any.
 
     Raises
     ------
     ValueError
-        If there is no folder to look in, the checkpoint is of another adapter or holds no state of an optimizer; or
-        a new training would leave its checkpoints among those of an earlier one.
+        If there is no folder to look in, the checkpoint is of another adapter or holds no state of an optimizer; or if
+        a new training would mix its checkpoints with those of an earlier one.
     FileNotFoundError
-        If there is no whole checkpoint.
+        If there is no complete checkpoint.
     """
     if resume is False:
         _refuse_earlier(output_dir)
@@ -167,60 +178,63 @@ def checkpoint_to_resume(
     if folder is None or not _is_usable(folder, model):
         place = output_dir if resume is True else folder
         raise FileNotFoundError(
-            f"no whole checkpoint in {place}: to start a new training, leave resume= out and {ANEW}"
+            f"no complete checkpoint in {place}: to start a new training, leave resume= out and {_NEW_FOLDER}"
         )
     if not any(folder.glob("optimizer*")) and not any(folder.glob("global_step*")):
         raise ValueError(
-            f"{folder} holds the adapter alone (save_only_model=True), and no state of an optimizer to go on with: "
-            "load it with tlora.load() and train on from there"
+            f"{folder} holds the adapter alone (save_only_model=True), without a state of an optimizer: load it with "
+            "tlora.load() and train on from there"
         )
-    _check_fits(folder, model)
+    _check_adapter(folder, model)
     return str(folder)
 
 
 def adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
-    """Where in a checkpoint PEFT has put the active adapter."""
+    """Return the folder in a checkpoint where PEFT saves the active adapter."""
     return checkpoint if model.active_adapter == ADAPTER else checkpoint / model.active_adapter
 
 
 def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
     """Refuse a folder with checkpoints: the Trainer counts all of them when it removes the oldest ones."""
-    there = [] if output_dir is None else _numbered(Path(output_dir))
-    if there:
-        whole = next((path for path in reversed(there) if is_whole(path) or (path / LAST).is_file()), None)
-        on = f": pass resume={str(whole)!r} to go on with that" if whole else ", which was not finished: take it away"
+    earlier = [] if output_dir is None else _numbered(Path(output_dir))
+    if earlier:
+        usable = (p for p in reversed(earlier) if is_complete(p) or (p / TRAINER_STATE).is_file())
+        last = next(usable, None)
+        hint = f": pass resume={str(last)!r} to continue it" if last else ", which is incomplete: remove it"
         raise ValueError(
-            f"{output_dir} holds {there[-1].name} of an earlier training{on}, or start a new training: {ANEW}"
+            f"{output_dir} holds {earlier[-1].name} of an earlier training{hint}, or start a new training: "
+            f"{_NEW_FOLDER}"
         )
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    return next((path for path in reversed(_numbered(folder)) if is_whole(path)), None)
+    return next((path for path in reversed(_numbered(folder)) if is_complete(path)), None)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Checkpoints by their steps."""
+    """Return the checkpoints of a folder in the order of their steps."""
     numbered = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
     return sorted(numbered, key=lambda path: int(path.name[11:]))
 
 
 def _is_usable(checkpoint: Path, model: PeftModel) -> bool:
-    """Whole; or made by a Trainer that marks nothing, and there as far as one can see."""
+    """Whether a checkpoint is complete, or, of another Trainer, looks complete."""
     if (checkpoint / ARGUMENTS).exists():
-        return is_whole(checkpoint)
+        return is_complete(checkpoint)
     try:
-        read_json(checkpoint / LAST)
+        read_json(checkpoint / TRAINER_STATE)
     except (OSError, ValueError):
         return False
     return (adapter_folder(checkpoint, model) / SAFETENSORS_WEIGHTS_NAME).is_file()
 
 
-def _check_fits(checkpoint: Path, model: PeftModel) -> None:
+def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
+    """Refuse a checkpoint of another adapter than that of the model."""
     folder = adapter_folder(checkpoint, model)
     if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise ValueError(
-            f"{checkpoint} holds no adapter called {model.active_adapter!r}, which is the active one: "
-            "model.set_adapter(name) picks another"
+            f"{checkpoint} holds no adapter called {model.active_adapter!r}, which is the active one: select another "
+            "with model.set_adapter(name)"
         )
     try:
         saved = saved_shapes(folder)
@@ -230,19 +244,19 @@ def _check_fits(checkpoint: Path, model: PeftModel) -> None:
     odd = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if odd:
         raise ValueError(
-            f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and "
-            f"{here.get(odd[0])} in the model; attach the same allocation, or leave resume= out"
+            f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and {here.get(odd[0])} "
+            "in the model; attach the same allocation, or leave resume= out"
         )
     before, now = read_json(folder / CONFIG_NAME), model.peft_config[model.active_adapter].to_dict()
-    if not _scaled_alike(before, now):
+    if not _has_same_scalings(before, now):
         raise ValueError(
-            f"{checkpoint} is of another adapter, of the same shapes with other scales: attach the same allocation, or "
-            "leave resume= out"
+            f"{checkpoint} is of another adapter, of the same shapes with other scalings: attach the same allocation "
+            "or leave resume= out"
         )
 
 
-def _scaled_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two PEFT configs give their modules the same scales, to what another machine rounds otherwise."""
+def _has_same_scalings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two PEFT configs give their modules the same scalings, up to rounding on other machines."""
     patterns = [{"": config.get("lora_alpha", 1), **(config.get("alpha_pattern") or {})} for config in (one, other)]
     return (
         one.get("use_rslora") == other.get("use_rslora")
@@ -252,13 +266,13 @@ def _scaled_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def dispensable(checkpoint: Path) -> Iterator[None]:
-    """Go on without a checkpoint that cannot be written: what is in memory is worth more.
+def warn_if_not_written(checkpoint: Path) -> Iterator[None]:
+    """Warn, remove what was written and continue if a checkpoint cannot be written: earlier checkpoints stay.
 
     Warns
     -----
     UserWarning
-        If it cannot; what there is of it is removed, and earlier checkpoints stay.
+        If it cannot be written.
     """
     try:
         yield
@@ -268,7 +282,7 @@ def dispensable(checkpoint: Path) -> Iterator[None]:
         shutil.rmtree(checkpoint, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         warnings.warn(
-            f"{checkpoint} could not be written ({reason}): training goes on, and earlier checkpoints stay; free some "
-            "space before it ends",
-            stacklevel=1,  # of this package, so that the command line tells it
+            f"{checkpoint} could not be written ({reason}): training continues, and earlier checkpoints stay; free "
+            "some space before it ends",
+            stacklevel=1,  # in this package, so that the command line shows it
         )

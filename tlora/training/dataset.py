@@ -1,4 +1,4 @@
-"""Tokenized rows as a task: what `train` needs where there is only a dataset."""
+"""Tokenized rows as a task, for `train`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlora.models.forward import IGNORED, evaluation_mode, pad_right, to_device
 
 
 def evenly_spaced_rows(rows: Dataset, count: int) -> Dataset:
-    """At most ``count`` rows at even distances, so that a sorted dataset is not cut to one class."""
+    """Return at most ``count`` evenly spaced rows, so that a sorted dataset is not cut to one class."""
     if len(rows) <= count:
         return rows
     return rows.select(np.linspace(0, len(rows) - 1, count).round().astype(int))
@@ -26,21 +26,20 @@ def evenly_spaced_rows(rows: Dataset, count: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """A dataset of tokenized rows, to train on as on a task; there are no held-out samples.
+    """A dataset of tokenized rows as a task without held-out samples.
 
     Attributes
     ----------
     train : datasets.Dataset
         ``input_ids`` and ``labels`` (token ids, or one class index), optionally ``attention_mask``.
     pad_token_id : int
-        What to pad ``input_ids`` with; masked, so it does not matter which.
+        Token to pad ``input_ids`` with; it is masked.
     unused : int
-        Labels at the beginning of a row that nothing predicts: 1 for a causal model, which predicts from the token
-        before.
-    more : tuple of str
+        Labels at the beginning of a row that are not predicted: 1 for a causal model.
+    inputs : tuple of str
         Other columns that the model takes, such as ``token_type_ids``.
     is_encoder_decoder : bool
-        Whether labels belong to a decoder, and not to the tokens above them.
+        Whether labels belong to a decoder, not to the tokens of the row.
 
     Raises
     ------
@@ -51,7 +50,7 @@ class Rows:
     train: Dataset
     pad_token_id: int
     unused: int = 0
-    more: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     is_encoder_decoder: bool = False
 
     name = ""
@@ -76,18 +75,18 @@ class Rows:
             together = mask and not self.is_encoder_decoder and len(mask[0]) == len(labels)
             if together and ((labels != IGNORED) & (mask[0] == 0)).any():
                 raise ValueError(
-                    f"row {index} of the dataset has labels on padding: set them to {IGNORED} where attention_mask is 0"
+                    f"row {index} of the dataset has labels on padding: set them to {IGNORED} if attention_mask is 0"
                 )
             if (labels[self.unused :] == IGNORED).all():
                 raise ValueError(
-                    f"row {index} of the dataset has no label that counts, {labels.tolist()[-8:]} at its end: leave "
-                    "the row out, or tokenize with a larger max_length so that its answer is not cut off"
+                    f"row {index} of the dataset has no label to predict, {labels.tolist()[-8:]} at its end: remove "
+                    "the row, or tokenize with a larger max_length so that its answer is not cut off"
                 )
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,); what else there is, with 0.
+        """Pad on the right: ids (B, T), mask (B, T), labels (B, T) with -100 or (B,), other columns with 0.
 
-        Rows that are padded on the left are moved, as in calibration.
+        Padding on the left is moved to the right, as in calibration.
         """
         ids = [torch.as_tensor(example["input_ids"]) for example in examples]
         masks = [
@@ -100,15 +99,15 @@ class Rows:
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)
             if labels[0].ndim
             else torch.stack(labels),
-            **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.more},
+            **{name: _padded([torch.as_tensor(example[name]) for example in examples]) for name in self.inputs},
         }
         return pad_right(batch, self.is_encoder_decoder)
 
     def loss(self, model: PeftModel, limit: int) -> float:
-        """Mean loss of at most ``limit`` rows, in nats per labelled token, each row counting the same."""
+        """Return the mean loss of at most ``limit`` rows, in nats per labeled token, with equal weight for each row."""
         with evaluation_mode(model):
             rows = list(evenly_spaced_rows(self.train, limit))
-            # One at a time: a mean over a padded batch would weigh the long rows more.
+            # One at a time: a mean over a padded batch would give long rows more weight.
             losses = [model(**to_device(self.collate([row]), model)).loss.item() for row in rows]
         return sum(losses) / len(losses)
 

@@ -1,4 +1,4 @@
-"""Parts of an adapter that are trained in their own way: the rates of ``A`` and of a head, and how long ``A`` is."""
+"""Training phases: learning rates of ``A`` and of a head of their own, and when ``A`` is frozen."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tlora.utils.validation import fraction, positive
 
 @dataclass(frozen=True)
 class TrainingPhases:
-    """How ``A`` and a head are trained, where it is not as all the rest.
+    """Options of ``A`` and of a head that differ from those of ``B``.
 
     Attributes
     ----------
     a_learning_rate, head_learning_rate : float or None
-        Peak learning rates; None for that of all the rest.
+        Peak learning rates; None for that of ``B``.
     freeze_a_after : float or None
-        Part of all steps after which ``A`` stays as it is; None for never.
+        Fraction of the steps after which ``A`` is frozen; None for never.
 
     Raises
     ------
@@ -37,58 +37,57 @@ class TrainingPhases:
     freeze_a_after: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in self.record().items():
+        for name, value in self.options().items():
             (fraction if name == "freeze_a_after" else positive)(name, value)
 
     def check(self, model: PeftModel) -> None:
-        """Refuse a number for a part that is not trained.
+        """Refuse an option for parameters that are not trained.
 
         Raises
         ------
         ValueError
-            Naming the argument.
+            If so; the message names the option.
         """
-        for name, value in self.record().items():
-            members, way = _PARTS[name]
-            if not members(model):
-                raise ValueError(f"{name}={value} is for what is not trained in this model: {way}")
+        for name, value in self.options().items():
+            parameters, way_out = _PARAMETERS[name]
+            if not parameters(model):
+                raise ValueError(f"{name}={value} is for parameters that this model does not train: {way_out}")
 
     def set_rates(self, optimizer: torch.optim.Optimizer, model: PeftModel) -> None:
-        """Give the parts groups of their own in an optimizer that has no state yet; the other options stay.
+        """Give ``A`` and the head groups of their own in an optimizer that has no state yet.
 
         A learning rate schedule multiplies the rate of each group by the same factor.
         """
-        for rate, members in ((self.a_learning_rate, _a), (self.head_learning_rate, head_parameters)):
-            ids = set() if rate is None else set(map(id, members(model)))
+        for rate, parameters in ((self.a_learning_rate, _trained_a), (self.head_learning_rate, head_parameters)):
+            ids = set() if rate is None else set(map(id, parameters(model)))
             for group in list(optimizer.param_groups):
-                if taken := [p for p in group["params"] if id(p) in ids]:
+                if moved := [p for p in group["params"] if id(p) in ids]:
                     group["params"] = [p for p in group["params"] if id(p) not in ids]
-                    optimizer.add_param_group({**group, "params": taken, "lr": rate})
+                    optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
     def callbacks(self) -> list[TrainerCallback]:
-        """What has to happen in the course of training."""
+        """Return the callbacks for the Trainer."""
         return [] if self.freeze_a_after is None else [_FreezeALate(self.freeze_a_after)]
 
-    def record(self) -> dict[str, Any]:
-        """By name what is not as all the rest."""
+    def options(self) -> dict[str, Any]:
+        """Return the options that are set, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def _a(model: PeftModel) -> list[torch.Tensor]:
+def _trained_a(model: PeftModel) -> list[torch.Tensor]:
     return [module.a for module in lora_modules(model).values() if module.a.requires_grad]
 
 
-_FROZEN = "attach the adapter with freeze_a=False"
-_PARTS: dict[str, tuple[Callable[[PeftModel], Sequence[torch.Tensor]], str]] = {
-    "a_learning_rate": (_a, _FROZEN),
-    "freeze_a_after": (_a, _FROZEN),
+_PARAMETERS: dict[str, tuple[Callable[[PeftModel], Sequence[torch.Tensor]], str]] = {
+    "a_learning_rate": (_trained_a, "attach the adapter with freeze_a=False"),
+    "freeze_a_after": (_trained_a, "attach the adapter with freeze_a=False"),
     "head_learning_rate": (head_parameters, "only a model for classification has a head"),
 }
-"""What each argument is for, and what to do where that is not trained."""
+"""The parameters that each option is for, and what to do if they are not trained."""
 
 
 class _FreezeALate(TrainerCallback):
-    """Takes the gradient of ``A`` away for the rest of a training; afterwards it may be trained again."""
+    """Freezes ``A`` for the rest of a training; afterwards it may be trained again."""
 
     def __init__(self, part: float) -> None:
         self.part = part
@@ -97,6 +96,6 @@ class _FreezeALate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step >= math.ceil(self.part * state.max_steps):
-            for parameter in _a(kwargs["model"]):
+            for parameter in _trained_a(kwargs["model"]):
                 parameter.requires_grad_(False)
                 parameter.grad = None

@@ -1,4 +1,4 @@
-"""TrainingRun: what training did, and the adapter that came out of it (stage 5 of TLoRA)."""
+"""Training runs: what training did, and the adapter that it trained (stage 5 of TLoRA)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tlora.utils.files import digest, replace_files
 
 @dataclass(frozen=True, repr=False, eq=False)
 class TrainingRun(Result):
-    """A training run: losses, statistics of each module over time, metrics before and after, the adapter.
+    """A training run: losses, statistics of each module over time, metrics before and after, and the adapter.
 
     Attributes
     ----------
@@ -39,33 +39,43 @@ class TrainingRun(Result):
     module_history : pandas.DataFrame
         One row a recorded step and module; see ``module_columns``.
     before, after : dict of float
-        Metrics of the task before and after training, on the split `evaluated_on`; empty where they were not asked
-        for, ``after`` also where the run did not get that far.
+        Metrics of the task before and after training, on the split `evaluated_on`; empty if not evaluated, ``after``
+        also if training was interrupted or diverged.
     ranks : dict of int
         Rank of each LoRA module by full module name, in model order.
     scalings : dict of float
         ``s`` of each LoRA module.
     frozen_a : bool
-        Every ``A`` was frozen; `tlora.load` freezes it again.
+        Whether every ``A`` was frozen; `tlora.load` freezes it again.
     trainable_parameters : int
         Number of parameters that were trained.
     seconds : float
-        Time spent in training, evaluation in between included, metrics before and after not.
+        Time spent in training, including evaluations in between, without the metrics before and after.
     interrupted : bool
-        Training was stopped before its last step, by the user or by a callback.
+        Whether training was stopped before its last step, by the user or by a callback.
     diverged : bool
-        Training was stopped by a loss or a gradient that is not finite; the adapter is that of the step
-        before.
+        Whether training was stopped by a loss or a gradient that is not finite; the adapter is that of the step before.
     meta : Meta
-        Model, task, number of training samples; the arguments, and under ``"attach"`` how A began, where that is known.
+        Model, task, number of training samples; the arguments, and under ``"attach"`` those of `attach`, if known.
     adapter : dict of Tensor
-        The adapter's tensors on the CPU, a trained classification head included, under the names that PEFT
-        saves them by.
+        The adapter's tensors on the CPU, including a trained classification head, under the names that PEFT saves them
+        by.
     adapter_config : dict
-        What PEFT keeps in ``adapter_config.json``.
+        Contents of ``adapter_config.json``.
     fingerprints : dict of (16,) float32 tensor
-        A random projection of the base weight of each LoRA module that can be read, by which `tlora.load` tells
+        A random projection of the base weight of each LoRA module that can be read, by which `tlora.load` recognizes
         another base.
+
+    Examples
+    --------
+    >>> run
+    TrainingRun(2 steps in ... s, loss ... trained parameters)
+    >>> run.to_frame()[["step", "learning_rate"]].shape
+    (2, 2)
+    >>> run.rank_use()[["module", "rank", "used_rank"]].shape
+    (14, 3)
+    >>> tlora.TrainingRun.load(run.save("trained")).steps
+    2
     """
 
     history: pd.DataFrame
@@ -87,31 +97,31 @@ class TrainingRun(Result):
     columns: ClassVar[dict[str, str]] = {
         "step": "optimizer steps done, from 1",
         "epoch": "passes over the training samples done",
-        "loss": "mean training loss of the steps since the last row that has one, nats per labelled token",
+        "loss": "mean training loss of the steps since the last row that has one, nats per labeled token",
         "learning_rate": "learning rate of the step",
         "grad_norm": "norm of the whole gradient before clipping",
-        "eval_loss": "validation loss, mean over batches, nats per labelled token; NaN where not evaluated",
+        "eval_loss": "validation loss, mean over batches, nats per labeled token; NaN if not evaluated",
     }
     module_columns: ClassVar[dict[str, str]] = MODULE_COLUMNS
     rank_columns: ClassVar[dict[str, str]] = lora_layers.RANK_COLUMNS
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were done: the last one that was logged or whose modules were looked at."""
-        seen = pd.concat([self.history["step"], self.module_history["step"]])
-        return int(seen.max()) if len(seen) else 0
+        """Number of optimizer steps: the last one that was logged or recorded."""
+        steps = pd.concat([self.history["step"], self.module_history["step"]])
+        return int(steps.max()) if len(steps) else 0
 
     @property
     def evaluated_on(self) -> str:
-        """Split of ``before`` and ``after``: ``"test"`` or ``"validation"``; ``"train"`` of bare rows; else empty."""
+        """Split of ``before`` and ``after``: ``"test"``, ``"validation"``, or ``"train"`` for bare rows; else empty."""
         return str(self.meta.recipe.get("evaluated_on", ""))
 
     def to_frame(self) -> pd.DataFrame:
-        """The history: one row a logged step; see ``columns``."""
+        """Return the history, one row a logged step; see ``columns``."""
         return self.history.copy()
 
     def singular_values(self) -> dict[str, Tensor]:
-        """Singular values of the update ``s B A`` of each module, largest first, (r,) float32."""
+        """Return the singular values of the update ``s B A`` of each module, largest first, (r,) float32."""
         values = {}
         for name, scaling in self.scalings.items():
             a, b = (self.adapter[f"{PREFIX}{name}.lora_{part}.weight"] for part in "AB")
@@ -119,7 +129,7 @@ class TrainingRun(Result):
         return values
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
-        """Was the rank used? Directions that the update needs, against the rank that was given.
+        """Compare the rank of each module with the directions that its update uses.
 
         Parameters
         ----------
@@ -139,13 +149,13 @@ class TrainingRun(Result):
         return lora_layers.rank_use(self.singular_values(), energy)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a folder that PEFT reads as one of its own adapters, with the record of the run inside.
+        """Write a folder that PEFT reads as an adapter, with the record of the run inside.
 
         Parameters
         ----------
         path : path-like
             Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them,
-            and ``tlora/run.safetensors``. An adapter that is there already is replaced, other files stay.
+            and ``tlora/run.safetensors``. An adapter in it is replaced, other files stay.
 
         Returns
         -------
@@ -154,8 +164,6 @@ class TrainingRun(Result):
 
         Raises
         ------
-        OSError
-            If the disk is full or the place is not writable; the earlier adapter, if any, is left as it was.
         FileExistsError
             If ``path`` is a file.
         """
@@ -184,7 +192,7 @@ class TrainingRun(Result):
         FileNotFoundError
             If the folder holds no run, or its adapter is missing.
         ValueError
-            If the run is damaged or of a newer format, or the adapter is not the one that the run trained.
+            If the run is damaged or of a newer format, or the adapter is not the one that it trained.
         """
         folder = Path(path)
         check_files(folder)
@@ -194,7 +202,7 @@ class TrainingRun(Result):
 
     @classmethod
     def record(cls, path: str | os.PathLike[str]) -> Self:
-        """The run in an adapter's folder without its adapter, whatever became of that since.
+        """Return the run in an adapter's folder without the adapter, which may have changed since.
 
         Parameters
         ----------
@@ -215,11 +223,11 @@ class TrainingRun(Result):
     def _summary(self) -> str:
         losses = self.history["loss"].dropna()
         change = f", loss {losses.iloc[0]:.4g} -> {losses.iloc[-1]:.4g}" if len(losses) else ""
-        before = "" if self.meta.recipe.get("b_began_at_zero", True) else ", from a B that was not zero"
+        start = "" if self.meta.recipe.get("b_began_at_zero", True) else ", from a B that was not zero"
         ending = ", diverged" if self.diverged else ", interrupted" if self.interrupted else ""
         return (
             f"{self.steps} steps in {self.seconds:.4g} s{change}, {len(self.ranks)} modules, "
-            f"{self.trainable_parameters:,} trained parameters{before}{ending}"
+            f"{self.trainable_parameters:,} trained parameters{start}{ending}"
         )
 
 
@@ -227,7 +235,7 @@ HISTORY_TYPES = {name: "int64" if name == "step" else "float64" for name in Trai
 
 
 def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
-    """The history of a run from the Trainer's log: one row a step, what was logged apart brought together."""
+    """Return the history of a run from the Trainer's log, merging the entries of a step into one row."""
     rows: dict[int, dict[str, float]] = {}
     for entry in log:
         if entry.keys() & {"loss", "eval_loss"}:

@@ -1,4 +1,4 @@
-"""Train an adapter on a task, with the Trainer of transformers (stage 5 of TLoRA)."""
+"""Train an adapter on a task with the Trainer of transformers (stage 5 of TLoRA)."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ from tlora.results import Meta
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_numbers, training_arguments
 from tlora.training.callbacks import ModuleRecorder
-from tlora.training.checkpoints import MarkWhole, checkpoint_to_resume, same_training
+from tlora.training.checkpoints import MarkComplete, check_same_training, checkpoint_to_resume
 from tlora.training.checks import check_trainable
 from tlora.training.dataset import Rows, evenly_spaced_rows
 from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
-from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restored
+from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restore_modules
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
 
-# Samples that a loss is taken over where no limit is asked for: steady to two digits, seconds on two cores.
 LOSS_SAMPLES = 256
-# What a run says of how A began, where `attach_options` cannot.
+"""Samples for a loss without a limit: stable to two digits, and seconds on two cores."""
+
 NOT_ATTACHED = "unknown: the adapter was not attached by tlora.attach in this process"
+"""What a run records in place of `attach_options` that are unknown."""
 
 Callbacks = TrainerCallback | Iterable[TrainerCallback]
 
@@ -75,25 +76,24 @@ def train(
 ) -> TrainingRun:
     """Train what requires a gradient in an adapted model: ``B``, and the head of a classifier.
 
-    The model is trained in place and stays usable afterwards, in the modes it had. Interrupting the cell, or
-    a callback that sets ``control.should_training_stop``, ends training early and still returns the run. Called
-    again, it goes on from the ``B`` that it left, and the run says so: ``tlora.attach(..., replace=True)``
-    begins again.
+    The model is trained in place, and its modules return to the modes they had. Interrupting the cell, or a callback
+    that sets ``control.should_training_stop``, ends training early and still returns the run. A second call continues
+    from the ``B`` of the first, and the run records it: ``tlora.attach(..., replace=True)`` starts again.
 
     Parameters
     ----------
     model : peft.PeftModel
-        From `tlora.attach`, `tlora.load` or PEFT itself. It is trained where it is: one on
-        the CPU on the CPU, though there be a GPU, unless ``use_cpu=False`` is passed on; one on a GPU on that
-        alone, though there be more: for several start the script with ``torchrun``. Its base may be sharded by FSDP2
-        before: then every process calls this, with a batch of its own at each step.
+        From `tlora.attach`, `tlora.load` or PEFT. It is trained on its device: a model on the CPU stays there even if
+        there is a GPU, unless ``use_cpu=False`` is passed, and one on a GPU uses no other GPU. For several GPUs start
+        the script with ``torchrun``. The base may already be sharded by FSDP2: then every process calls this, with
+        batches of its own.
     task : Task or datasets.Dataset
-        A task, or tokenized rows: ``input_ids``, ``labels`` (token ids with -100 where there is no label, or
-        one class index), optionally ``attention_mask`` and what else the model takes. Rows alone have no held-out
-        samples; their only metric is ``train_loss``.
+        A task, or tokenized rows: ``input_ids``, ``labels`` (token ids, -100 for no label, or one class index),
+        optionally ``attention_mask`` and other inputs of the model. Rows have no held-out samples; their only metric is
+        ``train_loss``.
     learning_rate : float
-        Peak learning rate. The default is for small adapters, alpha = rank of 4 to 64 with only ``B``
-        trained; the authors take 2e-5 at alpha = rank = 128.
+        Peak learning rate. The default is for small adapters, alpha = rank of 4 to 64 with only ``B`` trained; the
+        authors use 2e-5 at alpha = rank = 128.
     epochs : float
         Passes over the training samples; ``max_steps=`` overrides it.
     batch_size : int
@@ -101,100 +101,102 @@ def train(
     seed : int
         Seed of the data order, dropout and all else. Sets the global generators, as the Trainer does.
     a_learning_rate, head_learning_rate : float, optional
-        Peak learning rates of ``A``, where it is trained, and of the head of a classifier; by default that of ``B``.
-        A new head learns at rates (about 1e-3) at which a whole base does not.
+        Peak learning rates of ``A``, if it is trained, and of the head of a classifier; by default that of ``B``. A new
+        head needs a rate (about 1e-3) that is too high for a whole base.
     freeze_a_after : float, optional
-        Part of all steps after which ``A`` stays as it is, e.g. 0.2: it is aimed by training, and then costs no more.
+        Fraction of the steps after which ``A`` is frozen, e.g. 0.2: later steps then cost what they cost with ``A``
+        frozen from the start.
     output_dir : path-like, optional
-        Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are
-        kept. Without it there are none. With ``resume``, those of an earlier training may be there.
+        Folder for checkpoints: four a run unless ``save_steps`` says otherwise, of which the last two are kept. None
+        are written without it. It may hold those of an earlier training only with ``resume``.
     resume : bool or path-like
-        True goes on from the last whole checkpoint in ``output_dir``, a path from that checkpoint: in the same way,
-        with the same samples and base, for longer if ``epochs`` or ``max_steps`` says so.
+        True continues from the last complete checkpoint in ``output_dir``, a path from that checkpoint: with the same
+        options, samples and base, and for longer if ``epochs`` or ``max_steps`` is larger.
     evaluation_limit : int, optional
-        Most samples to evaluate on before, after, and for ``eval_loss`` in between; 0 evaluates nothing.
-        Without it the metrics before and after take all test samples (those of the validation split, where
-        there are none), and a loss at most 256.
+        Largest number of samples to evaluate on before, after, and for ``eval_loss`` in between; 0 skips evaluation.
+        By default metrics use all test samples (or validation samples, if there are no test samples), and a loss 256.
     progress : bool
         Show progress bars.
     callbacks : transformers.TrainerCallback or iterable of them
-        Called by the Trainer. A ``ModuleRecorder`` among them takes the place of the one that is added
-        otherwise.
+        Called by the Trainer. A ``ModuleRecorder`` among them replaces the default one.
     optimizer : callable, optional
         Makes the optimizer from the model and the peak learning rate, for adapters that have one of their own, e.g.
         ``lambda model, rate: peft.optimizers.create_loraplus_optimizer(model, torch.optim.AdamW, lr=rate,
         loraplus_lr_ratio=16)``. AdamW by default.
     **arguments
-        Anything else that `transformers.TrainingArguments` takes, e.g. ``bf16=True``, ``max_steps=200``,
+        Further arguments of `transformers.TrainingArguments`, e.g. ``bf16=True``, ``max_steps=200``,
         ``gradient_checkpointing=True``, ``eval_strategy="epoch"``, ``report_to="wandb"``.
 
     Returns
     -------
     TrainingRun
-        The losses, the statistics of each module, the metrics and the adapter; it holds no model.
+        The losses, the statistics of each module, the metrics and the adapter. It does not hold the model.
 
     Raises
     ------
     TypeError
-        If the model is not a ``PeftModel``, the task neither a task nor a dataset, or an argument is unknown.
+        If the model is not a ``PeftModel``, the task is neither a task nor a dataset, or an argument is unknown.
     ValueError
-        If there is nothing to train, no sample, a merged adapter, a trainable parameter that the adapter
-        would not save or would save with another scale, a number out of range, a GPU that the Trainer does not
-        take, a checkpoint of another adapter, training or base or without the state of its optimizer, or checkpoints
-        in a folder for a new training.
+        If there is nothing to train, a trainable parameter would not be saved with the adapter, a number is out of
+        range, or a checkpoint is of another adapter, training or base.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
     Warns
     -----
     UserWarning
-        If training was stopped early, met a loss or gradient that is not finite (the weights never see it),
-        left some ``B`` at zero, trained no head where labels are classes, could not write a checkpoint, or was given
-        a base whose vocabulary was resized.
+        If training stopped early, met a loss or gradient that is not finite (the step is not taken), left some ``B`` at
+        zero, had class labels but no head to train, or could not write a checkpoint.
 
     Notes
     -----
     As in the authors' example: AdamW without weight decay, a cosine schedule, one epoch. Warm-up takes a tenth of the
-    steps, and not their 3 %, after which LoRA came apart at rates that it learns well at otherwise. The
-    adapter has no dropout; the base model's own, where it has any, is active. Gradients are clipped at norm
-    1, the Trainer's default. A head is trained in float32 though the base has fewer bits, as PEFT does with ``A`` and
-    ``B``, and rounded to the base's type in the end; biases of the base (``bias=`` of PEFT) are not.
+    steps instead of their 3 %, with which LoRA diverged at rates that are otherwise good. The adapter has no dropout;
+    that of the base model, if any, is active. Gradients are clipped at norm 1, the Trainer's default. A head is trained
+    in float32 and rounded to the type of the base at the end, as PEFT does for ``A`` and ``B``; biases of the base
+    (``bias=`` of PEFT) are not.
 
     References
     ----------
     TLoRA, arXiv 2604.18124: ``W`` and ``A`` stay fixed, ``B`` is trained.
+
+    Examples
+    --------
+    >>> run = tlora.train(adapted, task, max_steps=4, batch_size=4, progress=False)
+    >>> run
+    TrainingRun(4 steps in ... s, loss ...)
+    >>> run.save("trained").name
+    'trained'
     """
     check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
     batch_size, seed = int(batch_size), int(seed)  # perhaps of NumPy, which the Trainer does not take
     check_trainable(model)
     phases = TrainingPhases(a_learning_rate, head_learning_rate, freeze_a_after)
     phases.check(model)
-    data = _as_task(task, model)
+    data = as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
     validation = _validation(data, evaluation_limit)
     recorder, callbacks = _with_recorder(callbacks)
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
-    recipe |= (
-        {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _circumstances(data, model) | phases.record()
-    )
+    recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _start(data, model) | phases.options()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_scratch()) if output_dir is None else output_dir
-        ours = {
+        own = {
             "learning_rate": learning_rate,
             "num_train_epochs": epochs,
             "per_device_train_batch_size": batch_size,
             "seed": seed,
             "output_dir": os.fspath(folder),
             "resume_from_checkpoint": checkpoint,
-            "disable_tqdm": True,  # the bar is ours
+            "disable_tqdm": True,  # the trainer shows its own bar
         }
-        settings = training_arguments(ours, arguments, validation is not None, output_dir is not None, model)
-        record = same_training(checkpoint, settings, data.train, model, phases.record())
-        stack.enter_context(restored(model))
+        settings = training_arguments(own, arguments, validation is not None, output_dir is not None, model)
+        record = check_same_training(checkpoint, settings, data.train, model, phases.options())
+        stack.enter_context(restore_modules(model))
         trainer = AdapterTrainer(
             model,
             progress,
-            [*callbacks, MarkWhole(record)],
+            [*callbacks, MarkComplete(record)],
             optimizer,
             phases,
             args=settings,
@@ -203,9 +205,9 @@ def train(
             eval_dataset=validation,
         )
         before = _evaluate(data, model, evaluation_limit, progress)
-        set_seed(seed)  # whatever the evaluation drew
+        set_seed(seed)  # the evaluation may have used random numbers
         ending = _train(trainer, model, checkpoint)
-        after = {} if ending.cut_short else _evaluate_after(data, model, evaluation_limit, progress)
+        after = {} if ending.skip_evaluation else _evaluate_after(data, model, evaluation_limit, progress)
     _warn(ending, trainer, lora_modules(model))
     return TrainingRun(
         history=history_frame(trainer.state.log_history),
@@ -222,38 +224,38 @@ def train(
 
 @dataclass(frozen=True)
 class _Ending:
-    """How training ended; ``reason`` is empty where all steps were done."""
+    """How training ended."""
 
     seconds: float
-    reason: str = ""
-    held: int = 0  # the step whose adapter the run has
+    reason: str = ""  # empty if all steps were done
+    step: int = 0  # the step whose adapter the run has
     interrupted: bool = False
     diverged: bool = False
-    cut_short: bool = False  # at once, so that nobody waits for an evaluation
+    skip_evaluation: bool = False
 
 
 def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) -> _Ending:
     started = time.perf_counter()
-    reason, diverged, cut_short = "", False, False
+    reason, diverged, skip_evaluation = "", False, False
     try:
         with heads_in_float32(model), torch.inference_mode(False), torch.enable_grad():
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:
-        reason, cut_short = "training was interrupted", True
+        reason, skip_evaluation = "training was interrupted", True
     except NotFinite as error:
-        reason, diverged, cut_short = str(error), True, True
+        reason, diverged, skip_evaluation = str(error), True, True
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # a second interrupt: the run is kept all the same
             trainer.end()
     done, planned = trainer.state.global_step, trainer.state.max_steps
     if not reason and done < planned:
         reason = "a callback stopped training"
-    best = trainer.best_step if trainer.args.load_best_model_at_end and not cut_short else None
+    best = trainer.best_step if trainer.args.load_best_model_at_end and not skip_evaluation else None
     if reason:
         holds = f"that of step {best}, the best" if best else "the adapter as it was then"
         reason += f" after {done} of {planned} steps; the run holds {holds}"
     seconds = time.perf_counter() - started
-    return _Ending(seconds, reason, best or done, bool(reason) and not diverged, diverged, cut_short)
+    return _Ending(seconds, reason, best or done, bool(reason) and not diverged, diverged, skip_evaluation)
 
 
 def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraModule]) -> None:
@@ -261,37 +263,37 @@ def _warn(ending: _Ending, trainer: AdapterTrainer, modules: Mapping[str, LoraMo
     advice = f" (a learning rate below {trainer.args.learning_rate:g} may help)" if ending.diverged else ""
     if ending.reason and not any(getattr(one, "stopped", False) for one in trainer.callback_handler.callbacks):
         warnings.warn(ending.reason + advice, stacklevel=3)
-    # The first warm-up step has a learning rate of zero, so a run that was stopped there proves nothing.
+    # The first warm-up step has a learning rate of zero: a B of zero is expected then.
     zero = [name for name, module in modules.items() if module.b.requires_grad and not module.b.any()]
-    if zero and ending.held > min(trainer.args.get_warmup_steps(planned), planned - 1):
+    if zero and ending.step > min(trainer.args.get_warmup_steps(planned), planned - 1):
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
         warnings.warn(
-            f"B is still zero after {ending.held} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
+            f"B is still zero after {ending.step} steps in {', '.join(zero[:3])}{more}: no gradient reached it, or "
             "the learning rate was zero (a single step is all warm-up: pass warmup_steps=0)",
             stacklevel=3,
         )
 
 
-def _as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
+def as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
+    """Wrap a dataset in `Rows`; check that there is something to train on."""
     if isinstance(task, Dataset):
         base = model.get_base_model()
-        more = set(task.column_names) - {"input_ids", "attention_mask", "labels"}
-        taken = tuple(name for name in sorted(more) if has_argument(base, name))
-        reads = bool(getattr(base.config, "is_encoder_decoder", False))
-        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, int(is_causal(base)), taken, reads)
-    missing = [name for name in ("name", "train", "validation", "collate") if not hasattr(task, name)]
-    if missing:
+        others = set(task.column_names) - {"input_ids", "attention_mask", "labels"}
+        inputs = tuple(name for name in sorted(others) if has_argument(base, name))
+        has_encoder = bool(getattr(base.config, "is_encoder_decoder", False))
+        task = Rows(task, getattr(model.config, "pad_token_id", None) or 0, int(is_causal(base)), inputs, has_encoder)
+    if not hasattr(task, "collate"):
         raise TypeError(
             f"train() takes a task from tlora.load_task() or a datasets.Dataset of tokenized rows, got "
-            f"{type(task).__name__} (it has no {missing[0]})"
+            f"{type(task).__name__}"
         )
     if not len(task.train):
-        raise ValueError(f"task {task.name!r} has no training samples: pass at least one")
+        raise ValueError(f"task {task.name!r} has no training samples")
     has_head = any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())
     if np.ndim(task.train[0]["labels"]) == 0 and not has_head:
         warnings.warn(
-            "the labels are classes, and no head is trained beside the adapter: one is sought beside the module that "
-            f"base_model_prefix names, which {type(model.get_base_model()).__name__} has to say",
+            "the labels are classes, but no head is trained with the adapter: a head is recognized next to the module "
+            f"that base_model_prefix of {type(model.get_base_model()).__name__} names",
             stacklevel=3,
         )
     return task
@@ -305,22 +307,22 @@ def _validation(task: Task | Rows, limit: int | None) -> Dataset | None:
 
 
 def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCallback]]:
-    given = [callbacks] if isinstance(callbacks, TrainerCallback | type) else callbacks
-    chosen = [callback() if isinstance(callback, type) else callback for callback in given]
-    for callback in chosen:
+    several = [callbacks] if isinstance(callbacks, TrainerCallback | type) else callbacks
+    instances = [callback() if isinstance(callback, type) else callback for callback in several]
+    for callback in instances:
         if isinstance(callback, ModuleRecorder):
-            return callback, chosen
+            return callback, instances
     recorder = ModuleRecorder()
-    return recorder, [recorder, *chosen]
+    return recorder, [recorder, *instances]
 
 
 def _without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A run is shown, and uploaded with the adapter."""
+    """Return the arguments to record: a run is displayed, and uploaded with the adapter."""
     return {name: value for name, value in arguments.items() if not name.endswith("_token")}
 
 
-def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
-    """What a recipe says beside the arguments, seen before the training."""
+def _start(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
+    """Return what a recipe records in addition to the arguments: how the training starts."""
     is_classifier = model.peft_config[model.active_adapter].task_type == TaskType.SEQ_CLS
     modules = list(lora_modules(model).values())
     return {
@@ -332,7 +334,7 @@ def _circumstances(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
 
 
 def _evaluated_on(task: Task | Rows) -> str:
-    """The split that the metrics are taken on; empty where nothing is held out."""
+    """Return the split that the metrics are taken on; empty if nothing is held out."""
     if isinstance(task, Rows):
         return "train"
     return next((name for name in ("test", "validation") if len(getattr(task, name, None) or ())), "")
@@ -356,7 +358,7 @@ def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, prog
 
 
 def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run keeps of the model, of whose base the record of its training has the fingerprints."""
+    """Return what a run keeps of the model; the record has the fingerprints of its base."""
     prints = {name: torch.tensor(values) for name, values in record[BASE].items()}
     modules, config = lora_modules(model), model.peft_config[model.active_adapter]
     return {
@@ -364,7 +366,7 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "adapter_config": adapter_config(model),
         "ranks": {name: module.rank for name, module in modules.items()},
         "scalings": {name: float(module.scaling) for name, module in modules.items()},
-        # where the start has rewritten the base, nobody else has that base
+        # nobody else has a base that the initialization has rewritten
         "fingerprints": {} if rewrites_base(config.to_dict()) else prints,
         "frozen_a": record[FROZEN_A],
         "trainable_parameters": trainable_parameters(model),

@@ -1,4 +1,4 @@
-"""The training loop: the Trainer of transformers, with what an adapter needs around it."""
+"""The Trainer of transformers, adapted to adapters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tlora.models.forward import IGNORED, can_restrict_logits, fit_batch, keep_l
 from tlora.models.sharding import is_sharded
 from tlora.models.targets import is_causal
 from tlora.models.weights import intact
-from tlora.training.checkpoints import adapter_folder, dispensable
+from tlora.training.checkpoints import adapter_folder, warn_if_not_written
 from tlora.training.phases import TrainingPhases
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import temporary_seed
 
-# What the Trainer, accelerate and gradient checkpointing set on single modules.
+# Attributes that the Trainer, accelerate and gradient checkpointing set on modules.
 _ATTRIBUTES = (
     "training",
     "forward",
@@ -43,8 +43,7 @@ _ATTRIBUTES = (
 
 
 MakeOptimizer = Callable[[PeftModel, float], torch.optim.Optimizer]
-"""From an adapted model and the peak learning rate to an optimizer."""
-
+"""A function from an adapted model and the peak learning rate to an optimizer."""
 
 _SHORT = (torch.float16, torch.bfloat16)
 
@@ -57,10 +56,10 @@ class NotFinite(FloatingPointError):
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer that trains what required a gradient when it was made, and nothing else.
+    """A Trainer that trains exactly the parameters that required a gradient when it was created.
 
     It stops before a loss or gradient that is not finite reaches the weights, writes checkpoints without asking a hub
-    about the base model, and goes on where one cannot be written. Everything else is the Trainer's own.
+    about the base model, and continues if one cannot be written.
     """
 
     def __init__(
@@ -74,33 +73,33 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self._finite = _Finite()
         if can_restrict_logits(model.get_base_model()):
-            # here, before a batch is on a GPU, where looking at its labels would have the host wait
-            kwargs["data_collator"] = partial(_collated, kwargs["data_collator"])
+            # here, before a batch is on a GPU, where reading its labels would block the host
+            kwargs["data_collator"] = partial(_collate, kwargs["data_collator"])
         super().__init__(model=model, callbacks=[*phases.callbacks(), *callbacks, self._finite], **kwargs)
-        # Causal models divide their losses by the tokens of a whole step; we do it where the loss is a mean of a batch.
+        # Causal models divide their losses by the tokens of a whole step; for means of a batch compute_loss does it.
         self._means = not is_causal(model.get_base_model())
         self.model_accepts_loss_kwargs |= self._means
         self._adapted = model
         self._make_optimizer = make_optimizer
         self._phases = phases
         for config in _configs(model):
-            config.use_cache = self.args.use_cache  # the Trainer switches off the outermost alone
+            config.use_cache = self.args.use_cache  # the Trainer sets the outermost only
         self._freeze_again = remember_trainable(model)
-        self.remove_callback(PrinterCallback)  # there because the Trainer's own bars are off
+        self.remove_callback(PrinterCallback)  # which the Trainer adds because its own bars are off
         if progress:
             self.add_callback(_Progress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer, after freezing again what loading a checkpoint may have made trainable."""
+        """Create the optimizer, after freezing again what loading a checkpoint may have made trainable."""
         self._freeze_again()
         if self.optimizer is None and self._make_optimizer is not None:
             self.optimizer = self._make_optimizer(self._adapted, self.args.learning_rate)
-        made = super().create_optimizer() if model is None else super().create_optimizer(model)
-        self._phases.set_rates(made, self._adapted)
-        return made
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        self._phases.set_rates(optimizer, self._adapted)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one batch; its loss is looked at before the optimizer's step."""
+        """Run forward and backward of one batch, and keep its loss to be checked before the optimizer's step."""
         loss = super().training_step(*args, **kwargs)
         self._finite.losses.append(loss.detach())
         return loss
@@ -112,23 +111,23 @@ class AdapterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's own loss, a mean over all labels of a step; with logits only where there are labels."""
+        """Return the model's own loss, as a mean over all labels of a step, computing logits only for labels."""
         batch = restrict_logits(self._adapted, fit_batch(self._adapted, inputs))
         if self.label_smoother is not None and self._adapted.config.is_encoder_decoder:
-            # The Trainer smooths labels out of the model's sight, which would have made these of them.
+            # To smooth labels, the Trainer withholds them from the model, which would derive these from them.
             base: Any = self._adapted.get_base_model()
             batch.setdefault("decoder_input_ids", base.prepare_decoder_input_ids_from_labels(labels=batch["labels"]))
         if not self._means:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, batch, True)
         if num_items_in_batch is not None:
-            # The gradients of processes are averaged, and labels counted over all of them.
+            # Gradients are averaged over processes, and labels counted over all of them.
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = loss * (inputs["labels"].ne(IGNORED).sum() * processes / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        """Over a sharded base DDP averages the gradients of the adapter alone; accelerate would refuse the shards."""
+        """Over a sharded base, average only the gradients of the adapter by DDP; accelerate would refuse the shards."""
         wrapped = super()._wrap_model(model, training, dataloader)
         if not training or wrapped is not self._adapted or not is_sharded(model):
             return wrapped
@@ -139,26 +138,26 @@ class AdapterTrainer(Trainer):
         return DistributedDataParallel(model, **({} if handler is None else handler.to_kwargs()))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Losses on the validation samples; what it draws changes nothing of the training that goes on."""
+        """Return losses on the validation samples, without effect on the random numbers of training."""
         with temporary_seed():
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter; sharded models are left to the Trainer."""
+        """Write the adapter; leave sharded models to the Trainer."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            # By default PEFT looks the base model up on the hub, to see whether its vocabulary was resized.
+            # By default PEFT asks the hub whether the vocabulary of the base was resized.
             self._adapted.save_pretrained(output_dir or str(self.args.output_dir), save_embedding_layers=False)
 
     @property
     def best_step(self) -> int | None:
-        """Of the best checkpoint that was written: a better step may have been evaluated, and not saved."""
+        """Step of the best checkpoint that was written: a better step may have been evaluated but not saved."""
         folder = self.state.best_model_checkpoint
         return int(folder.rpartition("-")[2]) if folder else None
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint into the adapter that was trained; the Trainer reads ``default`` for any."""
+        """Load the best checkpoint into the adapter that was trained; the Trainer always loads ``default``."""
         folder = adapter_folder(Path(str(self.state.best_model_checkpoint)), self._adapted)
         if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
             tensors = load_peft_weights(str(folder), device="cpu")
@@ -168,19 +167,19 @@ class AdapterTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
-        with dispensable(folder):
-            (folder / ARGUMENTS).unlink(missing_ok=True)  # until it is written again, it is not whole
+        with warn_if_not_written(folder):
+            (folder / ARGUMENTS).unlink(missing_ok=True)  # until it is written again, it is incomplete
             super()._save_checkpoint(*args, **kwargs)
 
     def end(self) -> None:
-        """Tell the callbacks that training is over, where an exception kept the Trainer from doing so."""
+        """Call ``on_train_end`` if an exception kept the Trainer from doing so."""
         if self.is_in_train and self.callback_handler.train_dataloader is not None:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
 
 
 class _Finite(TrainerCallback):
-    """Refuses losses and gradients that are not finite; looks once a step, since a GPU has to finish its work for it.
+    """Stop at losses and gradients that are not finite; check once a step, since a GPU has to finish its work for it.
 
     Raises
     ------
@@ -194,28 +193,25 @@ class _Finite(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        seen = [("loss", loss) for loss in self.losses]
+        values = [("loss", loss) for loss in self.losses]
         self.losses = []
-        # with float16 infinite gradients are usual, and the loss scaler skips the step
+        # in float16 infinite gradients are normal, and the loss scaler skips the step
         if getattr(kwargs["optimizer"], "scaler", None) is None:
             gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-            seen.append(("gradient norm", torch.nn.utils.get_total_norm(gradients)))
-        for (what, _), value in zip(seen, on_host(tensor for _, tensor in seen), strict=True):
+            values.append(("gradient norm", torch.nn.utils.get_total_norm(gradients)))
+        for (what, _), value in zip(values, on_host(tensor for _, tensor in values), strict=True):
             if not torch.isfinite(value):
                 raise NotFinite(what, value.item(), state.global_step + 1)
 
 
-def _collated(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:
-    """A batch that asks for the logits before its labels alone, where these are of tokens."""
+def _collate(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:
+    """Collate rows into a batch that requests logits only for labeled tokens."""
     batch = collate(rows)
     return keep_labeled_positions(batch) if batch["labels"].ndim > 1 else batch
 
 
 class _Progress(ProgressCallback):
-    """The Trainer's bar with the losses at its end, in place of a line a step.
-
-    In notebooks too: the Trainer's table there raises where training ends within its first steps.
-    """
+    """The Trainer's progress bar with the losses at its end, in notebooks too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,12 +230,13 @@ class _Progress(ProgressCallback):
 
 
 @contextlib.contextmanager
-def restored(model: PeftModel) -> Iterator[None]:
-    """Put back, however the block ends, what training changes on a model beside its trained parameters.
+def restore_modules(model: PeftModel) -> Iterator[None]:
+    """Restore modes, hooks, trainable parameters and caches when the block ends, however it ends.
 
-    These are the modes of all modules, gradient checkpointing, forward hooks, a wrapped ``forward``, the
-    cache switch, which parameters require a gradient, and the gradients themselves, which are dropped. The
-    model stays on the device that the Trainer moved it to.
+    Parameters
+    ----------
+    model : peft.PeftModel
+        The model that training changes.
     """
     kept = [
         (
@@ -249,7 +246,7 @@ def restored(model: PeftModel) -> Iterator[None]:
         )
         for module in model.modules()
     ]
-    put_back = remember_trainable(model)
+    restore = remember_trainable(model)
     caching = [(config, config.use_cache) for config in _configs(model)]
     try:
         with intact(model):
@@ -261,60 +258,60 @@ def restored(model: PeftModel) -> Iterator[None]:
             vars(module).update(values)
             for hook in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[hook]
-        put_back()
+        restore()
         model.zero_grad()
         for config, use_cache in caching:
             config.use_cache = use_cache
 
 
 def _configs(model: PeftModel) -> list[Any]:
-    """All configs that may switch on a cache: the decoder of an encoder-decoder model has one of its own."""
+    """Return all configs that may enable a cache: the decoder of an encoder-decoder model has its own."""
     configs = {id(c): c for c in (getattr(module, "config", None) for module in model.modules())}
     return [config for config in configs.values() if hasattr(config, "use_cache")]
 
 
 @contextlib.contextmanager
 def heads_in_float32(model: nn.Module) -> Iterator[None]:
-    """Train the modules that are saved whole, as a head is, in float32, though the base has fewer bits.
+    """Train modules that are saved whole, such as a head, in float32 if the base has fewer bits.
 
-    Small steps of AdamW, and those of its second moments, are rounded away in bfloat16; PEFT sees to ``A`` and ``B``
-    alone. What goes into a module and comes out keeps its type, and in the end so does what it holds.
+    In bfloat16, small steps of AdamW are rounded away. PEFT converts only ``A`` and ``B``. Inputs and outputs of the
+    modules keep their type, and parameters return to it when the block ends.
     """
     heads = [copy for module in model.modules() for copy in _copies(module)]
-    usual = [next((p.dtype for p in h.parameters() if p.requires_grad and p.dtype in _SHORT), None) for h in heads]
+    dtypes = [next((p.dtype for p in h.parameters() if p.requires_grad and p.dtype in _SHORT), None) for h in heads]
     with contextlib.ExitStack() as stack:
-        for head, dtype in zip(heads, usual, strict=True):  # two may have one tied weight, which is widened once
+        for head, dtype in zip(heads, dtypes, strict=True):  # tied weights are converted once
             if dtype is not None:
                 _widen(head, dtype, stack)
         yield
 
 
 def _copies(module: nn.Module) -> list[nn.Module]:
-    """What PEFT trains in the place of a whole module, by adapter."""
+    """Return the copies of a module that PEFT trains in its place, one an adapter."""
     if isinstance(module, ModulesToSaveWrapper):
         return list(module.modules_to_save.values())
     return list(module.ln_tuning_layers.values()) if isinstance(module, LNTuningLayer) else []
 
 
-def _widen(module: nn.Module, usual: torch.dtype, stack: contextlib.ExitStack) -> None:
-    """Have a module compute in float32 until the stack is closed, between inputs and outputs of its usual type."""
+def _widen(module: nn.Module, dtype: torch.dtype, stack: contextlib.ExitStack) -> None:
+    """Let a module compute in float32, with inputs and outputs of its own type, until the stack is closed."""
 
     def cast_inputs(_: Any, args: Any, kwargs: Any) -> Any:
         return _cast(args, torch.float32), _cast(kwargs, torch.float32)
 
     stack.callback(module.register_forward_pre_hook(cast_inputs, with_kwargs=True).remove)
-    stack.callback(module.register_forward_hook(lambda _, __, out: _cast(out, usual)).remove)
+    stack.callback(module.register_forward_hook(lambda _, __, out: _cast(out, dtype)).remove)
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dtype in _SHORT:
-            stack.callback(_put_back, tensor, tensor.dtype)
+            stack.callback(_restore_dtype, tensor, tensor.dtype)
             tensor.data = tensor.data.float()
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """The same, with all tensors of numbers in a type."""
+    """Cast all floating-point tensors in a structure."""
     return tree_map(lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, values)
 
 
-def _put_back(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+def _restore_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> None:
     tensor.grad = None
     tensor.data = tensor.data.to(dtype)

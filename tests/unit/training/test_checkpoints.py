@@ -16,7 +16,7 @@ from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import tiny_model
 from tests.helpers.trainings import Stop, StopAfter, two_adapters
 from tlora.training import checkpoints
-from tlora.training.checkpoints import is_whole
+from tlora.training.checkpoints import is_complete
 from tlora.training.train import train
 
 QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
@@ -24,16 +24,6 @@ QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit":
 
 def other_kind(kind: type[peft.PeftConfig] = peft.VeraConfig, **config: Any) -> peft.PeftModel:
     return peft.get_peft_model(tiny_model("llama"), kind(target_modules=["q_proj"], task_type="CAUSAL_LM", **config))
-
-
-@pytest.mark.parametrize(
-    "change", [{"data_seed": 2}, {"optim": "sgd"}, {"max_grad_norm": 0.5}, {"label_smoothing_factor": 0.1}]
-)
-def test_training_does_not_go_on_in_another_way(change: dict[str, Any], tmp_path: Path) -> None:
-    options = QUIET | {"output_dir": tmp_path, "save_steps": 2, "data_seed": 1}
-    tlora.train(adapted_model(), token_rows(16), max_steps=2, **options)
-    with pytest.raises(ValueError, match=f"was made with {next(iter(change))}=.* is asked for: pass the same"):
-        tlora.train(adapted_model(), token_rows(16), max_steps=4, resume=True, **options | change)
 
 
 @pytest.mark.parametrize("kind", [peft.VeraConfig, peft.IA3Config, peft.LoHaConfig, peft.LNTuningConfig])
@@ -64,14 +54,20 @@ def test_an_adapter_of_any_name_goes_on(keep: bool, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, whole.adapter[name]) for name, tensor in resumed.adapter.items())
 
 
-def test_a_training_goes_on_with_its_own_samples_and_base(tmp_path: Path) -> None:
+def test_a_training_continues_with_its_own_samples_and_base(tmp_path: Path) -> None:
     options = begun(tmp_path, adapted_model())
-    with pytest.raises(ValueError, match=r"checkpoint-4 was made with other training samples: pass those"):
-        tlora.train(adapted_model(), token_rows(seed=2), resume=True, **options)
-    with pytest.raises(ValueError, match=r"checkpoint-4 is of another model: .*load the base that it was trained on"):
-        tlora.train(adapted_model(seed=5), token_rows(), resume=True, **options)
-    with pytest.raises(ValueError, match=r"holds checkpoint-4 of an earlier training: pass resume="):
-        tlora.train(adapted_model(), token_rows(), **options)
+    for model, rows, resume, words in (
+        (adapted_model(), token_rows(seed=2), True, "checkpoint-4 .*samples"),
+        (adapted_model(), token_rows(8), True, "training samples=16, not 8"),
+        (adapted_model(seed=5), token_rows(), True, "checkpoint-4 is of another model"),
+        (adapted_model(r=5), token_rows(), True, r"down_proj.lora_A.weight has shape \(4, 48\)"),
+        (adapted_model(lora_alpha=80), token_rows(), True, "other scalings"),
+        (adapted_model(alpha_pattern={r"^.*\.1\..*$": 75}), token_rows(), True, "other scalings"),
+        (adapted_model(use_rslora=True), token_rows(), True, "other scalings"),
+        (adapted_model(), token_rows(), False, "pass resume="),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tlora.train(model, rows, resume=resume, **options)
 
 
 def test_the_same_samples_in_another_form_are_the_same(tmp_path: Path) -> None:
@@ -84,26 +80,26 @@ def test_checkpoints_that_are_there_are_never_counted_among_new_ones(tmp_path: P
     options = begun(tmp_path, adapted_model())
     for mark in tmp_path.glob("checkpoint-*/arguments.json"):
         mark.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint .*leave resume= out and name another folder"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         tlora.train(adapted_model(), token_rows(), resume=True, **options)
-    with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4' to go on with that, or start a new training"):
+    with pytest.raises(ValueError, match=r"pass resume='.*checkpoint-4'"):
         tlora.train(adapted_model(), token_rows(), **options)
     assert tlora.train(adapted_model(), token_rows(), resume=tmp_path / "checkpoint-4", **options).steps == 8
     (tmp_path / "new" / "checkpoint-7").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds checkpoint-7 of an earlier training, which was not finished"):
+    with pytest.raises(ValueError, match="checkpoint-7"):
         tlora.train(adapted_model(), token_rows(), **options | {"output_dir": tmp_path / "new"})
 
 
 def test_other_inputs_are_other_samples(tmp_path: Path) -> None:
     options = begun(tmp_path, adapted_model("bert"), rows=token_rows(classes=2))
     more = token_rows(classes=2).map(lambda row: {"token_type_ids": [1] * len(row["input_ids"])})
-    with pytest.raises(ValueError, match="made with other training samples"):
+    with pytest.raises(ValueError, match="other training samples"):
         tlora.train(adapted_model("bert"), more, resume=True, **options)
 
 
 def test_an_adapter_alone_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     options = begun(tmp_path, adapted_model(), save_only_model=True)
-    with pytest.raises(ValueError, match=r"checkpoint-4 holds the adapter alone \(save_only_model=True\)"):
+    with pytest.raises(ValueError, match="save_only_model=True"):
         tlora.train(adapted_model(), token_rows(), resume=True, **options)
 
 
@@ -159,22 +155,20 @@ def test_resume_takes_the_last_whole_checkpoint_or_a_path(tmp_path: Path) -> Non
     again = train(adapted_model(), token_rows(), output_dir=tmp_path / "new", resume=path, **options)
     assert again.history.equals(whole.history)
     (path / "arguments.json").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"no whole checkpoint in .*checkpoint-2"):
+    with pytest.raises(FileNotFoundError, match="checkpoint-2"):
         train(adapted_model(), token_rows(), output_dir=tmp_path, resume=path, **options)
     (tmp_path / "checkpoint-8" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"adapter_model\.safetensors is damaged .*, or resume from an earlier checkpoint"
-    ):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
         train(adapted_model(), token_rows(), output_dir=tmp_path, resume=True, **options)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"seed": 0}', '{"seed": 0, "digest of samples": "0'])
 def test_a_checkpoint_without_a_record_of_ours_is_not_whole(text: str, tmp_path: Path) -> None:
-    assert not is_whole(tmp_path)
+    assert not is_complete(tmp_path)
     (tmp_path / "arguments.json").write_text(text)
-    assert not is_whole(tmp_path)
+    assert not is_complete(tmp_path)
     (tmp_path / "arguments.json").write_text('{"digest of samples": "0"}')
-    assert is_whole(tmp_path)
+    assert is_complete(tmp_path)
 
 
 def test_a_checkpoint_is_marked_once_all_else_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +178,7 @@ def test_a_checkpoint_is_marked_once_all_else_is_on_disk(tmp_path: Path, monkeyp
 
     def flush(folder: Path) -> None:
         if folder.name == "checkpoint-4":
-            seen.append((is_whole(folder), sorted(file.name for file in folder.iterdir())))
+            seen.append((is_complete(folder), sorted(file.name for file in folder.iterdir())))
 
     monkeypatch.setattr(checkpoints, "flush", flush)
     train(adapted_model(), token_rows(), output_dir=tmp_path, **options)
@@ -192,7 +186,7 @@ def test_a_checkpoint_is_marked_once_all_else_is_on_disk(tmp_path: Path, monkeyp
     assert [whole for whole, _ in seen] == [False, False]
     files = sorted(file.name for file in (tmp_path / "checkpoint-4").iterdir() if file.name != "arguments.json")
     assert [names for _, names in seen] == [files, files]
-    assert is_whole(tmp_path / "checkpoint-4")
+    assert is_complete(tmp_path / "checkpoint-4")
 
 
 def test_a_checkpoint_of_another_trainer_has_no_record_and_is_taken_by_its_path(tmp_path: Path) -> None:
@@ -215,21 +209,18 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_training(tmp_path: Pat
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             (folder / "checkpoint-4" / name).mkdir(parents=True)  # even root cannot write a file there
 
-    with pytest.warns(UserWarning, match=r"checkpoint-4 could not be written \(.*training goes on, and earlier"):
+    with pytest.warns(UserWarning, match="checkpoint-4 could not be written"):
         run = train(adapted_model(), token_rows(), output_dir=folder, callbacks=Full(), **options)
     assert run.history.equals(whole.history)
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
     assert train(adapted_model(), token_rows(), output_dir=folder, resume=True, **options).history.equals(whole.history)
 
 
-def test_resume_refuses_what_it_cannot_go_on_from(tmp_path: Path) -> None:
+def test_resume_needs_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="output_dir"):
         train(adapted_model(), token_rows(), resume=True, **QUICK)
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         train(adapted_model(), token_rows(), resume=True, output_dir=tmp_path, **QUICK)
-    train(adapted_model(), token_rows(), output_dir=tmp_path, evaluation_limit=0, **QUICK)
-    with pytest.raises(ValueError, match=r"another adapter: .*down_proj.lora_A.weight has shape \(4, 48\)"):
-        train(adapted_model(r=5), token_rows(), output_dir=tmp_path, resume=True, **QUICK)
 
 
 def test_resume_goes_on_as_it_was_begun(tmp_path: Path) -> None:
@@ -237,19 +228,18 @@ def test_resume_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="stopped training after 2 of"):
         train(adapted_model(), token_rows(), output_dir=tmp_path, callbacks=StopAfter(2), **options | {"resume": False})
     for change, words in (
-        ({"learning_rate": 1e-4}, r"learning_rate=0.01, and 0.0001 is asked for"),
-        ({"seed": 7}, "seed=0, and 7"),
-        ({"batch_size": 2}, "samples a step=4, and 2"),
-        ({"weight_decay": 0.1}, "weight_decay=0.0, and 0.1"),
-        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=cosine, and constant"),
+        ({"learning_rate": 1e-4}, r"learning_rate=0.01, not 0.0001"),
+        ({"seed": 7}, "seed=0, not 7"),
+        ({"data_seed": 2}, "data_seed"),
+        ({"batch_size": 2}, "samples a step=4, not 2"),
+        ({"weight_decay": 0.1}, "weight_decay=0.0, not 0.1"),
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=cosine, not constant"),
+        ({"optim": "sgd"}, "optim"),
+        ({"max_grad_norm": 0.5}, "max_grad_norm"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     ):
         with pytest.raises(ValueError, match=words):
             train(adapted_model(), token_rows(), output_dir=tmp_path, **options | change)
-    with pytest.raises(ValueError, match=r"training samples=16, and 8"):
-        train(adapted_model(), token_rows(8), output_dir=tmp_path, **options)
-    for scales in ({"lora_alpha": 80}, {"alpha_pattern": {r"^.*\.1\..*$": 75}}, {"use_rslora": True}):
-        with pytest.raises(ValueError, match="of the same shapes with other scales"):
-            train(adapted_model(**scales), token_rows(), output_dir=tmp_path, **options)
     same = {"batch_size": 2, "gradient_accumulation_steps": 2, "optim": "adamw_torch"}
     longer = train(adapted_model(), token_rows(), output_dir=tmp_path, **options | same | {"epochs": 2})
     assert longer.history["step"].max() == 8

@@ -1,6 +1,7 @@
-"""Training: what changes and what does not, reproducibility, checkpoints, and the ways it can end."""
+"""Models that cannot be trained are refused, and unusual ones trained."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +10,104 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.models import tiny_model
-from tlora.training.train import train
-
-QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
+from tests.helpers.models import tiny_batch, tiny_config, tiny_model
 
 
-def test_refuses_models_that_cannot_be_trained() -> None:
-    with pytest.raises(TypeError, match="got LlamaForCausalLM: attach an adapter first"):
-        train(tiny_model("llama"), token_rows(), **QUICK)  # type: ignore[arg-type]
-    frozen = adapted_model().requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter of the model requires"):
-        train(frozen, token_rows(), **QUICK)
-    merged = adapted_model()
-    merged.merge_adapter()
-    with pytest.raises(ValueError, match=r"merged into .*q_proj: call model.unmerge_adapter"):
-        train(merged, token_rows(), **QUICK)
-    leaking = adapted_model()
-    leaking.get_base_model().model.norm.weight.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"model\.norm\.weight would be trained but is not saved"):
-        train(leaking, token_rows(), **QUICK)
+def merged() -> PeftModel:
+    model = adapted_model()
+    model.merge_adapter()
+    return model
 
 
-@pytest.mark.parametrize("combination", ["linear", "ties"])
-def test_a_mixture_of_unlike_ranks_that_nothing_reads_again_is_not_trained(combination: str) -> None:
+def switched_off() -> PeftModel:
+    model = adapted_model()
+    model.base_model.disable_adapter_layers()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    return model
+
+
+def leaking() -> PeftModel:
+    model = adapted_model()
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    return model
+
+
+def mixture() -> PeftModel:
+    """Ranks of this mixture are not those of its config."""
     model = adapted_model()
     model.add_adapter("other", model.peft_config["default"])
-    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type=combination, density=0.5)
+    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type="linear")
     model.set_adapter("both")
-    with pytest.raises(ValueError, match=r"has rank 3 and .* config says 4 .*add_weighted_adapter"):
-        tlora.train(model, token_rows(8), progress=False)
+    return model
+
+
+def scaled() -> PeftModel:
+    model = adapted_model()
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scale_layer(0.5)
+    return model
+
+
+REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "base": (lambda: tiny_model("llama"), TypeError, "LlamaForCausalLM"),
+    "frozen": (lambda: adapted_model().requires_grad_(False), ValueError, "no parameter"),
+    "merged": (merged, ValueError, "unmerge_adapter"),
+    "off": (switched_off, ValueError, "enable_adapter_layers"),
+    "unsaved": (leaking, ValueError, r"model\.norm\.weight"),
+    "mixture": (mixture, ValueError, "has rank 3 and .* config says 4"),
+    "scaled": (scaled, ValueError, "scaling 0.75, its config says 4 and 1.5"),
+}
+
+
+@pytest.mark.parametrize(("model", "error", "words"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals(model: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        tlora.train(model(), token_rows(8), **QUIET)
 
 
 QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
 
 
-def test_an_adapter_that_is_switched_off_is_not_trained() -> None:
-    model = adapted_model()
-    model.base_model.disable_adapter_layers()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_B" in name)
-    with pytest.raises(ValueError, match=r"switched off: call model\.base_model\.enable_adapter_layers\(\)"):
-        tlora.train(model, token_rows(8), max_steps=2, **QUIET)
+class Classifier(BertPreTrainedModel):
+    """With a head under a name of its own, next to a body under any name."""
+
+    def __init__(self, config: Any, body: str = "bert") -> None:
+        super().__init__(config)
+        self.body = body
+        setattr(self, body, BertModel(config, add_pooling_layer=False))
+        self.head = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_submodule(self.body).get_input_embeddings()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **_: Any) -> Any:
+        body = self.get_submodule(self.body)
+        logits = self.head(body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0])
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def test_a_head_of_any_name_is_trained_and_one_that_is_not_recognized_is_warned_of() -> None:
+    def attached(body: str) -> PeftModel:
+        model = Classifier(tiny_config("bert"), body).eval()
+        calibration = tlora.calibrate(model, [tiny_batch("bert")], progress=False)
+        return tlora.attach(model, None, tlora.allocate(calibration.sensitivity, 4, max_rank=8))
+
+    run = tlora.train(attached("bert"), token_rows(8, classes=2), **QUIET)
+    head = ["base_model.model.head.weight", "base_model.model.head.bias"]
+    assert [key for key in run.adapter if "lora" not in key] == head
+    with pytest.warns(UserWarning, match="no head is trained with the adapter.*Classifier"):
+        tlora.train(attached("encoder_model"), token_rows(8, classes=2), **QUIET)
 
 
 def test_embeddings_are_trained_and_models_without_a_vocabulary(tmp_path: Path) -> None:
@@ -93,12 +146,3 @@ def test_a_vocabulary_that_was_resized_is_told(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*the adapter does not hold")
         tlora.train(adapted(64), token_rows(8), **QUIET)
-
-
-def test_layers_that_are_not_what_the_config_says_are_refused() -> None:
-    model = adapted_model()
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            layer.scale_layer(0.5)
-    with pytest.raises(ValueError, match=r"q_proj has rank 4 and scaling 0.75, its config says 4 and 1.5"):
-        tlora.train(model, token_rows(8), **QUIET)

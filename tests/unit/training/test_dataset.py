@@ -12,7 +12,7 @@ from tests.helpers.adapted import adapted_model, token_rows
 from tests.helpers.models import singles, tiny_batch, tiny_model
 from tests.helpers.padding import decoder, texts
 from tlora.training.dataset import Rows
-from tlora.training.train import _as_task, train
+from tlora.training.train import as_task
 
 
 def calibrate(model: Any, batches: list[dict[str, torch.Tensor]]) -> tlora.Calibration:
@@ -28,7 +28,7 @@ def test_rows_are_padded_as_the_model_reads_them(padding: str) -> None:
         {"input_ids": batch["input_ids"][n][batch["attention_mask"][n].bool()].tolist(), "labels": padded[n]["labels"]}
         for n in range(3)
     ]
-    found = []
+    losses = []
     for rows in (padded, bare):
         model = decoder("llama")
         allocation = tlora.allocate(calibrate(model, singles(batch)).sensitivity, 4)
@@ -36,11 +36,8 @@ def test_rows_are_padded_as_the_model_reads_them(padding: str) -> None:
             tlora.attach(model, None, allocation), Dataset.from_list(rows), learning_rate=1e-2, batch_size=3, epochs=3,
             logging_steps=1, progress=False,
         )  # fmt: skip
-        found.append([*run.history["loss"].dropna(), run.before["train_loss"], run.after["train_loss"]])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
-
-
-QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
+        losses.append([*run.history["loss"].dropna(), run.before["train_loss"], run.after["train_loss"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_rows_spread_over_a_sorted_dataset() -> None:
@@ -57,15 +54,27 @@ def test_rows_spread_over_a_sorted_dataset() -> None:
     assert seen == [0, 50, 99]
 
 
-def test_a_row_without_a_label_is_named() -> None:
-    labels = [[1, 2], [-100, -100], [3, 4]]
-    for useless in (labels, [[1, 2], [5, -100]]):  # nothing predicts a first token
-        rows = Dataset.from_dict({"input_ids": [[1, 2]] * len(useless), "labels": useless})
-        with pytest.raises(ValueError, match=r"row 1 of the dataset has no label that counts, .*-100"):
-            train(adapted_model(), rows, **QUICK)
+def test_refusals_of_rows() -> None:
+    for labels, words in (
+        ([[1, 2], [-100, -100], [3, 4]], "row 1 of the dataset"),
+        ([[1, 2], [5, -100]], "row 1 of the dataset"),  # nothing predicts a first token
+    ):
+        rows = Dataset.from_dict({"input_ids": [[1, 2]] * len(labels), "labels": labels})
+        with pytest.raises(ValueError, match=words):
+            as_task(rows, adapted_model())
+    for rows, error, words in (
+        ([{"input_ids": [1]}], TypeError, "list"),
+        (token_rows().select([]), ValueError, "no training samples"),
+        (token_rows().remove_columns("labels"), ValueError, "'labels'"),
+    ):
+        with pytest.raises(error, match=words):
+            as_task(rows, adapted_model())  # type: ignore[arg-type]
+    masked = {"input_ids": [[1, 2]], "labels": [[5, 6]], "attention_mask": [[1, 0]]}
+    with pytest.raises(ValueError, match=r"row 0 .*padding"):
+        Rows(Dataset.from_dict(masked), 0)
     Rows(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[5, -100]]}), 0)
     one_number = Dataset.from_dict({"input_ids": [[5, 6]] * 4, "labels": [[0.5]] * 4})
-    assert _as_task(one_number, adapted_model("bert")).train is one_number  # a classifier uses it
+    assert as_task(one_number, adapted_model("bert")).train is one_number  # a classifier uses it
 
 
 def test_loss_of_rows_is_the_mean_of_single_rows_in_evaluation_mode() -> None:
@@ -94,17 +103,12 @@ def test_attention_masks_pad_and_are_kept() -> None:
     assert bare["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
-def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:
-    calibration = tlora.calibrate(model, [batch or tiny_batch(model)], progress=False, **options)
-    return calibration, tlora.allocate(calibration.sensitivity, 4, max_rank=8)
-
-
 def test_what_a_model_takes_beside_ids_is_trained_with() -> None:
     rows = [
         {"input_ids": [5] * n, "token_type_ids": [n % 2] * n, "labels": n % 2, "text": "no input"} for n in (2, 3, 4)
     ]
     model = tiny_model("bert")
-    adapted = tlora.attach(model, None, planned(model)[1])
+    adapted = tlora.attach(model, None, tlora.allocate(calibrate(model, [tiny_batch(model)]).sensitivity, 4))
     read: list[Tensor] = []
     model.bert.embeddings.token_type_embeddings.register_forward_hook(lambda module, args, out: read.append(args[0]))
     options = {"learning_rate": 0.05, "batch_size": 2, "evaluation_limit": 0, "progress": False}
