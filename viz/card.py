@@ -14,8 +14,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined, Template
 
-from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.models.loading import PACKAGED
+from tlora.utils.file_names import ADAPTER_CONFIG
 from viz.widgets.panels.allocation import by_projection, compared_with_lora
 from viz.widgets.panels.parts import Part, count
 from viz.widgets.panels.rank_use import ENERGY, used_rank

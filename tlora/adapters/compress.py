@@ -17,13 +17,12 @@ from tlora.adapters.compression import HELD_OUT, PLAIN, TASK, Compression, check
 from tlora.adapters.config import patterns
 from tlora.adapters.files import (
     PREFIX,
-    Adapter,
-    by_layer,
-    checked,
+    AdapterLayout,
     read_tensors,
     read_training_record,
     refuse_more_than_lora,
     split_factors,
+    validate_adapter,
 )
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import (
@@ -168,7 +167,7 @@ class _Source(NamedTuple):
 
 
 def _read_folder(folder: Path) -> _Source:
-    config, _ = checked(folder, "compress")
+    config, _ = validate_adapter(folder, "compress")
     record = read_training_record(folder)
     return _source(config, read_tensors(folder), str(folder), dict(record.fingerprints or {}))
 
@@ -196,7 +195,7 @@ def _source(config: dict[str, Any], tensors: dict[str, Tensor], where: str, prin
         ranks=ranks,
         factors=factors,
         others=others,
-        scalings=by_layer(Adapter(config, ranks | _embedding_ranks(others))),
+        scalings=AdapterLayout(config, ranks | _embedding_ranks(others)).scalings,
         fingerprints=prints,
         base=config.get("base_model_name_or_path") or "an unnamed model",
     )

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlora.adapters.files import ADAPTER_CONFIG, BASE, earlier_files, refuse_trained, write_adapter
+from tlora.adapters.files import BASE, COMPRESS, WRITER, earlier_files, refuse_other_writer, write_adapter
 from tlora.results import Meta, Result
+from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
 from tlora.utils.validation import fraction, positive, positive_int
 
@@ -196,12 +197,13 @@ class Compression(Result):
         Raises
         ------
         FileExistsError
-            If the folder holds the record of a training, which would then be of another adapter.
+            If the folder holds an adapter that this method did not write.
         """
-        refuse_trained(folder)
+        refuse_other_writer(folder, COMPRESS)
         prints = {name: values.tolist() for name, values in self.fingerprints.items()}
+        record = {WRITER: COMPRESS} | ({BASE: prints} if prints else {})
         with replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
-            write_adapter(fresh, self.adapter, self.config, {BASE: prints} if prints else None)
+            write_adapter(fresh, self.adapter, self.config, record)
         return Path(folder)
 
     def _energies(self, cut: str, measure: str) -> dict[str, NDArray[np.float64]]:

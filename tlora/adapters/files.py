@@ -1,6 +1,7 @@
-"""The two files of a saved adapter: that they are there, undamaged, of LoRA, and belong together.
+"""The files of a saved adapter: `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, and ours.
 
-Checked before PEFT or torch make anything of them: what a config asks for is allocated as soon as it is believed.
+Ours are in the folder ``tlora/``. No result may lie beside ``adapter_model.safetensors``: some engines read every
+``*.safetensors`` there. The two files are validated before PEFT allocates what the config asks for.
 """
 
 from __future__ import annotations
@@ -9,45 +10,46 @@ import contextlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.adapters.lora_layers import EXPERTS, rewrites_base
 from tlora.results import Meta, read_result
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_RECORD
 from tlora.utils.files import digest, read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
 
 COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
-"""Keys of ``adapter_config.json`` with which it is not ``W + s B A`` that is computed."""
+"""Keys of ``adapter_config.json`` with which the update is not ``s B A``."""
 
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of modules in the file."""
+"""Prefix that PEFT gives the names of modules in the file."""
 RUN = Path("tlora", "run.safetensors")
+"""The `TrainingRun` of an adapter that was trained."""
 INITIAL = Path("tlora", "initial.json")
-"""What an adapter that was not trained yet was attached with."""
+"""Record of an adapter without a run: who wrote it, and what is known of its base and its ``A``."""
 PAGE = Path("README.md")
-"""What an adapter that was not trained yet is to be done with."""
+"""Instructions beside an adapter that was not trained yet."""
 
-
-BASE, SAMPLES, FROZEN_A = "base", "digest of samples", "frozen_a"
-
+BASE, SAMPLES, FROZEN_A, WRITER = "base", "digest of samples", "frozen_a", "written by"
+"""Keys of the records."""
+SAVE_INITIAL, COMPRESS, EXPORT, TRAINING = "save_initial", "compress", "export", "training"
+"""Writers of an adapter."""
 
 ARGUMENTS = "arguments.json"
-"""What a checkpoint was trained with, of what a resumed training cannot change; written once all else is on disk."""
+"""Arguments of a training that resuming it cannot change, in a checkpoint; written after everything else."""
 
 
 def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
@@ -69,55 +71,71 @@ def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
 
 
 def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files of the adapter in a folder that another one replaces; a page of the user's own is not among them."""
-    return [Path(ADAPTER_WEIGHTS), RUN, *([INITIAL, PAGE] if Path(folder, INITIAL).exists() else [])]
+    """Files of the adapter in a folder that a new adapter replaces; a page that the user wrote is not among them."""
+    page = [PAGE] if _initial_record(Path(folder)).get(WRITER) == SAVE_INITIAL else []
+    return [Path(ADAPTER_WEIGHTS), RUN, INITIAL, *page]
 
 
-def refuse_trained(folder: str | os.PathLike[str]) -> None:
-    """Refuse to write what was not trained over the adapter of a training, whose record stays there.
+def refuse_other_writer(folder: str | os.PathLike[str], writer: str) -> None:
+    """Refuse to replace an adapter that was not written by the same function.
 
     Raises
     ------
     FileExistsError
-        If the folder holds one.
+        If there is one; the message names its file.
     """
-    if Path(folder, RUN).exists():
-        raise FileExistsError(f"{folder} holds a trained adapter, which only training replaces: choose another folder")
+    place = Path(folder)
+    there = _initial_record(place).get(WRITER, "another program")
+    if (place / RUN).exists():
+        there = TRAINING
+    elif (place / EXPORT_RECORD).exists():
+        there = EXPORT
+    if there != writer and any((place / name).exists() for name in (ADAPTER_WEIGHTS, RUN)):
+        raise FileExistsError(
+            f"{place / ADAPTER_WEIGHTS} was written by {there}, and {writer} does not replace it: choose another folder"
+        )
 
 
-def checked(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Config, and shapes of the tensors by key, of an adapter that is whole.
+def validate_adapter(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Read config and shapes of the tensors of an adapter, and check that it is whole.
 
     Parameters
     ----------
     folder : pathlib.Path
-        The adapter's.
+        Folder of the adapter.
     reader : str
-        Who reads it, for the message.
+        Function that reads it, for the message.
+
+    Returns
+    -------
+    config : dict
+        ``adapter_config.json``.
+    shapes : dict of tuple of int
+        By key.
 
     Raises
     ------
     FileNotFoundError
         If there is no adapter in the folder.
     ValueError
-        If it is damaged, none of LoRA, or not of one piece.
+        If it is damaged, not LoRA, or if its files do not belong together.
     """
     check_files(folder)
-    config, shapes = saved_config(folder, reader), saved_shapes(folder)
-    check_ranks(folder, config, shapes)
-    check_numbers(folder)
+    config, shapes = read_config(folder, reader), read_shapes(folder)
+    _check_ranks(folder, config, shapes)
+    _check_numbers(folder)
     return config, shapes
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder that lacks one of them, or has another one than its run has trained.
+    """Refuse a folder that lacks a file of the adapter, or holds another adapter than its run trained.
 
     Raises
     ------
     FileNotFoundError
         If one is missing; a pickled ``adapter_model.bin`` does not count, for it can run code when it is read.
     ValueError
-        If there is a record of a run, and the adapter is not the one that it trained.
+        If there is a run, and it trained another adapter.
     """
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).is_file():
@@ -129,114 +147,65 @@ def check_files(folder: Path) -> None:
             raise FileNotFoundError(
                 f"no adapter in {folder}: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, no {name} there{hint}"
             )
-    if (folder / RUN).is_file():
-        _check_trained(folder)
-
-
-def _check_trained(folder: Path) -> None:
-    files = read_training_record(folder).files
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        if digest(folder / name) != files.get(name):
+    for name, written in read_training_record(folder).files.items():
+        if digest(folder / name) != written:
             raise ValueError(
-                f"{folder / name} is not what this run trained: it is truncated, damaged or was changed since; copy it "
-                f"again, or remove {folder / RUN.parent} to take the adapter as somebody else's"
+                f"{folder / name} is not what this run trained: it was damaged or changed since; copy it again, or "
+                f"remove {folder / RUN.parent} to load the adapter without its run"
             )
 
 
-def saved_config(folder: Path, reader: str) -> dict[str, Any]:
-    """What ``adapter_config.json`` holds.
+def read_config(folder: Path, reader: str) -> dict[str, Any]:
+    """Read ``adapter_config.json``.
 
     Parameters
     ----------
     folder : pathlib.Path
-        The adapter's.
+        Folder of the adapter.
     reader : str
-        Who reads it, for the message.
+        Function that reads it, for the message.
 
     Raises
     ------
     ValueError
-        If the file is not a PEFT config, is that of another kind of adapter, or holds a value that LoRA cannot have.
+        If the file is not the config of a LoRA adapter, or has ranks or patterns that PEFT could not read.
     """
     file = folder / ADAPTER_CONFIG
     try:
         config = read_json(file)
         kind = config["peft_type"]
-    except (ValueError, KeyError) as error:
+        patterns = {name: config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+        ranks = [config.get("r", 8), *patterns["rank_pattern"].values()]
+        alphas = [config.get("lora_alpha", 8), *patterns["alpha_pattern"].values()]
+        for pattern in chain(*patterns.values(), [str(config.get("target_modules"))]):
+            re.compile(pattern)
+        if not all(type(rank) is int and rank > 0 for rank in ranks) or not all(0 < a < float("inf") for a in alphas):
+            raise ValueError(f"ranks {ranks[:3]}, alphas {alphas[:3]}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, re.error) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is truncated, or not the config of a PEFT adapter ({why}): copy it again") from error
+        raise ValueError(f"{file} is damaged, or not the config of a PEFT adapter ({why}): copy it again") from error
     if kind != "LORA":
         raise ValueError(f"{folder} holds an adapter of type {kind}: {reader} takes LoRA, PEFT itself all others")
-    for name, (is_one, kind) in _VALUES.items():
-        if name in config and not is_one(config[name]):
-            raise ValueError(f"{name}={str(config[name])[:100]} in {file}: it must be {kind}; copy the file again")
     return config
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _rank(value: object) -> bool:
-    return isinstance(value, int) and _positive(value)
-
-
-def _name(value: object) -> bool:
-    return isinstance(value, str | None)
-
-
-def _names(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-def _pattern(value: object) -> bool:
-    try:
-        re.compile(str(value))
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return isinstance(value, str)
-
-
-def _patterns_of(is_one: Callable[[object], bool]) -> Callable[[object], bool]:
-    def check(value: object) -> bool:
-        found = {} if value is None else value
-        return isinstance(found, dict) and all(_pattern(key) and is_one(one) for key, one in found.items())
-
-    return check
-
-
-_VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "r": (_rank, "a whole number above 0"),
-    "lora_alpha": (_positive, "a number above 0"),
-    "rank_pattern": (_patterns_of(_rank), "ranks by regular expressions"),
-    "alpha_pattern": (_patterns_of(_positive), "numbers above 0 by regular expressions"),
-    "target_modules": (lambda value: _names(value) or _pattern(value), "names or a regular expression"),
-    "modules_to_save": (_names, "names or null"),
-    "base_model_name_or_path": (_name, "a name or null"),
-    "revision": (_name, "a name or null"),
-    "task_type": (_name, "a name or null"),
-    "bias": (("none", "all", "lora_only").__contains__, "none, all or lora_only"),
-}
-"""What values that are read here, or by which PEFT allocates, must be."""
-
-
 def revision(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument of `tlora.load_model` for the base's own version, where a config names one."""
+    """The argument ``revision`` of `tlora.load_model`, if the config names one."""
     return {"revision": name} if (name := config.get("revision")) else {}
 
 
 @contextlib.contextmanager
-def named_by(folder: Path, way_out: str = "model=") -> Iterator[None]:
-    """Add to an error about a base that its name comes from the adapter in a folder."""
+def explain_base(folder: Path, way_out: str = "model=") -> Iterator[None]:
+    """Add to an error about a base model that its name comes from the adapter in a folder."""
     try:
         yield
     except (OSError, ValueError) as error:
-        error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass {way_out} where it is elsewhere now)")
+        error.add_note(f"(named by {folder / ADAPTER_CONFIG}: pass {way_out} if it has moved)")
         raise
 
 
-def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the saved tensors, by key; none of them is read.
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of the saved tensors, by key, and none of the tensors.
 
     Raises
     ------
@@ -251,7 +220,7 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The saved tensors, by key.
+    """Read the saved tensors, by key.
 
     Raises
     ------
@@ -301,7 +270,7 @@ def _numerically(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]
 
 
-def check_numbers(folder: Path) -> None:
+def _check_numbers(folder: Path) -> None:
     """Refuse an adapter with a tensor that is not finite, or an A or B that is not floating-point.
 
     Raises
@@ -319,7 +288,7 @@ def check_numbers(folder: Path) -> None:
                 )
 
 
-def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse an adapter whose config gives other ranks than its tensors have.
 
     Raises
@@ -328,27 +297,24 @@ def check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
         If it does, or gives a default that no module here could have.
     """
     rows = {_ROWS.sub("", key).removeprefix(PREFIX): shape for key, shape in shapes.items() if _ROWS.search(key)}
-    empty = next((name for name, shape in rows.items() if not shape or not shape[0]), None)
-    if empty is not None:
-        raise ValueError(f"{empty} has no rank in {folder / ADAPTER_WEIGHTS}: it is damaged, copy it again")
-    adapter = Adapter(config, {name: shape[0] for name, shape in rows.items()})
+    layout = AdapterLayout(config, {name: shape[0] if shape else 0 for name, shape in rows.items()})
     default, most = config.get("r", 8), max((size for shape in rows.values() for size in shape), default=0)
-    for name, rank in adapter.ranks.items():
-        said = adapter.pattern(name, "rank_pattern", default)
-        if said != rank and config.get("target_parameters") and rank % said == 0:
+    for name, rank in layout.ranks.items():
+        expected = layout.pattern(name, "rank_pattern", default)
+        if expected != rank and config.get("target_parameters") and rank % expected == 0:
             raise ValueError(f"{folder} holds LoRA of experts (target_parameters), {EXPERTS}")
-        if said != rank:
+        if expected != rank:
             raise ValueError(
-                f"{name} has rank {rank} in {folder / ADAPTER_WEIGHTS} and {said:g} by the config: the two files do "
-                "not belong together"
+                f"{name} has rank {rank} in {folder / ADAPTER_WEIGHTS} and {expected:g} by the config: the two files "
+                "do not belong together"
             )
     if rows and default > most:
         raise ValueError(f"r={default} in {folder / ADAPTER_CONFIG}, and no module has that rank: copy the file again")
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """What engines look at.
+class AdapterLayout:
+    """Config and ranks of an adapter: what an engine needs to know to scale it.
 
     Attributes
     ----------
@@ -357,7 +323,7 @@ class Adapter:
     ranks : dict of int
         Rows of ``A`` of each module, by full module name.
     others : collection of str
-        Names of the tensors that are no ``A`` or ``B`` of a linear layer.
+        Names of the tensors that are not ``A`` or ``B`` of a linear layer.
     """
 
     config: Mapping[str, Any]
@@ -365,25 +331,34 @@ class Adapter:
     others: Collection[str] = ()
 
     def pattern(self, name: str, which: str, default: float) -> float:
-        """What PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
+        """The value that PEFT reads for a module from ``rank_pattern`` or ``alpha_pattern``."""
         patterns = self.config.get(which) or {}
         return float(patterns.get(get_pattern_key(list(patterns), name), default))
 
     @property
-    def power(self) -> float:
-        """Of the rank, that alpha is divided by: one half under rsLoRA."""
+    def rank_exponent(self) -> float:
+        """Power of the rank that alpha is divided by: one half with rsLoRA."""
         return 0.5 if self.config.get("use_rslora") else 1.0
 
-    def more(self, known: Collection[str] = ()) -> str:
-        """What it holds beside ``A``, ``B`` and saved modules of known names; empty where there is nothing."""
+    @property
+    def scalings(self) -> dict[str, float]:
+        """Scaling of each module by the patterns, as PEFT computes it."""
+        scalings = {}
+        for name in self.ranks:
+            rank = self.pattern(name, "rank_pattern", self.config["r"])
+            scalings[name] = self.pattern(name, "alpha_pattern", self.config["lora_alpha"]) / rank**self.rank_exponent
+        return scalings
+
+    def unsupported_part(self, known: Collection[str] = ()) -> str:
+        """First part that is neither ``A``, ``B`` nor a saved module of a known name; empty if there is none."""
         if self.config.get("bias", "none") != "none":
             return f"bias={self.config['bias']!r}"
         if self.config.get("use_dora"):
             return "DoRA"
         saved = set(self.config.get("modules_to_save") or ())
-        if strange := sorted(saved.difference(known)):
-            return f"modules_to_save={strange}"
-        # Of embeddings A and B have names of their own.
+        if unknown := sorted(saved.difference(known)):
+            return f"modules_to_save={unknown}"
+        # A and B of embeddings have names of their own.
         heads = tuple(f".{name}." for name in saved)
         stray = [name for name in self.others if ".lora_embedding_" not in name and not any(h in name for h in heads)]
         if stray:
@@ -392,25 +367,18 @@ class Adapter:
         return key and f"{key}={self.config[key]!r}"
 
 
-def by_layer(adapter: Adapter) -> dict[str, float]:
-    """Rank and alpha of each module from the patterns, divided by the rank's root under rsLoRA: as PEFT."""
-    config = adapter.config
-    alphas = {name: adapter.pattern(name, "alpha_pattern", config["lora_alpha"]) for name in adapter.ranks}
-    return {n: alphas[n] / adapter.pattern(n, "rank_pattern", config["r"]) ** adapter.power for n in adapter.ranks}
-
-
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What an adapter's folder says of the training that it comes from.
+    """What an adapter's folder records of its training.
 
     Attributes
     ----------
     fingerprints : dict of (16,) float32 tensor, optional
-        Of the base weights by full module name; None where nobody wrote them down.
+        Of the base weights by full module name; None if unknown.
     frozen_a : bool
-        Every ``A`` was frozen.
+        Whether every ``A`` was frozen.
     meta : Meta, optional
-        Of the `TrainingRun`; None in a checkpoint and in other people's folders.
+        Of the `TrainingRun`; None in a checkpoint and in folders of other programs.
     files : dict of str
         SHA-256 of the adapter's two files by name, as the run was saved with them.
     """
@@ -422,15 +390,19 @@ class TrainingRecord:
 
 
 def read_training_record(folder: Path) -> TrainingRecord:
-    """The record of a run, of a checkpoint of `train`, or of an adapter before training; empty in other folders.
+    """Read the record of a run, of a checkpoint of `train`, or of an adapter before training; empty in other folders.
 
     Raises
     ------
     ValueError
-        If the run is damaged or of a newer format.
+        If the run is damaged or of another format.
     """
     if (folder / RUN).is_file():
         return read_result(folder / RUN, "TrainingRun", TrainingRecord)
+    if (older := folder / RUN.with_suffix("")).is_dir():
+        raise ValueError(
+            f"{older} is of an earlier version: use that, or remove it to load the adapter without its run"
+        )
     # PEFT saves an adapter that is not called "default" in a folder of its own, inside the checkpoint.
     record = checkpoint_record(folder) or checkpoint_record(folder.parent) or _initial_record(folder)
     base = {name: torch.tensor(values) for name, values in record[BASE].items()} if BASE in record else None
@@ -444,28 +416,29 @@ def _initial_record(folder: Path) -> dict[str, Any]:
 def write_adapter(
     folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter into an empty folder, and where it has no run a record that `tlora.load` heeds.
+    """Write an adapter into an empty folder, with a record for `tlora.load` if there is no run.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Of `replace_files`, so that all of it or nothing gets to its place.
+        Temporary folder of `replace_files`.
     tensors, config : mapping
         As PEFT reads them.
     record : mapping, optional
-        What is known of the base and of ``A``.
+        Writer, and what is known of the base and of ``A``.
     """
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)  # safetensors lets its owner alone read it
+    blob = dump_tensors(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}
+    )
+    (folder / ADAPTER_WEIGHTS).write_bytes(blob)
     if record:
         (folder / INITIAL).parent.mkdir()
         (folder / INITIAL).write_text(json.dumps(record))
 
 
 def checkpoint_record(checkpoint: Path) -> dict[str, Any] | None:
-    """What `train` wrote down in a checkpoint, last of all; None where it did not."""
+    """Read what `train` recorded in a checkpoint; None if it did not."""
     try:
         record = read_json(checkpoint / ARGUMENTS)
     except (OSError, ValueError):

@@ -9,7 +9,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INITIAL
+from tlora.adapters.files import INITIAL
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, f"{INITIAL.parent}/*"]

@@ -9,12 +9,13 @@ from pathlib import Path
 from peft import PeftModel
 
 from tlora.adapters.files import (
-    ADAPTER_CONFIG,
     BASE,
     FROZEN_A,
     PAGE,
+    SAVE_INITIAL,
+    WRITER,
     earlier_files,
-    refuse_trained,
+    refuse_other_writer,
     write_adapter,
 )
 from tlora.adapters.lora_layers import (
@@ -27,6 +28,7 @@ from tlora.adapters.lora_layers import (
 )
 from tlora.allocation.footprint import ranks_text
 from tlora.models.weights import base_fingerprints
+from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
 
 
@@ -52,7 +54,7 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     ValueError
         If there is no LoRA adapter, or it was trained: some ``B`` is not zero.
     FileExistsError
-        If the folder holds a trained adapter.
+        If the folder holds an adapter that this function did not write.
 
     Notes
     -----
@@ -65,19 +67,22 @@ def save_initial(adapted: PeftModel, folder: str | os.PathLike[str]) -> Path:
     >>> sorted(path.name for path in folder.iterdir())
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'tlora']
     """
-    refuse_trained(folder)
+    refuse_other_writer(folder, SAVE_INITIAL)
     require_one_lora(adapted, "save_initial")
     modules = lora_modules(adapted)
     trained = next((name for name, module in modules.items() if module.b.any()), None)
     if trained is not None:
         raise ValueError(f"B of {trained} is not zero, so the adapter was trained: save it with save_pretrained()")
     record = {
+        WRITER: SAVE_INITIAL,
         BASE: {name: values.tolist() for name, values in base_fingerprints(adapted).items()},
         FROZEN_A: not any(module.a.requires_grad for module in modules.values()),
     }
-    with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier_files(folder)) as fresh:
+    earlier = earlier_files(folder)
+    with without_noise(), replace_files(folder, last=ADAPTER_CONFIG, earlier=earlier) as fresh:
         write_adapter(fresh, adapter_tensors(adapted), adapter_config(adapted), record)
-        (fresh / PAGE).write_text(_page(adapted, modules, Path(folder)), encoding="utf-8")
+        if PAGE in earlier or not Path(folder, PAGE).exists():  # a page of the user stays
+            (fresh / PAGE).write_text(_page(adapted, modules, Path(folder)), encoding="utf-8")
     return Path(folder)
 
 

@@ -17,15 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tlora.adapters.attach import restored_on_error
-from tlora.adapters.files import (
-    ADAPTER_WEIGHTS,
-    PREFIX,
-    TrainingRecord,
-    checked,
-    named_by,
-    read_training_record,
-    revision,
-)
+from tlora.adapters.files import PREFIX, TrainingRecord, explain_base, read_training_record, revision, validate_adapter
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, trace_in_base, without_noise
@@ -33,6 +25,7 @@ from tlora.models.loading import load_model
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted
 from tlora.models.weights import check_same_model, get_base_model
+from tlora.utils.file_names import ADAPTER_WEIGHTS
 from tlora.utils.reproducibility import temporary_seed
 
 # What PEFT raises for a config with a wrong value, and for an adapter of another model.
@@ -93,13 +86,13 @@ def load(
     if model is not None:
         check_is_model(model)
     folder = adapter_folder(folder)
-    config, sizes = checked(folder, "load")
+    config, sizes = validate_adapter(folder, "load")
     record = read_training_record(folder)
     if model is None:
         base = config.get("base_model_name_or_path")
         if not base:
             raise ValueError(f"the adapter in {folder} does not name its base model: pass it as model=")
-        with named_by(folder):
+        with explain_base(folder):
             model, _ = load_model(base, num_labels=saved_classes(folder, config, sizes, record), **revision(config))
     _check_free(model, name, config)
     _check_base(model, folder, record.fingerprints, sizes)

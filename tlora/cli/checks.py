@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from pathlib import Path
 
 import typer
 
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, result_file
-from tlora.utils.files import check_folder
 
 PICTURE_FORMATS = (".png", ".svg", ".pdf")
 
@@ -67,41 +65,6 @@ def check_picture(picture: Path | None) -> Path | None:
     if picture is not None and picture.suffix.lower() not in PICTURE_FORMATS:
         raise typer.BadParameter(f"{picture}: end its name with one of {', '.join(PICTURE_FORMATS)}")
     return picture
-
-
-def check_output(path: Path, holds: str, overwrite: bool = False) -> None:
-    """Refuse a folder that could not be written, or holds files of others or an earlier result.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The folder; it need not exist.
-    holds : str
-        Name of the file by which an earlier result is known.
-    overwrite : bool
-        Whether an earlier result may be replaced.
-    """
-    target = path.resolve()
-    check_folder(target, holds)
-    if (target / holds).exists() and not overwrite:
-        raise FileExistsError(f"{path} holds an earlier result: replace it with --overwrite, or name another")
-    _check_writable(path, target)
-
-
-def check_result(path: Path, overwrite: bool) -> None:
-    """Refuse a file for a result that could not be written, or holds an earlier one."""
-    file = result_file(path)
-    if file.exists() and not overwrite:
-        raise FileExistsError(f"{file} holds an earlier result: replace it with --overwrite, or name another")
-    _check_writable(file, file.resolve().parent)
-
-
-def _check_writable(path: Path, folder: Path) -> None:
-    parent = next(each for each in (folder, *folder.parents) if each.exists())
-    try:
-        tempfile.TemporaryDirectory(prefix=".tlora-", dir=parent).cleanup()
-    except OSError as error:
-        raise OSError(f"cannot write {path} in {parent} ({error.strerror}): name another place") from error
 
 
 def check_saved_result(path: Path | None) -> Path | None:

@@ -27,10 +27,10 @@ def load_base(name: str, data: Data, placement: Placement, report: Report, **whe
 
 def base_name(folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
     """Return the base model of an adapter, and its revision if the adapter names one."""
-    from tlora.adapters.files import check_files, revision, saved_config
+    from tlora.adapters.files import check_files, read_config, revision
 
     check_files(folder)
-    config = saved_config(folder, "tlora") if model is None else {"base_model_name_or_path": model}
+    config = read_config(folder, "tlora") if model is None else {"base_model_name_or_path": model}
     if not (name := config.get("base_model_name_or_path")):
         raise ValueError(f"the adapter in {folder} does not say what its base model is: pass --model")
     return name, revision(config)
@@ -38,11 +38,11 @@ def base_name(folder: Path, model: str | None) -> tuple[str, dict[str, Any]]:
 
 def load_adapted(folder: Path, model: str | None, placement: Placement) -> tuple[Any, Any]:
     """Return the base with the adapter on it, and its tokenizer."""
-    from tlora.adapters.files import checked, read_training_record
+    from tlora.adapters.files import read_training_record, validate_adapter
     from tlora.adapters.load import saved_classes
 
     name, where = base_name(folder, model)
-    labels = saved_classes(folder, *checked(folder, "tlora"), read_training_record(folder))
+    labels = saved_classes(folder, *validate_adapter(folder, "tlora"), read_training_record(folder))
     with explain_base(folder, model):
         base, tokenizer = tlora.load_model(name, num_labels=labels, **placement.arguments(), **where)
     return tlora.load(folder, base), tokenizer
@@ -50,6 +50,6 @@ def load_adapted(folder: Path, model: str | None, placement: Placement) -> tuple
 
 def explain_base(folder: Path, model: str | None) -> contextlib.AbstractContextManager[None]:
     """Add to an error about a base that its name comes from the adapter, unless the command line gave it."""
-    from tlora.adapters.files import named_by
+    from tlora.adapters import files
 
-    return named_by(folder, "--model") if model is None else contextlib.nullcontext()
+    return files.explain_base(folder, "--model") if model is None else contextlib.nullcontext()

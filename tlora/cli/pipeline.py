@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.cli.checks import check_model, check_output, check_result, check_saved_result
+from tlora.cli.checks import check_model, check_saved_result
 from tlora.cli.command_line import again, flatten_options, next_command
 from tlora.cli.loading import load_base
 from tlora.cli.options import (
@@ -50,7 +50,7 @@ from tlora.cli.output import (
 )
 from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
-from tlora.utils.files import replace_file, replace_files
+from tlora.utils.files import check_place, replace_file, replace_files
 
 PLAIN_LORA = (
     "plain LoRA, because no --recipe is given: it learned more than the other recipes in our comparison. The "
@@ -105,9 +105,9 @@ def run(
     if start.init:
         allocating = allocating.cap_rank(sketch_columns(asdict(calibrating)))
     work = unfinished(output)
-    check_output(output, ADAPTER_WEIGHTS, overwrite)
+    check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     refuse_leftover(work, overwrite)
-    check_training(training, placement)
+    check_training(training, placement, output)
     report = Report(quiet)
     if is_default:
         report.say(PLAIN_LORA)
@@ -163,7 +163,7 @@ def calibrate(
 
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
-    check_result(output, overwrite)
+    check_place(result_file(output), overwrite=overwrite)
     refuse_other_result(output, "Calibration")
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
@@ -196,7 +196,7 @@ def allocate(
 
     Takes a second and no model. Writes an Allocation, and shows it by projection.
     """
-    check_result(output, overwrite)
+    check_place(result_file(output), overwrite=overwrite)
     refuse_other_result(output, "Allocation")
     (allocating,) = apply_recipe("tlora", allocating)
     calibrated = tlora.Calibration.load(calibration)
@@ -243,10 +243,10 @@ def init(
     allocating, start = apply_recipe(recipe, allocating, start)
     if start.init:
         allocating = allocating.cap_rank(sketch_columns(asdict(calibrating)))
-    check_output(output, ADAPTER_WEIGHTS, overwrite)
-    from tlora.adapters.files import PAGE, refuse_trained
+    check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
+    from tlora.adapters.files import PAGE, SAVE_INITIAL, refuse_other_writer
 
-    refuse_trained(output)
+    refuse_other_writer(output, SAVE_INITIAL)
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
     check_limits(base, calibrating, allocating)
@@ -303,10 +303,10 @@ def train(
     if start.init and calibration is None:
         raise ValueError("the initial A comes from a calibration: pass --calibration, or --no-init")
     work = unfinished(output)
-    check_output(output, ADAPTER_WEIGHTS, overwrite)
+    check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     for checkpoint in () if resume else (work / CHECKPOINTS).glob("checkpoint-*"):
         refuse_leftover(checkpoint, overwrite)
-    check_training(training, placement)
+    check_training(training, placement, output)
     report = Report(quiet)
 
     allocated = tlora.Allocation.load(allocation)
@@ -354,11 +354,13 @@ def refuse_leftover(folder: Path, overwrite: bool) -> None:
         )
 
 
-def check_training(training: TrainingFlags, placement: Placement) -> None:
-    """Refuse a device or a logger that training would refuse after the calibration."""
+def check_training(training: TrainingFlags, placement: Placement, output: Path) -> None:
+    """Refuse a device, a logger or a folder that training would refuse after the calibration."""
+    from tlora.adapters.files import TRAINING, refuse_other_writer
     from tlora.models.loading import resolve_device
     from tlora.training.arguments import check_gpu, check_report
 
+    refuse_other_writer(output, TRAINING)
     check_report(training.report_to)
     check_gpu(resolve_device(placement.device, {}))
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 import tlora
-from tlora.cli.checks import PICTURE_FORMATS, check_output, check_picture, check_positive
+from tlora.cli.checks import PICTURE_FORMATS, check_picture, check_positive
 from tlora.cli.command_line import again, flatten_options
 from tlora.cli.loading import load_base
 from tlora.cli.options import Data, Model, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, draw_into, facts, load_viz, table
 from tlora.utils.defaults import BATCH_SIZE, RECIPES
+from tlora.utils.files import check_place
 
 ARMS = ("tlora", "uniform", "lora")
 RACE, ADAPTER = "race.safetensors", "adapter"
@@ -122,7 +123,7 @@ def race(
     was trained. The last line is the outcome.
     """
     if output is not None:
-        check_output(output, RACE, overwrite)
+        check_place(output, RACE, overwrite=overwrite)
     arms, report = racing.arms(), Report(quiet)
     base, task = load_base(model, data, placement, report)
     result = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())

@@ -11,7 +11,7 @@ import typer
 
 import tlora
 from tlora.allocation.footprint import ranks_text, size_text
-from tlora.cli.checks import check_fraction, check_output, check_positive, check_saved_result
+from tlora.cli.checks import check_fraction, check_positive, check_saved_result
 from tlora.cli.command_line import next_command
 from tlora.cli.evaluate import output_for
 from tlora.cli.loading import base_name, load_adapted
@@ -19,6 +19,7 @@ from tlora.cli.options import AdapterName, BaseModel, Device, Json, Overwrite, P
 from tlora.cli.output import Report, facts, table
 from tlora.utils.defaults import ENERGY, Dtype, EngineName, Format
 from tlora.utils.file_names import ADAPTER_WEIGHTS, EXPORT_RECORD, GGUF_ADAPTER
+from tlora.utils.files import check_place
 
 UNKNOWN = "BASE.gguf"
 """Stands for a file that only the user can name."""
@@ -149,11 +150,11 @@ def compress(
     """
     if sum(value is not None for value in (rank, parameters, energy, error)) != 1:
         raise ValueError("give one of --rank, --parameters, --energy and --error")
-    check_output(output, ADAPTER_WEIGHTS, overwrite)
+    check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite, inputs=[adapter])
     from tlora.adapters.compression import MEASURES
-    from tlora.adapters.files import refuse_trained
+    from tlora.adapters.files import COMPRESS, refuse_other_writer
 
-    refuse_trained(output)
+    refuse_other_writer(output, COMPRESS)
     own, other = (None if path is None else tlora.Calibration.load(path) for path in (calibration, held_out))
     compression = tlora.compress(
         adapter, rank=rank, parameters=parameters, energy=energy, error=error, calibration=own, held_out=other
@@ -203,17 +204,17 @@ def export(
     adapter folded into the weights of its base, a whole model that transformers loads on its own. Whatever the format,
     what was written is read again, and its logits are compared with those of the trained adapter.
     """
-    earlier = (output, output / EXPORT_RECORD, output / GGUF_ADAPTER)
-    if not overwrite and any(file.is_file() for file in earlier):
-        raise FileExistsError(f"{output} holds an earlier export: replace it with --overwrite, or name another")
+    for earlier in (output, output / EXPORT_RECORD, output / GGUF_ADAPTER):
+        if earlier.is_file():
+            check_place(earlier, overwrite=overwrite)
     from tlora.adapters.hub import adapter_folder
-    from tlora.serving.export import check_place, choose_format, gguf_file
+    from tlora.serving.export import check_export_place, choose_format, gguf_file
     from tlora.serving.verify import PROMPTS, export_difference
 
     report, kind, folder = Report(quiet), choose_format(format, engine), adapter_folder(adapter)
     base, _ = base_name(folder, model)
     place = gguf_file(output) if kind == "gguf" else output
-    check_place(place, kind, {"the adapter itself": folder, "its base model": base})
+    check_export_place(place, kind, [folder, base], overwrite)
     placement = Placement(device=device, dtype="float32" if dtype == "float32" else None)
     with report.step(f"exporting {adapter}"):
         adapted, tokenizer = load_adapted(folder, model, placement)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tlora.adapters.files import Adapter, by_layer
+from tlora.adapters.files import AdapterLayout
 from tlora.utils.defaults import EngineName
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -18,26 +18,31 @@ FOREIGN = "PEFT's format is not read"
 _INITS = ("pissa", "olora", "corda", "loftq")
 
 
-def global_scale(adapter: Adapter) -> dict[str, float]:
+def scale_by_module(adapter: AdapterLayout) -> dict[str, float]:
+    """The scale of each module by the patterns, as PEFT computes it."""
+    return adapter.scalings
+
+
+def global_scale(adapter: AdapterLayout) -> dict[str, float]:
     """Return ``lora_alpha / r`` for all modules, or ``lora_alpha / sqrt(r)`` under rsLoRA."""
-    return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"] ** adapter.power)
+    return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"] ** adapter.rank_exponent)
 
 
-def global_scale_without_rslora(adapter: Adapter) -> dict[str, float]:
+def global_scale_without_rslora(adapter: AdapterLayout) -> dict[str, float]:
     """Return ``lora_alpha / r`` for all modules, rsLoRA or not."""
     return dict.fromkeys(adapter.ranks, adapter.config["lora_alpha"] / adapter.config["r"])
 
 
-def scale_by_tensor_rank(adapter: Adapter) -> dict[str, float]:
+def scale_by_tensor_rank(adapter: AdapterLayout) -> dict[str, float]:
     """Return ``lora_alpha`` divided by the rank of the module's own tensors."""
     return {name: adapter.config["lora_alpha"] / rank for name, rank in adapter.ranks.items()}
 
 
-def vllm_refusal(adapter: Adapter) -> str:
+def vllm_refusal(adapter: AdapterLayout) -> str:
     """Say what vLLM does not accept; empty if it accepts the adapter."""
     config = adapter.config
-    if more := adapter.more(known=("classifier", "score")):
-        return more
+    if part := adapter.unsupported_part(known=("classifier", "score")):
+        return part
     if str(config.get("init_lora_weights")).lower().startswith(_INITS):
         return f"init_lora_weights={config['init_lora_weights']!r}"
     if max(adapter.ranks.values()) > VLLM_RANKS[-1]:
@@ -45,10 +50,10 @@ def vllm_refusal(adapter: Adapter) -> str:
     return ""
 
 
-def sglang_refusal(adapter: Adapter) -> str:
+def sglang_refusal(adapter: AdapterLayout) -> str:
     """Say what SGLang does not accept; empty if it accepts the adapter."""
-    if more := adapter.more():
-        return more
+    if part := adapter.unsupported_part():
+        return part
     r = adapter.config["r"]
     other = {name: rank for name, rank in adapter.ranks.items() if rank != r}
     if other:
@@ -58,11 +63,11 @@ def sglang_refusal(adapter: Adapter) -> str:
     return "q_proj without v_proj" if "q_proj" in kinds and "v_proj" not in kinds else ""
 
 
-def stacking_refusal(adapter: Adapter) -> str:
+def stacking_refusal(adapter: AdapterLayout) -> str:
     """Say what engines that stack the layers of one kind do not accept; empty if they accept the adapter."""
     different = len(set(adapter.ranks.values()))
     stacked = f"{different} different ranks: layers of one kind are stacked" if different > 1 else ""
-    return adapter.more() or stacked
+    return adapter.unsupported_part() or stacked
 
 
 @dataclass(frozen=True)
@@ -74,24 +79,24 @@ class Engine:
     name : str
         With the versions that it holds for.
     scales : callable
-        From an `Adapter` to the scale of each module.
+        From an `AdapterLayout` to the scale of each module.
     refusal : callable
-        From an `Adapter` to the reason why the engine refuses it or ignores a part of it; empty if it does not.
+        From an `AdapterLayout` to the reason why the engine refuses it or ignores a part of it; empty if it does not.
     """
 
     name: str
-    scales: Callable[[Adapter], dict[str, float]]
-    refusal: Callable[[Adapter], str]
+    scales: Callable[[AdapterLayout], dict[str, float]]
+    refusal: Callable[[AdapterLayout], str]
 
 
 ENGINES = (
-    Engine("PEFT 0.15 and later", by_layer, lambda adapter: ""),
-    Engine("vLLM 0.32", by_layer, vllm_refusal),
+    Engine("PEFT 0.15 and later", scale_by_module, lambda adapter: ""),
+    Engine("vLLM 0.32", scale_by_module, vllm_refusal),
     Engine("vLLM 0.31 and earlier", global_scale, vllm_refusal),
     Engine("SGLang 0.5", global_scale_without_rslora, sglang_refusal),
-    Engine("TensorRT-LLM", scale_by_tensor_rank, Adapter.more),
+    Engine("TensorRT-LLM", scale_by_tensor_rank, AdapterLayout.unsupported_part),
     Engine("LoRAX, TGI", global_scale, stacking_refusal),
-    Engine("llama.cpp, by its converter", scale_by_tensor_rank, Adapter.more),
+    Engine("llama.cpp, by its converter", scale_by_tensor_rank, AdapterLayout.unsupported_part),
     Engine("mlx-lm 0.32", global_scale_without_rslora, lambda adapter: FOREIGN),
 )
 

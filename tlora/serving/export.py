@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tlora.adapters.attach import merge
-from tlora.adapters.files import ADAPTER_CONFIG, PREFIX, Adapter, refuse_trained, revision, write_adapter
+from tlora.adapters.files import EXPORT, PREFIX, AdapterLayout, refuse_other_writer, revision, write_adapter
 from tlora.adapters.lora_layers import require_one_lora, shared_weight
 from tlora.models.loading import floating_dtype, load_tokenizer
 from tlora.models.weights import copy_sharing_weights
@@ -24,13 +24,12 @@ from tlora.serving.llama_cpp import FILE as GGUF_FILE
 from tlora.serving.llama_cpp import write_gguf
 from tlora.serving.uniform_lora import MERGED, PlainLora, fill_layers, pad_to_rank, plain_lora, target_suffixes
 from tlora.utils.defaults import EngineName, Format
-from tlora.utils.files import check_folder, read_json, replace_files
+from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD
+from tlora.utils.files import check_place, read_json, replace_files
 from tlora.utils.packages import require
 from tlora.utils.validation import one_of
 
 MODEL_CONFIG = "config.json"
-RECORD = "export.json"
-"""File of an exported folder that records its format, and which files are part of it."""
 
 _GGUF_FIELDS = {"general.architecture", "general.type", "general.file_type", "adapter.type", "adapter.lora.alpha"}
 
@@ -98,7 +97,7 @@ def export(
     precision = None if dtype is None else floating_dtype(dtype)
     require_one_lora(model, "export")
     path = gguf_file(Path(folder)) if kind == "gguf" else Path(folder)
-    check_place(path, kind, {"the base model": model.config.name_or_path})
+    check_export_place(path, kind, [model.config.name_or_path])
     if kind == "merged":
         return _export_merged(model, path, precision, tokenizer)
     plain = plain_lora(model)
@@ -140,7 +139,7 @@ def gguf_file(path: Path) -> Path:
 def _check_server(plain: PlainLora, server: Server) -> None:
     heads = sorted(plain.config.modules_to_save) if plain.others else None
     config = {"r": plain.rank, "lora_alpha": plain.rank, "modules_to_save": heads}
-    refusal = server.engine.refusal(Adapter(config, dict.fromkeys(plain.factors, plain.rank)))
+    refusal = server.engine.refusal(AdapterLayout(config, dict.fromkeys(plain.factors, plain.rank)))
     if refusal:
         raise ValueError(f"{server.engine.name} does not accept this adapter ({refusal}): {MERGED}")
 
@@ -239,7 +238,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
             shutil.copymode(fresh / MODEL_CONFIG, file)  # safetensors makes its files readable for their owner alone
 
 
-def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[str]]) -> None:
+def check_export_place(path: Path, format: str, inputs: Iterable[str | Path] = (), overwrite: bool = True) -> None:
     """Refuse, before anything is computed, a place where an export would replace anything but an earlier one.
 
     Parameters
@@ -248,22 +247,21 @@ def check_place(path: Path, format: str, kept: Mapping[str, str | os.PathLike[st
         The folder, or the file of ``"gguf"``; it need not exist.
     format : {"peft", "gguf", "merged"}
         Format of the export.
-    kept : mapping of str to path-like
-        Paths that are never replaced, by a description; names on the hub and empty ones are ignored.
+    inputs : iterable of path-like
+        Adapter and base model, which are never replaced; names on the hub and empty ones are ignored.
+    overwrite : bool
+        Whether an earlier export may be replaced.
 
     Raises
     ------
     FileExistsError
         If something else would be replaced; the message names it.
     """
-    target = path.resolve()
-    for what, place in kept.items():
-        if str(place) and target.exists() and target == Path(place).resolve():
-            raise FileExistsError(f"{path} is {what}, which is never replaced: choose another path")
+    check_place(path, "" if format == "gguf" else EXPORT_RECORD, overwrite=overwrite, inputs=inputs)
     if format == "gguf":
-        _check_gguf(target)
+        _check_gguf(path.resolve())
     else:
-        _earlier_export(target, format)
+        _earlier_export(path.resolve(), format)
 
 
 @contextlib.contextmanager
@@ -285,26 +283,26 @@ def replace_export(path: Path, format: str) -> Iterator[Path]:
     Raises
     ------
     FileExistsError, OSError
-        As `check_place` and `tlora.utils.files.replace_files`.
+        As `check_export_place` and `tlora.utils.files.replace_files`.
     """
     last = ADAPTER_CONFIG if format == "peft" else MODEL_CONFIG
-    with replace_files(path, last=last, first=RECORD, earlier=_earlier_export(path, format)) as fresh:
+    check_place(path, EXPORT_RECORD)
+    with replace_files(path, last=last, first=EXPORT_RECORD, earlier=_earlier_export(path, format)) as fresh:
         yield fresh
         files = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
-        (fresh / RECORD).write_text(json.dumps({"format": format, "files": files}, indent=1))
+        (fresh / EXPORT_RECORD).write_text(json.dumps({"format": format, "files": files}, indent=1))
 
 
 def _earlier_export(folder: Path, format: str) -> list[Path]:
     """Return the files of the export in a folder, which must hold one of the same format, or nothing."""
-    check_folder(folder, RECORD)
-    if not (folder / RECORD).exists():
+    if not (folder / EXPORT_RECORD).exists():
         return []
-    refuse_trained(folder)
+    refuse_other_writer(folder, EXPORT)
     try:
-        record = read_json(folder / RECORD)
+        record = read_json(folder / EXPORT_RECORD)
         written, files = record["format"], [Path(name) for name in record["files"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(f"{folder / RECORD} is damaged: choose another path, or remove it first") from error
+        raise FileExistsError(f"{folder / EXPORT_RECORD} is damaged: choose another path or remove it") from error
     if written != format:
         raise FileExistsError(f"{folder} is an export as '{written}', not '{format}': choose another path")
     return files

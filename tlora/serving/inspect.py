@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 
 from tlora.adapters.files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     COMPUTES_MORE,
-    Adapter,
-    by_layer,
-    checked,
+    AdapterLayout,
     read_tensors,
     read_training_record,
     split_factors,
+    validate_adapter,
 )
 from tlora.adapters.hub import adapter_folder
 from tlora.adapters.lora_layers import update_singular_values
 from tlora.results import Meta
 from tlora.serving.inspection import Inspection
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _KEPT = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights",
@@ -63,14 +61,14 @@ def inspect(folder: str | os.PathLike[str]) -> Inspection:
             "run.save(folder) or model.save_pretrained(folder)"
         )
     folder = adapter_folder(folder)
-    config, _ = checked(folder, "inspect")
+    config, _ = validate_adapter(folder, "inspect")
     for key in ("r", "lora_alpha"):
         if key not in config:
             raise ValueError(f"{folder / ADAPTER_CONFIG} has no {key}: it is truncated, copy it again")
     config = {key: config[key] for key in _KEPT if key in config}
     pairs, others = split_factors(read_tensors(folder), folder / ADAPTER_WEIGHTS)
     ranks = {name: len(a) for name, (a, _) in pairs.items()}
-    scalings = by_layer(Adapter(config, ranks))
+    scalings = AdapterLayout(config, ranks).scalings
     return Inspection(
         config=config,
         ranks=ranks,

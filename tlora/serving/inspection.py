@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import Tensor
 
-from tlora.adapters.files import Adapter, by_layer
+from tlora.adapters.files import AdapterLayout
 from tlora.adapters.lora_layers import RANK_COLUMNS, rank_use
 from tlora.allocation.footprint import ranks_text
 from tlora.results import Meta, Result
@@ -79,7 +79,7 @@ class Inspection(Result):
     @property
     def scalings(self) -> dict[str, float]:
         """Scaling ``s`` of each module, as PEFT computes it."""
-        return by_layer(Adapter(self.config, self.ranks))
+        return AdapterLayout(self.config, self.ranks).scalings
 
     def rank_use(self, energy: float = ENERGY) -> pd.DataFrame:
         """Compare the rank of each module with the directions that its update uses.
@@ -103,7 +103,7 @@ class Inspection(Result):
 
     def engines(self) -> pd.DataFrame:
         """Return what each engine would compute, one row an engine; see ``engine_columns``."""
-        adapter, trained = Adapter(self.config, self.ranks, tuple(self.others)), self.scalings
+        adapter, trained = AdapterLayout(self.config, self.ranks, tuple(self.others)), self.scalings
         rows = []
         for engine in ENGINES:
             refusal, scales = engine.refusal(adapter), engine.scales(adapter)

@@ -21,7 +21,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, checkpoint_record, saved_shapes
+from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, checkpoint_record, read_shapes
 from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_modules
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
@@ -237,7 +237,7 @@ def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
             "with model.set_adapter(name)"
         )
     try:
-        saved = saved_shapes(folder)
+        saved = read_shapes(folder)
     except ValueError as error:
         raise ValueError(f"{error}, or resume from an earlier checkpoint") from error
     here = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}

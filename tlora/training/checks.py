@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from tlora.adapters.files import Adapter, by_layer
+from tlora.adapters.files import AdapterLayout
 from tlora.adapters.lora_layers import adapter_tensors, lora_modules, require_one_adapter, warn_resized_vocabulary
 from tlora.models.weights import refuse_packed
 
@@ -58,8 +58,8 @@ def check_trainable(model: Any) -> None:
 def _check_config(model: PeftModel) -> None:
     """Refuse layers whose rank or scaling differs from the config, which decides what is loaded again."""
     modules = lora_modules(model)
-    adapter = Adapter(model.peft_config[model.active_adapter].to_dict(), {n: m.rank for n, m in modules.items()})
-    scalings = by_layer(adapter)
+    adapter = AdapterLayout(model.peft_config[model.active_adapter].to_dict(), {n: m.rank for n, m in modules.items()})
+    scalings = adapter.scalings
     for name, module in modules.items():
         rank = adapter.pattern(name, "rank_pattern", adapter.config["r"])
         rows = len(module.a) or module.rank  # a sharded A has no rows here

@@ -13,18 +13,11 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    PREFIX,
-    RUN,
-    check_files,
-    earlier_files,
-    write_adapter,
-)
+from tlora.adapters.files import PREFIX, RUN, check_files, earlier_files, write_adapter
 from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tlora.utils.files import digest, replace_files
 
 

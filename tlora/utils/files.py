@@ -1,6 +1,6 @@
 """Files that are written whole or not at all: in a temporary folder on the same disk, flushed, then moved into place.
 
-Files of others in the same folder are left alone. A process that is killed leaves its temporary folder,
+Other files in the same folder are left alone. A process that is killed leaves its temporary folder,
 ``.tlora-<host>-<process>-<8 hexadecimal digits>``, which the next write in the same place removes.
 """
 
@@ -22,9 +22,6 @@ from typing import Any
 import psutil
 from safetensors import SafetensorError
 
-LARGEST_JSON = 2**28
-"""Bytes: more than any file of ours, less than what brings a machine down."""
-
 _KEPT = "what was there before is as it was"
 _OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
 
@@ -37,18 +34,15 @@ def read_json(path: Path) -> dict[str, Any]:
     FileNotFoundError
         If there is none.
     ValueError
-        If it is larger than `LARGEST_JSON`, no JSON, nested too deeply, or holds something else than an object.
+        If it is not JSON, or not an object.
     """
-    size = path.stat().st_size
-    if size > LARGEST_JSON:
-        raise ValueError(f"{path} has {size:,} bytes, far more than any such file: it is damaged, or not one of ours")
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): truncated, or not one of ours") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object but {str(found)[:50]}: it is damaged, or not one of ours")
-    return found
+        raise ValueError(f"{path} is not valid JSON ({error}): it is truncated, or not a file of tlora") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {str(value)[:50]}, not a JSON object: it is damaged, or not a file of tlora")
+    return value
 
 
 def digest(path: Path) -> str:
@@ -58,7 +52,7 @@ def digest(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Have a folder, with all that is in it, on disk."""
+    """Wait until a folder, with everything in it, is on disk."""
     for folder, _, names in os.walk(path):
         for name in names:
             fsync(Path(folder, name))
@@ -66,7 +60,7 @@ def flush(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
+    """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,27 +71,77 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write a file to, which takes the place of ``path`` when the block ends well, and vanishes otherwise.
+def check_place(
+    path: str | os.PathLike[str],
+    marker: str | os.PathLike[str] = "",
+    *,
+    overwrite: bool = True,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Refuse, before anything is computed, a place that must not or cannot be written.
+
+    This is the one rule for everything that writes: what is read is never replaced, ``overwrite`` replaces what the
+    same command wrote before, and all other files stay.
 
     Parameters
     ----------
     path : path-like
-        The file to make or to replace.
+        The folder to write, or the file if there is no ``marker``.
+    marker : path-like, optional
+        File by which a folder is known to hold an earlier result of the same command.
+    overwrite : bool
+        Whether an earlier result may be replaced.
+    inputs : iterable of path-like, optional
+        What the command reads. Names that are no paths, such as those of a hub, do no harm.
+
+    Raises
+    ------
+    FileExistsError
+        If something would be replaced that must stay; the message names the file.
+    OSError
+        If the place is not writable.
+    """
+    target = Path(path).resolve()
+    if target.exists() and target in {Path(place).resolve() for place in inputs if str(place)}:
+        raise FileExistsError(f"{path} is read and therefore never replaced: choose another path")
+    if marker and target.exists():
+        if not target.is_dir():
+            raise FileExistsError(f"{path} is a file, not a folder: choose another path or remove it")
+        other = next(iter(sorted(target.iterdir())), None)
+        if other is not None and not (target / marker).exists():
+            raise FileExistsError(f"{path} holds {other.name} and no {marker}: choose another path or remove it")
+    earlier = target / marker if marker else target
+    if earlier.exists() and not overwrite:
+        raise FileExistsError(f"{Path(path, marker)} exists: replace it with --overwrite, or name another place")
+    parent = next(folder for folder in (target if marker else target.parent, *target.parents) if folder.exists())
+    try:
+        with _scratch_folder(parent):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write {path} in {parent} ({error.strerror}): name another place") from error
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write a file to, which replaces ``path`` when the block ends well, and vanishes otherwise.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to create or to replace.
 
     Yields
     ------
     pathlib.Path
-        A file of the same name, not there yet, in a temporary folder on the same file system.
+        A file of the same name that does not exist yet, in a temporary folder on the same file system.
 
     Raises
     ------
     OSError
         If the disk is full or the place is not writable; the earlier file is left as it was.
     """
-    target = Path(path).resolve()  # behind a link, the file is replaced and the link stays
-    with _said_of(target), replace_files(target.parent, last=target.name) as scratch:
+    target = Path(path).resolve()  # of a link, the file behind it is replaced
+    with _name_in_errors(target), replace_files(target.parent, last=target.name) as scratch:
         yield scratch / target.name
 
 
@@ -110,15 +154,16 @@ def replace_files(
     Parameters
     ----------
     folder : path-like
-        Where the files belong; whatever else it holds stays as it is.
+        Where the files belong; other files in it stay.
     last : str
         The file by which readers take the files for one set. It is moved after all others.
     first : str, optional
-        Name of files that list others of the set. They are moved before, for the next write to find what a kill left.
+        Name of a file that lists others of the set. It is moved before them, for the next write to find what a kill
+        left.
     earlier : iterable of str or pathlib.Path
-        Files of an earlier set, relative to ``folder``, some of which have the names of new ones. Then the earlier
-        ``last`` is removed first, so that no reader ever takes old and new files for one set; those of them that are
-        not written again are removed too, with folders that become empty.
+        Files of an earlier set, relative to ``folder``, some of which have the names of new ones. The earlier ``last``
+        is then removed first, so that no reader takes old and new files for one set; those that are not written again
+        are removed too, with folders that become empty.
 
     Yields
     ------
@@ -132,66 +177,42 @@ def replace_files(
     OSError
         If the disk is full or the place is not writable; the earlier files are left as they were.
     """
-    target = Path(folder).resolve()  # behind a link, files are replaced and the link stays
-    _refuse_file(target)
+    target = Path(folder).resolve()  # of a link, the folder behind it is written
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{folder} is a file, not a folder: choose another path or remove it")
     with contextlib.ExitStack() as stack:
-        with _said_of(target):
-            scratch = stack.enter_context(_scratch(target if target.is_dir() else target.parent))
+        with _name_in_errors(target):
+            scratch = stack.enter_context(_scratch_folder(target if target.is_dir() else target.parent))
             yield scratch
             flush(scratch)
-        _put_in_place(scratch, target, Path(last), first, set(map(Path, earlier)))
-
-
-def check_folder(folder: Path, holds: str) -> None:
-    """Refuse to write among the files of others.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        The folder; it need not be there.
-    holds : str
-        File that a folder of ours has, or else must be empty.
-
-    Raises
-    ------
-    FileExistsError
-        If it is a file, or a folder with other files.
-    """
-    _refuse_file(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / holds).exists():
-        raise FileExistsError(f"{folder} exists and holds no {holds}: choose another path or remove it")
-
-
-def _refuse_file(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, and no folder: choose another path or remove it")
+        _move_into_place(scratch, target, Path(last), first, set(map(Path, earlier)))
 
 
 @contextlib.contextmanager
-def _said_of(target: Path) -> Iterator[None]:
-    """Errors of the system in one sentence that names the target, and not the temporary file."""
+def _name_in_errors(target: Path) -> Iterator[None]:
+    """Raise errors of the system as one sentence that names the target, not the temporary file."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        found = _OS_ERROR.search(str(error)) if isinstance(error, SafetensorError) else None
-        number = int(found[2]) if found else getattr(error, "errno", None)
+        match = _OS_ERROR.search(str(error)) if isinstance(error, SafetensorError) else None
+        number = int(match[2]) if match else getattr(error, "errno", None)
         if number is None:
             raise
-        reason = found[1] if found else str(getattr(error, "strerror", None))
-        told = reason if _KEPT in reason else f"{reason} ({_KEPT})"
-        raise OSError(number, told, str(target)) from error
+        reason = match[1] if match else str(getattr(error, "strerror", None))
+        text = reason if _KEPT in reason else f"{reason} ({_KEPT})"
+        raise OSError(number, text, str(target)) from error
 
 
 @contextlib.contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    """A new folder to write in, gone afterwards with whatever it holds then."""
+def _scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder to write in, removed afterwards with whatever is still in it."""
     parent.mkdir(parents=True, exist_ok=True)
-    ours = f".tlora-{socket.gethostname()}"
-    for left in parent.glob(f"{ours}-*"):
-        process = re.fullmatch(r"-(\d+)-[0-9a-f]{8}", left.name.removeprefix(ours))
+    prefix = f".tlora-{socket.gethostname()}"
+    for leftover in parent.glob(f"{prefix}-*"):
+        process = re.fullmatch(r"-(\d+)-[0-9a-f]{8}", leftover.name.removeprefix(prefix))
         if process and not psutil.pid_exists(int(process[1])):  # it was killed
-            shutil.rmtree(left, ignore_errors=True)
-    fresh = parent / f"{ours}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            shutil.rmtree(leftover, ignore_errors=True)
+    fresh = parent / f"{prefix}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     fresh.mkdir()
     try:
         yield fresh
@@ -199,9 +220,9 @@ def _scratch(parent: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _put_in_place(scratch: Path, target: Path, last: Path, first: str, earlier: set[Path]) -> None:
+def _move_into_place(scratch: Path, target: Path, last: Path, first: str, earlier: set[Path]) -> None:
     try:
-        scratch.rename(target)  # where there is nothing yet, all files appear at once
+        scratch.rename(target)  # into a place that is empty, all files appear at once
     except OSError:
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         if earlier:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from tlora.adapters.compression import Compression
-from tlora.adapters.files import ADAPTER_CONFIG
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
@@ -21,6 +20,7 @@ from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
+from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.validation import check_type
 
 KINDS: dict[str, Any] = {

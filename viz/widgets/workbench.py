@@ -29,7 +29,7 @@ from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
-from tlora.utils.files import check_folder, read_json, replace_file, replace_files
+from tlora.utils.files import check_place, read_json, replace_file, replace_files
 from viz.plots.allocation import headline
 from viz.widgets.base import PicturedWidget, read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
@@ -410,7 +410,7 @@ class Workbench(PicturedWidget):
                 "of": type(self.calibration).__name__,
                 "others": list(self.results.others),
             }
-        check_folder(Path(path), "calibration.safetensors")
+        check_place(path, "calibration.safetensors")
         earlier = [*map(result_file, parts), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
         with replace_files(path, last=SESSION, earlier=earlier) as folder:

@@ -5,7 +5,7 @@ import torch
 
 import tlora
 from tests.helpers.results import compression, run, same
-from tlora.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def test_it_is_saved_with_the_adapter_in_it(tmp_path):

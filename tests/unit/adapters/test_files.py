@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import tlora
+from tests.helpers.adapted import adapted_model
 from tests.helpers.models import tiny_model
+from tests.helpers.updates import trained
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -51,27 +54,14 @@ def test_it_is_taken_as_it_is(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("r", 10**9, r"q_proj has rank 4 in .* and 1e\+09 by the config: the two files do not belong together"),
+        ("r", 10**9, r"q_proj has rank 4 in .* and 1e\+09 by the config"),
         ("r", 3, "has rank 4 in .* and 3 by the config"),
         ("rank_pattern", {}, "v_proj has rank 2 in .* and 4 by the config"),
-        ("r", 0, r"r=0 in .*adapter_config\.json: it must be a whole number above 0"),
-        ("r", True, "r=True in .*a whole number above 0"),
-        ("r", 4.0, r"r=4\.0 in .*a whole number above 0"),
-        ("r", "4", "r=4 in .*a whole number above 0"),
-        ("r", None, "r=None in .*a whole number above 0"),
-        ("lora_alpha", -8, "lora_alpha=-8 in .*a number above 0"),
-        ("lora_alpha", float("inf"), "lora_alpha=inf in .*a number above 0"),
-        ("lora_alpha", float("nan"), "lora_alpha=nan in .*a number above 0"),
-        ("rank_pattern", [2], r"rank_pattern=\[2\] in .*ranks by regular expressions"),
-        ("rank_pattern", {"v_proj": 2.5}, "rank_pattern=.*ranks by regular expressions"),
-        ("rank_pattern", {"(v_proj": 2}, "rank_pattern=.*ranks by regular expressions"),
-        ("alpha_pattern", {"v_proj": "2"}, "alpha_pattern=.*numbers above 0 by regular expressions"),
-        ("target_modules", 3, "target_modules=3 in .*names or a regular expression"),
-        ("target_modules", ["q_proj", 3], "target_modules=.*names or a regular expression"),
-        ("target_modules", "(q_proj", "target_modules=.*names or a regular expression"),
-        ("modules_to_save", "score", "modules_to_save=score in .*names or null"),
-        ("base_model_name_or_path", 3, "base_model_name_or_path=3 in .*a name or null"),
-        ("bias", "some", "bias=some in .*none, all or lora_only"),
+        *(("r", rank, CONFIG) for rank in (0, True, 4.0, "4", None)),
+        *(("lora_alpha", alpha, CONFIG) for alpha in (-8, float("inf"), float("nan"), "8")),
+        *(("rank_pattern", pattern, CONFIG) for pattern in ([2], {"v_proj": 2.5}, {"(v_proj": 2})),
+        ("alpha_pattern", {"v_proj": "2"}, CONFIG),
+        ("target_modules", "(q_proj", CONFIG),
         ("peft_type", ["LORA"], "of type"),
     ],
 )
@@ -114,8 +104,26 @@ def test_a_tensor_of_integers_is_refused_and_half_precision_is_not(folder: Path)
     refused(folder, r"lora_A\.weight in .* is not finite, or not floating-point \(torch\.int32\)")
 
 
-def test_a_tensor_without_rows_is_refused(folder: Path) -> None:
-    tensors = load_file(folder / ADAPTER)
-    name = next(key for key in tensors if "lora_A" in key)
-    save_file(tensors | {name: tensors[name][:0].clone()}, folder / ADAPTER)
-    refused(folder, "has no rank in")
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "save_initial": lambda folder: tlora.save_initial(adapted_model(), folder),
+    "compress": lambda folder: tlora.compress(trained()[0], rank=1).save_adapter(folder),
+    "training": lambda folder: trained()[1].save(folder),
+    "export": lambda folder: tlora.export(trained()[0], folder),
+    "another program": lambda folder: trained()[0].save_pretrained(folder, save_embedding_layers=False),
+}
+
+
+@pytest.mark.parametrize("there", WRITERS)
+def test_an_adapter_is_replaced_only_by_the_function_that_wrote_it(there: str, tmp_path: Path) -> None:
+    """But `TrainingRun.save` replaces any: the folder is named by the user, and the run would be lost."""
+    WRITERS[there](tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for writer in ("save_initial", "compress", "export"):
+        if writer != there:
+            with pytest.raises(FileExistsError, match=r"adapter_model\.safetensors|export\.json"):
+                WRITERS[writer](tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    if there in ("save_initial", "compress", "export"):
+        WRITERS[there](tmp_path)
+        assert tlora.load(tmp_path, tiny_model("llama")) is not None

@@ -330,7 +330,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(format, tmp_path):
     with pytest.raises(FileExistsError, match=f"'{format}'"):
         tlora.export(adapted, path, **options | {"format": other})
     train_once(adapted).save(path)
-    with pytest.raises(FileExistsError, match="trained adapter"):
+    with pytest.raises(FileExistsError, match="written by training"):
         tlora.export(adapted, path, **options)
 
 
@@ -373,7 +373,7 @@ def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
     model, tokenizer = tlora.load_model(path)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     before = content(path)
-    with pytest.raises(FileExistsError, match="the base model"):
+    with pytest.raises(FileExistsError, match="base is read"):
         tlora.export(adapted, tmp_path / "x" / ".." / "base", format="merged", tokenizer=tokenizer)
     assert content(path) == before
 

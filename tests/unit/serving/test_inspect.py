@@ -97,7 +97,7 @@ def test_layers_come_in_their_order(tmp_path):
 
 DAMAGE = {
     "bin": (lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"), FileNotFoundError, "code"),
-    "alpha": (lambda f: edit_config(f, lora_alpha=None), ValueError, "lora_alpha"),
+    "alpha": (lambda f: edit_config(f, lora_alpha=None), ValueError, "adapter_config"),
     "rank": (lambda f: edit_config(f, rank_pattern={}), ValueError, "rank 3"),
     "half": (lambda f: edit_tensors(f, lambda t: t.pop(next(k for k in t if "lora_B" in k))), ValueError, "lora_B"),
 }
