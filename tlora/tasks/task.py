@@ -79,7 +79,7 @@ class Task:
 
     Examples
     --------
-    >>> task.describe().loc["test", "samples"]
+    >>> int(task.describe().loc["test", "samples"])
     4
     >>> sorted(task.evaluate(model, limit=2))
     ['exact_match', 'loss', 'perplexity']

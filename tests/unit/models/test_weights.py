@@ -89,9 +89,9 @@ def linear(device="cpu", **marks):
     return layer
 
 
-def packed():
+def packed(stored):
     layer = QuantLinear(16, 8)
-    layer.weight = nn.Parameter(torch.zeros(64, 1, dtype=torch.uint8), requires_grad=False)
+    layer.weight = nn.Parameter(stored, requires_grad=False)
     return layer
 
 
@@ -102,7 +102,8 @@ def packed():
         (linear(ds_id=3), ValueError, "ZeRO-3"),  # the shards are elsewhere
         (linear(device_mesh=SimpleNamespace(mesh_dim_names=("fsdp", "tp"))), ValueError, "'tp'"),
         (QuantLinear(16, 8), TypeError, "QuantLinear"),
-        (packed(), TypeError, "uint8"),
+        (packed(torch.zeros(64, 1, dtype=torch.uint8)), TypeError, "uint8"),
+        (packed(torch.zeros(8, 16, dtype=torch.float8_e4m3fn)), TypeError, "float8_e4m3fn"),
     ],
 )
 def test_a_weight_that_cannot_be_read_is_refused(layer, error, named):

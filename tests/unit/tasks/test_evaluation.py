@@ -16,7 +16,7 @@ from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.helpers.padding import decoder
 from tests.helpers.rows import pairs, single_losses
 from tests.helpers.tokenizers import bytes_tokenizer, pieces_tokenizer
-from tlora.tasks.evaluation import decode_answer, generate
+from tlora.tasks.evaluation import decode_answer, generate, losses_of_samples
 from tlora.tasks.load import load_task
 
 
@@ -40,6 +40,15 @@ def test_the_loss_of_an_encoder_decoder(seq2seq):
     singles = single_losses(model, task.test, seq2seq=True)
     expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
     assert task.evaluate(model)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_the_loss_of_a_sample_is_weighted_by_its_labels(kind, task, llama, seq2seq):
+    task, model = seq2seq if kind == "seq2seq" else (task, llama)
+    singles = single_losses(model, task.test, seq2seq=kind == "seq2seq")
+    count = sum(count for _, count in singles)
+    expected = [total * len(singles) / count for total, _ in singles]
+    np.testing.assert_allclose(losses_of_samples(model, task, task.test, 3), expected, rtol=1e-4)
 
 
 def test_loss_and_accuracy_of_a_classifier(encoded, bert):
@@ -304,16 +313,6 @@ def test_bad_arguments_are_refused(llama, tokenizer, arguments, named):
     task = load_task(pairs(), tokenizer, test=0 if named == "test split" else None)
     with pytest.raises(ValueError, match=named):
         task.evaluate(llama, **arguments)
-
-
-def test_progress_is_shown_only_where_it_is_asked_for(tokenizer, llama, capsys):
-    task = load_task(pairs(), tokenizer)
-    task.evaluate(llama)
-    assert capsys.readouterr() == ("", "")
-    task = load_task(pairs(), tokenizer, progress=True)
-    task.evaluate(llama, progress=True)
-    shown = capsys.readouterr().err
-    assert all(word in shown for word in ("tokenizing train", "loss", "answers"))
 
 
 def test_an_answer_near_the_models_limit_has_the_room_that_it_has_alone(llama):

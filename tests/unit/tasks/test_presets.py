@@ -243,7 +243,7 @@ def test_without_the_hub_the_ways_out_are_named(name, monkeypatch):
         raise ConnectionError(f"Couldn't reach {arguments[0]!r} on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr("tlora.tasks.presets._package_file", lambda *_: None)
+    monkeypatch.setattr("tlora.tasks.presets.package_file", lambda *_: None)
     with pytest.raises(ConnectionError, match=rf"{name} is not here and .*data_files=") as error:
         load_task(name, bytes_tokenizer())
     packaged = PRESETS[name].packaged is not None
