@@ -203,9 +203,9 @@ def test_a_head_that_is_offloaded_is_refused(tmp_path):
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
     tlora.attach(tiny_model("bert"), None, allocation).save_pretrained(tmp_path / "adapter")
     base = offloaded("bert", "cpu", tmp_path)
-    with pytest.raises(ValueError, match="classifier is trained whole"):
+    with pytest.raises(ValueError, match="classifier"):
         tlora.attach(base, None, allocation)
-    with pytest.raises(ValueError, match="classifier is trained whole"):
+    with pytest.raises(ValueError, match="classifier"):
         tlora.load(tmp_path / "adapter", base)
     assert not any("lora" in name for name, _ in base.named_modules())
     assert base.hf_device_map, "as it was"

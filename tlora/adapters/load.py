@@ -20,7 +20,7 @@ from tlora.adapters.attach import restored_on_error
 from tlora.adapters.files import PREFIX, TrainingRecord, explain_base, read_training_record, revision, validate_adapter
 from tlora.adapters.freeze import freeze_a as freeze
 from tlora.adapters.hub import adapter_folder
-from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, trace_in_base, without_noise
+from tlora.adapters.lora_layers import ADAPTER, adapter_layers, removal, rewrites_base, trace_in_base, without_noise
 from tlora.models.loading import load_model
 from tlora.models.offloading import place_stand_ins, refuse_offloaded
 from tlora.models.targets import NEWLY_INITIALIZED, check_is_model, refuse_adapted
@@ -98,8 +98,12 @@ def load(
     _check_base(model, folder, record.fingerprints, sizes)
     if freeze_a is None:
         freeze_a = record.frozen_a
+    names = {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}
+    if rewrites_base(config):  # a stand-in would be rewritten in place of the weight, without a message
+        weights = get_base_model(model).named_parameters()
+        refuse_offloaded(((n, p) for n, p in weights if n.rpartition(".")[0] in names), "rewritten by this adapter")
     with temporary_seed(), _restored(model, name):  # PEFT initializes A at random before it reads one
-        with place_stand_ins(get_base_model(model), {key.partition(".lora_")[0].removeprefix(PREFIX) for key in sizes}):
+        with place_stand_ins(get_base_model(model), names):
             adapted = _add_saved(model, folder, name)
         base_model = adapted.get_base_model()
         refuse_offloaded((n, p) for n, p in base_model.named_parameters() if p.requires_grad)
