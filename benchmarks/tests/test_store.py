@@ -1,5 +1,6 @@
 """The store of runs, and what a comparison reads from it."""
 
+import contextlib
 import errno
 import json
 import math
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from io import FileIO
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -74,6 +76,18 @@ def test_damage_before_the_last_line_is_refused_with_its_line(store, old, new):
     store.path.write_text(store.path.read_text().replace(old, new, 1))
     with pytest.raises(ValueError, match=r"runs.jsonl:[12]"):
         store.read()
+
+
+@pytest.mark.filterwarnings("ignore:.*the last line is torn")
+def test_random_damage_is_refused_or_a_run_is_missing(store):
+    """No run is read that was not written."""
+    written, whole, rng = store.read(), store.path.read_bytes(), Random(0)
+    for _ in range(200):
+        start = rng.randrange(len(whole))
+        end = min(len(whole), start + rng.choice((0, 1, 1, 20, 500)))
+        store.path.write_bytes(whole[:start] + rng.randbytes(rng.choice((0, 1, 1, 20))) + whole[end:])
+        with contextlib.suppress(ValueError):
+            assert all(run in written for run in store.read())
 
 
 def test_numbers_that_json_cannot_represent_do_not_reach_the_store(store):

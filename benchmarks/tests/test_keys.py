@@ -1,0 +1,43 @@
+"""Keys of runs: the code makes those that the stores hold, so that no stored run is ever repeated."""
+
+import json
+
+import pytest
+
+from benchmarks.lab.methods import METHODS, choose_method
+from benchmarks.lab.run import Condition, Settings
+from benchmarks.quality import comparison, pilot, study
+from benchmarks.tests.helpers import RANK
+
+KNOWN = METHODS | {
+    method.name: method
+    for method in map(
+        choose_method,
+        [
+            *comparison.VARIANTS.values(),
+            *(method for part in pilot.PARTS.values() for method in part.methods),
+            *(arm.method for arms in (study.ARMS, study.FEWER, study.NEIGHBOURS, study.ALONE) for arm in arms.values()),
+        ],
+    )
+}
+"""Methods by name; the study's `g_whitened` replaces the pilot's, which has another text."""
+
+
+@pytest.mark.parametrize("store", [pilot.STORE, study.STORE], ids=lambda path: path.stem)
+def test_every_stored_run_of_this_protocol_is_recognized(store):
+    keys = [json.loads(line)["key"] for line in store.read_text().splitlines()]
+    for key in keys:
+        settings = Settings(
+            key["model"], key["steps"], key["batch_size"], key["samples"], forgetting=key.get("forgetting", {})
+        )
+        method = KNOWN[key["method"]]
+        if store == pilot.STORE and method.name == study.ARMS[study.WHITENED].name:
+            method = pilot.whitened_method(10.0)
+        condition = Condition(settings, key["task"], key["data"], method, key["rank"])
+        assert condition.key(key["learning_rate"], key["seed"], key["split"]) == key
+
+
+def test_target_modules_are_part_of_a_key_if_they_are_not_all():
+    plain = Condition(Settings("llama", 6, 4, 12), "pairs", {}, METHODS["lora"], RANK).shared_key()
+    narrow = Settings("llama", 6, 4, 12, target_modules="mlp")
+    assert Condition(narrow, "pairs", {}, METHODS["lora"], RANK).shared_key() == plain | {"target_modules": "mlp"}
