@@ -1,4 +1,4 @@
-"""The running sums of a calibration: covariances from the forward pass, scores and gradients from the backward."""
+"""The running sums of a calibration: covariances from the forward pass, scores and gradients from the backward pass."""
 
 from __future__ import annotations
 
@@ -21,29 +21,20 @@ from tlora.utils.distributed import Processes
 
 
 class Statistics:
-    """Sums over the samples seen so far.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        The model that is observed.
-    targets : dict of Target
-        Its target modules.
-    options : Options
-        What is kept.
+    """Sums over the samples seen so far, collected by `run_batches`.
 
     Attributes
     ----------
     matrices : SketchingMatrices
-        What sketches are made with.
+        The random matrices behind all sketches.
     first : dict of str
-        For each module the first one that reads the same input.
+        For each module the first module that reads the same input.
     covariances : dict of CovarianceSum
         By first module.
     scores : list of (B, M) tensor
         Per-sample sensitivity scores of each batch.
     gradients : dict of GradientSum
-        By module; empty where they are not kept.
+        By module; empty unless gradients are kept.
     fingerprints : list of int
         Of the samples, in the order of ``scores``.
     """
@@ -61,23 +52,23 @@ class Statistics:
 
     @property
     def samples(self) -> int:
-        """Samples seen."""
+        """Number of samples seen."""
         return len(self.fingerprints)
 
-    def start(self, batch: Batch) -> None:
-        """A new batch begins."""
+    def start_batch(self, batch: Batch) -> None:
+        """Prepare for a new batch."""
         if self.options.tokens == "labels" and batch.inputs["labels"].ndim == 1:
             raise ValueError("tokens='labels' needs a label for each token, this task labels whole texts: use 'all'")
         self._batch = batch
         self.fingerprints += batch.fingerprints
         self.scores.append(torch.zeros(len(batch), len(self.targets), device=batch.device))
 
-    def forward_done(self, recorder: Recorder) -> None:
-        """Add the inputs of a forward pass to the covariances, an input that modules share only once."""
+    def add_inputs(self, recorder: Recorder) -> None:
+        """Add the inputs of a forward pass to the covariances; an input that modules share is added once."""
         readers: dict[tuple[int, ...], str] = {}
         for name, target in self.targets.items():
             inputs = recorder.inputs_of(name)
-            # the recorder holds these tensors, so that no other one can have their ids
+            # the recorder holds these tensors, so no other tensor can have their ids
             first = readers.setdefault(tuple(id(x) for x in inputs), name)
             if self.first.setdefault(name, first) != first:
                 raise RuntimeError(
@@ -85,19 +76,16 @@ class Statistics:
                     f"calibrate it on its own with target_modules=[{name!r}]"
                 )
             if first == name:
-                self._add_inputs(target, inputs)
+                rows = self._batch.counted_rows(inputs, self.options.tokens)
+                self._covariance_sum(target.name, inputs[0].device).update(rows, self._product_dtype(inputs[0]))
 
-    def _add_inputs(self, target: Target, inputs: list[Tensor]) -> None:
-        rows = self._batch.counted_rows(inputs, self.options.tokens)
-        self.covariance_sum(target.name, inputs[0].device).update(rows, self._dtype(inputs[0]))
-
-    def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
-        """Add ``mean |W * dL_n/dW|`` of each sample ``n``; calls of one module in one pass are summed before."""
+    def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add ``mean |W * dL_n/dW|`` of each sample ``n``, after summing over the calls of the module."""
         target, w = self.targets[name], weight(self.model.get_submodule(name), name)
-        dtype = self._dtype(gradients[0])
-        x = [each.to(dtype) for each in self._batch.real_rows(inputs)]
-        d = [each.to(dtype) for each in self._batch.real_rows(gradients)]
-        mean = self.gradient_sum(name, w.device) if self.options.gradient else None
+        dtype = self._product_dtype(gradients[0])
+        x = [each.to(dtype) for each in self._batch.gradient_rows(inputs)]
+        d = [each.to(dtype) for each in self._batch.gradient_rows(gradients)]
+        mean = self._gradient_sum(name, w.device) if self.options.gradient else None
         totals = torch.zeros(len(d), device=w.device)
         for rows, columns in tiles(target.d_out, target.d_in, w.device):
             magnitude = w[rows, columns].float().abs().flatten()
@@ -108,26 +96,26 @@ class Statistics:
                 totals[n] += torch.dot(magnitude, tile.float().abs_().flatten())
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        """That of the factors of products; float16, in which a sum of squares overflows, is not used."""
+    def _product_dtype(self, x: Tensor) -> torch.dtype:
+        """Type of the factors of products; not float16, in which a sum of squares overflows."""
         return x.dtype if self.options.products == "model" and x.dtype != torch.float16 else torch.float32
 
-    def covariance_sum(self, name: str, device: torch.device) -> CovarianceSum:
-        """The running covariance of a module, made where there is none yet."""
+    def _covariance_sum(self, name: str, device: torch.device) -> CovarianceSum:
+        """The running covariance of a module, created at the first use."""
         if name not in self.covariances:
-            omega = self._omega(name, device)
+            omega = self._covariance_omega(name, device)
             self.covariances[name] = CovarianceSum(self.targets[name].d_in, device, omega)
         return self.covariances[name]
 
-    def gradient_sum(self, name: str, device: torch.device) -> GradientSum:
-        """The running gradient of a module, made where there is none yet."""
+    def _gradient_sum(self, name: str, device: torch.device) -> GradientSum:
+        """The running gradient of a module, created at the first use."""
         if name not in self.gradients:
             target = self.targets[name]
             matrices = self._gradient_matrices(name, device)
             self.gradients[name] = GradientSum(target.d_out, target.d_in, device, *matrices)
         return self.gradients[name]
 
-    def _omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
+    def _covariance_omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
         d_in = self.targets[name].d_in
         if not self.options.is_sketched(d_in):
             return None
@@ -140,46 +128,40 @@ class Statistics:
             return ()
         return self.matrices.get(target.d_in, sizes[0], device), self.matrices.get(target.d_out, sizes[1], device)
 
-    def go_on(self, earlier: Calibration) -> None:
-        """Take up the sums of an earlier run over other samples."""
+    def resume(self, earlier: Calibration) -> None:
+        """Start from the sums of an earlier run over other samples."""
         self.first = dict(earlier.shared)
         self.matrices = SketchingMatrices(earlier.sketching)
         for name, covariance in earlier.covariances.items():
-            self.covariance_sum(name, self._place(name)).go_on(covariance)
+            self._covariance_sum(name, self._device(name)).resume(covariance)
         for name, gradient in (earlier.gradient or {}).items():
-            self.gradient_sum(name, self._place(name)).go_on(gradient)
+            self._gradient_sum(name, self._device(name)).resume(gradient)
         self.scores = [earlier.sensitivity.per_sample.to(input_device(self.model.get_input_embeddings()))]
         self.fingerprints = earlier.sample_fingerprints.tolist()
 
-    def _place(self, name: str) -> torch.device:
+    def _device(self, name: str) -> torch.device:
         return input_device(self.model.get_submodule(name))
 
-    def add_up(self, processes: Processes) -> None:
-        """Make the sums those of all processes.
-
-        Raises
-        ------
-        RuntimeError
-            If modules share an input in one process and not in another.
-        """
+    def reduce(self, processes: Processes) -> None:
+        """Replace the sums by those over all processes."""
         bounds = {name: c.rank_bound for name, c in self.covariances.items()}
         parts = processes.gather((self.first, bounds, torch.cat(self.scores).cpu(), self.fingerprints))
         firsts, all_bounds, scores, fingerprints = zip(*parts, strict=True)
         if any(first != self.first for first in firsts):
             raise RuntimeError("modules share their inputs in one process and not in another: calibrate in one process")
         for name, covariance in self.covariances.items():
-            covariance.add_up(processes)
+            covariance.reduce(processes)
             covariance.rank_bound = sum(each[name] for each in all_bounds)
         for name in self.targets if self.options.gradient else ():
             processes.sum_(self.gradients[name].tensors())
         self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]
 
-    def finished_covariances(self) -> dict[str, Covariance]:
+    def finish_covariances(self) -> dict[str, Covariance]:
         """The covariances, on the CPU."""
-        return {name: c.finish(self.samples, self._omega(name)) for name, c in self.covariances.items()}
+        return {name: c.finish(self.samples, self._covariance_omega(name)) for name, c in self.covariances.items()}
 
-    def finished_gradients(self) -> dict[str, Gradient] | None:
-        """The mean gradients in model order, on the CPU; None where they are not kept."""
+    def finish_gradients(self) -> dict[str, Gradient] | None:
+        """The mean gradients in model order, on the CPU; None if they are not kept."""
         if not self.options.gradient:
             return None
         return {

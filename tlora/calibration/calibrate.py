@@ -1,4 +1,4 @@
-"""Calibrate: one forward and backward pass over a few samples, for every target module."""
+"""Calibrate: covariance and sensitivity of every target module in one forward and backward pass (stages 1 and 2)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tlora.calibration.accumulators import Statistics
 from tlora.calibration.batches import Batch
-from tlora.calibration.calibration import Calibration, Options, Products, check_alike, in_order
-from tlora.calibration.checkpoint import Checkpoint, Share
-from tlora.calibration.forward_backward import check_batches, observe, prepared
+from tlora.calibration.calibration import Calibration, Options, Products, check_alike, reorder_samples
+from tlora.calibration.checkpoint import Checkpoint, RemainingSamples
+from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.forward import has_argument
 from tlora.models.hooks import token_embeddings
@@ -47,47 +48,46 @@ def calibrate(
     task: str = "",
     progress: bool = True,
 ) -> Calibration:
-    """Covariance and sensitivity of every target module, in one forward and backward pass over the samples.
+    """Measure the input covariance and the sensitivity of every target module on a few samples of a task.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        The base model: causal, encoder-decoder or sequence classification, quantised or not, or sharded by FSDP2. It
-        is observed, not changed: hooks, modes and ``requires_grad`` are as before when this returns or raises.
+        The base model: causal, encoder-decoder or sequence classification, quantized or not, or sharded by FSDP2. It
+        is observed, not changed: hooks, modes and ``requires_grad`` are restored when this returns or raises.
     batches : iterable of dict
-        Each with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids with -100
-        where a token does not count, or (B,) classes. Padding on either side, or single samples: the numbers are the
-        same, and a model that reads padding, or other samples, is refused. ``trainer.get_train_dataloader()`` of a
-        Trainer will do. Packed rows are taken apart: ``position_ids`` (B, T) that start again with each sample stand
-        for the mask, and each sample counts as if it were alone; one without a label that counts is left out. (Packing
-        takes the label off the first token of each, which nothing predicts: with ``tokens="labels"`` that token does
-        not count then.)
+        Batches with tensors ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``labels``: (B, T) token ids, -100 for
+        tokens that do not count, or (B,) classes. Padding on either side and single samples give the same numbers; a
+        model whose samples depend on padding or on other samples is refused. ``trainer.get_train_dataloader()`` of a
+        Trainer works too. Packed rows are split: ``position_ids`` (B, T) that start again with each sample replace the
+        mask, and each sample counts as if it were alone; samples without a label that counts are left out. (Packing
+        removes the label of each sample's first token, which nothing predicts, so with ``tokens="labels"`` that token
+        does not count.)
     samples : int, optional
-        Stop after so many, as a loader that streams needs; all by default.
+        Stop after this many, for a loader that streams; all by default.
     tokens : {"all", "labels"}
-        Which real tokens enter the covariance: all, or those with a label.
+        The real tokens that enter the covariance: all, or those with a label.
     gradient : bool
-        Keep the mean gradient of each weight too (a sketch where the weight is large), for subspaces of kind ``"g"``.
+        Keep the mean gradient of each weight too (a sketch for a large weight), for subspaces of kind ``"g"``.
     target_modules : str or iterable of str, optional
         As in `tlora.target_modules`; all linear layers of the blocks by default.
     covariance : {"dense", "sketch"}
         Keep covariances whole, or as sketches that never form them: a fraction of the memory for a wide model.
     sketch_size : int
-        Columns of a sketch: twice the largest rank that subspaces will be asked for is plenty. Inputs narrower than
-        twice this are kept whole.
+        Columns of a sketch: twice the largest rank of later subspaces is plenty. Inputs narrower than twice this are
+        kept whole.
     products : {"float32", "model"}
-        Precision of the factors of products: float32, or what the model computes in, twice as fast for a bfloat16
-        model on a machine that has it (for a float16 model float32 all the same, as its products would overflow). Sums
-        are float32 in either case. With ``"model"`` what a sketch says that it misses is an estimate, and can come out
-        too small.
+        Precision of the factors of products: float32, or that of the model, twice as fast for a bfloat16 model on
+        hardware that supports it (float32 for a float16 model, whose products would overflow). Sums are always float32.
+        With ``"model"`` the error of a sketch is an estimate and can be too small.
     checkpoint : path-like, optional
-        Folder to save the statistics in now and then, and to go on from where it holds some: a calibration that was
-        killed then gives the numbers of one that was not. Samples that are in it already, in whatever batches, are
-        not run again, so that more can be added to a finished one.
+        Folder to save the statistics in from time to time and to resume from: an interrupted calibration then gives
+        the same numbers as an uninterrupted one. Samples it already contains, in whatever batches, are not run again,
+        so more samples can be added to a finished calibration.
     checkpoint_every : float
         Seconds between two saves; 0 saves after every batch.
     task : str
-        Name of the task, kept in the result's ``meta``; by default that which the batches carry, if any.
+        Name of the task for the result's ``meta``; by default that of the batches, if they have one.
     progress : bool
         Show a progress bar.
 
@@ -98,43 +98,54 @@ def calibrate(
     Raises
     ------
     TypeError
-        If the model is not a language model of transformers with a loss; if the batches are one batch, or nothing to go
-        through, or can be gone through once alone and a checkpoint holds some of them; if a weight is packed so that it
-        cannot be unpacked.
+        If ``batches`` is a single batch, or the model has no loss.
     ValueError
-        If there are no batches, or a loader that does not know how many and may never end is given without
-        ``samples``; the model carries an adapter; a batch lacks mask or labels or a sample of it has no
-        label; a weight or an activation is not finite; no target module is found; the checkpoint is of another model,
-        of other options or holds samples that are not among these. The message names the value and the module.
+        If there are no batches, or a streaming loader is given without ``samples``; the model has an adapter; a batch
+        has no mask or labels, or a sample no label; a weight or an activation is not finite; or the checkpoint is of
+        another model, other options or other samples. The message names the value and the module.
     RuntimeError
-        If a target module does not run in the forward pass, no gradient comes back to it, or its input is
-        changed in place afterwards; if a sample is another in its batch than alone.
+        If a target module does not run in the forward pass, receives no gradient, or its input is changed in place
+        afterwards; or if a sample gives a different result in its batch than on its own.
 
     Notes
     -----
     No parameter requires a gradient: with ``D_n`` the gradient at a module's output, ``dL_n/dW = D_n^T X_n`` is formed
-    tile by tile, sample by sample. Sums are float32 whatever the model computes in. The sum of the samples' losses is
-    backpropagated: samples stay apart, because no row of a batch reads another; one sample, the shortest, of the first
-    batch that is padded, or has several, is run alone to see that it is so. That of a float16 model is scaled by
-    1024 on its way back, so that small gradients do not underflow.
+    tile by tile, sample by sample. Sums are float32 whatever the model's dtype. The sum of the samples' losses is
+    backpropagated: samples stay separate because no row of a batch reads another. To check this, one sample of the
+    first batch with padding or several samples is run alone. The loss of a float16 model is scaled by 1024 so that
+    small gradients do not underflow.
 
-    Under ``torchrun`` or ``accelerate launch`` each process gives the same batches (a Trainer's loader gives each its
+    Under ``torchrun`` or ``accelerate launch`` each process passes the same batches (a Trainer's loader gives each its
     own: calibrate before, in one process), runs its part of them, and returns the result of all; let one of them save
-    it. Of a sharded model no process holds more whole weights than a forward and backward pass needs.
+    it. For a sharded model no process holds more whole weights than a forward and backward pass needs.
 
     References
     ----------
-    TLoRA, arXiv 2604.18124: the covariance of the initialisation and the importance score of the allocation.
+    TLoRA, arXiv 2604.18124: the covariance of the initialization and the importance score of the allocation.
+
+    Examples
+    --------
+    >>> calibration = tlora.calibrate(model, task.calibration(8), gradient=True, progress=False)
+    >>> calibration
+    Calibration(14 modules with 8 distinct inputs of base, 8 samples, tokens='all')
+    >>> calibration.sensitivity.to_frame().nlargest(3, "score")["module"].tolist()
+    ['model.layers...', 'model.layers...', 'model.layers...']
     """
     options = Options(tokens, gradient, covariance, sketch_size, products)
     check_batches(batches)
-    _check_ends(batches, samples)
-    _check_model(model)
+    _check_length(batches, samples)
+    refuse_adapted(model)
+    if not has_argument(model, "labels"):
+        raise TypeError(
+            f"a {type(model).__name__} has no loss, for its forward takes no labels: load it with a head, e.g. by "
+            "AutoModelForCausalLM or AutoModelForSequenceClassification"
+        )
+    token_embeddings(model)  # refuses a model without them before anything runs
     processes = Processes.current()
     saves = None if checkpoint is None else Checkpoint(Path(checkpoint), checkpoint_every, processes)
     target_modules = list_names(target_modules)
     targets = find_targets(model, target_modules)
-    fingerprints = _checked_fingerprints(model, list(targets))
+    fingerprints = _fingerprint_weights(model, list(targets))
     recipe = asdict(options) | {"target_modules": target_modules}
     meta = Meta(
         model=model.config._name_or_path or type(model).__name__,
@@ -145,25 +156,31 @@ def calibrate(
     statistics = Statistics(model, targets, options)
     if saves is not None and (earlier := saves.load()) is not None:
         check_alike(earlier, list(targets), recipe, fingerprints, f"the checkpoint in {saves.folder}")
-        statistics.go_on(earlier)
-    share = Share(processes, statistics.fingerprints)
+        statistics.resume(earlier)
+
+    def with_progress(items: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(items, desc="calibrating", unit="batch", disable=not (progress and processes.rank == 0))
+
+    remaining = RemainingSamples(processes, statistics.fingerprints)
     if saves is not None and statistics.samples:
-        _check_can_be_read_twice(batches)
-        share.check(prepared(model, batches, "", False, samples), saves.folder)
-    todo = share.left(prepared(model, batches, "calibrating", progress and processes.rank == 0, samples))
+        prepared = list(prepare_batches(model, batches, samples))
+        remaining.check(prepared, saves.folder)
+        todo = remaining.select(with_progress(prepared))
+    else:
+        todo = remaining.select(prepare_batches(model, with_progress(batches), samples))
 
-    def so_far() -> Calibration:
-        return _result(statistics, fingerprints, meta)
+    def current_result() -> Calibration:
+        return _make_result(statistics, fingerprints, meta)
 
-    observe(model, targets, todo if saves is None else _saving(todo, saves, so_far), statistics)
+    run_batches(model, targets, todo if saves is None else _save_between(todo, saves, current_result), statistics)
     if saves is not None:
-        saves.save(so_far())
-    statistics.add_up(processes)
-    return in_order(so_far(), share.order)
+        saves.save(current_result())
+    statistics.reduce(processes)
+    return reorder_samples(current_result(), remaining.order)
 
 
-def _check_ends(batches: Iterable[Any], samples: int | None) -> None:
-    """Refuse a loader of a stream, unless it is said after how many samples to stop."""
+def _check_length(batches: Iterable[Any], samples: int | None) -> None:
+    """Refuse a streaming loader without a number of samples: it may never end."""
     if samples is not None:
         positive_int(samples, "samples")
     elif hasattr(batches, "__len__") and length_hint(batches, -1) < 0:
@@ -173,60 +190,39 @@ def _check_ends(batches: Iterable[Any], samples: int | None) -> None:
         )
 
 
-def _check_model(model: Any) -> None:
-    """Refuse, before anything runs, a model that calibration cannot call or has no loss of."""
-    refuse_adapted(model)
-    name = type(model).__name__
-    if not hasattr(model, "config"):
-        raise TypeError(f"a {name} has no config, which says how it is called: pass a model of transformers")
-    if not has_argument(model, "input_ids"):
-        raise TypeError(f"a {name} reads no text, for its forward does not take input_ids: pass a language model")
-    if not has_argument(model, "labels"):
-        raise TypeError(
-            f"a {name} has no loss of labels, which its forward does not take: load it with a head, e.g. by "
-            "AutoModelForCausalLM or AutoModelForSequenceClassification"
-        )
-    token_embeddings(model)
-
-
-def _saving(batches: Iterator[Batch], checkpoint: Checkpoint, so_far: Callable[[], Calibration]) -> Iterator[Batch]:
+def _save_between(
+    batches: Iterator[Batch], checkpoint: Checkpoint, current_result: Callable[[], Calibration]
+) -> Iterator[Batch]:
     for batch in batches:
         yield batch
-        if checkpoint.is_due():  # asked for the next batch: this one has gone through
-            checkpoint.save(so_far())
+        if checkpoint.is_due():  # the next batch is requested, so this one is finished
+            checkpoint.save(current_result())
 
 
-def _check_can_be_read_twice(batches: Iterable[Any]) -> None:
-    if iter(batches) is batches:
-        raise TypeError(
-            f"batches is a {type(batches).__name__}, which can be read only once: going on from a checkpoint looks at "
-            "all samples before; pass a list"
-        )
-
-
-def _checked_fingerprints(model: Any, names: list[str]) -> dict[str, Tensor]:
+def _fingerprint_weights(model: Any, names: list[str]) -> dict[str, Tensor]:
+    """A fingerprint of each weight; refuse weights that are not finite."""
     prints, extremes = [], []
     for name in names:
         matrix = weight(model.get_submodule(name), name)
         prints.append(fingerprint(matrix))
-        # what is not finite shows in the extremes, which take one pass over the weight and no copy of it
+        # NaN or infinity reaches the minimum or maximum, which take one pass over the weight and no copy
         extremes.append(torch.stack(torch.aminmax(matrix)))
-    found = on_host([*prints, *extremes])
-    for name, ends in zip(names, found[len(names) :], strict=True):
+    values = on_host([*prints, *extremes])
+    for name, ends in zip(names, values[len(names) :], strict=True):
         if not bool(torch.isfinite(ends).all()):
             raise ValueError(
                 f"the weight of {name} is not finite (NaN or infinity): the checkpoint is damaged; load it again"
             )
-    return dict(zip(names, found, strict=False))
+    return dict(zip(names, values, strict=False))
 
 
-def _result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta) -> Calibration:
+def _make_result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta) -> Calibration:
     targets, meta = statistics.targets, replace(meta, samples=statistics.samples)
-    covariances = statistics.finished_covariances()
+    covariances = statistics.finish_covariances()
     per_sample = torch.cat(statistics.scores).cpu()
     for i, name in enumerate(targets):
         first = statistics.first[name]
-        # what is not finite in an input is not finite on the diagonal
+        # NaN or infinity in an input reaches the diagonal, hence the trace
         if not math.isfinite(covariances[first].trace) or not bool(torch.isfinite(per_sample[:, i]).all()):
             raise ValueError(
                 f"the inputs or gradients of {name} are not finite (NaN or infinity) on these samples: "
@@ -236,7 +232,7 @@ def _result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: Meta)
         covariances={name: covariances[name] for name in targets if name in covariances},
         shared={name: statistics.first[name] for name in targets},
         sensitivity=Sensitivity(dict(targets), per_sample, meta),
-        gradient=statistics.finished_gradients(),
+        gradient=statistics.finish_gradients(),
         fingerprints=fingerprints,
         sample_fingerprints=torch.tensor(statistics.fingerprints),
         sketching=dict(statistics.matrices.tensors),

@@ -1,4 +1,4 @@
-"""What a calibration finds: covariance and sensitivity of every target module."""
+"""Calibration: covariance and sensitivity of every target module, from a few samples of a task."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from tlora.models.targets import Target
 from tlora.results import Meta, Result
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.packages import library_versions
-from tlora.utils.validation import positive_int
+from tlora.utils.validation import check_type, positive_int
 
 SAME_WEIGHT = 1e-3
-"""How far apart the projections of a weight may be, relative to their size, where statistics are added up."""
-
+"""Largest relative difference between the fingerprints of a weight whose statistics may be added."""
 
 Products = Literal["float32", "model"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Calibration(Result):
-    """What a few samples of a task tell about each target module.
+    """Input covariance and sensitivity of each target module on a few samples of a task.
 
     Attributes
     ----------
@@ -41,15 +40,24 @@ class Calibration(Result):
     sensitivity : Sensitivity
         Scores of the modules, sample by sample.
     gradient : dict of Gradient or None
-        Mean gradient of each weight, where asked for.
+        Mean gradient of each weight, if requested.
     fingerprints : dict of (16,) float32 tensor
-        A random projection of each weight, by which `attach` tells another model's results.
+        A random projection of each weight, which identifies the model.
     sample_fingerprints : (N,) int64 tensor
-        For each sample a number by which it is known again, in the order of ``sensitivity.per_sample``.
+        A number that identifies each sample, in the order of ``sensitivity.per_sample``.
     sketching : dict of Tensor
-        The random matrices that sketches were made with, by their size; see ``SketchingMatrices``.
+        The random matrices behind the sketches, by their size.
     meta : Meta
-        Model, task, sample count, how the tokens were counted.
+        Model, task, sample count, options.
+
+    Examples
+    --------
+    >>> calibration
+    Calibration(14 modules with 8 distinct inputs of base, 8 samples, tokens='all')
+    >>> calibration.to_frame()[["module", "trace", "score"]].shape
+    (14, 3)
+    >>> calibration.spectrum()
+    Spectrum(covariance, 14 modules, effective rank ...)
     """
 
     covariances: dict[str, Covariance]
@@ -68,9 +76,9 @@ class Calibration(Result):
         "d_out": "outputs of the weight",
         "d_in": "inputs of the weight",
         "trace": "total variance of the inputs, squared units of the activation",
-        "error": "share of the trace that a sketch misses, 0 where the covariance is dense",
+        "error": "share of the trace that a sketch misses, 0 for a dense covariance",
         "rank_bound": "largest possible rank of the covariance: tokens minus one, summed over samples",
-        "shares_with": "module whose covariance this one shares (itself where it is the first)",
+        "shares_with": "first module that reads the same input: they share a covariance",
         "score": "sensitivity score, nats per token",
     }
 
@@ -81,12 +89,12 @@ class Calibration(Result):
 
     @property
     def targets(self) -> dict[str, Target]:
-        """What each module is, by full module name; as in ``sensitivity``."""
+        """The target modules by full name."""
         return self.sensitivity.targets
 
     @property
     def covariance(self) -> dict[str, Covariance]:
-        """Covariance by full module name; modules that read the same tensor give the same object."""
+        """Covariance by full module name; modules that read the same tensor share one object."""
         return {name: self.covariances[first] for name, first in self.shared.items()}
 
     def spectrum(self) -> Spectrum:
@@ -94,9 +102,8 @@ class Calibration(Result):
         return spectrum(self.covariances, self.shared, self.targets, self.meta)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module; see ``columns``."""
-        traces = {first: c.trace for first, c in self.covariances.items()}
-        errors = {first: c.error for first, c in self.covariances.items()}
+        """One row for each module; see ``columns``."""
+        traces, errors = ({n: getattr(c, key) for n, c in self.covariances.items()} for key in ("trace", "error"))
         return pd.DataFrame(
             self.sensitivity.module_columns()
             | {
@@ -112,13 +119,13 @@ class Calibration(Result):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the covariances with the means, of the gradients, and of what sketches were made with."""
+        """Bytes of the covariances with their means, the gradients, and the random matrices of sketches."""
         sketching = sum(matrix.nbytes for matrix in self.sketching.values())
         gradients = sum(gradient.nbytes for gradient in (self.gradient or {}).values())
         return sum(c.nbytes for c in self.covariances.values()) + gradients + sketching
 
     def merge(self, other: Calibration) -> Calibration:
-        """The calibration of the samples of both, as one pass over all of them would give it.
+        """Add the statistics of other samples, as if one pass had seen all of them.
 
         Parameters
         ----------
@@ -128,22 +135,27 @@ class Calibration(Result):
         Returns
         -------
         Calibration
-            This one's samples come first. Nothing is computed but sums: it is exact but for float32 rounding.
+            This one's samples come first. Sums are added, so the result is exact up to float32 rounding.
 
         Raises
         ------
-        TypeError
-            If the other is not a calibration.
         ValueError
-            If it is of another model, of other modules or made with other options, or if a sample is in both.
+            If the other is of another model, of other modules or of other options, or if a sample is in both.
+
+        Examples
+        --------
+        >>> batches = task.calibration(8, batch_size=4)
+        >>> first = tlora.calibrate(model, batches[:1], gradient=True, progress=False)
+        >>> second = tlora.calibrate(model, batches[1:], gradient=True, progress=False)
+        >>> first.merge(second).meta.samples
+        8
         """
-        if not isinstance(other, Calibration):
-            raise TypeError(f"other is a {type(other).__name__}: pass what calibrate(model, ...) returned")
+        check_type(other, Calibration, "calibrate(model, ...)")
         check_alike(self, other.names, other.meta.recipe, other.fingerprints, "the other calibration")
-        twice = set(self.sample_fingerprints.tolist()) & set(other.sample_fingerprints.tolist())
-        if twice:
-            raise ValueError(f"{len(twice)} samples are in both calibrations and would count twice: use others")
-        if self.shared != other.shared or not _same(self.sketching, other.sketching):
+        common = set(self.sample_fingerprints.tolist()) & set(other.sample_fingerprints.tolist())
+        if common:
+            raise ValueError(f"{len(common)} samples are in both calibrations and would count twice: use others")
+        if self.shared != other.shared or not _are_close(self.sketching, other.sketching):
             raise ValueError("the other calibration shares or sketches inputs differently: use one version for both")
         return _sum(self, other)
 
@@ -155,43 +167,26 @@ class Calibration(Result):
         )
 
 
-def in_order(calibration: Calibration, order: list[int]) -> Calibration:
-    """The calibration with its samples in another order, given by their fingerprints.
-
-    Raises
-    ------
-    RuntimeError
-        If they are not the same samples.
-    """
-    found = calibration.sample_fingerprints
-    if Counter(found.tolist()) != Counter(order):
+def reorder_samples(calibration: Calibration, order: list[int]) -> Calibration:
+    """The calibration with its samples in the order of these fingerprints; refuse other samples."""
+    fingerprints = calibration.sample_fingerprints.tolist()
+    if Counter(fingerprints) != Counter(order):
         raise RuntimeError(
-            f"{len(found)} samples were processed, {len(order)} expected: give every process the same batches in the "
-            "same order, of which it takes its part"
+            f"{len(fingerprints)} samples were processed, {len(order)} expected: give every process the same batches "
+            "in the same order, of which it takes its part"
         )
-    index = torch.tensor(_places(found.tolist(), order))
-    sensitivity = replace(calibration.sensitivity, per_sample=calibration.sensitivity.per_sample[index])
-    return replace(calibration, sensitivity=sensitivity, sample_fingerprints=found[index])
-
-
-def _places(fingerprints: list[int], order: list[int]) -> list[int]:
-    """Where in ``fingerprints`` each of ``order`` is: the same numbers, each as often."""
-    found = defaultdict(list)
+    places = defaultdict(list)  # a sample can occur several times
     for place, fingerprint in reversed(list(enumerate(fingerprints))):
-        found[fingerprint].append(place)
-    return [found[fingerprint].pop() for fingerprint in order]
+        places[fingerprint].append(place)
+    index = torch.tensor([places[fingerprint].pop() for fingerprint in order])
+    sensitivity = replace(calibration.sensitivity, per_sample=calibration.sensitivity.per_sample[index])
+    return replace(calibration, sensitivity=sensitivity, sample_fingerprints=calibration.sample_fingerprints[index])
 
 
 def check_alike(
     calibration: Calibration, names: list[str], recipe: dict[str, Any], fingerprints: dict[str, Tensor], what: str
 ) -> None:
-    """Refuse to add up statistics that are not of the same thing.
-
-    Raises
-    ------
-    ValueError
-        If modules, options or weights differ.
-    """
+    """Refuse to add statistics of other modules, options or weights; ``what`` names them in the error."""
     if names != calibration.names:
         sizes = f"{len(calibration.names)} and {len(names)}"
         raise ValueError(f"{what} is of other modules, {sizes}: use the same target_modules")
@@ -201,15 +196,15 @@ def check_alike(
         if one != other and not is_unused:
             raise ValueError(f"{what} differs in {option.name}={one!r} and {other!r}: calibrate with the same")
     for name, expected in calibration.fingerprints.items():
-        apart, size = float((fingerprints[name] - expected).norm()), float(expected.norm())
-        if not apart <= SAME_WEIGHT * size:
+        difference, size = float((fingerprints[name] - expected).norm()), float(expected.norm())
+        if not difference <= SAME_WEIGHT * size:
             raise ValueError(
                 f"{what} is of another model, or of the same at another precision: the weights of {name} differ by "
-                f"{apart:.1e} where their size is {size:.1e}; calibrate the same model"
+                f"{difference / size:.1e} of their size; calibrate the same model"
             )
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def _are_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.allclose(t, other[key], atol=1e-6) for key, t in one.items())
 
 
@@ -238,21 +233,7 @@ def _sum(one: Calibration, other: Calibration) -> Calibration:
 
 @dataclass(frozen=True)
 class Options:
-    """What is kept of the samples, and how it is computed.
-
-    Attributes
-    ----------
-    tokens : {"all", "labels"}
-        Tokens that the covariances are taken over.
-    gradient : bool
-        Whether mean gradients are kept.
-    covariance : {"dense", "sketch"}
-        How covariances are kept.
-    sketch_size : int
-        Columns of a sketch.
-    products : {"float32", "model"}
-        Precision of the factors of products: float32, or what the model computes in unless that is float16.
-    """
+    """The options of `tlora.calibrate` that change its numbers; see there for what each of them does."""
 
     tokens: Tokens = TOKENS
     gradient: bool = False
@@ -267,5 +248,5 @@ class Options:
         positive_int(self.sketch_size, "sketch_size")
 
     def is_sketched(self, d_in: int) -> bool:
-        """Whether a covariance of this width is kept as a sketch: where that is at most half of the whole."""
+        """Whether a covariance of this width is kept as a sketch: only if that is at most half of its size."""
         return self.covariance == "sketch" and d_in >= 2 * self.sketch_size

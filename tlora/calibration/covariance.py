@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlora.calibration.sample_means import SampleMeans, SampleMeansSum, merged
+from tlora.calibration.sample_means import SampleMeans, SampleMeansSum, merge_means
 from tlora.numerics.linalg import Product, mirror_, nystrom, symmetric_powers
 from tlora.numerics.sketching import SecondMoment
 from tlora.utils.distributed import Processes
@@ -27,22 +27,30 @@ class Covariance(ABC):
     Attributes
     ----------
     total : tensor
-        The sum over samples, in the form that the subclass keeps it; float32.
+        The sum over samples, float32: the whole matrix, or a sketch of it.
     rank_bound : int
-        ``sum_n max(T_n - 1, 0)``: no more independent directions can be in it, whatever ``d_in`` is.
+        ``sum_n max(T_n - 1, 0)``: the upper bound on its rank, whatever ``d_in`` is.
     samples : int
         ``N``.
     means : SampleMeans or None
-        The token means of the samples, for `second_moment`; None of a second moment, which has them in it.
+        The token means of the samples, for `second_moment`; None for a second moment, which includes them.
 
     Notes
     -----
-    As in the authors' code, tokens are summed and samples averaged, so that a longer sample weighs more. A common
-    factor changes no subspace. The sum is kept, not the mean, so that more samples can be added to it.
+    As in the authors' code, tokens are summed and samples averaged, so a longer sample has more weight. A common factor
+    changes no subspace. The sum is kept, not the mean, so that more samples can be added.
 
     References
     ----------
-    TLoRA, arXiv 2604.18124, the covariance of its initialisation of A.
+    TLoRA, arXiv 2604.18124, the covariance of its initialization of A.
+
+    Examples
+    --------
+    >>> covariance = calibration.covariance[calibration.names[0]]
+    >>> covariance.dense().shape
+    torch.Size([32, 32])
+    >>> bool(covariance.second_moment().trace > covariance.trace)
+    True
     """
 
     total: Float[Tensor, "d_in columns"] = field(repr=False)
@@ -65,31 +73,23 @@ class Covariance(ABC):
 
     @abstractmethod
     def eigenvalues(self) -> Float[Tensor, " k"]:
-        """All eigenvalues that are known, falling; rounding below zero is cut off."""
+        """All known eigenvalues in descending order, clipped at zero."""
 
     @abstractmethod
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
-        """Products with ``C^(1/2)`` and ``C^(-1/2)``, after ``C`` is shrunk towards ``tr(C)/d_in * I``.
+        """Products of ``C^(1/2)`` and ``C^(-1/2)`` with (d_in, k) tensors.
 
-        Parameters
-        ----------
-        shrinkage : float
-            Weight of the identity, in (0, 1]; it keeps the inverse finite.
-
-        Returns
-        -------
-        tuple of callable
-            Each maps a (d_in, k) tensor to one of the same shape.
+        ``C`` is first shrunk towards ``tr(C)/d_in * I``, whose weight ``shrinkage`` in (0, 1] keeps the inverse finite.
         """
 
     @property
     def rank_kept(self) -> int:
-        """Largest rank that the stored form can have: ``rank_bound``, or the size of a sketch."""
+        """Upper bound on the rank of the stored form: ``rank_bound``, or the size of a sketch."""
         return self.rank_bound
 
     @property
     def error(self) -> float:
-        """Share of the total variance that a sketch misses; 0 where nothing is."""
+        """Share of the total variance that a sketch misses; 0 for a dense covariance."""
         return 0.0
 
     @property
@@ -98,17 +98,12 @@ class Covariance(ABC):
         return self.total.nbytes + (0 if self.means is None else self.means.nbytes)
 
     def second_moment(self) -> Self:
-        """``M = (1/N) sum_n X_n^T X_n``: the second moment of the inputs as they are, their means included.
+        """``M = (1/N) sum_n X_n^T X_n``: the second moment of the inputs, their means included.
 
         Returns
         -------
         Covariance
-            In the same form, dense or sketched, with the same normalisation: a sum over tokens, a mean over samples.
-
-        Raises
-        ------
-        ValueError
-            If the means of the samples are not known.
+            In the same form, dense or sketched, with the same normalization: a sum over tokens, a mean over samples.
 
         Notes
         -----
@@ -121,66 +116,33 @@ class Covariance(ABC):
         return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + means.count, means=None)
 
     def token_average(self) -> Self:
-        """A second moment as a mean over tokens: of texts of different lengths, each token weighs alike."""
+        """A second moment as a mean over tokens: each token has equal weight, whatever the length of its text."""
         return dataclasses.replace(self, samples=self.rank_bound)
 
     def add(self, other: Covariance, weight: float) -> Self:
-        """The sum of this one and ``weight`` times the ``other``.
-
-        Parameters
-        ----------
-        other : Covariance
-            Of the same width and in the same form.
-        weight : float
-            Of the ``other``, beside 1; both are means over samples.
-
-        Returns
-        -------
-        Covariance
-        """
+        """The sum of this and ``weight`` times another covariance of the same width and form; both are means."""
         ratio = weight * self.samples / other.samples
         return dataclasses.replace(
             self, total=self.total + ratio * other.total, rank_bound=self.rank_bound + other.rank_bound, means=None
         )
 
     def multiply_shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
-        """``C @ x``, after ``C`` is shrunk as in `powers`.
-
-        Parameters
-        ----------
-        shrinkage : float
-            Weight of the identity, in [0, 1].
-        x : (d_in, k) tensor
-            On any device.
-
-        Returns
-        -------
-        (d_in, k) tensor
-        """
+        """``C @ x`` for a (d_in, k) tensor, after shrinking ``C`` as in `powers`."""
         return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
 
     def token_means(self) -> SampleMeans:
-        """The token means of the samples.
-
-        Raises
-        ------
-        ValueError
-            If this is a second moment, which has them in it.
-        """
+        """The token means of the samples; refuse a second moment, which includes them."""
         if self.means is None:
-            raise ValueError(
-                "the means of the samples are not kept, which the second moment of the inputs needs: take it of a "
-                "covariance from tlora.calibrate()"
-            )
+            raise ValueError("this is a second moment: take the second moment of a covariance from tlora.calibrate()")
         return self.means
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another ``device``."""
+        """The same covariance on another device."""
         means = None if self.means is None else self.means.to(device)
         return dataclasses.replace(self, total=self.total.to(device), means=means)
 
     def merge(self, other: Covariance) -> Self:
-        """The covariance of the samples of both, this one and the ``other``."""
+        """The covariance of the samples of both."""
         return dataclasses.replace(
             self,
             total=self.total + other.total,
@@ -192,12 +154,12 @@ class Covariance(ABC):
     def _merged_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
         if self.means is None or other.means is None:
             return None
-        return merged(self.means, other.means, omega)
+        return merge_means(self.means, other.means, omega)
 
 
 @dataclass(frozen=True, eq=False)
 class DenseCovariance(Covariance):
-    """A covariance that is kept whole: ``total`` is (d_in, d_in) and symmetric."""
+    """A covariance kept whole: ``total`` is (d_in, d_in) and symmetric."""
 
     def dense(self) -> Float[Tensor, "d_in d_in"]:
         """The whole matrix, float32."""
@@ -213,27 +175,26 @@ class DenseCovariance(Covariance):
         return float(self.total.diagonal().double().sum()) / self.samples
 
     def eigenvalues(self) -> Float[Tensor, " k"]:
-        """All eigenvalues, falling; rounding below zero is cut off."""
+        """All eigenvalues in descending order, clipped at zero."""
         return torch.linalg.eigvalsh(self.total.double() / self.samples).flip(0).clamp(min=0).float()
 
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
-        """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""
+        """Products with ``C^(1/2)`` and ``C^(-1/2)`` after shrinking ``C``."""
         root, inverse = symmetric_powers(self.dense(), shrinkage)
         return root.__matmul__, inverse.__matmul__
 
 
 @dataclass(frozen=True, eq=False)
 class SketchedCovariance(Covariance):
-    """A covariance of which only ``total = N C @ omega`` is kept, (d_in, s): ``C`` itself is never formed.
+    """A covariance kept as the sketch ``total = N C @ omega``, (d_in, s): ``C`` itself is never formed.
 
-    It answers by its Nyström approximation, of rank at most ``s``, which lies below ``C``: ``error`` is therefore no
-    estimate but exactly the missing share of the trace, and bounds that of every single direction, where products were
-    of float32.
+    All results are of its Nyström approximation, of rank at most ``s``, which lies below ``C``: with float32 products,
+    ``error`` is exactly the missing share of the trace, and an upper bound for that of any direction.
 
     Attributes
     ----------
     omega : (d_in, s) float32 tensor
-        What ``C`` is multiplied by; the same object for all modules of one width.
+        The random matrix of the sketch; modules of the same width share one object.
     total_trace : float
         Trace of ``N C``.
 
@@ -268,11 +229,11 @@ class SketchedCovariance(Covariance):
         return self.total_trace / self.samples
 
     def eigenvalues(self) -> Float[Tensor, " k"]:
-        """All eigenvalues that the sketch has, falling; lower bounds."""
+        """All eigenvalues of the sketch in descending order; lower bounds."""
         return self._eigen[0].cpu().clone()
 
     def powers(self, shrinkage: float) -> tuple[Product, Product]:
-        """Products with ``C^(1/2)`` and ``C^(-1/2)``, ``C`` shrunk by ``shrinkage``."""
+        """Products with ``C^(1/2)`` and ``C^(-1/2)`` after shrinking ``C``."""
         values, vectors = self._eigen
         flat = max(shrinkage * self.trace / len(vectors), torch.finfo(torch.float32).tiny)
         whole = (1 - shrinkage) * values + flat
@@ -290,16 +251,16 @@ class SketchedCovariance(Covariance):
 
     @property
     def rank_kept(self) -> int:
-        """Largest rank that the stored form can have: ``rank_bound``, or the size of the sketch."""
+        """Upper bound on the rank of the sketch: ``rank_bound``, or its size."""
         return min(self.rank_bound, self.total.shape[1])
 
     @property
     def error(self) -> float:
-        """Share of the total variance that the sketch misses: exactly, where products were of float32."""
+        """Share of the total variance that the sketch misses; exact with float32 products."""
         return max(1 - float(self._eigen[0].double().sum()) / self.trace, 0.0) if self.trace else 0.0
 
     def second_moment(self) -> Self:
-        """``M = (1/N) sum_n X_n^T X_n`` as a sketch, which is linear: that of ``C`` and that of the means add up."""
+        """``M = (1/N) sum_n X_n^T X_n`` as a sketch: sketches are linear, so those of ``C`` and of the means add up."""
         means = self.token_means()
         return dataclasses.replace(
             self,
@@ -310,17 +271,17 @@ class SketchedCovariance(Covariance):
         )
 
     def add(self, other: Covariance, weight: float) -> Self:
-        """The sum of this one and ``weight`` times the ``other``, of the same width and in the same form."""
+        """The sum of this and ``weight`` times another sketched covariance."""
         assert isinstance(other, SketchedCovariance)
         trace = self.total_trace + weight * self.samples / other.samples * other.total_trace
         return dataclasses.replace(super().add(other, weight), total_trace=trace)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another ``device``."""
+        """The same covariance on another device."""
         return dataclasses.replace(super().to(device), omega=self.omega.to(device))
 
     def merge(self, other: Covariance) -> Self:
-        """The covariance of the samples of both, this one and the ``other``."""
+        """The covariance of the samples of both."""
         assert isinstance(other, SketchedCovariance)
         return dataclasses.replace(super().merge(other), total_trace=self.total_trace + other.total_trace)
 
@@ -329,17 +290,7 @@ class SketchedCovariance(Covariance):
 
 
 class CovarianceSum:
-    """Running sum of the covariances of samples, in float32 whatever the model computes in.
-
-    Parameters
-    ----------
-    d_in : int
-        Width of the inputs.
-    device : device
-        Where the sum lives.
-    omega : (d_in, s) float32 tensor, optional
-        On the same device: keep a sketch, the sum times this.
-    """
+    """Running sum of the covariances of samples in float32; with ``omega`` (d_in, s), a sketch of it."""
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
         self.moment = SecondMoment(d_in, device, omega)
@@ -347,37 +298,32 @@ class CovarianceSum:
         self.rank_bound = 0
 
     def update(self, samples: list[Float[Tensor, "_ d_in"]], dtype: torch.dtype = torch.float32) -> None:
-        """Add samples.
+        """Add the counted tokens of samples, with products of factors in ``dtype``.
 
-        Parameters
-        ----------
-        samples : list of (T_n, d_in) tensor
-            The tokens of each that count, in the mean as well; a sample with fewer than two adds nothing.
-        dtype : torch.dtype
-            Of the factors of the products.
+        A sample with fewer than two tokens adds nothing.
         """
         tokens = [len(x) for x in samples]
-        centred = torch.cat(samples).float()  # a copy: the samples are the model's own
+        centered = torch.cat(samples).float()  # a copy: the samples are the model's tensors
         means = []
-        for sample in centred.split(tokens):
+        for sample in centered.split(tokens):
             if len(sample):
                 mean = sample.mean(0)
                 sample.sub_(mean)
                 means.append(mean * len(sample) ** 0.5)
-        self.moment.update(centred, dtype)
+        self.moment.update(centered, dtype)
         self.means.update(means)
         self.rank_bound += sum(max(n - 1, 0) for n in tokens)
 
-    def go_on(self, earlier: Covariance) -> None:
-        """Take up a finished sum: what is added next is added to it."""
+    def resume(self, earlier: Covariance) -> None:
+        """Start from a finished sum."""
         self.moment.total.copy_(earlier.total)
         if isinstance(earlier, SketchedCovariance):
             self.moment.trace.fill_(earlier.total_trace)
         self.rank_bound = earlier.rank_bound
-        self.means.take(earlier.token_means())
+        self.means.add(earlier.token_means())
 
     def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
-        """The covariance of so many samples, on the CPU; ``omega`` is the sketch's, there."""
+        """The covariance of this many samples, on the CPU, like the sketch's ``omega``."""
         total = self.moment.total
         means = self.means.finish()
         if omega is None:
@@ -386,9 +332,9 @@ class CovarianceSum:
         trace = float(self.moment.trace)
         return SketchedCovariance(total.cpu(), self.rank_bound, samples, means, omega=omega, total_trace=trace)
 
-    def add_up(self, processes: Processes) -> None:
-        """Make the sums those of all processes, but for ``rank_bound``."""
+    def reduce(self, processes: Processes) -> None:
+        """Replace the sums, except ``rank_bound``, by those over all processes."""
         if processes.count == 1:
             return
         processes.sum_([self.moment.total, self.moment.trace])
-        self.means = self.means.of_all(processes.gather(self.means.finish()))
+        self.means = self.means.total(processes.gather(self.means.finish()))

@@ -1,4 +1,4 @@
-"""The mean gradient of a weight, whole or as a sketch, without autograd ever holding it."""
+"""The mean gradient of a weight, whole or as a sketch, never held by autograd."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SKETCH_ABOVE = 1 << 22
 """Entries above which a gradient is sketched: 16 MB of float32."""
 
 SKETCH_RANK = 128
-"""Columns of the range sketch; the co-range sketch has twice as many rows and one more."""
+"""Columns of the range sketch; the co-range sketch has twice as many rows plus one."""
 
 
 def sketch_sizes(d_out: int, d_in: int) -> tuple[int, int] | None:
-    """Columns of the range sketch and rows of the co-range sketch; None for a weight that is small."""
+    """Columns of the range sketch and rows of the co-range sketch; None for a small weight."""
     if d_out * d_in <= SKETCH_ABOVE:
         return None
     k = min(SKETCH_RANK, d_out, d_in)
@@ -41,7 +41,7 @@ class Gradient:
     range : (d_out, k) float32 tensor or None
         ``G omega`` of a sketch.
     psi : (d_out, l) float32 tensor or None
-        The transpose of ``psi`` of a sketch, the same object for all modules with as many outputs.
+        The transpose of ``psi`` of a sketch; modules with the same number of outputs share one object.
 
     References
     ----------
@@ -56,7 +56,7 @@ class Gradient:
 
     @cached_property
     def _factors(self) -> tuple[Tensor | None, Tensor]:
-        """Orthonormal ``left`` (d_out, k), None where it is the identity, and ``right`` (k, d_in) of the sum."""
+        """Orthonormal ``left`` (d_out, k), None for the identity, and ``right`` (k, d_in) of the sum."""
         if self.range is None or self.psi is None:
             return None, self.corange
         q = torch.linalg.qr(self.range).Q
@@ -94,17 +94,7 @@ class Gradient:
 
 
 class GradientSum:
-    """Running sum of weight gradients, tile by tile.
-
-    Parameters
-    ----------
-    d_out, d_in : int
-        Shape of the weight.
-    device : device
-        Where the sum lives.
-    omega, psi : (d_in, k) and (d_out, l) float32 tensor, optional
-        On the same device: keep sketches made with these; without, the whole sum.
-    """
+    """Running sum of weight gradients by tiles; with ``omega`` (d_in, k) and ``psi`` (d_out, l), sketches of it."""
 
     def __init__(
         self,
@@ -119,22 +109,22 @@ class GradientSum:
         self.corange = torch.zeros(d_out if psi is None else psi.shape[1], d_in, device=device)
 
     def update(self, rows: slice, columns: slice, tile: Float[Tensor, "rows columns"]) -> None:
-        """Add what the gradient has in these ``rows`` and ``columns``."""
+        """Add a tile of the gradient."""
         if self.range is None or self.omega is None or self.psi is None:
             self.corange[rows, columns] += tile
             return
         self.range[rows].addmm_(tile.float(), self.omega[columns])
         self.corange[:, columns].addmm_(self.psi[rows].T, tile.float())
 
-    def go_on(self, earlier: Gradient) -> None:
-        """Take up a finished sum: what is added next is added to it."""
+    def resume(self, earlier: Gradient) -> None:
+        """Start from a finished sum."""
         for tensor, value in zip(self.tensors(), (earlier.corange, earlier.range), strict=False):
             tensor.copy_(value)  # type: ignore[arg-type]  # as many as there are tensors
 
     def finish(self, samples: int, psi: Tensor | None = None) -> Gradient:
-        """The mean over so many samples, on the CPU; ``psi`` is the sketch's, there."""
+        """The mean over this many samples, on the CPU, like the sketch's ``psi``."""
         return Gradient(self.corange.cpu(), samples, None if self.range is None else self.range.cpu(), psi)
 
     def tensors(self) -> list[Tensor]:
-        """What is summed over samples, to be added up over processes in place."""
+        """The sums, which processes add up in place."""
         return [self.corange] if self.range is None else [self.corange, self.range]

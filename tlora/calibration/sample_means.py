@@ -1,4 +1,4 @@
-"""The token means of samples: what the uncentred second moment of inputs has and their covariance leaves out."""
+"""The token means of samples: the difference between the second moment of the inputs and their covariance."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from tlora.numerics.sketching import SecondMoment
 class SampleMeans:
     """``P = sum_n T_n mu_n mu_n^T``, with ``mu_n`` the mean of the ``T_n`` tokens of sample ``n`` that count.
 
-    It is kept as its rows while these are few, and added up in the form of the covariance when they would take more
-    memory than that.
+    It is kept as rows while these are few, and as a sum in the form of the covariance once rows would take more memory.
 
     Attributes
     ----------
     rows : (n, d_in) float32 tensor
-        ``sqrt(T_n) mu_n`` of the samples that are not added up.
+        ``sqrt(T_n) mu_n`` of the samples that are not in the sum.
     count : int
-        Samples with a token that counts, those that are added up included.
+        Samples with a counted token, those in the sum included.
     folded : (d_in, d_in) or (d_in, s) float32 tensor or None
-        The sum over the others, whole or times the ``omega`` of a sketch.
+        The sum over the other samples, whole or times the ``omega`` of a sketch.
     folded_trace : float
-        Trace of that sum, of a sketch only.
+        Trace of that sum, only for a sketch.
     """
 
     rows: Float[Tensor, "n d_in"] = field(repr=False)
@@ -46,7 +45,7 @@ class SampleMeans:
 
     @property
     def trace(self) -> float:
-        """Trace of ``P``, where the sum is a sketch."""
+        """Trace of ``P``, if the sum is a sketch."""
         return self.folded_trace + float(self.rows.double().square().sum())
 
     @property
@@ -55,23 +54,13 @@ class SampleMeans:
         return self.rows.nbytes + (0 if self.folded is None else self.folded.nbytes)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another ``device``."""
+        """The same means on another device."""
         folded = None if self.folded is None else self.folded.to(device)
         return dataclasses.replace(self, rows=self.rows.to(device), folded=folded)
 
 
 class SampleMeansSum:
-    """Running `SampleMeans`.
-
-    Parameters
-    ----------
-    d_in : int
-        Width of the inputs.
-    device : device
-        Where they live.
-    omega : (d_in, s) float32 tensor, optional
-        On the same device: what the covariance is sketched with.
-    """
+    """Running `SampleMeans`; ``omega`` (d_in, s) is that of the covariance's sketch."""
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
         self._form = (d_in, device, omega)
@@ -83,21 +72,21 @@ class SampleMeansSum:
     def update(self, rows: list[Float[Tensor, " d_in"]]) -> None:
         """Add the ``sqrt(T_n) mu_n`` of samples."""
         if rows:
-            self._add(torch.stack(rows), len(rows))
+            self._add_rows(torch.stack(rows), len(rows))
 
-    def take(self, means: SampleMeans) -> None:
-        """Add what is known of other samples."""
+    def add(self, means: SampleMeans) -> None:
+        """Add the means of other samples."""
         if means.folded is not None:
             moment = self._moment()
             moment.total += means.folded.to(moment.total)
             moment.trace += means.folded_trace
-        self._add(means.rows.to(self._rows[0]), means.count)
+        self._add_rows(means.rows.to(self._rows[0]), means.count)
 
-    def of_all(self, parts: Iterable[SampleMeans]) -> SampleMeansSum:
-        """A sum of the same form over all of these."""
+    def total(self, parts: Iterable[SampleMeans]) -> SampleMeansSum:
+        """A new sum of the same form over all of these."""
         total = SampleMeansSum(*self._form)
         for means in parts:
-            total.take(means)
+            total.add(means)
         return total
 
     def finish(self) -> SampleMeans:
@@ -109,7 +98,7 @@ class SampleMeansSum:
             mirror_(self._folded.total)
         return SampleMeans(rows, self.count, self._folded.total.cpu(), float(self._folded.trace))
 
-    def _add(self, rows: Tensor, count: int) -> None:
+    def _add_rows(self, rows: Tensor, count: int) -> None:
         self._rows.append(rows)
         self.count += count
         if sum(map(len, self._rows)) > self._most_rows:
@@ -122,9 +111,9 @@ class SampleMeansSum:
         return self._folded
 
 
-def merged(one: SampleMeans, other: SampleMeans, omega: Tensor | None = None) -> SampleMeans:
-    """The means of the samples of both; ``omega`` is what their covariances are sketched with."""
+def merge_means(one: SampleMeans, other: SampleMeans, omega: Tensor | None = None) -> SampleMeans:
+    """The means of the samples of both; ``omega`` is that of their covariances' sketches."""
     total = SampleMeansSum(one.rows.shape[1], one.rows.device, omega)
     for means in (one, other):
-        total.take(means)
+        total.add(means)
     return total.finish()

@@ -1,4 +1,4 @@
-"""Sensitivity: how sensitive the loss of each sample is to each module (stage 2 of TLoRA)."""
+"""Sensitivity: how sensitive the loss is to each module, sample by sample (stage 2 of TLoRA)."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ class Sensitivity(ModuleResult):
     References
     ----------
     TLoRA, arXiv 2604.18124, the importance score of its section on rank allocation.
+
+    Examples
+    --------
+    >>> sensitivity = calibration.sensitivity
+    >>> sensitivity
+    Sensitivity(14 modules, 8 samples, highest model.layers... at ...)
+    >>> round(sensitivity.to_frame()["share"].sum(), 6)
+    np.float64(1.0)
+    >>> sensitivity.by_layer()["modules"].tolist()
+    [7, 7]
     """
 
     per_sample: Float[torch.Tensor, "samples modules"]
@@ -50,7 +60,7 @@ class Sensitivity(ModuleResult):
         "layer": "index of the block",
         "projection": "role within the block",
         "score": "S_i, nats per token",
-        "share": "S_i divided by the sum over modules, NaN where that is zero",
+        "share": "S_i divided by the sum over modules, NaN if that is zero",
         "deviation": "standard deviation of the per-sample scores",
     }
 
@@ -60,30 +70,32 @@ class Sensitivity(ModuleResult):
         return dict(zip(self.names, self.per_sample.double().mean(0).tolist(), strict=True))
 
     def rescale(self, score: str) -> Sensitivity:
-        """The same samples with another score: to be looked at, and compared, like the published one.
+        """Convert the published score to another one, to compare them.
 
         Parameters
         ----------
         score : {"mean", "sum", "per_parameter"}
-            ``"mean"`` is the published ``S_i``, a mean over the entries of the weight: of two modules that matter
-            alike the smaller has the higher one. ``"sum"`` is the sum over the entries, ``S_i * d_in * d_out``;
-            ``"per_parameter"`` that sum by the entries of ``A`` and ``B`` that a rank costs, ``d_in + d_out``.
+            ``"mean"`` is the published ``S_i``, a mean over the entries of the weight: of two equally important modules
+            the smaller has the higher score. ``"sum"`` is the sum over the entries, ``S_i * d_in * d_out``;
+            ``"per_parameter"`` is that sum divided by the entries of ``A`` and ``B`` for one rank, ``d_in + d_out``.
 
         Returns
         -------
         Sensitivity
-            In nats per token; of ``"per_parameter"``, by parameter.
+            In nats per token; for ``"per_parameter"``, per parameter.
 
         Raises
         ------
         ValueError
-            If there is no such score, or this is another than the published one.
+            If there is no such score, or these scores are already converted to another one.
         """
-        here = self.meta.recipe.get("score", "mean")
-        if one_of("score", score, SCORES) == here:
+        current = self.meta.recipe.get("score", "mean")
+        if one_of("score", score, SCORES) == current:
             return self
-        if here != "mean":
-            raise ValueError(f"these scores are {here!r} already, not {score!r}: take those of calibration.sensitivity")
+        if current != "mean":
+            raise ValueError(
+                f"these scores are {current!r} already, not {score!r}: take those of calibration.sensitivity"
+            )
         sizes = [(target.d_in * target.d_out, target.d_in + target.d_out) for target in self.targets.values()]
         factors = torch.tensor([entries if score == "sum" else entries / costs for entries, costs in sizes])
         meta = replace(self.meta, recipe=dict(self.meta.recipe) | {"score": score})
@@ -91,11 +103,11 @@ class Sensitivity(ModuleResult):
 
     @property
     def gini(self) -> float:
-        """Gini coefficient of the scores: 0 where all are equal, ``1 - 1/M`` where one has everything."""
+        """Gini coefficient of the scores: 0 if all are equal, ``1 - 1/M`` if one module has everything."""
         return gini(self.per_sample.double().mean(0).numpy())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module; see ``columns``."""
+        """One row for each module; see ``columns``."""
         scores = self.per_sample.double().mean(0).numpy()
         return pd.DataFrame(
             self.module_columns()
@@ -107,43 +119,42 @@ class Sensitivity(ModuleResult):
         )
 
     def by_layer(self) -> pd.DataFrame:
-        """One row a layer: ``layer``, ``modules`` (how many), ``score`` (their mean), ``share`` (their sum).
+        """One row for each layer: ``layer``, ``modules`` (their number), ``score`` (their mean), ``share`` (their sum).
 
-        The encoder and the decoder of a sequence-to-sequence model count their layers alike: block 0 of
-        both is one row.
+        Encoder and decoder layers with the same index are one row.
         """
         return self._grouped("layer")
 
     def by_projection(self) -> pd.DataFrame:
-        """One row a projection: ``projection``, ``modules``, ``score`` (mean), ``share`` (sum)."""
+        """One row for each projection: ``projection``, ``modules``, ``score`` (mean), ``share`` (sum)."""
         return self._grouped("projection")
 
     def intervals(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """How far the scores would move with other samples of the same kind: percentile bootstrap intervals.
+        """Percentile bootstrap intervals of the scores over samples.
 
         Parameters
         ----------
         confidence : float
             Between 0 and 1.
         resamples : int
-            Number of resamples of the samples.
+            Number of bootstrap resamples.
         seed : int
             Seed of the resampling.
 
         Returns
         -------
         pandas.DataFrame
-            One row a module: ``module``, ``layer``, ``projection``, ``score``, ``low`` and ``high``.
+            One row for each module: ``module``, ``layer``, ``projection``, ``score``, ``low`` and ``high``.
 
         Raises
         ------
         ValueError
-            If there are fewer than two samples, or a score is negative, NaN or infinite.
+            If there are fewer than two samples.
 
         Notes
         -----
-        Each interval is of one score alone. Percentile intervals are too narrow with few
-        samples, about a tenth at 16.
+        Each interval is for one score alone. With few samples percentile intervals are too narrow, by about a tenth at
+        16 samples.
 
         References
         ----------
@@ -155,13 +166,7 @@ class Sensitivity(ModuleResult):
         return pd.DataFrame(self.module_columns() | {"score": samples.mean(0), "low": low, "high": high})
 
     def resampling_scores(self) -> NDArray[np.float64]:
-        """``per_sample`` as float64, (N, M), if it can be resampled.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than two samples, or a score is negative, NaN or infinite.
-        """
+        """``per_sample`` as float64, (N, M); refuse a single sample, which cannot be resampled."""
         if len(self.per_sample) < 2:
             raise ValueError(f"{len(self.per_sample)} sample gives no spread: calibrate with 2 or more")
         check_scores(self.scores)
@@ -169,8 +174,8 @@ class Sensitivity(ModuleResult):
 
     def _grouped(self, column: str) -> pd.DataFrame:
         groups = self.to_frame().groupby(column, sort=False)
-        found = groups.agg(modules=("score", "size"), score=("score", "mean"))
-        return found.assign(share=groups["share"].sum(min_count=1)).reset_index()
+        table = groups.agg(modules=("score", "size"), score=("score", "mean"))
+        return table.assign(share=groups["share"].sum(min_count=1)).reset_index()
 
     def _summary(self) -> str:
         scores = self.scores
@@ -179,18 +184,7 @@ class Sensitivity(ModuleResult):
 
 
 def check_scores(scores: Mapping[str, float]) -> None:
-    """Refuse scores that nothing can be in proportion to.
-
-    Raises
-    ------
-    ValueError
-        If a score is negative, NaN or infinite, or all are zero; the message names the module.
-    """
-    for name, score in scores.items():
-        if not 0 <= score < math.inf:
-            raise ValueError(
-                f"the sensitivity of {name} is {score}, not a score: calibrate again, or exclude the module"
-            )
+    """Refuse scores that are all zero: nothing can be in proportion to them."""
     if not any(scores.values()):
         names = ", ".join(list(scores)[:3]) + (", ..." if len(scores) > 3 else "")
         raise ValueError(

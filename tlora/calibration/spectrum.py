@@ -1,4 +1,4 @@
-"""Spectrum: how many directions of a module's input the task really uses (read off stage 1 of TLoRA)."""
+"""Spectrum: how many directions of a module's input the task uses (from stage 1 of TLoRA)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tlora.results import Meta
 
 
 class _Figures(NamedTuple):
-    """What one spectrum says, in the order of the columns of `Spectrum.to_frame`."""
+    """Figures of one spectrum, in the order of the columns of `Spectrum.to_frame`."""
 
     effective_rank: float
     entropy_rank: float
@@ -36,27 +36,26 @@ class _Figures(NamedTuple):
 class Spectrum(ModuleResult):
     """Eigenvalues of the input covariance of each module, or of ``M^T M`` for the matrix of a subspace kind.
 
-    A spectrum may be truncated: the first ``k`` eigenvalues and the trace. Its rest ``t``, the trace less
-    the known eigenvalues, is then taken as spread evenly over the remaining dimensions. No other rest has
-    as high an effective rank, so that ``effective_rank`` and ``entropy_rank`` are upper bounds, close
-    where ``covered`` is near 1. Where the trace is unknown (NaN: a subspace kind whose matrix is never
-    formed), every figure is of the known part: a lower bound for the ranks (the known part, scaled to sum
-    to one, majorises the whole), an upper one for ``top_share``.
+    A truncated spectrum has the first ``k`` eigenvalues and the trace. The rest of the trace is assumed to be spread
+    evenly over the remaining dimensions, which maximizes the effective rank: ``effective_rank`` and ``entropy_rank``
+    are upper bounds, close if ``covered`` is near 1. If the trace is unknown (NaN: a subspace kind whose matrix is
+    never formed), all figures are of the known part: lower bounds for the ranks (the known part, scaled to sum to one,
+    majorizes the whole) and an upper bound for ``top_share``.
 
     Attributes
     ----------
     targets : dict of Target
         What each module is, by full module name in model order.
     eigenvalues : dict of (k,) float32 tensor
-        Falling, none negative, by full module name; squared units of the activations.
-        Modules that read the same input share one tensor.
+        In descending order, not negative, by full module name; squared units of the activations. Modules that read the
+        same input share one tensor.
     traces : dict of float
-        Sum of all eigenvalues, the unknown ones included; NaN where it is not known.
+        Sum of all eigenvalues, the unknown ones included; NaN if unknown.
     dimensions : dict of int
-        How many eigenvalues can be other than zero, the unknown ones included: the width of the input, or
-        the tokens that were seen, each sample's mean taken off, where these are fewer and known.
+        Number of eigenvalues that can be nonzero, the unknown ones included: the width of the input, or the number of
+        tokens minus one for each sample if that is less and known.
     inputs : dict of str
-        First module that has the same spectrum because it reads the same input (itself, for most).
+        First module that reads the same input, hence has the same spectrum.
     kind : str
         ``"covariance"``, or the key of a subspace kind.
     meta : Meta
@@ -67,7 +66,16 @@ class Spectrum(ModuleResult):
     Participation ratio: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement",
     2017.
     Entropy: Roy & Vetterli, "The effective rank: a measure of effective dimensionality", 2007, definition 1,
-    here of eigenvalues (variances) where the paper takes singular values.
+    here of eigenvalues (variances) instead of singular values.
+
+    Examples
+    --------
+    >>> spectrum = calibration.spectrum()
+    >>> spectrum.to_frame()[["module", "effective_rank", "rank_90"]].shape
+    (14, 3)
+    >>> spectrum.curves(spectrum.names[0])[["direction", "cumulative"]].tail(1)
+        direction  cumulative
+    ...        32         1.0
     """
 
     eigenvalues: dict[str, Tensor]
@@ -82,29 +90,26 @@ class Spectrum(ModuleResult):
         "layer": "index of the block",
         "projection": "role within the block",
         "input": "first module that reads the same input",
-        "dimension": "how many eigenvalues can be other than zero",
-        "trace": "sum of all eigenvalues, squared units of the activations; NaN where unknown",
+        "dimension": "number of eigenvalues that can be nonzero",
+        "trace": "sum of all eigenvalues, squared units of the activations; NaN if unknown",
         "effective_rank": "participation ratio, (sum l)^2 / sum l^2",
         "entropy_rank": "exp(H), H the entropy in nats of l / sum l",
-        "rank_90": "directions that hold 90 % of the variance; NaN where they are more than are known",
+        "rank_90": "directions that hold 90 % of the variance; NaN if more than are known",
         "rank_95": "the same for 95 %",
         "rank_99": "the same for 99 %",
         "numerical_rank": "known eigenvalues above float32 rounding",
         "condition_number": "largest eigenvalue over the smallest above float32 rounding",
         "top_share": "share of the trace that the first direction holds",
-        "covered": "share of the trace that the known eigenvalues hold; NaN where the trace is unknown",
+        "covered": "share of the trace that the known eigenvalues hold; NaN if the trace is unknown",
     }
 
     @cached_property
     def _figures(self) -> dict[str, _Figures]:
-        found: dict[str, _Figures] = {}
-        for name, source in self.inputs.items():
-            if source not in found:
-                found[source] = _figures(
-                    self.eigenvalues[source].double().numpy(), self.traces[source], self.dimensions[source]
-                )
-            found[name] = found[source]
-        return found
+        figures = {
+            source: _figures(self.eigenvalues[source].double().numpy(), self.traces[source], self.dimensions[source])
+            for source in dict.fromkeys(self.inputs.values())
+        }
+        return {name: figures[source] for name, source in self.inputs.items()}
 
     @property
     def effective_rank(self) -> dict[str, float]:
@@ -112,7 +117,7 @@ class Spectrum(ModuleResult):
         return {name: figures.effective_rank for name, figures in self._figures.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a module; see ``columns``."""
+        """One row for each module; see ``columns``."""
         known = pd.DataFrame(
             self.module_columns()
             | {
@@ -125,38 +130,31 @@ class Spectrum(ModuleResult):
         return pd.concat([known, figures], axis=1)
 
     def curves(self, modules: str | Iterable[str] | None = None) -> pd.DataFrame:
-        """The spectra themselves: one row a module and direction.
+        """The spectra themselves, one row for each module and direction.
 
         Parameters
         ----------
-        modules : iterable of str, optional
-            Full module names; all modules when left out.
+        modules : str or iterable of str, optional
+            Full module names; all modules by default.
 
         Returns
         -------
         pandas.DataFrame
-            ``module``, ``layer``, ``projection``; ``direction`` from 1; ``eigenvalue``; ``share`` of the
-            trace; ``cumulative`` share of the first directions up to this one. Where the trace is
-            unknown, shares are of the known part.
-
-        Raises
-        ------
-        KeyError
-            If a module has no spectrum here.
-        ValueError
-            If ``modules`` is empty.
+            ``module``, ``layer``, ``projection``; ``direction`` from 1; ``eigenvalue``; ``share`` of the trace;
+            ``cumulative`` share of the directions up to this one. If the trace is unknown, shares are of the known
+            part.
         """
-        wanted = chosen_modules(self, modules)
-        sizes = [len(self.eigenvalues[name]) for name in wanted]
-        shares = [self._shares(name) for name in wanted]
-        targets = [self.targets[name] for name in wanted]
+        names = select_modules(self, modules)
+        sizes = [len(self.eigenvalues[name]) for name in names]
+        shares = [self._shares(name) for name in names]
+        targets = [self.targets[name] for name in names]
         return pd.DataFrame(
             {
-                "module": np.repeat(np.array(wanted, dtype=object), sizes),
+                "module": np.repeat(np.array(names, dtype=object), sizes),
                 "layer": np.repeat([target.layer for target in targets], sizes),
                 "projection": np.repeat(np.array([target.projection for target in targets], dtype=object), sizes),
                 "direction": np.concatenate([np.arange(1, size + 1) for size in sizes]),
-                "eigenvalue": np.concatenate([self.eigenvalues[name].numpy() for name in wanted]),
+                "eigenvalue": np.concatenate([self.eigenvalues[name].numpy() for name in names]),
                 "share": np.concatenate(shares),
                 "cumulative": np.concatenate([np.cumsum(values) for values in shares]),
             }
@@ -175,31 +173,12 @@ class Spectrum(ModuleResult):
 def spectrum(
     covariances: Mapping[str, Covariance], inputs: Mapping[str, str], targets: Mapping[str, Target], meta: Meta
 ) -> Spectrum:
-    """Eigenvalues of the covariance of every module; each shared covariance is decomposed once.
+    """The spectrum of the covariances by first module; ``inputs`` has the first module of each module.
 
-    Parameters
-    ----------
-    covariances : mapping of Covariance
-        By the name of the first module that reads the input.
-    inputs : mapping of str
-        For each module the key into ``covariances``.
-    targets : mapping of Target
-        What each module is.
-    meta : Meta
-        Of the calibration.
-
-    Returns
-    -------
-    Spectrum
-        Of kind ``"covariance"``; all eigenvalues that can be other than zero and that the covariance knows.
-
-    Raises
-    ------
-    ValueError
-        If a covariance holds NaN.
+    Each shared covariance is decomposed once. All known eigenvalues that can be nonzero are kept.
     """
     sizes = {name: max(1, min(targets[name].d_in, c.rank_bound)) for name, c in covariances.items()}
-    values = {name: _decompose(name, c)[: sizes[name]].clone() for name, c in covariances.items()}
+    values = {name: sort_descending(c.eigenvalues())[: sizes[name]].clone() for name, c in covariances.items()}
     return Spectrum(
         targets=dict(targets),
         eigenvalues={name: values[first] for name, first in inputs.items()},
@@ -211,50 +190,33 @@ def spectrum(
     )
 
 
-def _decompose(name: str, covariance: Covariance) -> Tensor:
-    try:
-        return sort_descending(name, covariance.eigenvalues())
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(f"the covariance of {name} holds NaN or infinity: look in its inputs") from error
-
-
-def sort_descending(name: str, values: Tensor) -> Tensor:
-    """Float32 on the CPU, falling, and what rounding left below zero set to zero."""
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"the spectrum of {name} holds NaN or infinity: look for them in its inputs and weight")
+def sort_descending(values: Tensor) -> Tensor:
+    """Float32 values on the CPU in descending order, clipped at zero."""
     return values.detach().to("cpu", torch.float32).sort(descending=True).values.clamp(min=0)
 
 
 def _shares(values: np.ndarray, trace: float) -> np.ndarray:
-    """Shares of the trace; where it is unknown, or rounded below the sum of the eigenvalues, of that sum."""
+    """Shares of the trace, or of the sum of the eigenvalues if the trace is unknown or rounded below that sum."""
     total = np.fmax(values.sum(), trace)
     return values / total if total > 0 else np.zeros_like(values)
 
 
-def directions_for(cumulative: np.ndarray, share: float) -> float:
-    """Directions that hold a share, by the cumulative shares: 0 of a spectrum of zeros, NaN of more than are known."""
+def count_directions(cumulative: np.ndarray, share: float) -> float:
+    """Number of directions that hold a share of the variance: 0 for a spectrum of zeros, NaN if more than are known."""
     if cumulative[-1] == 0:
         return 0.0
     reached = cumulative >= share - 1e-6  # float32: shares closer than rounding are the same share
     return float(np.argmax(reached) + 1) if reached.any() else float("nan")
 
 
-def chosen_modules(spectrum: Spectrum, modules: str | Iterable[str] | None) -> list[str]:
-    """Full names of the modules that are meant; all by default.
-
-    Raises
-    ------
-    KeyError
-        If one has no spectrum here.
-    ValueError
-        If there are none.
-    """
-    wanted = spectrum.names if modules is None else [modules] if isinstance(modules, str) else list(modules)
-    if not wanted:
-        raise ValueError("modules is empty: name at least one, or leave it out for all")
-    if unknown := [name for name in wanted if name not in spectrum.eigenvalues]:
+def select_modules(spectrum: Spectrum, modules: str | Iterable[str] | None) -> list[str]:
+    """Full names of these modules, all by default; refuse names without a spectrum."""
+    names = spectrum.names if modules is None else [modules] if isinstance(modules, str) else list(modules)
+    if unknown := [name for name in names if name not in spectrum.eigenvalues]:
         raise KeyError(f"no spectrum of {unknown[0]!r}: choose from .names, e.g. {spectrum.names[0]!r}")
-    return wanted
+    if not names:
+        raise ValueError("modules is empty: name at least one, or leave it out for all")
+    return names
 
 
 def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
@@ -274,9 +236,9 @@ def _figures(values: np.ndarray, trace: float, dimension: int) -> _Figures:
     return _Figures(
         effective_rank=float(1 / squares),
         entropy_rank=float(np.exp(entropy)),
-        rank_90=directions_for(cumulative, 0.90),
-        rank_95=directions_for(cumulative, 0.95),
-        rank_99=directions_for(cumulative, 0.99),
+        rank_90=count_directions(cumulative, 0.90),
+        rank_95=count_directions(cumulative, 0.95),
+        rank_99=count_directions(cumulative, 0.99),
         numerical_rank=float(above.sum()),
         condition_number=float(values[0] / values[above][-1]),
         top_share=float(shares[0]),

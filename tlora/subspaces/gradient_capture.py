@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tlora.calibration.batches import Batch
-from tlora.calibration.forward_backward import check_batches, observe, prepared
+from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
 from tlora.models.hooks import Recorder
 from tlora.models.module_result import ModuleResult
 from tlora.models.targets import Target, target_modules
@@ -245,7 +246,8 @@ def gradient_capture(
     level, resamples = confidence_level(confidence), positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
     check_batches(batches)
-    observe(model, targets, prepared(model, batches, "gradient capture", progress), energies)
+    shown = tqdm(batches, desc="gradient capture", unit="batch", disable=not progress)
+    run_batches(model, targets, prepare_batches(model, shown), energies)
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
     _check_finite(list(targets), total)
     return GradientCapture(
@@ -281,7 +283,7 @@ class _Energies:
         self._column = {name: i for i, name in enumerate(targets)}
         self._batch: Batch
 
-    def start(self, batch: Batch) -> None:
+    def start_batch(self, batch: Batch) -> None:
         """Prepare for a new batch."""
         self._batch = batch
         self.samples += len(batch)
@@ -289,13 +291,13 @@ class _Energies:
         self.totals.append(torch.zeros(shape, device=batch.device))
         self.captured.append(torch.zeros(*shape, len(self.subspaces), len(self.ranks), device=batch.device))
 
-    def forward_done(self, recorder: Recorder) -> None:
+    def add_inputs(self, recorder: Recorder) -> None:
         """Do nothing: inputs alone give no statistics."""
 
-    def gradient_arrived(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+    def add_gradients(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
         """Add the norms of each sample, after summing over the calls of the module."""
         target, column = self.targets[name], self._column[name]
-        pairs = zip(self._batch.real_rows(gradients), self._batch.real_rows(inputs), strict=True)
+        pairs = zip(self._batch.gradient_rows(gradients), self._batch.gradient_rows(inputs), strict=True)
         rows = torch.stack([s.basis(name, self.ranks[-1]) for s in self.subspaces]).to(gradients[0].device)
         moment = self._moment(target, rows.device)
         for n, (d, x) in enumerate(pairs):

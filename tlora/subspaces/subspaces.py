@@ -133,11 +133,11 @@ class Subspaces(ModuleResult):
         Raises
         ------
         ValueError
-            If the subspaces are random, or a singular value is NaN.
+            If the subspaces are random.
         """
         if self.kind == "random":
             raise ValueError("kind 'random' comes from no matrix and has no spectrum: choose another, e.g. 'wc'")
-        values = {name: sort_descending(name, sigma) for name, sigma in self.singular_values.items()}
+        values = {name: sort_descending(sigma) for name, sigma in self.singular_values.items()}
         if self.kind == "c":
             traces, sizes = dict(self.traces), {name: target.d_in for name, target in self.targets.items()}
         else:

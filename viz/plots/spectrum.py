@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from tlora.calibration.spectrum import Spectrum, chosen_modules
+from tlora.calibration.spectrum import Spectrum, select_modules
 from tlora.utils.validation import check_type
 from viz import style
 
@@ -83,7 +83,7 @@ def _inputs(spectrum: Spectrum, modules: Iterable[str] | None) -> pd.DataFrame:
     """The rows to draw, one for each input, with a ``label`` that names all projections that read it."""
     frame = spectrum.to_frame()
     if modules is not None:
-        frame = frame[frame["module"].isin(chosen_modules(spectrum, modules))]
+        frame = frame[frame["module"].isin(select_modules(spectrum, modules))]
     labels = frame.groupby("input")["projection"].agg(style.join_labels)
     return frame.drop_duplicates("input").assign(label=lambda rows: rows["input"].map(labels))
 

@@ -14,7 +14,7 @@ import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
 from tests.helpers.padding import classifier, decoder, texts
 from tests.helpers.tokenizers import words_tokenizer
-from tlora.calibration.batches import Tokens
+from tlora.calibration.batches import CountedTokens
 from tlora.calibration.covariance import CovarianceSum
 from tlora.models.loading import _set_padding
 
@@ -201,21 +201,6 @@ def test_a_dataset_that_hands_over_lists_beside_tensors_is_read_whole() -> None:
     assert found.sensitivity.per_sample.equal(calibrate(model, [batch]).sensitivity.per_sample)
 
 
-@pytest.mark.parametrize("value", [[[0, 1], [0]], "types", [["a"], ["b"], ["c"]]])
-def test_what_the_model_reads_and_is_no_tensor_is_named(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"batch 0: token_type_ids is a .*, and the model reads it: pad it"):
-        calibrate(tiny_model("bert"), [texts((5, 3, 6)) | {"token_type_ids": value}])
-
-
-@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
-def test_an_additive_mask_is_refused(family: str) -> None:
-    """Of 0 for tokens and a large negative number for padding, it would be read the other way round."""
-    batch = tiny_batch(family)
-    batch["attention_mask"] = (1 - batch["attention_mask"]) * -1e4
-    with pytest.raises(ValueError, match="batch 0 has -10000 in its attention_mask: pass 1 for a token and 0 for pad"):
-        calibrate(tiny_model(family), [batch])
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int32])
 def test_a_mask_of_any_type_is_read(dtype: torch.dtype) -> None:
     model, batch = tiny_model("bert"), texts((5, 3, 6))
@@ -241,25 +226,19 @@ def test_a_label_that_is_predicted_from_a_masked_token_counts(family: str) -> No
             assert float(calibration.sensitivity.per_sample[n, column]) == pytest.approx(expected, rel=1e-4), name
 
 
-def condition(model: nn.Module) -> list[Any]:
-    """What a refusal must leave as it was."""
-    modules = [(n, type(m), m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
-    return [modules, [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]]
-
-
 def test_what_stands_at_padding_is_never_read() -> None:
     counted = torch.tensor([[True, True, False], [True, False, True]])
     x = torch.randn(2, 3, 4)
-    tokens = Tokens.of(counted, x.device)
+    tokens = CountedTokens.from_mask(counted, x.device)
     total, same = CovarianceSum(4), CovarianceSum(4)
-    same.update(tokens.samples(x))
+    same.update(tokens.split_rows(x))
     x[~counted] = torch.tensor([[torch.nan] * 4, [torch.inf] * 4])
-    total.update(tokens.samples(x))
+    total.update(tokens.split_rows(x))
     assert total.finish(2).dense().equal(same.finish(2).dense())
 
 
-def test_tokens_before_samples_are_told_apart() -> None:
-    """As the layers of XLNet read them: padding and samples would be told apart by the wrong axis."""
+def test_tokens_before_samples_are_run_one_by_one() -> None:
+    """As the layers of XLNet read them: padding and samples would be taken from the wrong axis."""
     model, batch = tiny_model("llama"), tiny_batch("llama")
     mlp = model.model.layers[1].mlp
     forward = mlp.forward
@@ -268,43 +247,6 @@ def test_tokens_before_samples_are_told_apart() -> None:
     torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample, rtol=1e-4, atol=1e-6)
     for name in one.names:
         torch.testing.assert_close(one.covariance[name].dense(), other.covariance[name].dense(), rtol=1e-4, atol=1e-6)
-
-
-def changed(key: str, value: Callable[[torch.Tensor], torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    batch = tiny_batch("llama")
-    return [batch | {key: value(batch[key])}]
-
-
-BAD_BATCHES: dict[str, tuple[Any, type[Exception], str]] = {
-    "none": (None, TypeError, r"batches is a NoneType: pass a list of dicts"),
-    "one": (tiny_batch("llama"), TypeError, r"batches is a dict: pass a list of dicts"),
-    "used up": (iter([]), ValueError, r"no batches to run: the iterable is empty"),
-    "float ids": (changed("input_ids", torch.Tensor.float), ValueError, r"input_ids of type torch\.float32"),
-    "float labels": (
-        changed("labels", torch.Tensor.float),
-        ValueError,
-        r"labels of type torch\.float32.*whole numbers",
-    ),
-    "label": (
-        changed("labels", lambda x: x + 70 * (x > 0)),
-        ValueError,
-        r"batch 0 has label \d+, the model knows 0 to 63",
-    ),
-    "negative": (
-        changed("labels", lambda x: x.clamp(min=-1)),
-        ValueError,
-        r"label -1.*-100 for labels that do not count",
-    ),
-}
-
-
-@pytest.mark.parametrize(("batches", "error", "words"), BAD_BATCHES.values(), ids=BAD_BATCHES)
-def test_bad_batches_are_refused(batches: Any, error: type, words: str) -> None:
-    model = tiny_model("llama")
-    before = condition(model)
-    with pytest.raises(error, match=words):
-        tlora.calibrate(model, batches, progress=False)
-    assert condition(model) == before
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -327,13 +269,6 @@ def test_an_encoder_needs_no_padding_token() -> None:
 def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:
     calibration = tlora.calibrate(model, [batch or tiny_batch(model)], progress=False, **options)
     return calibration, tlora.allocate(calibration.sensitivity, 4, max_rank=8)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
-def test_a_label_for_each_text_is_refused_by_what_predicts_tokens(family: str) -> None:
-    model, batch = tiny_model(family), tiny_batch(family)
-    with pytest.raises(ValueError, match=rf"has labels \(3,\), and a {type(model).__name__} predicts tokens:"):
-        tlora.calibrate(model, [batch | {"labels": torch.tensor([0, 1, 5])}], progress=False)
 
 
 TRAINED_OTHERWISE = r"a \w+ is trained with a loss of \S+ on a sample of \d+ tokens, and calibration would measure \S+,"
@@ -388,6 +323,7 @@ def test_labels_of_tokens_where_they_stand_are_refused(name: str) -> None:
     class Mine(getattr(transformers, name)):  # type: ignore[misc]
         pass
 
+    torch.manual_seed(0)
     model = Mine(tiny_config("bert")).eval()
     batch = tiny_batch("bert")
     batch["labels"] = batch["input_ids"].clamp(max=1).masked_fill(batch["attention_mask"] == 0, -100)

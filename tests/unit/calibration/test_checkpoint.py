@@ -1,7 +1,6 @@
 """Calibrations that are merged, killed and taken up again, or run by several processes: the numbers of one pass."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +75,12 @@ def test_samples_are_added_in_other_batches_and_order(tmp_path):
     assert_close(calibrate(model, more, checkpoint=tmp_path), calibrate(model, more))
 
 
+def test_a_generator_resumes_too(tmp_path):
+    model = tiny_model("llama")
+    calibrate(model, batches(model)[:2], checkpoint=tmp_path)
+    assert same(calibrate(model, iter(batches(model)), checkpoint=tmp_path), calibrate(model, batches(model)))
+
+
 def test_a_sample_that_is_given_twice_counts_twice(tmp_path):
     model = tiny_model("llama")
     one, other = batches(model, 2)
@@ -93,18 +98,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         calibrate(tiny_model("llama", seed=1), [one, other], checkpoint=tmp_path)
     with pytest.raises(ValueError, match="tokens='all' and 'labels'"):
         calibrate(model, [one, other], checkpoint=tmp_path, tokens="labels")
-    with pytest.raises(TypeError, match="which can be read only once"):
-        calibrate(model, iter([one, other]), checkpoint=tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file: name a folder"):
         calibrate(model, [one], checkpoint=tmp_path / "file")
-
-
-def test_what_a_kill_left_behind_is_cleared(tmp_path):
-    model = tiny_model("llama")
-    (tmp_path / f".tlora-{socket.gethostname()}-4194305-00000000").mkdir(parents=True)  # no process of Linux
-    calibrate(model, batches(model), checkpoint=tmp_path, checkpoint_every=0)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["samples-000000012.safetensors"]
 
 
 KILLS = """

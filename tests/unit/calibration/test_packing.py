@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 import tlora
 from tests.helpers.calibrations import assert_close, calibrate
 from tests.helpers.models import tiny_batch, tiny_model
-from tlora.calibration.packing import unpacked
+from tlora.calibration.packing import unpack_batch
 
 LENGTHS = (7, 4, 9, 5)
 
@@ -80,13 +80,13 @@ def test_positions_that_go_on_are_no_packing() -> None:
     batch["attention_mask"][2, 4] = 0
     batch["labels"][2, 4] = -100
     batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    assert unpacked(batch, model, "batch 0") == [batch]
+    assert unpack_batch(batch, model, "batch 0") == [batch]
 
 
 def test_a_long_sample_among_short_ones_does_not_pad_them_all() -> None:
     model, lengths = tiny_model("llama"), (3, 3, 3, 40, 3, 3)
     batch = one_row(rows(lengths)) | {"position_ids": positions(*lengths)[None]}
-    parts = unpacked(batch, model, "batch 0")
+    parts = unpack_batch(batch, model, "batch 0")
     assert [part["input_ids"].shape for part in parts] == [(3, 3), (1, 40), (2, 3)]
 
 

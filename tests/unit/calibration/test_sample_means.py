@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tlora
-from tests.helpers.calibrations import SKETCH, batches, calibrate
+from tests.helpers.calibrations import SKETCH, batches
 from tests.helpers.models import singles, tiny_model
 from tests.helpers.results import same
 from tlora.calibration.covariance import CovarianceSum
@@ -94,10 +94,3 @@ def test_many_means_are_saved_and_loaded(options, tmp_path):
     found = tlora.calibrate(model, batches(model, 18), progress=False, **options)
     assert all(c.means.folded is not None for c in found.covariances.values())
     assert same(tlora.Calibration.load(found.save(tmp_path)), found)
-
-
-def test_a_second_moment_has_no_other():
-    found = calibrate(model := tiny_model("llama"), batches(model, 1))
-    moment = found.covariance[found.names[0]].second_moment()
-    with pytest.raises(ValueError, match="means of the samples are not kept"):
-        moment.second_moment()

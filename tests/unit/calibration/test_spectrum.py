@@ -147,10 +147,3 @@ def test_round_trip(tmp_path):
     assert list(found.to_frame().columns) == list(Spectrum.columns)
     assert len(repr(found)) < 400
     assert back.meta == found.meta
-
-
-def test_a_covariance_with_nan_is_refused_by_module():
-    bad = covariance(0)
-    bad.total[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"covariance of a\.q holds NaN"):
-        spectrum_of({"a.o": covariance(1), "a.q": bad})
