@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlora.calibration.spectrum import Spectrum, directions_for
+from tlora.calibration.spectrum import Spectrum, count_directions
 from tlora.subspaces.alignment import overlap_with_neighbors
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
@@ -82,7 +82,7 @@ def read_shares(shares: Mapping[str, Shares], module: str, rank: int) -> Reading
     sums = {what: np.cumsum(values[module]) for what, values in shares.items()}
     return Reading(
         held={what: float(values[min(rank, len(values)) - 1]) for what, values in sums.items()},
-        needed={what: {level: directions_for(values, level) for level in LEVELS} for what, values in sums.items()},
+        needed={what: {level: count_directions(values, level) for level in LEVELS} for what, values in sums.items()},
     )
 
 
@@ -107,7 +107,7 @@ def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
             "at": [at[name].tolist() for name in own],
             "each": [shorten_all(values[name][at[name] - 1]) for name in own],
             "sums": [shorten_all(sums[name][at[name] - 1], 4) for name in own],
-            "needed": [shorten_all([directions_for(sums[name], level) for level in LEVELS], 6) for name in own],
+            "needed": [shorten_all([count_directions(sums[name], level) for level in LEVELS], 6) for name in own],
         }
     whole = isinstance(source, Spectrum) and bool(np.isfinite([*source.traces.values()]).all())
     meaning = MEANINGS.get(source.kind, source.kind)

@@ -59,7 +59,7 @@ def test_effective_ranks_over_layers():
     np.testing.assert_allclose(line.get_ydata(), expected)
 
 
-def test_spectrum_of_chosen_modules():
+def test_spectrum_of_selected_modules():
     result = spectrum("30 layers")
     ax = viz.plot_spectrum(result, modules=["layers.3.k_proj"])
     assert next(line.get_label() for line in ax.lines) == "layer 3 k_proj"
