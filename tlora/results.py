@@ -131,6 +131,14 @@ class Result:
             If the disk is full or the place is not writable; an earlier result is left as it was.
         FileExistsError
             If there is a file that is not a result of this kind.
+
+        Examples
+        --------
+        >>> file = calibration.save("calibration")
+        >>> file.name
+        'calibration.safetensors'
+        >>> tlora.Calibration.load(file).names == calibration.names
+        True
         """
         file = result_file(path)
         refuse_other_file(file, type(self).__name__)
