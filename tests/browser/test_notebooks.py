@@ -7,7 +7,7 @@ import pytest
 from tests.browser.conftest import NOTEBOOKS
 from tests.browser.lab import Lab
 
-pytestmark = [pytest.mark.browser, pytest.mark.packaged]
+pytestmark = [pytest.mark.browser, pytest.mark.packaged, pytest.mark.rest]
 
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 DRIVEN = "4_sensitivity_and_allocation.ipynb"

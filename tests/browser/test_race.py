@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser.test_workbench import Bench, built
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.rest]
 
 BUILD = """
 import tlora, viz, warnings

@@ -65,7 +65,11 @@ function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 3
   const left = 50, right = 8, top = 6, bottom = 32, scale = (v, low, high, log) => (log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
   const at = (v) => left + (width - left - right) * scale(v, x0, x1, x.log);
   const up = (v) => top + (height - top - bottom) * (1 - scale(v, y0, y1, y.log));
-  const write = (axis, v) => (axis.percent ? (axis.log ? `${+(100 * v).toPrecision(2)}\u00a0%` : `${+(100 * v).toFixed(4)}\u00a0%`) : String(+v.toPrecision(6)).replace("-", MINUS));
+  const write = (axis, v) => {
+    if (axis.percent) return `${+(100 * v).toFixed(4)}\u00a0%`;
+    if (axis.log && (v < 0.01 || v > 99999)) return v.toExponential().replace(/^1e/, "10^").replace("e", "\u00b710^").replace("+", "").replace("-", MINUS);
+    return String(+v.toPrecision(6)).replace("-", MINUS);
+  };
   for (const v of ticks(y0, y1, y.log, 4)) {
     make("line", { class: "guide", x1: left, x2: width - right, y1: up(v), y2: up(v) }, svg);
     make("text", { svg: true, class: "tick", x: left - 5, y: up(v) + 3.5, "text-anchor": "end" }, svg, write(y, v));

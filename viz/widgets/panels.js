@@ -15,7 +15,7 @@ function moduleCharts(about, choice) {
     });
     if (lines.length) {
       chart(root, { title: `Shares by rank, ${place}`, lines: lines.map((one, i) => ({ ...one, color: i + 2 })), cursor: rank || null, height: 116,
-        x: { label: "rank", min: 0, max: about.most }, y: { label: "share", percent: true, min: 0, max: 1 } });
+        x: { label: "rank", min: 0, max: Math.max(...lines.map((one) => one.points.length)) + 1 }, y: { label: "share", percent: true, min: 0, max: 1 } });
     }
     if (counts?.length) {
       const all = counts.reduce((sum, [, count]) => sum + count, 0), far = 2 ** Math.max(3, Math.ceil(Math.log2(1.02 * Math.max(rank, ...counts.map(([r]) => r)))));
@@ -44,7 +44,7 @@ function moduleCharts(about, choice) {
     chart(root, { title: `Cumulative shares of the directions of ${place}`, lines: lines("sums"), cursor: rank || null, height: 158, x: { ...x, label: "first directions taken" },
       y: { label: "cumulative share", percent: true, min: 0, max: 1 } });
     chart(root, { title: `Share of each direction of ${place}`, lines: lines("each"), cursor: rank || null, height: 124, legend: false, x,
-      y: { label: "each direction", percent: true, log: true, min: Math.max(1e-8, Math.min(...whats.flatMap((what) => one.curves[what].each.flat().filter((v) => v > 0)))) } });
+      y: { label: "each direction", log: true, min: Math.max(1e-8, Math.min(...whats.flatMap((what) => one.curves[what].each.flat().filter((v) => v > 0)))) } });
     const words = { energy: one.known ? "known energy" : "energy", variance: "input variance" };
     const rows = whats.map((what) => [words[what], rank ? percent(held(what)) : "", ...one.curves[what].needed[mine].map((n) => n ?? "more")]);
     drawTable(root, { caption: "Share within the rank, and directions for", head: ["", `rank ${rank}`, "90\u00a0%", "95\u00a0%", "99\u00a0%"], rows });
@@ -99,7 +99,7 @@ function alignmentPart(parent, { pairs }, { about, model }) {
 }
 
 function drawParts(parent, parts, context) {
-  for (const part of parts) KINDS[part.kind](make("div", { class: `part ${part.kind}` }, parent), part, context);
+  for (const part of parts) KINDS[part.kind](make("div", { class: `part ${part.folded ? "folded" : part.kind}` }, parent), part, context);
 }
 
 // All panels one below another, for the page.
