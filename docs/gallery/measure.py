@@ -67,7 +67,7 @@ def main() -> None:
     uniform = tlora.allocate(sensitivity, rank=8, max_rank=32, adapt_ranks=False, adapt_scales=False)
     arms = {"score": allocation, "uniform": uniform, "LoRA": "lora"}
     raced = tlora.race(
-        model, task, arms, subspaces=kinds["wc"], steps=24, seeds=[0], learning_rate=2e-3, batch_size=4,
+        model, task, arms, subspaces=kinds["wc"], steps=12, seeds=[0], learning_rate=2e-3, batch_size=4,
         evaluation_limit=40,
     )  # fmt: skip
     results["race"] = replace(raced, runs={})  # its losses alone
