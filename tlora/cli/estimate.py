@@ -25,6 +25,7 @@ ESTIMATE_EXAMPLES = """Examples:
 
 
 def estimate(
+    ctx: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -69,20 +70,9 @@ def estimate(
     from tlora.resource_estimate import matmul_speed
 
     show_own_warnings()
+    shared = ctx.params.keys() - {"target_modules", "memory", "teraflops", "as_json"}
     resources = tlora.estimate(
-        model,
-        rank,
-        samples=samples,
-        length=length,
-        labels=labels,
-        batch_size=batch_size,
-        dtype=dtype,
-        bits=bits,
-        gradient_checkpointing=gradient_checkpointing,
-        optim=optim,
-        gpus=gpus,
-        sketch_size=sketch_size,
-        num_labels=num_labels,
+        **{name: ctx.params[name] for name in shared},
         target_modules=module_selection(target_modules),
         speed=matmul_speed(dtype=dtype) if teraflops is None else 1e12 * teraflops,
         memory=None if memory is None else 1e9 * memory,

@@ -117,8 +117,9 @@ Recipe = Annotated[
     option(
         "Allocation",
         "A set of options: lora, plain LoRA; tlora, with ranks, scales and a frozen A from the task; tlora-paper, the "
-        "same with rows of length one; tlora-trained, with A trained as well; or tlora-freeze-late, with A trained "
-        "for the first fifth of the steps. Options given explicitly take precedence.",
+        "same with rows of length one; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for "
+        "the first fifth of the steps; or uniform, tlora with one rank and one scale. Options given explicitly take "
+        "precedence.",
     ),
 ]
 TargetModules = Annotated[
