@@ -1,4 +1,4 @@
-"""QA-LoRA: an adapter that reads groups of input features, so that it merges into a base quantised by groups."""
+"""QA-LoRA: an adapter on groups of input features, which merges into a base that is quantized by groups."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn.utils import parametrize
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers
 
 GROUP = 32
-"""Neighbouring input features that are averaged, as in the authors' code."""
+"""Neighboring input features that are averaged, as in the authors' code."""
 
 
 class Pooled(nn.Module):
-    """Makes an ``A`` of groups into one of features: ``A P``, with ``P x`` the means of groups of features.
+    """Expands an ``A`` on groups to one on features: ``A P``, with ``P x`` the means of groups of features.
 
     Parameters
     ----------
@@ -29,11 +29,11 @@ class Pooled(nn.Module):
         self.group = group
 
     def forward(self, a: Tensor) -> Tensor:
-        """(r, d_in) of (r, d_in / group)."""
+        """Expand (r, d_in / group) to (r, d_in)."""
         return a.repeat_interleave(self.group, dim=1) / self.group
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What `forward` makes this of, or the nearest."""
+        """The ``A`` on groups that `forward` expands to this one, or the nearest."""
         return weight.unflatten(1, (-1, self.group)).sum(2)
 
 
@@ -43,19 +43,19 @@ def pool_inputs(adapted: PeftModel, group: int = GROUP) -> PeftModel:
     Parameters
     ----------
     adapted : peft.PeftModel
-        With a LoRA adapter that is called ``default``, whose ``B`` is zero.
+        With a LoRA adapter named ``default``, whose ``B`` is zero.
     group : int
-        Neighbouring features that are averaged, or the largest divisor of this that divides ``d_in``.
+        Neighboring features to average, or the largest divisor of this number that divides ``d_in``.
 
     Returns
     -------
     peft.PeftModel
-        The same model, which computes what it computed; ``A`` is drawn anew, (r, d_in / group), as LoRA's is.
+        The same model with the same outputs; ``A`` is randomly initialized again, (r, d_in / group), as in LoRA.
 
     Notes
     -----
-    The update is the same for all columns of a group, so that on a base with one zero point a row and group it merges
-    into these, and the merged model stays quantised. Here it is run on any base.
+    The update is the same for all columns of a group. A base with one zero point for each row and group absorbs it in
+    the zero points, and stays quantized. Here it is run on any base.
 
     References
     ----------
@@ -65,8 +65,8 @@ def pool_inputs(adapted: PeftModel, group: int = GROUP) -> PeftModel:
         linear = layer.lora_A[ADAPTER]
         weight = linear.get_parameter("weight")
         pooled = Pooled(math.gcd(group, weight.shape[1]))
-        drawn = torch.empty(weight.shape[0], weight.shape[1] // pooled.group, dtype=weight.dtype, device=weight.device)
-        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+        values = torch.empty(weight.shape[0], weight.shape[1] // pooled.group, dtype=weight.dtype, device=weight.device)
+        nn.init.kaiming_uniform_(values, a=math.sqrt(5))
         parametrize.register_parametrization(linear, "weight", pooled)
-        linear.weight = pooled(drawn)
+        linear.weight = pooled(values)
     return adapted

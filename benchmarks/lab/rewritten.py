@@ -12,7 +12,7 @@ from tlora.tasks.presets import PRESETS, review_texts
 Rewrite = Callable[[str], str]
 
 _WORD = re.compile(r"[A-Za-z]+")
-# Frequent words of English and of film reviews: what a sentence is made of, whatever it says.
+# Frequent words of English and of film reviews.
 COMMON_WORDS = """
 the of and to in a is that for it as was with be by on not he i this are or his from at which but have an had they you
 were there one all we can her has would who been if no so what their will out about up more when its than some into only
@@ -28,12 +28,12 @@ def substitution(seed: int) -> Rewrite:
     Parameters
     ----------
     seed : int
-        Which of the keys without a letter that stands for itself.
+        Selects a key in which no letter stands for itself.
 
     Returns
     -------
     callable
-        From a text to the text in cipher.
+        Maps a text to the text in cipher.
 
     Examples
     --------
@@ -57,17 +57,17 @@ def reversed_words(text: str) -> str:
 
 
 def codebook(seed: int) -> Rewrite:
-    """A code of words: each of 118 frequent words stands for another of them; all others stay.
+    """A code of words: each of 118 frequent words stands for another of them; other words are unchanged.
 
     Parameters
     ----------
     seed : int
-        Which of the codes without a word that stands for itself.
+        Selects a code in which no word stands for itself.
 
     Returns
     -------
     callable
-        From a text to the text in code, in small letters.
+        Maps a text to the text in code, in lower case.
     """
     words = COMMON_WORDS.split()
     code = dict(zip(words, _derangement(words, seed), strict=True))
@@ -75,7 +75,7 @@ def codebook(seed: int) -> Rewrite:
 
 
 def _derangement(items: str | list[str], seed: int) -> list[str]:
-    """A random order in which nothing stays in its place: everything moves along one random cycle."""
+    """A random permutation without fixed points: one random cycle of all items."""
     cycle = list(items)
     random.Random(seed).shuffle(cycle)
     follows = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))

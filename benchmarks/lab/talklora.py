@@ -1,4 +1,4 @@
-"""TalkLoRA: low-rank experts that exchange what they read before a token is routed to them."""
+"""TalkLoRA: low-rank experts that exchange their inputs before each token is routed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers
 
 EXPERTS = 4
-"""As in the authors' runs."""
+"""Number of experts, as in the authors' runs."""
 
 
 class Experts(nn.Module):
-    """Stands in the place of a layer's ``B``: ``sum_i w_i B_i M_i h_i`` of the heads ``h_i`` of ``h = A x``.
+    """Replaces a layer's ``B``: computes ``sum_i w_i B_i M_i h_i`` from the heads ``h_i`` of ``h = A x``.
 
     Parameters
     ----------
     weight : (d_out, r) parameter
-        ``B_i`` side by side: that of all layers of one projection.
+        The ``B_i`` side by side, shared by all layers of one projection.
     experts : int
         ``E``, a divisor of the rank.
 
@@ -31,12 +31,10 @@ class Experts(nn.Module):
     mixers : (E, r / E, r / E) parameter
         ``M_i``.
     talk : (E, E) parameter
-        ``T``, which mixes the heads that are routed by.
+        ``T``, which mixes the heads for the router.
     router : (E, r) parameter
-        ``R``: the weights are ``softmax(R T h)``, of each token.
+        ``R``: the weights of a token are ``softmax(R T h)``.
     """
-
-    why_not_merged = "TalkLoRA routes each token by what it reads, and no weight does that"
 
     def __init__(self, weight: nn.Parameter, experts: int) -> None:
         super().__init__()
@@ -49,15 +47,15 @@ class Experts(nn.Module):
         self.weight = weight
         for name, shape in shapes.items():
             bound = shape[-1] ** -0.5  # Kaiming's uniform distribution with a = sqrt(5)
-            drawn = torch.empty(shape, device=weight.device, dtype=weight.dtype).uniform_(-bound, bound)
-            self.register_parameter(name, nn.Parameter(drawn))
+            values = torch.empty(shape, device=weight.device, dtype=weight.dtype).uniform_(-bound, bound)
+            self.register_parameter(name, nn.Parameter(values))
 
     def forward(self, h: Float[Tensor, "*tokens r"]) -> Float[Tensor, "*tokens d_out"]:
-        """What the experts give, each weighted by the router."""
+        """The outputs of the experts, weighted by the router."""
         mixers, talk, router = (self.get_parameter(name) for name in ("mixers", "talk", "router"))
         heads = h.unflatten(-1, (len(mixers), -1))
-        heard = torch.einsum("ij,...jk->...ik", talk, heads).flatten(-2)
-        weights = (heard @ router.T).softmax(-1)
+        mixed_heads = torch.einsum("ij,...jk->...ik", talk, heads).flatten(-2)
+        weights = (mixed_heads @ router.T).softmax(-1)
         mixed = torch.einsum("ijk,...ik->...ij", mixers, heads) * weights[..., None]
         return mixed.flatten(-2) @ self.weight.T
 
@@ -68,15 +66,15 @@ def add_experts(adapted: PeftModel, experts: int = EXPERTS) -> PeftModel:
     Parameters
     ----------
     adapted : peft.PeftModel
-        With a LoRA adapter that is called ``default``, whose ``B`` is zero.
+        With a LoRA adapter named ``default``, whose ``B`` is zero.
     experts : int
         Heads of ``A x``, or the largest divisor of this that divides the rank.
 
     Returns
     -------
     peft.PeftModel
-        The same model, which computes what it computed. It is trained and evaluated; it cannot be merged, and no
-        engine reads it.
+        The same model with the same outputs. It can be trained and evaluated, but not merged or exported: its routing
+        depends on the input.
 
     References
     ----------

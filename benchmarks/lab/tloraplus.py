@@ -1,4 +1,4 @@
-"""TLoRA+: a third trained matrix between ``A`` and ``B``, with learning rates of their own."""
+"""TLoRA+: a third trained matrix between ``A`` and ``B``, and separate learning rates."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.optim import AdamW, Optimizer
 from tlora.adapters.lora_layers import ADAPTER, adapter_layers
 
 RATIO = 16
-"""Learning rate of ``B`` and of the third matrix over that of ``A``: that of LoRA+."""
+"""Learning rate of ``B`` and of the third matrix, divided by that of ``A``; as in LoRA+."""
 
 
 class ThirdMatrix(nn.Module):
-    """Makes ``A`` into ``M A``.
+    """Replaces ``A`` by ``M A``.
 
     Parameters
     ----------
     a : (r, d_in) tensor
-        The ``A`` that it is for.
+        The ``A`` to multiply.
 
     Attributes
     ----------
     middle : (r, r) parameter
-        ``M``, the identity at first.
+        ``M``, initialized to the identity.
     """
 
     def __init__(self, a: Tensor) -> None:
@@ -39,22 +39,22 @@ class ThirdMatrix(nn.Module):
 
 
 def add_third_matrices(adapted: PeftModel) -> PeftModel:
-    """Put a third matrix into every LoRA layer of a model, in place: ``W + s B M A``.
+    """Add a third matrix to every LoRA layer of a model, in place: ``W + s B M A``.
 
     Parameters
     ----------
     adapted : peft.PeftModel
-        With a LoRA adapter that is called ``default``.
+        With a LoRA adapter named ``default``.
 
     Returns
     -------
     peft.PeftModel
-        The same model, which computes what it computed.
+        The same model with the same outputs.
 
     Notes
     -----
-    The paper is followed in its idea, three trained matrices with learning rates of their own; that ``M`` starts as the
-    identity, and that the ratio of rates is that of LoRA+, is ours.
+    This follows the paper's idea, three trained matrices with separate learning rates. That ``M`` starts as the
+    identity, and that the ratio of rates is that of LoRA+, are our choices.
 
     References
     ----------
@@ -67,7 +67,7 @@ def add_third_matrices(adapted: PeftModel) -> PeftModel:
 
 
 def optimizer(rank: int, model: PeftModel, rate: float) -> Optimizer:
-    """AdamW with ``rate`` for ``A``, and `RATIO` times as much for ``B`` and the third matrices."""
+    """AdamW with ``rate`` for ``A``, and `RATIO` times that for ``B`` and the third matrices."""
     slow: list[nn.Parameter] = []
     fast: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

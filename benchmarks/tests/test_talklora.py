@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-import tlora
 from benchmarks.lab.methods import METHODS, seeded_adapt
 from benchmarks.tests.helpers import job
-from tests.helpers.models import tiny_batch
 from tlora.adapters.lora_layers import adapter_layers
 
 
@@ -45,13 +43,3 @@ def test_layers_of_a_projection_share_b_and_nothing_else(adapted):
         assert not torch.equal(getattr(one, name), getattr(other, name))
         assert getattr(one, name).abs().min() > 0
     assert not one.weight.any()
-
-
-def test_it_is_merged_and_exported_by_nobody(adapted, tmp_path):
-    batch = tiny_batch(adapted.get_base_model())
-    with torch.no_grad():
-        before = adapted(**batch).logits
-    with pytest.raises(ValueError, match="TalkLoRA routes each token by what it reads"):
-        tlora.merge(adapted)
-    with torch.no_grad():
-        assert torch.equal(adapted(**batch).logits, before)

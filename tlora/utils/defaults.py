@@ -36,8 +36,6 @@ LENGTH = 512
 
 DTYPE: Dtype = "float32"
 OPTIMIZER = "adamw_torch"
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-"""Learning rates that a search begins with."""
 
 DEFAULT_RECIPE: Final = "lora"
 """The recipe of ``tlora run``, by the rule of benchmarks/quality/STUDY.md."""
