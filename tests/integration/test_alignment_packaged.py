@@ -10,7 +10,7 @@ pytestmark = pytest.mark.packaged
 
 
 @pytest.fixture(scope="module")
-def walked(smollm):
+def calibrated(smollm):
     """The attention of SmolLM2 on four samples, and four held-out ones."""
     model, tokenizer = smollm
     task = tlora.load_task("family_relationships", tokenizer)
@@ -20,8 +20,8 @@ def walked(smollm):
 
 
 @pytest.mark.slow
-def test_what_tlora_reads_holds_more_of_the_gradient_than_chance_gives(walked):
-    model, calibration, held_out = walked
+def test_what_tlora_reads_holds_more_of_the_gradient_than_chance_gives(calibrated):
+    model, calibration, held_out = calibrated
     subspaces = {
         kind: tlora.task_subspaces(model, calibration, max_rank=8, kind=kind, progress=False)
         for kind in ("wc", "g", "random")

@@ -32,7 +32,7 @@ def at_once(deed: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(begin, range(THREADS)))
 
 
-def walk(model: Any, number: int) -> tuple[Any, ...]:
+def run_pipeline(model: Any, number: int) -> tuple[Any, ...]:
     """The pipeline on a model and samples of one's own, up to the adapter, once planned and once at random."""
     batch = tiny_batch("llama", seed=number)
     calibration = tlora.calibrate(model, [batch], gradient=True, progress=False)
@@ -47,11 +47,11 @@ def walk(model: Any, number: int) -> tuple[Any, ...]:
     return covariances, calibration.sensitivity.per_sample, subspaces.bases, allocation.ranks, parts
 
 
-def test_the_walk_in_threads_is_the_walk_alone() -> None:
-    alone = [walk(tiny_model("llama", seed=number), number) for number in range(THREADS)]
+def test_the_pipeline_in_threads_equals_the_pipeline_alone() -> None:
+    alone = [run_pipeline(tiny_model("llama", seed=number), number) for number in range(THREADS)]
     models = [tiny_model("llama", seed=number) for number in range(THREADS)]
     before = torch.get_rng_state()
-    for one, other in zip(at_once(lambda number: walk(models[number], number)), alone, strict=True):
+    for one, other in zip(at_once(lambda number: run_pipeline(models[number], number)), alone, strict=True):
         for mine, theirs in zip(one, other, strict=True):
             assert same(mine, theirs)
     assert torch.get_rng_state().equal(before)

@@ -198,7 +198,7 @@ def test_large_gradients_are_sketched(monkeypatch):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_tokens_labels_counts_labelled_tokens_only(family):
+def test_tokens_labels_counts_labeled_tokens_only(family):
     model = tiny_model(family)
     batch = tiny_batch(model)
     calibration = tlora.calibrate(model, [batch], tokens="labels", progress=False)
@@ -216,7 +216,7 @@ def test_tokens_labels_counts_labelled_tokens_only(family):
     assert close(calibration.covariance[name].dense(), expected)
 
 
-def test_a_sample_with_one_labelled_token_adds_nothing():
+def test_a_sample_with_one_labeled_token_adds_nothing():
     model = tiny_model("llama")
     batch = tiny_batch(model, lengths=(6,))
     batch["labels"][:, :-1] = -100
@@ -571,7 +571,7 @@ def test_classifiers_with_an_encoder_and_a_decoder_are_calibrated_and_trained() 
     assert run.after["train_loss"] < run.before["train_loss"]
 
 
-def test_autocast_around_the_walk_changes_no_product_of_ours() -> None:
+def test_autocast_changes_no_product_of_ours() -> None:
     model = tiny_model("llama")
     calibration, allocation = planned(model)
     expected = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)

@@ -1,7 +1,4 @@
-"""What goes through elsewhere and gives a wrong result, and bad input: refused in words, the model as it was.
-
-A table in CONTRIBUTING.md says where each guard stands; `tests/slow/test_guards.py` takes each of them out.
-"""
+"""Models whose pass would give wrong statistics are refused by name and left unchanged."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,8 +41,7 @@ def test_a_module_that_no_gradient_reaches_is_named() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp = _NoGraph(model.model.layers[1].mlp)
     before = condition(model)
-    words = r"no gradient can reach model\.layers\.1\.mlp\.inner\.gate_proj, which runs under torch\.no_grad\(\)"
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(RuntimeError, match=r"layers\.1\.mlp\.inner\.gate_proj.*torch\.no_grad"):
         tlora.calibrate(model, [tiny_batch("llama")], progress=False)
     assert condition(model) == before
     attention = tlora.calibrate(model, [tiny_batch("llama")], target_modules="attention", progress=False)

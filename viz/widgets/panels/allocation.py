@@ -12,7 +12,7 @@ from tlora.allocation.constraints import AllocationOptions
 from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.resource_estimate import ResourceEstimate
 from viz import style
-from viz.plots.allocation import frame_of_all, left_out
+from viz.plots.allocation import left_out
 from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, whole
 from viz.widgets.results import Results
 
@@ -27,29 +27,18 @@ def allocation_parts(allocation: Allocation, results: Results) -> list[Part]:
 
 def by_projection(allocation: Allocation) -> Part:
     """The allocation by projection; the uniform allocation holds excluded modules too."""
-    groups = frame_of_all(allocation).groupby("projection", sort=False)
-    frame = groups.agg(
-        modules=("rank", "count"),
-        total=("rank", "sum"),
-        uniform=("uniform", "sum"),
-        least=("rank", "min"),
-        mean=("rank", "mean"),
-        most=("rank", "max"),
-        scaling=("scaling", "mean"),
-        parameters=("parameters", "sum"),
-    ).reset_index()
     columns: list[Column] = [
         ("projection", "projection", str),
         ("modules", "modules", whole),
-        ("total", "ranks", whole),
+        ("ranks", "ranks", whole),
         ("uniform", "uniform", whole),
         ("least", "least", whole),
         ("mean", "mean", number),
         ("most", "most", whole),
-        ("scaling", "mean scaling", number),
+        ("mean_scaling", "mean scaling", number),
         ("parameters", "parameters of B", whole),
     ]
-    return table(frame, "Ranks by projection", columns)
+    return table(allocation.by_projection(), "Ranks by projection", columns)
 
 
 def _decisions(allocation: Allocation) -> Part:
@@ -75,12 +64,15 @@ def changed_options(allocation: Allocation) -> dict[str, object]:
 
 def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part:
     """Parameters and bytes of an allocation and of plain LoRA."""
-    ours, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
+    labels: list[tuple[str, Callable[[int], str]]] = [
+        ("trainable parameters", whole),
+        ("all parameters", whole),
+        ("adapter, float32", size_text),
+        ("AdamW states, float32", size_text),
+    ]
     rows = [
-        _comparison("trainable parameters", ours.trainable_parameters, lora.trainable_parameters, whole),
-        _comparison("all parameters", ours.parameters, lora.parameters, whole),
-        _comparison("adapter, float32", ours.adapter_bytes, lora.adapter_bytes, size_text),
-        _comparison("AdamW states, float32", ours.optimizer_bytes, lora.optimizer_bytes, size_text),
+        {"what": what, "ours": form(row.allocation), "lora": form(row.lora), "part": row.ratio}
+        for (what, form), row in zip(labels, allocation.costs(freeze_a=freeze_a).itertuples(), strict=True)
     ]
     columns: list[Column] = [
         ("what", "", str),
@@ -89,10 +81,6 @@ def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part
         ("part", "this allocation / LoRA", percent),
     ]
     return table(pd.DataFrame(rows), "Compared with uniform LoRA", columns)
-
-
-def _comparison(what: str, ours: int, lora: int, form: Callable[[int], str]) -> dict[str, str | float]:
-    return {"what": what, "ours": form(ours), "lora": form(lora), "part": ours / lora}
 
 
 def costs(kept: Allocation, new: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:
