@@ -67,7 +67,10 @@ function chart(parent, { title, lines, bars = [], x, y, cursor = null, width = 3
   const up = (v) => top + (height - top - bottom) * (1 - scale(v, y0, y1, y.log));
   const write = (axis, v) => {
     if (axis.percent) return `${+(100 * v).toFixed(4)}\u00a0%`;
-    if (axis.log && (v < 0.01 || v > 99999)) return v.toExponential().replace(/^1e/, "10^").replace("e", "\u00b710^").replace("+", "").replace("-", MINUS);
+    if (axis.log && (v < 0.01 || v > 99999)) { // 10 to a power
+      const [digits, power] = v.toExponential().split("e"), raised = [...String(Number(power))].map((c) => (c === "-" ? "\u207b" : "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"[c])).join("");
+      return `${digits === "1" ? "" : `${digits}\u00b7`}10${raised}`;
+    }
     return String(+v.toPrecision(6)).replace("-", MINUS);
   };
   for (const v of ticks(y0, y1, y.log, 4)) {
