@@ -24,7 +24,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from tlora.utils.file_names import result_file
-from tlora.utils.files import replace_file
+from tlora.utils.files import read_json, replace_file
 from tlora.utils.packages import library_versions
 
 FORMAT_VERSION = 6
@@ -227,7 +227,7 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
                 raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
             # A copy, for the file is mapped into memory and may be overwritten or truncated later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        return _unpack(cls, head["values"], tensors)
+        return unpack(cls, head["values"], tensors)
     except _OtherFileError:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -318,29 +318,52 @@ def _is_symmetric(tensor: Tensor) -> bool:
     return is_square and tensor.dtype == torch.float32 and bool(tensor.equal(tensor.T))
 
 
-def _unpack(hint: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_Packer`, by the type hint of the field."""
+def read_dataclass(file: Path, cls: type[T]) -> T:
+    """Read a JSON file as a dataclass without tensors, by its type hints; keys with a default may be missing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a key is missing or a value has another type.
+    """
+    values = read_json(file)
+    try:
+        return unpack(cls, values, {})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it or save it again") from error
+
+
+def unpack(hint: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Rebuild a value from JSON and tensors by its type hint: the inverse of `_Packer`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         hints = [one for one in arguments if one is not NoneType]
-        is_none = value is None and len(hints) < len(arguments)
-        return None if is_none else value if len(hints) > 1 else _unpack(hints[0], value, tensors)
-    if origin is dict:
-        return {key: _unpack(arguments[1], one, tensors) for key, one in value.items()}
+        if value is None and len(hints) < len(arguments):
+            return None
+        return unpack(next((one for one in hints if _fits(one, value)), hints[-1]), value, tensors)
+    if origin in (dict, Mapping):
+        return {key: unpack(arguments[1], one, tensors) for key, one in value.items()}
     if origin is list:
-        return [_unpack(arguments[0], one, tensors) for one in value]
+        return [unpack(arguments[0], one, tensors) for one in value]
     if origin is tuple:
         hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        return tuple(_unpack(one, part, tensors) for one, part in zip(hints, value, strict=True))
+        return tuple(unpack(one, part, tensors) for one, part in zip(hints, value, strict=True))
     if getattr(hint, "array_type", hint) is Tensor:  # as itself, or as Float[Tensor, "..."] of jaxtyping
         return tensors[value] if isinstance(value, str) else _full(tensors[value["upper"]])
     if hint is pd.DataFrame:
         return _unpack_table(value, tensors)
     if is_dataclass(hint):
         return _unpack_dataclass(hint, value, tensors)  # type: ignore[arg-type]
-    if (origin is Literal and value not in arguments) or type(value) not in _PLAIN.get(hint, (type(value),)):
+    if (origin is Literal and value not in arguments) or not _fits(hint, value):
         raise TypeError(f"{str(value)[:50]!r} is not {hint}")
     return value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a JSON value may be of a plain type; of other hints only the value itself can tell."""
+    return type(value) in _PLAIN.get(hint, (type(value),))
 
 
 _PLAIN: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}
@@ -351,7 +374,7 @@ def _unpack_dataclass(cls: type[T], values: dict[str, Any], tensors: Mapping[str
         cls = {one.__name__: one for one in (cls, *cls.__subclasses__())}[values["class"]]
     hints = get_type_hints(cls)
     names = [one.name for one in fields(cls) if one.name in values]  # type: ignore[arg-type]
-    return cls(**{name: _unpack(hints[name], values[name], tensors) for name in names})
+    return cls(**{name: unpack(hints[name], values[name], tensors) for name in names})
 
 
 def _unpack_table(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> pd.DataFrame:

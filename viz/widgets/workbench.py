@@ -7,9 +7,9 @@ import json
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import anywidget
 import numpy as np
@@ -24,12 +24,12 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
 from tlora.resource_estimate import ResourceEstimate
-from tlora.results import result_file
+from tlora.results import read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
-from tlora.utils.files import check_place, read_json, replace_file, replace_files
+from tlora.utils.files import check_place, replace_file, replace_files
 from viz.plots.allocation import headline
 from viz.widgets.base import PicturedWidget, read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
@@ -70,6 +70,31 @@ TRAINING: Mapping[str, Any] = {"seconds": 300, "seeds": [0]}
 """Arguments of `tlora.race` by default."""
 UNBOUND = 256
 """Largest rank on a control if no bases limit it."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the JSON file of a saved session holds.
+
+    Attributes
+    ----------
+    state : AllocationState
+        Without the kept allocation, which is a result of its own.
+    selected : list of str
+        Full names of the selected modules.
+    tab : str
+        Tab that is shown.
+    of : {"Calibration", "Sensitivity"}
+        Class of the scores.
+    others : list of str
+        Labels of the other subspaces, in the order of their files.
+    """
+
+    state: AllocationState
+    selected: list[str]
+    tab: str
+    of: Literal["Calibration", "Sensitivity"]
+    others: list[str]
 
 
 class WorkbenchView(anywidget.AnyWidget):
@@ -403,13 +428,9 @@ class Workbench(PicturedWidget):
             others = {f"other-{i}": one for i, one in enumerate(self.results.others.values())}
             kept = {"calibration": self.calibration, "kept": self.kept}
             parts = {name: getattr(self.results, name) for name in KINDS if name != "sensitivity"} | others | kept
-            head = {
-                "state": {f.name: getattr(self.state, f.name) for f in fields(self.state) if f.name != "kept"},
-                "selected": self.selected,
-                "tab": self.widget.tab,
-                "of": type(self.calibration).__name__,
-                "others": list(self.results.others),
-            }
+            state = replace(self.state, kept=None)
+            labels, kind = list(self.results.others), type(self.calibration).__name__
+            session = Session(state, list(self.selected), self.widget.tab, kind, labels)  # type: ignore[arg-type]
         check_place(path, "calibration.safetensors")
         earlier = [*map(result_file, parts), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
@@ -417,7 +438,7 @@ class Workbench(PicturedWidget):
             for name, result in parts.items():
                 if result is not None:
                     result.save(folder / name)
-            (folder / SESSION).write_text(json.dumps(head, indent=1))
+            (folder / SESSION).write_text(json.dumps(asdict(session), indent=1))
         return Path(path)
 
     @classmethod
@@ -437,18 +458,22 @@ class Workbench(PicturedWidget):
         ------
         FileNotFoundError
             If there is no session.
+        ValueError
+            If it is damaged, or names a module that its calibration does not have.
         """
         folder = Path(path)
-        head = read_json(folder / SESSION)
-        kinds = KINDS | {"calibration": Calibration if head["of"] == "Calibration" else Sensitivity}
+        session = read_dataclass(folder / SESSION, Session)
+        kinds = KINDS | {"calibration": Calibration if session.of == "Calibration" else Sensitivity}
         places = {name: folder / (name if kind is TrainingRun else result_file(name)) for name, kind in kinds.items()}
         parts: dict[str, Any] = {n: kind.load(places[n]) for n, kind in kinds.items() if places[n].exists()}
-        others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(head["others"])}
-        workbench = cls(**parts, other=others, rank=head["state"]["rank"])
-        state = head["state"] | {"exclude_modules": tuple(head["state"]["exclude_modules"])}
-        workbench._show(AllocationState(**state, kept=Allocation.load(folder / "kept")))
-        workbench.select(*head["selected"])
-        workbench.widget.tab = head["tab"]
+        others = {label: Subspaces.load(folder / f"other-{i}") for i, label in enumerate(session.others)}
+        workbench = cls(**parts, other=others, rank=session.state.rank)
+        named = {*session.state.edits, *session.state.pinned, *session.state.exclude_modules, *session.selected}
+        if unknown := sorted(named.difference(workbench.names)):
+            raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
+        workbench._show(replace(session.state, kept=Allocation.load(folder / "kept")))
+        workbench.select(*session.selected)
+        workbench.widget.tab = session.tab
         return workbench
 
     def page(self, path: str | os.PathLike[str]) -> Path:

@@ -304,6 +304,24 @@ def test_a_session_comes_back(tmp_path: Any) -> None:
         it.save(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda head: head.pop("state"), "state"),
+        (lambda head: head["state"].update(adapt_ranks="x"), "bool"),
+        (lambda head: head["state"].update(edits={"nowhere": 3}), "nowhere"),
+        (lambda head: head.update(selected=["nowhere"]), "nowhere"),
+    ],
+)
+def test_a_damaged_session_is_refused(change: Any, words: str, tmp_path: Any) -> None:
+    file = viz.Workbench(calibration(), rank=2).save(tmp_path / "session") / "session.json"
+    head = json.loads(file.read_text())
+    change(head)
+    file.write_text(json.dumps(head))
+    with pytest.raises(ValueError, match=f"session.json .*{words}"):
+        viz.Workbench.load(tmp_path / "session")
+
+
 def test_a_session_of_a_rank_below_eight_comes_back(tmp_path: Any) -> None:
     few = task_subspaces(base(), calibration(), max_rank=4, progress=False)
     it = viz.Workbench(calibration(), few, rank=2)
