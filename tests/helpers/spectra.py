@@ -13,7 +13,7 @@ from tlora.calibration.spectrum import Spectrum, spectrum
 from tlora.results import Meta
 
 
-def of(values, trace=None, dimension=None) -> Spectrum:
+def single_spectrum(values, trace=None, dimension=None) -> Spectrum:
     """The spectrum of one module ``m`` with the given eigenvalues."""
     values = torch.tensor(values, dtype=torch.float32)
     return Spectrum(

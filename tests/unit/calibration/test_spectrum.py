@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.spectra import covariance, naive_ranks, of, spectrum_of, truncated
+from tests.helpers.spectra import covariance, naive_ranks, single_spectrum, spectrum_of, truncated
 from tlora.calibration.covariance import DenseCovariance
 from tlora.calibration.spectrum import Spectrum
 
@@ -16,7 +16,7 @@ def figures(spectrum):
 
 @pytest.mark.parametrize("d", [1, 7, 300])
 def test_white_noise_has_the_rank_of_its_dimension(d):
-    row = figures(of([2.5] * d))
+    row = figures(single_spectrum([2.5] * d))
     assert row.effective_rank == pytest.approx(d)
     assert row.entropy_rank == pytest.approx(d)
     assert row.condition_number == pytest.approx(1)
@@ -25,14 +25,14 @@ def test_white_noise_has_the_rank_of_its_dimension(d):
 
 
 def test_one_direction_has_rank_one():
-    row = figures(of([5.0, 0, 0, 0]))
+    row = figures(single_spectrum([5.0, 0, 0, 0]))
     assert row[["effective_rank", "entropy_rank", "rank_99", "numerical_rank", "top_share"]].tolist() == [1] * 5
     assert row.condition_number == 1
 
 
 def test_constructed_spectrum():
     """Shares 0.5, 0.25, 0.15, 0.06, 0.04."""
-    row = figures(of([50.0, 25, 15, 6, 4]))
+    row = figures(single_spectrum([50.0, 25, 15, 6, 4]))
     assert row.effective_rank == pytest.approx(1 / (0.25 + 0.0625 + 0.0225 + 0.0036 + 0.0016))
     assert (row.rank_90, row.rank_95, row.rank_99) == (3, 4, 5)
     assert row.condition_number == pytest.approx(12.5)
@@ -41,7 +41,7 @@ def test_constructed_spectrum():
 
 def test_two_equal_halves_by_the_entropy():
     """Half the trace in one direction, half spread over n: exp(H) = 2 sqrt(n), in closed form."""
-    assert figures(of([16.0] + [1.0] * 16)).entropy_rank == pytest.approx(2 * 4)
+    assert figures(single_spectrum([16.0] + [1.0] * 16)).entropy_rank == pytest.approx(2 * 4)
 
 
 def test_eigenvalues_equal_numpys_and_the_figures_their_definitions():
@@ -87,7 +87,7 @@ def test_a_truncated_spectrum_keeps_its_shares_through_the_trace():
 def test_the_rest_of_a_truncated_spectrum_bounds_the_effective_ranks_from_above():
     values = np.linalg.eigvalsh(covariance(5, d=40, tokens=200).dense().double().numpy())[::-1]
     for k in (1, 4, 10, 30):
-        part = of(values[:k].copy(), trace=values.sum(), dimension=40)
+        part = single_spectrum(values[:k].copy(), trace=values.sum(), dimension=40)
         filled = np.concatenate([values[:k], np.full(40 - k, values[k:].sum() / (40 - k))])
         row = figures(part)
         assert (row.effective_rank, row.entropy_rank) == pytest.approx(naive_ranks(filled), rel=1e-4)
@@ -131,7 +131,7 @@ def test_curves():
 
 
 def test_a_module_that_saw_nothing_has_rank_zero():
-    row = figures(of([0.0, 0.0]))
+    row = figures(single_spectrum([0.0, 0.0]))
     assert (row.effective_rank, row.entropy_rank, row.rank_90, row.numerical_rank) == (0, 0, 0, 0)
     assert np.isnan(row.condition_number)
 
