@@ -45,7 +45,7 @@ class Recipe:
     calibrate, allocate, attach, train : dict
         Arguments of the function of that name: JSON values.
     task_subspaces : dict or None
-        The same; None for no subspaces, where ``A`` is randomly initialized (and usually trained:
+        The same; None for no subspaces: ``A`` is then randomly initialized (and usually trained:
         ``attach={"freeze_a": False}``).
 
     Raises
@@ -56,9 +56,9 @@ class Recipe:
 
     Examples
     --------
-    >>> Recipe("wider", attach={"rows": "orthonormal"}, allocate={"temperature": 0.5})
+    >>> tlora.Recipe("wider", attach={"rows": "orthonormal"}, allocate={"temperature": 0.5})
     Recipe(wider: allocate(temperature=0.5), attach(rows='orthonormal'))
-    >>> Recipe.named("tlora-trained").attach
+    >>> tlora.Recipe.named("tlora-trained").attach
     {'freeze_a': False}
     """
 
@@ -71,12 +71,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for function in _FUNCTIONS:
-            given = getattr(self, function)
-            if given is None:
+            arguments = getattr(self, function)
+            if arguments is None:
                 continue
-            _check(function, given)
+            _check(function, arguments)
             # A copy, so that changes elsewhere do not reach it.
-            object.__setattr__(self, function, Meta(recipe=dict(given), versions={}).recipe)
+            object.__setattr__(self, function, Meta(recipe=dict(arguments), versions={}).recipe)
 
     @staticmethod
     def named(name: str) -> Recipe:
@@ -102,15 +102,15 @@ class Recipe:
 
     def arguments(self) -> dict[str, dict[str, Any] | None]:
         """What differs from the defaults, by function; None where there are no subspaces."""
-        given = {function: getattr(self, function) for function in _FUNCTIONS}
+        arguments = {function: getattr(self, function) for function in _FUNCTIONS}
         return {
-            function: None if values is None else dict(values) for function, values in given.items() if values != {}
+            function: None if values is None else dict(values) for function, values in arguments.items() if values != {}
         }
 
     def flat(self) -> dict[str, Any]:
         """All arguments in one, by their names; ``max_rank``, which two functions have, is that of the allocation."""
-        given = [values for values in self.arguments().values() if values is not None]
-        return {name: value for values in given for name, value in values.items()}
+        calls = [values for values in self.arguments().values() if values is not None]
+        return {name: value for values in calls for name, value in values.items()}
 
     def __repr__(self) -> str:
         calls = [
@@ -120,11 +120,11 @@ class Recipe:
         return f"Recipe({self.name}: {', '.join(calls) or 'all as by default'})"
 
 
-def _check(function: str, given: Arguments) -> None:
+def _check(function: str, arguments: Arguments) -> None:
     parameters = inspect.signature(_FUNCTIONS[function]).parameters
     named = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD} - _CALLERS
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for name in given:
+    for name in arguments:
         if name in _CALLERS or (name not in named and not open_ended):
             raise TypeError(f"a recipe cannot set {name!r} of {function}(): it has {', '.join(sorted(named))}")
 

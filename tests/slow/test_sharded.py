@@ -259,7 +259,9 @@ def test_one_block_is_gathered_at_a_time(folders: list[Path]) -> None:
 
 
 def test_a_sharded_base_is_not_merged_into(folders: list[Path]) -> None:
-    assert {fact["merge"] for fact in facts(folders)} == {"the base is sharded over processes: keep the adapter apart"}
+    assert {fact["merge"] for fact in facts(folders)} == {
+        "the base is sharded over processes: keep the adapter separate"
+    }
 
 
 def test_the_guide_saves_an_adapter(folders: list[Path]) -> None:

@@ -1,6 +1,6 @@
-"""The adapter on a model and on disk.
+"""Adapters: from an allocation to PEFT, to a folder, and back (stage 5 of TLoRA).
 
-config (an allocation as a PEFT config), attach (put an allocation on a model, take it off, merge it), freeze (train B
-alone), lora_layers (what PEFT made of it), files (an adapter's folder), hub (where it lies), initial (save it
-untrained), load (put it on a model again), compress (cut its ranks), compression (the result).
+attach (put an allocation on a model, take it off, merge it), config (the PEFT config of an allocation), freeze (train B
+alone), lora_layers (the LoRA layers of a model), files (an adapter's folder), hub (names on the Hugging Face hub),
+initial (save an adapter before training), load (load an adapter), compress and compression (cut its ranks).
 """
