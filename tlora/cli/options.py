@@ -383,27 +383,29 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     values: dict[str, Any] = {"adapt_ranks": True, "adapt_scales": True, "freeze_a": True, "init": True}
     for function, arguments in RECIPES[recipe].items():
         values |= {"init": False} if (function, arguments) == ("task_subspaces", None) else arguments
-    given = {f.name: value for group in groups for f in fields(group) if (value := getattr(group, f.name)) is not None}
-    values |= given
+    explicit = {
+        f.name: value for group in groups for f in fields(group) if (value := getattr(group, f.name)) is not None
+    }
+    values |= explicit
     if not values["init"]:
-        frozen = ("freeze_a",) if given.get("freeze_a") else ()
-        _refuse(given, ("kind", "rows", *frozen), "A is random", "--no-init")
+        frozen = ("freeze_a",) if explicit.get("freeze_a") else ()
+        _refuse(explicit, ("kind", "rows", *frozen), "A is random", "--no-init")
         values |= {"rows": None, "freeze_a": False}
     if not values["adapt_ranks"]:
-        _refuse(given, ("budget", "scaling", "max_rank"), "all ranks are the same", "--no-adapt-ranks")
+        _refuse(explicit, ("budget", "scaling", "max_rank"), "all ranks are the same", "--no-adapt-ranks")
     if values["freeze_a"]:
-        _refuse(given, ("a_learning_rate", "freeze_a_after"), "A is frozen", "--freeze-a", "tlora-trained")
+        _refuse(explicit, ("a_learning_rate", "freeze_a_after"), "A is frozen", "--freeze-a", "tlora-trained")
         values |= {"freeze_a_after": None}
     values = {"kind": KIND, "budget": BUDGET, "scaling": SCALING} | values
     return tuple(replace(g, **{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups)
 
 
 def _refuse(
-    given: Mapping[str, Any], names: Sequence[str], reason: str, flag: str, other: RecipeName = "tlora"
+    explicit: Mapping[str, Any], names: Sequence[str], reason: str, flag: str, other: RecipeName = "tlora"
 ) -> None:
     for name in names:
-        if name in given:
+        if name in explicit:
             raise ValueError(
-                f"--{name.replace('_', '-')} {given[name]} has no effect: {reason}, by the recipe or by {flag}. Leave "
-                f"it out, or take --recipe {other} without {flag}"
+                f"--{name.replace('_', '-')} {explicit[name]} has no effect: {reason}, by the recipe or by {flag}. "
+                f"Leave it out, or take --recipe {other} without {flag}"
             )
