@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import tlora
 from tests.helpers.commands import done, next_command
-from tlora.models.loading import _files
+from tlora.models.loading import resolve
 
 pytestmark = pytest.mark.packaged
 
@@ -59,7 +59,7 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
 
 def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = demo
-    base = _files("smollm2-135m", {}).path
+    base = resolve("smollm2-135m", {}).path
     tokenizer = AutoTokenizer.from_pretrained(base)
     ids = tokenizer("Please switch on the lamp in the kitchen.", return_tensors="pt").input_ids
     torch.save(ids, tmp_path / "ids")
@@ -74,6 +74,7 @@ def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], tmp_path: Path)
             assert (model(ids).logits - torch.load(tmp_path / "out")).abs().max() > 0.1
 
 
+@pytest.mark.rest
 def test_minilm_classifies_reviews_with_its_head(tmp_path: Path) -> None:
     folder = tmp_path / "reviews"
     sizes = "--train-samples 64 --validation-samples 8 --test-samples 40 --samples 8 --batch-size 8"

@@ -24,6 +24,7 @@ from tlora.serving.export import save_model
 from tlora.training.train import train
 from tlora.utils.files import replace_file
 
+pytestmark = pytest.mark.rest
 Write = Callable[[Path], Any]
 
 

@@ -32,6 +32,7 @@ from tlora.results import Result
 from tlora.training.checkpoints import checkpoint_to_resume, is_complete
 from tlora.training.run import TrainingRun
 
+pytestmark = pytest.mark.rest
 FEW = 1
 MANY = 32
 LARGEST = 2**30  # bytes of address space that a case may ask for

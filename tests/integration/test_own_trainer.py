@@ -21,7 +21,7 @@ from tests.helpers.pages import DOCS, ROOT, blocks, execute, run
 from tests.helpers.trainers import THEIR_WARNINGS, by_hand, losses, settings
 from tlora.calibration.calibration import Calibration
 
-pytestmark = THEIR_WARNINGS
+pytestmark = [THEIR_WARNINGS, pytest.mark.rest]
 PAGE = DOCS / "howto" / "own_trainer.md"
 PAIRS = [(f"w{4 + n} w9" + " w5 w6" * (n % 3), f" w{10 + n} w7" + " w8" * (n % 4)) for n in range(8)]
 ROWS = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in PAIRS])

@@ -73,6 +73,7 @@ def test_programs_and_tests_that_a_page_names_are_there(path: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] if page in LONG else []) for page in PAGES]
 )
@@ -80,6 +81,7 @@ def test_a_page_runs_from_top_to_bottom(page: str, place: Path) -> None:
     run((DOCS / page).read_text(), page)
 
 
+@pytest.mark.rest
 def test_so_does_the_readme(place: Path) -> None:
     run((ROOT / "README.md").read_text().split("## In your own trainer")[0], "README.md")
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import tlora
@@ -17,6 +18,7 @@ from tests.helpers.results import same, sensitivity
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.calibration.sensitivity import Sensitivity
 
+pytestmark = pytest.mark.rest
 THREADS = 4
 
 

@@ -8,8 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 from tests.helpers.pages import DOCS, ROOT, WRITTEN
 from tlora.cli import main
+
+pytestmark = pytest.mark.rest
 
 
 class Page(HTMLParser):

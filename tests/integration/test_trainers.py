@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from datasets import Dataset
@@ -16,7 +17,7 @@ from tests.helpers.adapted import logits, prepare
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import THEIR_WARNINGS, dpo, each_trainer, losses, sft
 
-pytestmark = THEIR_WARNINGS
+pytestmark = [THEIR_WARNINGS, pytest.mark.rest]
 TEXTS = [(f"w{4 + n} w9", f"w{10 + n} w7 w8", f"w{20 + n} w17 w18") for n in range(8)]
 
 
