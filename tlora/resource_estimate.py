@@ -30,7 +30,7 @@ from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
 from tlora.subspaces.task_subspaces import GROUP_BYTES
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
-from tlora.utils.validation import list_names, one_of, positive, positive_int
+from tlora.utils.validation import list_names, require_choice, require_positive, require_positive_int
 
 FULL = "all weights"
 """The kind of training that is full fine-tuning."""
@@ -225,10 +225,10 @@ def estimate(
     >>> estimate.bytes["training B"] < estimate.bytes["training all weights"]
     True
     """
-    positive_int(rank, "rank")
+    require_positive_int(rank, "rank")
     for what, value in (("speed", speed), ("memory", memory)):
         if value is not None:
-            positive(what, value)
+            require_positive(value, what)
     work = Workload(samples, length, batch_size, length if labels is None else labels)
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
@@ -307,7 +307,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            positive_int(value, name)
+            require_positive_int(value, name)
 
 
 @dataclass(frozen=True)
@@ -332,8 +332,8 @@ class Setup:
         floating_dtype(self.dtype)
         if self.bits is not None and self.bits not in QUANTIZED_BYTES:
             raise ValueError(f"bits={self.bits!r}: use 4 or 8, or leave it out")
-        one_of("optim", self.optim, list(OPTIMIZER_STATES))
-        positive_int(self.gpus, "gpus", 0)
+        require_choice(self.optim, "optim", list(OPTIMIZER_STATES))
+        require_positive_int(self.gpus, "gpus", 0)
         Options(covariance="sketch", sketch_size=self.sketch_size)
 
     @property

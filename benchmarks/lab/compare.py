@@ -27,7 +27,7 @@ from tlora.recipes import Recipe
 from tlora.tasks.load import digest_task
 from tlora.tasks.task import Task
 from tlora.training.arguments import check_gpu
-from tlora.utils.validation import list_names, positive_int
+from tlora.utils.validation import list_names, require_positive_int
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """The grid on which a search begins."""
@@ -140,7 +140,7 @@ def compare(
     contents of its files do: with other contents, its runs are repeated.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples), ("workers", workers)):
-        positive_int(value, name)
+        require_positive_int(value, name)
     check_gpu(
         resolve_device(device, {})
     )  # refused here: as failed runs, a mistyped device or dtype would count against all rates
@@ -320,7 +320,7 @@ def _conditions(methods: Any, tasks: Tasks, settings: Settings, ranks: int | Ite
     names = [method.name for method in chosen]
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"methods={names}: name at least one, each once")
-    sizes = [positive_int(rank, "rank") for rank in (ranks if isinstance(ranks, Iterable) else [ranks])]
+    sizes = [require_positive_int(rank, "rank") for rank in (ranks if isinstance(ranks, Iterable) else [ranks])]
     base = model_contents(settings.model)
     return [
         Condition(settings, task, data, method, rank, contents)

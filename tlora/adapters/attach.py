@@ -39,7 +39,7 @@ from tlora.models.weights import (
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import Rows, default_rows
 from tlora.utils.reproducibility import exact_products, temporary_seed
-from tlora.utils.validation import one_of
+from tlora.utils.validation import require_choice
 
 NO_VARIANCE = 1e-6
 """Variance along a row of ``A``, relative to the average direction, below which it is rounding."""
@@ -191,7 +191,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
 
 def _initial_rows(model: Any, subspaces: Subspaces, allocation: Allocation, rows: Rows) -> Mapping[str, Tensor]:
     """Return ``A`` of each module of the allocation, after checking that the subspaces are of this model."""
-    one_of("rows", rows, get_args(Rows))
+    require_choice(rows, "rows", get_args(Rows))
     missing = [name for name in allocation.ranks if name not in subspaces.bases]
     if missing:
         raise ValueError(

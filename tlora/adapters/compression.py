@@ -19,7 +19,7 @@ from tlora.adapters.files import BASE, COMPRESS, WRITER, earlier_files, refuse_o
 from tlora.results import Meta, Result
 from tlora.utils.file_names import ADAPTER_CONFIG
 from tlora.utils.files import replace_files
-from tlora.utils.validation import fraction, positive, positive_int
+from tlora.utils.validation import require_fraction, require_positive, require_positive_int
 
 PLAIN, TASK, HELD_OUT = "plain", "task", "held out"
 UNIFORM = "uniform"
@@ -164,7 +164,7 @@ class Compression(Result):
         pandas.DataFrame
             See ``curve_columns``. Errors are in the last of ``measures``; the uniform cut is by the last of ``cuts``.
         """
-        budgets = np.linspace(0, self.parameters[0], positive_int(points, "points", 2)).astype(int)
+        budgets = np.linspace(0, self.parameters[0], require_positive_int(points, "points", 2)).astype(int)
         costs, rows = _costs(self.shapes), []
         for cut in self.cuts:
             own, measured = self._energies(cut, cut), self._energies(cut, self.measures[-1])
@@ -233,9 +233,9 @@ def check_budget(budget: Mapping[str, Any]) -> None:
         raise ValueError(f"{' and '.join(names) or 'no budget'} given: pass one of {options}")
     (name,) = names
     if name in ("energy", "error"):
-        fraction(name, budget[name])
+        require_fraction(budget[name], name)
     elif not isinstance(budget[name], Mapping):
-        positive(name, budget[name])
+        require_positive(budget[name], name)
 
 
 def choose_ranks(
@@ -268,9 +268,11 @@ def choose_ranks(
     if isinstance(rank, Mapping):
         if unknown := [name for name in rank if name not in whole]:
             raise ValueError(f"rank= names {unknown[0]}, which the adapter does not change: it has {next(iter(whole))}")
-        return {name: min(positive_int(rank.get(name, r), f"rank of {name}", 0), r) for name, r in whole.items()}
+        return {
+            name: min(require_positive_int(rank.get(name, r), f"rank of {name}", 0), r) for name, r in whole.items()
+        }
     if rank is not None:
-        return {name: min(positive_int(rank, "rank"), r) for name, r in whole.items()}
+        return {name: min(require_positive_int(rank, "rank"), r) for name, r in whole.items()}
     if parameters is not None:
         is_share = isinstance(parameters, float) and parameters <= 1
         budget = math.floor(parameters * _spent(whole, costs)) if is_share else int(parameters)

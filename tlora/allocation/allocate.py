@@ -12,7 +12,7 @@ from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modu
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.targets import Target
 from tlora.utils.defaults import BUDGET, SCALING, Budget, Scaling
-from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
+from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
 
 
 def allocate(
@@ -177,26 +177,26 @@ def _parse_options(
     """The arguments of `allocate` as plain values within their ranges."""
     for name, allowed in (("scaling", get_args(Scaling)), ("budget", get_args(Budget)), ("score", SCORES)):
         if name in choices:
-            one_of(name, choices[name], allowed)
-    nominal = positive_int(rank, "rank")
+            require_choice(choices[name], name, allowed)
+    nominal = require_positive_int(rank, "rank")
     shares = (projection_shares or {}).items()
     return AllocationOptions(
         rank=nominal,
-        alpha=nominal if alpha is None else positive("alpha", alpha),
+        alpha=nominal if alpha is None else require_positive(alpha, "alpha"),
         max_rank=None if max_rank is None else _parse_limit("max_rank", max_rank),
         min_rank=_parse_limit("min_rank", min_rank, least=0),
-        pinned={name: positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
+        pinned={name: require_positive_int(value, f"pinned rank of {name}") for name, value in (pinned or {}).items()},
         exclude_modules=_parse_modules(exclude_modules),
-        temperature=fraction("temperature", temperature),
-        projection_shares={name: fraction(f"share of {name}", value) for name, value in shares},
+        temperature=require_fraction(temperature, "temperature"),
+        projection_shares={name: require_fraction(value, f"share of {name}") for name, value in shares},
         **choices,
     )
 
 
 def _parse_limit(name: str, value: SupportsIndex | Mapping[str, SupportsIndex], least: int = 1) -> Limit:
     if isinstance(value, Mapping):
-        return {module: positive_int(number, f"{name} of {module}", least) for module, number in value.items()}
-    return positive_int(value, name, least)
+        return {module: require_positive_int(number, f"{name} of {module}", least) for module, number in value.items()}
+    return require_positive_int(value, name, least)
 
 
 def _parse_modules(value: str | int | Collection[str | int]) -> list[str | int]:

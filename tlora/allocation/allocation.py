@@ -15,7 +15,7 @@ from tlora.models.module_result import ModuleResult
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
-from tlora.utils.validation import check_type, positive_int
+from tlora.utils.validation import check_type, require_positive_int
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,7 +173,7 @@ class Allocation(ModuleResult):
         edits = dict(self.edits)
         for name, rank in ranks.items():
             if rank is not None:
-                edits[name] = positive_int(rank, f"rank of {name}")
+                edits[name] = require_positive_int(rank, f"rank of {name}")
             elif name not in self.scores:
                 raise KeyError(f"{name!r} is not a module of this allocation: see .scores for the names")
             else:

@@ -18,7 +18,7 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import bootstrap_means, interval, subsample_means, top_overlap
 from tlora.results import Meta, Result
-from tlora.utils.validation import check_type, confidence_level, positive_int
+from tlora.utils.validation import check_type, require_confidence, require_positive_int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -221,14 +221,14 @@ def ranking_stability(
     n, m = samples.shape
     if n < 3 or m < 2:
         raise ValueError(f"a ranking needs 2 modules and its stability 3 samples, got {m} and {n}: calibrate with more")
-    top = max(1, min(10, m // 2)) if top is None else positive_int(top, "top")
+    top = max(1, min(10, m // 2)) if top is None else require_positive_int(top, "top")
     if top > m:
         raise ValueError(f"top is {top}, and there are {m} modules: at most {m}")
     counts = [2**i for i in range(1, n.bit_length()) if 2**i < n] if counts is None else counts
-    counts = sorted({positive_int(count, "a count of samples") for count in counts})
+    counts = sorted({require_positive_int(count, "a count of samples") for count in counts})
     if not counts or counts[-1] >= n:
         raise ValueError(f"counts are {counts}, and there are {n} samples: give counts from 1 to {n - 1}")
-    reference, repeats = samples.mean(0), positive_int(repeats, "repeats")
+    reference, repeats = samples.mean(0), require_positive_int(repeats, "repeats")
     means = np.concatenate([subsample_means(samples, repeats, seed + count, count) for count in counts])
     kendall = np.array([kendalltau(row, reference).statistic for row in means])
     overlap = top_overlap(means, reference, top)
@@ -236,7 +236,7 @@ def ranking_stability(
     taus, overlaps = torch.from_numpy(kendall).reshape(shape), torch.from_numpy(overlap).reshape(shape)
     recipe = {"counts": counts, "top": top, "repeats": repeats, "sensitivity": sensitivity.meta.recipe}
     meta = replace(sensitivity.meta, recipe=recipe, seed=seed, samples=n)
-    return RankingStability(counts, taus, overlaps, top, confidence_level(confidence), meta)
+    return RankingStability(counts, taus, overlaps, top, require_confidence(confidence), meta)
 
 
 def allocation_stability(
@@ -291,8 +291,8 @@ def allocation_stability(
             "the allocation was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"
         )
     columns = [sensitivity.names.index(name) for name in allocation.scores]
-    draws = len(scores) if samples is None else positive_int(samples, "samples")
-    means = bootstrap_means(scores[:, columns], positive_int(resamples, "resamples"), seed, draws)
+    draws = len(scores) if samples is None else require_positive_int(samples, "samples")
+    means = bootstrap_means(scores[:, columns], require_positive_int(resamples, "resamples"), seed, draws)
     limits, options = allocation.limits(), allocation.options
     ranks = torch.tensor([limits.apportion(options.rank_weights(row)) for row in means.tolist()])
     recipe = {"samples": draws, "resamples": resamples, "costs": limits.costs, "allocation": allocation.meta.recipe}
@@ -302,6 +302,6 @@ def allocation_stability(
         allocation={name: allocation.ranks.get(name, 0) for name in allocation.scores},
         ranks=ranks,
         samples=draws,
-        confidence=confidence_level(confidence),
+        confidence=require_confidence(confidence),
         meta=meta,
     )

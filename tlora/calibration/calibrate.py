@@ -29,7 +29,7 @@ from tlora.results import Meta
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.devices import on_host
 from tlora.utils.distributed import Processes
-from tlora.utils.validation import list_names, positive_int
+from tlora.utils.validation import list_names, require_positive_int
 
 
 def calibrate(
@@ -182,7 +182,7 @@ def calibrate(
 def _check_length(batches: Iterable[Any], samples: int | None) -> None:
     """Refuse a streaming loader without a number of samples: it may never end."""
     if samples is not None:
-        positive_int(samples, "samples")
+        require_positive_int(samples, "samples")
     elif hasattr(batches, "__len__") and length_hint(batches, -1) < 0:
         raise ValueError(
             f"batches is a {type(batches).__name__} that does not know its length, and may never end: say after how "

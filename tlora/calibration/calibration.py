@@ -19,7 +19,7 @@ from tlora.models.targets import Target
 from tlora.results import Meta, Result
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.packages import library_versions
-from tlora.utils.validation import check_type, positive_int
+from tlora.utils.validation import check_type, require_positive_int
 
 SAME_WEIGHT = 1e-3
 """Largest relative difference between the fingerprints of a weight whose statistics may be added."""
@@ -245,7 +245,7 @@ class Options:
         for name, choices in (("tokens", Tokens), ("covariance", CovarianceForm), ("products", Products)):
             if (value := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"{name}={value!r}: choose {' or '.join(map(repr, get_args(choices)))}")
-        positive_int(self.sketch_size, "sketch_size")
+        require_positive_int(self.sketch_size, "sketch_size")
 
     def is_sketched(self, d_in: int) -> bool:
         """Whether a covariance of this width is kept as a sketch: only if that is at most half of its size."""

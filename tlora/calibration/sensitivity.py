@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tlora.models.module_result import ModuleResult
 from tlora.numerics.statistics import bootstrap_means, gini, interval
 from tlora.results import Meta
-from tlora.utils.validation import confidence_level, one_of, positive_int
+from tlora.utils.validation import require_choice, require_confidence, require_positive_int
 
 Score = Literal["mean", "sum", "per_parameter"]
 SCORES = get_args(Score)
@@ -90,7 +90,7 @@ class Sensitivity(ModuleResult):
             If there is no such score, or these scores are already converted to another one.
         """
         current = self.meta.recipe.get("score", "mean")
-        if one_of("score", score, SCORES) == current:
+        if require_choice(score, "score", SCORES) == current:
             return self
         if current != "mean":
             raise ValueError(
@@ -161,8 +161,8 @@ class Sensitivity(ModuleResult):
         Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
         """
         samples = self.resampling_scores()
-        means = bootstrap_means(samples, positive_int(resamples, "resamples"), seed)
-        low, high = interval(means, confidence_level(confidence))
+        means = bootstrap_means(samples, require_positive_int(resamples, "resamples"), seed)
+        low, high = interval(means, require_confidence(confidence))
         return pd.DataFrame(self.module_columns() | {"score": samples.mean(0), "low": low, "high": high})
 
     def resampling_scores(self) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from tlora.training.dataset import evenly_spaced_rows
 from tlora.training.run import TrainingRun
 from tlora.training.train import train
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import check_mapping, confidence_level, positive, positive_int
+from tlora.utils.validation import check_mapping, require_confidence, require_positive, require_positive_int
 
 Losses = NDArray[np.float64]
 
@@ -154,7 +154,7 @@ def race(
     """
     began = time.perf_counter()
     refuse_adapted(model)
-    check_mapping("arms", arms, {"A": "tlora", "B": "lora"})
+    check_mapping(arms, "arms", {"A": "tlora", "B": "lora"})
     if len(arms) < 2:
         raise ValueError(f"arms has {len(arms)}: a race takes at least two, such as {{'A': allocation, 'B': 'lora'}}")
     if (steps is None) == (seconds is None):
@@ -167,17 +167,17 @@ def race(
         if unknown := sorted(values.keys() - arms.keys()):
             raise ValueError(f"{argument}= names {unknown[0]!r}, which is not an arm: there are {', '.join(arms)}")
     if steps is not None:
-        positive_int(steps, "steps")
+        require_positive_int(steps, "steps")
     run = RaceRun(
         model=model,
         task=task,
         seeds=chosen_seeds,
         batch_size=batch_size,
-        margin=positive("margin", margin),
-        confidence=confidence_level(confidence),
-        evaluation_limit=positive_int(evaluation_limit, "evaluation_limit", 2),
+        margin=require_positive(margin, "margin"),
+        confidence=require_confidence(confidence),
+        evaluation_limit=require_positive_int(evaluation_limit, "evaluation_limit", 2),
         split=_held_out_split(task),
-        rates={name: positive("learning_rate", rate) for name, rate in rates.items() if rate is not None},
+        rates={name: require_positive(rate, "learning_rate") for name, rate in rates.items() if rate is not None},
         trainees=make_trainees(Preparation(model, task, arms, rank, progress), arms, subspaces, recipe),
         callbacks=callbacks or {},
         watch=watch,

@@ -27,7 +27,7 @@ from tlora.utils.defaults import EngineName, Format
 from tlora.utils.file_names import ADAPTER_CONFIG, EXPORT_RECORD
 from tlora.utils.files import check_place, read_json, replace_files
 from tlora.utils.packages import require
-from tlora.utils.validation import one_of
+from tlora.utils.validation import require_choice
 
 MODEL_CONFIG = "config.json"
 
@@ -120,9 +120,9 @@ def choose_format(format: str | None, engine: EngineName | None) -> Format:
         If the package that writes the format is not installed.
     """
     if format is not None:
-        one_of("format", format, get_args(Format))
+        require_choice(format, "format", get_args(Format))
     if engine is not None:
-        one_of("engine", engine, list(SERVERS))
+        require_choice(engine, "engine", list(SERVERS))
     reads = "peft" if engine is None else SERVERS[engine].reads
     if engine is not None and format not in (None, "merged", reads):
         raise ValueError(f"{engine} reads adapters as '{reads}', not as '{format}': leave out the format")

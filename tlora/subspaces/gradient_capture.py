@@ -25,7 +25,7 @@ from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.reproducibility import module_seed
-from tlora.utils.validation import check_type, confidence_level, positive_int
+from tlora.utils.validation import check_type, require_confidence, require_positive_int
 
 EXACT_UP_TO = 2048
 """Largest width of a module whose second moment of gradients is kept dense: 16 MB of float32."""
@@ -243,7 +243,7 @@ def gradient_capture(
         check_same_model(model, subspace.fingerprints, subspace.shapes)
     first = next(iter(subspaces.values()))
     targets = {name: target for name, target in target_modules(model).items() if name in first.bases}
-    level, resamples = confidence_level(confidence), positive_int(resamples, "resamples")
+    level, resamples = require_confidence(confidence), require_positive_int(resamples, "resamples")
     energies = _Energies(targets, subspaces, wanted, seed)
     check_batches(batches)
     shown = tqdm(batches, desc="gradient capture", unit="batch", disable=not progress)
@@ -337,7 +337,7 @@ def _validate_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) ->
     """The ranks in ascending order; refuse bases that do not reach them and subspaces of different modules."""
     for each in subspaces.values():
         check_type(each, Subspaces, "a dict of Subspaces by name, e.g. {'wc': task_subspaces(model, calibration)}")
-    wanted = sorted({positive_int(rank, "a rank") for rank in ranks})
+    wanted = sorted({require_positive_int(rank, "a rank") for rank in ranks})
     if not subspaces or not wanted:
         raise ValueError(f"{len(subspaces)} subspaces at {len(wanted)} ranks: give at least one of both")
     first, *others = subspaces

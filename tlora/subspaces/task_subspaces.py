@@ -23,7 +23,7 @@ from tlora.subspaces.subspaces import Subspaces
 from tlora.utils.defaults import KIND, Kind
 from tlora.utils.devices import HostCoroutine, run_coroutines
 from tlora.utils.reproducibility import exact_products, module_seed
-from tlora.utils.validation import check_type, fraction, one_of, positive, positive_int
+from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
 
 SHRINKAGE = 0.01
 """Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
@@ -116,10 +116,10 @@ def task_subspaces(
     check_type(calibration, Calibration, "calibrate(model, ...)")
     counts = _direction_counts(calibration, max_rank)
     _check_kind(calibration, counts, kind, centered)
-    fraction("ridge", positive("ridge", ridge))
+    require_fraction(require_positive(ridge, "ridge"), "ridge")
     if general is not None:
         _check_general(calibration, general, kind)
-        positive("general_weight", general_weight)
+        require_positive(general_weight, "general_weight")
     check_same_model(model, calibration.fingerprints, calibration.sensitivity.shapes)
     modules = base_modules(model)
     inputs = _InputMoments(calibration, centered, ridge if kind == "g_whitened" else None, general, general_weight)
@@ -156,7 +156,7 @@ def task_subspaces(
 def _direction_counts(calibration: Calibration, max_rank: int | Allocation) -> dict[str, int]:
     """Number of directions of each module, in model order, at most as many as its matrix has."""
     if not isinstance(max_rank, Allocation):
-        most = positive_int(max_rank, "max_rank")
+        most = require_positive_int(max_rank, "max_rank")
         return {name: min(most, *shape) for name, shape in calibration.sensitivity.shapes.items()}
     for name in max_rank.ranks:
         if max_rank.shapes[name] != calibration.sensitivity.shapes.get(name):
@@ -168,7 +168,7 @@ def _direction_counts(calibration: Calibration, max_rank: int | Allocation) -> d
 
 def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind, centered: bool) -> None:
     """Refuse, before anything is computed, a kind without the statistics it needs, and ranks beyond a sketch."""
-    one_of("kind", kind, get_args(Kind))
+    require_choice(kind, "kind", get_args(Kind))
     if kind in ("g", "g_whitened") and calibration.gradient is None:
         raise ValueError(f"kind={kind!r} needs the mean gradient: calibrate(..., gradient=True)")
     if kind not in ("wc", "c", "wc_half"):

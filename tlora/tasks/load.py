@@ -28,7 +28,7 @@ from tlora.tasks.splits import deal_splits, key_columns
 from tlora.tasks.task import Task
 from tlora.tasks.tokenization import ARCHITECTURES, Cuts, Format
 from tlora.utils.files import digest
-from tlora.utils.validation import one_of, positive_int
+from tlora.utils.validation import require_choice, require_positive_int
 
 logger = logging.getLogger(__name__)
 
@@ -375,7 +375,7 @@ def _choose_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -
     limit = int(min(tokenizer.model_max_length, UNLIMITED))
     if max_length is None:
         return min(_MAX_LENGTH, limit)
-    if positive_int(max_length, "max_length", 2) > limit:
+    if require_positive_int(max_length, "max_length", 2) > limit:
         warnings.warn(
             f"max_length={max_length} is more than the tokenizer's limit for its model, {limit} tokens",
             stacklevel=3,
@@ -389,12 +389,12 @@ def _check_arguments(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer is of type {type(tokenizer).__name__}: pass the one that tlora.load_model returns")
     if architecture is not None:
-        one_of("architecture", architecture, ARCHITECTURES)
+        require_choice(architecture, "architecture", ARCHITECTURES)
     if metric is not None:
-        one_of("metric", metric, _METRICS)
+        require_choice(metric, "metric", _METRICS)
     for split, size in sizes.items():
         if size is not None:
-            positive_int(size, split, 0)
+            require_positive_int(size, split, 0)
 
 
 def _check_fit(source: Source, architecture: str, has_template: bool, metric: str | None) -> None:

@@ -25,7 +25,7 @@ from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
 from tlora.utils.defaults import BATCH_SIZE
-from tlora.utils.validation import one_of, positive_int
+from tlora.utils.validation import require_choice, require_positive_int
 
 
 class Batches(list[dict[str, Tensor]]):
@@ -135,7 +135,7 @@ class Task:
         """
         for name, value in (("samples", samples), ("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value is not None:
-                positive_int(value, name)
+                require_positive_int(value, name)
         if samples > len(self.train):
             raise ValueError(
                 f"{samples} calibration samples asked for, the training split of {self.name!r} has "
@@ -277,14 +277,14 @@ class Task:
         return sizes | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
 
     def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
-        one_of("split", split, SPLITS)
-        positive_int(batch_size, "batch_size")
+        require_choice(split, "split", SPLITS)
+        require_positive_int(batch_size, "batch_size")
         rows: Dataset = getattr(self, split)
         if not len(rows):
             raise ValueError(f"the {split} split of {self.name!r} is empty: choose another, or load it with {split}=")
         if limit is None or limit >= len(rows):
             return rows
-        positive_int(limit, "limit")
+        require_positive_int(limit, "limit")
         # A random draw, not the first rows: files are often sorted by class.
         return rows.select(np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:limit]))
 

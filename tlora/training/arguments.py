@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from tlora.utils.distributed import is_cpu_run
-from tlora.utils.validation import positive, positive_int
+from tlora.utils.validation import require_positive, require_positive_int
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 _OUR_NAMES = {
@@ -49,11 +49,11 @@ def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluati
     TypeError, ValueError
         If one is out of range; the message names it.
     """
-    positive("learning_rate", learning_rate)
-    positive("epochs", epochs)
-    positive_int(batch_size, "batch_size")
+    require_positive(learning_rate, "learning_rate")
+    require_positive(epochs, "epochs")
+    require_positive_int(batch_size, "batch_size")
     if evaluation_limit is not None:
-        positive_int(evaluation_limit, "evaluation_limit", 0)
+        require_positive_int(evaluation_limit, "evaluation_limit", 0)
 
 
 def check_gpu(device: torch.device | None) -> None:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tlora.adapters.lora_layers import LoraModule, lora_modules
 from tlora.training.checkpoints import warn_if_not_written
-from tlora.utils.validation import positive_int
+from tlora.utils.validation import require_positive_int
 
 MODULE_COLUMNS = {
     "step": "optimizer step after which the statistics were taken, from 1",
@@ -90,7 +90,7 @@ class ModuleRecorder(TrainerCallback):
     """
 
     def __init__(self, every: int = 10) -> None:
-        self.every = positive_int(every, "every")
+        self.every = require_positive_int(every, "every")
         self.names: list[str] = []
         self.steps: list[int] = []
         self.values: list[Tensor] = []

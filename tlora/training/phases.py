@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tlora.adapters.lora_layers import head_parameters, lora_modules
-from tlora.utils.validation import fraction, positive
+from tlora.utils.validation import require_fraction, require_positive
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainingPhases:
 
     def __post_init__(self) -> None:
         for name, value in self.options().items():
-            (fraction if name == "freeze_a_after" else positive)(name, value)
+            (require_fraction if name == "freeze_a_after" else require_positive)(value, name)
 
     def check(self, model: PeftModel) -> None:
         """Refuse an option for parameters that are not trained.
