@@ -47,10 +47,10 @@ test-rest: $(INSTALLED) $(MODELS) browser docs  ## Build the site and run all no
 	$(NBVAL) --hypothesis-profile=ci -m "rest and not slow" tests
 
 test-lab: $(INSTALLED) $(MODELS)  ## Run the tests of the laboratory in benchmarks/
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) benchmarks/tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" benchmarks/tests
 
-test-long: test-lab browser docs  ## Run everything: the slow tests and the laboratory too
-	$(BIN)/python -m pytest tests
+test-long: $(INSTALLED) $(MODELS) browser docs  ## Run everything: the slow tests and the laboratory too
+	$(BIN)/python -m pytest tests benchmarks/tests
 	$(NBVAL) notebooks
 
 slowest: .durations.xml  ## List the 30 slowest tests of the last `make test`
