@@ -148,6 +148,18 @@ def test_public_functions_are_typed():
     assert not wrong, "\n".join(wrong)
 
 
+def test_public_names_have_an_example_that_runs():
+    """`test_examples.py` runs them."""
+    without = []
+    for package in ("tlora", "viz"):
+        module = importlib.import_module(package)
+        things = {name: getattr(module, name) for name in module.__all__}
+        without += [
+            f"{package}.{name}" for name, thing in things.items() if ">>> " not in (inspect.getdoc(thing) or "")
+        ]
+    assert not without, "\n".join(without)
+
+
 def test_the_tests_that_rule_out_silent_errors_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "testing.md").read_text()))
     defined = set(
