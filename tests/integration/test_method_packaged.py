@@ -11,7 +11,7 @@ import tlora
 from tests.helpers.models import singles
 from tlora.models.weights import weight
 
-pytestmark = pytest.mark.packaged
+pytestmark = [pytest.mark.packaged, pytest.mark.rest]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,6 @@ def test_smollm_equals_the_definition(family):
     check_definition(model, batches[0], calibration, names)
 
 
-@pytest.mark.rest
 def test_minilm_equals_the_definition(minilm):
     model, tokenizer = minilm
     task = tlora.load_task("rotten_tomatoes", tokenizer, train=32, validation=8, test=8)
@@ -61,7 +60,6 @@ def test_minilm_equals_the_definition(minilm):
     check_definition(model, batch, calibration, [calibration.names[i] for i in (0, 17, 35)])
 
 
-@pytest.mark.rest
 def test_smollm_subspaces_capture_the_optimum(family):
     model, _, calibration = family
     subspaces = tlora.task_subspaces(model, calibration, max_rank=32, progress=False)
@@ -73,7 +71,6 @@ def test_smollm_subspaces_capture_the_optimum(family):
             assert energy >= 0.9999 * float(best[:rank].sum()), (name, rank)
 
 
-@pytest.mark.rest
 def test_smollm_starts_as_the_base_and_two_runs_are_one(family):
     model, batches, _ = family
     inputs = {key: batches[0][key] for key in ("input_ids", "attention_mask")}
