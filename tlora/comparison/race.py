@@ -200,18 +200,7 @@ def _held_out_split(task: Task) -> str:
 
 
 class Evaluations(TrainerCallback):
-    """Evaluates an adapter after some steps of its training.
-
-    Parameters
-    ----------
-    steps : collection of int
-        Steps after which it does so.
-    evaluate : callable
-        From the adapted model to the losses of the held-out samples.
-    report : callable
-        Called after each evaluation.
-    bar : tqdm, optional
-        Progress bar to advance by one after each step.
+    """Evaluates an adapter after some steps of its training, and reports that; measures the time in between.
 
     Attributes
     ----------
@@ -289,14 +278,7 @@ class RaceRun:
     runs: dict[str, list[TrainingRun]] = field(default_factory=dict)
 
     def run(self, steps: int | None, seconds: float | None) -> Race:
-        """Choose steps and learning rates, train all arms and return the result.
-
-        Raises
-        ------
-        ValueError
-            If an arm does not fit the model, learning rates would be chosen on the samples of the result, the loss of
-            the base is not finite, or the seconds do not suffice.
-        """
+        """Choose steps and learning rates, train all arms and return the result."""
         self._check_arms()
         evaluation_began = time.perf_counter()
         base = self._evaluate(self.model, self.split)
@@ -408,13 +390,7 @@ class RaceRun:
         callbacks: Collection[TrainerCallback] = (),
         keep: Callable[[TrainingRun], object] = lambda run: None,
     ) -> None:
-        """One training of an arm.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            If the user interrupted it; it is kept all the same.
-        """
+        """One training of an arm; one that the user interrupts is kept before that is raised again."""
         trainee = self.trainees[name]
         arguments = {
             **trainee.training,

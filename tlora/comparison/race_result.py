@@ -164,10 +164,10 @@ class Race(Result):
     @property
     def sentence(self) -> str:
         """The outcome and its basis: ``A is ahead of B by 0.03 to 0.09 nats (12 steps, 95 % intervals ...)``."""
-        return f"{self.finding} ({self.basis})"
+        return f"{self.headline} ({self.basis})"
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """The verdict on each pair of up to three arms; with more arms, on the leader and each other arm."""
         pairs = [pair for pair in self._pairs() if len(self.arms) <= 3 or pair.arm == self.leader]
         clauses = [self._describe(pair) for pair in pairs]
@@ -175,7 +175,7 @@ class Race(Result):
 
     @property
     def basis(self) -> str:
-        """The steps, seeds and held-out samples behind the finding, and what its intervals are for."""
+        """The steps, seeds and held-out samples behind the headline, and what its intervals are for."""
         evaluation, seeds = self._common([name for name in self.arms if name not in self.diverged])
         step, samples, count = self.evaluated[evaluation], self.losses.shape[-1], len(seeds)
         steps = f"after {step} of {self.steps} steps" if step < self.steps else f"{step} steps"

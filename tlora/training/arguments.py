@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from tlora.utils.distributed import is_cpu_run
-from tlora.utils.validation import require_positive, require_positive_int
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 _OUR_NAMES = {
@@ -41,29 +40,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def check_numbers(learning_rate: float, epochs: float, batch_size: int, evaluation_limit: int | None) -> None:
-    """Refuse numbers that cannot be trained with.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is out of range; the message names it.
-    """
-    require_positive(learning_rate, "learning_rate")
-    require_positive(epochs, "epochs")
-    require_positive_int(batch_size, "batch_size")
-    if evaluation_limit is not None:
-        require_positive_int(evaluation_limit, "evaluation_limit", 0)
-
-
 def check_gpu(device: torch.device | None) -> None:
-    """Refuse a GPU other than the one that the Trainer uses, to which it would move the model.
-
-    Raises
-    ------
-    ValueError
-        If it is not the first GPU of this process, or, of several processes, its own.
-    """
+    """Refuse a GPU to which the Trainer would not keep the model: it uses the first, or that of its process."""
     if device is None or device.type != "cuda" or device.index is None:
         return
     launched = int(os.environ.get("LOCAL_RANK", "-1"))
@@ -79,13 +57,7 @@ def check_gpu(device: torch.device | None) -> None:
 
 
 def check_report(report_to: Any) -> None:
-    """Refuse, before anything is computed, to log to a service that is not installed.
-
-    Raises
-    ------
-    ValueError
-        If it is unknown or not installed.
-    """
+    """Refuse, before anything is computed, to log to a service that is unknown or not installed."""
     installed = get_available_reporting_integrations()
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         if name not in ("none", "all", *installed):
@@ -98,23 +70,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return the Trainer's arguments: our defaults, then those of the caller, then those that `train` names itself.
 
-    Parameters
-    ----------
-    own : mapping
-        Arguments of `train`, by the Trainer's names.
-    arguments : mapping
-        Further arguments of the caller.
-    validates, saves : bool
-        Whether there are validation samples, and a folder for checkpoints.
-    model : peft.PeftModel
-        The model, which is trained on its device.
-
-    Raises
-    ------
-    TypeError
-        If an argument is unknown, or has another name in `train`.
-    ValueError
-        If the Trainer refuses a value, or an option needs validation samples, a folder, or another GPU.
+    ``validates`` and ``saves`` say whether there are validation samples, and a folder for checkpoints.
     """
     if not getattr(model, "hf_device_map", None):  # else it stays where it is
         check_gpu(model.device)
@@ -122,7 +78,7 @@ def training_arguments(
             raise ValueError("the base is offloaded, and the Trainer would move it: load it with device_map=")
     _check_names(arguments)
     check_report(arguments.get("report_to"))
-    _check_options(arguments, validates, saves)
+    _check_options(arguments, saves)
     defaults = _DEFAULTS | {
         "eval_strategy": "steps" if validates else "no",
         "save_strategy": "steps" if saves else "no",
@@ -147,11 +103,7 @@ def _check_names(arguments: Mapping[str, Any]) -> None:
             raise TypeError(f"train() has no argument {name!r}: {hint}")
 
 
-def _check_options(arguments: Mapping[str, Any], validates: bool, saves: bool) -> None:
-    def is_on(strategy: str) -> bool:
-        value = arguments.get(strategy) or "no"
-        return str(getattr(value, "value", value)) != "no"
-
+def _check_options(arguments: Mapping[str, Any], saves: bool) -> None:
     for name in ("max_steps", "gradient_accumulation_steps"):
         if arguments.get(name) == 0:  # which the Trainer takes for "not set"
             raise ValueError(f"{name}=0: use a whole number of at least 1, or leave it out")
@@ -160,12 +112,7 @@ def _check_options(arguments: Mapping[str, Any], validates: bool, saves: bool) -
             "auto_find_batch_size=True continues from what was trained before memory ran out: pass a smaller "
             "batch_size, and gradient_accumulation_steps for as many samples a step"
         )
-    if is_on("eval_strategy") and not validates:
-        raise ValueError(
-            f"eval_strategy={arguments['eval_strategy']!r} needs validation samples: pass a task with a validation "
-            "split and an evaluation_limit other than 0"
-        )
-    if (is_on("save_strategy") or arguments.get("load_best_model_at_end")) and not saves:
+    if (arguments.get("save_strategy", "no") != "no" or arguments.get("load_best_model_at_end")) and not saves:
         raise ValueError("checkpoints need a folder: pass output_dir=")
     if (best := arguments.get("metric_for_best_model")) not in (None, "loss", "eval_loss"):
         raise ValueError(

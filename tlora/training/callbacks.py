@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import LoraModule, lora_modules
 from tlora.training.checkpoints import warn_if_not_written
@@ -29,22 +29,9 @@ _FILE = "module_history.json"
 
 
 def module_statistics(b: Float[Tensor, "d_out r"], a_gram: Float[Tensor, "r r"], scale: float) -> Float[Tensor, " 2"]:
-    """Return the norm of ``scale * B A`` and the effective rank of ``B``, from r x r products.
+    """Return the norm of ``scale * B A`` and the effective rank of ``B`` from ``A A^T``; both 0 for a zero ``B``.
 
-    Parameters
-    ----------
-    b : (d_out, r) tensor
-        ``B``.
-    a_gram : (r, r) float32 tensor
-        ``A A^T``.
-    scale : float
-        Factor of the norm: ``s / ||W||_F`` for the norm relative to the weight.
-
-    Returns
-    -------
-    (2,) float32 tensor
-        ``scale ||B A||_F = scale sqrt(<B^T B, A A^T>)`` and ``(sum sigma^2)^2 / sum sigma^4`` over the
-        singular values of ``B``; both 0 for a zero ``B``.
+    They are ``scale sqrt(<B^T B, A A^T>)`` and ``(sum sigma^2)^2 / sum sigma^4`` over the singular values of ``B``.
     """
     b = b.float()
     gram = b.T @ b
@@ -108,32 +95,31 @@ class ModuleRecorder(TrainerCallback):
         """Return all records, one row a step and module; see ``MODULE_COLUMNS``."""
         return _frame(self.names, self.steps, self.values)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the modules, and read the records of the checkpoint that training resumes from."""
         self._modules = lora_modules(kwargs["model"])
         self.names, self.steps, self.values = list(self._modules), [], []
         self._weight_norms = {name: module.weight_norm() for name, module in self._modules.items()}
         self._grams = {name: _gram(m.a) for name, m in self._modules.items() if not m.a.requires_grad}
-        if args.resume_from_checkpoint:
-            self._read(Path(args.resume_from_checkpoint))
+        file = Path(args.resume_from_checkpoint or "", _FILE)
+        records = json.loads(file.read_bytes()) if args.resume_from_checkpoint and file.is_file() else {}
+        if records.get("names") == self.names:
+            self.steps, self.values = records["steps"], [torch.tensor(v) for v in records["values"]]
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the gradient norms of a step that will be recorded: gradients are gone when it ends."""
-        if self._modules and self._is_due(state.global_step + 1, state.max_steps):
+        step = state.global_step + 1
+        if self._modules and (step in (1, state.max_steps) or step % self.every == 0):
             self._gradient_norms = _stack([_gradient_norm(m.b) for m in self._modules.values()])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step if it is due."""
         if self._gradient_norms is not None:
             self.steps.append(state.global_step)
             self.values.append(torch.column_stack([self._statistics(), self._gradient_norms]).cpu())
             self._gradient_norms = None
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the records into the checkpoint, for a run that resumes from it."""
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
@@ -141,14 +127,9 @@ class ModuleRecorder(TrainerCallback):
             with warn_if_not_written(folder):
                 (folder / _FILE).write_text(json.dumps(records))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Release the model."""
         self._modules, self._grams, self._gradient_norms = {}, {}, None
-
-    def _is_due(self, step: int, last: int) -> bool:
-        return step == 1 or step == last or step % self.every == 0
 
     @torch.no_grad()
     def _statistics(self) -> Tensor:
@@ -158,12 +139,6 @@ class ModuleRecorder(TrainerCallback):
             norm = self._weight_norms[name] or math.nan  # relative to a zero weight, no norm is defined
             rows.append(module_statistics(module.b, gram, module.scaling / norm))
         return _stack(rows)
-
-    def _read(self, checkpoint: Path) -> None:
-        file = checkpoint / _FILE
-        records = json.loads(file.read_bytes()) if file.is_file() else {}
-        if records.get("names") == self.names:
-            self.steps, self.values = records["steps"], [torch.tensor(v) for v in records["values"]]
 
 
 def _frame(names: list[str], steps: list[int], values: list[Tensor]) -> pd.DataFrame:

@@ -17,18 +17,23 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from tlora.adapters.files import ARGUMENTS, BASE, FROZEN_A, SAMPLES, checkpoint_record, read_shapes
+from tlora.adapters.files import (
+    ARGUMENTS,
+    BASE,
+    FROZEN_A,
+    SAMPLES,
+    AdapterLayout,
+    checkpoint_record,
+    read_config,
+    read_shapes,
+)
 from tlora.adapters.lora_layers import ADAPTER, adapter_tensors, lora_modules
 from tlora.models.targets import shape
 from tlora.models.weights import base_fingerprints, base_modules, check_same_model
-from tlora.utils.files import flush, read_json, replace_file
-
-TRAINER_STATE = "trainer_state.json"
-"""The file that the Trainer writes last."""
+from tlora.utils.files import flush, replace_file
 
 _NEW_FOLDER = "name another folder, or remove this one"
 _SAMPLED_ROWS = 256
@@ -43,18 +48,12 @@ _TORCH_SAVE = ("inline_container", "iostream error", "cannot be opened")
 
 
 class MarkComplete(TrainerCallback):
-    """Write a record into each checkpoint after the Trainer, and the callbacks before this one, have written theirs.
-
-    Parameters
-    ----------
-    record : dict
-        From `check_same_training`.
-    """
+    """Write a record into each checkpoint after the Trainer, and the callbacks before this one, have written theirs."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Flush the checkpoint of this step to disk, and mark it."""
         PartialState().wait_for_everyone()  # each process writes files of its own
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
@@ -72,33 +71,15 @@ def check_same_training(
     model: PeftModel,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a checkpoint records, after comparing it with the checkpoint to resume from.
+    """Return the record for `MarkComplete`, after comparing it with that of the checkpoint to resume from, if any.
 
-    A part of it is read from the checkpoint by the Trainer, such as the learning rate: another value would be recorded
-    but not used. The number of devices that share a step may differ.
-
-    Parameters
-    ----------
-    checkpoint : str or None
-        The checkpoint to resume from.
-    args : transformers.TrainingArguments
-        Arguments of the training.
-    rows : datasets.Dataset
-        The training samples.
-    model : peft.PeftModel
-        The model.
-    options : mapping
-        Options that are not the Trainer's.
-
-    Returns
-    -------
-    dict
-        The record, for `MarkComplete`.
+    The Trainer reads a part of it from the checkpoint, such as the learning rate: another value would be recorded but
+    not used. The number of devices that share a step may differ. ``options`` are those that are not the Trainer's.
 
     Raises
     ------
     ValueError
-        If an argument, the training samples or the base differ; a checkpoint without record is accepted.
+        If an argument, the training samples or the base differ.
     """
     arguments = args.to_dict()
     arguments["optim"] = arguments["optim"].removesuffix("_fused")  # the same optimizer
@@ -141,9 +122,8 @@ def _digest(rows: Any) -> str:
     """Return a digest of numbers and texts in evenly spaced rows, the same for every format of the rows."""
     digest = hashlib.sha256()
     for place in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_ROWS)).round():
-        row = rows[int(place)]
-        row = dict(row) if isinstance(row, Mapping) else row
-        digest.update(json.dumps(row, skipkeys=True, sort_keys=True, default=_plain).encode())
+        row = json.dumps(rows[int(place)], skipkeys=True, sort_keys=True, default=_plain)
+        digest.update(row.encode())
     return digest.hexdigest()[:16]
 
 
@@ -164,18 +144,25 @@ def checkpoint_to_resume(
     Raises
     ------
     ValueError
-        If there is no folder to look in, the checkpoint is of another adapter or holds no state of an optimizer; or if
-        a new training would mix its checkpoints with those of an earlier one.
+        If the checkpoint is of another adapter or holds no state of an optimizer, or if a new training would mix its
+        checkpoints with those of an earlier one.
     FileNotFoundError
         If there is no complete checkpoint.
     """
+    earlier = [] if output_dir is None else _numbered(Path(output_dir))
+    complete = list(filter(is_complete, earlier))
+    if resume is False and earlier:  # the Trainer counts all of them when it removes the oldest ones
+        hint = f": pass resume={str(complete[-1])!r} to continue it" if complete else ", which is incomplete: remove it"
+        raise ValueError(
+            f"{output_dir} holds {earlier[-1].name} of an earlier training{hint}, or start a new training: "
+            f"{_NEW_FOLDER}"
+        )
     if resume is False:
-        _refuse_earlier(output_dir)
         return None
     if resume is True and output_dir is None:
         raise ValueError("resume=True looks for checkpoints in output_dir: pass output_dir=, or the checkpoint's path")
-    folder = _last_checkpoint(Path(str(output_dir))) if resume is True else Path(resume)
-    if folder is None or not _is_usable(folder, model):
+    folder = next(reversed(complete), None) if resume is True else Path(resume)
+    if folder is None or not is_complete(folder):
         place = output_dir if resume is True else folder
         raise FileNotFoundError(
             f"no complete checkpoint in {place}: to start a new training, leave resume= out and {_NEW_FOLDER}"
@@ -194,50 +181,18 @@ def adapter_folder(checkpoint: Path, model: PeftModel) -> Path:
     return checkpoint if model.active_adapter == ADAPTER else checkpoint / model.active_adapter
 
 
-def _refuse_earlier(output_dir: str | os.PathLike[str] | None) -> None:
-    """Refuse a folder with checkpoints: the Trainer counts all of them when it removes the oldest ones."""
-    earlier = [] if output_dir is None else _numbered(Path(output_dir))
-    if earlier:
-        usable = (p for p in reversed(earlier) if is_complete(p) or (p / TRAINER_STATE).is_file())
-        last = next(usable, None)
-        hint = f": pass resume={str(last)!r} to continue it" if last else ", which is incomplete: remove it"
-        raise ValueError(
-            f"{output_dir} holds {earlier[-1].name} of an earlier training{hint}, or start a new training: "
-            f"{_NEW_FOLDER}"
-        )
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    return next((path for path in reversed(_numbered(folder)) if is_complete(path)), None)
-
-
 def _numbered(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder in the order of their steps."""
     numbered = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
     return sorted(numbered, key=lambda path: int(path.name[11:]))
 
 
-def _is_usable(checkpoint: Path, model: PeftModel) -> bool:
-    """Whether a checkpoint is complete, or, of another Trainer, looks complete."""
-    if (checkpoint / ARGUMENTS).exists():
-        return is_complete(checkpoint)
-    try:
-        read_json(checkpoint / TRAINER_STATE)
-    except (OSError, ValueError):
-        return False
-    return (adapter_folder(checkpoint, model) / SAFETENSORS_WEIGHTS_NAME).is_file()
-
-
 def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
     """Refuse a checkpoint of another adapter than that of the model."""
     folder = adapter_folder(checkpoint, model)
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise ValueError(
-            f"{checkpoint} holds no adapter called {model.active_adapter!r}, which is the active one: select another "
-            "with model.set_adapter(name)"
-        )
+    modules = lora_modules(model)
     try:
-        saved = read_shapes(folder)
+        saved, config = read_shapes(folder), read_config(folder, "train") if modules else {}
     except ValueError as error:
         raise ValueError(f"{error}, or resume from an earlier checkpoint") from error
     here = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
@@ -247,33 +202,18 @@ def _check_adapter(checkpoint: Path, model: PeftModel) -> None:
             f"{checkpoint} is of another adapter: {odd[0]} has shape {saved.get(odd[0])} there and {here.get(odd[0])} "
             "in the model; attach the same allocation, or leave resume= out"
         )
-    before, now = read_json(folder / CONFIG_NAME), model.peft_config[model.active_adapter].to_dict()
-    if not _has_same_scalings(before, now):
+    layout = AdapterLayout({"r": 8, "lora_alpha": 8} | config, {name: m.rank for name, m in modules.items()})
+    scalings = layout.scalings
+    if not all(math.isclose(scalings[name], m.scaling, rel_tol=1e-3) for name, m in modules.items()):
         raise ValueError(
             f"{checkpoint} is of another adapter, of the same shapes with other scalings: attach the same allocation "
             "or leave resume= out"
         )
 
 
-def _has_same_scalings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two PEFT configs give their modules the same scalings, up to rounding on other machines."""
-    patterns = [{"": config.get("lora_alpha", 1), **(config.get("alpha_pattern") or {})} for config in (one, other)]
-    return (
-        one.get("use_rslora") == other.get("use_rslora")
-        and patterns[0].keys() == patterns[1].keys()
-        and all(math.isclose(alpha, patterns[1][name], rel_tol=1e-3) for name, alpha in patterns[0].items())
-    )
-
-
 @contextlib.contextmanager
 def warn_if_not_written(checkpoint: Path) -> Iterator[None]:
-    """Warn, remove what was written and continue if a checkpoint cannot be written: earlier checkpoints stay.
-
-    Warns
-    -----
-    UserWarning
-        If it cannot be written.
-    """
+    """Warn, remove what was written and continue if a checkpoint cannot be written: earlier checkpoints stay."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from tlora.models.forward import has_argument
 from tlora.models.targets import is_causal
 from tlora.results import Meta
 from tlora.tasks.task import Task
-from tlora.training.arguments import check_numbers, training_arguments
+from tlora.training.arguments import training_arguments
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.checkpoints import MarkComplete, check_same_training, checkpoint_to_resume
 from tlora.training.checks import check_trainable
@@ -43,6 +42,7 @@ from tlora.training.phases import TrainingPhases
 from tlora.training.run import TrainingRun, history_frame
 from tlora.training.trainer import AdapterTrainer, MakeOptimizer, NotFinite, heads_in_float32, restore_modules
 from tlora.utils.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE
+from tlora.utils.validation import require_positive, require_positive_int
 
 LOSS_SAMPLES = 256
 """Samples for a loss without a limit: stable to two digits, and seconds on two cores."""
@@ -51,8 +51,6 @@ NOT_ATTACHED = "unknown: the adapter was not attached by tlora.attach in this pr
 """What a run records in place of `attach_options` that are unknown."""
 
 Callbacks = TrainerCallback | Iterable[TrainerCallback]
-
-_scratch = partial(tempfile.TemporaryDirectory, prefix="tlora-")
 
 
 def train(
@@ -168,19 +166,25 @@ def train(
     >>> run.save("trained").name
     'trained'
     """
-    check_numbers(learning_rate, epochs, batch_size, evaluation_limit)
-    batch_size, seed = int(batch_size), int(seed)  # perhaps of NumPy, which the Trainer does not take
+    require_positive(learning_rate, "learning_rate")
+    require_positive(epochs, "epochs")
+    batch_size, seed = require_positive_int(batch_size, "batch_size"), int(seed)  # perhaps numbers of NumPy
+    if evaluation_limit is not None:
+        require_positive_int(evaluation_limit, "evaluation_limit", 0)
     check_trainable(model)
     phases = TrainingPhases(a_learning_rate, head_learning_rate, freeze_a_after)
     phases.check(model)
     data = as_task(task, model)
     checkpoint = checkpoint_to_resume(resume, output_dir, model)
-    validation = _validation(data, evaluation_limit)
+    held_out = None if evaluation_limit == 0 else data.validation
+    validation = evenly_spaced_rows(held_out, evaluation_limit or LOSS_SAMPLES) if held_out else None
     recorder, callbacks = _with_recorder(callbacks)
-    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size} | _without_secrets(arguments)
+    # A run is displayed, and uploaded with the adapter: no token of a hub is recorded.
+    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
+    recipe |= {name: value for name, value in arguments.items() if not name.endswith("_token")}
     recipe |= {"evaluation_limit": evaluation_limit, "resume": checkpoint} | _start(data, model) | phases.options()
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_scratch()) if output_dir is None else output_dir
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tlora-")) if output_dir is None else output_dir
         own = {
             "learning_rate": learning_rate,
             "num_train_epochs": epochs,
@@ -207,8 +211,14 @@ def train(
         before = _evaluate(data, model, evaluation_limit, progress)
         set_seed(seed)  # the evaluation may have used random numbers
         ending = _train(trainer, model, checkpoint)
-        after = {} if ending.skip_evaluation else _evaluate_after(data, model, evaluation_limit, progress)
+        after: dict[str, float] = {}
+        if not ending.skip_evaluation:
+            try:
+                after = _evaluate(data, model, evaluation_limit, progress)
+            except KeyboardInterrupt:
+                warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=2)
     _warn(ending, trainer, lora_modules(model))
+    plain = json.loads(json.dumps(recipe, default=str))
     return TrainingRun(
         history=history_frame(trainer.state.log_history),
         module_history=recorder.to_frame(),
@@ -217,7 +227,7 @@ def train(
         seconds=ending.seconds,
         interrupted=ending.interrupted,
         diverged=ending.diverged,
-        meta=Meta(model.config._name_or_path, data.name, _json(recipe), seed, len(data.train)),
+        meta=Meta(model.config._name_or_path, data.name, plain, seed, len(data.train)),
         **_adapter(model, record),
     )
 
@@ -227,11 +237,11 @@ class _Ending:
     """How training ended."""
 
     seconds: float
-    reason: str = ""  # empty if all steps were done
-    step: int = 0  # the step whose adapter the run has
-    interrupted: bool = False
-    diverged: bool = False
-    skip_evaluation: bool = False
+    reason: str  # empty if all steps were done
+    step: int  # the step whose adapter the run has
+    interrupted: bool
+    diverged: bool
+    skip_evaluation: bool
 
 
 def _train(trainer: AdapterTrainer, model: PeftModel, checkpoint: str | None) -> _Ending:
@@ -299,13 +309,6 @@ def as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
     return task
 
 
-def _validation(task: Task | Rows, limit: int | None) -> Dataset | None:
-    rows = task.validation
-    if rows is None or not len(rows) or limit == 0:
-        return None
-    return evenly_spaced_rows(rows, limit or LOSS_SAMPLES)
-
-
 def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCallback]]:
     several = [callbacks] if isinstance(callbacks, TrainerCallback | type) else callbacks
     instances = [callback() if isinstance(callback, type) else callback for callback in several]
@@ -314,11 +317,6 @@ def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCa
             return callback, instances
     recorder = ModuleRecorder()
     return recorder, [recorder, *instances]
-
-
-def _without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments to record: a run is displayed, and uploaded with the adapter."""
-    return {name: value for name, value in arguments.items() if not name.endswith("_token")}
 
 
 def _start(task: Task | Rows, model: PeftModel) -> dict[str, Any]:
@@ -349,14 +347,6 @@ def _evaluate(task: Task | Rows, model: PeftModel, limit: int | None, progress: 
     return task.evaluate(model, split, limit, progress=progress) if split else {}
 
 
-def _evaluate_after(task: Task | Rows, model: PeftModel, limit: int | None, progress: bool) -> dict[str, float]:
-    try:
-        return _evaluate(task, model, limit, progress)
-    except KeyboardInterrupt:
-        warnings.warn("the evaluation after training was interrupted: run.after is empty", stacklevel=3)
-        return {}
-
-
 def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run keeps of the model; the record has the fingerprints of its base."""
     prints = {name: torch.tensor(values) for name, values in record[BASE].items()}
@@ -371,7 +361,3 @@ def _adapter(model: PeftModel, record: Mapping[str, Any]) -> dict[str, Any]:
         "frozen_a": record[FROZEN_A],
         "trainable_parameters": trainable_parameters(model),
     }
-
-
-def _json(values: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values, default=str))

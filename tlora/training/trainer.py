@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
-from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, load_peft_weights
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tlora.adapters.files import ARGUMENTS
@@ -113,10 +112,6 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """Return the model's own loss, as a mean over all labels of a step, computing logits only for labels."""
         batch = restrict_logits(self._adapted, fit_batch(self._adapted, inputs))
-        if self.label_smoother is not None and self._adapted.config.is_encoder_decoder:
-            # To smooth labels, the Trainer withholds them from the model, which would derive these from them.
-            base: Any = self._adapted.get_base_model()
-            batch.setdefault("decoder_input_ids", base.prepare_decoder_input_ids_from_labels(labels=batch["labels"]))
         if not self._means:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, batch, True)
@@ -179,20 +174,12 @@ class AdapterTrainer(Trainer):
 
 
 class _Finite(TrainerCallback):
-    """Stop at losses and gradients that are not finite; check once a step, since a GPU has to finish its work for it.
-
-    Raises
-    ------
-    NotFinite
-        Before the optimizer's step.
-    """
+    """Raise at a loss or gradient that is not finite; once a step, since a GPU has to finish its work for it."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         values = [("loss", loss) for loss in self.losses]
         self.losses = []
         # in float16 infinite gradients are normal, and the loss scaler skips the step
@@ -231,19 +218,9 @@ class _Progress(ProgressCallback):
 
 @contextlib.contextmanager
 def restore_modules(model: PeftModel) -> Iterator[None]:
-    """Restore modes, hooks, trainable parameters and caches when the block ends, however it ends.
-
-    Parameters
-    ----------
-    model : peft.PeftModel
-        The model that training changes.
-    """
+    """Restore modes, hooks, trainable parameters and caches when the block ends, however it ends."""
     kept = [
-        (
-            module,
-            {name: vars(module)[name] for name in _ATTRIBUTES if name in vars(module)},
-            set(module._forward_hooks),
-        )
+        (module, {name: vars(module)[name] for name in _ATTRIBUTES if name in vars(module)}, set(module._forward_hooks))
         for module in model.modules()
     ]
     restore = remember_trainable(model)
@@ -277,20 +254,14 @@ def heads_in_float32(model: nn.Module) -> Iterator[None]:
     In bfloat16, small steps of AdamW are rounded away. PEFT converts only ``A`` and ``B``. Inputs and outputs of the
     modules keep their type, and parameters return to it when the block ends.
     """
-    heads = [copy for module in model.modules() for copy in _copies(module)]
+    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    heads = [copy for wrapper in wrappers for copy in wrapper.modules_to_save.values()]
     dtypes = [next((p.dtype for p in h.parameters() if p.requires_grad and p.dtype in _SHORT), None) for h in heads]
     with contextlib.ExitStack() as stack:
         for head, dtype in zip(heads, dtypes, strict=True):  # tied weights are converted once
             if dtype is not None:
                 _widen(head, dtype, stack)
         yield
-
-
-def _copies(module: nn.Module) -> list[nn.Module]:
-    """Return the copies of a module that PEFT trains in its place, one an adapter."""
-    if isinstance(module, ModulesToSaveWrapper):
-        return list(module.modules_to_save.values())
-    return list(module.ln_tuning_layers.values()) if isinstance(module, LNTuningLayer) else []
 
 
 def _widen(module: nn.Module, dtype: torch.dtype, stack: contextlib.ExitStack) -> None:
@@ -309,9 +280,9 @@ def _widen(module: nn.Module, dtype: torch.dtype, stack: contextlib.ExitStack) -
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
     """Cast all floating-point tensors in a structure."""
-    return tree_map(lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, values)
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, values)
 
 
-def _restore_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+def _restore_dtype(tensor: Tensor, dtype: torch.dtype) -> None:
     tensor.grad = None
     tensor.data = tensor.data.to(dtype)

@@ -56,7 +56,7 @@ def plot_race(race: Race, *, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(style.plain_numbers())
     style.guide_lines(ax)
     ax.legend(loc="best")
-    style.headline(ax, race.finding, style.sentence(race.basis, style.source(race.meta)))
+    style.headline(ax, race.headline, style.sentence(race.basis, style.source(race.meta)))
     return ax
 
 

@@ -126,7 +126,7 @@ class LiveRace:
         self._held_out = {name: list(means[name].items()) for name in self._arms}
         last = so_far.differences()["step"].max()
         if last > 0:
-            self.status = f"After {last} of {so_far.steps} steps: {so_far.finding}"
+            self.status = f"After {last} of {so_far.steps} steps: {so_far.headline}"
         self._report()
 
     def _report(self) -> None:

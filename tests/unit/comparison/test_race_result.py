@@ -52,7 +52,7 @@ def test_the_sentence_says_who_is_ahead_and_by_how_much():
 
 
 def test_no_difference_is_a_verdict_at_the_end_only():
-    assert "no difference larger than 0.02 nats between" in make_race({"A": 1.8, "B": 1.801}).finding
+    assert "no difference larger than 0.02 nats between" in make_race({"A": 1.8, "B": 1.801}).headline
     early = make_race({"A": 1.8, "B": 1.801}, evaluated=[0, 5], noise=0.003)
     assert early.differences()["verdict"].tolist() == ["not decided"]
     assert early.basis.startswith("after 5 of 10 steps")
@@ -61,19 +61,19 @@ def test_no_difference_is_a_verdict_at_the_end_only():
 def test_equal_losses_are_no_difference():
     race = make_race({"A": 1.8, "B": 1.8})
     race = dataclasses.replace(race, losses=torch.stack([race.losses[:, 0]] * 2, 1))
-    assert "no difference" in race.finding
+    assert "no difference" in race.headline
 
 
 def test_an_undecided_race_says_what_would_decide_it():
     race = make_race({"A": 1.8, "B": 1.83}, noise=0.3)
     assert not race.is_ahead
-    assert race.finding.startswith("A and B: not decided (-0.")
-    assert race.finding.endswith("would be needed")
+    assert race.headline.startswith("A and B: not decided (-0.")
+    assert race.headline.endswith("would be needed")
 
 
 def test_three_arms_are_compared_in_pairs_and_four_with_the_leader():
     def pairs(race):
-        return [clause.partition(" by ")[0] for clause in race.finding.split("; ")]
+        return [clause.partition(" by ")[0] for clause in race.headline.split("; ")]
 
     assert pairs(make_race({"B": 1.9, "C": 2.0, "A": 1.8})) == [
         "A is ahead of B",
@@ -88,11 +88,11 @@ def test_an_arm_that_diverged_is_last_and_not_compared():
     race = without(make_race({"A": 1.8, "B": 1.7, "C": 1.9}), "B", after=1, diverged={"B": 7})
     assert race.ranked == ["A", "C", "B"]
     assert race.is_ahead
-    assert race.finding.startswith("A is ahead of C by ")
-    assert race.finding.endswith("; B diverged after 7 steps")
+    assert race.headline.startswith("A is ahead of C by ")
+    assert race.headline.endswith("; B diverged after 7 steps")
     assert len(race.differences()) == 1
     both = dataclasses.replace(make_race({"A": 1.8, "B": 1.9}), diverged={"B": 1, "A": 2})
-    assert both.finding == "B diverged after 1 steps; A diverged after 2 steps"
+    assert both.headline == "B diverged after 1 steps; A diverged after 2 steps"
     assert not both.is_ahead
 
 
@@ -111,6 +111,6 @@ def test_arms_are_compared_at_the_last_evaluation_and_seeds_that_both_reached():
 
 def test_before_the_first_evaluation_nothing_is_decided():
     race = without(make_race({"A": 1.8, "B": 1.9}), "B", after=0)
-    assert "not decided" in race.finding
+    assert "not decided" in race.headline
     with pytest.raises(ValueError, match="no adapter"):
         race.winner  # noqa: B018

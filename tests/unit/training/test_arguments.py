@@ -29,7 +29,6 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_train_epochs": 2}, TypeError, "epochs="),
     ({"do_train": True}, TypeError, "do_train"),
     ({"lr_scheduler_type": "cosin"}, ValueError, "cosin"),
-    ({"eval_strategy": "epoch"}, ValueError, "eval_strategy='epoch'"),
     ({"save_strategy": "epoch"}, ValueError, "output_dir="),
     ({"report_to": "nobody"}, ValueError, "report_to='nobody'"),
     ({"max_steps": 0}, ValueError, "max_steps=0"),

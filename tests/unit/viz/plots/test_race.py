@@ -41,7 +41,7 @@ def test_bars_are_the_intervals_from_the_loss_of_the_best(arms):
 def test_the_headline_is_the_sentence():
     race = make_race({"A": 1.8, "B": 1.9})
     ax = viz.plot_race(race)
-    assert " ".join(ax.get_title(loc="left").split()) == race.finding
+    assert " ".join(ax.get_title(loc="left").split()) == race.headline
     assert race.basis in " ".join(" ".join(texts(ax)).split())
 
 
