@@ -34,8 +34,10 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("tlora", "viz", "tests")
 LONGEST = 30  # seconds of processor time of a mutant's tests, several times what they need: it is killed then
 TESTS = {
-    "tlora/allocation/allocation.py": ["allocation", "numerics/test_apportionment.py"],
+    "tlora/allocation/allocate.py": ["allocation"],
+    "tlora/allocation/allocation.py": ["allocation"],
     "tlora/numerics/linalg.py": ["numerics/test_linalg.py"],
+    "tlora/subspaces/task_subspaces.py": ["subspaces/test_subspaces.py"],
     "tlora/subspaces/subspaces.py": ["subspaces/test_subspaces.py"],
     "tlora/results.py": ["test_results.py", "utils/test_files.py"],
     "tlora/utils/files.py": ["utils/test_files.py", "test_results.py"],
