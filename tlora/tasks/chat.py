@@ -23,7 +23,8 @@ def conversation_segments(
 
     Works for any template that only appends: the conversation is rendered up to each assistant turn that is trained
     on, once with the generation prompt and once with the turn itself. What the second rendering adds to the first is
-    the turn.
+    the turn, and what the template writes after the end of a turn, which `tokenize` leaves unlabeled. What follows the
+    last turn is left out.
 
     Parameters
     ----------
@@ -31,15 +32,14 @@ def conversation_segments(
         With a chat template.
     messages : sequence of mapping
         ``role`` and ``content``, and whatever else the template reads. An assistant turn with ``weight`` 0 is
-        not trained on. What follows the last turn that is trained on is left out.
+        not trained on.
     tools : sequence of mapping
         JSON schemas of the functions that may be called.
 
     Returns
     -------
     list of (str, bool)
-        Pieces, alternately not trained on and trained on. What the template writes after the end of a turn is in the
-        trained piece; `tokenize` leaves it unlabeled.
+        Pieces, alternately not trained on and trained on.
     """
     segments: list[Segment] = []
     done, messages = "", [unpack_message(message) for message in messages]
@@ -104,8 +104,7 @@ def tokenize(
     Returns
     -------
     input_ids : list of int
-        Up to the end of the last labeled piece. The tokenizer's end token is added if the piece does not end a turn
-        by itself.
+        Up to the end of the last labeled piece, with the tokenizer's end token if the piece does not end by itself.
     labels : list of int
         The same tokens if they are trained on, else -100. In a labeled piece nothing after its end token counts.
     starts : list of int
@@ -225,11 +224,7 @@ def pack_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack_message(message: Message) -> dict[str, Any]:
-    """A message for a chat template.
-
-    It loses the keys that a table added for the sake of other rows, and has a content. Arguments of tool calls become
-    objects: that is how serving engines pass them to the template.
-    """
+    """A message for a chat template, as serving engines pass it: arguments of calls are objects, content is a text."""
     return _convert_arguments({"content": ""} | _without_nulls(message), _from_json)
 
 
@@ -242,15 +237,13 @@ def read_tools(tools: Any) -> Any:
 
 def _convert_arguments(message: Message, convert: Callable[[Any], Any]) -> dict[str, Any]:
     """The message with the arguments of its tool calls converted."""
-    converted = dict(message)
-    if message.get("tool_calls"):
-        converted["tool_calls"] = calls = [dict(call) for call in message["tool_calls"]]
-        for call in calls:
-            if isinstance(call.get("function"), Mapping):
-                call["function"] = dict(call["function"]) | {
-                    "arguments": convert(call["function"].get("arguments") or {})
-                }
-    return converted
+    if not message.get("tool_calls"):
+        return dict(message)
+    calls = [dict(call) for call in message["tool_calls"]]
+    for call in calls:
+        if isinstance(function := call.get("function"), Mapping):
+            call["function"] = dict(function) | {"arguments": convert(function.get("arguments") or {})}
+    return dict(message) | {"tool_calls": calls}
 
 
 def _to_json(value: Any) -> str:

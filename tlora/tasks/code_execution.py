@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,10 +32,8 @@ class ProgramLimits:
     seconds : float
         CPU time, rounded up to whole seconds. Wall time may be twenty times as long: a busy machine fails no program,
         and one that sleeps is stopped.
-    memory : int
-        Address space in bytes, including about 20 MB for the interpreter.
-    file_bytes : int
-        Largest file it may write. Its output is discarded.
+    memory, file_bytes : int
+        Bytes of address space, including about 20 MB for the interpreter, and of the largest file it may write.
     """
 
     seconds: float = 3.0
@@ -45,15 +43,7 @@ class ProgramLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a program.
-
-    Attributes
-    ----------
-    passed : bool
-        Whether it ran to its last line: an early ``sys.exit(0)`` does not count as a pass.
-    reason : str
-        ``""`` for a pass, else the exception, the exit, or the limit it exceeded.
-    """
+    """Whether a program ran to its last line (an early ``sys.exit(0)`` is no pass), and else why not."""
 
     passed: bool
     reason: str = ""
@@ -62,32 +52,13 @@ class Outcome:
 def run_program(program: str, limits: ProgramLimits | None = None) -> Outcome:
     """Run a Python program to its end, in its own process and folder, with limits.
 
-    The interpreter sees the standard library, but neither the environment nor installed packages. The
-    program has an empty temporary folder and no input, and its output is discarded. It can neither start processes
-    nor open connections, and is killed with its whole process group when its time is up.
+    The interpreter sees the standard library, but neither the environment nor installed packages. The program has an
+    empty temporary folder and no input, and its output is discarded. It can neither start processes nor open
+    connections, and is killed with its whole process group when its time is up.
 
-    Parameters
-    ----------
-    program : str
-        Source text.
-    limits : ProgramLimits, optional
-        Default: 3 s, 1 GiB, files of 1 MiB.
-
-    Returns
-    -------
-    Outcome
-        Whether the program ran to its last line, and why not.
-
-    Raises
-    ------
-    NotImplementedError
-        If the operating system is not POSIX: it has no such limits.
-
-    Notes
-    -----
     This is not a security sandbox. The limits stop accidents: endless loops, memory bombs, fork bombs, floods of
-    output. A program with ill intent has the rights of the user who runs it. Run code from a model that you
-    do not trust in a container or a virtual machine.
+    output. A program with ill intent has the rights of the user who runs it. Run code from a model that you do not
+    trust in a container or a virtual machine.
     """
     if os.name != "posix":
         raise NotImplementedError(
@@ -95,13 +66,7 @@ def run_program(program: str, limits: ProgramLimits | None = None) -> Outcome:
         )
     limits = limits or ProgramLimits()
     token = secrets.token_hex(16)
-    order = {
-        "program": program,
-        "token": token,
-        "cpu_seconds": math.ceil(limits.seconds),
-        "memory": limits.memory,
-        "file_bytes": limits.file_bytes,
-    }
+    order = {"program": program, "token": token} | asdict(limits) | {"seconds": math.ceil(limits.seconds)}
     with tempfile.TemporaryDirectory(prefix="tlora-program-") as folder, tempfile.TemporaryFile() as orders:
         orders.write(json.dumps(order).encode())
         orders.seek(0)
@@ -110,25 +75,11 @@ def run_program(program: str, limits: ProgramLimits | None = None) -> Outcome:
 
 
 def run_programs(programs: Iterable[str]) -> list[Outcome]:
-    """Run programs in parallel, one per processor of this process; see `run_program`.
-
-    Parameters
-    ----------
-    programs : iterable of str
-        Source texts.
-
-    Returns
-    -------
-    list of Outcome
-        In the order of the programs.
-    """
+    """Run programs in parallel, one per processor of this process; see `run_program`."""
     _check_runner()
-    with ThreadPoolExecutor(_processors()) as pool:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(processors) as pool:
         return list(pool.map(run_program, programs))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @lru_cache
@@ -179,11 +130,9 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 def _outcome(report: bytes, token: str, ended: int | None, limits: ProgramLimits) -> Outcome:
     if ended is None or ended in (-signal.SIGXCPU, -signal.SIGKILL):
-        return Outcome(
-            False, f"stopped: more than {limits.seconds:g} s of CPU time, or {_WALL} times that on the clock"
-        )
-    text = report.decode(errors="replace")
-    if not text.startswith(token):
+        reason = f"stopped: more than {limits.seconds:g} s of CPU time, or {_WALL} times that on the clock"
+        return Outcome(False, reason)
+    before, is_reported, reason = report.decode(errors="replace").partition(token)
+    if before or not is_reported:
         return Outcome(False, f"ended by itself before its last line (exit status {ended})")
-    reason = text.removeprefix(token)
     return Outcome(not reason, reason)

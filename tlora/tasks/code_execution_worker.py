@@ -13,20 +13,8 @@ import sys
 import types
 
 # Audit events of the interpreter; a hook can refuse them, and no program can remove the hook.
-_REFUSED = (
-    "os.fork",
-    "os.forkpty",
-    "os.exec",
-    "os.posix_spawn",
-    "os.system",
-    "os.spawn",
-    "os.kill",
-    "os.killpg",
-    "subprocess.Popen",
-    "pty.spawn",
-    "socket.__new__",
-    "ctypes.dlopen",
-)
+_REFUSED = ("os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "os.kill", "os.killpg",
+            "subprocess.Popen", "pty.spawn", "socket.__new__", "ctypes.dlopen")  # fmt: skip
 
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:
@@ -51,7 +39,7 @@ def main() -> None:
     import _posixsubprocess
 
     orders = json.load(sys.stdin)
-    _limit("RLIMIT_CPU", orders["cpu_seconds"])
+    _limit("RLIMIT_CPU", orders["seconds"])
     _limit("RLIMIT_AS", orders["memory"])
     _limit("RLIMIT_FSIZE", orders["file_bytes"])
     _limit("RLIMIT_CORE", 0)
@@ -65,9 +53,9 @@ def main() -> None:
         exec(compile(orders["program"], "program.py", "exec"), module.__dict__)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"[:500]
-    os.write(int(REPORT), (orders["token"] + reason).encode(errors="replace"))
+    os.write(REPORT, (orders["token"] + reason).encode(errors="replace"))
 
 
 if __name__ == "__main__":
-    REPORT = sys.argv[1]
+    REPORT = int(sys.argv[1])
     main()

@@ -32,21 +32,9 @@ _START_SETTINGS = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_i
 
 
 def batch_by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
-    """Batch samples of similar length, the longest first.
+    """Batch samples of similar length, the longest first: indices into ``lengths``, each once; ties stay in order.
 
-    Parameters
-    ----------
-    lengths : sequence of int
-        Tokens of each sample.
-    batch_size : int
-        Most samples of a batch.
-    max_tokens : int, optional
-        Most tokens of a batch, padding included; a single sample may have more.
-
-    Returns
-    -------
-    list of list of int
-        Indices into ``lengths``, each once; ties stay in order.
+    A batch has at most ``max_tokens``, padding included; a single sample may have more.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -63,13 +51,9 @@ def batch_by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | N
 def evaluate_samples(
     model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
 ) -> dict[str, NDArray[np.float64]]:
-    """Loss and metrics of each sample.
+    """Loss and metrics of each sample, by name and in the order of the rows; means are those of the split.
 
-    Returns
-    -------
-    dict of (N,) float64 array
-        By name, in the order of the rows; means are those of the split. The loss of a sample is weighted by its share
-        of all labeled tokens.
+    The loss of a sample is weighted by its share of all labeled tokens.
     """
     with evaluation_mode(model):
         if task.kind == "classification":
@@ -102,27 +86,9 @@ def _class_losses(logits: Float[Tensor, "samples classes"], labels: Int64[Tensor
 def summed_losses(
     model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool
 ) -> tuple[Float[Tensor, " samples"], Int64[Tensor, " samples"]]:
-    """Summed loss over the labeled tokens of each sample of a generation task, and their number.
+    """Summed loss over the labeled tokens of each sample of a generation task, in float64, and their number.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        In evaluation mode.
-    task : tlora.Task
-        The task of the rows.
-    rows : Dataset
-        Tokenized.
-    batch_size : int
-        Most samples at a time.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    losses : (samples,) float64 tensor
-        Nats, in the order of the rows, on the CPU.
-    counts : (samples,) int64 tensor
-        Tokens.
+    The model is in evaluation mode; both results are on the CPU, in the order of the rows.
     """
     losses = torch.zeros(len(rows), dtype=torch.float64)
     counts = torch.zeros(len(rows), dtype=torch.int64)
@@ -154,20 +120,7 @@ def class_logits(
 
 
 def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> list[str]:
-    """Let the model write answers, greedily, up to the end of its turn.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        In evaluation mode.
-    task : tlora.Task
-        The task of the rows; it limits the length of answers and lists the tokens that end one.
-    rows : Dataset
-        Tokenized.
-    batch_size : int
-        Most samples at a time.
-    progress : bool
-        Show a progress bar.
+    """Let the model, in evaluation mode, write answers greedily, up to the end of its turn.
 
     Returns
     -------
@@ -230,9 +183,8 @@ def _generate_batch(model: Any, task: Task, prompts: Sequence[Sequence[int]], li
         written = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
         )
-    if task.architecture == "seq2seq":
-        width = 1  # the decoder's start token
-    return [row[width:] for row in written.tolist()]
+    start_of_answer = 1 if task.architecture == "seq2seq" else width
+    return [row[start_of_answer:] for row in written.tolist()]
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
-from tlora.models.forward import IGNORED, UNLIMITED
+from tlora.models.forward import IGNORED
 from tlora.models.loading import is_generative, load_config, load_tokenizer, set_length_limit
 from tlora.tasks.evaluation import decode_answer
 from tlora.tasks.metrics import METRICS, Metric
-from tlora.tasks.presets import PRESETS, REFUSED, DataFiles, load_preset, local_files
+from tlora.tasks.presets import PRESETS, DataFiles, load_preset, local_files
 from tlora.tasks.reasoning_gym import UnknownTaskError, generate_splits, generator_names, score_answers
 from tlora.tasks.sources import SUFFIXES, Source, read_dataset, read_path, split_files
 from tlora.tasks.splits import deal_splits, key_columns
@@ -33,8 +33,6 @@ from tlora.utils.validation import require_choice, require_positive_int
 logger = logging.getLogger(__name__)
 
 _MAX_LENGTH = 1024
-_TRIED_SAMPLES = 8  # references that are scored as if a model had written them
-_METRICS = ("exact_match", "final_answer", "loss")
 _TEXTS = Features({"prompt": Value("string"), "completion": Value("string")})
 
 
@@ -148,22 +146,15 @@ def load_task(
         source = replace(source, metric=METRICS[metric])
     architecture = architecture or ("classification" if source.classes else "causal")
     _check_fit(source, architecture, has_template, metric)
-    length = _choose_length(tokenizer, max_length)
-    return _build_task(source, Format(tokenizer, architecture, length, has_template, source.separator), seed, progress)
+    if max_length is None:
+        max_length = int(min(_MAX_LENGTH, tokenizer.model_max_length))
+    require_positive_int(max_length, "max_length", 2)
+    form = Format(tokenizer, architecture, max_length, has_template, source.separator)
+    return _build_task(source, form, seed, progress)
 
 
 def load_task_for_model(model: str, task: str, **options: Any) -> Task:
-    """Load a task in the tokens of a model, in the form that suits the model.
-
-    Parameters
-    ----------
-    model : str
-        Name of the base, as for `tlora.load_model`.
-    task : str
-        Name or path.
-    **options
-        As for `load_task`.
-    """
+    """Load a task in the tokens of a base model, named as for `tlora.load_model`, in the form that suits the model."""
     config = load_config(model)
     tokenizer = set_length_limit(load_tokenizer(model), config)
     architecture = "seq2seq" if config.is_encoder_decoder else None
@@ -179,13 +170,15 @@ def load_task_for_model(model: str, task: str, **options: Any) -> Task:
 def task_files(task: str, data_files: DataFiles | None = None) -> dict[str, Path]:
     """The user's own files that a task is read from, by split and place; empty for a task known by name alone."""
     if data_files is not None:
-        listed = local_files(PRESETS[task], data_files)
-        return {f"{split} {number}": path for split, paths in listed.items() for number, path in enumerate(paths)}
-    if task in PRESETS or not _is_path(task):
+        files = local_files(PRESETS[task], data_files)
+    elif task in PRESETS or not _is_path(task):
         return {}
-    files = split_files(Path(task)) if Path(task).is_dir() else {"train": (Path(task),)}
+    else:
+        files = split_files(Path(task)) if Path(task).is_dir() else {"train": (Path(task),)}
     return {
-        split if len(paths) == 1 else f"{split} {path.name}": path for split, paths in files.items() for path in paths
+        split if len(paths) == 1 else f"{split} {number}": path
+        for split, paths in files.items()
+        for number, path in enumerate(paths)
     }
 
 
@@ -248,8 +241,6 @@ def _load_source(
 def _generate_source(
     name: str, sizes: Mapping[str, int | None], seed: int, options: Mapping[str, Any] | None, progress: bool
 ) -> Source:
-    if name in REFUSED:
-        raise ValueError(REFUSED[name])
     try:
         splits = generate_splits(name, sizes, seed, options, progress)
     except UnknownTaskError as error:
@@ -296,12 +287,9 @@ def _build_task(source: Source, form: Format, seed: int, progress: bool) -> Task
     for split, rows in source.splits.items():
         splits[split], cuts[split] = form.encode(rows, split, progress)
         if len(rows) and not len(splits[split]):
-            most, longest = form.tokenizer.model_max_length, cuts[split].longest
-            way_out = f"pass up to max_length={min(longest, most)}, the tokens of its longest sample"
-            if form.max_length >= most:
-                way_out = "the model reads no more, so shorten the prompts"
             raise ValueError(
-                f"max_length={form.max_length} cuts off every answer of {source.name!r}, {split}: {way_out}"
+                f"max_length={form.max_length} cuts off every answer of {source.name!r}, {split}: its longest sample "
+                f"has {cuts[split].longest} tokens, of which the model reads at most {form.tokenizer.model_max_length}"
             )
     _warn_of_cuts(source.name, form.max_length, cuts)
     is_classification = form.architecture == "classification"
@@ -327,23 +315,22 @@ def _build_task(source: Source, form: Format, seed: int, progress: bool) -> Task
 
 
 def _warn_of_unreachable_answers(task: Task) -> None:
-    """Warn if a model that writes exactly the labels would not score 1."""
-    rows = next((rows for rows in (task.test, task.validation, task.train) if len(rows)), task.train)
-    rows = rows.select(range(min(len(rows), _TRIED_SAMPLES)))
-    rows = rows.select([n for n, labels in enumerate(rows["labels"][:]) if len(labels) < task.max_length])  # not cut
-    if task.score is None or not len(rows):
+    """Warn if a model that writes exactly the labels would not score 1, by the first few samples that were not cut."""
+    split = next((rows for rows in (task.test, task.validation, task.train) if len(rows)), task.train)
+    rows = [row for row in split.select(range(min(len(split), 8))) if len(row["labels"]) < task.max_length]
+    if task.score is None or not rows:
         return
     starts = [0 if task.architecture == "seq2seq" else row["prompt_length"] for row in rows]  # of the last answer
     targets = [[n for n in row["labels"][start:] if n != IGNORED] for row, start in zip(rows, starts, strict=True)]
     answers = [decode_answer(task, row, labels) for row, labels in zip(rows, targets, strict=True)]
-    for row, answer, score in zip(rows, answers, task.score(rows, answers)[task.metric], strict=True):
-        if score < 1:
-            logger.warning(
-                "%s: a model that writes exactly the labels scores %g by %s: it writes %r, the reference is %r; "
-                "choose another metric, or completions that the tokenizer and the metric can read",
-                *(task.name, score, task.metric, answer[:60], row["answer"][:60]),
-            )
-            return
+    scores = task.score(rows, answers)[task.metric]
+    if min(scores) < 1:
+        worst = scores.index(min(scores))
+        logger.warning(
+            "%s: a model that writes exactly the labels scores %g by %s: it writes %r, the reference is %r; "
+            "choose another metric, or completions that the tokenizer and the metric can read",
+            *(task.name, scores[worst], task.metric, answers[worst][:60], rows[worst]["answer"][:60]),
+        )
 
 
 def _measure_answers(splits: Iterable[Dataset], form: Format) -> tuple[int, set[int]]:
@@ -364,23 +351,8 @@ def _warn_of_cuts(name: str, max_length: int, cuts: Mapping[str, Cuts]) -> None:
         if cut.truncated
     ]
     if parts:
-        longest = max(cut.longest for cut in cuts.values())
-        warnings.warn(
-            f"{name}: max_length={max_length} truncated {', '.join(parts)}; the longest has {longest} tokens",
-            stacklevel=4,
-        )
-
-
-def _choose_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
-    limit = int(min(tokenizer.model_max_length, UNLIMITED))
-    if max_length is None:
-        return min(_MAX_LENGTH, limit)
-    if require_positive_int(max_length, "max_length", 2) > limit:
-        warnings.warn(
-            f"max_length={max_length} is more than the tokenizer's limit for its model, {limit} tokens",
-            stacklevel=3,
-        )
-    return int(max_length)
+        longest = f"the longest has {max(cut.longest for cut in cuts.values())} tokens"
+        warnings.warn(f"{name}: max_length={max_length} truncated {', '.join(parts)}; {longest}", stacklevel=4)
 
 
 def _check_arguments(
@@ -388,10 +360,8 @@ def _check_arguments(
 ) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer is of type {type(tokenizer).__name__}: pass the one that tlora.load_model returns")
-    if architecture is not None:
-        require_choice(architecture, "architecture", ARCHITECTURES)
-    if metric is not None:
-        require_choice(metric, "metric", _METRICS)
+    require_choice(architecture, "architecture", (None, *ARCHITECTURES))
+    require_choice(metric, "metric", (None, "exact_match", "final_answer", "loss"))
     for split, size in sizes.items():
         if size is not None:
             require_positive_int(size, split, 0)

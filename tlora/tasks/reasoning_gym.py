@@ -72,17 +72,11 @@ def generate_splits(
 
     Parameters
     ----------
-    name : str
-        Name of the task, e.g. ``"family_relationships"``.
+    name, seed, options, progress
+        As for `tlora.load_task`.
     sizes : mapping of str to int or None
         Questions in ``"train"``, ``"validation"`` and ``"test"`` (0 if left out); None for 1,000, 100 and 200.
         Held-out questions are distinct; training questions repeat as often as the task repeats itself.
-    seed : int
-        Seed of the questions.
-    options : mapping, optional
-        Arguments of the task's generator, e.g. ``{"max_family_size": 6}``.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -109,26 +103,11 @@ def generate_splits(
 def score_answers(
     name: str, options: Mapping[str, Any] | None, entries: Sequence[bytes], answers: Sequence[str]
 ) -> list[float]:
-    """Score answers with the task's own verifier.
+    """Score answers, from 0 to 1, with the task's own verifier.
 
     Some verifiers evaluate the answer as code. They run in a process without the user's environment that cannot start
-    processes or write files; an answer that makes it hang or end scores 0.
-
-    Parameters
-    ----------
-    name : str
-        Name of the task.
-    options : mapping, optional
-        Arguments of the task's generator, as in `generate_splits`.
-    entries : sequence of bytes
-        The column ``entry`` of the questions.
-    answers : sequence of str
-        One answer per question.
-
-    Returns
-    -------
-    list of float
-        Between 0 and 1; 1 is right.
+    processes or write files; an answer that makes it hang or end scores 0. ``entries`` is the column ``entry`` of the
+    questions, ``options`` are those of `generate_splits`.
     """
     pending = list(zip(entries, answers, strict=True))
     scores: list[float] = []
@@ -176,11 +155,11 @@ def _warn_if_slow(questions: Iterator[Question], name: str, total: int) -> Itera
         yield question
         elapsed = time.monotonic() - start
         if count and elapsed > _LONG and not has_warned:
+            has_warned = True
             logger.warning(
                 "%s takes %.2g s per question, so %d take about %.0f s: choose a smaller train=, validation= or test=",
                 *(name, elapsed / count, total, 1.4 * total * elapsed / count),
             )
-            has_warned = True
 
 
 def _dataset(rows: Sequence[Question]) -> Dataset:

@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 # Metadata that holds a right answer of a question with many.
 _EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")
@@ -26,18 +26,8 @@ _REFUSED = ("os.fork", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "os
 _BLOCK = 1000
 
 # Exceptions of verifiers that cannot parse an answer. Anything worse ends the process, which the parent notices.
-_UNREADABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+_UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError,
+               SyntaxError, TypeError, ValueError)  # fmt: skip
 
 
 def _dataset(name: str, seed: int, size: int, options: dict[str, Any]) -> Any:
@@ -86,25 +76,24 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 def main() -> None:
     """Answer the order on standard input."""
     order = pickle.load(sys.stdin.buffer)
-    with os.fdopen(os.dup(1), "wb", buffering=0) as messages:
-        os.dup2(2, 1)  # prints of the tasks go to standard error
-        _answer(order, messages)
+    messages = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # prints of the tasks go to standard error
 
+    def send(kind: str, content: Any) -> None:
+        pickle.dump((kind, content), messages)
 
-def _answer(order: dict[str, Any], messages: BinaryIO) -> None:
     from reasoning_gym.factory import DATASETS
 
     if order["name"] not in DATASETS:
-        pickle.dump(("unknown", sorted(DATASETS)), messages)
-        return
+        return send("unknown", sorted(DATASETS))
     work = draw if order.pop("do") == "draw" else score
     if work is score:
-        pickle.dump(("ready", None), messages)
+        send("ready", None)
     try:
         for message in work(**order):
-            pickle.dump(("done", message), messages)
+            send("done", message)
     except (AssertionError, TypeError, ValueError) as error:
-        pickle.dump(("refused", f"{error}" or repr(error)), messages)
+        send("refused", f"{error}" or repr(error))
 
 
 if __name__ == "__main__":

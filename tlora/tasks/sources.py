@@ -51,8 +51,8 @@ class Source:
     name : str
         Name of the task.
     splits : dict of Dataset
-        ``prompt`` and ``completion``, ``messages``, or ``text`` and ``label`` (a class index), and whatever
-        else the metric reads.
+        ``prompt`` and ``completion``, ``messages``, or ``text`` and ``label`` (a class index), and whatever else the
+        metric reads.
     metric : Metric
         How answers are scored.
     classes : tuple of str
@@ -68,21 +68,8 @@ class Source:
     separator: str = ""
 
 
-def read_path(path: str | Path) -> Source:
-    """Read the rows of a local file, or of a folder with one file or several shards per split.
-
-    Parameters
-    ----------
-    path : path-like
-        A JSONL, JSON, CSV or Parquet file; or a folder with ``train.*`` and optionally ``validation.*``,
-        ``test.*``. Shards are named as on the hub (``train-00000-of-00002.parquet``).
-
-    Returns
-    -------
-    Source
-        Named after the file.
-    """
-    path = Path(path)
+def read_path(path: Path) -> Source:
+    """Read the rows of a local file, or of a folder with one file or several shards per split."""
     if path.is_dir():
         files = split_files(path)
     elif path.is_file():
@@ -93,18 +80,7 @@ def read_path(path: str | Path) -> Source:
 
 
 def read_dataset(data: Dataset | Mapping[str, Dataset]) -> Source:
-    """Read the rows of a `datasets.Dataset`, or of a `datasets.DatasetDict` with one dataset per split.
-
-    Parameters
-    ----------
-    data : Dataset or mapping of str to Dataset
-        With the columns of a task; other columns are left out.
-
-    Returns
-    -------
-    Source
-        The checked rows.
-    """
+    """Read the rows of a `datasets.Dataset`, or of one per split; columns that are not those of a task are left out."""
     splits = {"train": data} if isinstance(data, Dataset) else {_ALIASES.get(key, key): data[key] for key in data}
     known = {split: rows for split, rows in splits.items() if split in SPLITS}
     if not known:
@@ -145,12 +121,9 @@ def _collect(rows: Iterable[PlacedRow], path: str) -> Dataset:
         kept.append({name: row.get(name) for name in columns})
     if not kept:
         raise ValueError(f"{path} has no rows: it needs at least one with {_ACCEPTED}")
-    table = {name: [row[name] for row in kept] for name in columns}
-    optional = ("text_pair", "tools")
+    empty = {name for name in ("text_pair", "tools") if not any(row.get(name) for row in kept)}
     try:
-        return Dataset.from_dict(
-            {name: column for name, column in table.items() if name not in optional or any(column)}
-        )
+        return Dataset.from_dict({name: [row[name] for row in kept] for name in columns if name not in empty})
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: a column holds values of different types ({error})") from error
 
@@ -255,15 +228,7 @@ def _examples(values: Iterable[Any]) -> str:
 
 
 def split_files(folder: Path, known: Collection[str] = SPLITS) -> dict[str, tuple[Path, ...]]:
-    """Find the file of each split in a folder, or its shards in order.
-
-    Parameters
-    ----------
-    folder : Path
-        Other files in it are ignored.
-    known : collection of str
-        Names of splits.
-    """
+    """Find the file of each split in a folder, or its shards in order; other files are ignored."""
     shards: dict[str, list[tuple[int, int, Path]]] = {}
     for path in sorted(folder.iterdir()):
         stem = path.name.partition(".")[0].lower()

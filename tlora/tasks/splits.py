@@ -24,8 +24,8 @@ def deal_splits(
 ) -> dict[str, Dataset]:
     """Deal rows to train, validation and test, no sample in two of them.
 
-    A missing split is taken from the training rows (a tenth, if no size is given); rows that agree
-    in ``columns`` stay together. If there is a ``label``, every class keeps its share.
+    A missing split is taken from the training rows (a tenth, if no size is given); rows that agree in ``columns`` stay
+    together. If there is a ``label``, every class keeps its share.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def deal_splits(
     columns : sequence of str
         Columns that identify a sample.
     leave_out_shared : bool
-        Whether to leave out training rows that are also in another given split, and validation rows that are also in
-        the test split. Otherwise only warn.
+        Whether to leave out training rows that are also in another split, and validation rows that are also in the
+        test split. Otherwise only warn.
 
     Returns
     -------
@@ -130,7 +130,8 @@ def _draw(
     for index, key in enumerate(_keys(rows, columns)):
         groups.setdefault(key, []).append(index)
     strata = rows["label"][:] if "label" in rows.column_names else [0] * len(rows)
-    left = _shares(strata, size)
+    values, counts = np.unique(np.array(strata), return_counts=True)
+    left = dict(zip(values.tolist(), apportion(counts.tolist(), size, [0] * len(values), counts.tolist()), strict=True))
     members = [group for _, group in sorted(zip(rng.permutation(len(groups)), groups.values(), strict=True))]
     drawn: list[int] = []
     for group in members:
@@ -139,25 +140,15 @@ def _draw(
             drawn += group
     if not drawn and len(members) > 1:
         drawn = min(members, key=len)
-    _check_drawn(len(drawn), size, len(members), split, exact)
-    return np.sort(np.array(drawn, dtype=int))
-
-
-def _check_drawn(drawn: int, size: int, groups: int, split: str, exact: bool) -> None:
     if not drawn:
         raise ValueError(
             f"no sample can be held out for {split}: all have the same text, and stay together; "
             f"give {split} data of its own, or load the task with {split}=0"
         )
-    if exact and drawn != size:
+    if exact and len(drawn) != size:
         warnings.warn(
-            f"{split} has {drawn} samples, not {size}: samples with the same text stay together, "
-            f"and there are {groups} different ones",
-            stacklevel=5,
+            f"{split} has {len(drawn)} samples, not {size}: samples with the same text stay together, "
+            f"and there are {len(members)} different ones",
+            stacklevel=4,
         )
-
-
-def _shares(strata: Sequence[int], size: int) -> dict[int, int]:
-    values, counts = np.unique(np.array(strata), return_counts=True)
-    shares = apportion(counts.tolist(), size, [0] * len(values), counts.tolist())
-    return dict(zip(values.tolist(), shares, strict=True))
+    return np.sort(np.array(drawn, dtype=int))

@@ -270,11 +270,15 @@ class Task:
     def _sizes(self, split: str) -> dict[str, int]:
         rows = getattr(self, split).select_columns(["input_ids", "labels"]).with_format("numpy")
         cuts = self.cuts.get(split, Cuts())
-        tokens = sum(len(ids) for ids in rows["input_ids"]) if len(rows) else 0
-        generated = self.kind == "generation" and len(rows)
-        counted = sum(int((labels != IGNORED).sum()) for labels in rows["labels"]) if generated else 0
-        sizes = {"samples": len(rows), "tokens": tokens, "labelled": counted}
-        return sizes | {"longest": cuts.longest, "truncated": cuts.truncated, "dropped": cuts.dropped}
+        labels = rows["labels"] if self.kind == "generation" and len(rows) else ()
+        return {
+            "samples": len(rows),
+            "tokens": sum(map(len, rows["input_ids"])) if len(rows) else 0,
+            "labelled": sum(int((row != IGNORED).sum()) for row in labels),
+            "longest": cuts.longest,
+            "truncated": cuts.truncated,
+            "dropped": cuts.dropped,
+        }
 
     def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
         require_choice(split, "split", SPLITS)

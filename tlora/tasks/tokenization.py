@@ -39,11 +39,8 @@ class Cuts:
     longest: int = 0
 
     def __add__(self, other: Cuts) -> Cuts:
-        return Cuts(
-            self.truncated + other.truncated,
-            self.dropped + other.dropped,
-            max(self.longest, other.longest),
-        )
+        longest = max(self.longest, other.longest)
+        return Cuts(self.truncated + other.truncated, self.dropped + other.dropped, longest)
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,7 @@ class Format:
     separator: str = ""
 
     def encode(self, rows: Dataset, split: str = "", progress: bool = False) -> tuple[Dataset, Cuts]:
-        """Tokenize a split.
-
-        Parameters
-        ----------
-        rows : Dataset
-            ``prompt`` and ``completion``, ``messages`` (and ``tools``), or ``text`` and ``label`` (a class index).
-        split : str
-            Its name, for messages.
-        progress : bool
-            Show a progress bar.
+        """Tokenize the rows of a split: ``prompt`` and ``completion``, ``messages``, or ``text`` and ``label``.
 
         Returns
         -------
@@ -111,31 +99,23 @@ class Format:
         return end_tokens(self.tokenizer)
 
     @cached_property
+    def _first_ids(self) -> list[int]:
+        return first_tokens(self.tokenizer)
+
+    @cached_property
     def _ends(self) -> list[str]:
         """The same as text; cached, because there may be hundreds."""
         return list(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
-
-    @cached_property
-    def _end_id(self) -> frozenset[int]:
-        """The token that ends a completion without a template."""
-        return frozenset({self.tokenizer.eos_token_id} - {None})
-
-    @cached_property
-    def _first_ids(self) -> list[int]:
-        return first_tokens(self.tokenizer)
 
     def _features(self, rows: Dataset) -> Features:
         source = ("prompt", "completion", "messages", "tools", "label")
         kept = {name: feature for name, feature in rows.features.items() if name not in source}
         if self.architecture == "classification":
-            types = {"token_type_ids": _TOKENS} if self._has_token_types(rows) else {}
+            has_types = "text_pair" in rows.column_names and "token_type_ids" in self.tokenizer.model_input_names
+            types = {"token_type_ids": _TOKENS} if has_types else {}
             return Features({"input_ids": _TOKENS, "labels": Value("int64")} | types | kept)
         own = {"prompt_length": Value("int32")} | dict.fromkeys(("prompt", "answer", "frame"), Value("string"))
         return Features({"input_ids": _TOKENS, "labels": _TOKENS} | own | kept)
-
-    def _has_token_types(self, rows: Dataset) -> bool:
-        """Whether the model reads which of two texts each token belongs to, as BERT does."""
-        return "text_pair" in rows.column_names and "token_type_ids" in self.tokenizer.model_input_names
 
     def _encode_rows(self, rows: Dataset, split: str, start: int) -> Iterator[tuple[dict[str, Any], Cuts]]:
         if self.architecture == "classification":
@@ -150,13 +130,12 @@ class Format:
     def _encode_causal(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], Cuts]:
         messages = row.get("messages")
         if messages is None and self.chat:
-            messages = [
-                {"role": "user", "content": row["prompt"]},
-                {"role": "assistant", "content": row["completion"]},
-            ]
+            turns = (("user", row["prompt"]), ("assistant", row["completion"]))
+            messages = [{"role": role, "content": content} for role, content in turns]
         if messages is None:
             segments = [(row["prompt"] + self.separator, False), (row["completion"], True)]
-            ids, labels, starts = tokenize(self.tokenizer, segments, self._end_id, self._first_ids)
+            ends = frozenset({self.tokenizer.eos_token_id} - {None})
+            ids, labels, starts = tokenize(self.tokenizer, segments, ends, self._first_ids)
             answers = [row["completion"]]
         else:
             segments = conversation_segments(self.tokenizer, messages, read_tools(row.get("tools")))

@@ -47,7 +47,7 @@ def _require_number(value: float, name: str) -> int | float:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def require_choice(value: str, name: str, choices: Sequence[str]) -> str:
+def require_choice(value: T, name: str, choices: Sequence[T]) -> T:
     """Return the value if it is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")

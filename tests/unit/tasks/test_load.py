@@ -1,7 +1,6 @@
 """Data of one's own: what a model that learnt its task perfectly would be given, and rows that cannot be meant."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,6 @@ def test_warns_of_completions_that_no_model_could_write(caplog: pytest.LogCaptur
     assert not caplog.text
 
 
-def test_words_are_final_answers_too() -> None:
-    rows = Dataset.from_dict({"prompt": [f"Capital {i}?" for i in range(20)], "completion": ["Paris"] * 20})
-    assert perfect(load_task(rows, bytes_tokenizer(), metric="final_answer")) == 1
-
-
 def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
     """In a table each would get those of all others, with nulls."""
     arguments = [{"city": "Paris"}, {"a": 1, "b": 2}] * 10
@@ -127,15 +121,6 @@ def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
         assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
 
 
-def test_an_answer_may_be_a_call_without_words() -> None:
-    talk = [("user", "why?"), ("assistant", "because"), ("user", "where?"), ("assistant", "")]
-    talks = [
-        [{"role": role, "content": f"{said}{i if role == 'user' else ''}"} for role, said in talk] for i in range(20)
-    ]
-    task = load_task(Dataset.from_dict({"messages": talks}), bytes_tokenizer("chatml"))
-    assert set(task.train["answer"][:]) == {""}
-
-
 def learnt_of(row: dict[str, Any], tokenizer: Any) -> str:
     return str(tokenizer.decode([label for label in row["labels"] if label != -100]))
 
@@ -150,44 +135,30 @@ def words(count: int, start: int = 0) -> str:
     return " ".join(f"w{4 + (start + 7 * n) % 60}" for n in range(count))
 
 
-def asked(prompt: int, answer: int = 2, rows: int = 12) -> Dataset:
-    return Dataset.from_list([{"prompt": words(prompt, n), "completion": words(answer, n)} for n in range(rows)])
-
-
-def with_the_model(folder: Path, data: Path) -> tlora.Task:
-    return tlora.load_task(str(data), tlora.load_model(folder)[1])
-
-
-def by_its_name(folder: Path, data: Path) -> tlora.Task:
-    return load_task_for_model(str(folder), str(data))
-
-
-@pytest.mark.parametrize("load", [with_the_model, by_its_name])
 @pytest.mark.parametrize(("family", "most"), [("gpt2", 64), ("llama", 64), ("bert", 80)])
-def test_a_task_is_cut_to_what_the_model_reads(
-    tmp_path: Path, family: str, most: int, load: Callable[[Path, Path], tlora.Task]
-) -> None:
+def test_a_task_is_cut_to_what_the_model_reads(tmp_path: Path, family: str, most: int) -> None:
     """The tokenizer was never told."""
-    folder = save_tiny(tmp_path / family, family)
+    folder, data = save_tiny(tmp_path / family, family), tmp_path / "data.jsonl"
     rows = [{"text": words(200, n), "label": n % 2} for n in range(12)]
     if family != "bert":
         rows = [{"prompt": words(9, n), "completion": words(200, n)} for n in range(12)]
-    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
-    with pytest.warns(UserWarning, match=f"max_length={most} truncated"):
-        task = load(folder, tmp_path / "data.jsonl")
-    assert task.max_length == most
-    assert {len(ids) for ids in task.train["input_ids"][:]} == {most}
+    Dataset.from_list(rows).to_json(data)
+    for load in (
+        lambda: tlora.load_task(str(data), tlora.load_model(folder)[1]),
+        lambda: load_task_for_model(str(folder), str(data)),
+    ):
+        with pytest.warns(UserWarning, match=f"max_length={most} truncated"):
+            task = load()
+        assert task.max_length == most
+        assert {len(ids) for ids in task.train["input_ids"][:]} == {most}
 
 
-def test_a_length_that_cuts_every_answer_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_a_length_that_cuts_every_answer_is_refused_with_a_way_out() -> None:
     data = Dataset.from_dict({"prompt": ["a" * 60], "completion": ["b"]})
     with pytest.raises(ValueError, match="max_length=5 ") as error:
         load_task(data, bytes_tokenizer(), max_length=5, validation=0, test=0)
-    enough = int(str(error.value).partition("up to max_length=")[2].partition(",")[0])
+    enough = int(str(error.value).partition("sample has ")[2].partition(" ")[0])
     assert len(load_task(data, bytes_tokenizer(), max_length=enough, validation=0, test=0).train) == 1
-    _, tokenizer = tlora.load_model(save_tiny(tmp_path, "gpt2"))
-    with pytest.raises(ValueError, match=r"max_length=64 .*shorten the prompts"):
-        tlora.load_task(asked(100), tokenizer)
 
 
 def test_answers_of_an_encoder_decoder_have_a_limit_of_their_own() -> None:

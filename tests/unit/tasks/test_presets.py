@@ -5,8 +5,7 @@ import json
 import datasets
 import pytest
 
-from tests.helpers.models import tiny_model
-from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
+from tests.helpers.tokenizers import bytes_tokenizer, words_tokenizer
 from tlora.tasks.load import load_task
 from tlora.tasks.presets import PRESETS
 from tlora.tasks.splits import SPLITS
@@ -129,8 +128,8 @@ def test_a_preset_loads_from_files_of_the_hubs_columns(name, files):
         assert task.score(rows[:3], answers[3:6]) == {task.metric: [0, 0, 0]}
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "mrpc"])
-def test_parquet_files_and_folders_too(name, files, tmp_path):
+def test_parquet_files_and_folders_too(files, tmp_path):
+    name = "gsm8k"
     paths = files(name, suffix="parquet")
     tokenizer = tokenizer_for(name)
     one = load_task(name, tokenizer, data_files=paths)
@@ -140,9 +139,8 @@ def test_parquet_files_and_folders_too(name, files, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for split, path in paths.items():
-        path.rename(folder / f"{split.replace('validation', 'test')}.parquet")
-    if name == "gsm8k":
-        assert list(load_task(name, tokenizer, data_files=folder).test) == list(one.test)
+        path.rename(folder / f"{split}.parquet")
+    assert list(load_task(name, tokenizer, data_files=folder).test) == list(one.test)
 
 
 def test_labels_in_a_csv_file_are_numbers_too(tmp_path):
@@ -152,11 +150,6 @@ def test_labels_in_a_csv_file_are_numbers_too(tmp_path):
     assert set(task.train["labels"][:]) == {0, 1}
     worded = load_task("imdb", bytes_tokenizer(), architecture="causal", data_files=path)
     assert set(worded.train["answer"][:]) == {"negative", "positive"}
-
-
-def test_our_names_of_the_splits_will_do(files):
-    task = load_task("ultrachat", bytes_tokenizer("chatml"), data_files=files("ultrachat", splits=("train", "test")))
-    assert len(task.test) == 24
 
 
 def test_gsm8k_teaches_no_calculator_notes(files):
@@ -189,15 +182,6 @@ def test_code_is_asked_for_and_run(chat, files):
     assert task.score(rows, [row["answer"] for row in rows]) == {"pass@1": [1, 1, 1]}
     answers = ["    return [a]", "    import sys; sys.exit(0)", "    return a["]
     assert task.score(rows, answers) == {"pass@1": [0, 0, 0]}
-
-
-def test_a_seq2seq_model_on_glue(files):
-    tokenizer = ended_tokenizer()
-    task = load_task("rte", tokenizer, architecture="seq2seq", data_files=files("rte"), test=4)
-    assert task.metric == "accuracy"
-    assert set(task.test["answer"][:]) <= {"entailment", "not_entailment"}
-    model = tiny_model("t5", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-    assert set(task.evaluate(model)) == {"loss", "perplexity", "accuracy"}
 
 
 def test_texts_of_the_test_set_are_left_out_of_training(files, tmp_path):
@@ -236,7 +220,7 @@ def test_bad_splits_are_refused(tmp_path, files, split, named):
         load_task("gsm8k", bytes_tokenizer(), data_files={split: path})
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "imdb", "humaneval"])
+@pytest.mark.parametrize("name", ["gsm8k", "imdb"])
 def test_without_the_hub_the_ways_out_are_named(name, monkeypatch):
     def unreachable(*arguments, **_):
         raise ConnectionError(f"Couldn't reach {arguments[0]!r} on the Hub")

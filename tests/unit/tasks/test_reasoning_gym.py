@@ -8,11 +8,9 @@ import sys
 
 import pytest
 import reasoning_gym
-from hypothesis import given
-from hypothesis import strategies as st
 
 import tlora
-from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.helpers.models import tiny_tokenizer
 from tests.helpers.tokenizers import bytes_tokenizer
 from tlora.tasks import reasoning_gym as module
 from tlora.tasks.load import load_task, task_names
@@ -37,14 +35,6 @@ def other():
 
 def questions(splits):
     return {split: splits[split]["prompt"][:] for split in SPLITS}
-
-
-def test_sizes_and_columns(drawn):
-    assert {split: len(rows) for split, rows in drawn.items()} == FEW
-    for rows in drawn.values():
-        for row in rows:
-            entry = pickle.loads(row["entry"])
-            assert (entry["question"], entry["answer"]) == (row["prompt"], row["completion"])
 
 
 def test_no_question_is_on_both_sides_in_any_run(drawn, other):
@@ -81,12 +71,6 @@ def test_questions_that_depend_on_the_order_of_sets_are_the_same_in_every_proces
         monkeypatch.setenv("PYTHONHASHSEED", seed)
         found.append(generate_splits("isomorphic_strings", {"train": 3})["train"]["prompt"][:])
     assert found[0] == found[1]
-
-
-@given(st.text(), st.text())
-def test_a_question_belongs_to_one_split(one, other):
-    assert assign_split(one) in SPLITS
-    assert assign_split(one) == assign_split(str(one))
 
 
 def test_most_questions_are_for_training():
@@ -154,22 +138,6 @@ def test_an_answer_that_the_verifier_cannot_read_scores_nothing():
     scores = score_answers("prime_factorization", None, rows["entry"][:], answers)
     assert scores[0] == scores[1] == 0
     assert scores[2] == 1
-
-
-def test_the_headline_is_the_share_that_is_right(monkeypatch):
-    task = load_task(NAME, bytes_tokenizer("chatml"), **FEW)
-    assert (task.metric, task.name, task.kind) == ("exact_match", NAME, "generation")
-    dataset = reasoning_gym.create_dataset(NAME, seed=0, size=1)
-    written = (" {}\n", " {}\n", " {}\n", " {}\n", "the {}", "a {}", "cousin", "cousin", "", "?")
-    answers = [form.format(answer) for form, answer in zip(written, task.test["answer"][:], strict=True)]
-    scores = [
-        dataset.score_answer(a.strip(), pickle.loads(e)) for a, e in zip(answers, task.test["entry"], strict=True)
-    ]
-    monkeypatch.setattr("tlora.tasks.evaluation.generate", lambda *_: answers)
-    model = tiny_model("llama", vocab_size=len(task.tokenizer), max_position_embeddings=1024)
-    found = task.evaluate(model)
-    assert found["exact_match"] == 4 / 10
-    assert found["score"] == pytest.approx(sum(scores) / 10)
 
 
 @pytest.mark.filterwarnings("ignore:tiny has few distinct questions")
@@ -240,10 +208,7 @@ def test_names():
     [
         ("famly_relations", "'family_relationships'"),
         ("Rotten_Tomatos", "'rotten_tomatoes'"),
-        ("gsm8", "'gsm8k'"),
-        ("sst-2", "'sst2'"),
         ("qqqqqqqq", "qqqqqqqq"),
-        ("stsb", "regression"),
     ],
 )
 def test_an_unknown_name_is_refused_with_close_ones(name, named):

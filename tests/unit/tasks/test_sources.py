@@ -41,21 +41,10 @@ def write(path, rows):
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix, rows):
     source = read_path(write(tmp_path / f"data{suffix}", rows))
     assert source.name == "data"
-    found = source.splits["train"]
     if rows is LABELLED:
         assert source.classes == ("bad", "good")
         rows = [{"text": row["text"], "label": source.classes.index(row["label"])} for row in rows]
-    assert list(found) == rows
-
-
-@pytest.mark.parametrize("as_text", [True, False])
-def test_a_file_is_a_task(tmp_path, as_text):
-    path = write(tmp_path / "sums.jsonl", PAIRS)
-    task = load_task(str(path) if as_text else path, bytes_tokenizer("chatml"))
-    assert [len(getattr(task, split)) for split in SPLITS] == [8, 1, 1]
-    assert (task.name, task.metric, task.kind) == ("sums", "exact_match", "generation")
-    prompts = [prompt for split in SPLITS for prompt in getattr(task, split)["prompt"][:]]
-    assert sorted(prompts) == sorted(row["prompt"] for row in PAIRS)
+    assert list(source.splits["train"]) == rows
 
 
 def test_a_folder_has_one_file_a_split(tmp_path):
@@ -78,24 +67,8 @@ def test_text_is_read_as_it_is_written(tmp_path, suffix):
     """Tables guess numbers, dates and gaps."""
     rows = [{"prompt": "NA", "completion": "2020-01-01"}, {"prompt": "1.50", "completion": "2021-01-01"}]
     rows.append({"prompt": "a\r\nb\u2028c", "completion": "007"})
-    assert list(read_path(write(tmp_path / f"a{suffix}", rows[:2])).splits["train"]) == rows[:2]
-    assert list(read_path(write(tmp_path / f"b{suffix}", rows)).splits["train"]) == rows
-
-
-def test_an_array_may_come_after_blank_lines(tmp_path):
-    (tmp_path / "a.json").write_text("\n \n" + json.dumps(PAIRS))
-    assert read_path(tmp_path / "a.json").splits["train"][:]["prompt"] == [row["prompt"] for row in PAIRS]
-
-
-@pytest.mark.filterwarnings("ignore:4 (training|validation) samples are in another split")
-def test_datasets_keep_their_class_names():
-    names = ["no", "yes", "never seen"]
-    features = Features({"text": Value("string"), "label": ClassLabel(names=names), "extra": Value("int32")})
-    data = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 1, 0], "extra": [1] * 4}, features=features)
-    task = load_task(DatasetDict(train=data, validation=data, test=data), words_tokenizer())
-    assert (task.classes, task.num_labels) == (tuple(names), 3)
-    assert task.train["labels"][:] == [0, 1, 1, 0]
-    assert "extra" not in task.train.column_names
+    rows.append({"prompt": "a" * 200_000, "completion": "b\nc, d"})
+    assert list(read_path(write(tmp_path / f"a{suffix}", rows)).splits["train"]) == rows
 
 
 def with_classes(names, labels, first=0):
@@ -114,8 +87,6 @@ def test_classes_are_those_of_training_by_name(names):
         assert source.splits["train"]["label"][:] == [0, 1, 2, 0]
         assert source.splits["test"]["label"][:] == [1, 2]
         assert source.splits["test"].features["label"].names == ["a", "b", "c"]
-    task = load_task(DatasetDict(splits), words_tokenizer(), validation=0)
-    assert [task.classes[label] for label in task.test["labels"]] == ["b", "c"]
 
 
 def test_classes_that_training_lacks_are_refused():
@@ -131,6 +102,7 @@ def test_classes_that_training_lacks_are_refused():
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
+        (["--1", "2", "--1", "2"], ("--1", "2")),
         (["b", "a", "b", "c"], ("a", "b", "c")),
         ([10, 2, 10, 2], ("2", "10")),
         (["10", "2", "10", "2"], ("2", "10")),
@@ -171,23 +143,19 @@ BAD_FILES = [
     ("a.jsonl", '{"prompt": "a", "completion": " "}\n', "line 1.*'completion'"),
     ("a.jsonl", '{"question": "a", "reply": "b"}\n', "question, reply"),
     ("a.jsonl", '{"text": "a", "label": 0.5}\n', "line 1: label 0.5.*regression"),
-    ("a.jsonl", '{"text": "a", "label": null}\n', "line 1: 'label'"),
     ("a.jsonl", '{"text": "a", "label": -1}\n', "line 1: label -1"),
-    ("a.jsonl", '{"text": "a", "label": [1]}\n', r"line 1: label \[1\]"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n', "column"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "labels"),
     ("a.jsonl", '{"messages": "hello"}\n', "line 1: messages"),
-    ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: .*content"),
     ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: .*assistant"),
     ("a.jsonl", '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 1}\n', "line 2: 'text_pair'"),
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "text_pair": "b", "label": 1}\n', "line 2: 'text_pair'"),
-    ("a.jsonl", '{"text": "a", "text_pair": 5, "label": 0}\n', "line 1: 'text_pair'"),
     ("a.jsonl.gz", GOOD, r"a\.jsonl\.gz"),
+    ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-9], r"a\.jsonl\.gz"),
     ("a.jsonl", "\n\n", "no rows"),
     ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', "element 2"),
     ("a.json", '[{"prompt": "a",\n "completion": }]', "line 2"),
     ("a.csv", "prompt,completion\na,b\nc\n", "sample 2: 'completion'"),
-    ("a.csv", 'prompt,completion\na,b\n"c,d\n', r"a\.csv"),
     ("a.csv", "", r"a\.csv"),
     ("a.csv", "prompt,completion\na,b\nc,d,e\n", r"a\.csv.*line 3"),
     ("a.csv", "prompt,completion\na,b,c\nd,e,f\n", r"a\.csv.*more fields"),
@@ -205,24 +173,10 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path, name, content, named):
         load_task(tmp_path / name, bytes_tokenizer("chatml"))
 
 
-@pytest.mark.parametrize("form", ["numpy", "torch", "pandas"])
-def test_what_a_dataset_is_asked_for_as_does_not_matter(form):
+def test_what_a_dataset_is_asked_for_as_does_not_matter():
     rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": [0, 1, 0, 1]})
-    task = load_task(rows.with_format(form), words_tokenizer(), validation=1, test=1)
+    task = load_task(rows.with_format("numpy"), words_tokenizer(), validation=1, test=1)
     assert task.classes == ("0", "1")
-
-
-def test_labels_with_two_signs_are_names():
-    rows = Dataset.from_dict({"text": ["w4", "w5", "w6", "w7"], "label": ["--1", "2", "--1", "2"]})
-    assert load_task(rows, words_tokenizer(), validation=1, test=1).classes == ("--1", "2")
-
-
-@pytest.mark.parametrize("keep", [30, -1, -9], ids=["body", "end", "sums"])
-def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, keep):
-    path = write(tmp_path / "a.jsonl.gz", PAIRS)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz"):
-        load_task(path, bytes_tokenizer())
 
 
 def test_a_pair_of_texts_is_read_in_all_rows_or_none(tmp_path):
@@ -240,14 +194,6 @@ def test_a_pair_of_texts_is_read_in_all_rows_or_none(tmp_path):
         read_dataset({"train": Dataset.from_list(pairs), "test": Dataset.from_list(rows)})
 
 
-def test_long_fields_and_quoted_line_breaks_are_read(tmp_path):
-    rows = [{"prompt": "a" * 200_000, "completion": "b\nc, d"}] * 3
-    assert list(read_path(write(tmp_path / "a.csv", rows)).splits["train"]) == rows
-
-
-ONE_CLASS = Features({"text": Value("string"), "label": ClassLabel(names=["only"])})
-
-
 @pytest.mark.parametrize(
     ("data", "error", "named"),
     [
@@ -255,14 +201,12 @@ ONE_CLASS = Features({"text": Value("string"), "label": ClassLabel(names=["only"
         ([{"prompt": "a"}], TypeError, "list"),
         ({"train": [1]}, TypeError, "'train'"),
         ("./nowhere", FileNotFoundError, "nowhere"),
-        ("nowhere.jsonl", FileNotFoundError, "nowhere"),
         ({}, ValueError, "train, validation and test"),
         (DatasetDict(other=Dataset.from_list(PAIRS)), ValueError, "other"),
         (Dataset.from_dict({"a": [1]}), ValueError, "columns a"),
         (Dataset.from_dict({"prompt": [], "completion": []}), ValueError, "no rows"),
         (Dataset.from_dict({"prompt": ["a", None], "completion": ["b", "c"]}), ValueError, "train, sample 2: 'prompt'"),
         (Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.5]}), ValueError, "regression"),
-        (Dataset.from_dict({"text": ["w4", "w5"], "label": [0, 0]}, features=ONE_CLASS), ValueError, "only"),
         ({"train": Dataset.from_list(PAIRS), "test": Dataset.from_list(LABELLED)}, ValueError, "different columns"),
     ],
 )
@@ -274,6 +218,7 @@ def test_bad_data_is_refused(data, error, named):
 @pytest.mark.parametrize(
     ("rows", "arguments", "named"),
     [
+        (PAIRS, {"tokenizer": "smollm2-135m"}, "tokenizer"),
         (PAIRS, {"architecture": "encoder"}, "architecture .*encoder"),
         (PAIRS, {"architecture": "classification"}, "labels"),
         (PAIRS, {"metric": "bleu"}, "metric .*bleu"),
@@ -293,13 +238,8 @@ def test_bad_data_is_refused(data, error, named):
     ],
 )
 def test_bad_arguments_are_refused(rows, arguments, named):
-    with pytest.raises(ValueError, match=named):
-        load_task(Dataset.from_list(rows), bytes_tokenizer(), **arguments)
-
-
-def test_a_name_in_place_of_the_tokenizer_is_refused():
-    with pytest.raises(TypeError, match="tokenizer"):
-        load_task(Dataset.from_list(PAIRS), "smollm2-135m")
+    with pytest.raises((TypeError, ValueError), match=named):
+        load_task(Dataset.from_list(rows), **{"tokenizer": bytes_tokenizer()} | arguments)
 
 
 texts = st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("xyz")), max_size=30).map(
@@ -358,33 +298,23 @@ def test_only_a_test_set():
         task.calibration(1)
 
 
-def test_samples_in_two_given_splits_are_said_or_left_out():
-    data = {
-        "train": Dataset.from_list(PAIRS),
-        "validation": Dataset.from_list(PAIRS[:1]),
-        "test": Dataset.from_list(PAIRS[:3]),
-    }
-    for leave_out, said, left in ((False, "kept", 10), (True, "left out", 7)):
-        with (
-            pytest.warns(UserWarning, match=f"3 training samples are in another split too; {said}"),
-            pytest.warns(UserWarning, match="1 validation samples are in another split too"),
-        ):
-            found = deal_splits(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
-        assert len(found["train"]) == left
-
-
-@pytest.mark.parametrize("train", [{}, {"train": Dataset.from_list(PAIRS[8:])}], ids=["without", "with"])
-def test_samples_of_validation_in_a_given_test_split_are_said_or_left_out(train):
-    data = train | {"validation": Dataset.from_list(PAIRS[:4]), "test": Dataset.from_list(PAIRS[2:8])}
-    for leave_out, said, left in (
-        (False, "kept: metrics on held-out samples will be too good", 4),
-        (True, "left out of validation", 2),
-    ):
-        with pytest.warns(UserWarning, match="in another split") as warned:
-            found = deal_splits(data, dict.fromkeys(SPLITS), 0, ["prompt"], leave_out_shared=leave_out)
-        assert [str(each.message) for each in warned] == [f"2 validation samples are in another split too; {said}"]
-        assert [len(found[split]) for split in SPLITS] == [2 if train else 0, left, 6]
-    assert not set(found["validation"]["prompt"]) & set(found["test"]["prompt"])
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_samples_in_two_given_splits_are_said_or_left_out(leave_out):
+    parts = {"train": PAIRS, "validation": PAIRS[:4], "test": PAIRS[2:6]}
+    said = "left out of {}" if leave_out else "kept: metrics on held-out samples will be too good"
+    with pytest.warns(UserWarning, match="in another split") as warned:
+        found = deal_splits(
+            {split: Dataset.from_list(rows) for split, rows in parts.items()},
+            dict.fromkeys(SPLITS),
+            0,
+            ["prompt"],
+            leave_out_shared=leave_out,
+        )
+    expected = [(2, "validation", "validation"), (6, "training", "training")]
+    assert [str(each.message) for each in warned] == [
+        f"{count} {name} samples are in another split too; {said.format(place)}" for count, name, place in expected
+    ]
+    assert [len(found[split]) for split in SPLITS] == ([4, 2, 4] if leave_out else [10, 4, 4])
 
 
 def test_samples_with_one_text_stay_together():
@@ -399,7 +329,6 @@ def test_samples_with_one_text_stay_together():
     ("count", "sizes", "found"),
     [
         (3, {}, [1, 1, 1]),
-        (1, {"test": 0, "validation": 0}, [1, 0, 0]),
         (1, {"train": 0, "validation": 0}, [0, 0, 1]),
         (2, {"test": 1, "validation": 1}, [0, 1, 1]),
     ],
@@ -430,17 +359,8 @@ def sums(answer: str = "{}") -> Dataset:
     return Dataset.from_dict({"prompt": [f"What is {i} + 1?" for i in range(40)], "completion": answers})
 
 
-@pytest.mark.parametrize("form", ["train-{}-of-11", "train-{:05}-of-00011", "train-{:05}-of-00011-0123456789abcdef"])
-def test_shards_are_read_in_order_however_they_are_numbered(form: str, tmp_path: Path) -> None:
-    rows = sums()
-    for part in range(11):
-        shard = rows.shard(11, part, contiguous=True)
-        shard.to_json(str(tmp_path / f"{form.format(part)}.jsonl"))
-    assert load_task(tmp_path, bytes_tokenizer(), validation=0, test=0).train["prompt"][:] == rows["prompt"][:]
-
-
-def test_shards_may_have_columns_of_their_own(tmp_path: Path) -> None:
-    """A bad row is placed in its own shard."""
+def test_a_bad_row_is_placed_in_its_own_shard(tmp_path: Path) -> None:
+    """Shards may have columns of their own."""
     rows = [called("{}"), called("{}") | {"tools": json.dumps(TOOLS)}]
     for part, row in enumerate(rows):
         Dataset.from_list([row | {"more": part or None}] * 5).to_parquet(
@@ -459,19 +379,19 @@ def test_shards_may_have_columns_of_their_own(tmp_path: Path) -> None:
 def test_a_split_may_be_in_shards(suffix: str, tmp_path: Path) -> None:
     """As a folder of the hub has them; all or none."""
     rows = sums()
-    for part in range(3):
-        shard = rows.shard(3, part, contiguous=True)
-        path = str(tmp_path / f"train-0000{part}-of-00003.{suffix}")
+    for part in range(11):
+        shard = rows.shard(11, part, contiguous=True)
+        path = str(tmp_path / f"train-{part}-of-11.{suffix}")
         shard.to_parquet(path) if suffix == "parquet" else shard.to_json(path)
     task = load_task(tmp_path, bytes_tokenizer(), validation=0, test=0)
     assert task.train["prompt"][:] == rows["prompt"][:]
-    assert len(task_files(str(tmp_path))) == 3
+    assert len(task_files(str(tmp_path))) == 11
     (tmp_path / f"train.{suffix}").write_bytes(b"[]")
     with pytest.raises(ValueError, match=rf"train\.{suffix}"):
         load_task(tmp_path, bytes_tokenizer())
     (tmp_path / f"train.{suffix}").unlink()
-    (tmp_path / f"train-00001-of-00003.{suffix}").unlink()
-    with pytest.raises(ValueError, match="all 3 shards"):
+    (tmp_path / f"train-1-of-11.{suffix}").unlink()
+    with pytest.raises(ValueError, match="all 11 shards"):
         load_task(tmp_path, bytes_tokenizer())
 
 

@@ -119,8 +119,6 @@ def test_the_default_length_is_what_the_model_reads():
     )
     pair = Dataset.from_dict({"prompt": ["a"], "completion": ["b"]})
     assert load_task(pair, bytes_tokenizer(), **SIZES).max_length == 1024
-    with pytest.warns(UserWarning, match="max_length=100"):
-        load_task(pair, words_tokenizer(), max_length=100, **SIZES)
 
 
 @pytest.mark.parametrize("build", [bytes_tokenizer, pieces_tokenizer, words_tokenizer, ended_tokenizer])
