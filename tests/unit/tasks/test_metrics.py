@@ -1,8 +1,6 @@
 """Scores of answers, by hand."""
 
-import re
 import time
-from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -14,7 +12,6 @@ from tlora.tasks.metrics import (
     equal_values,
     final_answer,
     last_boxed,
-    plain_latex,
     score_programs,
     score_text,
 )
@@ -28,8 +25,6 @@ SAID = ("\\$42", "€42", "+42", "(42)", "x = 42", "Answer: 42", "42.", "42 appl
     [
         ("Natalia sold 48/2 = 24 clips.\n#### 72", "72"),
         ("#### 1,234", "1,234"),
-        ("#### -5\n", "-5"),
-        ("####42", "42"),
         ("#### 7\n#### 8\nand more 9", "7"),
         ("#### Step 1: Add\n40 + 2 = 42\n\n#### Step 2: Conclude\nTherefore the answer is 42.", "42."),
         ("#### 1. Add\n40 + 2\n#### Final answer\n42", "42"),
@@ -48,19 +43,13 @@ SAID = ("\\$42", "€42", "+42", "(42)", "x = 42", "Answer: 42", "42.", "42 appl
         ("The answer is", ""),
         ("The answer is **42**.", "42."),
         ("**The answer is 42** apples", "42 apples"),
-        ("The answer is x. So the answer is y", "y"),
-        ("#### **42**", "42"),
         ("####**42**", "42"),
-        ("***#### 42***", "42"),
         ("The answer is 3 * 4 = *12*", "3 * 4 = 12"),
         ("the answer is 2**3**2", "2**3**2"),
-        ("the answer is 2 * 3 * x", "2 * 3 * x"),
         ("the answer is a^*b^*", "a^*b^*"),
         ("She has 3 apples and 4 pears, 7 in all.", "7"),
         ("It costs $1,250.50 today", "$1,250.50"),
         ("So 3/4 of the cake are left.", "3/4"),
-        ("We have 12/4 = 3", "3"),
-        ("nothing to see", ""),
         ("", ""),
         ("We get $\\boxed{\\frac{3}{4}}$.", "\\frac{3}{4}"),
         ("#### 5 but \\boxed{6}", "6"),
@@ -87,33 +76,20 @@ def test_the_last_box(text, content):
     assert last_boxed(text) == content
 
 
-balanced = st.recursive(
-    st.text("ab1+^_\\", max_size=4), lambda inner: st.lists(inner, max_size=3).map(lambda p: "{" + "".join(p) + "}")
-)
-
-
-@given(st.lists(balanced, min_size=1, max_size=3).map("".join), st.text("xyz }", max_size=5))
-def test_a_box_holds_all_up_to_its_own_brace(content, rest):
-    assert last_boxed(f"so \\boxed{{{content}}}{rest}") == content.strip()
-
-
 @pytest.mark.parametrize(
     ("reference", "answer"),
     [
-        ("72", "72"),
-        ("72", "72.0"),
         ("72", "72.00 dollars"),
+        ("1234", "1,234, as said"),
+        ("1234", "it is 1,234 apples"),
         ("1,234", "1234"),
         ("1234", "$1,234"),
-        ("-5", "-5"),
         ("7", "3 + 4 = 7"),
         ("42", "42 apples"),
         ("10", "10\\%"),
-        ("0.5", ".5"),
         ("0.5", "0.50 kg"),
         ("42", "about 42 apples, 7 a day."),
         ("42", "42\\text{ cm}"),
-        ("42", "$42"),
         ("0.5", "\\frac{1}{2}"),
         ("\\frac{1}{2}", "1/2"),
         ("\\frac{1}{2}", "\\dfrac12"),
@@ -121,23 +97,16 @@ def test_a_box_holds_all_up_to_its_own_brace(content, rest):
         ("-\\frac{3}{4}", "-3/4"),
         ("\\frac{\\sqrt{3}}{2}", "\\frac{\\sqrt3}{2}"),
         ("x=5", "5"),
-        ("(1, 2)", "(1,2)"),
         ("\\left( 1, \\infty \\right)", "(1,\\infty)"),
         ("90^\\circ", "90"),
         ("\\text{(C)}", "(C)"),
-        ("10,000", "10000"),
-        ("\\$5", "5"),
-        ("42", "(42)"),
         ("42", "(42)."),
         ("-42", "( -42 )"),
         ("42", "(42) apples"),
-        ("42", "6 * 7 = (42)"),
         ("(3,4)", "(3, 4)"),
         ("-5", "\N{MINUS SIGN}5"),
         ("42", "\\(42\\)."),
-        ("\\frac{1}{2}", "\\[\\frac{1}{2}\\]"),
         ("10{,}000", "10,\\!000"),
-        ("11,\\! 111,\\! 100", "11111100"),
         ("15\\text{ cm}^2", "15"),
         ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}"),
         ("7", "x = 7: done"),
@@ -155,40 +124,31 @@ def test_equal_values(reference, answer):
     ("reference", "answer"),
     [
         ("72", "27"),
-        ("72", "720"),
-        ("72", "7"),
+        ("25", "2,5"),
+        ("1234", "1,2,3,4"),
+        ("1", "1, 2"),
         ("72", ""),
         ("5", "-5"),
         ("7", "7.5"),
         ("", ""),
-        ("x", ""),
         ("\\frac{1}{2}", "\\frac{2}{1}"),
-        ("x+1", "x+2"),
         ("7", "7/2"),
         ("7", "\\frac{7}{2}"),
         ("7", "7x"),
-        ("7", "7.5x"),
         ("7", "7 + x"),
         ("7", "(7, 8)"),
         ("7", "7, 8"),
         ("7", "7\\pi"),
         ("7", "7^2"),
         ("7", "\\sqrt{7}"),
-        ("7", "- 7"),
         ("7", "-(7)"),
-        ("7", "(7)x"),
-        ("7", "(7)^2"),
-        ("7", "(7) * 2"),
-        ("7", "7 * 2"),
         ("7", "7**2"),
-        ("7", "(7)/2"),
         ("7", "(7x)"),
         ("7", "f(7)"),
         ("34", "(3,4)"),
         ("5", "0.5"),
         ("\\frac{1}{2}", "\\frac{2}{4}"),
         ("(1,2)", "(2,1)"),
-        ("(1,234)", "(1,235)"),
         ("nan", "nan1"),
         *(("7", text) for text in ("x^7", "x/7", "a*7", "√7", "π/7", "7π", "7√2", "7×2", "7 ÷ 2", "7·2", "7²", "7½")),
         *(("7", text) for text in ("7:3", "x > 7", "7–9", "x7")),
@@ -209,18 +169,6 @@ def test_a_number_is_itself_however_it_is_written(number, written):
     assert not equal_values(str(number + 1), final_answer(f"#### {text}"))
 
 
-@given(st.decimals(-1000, 1000, places=2))
-def test_decimals_are_compared_as_numbers(value):
-    assert equal_values(str(value), f"{value:.4f}")
-    assert not equal_values(str(value), str(value + Decimal("0.01")))
-
-
-@given(st.text("\\frac{}12 .,$x=", max_size=12))
-def test_plain_latex_takes_any_text(text):
-    assert not re.search(r"\s|\$", plain_latex(text))
-    assert isinstance(equal_values(text, text), bool)
-
-
 def test_scores_by_hand():
     rows = [{"answer": "mother"}, {"answer": " x "}, {"answer": "a"}]
     assert score_text(rows, ["mother\n", "x", "A"]) == [1, 1, 0]
@@ -228,17 +176,8 @@ def test_scores_by_hand():
     assert METRICS["final_answer"].score(solved, ["The answer is: 4.0", "It is \\boxed{1/2}"]) == {
         "exact_match": [1, 1]
     }
-    for said in (
-        "The answer is **4**.",
-        "#### **4**",
-        "So the answer is (4).",
-        "The answer is 5. No, the answer is 4.",
-    ):
-        assert METRICS["final_answer"].score(solved[:1], [said]) == {"exact_match": [1]}, said
     assert METRICS["final_answer"].score(solved, ["5", "none"]) == {"exact_match": [0, 0]}
     assert METRICS["loss"].score is None
-    with pytest.raises(ValueError, match="shorter"):
-        score_text(rows, ["mother"])
 
 
 ADD = {
@@ -255,35 +194,25 @@ FREE = {"code": "", "entry_point": "", "test": "assert double(2) == 4"}
     [
         (ADD, "    return a + b"),
         (ADD, "    return a + b\n\ndef other():\n    return broken(\n"),
-        (ADD, "    return a + b\n\nprint(add(1, 'x'))"),
         (ADD, "    return a + b\n\n# So much for that.\nassert False"),
         (ADD, "def add(a, b):\n    return math.floor(a + b)"),
         (ADD, "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nThat is all."),
-        (ADD, "```\n    return a + b\n```"),
         (ADD, "```python\ndef helper(a):\n    return a\n\ndef add(a, b):\n    return helper(a) + b"),
         (ADD, "```python3\ndef add(a, b):\n    return a + b\n```\nThis adds them."),
-        (ADD, '```{.python title="sum"}\r\ndef add(a, b):\r\n    return a + b\r\n```\r\nThis adds them.'),
-        (ADD, "Use ```add``` so:\n````python\ndef add(a, b):\n    return a + b\n````\nThat is all."),
         (ADD, "- So:\n  ```python\n  def add(a, b):\n      return a + b\n  ```\n- That is all."),
         (ADD, "- So:\n    ```python\ndef add(a, b):\n    if a:\n        return a + b\n    ```\n- That is all."),
         (ADD, "1. ```python\n   def add(a, b):\n       return a + b\n   ```\n2. That is all."),
-        (ADD, "- So:\n\n  ```\n      c = a + b\n\n      return c\n  ```"),
         (ADD, "Here: ```python\ndef add(a, b):\n    return a + b```\nThat is all."),
         (ADD, "```python\ndef add(a, b): return a + b``` Hope this helps."),
         (ADD, "```python\ndef add(a, b):\n    assert '```' != a\n    return a + b\n```\nThat is all."),
         (ADD, "```python\ndef add(a, b):\n    return a + b\n```\nTry it:\n```python\nadd(1, 'x')\n```"),
-        (ADD, "```bash\npip install nothing\n```\nThen:\n```python\ndef add(a, b):\n    return a + b\n```"),
         (ADD, "```\n    return a + b\n```\nTry it:\n```\nadd(1, 'x')\n```"),
         (ADD, "    return a + b\n```\n\nThis function adds.\n"),
-        (ADD, "    return a + b\n\n\ndef add(a, b"),
         (ADD, "\n    return a + b\n\n\ndef add(a, b):\n    return a - b\n"),
-        (ADD, "```python\nfrom __future__ import annotations\n\ndef add(a, b):\n    return a + b\n```"),
-        (ADD, "  Here is the function:\n\n```python\ndef add(a, b):\n    return a + b\n```"),
         (FREE, TYPED),
         (ADD, " Sure:\n```python\ndef add(a, b):\n    return a + b\n```"),
         (ADD, "def add(a, b):\n    return a + b\n\nif __name__ == '__main__':\n    print(add(*input()))"),
         (FREE, "def double(x):\n    return 2 * x"),
-        (FREE, "Sure!\n```py\ndef double(x):\n    return 2 * x\n```"),
     ],
 )
 def test_right_code_passes_however_it_is_presented(row, answer):
@@ -298,16 +227,10 @@ def test_right_code_passes_however_it_is_presented(row, answer):
         (ADD, "    import sys; sys.exit(0)"),
         (ADD, "def add(a, b):\n    return a * b"),
         (FREE, "def triple(x):\n    return 3 * x"),
-        (FREE, "I cannot."),
     ],
 )
 def test_wrong_code_does_not_pass(row, answer):
     assert score_programs([row], [answer]) == [0]
-
-
-def test_the_test_runs_last():
-    program = build_program(ADD, "    return a + b")
-    assert program.rstrip().endswith(ADD["test"])
 
 
 def test_long_answers_take_no_longer_than_they_are_long():
@@ -316,14 +239,3 @@ def test_long_answers_take_no_longer_than_they_are_long():
         equal_values("7", final_answer(text))
         build_program(ADD, text)
     assert time.process_time() - began < 5
-
-
-@pytest.mark.parametrize(("reference", "answer"), [("25", "2,5"), ("12", "1,2"), ("1234", "1,2,3,4"), ("1", "1, 2")])
-def test_commas_of_lists_and_of_decimals_are_no_thousands(reference, answer):
-    assert not equal_values(reference, answer)
-    assert not equal_values(reference, final_answer(rf"\boxed{{{answer}}}"))
-
-
-@pytest.mark.parametrize("answer", ["1,234", "$1,234.00", "1,234, as said", "1234, as said", "it is 1,234 apples"])
-def test_commas_of_thousands_and_of_clauses_are_none_of_the_value(answer):
-    assert equal_values("1234", answer)
