@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from peft import LoraConfig, TaskType
@@ -90,6 +91,7 @@ def build_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any
     _refuse_ambiguous_names(model, allocation)
     shared = shared_config(model, allocation.ranks)
     saved = [*(shared["modules_to_save"] or ()), *(overrides.get("modules_to_save") or ())]
+    _refuse_whole_modules(overrides.get("modules_to_save") or (), allocation)
     ours = {
         "r": allocation.rank,
         "lora_alpha": max(1, round(allocation.alpha)),  # unused: alpha_pattern has an alpha for each module
@@ -110,8 +112,22 @@ def patterns(ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[st
 
 def non_default_options(config: LoraConfig) -> dict[str, Any]:
     """Return the arguments of a config that differ from PEFT's defaults, as overrides of `lora_config`."""
-    defaults = vars(LoraConfig())
-    return {name: value for name, value in vars(config).items() if value != defaults[name]}
+    defaults = LoraConfig()
+    options = {one.name: getattr(config, one.name) for one in fields(config) if one.init}
+    return {name: value for name, value in options.items() if value != getattr(defaults, name)}
+
+
+def _refuse_whole_modules(saved: Iterable[str], allocation: Allocation) -> None:
+    """Refuse ``modules_to_save`` that hold a module of the allocation: PEFT would train it whole, without an adapter."""
+    for name in allocation.ranks:
+        parts = name.split(".")
+        holders = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        whole = next((one for holder in holders for one in saved if holder.endswith(one)), None)
+        if whole is not None:
+            raise ValueError(
+                f"modules_to_save={whole!r} would train {name} whole, and the allocation gives it an adapter: leave it "
+                "out of modules_to_save, or allocate with exclude_modules"
+            )
 
 
 def _refuse_ambiguous_names(model: Any, allocation: Allocation) -> None:

@@ -83,6 +83,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"init_lora_weights": "pissa"}, ValueError, "init_lora_weights='pissa'"),
     ({"init_lora_weights": False}, ValueError, "init_lora_weights=False"),
     ({"nonsense": 1}, TypeError, "nonsense"),
+    ({"modules_to_save": ["q_proj"]}, ValueError, r"modules_to_save='q_proj'.*layers\.0\.self_attn\.q_proj"),
+    ({"modules_to_save": ["self_attn"]}, ValueError, r"modules_to_save='self_attn'.*layers\.0\.self_attn\.q_proj"),
 ]
 
 
@@ -91,6 +93,19 @@ def test_refusals(overrides: dict[str, Any], error: type[Exception], argument: s
     model = tiny_model("llama")
     with pytest.raises(error, match=argument):
         tlora.lora_config(model, rising_allocation(model), **overrides)
+
+
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
+def test_attach_takes_every_option_of_a_config() -> None:
+    model = tiny_model("llama")
+    config = LoraConfig(ensure_weight_tying=True, modules_to_save=["norm"], lora_dropout=0.25)
+    adapted = tlora.attach(model, None, rising_allocation(model), config=config)
+    assert adapted.peft_config["default"].lora_dropout == 0.25
+    assert adapted.peft_config["default"].ensure_weight_tying
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"base_model.model.model.norm.modules_to_save.default.weight"}
+    with pytest.raises(ValueError, match="modules_to_save='q_proj'"):
+        tlora.attach(tiny_model("llama"), None, rising_allocation(model), config=LoraConfig(modules_to_save=["q_proj"]))
 
 
 def test_refusals_of_models() -> None:
