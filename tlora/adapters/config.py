@@ -118,7 +118,7 @@ def non_default_options(config: LoraConfig) -> dict[str, Any]:
 
 
 def _refuse_whole_modules(saved: Iterable[str], allocation: Allocation) -> None:
-    """Refuse ``modules_to_save`` that hold a module of the allocation: PEFT would train it whole, without an adapter."""
+    """Refuse ``modules_to_save`` that hold a module of the allocation, which PEFT would train without an adapter."""
     for name in allocation.ranks:
         parts = name.split(".")
         holders = (".".join(parts[:end]) for end in range(len(parts), 0, -1))

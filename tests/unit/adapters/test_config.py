@@ -98,14 +98,16 @@ def test_refusals(overrides: dict[str, Any], error: type[Exception], argument: s
 @pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
 def test_attach_takes_every_option_of_a_config() -> None:
     model = tiny_model("llama")
-    config = LoraConfig(ensure_weight_tying=True, modules_to_save=["norm"], lora_dropout=0.25)
-    adapted = tlora.attach(model, None, rising_allocation(model), config=config)
+    allocation = rising_allocation(model)
+    config = LoraConfig(ensure_weight_tying=True, modules_to_save=["model.norm"], lora_dropout=0.25)
+    adapted = tlora.attach(model, None, allocation, config=config)
     assert adapted.peft_config["default"].lora_dropout == 0.25
     assert adapted.peft_config["default"].ensure_weight_tying
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name}
     assert trained == {"base_model.model.model.norm.modules_to_save.default.weight"}
+    refused = LoraConfig(modules_to_save=["q_proj"])
     with pytest.raises(ValueError, match="modules_to_save='q_proj'"):
-        tlora.attach(tiny_model("llama"), None, rising_allocation(model), config=LoraConfig(modules_to_save=["q_proj"]))
+        tlora.attach(model, None, allocation, config=refused, replace=True)
 
 
 def test_refusals_of_models() -> None:
