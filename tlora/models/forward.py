@@ -22,7 +22,6 @@ from tlora.models.weights import get_base_model, intact
 
 IGNORED = -100
 
-
 TEXT_CLASSIFIERS = {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}
 """Model classes that output one class, or one score, for a whole text."""
 UNLIMITED = 2**30
@@ -33,36 +32,23 @@ _POSITION_TABLE = re.compile(r"(position[^.]*|wpe)$")  # end of the names of lea
 
 
 def pad_right(batch: Mapping[str, Tensor], is_encoder_decoder: bool) -> dict[str, Tensor]:
-    """Move padding on the left of a batch to the right.
+    """Move padding on the left of a batch to the right, in tensors of shape (B, T, ...).
 
     With padding on the right every model computes for a sample what it computes for that sample alone. With padding on
-    the left GPT-2 would count absolute positions from the padding, and BERT would pool a padding token.
-
-    Parameters
-    ----------
-    batch : mapping
-        Tensors. Those of shape (B, T, ...) move; those of an encoder-decoder's decoder (``labels``, ``decoder_*``)
-        stay.
-    is_encoder_decoder : bool
-        Whether the labels belong to a separate decoder.
-
-    Returns
-    -------
-    dict of Tensor
-        Same shapes.
+    the left GPT-2 would count absolute positions from the padding, and BERT would pool a padding token. The inputs of
+    an encoder-decoder's decoder (``labels``, ``decoder_*``) stay.
     """
     mask = batch["attention_mask"]
     padding = mask.bool().int().argmax(1)
     if not bool(padding.any()):
         return dict(batch)
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    order = (columns + padding[:, None]) % mask.shape[1]
-    moved = {}
-    for key, value in batch.items():
-        stays = is_encoder_decoder and is_decoder_input(key)
-        moves = value.ndim >= 2 and value.shape[:2] == mask.shape and not stays
-        moved[key] = value[torch.arange(len(mask), device=mask.device)[:, None], order] if moves else value
-    return moved
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    order = (torch.arange(mask.shape[1], device=mask.device) + padding[:, None]) % mask.shape[1]
+
+    def moves(key: str, value: Tensor) -> bool:
+        return value.shape[:2] == mask.shape and not (is_encoder_decoder and is_decoder_input(key))
+
+    return {key: value[rows, order] if moves(key, value) else value for key, value in batch.items()}
 
 
 def is_decoder_input(key: str) -> bool:
@@ -122,17 +108,7 @@ def sample_losses(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, " sa
 def both_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The loss that the model computes for one sample, as in training, and ours from the same logits.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Causal, encoder-decoder or sequence classification model. It may set its config's ``problem_type``.
-    batch : mapping
-        One sample, as for `sample_losses`.
-
-    Returns
-    -------
-    tuple of two scalar tensors
-        In nats; the first in the model's own precision.
+    In nats; the first in the model's own precision. The model may set its config's ``problem_type``.
     """
     inputs = restrict_logits(model, batch)
     output, labels = _output(model, inputs), inputs["labels"]
@@ -153,17 +129,7 @@ def _class_losses(model: Any, logits: Tensor, labels: Tensor) -> Tensor:
 def token_logits(
     model: Any, batch: Mapping[str, Tensor], **options: Any
 ) -> tuple[Float[Tensor, "samples tokens vocabulary"], Int64[Tensor, "samples tokens"]]:
-    """Logits of a model that writes text, and the label that each of them predicts.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        Causal or encoder-decoder.
-    batch : mapping
-        As for `sample_losses`; labels (B, T).
-    **options
-        Passed to the model.
-    """
+    """Logits of a model that writes text, and the label that each of them predicts; ``options`` go to the model."""
     inputs = restrict_logits(model, batch)
     labels = inputs["labels"]
     if not model.config.is_encoder_decoder:  # which makes the decoder's inputs from the labels
@@ -204,18 +170,11 @@ def _check_logits(model: Any, logits: Tensor, expected: tuple[int | None, ...], 
 
 
 def restrict_logits(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Ask a causal model for its logits only where a label follows.
+    """Ask a causal model for its logits only where a label follows; a batch for another model is returned as it is.
 
     The output embedding is then multiplied for the labeled positions alone. In a large vocabulary that is most of the
-    memory of a short answer to a long question, and a good part of the time.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        For a model that cannot restrict its logits, the batch is returned as it is.
-    batch : mapping
-        As for `sample_losses`; labels (B, T). Call this before the batch is moved to a GPU: there the host would have
-        to wait. A batch that was restricted before is returned as it is.
+    memory of a short answer to a long question, and a good part of the time. Call this before the batch is moved to a
+    GPU: there the host would have to wait.
 
     Returns
     -------
@@ -256,14 +215,8 @@ def _mean_over_labels(logits: Tensor, labels: Tensor) -> Tensor:
 def fit_batch(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Pad a batch with the model's own padding token before and after each text, and check that the model can read it.
 
-    Classifiers locate the end of a text by that token. Masked tokens within a text stay.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-        If it names no padding token, or one without an embedding, the padding stays as it is.
-    batch : mapping
-        ``input_ids`` and ``attention_mask`` (B, T), and other entries.
+    Classifiers locate the end of a text by that token. Masked tokens within a text stay, and so does the padding if
+    the model names no padding token, or one without an embedding.
     """
     if "input_ids" not in batch:  # images
         return dict(batch)
@@ -342,15 +295,7 @@ def _reads_tokens(model: nn.Module, name: str) -> bool:
 
 
 def check_width(batch: Mapping[str, Tensor], model: Any) -> None:
-    """Refuse more tokens than there are learned positions; torch would report an index out of range.
-
-    Parameters
-    ----------
-    batch : mapping
-        ``input_ids`` (B, T), and ``labels`` (B, T') if the model is an encoder-decoder.
-    model : transformers.PreTrainedModel or peft.PeftModel
-        The model that will read it.
-    """
+    """Refuse more tokens than there are learned positions; torch would report an index out of range."""
     tokens = [batch["input_ids"]]
     if model.config.is_encoder_decoder and "labels" in batch and batch["labels"].ndim == 2:
         tokens.append(batch["labels"])

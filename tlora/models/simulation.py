@@ -83,13 +83,7 @@ class Simulation(TorchDispatchMode):
         self.now -= self._sizes.pop(key, 0)
 
     def measure(self, act: Callable[[], object]) -> tuple[int, int]:
-        """Measure the peak of bytes that ``act`` needs in addition, and the operations of its products.
-
-        Parameters
-        ----------
-        act : callable
-            Run once; its result is discarded.
-        """
+        """Measure the peak of bytes that ``act`` needs in addition, and the operations of its products."""
         before, flops = self.now, self.flops
         self.peak = before
         act()
@@ -162,8 +156,6 @@ def _attention(
 def simulation_mode() -> Iterator[Simulation]:
     """Create tensors with shapes but no data inside the block, so nothing is computed, whatever their size.
 
-    Notes
-    -----
     Operations choose their kernels as on the CPU. Attention is therefore never a matrix of tokens by tokens, as on
     GPUs.
     """
@@ -181,17 +173,7 @@ def simulation_mode() -> Iterator[Simulation]:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Blocks of a list with the same class, settings and shapes of weights.
-
-    Attributes
-    ----------
-    place : str
-        Full name of the list.
-    parent : torch.nn.ModuleList
-        The list.
-    keys : list of str
-        Their names in the list.
-    """
+    """Blocks of a list with the same class, settings and shapes of weights: the list's name, itself, and their keys."""
 
     place: str
     parent: nn.ModuleList

@@ -119,16 +119,16 @@ def target_modules(model: nn.Module, select: str | Iterable[str] | None = None) 
     targets = _targets(places)
     if select is None or select == "all":
         return targets
-    entries = [select] if isinstance(select, str) else list(select)
+    roles = ", ".join(dict.fromkeys(target.projection for target in targets.values()))
     selected: set[str] = set()
-    for entry in entries:
+    for entry in [select] if isinstance(select, str) else select:
         names = _match_word(targets, entry) if isinstance(select, str) else _match_name(targets, entry)
         if not names:
             reason = _explain(model, entry, is_pattern=isinstance(select, str))
-            raise ValueError(f"target_modules: {entry!r} selects nothing: {reason}; there is {_roles(targets)}")
+            raise ValueError(f"target_modules: {entry!r} selects nothing: {reason}; there is {roles}")
         selected.update(names)
     if not selected:
-        raise ValueError(f"target_modules={select!r} selects nothing: leave it out to take {_roles(targets)}")
+        raise ValueError(f"target_modules={select!r} selects nothing: leave it out to take {roles}")
     return {name: target for name, target in targets.items() if name in selected}
 
 
@@ -157,21 +157,11 @@ def refuse_adapted(model: nn.Module) -> None:
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """The modules that must be trained and saved whole next to an adapter: the classification head.
+    """The modules that must be trained and saved whole next to an adapter, in model order; none in language models.
 
     These are the modules of a classifier outside its base model (``"classifier"``, ``"score"``), and modules that the
     checkpoint had no weights for (a missing pooler), as recorded by `load_model`. For a copy, or a model that was
     loaded otherwise, a pooler whose biases are all zero counts as missing.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The base model.
-
-    Returns
-    -------
-    list of str
-        Full module names, in model order; empty for language models.
     """
     heads = _outside_base(model)
     names = {*heads, *(name for name in _newly_initialized(model) if not _is_within(name, heads))}
@@ -282,12 +272,11 @@ def _warn_of_experts(model: nn.Module, experts: list[str], namesakes: list[str])
         for key, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     ]
-    if experts or stacked:
+    if routed := experts + stacked:
         logger.warning(
-            "%d weights of routed experts (e.g. %s) are not target modules: an expert sees only the tokens "
-            "routed to it, and the attention mask cannot be followed there",
-            len(experts) + len(stacked),
-            (experts + stacked)[0],
+            "%d weights of routed experts (e.g. %s) are not target modules: an expert sees only the tokens routed to "
+            "it, and the attention mask cannot be followed there",
+            *(len(routed), routed[0]),
         )
     if namesakes:
         logger.warning("%d layers (e.g. %s) are not target modules: %s", len(namesakes), namesakes[0], _EXPERT_NAMES)
@@ -307,8 +296,9 @@ def _is_within(name: str, parents: Iterable[str]) -> bool:
 
 
 def _targets(places: list[_Place]) -> dict[str, Target]:
-    stacks = {place.name: _stack(place) for place in places}
-    if not {"encoder", "decoder"} <= set(stacks.values()):
+    sides = ("encoder", "decoder")
+    stacks = {p.name: next((part for part in p.block.split(".") if part in sides), "") for p in places}
+    if not set(sides) <= set(stacks.values()):
         stacks = dict.fromkeys(stacks, "")
     suffixes: dict[str, Counter[tuple[str, ...]]] = {}
     for place in places:
@@ -325,10 +315,6 @@ def _targets(places: list[_Place]) -> dict[str, Target]:
         )
         for place in places
     }
-
-
-def _stack(place: _Place) -> str:
-    return next((part for part in place.block.split(".") if part in ("encoder", "decoder")), "")
 
 
 def _projection(place: _Place, suffixes: Counter[tuple[str, ...]], stack: str) -> str:
@@ -359,10 +345,6 @@ def _match_name(targets: dict[str, Target], entry: str) -> list[str]:
 
 def _ends_in(name: str, suffix: str) -> bool:
     return f".{name}".endswith(f".{suffix}")
-
-
-def _roles(targets: dict[str, Target]) -> str:
-    return ", ".join(dict.fromkeys(target.projection for target in targets.values()))
 
 
 def _explain(model: nn.Module, entry: str, is_pattern: bool) -> str:

@@ -33,7 +33,6 @@ FINGERPRINTS_BEFORE_MERGING: weakref.WeakKeyDictionary[nn.Module, list[dict[str,
 SIMILARITY_THRESHOLD = 0.9
 """Fingerprints more similar than this belong to the same weight, quantized or not."""
 
-
 # A 4-bit layer of bitsandbytes reads this attribute at every call. If the CPU has instructions for packed weights, it
 # packs its weight for good when it is first used for inference. No gradient passes through it afterwards, without any
 # message: after an evaluation, training would leave the layers below without gradients.
@@ -99,19 +98,9 @@ def _multiply_identity(module: nn.Module) -> Tensor:
 
 @exact_products()
 def fingerprint(matrix: Tensor) -> Tensor:
-    """Project sixteen rows of a weight on one fixed random direction.
+    """Project sixteen rows of a weight (d_out, d_in) on one fixed random direction, in float32 on its device.
 
     Quantization hardly changes the direction of this vector, and those of two models are as similar as random ones.
-
-    Parameters
-    ----------
-    matrix : (d_out, d_in) tensor
-        The weight, on any device, in any floating-point dtype.
-
-    Returns
-    -------
-    (16,) float32 tensor
-        On the matrix's device.
     """
     generator = torch.Generator().manual_seed(matrix.shape[1])
     direction = torch.randn(matrix.shape[1], generator=generator).to(matrix.device)
@@ -132,16 +121,10 @@ def check_same_model(
     what: str = "these results are",
     way_out: str = "calibrate this model",
 ) -> None:
-    """Refuse results that were computed on another model.
+    """Refuse results that were computed on another model; if the model has adapters, the layers under them count.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model that the results will be used with; if it has adapters, the layers under them count.
-    fingerprints, shapes : mapping
-        Of the modules of the results, by full name; those without a fingerprint are compared by shape alone.
-    what, way_out : str
-        Start and end of the error message.
+    ``fingerprints`` and ``shapes`` are those of the modules of the results; modules without a fingerprint are compared
+    by shape alone. The error message begins with ``what`` and ends with ``way_out``.
     """
     modules, before = base_modules(model), fingerprints_before_merging(model)
     for name, expected in shapes.items():
@@ -206,17 +189,9 @@ def refuse_packed(model: nn.Module) -> None:
 
 
 def copy_sharing_weights(model: Model) -> Model:
-    """Copy the modules of a model, but share its weights.
+    """Copy the modules of a model, but share its weights: adapters and hooks on the copy, or freezing it, are its own.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Adapters and hooks on the copy, or freezing it, do not change it.
-
-    Returns
-    -------
-    torch.nn.Module
-        It needs no memory for weights. Writing into its weights in place changes those of the model.
+    It needs no memory for weights. Writing into its weights in place changes those of the model.
     """
     tensors = itertools.chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): _share_values(tensor) for tensor in tensors})

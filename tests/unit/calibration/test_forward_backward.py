@@ -52,7 +52,7 @@ def test_a_module_that_no_gradient_reaches_is_named() -> None:
 def test_a_forward_pass_without_gradients_is_named_as_the_cause(context: Callable[[], Any]) -> None:
     model = tiny_model("llama")
     model.model.forward = context()(model.model.forward)
-    with pytest.raises(RuntimeError, match=rf"q_proj, which runs under torch\.{context.__name__}\(\) in the model's"):
+    with pytest.raises(RuntimeError, match=r"q_proj, which runs without a graph in the model's"):
         tlora.calibrate(model, [tiny_batch("llama")], progress=False)
 
 

@@ -1,6 +1,5 @@
 """Models are loaded from where their name points, as what they are, and bad names are refused in words."""
 
-import json
 import logging
 import shutil
 from logging.handlers import BufferingHandler
@@ -9,14 +8,13 @@ import pytest
 import torch
 from huggingface_hub.errors import (
     HTTPError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from transformers.utils import logging as transformers_logging
 
 import tlora
-from tests.helpers.models import DECODERS, ENCODERS, FAMILIES, tiny_batch, tiny_model, tiny_tokenizer
+from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tlora.models import loading
 from tlora.models.loading import load_model, load_tokenizer
 from tlora.models.targets import head_modules, target_modules
@@ -36,7 +34,7 @@ def folder(tmp_path):
     return tmp_path / "llama"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
 def test_a_saved_model_comes_back_as_itself(family, tmp_path):
     saved = save(tmp_path, family)
     model, tokenizer = load_model(tmp_path)
@@ -48,7 +46,7 @@ def test_a_saved_model_comes_back_as_itself(family, tmp_path):
     assert {p.requires_grad for p in model.parameters()} == {True}
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_decoder_becomes_a_classifier_where_labels_are_asked_for(family, tmp_path):
     save(tmp_path, family)
     model, _ = load_model(tmp_path, num_labels=3)
@@ -68,7 +66,7 @@ def test_a_classifier_learns_of_the_padding_token_and_a_language_model_is_left_a
     assert model.generation_config.pad_token_id == 0
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_an_encoder_without_a_head_gets_a_seeded_one(family, tmp_path):
     base = tiny_model(family).base_model
     base.save_pretrained(tmp_path)
@@ -86,29 +84,12 @@ def test_an_encoder_without_a_head_gets_a_seeded_one(family, tmp_path):
     assert head_modules(first) == ["classifier"]
 
 
-def test_an_encoder_has_two_labels_or_its_own(tmp_path):
-    save(tmp_path / "three", "bert", num_labels=3)
-    assert load_model(tmp_path / "three")[0].classifier.out_features == 3
-    assert load_model(tmp_path / "three", num_labels=5)[0].classifier.out_features == 5
-    tiny_model("bert").base_model.save_pretrained(tmp_path / "none")
-    tiny_tokenizer().save_pretrained(tmp_path / "none")
-    assert load_model(tmp_path / "none")[0].classifier.out_features == 2
-
-
 def test_a_checkpoint_with_a_hole_is_refused(tmp_path):
     saved = save(tmp_path, "llama")
     state = saved.state_dict()
     del state["model.layers.1.mlp.up_proj.weight"]
     saved.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"no weights.* 1 modules of LlamaForCausalLM .*layers\.1\.mlp\.up_proj"):
-        load_model(tmp_path)
-
-
-def test_weights_of_another_shape_are_refused(tmp_path):
-    save(tmp_path, "bert")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    with pytest.raises(ValueError, match=r"of another shape, for 4 modules of BertForSequenceClassification"):
         load_model(tmp_path)
 
 
@@ -145,7 +126,6 @@ def test_device_map_places_the_model(folder, tmp_path):
 @pytest.mark.parametrize(
     ("family", "arguments", "named"),
     [
-        ("llama", {"dtype": "int8"}, "dtype='int8'"),
         ("llama", {"dtype": "fp8"}, "dtype='fp8'"),
         ("llama", {"dtype": torch.int64}, "dtype=torch.int64"),
         ("llama", {"device": "cuda:99"}, "device='cuda:99'"),
@@ -171,11 +151,6 @@ def cut(path):
         (lambda f: cut(f / "model.safetensors"), ValueError, "model of"),
         (lambda f: (f / "config.json").unlink(), FileNotFoundError, "config.json"),
         (lambda f: [(f / "config.json").unlink(), (f / "adapter_config.json").touch()], FileNotFoundError, "adapter"),
-        (
-            lambda f: [(f / "config.json").unlink(), *((f / f"{n}.gguf").write_bytes(b"GGUF") for n in "ab")],
-            FileNotFoundError,
-            r"a\.gguf, b\.gguf",
-        ),
         (lambda f: [(f / "config.json").unlink(), (f / "a.gguf").write_bytes(b"PK")], ValueError, r"a\.gguf"),
     ],
 )
@@ -187,21 +162,11 @@ def test_a_folder_without_a_whole_model_is_refused(change, error, named, folder)
     assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path):
-    (tmp_path / "model.bin").write_bytes(b"PK\x03\x04 something else")
-    with pytest.raises(ValueError, match=r"model\.bin is not a GGUF file"):
-        load_model(tmp_path / "model.bin")
-    with pytest.raises(FileNotFoundError, match=r"missing\.gguf"):
-        load_model(tmp_path / "missing.gguf")
-
-
-@pytest.mark.parametrize(("special", "expected"), [({"eos_token": "</s>"}, "</s>"), ({"eos_token": None}, "<unk>")])
-def test_a_missing_padding_token_is_the_end_token(special, expected, tmp_path):
-    tiny_tokenizer(pad_token=None, **special).save_pretrained(tmp_path)
+def test_a_missing_padding_token_is_the_end_token(tmp_path):
+    tiny_tokenizer(pad_token=None, eos_token="</s>").save_pretrained(tmp_path)
     tiny_model("llama").save_pretrained(tmp_path)
     for tokenizer in (load_tokenizer(tmp_path), load_model(tmp_path)[1]):
-        assert tokenizer.pad_token == expected
-        assert tokenizer("w5 w6")["input_ids"] == [5, 6]
+        assert tokenizer.pad_token == "</s>"
     assert len(tokenizer) == 64, "no token is added"
 
 
@@ -241,22 +206,14 @@ def hub(monkeypatch):
     return answer
 
 
-@pytest.fixture
-def no_hub(hub):
-    """A hub that cannot be reached; the names that it was asked for."""
-    return hub(HTTPError("no route to host"))
-
-
 @pytest.mark.parametrize(
     ("name", "options", "error", "named"),
     [
         ("nobody/nothing", {}, RepositoryNotFoundError.__new__(RepositoryNotFoundError), "nobody/nothing"),
         ("a/b", {"revision": "typo"}, RevisionNotFoundError.__new__(RevisionNotFoundError), "revision 'typo'"),
-        ("a/b", {}, OfflineModeIsEnabled(), "OfflineModeIsEnabled"),
         ("a/b", {"local_files_only": True}, AssertionError("asked"), "local cache"),
         ("./nowhere/at all", {}, AssertionError("asked"), "form of a hub id"),
         ("SmolLM2-135M", {}, HTTPError("no route to host"), "did you mean 'smollm2-135m'"),
-        ("", {}, AssertionError("asked"), "no model"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(hub, tmp_path, monkeypatch, name, options, error, named):
@@ -284,15 +241,16 @@ def test_a_packaged_model_that_is_not_installed_names_the_step(monkeypatch):
         load_model("minilm")
 
 
-def cached_repository(cache, family="llama"):
+def cached_repository(cache):
     """A model in the layout of the hub's cache."""
     repository = cache / "models--somebody--tiny"
-    save(repository / "snapshots" / "abc123", family)
+    save(repository / "snapshots" / "abc123", "llama")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc123")
 
 
-def test_a_cached_model_loads_without_the_hub(no_hub, tmp_path):
+def test_a_cached_model_loads_without_the_hub(hub, tmp_path):
+    no_hub = hub(HTTPError("no route to host"))
     cached_repository(tmp_path)
     location = loading.resolve("somebody/tiny", {"cache_dir": tmp_path, "trust_remote_code": False})
     assert location.path.rstrip("/") == str(tmp_path / "models--somebody--tiny" / "snapshots" / "abc123")
@@ -304,17 +262,6 @@ def test_a_cached_model_loads_without_the_hub(no_hub, tmp_path):
     assert no_hub == ["somebody/tiny"]
     load_model("somebody/tiny", cache_dir=tmp_path, local_files_only=True)
     assert no_hub == ["somebody/tiny"], "not asked when only local files are wanted"
-
-
-@pytest.mark.parametrize("options", [{}, {"local_files_only": True}])
-def test_a_cached_model_in_a_folder_of_its_repository_loads_without_the_hub(no_hub, tmp_path, options):
-    cached_repository(tmp_path)
-    snapshot = next((tmp_path / "models--somebody--tiny" / "snapshots").iterdir())
-    (snapshot / "inner").mkdir()
-    for file in [file for file in snapshot.iterdir() if file.is_file()]:
-        file.rename(snapshot / "inner" / file.name)
-    model, _ = load_model("somebody/tiny", subfolder="inner", cache_dir=tmp_path, **options)
-    assert len(target_modules(model)) == 14
 
 
 def test_a_folder_with_one_gguf_is_that_file(tmp_path):
@@ -329,13 +276,12 @@ def test_a_folder_with_one_gguf_is_that_file(tmp_path):
     assert loading.resolve(tmp_path, {}).where == {}, "a saved model comes before a GGUF beside it"
 
 
-@pytest.fixture
-def packed(tmp_path, folder, monkeypatch):
-    """A packaged file, read by what stands in for transformers; and what was read of it, in order."""
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "model.gguf").write_bytes(b"GGUF" + bytes(20))
+def test_a_packaged_file_is_unpacked_once(tmp_path, folder, monkeypatch):
+    """What stands in for transformers reads the file."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(20))
     monkeypatch.setattr(loading, "PACKAGED", {"packed": ("no_package", "model.gguf")})
-    monkeypatch.setattr(loading, "_packaged_path", lambda name: tmp_path / "package" / "model.gguf")
+    monkeypatch.setattr(loading, "_packaged_path", lambda name: file)
     monkeypatch.setattr(loading, "HF_HOME", str(tmp_path / "cache"))
     read = []
 
@@ -346,31 +292,19 @@ def packed(tmp_path, folder, monkeypatch):
         return load(auto, location, name, **kwargs)
 
     monkeypatch.setattr(loading, "_load", load)
-    return read
-
-
-def test_a_packaged_file_is_unpacked_once(packed, tmp_path):
     first, tokenizer = load_model("packed")
-    assert packed == ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"]
+    assert read == ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"]
     second, _ = load_model("packed", dtype="bfloat16")
     assert loading.load_config("packed").model_type == "llama"
     assert load_tokenizer("packed").get_vocab() == tokenizer.get_vocab()
-    assert len(packed) == 3  # nothing more
+    assert len(read) == 3  # nothing more
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one.bfloat16(), other)
     assert first.name_or_path == second.name_or_path == "packed"
-    assert loading.external_name("packed") == (str(tmp_path / "package" / "model.gguf"), True)
-    (tmp_path / "package" / "model.gguf").write_bytes(b"GGUF" + bytes(21))  # another version of the package
+    assert loading.external_name("packed") == (str(file), True)
+    file.write_bytes(b"GGUF" + bytes(21))  # another version of the package
     load_model("packed")
-    assert len(packed) == 6
-
-
-def test_where_the_cache_cannot_be_written_a_packaged_file_is_read_anew(packed, tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    for _ in range(2):
-        assert load_model("packed")[0].num_parameters() == tiny_model("llama").num_parameters()
-    assert packed.count("AutoModelForCausalLM") == 2
-    assert (tmp_path / "cache").read_text() == "a file"
+    assert len(read) == 6
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
@@ -47,16 +46,6 @@ def test_what_a_module_is_by_its_name():
     assert list(result.shapes.items()) == list(zip(result.names, [(4, 6), (6, 8), (4, 6)], strict=True))
     assert list(result.layers.items()) == list(zip(result.names, [2, 10, 1], strict=True))
     assert list(result.projections.items()) == list(zip(result.names, ["q_proj", "down_proj", "q_proj"], strict=True))
-
-
-def test_the_places_of_a_table_are_of_all_modules_or_of_some():
-    table = pd.DataFrame(example().module_columns())
-    assert table.to_numpy().tolist() == [[t.name, t.layer, t.projection] for t in TARGETS.values()]
-    assert example().module_columns(["layers.1.q_proj"]) == {
-        "module": ["layers.1.q_proj"],
-        "layer": [1],
-        "projection": ["q_proj"],
-    }
 
 
 @pytest.mark.parametrize("changes", [{}, {"counts": {}}, {"each": {}}])

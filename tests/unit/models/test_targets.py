@@ -12,11 +12,10 @@ import torch
 import transformers
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers import families
-from tests.helpers.models import DECODERS, FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.models import tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.models.targets import head_modules, target_modules
 
@@ -98,19 +97,7 @@ def test_t5_keeps_its_stacks_apart():
         *(("encoder", layer, projection) for layer in range(2) for projection in encoder),
         *(("decoder", layer, projection) for layer in range(2) for projection in decoder),
     ]
-    first = found["decoder.block.1.layer.1.EncDecAttention.k"]
-    assert (first.layer, first.projection, first.part) == (1, "decoder.EncDecAttention.k", "attention")
-    assert found["encoder.block.0.layer.1.DenseReluDense.wo"].part == "mlp"
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sizes_are_those_of_the_linear_layout(family):
-    model = tiny_model(family)
-    for name, target in target_modules(model).items():
-        module = model.get_submodule(name)
-        stored = tuple(module.weight.shape)
-        expected = stored[::-1] if isinstance(module, Conv1D) else stored
-        assert (target.d_out, target.d_in) == expected, name
+    assert len(target_modules(tiny_model("t5"), ["q"])) == 6
 
 
 def test_llama_2_7b_has_the_published_counts():
@@ -129,26 +116,15 @@ def test_llama_2_7b_has_the_published_counts():
     assert 32 * sum(t.d_out for t in found.values()) == 43_515_904
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_a_classifier_has_the_same_targets_and_a_head(family):
-    with torch.device("meta"):
-        model = transformers.AutoModelForSequenceClassification.from_config(tiny_config(family))
-    assert head_modules(model) == ["score"]
-    projections = [t.projection for t in target_modules(model).values()]
-    assert projections == [t.projection for t in target_modules(tiny_model(family)).values()]
-
-
 @pytest.mark.parametrize(
     ("name", "head"),
     [
         ("T5ForSequenceClassification", "classification_head"),
-        ("BartForSequenceClassification", "classification_head"),
+        ("LlamaForSequenceClassification", "score"),
         ("BertForSequenceClassification", "classifier"),
-        ("RobertaForSequenceClassification", "classifier"),
         ("DistilBertForSequenceClassification", "pre_classifier classifier"),
         ("XLNetForSequenceClassification", "sequence_summary logits_proj"),
         ("BertModel", ""),
-        ("BertForMaskedLM", ""),
         ("T5ForConditionalGeneration", ""),
     ],
 )
@@ -162,7 +138,7 @@ def test_heads_are_what_stands_outside_the_base_model(name, head):
 
 
 class ManyHeads(nn.Module):
-    """A classifier whose heads stand in a list, as blocks do."""
+    """A classifier with its heads in a list, as blocks are."""
 
     base_model_prefix = "base"
 
@@ -188,14 +164,6 @@ def test_mixtral_leaves_router_and_experts_and_says_so(caplog):
 
 
 QWEN_MOE = transformers.Qwen2MoeConfig(**MOE, num_experts=4)
-
-
-def test_qwen2_moe_keeps_the_shared_expert(caplog):
-    model = transformers.Qwen2MoeForCausalLM(QWEN_MOE)
-    found = target_modules(model)
-    mlp = [t.name for t in found.values() if t.part == "mlp" and t.layer == 0]
-    assert mlp == [f"model.layers.0.mlp.shared_expert.{p}_proj" for p in ("gate", "up", "down")]
-    assert "routed experts" in caplog.text
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "hunyuan_v1_moe"])
@@ -228,47 +196,6 @@ def test_routers_and_experts_of_linear_layers_are_left_out(caplog):
     assert "4 weights of routed experts (e.g. layers.0.experts.0.w1)" in caplog.text
 
 
-def test_a_router_inside_a_gate_is_left_out():
-    model = transformers.HunYuanMoEV1ForCausalLM(
-        transformers.HunYuanMoEV1Config(**MOE | {"num_experts": 4, "moe_topk": 2, "head_dim": 8})
-    )
-    assert {t.part for t in target_modules(model).values()} == {"attention"}
-    with pytest.raises(ValueError, match="a router or an expert"):
-        target_modules(model, ["wg"])
-
-
-def test_a_router_by_a_longer_name_is_left_out():
-    sizes = MOE | {"num_experts": 16, "num_experts_per_tok": 2, "is_moe": True}
-    model = transformers.DogeForCausalLM(transformers.DogeConfig(**sizes))
-    mlp = [t.name for t in target_modules(model).values() if t.name.startswith("model.layers.0.mlp")]
-    assert mlp == [f"model.layers.0.mlp.{p}_proj" for p in ("gate", "up", "down")]
-
-
-def test_gemma3n_leaves_its_router_and_its_lists_of_bare_layers():
-    sizes = {name: MOE[name] for name in MOE if "intermediate" not in name} | {
-        "vocab_size_per_layer_input": 64,
-        "hidden_size_per_layer_input": 8,
-        "intermediate_size": 48,
-        "head_dim": 8,
-        "num_kv_shared_layers": 0,
-        "laurel_rank": 4,
-        "layer_types": ["full_attention"] * 2,
-        "activation_sparsity_pattern": [0.0, 0.0],
-    }
-    model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**sizes))
-    altup = [f"altup.{name}_coefs" for name in ("correction", "prediction")]
-    laurel = [f"laurel.linear_{side}" for side in ("left", "right")]
-    expected = {
-        *(f"model.layers.{layer}.self_attn.{p}_proj" for layer in range(2) for p in "qkvo"),
-        *(f"model.layers.{layer}.mlp.{p}_proj" for layer in range(2) for p in ("gate", "up", "down")),
-        *(f"model.layers.{layer}.{name}" for layer in range(2) for name in (*altup, *laurel)),
-        *(f"model.layers.{layer}.per_layer_{name}" for layer in range(2) for name in ("input_gate", "projection")),
-    }
-    assert set(target_modules(model)) == expected
-    with pytest.raises(ValueError, match="a Linear outside the blocks"):
-        target_modules(model, ["altup_projections.0"])
-
-
 class Gated(nn.Module):
     """Gates that choose no expert."""
 
@@ -286,14 +213,7 @@ def test_gates_without_experts_are_projections():
 def test_what_reads_images_is_left_out():
     config = transformers.Gemma3Config(
         text_config=tiny_config("gemma3").to_dict(),
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 28,
-            "patch_size": 14,
-        },
+        vision_config={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28},
     )
     with torch.device("meta"):
         model = transformers.Gemma3ForConditionalGeneration(config)
@@ -314,9 +234,7 @@ class QuantLinear(nn.Module):
 def test_quantized_layers_are_found_by_class_with_their_true_size():
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = QuantLinear(48, 32)
-    found = target_modules(model)
-    assert len(found) == 14
-    target = found["model.layers.1.mlp.down_proj"]
+    target = target_modules(model)["model.layers.1.mlp.down_proj"]
     assert (target.d_out, target.d_in) == (32, 48)
 
 
@@ -324,16 +242,13 @@ def test_quantized_layers_are_found_by_class_with_their_true_size():
     ("select", "count"),
     [
         (None, 14),
-        ("all", 14),
         ("attention", 8),
         ("mlp", 6),
         (["q_proj"], 2),
-        (("q_proj", "mlp.up_proj"), 4),
         (["model.layers.1.self_attn.q_proj"], 1),
         (iter(["v_proj", "v_proj"]), 2),
         (r"model\.layers\.1\..*", 7),
         (r".*(q|v)_proj", 4),
-        (".*", 14),
     ],
 )
 def test_selections(select, count):
@@ -345,31 +260,12 @@ def test_selections(select, count):
     assert all(found[name] == every[name] for name in found)
 
 
-@pytest.mark.parametrize("select", [["q_proj", "up_proj"], ["self_attn.o_proj"], r".*\.(0|1)\.mlp\.\w+_proj"])
+@pytest.mark.parametrize("select", [["self_attn.o_proj"], r".*\.(0|1)\.mlp\.\w+_proj"])
 def test_names_and_patterns_mean_what_they_mean_in_peft(select):
     model = tiny_model("llama")
     config = peft.LoraConfig(target_modules=select)
     expected = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
     assert list(target_modules(model, select)) == expected
-
-
-def test_a_projection_is_itself_before_it_is_a_suffix():
-    model = tiny_model("bert")
-    assert {t.projection for t in target_modules(model, ["output.dense"]).values()} == {"output.dense"}
-    assert len(target_modules(model, ["dense"])) == 6
-
-
-def test_a_stack_can_be_selected():
-    model = tiny_model("t5")
-    assert list(target_modules(model, ["encoder.q"])) == [
-        f"encoder.block.{layer}.layer.0.SelfAttention.q" for layer in range(2)
-    ]
-    assert len(target_modules(model, ["q"])) == 6
-    assert {t.stack for t in target_modules(model, r"decoder\..*").values()} == {"decoder"}
-
-
-BERT_POOLER = r"'bert\.pooler\.dense' is a Linear outside the blocks"
-HEAD = "classification head"
 
 
 @pytest.mark.parametrize(
@@ -379,15 +275,11 @@ HEAD = "classification head"
         ("llama", ["q_porj"], "'q_porj' .* q_proj, k_proj"),
         ("llama", ["q_proj", "nonsense"], "'nonsense'"),
         ("llama", ["q_proj", "lm_head"], "output head"),
-        ("llama", "lm_head", "output head"),
         ("llama", ["embed_tokens"], "'model.embed_tokens' is an embedding"),
         ("llama", ["norm"], "LlamaRMSNorm"),
         ("llama", "q_proj", "regular expression"),
-        ("roberta", ["classifier"], HEAD),
-        ("roberta", ["classifier.out_proj"], HEAD),
-        ("roberta", r"classifier\..*", HEAD),
-        ("bert", ["pooler.dense"], BERT_POOLER),
-        ("qwen2_moe", ["gate"], "a router"),
+        ("roberta", ["classifier.out_proj"], "classification head"),
+        ("bert", ["pooler.dense"], r"'bert\.pooler\.dense' is a Linear outside the blocks"),
         ("qwen2_moe", ["shared_expert_gate"], "a router"),
         ("qwen2_moe", ["experts"], "an expert"),
     ],
@@ -405,13 +297,6 @@ def test_a_tied_head_is_called_so(tied):
     with pytest.raises(ValueError, match="lm_head") as error:
         target_modules(model, ["lm_head"])
     assert ("tied to the embeddings" in str(error.value)) == tied
-
-
-@pytest.mark.parametrize("select", ["attention", "mlp"])
-def test_a_part_that_is_not_there_is_refused(select):
-    part = nn.ModuleDict({"attn" if select == "mlp" else "mlp": nn.Linear(4, 4)})
-    with pytest.raises(ValueError, match=f"'{select}' selects nothing"):
-        target_modules(nn.ModuleDict({"layers": nn.ModuleList([part])}), select)
 
 
 PROMPT = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
@@ -454,23 +339,14 @@ def test_a_block_that_is_called_attention_still_has_an_mlp():
     assert [t.part for t in found.values()] == ["attention", "mlp"]
 
 
-OTHER_FORMS = (list, tuple, dict.fromkeys, lambda names: dict.fromkeys(names).keys())
-
-
-@pytest.mark.parametrize("form", [iter, set, *(pytest.param(form, marks=pytest.mark.slow) for form in OTHER_FORMS)])
+@pytest.mark.parametrize("form", [iter, set])
 def test_target_modules_come_in_any_iterable(form: Any) -> None:
     names, model = ["v_proj", "q_proj"], tiny_model("llama")
     found = tlora.calibrate(model, [tiny_batch("llama")], target_modules=form(names), progress=False)
     assert {name.rpartition(".")[2] for name in found.names} == set(names)
     assert sorted(found.meta.recipe["target_modules"]) == sorted(names)
-    allocation = tlora.estimate(tiny_config("llama"), target_modules=form(names), length=8)
-    assert list(allocation.shapes) == found.names
-
-
-def test_what_target_modules_finds_can_be_passed_on() -> None:
-    model = tiny_model("llama")
-    targets = tlora.target_modules(model, "attention")
-    assert tlora.calibrate(model, [tiny_batch("llama")], target_modules=targets, progress=False).names == list(targets)
+    estimate = tlora.estimate(tiny_config("llama"), target_modules=form(names), length=8)
+    assert list(estimate.shapes) == found.names
 
 
 class _Heads(nn.Module):

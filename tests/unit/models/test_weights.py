@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
@@ -31,24 +30,6 @@ def test_the_weight_is_what_the_layer_multiplies_by(family):
     for name, target in target_modules(model).items():
         module = model.get_submodule(name)
         torch.testing.assert_close(weight(module, name), linear_map(module, target.d_in), atol=1e-6, rtol=1e-6)
-
-
-def test_conv1d_equals_the_transposed_linear():
-    linear = nn.Linear(6, 10)
-    conv = Conv1D(10, 6)
-    with torch.no_grad():
-        conv.weight.copy_(linear.weight.T)
-    assert weight(conv).equal(linear.weight)
-    assert weight(conv).shape == (10, 6)
-
-
-def test_it_is_a_detached_view_and_changes_nothing():
-    linear = nn.Linear(4, 3).to(torch.bfloat16)
-    found = weight(linear)
-    assert not found.requires_grad
-    assert found.dtype == torch.bfloat16
-    assert found.data_ptr() == linear.weight.data_ptr()
-    assert linear.weight.requires_grad
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
