@@ -3,7 +3,10 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -18,7 +21,6 @@ pytest_plugins = [
     "tests.helpers.adapted",
     "tests.helpers.commands",
     "tests.helpers.other_device",
-    "tests.helpers.site",
 ]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -42,3 +44,15 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """Folder of the built site: as `make docs` left it, or built here."""
+    root = Path(__file__).parents[1]
+    html = root / "docs" / "_build" / "html"
+    if not (html / "search.html").is_file():
+        command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "docs", str(html)]
+        built = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
+    return html

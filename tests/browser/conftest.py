@@ -28,9 +28,10 @@ SETTINGS = {
 }
 
 
-@contextmanager
-def served(home: Path, steps: int) -> Iterator[str]:
-    """Address of a JupyterLab of its own: copies of the notebooks, no settings of the user's."""
+@pytest.fixture(scope="session")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a JupyterLab with copies of the notebooks, which train for a few steps, and settings of its own."""
+    home = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     settings = home / "settings"
     settings.mkdir()
@@ -39,7 +40,7 @@ def served(home: Path, steps: int) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    own |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "TLORA_NOTEBOOK_STEPS": str(steps)}
+    own |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "TLORA_NOTEBOOK_STEPS": "6"}
     own |= {"PYTHONPATH": str(NOTEBOOKS.parent)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--expose-app-in-browser"]
@@ -54,13 +55,6 @@ def served(home: Path, steps: int) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-@pytest.fixture(scope="session")
-def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a JupyterLab whose notebooks train for a few steps."""
-    with served(tmp_path_factory.mktemp("lab"), steps=6) as address:
-        yield address
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
@@ -95,11 +89,4 @@ def opened(address: str, chromium: str) -> Iterator[Lab]:
 def lab(server: str, chromium: str) -> Iterator[Lab]:
     """JupyterLab in the browser, with notebooks that train for a few steps."""
     with opened(server, chromium) as page:
-        yield page
-
-
-@pytest.fixture
-def long_lab(chromium: str, tmp_path: Path) -> Iterator[Lab]:
-    """The same with notebooks that train until somebody stops them."""
-    with served(tmp_path, steps=2000) as address, opened(address, chromium) as page:
         yield page

@@ -82,21 +82,9 @@ class Lab:
 
     def run_all(self, seconds: float = 300) -> None:
         """Run all cells, by the menu, and wait for the last one; an error ends the wait."""
-        self.start()
-        self.finish(seconds)
-
-    def start(self) -> None:
-        """Run all cells, by the menu."""
-        self._choose("Run All Cells")
-
-    def _choose(self, item: str) -> None:
-        """Take off all outputs, and choose an item of the menu Run."""
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name=item, exact=True).click()
-
-    def finish(self, seconds: float = 300) -> None:
-        """Wait until all cells have run."""
+        for item in ("Run", "Run All Cells"):
+            self.page.get_by_role("menuitem", name=item, exact=True).click()
         self.page.wait_for_function(DONE, timeout=1000 * seconds)
 
     def cells(self) -> list[dict[str, Any]]:
@@ -129,13 +117,6 @@ class Lab:
     def printed(self, text: str) -> str:
         """What the cell with this text has printed."""
         return "".join("".join(o.get("text", "")) for o in self.cells()[self._index(text)]["outputs"])
-
-    def run_up_to(self, text: str) -> None:
-        """Run the cell with this text and all above it, by menu and key; do not wait."""
-        self.cell(text).locator(".jp-InputArea").click()
-        self._choose("Run All Above Selected Cell")
-        self.cell(text).locator(".jp-InputArea").click()
-        self.page.keyboard.press("Control+Enter")
 
     def run(self, text: str, seconds: float = 60) -> None:
         """Run the one cell with this text in its source."""

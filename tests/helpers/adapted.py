@@ -125,10 +125,15 @@ def train_once(adapted: PeftModel) -> tlora.TrainingRun:
     return tlora.train(adapted, Dataset.from_list([row]), learning_rate=1e-3, **options)
 
 
-def condition(model: nn.Module) -> list[Any]:
-    """What a refusal must leave as it was."""
-    modules = [(n, type(m), m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
-    return [modules, [(n, p.requires_grad, p.grad is None) for n, p in model.named_parameters()]]
+def condition(model: Any) -> list[Any]:
+    """What a refusal, a training or an evaluation must leave as it was."""
+    modules = [
+        (name, type(m), m.training, len(m._forward_hooks), getattr(m, "gradient_checkpointing", None))
+        for name, m in model.named_modules()
+    ]
+    patched = [name for name, m in model.named_modules() if {"forward", "_require_grads_hook"} & vars(m).keys()]
+    parameters = [(name, p.requires_grad, p.grad is None) for name, p in model.named_parameters()]
+    return [modules, patched, parameters, getattr(model.config, "use_cache", None)]
 
 
 def check_layers(adapted: nn.Module, allocation: tlora.Allocation) -> None:

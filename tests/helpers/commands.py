@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tlora.cli import main, pipeline
 
-PAIRS = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(40)]
 LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": "abc"[i % 3]} for i in range(40)]
 DATA = "--model llama --task pairs.jsonl"
 RUN = f"run {DATA} --recipe tlora --samples 6 --rank 2"

@@ -16,29 +16,6 @@ def state_of(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def condition_of(model: PeftModel) -> list[Any]:
-    modules = [
-        (
-            m.training,
-            len(m._forward_hooks),
-            getattr(m, "gradient_checkpointing", None),
-            "forward" in vars(m),
-            "_require_grads_hook" in vars(m),
-        )
-        for m in model.modules()
-    ]
-    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
-    return [*modules, *parameters, model.config.use_cache]
-
-
-class Stop(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step == self.step
-
-
 class StopAfter(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step

@@ -6,16 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 import tlora
 from tests.helpers.commands import done, next_command
-from tlora.models.loading import resolve
 
 pytestmark = pytest.mark.packaged
 
@@ -57,13 +56,12 @@ def test_demo_learns_and_leaves_what_it_promises(demo: tuple[Path, str]) -> None
     assert "smart_home --base" in next_command(said)
 
 
-def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = demo
-    base = resolve("smollm2-135m", {}).path
-    tokenizer = AutoTokenizer.from_pretrained(base)
+def test_adapter_is_loaded_by_peft_alone(demo: tuple[Path, str], smollm: Any, tmp_path: Path) -> None:
+    folder, (base, tokenizer) = demo[0], smollm
+    base.save_pretrained(tmp_path / "base")
     ids = tokenizer("Please switch on the lamp in the kitchen.", return_tensors="pt").input_ids
     torch.save(ids, tmp_path / "ids")
-    words = [base, str(folder), str(tmp_path / "ids"), str(tmp_path / "out")]
+    words = map(str, (tmp_path / "base", folder, tmp_path / "ids", tmp_path / "out"))
     ran = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     model = tlora.load(folder)
@@ -82,5 +80,5 @@ def test_minilm_classifies_reviews_with_its_head(tmp_path: Path) -> None:
     run = tlora.TrainingRun.load(folder)
     heads = [name for name in load_file(folder / "adapter_model.safetensors") if "classifier" in name]
     assert heads
-    found = json.loads(done(f"evaluate {folder} --task rotten_tomatoes --json --device cpu").stdout)
-    assert found["metrics"]["adapter"] == pytest.approx(run.after)
+    evaluation = json.loads(done(f"evaluate {folder} --task rotten_tomatoes --json --device cpu").stdout)
+    assert evaluation["metrics"]["adapter"] == pytest.approx(run.after)

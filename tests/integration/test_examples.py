@@ -11,7 +11,7 @@ import pytest
 
 import tlora
 import viz
-from tests.helpers.commands import PAIRS
+from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,10 @@ from tlora.numerics.linalg import fix_signs
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("tlora/**/*.py"), *ROOT.glob("viz/**/*.py")])
-DRAWING = {"matplotlib", "seaborn", "ipywidgets", "IPython", "viz"}
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def test_importing_the_core_brings_in_nothing_that_draws_and_checks_no_shapes():
-    """In a process of its own. A submodule becomes an attribute of its package: none hides a function of its name."""
-    files = [p for p in ROOT.glob("tlora/**/*.py") if not p.stem.endswith(("__", "_worker"))]
-    modules = sorted(relative(p).removesuffix(".py").replace("/", ".") for p in files)
-    code = f"""
-import importlib, inspect, sys
-import tlora
-for name in {modules}:
-    importlib.import_module(name)
-assert not [name for name in tlora.__all__ if inspect.ismodule(getattr(tlora, name))], "hidden behind a file"
-assert not hasattr(sys.modules["tlora.numerics.linalg"].fix_signs, "__wrapped__"), "shapes are checked"
-print(*sorted({DRAWING} & sys.modules.keys()))
-"""
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == []
 
 
 def test_shapes_are_checked_while_tests_run():

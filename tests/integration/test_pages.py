@@ -11,7 +11,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.helpers.commands import PAIRS
+from tests.helpers.jobs import PAIRS
 from tests.helpers.pages import DOCS, ROOT, WRITTEN, blocks, commands, run
 from tests.helpers.trainers import THEIR_WARNINGS
 from tlora.models import loading

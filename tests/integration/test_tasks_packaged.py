@@ -10,7 +10,7 @@ from tlora.tasks.load import load_task
 from tlora.tasks.presets import package_file
 from tlora.tasks.splits import SPLITS
 
-pytestmark = pytest.mark.packaged
+pytestmark = [pytest.mark.packaged, pytest.mark.rest]
 
 
 @pytest.fixture(scope="module")

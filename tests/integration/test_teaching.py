@@ -34,6 +34,7 @@ def test_solutions_hold(family: str) -> None:
 
 
 @pytest.mark.packaged
+@pytest.mark.rest
 def test_the_lab_begins_with_what_solutions_take() -> None:
     (beginning,) = BEGINNING
     given: dict[str, object] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import PAIRS
+from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.packaged]

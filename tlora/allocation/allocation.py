@@ -319,7 +319,26 @@ class Allocation(ModuleResult):
         edits: dict[str, int],
         meta: Meta,
     ) -> Self:
-        """Work out ranks and scalings from the scores of the modules that are not excluded."""
+        """Work out ranks and scalings from the scores of the modules that are not excluded.
+
+        Parameters
+        ----------
+        targets : dict of str to Target
+            All modules.
+        scores : dict of str to float
+            Scores of those that are not excluded.
+        options : AllocationOptions
+            Budget and limits.
+        edits : dict of str to int
+            Ranks set by hand.
+        meta : Meta
+            What the result records.
+
+        Returns
+        -------
+        Allocation
+            The ranks and scalings.
+        """
         weights = options.rank_weights(list(scores.values()))
         apportioned = rank_limits(options, list(scores), targets, edits).apportion(weights)
         ranks = {name: rank for name, rank in zip(scores, apportioned, strict=True) if rank}

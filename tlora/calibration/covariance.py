@@ -120,14 +120,40 @@ class Covariance(ABC):
         return dataclasses.replace(self, samples=self.rank_bound)
 
     def add(self, other: Covariance, weight: float) -> Self:
-        """The sum of this and ``weight`` times another covariance of the same width and form; both are means."""
+        """The sum of this and a multiple of another covariance; both are means over samples.
+
+        Parameters
+        ----------
+        other : Covariance
+            Of the same width and form.
+        weight : float
+            What the other is multiplied with.
+
+        Returns
+        -------
+        Covariance
+            The sum.
+        """
         ratio = weight * self.samples / other.samples
         return dataclasses.replace(
             self, total=self.total + ratio * other.total, rank_bound=self.rank_bound + other.rank_bound, means=None
         )
 
     def multiply_shrunk(self, shrinkage: float, x: Tensor) -> Tensor:
-        """``C @ x`` for a (d_in, k) tensor, after shrinking ``C`` as in `powers`."""
+        """``C @ x`` after shrinking ``C`` as in `powers`.
+
+        Parameters
+        ----------
+        shrinkage : float
+            Between 0 and 1.
+        x : torch.Tensor
+            (d_in, k).
+
+        Returns
+        -------
+        torch.Tensor
+            (d_in, k).
+        """
         return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
 
     def token_means(self) -> SampleMeans:
@@ -137,12 +163,12 @@ class Covariance(ABC):
         return self.means
 
     def to(self, device: torch.device | str) -> Self:
-        """The same covariance on another device."""
+        """The same covariance on ``device``."""
         means = None if self.means is None else self.means.to(device)
         return dataclasses.replace(self, total=self.total.to(device), means=means)
 
     def merge(self, other: Covariance) -> Self:
-        """The covariance of the samples of both."""
+        """The covariance of the samples of this and of ``other``."""
         return dataclasses.replace(
             self,
             total=self.total + other.total,
@@ -277,11 +303,11 @@ class SketchedCovariance(Covariance):
         return dataclasses.replace(super().add(other, weight), total_trace=trace)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same covariance on another device."""
+        """The same covariance on ``device``."""
         return dataclasses.replace(super().to(device), omega=self.omega.to(device))
 
     def merge(self, other: Covariance) -> Self:
-        """The covariance of the samples of both."""
+        """The covariance of the samples of this and of ``other``."""
         assert isinstance(other, SketchedCovariance)
         return dataclasses.replace(super().merge(other), total_trace=self.total_trace + other.total_trace)
 

@@ -15,10 +15,10 @@ from peft.tuners.lora.config import CordaConfig, EvaConfig
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import tlora
+from tests.helpers.adapted import condition
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
 from tests.helpers.races import allocations, let_equal_arms_differ
-from tests.helpers.trainings import condition_of
 from tlora.comparison import race as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
@@ -123,9 +123,9 @@ def test_a_config_trains_the_head_of_a_classifier():
 
 def test_the_base_is_untouched():
     before = {name: tensor.clone() for name, tensor in base().state_dict().items()}
-    condition = condition_of(base())
+    state = condition(base())
     run({name: CONFIGS[name] for name in ("PiSSA", "OLoRA", "DoRA")}, steps=2, seeds=[0])
-    assert condition_of(base()) == condition
+    assert condition(base()) == state
     for name, tensor in base().state_dict().items():
         assert tensor.equal(before[name])
 

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 import tlora
-from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.trainings import condition_of, state_of
+from tests.helpers.adapted import adapted_model, condition, token_rows
+from tests.helpers.trainings import state_of
 from tlora.training.arguments import check_gpu
 from tlora.training.train import train
 
@@ -40,10 +40,10 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("change", "error", "words"), REFUSALS, ids=str)
 def test_refusals_come_before_anything_runs(change: dict[str, Any], error: type[Exception], words: str) -> None:
     model = adapted_model()
-    before, condition = state_of(model), condition_of(model)
+    before, state = state_of(model), condition(model)
     with pytest.raises(error, match=words):
         train(model, token_rows(), **(QUICK | change))
-    assert condition_of(model) == condition
+    assert condition(model) == state
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

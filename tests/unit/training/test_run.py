@@ -18,8 +18,8 @@ from peft import PeftModel
 
 import tlora
 from tests.helpers.adapted import adapted_model, token_rows
-from tests.helpers.commands import PAIRS
 from tests.helpers.disks import kills
+from tests.helpers.jobs import PAIRS
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.results import same
 from tests.helpers.updates import ARGUMENTS, run_with_singular_values, trained

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 import tlora
-from tests.helpers.adapted import adapted_model, token_rows
+from tests.helpers.adapted import adapted_model, condition, token_rows
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
-from tests.helpers.trainings import StopAfter, condition_of, state_of, two_adapters
+from tests.helpers.trainings import StopAfter, state_of, two_adapters
 from tlora.adapters.attach import attach_options
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
@@ -197,8 +197,8 @@ def test_a_look_at_the_base_in_between_leaves_a_frozen() -> None:
 
 def test_interrupt_returns_the_run_so_far() -> None:
     model = adapted_model()
-    model.get_base_model().model.layers[0].train()  # an unusual condition, to be found again
-    condition = condition_of(model)
+    model.get_base_model().model.layers[0].train()  # an unusual state, to be found again
+    state = condition(model)
     endings = Endings()
     with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
         run = train(model, held_out(), callbacks=[At(3, interrupt), endings], **QUICK)
@@ -208,7 +208,7 @@ def test_interrupt_returns_the_run_so_far() -> None:
     assert run.history["step"].tolist() == [1, 2]
     assert run.before
     assert run.after == {}
-    assert condition_of(model) == condition
+    assert condition(model) == state
     assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
     assert train(model, token_rows(), **QUICK).history["step"].tolist() == [1, 2, 3, 4]
 
@@ -282,11 +282,11 @@ def test_an_error_in_a_callback_leaves_the_model_as_it_was() -> None:
         raise RuntimeError("from the callback")
 
     model = adapted_model()
-    condition = condition_of(model)
+    state = condition(model)
     options = QUICK | {"gradient_checkpointing": True}
     with pytest.raises(RuntimeError, match="from the callback"):
         train(model, token_rows(), callbacks=[At(2, fail)], **options)
-    assert condition_of(model) == condition
+    assert condition(model) == state
 
 
 def test_warns_of_a_b_that_stays_zero() -> None:
@@ -303,11 +303,11 @@ def test_warns_of_a_b_that_stays_zero() -> None:
 def test_gradient_checkpointing_trains_the_same(family: str) -> None:
     rows = token_rows(classes=2) if family == "bert" else token_rows()
     plain, model = (adapted_model(family), adapted_model(family))
-    condition = condition_of(model)
+    state = condition(model)
     first = train(plain, rows, **QUICK)
     second = train(model, rows, gradient_checkpointing=True, **QUICK)
     assert first.history["loss"].tolist() == pytest.approx(second.history["loss"].tolist(), rel=1e-5)
-    assert condition_of(model) == condition
+    assert condition(model) == state
 
 
 def test_bf16_passes_through_and_is_taken_off_again() -> None:

@@ -11,12 +11,14 @@ from tlora.utils.packages import library_versions, require
 ROOT = Path(__file__).parents[3]
 EXTRA = ["matplotlib", "seaborn", "ipywidgets", "anywidget", "IPython", "nbval", "jupyterlab", "reasoning_gym", "gguf"]
 CORE = f"""
-import importlib, pkgutil, sys
+import importlib, inspect, pkgutil, sys
 sys.modules.update(dict.fromkeys({EXTRA}))  # as if they were not installed
 import tlora
 for module in pkgutil.walk_packages(tlora.__path__, "tlora."):
     if not module.name.endswith(("__main__", "_worker")):
         importlib.import_module(module.name)
+assert not [name for name in tlora.__all__ if inspect.ismodule(getattr(tlora, name))], "hidden behind a file"
+assert not hasattr(tlora.numerics.linalg.fix_signs, "__wrapped__"), "shapes are checked outside of tests"
 """
 
 
