@@ -89,21 +89,9 @@ def fix_signs(rows: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
 
 
 def complete_rows(rows: Float[Tensor, "k d"], rank: int, generator: torch.Generator) -> Float[Tensor, "rank d"]:
-    """Extend orthonormal rows to ``rank`` orthonormal rows with seeded random directions.
+    """Extend orthonormal rows to ``rank`` orthonormal rows with seeded random directions; the given rows come first.
 
-    Parameters
-    ----------
-    rows : (k, d) tensor
-        Orthonormal rows, ``k <= rank <= d``.
-    rank : int
-        Rows wanted.
-    generator : torch.Generator
-        CPU generator of the new directions.
-
-    Returns
-    -------
-    (rank, d) tensor
-        The given rows, unchanged, followed by the new ones.
+    The generator is one of the CPU; ``k <= rank <= d``.
     """
     k, d = rows.shape
     fresh = torch.randn(rank - k, d, generator=generator).to(rows)
@@ -276,16 +264,10 @@ def _captured_energies(core: Tensor, k: int) -> Tensor:
 
 
 def has_converged(captured: list[Tensor], tolerance: float) -> bool:
-    """Whether the remaining growth is below the tolerance at each rank.
+    """Whether the growth of the captured energies that remains is below a share of them at each rank.
 
-    It is the rest of a geometric series through the last two growths, with a ratio of at least `FASTEST_DECAY`.
-
-    Parameters
-    ----------
-    captured : list of (k,) float64 tensor
-        Energy at each rank after each half step.
-    tolerance : float
-        Share of the energy that may be missing.
+    It is the rest of a geometric series through the growths of the last two half steps, with a ratio of at least
+    `FASTEST_DECAY`.
     """
     if len(captured) < 3:
         return False
@@ -329,13 +311,6 @@ def _orthonormalize(y: Tensor, failures: list[Tensor] | None = None) -> HostCoro
 
 def nystrom(z: Float[Tensor, "d s"], omega: Float[Tensor, "d s"]) -> tuple[Float[Tensor, " s"], Float[Tensor, "d s"]]:
     """Eigenvalues and vectors of the Nyström approximation of a positive semi-definite ``S`` from ``z = S @ omega``.
-
-    Parameters
-    ----------
-    z : (d, s) float32 tensor
-        The sketch.
-    omega : (d, s) float32 tensor
-        The matrix that ``S`` was multiplied by.
 
     Returns
     -------
@@ -381,19 +356,7 @@ def _factor_of_core(z: Tensor, omega: Tensor, shift: Tensor) -> tuple[Tensor, Te
 def symmetric_powers(c: Float[Tensor, "d d"], shrinkage: float) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
     """``C^(1/2)`` and ``C^(-1/2)`` of a covariance shrunk toward ``tr(C)/d * I``, computed in float64.
 
-    Parameters
-    ----------
-    c : (d, d) float32 tensor
-        Symmetric, positive semi-definite.
-    shrinkage : float
-        Weight of the identity, in (0, 1]; keeps the inverse finite if ``C`` lacks full rank.
-
-    Returns
-    -------
-    (d, d) float32 tensor
-        The square root.
-    (d, d) float32 tensor
-        The inverse square root.
+    ``shrinkage`` is the weight of the identity, in (0, 1]; it keeps the inverse finite if ``C`` lacks full rank.
     """
     d = c.shape[0]
     values, vectors = torch.linalg.eigh(c.double())
@@ -404,35 +367,16 @@ def symmetric_powers(c: Float[Tensor, "d d"], shrinkage: float) -> tuple[Float[T
 
 
 def principal_angles(a: Float[Tensor, "p d"], b: Float[Tensor, "q d"]) -> Float[Tensor, " k"]:
-    """Principal angles between two subspaces.
-
-    Parameters
-    ----------
-    a, b : (p, d) and (q, d) tensor
-        Rows that span the subspaces, linearly independent.
-
-    Returns
-    -------
-    (min(p, q),) float64 tensor
-        Radians, ascending, from 0 to pi/2.
-    """
+    """Principal angles between the spans of linearly independent rows: radians, ascending, float64."""
     angles = scipy.linalg.subspace_angles(*(rows.double().cpu().numpy().T for rows in (a, b)))
     return torch.from_numpy(angles[::-1].copy())
 
 
 def overlap_by_rank(a: Float[Tensor, "r d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
-    """Overlap of the spans of the first 1, 2, ... r rows: ``||A B^T||_F^2 / r``.
+    """Overlap of the spans of the first 1, 2, ... r rows, linearly independent: ``||A B^T||_F^2 / r``, in float64.
 
-    Parameters
-    ----------
-    a, b : (r, d) tensor
-        Linearly independent rows, the most important first.
-
-    Returns
-    -------
-    (r,) float64 tensor
-        Mean squared cosine of the principal angles: 1 for the same subspace, 0 for orthogonal ones; the expectation
-        for two random ones is ``r / d``.
+    This is the mean squared cosine of the principal angles: 1 for the same subspace, 0 for orthogonal ones; the
+    expectation for two random ones is ``r / d``.
     """
     return nested_overlap(orthonormal(a), orthonormal(b))
 

@@ -66,15 +66,8 @@ class SecondMoment:
 
 
 class SketchingMatrices:
-    """Seeded matrices with orthonormal columns, created on first use and held once per device.
+    """Seeded matrices with orthonormal columns, created on first use, or of an earlier run, held once per device.
 
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor, optional
-        Matrices of an earlier run by key, to continue with.
-
-    Notes
-    -----
     Random numbers of a seed may differ between versions of torch. The matrices are therefore saved with the sketches,
     and results are merged only if theirs are equal.
     """

@@ -12,23 +12,9 @@ Floats = NDArray[np.float64]
 def bootstrap_means(
     samples: Float[np.ndarray, "samples modules"], resamples: int, seed: int, draws: int | None = None
 ) -> Float[np.ndarray, "resamples modules"]:
-    """Column means of resamples of the rows, with replacement.
+    """Column means of resamples of ``draws`` whole rows with replacement, by default as many as there are.
 
-    Parameters
-    ----------
-    samples : (N, M) float array
-        One row per sample. Whole rows are drawn, which preserves correlations between columns.
-    resamples : int
-        Number of resamples.
-    seed : int
-        Seed of ``numpy.random.default_rng``.
-    draws : int, optional
-        Rows in a resample, N by default.
-
-    Returns
-    -------
-    (resamples, M) float64 array
-        Computed as counts times samples, without forming any resample.
+    Computed as counts times samples, without forming any resample; the seed is that of ``numpy.random.default_rng``.
     """
     draws = len(samples) if draws is None else draws
     counts = _counts(np.random.default_rng(seed), resamples, len(samples), draws)

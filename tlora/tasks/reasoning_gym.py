@@ -11,7 +11,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -35,7 +34,6 @@ _WORKER = Path(__file__).with_name("reasoning_gym_worker.py")
 _PATIENCE = 30.0  # seconds that a verifier may take for one answer
 _START = 600.0  # seconds that a worker may take to start, on a slow or busy file system
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-_LONG = 10.0  # seconds after which to warn how long generating will take
 
 Question = tuple[str, str, bytes]
 
@@ -85,12 +83,11 @@ def generate_splits(
     """
     requested = {split: sizes.get(split, 0) for split in DEFAULT_SIZES}
     wanted = {split: DEFAULT_SIZES[split] if size is None else size for split, size in requested.items()}
-    total = sum(wanted.values())
     with (
         contextlib.closing(_questions(name, seed, dict(options or {}))) as questions,
-        tqdm(total=total, desc=f"generating {name}", unit="q", disable=not progress) as bar,
+        tqdm(total=sum(wanted.values()), desc=f"generating {name}", unit="q", disable=not progress) as bar,
     ):
-        dealt = _deal(questions if progress else _warn_if_slow(questions, name, total), wanted, bar)
+        dealt = _deal(questions, wanted, bar)
     for split, size in wanted.items():
         if len(dealt[split]) < size:
             message = f"{name} has few distinct questions: {len(dealt[split])} of {size} are left for {split}"
@@ -145,21 +142,6 @@ def _deal(questions: Iterator[Question], wanted: Mapping[str, int], bar: tqdm) -
         if split != "train":
             held_out.add(question[0])
     return dealt
-
-
-def _warn_if_slow(questions: Iterator[Question], name: str, total: int) -> Iterator[Question]:
-    """Pass questions on, and log how long all of them will take if that is long."""
-    start, has_warned = 0.0, False
-    for count, question in enumerate(questions):
-        start = start or time.monotonic()  # the first question also waits for the worker to start
-        yield question
-        elapsed = time.monotonic() - start
-        if count and elapsed > _LONG and not has_warned:
-            has_warned = True
-            logger.warning(
-                "%s takes %.2g s per question, so %d take about %.0f s: choose a smaller train=, validation= or test=",
-                *(name, elapsed / count, total, 1.4 * total * elapsed / count),
-            )
 
 
 def _dataset(rows: Sequence[Question]) -> Dataset:

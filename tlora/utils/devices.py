@@ -15,18 +15,7 @@ HostCoroutine = Generator[list[Tensor], list[Tensor], Result]
 
 
 def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Copy tensors to the CPU, with one copy per device.
-
-    Parameters
-    ----------
-    tensors : iterable of Tensor
-        Of any shape, dtype and device; those on the CPU are returned as they are.
-
-    Returns
-    -------
-    list of Tensor
-        In the same order.
-    """
+    """Copy tensors of any shape, dtype and device to the CPU, in order, with one copy per device."""
     copies = list(tensors)
     for device in {x.device for x in copies if not x.is_cpu}:
         indices = [n for n, x in enumerate(copies) if x.device == device]
@@ -40,15 +29,7 @@ def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:
 def run_coroutines(computations: list[HostCoroutine[Result]]) -> list[Result]:
     """Run computations side by side and copy the tensors that they yield in each round to the host together.
 
-    Parameters
-    ----------
-    computations : list of HostCoroutine
-        They hold their tensors until all have ended.
-
-    Returns
-    -------
-    list
-        Their results, in the same order.
+    They hold their tensors until all have ended.
     """
     results: dict[int, Result] = {}
     answers: dict[int, list[Tensor] | None] = dict.fromkeys(range(len(computations)))

@@ -61,15 +61,10 @@ class Processes:
     def synchronized_items(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         """Yield items of a loop that every process repeats equally often, such as passes of a sharded model.
 
-        Parameters
-        ----------
-        items : iterable
-            Items of this process, which can be pickled.
-
         Yields
         ------
         tuple
-            An item, and whether it is this process's own; if none is left, an item of another process.
+            An item, which can be pickled, and whether it is this process's own; if none is left, an item of another.
         """
         own = iter(items)
         while True:

@@ -17,14 +17,6 @@ def library_versions() -> dict[str, str]:
 
 
 def require(module: str, extra: str) -> None:
-    """Refuse to continue without an optional package, naming the command that installs it.
-
-    Parameters
-    ----------
-    module : str
-        Name to import.
-    extra : str
-        Extra of ``pyproject.toml`` that it belongs to.
-    """
+    """Refuse to continue without a module, naming the extra of ``pyproject.toml`` that installs it."""
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(f"{module} is not installed: run `pip install -e '.[{extra}]'`", name=module)

@@ -16,14 +16,7 @@ _TURN = threading.RLock()
 def temporary_seed(seed: int | None = None) -> Iterator[None]:
     """Seed torch's global generators inside, and restore their state afterwards.
 
-    Parameters
-    ----------
-    seed : int, optional
-        None if the random numbers are discarded.
-
-    Notes
-    -----
-    Threads wait for each other: the generators are global.
+    Without a seed the random numbers are discarded. Threads wait for each other: the generators are global.
     """
     with _TURN, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         if seed is not None:

@@ -105,14 +105,11 @@ def test_prices_are_paid_from_exact_ideals(problem):
         ([0.1, 0.2, 0.3], 6, [0] * 3, [9] * 3, [1, 2, 3]),  # 0.1 + 0.2 > 0.3 in floats
         ([1e-300, 2e-300], 9, [1] * 2, [9] * 2, [3, 6]),
         ([5e-324, 1e300], 9, [1] * 2, [99] * 2, [1, 8]),
+        ([1, 2], 100, [1, 1], [3, 4], [3, 4]),  # more budget than room
     ],
 )
 def test_known_cases(weights, budget, low, high, expected):
     assert apportion(weights, budget, low, high) == expected
-
-
-def test_more_budget_than_room_fills_everything():
-    assert apportion([1, 2], 100, [1, 1], [3, 4]) == [3, 4]
 
 
 def test_floors_above_the_budget_are_refused():

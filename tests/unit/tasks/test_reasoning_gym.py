@@ -189,14 +189,6 @@ def test_a_split_that_no_question_is_for_is_refused(few_questions, monkeypatch):
         generate_splits("tiny", {"train": 10, "validation": 5})
 
 
-def test_slow_drawing_is_said(few_questions, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_LONG", 0.0)
-    generate_splits("tiny", {"train": 3}, progress=True)
-    assert not caplog.text
-    generate_splits("tiny", {"train": 3})
-    assert "tiny takes" in caplog.text
-
-
 def test_names():
     assert len(generator_names()) == 106
     assert {NAME, "rush_hour"} < set(generator_names())
