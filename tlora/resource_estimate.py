@@ -9,7 +9,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from functools import partial
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,8 @@ from tlora.models.forward import has_argument, position_limit
 from tlora.models.hooks import ObservationError, observe_gradients
 from tlora.models.loading import choose_architecture, floating_dtype, load_config
 from tlora.models.simulation import Blocks, Simulation, group_blocks, keep_blocks, simulation_mode
-from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings, target_modules
+from tlora.models.targets import NEWLY_INITIALIZED, Target, head_modules, output_embeddings
+from tlora.models.targets import target_modules as select_targets
 from tlora.numerics.linalg import OVERSAMPLING
 from tlora.results import Meta, Result
 from tlora.subspaces.task_subspaces import GROUP_BYTES
@@ -225,27 +228,37 @@ def estimate(
     >>> estimate.bytes["training B"] < estimate.bytes["training all weights"]
     True
     """
-    require_positive_int(rank, "rank")
     for what, value in (("speed", speed), ("memory", memory)):
         if value is not None:
             require_positive(value, what)
-    work = Workload(samples, length, batch_size, length if labels is None else labels)
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else load_config(model)
     name = config._name_or_path if isinstance(model, PretrainedConfig) else str(model)
     target_modules = list_names(target_modules)
     setup = Setup(
-        dtype, _bits(config, dtype) if bits is None else bits, gradient_checkpointing, optim, gpus, rank, sketch_size
+        samples=samples,
+        length=length,
+        batch_size=batch_size,
+        labels=length if labels is None else labels,
+        dtype=dtype,
+        bits=_bits(config, dtype) if bits is None else bits,
+        gradient_checkpointing=gradient_checkpointing,
+        optim=optim,
+        gpus=gpus,
+        rank=rank,
+        sketch_size=sketch_size,
     )
-    arguments = asdict(work) | asdict(setup) | {"num_labels": num_labels, "target_modules": target_modules}
-    with build_base(choose_architecture(config, num_labels), config, setup.precision, target_modules) as base:
-        costs = simulate(base, setup, work)
+    with simulation_mode() as simulation:
+        base = choose_architecture(config, num_labels).from_config(config, dtype=setup.precision).eval()
+        NEWLY_INITIALIZED[base] = ()  # there is no checkpoint that could lack weights
+        run = partial(_simulate, simulation, base, select_targets(base, target_modules))
+        costs = run(setup)
         largest = sum(min(shape) for shape in costs.shapes.values()) // len(costs.shapes)
         if rank > largest:
             raise ValueError(
                 f"rank={rank} exceeds the matrices of the {len(costs.shapes)} modules: use at most {largest}"
             )
-        stage_bytes = _stage_bytes(costs, setup, work)
-        changes = [] if memory is None else _propose_changes(base, costs, setup, work, stage_bytes, memory)
+        stage_bytes = _stage_bytes(costs, setup)
+        changes = [] if memory is None else _propose_changes(run, costs, setup, stage_bytes, memory)
     return ResourceEstimate(
         shapes=costs.shapes,
         shared=costs.shared,
@@ -255,11 +268,15 @@ def estimate(
             for kind, adapter in uniform_footprints(costs.shapes, rank).items()
         },
         bytes=stage_bytes,
-        flops=_stage_flops(costs, setup, work),
+        flops=_stage_flops(costs, setup),
         speed=speed,
         memory=None if memory is None else int(memory),
         changes=changes,
-        meta=Meta(name or type(config).__name__, recipe=arguments, samples=samples),
+        meta=Meta(
+            name or type(config).__name__,
+            recipe=asdict(setup) | {"num_labels": num_labels, "target_modules": target_modules},
+            samples=samples,
+        ),
     )
 
 
@@ -280,46 +297,13 @@ def _bits(config: PretrainedConfig, dtype: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """The data that is run through a model.
-
-    Attributes
-    ----------
-    samples : int
-        Calibration samples.
-    length : int
-        Tokens of each sample.
-    batch_size : int
-        Samples at once, in calibration and in training.
-    labels : int
-        Labeled tokens of each sample.
-
-    Raises
-    ------
-    ValueError
-        If a number is not positive.
-    """
+class Setup:
+    """How much data is run through a model, and how it is stored and trained: arguments of `estimate`."""
 
     samples: int
     length: int
     batch_size: int
     labels: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            require_positive_int(value, name)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a model is stored and trained, by arguments of `estimate`.
-
-    Raises
-    ------
-    ValueError
-        If one is out of range.
-    """
-
     dtype: str
     bits: int | None
     gradient_checkpointing: bool
@@ -329,6 +313,8 @@ class Setup:
     sketch_size: int
 
     def __post_init__(self) -> None:
+        for name in ("samples", "length", "batch_size", "labels", "rank"):
+            require_positive_int(getattr(self, name), name)
         floating_dtype(self.dtype)
         if self.bits is not None and self.bits not in QUANTIZED_BYTES:
             raise ValueError(f"bits={self.bits!r}: use 4 or 8, or leave it out")
@@ -356,63 +342,25 @@ class Setup:
         return numbers * itemsize + fixed
 
 
-@dataclass(frozen=True)
-class Base:
-    """A model without data.
+class Weights(NamedTuple):
+    """Bytes of a model's weights: all, those outside of its blocks, and the largest block."""
 
-    Attributes
-    ----------
-    simulation : Simulation
-        Counts bytes and operations.
-    model : PreTrainedModel
-        The model.
-    targets : dict of Target
-        Its target modules.
-    groups : list of Blocks
-        Its blocks, grouped by their structure.
-    """
+    total: int
+    outside: int
+    block: int
 
-    simulation: Simulation
-    model: Any
-    targets: dict[str, Target]
-    groups: list[Blocks]
+    def bytes_per_gpu(self, gpus: int) -> int:
+        """Return the bytes on a GPU: its shard, what is outside of blocks, and two blocks, one of them prefetched."""
+        return self.total if gpus <= 1 else self.total // gpus + self.outside + 2 * self.block
 
 
-@contextlib.contextmanager
-def build_base(architecture: Any, config: PretrainedConfig, dtype: torch.dtype, targets: Any) -> Iterator[Base]:
-    """Build a model of an auto class of transformers without data, for the duration of the block."""
-    with simulation_mode() as simulation:
-        model = architecture.from_config(config, dtype=dtype).eval()
-        NEWLY_INITIALIZED[model] = ()  # there is no checkpoint that could lack weights
-        yield Base(simulation, model, target_modules(model, targets), group_blocks(model))
+class StepCosts(NamedTuple):
+    """Sizes of a model, and peak bytes and operations of its steps.
 
-
-@dataclass(frozen=True)
-class StepCosts:
-    """Sizes of a model, and costs of its steps.
-
-    Attributes
-    ----------
-    shapes : dict of (int, int)
-        ``(d_out, d_in)`` of each target module.
-    shared : dict of str
-        For each module the first one that reads the same input.
-    parameters : int
-        Parameters of the model.
-    head : int
-        Parameters of a classifier's head, which is trained with the adapter.
-    full_weights : Weights
-        Bytes of parameters and buffers.
-    weights : Weights
-        The same after quantization.
-    step_bytes : dict of int
-        Peak bytes in addition to the weights: of the forward and backward pass of a calibration batch
-        (``"calibration"``), and of a training step by what is trained, including adapter and its gradient, without
-        gradients of the base and states of an optimizer.
-    step_flops : dict of int
-        Floating-point operations of the same.
-    block_bytes : int
-        Peak bytes in addition to weights and gradients in a step of full fine-tuning of one block of each kind.
+    ``step_bytes`` and ``step_flops`` have an entry for a calibration batch (``"calibration"``) and for each kind of
+    training. The bytes are those in addition to the weights; for training they include adapter and its gradient, but no
+    gradients of the base and no states of an optimizer. ``block_bytes`` is the peak in addition to weights and
+    gradients in a step of full fine-tuning of one block of each kind.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -426,27 +374,12 @@ class StepCosts:
     block_bytes: int
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Bytes of a model's weights: all, those outside of its blocks, and the largest block."""
-
-    total: int
-    outside: int
-    block: int
-
-    def bytes_per_gpu(self, gpus: int) -> int:
-        """Return the bytes on a GPU: its shard, what is outside of blocks, and two blocks, one of them prefetched."""
-        if gpus <= 1:
-            return self.total
-        return self.total // gpus + self.outside + 2 * self.block
-
-
-def _stage_bytes(costs: StepCosts, setup: Setup, work: Workload) -> dict[str, int]:
+def _stage_bytes(costs: StepCosts, setup: Setup) -> dict[str, int]:
     """Return the peak memory of each stage."""
     distinct = [costs.shapes[name][1] for name in set(costs.shared.values())]
     sketched = [d for d in distinct if setup.is_sketched(d)]
     dense = [d for d in distinct if not setup.is_sketched(d)]
-    means = BYTES * sum(d * min(work.samples, d) for d in distinct)
+    means = BYTES * sum(d * min(setup.samples, d) for d in distinct)
     whole = BYTES * sum(d**2 for d in distinct) + means
     sketches = BYTES * (sum(d**2 for d in dense) + setup.sketch_size * (sum(sketched) + sum(set(sketched)))) + means
     weights = costs.weights.bytes_per_gpu(setup.gpus)
@@ -489,10 +422,10 @@ def _subspace_bytes(costs: StepCosts, setup: Setup, covariances: int) -> int:
     return max(max(each), min(sum(each), GROUP_BYTES if setup.gpus == 1 else 0))
 
 
-def _stage_flops(costs: StepCosts, setup: Setup, work: Workload) -> dict[str, float]:
+def _stage_flops(costs: StepCosts, setup: Setup) -> dict[str, float]:
     """Return the floating-point operations of each stage, of one GPU."""
-    tokens = work.samples * work.length
-    passes = costs.step_flops["calibration"] * work.samples / work.batch_size
+    tokens = setup.samples * setup.length
+    passes = costs.step_flops["calibration"] * setup.samples / setup.batch_size
     scores = sum(2.0 * tokens * rows * columns for rows, columns in costs.shapes.values())
     distinct = [costs.shapes[name][1] for name in set(costs.shared.values())]
     whole = sum(1.0 * tokens * d**2 for d in distinct)  # one triangle
@@ -520,12 +453,13 @@ def _subspace_flops(rows: int, columns: int, width: int) -> float:
 
 
 def _propose_changes(
-    base: Base, costs: StepCosts, setup: Setup, work: Workload, stage_bytes: dict[str, int], memory: float
+    run: Callable[..., StepCosts], costs: StepCosts, setup: Setup, stage_bytes: dict[str, int], memory: float
 ) -> list[dict[str, Any]]:
     """Return what to change until calibration, subspaces and training ``B`` fit, the cheapest change first."""
     proposed: dict[str, dict[str, Any]] = {}
     stages = ["calibration, covariances whole", "subspaces", f"training {KINDS[0]}"]
-    simulations = {_simulation_key(setup, work): costs}
+    key = attrgetter("bits", "gradient_checkpointing", "batch_size")  # what the simulation depends on
+    simulations = {key(setup): costs}
 
     def peak(stage_bytes: dict[str, int]) -> int:
         return max(stage_bytes[stage] for stage in stages)
@@ -536,48 +470,42 @@ def _propose_changes(
         if peak(stage_bytes) < 0.99 * before:
             price = f"of each covariance {setup.sketch_size} columns are kept"
             proposed["covariance"] = {"change": "covariance='sketch'", "costs": price, "bytes": peak(stage_bytes)}
-    for argument, change, price, values in _possible_changes(setup, work):
+    for argument, value, change, price in _possible_changes(setup):
         if peak(stage_bytes) <= memory:
             break
         if argument == "gpus" and "bits" in proposed:  # several GPUs need no rounding
             setup = replace(setup, bits=None)
             del proposed["bits"]
-        new_setup = replace(setup, **{name: value for name, value in values.items() if name != "batch_size"})
-        new_work = replace(work, batch_size=values.get("batch_size", work.batch_size))
-        key = _simulation_key(new_setup, new_work)
+        new_setup = replace(setup, **{argument: value})
         try:
-            simulations[key] = simulations.get(key) or simulate(base, new_setup, new_work, KINDS[:1])
+            simulations[key(new_setup)] = simulations.get(key(new_setup)) or run(new_setup, KINDS[:1])
         except ValueError:  # the model cannot checkpoint gradients
             continue
-        after = _stage_bytes(simulations[key], new_setup, new_work)
+        after = _stage_bytes(simulations[key(new_setup)], new_setup)
         if peak(after) < 0.99 * peak(stage_bytes):
             proposed[argument] = {"change": change, "costs": price, "bytes": peak(after)}
-            setup, work, stage_bytes = new_setup, new_work, after
+            setup, stage_bytes = new_setup, after
     return list(proposed.values())
 
 
-def _simulation_key(setup: Setup, work: Workload) -> tuple[Any, ...]:
-    return setup.bits, setup.gradient_checkpointing, work.batch_size
-
-
-def _possible_changes(setup: Setup, work: Workload) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Yield argument, change, price and new values of each possible change, the cheapest first."""
-    if work.batch_size > 1:
-        change = f"batch_size=1, gradient_accumulation_steps={work.batch_size}"
-        yield "batch_size", change, "the same updates; small batches leave a GPU idle", {"batch_size": 1}
+def _possible_changes(setup: Setup) -> Iterator[tuple[str, Any, str, str]]:
+    """Yield an argument, its new value, the change in words and its price, the cheapest first."""
+    if setup.batch_size > 1:
+        change = f"batch_size=1, gradient_accumulation_steps={setup.batch_size}"
+        yield "batch_size", 1, change, "the same updates; small batches leave a GPU idle"
     if not setup.gradient_checkpointing:
-        change, price = "gradient_checkpointing=True", "a training step runs the forward pass twice"
-        yield "gradient_checkpointing", change, price, {"gradient_checkpointing": True}
+        price = "a training step runs the forward pass twice"
+        yield "gradient_checkpointing", True, "gradient_checkpointing=True", price
     if setup.state_bytes(BYTES) > 0:
-        change, price = "optim='paged_adamw_8bit'", "states are rounded to 8 bits and come from the host"
-        yield "optim", change, price, {"optim": "paged_adamw_8bit"}
+        price = "states are rounded to 8 bits and come from the host"
+        yield "optim", "paged_adamw_8bit", "optim='paged_adamw_8bit'", price
     for bits in (8, 4):
         if setup.bits is None or bits < setup.bits:
-            change, price = f"quantization_config=BitsAndBytesConfig(load_in_{bits}bit=True)", "the base is rounded"
-            yield "bits", change, price, {"bits": bits}
+            change = f"quantization_config=BitsAndBytesConfig(load_in_{bits}bit=True)"
+            yield "bits", bits, change, "the base is rounded"
     for gpus in GPU_COUNTS:
         if gpus > setup.gpus:
-            yield "gpus", f"{gpus} GPUs, the base sharded by FSDP2", "more GPUs", {"gpus": gpus}
+            yield "gpus", gpus, f"{gpus} GPUs, the base sharded by FSDP2", "more GPUs"
 
 
 def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", seconds: float = 0.5) -> float:
@@ -607,31 +535,18 @@ def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", sec
     return 2 * size**3 / best
 
 
-def simulate(base: Base, setup: Setup, work: Workload, trained: Sequence[str] = (*KINDS, FULL)) -> StepCosts:
-    """Run a model's code for one calibration batch and one training step of each kind, on tensors without data.
-
-    Parameters
-    ----------
-    base : Base
-        The model.
-    setup : Setup
-        How it is stored and trained; optimizer and GPUs do not matter here.
-    work : Workload
-        Sizes of the data.
-    trained : sequence of str
-        Kinds of training to run, in addition to calibration.
-
-    Raises
-    ------
-    ValueError
-        If samples are too long for the model, it cannot checkpoint gradients, or its code depends on values.
-    RuntimeError
-        If a target module does not run, or no gradient reaches it.
-    """
-    simulation, model, targets, groups = base.simulation, base.model, base.targets, base.groups
+def _simulate(
+    simulation: Simulation,
+    model: Any,
+    targets: dict[str, Target],
+    setup: Setup,
+    trained: Sequence[str] = (*KINDS, FULL),
+) -> StepCosts:
+    """Run a model's code for one calibration batch and one training step of each kind, on tensors without data."""
     if setup.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise ValueError(f"gradient_checkpointing=True: {type(model).__name__} does not support it, leave it out")
-    _check_length(model, work)
+    _check_length(model, setup)
+    groups = group_blocks(model)
     shared: dict[str, str] = {}
     quantized = _quantized_layers(model) if setup.bits else []
 
@@ -641,13 +556,13 @@ def simulate(base: Base, setup: Setup, work: Workload, trained: Sequence[str] = 
         with contextlib.ExitStack() as undo:
             for layer in quantized:
                 undo.enter_context(_unpacking(layer))
-            calibration, inputs = _calibration_pass(simulation, model, present, work)
+            calibration, inputs = _calibration_pass(simulation, model, present, setup)
             shared.update({name: first for name, first in inputs.items() if name not in shared})
             counts = {"calibration": calibration} | {
-                kind: _adapter_step(simulation, model, present, setup, work, kind) for kind in KINDS if kind in trained
+                kind: _adapter_step(simulation, model, present, setup, kind) for kind in KINDS if kind in trained
             }
         if FULL in trained:
-            counts[FULL] = _full_step(simulation, model, setup, work)
+            counts[FULL] = _full_step(simulation, model, setup)
         return counts
 
     try:
@@ -662,7 +577,7 @@ def simulate(base: Base, setup: Setup, work: Workload, trained: Sequence[str] = 
     _share_as_second_block(groups, shared, targets)
     if FULL in trained:
         with keep_blocks({blocks: 1 for blocks in groups}), contextlib.suppress(*NEEDS_ALL_BLOCKS):
-            block_bytes, _ = _full_step(simulation, model, setup, replace(work, labels=1))
+            block_bytes, _ = _full_step(simulation, model, replace(setup, labels=1))
     return StepCosts(
         shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
         shared={name: shared[name] for name in targets},
@@ -712,11 +627,11 @@ def _share_as_second_block(groups: list[Blocks], shared: dict[str, str], targets
                     shared[name] = reader.replace(f"{names[1]}.", f"{block}.", 1)
 
 
-def _check_length(model: Any, work: Workload) -> None:
+def _check_length(model: Any, setup: Setup) -> None:
     """Refuse more tokens than there are learned positions: a table without data accepts any index."""
-    length = work.length
-    if work.labels > length and not model.config.is_encoder_decoder:
-        raise ValueError(f"labels={work.labels} of {length} tokens: a sample has no more labels than tokens")
+    length = setup.length
+    if setup.labels > length and not model.config.is_encoder_decoder:
+        raise ValueError(f"labels={setup.labels} of {length} tokens: a sample has no more labels than tokens")
     limit, table = position_limit(model) or (length, "")
     if length > limit:
         raise ValueError(f"length={length}: the model reads at most {limit} tokens, by {table}")
@@ -770,13 +685,13 @@ class _Unpacked(torch.autograd.Function):
 
 
 def _calibration_pass(
-    simulation: Simulation, model: Any, targets: dict[str, Target], work: Workload
+    simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup
 ) -> tuple[tuple[int, int], dict[str, str]]:
     shared: dict[str, str] = {}
     with observe_gradients(model, targets, lambda name, inputs, gradients: None) as recorder:
 
         def act() -> None:
-            loss = batch_loss(model, work)
+            loss = batch_loss(model, setup)
             first: dict[int, str] = {}
             for name in targets:
                 shared[name] = first.setdefault(id(recorder.inputs_of(name)[0]), name)
@@ -788,7 +703,7 @@ def _calibration_pass(
 
 
 def _adapter_step(
-    simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup, work: Workload, kind: str
+    simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup, kind: str
 ) -> tuple[int, int]:
     """Count a step with LoRA on every target, which PEFT computes in float32 whatever the precision of the layer."""
 
@@ -799,7 +714,7 @@ def _adapter_step(
             for name, target in targets.items()
         ]
         try:
-            batch_loss(model, work).backward()
+            batch_loss(model, setup).backward()
         finally:
             for handle in handles:
                 handle.remove()
@@ -808,7 +723,7 @@ def _adapter_step(
         return simulation.measure(act)
 
 
-def _full_step(simulation: Simulation, model: Any, setup: Setup, work: Workload) -> tuple[int, int]:
+def _full_step(simulation: Simulation, model: Any, setup: Setup) -> tuple[int, int]:
     """Count a step of full fine-tuning, releasing gradients one by one: `_stage_bytes` adds them."""
 
     def forget(parameter: Tensor) -> None:
@@ -821,7 +736,7 @@ def _full_step(simulation: Simulation, model: Any, setup: Setup, work: Workload)
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(forget))
         with _training(model, setup):
-            return simulation.measure(lambda: batch_loss(model, work).backward())
+            return simulation.measure(lambda: batch_loss(model, setup).backward())
     finally:
         for handle in handles:
             handle.remove()
@@ -859,16 +774,16 @@ def _lora(target: Target, rank: int, *, freeze_a: bool) -> Callable[..., Tensor]
     return update
 
 
-def batch_loss(model: Any, work: Workload) -> Tensor:
-    """Return the summed loss of a batch of the size of the workload; a causal model computes logits for labels only."""
-    ids = torch.zeros(work.batch_size, work.length, dtype=torch.long)
+def batch_loss(model: Any, setup: Setup) -> Tensor:
+    """Return the summed loss of a batch of the given size; a causal model computes logits for labels only."""
+    ids = torch.zeros(setup.batch_size, setup.length, dtype=torch.long)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    labels = torch.zeros(work.batch_size, work.labels, dtype=torch.long)
+    labels = torch.zeros(setup.batch_size, setup.labels, dtype=torch.long)
     if model.config.is_encoder_decoder:
         inputs["labels"] = labels
     elif has_argument(model, "logits_to_keep"):
-        inputs["logits_to_keep"] = work.labels
+        inputs["logits_to_keep"] = setup.labels
     logits = model(**inputs).logits
     if logits.ndim == 2:
         return functional.cross_entropy(logits.float(), ids[:, 0], reduction="sum")
-    return functional.cross_entropy(logits[:, : work.labels].float().transpose(1, 2), labels, reduction="sum")
+    return functional.cross_entropy(logits[:, : setup.labels].float().transpose(1, 2), labels, reduction="sum")

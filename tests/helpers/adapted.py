@@ -84,11 +84,11 @@ def calibrate_tiny(model: Any, **options: Any) -> tlora.Calibration:
     return tlora.calibrate(model, [tiny_batch(model)], progress=False, **options)
 
 
-def rising_allocation(model: nn.Module, **options: Any) -> tlora.Allocation:
+def rising_allocation(model: nn.Module, rank: int = 4, **options: Any) -> tlora.Allocation:
     """An allocation by rising scores, so that few modules have the same rank and scaling."""
     targets = target_modules(model)
     scores = torch.arange(1, len(targets) + 1)[None].float()
-    return tlora.allocate(Sensitivity(targets, scores, Meta()), rank=4, **options)
+    return tlora.allocate(Sensitivity(targets, scores, Meta()), rank, **options)
 
 
 def model_with_draft() -> Any:

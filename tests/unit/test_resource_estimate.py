@@ -1,10 +1,23 @@
 """What a model will take, from its config: counts that are published, and memory that processes were seen to hold."""
 
+import itertools
+
 import pytest
-from transformers import AutoConfig, LlamaConfig, MambaConfig, MixtralConfig, XmodConfig
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    FalconConfig,
+    LlamaConfig,
+    MambaConfig,
+    MixtralConfig,
+    XmodConfig,
+)  # fmt: skip
 
 import tlora
 from benchmarks.speed.memory import CONFIGURATIONS, estimated, measured
+from tests.helpers.adapted import rising_allocation
 from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model
 from tlora import resource_estimate
 from tlora.resource_estimate import estimate, matmul_speed
@@ -13,7 +26,6 @@ SMALL = {"samples": 4, "length": 16, "batch_size": 2}
 LAYERS = {
     "llama": {"num_hidden_layers": 5},
     "gemma3": {"num_hidden_layers": 6},
-    "gpt2": {"n_layer": 5},
     "t5": {"num_layers": 4, "num_decoder_layers": 5},
 }
 
@@ -24,12 +36,35 @@ def test_memory_is_what_a_process_holds(configuration):
     assert estimated(configuration) == pytest.approx(measured(configuration), rel=0.15)
 
 
-LESS = {"gradient_checkpointing": True, "bits": 4}
+def live_peak(config, rank, batch_size, length):
+    """Bytes of the weights and of the most that two steps of training ``B`` held at once, by torch's own allocator."""
+    model = AutoModelForCausalLM.from_config(config)
+    adapted = tlora.attach(model, None, rising_allocation(model, rank, adapt_ranks=False, adapt_scales=False)).train()
+    ids = torch.randint(3, config.vocab_size, (batch_size, length))
+    optimizer = torch.optim.AdamW(p for p in adapted.parameters() if p.requires_grad)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(2):
+            adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes)) + sum(tensor.nbytes for tensor in adapted.parameters())
+
+
+@pytest.mark.parametrize("multi_query", [True, False])
+def test_training_takes_what_torch_holds(multi_query):
+    """With one key for all queries the CPU has no flash attention: a matrix of tokens by tokens is kept."""
+    config = FalconConfig(
+        hidden_size=256, num_hidden_layers=4, num_attention_heads=8, vocab_size=1000, multi_query=multi_query
+    )
+    said = estimate(config, 4, samples=4, length=256, batch_size=4).bytes["training B"]
+    assert said == pytest.approx(live_peak(config, 4, 4, 256), rel=0.03)
 
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("llama", LESS), ("gemma3", {}), pytest.param("gpt2", {}, marks=pytest.mark.slow), ("t5", {})],
+    [("llama", {"gradient_checkpointing": True, "bits": 4}), ("gemma3", {}), ("t5", {})],
 )
 def test_one_block_and_two_say_what_all_of_them_take(family, options, monkeypatch):
     config = tiny_config(family, **LAYERS[family])
@@ -61,13 +96,6 @@ def test_modules_are_those_of_the_model_and_share_the_inputs_that_it_shares(fami
     assert result.parameters == model.num_parameters()
     whole = sum(4 * len(calibration.covariance[name].dense()) ** 2 for name in set(calibration.shared.values()))
     assert result.bytes["calibration, covariances whole"] > result.bytes["weights"] + whole
-
-
-def test_where_layers_are_dropped_at_random_a_step_of_all_of_them_is_counted():
-    config = tiny_config("opt")
-    whole = estimate(config, 2, **SMALL)
-    config.layerdrop = 0.5
-    assert estimate(config, 2, **SMALL).bytes == whole.bytes
 
 
 @pytest.mark.parametrize(("rank", "lora", "b"), [(128, 319_815_680, 174_063_616), (32, 79_953_920, 43_515_904)])
@@ -106,12 +134,6 @@ def test_time_and_what_fits():
     frame = estimate(config, 2, **SMALL, speed=1e9, memory=largest - 1).to_frame()
     assert frame["seconds"].tolist() == pytest.approx((1e3 * frame["teraflops"]).tolist())
     assert (~frame["fits"].astype(bool)).sum() == (frame["gigabytes"] * 1e9 == largest).sum()
-
-
-def test_half_precision_halves_the_weights():
-    config = tiny_config("llama")
-    single, half = (estimate(config, 2, **SMALL, dtype=dtype).bytes["weights"] for dtype in ("float32", "bfloat16"))
-    assert half == pytest.approx(single / 2, rel=0.1)
 
 
 @pytest.mark.packaged
@@ -155,9 +177,7 @@ def test_refusals(changes, words):
 @pytest.mark.parametrize(
     ("family", "most", "table"),
     [
-        ("bert", 80, "bert.embeddings.position_embeddings"),
         ("roberta", 78, "roberta.embeddings.position_embeddings"),
-        ("gpt2", 64, "transformer.wpe"),
         ("opt", 64, "model.decoder.embed_positions"),
     ],
 )
@@ -166,11 +186,6 @@ def test_samples_are_no_longer_than_positions_were_learned(family, most, table):
     assert estimate(tiny_config(family), 2, **work, length=most).parameters
     with pytest.raises(ValueError, match=f"at most {most} tokens, by {table}"):
         estimate(tiny_config(family), 2, **work, length=most + 1)
-
-
-@pytest.mark.parametrize("family", ["llama", "t5"])
-def test_positions_that_are_computed_have_no_end(family):
-    assert estimate(tiny_config(family), 2, samples=1, length=200, batch_size=1).parameters
 
 
 def test_models_that_go_by_values_and_modules_that_do_not_run_are_named():
@@ -187,27 +202,22 @@ def test_speed_is_that_of_a_product():
 
 
 def test_experts_are_counted_in_any_type():
-    """Without data torch knows their products for bfloat16 alone; in float32 all that is held is twice as large."""
+    """Without data torch knows their products for bfloat16 alone; in float32 weights are twice as large."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
     config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
     full, short = (estimate(config, 2, **SMALL, dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert full.bytes["weights"] == pytest.approx(2 * short.bytes["weights"], rel=0.01)
-    widths = [full.shapes[name][1] for name in set(full.shared.values())]
-    kept = sum(4 * d * (d + SMALL["samples"]) for d in widths)
-    passes = [
-        result.bytes["calibration, covariances whole"] - result.bytes["weights"] - kept for result in (full, short)
-    ]
-    assert 1.7 < passes[0] / passes[1] < 2.1
+    passes = [result.bytes["training all weights"] - result.bytes["weights"] for result in (full, short)]
+    assert passes[0] == pytest.approx(2 * passes[1], rel=0.1)
     assert full.flops == short.flops
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_the_head_of_a_classifier_is_trained_too(family):
-    model = tiny_model(family, num_labels=5)
+def test_the_head_of_a_classifier_is_trained_too():
+    model = tiny_model("roberta", num_labels=5)
     calibration = tlora.calibrate(model, [tiny_batch(model)], progress=False)
     allocation = tlora.allocate(calibration.sensitivity, 2, adapt_ranks=False, adapt_scales=False)
-    result = estimate(tiny_config(family), 2, **SMALL, num_labels=5)
-    without = estimate(tiny_config(family), 2, **SMALL, num_labels=2)
+    result = estimate(tiny_config("roberta"), 2, **SMALL, num_labels=5)
+    without = estimate(tiny_config("roberta"), 2, **SMALL, num_labels=2)
     assert result.bytes["training B"] > without.bytes["training B"]
     for freeze_a, kind in ((True, "B"), (False, "A and B")):
         adapted = tlora.attach(model, None, allocation, freeze_a, replace=True)
@@ -285,8 +295,3 @@ def test_what_to_change_ends_with_what_fits_and_says_what_it_costs():
     assert last[2].endswith("GPUs, the base sharded by FSDP2")
     again = estimate(WIDE, 8, **work | {"batch_size": 1}, gpus=int(last[2].split()[0])).bytes
     assert max(again[stage] for stage in ("calibration, covariances sketched", "subspaces", "training B")) == after
-
-
-def test_an_encoder_decoder_may_write_more_than_it_reads():
-    few, many = (estimate(tiny_config("t5"), 2, **SMALL, labels=labels) for labels in (4, 40))
-    assert many.flops["training B"] > 1.5 * few.flops["training B"]

@@ -144,7 +144,9 @@ def _attention(
     options = dict(zip(("dropout_p", "is_causal"), more, strict=False)) | kwargs
     dropout, causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
     is_learned = attn_mask is not None and attn_mask.requires_grad
-    if dropout > 0 or is_learned or query.ndim != 4 or query.shape[-1] != value.shape[-1]:
+    own = slice(1 if options.get("enable_gqa") else 2)  # without it, other numbers of heads are broadcast
+    is_broadcast = not query.shape[own] == key.shape[own] == value.shape[own]
+    if dropout > 0 or is_learned or is_broadcast or query.ndim != 4 or query.shape[-1] != value.shape[-1]:
         return ATTENTION(query, key, value, attn_mask, *more, **kwargs)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
@@ -156,8 +158,8 @@ def _attention(
 def simulation_mode() -> Iterator[Simulation]:
     """Create tensors with shapes but no data inside the block, so nothing is computed, whatever their size.
 
-    Operations choose their kernels as on the CPU. Attention is therefore never a matrix of tokens by tokens, as on
-    GPUs.
+    Operations choose their kernels as on the CPU. Attention is therefore a matrix of tokens by tokens only if the heads
+    of queries and keys differ in number and are not grouped, as in Falcon's multi-query attention.
     """
     was_enabled = gc.isenabled()
     gc.disable()  # its timing would change the peak, and it takes a third of the time
