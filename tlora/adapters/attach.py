@@ -160,18 +160,9 @@ def attach(
 
 
 def attach_options(model: PeftModel) -> dict[str, Any] | None:
-    """Return the options with which `attach` put the active adapter on a model.
+    """Return the options with which `attach` put the active adapter on a model: kind, rows, whether A is frozen, seed.
 
-    Parameters
-    ----------
-    model : peft.PeftModel
-        A model with or without LoRA layers.
-
-    Returns
-    -------
-    dict, optional
-        ``kind`` and ``rows`` of the subspaces (None for a random ``A``), ``freeze_a`` and ``seed``; None if the
-        adapter was not attached by `attach` in this process, e.g. one that was loaded or copied.
+    None if it did not in this process, e.g. for an adapter that was loaded or copied.
     """
     layers = [layer.lora_A for layer in adapter_layers(model).values() if model.active_adapter in layer.lora_A]
     return _ATTACH_OPTIONS.get(layers[0][model.active_adapter]) if layers else None
@@ -218,13 +209,7 @@ def _scaled_basis(subspaces: Subspaces, name: str, rank: int, rows: Rows) -> Ten
 
 
 def check_ranks_and_scalings(adapted: PeftModel, allocation: Allocation) -> None:
-    """Compare the rank and scaling of each layer that PEFT made with the allocation.
-
-    Raises
-    ------
-    RuntimeError
-        If one differs.
-    """
+    """Compare the rank and scaling of each layer that PEFT made with the allocation."""
     adapter, layers = adapted.active_adapter, adapter_layers(adapted)
     for name, rank in allocation.ranks.items():
         layer, scaling = layers[name], allocation.scalings[name]

@@ -220,13 +220,7 @@ class Compression(Result):
 
 
 def check_budget(budget: Mapping[str, Any]) -> None:
-    """Refuse anything but one budget, by the arguments of `tlora.compress`.
-
-    Raises
-    ------
-    ValueError
-        If none or several are given, or one is out of range.
-    """
+    """Refuse anything but one budget, by the arguments of `tlora.compress`."""
     names = [name for name, value in budget.items() if value is not None]
     if len(names) != 1:
         options = ", ".join(f"{name}=" for name in budget)
@@ -249,19 +243,7 @@ def choose_ranks(
 ) -> dict[str, int]:
     """Return the ranks that the one budget pays for; see `tlora.compress`.
 
-    Parameters
-    ----------
-    energies : mapping of (r,) tensor
-        What each direction of a module contributes to the squared norm that is kept, the largest first.
-    shapes : mapping of (int, int)
-        ``(d_out, d_in)`` of each module.
-    rank, parameters, energy, error
-        The budget; exactly one is not None.
-
-    Raises
-    ------
-    ValueError
-        If ranks name another module, or the parameters do not pay for any direction.
+    ``energies`` are what each direction of a module adds to the squared norm that is kept, (r,), the largest first.
     """
     values, costs = {name: tensor.numpy() for name, tensor in energies.items()}, _costs(shapes)
     whole = {name: len(array) for name, array in values.items()}

@@ -70,13 +70,7 @@ def lora_config(model: Any, allocation: Allocation, **overrides: Any) -> LoraCon
 
 
 def build_config(model: Any, allocation: Allocation, overrides: Mapping[str, Any]) -> LoraConfig:
-    """Build what `lora_config` returns, for a model that may still have an adapter.
-
-    Raises
-    ------
-    ValueError
-        As `lora_config`.
-    """
+    """Build what `lora_config` returns, for a model that may still have an adapter."""
     for name in overrides:
         if name in _ALLOCATED:
             raise ValueError(f"{name}={overrides[name]!r}: the allocation decides this for every module, leave it out")
@@ -143,20 +137,7 @@ def _refuse_ambiguous_names(model: Any, allocation: Allocation) -> None:
 
 
 def shared_config(model: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return the arguments of a PEFT config that depend on the model: task, modules, head, layout of the weights.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        The base model.
-    names : iterable of str
-        Full names of the modules to adapt.
-
-    Returns
-    -------
-    dict
-        Arguments of a `peft.PeftConfig`.
-    """
+    """Return the arguments of a PEFT config that depend on the model: task, modules, head, layout of the weights."""
     names, modules = list(names), base_modules(model)
     return {
         "task_type": _task_type(model),

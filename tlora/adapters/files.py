@@ -30,7 +30,6 @@ from tlora.utils.files import digest, read_json
 
 _ROWS = re.compile(r"\.(lora_A\.weight|lora_embedding_A)$")
 
-
 COMPUTES_MORE = ("lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
 """Keys of ``adapter_config.json`` with which the update is not ``s B A``."""
 
@@ -53,13 +52,7 @@ ARGUMENTS = "arguments.json"
 
 
 def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
-    """Refuse, by name, an adapter that is not ``W + s B A``; ``way_out`` is what its owner can do.
-
-    Raises
-    ------
-    ValueError
-        If it computes something else, or has changed the base that A and B are added to.
-    """
+    """Refuse, by name, an adapter that is not ``W + s B A``; ``way_out`` is what its owner can do."""
     if rewrites_base(config):
         start = config["init_lora_weights"]
         raise ValueError(
@@ -77,13 +70,7 @@ def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def refuse_other_writer(folder: str | os.PathLike[str], writer: str) -> None:
-    """Refuse to replace an adapter that was not written by the same function.
-
-    Raises
-    ------
-    FileExistsError
-        If there is one; the message names its file.
-    """
+    """Refuse to replace an adapter that was not written by the same function."""
     place = Path(folder)
     there = _initial_record(place).get(WRITER, "another program")
     if (place / RUN).exists():
@@ -97,28 +84,9 @@ def refuse_other_writer(folder: str | os.PathLike[str], writer: str) -> None:
 
 
 def validate_adapter(folder: Path, reader: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Read config and shapes of the tensors of an adapter, and check that it is whole.
+    """Return ``adapter_config.json`` and the shapes of the tensors by key, after checking that the adapter is whole.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Folder of the adapter.
-    reader : str
-        Function that reads it, for the message.
-
-    Returns
-    -------
-    config : dict
-        ``adapter_config.json``.
-    shapes : dict of tuple of int
-        By key.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no adapter in the folder.
-    ValueError
-        If it is damaged, not LoRA, or if its files do not belong together.
+    ``reader`` is the function that reads it, for the message.
     """
     check_files(folder)
     config, shapes = read_config(folder, reader), read_shapes(folder)
@@ -128,15 +96,7 @@ def validate_adapter(folder: Path, reader: str) -> tuple[dict[str, Any], dict[st
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder that lacks a file of the adapter, or holds another adapter than its run trained.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one is missing; a pickled ``adapter_model.bin`` does not count, for it can run code when it is read.
-    ValueError
-        If there is a run, and it trained another adapter.
-    """
+    """Refuse a folder that lacks a file of the adapter, or holds another adapter than its run trained."""
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).is_file():
             hint = ""
@@ -156,20 +116,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_config(folder: Path, reader: str) -> dict[str, Any]:
-    """Read ``adapter_config.json``.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Folder of the adapter.
-    reader : str
-        Function that reads it, for the message.
-
-    Raises
-    ------
-    ValueError
-        If the file is not the config of a LoRA adapter, or has ranks or patterns that PEFT could not read.
-    """
+    """Read ``adapter_config.json``; ``reader`` is the function that does, for the message."""
     file = folder / ADAPTER_CONFIG
     try:
         config = read_json(file)
@@ -205,30 +152,21 @@ def explain_base(folder: Path, way_out: str = "model=") -> Iterator[None]:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of the saved tensors, by key, and none of the tensors.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
-    try:
-        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, OverflowError, ValueError) as error:
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
+    """Read the shapes of the saved tensors, by key, and none of the tensors."""
+    with _explain_damage(folder), safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read the saved tensors, by key.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
-    try:
+    """Read the saved tensors, by key."""
+    with _explain_damage(folder):
         return load_file(folder / ADAPTER_WEIGHTS)
+
+
+@contextlib.contextmanager
+def _explain_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS} is damaged ({error}): copy it again") from error
 
@@ -236,19 +174,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def split_factors(
     tensors: Mapping[str, Tensor], where: str | Path
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """``A`` and ``B`` of each linear layer by full module name, layer by layer, and all other tensors by key.
+    """Return ``A`` and ``B`` of each linear layer by full module name, layer by layer, and all other tensors by key.
 
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        Of an adapter, by the names under which PEFT saves them.
-    where : str or pathlib.Path
-        Where they are from, for the message.
-
-    Raises
-    ------
-    ValueError
-        If an ``A`` has no ``B`` that fits, or there is none of a linear layer.
+    ``tensors`` have the names under which PEFT saves them; ``where`` they are from is for the message.
     """
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     others = dict(tensors)
@@ -271,13 +199,7 @@ def _numerically(key: str) -> list[tuple[int, str]]:
 
 
 def _check_numbers(folder: Path) -> None:
-    """Refuse an adapter with a tensor that is not finite, or an A or B that is not floating-point.
-
-    Raises
-    ------
-    ValueError
-        If there is one, naming it.
-    """
+    """Refuse an adapter with a tensor that is not finite, or an A or B that is not floating-point."""
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         for key in file.keys():  # noqa: SIM118
             tensor = file.get_tensor(key)
@@ -289,13 +211,7 @@ def _check_numbers(folder: Path) -> None:
 
 
 def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse an adapter whose config gives other ranks than its tensors have.
-
-    Raises
-    ------
-    ValueError
-        If it does, or gives a default that no module here could have.
-    """
+    """Refuse an adapter whose config gives other ranks than its tensors have."""
     rows = {_ROWS.sub("", key).removeprefix(PREFIX): shape for key, shape in shapes.items() if _ROWS.search(key)}
     layout = AdapterLayout(config, {name: shape[0] if shape else 0 for name, shape in rows.items()})
     default, most = config.get("r", 8), max((size for shape in rows.values() for size in shape), default=0)
@@ -390,13 +306,7 @@ class TrainingRecord:
 
 
 def read_training_record(folder: Path) -> TrainingRecord:
-    """Read the record of a run, of a checkpoint of `train`, or of an adapter before training; empty in other folders.
-
-    Raises
-    ------
-    ValueError
-        If the run is damaged or of another format.
-    """
+    """Read the record of a run, of a checkpoint of `train`, or of an adapter before training; empty elsewhere."""
     if (folder / RUN).is_file():
         return read_result(folder / RUN, "TrainingRun", TrainingRecord)
     if (older := folder / RUN.with_suffix("")).is_dir():
@@ -416,17 +326,7 @@ def _initial_record(folder: Path) -> dict[str, Any]:
 def write_adapter(
     folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], record: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter into an empty folder, with a record for `tlora.load` if there is no run.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Temporary folder of `replace_files`.
-    tensors, config : mapping
-        As PEFT reads them.
-    record : mapping, optional
-        Writer, and what is known of the base and of ``A``.
-    """
+    """Write an adapter into an empty folder, with a record for `tlora.load` if there is no run."""
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     blob = dump_tensors(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}

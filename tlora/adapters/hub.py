@@ -17,24 +17,9 @@ _FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, f"{INITIAL.parent}/*"]
 
 
 def adapter_folder(adapter: str | os.PathLike[str]) -> Path:
-    """Return the folder of an adapter, downloading it if it is on the hub.
+    """Return the folder of an adapter; for ``owner/name`` or ``owner/name@revision`` on the hub, that in the cache.
 
-    Parameters
-    ----------
-    adapter : str or path-like
-        A folder, or ``owner/name`` of a repository on the hub, optionally with ``@revision`` (a branch, a tag or a
-        commit). An existing folder of that name is preferred.
-
-    Returns
-    -------
-    pathlib.Path
-        For a name on the hub, the snapshot in the cache of ``huggingface_hub``, which is read again without a network.
-        Only the adapter's files are downloaded, none of them pickled.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the name has the form of a hub's name, and there is neither such a folder nor such a repository.
+    An existing folder of that name is preferred. Only the adapter's files are downloaded, none of them pickled.
     """
     name = _HUB_ID.fullmatch(os.fspath(adapter))
     if name is None or Path(adapter).exists():

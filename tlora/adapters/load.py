@@ -116,13 +116,7 @@ def load(
 def saved_classes(
     folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], record: TrainingRecord
 ) -> int | None:
-    """Return the number of classes of a saved head, as recorded or by the rows of its last matrix; None without head.
-
-    Raises
-    ------
-    ValueError
-        If the base has a head that `load_model` does not know.
-    """
+    """Return the number of classes of a saved head, as recorded or by its last matrix; None without head."""
     kind = config.get("task_type")
     if kind not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS"):
         raise ValueError(

@@ -65,19 +65,9 @@ def unwrap(base: nn.Module, keep: Collection[str] = ()) -> None:
 
 
 def removal(model: PeftModel, name: str) -> Callable[[], None]:
-    """Return a function that removes an adapter which is yet to be added, with all that it brings.
+    """Return a function that removes an adapter which is yet to be added, even if adding it fails halfway.
 
-    Parameters
-    ----------
-    model : peft.PeftModel
-        The model before the adapter is added.
-    name : str
-        Name of that adapter. If adding it fails halfway, the function removes what there is.
-
-    Returns
-    -------
-    callable
-        Also restores which adapter is active and which parameters are trainable.
+    It also restores which adapter is active and which parameters are trainable.
     """
     base, active = model.get_base_model(), model.active_adapter
     before, restore = wrappers(base), remember_trainable(model)
@@ -140,20 +130,7 @@ def trace_in_base(config: Mapping[str, Any]) -> str:
 
 
 def require_one_lora(model: Any, function: str) -> None:
-    """Refuse a model that does not have exactly one active LoRA adapter that is not merged.
-
-    Parameters
-    ----------
-    model : object
-        What the user passed.
-    function : str
-        Name of the function that takes it, for the message.
-
-    Raises
-    ------
-    ValueError
-        If there are no LoRA layers, layers hold LoRA of experts, or as `require_one_adapter`.
-    """
+    """Refuse a model that does not have exactly one active LoRA adapter that is not merged."""
     layers = adapter_layers(model) if isinstance(model, PeftModel) else {}
     if not layers:
         raise ValueError(
@@ -167,13 +144,7 @@ def require_one_lora(model: Any, function: str) -> None:
 
 
 def require_one_adapter(model: PeftModel, function: str) -> None:
-    """Refuse a model whose adapter is merged, or that does not have exactly one active adapter.
-
-    Raises
-    ------
-    ValueError
-        If so; ``function`` names who takes the model.
-    """
+    """Refuse a model whose adapter is merged, or that does not have exactly one active adapter."""
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, BaseTunerLayer) and module.merged:
             raise ValueError(f"the adapter is merged into {name}: call model.unmerge_adapter() before {function}()")
@@ -258,24 +229,9 @@ def update_singular_values(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r
 
 
 def rank_use(singular_values: Mapping[str, Tensor], energy: float) -> pd.DataFrame:
-    """Compare the rank of each module with the directions that its update uses.
+    """Compare the rank of each module with the directions that hold a share of its update's squared norm.
 
-    Parameters
-    ----------
-    singular_values : mapping of str to (r,) tensor
-        As from `update_singular_values`, by module.
-    energy : float
-        Share of the update's squared Frobenius norm that the used directions hold, in (0, 1].
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a module; see ``RANK_COLUMNS``. A module whose update is zero uses nothing.
-
-    Raises
-    ------
-    ValueError
-        If ``energy`` is not in (0, 1].
+    ``singular_values`` are those of `update_singular_values`; see ``RANK_COLUMNS``. An update of zero uses nothing.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy must be a share in (0, 1], got {energy!r}: 0.99 is usual")

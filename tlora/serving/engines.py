@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from tlora.adapters.files import AdapterLayout
+from tlora.adapters.lora_layers import rewrites_base
 from tlora.utils.defaults import EngineName
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -15,12 +17,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 FOREIGN = "PEFT's format is not read"
 """Why an engine accepts no adapter of PEFT at all."""
 
-_INITS = ("pissa", "olora", "corda", "loftq")
-
-
-def scale_by_module(adapter: AdapterLayout) -> dict[str, float]:
-    """The scale of each module by the patterns, as PEFT computes it."""
-    return adapter.scalings
+SCALINGS = attrgetter("scalings")
+"""Scales by the patterns, as PEFT computes them."""
 
 
 def global_scale(adapter: AdapterLayout) -> dict[str, float]:
@@ -43,7 +41,7 @@ def vllm_refusal(adapter: AdapterLayout) -> str:
     config = adapter.config
     if part := adapter.unsupported_part(known=("classifier", "score")):
         return part
-    if str(config.get("init_lora_weights")).lower().startswith(_INITS):
+    if rewrites_base(config):
         return f"init_lora_weights={config['init_lora_weights']!r}"
     if max(adapter.ranks.values()) > VLLM_RANKS[-1]:
         return f"rank {max(adapter.ranks.values())}, above {VLLM_RANKS[-1]}"
@@ -74,14 +72,8 @@ def stacking_refusal(adapter: AdapterLayout) -> str:
 class Engine:
     """An engine, by its sources as of November 2026.
 
-    Attributes
-    ----------
-    name : str
-        With the versions that it holds for.
-    scales : callable
-        From an `AdapterLayout` to the scale of each module.
-    refusal : callable
-        From an `AdapterLayout` to the reason why the engine refuses it or ignores a part of it; empty if it does not.
+    ``scales`` returns the scale of each module of an adapter, ``refusal`` why the engine refuses it or ignores a part
+    of it, empty if it does not.
     """
 
     name: str
@@ -90,8 +82,8 @@ class Engine:
 
 
 ENGINES = (
-    Engine("PEFT 0.15 and later", scale_by_module, lambda adapter: ""),
-    Engine("vLLM 0.32", scale_by_module, vllm_refusal),
+    Engine("PEFT 0.15 and later", SCALINGS, lambda adapter: ""),
+    Engine("vLLM 0.32", SCALINGS, vllm_refusal),
     Engine("vLLM 0.31 and earlier", global_scale, vllm_refusal),
     Engine("SGLang 0.5", global_scale_without_rslora, sglang_refusal),
     Engine("TensorRT-LLM", scale_by_tensor_rank, AdapterLayout.unsupported_part),
@@ -108,19 +100,9 @@ def vllm_max_rank(rank: int) -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """What an export for one engine looks like.
+    """What an export for one engine looks like, and the command that serves it, if there is one.
 
-    Attributes
-    ----------
-    engine : Engine
-        How it reads an adapter.
-    reads : {"peft", "gguf"}
-        Format of the adapters that it reads.
-    padded_rank : callable
-        From the largest rank of an adapter to the rank to pad it to.
-    start : str
-        Command that serves it, with ``{base}``, ``{adapter}`` and ``{rank}`` to fill in; may be empty. The base is a
-        GGUF file if adapters are, and otherwise a folder or the name on a hub.
+    The base in it is a GGUF file if adapters are, and otherwise a folder or the name on a hub.
     """
 
     engine: Engine

@@ -110,15 +110,7 @@ def export(
 
 
 def choose_format(format: str | None, engine: EngineName | None) -> Format:
-    """Return the format to write for an engine.
-
-    Raises
-    ------
-    ValueError
-        If format or engine is unknown, or the engine does not read the format.
-    ModuleNotFoundError
-        If the package that writes the format is not installed.
-    """
+    """Return the format to write for an engine."""
     if format is not None:
         require_choice(format, "format", get_args(Format))
     if engine is not None:
@@ -224,13 +216,7 @@ def _export_merged(model: PeftModel, folder: Path, dtype: torch.dtype | None, to
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its generation settings and its tokenizer, completely or not at all.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder holds files, and no earlier merged export.
-    """
+    """Write a model with its generation settings and its tokenizer, completely or not at all."""
     with replace_export(folder, "merged") as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
@@ -241,21 +227,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 def check_export_place(path: Path, format: str, inputs: Iterable[str | Path] = (), overwrite: bool = True) -> None:
     """Refuse, before anything is computed, a place where an export would replace anything but an earlier one.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The folder, or the file of ``"gguf"``; it need not exist.
-    format : {"peft", "gguf", "merged"}
-        Format of the export.
-    inputs : iterable of path-like
-        Adapter and base model, which are never replaced; names on the hub and empty ones are ignored.
-    overwrite : bool
-        Whether an earlier export may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        If something else would be replaced; the message names it.
+    ``inputs`` are the adapter and the base model, which are never replaced; names on the hub are ignored.
     """
     check_place(path, "" if format == "gguf" else EXPORT_RECORD, overwrite=overwrite, inputs=inputs)
     if format == "gguf":
@@ -266,25 +238,7 @@ def check_export_place(path: Path, format: str, inputs: Iterable[str | Path] = (
 
 @contextlib.contextmanager
 def replace_export(path: Path, format: str) -> Iterator[Path]:
-    """Open a temporary folder whose files replace those of an earlier export when the block ends.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The folder to write.
-    format : {"peft", "merged"}
-        Format of what is written.
-
-    Yields
-    ------
-    pathlib.Path
-        The temporary folder.
-
-    Raises
-    ------
-    FileExistsError, OSError
-        As `check_export_place` and `tlora.utils.files.replace_files`.
-    """
+    """Open a temporary folder whose files replace those of an earlier export when the block ends."""
     last = ADAPTER_CONFIG if format == "peft" else MODEL_CONFIG
     check_place(path, EXPORT_RECORD)
     with replace_files(path, last=last, first=EXPORT_RECORD, earlier=_earlier_export(path, format)) as fresh:

@@ -48,15 +48,7 @@ def _split_fused_heads(tensor: str, d_out: int, config: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp stores a family of models.
-
-    Attributes
-    ----------
-    name : str
-        ``general.architecture``.
-    order : callable
-        From a tensor's name, its rows, and the model's config to the rows of transformers in llama.cpp's order.
-    """
+    """How llama.cpp stores a family of models: ``general.architecture``, and the order of a tensor's rows."""
 
     name: str
     order: Order = _keep_order
@@ -81,17 +73,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and row orders of the weights of one model in its GGUF.
-
-    Attributes
-    ----------
-    config : transformers.PretrainedConfig
-        Config of the model's text part.
-    architecture : Architecture
-        Family of the model in llama.cpp.
-    names : gguf.TensorNameMap
-        From names of modules to names of tensors.
-    """
+    """Names and row orders of the weights of one model in its GGUF; ``config`` is that of its text part."""
 
     config: Any
     architecture: Architecture
@@ -99,13 +81,7 @@ class Layout:
 
     @classmethod
     def from_config(cls, config: Any) -> Layout:
-        """Return the layout of a model, by its config.
-
-        Raises
-        ------
-        ValueError
-            If the layout of this kind of model in llama.cpp is unknown.
-        """
+        """Return the layout of a model, by its config."""
         import gguf
 
         config = config.get_text_config()
@@ -119,13 +95,7 @@ class Layout:
         return cls(config, architecture, gguf.get_tensor_name_map(number, config.num_hidden_layers))
 
     def tensor(self, module: str) -> str:
-        """Return the name of a module's weight.
-
-        Raises
-        ------
-        ValueError
-            If llama.cpp has no such module.
-        """
+        """Return the name of a module's weight."""
         name = self.names.get_name(module)
         if name is None:
             raise ValueError(f"llama.cpp's {self.architecture.name!r} has no tensor for {module}: {MERGED}")
@@ -138,26 +108,8 @@ class Layout:
 
 
 def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any, dtype: torch.dtype) -> None:
-    """Write a LoRA adapter in the format of llama.cpp.
+    """Write ``A`` and ``s B`` of each module, by full name and of any ranks, in the format of llama.cpp.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file; a GGUF in its place is replaced once the new one is complete.
-    factors : mapping of (tensor, tensor)
-        ``A`` (r, d_in) and ``s B`` (d_out, r) of each module, by full module name; ranks may differ.
-    config : transformers.PretrainedConfig
-        The base model's.
-    dtype : torch.dtype
-        float32, float16 or bfloat16.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot hold the kind of model, a module, or the dtype.
-
-    Notes
-    -----
     llama.cpp multiplies an update by ``adapter.lora.alpha`` divided by the rank of the tensor at hand, and by one where
     alpha is 0. Alpha is the largest rank here, and B is scaled by ``rank / alpha`` against it.
     """
@@ -196,27 +148,7 @@ def _check_written(file: Path) -> None:
 
 
 def read_gguf(path: str | os.PathLike[str], names: Mapping[str, Any], config: Any) -> dict[str, Factors]:
-    """Read back what `write_gguf` wrote, as llama.cpp computes it.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    names : mapping
-        Full names of the modules that it must hold.
-    config : transformers.PretrainedConfig
-        The base model's.
-
-    Returns
-    -------
-    dict of (tensor, tensor)
-        ``A`` and ``alpha / r B``, float32, by full module name.
-
-    Raises
-    ------
-    ValueError
-        If it does not hold exactly one matching pair of tensors for each module.
-    """
+    """Return ``A`` and ``alpha / r B`` of each module that `write_gguf` wrote, float32, by full name."""
     import gguf
 
     reader, layout = gguf.GGUFReader(path), Layout.from_config(config)

@@ -54,23 +54,7 @@ class PlainLora:
 
 
 def plain_lora(model: PeftModel) -> PlainLora:
-    """Take a model's adapter apart, folding the scaling into ``B`` in float32, before any cast.
-
-    Parameters
-    ----------
-    model : peft.PeftModel
-        With one LoRA adapter, not merged. It is only read.
-
-    Returns
-    -------
-    PlainLora
-
-    Raises
-    ------
-    ValueError
-        If the model does not have exactly one LoRA adapter, or the adapter computes something that ``A`` and ``B`` of
-        linear layers do not hold.
-    """
+    """Take a model's adapter apart, folding the scaling into ``B`` in float32, before any cast; refuse what is more."""
     require_one_lora(model, "export")
     modules, config = lora_modules(model), model.peft_config[model.active_adapter]
     obstacle, values = obstacle_to_merging(model), config.to_dict()
@@ -107,19 +91,7 @@ def pad_to_rank(factors: Mapping[str, Factors], rank: int) -> dict[str, Factors]
 def fill_layers(factors: Mapping[str, Factors], model: nn.Module) -> dict[str, Factors]:
     """Return the same updates, with zeros for modules that a layer lacks and another layer has.
 
-    Engines that stack the layers drop a kind of module everywhere if one layer lacks it.
-
-    Parameters
-    ----------
-    factors : mapping of (tensor, tensor)
-        By full module name, of one rank.
-    model : torch.nn.Module
-        The base, with or without the adapter.
-
-    Returns
-    -------
-    dict of (tensor, tensor)
-        In model order.
+    Engines that stack the layers drop a kind of module everywhere if one layer lacks it. The result is in model order.
     """
     rank = len(next(iter(factors.values()))[0])
     kinds = {_kind(name) for name in factors}

@@ -34,32 +34,10 @@ def export_difference(
 ) -> tuple[float, float]:
     """Return the largest difference between the logits of a trained adapter and those of an export of it.
 
-    Parameters
-    ----------
-    model : peft.PeftModel
-        What was exported. It is left as it was.
-    path : path-like
-        What `tlora.export` returned: a folder, or a GGUF file.
-    batches : iterable of dict
-        Inputs of the model, as a tokenizer returns them.
+    The second number is the largest change of a logit that the adapter makes to the base, for comparison; changes of
+    the base itself (PiSSA, trained biases) are not included. Both are absolute, at real tokens. The model is left as
+    it was.
 
-    Returns
-    -------
-    difference : float
-        Largest absolute difference of a logit at a real token.
-    change : float
-        Largest absolute change of a logit that the adapter makes to the base, for comparison; changes of the base
-        itself (PiSSA, trained biases) are not included.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no export in the path.
-    ValueError
-        If it is damaged, or of another adapter.
-
-    Notes
-    -----
     PEFT's format is read by PEFT, and merged weights by transformers. A GGUF adapter is put back into the order of
     transformers, which tests what was written and how it was rounded, not what llama.cpp computes.
     """

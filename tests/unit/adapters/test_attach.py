@@ -3,16 +3,13 @@
 import itertools
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from torch import nn
 
 import tlora
 from tests.helpers.adapted import (
@@ -24,11 +21,10 @@ from tests.helpers.adapted import (
     prepare,
     rising_allocation,
     step,
-    token_rows,
     train_once,
 )
 from tests.helpers.foreign import BATCH, experts, foreign
-from tests.helpers.models import FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.models import FAMILIES, tiny_batch, tiny_model
 from tlora.adapters.lora_layers import adapter_layers
 
 
@@ -110,14 +106,13 @@ def test_rows_are_by_variance_by_default() -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["w", "g", "random"])
 @pytest.mark.parametrize("rows", ["orthonormal", "variance"])
-def test_inputs_without_variance_give_rows_of_the_usual_length(kind: Any, rows: Any) -> None:
+def test_inputs_without_variance_give_rows_of_the_usual_length(rows: Any) -> None:
     model = tiny_model("llama")
     batch = tiny_batch(model, (9, 9, 9))
     batch["labels"][:, :-1] = -100  # one labelled token a sample, which varies around its mean by nothing
     calibration = tlora.calibrate(model, [batch], tokens="labels", gradient=True, progress=False)
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, kind=kind, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, kind="w", progress=False)
     assert subspaces.to_frame()["explained_variance"].isna().all()
     before = logits(model, batch)
     adapted = tlora.attach(model, subspaces, tlora.allocate(calibration.sensitivity, 4, max_rank=8), rows=rows)
@@ -177,14 +172,6 @@ def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:
     model = model_with_draft()
     allocation = rising_allocation(model)
     check_layers(tlora.attach(model, None, allocation), allocation)
-
-
-def test_pattern_keys_match_one_module_only() -> None:
-    """T5's encoder and decoder blocks have the same suffixes; each must get its own rank."""
-    model, subspaces, allocation = prepare("t5")
-    ranks = {name: 1 + i % 4 for i, name in enumerate(allocation.ranks)}
-    adapted = tlora.attach(model, subspaces, tlora.Allocation(**{**vars(allocation), "ranks": ranks}))
-    assert {n: layer.r["default"] for n, layer in adapter_layers(adapted).items()} == ranks
 
 
 @pytest.mark.parametrize("lost", ["rank_pattern", "alpha_pattern"])
@@ -247,20 +234,6 @@ def test_the_folder_loads_with_peft_alone_and_trains_on(
     torch.testing.assert_close(logits(tlora.merge(loaded), batch), expected, atol=1e-5, rtol=0)
 
 
-def test_attaching_and_loading_say_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    model, subspaces, allocation = prepare()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        adapted = tlora.attach(model, subspaces, allocation)
-        adapted.save_pretrained(tmp_path, save_embedding_layers=False)
-        tlora.detach(model)
-        recwarn.clear()
-        tlora.attach(model, subspaces, allocation)
-        tlora.detach(model)
-        tlora.load(tmp_path, model)
-    assert [str(warning.message) for warning in recwarn] == []
-
-
 @pytest.mark.parametrize("shared", ["weight", "layer"])
 def test_a_weight_of_two_modules_is_not_merged_into(shared: str) -> None:
     model = tiny_model("llama")
@@ -316,35 +289,10 @@ def test_detached_models_are_as_they_were(family: str) -> None:
         tlora.detach(adapted)
         assert [name for name, _ in model.named_parameters()] == list(before)
         assert all(p.requires_grad == before[n][0] and p.equal(before[n][1]) for n, p in model.named_parameters())
-    assert set(vars(model)) == set(vars(tiny_model(family)))
-
-
-def attributes(model: nn.Module) -> dict[str, set[str]]:
-    """Names of what is stored on each module, by the module's name."""
-    return {name: set(vars(module)) for name, module in model.named_modules()}
-
-
-@pytest.mark.parametrize("family", ["llama", "bert"])
-def test_the_pipeline_stores_nothing_on_the_modules_of_a_model(family: str, tmp_path: Path) -> None:
-    config, batch = tiny_config(family), tiny_batch(family)
-    # A masked language model has no pooler: that of a classifier is initialized when it is loaded.
-    base = transformers.BertForMaskedLM(config) if family == "bert" else transformers.LlamaForCausalLM(config)
-    base.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    auto = transformers.AutoModelForSequenceClassification if family == "bert" else transformers.AutoModelForCausalLM
-    expected = attributes(auto.from_pretrained(tmp_path))
-
-    model, _ = tlora.load_model(tmp_path)
-    assert attributes(model) == expected
-    calibration = tlora.calibrate(model, [batch], progress=False)
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=4, progress=False)
-    allocation = tlora.allocate(calibration.sensitivity, rank=2, max_rank=4)
-    for finish in (tlora.detach, tlora.merge):
-        adapted = tlora.attach(model, subspaces, allocation)
-        assert not [key for keys in attributes(adapted).values() for key in keys if "tlora" in key]
-        tlora.train(adapted, token_rows(8, classes=2 * (family == "bert")), max_steps=2, batch_size=4, progress=False)
-        finish(adapted)
-        assert attributes(model) == expected
+    stored = (
+        {name: set(vars(module)) for name, module in each.named_modules()} for each in (model, tiny_model(family))
+    )
+    assert next(stored) == next(stored)
 
 
 def refused_attachments() -> dict[str, tuple[Callable[[Any, Any, Any], Any], type[Exception], str]]:

@@ -1,17 +1,16 @@
 """Adapters that are cut: against a dense SVD and dense weighted least squares, and what cannot be cut."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from scipy.linalg import fractional_matrix_power
 
 import tlora
-from tests.helpers.adapted import adapted_model, step, train_once
+from tests.helpers.adapted import adapted_model
 from tests.helpers.models import singles, tiny_batch, tiny_model
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
@@ -120,7 +119,7 @@ def test_directions_that_an_update_does_not_have_cost_nothing(tmp_path):
     assert float((logits(reload(smaller, tmp_path)) - logits(model)).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("budget", [100, 333, 700, 1200, 2063, 10**6])
+@pytest.mark.parametrize("budget", [100, 1200, 2063, 10**6])
 def test_a_budget_is_never_exceeded_and_less_than_a_rank_is_left(budget):
     smaller = tlora.compress(other_adapter(), parameters=budget)
     frame = smaller.to_frame()
@@ -165,13 +164,6 @@ def test_energy_and_error_are_kept_with_as_little_as_it_takes():
     for name, smaller in bounded.energies.items():
         shares = smaller[0, 0].flip(0).cumsum(0).flip(0) / smaller[0, 0].sum()
         assert bounded.ranks[name] == int((shares.sqrt() > 0.4).sum())
-
-
-def test_a_module_without_rank_is_left_out(tmp_path):
-    smaller = tlora.compress(other_adapter(), parameters=100, calibration=calibration())
-    left = {name for name, rank in smaller.ranks.items() if rank}
-    assert 0 < len(left) < len(smaller.ranks)
-    assert updates(reload(smaller, tmp_path)).keys() == left
 
 
 def test_ranks_by_name(tmp_path):
@@ -242,37 +234,9 @@ def test_converted_pissa(tmp_path):
     assert float((logits(reload(smaller, tmp_path / "cut")) - expected).abs().max()) < 1e-4
 
 
-def test_exported_for_vllm_and_merged_it_computes_the_same(tmp_path):
-    small = reload(tlora.compress(other_adapter(), parameters=0.5, calibration=calibration()), tmp_path / "cut")
-    expected = logits(small)
-    served = tlora.export(small, tmp_path / "served", engine="vllm")
-    assert "rank_pattern" not in json.loads((served / "adapter_config.json").read_text())
-    assert float((logits(tlora.load(served, tiny_model("llama"))) - expected).abs().max()) < 1e-5
-    assert float((logits(tlora.merge(small)) - expected).abs().max()) < 1e-5
-
-
-def merged():
-    model = other_adapter()
-    model.merge_adapter()
-    return model
-
-
-def two():
-    model = other_adapter()
-    model.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
-    model.base_model.set_adapter(["default", "other"])
-    return model
-
-
 ADAPTERS = {
     "DoRA": (lambda: other_adapter(use_dora=True), "use_dora=True"),
     "OLoRA": (lambda: other_adapter(init_lora_weights="olora"), "init_lora_weights='olora'"),
-    "IA3": (
-        lambda: get_peft_model(tiny_model("llama"), IA3Config(target_modules=["k_proj"], feedforward_modules=[])),
-        "no LoRA layers",
-    ),
-    "merged": (merged, r"unmerge_adapter\(\)"),
-    "two": (two, "2 adapters are active"),
     "untrained": (lambda: other_adapter(init_lora_weights=True), "every update is zero"),
 }
 
@@ -321,11 +285,3 @@ def test_refusals_of_calibrations():
     ):
         with pytest.raises(error, match=words):
             tlora.compress(model, rank=2, **options)
-
-
-def test_a_trained_adapter_is_never_replaced(tmp_path):
-    model = adapted_model()
-    step(model, tiny_batch("llama"))
-    train_once(model).save(tmp_path)
-    with pytest.raises(FileExistsError):
-        tlora.compress(other_adapter(), rank=2).save_adapter(tmp_path)

@@ -3,26 +3,7 @@
 import pytest
 import torch
 
-import tlora
-from tests.helpers.results import compression, run, same
-from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-
-
-def test_it_is_saved_with_the_adapter_in_it(tmp_path):
-    result = compression()
-    again = tlora.Compression.load(result.save(tmp_path / "result"))
-    assert same(again, result)
-    one, other = (each.save_adapter(tmp_path / name) for each, name in ((result, "one"), (again, "other")))
-    for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        assert (one / file).read_bytes() == (other / file).read_bytes()
-
-
-def test_an_earlier_one_is_replaced(tmp_path):
-    result = compression()
-    result.save_adapter(tmp_path)
-    small = tlora.compress(run().save(tmp_path / "run"), rank=1)
-    small.save_adapter(tmp_path)
-    assert set(tlora.inspect(tmp_path).ranks.values()) == {1}
+from tests.helpers.results import compression
 
 
 def test_errors_and_parameters_are_those_of_its_table():

@@ -28,24 +28,6 @@ def test_every_layer_of_peft_has_the_rank_and_scaling_of_the_allocation(family: 
     assert not torch.equal(logits(adapted, batch), before)
 
 
-def test_a_name_that_ends_in_another_gets_its_own_rank() -> None:
-    model = model_with_draft()
-    allocation = rising_allocation(model)
-    name = "model.layers.0.self_attn.q_proj"
-    assert allocation.ranks[name] != allocation.ranks[f"draft.{name}"]
-    check_layers(get_peft_model(model, tlora.lora_config(model, allocation)), allocation)
-
-
-def test_patterns_without_anchors_are_noticed() -> None:
-    """The check above notices what it is there for."""
-    model = model_with_draft()
-    allocation = rising_allocation(model)
-    config = tlora.lora_config(model, allocation)
-    config.rank_pattern = {key.strip("^$"): rank for key, rank in config.rank_pattern.items()}
-    with pytest.raises(AssertionError):
-        check_layers(get_peft_model(model, config), allocation)
-
-
 def test_the_head_is_trained_beside_what_else_is_asked_for() -> None:
     model = tiny_model("roberta")
     config = tlora.lora_config(model, rising_allocation(model), modules_to_save=["roberta.embeddings.word_embeddings"])

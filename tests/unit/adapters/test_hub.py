@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 import tlora
 from tests.helpers.adapted import adapted_model
@@ -66,12 +65,3 @@ def test_what_the_hub_does_not_have_is_said(cache, name):
     for read in (tlora.inspect, tlora.load, lambda name: tlora.compress(name, rank=1)):
         with pytest.raises(FileNotFoundError, match=f"no adapter in {name}"):
             read(name)
-
-
-def test_torch_is_not_asked_to_unpickle(cache):
-    """A repository with a pickled adapter alone."""
-    folder = cache / "snapshots" / COMMITS["main"]
-    (folder / "adapter_model.safetensors").unlink()
-    torch.save({}, folder / "adapter_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
-        tlora.inspect("somebody/adapter")

@@ -23,8 +23,7 @@ def a_matrices(model: Any, name: str = "default") -> dict[str, torch.Tensor]:
     return {key: layer.lora_A[name].weight.detach().clone() for key, layer in adapter_layers(model).items()}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
-@pytest.mark.parametrize("name", ["default", "mine"])
+@pytest.mark.parametrize(("family", "name"), [("llama", "mine"), ("gpt2", "default"), ("bert", "default")])
 def test_peft_continues_from_what_was_attached(family: str, name: str, tmp_path: Path) -> None:
     model, subspaces, allocation = prepare(family)
     batch = tiny_batch(model)
@@ -84,16 +83,6 @@ def test_the_page_holds_lines_that_work(tmp_path: Path, monkeypatch: pytest.Monk
     factory, axolotl = map(yaml.safe_load, blocks(Path("start"), "yaml"))
     assert (factory["model_name_or_path"], factory["adapter_name_or_path"]) == ("base", "start")
     assert (axolotl["base_model"], axolotl["lora_model_dir"]) == ("base", "start")
-
-
-def test_an_earlier_one_is_replaced_and_other_files_stay(tmp_path: Path) -> None:
-    model, subspaces, allocation = prepare()
-    (tmp_path / "notes.txt").write_text("mine")
-    tlora.save_initial(tlora.attach(model, subspaces, allocation), tmp_path)
-    tlora.save_initial(tlora.attach(model, None, allocation, replace=True), tmp_path)
-    loaded = tlora.load(tmp_path, tiny_model("llama"))
-    assert all(torch.equal(a, a_matrices(model)[name]) for name, a in a_matrices(loaded).items())
-    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -91,12 +91,14 @@ def test_a_is_frozen_as_recorded_or_as_the_caller_says(folders: dict[str, Path],
         assert trainable(loaded) == names_with(loaded, part)
 
 
-def test_each_of_several_computes_what_it_does_alone(folders: dict[str, Path]) -> None:
-    model = load_both(folders).eval()
-    assert model.active_adapters == ["two"]
-    for name in ("one", "two", "one"):
+@pytest.mark.parametrize("second", ["two", "lora", "layer"])
+def test_each_of_several_computes_what_it_does_alone(second: str, folders: dict[str, Path]) -> None:
+    """Also if it is called like a part of the names of parameters."""
+    model = load_both(folders, second).eval()
+    assert model.active_adapters == [second]
+    for name in ("one", second, "one"):
         model.set_adapter(name)
-        alone = PeftModel.from_pretrained(tiny_model("llama"), str(folders[name]))
+        alone = PeftModel.from_pretrained(tiny_model("llama"), str(folders["one" if name == "one" else "two"]))
         assert torch.equal(logits(model, BATCH), logits(alone, BATCH))
     with model.disable_adapter():
         assert torch.equal(logits(model, BATCH), logits(tiny_model("llama"), BATCH))
@@ -112,15 +114,6 @@ def test_a_stays_frozen_in_each_of_several(folders: dict[str, Path]) -> None:
         assert trainable(model) == names_with(model, f"lora_B.{name}")
 
 
-def test_one_of_several_is_trained_and_saved(folders: dict[str, Path], tmp_path: Path) -> None:
-    model = load_both(folders)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    run = tlora.train(model, ROWS, **QUICK)
-    assert {n for n, p in model.named_parameters() if not torch.equal(p, before[n])} == names_with(model, "lora_B.two")
-    again = tlora.load(run.save(tmp_path / "two"), tiny_model("llama"))
-    assert torch.equal(logits(again.eval(), BATCH), logits(model.eval(), BATCH))
-
-
 def test_taking_several_off_gives_the_base(folders: dict[str, Path]) -> None:
     reference = tiny_model("llama").state_dict()
     for take_off in (lambda model: model.unload(), lambda model: tlora.detach(model) or model.get_base_model()):
@@ -129,26 +122,6 @@ def test_taking_several_off_gives_the_base(folders: dict[str, Path]) -> None:
         state = base.state_dict()
         assert state.keys() == reference.keys()
         assert all(torch.equal(state[key], reference[key]) for key in reference)
-
-
-def test_the_active_one_is_merged_and_only_once(folders: dict[str, Path]) -> None:
-    model = load_both(folders)
-    model.set_adapter("one")
-    expected = logits(model.eval(), BATCH)
-    merged = tlora.merge(model)
-    for carrier in (model, merged):
-        with pytest.raises(ValueError, match="no LoRA layers"):
-            tlora.merge(carrier)
-    torch.testing.assert_close(logits(merged, BATCH), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["a", "lora", "base", "o", "layer"])
-def test_an_adapter_may_be_called_like_a_part_of_a_word(name: str, folders: dict[str, Path]) -> None:
-    model = load_both(folders, name).eval()
-    for adapter, folder in {name: "two", "one": "one"}.items():
-        model.set_adapter(adapter)
-        alone = PeftModel.from_pretrained(tiny_model("llama"), str(folders[folder]))
-        assert torch.equal(logits(model, BATCH), logits(alone, BATCH))
 
 
 def test_heads_of_several_are_kept_apart(tmp_path: Path) -> None:
@@ -202,24 +175,14 @@ def test_a_fresh_head_and_pooler_are_trained_saved_and_found_again(tmp_path: Pat
     }
 
 
-def test_a_pooler_that_transformers_initialized_is_saved_with_the_adapter(tmp_path: Path) -> None:
-    def own_classifier(seed: int) -> Any:
-        torch.manual_seed(seed)
-        return transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2).eval()
-
-    save_classifier_base(tmp_path / "base")
-    model, batch = own_classifier(1), tiny_batch("bert")
-    calibration = tlora.calibrate(model, [batch], progress=False)
-    adapted = tlora.attach(model, None, tlora.allocate(calibration.sensitivity, rank=2, max_rank=8))
-    tlora.train(adapted, CLASSES, **QUICK).save(tmp_path / "adapter")
-    expected = logits(adapted, batch)
-    assert torch.allclose(logits(tlora.load(tmp_path / "adapter", own_classifier(2)), batch), expected, atol=1e-5)
-
-    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)  # saves the classifier alone
-    get_peft_model(own_classifier(1), config).save_pretrained(str(tmp_path / "without"))
+def test_a_pooler_that_nobody_trained_is_refused(tmp_path: Path) -> None:
+    """Loaded by transformers itself, and PEFT saves the classifier alone."""
+    base = save_classifier_base(tmp_path / "base")
+    model = transformers.BertForSequenceClassification.from_pretrained(base, num_labels=2)
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
+    get_peft_model(model, config).save_pretrained(str(tmp_path / "without"))
     with pytest.raises(ValueError, match=r"bert\.pooler\.dense is randomly initialized"):
         tlora.load(tmp_path / "without")
-    model = own_classifier(1)
     nn.init.normal_(model.bert.pooler.dense.bias)
     assert head_modules(model) == ["classifier"], "a trained pooler is the base's own"
 
@@ -240,10 +203,10 @@ def test_a_classifier_is_loaded_with_as_many_classes_as_its_head_has(tmp_path: P
     assert tlora.load(tmp_path / "run").config.num_labels == 3
 
 
-@pytest.mark.parametrize("kind", ["TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"])
+@pytest.mark.parametrize("kind", ["TOKEN_CLS", "FEATURE_EXTRACTION"])
 def test_a_base_with_another_head_is_not_taken_for_a_classifier(kind: str, tmp_path: Path) -> None:
     """They were loaded as classifiers of whole texts, and the head that was trained was lost."""
-    names = {"TOKEN_CLS": "BertForTokenClassification", "QUESTION_ANS": "BertForQuestionAnswering"}
+    names = {"TOKEN_CLS": "BertForTokenClassification"}
 
     def base() -> Any:
         torch.manual_seed(0)
@@ -261,13 +224,13 @@ def test_a_base_with_another_head_is_not_taken_for_a_classifier(kind: str, tmp_p
         assert torch.equal(tlora.load(tmp_path / "adapter", base()).eval()(**inputs)[0], trained(**inputs)[0])
 
 
-@pytest.mark.parametrize("part", ["none", *PARTS])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.usefixtures("workplace")
 def test_the_base_that_is_evaluated_beside_an_adapter_is_the_base(part: str, tmp_path: Path) -> None:
     biased().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     model, _ = tlora.load_model(tmp_path / "base")
-    foreign(model, tmp_path / "adapter", task_type="CAUSAL_LM", **PARTS.get(part, {}))
+    foreign(model, tmp_path / "adapter", task_type="CAUSAL_LM", **PARTS[part])
     metrics = json.loads(done("evaluate adapter --task pairs.jsonl --base --json --quiet").stdout)["metrics"]
     task = tlora.load_task("pairs.jsonl", tiny_tokenizer(), progress=False)
     alone = task.evaluate(tlora.load_model(tmp_path / "base")[0], progress=False)
@@ -357,7 +320,7 @@ def test_an_adapter_with_a_hole_is_refused(family: str, tmp_path: Path) -> None:
         assert condition(model) == before
 
 
-@pytest.mark.parametrize("lost", ["v_proj.lora_A", "v_proj.lora_B", "layers.0.self_attn.v_proj"])
+@pytest.mark.parametrize("lost", ["v_proj.lora_B", "layers.0.self_attn.v_proj"])
 def test_a_second_adapter_with_a_hole_is_refused(lost: str, tmp_path: Path) -> None:
     """PEFT warns for the first adapter of a model alone: in others, missing parts stay random."""
     foreign(tiny_model("llama"), tmp_path / "one", target_modules=["q_proj"])
@@ -385,11 +348,6 @@ def llama_classifier() -> Any:
 # An adapter of PEFT, the base it is loaded onto, and what the message names.
 MISFITS: dict[str, tuple[Callable[[Path], Any], Callable[[], Any], str]] = {
     "size": (lambda p: of_task(tiny_model("llama"), p), lambda: tiny_model("llama", hidden_size=64), "Llama"),
-    "names": (lambda p: of_task(tiny_model("llama"), p), lambda: tiny_model("gpt2"), "GPT2"),
-    "generates": (
-        lambda p: of_task(tiny_model("llama"), p, task_type="CAUSAL_LM"), llama_classifier,
-        "LlamaForSequenceClassification",
-    ),
     "classifies": (
         lambda p: of_task(llama_classifier(), p, task_type="SEQ_CLS"), lambda: tiny_model("llama"), "score",
     ),
@@ -433,7 +391,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "header": (cut(WEIGHTS, 100), ValueError, WEIGHTS),
     "tensors": (cut(WEIGHTS, 9000), ValueError, WEIGHTS),
     "config": (cut(CONFIG, 40), ValueError, CONFIG),
-    "foreign": (write('{"hello": 1}'), ValueError, CONFIG),
     "ia3": (write('{"peft_type": "IA3"}'), ValueError, "IA3"),
     "half": (lambda folder: (folder / WEIGHTS).unlink(), FileNotFoundError, WEIGHTS),
     "nothing": (shutil.rmtree, FileNotFoundError, "no adapter"),

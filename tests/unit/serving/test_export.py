@@ -1,12 +1,8 @@
 """An exported adapter computes the same in PEFT and in a server that knows one global alpha / r."""
 
-import errno
 import json
-import os
-import shutil
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,15 +10,13 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 import tlora
-from tests.helpers.adapted import condition, logits, prepare, step, train_once
-from tests.helpers.commands import done
-from tests.helpers.disks import kills
+from tests.helpers.adapted import logits, prepare, step, train_once
 from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign, tied
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
-from tlora.serving.export import replace_export
 from tlora.serving.verify import export_difference
 
 
@@ -38,7 +32,7 @@ def served_with_one_scale(family, folder):
         b = tensors[key.replace("lora_A", "lora_B")]
         module = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
         with torch.no_grad():
-            module.weight += scale * b @ a if module.weight.shape == (len(b), a.shape[1]) else (scale * b @ a).T
+            module.weight += (scale * b @ a).T if isinstance(module, Conv1D) else scale * b @ a
     return model
 
 
@@ -50,7 +44,7 @@ def trained(family):
     return adapted.eval(), allocation
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_every_reader_computes_the_same(family, tmp_path):
     adapted, allocation = trained(family)
     assert len(set(allocation.ranks.values())) > 1
@@ -91,7 +85,7 @@ PEFT_0_13 = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
 def test_the_config_is_one_that_old_versions_read(family, tmp_path):
     adapted, allocation = trained(family)
     config = json.loads((tlora.export(adapted, tmp_path / "served") / "adapter_config.json").read_text())
@@ -119,7 +113,7 @@ def test_a_layer_without_the_module_of_another_gets_zeros(tmp_path):
     torch.testing.assert_close(logits(peft, tiny_batch("llama")), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (3, 8), (9, 16), (16, 16)])
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (9, 16)])
 def test_vllm_gets_a_rank_that_it_can_be_set_to(rank, allowed, tmp_path):
     adapted = peft_adapter(r=rank)
     tlora.export(adapted, tmp_path / "served", engine="vllm")
@@ -200,12 +194,11 @@ def test_refusals_of_models(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_dtype_of_an_adapter(dtype, tmp_path):
+def test_dtype_of_an_adapter(tmp_path):
     adapted, _ = trained("bert")  # with a head
-    tlora.export(adapted, tmp_path / "served", dtype=dtype)
+    tlora.export(adapted, tmp_path / "served", dtype="float16")
     tensors = load_file(tmp_path / "served" / "adapter_model.safetensors")
-    assert {t.dtype for t in tensors.values()} == {getattr(torch, dtype)}
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
 
 
 def test_numbers_beyond_the_dtype_are_refused(tmp_path):
@@ -221,7 +214,7 @@ def test_numbers_beyond_the_dtype_are_refused(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_merged_is_the_whole_model_and_the_adapted_one_is_only_read(family, tmp_path):
     adapted, _ = trained(family)
     batch, before = tiny_batch(family), {k: v.clone() for k, v in adapted.state_dict().items()}
@@ -243,22 +236,6 @@ def test_merged_is_the_whole_model_and_the_adapted_one_is_only_read(family, tmp_
     stored = load_file(tmp_path / "whole" / "model.safetensors")
     assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.bfloat16}
     assert all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
-
-
-@pytest.mark.parametrize("format", ["peft", "merged"])
-def test_a_full_disk_leaves_the_earlier_export(format, tmp_path, monkeypatch):
-    adapted, _ = trained("llama")
-    path = tlora.export(adapted, tmp_path / "x", format=format, tokenizer=tiny_tokenizer())
-    before, state = content(path), condition(adapted)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        tlora.export(adapted, path, format=format, dtype="bfloat16", tokenizer=tiny_tokenizer())
-    assert content(tmp_path) == before
-    assert condition(adapted) == state
 
 
 def content(folder):
@@ -334,39 +311,6 @@ def test_an_earlier_export_is_replaced_and_nothing_else(format, tmp_path):
         tlora.export(adapted, path, **options)
 
 
-def test_an_export_that_is_killed_leaves_one_that_is_whole_or_none(tmp_path):
-    """Shards over one file of weights, which readers would prefer, and the other way round."""
-    path, seen = tmp_path / "x", set()
-
-    def write(text, *names):
-        with replace_export(path, "merged") as fresh:
-            for name in (*names, "config.json"):
-                (fresh / name).write_text(text)
-
-    one, shards = ("one", "model.safetensors"), ("shards", "model-1.safetensors", "index.json")
-    for old, new in ((one, shards), (shards, one)):
-
-        def begin(old=old):
-            shutil.rmtree(path, ignore_errors=True)
-            write(*old)
-            (path / "notes.txt").write_text("mine")
-
-        for _ in kills(partial(write, *new), begin):
-            there = {name: text for name, text in texts(path).items() if name != "export.json"}
-            assert there.pop("notes.txt") == "mine"
-            whole = there.get("config.json")
-            seen.add(whole)
-            if whole is not None:
-                assert there == dict.fromkeys((*{"one": one, "shards": shards}[whole][1:], "config.json"), whole)
-            write(*old)
-            assert texts(path).keys() == {*old[1:], "config.json", "export.json", "notes.txt"}
-    assert seen == {"one", "shards", None}
-
-
-def texts(folder):
-    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-
-
 def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
     adapted, _ = trained("llama")
     path = tlora.export(adapted, tmp_path / "base", format="merged", tokenizer=tiny_tokenizer())
@@ -378,11 +322,11 @@ def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
     assert content(path) == before
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
-@pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
+@pytest.mark.parametrize(
+    ("family", "format"),
+    [("llama", "peft"), ("llama", "merged"), ("llama", "gguf"), ("bert", "merged"), ("t5", "peft")],
+)
 def test_the_difference_is_that_of_the_logits(family, format, tmp_path):
-    if format == "gguf" and family != "llama":
-        pytest.skip("GGUF adapters are of decoders")
     adapted, _ = trained(family)
     batches = [{k: v for k, v in tiny_batch(family).items() if k != "labels"}]
     state = {k: v.clone() for k, v in adapted.state_dict().items()}
@@ -453,17 +397,6 @@ def test_what_is_in_the_base_itself_is_in_nobody_elses(part: str, tmp_path: Path
     assert torch.equal(logits(alone, BATCH), expected)
 
 
-@pytest.mark.usefixtures("workplace")
-def test_classifiers_of_others_are_merged_with_their_classes(tmp_path: Path) -> None:
-    base, _ = tlora.load_model("bert", num_labels=3)
-    trained = foreign(base, tmp_path / "adapter", target_modules=["query"], task_type="SEQ_CLS")
-    done("export adapter merged --format merged --quiet")
-    whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    inputs = {key: value for key, value in tiny_batch("bert").items() if key != "labels"}
-    with torch.no_grad():
-        torch.testing.assert_close(whole(**inputs).logits, trained(**inputs).logits, atol=1e-5, rtol=0)
-
-
 def test_a_tied_embedding_is_not_merged_into_the_head(tmp_path: Path) -> None:
     model = tied(target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(ValueError, match=r"serve it with PEFT, .* shares its weight with lm_head"):
@@ -482,14 +415,3 @@ def test_an_export_tells_of_tokens_that_it_does_not_hold(tmp_path: Path) -> None
     base.resize_token_embeddings(66)
     with pytest.warns(UserWarning, match=r"66 tokens and .* has 64"):
         tlora.export(foreign(base), tmp_path / "x")
-
-
-def test_an_exported_conv1d_is_read_without_a_word_and_merges_right(tmp_path: Path) -> None:
-    model, subspaces, allocation = prepare("gpt2")
-    adapted = tlora.attach(model, subspaces, allocation)
-    step(adapted, tiny_batch("gpt2"))
-    expected = logits(adapted.eval(), tiny_batch("gpt2"))
-    config = json.loads((tlora.export(adapted, tmp_path / "served") / "adapter_config.json").read_text())
-    assert config["fan_in_fan_out"]
-    merged = PeftModel.from_pretrained(tiny_model("gpt2"), str(tmp_path / "served")).eval().merge_and_unload()
-    torch.testing.assert_close(logits(merged, tiny_batch("gpt2")), expected, atol=1e-5, rtol=0)

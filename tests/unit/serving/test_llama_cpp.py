@@ -142,28 +142,6 @@ def test_another_file_is_not_replaced(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_module_that_llama_cpp_lacks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf.TensorNameMap, "get_name", lambda *_: None)
-    with pytest.raises(ValueError, match=r"model.layers.0.self_attn.q_proj"):
-        tlora.export(adapted_of("llama"), tmp_path / "x.gguf", format="gguf")
-
-
-def test_what_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
-    adapted = adapted_of("llama")
-    path = tlora.export(adapted, tmp_path, format="gguf")
-    before = path.read_bytes()
-    assert tlora.export(adapted, tmp_path, format="gguf") == path  # a GGUF is replaced
-
-    def full(self, **_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        tlora.export(adapted, tmp_path, format="gguf", dtype="float16")
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_file_of_another_adapter_is_not_read(tmp_path):
     adapted = adapted_of("llama")
     path = tlora.export(adapted, tmp_path, format="gguf")
