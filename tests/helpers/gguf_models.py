@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from tests.helpers.models import VOCABULARY, tiny_model
+from tests.helpers.models import ROPE, SPECIAL, VOCABULARY, tiny_model
 
 LLAMA = {
     "model.embed_tokens": "token_embd",
@@ -74,19 +74,7 @@ FAMILIES = {
     "gpt2": ("gpt2", GPT2, ["c_attn", "c_proj", "c_fc"]),
     "gpt_neox": ("gptneox", NEOX, ["query_key_value", "dense", "dense_4h_to_h"]),
 }
-_SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "vocab_size": VOCABULARY,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+_SIZES = ROPE | SPECIAL | {"vocab_size": VOCABULARY, "initializer_range": 0.2}
 _MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {"tie_word_embeddings": False}),
     "granite": (

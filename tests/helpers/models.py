@@ -15,81 +15,45 @@ import transformers
 from transformers import PreTrainedModel
 
 VOCABULARY = 64
-_ROPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-_GEMMA = _ROPE | {"head_dim": 8}
-_ENCODER = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 80,
-    "num_labels": 2,
-}
-_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_DEPTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+_ALL_HEADS = _DEPTH | {"intermediate_size": 48}
+ROPE = _ALL_HEADS | {"num_key_value_heads": 2}
+_GEMMA = ROPE | {"head_dim": 8}
+_ENCODER = _ALL_HEADS | {"max_position_embeddings": 80, "num_labels": 2}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SPECIAL_ROBERTA = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 
 # family -> (config class, model class, config values)
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", "LlamaForCausalLM", _ROPE | _SPECIAL),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", _ROPE | _SPECIAL),
-    "mistral": ("MistralConfig", "MistralForCausalLM", _ROPE | _SPECIAL),
-    "gemma": ("GemmaConfig", "GemmaForCausalLM", _GEMMA | _SPECIAL),
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GEMMA | _SPECIAL),
-    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA | _SPECIAL),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", ROPE | SPECIAL),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", ROPE | SPECIAL),
+    "mistral": ("MistralConfig", "MistralForCausalLM", ROPE | SPECIAL),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", _GEMMA | SPECIAL),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GEMMA | SPECIAL),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA | SPECIAL),
     "gpt2": (
         "GPT2Config",
         "GPT2LMHeadModel",
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 64} | _SPECIAL,
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 64} | SPECIAL,
     ),
-    "gpt_neox": (
-        "GPTNeoXConfig",
-        "GPTNeoXForCausalLM",
-        {k: v for k, v in _ROPE.items() if k != "num_key_value_heads"} | _SPECIAL,
-    ),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _ALL_HEADS | SPECIAL),
     "opt": (
         "OPTConfig",
         "OPTForCausalLM",
-        {
-            "hidden_size": 32,
-            "word_embed_proj_dim": 32,
-            "ffn_dim": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 64,
-        }
-        | _SPECIAL,
+        {"word_embed_proj_dim": 32, "ffn_dim": 48} | _DEPTH | SPECIAL,
     ),
-    "bert": ("BertConfig", "BertForSequenceClassification", _ENCODER | _SPECIAL),
+    "bert": ("BertConfig", "BertForSequenceClassification", _ENCODER | SPECIAL),
     "roberta": ("RobertaConfig", "RobertaForSequenceClassification", _ENCODER | _SPECIAL_ROBERTA),
     "t5": (
         "T5Config",
         "T5ForConditionalGeneration",
-        {
-            "d_model": 32,
-            "d_kv": 8,
-            "d_ff": 48,
-            "num_layers": 2,
-            "num_decoder_layers": 2,
-            "num_heads": 4,
-            "decoder_start_token_id": 0,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-        },
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+        | {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
     ),
 }
 FAMILIES = tuple(_FAMILIES)
 DECODERS = ("llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt")
 ENCODERS = ("bert", "roberta")
-# Left padding moves the absolute positions, or the first token, of these three: their outputs then differ
-# from those of unpadded samples, and not by anything of ours.
-RIGHT_PADDED_ONLY = ("gpt2", "bert", "roberta")
 
 
 def tiny_config(family: str, **config: Any) -> transformers.PretrainedConfig:
