@@ -310,13 +310,9 @@ def as_task(task: Task | Dataset, model: PeftModel) -> Task | Rows:
 
 
 def _with_recorder(callbacks: Callbacks) -> tuple[ModuleRecorder, list[TrainerCallback]]:
-    several = [callbacks] if isinstance(callbacks, TrainerCallback | type) else callbacks
-    instances = [callback() if isinstance(callback, type) else callback for callback in several]
-    for callback in instances:
-        if isinstance(callback, ModuleRecorder):
-            return callback, instances
-    recorder = ModuleRecorder()
-    return recorder, [recorder, *instances]
+    several = [callbacks] if isinstance(callbacks, TrainerCallback) else list(callbacks)
+    recorder = next((callback for callback in several if isinstance(callback, ModuleRecorder)), None)
+    return (recorder, several) if recorder else (recorder := ModuleRecorder(), [recorder, *several])
 
 
 def _start(task: Task | Rows, model: PeftModel) -> dict[str, Any]:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
@@ -110,27 +108,10 @@ def test_a_head_of_any_name_is_trained_and_one_that_is_not_recognized_is_warned_
         tlora.train(attached("encoder_model"), token_rows(8, classes=2), **QUIET)
 
 
-def test_embeddings_are_trained_and_models_without_a_vocabulary(tmp_path: Path) -> None:
+def test_embeddings_are_trained(tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
     run = tlora.train(get_peft_model(tiny_model("llama"), config), token_rows(8), output_dir=tmp_path / "a", **QUIET)
     assert any("lora_embedding" in name for name in run.adapter)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    vit = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=2))
-    adapted = get_peft_model(vit, LoraConfig(r=2, target_modules=["q_proj", "query"]))
-    options = QUIET | {"output_dir": tmp_path / "b", "save_steps": 1}
-    with pytest.warns(UserWarning, match="no head is trained"):
-        assert tlora.train(adapted, Pictures(), **options).steps == 2
-
-
-class Pictures:
-    """A task whose rows are no tokens."""
-
-    name, validation, test = "pictures", None, None
-    train = Dataset.from_list([{"image": [float(n)] * 192, "labels": n % 2} for n in range(8)])
-
-    def collate(self, rows: Any) -> dict[str, torch.Tensor]:
-        pixels = torch.tensor([row["image"] for row in rows]).view(-1, 3, 8, 8)
-        return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 def test_a_vocabulary_that_was_resized_is_told(tmp_path: Path) -> None:

@@ -116,18 +116,6 @@ def test_what_a_model_takes_beside_ids_is_trained_with() -> None:
     assert max(int(batch.max()) for batch in read) == 1
 
 
-QUIET: dict[str, Any] = {"progress": False, "evaluation_limit": 0, "batch_size": 4}
-
-
-def without_dropout(model: Any) -> Any:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    return model
-
-
 def test_labels_of_a_decoder_stay_where_they_are() -> None:
     rows = [
         {"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1], "labels": [11, 12, 13]},
@@ -138,19 +126,3 @@ def test_labels_of_a_decoder_stay_where_they_are() -> None:
     assert batch["labels"][0].tolist() == [11, 12, 13, -100]
     padded = {"input_ids": [7, 8, 2, 0], "attention_mask": [1, 1, 1, 0], "labels": [5, 6, 9, 2]}
     Rows(Dataset.from_list([padded]), 0, is_encoder_decoder=True)  # as many of its own, and none of them on padding
-
-
-def test_rows_padded_on_the_left_are_those_padded_on_the_right() -> None:
-    rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in token_rows(8)]
-    pads = {"input_ids": 0, "labels": -100, "attention_mask": 0}
-    losses = []
-    for side in (-1, 1):
-        filled = []
-        for row in rows:
-            room = {name: [pad] * (10 - len(row["input_ids"])) for name, pad in pads.items()}
-            filled.append(
-                {name: (row[name] + room[name])[::1] if side > 0 else room[name] + row[name] for name in pads}
-            )
-        run = tlora.train(without_dropout(adapted_model("gpt2")), Dataset.from_list(filled), **QUIET)
-        losses.append(run.history["loss"].tolist())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -9,64 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-import transformers
+import tqdm.auto
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 import tlora
 from tests.helpers.adapted import adapted_model, condition, token_rows
-from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
+from tests.helpers.models import tiny_batch, tiny_model
 from tests.helpers.trainings import StopAfter, state_of, two_adapters
 from tlora.adapters.attach import attach_options
 from tlora.training.callbacks import ModuleRecorder
 from tlora.training.dataset import Rows
-from tlora.training.train import NOT_ATTACHED, as_task, train
-
-
-@pytest.fixture(scope="module")
-def parts() -> Any:
-    """A model with its subspaces and an allocation."""
-    model = tiny_model("llama")
-    calibration = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
-    return model, subspaces, tlora.allocate(calibration.sensitivity, rank=3, max_rank=8)
-
-
-@pytest.mark.parametrize("freeze_a", [True, False])
-@pytest.mark.parametrize("rows", ["orthonormal", "variance", "default", "random"])
-def test_a_run_records_how_a_began(parts: Any, rows: str, freeze_a: bool) -> None:
-    model, subspaces, allocation = parts
-    kind, start = (None, None) if rows == "random" else ("wc", subspaces)
-    options = {} if rows in ("default", "random") else {"rows": rows}
-    adapted = tlora.attach(model, start, allocation, replace=True, freeze_a=freeze_a, seed=3, **options)
-    used = {"default": "variance", "random": None}.get(rows, rows)
-    expected = {"kind": kind, "rows": used, "freeze_a": freeze_a, "seed": 3}
-    for number in range(2):
-        run = tlora.train(adapted, token_rows(), learning_rate=1e-2, max_steps=2, progress=False)
-        assert run.meta.recipe["attach"] == expected
-        assert run.meta.recipe["b_began_at_zero"] == (number == 0)
-        assert ("from a B that was not zero" in repr(run)) == (number == 1)
-
-
-def test_how_an_adapter_began_that_was_not_attached_is_unknown(parts: Any) -> None:
-    model, subspaces, allocation = parts
-    first = tlora.attach(model, subspaces, allocation, replace=True)
-    assert attach_options(copy.deepcopy(first)) is None
-    second = tlora.attach(model, None, allocation, replace=True)
-    assert attach_options(first) == attach_options(second), "the first model has the second adapter"
-    assert attach_options(first) == {"kind": None, "rows": None, "freeze_a": True, "seed": 0}
-    by_peft = get_peft_model(second.unload(), LoraConfig(target_modules=["q_proj"]))
-    assert attach_options(by_peft) is None
-    run = tlora.train(by_peft, token_rows(), max_steps=2, progress=False)
-    assert run.meta.recipe["attach"] == NOT_ATTACHED
-    tlora.detach(by_peft)
-
+from tlora.training.train import NOT_ATTACHED, train
 
 QUICK: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4, "progress": False}
 
@@ -87,12 +45,14 @@ class HeldOut:
         return {f"{split} {progress}": math.inf if limit is None else float(limit)}
 
 
-def held_out(kind: type[HeldOut] = HeldOut, train: Dataset | None = None, test: int = 4) -> Any:
-    return kind(train or token_rows(), token_rows(8, seed=1), token_rows(8, seed=2).select(range(test)))
+def held_out(kind: type[HeldOut] = HeldOut, test: int = 4) -> Any:
+    return kind(token_rows(), token_rows(8, seed=1), token_rows(8, seed=2).select(range(test)))
 
 
 class At(TrainerCallback):
-    """Does something once, when a step begins."""
+    """Does something once, when a step begins, and counts the ends of training."""
+
+    ends = 0
 
     def __init__(self, step: int, action: Any) -> None:
         self.step, self.action = step, action
@@ -101,36 +61,44 @@ class At(TrainerCallback):
         if state.global_step + 1 == self.step:
             self.action(kwargs["model"])
 
-
-class Endings(TrainerCallback):
-    seen = 0
-
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen += 1
+        self.ends += 1
 
 
 def interrupt(model: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_only_b_changes() -> None:
+def test_a_run_records_how_a_began() -> None:
+    model = tiny_model("llama")
+    calibration = tlora.calibrate(model, [tiny_batch("llama")], progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, rank=3, max_rank=8)
+    options: dict[str, Any] = {"rows": "orthonormal", "freeze_a": False, "seed": 3}
+    adapted = tlora.attach(model, subspaces, allocation, **options)
+    for began_at_zero in (True, False):
+        run = train(adapted, token_rows(), max_steps=2, **QUICK)
+        assert run.meta.recipe["attach"] == {"kind": "wc"} | options
+        assert run.meta.recipe["b_began_at_zero"] == began_at_zero
+        assert ("from a B that was not zero" in repr(run)) != began_at_zero
+    assert attach_options(copy.deepcopy(adapted)) is None
+    second = tlora.attach(model, None, allocation, replace=True)
+    assert attach_options(adapted) == {"kind": None, "rows": None, "freeze_a": True, "seed": 0}
+    by_peft = get_peft_model(second.unload(), LoraConfig(target_modules=["q_proj"]))
+    assert train(by_peft, token_rows(), max_steps=2, **QUICK).meta.recipe["attach"] == NOT_ATTACHED
+
+
+def test_only_b_changes_and_the_loss_falls() -> None:
     model = adapted_model()
     before = state_of(model)
-    run = train(model, token_rows(), epochs=2, **QUICK)
+    run = train(model, token_rows(4), epochs=30, **QUICK | {"learning_rate": 0.1})
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if "lora_B" in name}
-    assert len(changed) == 4
     assert run.frozen_a
     assert run.trainable_parameters == sum(before[name].numel() for name in changed)
-
-
-def test_training_lowers_the_loss_and_says_so() -> None:
-    run = train(adapted_model(), token_rows(4), epochs=30, **(QUICK | {"learning_rate": 0.1}))
     assert run.after["train_loss"] < 0.7 * run.before["train_loss"]
-    assert run.history["loss"].iloc[-1] < 0.7 * run.history["loss"].iloc[0]
     assert not run.interrupted
     assert not run.diverged
-    assert run.seconds > 0
 
 
 def test_schedule_is_cosine_after_a_tenth_of_warm_up() -> None:
@@ -155,7 +123,6 @@ def test_first_loss_is_the_mean_over_the_labelled_tokens_of_the_batch() -> None:
     expected = nats[labels != -100].mean().item()
     run = train(model, rows, epochs=2, evaluation_limit=0, **QUICK)
     assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-5)
-    assert run.before == run.after == {}
 
 
 def test_one_seed_gives_one_run_and_another_seed_another() -> None:
@@ -197,31 +164,33 @@ def test_a_look_at_the_base_in_between_leaves_a_frozen() -> None:
 
 def test_interrupt_returns_the_run_so_far() -> None:
     model = adapted_model()
-    model.get_base_model().model.layers[0].train()  # an unusual state, to be found again
-    state = condition(model)
-    endings = Endings()
+    model.get_base_model().model.layers[0].train()  # an unusual condition, to be found again
+    before, callback = condition(model), At(3, interrupt)
     with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
-        run = train(model, held_out(), callbacks=[At(3, interrupt), endings], **QUICK)
-    assert endings.seen == 1
-    assert run.interrupted
-    assert not run.diverged
+        run = train(model, held_out(), callbacks=[callback], **QUICK)
+    assert (callback.ends, run.interrupted, run.diverged, run.after) == (1, True, False, {})
     assert run.history["step"].tolist() == [1, 2]
     assert run.before
-    assert run.after == {}
-    assert condition(model) == state
-    assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
+    assert condition(model) == before
     assert train(model, token_rows(), **QUICK).history["step"].tolist() == [1, 2, 3, 4]
 
 
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show progress bars even if TQDM_DISABLE is set, which tqdm reads when it is imported."""
+    monkeypatch.setattr(tqdm.std.tqdm, "__init__", vars(tqdm.std.tqdm)["__init__"].func)
+
+
+@pytest.mark.usefixtures("bars")
 def test_interrupt_closes_every_bar(capfd: pytest.CaptureFixture[str]) -> None:
     class InEvaluation(TrainerCallback):
         def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            interrupt(None)
+            raise KeyboardInterrupt
 
     with pytest.warns(UserWarning, match="interrupted after 1 of 4 steps"):
         train(adapted_model(), held_out(), callbacks=[InEvaluation()], **(QUICK | {"progress": True}))
     assert "1/4" in capfd.readouterr().err
-    assert not list(tqdm._instances)
+    assert not list(tqdm.auto.tqdm._instances)
 
 
 def test_interrupt_of_an_evaluation_is_an_interrupt_too() -> None:
@@ -237,10 +206,8 @@ def test_interrupt_of_an_evaluation_is_an_interrupt_too() -> None:
 
 
 def test_stop_button_ends_training_and_still_evaluates() -> None:
-    endings = Endings()
     with pytest.warns(UserWarning, match="a callback stopped training after 2 of 4 steps"):
-        run = train(adapted_model(), token_rows(), callbacks=[StopAfter(2), endings], **QUICK)
-    assert endings.seen == 1
+        run = train(adapted_model(), token_rows(), callbacks=StopAfter(2), **QUICK)
     assert run.interrupted
     assert run.history["step"].tolist() == [1, 2]
     assert run.after["train_loss"] != run.before["train_loss"]
@@ -256,22 +223,14 @@ def break_gradient(model: PeftModel) -> None:
     b.register_hook(lambda gradient: gradient + torch.inf)
 
 
-@pytest.mark.parametrize(
-    ("action", "message"),
-    [
-        (break_loss, "the loss became nan at step 3"),
-        (break_gradient, "the gradient norm became .* at step 3"),
-    ],
-)
-def test_weights_never_see_what_is_not_finite(action: Any, message: str) -> None:
+@pytest.mark.parametrize(("action", "what"), [(break_loss, "loss became nan"), (break_gradient, "gradient norm")])
+def test_weights_never_see_what_is_not_finite(action: Any, what: str) -> None:
     model = adapted_model()
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=f"the {what}.* at step 3"):
         run = train(model, token_rows(), callbacks=[At(3, action)], **QUICK)
     with pytest.warns(UserWarning, match="stopped"):
-        sound = train(adapted_model(), token_rows(), callbacks=StopAfter(2), **QUICK)  # one alone is as good as a list
-    assert run.diverged
-    assert not run.interrupted
-    assert run.after == {}
+        sound = train(adapted_model(), token_rows(), callbacks=StopAfter(2), **QUICK)
+    assert (run.diverged, run.interrupted, run.after) == (True, False, {})
     assert all(torch.equal(tensor, sound.adapter[name]) for name, tensor in run.adapter.items())
     assert run.history.equals(sound.history)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -282,11 +241,10 @@ def test_an_error_in_a_callback_leaves_the_model_as_it_was() -> None:
         raise RuntimeError("from the callback")
 
     model = adapted_model()
-    state = condition(model)
-    options = QUICK | {"gradient_checkpointing": True}
+    before = condition(model)
     with pytest.raises(RuntimeError, match="from the callback"):
-        train(model, token_rows(), callbacks=[At(2, fail)], **options)
-    assert condition(model) == state
+        train(model, token_rows(), callbacks=[At(2, fail)], gradient_checkpointing=True, **QUICK)
+    assert condition(model) == before
 
 
 def test_warns_of_a_b_that_stays_zero() -> None:
@@ -311,29 +269,15 @@ def test_gradient_checkpointing_trains_the_same(family: str) -> None:
 
 
 def test_bf16_passes_through_and_is_taken_off_again() -> None:
-    model = adapted_model()
-    ids = torch.tensor([[3, 4, 5, 6]])
+    model, ids = adapted_model(), torch.tensor([[3, 4, 5, 6]])
     run = train(model, token_rows(), bf16=True, use_cpu=True, **QUICK)
     assert "forward" not in vars(model)
     with torch.no_grad():
         assert model(ids).logits.dtype == torch.float32
-        base = adapted_model()
-        base.load_state_dict(model.state_dict())
-        assert torch.equal(model(ids).logits, base(ids).logits)
     exact = train(adapted_model(), token_rows(), **QUICK)
     losses = run.history["loss"].to_numpy(), exact.history["loss"].to_numpy()
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert (losses[0] != losses[1]).any()
-
-
-@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
-def test_families(family: str) -> None:
-    model = adapted_model(family)
-    run = train(model, token_rows(classes=2 if family == "bert" else 0), epochs=2, **QUICK)
-    assert len(run.ranks) == len([n for n in model.state_dict() if "lora_B" in n])
-    head = [name for name in run.adapter if "classifier" in name]
-    assert bool(head) == (family == "bert")
-    assert all(b.any() for name, b in run.adapter.items() if "lora_B" in name)
 
 
 def test_evaluation_limit_reaches_every_evaluation() -> None:
@@ -350,7 +294,6 @@ def test_eval_loss_is_the_validation_loss_at_that_step() -> None:
     model, task = adapted_model(), held_out()
     run = train(model, task, **QUICK)
     assert run.history["eval_loss"].notna().tolist() == [True] * 4  # each quarter of four steps
-    assert task.validation is not None
     halves = [task.collate([task.validation[i] for i in part]) for part in (range(4), range(4, 8))]
     with torch.no_grad():
         expected = sum(model(**half).loss.item() for half in halves) / 2
@@ -359,14 +302,7 @@ def test_eval_loss_is_the_validation_loss_at_that_step() -> None:
     assert epochs.history["eval_loss"].notna().tolist() == [False, False, False, True] * 2
 
 
-def test_a_task_of_ones_own_needs_no_test_samples() -> None:
-    class Mine:
-        name, train, validation = "mine", token_rows(), None
-        collate = staticmethod(Rows(token_rows(), 0).collate)
-
-    assert train(adapted_model(), Mine(), **QUICK | {"evaluation_limit": 0}).evaluated_on == ""
-
-
+@pytest.mark.usefixtures("bars")
 def test_progress_false_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     train(adapted_model(), held_out(), **QUICK)
     assert capfd.readouterr() == ("", "")
@@ -394,80 +330,17 @@ def test_training_multiplies_the_output_embedding_for_labelled_positions_alone()
     columns = []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, output: columns.append((args[0].shape[1], model.training)))
-    train(model, rows, learning_rate=1e-2, batch_size=1, max_steps=3, progress=False, evaluation_limit=0)
+    train(model, rows, max_steps=3, evaluation_limit=0, **QUICK | {"batch_size": 1})
     assert [count for count, training in columns if training] == [2, 2, 2]  # one label, and the last column
 
 
-QUIET: dict[str, Any] = {"batch_size": 4, "progress": False, "evaluation_limit": 0}
-
-
-def pairs() -> tlora.Task:
-    rows = [{"prompt": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "completion": f"w{4 + i % 7}"} for i in range(36)]
-    splits = {"train": rows[:20], "validation": rows[20:28], "test": rows[28:]}
-    return tlora.load_task({name: Dataset.from_list(part) for name, part in splits.items()}, tiny_tokenizer())
-
-
-def test_the_best_step_that_is_named_is_the_one_that_was_saved(tmp_path: Path) -> None:
-    """Evaluated at each step and saved at every fourth, the best of all was mostly not kept."""
-    options = {"eval_steps": 1, "save_steps": 4, "load_best_model_at_end": True}
-    with pytest.warns(UserWarning, match="the run holds that of step 4, the best"):
-        run = tlora.train(
-            adapted_model(), pairs(), output_dir=tmp_path, max_steps=12, learning_rate=0.01, callbacks=StopAfter(7),
-            **QUIET | options | {"evaluation_limit": 6},
-        )  # fmt: skip
-    saved = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
-    assert all(torch.equal(tensor, run.adapter[name]) for name, tensor in saved.items())
-    losses = run.history.set_index("step")["eval_loss"]
-    assert losses.idxmin() > 4
-
-
-def test_a_best_step_whose_rate_was_zero_is_said_to_have_learned_nothing_only_where_it_was_stopped_there(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    options = {"eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "greater_is_better": True}
-    tlora.train(
-        adapted_model(), pairs(), output_dir=tmp_path, max_steps=9, learning_rate=0.05,
-        callbacks=transformers.EarlyStoppingCallback(1), **QUIET | options | {"evaluation_limit": 6},
-    )  # fmt: skip
-    said = [str(warning.message) for warning in recwarn]
-    assert any("the run holds that of step 1, the best" in text for text in said)
-    assert not any("B is still zero" in text for text in said)
-
-
-def test_labels_of_a_decoder_can_be_smoothed() -> None:
-    """By the definition: the mean over all labels of the loss, and of the mean log-probability of all tokens."""
-    model = peft.get_peft_model(
-        tiny_model("t5", dropout_rate=0.0), peft.LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
-    ).eval()
-    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [9, 10, 11]}, {"input_ids": [5, 6], "labels": [4]}])
-    batch = as_task(rows, model).collate(list(rows))
-    with torch.no_grad():
-        logits = model(**batch).logits.log_softmax(-1)
-    real = batch["labels"] != -100
-    right = logits.gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
-    expected = -(0.9 * right[real].mean() + 0.1 * logits.mean(-1)[real].mean()).item()
-    run = tlora.train(model, rows, max_steps=1, warmup_steps=0, label_smoothing_factor=0.1, logging_steps=1, **QUIET)
-    assert run.history["loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
-
-
-THREE_STEPS: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "progress": False}
-
-
 def test_a_notebook_without_gradients_trains_all_the_same() -> None:
-    usual = tlora.train(adapted_model(), token_rows(8), **THREE_STEPS).history["loss"]
+    usual = train(adapted_model(), token_rows(8), **QUICK).history["loss"]
     for off in (torch.no_grad(), torch.inference_mode()):
         model = adapted_model()
         with off:
-            run = tlora.train(model, token_rows(8), **THREE_STEPS)
+            run = train(model, token_rows(8), **QUICK)
         assert run.history["loss"].equals(usual)
-
-
-class Held:
-    """A task with validation samples."""
-
-    name, train, validation, test = "held", token_rows(16), token_rows(8, seed=3), token_rows(0)
-    collate = staticmethod(Rows(token_rows(), 0).collate)
-    evaluate = staticmethod(lambda model, split, limit, progress: {})
 
 
 def b_of(model: Any, adapter: str) -> list[torch.Tensor]:
@@ -484,13 +357,14 @@ class Evaluations(TrainerCallback):
         self.seen.append((metrics["eval_loss"], b_of(kwargs["model"], kwargs["model"].active_adapter)))
 
 
+BEST: dict[str, Any] = QUICK | {"lr_scheduler_type": "constant", "warmup_steps": 0, "load_best_model_at_end": True}
+
+
 @pytest.mark.parametrize("keep", [True, False], ids=["beside another", "alone"])
 def test_the_best_is_loaded_into_the_adapter_that_was_trained(keep: bool, tmp_path: Path) -> None:
     model, evaluations = two_adapters(keep), Evaluations()
     others = b_of(model, "default")
-    options = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0, "epochs": 2}
-    options |= QUIET | {"output_dir": tmp_path, "load_best_model_at_end": True, "evaluation_limit": 8}
-    tlora.train(model, Held(), callbacks=evaluations, **options)
+    train(model, held_out(), callbacks=evaluations, epochs=2, output_dir=tmp_path, **BEST | {"learning_rate": 0.5})
     best = min(evaluations.seen, key=lambda each: each[0])[1]
     assert len(evaluations.seen) > 1
     assert all(map(torch.equal, b_of(model, "second"), best))
@@ -498,11 +372,11 @@ def test_the_best_is_loaded_into_the_adapter_that_was_trained(keep: bool, tmp_pa
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name and "default" in name)
 
 
-def test_a_start_that_rewrites_the_base_is_read_again_on_the_base(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa")
-    model = get_peft_model(tiny_model("llama"), config)
-    tlora.train(model, token_rows(8), **QUIET).save(tmp_path / "a")
-    ids = torch.tensor([[3, 9, 12]])
-    again = tlora.load(tmp_path / "a", tiny_model("llama"))
-    assert torch.allclose(again.eval()(ids).logits, model.eval()(ids).logits, atol=1e-5)
+def test_the_best_step_that_is_named_is_the_one_that_was_saved(tmp_path: Path) -> None:
+    """Evaluated at each step and saved at every third, the best of all was mostly not kept."""
+    options = BEST | {"eval_steps": 1, "save_steps": 3, "max_steps": 9, "output_dir": tmp_path}
+    options |= {"greater_is_better": True, "learning_rate": 0.5}  # the first step is then the best of all
+    with pytest.warns(UserWarning, match="the run holds that of step 3, the best"):
+        run = train(adapted_model(), held_out(), callbacks=StopAfter(5), **options)
+    saved = load_file(tmp_path / "checkpoint-3" / "adapter_model.safetensors")
+    assert all(torch.equal(tensor, run.adapter[name]) for name, tensor in saved.items())
