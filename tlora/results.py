@@ -170,13 +170,7 @@ class Result:
 
 
 def refuse_other_file(file: Path, kind: str) -> None:
-    """Refuse to replace a file that is not a result of this kind.
-
-    Raises
-    ------
-    FileExistsError
-        If there is one; the message says what it is.
-    """
+    """Refuse to replace a file that is not a result of this kind."""
     if not file.exists():
         return
     try:
@@ -198,27 +192,9 @@ def write_result(file: Path, result: Result, **more: Any) -> None:
 
 
 def read_result(file: Path, kind: str, cls: type[T]) -> T:
-    """Read a result as an instance of its class, or as another dataclass with some of its fields.
-
-    Parameters
-    ----------
-    file : pathlib.Path
-        The file.
-    kind : str
-        Name of the result's class.
-    cls : type
-        Dataclass to return.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is another kind of result, of another format, truncated or damaged.
-    """
+    """Read a result of a kind as an instance of its class, or as another dataclass with some of its fields."""
     if not file.is_file():
-        older = f": {file.with_suffix('')} is of an earlier version, make the result again" if _is_older(file) else ""
-        raise FileNotFoundError(f"no result at {file}{older}")
+        raise FileNotFoundError(f"no result at {file}")
     try:
         with safe_open(file, "pt") as opened:
             head = _head(file, opened.metadata())
@@ -236,10 +212,6 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
 
 class _OtherFileError(ValueError):
     """The file is whole, but not what was asked for."""
-
-
-def _is_older(file: Path) -> bool:
-    return (file.with_suffix("") / "result.json").exists()
 
 
 def _head(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -319,15 +291,7 @@ def _is_symmetric(tensor: Tensor) -> bool:
 
 
 def read_dataclass(file: Path, cls: type[T]) -> T:
-    """Read a JSON file as a dataclass without tensors, by its type hints; keys with a default may be missing.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If a key is missing or a value has another type.
-    """
+    """Read a JSON file as a dataclass without tensors, by its type hints; keys with a default may be missing."""
     values = read_json(file)
     try:
         return unpack(cls, values, {})

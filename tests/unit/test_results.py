@@ -65,15 +65,24 @@ def test_comes_back_from_disk_equal_and_of_the_same_bytes(result, tmp_path):
     loaded = type(result).load(result.save(tmp_path / "once"))
     assert same(loaded, result)
     assert content(loaded.save(tmp_path / "again")) == content(result.save(tmp_path / "once"))
-    assert loaded.to_frame().equals(result.to_frame())
-    assert repr(loaded) == repr(result)
 
 
-def test_table_has_the_documented_columns(result):
-    frame = result.to_frame()
+def test_table_has_the_documented_columns_and_is_shown_in_short(result):
+    frame, text, page = result.to_frame(), repr(result), result._repr_html_()
     assert len(frame) > 0
     assert list(frame.columns) == list(result.columns)
-    assert all(isinstance(meaning, str) and meaning for meaning in result.columns.values())
+    assert isinstance(frame.index, pd.RangeIndex)
+    assert text.startswith(f"{type(result).__name__}(")
+    assert len(text.splitlines()) == 1
+    assert page.count("<tr") == min(len(frame), 10) + 1
+    assert ("more rows" in page) == (len(frame) > 10)
+    assert result.meta.versions["torch"] == version("torch")
+    assert (result == copy.deepcopy(result)) in (
+        True,
+        False,
+    )  # field by field, tensors would raise
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.meta = None
 
 
 def test_table_is_the_callers_own(result):
@@ -85,35 +94,6 @@ def test_table_is_the_callers_own(result):
     frame[frame.columns[-1]] = 0
     del frame[frame.columns[0]]
     assert result.to_frame().equals(before)
-
-
-def test_repr_is_one_short_line(result):
-    text = repr(result)
-    assert text.startswith(f"{type(result).__name__}(")
-    assert len(text) < 400
-    assert "\n" not in text
-
-
-def test_html_is_a_short_table_and_draws_nothing(result):
-    page = result._repr_html_()
-    assert page.count("<table") == 1
-    assert page.count("<tr") <= 11
-    assert not any(tag in page for tag in ("<img", "<svg", "<script", "<canvas"))
-    assert all(f"<th>{column}</th>" in page for column in result.columns)
-
-
-def test_is_frozen(result):
-    for field in dataclasses.fields(result):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(result, field.name, None)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        result.something_new = 1
-
-
-def test_can_be_compared(result):
-    """Equality made field by field would ask a tensor for its truth, and raise."""
-    assert (result == copy.deepcopy(result)) in (True, False)
-    assert result != "something else"
 
 
 # What leads from an object to the rest of the program rather than to its parts.
@@ -129,19 +109,6 @@ def reachable(root: Any) -> list[Any]:
         seen |= {id(part): part for part in fresh}
         queue += fresh
     return list(seen.values())
-
-
-def test_search_for_models_finds_one():
-    """The search itself: through a frozen dataclass, a dictionary, a list and a bound method's object."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Holder:
-        parts: dict[str, list[Any]]
-
-    model = torch.nn.Linear(1, 1)
-    assert model in reachable(Holder({"a": [1, [model]]}))
-    assert model in reachable(Holder({"a": [model.state_dict]}))
-    assert model not in reachable(Holder({"a": [torch.nn.Linear]}))
 
 
 def test_holds_no_model_no_graph_and_no_more_memory_than_it_shows(result):
@@ -173,18 +140,6 @@ def test_does_not_change_with_the_model(result):
                 parameter.copy_(values)
 
 
-def test_says_where_it_comes_from(result):
-    meta = result.meta
-    assert meta.versions["torch"] == version("torch")
-    assert meta.samples is not None
-    assert isinstance(meta.recipe, dict)
-
-
-def test_index_is_plain(result):
-    """The keys are in columns, where CSV, HTML and joins find them."""
-    assert isinstance(result.to_frame().index, pd.RangeIndex)
-
-
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     return sensitivity().save(tmp_path / "saved")
@@ -197,13 +152,6 @@ def test_the_suffix_may_be_left_out(tmp_path, monkeypatch):
         assert str(file) == f"{str(name).removesuffix('.safetensors')}.safetensors"
         assert len(Sensitivity.load(name).per_sample) == len(Sensitivity.load(file).per_sample) == samples
     assert sorted(content(tmp_path)) == ["a b/c.d.safetensors", "тест/.hidden.safetensors"]
-
-
-def test_special_floats_come_back_bit_by_bit(tmp_path):
-    scores = torch.tensor([[float("nan"), float("inf"), -0.0], [5e-45, 1.1, 2.0]]).T.contiguous().T
-    odd = dataclasses.replace(sensitivity(), per_sample=scores)
-    loaded = Sensitivity.load(odd.save(tmp_path / "odd")).per_sample
-    assert loaded.view(torch.int32).equal(scores.contiguous().view(torch.int32))
 
 
 def test_a_file_is_readable_without_tlora(saved):
@@ -273,10 +221,6 @@ def test_a_damaged_or_foreign_file_is_refused_with_a_way_out(saved, damage, word
 def test_nothing_to_load(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no result at .*nothing\.safetensors"):
         Sensitivity.load(tmp_path / "nothing")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "result.json").touch()
-    with pytest.raises(FileNotFoundError, match="old is of an earlier version"):
-        Sensitivity.load(tmp_path / "old")
 
 
 def test_what_is_not_a_result_of_this_kind_is_not_replaced(saved, tmp_path):
@@ -328,37 +272,10 @@ def test_a_reader_gets_a_whole_result_while_others_write(tmp_path):
     assert os.listdir(tmp_path) == ["saved.safetensors"]
 
 
-def test_recipe_keeps_what_json_keeps():
-    recipe = {"ranks": (1, 2), "nested": {"dtype": "float32"}}
-    meta = Meta(recipe=recipe)
-    assert meta.recipe == {"ranks": [1, 2], "nested": {"dtype": "float32"}}
-    recipe["nested"]["dtype"] = "bfloat16"
-    assert meta.recipe["nested"]["dtype"] == "float32"
-
-
 @pytest.mark.parametrize("value", [torch.float32, Path("a"), {1, 2}])
 def test_recipe_refuses_what_json_cannot_hold(value):
     with pytest.raises(TypeError, match="recipe"):
         Meta(recipe={"x": value})
-
-
-@pytest.mark.parametrize(("rows", "shown", "more"), [(9, 9, ""), (10, 10, ""), (11, 10, "1 more"), (25, 10, "15 more")])
-def test_the_short_table_says_how_many_rows_it_leaves_out(rows, shown, more):
-    class Table(Result):
-        def to_frame(self):
-            return pd.DataFrame({"a": [0.123456789] * rows})
-
-        def _summary(self):
-            return "<&>"
-
-    html = Table()._repr_html_()
-    assert html.count("<tr") == shown + 1
-    assert html.count("<td") == shown
-    assert html.count("<th>") == 1  # one column, no index
-    assert html.count("0.1235<") == shown
-    assert "Table(&lt;&amp;&gt;)" in html
-    assert ("more rows" in html) == bool(more)
-    assert f"<p>{more} rows" in html if more else "<p></p>" not in html
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -455,21 +372,14 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     model = tiny_model("llama")
     batches, one = [tiny_batch(model, seed=seed) for seed in range(2)], np.int64(1)
     calibration = tlora.calibrate(model, batches, covariance="sketch", sketch_size=np.int64(8), progress=False)
-    made = {
-        "subspaces": tlora.task_subspaces(model, calibration, max_rank=np.int64(4), seed=one, progress=False),
-        "ranking": tlora.ranking_stability(calibration.sensitivity, [one], seed=one),
-        "allocation": tlora.allocation_stability(
-            calibration.sensitivity,
-            tlora.allocate(calibration.sensitivity, np.int64(2)),
-            resamples=np.int64(20),
-            seed=one,
-        ),
-    }
-    for name, result in made.items():
-        result.save(tmp_path / name)
-        assert type(result).load(tmp_path / name).meta == result.meta
-    plain = tlora.task_subspaces(model, calibration, max_rank=4, seed=1, progress=False)
-    assert all(torch.equal(plain.bases[name], made["subspaces"].bases[name]) for name in plain.names)
+    allocation = tlora.allocate(calibration.sensitivity, np.int64(2))
+    for result in (
+        tlora.task_subspaces(model, calibration, max_rank=np.int64(4), seed=one, progress=False),
+        tlora.ranking_stability(calibration.sensitivity, [one], seed=one),
+        tlora.allocation_stability(calibration.sensitivity, allocation, resamples=np.int64(20), seed=one),
+    ):
+        file = result.save(tmp_path / type(result).__name__)
+        assert type(result).load(file).meta == result.meta
     run = tlora.train(adapted_model(), token_rows(8), seed=np.int64(3), **QUIET | {"batch_size": np.int64(4)})
     assert (run.steps, run.meta.seed, run.meta.recipe["batch_size"]) == (3, 3, 4)
     assert ModuleRecorder(every=np.int64(5)).every == 5

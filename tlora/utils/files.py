@@ -27,15 +27,7 @@ _OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is not JSON, or not an object.
-    """
+    """The object that a JSON file holds."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -93,13 +85,6 @@ def check_place(
         Whether an earlier result may be replaced.
     inputs : iterable of path-like, optional
         What the command reads. Names that are no paths, such as those of a hub, do no harm.
-
-    Raises
-    ------
-    FileExistsError
-        If something would be replaced that must stay; the message names the file.
-    OSError
-        If the place is not writable.
     """
     target = Path(path).resolve()
     if target.exists() and target in {Path(place).resolve() for place in inputs if str(place)}:
@@ -123,23 +108,7 @@ def check_place(
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write a file to, which replaces ``path`` when the block ends well, and vanishes otherwise.
-
-    Parameters
-    ----------
-    path : path-like
-        The file to create or to replace.
-
-    Yields
-    ------
-    pathlib.Path
-        A file of the same name that does not exist yet, in a temporary folder on the same file system.
-
-    Raises
-    ------
-    OSError
-        If the disk is full or the place is not writable; the earlier file is left as it was.
-    """
+    """A path of the same name to write a file to; it replaces ``path`` when the block ends well, or vanishes."""
     target = Path(path).resolve()  # of a link, the file behind it is replaced
     with _name_in_errors(target), replace_files(target.parent, last=target.name) as scratch:
         yield scratch / target.name
@@ -161,21 +130,13 @@ def replace_files(
         Name of a file that lists others of the set. It is moved before them, for the next write to find what a kill
         left.
     earlier : iterable of str or pathlib.Path
-        Files of an earlier set, relative to ``folder``, some of which have the names of new ones. The earlier ``last``
-        is then removed first, so that no reader takes old and new files for one set; those that are not written again
-        are removed too, with folders that become empty.
+        Files of an earlier set, relative to ``folder``. Those that are not written again are removed, with folders that
+        become empty. The earlier ``last`` goes first, so that no reader takes old and new files for one set.
 
     Yields
     ------
     pathlib.Path
         The temporary folder, on the same file system.
-
-    Raises
-    ------
-    FileExistsError
-        If ``folder`` is a file.
-    OSError
-        If the disk is full or the place is not writable; the earlier files are left as they were.
     """
     target = Path(folder).resolve()  # of a link, the folder behind it is written
     if target.exists() and not target.is_dir():

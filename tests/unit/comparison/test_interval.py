@@ -28,12 +28,6 @@ def test_equal_samples_give_the_t_interval_over_seeds():
     assert paired_interval(np.repeat(means[:, None], 50, axis=1), 0.05) == pytest.approx((means.mean(), *expected))
 
 
-def test_equal_seeds_give_the_t_interval_over_samples():
-    x = np.random.default_rng(0).normal(0.2, 1, 25)
-    expected = scipy.stats.ttest_1samp(x, 0).confidence_interval(0.95)
-    assert paired_interval(np.repeat(x[None], 3, axis=0), 0.05) == pytest.approx((x.mean(), *expected))
-
-
 def test_mean_squares_are_those_of_pairs():
     """Mean squares from all pairs of rows and columns, without a mean."""
     x = np.random.default_rng(5).normal(size=(4, 6))
@@ -71,13 +65,6 @@ def test_it_misses_at_most_as_often_as_it_says(seeds, by_seed, by_sample):
     assert missed <= 0.05 * trials + 2 * np.sqrt(trials * 0.05 * 0.95)
     if seeds > 1:
         assert pooled > 0.15 * trials
-
-
-def test_a_true_difference_is_detected():
-    rng = np.random.default_rng(2)
-    for seeds in (1, 3):
-        x = 0.1 + 0.01 * rng.normal(size=(seeds, 1)) + 0.05 * rng.normal(size=(seeds, 60))
-        assert paired_interval(x, 0.01).low > 0
 
 
 @pytest.mark.parametrize("differences", [np.ones((3, 1)), np.array([[0.1, np.nan]])])

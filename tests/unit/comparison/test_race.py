@@ -18,7 +18,7 @@ import tlora
 from tests.helpers.adapted import condition
 from tests.helpers.jobs import task
 from tests.helpers.models import tiny_model
-from tests.helpers.races import allocations, let_equal_arms_differ
+from tests.helpers.races import allocations
 from tlora.comparison import race as module
 
 pytestmark = pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
@@ -153,14 +153,6 @@ def test_a_planted_difference_is_detected():
     assert race.winner.after["loss"] < race.runs["B"][0].after["loss"]
 
 
-def test_two_equal_allocations_from_other_starts_are_not_distinguished(monkeypatch):
-    """One of the races of tests/slow/test_race.py."""
-    let_equal_arms_differ(monkeypatch)
-    race = run({"A": allocations()["score"], "B": allocations()["score"]}, seeds=3)
-    assert not race.losses[-1, 0].equal(race.losses[-1, 1])
-    assert not race.is_ahead
-
-
 def test_an_arm_that_diverges_is_out_and_the_others_go_on():
     race = run(learning_rate={"A": 1e-2, "B": 1e38, "LoRA": 1e-2}, seeds=2)
     assert list(race.diverged) == ["B"]
@@ -179,17 +171,6 @@ class InterruptAStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-class InterruptTheEnd(TrainerCallback):
-    """Interrupts as soon as the second training has ended, again and again."""
-
-    ends = 0
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.ends += 1
-        if self.ends > 1:
-            raise KeyboardInterrupt
 
 
 def test_a_callback_stops_one_training_and_the_others_go_on():
@@ -211,6 +192,17 @@ def test_an_interrupt_keeps_what_was_trained():
     assert not race.runs["B"][0].after  # its adapter is that of step 4, evaluated at step 3
     row = race.differences().query("arm != 'LoRA' and other != 'LoRA'").iloc[0]
     assert (row["step"], row["seeds"]) == (3, 1)
+
+
+class InterruptTheEnd(TrainerCallback):
+    """Interrupts as soon as the second training has ended, again and again."""
+
+    ends = 0
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ends += 1
+        if self.ends > 1:
+            raise KeyboardInterrupt
 
 
 def test_an_interrupt_at_the_end_of_a_training_loses_nothing():

@@ -58,12 +58,6 @@ def test_no_difference_is_a_verdict_at_the_end_only():
     assert early.basis.startswith("after 5 of 10 steps")
 
 
-def test_equal_losses_are_no_difference():
-    race = make_race({"A": 1.8, "B": 1.8})
-    race = dataclasses.replace(race, losses=torch.stack([race.losses[:, 0]] * 2, 1))
-    assert "no difference" in race.headline
-
-
 def test_an_undecided_race_says_what_would_decide_it():
     race = make_race({"A": 1.8, "B": 1.83}, noise=0.3)
     assert not race.is_ahead
