@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import wraps
 from itertools import cycle, islice
 from pathlib import PurePath
@@ -12,11 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, ScalarFormatter
 
 from tlora.results import Meta
@@ -95,13 +93,7 @@ def styled(plot: Callable[P, T]) -> Callable[P, T]:
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """``ax``, or the axes of a new figure of ``width`` by ``height`` inches.
-
-    Raises
-    ------
-    TypeError
-        If ``ax`` is not a matplotlib Axes.
-    """
+    """``ax``, or the axes of a new figure of ``width`` by ``height`` inches."""
     if ax is None:
         return plt.subplots(figsize=(width, height), layout="constrained")[1]
     return check_type(ax, Axes, "one Axes, e.g. the second value of plt.subplots()")
@@ -155,13 +147,6 @@ def layers(frame: pd.DataFrame) -> list[int]:
     return sorted(int(layer) for layer in frame["layer"].unique())
 
 
-def shorten_legend(handles: Sequence[Artist], most: int) -> list[Artist]:
-    """At most so many entries of a legend; the last one says how many more there are."""
-    rest = len(handles) - most + 1
-    more = Patch(facecolor="none", linewidth=0, label=f"and {rest} more")
-    return [*handles[: most - 1], more] if rest > 1 else list(handles)
-
-
 def plain_numbers() -> ScalarFormatter:
     """Full numbers on an axis, without a common factor or offset."""
     formatter = ScalarFormatter(useOffset=False)
@@ -212,18 +197,9 @@ def join_labels(labels: Iterable[str]) -> str:
 
 
 def headline(ax: Axes, finding: str, detail: str = "", lift: float = 0.0) -> None:
-    """Write above the axes what the picture shows, and below it in gray how much and of what.
+    """Write the finding as the title of the axes, and in gray below it the detail, both wrapped to their width.
 
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-        Where to write; both texts are wrapped to its width.
-    finding : str
-        Becomes the title of the axes.
-    detail : str
-        Becomes the gray lines below it.
-    lift : float
-        Inches between the axes and the text, for panels on top of the axes.
+    ``lift`` are the inches between the axes and the text, for panels on top of the axes.
     """
     figure = figure_of(ax)
     if engine := figure.get_layout_engine():

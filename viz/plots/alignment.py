@@ -97,8 +97,8 @@ def _color_bar(ax: Axes, mesh: QuadMesh, chance: pd.Series, aspect: float) -> No
 
 
 def _by_chance(random: pd.Series) -> str:
-    low, high = style.percent(random.min()), style.percent(random.max())
-    return f"by chance {low}" if low == high else f"by chance {low} to {high}"
+    ends = dict.fromkeys((style.percent(random.min()), style.percent(random.max())))
+    return f"by chance {' to '.join(ends)}"
 
 
 def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
@@ -106,9 +106,10 @@ def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
     ax = style.axes(ax, heatmap.WIDTH, 4.2)
     _draw_curves(ax, table, best=table.groupby("rank")["best"].first())
     ax.set_ylabel("share of the squared gradient")
+    by_chance = table.loc[table["rank"].idxmin(), "random"]
     detail = style.sentence(
         f"{len(capture.names)} modules together, bars: {style.percent(capture.confidence)} intervals",
-        f"at best {style.percent(table['best'].iloc[0])}, {_chance_at_first_rank(table)}",
+        f"at best {style.percent(table['best'].iloc[0])}, by chance {style.percent(by_chance)}",
         f"held out: {style.source(capture.meta)}",
     )
     style.headline(ax, _headline(table), detail)
@@ -157,8 +158,3 @@ def _headline(table: pd.DataFrame) -> str:
     (top, most), *others = shares
     rest = "".join(f", {kind} {share}" for kind, share in others)
     return f"At rank {rank}, {top} holds {most} of the held-out gradient{rest}"
-
-
-def _chance_at_first_rank(table: pd.DataFrame) -> str:
-    """What chance gives at the lowest rank."""
-    return f"by chance {style.percent(table.loc[table['rank'].idxmin(), 'random'])}"

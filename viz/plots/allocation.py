@@ -82,14 +82,7 @@ def draw_outline(ax: Axes, allocation: Allocation, names: Collection[str], color
 
 
 def frame_of_all(allocation: Allocation) -> pd.DataFrame:
-    """The table of an allocation and of the modules that it leaves out, in model order.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of ``allocation.to_frame()``, NaN if a module is left out, and ``uniform``, its rank in the
-        uniform allocation of the same budget.
-    """
+    """The table of an allocation with the modules that it leaves out (NaN), and the ``uniform`` rank of each."""
     frame = allocation.to_frame().set_index("module").reindex(allocation.names).reset_index()
     places = {"layer": list(allocation.layers.values()), "projection": list(allocation.projections.values())}
     return frame.assign(**places, uniform=allocation.rank)

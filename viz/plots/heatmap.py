@@ -20,9 +20,8 @@ WIDTH = 8.6
 def size(frame: pd.DataFrame) -> tuple[float, float]:
     """Inches for a heat map: wider with the layers, up to `WIDTH` and what long labels need, taller with the rows."""
     rows = style.projections(frame)
-    return float(np.clip(5.2 + 0.3 * len(style.layers(frame)), 6.4, WIDTH)) + label_room(rows), 1.6 + 0.27 * max(
-        4, len(rows)
-    )
+    width = float(np.clip(5.2 + 0.3 * len(style.layers(frame)), 6.4, WIDTH)) + label_room(rows)
+    return width, 1.6 + 0.27 * max(4, len(rows))
 
 
 def label_room(rows: list[str]) -> float:
@@ -38,21 +37,8 @@ def edges(places: Sequence[int]) -> np.ndarray:
 def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     """Draw a column of the frame as cells: a column for each layer, a row for each projection.
 
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-        Where to draw.
-    frame : pandas.DataFrame
-        With ``layer``, ``projection`` and the column ``value``; one row a module.
-    value : str
-        Column that gives the color.
-    **kwargs
-        For `matplotlib.axes.Axes.pcolormesh`, e.g. ``cmap`` and ``norm``.
-
-    Returns
-    -------
-    matplotlib.collections.QuadMesh
-        Its array is (projections, layers), masked for missing modules.
+    The frame has one row a module, with ``layer`` and ``projection``; the array of the mesh is (projections, layers),
+    masked for missing modules.
     """
     rows, layers = style.projections(frame), style.layers(frame)
     grid = frame.pivot(index="projection", columns="layer", values=value).reindex(index=rows, columns=layers)
@@ -67,39 +53,16 @@ def draw(ax: Axes, frame: pd.DataFrame, value: str, **kwargs: Any) -> QuadMesh:
     style.layer_axis(ax, frame, columns=True)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    _separate_stacks(ax, rows)
+    stacks = [row.split(".")[0] for row in rows]
+    if set(stacks) == {"encoder", "decoder"}:  # a line between them
+        ax.axhline(stacks.index("decoder") - 0.5, color="white", linewidth=5)
     return mesh
 
 
-def _separate_stacks(ax: Axes, rows: list[str]) -> None:
-    """Draw a line between the encoder's rows and the decoder's."""
-    stacks = [row.split(".")[0] for row in rows]
-    if set(stacks) == {"encoder", "decoder"}:
-        ax.axhline(stacks.index("decoder") - 0.5, color="white", linewidth=5)
-
-
 def write(ax: Axes, mesh: QuadMesh, frame: pd.DataFrame, value: str, form: str, room: float) -> bool:
-    """Write a column of the frame into the cells if it fits, dark on light and light on dark; nothing for NaN.
+    """Write a column of the frame into the cells that `draw` drew if it fits into ``room`` inches, and say if it did.
 
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-        Axes that `draw` was called on.
-    mesh : matplotlib.collections.QuadMesh
-        What it returned.
-    frame : pandas.DataFrame
-        The frame that was drawn.
-    value : str
-        Column to write.
-    form : str
-        Format string of the numbers, e.g. ``"{:.1%}"``.
-    room : float
-        Width of the heat map in inches.
-
-    Returns
-    -------
-    bool
-        Whether the numbers fit into the cells and were written.
+    The text is dark on light and light on dark cells; NaN is left out.
     """
     faces = mesh.to_rgba(np.ma.asarray(mesh.get_array()))
     rows, layers = style.projections(frame), style.layers(frame)

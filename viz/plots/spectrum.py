@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tlora.calibration.spectrum import Spectrum, select_modules
@@ -143,17 +144,10 @@ def _draw_ranks(ax: Axes, frame: pd.DataFrame) -> None:
     labels = list(dict.fromkeys(frame["label"]))
     size = 4.5 if frame["layer"].nunique() <= 40 else 3
     n = len(labels)
-    lines = zip(labels, style.colors(n), style.dashes(n), style.markers(n), strict=True)
-    for label, color, dash, marker in lines:
+    for label, color, dash, marker in zip(labels, style.colors(n), style.dashes(n), style.markers(n), strict=True):
         rows = frame[frame["label"] == label]
-        look: dict[str, Any] = {
-            "color": color,
-            "linestyle": dash,
-            "marker": marker,
-            "markersize": size,
-            "linewidth": 1.2,
-        }
-        ax.plot(rows["layer"], rows["effective_rank"], label=label, **look)
+        look: dict[str, Any] = {"color": color, "linestyle": dash, "marker": marker, "markersize": size}
+        ax.plot(rows["layer"], rows["effective_rank"], label=label, linewidth=1.2, **look)
     style.layer_axis(ax, frame)
     _logarithmic(ax, "y")
     style.guide_lines(ax)
@@ -173,8 +167,11 @@ def _logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
 
 def _legend(ax: Axes) -> None:
     """Draw a legend next to the axes; entries that do not fit are counted."""
-    lines, _ = ax.get_legend_handles_labels()
-    ax.legend(handles=style.shorten_legend(lines, MOST), loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
+    entries, _ = ax.get_legend_handles_labels()
+    if len(entries) > MOST:
+        more = Patch(facecolor="none", linewidth=0, label=f"and {len(entries) - MOST + 1} more")
+        entries = [*entries[: MOST - 1], more]
+    ax.legend(handles=entries, loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.6)
 
 
 def _headline(frame: pd.DataFrame) -> str:

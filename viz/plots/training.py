@@ -48,7 +48,9 @@ def plot_training(run: TrainingRun, *, ax: Axes | None = None) -> Axes:
     style.guide_lines(ax)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="best")
-    style.headline(ax, _finding(run, history), _detail(run))
+    ending = "stopped: not finite" if run.diverged else "interrupted" if run.interrupted else ""
+    detail = f"{run.steps} steps, {run.trainable_parameters:,} parameters"
+    style.headline(ax, _headline(run, history), style.sentence(detail, ending, style.source(run.meta)))
     return ax
 
 
@@ -81,7 +83,7 @@ def _draw_before_and_after(ax: Axes, run: TrainingRun) -> None:
         )
 
 
-def _finding(run: TrainingRun, history: pd.DataFrame) -> str:
+def _headline(run: TrainingRun, history: pd.DataFrame) -> str:
     shared = {name: (run.before[name], run.after[name]) for name in run.before if name in run.after}
     shared.pop("perplexity", None)
     # metrics with equal values, such as a verifier's and the exact match, are named once
@@ -112,9 +114,3 @@ def _change(name: str, before: float, after: float) -> str:
 def _digits(value: float) -> str:
     """Three significant digits, zeros at the end too: ``"0.560"``, ``"6.00"``, ``"100"``."""
     return f"{value:#.3g}".rstrip(".")
-
-
-def _detail(run: TrainingRun) -> str:
-    ending = "stopped: not finite" if run.diverged else "interrupted" if run.interrupted else ""
-    trained = f"{run.trainable_parameters:,} parameters"
-    return style.sentence(f"{run.steps} steps, {trained}", ending, style.source(run.meta))

@@ -101,8 +101,6 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
     ----------
     state : MonitorState
         What the picture shows.
-    cost : float
-        Share of the training time that went into recording and drawing.
 
     Notes
     -----
@@ -120,7 +118,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         super().__init__(every)
         self.interval = interval
         self.state = MonitorState()
-        self._began = self._ended = self._next = self._spent = 0.0
+        self._began = self._next = 0.0
         self._first = 0
         self._handle: DisplayHandle | None = None
         self.stop_button = ipywidgets.Button(icon="stop", tooltip="End training after this step and keep the run")
@@ -131,12 +129,6 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self._answer_while_busy()
 
     @property
-    def cost(self) -> float:
-        """Share of the training time that went into recording and drawing; 0 before it begins."""
-        seconds = (self._ended or time.perf_counter()) - self._began
-        return 0.0 if self.state.status == "waiting" else self._spent / seconds
-
-    @property
     def line(self) -> str:
         """The run in one line of text."""
         return self.state.line
@@ -144,7 +136,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
     def stop(self) -> None:
         """End training after the current step; the same as pressing the button."""
         super().stop()
-        if not self._ended:
+        if self.state.status == "training":
             self._set_button("Stopping ...", disabled=True)
 
     def display(self) -> None:
@@ -161,7 +153,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self.losses, self.evaluations = [], []
         self._first = state.global_step
         self._stopping.clear()
-        self._began, self._ended, self._next, self._spent = time.perf_counter(), 0.0, 0.0, 0.0
+        self._began = time.perf_counter()
         super().on_train_begin(args, state, control, **kwargs)
         self._set_button("Stop", disabled=not hears_while_busy())
         self._show("training", state)
@@ -169,10 +161,8 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step and draw if that is due, and end training if the button was pressed."""
-        began = time.perf_counter()
         super().on_step_end(args, state, control, **kwargs)
-        self._spent += time.perf_counter() - began
-        if began >= self._next:
+        if time.perf_counter() >= self._next:
             self._show("stopping" if self.stopped else "training", state)
 
     def on_train_end(
@@ -182,8 +172,6 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         super().on_train_end(args, state, control, **kwargs)
         self._set_button("Stop", disabled=True)
         self._show("done" if state.global_step >= state.max_steps else "stopped", state)
-        self._ended = time.perf_counter()
-        self.note.value = f"Watching took {100 * self.cost:.2g} % of the time of training."
         if self._handle is not None:
             self._handle.update(self._picture(), raw=True)
 
@@ -208,7 +196,6 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self.curves.state = curve_values(self.state)
         self.status.value = f"<b>{self.state.line}</b><br>{self.state.detail}"
         self.note.value = NOTES.get(status, "")
-        self._spent += time.perf_counter() - began
         self._next = began + self.interval
 
     def _repr_png_(self) -> bytes:
@@ -240,17 +227,9 @@ def update_frame(state: MonitorState) -> pd.DataFrame:
 
 
 def module_places(names: Iterable[str]) -> list[tuple[int, str]]:
-    """Layer and role of each module, read off its name, which is all that an adapted model has.
+    """Layer and role of each module, read off its full name: ``(3, "down_proj")``.
 
-    Parameters
-    ----------
-    names : iterable of str
-        Full module names, e.g. ``"model.layers.3.mlp.down_proj"``.
-
-    Returns
-    -------
-    list of (int, str)
-        E.g. ``(3, "down_proj")``: the role is the shortest end of the name that no other module of the block has.
+    The role is the shortest end of the name that no other module of the block has.
     """
     split = [_split_name(name.split(".")) for name in names]
     inner = {(stack, path) for stack, _, path in split}
@@ -285,16 +264,14 @@ def draw_monitor(state: MonitorState) -> bytes:
     frame = update_frame(state)
     height = 1.6 + 0.25 * len(style.projections(frame)) if len(frame) else 0
     figure = style.Paper(figsize=(heatmap.WIDTH, 2.6 + height), facecolor="white", layout="constrained")
-    axes = figure.subplots(
-        2 if len(frame) else 1, 1, squeeze=False, height_ratios=[2.6, height] if len(frame) else None
-    )
-    draw_losses(axes[0, 0], state)
-    if len(frame):
+    above, *below = figure.subplots(2, 1, height_ratios=[2.6, height]) if len(frame) else [figure.subplots()]
+    draw_losses(above, state)
+    if below:
         frame["update"] = frame["update"].where(np.isfinite(frame["update"]))
         top = float(frame["update"].max()) if frame["update"].notna().any() else 1.0
-        mesh = heatmap.draw(axes[1, 0], frame, "update", cmap=style.SEQUENTIAL, norm=Normalize(0, top or 1.0))
-        heatmap.color_bar(axes[1, 0], mesh, "update, of ||W||")
-    style.headline(axes[0, 0], state.line, state.detail if state.status != "waiting" else "")
+        mesh = heatmap.draw(below[0], frame, "update", cmap=style.SEQUENTIAL, norm=Normalize(0, top or 1.0))
+        heatmap.color_bar(below[0], mesh, "update, of ||W||")
+    style.headline(above, state.line, state.detail if state.status != "waiting" else "")
     return png_bytes(figure)
 
 

@@ -3,9 +3,9 @@
 // Beside the map: spectra with a line at the rank, shares by rank, and ranks from resampled scores.
 function moduleCharts(about, choice) {
   const root = make("div", { class: "module" });
-  let shown = {};
+  let current = {};
   function draw(state) { // { k, place, rank, counts }
-    shown = state;
+    current = state;
     const { k, place, rank, counts } = state;
     root.replaceChildren();
     if (about.spectra.length) drawSpectrum(k, place, rank);
@@ -29,7 +29,7 @@ function moduleCharts(about, choice) {
     if (about.spectra.length > 1) {
       const label = make("label", { class: "control" }, root, "Spectrum"), select = make("select", {}, label);
       about.spectra.forEach((other, i) => { make("option", { value: i }, select, other.label).selected = i === choice.spectrum; });
-      select.addEventListener("change", () => { choice.spectrum = Number(select.value); draw(shown); root.querySelector("select").focus(); });
+      select.addEventListener("change", () => { choice.spectrum = Number(select.value); draw(current); root.querySelector("select").focus(); });
     }
     make("div", { class: "key" }, root, one.meaning[0].toUpperCase() + one.meaning.slice(1));
     const whats = Object.keys(one.curves), others = [...new Set(about.names.flatMap((_, other) => (about.row[other] === about.row[k] && one.index[other] !== mine ? [one.index[other]] : [])))];
@@ -103,14 +103,14 @@ function drawParts(parent, parts, context) {
 }
 
 // All panels one below another, for the page.
-function panelSections(parent, about, shown, model) {
+function panelSections(parent, about, current, model) {
   const drawn = {};
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
     drawn[panel.name] = make("div", { class: "parts" }, section);
-    drawParts(drawn[panel.name], panel.name === "allocation" ? shown.allocation : panel.parts, { about, model });
+    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, { about, model });
   }
   return (now) => { // the one that follows the state
     drawn.allocation?.replaceChildren();
@@ -142,7 +142,7 @@ function panelTabs(parent, about, model) {
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(make("div", { class: "parts" }, box), name === "allocation" ? model.get("shown").allocation ?? [] : panel.parts, { about, model });
+    drawParts(make("div", { class: "parts" }, box), name === "allocation" ? model.get("current").allocation ?? [] : panel.parts, { about, model });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);

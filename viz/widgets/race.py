@@ -23,7 +23,7 @@ class FollowedArm(TrainingFollower):
     def __init__(self, report: Callable[[], None]) -> None:
         super().__init__(every=1)
         self._report, self._next = report, 0.0
-        self.planned, self.running = 0, False
+        self.running = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,23 +52,9 @@ class FollowedArm(TrainingFollower):
 
 
 class LiveRace:
-    """`tlora.race` in a thread.
+    """`tlora.race` in a thread, which calls ``report`` with `state` whenever there is something new.
 
-    Parameters
-    ----------
-    report : callable
-        Called with `state` whenever there is something new, in the thread that trains.
-    model, task, arms, **options
-        As for `tlora.race`.
-
-    Attributes
-    ----------
-    running : bool
-        Whether the race has not ended yet.
-    result : Race or None
-        The result; None before the end and if the race failed.
-    status : str
-        What is going on, the outcome, or why the race failed.
+    ``result`` is None before the end and if the race failed; ``status`` then says why.
     """
 
     def __init__(
@@ -93,13 +79,7 @@ class LiveRace:
         }
 
     def stop(self, name: str) -> None:
-        """End the training of an arm after the step that runs; nothing if another arm is being trained.
-
-        Raises
-        ------
-        KeyError
-            If there is no such arm.
-        """
+        """End the training of an arm after the step that runs; nothing if another arm is being trained."""
         if self._arms[name].running:
             self._arms[name].stop()
             self._report()
@@ -121,12 +101,12 @@ class LiveRace:
             "updates": dict(zip(latest["module"], latest["update_norm"].astype(float), strict=True)),
         }
 
-    def _watch(self, so_far: Race) -> None:
-        means = so_far.to_frame().groupby(["arm", "step"], sort=False)["loss"].mean()
+    def _watch(self, race: Race) -> None:
+        means = race.to_frame().groupby(["arm", "step"], sort=False)["loss"].mean()
         self._held_out = {name: list(means[name].items()) for name in self._arms}
-        last = so_far.differences()["step"].max()
+        last = race.differences()["step"].max()
         if last > 0:
-            self.status = f"After {last} of {so_far.steps} steps: {so_far.headline}"
+            self.status = f"After {last} of {race.steps} steps: {race.headline}"
         self._report()
 
     def _report(self) -> None:

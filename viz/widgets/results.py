@@ -21,7 +21,6 @@ from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.file_names import ADAPTER_CONFIG
-from tlora.utils.validation import check_type
 
 KINDS: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
@@ -55,8 +54,8 @@ class Results:
     @property
     def metas(self) -> dict[str, Meta]:
         """Where each result comes from, in the order of the pipeline."""
-        found = {name: getattr(self, name) for name in KINDS}
-        return {name: result.meta for name, result in found.items() if result is not None}
+        results = {name: getattr(self, name) for name in KINDS}
+        return {name: result.meta for name, result in results.items() if result is not None}
 
     @property
     def calibrated(self) -> Meta | None:
@@ -131,8 +130,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
             f"have there, e.g. allocation.save({str(path / 'tlora' / 'allocation')!r})"
         )
     # A page is passed on: do not reveal where the folder is on this machine.
-    shown = path.resolve().name if path.is_absolute() else path.as_posix()
-    return Results(**results, folder=shown)
+    return Results(**results, folder=path.resolve().name if path.is_absolute() else path.as_posix())
 
 
 def scores_to_show(results: Results) -> Sensitivity:
@@ -143,8 +141,3 @@ def scores_to_show(results: Results) -> Sensitivity:
     allocation = results.allocation
     scores = [[allocation.scores.get(name, 0.0) for name in allocation.names]]
     return Sensitivity(dict(allocation.targets), torch.tensor(scores), allocation.meta)
-
-
-def check_sensitivity(sensitivity: object) -> Sensitivity:
-    """The sensitivity, or a TypeError that says what to pass."""
-    return check_type(sensitivity, Sensitivity, "what tlora.calibrate returned")

@@ -65,9 +65,9 @@ def initial_state(
 ) -> AllocationState:
     """The state for these arguments of `tlora.allocate`, with no rank above ``bound``; nothing is kept yet."""
     first = allocate(sensitivity, rank, **options)
-    state = AllocationState(first.rank, **(DEFAULTS | {"alpha": options.get("alpha")}), edits={})
-    state = normalize_state(state, first)
-    return replace(state, max_rank=clamp_limit(state.max_rank, bound, sensitivity.names))
+    alpha = None if options.get("alpha") is None else first.options.alpha
+    limit = clamp_limit(first.options.max_rank, bound, sensitivity.names)
+    return replace(state_from_allocation(first), alpha=alpha, max_rank=limit)
 
 
 def state_from_allocation(allocation: Allocation) -> AllocationState:
@@ -174,13 +174,7 @@ def preset_modules(name: str, sensitivity: Sensitivity) -> list[str]:
 
 
 def apply_preset(name: str, state: AllocationState, sensitivity: Sensitivity, bound: int | None) -> AllocationState:
-    """The state of a preset: edits by hand go, the rank and the kept allocation stay.
-
-    Raises
-    ------
-    KeyError
-        If there is no such preset for these modules.
-    """
+    """The state of a preset: edits by hand go, the rank and the kept allocation stay."""
     if name not in (known := available_presets(sensitivity)):
         raise KeyError(f"no preset {name!r} for these modules: choose from {', '.join(known)}")
     if name == "default":

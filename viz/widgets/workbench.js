@@ -1,4 +1,4 @@
-// The workbench in the browser: draws `about` (what stays) and `shown` (the current allocation), and asks the kernel for
+// The workbench in the browser: draws `about` (what stays) and `current` (the current allocation), and asks the kernel for
 // everything else. The page without a kernel runs the same code on a model that answers from a table.
 
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
@@ -14,7 +14,7 @@ function render({ model, el }) {
   const svg = make("svg", {}, map), legend = make("div", { class: "legend" }, map);
   const side = make("div", { class: "side" }, body), foot = make("div", { class: "foot" }, main);
   const tip = make("div", { class: "tip", "aria-hidden": "true" }, root);
-  let shown = model.get("shown"), cells = [], bars = [], drag = null, focus = model.get("selected").at(-1) ?? 0;
+  let current = model.get("current"), cells = [], bars = [], drag = null, focus = model.get("selected").at(-1) ?? 0;
 
   // --- Requests: one is under way at a time; of those that one gesture makes only the last has to be sent.
   const queue = [];
@@ -45,12 +45,12 @@ function render({ model, el }) {
 
   // --- What the tabs show.
   const tab = () => about.tabs.find((one) => one.name === model.get("tab")) ?? about.tabs[1];
-  const change = (k) => shown.ranks[k] - shown.kept[k];
+  const change = (k) => current.ranks[k] - current.kept[k];
   function value(t, k) {
     if (t.of === "change") return change(k);
     if (t.trained) return model.get("training")?.arms?.[t.trained].updates[k] ?? null;
-    if (t.of) return t.of === "ranks" && !shown.ranks[k] ? null : shown[t.of][k];
-    return (t.curves ? t.curves[k][shown.ranks[k] - 1] : t.values[k]) ?? null;
+    if (t.of) return t.of === "ranks" && !current.ranks[k] ? null : current[t.of][k];
+    return (t.curves ? t.curves[k][current.ranks[k] - 1] : t.values[k]) ?? null;
   }
   function text(t, k) {
     const v = value(t, k);
@@ -62,11 +62,11 @@ function render({ model, el }) {
   const REASONS = { score: "by its score", ceiling: "the most allowed", floor: "the least allowed" };
   const place = (k) => `layer ${about.columns[about.column[k]]} ${about.rows[about.row[k]]}`;
   function words(k) { // everything that is known of a module
-    const rank = shown.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
-    const before = change(k) ? ` (kept: ${shown.kept[k]})` : "";
-    lines.push(rank ? `Rank ${rank}${before}; ${REASONS[shown.reasons[k]] ?? shown.reasons[k]}` :
+    const rank = current.ranks[k], lines = [], of = (name) => about.tabs.find((one) => one.name === name);
+    const before = change(k) ? ` (kept: ${current.kept[k]})` : "";
+    lines.push(rank ? `Rank ${rank}${before}; ${REASONS[current.reasons[k]] ?? current.reasons[k]}` :
       `Left out: no adapter${before}`);
-    if (rank) lines.push(`Scaling ${number(shown.scalings[k])}`);
+    if (rank) lines.push(`Scaling ${number(current.scalings[k])}`);
     const s = of("sensitivity"), ends = s.low ? `, 95 % interval ${percent(s.low[k])} to ${percent(s.high[k])}` : "";
     if (s.values[k] !== null) lines.push(`${percent(s.values[k])} of all scores${ends}`);
     for (const t of about.tabs) {
@@ -129,12 +129,12 @@ function render({ model, el }) {
     const t = tab(), values = cells.map((_, k) => value(t, k)), known = values.filter((v) => v !== null);
     const dark = luminance(rgb(getComputedStyle(root).color)) > 0.4, ground = dark ? [17, 17, 17] : [255, 255, 255];
     const diverges = ["ratio", "change"].includes(t.kind), selected = new Set(model.get("selected"));
-    const middle = shown.middles[t.name] ?? 1, scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
-    const most = { ratio: 3, change: shown.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map(scaled), 1e-9)); // the same for all allocations
+    const middle = current.middles[t.name] ?? 1, scaled = (v) => (t.kind === "ratio" ? Math.log2(v / middle) : t.kind === "percent" ? Math.sqrt(v) : v);
+    const most = { ratio: 3, change: current.rank }[t.kind] ?? (t.curves ? 1 : Math.max(...known.map(scaled), 1e-9)); // the same for all allocations
     cells.forEach((cell, k) => {
       const v = values[k], s = v === null ? 0 : scaled(v) / most, hue = diverges ? (s > 0 ? RED : BLUE) : GREEN;
       const fill = ground.map((c, i) => Math.round(c + (hue[i] - c) * Math.min(1, Math.abs(s))));
-      const written = cell.w < 12 ? "" : text(t, k), reason = shown.reasons[k];
+      const written = cell.w < 12 ? "" : text(t, k), reason = current.reasons[k];
       put(cell.rect, "fill", v === null ? (dark ? "#3a3a3a" : "#dcdcdc") : `rgb(${fill})`);
       if (cell.text.textContent !== written) cell.text.textContent = written;
       const ink = luminance(v === null ? (dark ? [58, 58, 58] : [220, 220, 220]) : fill) > 0.179 ? "#000" : "#fff"; // the higher contrast
@@ -144,7 +144,7 @@ function render({ model, el }) {
       put(cell.g, "class", `cell${reason === "by hand" ? " hand" : ""}${selected.has(k) ? " on" : ""}`);
       put(cell.g, "tabindex", k === focus ? 0 : -1);
       put(cell.g, "aria-selected", selected.has(k));
-      put(cell.g, "aria-label", `${place(k)}, rank ${shown.ranks[k]}, ${REASONS[reason] ?? reason}${t.of === "ranks" ? "" : `, ${written}`}`);
+      put(cell.g, "aria-label", `${place(k)}, rank ${current.ranks[k]}, ${REASONS[reason] ?? reason}${t.of === "ranks" ? "" : `, ${written}`}`);
     });
     const mean = (which, place) => { const in_ = values.filter((v, k) => about[which][k] === place); return in_.reduce((a, v) => a + Math.abs(v ?? 0), 0) / (in_.length || 1); };
     const columns = about.columns.map((_, i) => mean("column", i)), rows = about.rows.map((_, j) => mean("row", j));
@@ -161,7 +161,7 @@ function render({ model, el }) {
     make("span", { class: "ramp", style: `background: linear-gradient(to right, ${ramp})` }, legend, ends[1]);
     make("span", {}, legend, `${ends[2]} (${t.unit}; bars: ${t.kind === "change" ? "mean size" : "means"})`);
     for (const [sign, meaning] of [["dashed", "by hand"], ["over", "the most allowed"], ["under", "the least allowed"], ["cross", "left out"]]) {
-      if (!shown.reasons.includes({ over: "ceiling", under: "floor" }[sign] ?? meaning)) continue;
+      if (!current.reasons.includes({ over: "ceiling", under: "floor" }[sign] ?? meaning)) continue;
       const entry = make("span", { class: "entry" }, legend);
       make("span", { class: `sign ${sign}` }, entry, sign === "cross" ? "\u00d7" : "");
       entry.append(meaning);
@@ -179,25 +179,25 @@ function render({ model, el }) {
       make("h2", {}, said, place(k) + (many > 1 ? `, and ${many - 1} more selected` : ""));
       make("div", { class: "name" }, said, about.names[k]);
       for (const line of words(k)) make("div", {}, said, line);
-      charts.draw({ k, place: place(k), rank: shown.ranks[k], counts: model.get("resampled")?.[k] });
+      charts.draw({ k, place: place(k), rank: current.ranks[k], counts: model.get("resampled")?.[k] });
     }
-    message.textContent = shown.message ?? "";
-    finding.textContent = `${shown.headline}. ${shown.budget}.`;
+    message.textContent = current.message ?? "";
+    finding.textContent = `${current.headline}. ${current.budget}.`;
     table.replaceChildren();
     const head = make("tr", {}, make("thead", {}, table)), rows = make("tbody", {}, table);
-    for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${shown.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
-    for (const cells of shown.costs) cells.reduce((tr, cell, i) => (make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), tr), make("tr", {}, rows));
-    moved.textContent = `Since it was kept: ${shown.moved}.`;
-    line.textContent = shown.code;
+    for (const name of ["", "kept", "new", "new, of kept", `LoRA, rank ${current.rank}`]) make(name ? "th" : "td", name ? { scope: "col" } : {}, head, name);
+    for (const cells of current.costs) cells.reduce((tr, cell, i) => (make(i ? "td" : "th", i ? {} : { scope: "row" }, tr, cell), tr), make("tr", {}, rows));
+    moved.textContent = `Since it was kept: ${current.moved}.`;
+    line.textContent = current.code;
     for (const [name, control] of Object.entries(controls)) {
-      const now = shown.controls[name];
+      const now = current.controls[name];
       if (control.held) continue;
       control.disabled = now === null || (page && name !== "temperature");
       control.value = now ?? "";
       if (control.output) control.output.textContent = now;
     }
-    if (undo) [undo.disabled, redo.disabled] = [!shown.undo, !shown.redo];
-    refresh?.(shown);
+    if (undo) [undo.disabled, redo.disabled] = [!current.undo, !current.redo];
+    refresh?.(current);
   }
 
   // --- Controls.
@@ -306,7 +306,7 @@ function render({ model, el }) {
     if (any && tab().trained) paint();
   }
   const panels = make("div", { class: "panels" }, root);
-  if (about.panels.length) refresh = page ? panelSections(panels, about, shown, model) : panelTabs(panels, about, model);
+  if (about.panels.length) refresh = page ? panelSections(panels, about, current, model) : panelTabs(panels, about, model);
 
   // --- Pointer and keyboard.
   const at = (event) => { // while the pointer is captured, it is no target itself
@@ -342,7 +342,7 @@ function render({ model, el }) {
     if (event.shiftKey) return select(all("row", about.row[k]), k);
     if (event.ctrlKey || event.metaKey) return select(before.includes(k) ? before.filter((one) => one !== k) : [...before, k]);
     if (!before.includes(k)) select([k]); else select(before, k);
-    drag = { k, y: event.clientY, rank: shown.ranks[k], last: shown.ranks[k], gesture: `drag ${++gestures}` };
+    drag = { k, y: event.clientY, rank: current.ranks[k], last: current.ranks[k], gesture: `drag ${++gestures}` };
     if (page) return;
     svg.setPointerCapture(event.pointerId);
     tip.style.display = "none";
@@ -368,7 +368,7 @@ function render({ model, el }) {
   svg.addEventListener("keydown", (event) => {
     const move = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
     const step = { "+": 1, "=": 1, "-": -1 }[event.key] ?? (event.altKey && move ? -move[1] : 0), modules = model.get("selected");
-    if (step && !page) ask("set_rank", { modules, rank: Math.max(1, shown.ranks[focus] + step) });
+    if (step && !page) ask("set_rank", { modules, rank: Math.max(1, current.ranks[focus] + step) });
     else if (move && !event.altKey) {
       let [i, j] = [about.column[focus], about.row[focus]], k = -1;
       while (k < 0 && i >= 0 && j >= 0 && i < about.columns.length && j < about.rows.length) {
@@ -416,7 +416,7 @@ function render({ model, el }) {
 
   // --- What the kernel says.
   model.on("msg:custom", receive);
-  model.on("change:shown", () => { const ranks = shown.ranks; shown = model.get("shown"); paint(); if (ranks.some((r, k) => r !== shown.ranks[k])) changed(); });
+  model.on("change:current", () => { const ranks = current.ranks; current = model.get("current"); paint(); if (ranks.some((r, k) => r !== current.ranks[k])) changed(); });
   model.on("change:tab", paint);
   model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); });
   model.on("change:resampled", tell);
@@ -452,7 +452,7 @@ export function offline(data) {
     save_changes: () => {},
     on: (name, listener) => { (listeners[name] ??= []).push(listener); },
     send: ({ call, args, id }) => {
-      if (call === "set") { values.shown = data.steps[Math.round(args.temperature * data.about.steps)]; tell("change:shown"); }
+      if (call === "set") { values.current = data.steps[Math.round(args.temperature * data.about.steps)]; tell("change:current"); }
       tell("msg:custom", { answer: id });
     },
   };

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from tlora.training.run import TrainingRun
 from tlora.utils.files import check_place, replace_file, replace_files
+from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
 from viz.widgets.base import PicturedWidget, read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
@@ -41,7 +43,7 @@ from viz.widgets.panels.modules import curves_by_rank
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.picture import draw_workbench
 from viz.widgets.race import LiveRace
-from viz.widgets.results import KINDS, Results, check_sensitivity, scores_to_show
+from viz.widgets.results import KINDS, Results, scores_to_show
 from viz.widgets.state import (
     DEFAULTS,
     EDIT,
@@ -102,7 +104,7 @@ class WorkbenchView(anywidget.AnyWidget):
 
     _esm, _css = SCRIPT, LOOK
     about: Any = traitlets.Dict().tag(sync=True)
-    shown: Any = traitlets.Dict().tag(sync=True)
+    current: Any = traitlets.Dict().tag(sync=True)
     tab: Any = traitlets.Unicode("rank").tag(sync=True)
     panel: Any = traitlets.Unicode("").tag(sync=True)
     compared: Any = traitlets.Dict().tag(sync=True)
@@ -191,7 +193,8 @@ class Workbench(PicturedWidget):
         **options: Any,
     ) -> None:
         sensitivity = calibration.sensitivity if isinstance(calibration, Calibration) else calibration
-        self.calibration, self.sensitivity = calibration, check_sensitivity(sensitivity)
+        self.calibration, self.subspaces = calibration, subspaces
+        self.sensitivity = check_type(sensitivity, Sensitivity, "what tlora.calibrate returned")
         self.names = self.sensitivity.names
         self.model, self.task = model, task
         self.training = TRAINING if training is None else dict(training)
@@ -210,10 +213,10 @@ class Workbench(PicturedWidget):
         self._future: list[AllocationState] = []
         self._gesture: str | None = None  # of the last step
         self._gesture_now: str | None = None  # of the request that is being answered
-        self._resamples: tuple[Allocation, list[np.ndarray]] = self._allocation, []  # of which allocation; by part
+        self._resamples: list[np.ndarray] = []  # ranks of the allocation that is shown, by part
         self._lock = threading.RLock()  # requests come in a thread of their own while a cell runs
         self.widget = WorkbenchView(about=self._about(), selected=[0])
-        self.widget.shown = self._shown()
+        self.widget.current = self._current()
         self.widget.on_msg(self._answer)
         self.widget.observe(self._open_panel, "panel")
         self._answer_while_busy()
@@ -228,13 +231,8 @@ class Workbench(PicturedWidget):
         workbench.results = results
         workbench.widget.about = workbench._about()
         if allocation is not None:
-            workbench._show(replace(state_from_allocation(allocation), kept=allocation))
+            workbench._restore(replace(state_from_allocation(allocation), kept=allocation))
         return workbench
-
-    @property
-    def subspaces(self) -> Subspaces | None:
-        """The bases that will be attached."""
-        return self.results.subspaces
 
     @property
     def allocation(self) -> Allocation:
@@ -262,13 +260,9 @@ class Workbench(PicturedWidget):
         """Largest rank that a control offers."""
         return self._bound or min(UNBOUND, max(min(shape) for shape in self.sensitivity.shapes.values()))
 
-    @property
+    @functools.cached_property
     def alignments(self) -> list[Alignment]:
         """Every pair of the subspaces, compared at the largest rank that all of them have."""
-        return self._alignments
-
-    @functools.cached_property
-    def _alignments(self) -> list[Alignment]:
         return align_pairs(own_and_others(self.results))
 
     @property
@@ -286,7 +280,7 @@ class Workbench(PicturedWidget):
 
     def select(self, *names: str) -> None:
         """Select modules by their full ``names``; KeyError if there is no such module."""
-        self.widget.selected = [self.names.index(name) for name in self._known(names)]
+        self.widget.selected = [self.names.index(name) for name in self._module_names(names)]
 
     def compare(self, left: str, right: str, rank: SupportsIndex = 8) -> Alignment:
         """Show two subspaces in the panel of alignments.
@@ -380,32 +374,6 @@ class Workbench(PicturedWidget):
         """Repeat the change that was taken back last, if there is one."""
         self._step(self._future, self._past)
 
-    def rank_distribution(self, name: str) -> np.ndarray:
-        """Ranks of a module in allocations from bootstrap resamples of the calibration samples.
-
-        Parameters
-        ----------
-        name : str
-            Full module name.
-
-        Returns
-        -------
-        (200,) int array
-            One a resample.
-
-        Raises
-        ------
-        KeyError
-            If there is no such module, or it is left out.
-        ValueError
-            If there are fewer than two samples.
-        """
-        if name not in self._allocation.scores:
-            raise KeyError(f"{name!r} has no rank in this allocation")
-        while len(self._resample_parts()) < PARTS:
-            self._resample_part()
-        return np.concatenate(self._resample_parts())[:, list(self._allocation.scores).index(name)]
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
@@ -471,7 +439,7 @@ class Workbench(PicturedWidget):
         named = {*session.state.edits, *session.state.pinned, *session.state.exclude_modules, *session.selected}
         if unknown := sorted(named.difference(workbench.names)):
             raise ValueError(f"{folder / SESSION} names {unknown[0]}, which the calibration does not have")
-        workbench._show(replace(session.state, kept=Allocation.load(folder / "kept")))
+        workbench._restore(replace(session.state, kept=Allocation.load(folder / "kept")))
         workbench.select(*session.selected)
         workbench.widget.tab = session.tab
         return workbench
@@ -542,13 +510,13 @@ class Workbench(PicturedWidget):
 
     def _save_winner(self, path: str = "workbench-winner") -> None:
         assert self.race is not None  # there is no button before
-        self._tell(
-            f"Saved: tlora.load({str(self.race.winner.save(path))!r}, model) puts {self.race.leader} on the model."
-        )
+        folder = str(self.race.winner.save(path))
+        self._tell(f"Saved: tlora.load({folder!r}, model) puts {self.race.leader} on the model.")
 
     # States and requests.
 
-    def _known(self, names: str | Collection[str]) -> list[str]:
+    def _module_names(self, names: str | Collection[str]) -> list[str]:
+        """One or several names as a list; KeyError if there is no such module."""
         names = [names] if isinstance(names, str) else list(names)
         for name in names:
             if name not in self.sensitivity.shapes:
@@ -556,37 +524,39 @@ class Workbench(PicturedWidget):
         return names
 
     def _decide(self, names: str | Collection[str], way: str, rank: int = 0) -> None:
-        self._move(decide_ranks(self.state, self._known(names), way, rank))
+        self._move(decide_ranks(self.state, self._module_names(names), way, rank))
 
     def _move(self, state: AllocationState) -> None:
         """Go to a state as one step to undo; within one gesture of the user, the step before grows."""
         with self._lock:
             before, gesture = self.state, self._gesture_now
-            self._allocation = self.allocate(state)
-            self.state = normalize_state(state, self._allocation)
+            allocation = self.allocate(state)
             if gesture is None or gesture != self._gesture:
                 self._past.append(before)
             self._gesture = gesture
             self._future.clear()
-            self._tell()
+            self._show(normalize_state(state, allocation), allocation)
 
     def _step(self, source: list[AllocationState], target: list[AllocationState]) -> None:
         with self._lock:
             if source:
                 target.append(self.state)
                 self._gesture = None
-                self._show(source.pop())
+                self._restore(source.pop())
 
-    def _show(self, state: AllocationState) -> None:
-        self._allocation, self.state = self.allocate(state), state
+    def _restore(self, state: AllocationState) -> None:
+        self._show(state, self.allocate(state))
+
+    def _show(self, state: AllocationState, allocation: Allocation) -> None:
+        self.state, self._allocation = state, allocation
+        self._resamples, self.widget.resampled = [], []
         self._tell()
 
     def _tell(self, message: str = "") -> None:
         """Show the state; with a message always again, so that a control whose value was refused shows the old one."""
-        shown, refusals = self._shown(), self.widget.shown.get("refusals", 0)
-        if self._resamples[0] is not self._allocation:
-            self.widget.resampled = []
-        self.widget.shown = shown | {"message": message or shown["message"], "refusals": refusals + bool(message)}
+        current, messages = self._current(), self.widget.current.get("messages", 0)
+        more = {"message": message or current["message"], "messages": messages + bool(message)}
+        self.widget.current = current | more
 
     def _answer(self, widget: Any, content: Mapping[str, Any], buffers: Any) -> None:
         """Do what the browser asks for, and say that it is done: the browser sends one request at a time."""
@@ -598,7 +568,7 @@ class Workbench(PicturedWidget):
                 self._tell(as_sentence(str(refusal.args[-1] if refusal.args else refusal)))
             finally:
                 self._gesture_now = None
-                more = content["call"] == "resample" and 0 < len(self._resample_parts()) < PARTS
+                more = content["call"] == "resample" and 0 < len(self._resamples) < PARTS
                 self.widget.send({"answer": content.get("id"), "more": more})
 
     @property
@@ -643,40 +613,29 @@ class Workbench(PicturedWidget):
 
     def _nearest(self, names: list[str], rank: int) -> int | None:
         """The possible rank that is nearest to ``rank``, on the side of the present one; None if there is none."""
-        good, bad = self._allocation.ranks.get(names[0], 1), rank
-        state, best = self.state, None
-        while abs(bad - good) > 1 or best is None:
-            rank = (good + bad) // 2 if best is not None else good
+
+        def is_refused(one: int) -> bool:
             try:
-                self.allocate(decide_ranks(state, names, EDIT, rank))
+                self.allocate(decide_ranks(self.state, names, EDIT, one))
             except ValueError:
-                if best is None:
-                    return None
-                bad = rank
-            else:
-                good = best = rank
-        return best
+                return True
+            return False
+
+        present = self._allocation.ranks.get(names[0], 1)
+        ranks = range(present, rank, 1 if rank > present else -1)
+        possible = bisect_left(ranks, True, key=is_refused)
+        return ranks[possible - 1] if possible else None
 
     def _resample(self) -> None:
         """Make one more part of the resamples; after the last, show how often each module got which rank."""
-        if len(self.sensitivity.per_sample) < 2 or len(self._resample_parts()) == PARTS:
+        if len(self.sensitivity.per_sample) < 2 or len(self._resamples) == PARTS:
             return
-        self._resample_part()
-        if len(self._resample_parts()) == PARTS:
-            columns = dict(zip(self._allocation.scores, np.concatenate(self._resample_parts()).T, strict=True))
+        part = {"resamples": RESAMPLES // PARTS, "seed": len(self._resamples)}
+        self._resamples.append(allocation_stability(self.sensitivity, self._allocation, **part).ranks.numpy())
+        if len(self._resamples) == PARTS:
+            columns = dict(zip(self._allocation.scores, np.concatenate(self._resamples).T, strict=True))
             counts = {name: np.unique(ranks, return_counts=True) for name, ranks in columns.items()}
             self.widget.resampled = [np.stack(counts[n], 1).tolist() if n in counts else [] for n in self.names]
-
-    def _resample_parts(self) -> list[np.ndarray]:
-        """Ranks in the resamples made so far of the allocation that is shown."""
-        if self._resamples[0] is not self._allocation:
-            self._resamples = self._allocation, []
-        return self._resamples[1]
-
-    def _resample_part(self) -> None:
-        parts, size = self._resample_parts(), RESAMPLES // PARTS
-        stability = allocation_stability(self.sensitivity, self._allocation, resamples=size, seed=len(parts))
-        parts.append(stability.ranks.numpy())
 
     # What is shown.
 
@@ -693,9 +652,9 @@ class Workbench(PicturedWidget):
 
     def _page(self) -> str:
         temperatures = [step / view.STEPS for step in range(view.STEPS + 1)]
-        steps = [self._shown(replace(self.state, temperature=one), page=True) for one in temperatures]
+        steps = [self._current(replace(self.state, temperature=one), page=True) for one in temperatures]
         state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
-        return page_html(self.results, **state, shown=self._shown(page=True), steps=steps)
+        return page_html(self.results, **state, current=self._current(page=True), steps=steps)
 
     @functools.cached_property
     def _curves(self) -> dict[str, list[list[float | None]]]:
@@ -717,30 +676,23 @@ class Workbench(PicturedWidget):
             trains=self.model is not None and self.task is not None,
         )
 
-    def _shown(self, state: AllocationState | None = None, page: bool = False) -> dict[str, Any]:
+    def _current(self, state: AllocationState | None = None, page: bool = False) -> dict[str, Any]:
         """What the browser shows of a state: ranks, their reasons, costs, the line of Python."""
         state = state or self.state
         allocation = self._allocation if state is self.state else self.allocate(state)
-        shown = view.shown(self.names, allocation, state, self.results, self.most)
+        values = view.current(self.names, allocation, state, self.results, self.most)
         if page or self.widget.panel == "allocation":  # its tables are not made for every step of a drag
-            shown["allocation"] = allocation_parts(allocation, self.results)
+            values["allocation"] = allocation_parts(allocation, self.results)
         history = {"undo": len(self._past), "redo": len(self._future)}
-        return shown | {"code": allocation_code(self.sensitivity, state)} | history
+        return values | {"code": allocation_code(self.sensitivity, state)} | history
 
 
 def own_and_others(results: Results) -> dict[str, Subspaces]:
     """The subspaces to compare, by label, the own ones first."""
     if results.subspaces is None:
         return dict(results.others)
-    return {own_label(results.subspaces, results.others): results.subspaces, **results.others}
-
-
-def own_label(subspaces: Subspaces, others: Mapping[str, Subspaces]) -> str:
-    """The kind of the own subspaces, or what else sets them apart."""
-    if subspaces.kind not in others:
-        return subspaces.kind
-    label = label_subspaces([subspaces, *others.values()])[0]
-    return label if label not in others else f"{label} (own)"
+    kind = results.subspaces.kind
+    return {kind if kind not in results.others else f"{kind} (own)": results.subspaces, **results.others}
 
 
 def label_others(
@@ -748,8 +700,7 @@ def label_others(
 ) -> dict[str, Subspaces]:
     """The other subspaces by label, without the own ones."""
     if isinstance(other, Subspaces):
-        sides = [other] if subspaces is None else [subspaces, other]
-        return {label_subspaces(sides)[-1]: other}
+        return {label_subspaces([other] if subspaces is None else [subspaces, other])[-1]: other}
     return {label: one for label, one in (other or {}).items() if one is not subspaces}
 
 

@@ -33,8 +33,8 @@ def test_the_page_begins_with_the_allocation_of_the_folder(small, tmp_path) -> N
     edited = small["allocation"].edit({"layers.0.k_proj": 3})
     folder = save(small | {"allocation": edited}, tmp_path / "adapter")
     data = page_data(report(folder))
-    assert data["shown"]["ranks"] == [edited.ranks.get(name, 0) for name in edited.names]
-    assert ".edit(" in data["shown"]["code"]
+    assert data["current"]["ranks"] == [edited.ranks.get(name, 0) for name in edited.names]
+    assert ".edit(" in data["current"]["code"]
     names = ["data", "spectra", "sensitivity", "allocation", "training", "rank-use", "reproduce"]
     assert panel_names(folder / "report.html") == names
     assert [tab["name"] for tab in data["about"]["tabs"]][-3:] == ["effective", "update", "used"]

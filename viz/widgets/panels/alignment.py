@@ -22,7 +22,7 @@ from viz.widgets.panels.parts import (
     shorten_all,
     table,
     whole,
-)
+)  # fmt: skip
 from viz.widgets.results import Results
 
 ABOUT = (
@@ -48,14 +48,7 @@ def alignment_panel(alignments: Sequence[Alignment], names: Sequence[str]) -> li
 
 
 def pair_values(alignment: Alignment, names: Sequence[str]) -> dict[str, Any]:
-    """What the browser draws of one pair, modules in the order of ``names``.
-
-    Returns
-    -------
-    dict
-        ``sides``; ``rank``, the largest; and of each module ``overlaps`` by rank from 1 on, ``chance`` at rank 1, and
-        ``angles``: the first, median and last at the largest rank, in degrees.
-    """
+    """What the browser draws of one pair: overlaps by rank, chance at rank 1, and three angles, in degrees."""
     degrees = {name: np.rad2deg(angles.numpy()) for name, angles in alignment.angles.items()}
     ends = {name: [values[0], np.median(values), values[-1]] for name, values in degrees.items()}
     return {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 
 import pandas as pd
 
 from tlora.allocation.allocation import Allocation
-from tlora.allocation.constraints import AllocationOptions
 from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.resource_estimate import ResourceEstimate
 from viz import style
@@ -49,17 +47,6 @@ def _decisions(allocation: Allocation) -> Part:
         "set by hand": ", ".join(f"{name}: {rank}" for name, rank in allocation.edits.items()),
     }
     return facts("Decisions", values)
-
-
-def changed_options(allocation: Allocation) -> dict[str, object]:
-    """Arguments of `tlora.allocate` that are not the default; the rank is always among them."""
-    changed: dict[str, object] = {}
-    for option in fields(AllocationOptions):
-        value = getattr(allocation.options, option.name)
-        default = option.default if option.default_factory is MISSING else option.default_factory()
-        if value != default and not (option.name == "alpha" and value == allocation.rank):
-            changed[option.name] = value
-    return changed
 
 
 def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part:

@@ -26,24 +26,9 @@ CURVES = {
 def map_tabs(
     sensitivity: Sensitivity, results: Results, curves: Mapping[str, Sequence[Sequence[float | None]]], trains: bool
 ) -> list[dict[str, Any]]:
-    """What the map can show.
+    """The tabs of the map, each with its values by module, ``curves`` by module and rank, or the name of what changes.
 
-    Parameters
-    ----------
-    sensitivity : Sensitivity
-        With the score that decides.
-    results : Results
-        What else is known.
-    curves : mapping of list
-        Shares by rank from 1 on of every module, by the name of the tab.
-    trains : bool
-        Whether the kept and the new allocation can be trained.
-
-    Returns
-    -------
-    list of dict
-        Of each tab ``name``, ``title``, ``unit`` and ``kind`` (how values are colored and written), and its values:
-        ``values`` by module, ``curves`` by module and rank, or ``of`` or ``trained``, which change.
+    ``sensitivity`` has the score that decides; ``curves`` are shares by rank from 1 on, by the name of the tab.
     """
     tabs = [
         _tab("sensitivity", "Sensitivity", "share of all scores", "percent", **_shares(sensitivity)),
@@ -59,11 +44,8 @@ def map_tabs(
         tabs.append(_tab(name, title, unit.format(next(iter(results.others), "")), "percent", curves=values))
     if trains:
         for arm in ("kept", "new"):
-            tabs.append(
-                _tab(
-                    f"update {arm}", f"Update, {arm}", f"update of {arm} relative to the weight", "percent", trained=arm
-                )
-            )
+            unit = f"update of {arm} relative to the weight"
+            tabs.append(_tab(f"update {arm}", f"Update, {arm}", unit, "percent", trained=arm))
     return tabs + _after_training(sensitivity.names, results)
 
 

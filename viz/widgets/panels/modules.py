@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
 from viz.widgets.panels.parts import shorten_all
 
-Shares = Mapping[str, NDArray[np.float64]]
 ENERGY, VARIANCE = "energy", "variance"
 MEANINGS = {
     "covariance": "principal directions of the inputs",
@@ -35,23 +33,6 @@ DENSE, SPARSE = 64, 60
 """Directions from the first on of which each is drawn, and points in even steps of the logarithm after them."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the first directions of a module hold.
-
-    Attributes
-    ----------
-    held : dict of float
-        By ``"energy"`` (share of the squared singular values of the kind's matrix) and ``"variance"`` (share of the
-        variance of the inputs), if known.
-    needed : dict of dict of float
-        Likewise, how many directions hold 90, 95 and 99 %; NaN if those known do not.
-    """
-
-    held: dict[str, float]
-    needed: dict[str, dict[float, float]]
-
-
 def module_shares(source: Spectrum | Subspaces) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Share of each direction of each module, by ``"energy"`` and ``"variance"``, one or both."""
     if isinstance(source, Spectrum):
@@ -67,34 +48,11 @@ def _spectrum_shares(spectrum: Spectrum) -> dict[str, NDArray[np.float64]]:
     return {name: once[source] for name, source in spectrum.inputs.items()}
 
 
-def read_shares(shares: Mapping[str, Shares], module: str, rank: int) -> Reading:
-    """What the first ``rank`` directions of a module hold, and how many hold most.
-
-    Parameters
-    ----------
-    shares : mapping of mapping of (k,) array
-        From `module_shares`.
-    module : str
-        Full module name.
-    rank : int
-        Directions taken; all that are known if these are fewer.
-    """
-    sums = {what: np.cumsum(values[module]) for what, values in shares.items()}
-    return Reading(
-        held={what: float(values[min(rank, len(values)) - 1]) for what, values in sums.items()},
-        needed={what: {level: count_directions(values, level) for level in LEVELS} for what, values in sums.items()},
-    )
-
-
 def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
-    """What the browser draws of one kind of subspace.
+    """What the browser draws of one kind of subspace: its curves, and by module the ``index`` of its curve.
 
-    Returns
-    -------
-    dict
-        ``label`` and ``meaning``; ``known``, whether shares are of the known directions alone; ``index``, the curve of
-        each module, of which modules that read the same input have one; and by energy and variance, a curve each:
-        ``at`` (directions, from 1), ``each`` and ``sums`` (shares) and ``needed`` (directions for `LEVELS`).
+    Modules that read the same input share a curve: ``at`` (directions, from 1), ``each`` and ``sums`` (shares) and
+    ``needed`` (directions for `LEVELS`). ``known`` says whether shares are of the known directions alone.
     """
     shares = module_shares(source)
     inputs = source.inputs if isinstance(source, Spectrum) else {name: name for name in source.names}

@@ -18,8 +18,8 @@ Column = tuple[str, str, Callable[[Any], str]]
 
 def panel(name: str, title: str, about: str, parts: Iterable[Part]) -> list[dict[str, Any]]:
     """A panel in a list of its own; an empty list if it has no parts."""
-    found = list(parts)
-    return [{"name": name, "title": title, "about": about, "parts": found}] if found else []
+    drawn = list(parts)
+    return [{"name": name, "title": title, "about": about, "parts": drawn}] if drawn else []
 
 
 def text(words: str) -> Part:

@@ -12,7 +12,7 @@ from viz.widgets.results import Results
 ENERGY = 0.99
 """Share of the squared norm of the update that the used directions hold."""
 ABOUT = (
-    f"How many directions the trained update s B A needs for {ENERGY:.0%} of its squared norm. Unused rank can go "
+    f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Unused rank can go "
     "elsewhere in the next allocation."
 )
 COLUMNS: list[Column] = [
@@ -29,7 +29,10 @@ def rank_use_panel(results: Results) -> list[dict[str, Any]]:
     if results.run is None or not results.run.ranks:
         return []
     use = results.run.rank_use(ENERGY)
-    parts: list[Part] = [text(f"{used_rank(use)}. {_extremes(use)}")]
+    full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
+    still = f", and {idle:,} did not move" if idle else ""
+    words = f"{used_rank(use)}. {full:,} of {count(len(use), 'module')} use all of their rank{still}."
+    parts: list[Part] = [text(words)]
     if results.places and set(use["module"]) <= results.places[0].keys():
         parts.append(_by_projection(use.assign(projection=use["module"].map(results.places[1]))))
     caption = f"All {count(len(use), 'module')}"
@@ -54,9 +57,3 @@ def _by_projection(use: pd.DataFrame) -> Part:
     frame = frame.reset_index().assign(use=(frame["used_rank"] / frame["rank"]).to_numpy())
     columns: list[Column] = [("projection", "projection", str), ("modules", "modules", whole), *COLUMNS]
     return table(frame, "By projection: sums of ranks, means of the rest", columns)
-
-
-def _extremes(use: pd.DataFrame) -> str:
-    full, idle = int((use["used_rank"] == use["rank"]).sum()), int((use["used_rank"] == 0).sum())
-    still = f", and {idle:,} did not move" if idle else ""
-    return f"{full:,} of {count(len(use), 'module')} use all of their rank{still}."

@@ -7,14 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS
 from tlora.utils.defaults import default_rows
-from viz.widgets.panels.allocation import changed_options
 from viz.widgets.panels.parts import Column, Part, code, facts, panel, table, text
-from viz.widgets.results import Results
+from viz.widgets.results import Results, scores_to_show
+from viz.widgets.state import allocation_code, state_from_allocation
 
 ABOUT = "The same versions, data and seed give the same results; other hardware gives them up to rounding."
 UNRECORDED = (
@@ -70,7 +69,8 @@ def python_calls(results: Results) -> str:
     if results.calibrated:
         lines.append(f"calibration = tlora.calibrate(model, task.calibration({_calibration(results)})")
     if results.allocation:
-        lines.append(f"allocation = tlora.allocate(calibration.sensitivity, {_allocation(results.allocation)}")
+        line = allocation_code(scores_to_show(results), state_from_allocation(results.allocation))
+        lines.append(f"allocation = {line}")
         if (kind := attach_arguments(results).get("kind", "wc")) is not None:
             more = "" if kind == "wc" else f", kind={kind!r}"
             lines.append(f"subspaces = tlora.task_subspaces(model, calibration, max_rank=allocation{more})")
@@ -101,11 +101,6 @@ def _calibration(results: Results) -> str:
     return f"{samples})" + "".join(f", {name}={value!r}" for name, value in more.items())
 
 
-def _allocation(allocation: Allocation) -> str:
-    options = ", ".join(f"{name}={value!r}" for name, value in changed_options(allocation).items())
-    return f"{options})" + (f".edit({allocation.edits!r})" if allocation.edits else "")
-
-
 def _attach(results: Results) -> str:
     recorded = attach_arguments(results)
     arguments = ["subspaces" if recorded.get("kind", "wc") else "None", "allocation"]
@@ -126,12 +121,8 @@ def _origins(results: Results) -> Part:
         {"result": name, "seed": "" if meta.seed is None else str(meta.seed), "samples": f"{meta.samples or ''}"}
         for name, meta in results.metas.items()
     ]
-    columns: list[Column] = [
-        ("result", "result", str),
-        ("seed", "seed", str.strip),
-        ("samples", "samples", str.strip),
-    ]
-    return table(pd.DataFrame(rows, columns=["result", "seed", "samples"]), "Where the results come from", columns)
+    columns: list[Column] = [("result", "result", str), ("seed", "seed", str.strip), ("samples", "samples", str.strip)]
+    return table(pd.DataFrame(rows), "Where the results come from", columns)
 
 
 def versions(results: Results) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""All that the browser shows: what stays (`about`) and what follows the state (`shown`), as JSON values."""
+"""All that the browser shows: what stays (`about`) and what follows the state (`current`), as JSON values."""
 
 from __future__ import annotations
 
@@ -47,23 +47,7 @@ def about(
     most: int,
     trains: bool,
 ) -> dict[str, Any]:
-    """What stays as it is: the modules, what is known of them, tabs and panels.
-
-    Parameters
-    ----------
-    sensitivity : Sensitivity
-        With the score that decides.
-    results : Results
-        Everything known.
-    curves : mapping of list
-        Shares by rank from 1 on of every module, by the name of the tab.
-    alignments : sequence of Alignment
-        Pairs of subspaces.
-    most : int
-        Largest rank.
-    trains : bool
-        Whether the kept and the new allocation can be trained.
-    """
+    """What stays as it is: the modules, what is known of them, tabs and panels."""
     rows = list(dict.fromkeys(sensitivity.projections.values()))
     columns = sorted(set(sensitivity.layers.values()))
     sources: dict[str, Spectrum | Subspaces | None] = {"inputs": results.spectrum, **results.others}
@@ -104,7 +88,7 @@ def panels(results: Results, alignments: Sequence[Alignment], names: Sequence[st
     ]
 
 
-def shown(
+def current(
     names: Sequence[str], allocation: Allocation, state: AllocationState, results: Results, most: int
 ) -> dict[str, Any]:
     """What follows the state: ranks, their reasons, costs and changes."""

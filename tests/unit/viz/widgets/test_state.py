@@ -68,7 +68,7 @@ def test_no_rank_goes_beyond_the_bases():
     each = viz.Workbench(it.sensitivity, results.subspaces(), rank=2, max_rank={name: 1})
     assert each.allocation.ranks[name] == 1
     assert max(each.allocation.ranks.values()) <= most
-    assert each.widget.shown["controls"]["max_rank"] is None  # not one number
+    assert each.widget.current["controls"]["max_rank"] is None  # not one number
 
 
 def test_what_is_shown_is_what_is_trained():

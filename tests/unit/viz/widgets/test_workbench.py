@@ -50,7 +50,7 @@ def test_setting_a_rank_rebalances_the_others_within_the_budget() -> None:
     it.set_rank("layers.1.down_proj", 11)
     assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4).edit({"layers.1.down_proj": 11}))
     assert sum(it.allocation.ranks.values()) == 24
-    assert it.widget.shown["reasons"][5] == "by hand"
+    assert it.widget.current["reasons"][5] == "by hand"
     it.release("layers.1.down_proj")
     assert same(it.allocation, tlora.allocate(by_hand(SCORES), rank=4))
 
@@ -75,22 +75,22 @@ def test_dragging_too_far_gives_the_nearest_possible_rank(rank: int, nearest: in
     it = small()
     request(it, "set_rank", "drag 1", modules=[0], rank=rank)
     assert it.allocation.ranks["layers.0.q_proj"] == nearest
-    assert ("at most" in it.widget.shown["message"] or "or less" in it.widget.shown["message"]) == (rank > nearest)
+    assert ("at most" in it.widget.current["message"] or "or less" in it.widget.current["message"]) == (rank > nearest)
 
 
 def test_refusals_name_the_arguments() -> None:
     it = small()
     request(it, "set", min_rank=6)
-    assert it.widget.shown["message"].startswith("min_rank and pinned ranks need 36 ranks")
+    assert it.widget.current["message"].startswith("min_rank and pinned ranks need 36 ranks")
     assert it.allocation.options.min_rank == 1
     request(it, "set", min_rank=2)
-    assert it.widget.shown["message"] == ""
+    assert it.widget.current["message"] == ""
 
 
 def test_a_floor_of_zero_drops_modules() -> None:
     it = viz.Workbench(by_hand([20.0, 0.1, 3.0, 0.5, 0.4, 0.1]), rank=2)
     request(it, "set", min_rank=0)
-    shown = it.widget.shown
+    shown = it.widget.current
     assert shown["message"] == ""
     assert shown["controls"]["min_rank"] == 0
     assert shown["ranks"] == [10, 0, 2, 0, 0, 0]
@@ -155,7 +155,7 @@ def test_after_many_actions_the_budget_is_exact_and_undo_returns_to_the_start(da
             free = [p for p, n in zip(prices, allocation.ranks, strict=False) if n not in state.edits]
             assert used <= total
             assert not free or total - used < max(64, *free)
-        assert it.widget.shown["ranks"] == [allocation.ranks.get(name, 0) for name in it.names]
+        assert it.widget.current["ranks"] == [allocation.ranks.get(name, 0) for name in it.names]
     assert same(it.allocation, eval(it.code("scores"), {"tlora": tlora, "scores": scores}))
     while it._past:
         it.undo()
@@ -167,11 +167,11 @@ def test_what_is_kept_is_what_changes_count_from() -> None:
     first = it.allocation
     it.set(temperature=0)
     assert it.kept is first
-    assert it.widget.shown["kept"] == [first.ranks[name] for name in it.names]
-    assert "modules changed" in it.widget.shown["moved"]
+    assert it.widget.current["kept"] == [first.ranks[name] for name in it.names]
+    assert "modules changed" in it.widget.current["moved"]
     it.keep()
     assert same(it.kept, it.allocation)
-    assert it.widget.shown["moved"] == "nothing changed"
+    assert it.widget.current["moved"] == "nothing changed"
     it.undo()
     assert it.kept is first
 
@@ -181,19 +181,19 @@ def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
     it = viz.Workbench(llama_sensitivity(), temperature=0)
     it.set(rank=16)
     b = 32 * (4 * 4096 + 2 * 11008 + 4096)
-    assert it.widget.shown["costs"][0][:3] == ["trainable parameters", f"{8 * b:,}", f"{16 * b:,}"]
-    assert it.widget.shown["costs"][2][1:4] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
+    assert it.widget.current["costs"][0][:3] == ["trainable parameters", f"{8 * b:,}", f"{16 * b:,}"]
+    assert it.widget.current["costs"][2][1:4] == [f"{8 * 8 * b / 1e6:.3g} MB", f"{8 * 16 * b / 1e6:.3g} MB", "200 %"]
     it.set(rank=32)
-    assert it.widget.shown["costs"][0][4] == "79,953,920"  # the published count of LoRA at rank 32
+    assert it.widget.current["costs"][0][4] == "79,953,920"  # the published count of LoRA at rank 32
 
 
 def test_a_rank_at_which_the_scores_decide_little_is_named() -> None:
     """At the most that the bases have, every module gets the same, whatever its score."""
     it = viz.Workbench(calibration(), subspaces(), rank=2)
-    assert it.widget.shown["message"] == ""
+    assert it.widget.current["message"] == ""
     it.set(rank=8)
     assert set(it.allocation.ranks.values()) == {8}
-    assert "14 of 14 modules have the highest rank allowed" in it.widget.shown["message"]
+    assert "14 of 14 modules have the highest rank allowed" in it.widget.current["message"]
 
 
 def test_a_run_adds_how_far_modules_moved() -> None:
@@ -402,13 +402,13 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_model_and_task_training_says_what_is_missing() -> None:
     it = small()
     request(it, "train")
-    assert it.widget.shown["message"].startswith(
+    assert it.widget.current["message"].startswith(
         "Training needs model and task: make the workbench with viz.Workbench("
     )
     assert not [tab for tab in it.widget.about["tabs"] if "trained" in tab]
     it = viz.Workbench(calibration(), subspaces(), model=base())
     request(it, "train")
-    assert it.widget.shown["message"].endswith("viz.Workbench(calibration, subspaces, task=task)")
+    assert it.widget.current["message"].endswith("viz.Workbench(calibration, subspaces, task=task)")
 
 
 @pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")
@@ -418,14 +418,14 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     parts = {"model": base(), "task": jobs.task(), "training": training}
     it = viz.Workbench(calibration(), subspaces(), rank=2, **parts)
     request(it, "train")
-    assert "Nothing differs from what was kept" in it.widget.shown["message"]
+    assert "Nothing differs from what was kept" in it.widget.current["message"]
     it.preset("uniform")
     a, b = it.kept, it.allocation
     request(it, "train")
     assert it._live is not None
     it.set_rank(it.names[0], 4)
     request(it, "train")
-    assert "being trained already" in it.widget.shown["message"]
+    assert "being trained already" in it.widget.current["message"]
     it._live.wait()
     assert it.race is not None
     assert [it.race.runs[name][0].ranks for name in ("kept", "new")] == [a.ranks, b.ranks]  # not what came after
@@ -438,4 +438,4 @@ def test_both_are_trained_while_the_allocation_is_changed(tmp_path: Any, monkeyp
     assert [tab["title"] for tab in it.widget.about["tabs"] if "trained" in tab] == ["Update, kept", "Update, new"]
     request(it, "save_winner")
     assert tlora.TrainingRun.load("workbench-winner").ranks == it.race.winner.ranks
-    assert f"puts {it.race.leader} on the model" in it.widget.shown["message"]
+    assert f"puts {it.race.leader} on the model" in it.widget.current["message"]
