@@ -23,7 +23,7 @@ class Slow(TrainerCallback):
     def on_step_end(self, *args, **kwargs):
         time.sleep(0.05)
 
-monitor = viz.TrainingMonitor(interval=0.2)
+monitor = viz.TrainingMonitor()
 monitor.display()
 options = {"batch_size": 4, "max_steps": 2000, "evaluation_limit": 0, "progress": False}
 run = tlora.train(adapted_model(), token_rows(), callbacks=[monitor, Slow()], **options)
@@ -98,6 +98,5 @@ def test_the_monitor_draws_and_stops_training(lab: Lab) -> None:
     lab.page.wait_for_function("button => !button.disabled", arg=stop.element_handle(), timeout=120_000)
     stop.click()
     cell.get_by_text("Stopped after step").wait_for(timeout=120_000)
-    cell.get_by_text("Watching took").wait_for(timeout=120_000)
-    assert cell.locator(".monitor .grid").count() > 0
+    cell.locator(".monitor .grid").first.wait_for(timeout=120_000)
     assert not lab.said()

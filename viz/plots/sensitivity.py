@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from tlora.calibration.sensitivity import Sensitivity, check_scores
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
@@ -32,9 +32,7 @@ def plot_sensitivity(sensitivity: Sensitivity, *, ax: Axes | None = None) -> Axe
     >>> viz.plot_sensitivity(calibration.sensitivity)
     <Axes: title={'left': 'The loss is most sensitive to ...'}, xlabel='layer', ylabel='projection'>
     """
-    scores = check_type(sensitivity, Sensitivity, "calibration.sensitivity").scores
-    if any_score := any(scores.values()):
-        check_scores(scores)
+    any_score = any(check_type(sensitivity, Sensitivity, "calibration.sensitivity").scores.values())
     frame = sensitivity.to_frame()
     ax = style.axes(ax, *heatmap.size(frame))
     norm = heatmap.scale(frame["score"])

@@ -22,6 +22,8 @@ from viz.widgets.base import PicturedWidget, has_front_end, hears_while_busy, pn
 from viz.widgets.curves import Curves, TrainingFollower
 from viz.widgets.panels.parts import shorten
 
+INTERVAL = 2.0
+"""Least seconds between two pictures."""
 NOTES = {
     "waiting": "Pass it to <code>tlora.train(..., callbacks=[monitor])</code>.",
     "training": "Interrupting the kernel stops training too. Either way the run is kept.",
@@ -94,8 +96,6 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
     ----------
     every : int
         Steps between two records of the modules, as in ``ModuleRecorder``.
-    interval : float
-        Least seconds between two pictures.
 
     Attributes
     ----------
@@ -114,9 +114,8 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
     Waiting for training to begin
     """
 
-    def __init__(self, every: int = 10, interval: float = 2.0) -> None:
+    def __init__(self, every: int = 10) -> None:
         super().__init__(every)
-        self.interval = interval
         self.state = MonitorState()
         self._began = self._next = 0.0
         self._first = 0
@@ -196,7 +195,7 @@ class TrainingMonitor(PicturedWidget, TrainingFollower):
         self.curves.state = curve_values(self.state)
         self.status.value = f"<b>{self.state.line}</b><br>{self.state.detail}"
         self.note.value = NOTES.get(status, "")
-        self._next = began + self.interval
+        self._next = began + INTERVAL
 
     def _repr_png_(self) -> bytes:
         return draw_monitor(self.state)

@@ -11,14 +11,11 @@ from viz.widgets.base import read_browser_file
 from viz.widgets.curves import CHARTS, LOOK
 from viz.widgets.results import Results
 
-PARTS = {
-    "STYLE": LOOK,
-    "SCRIPT": CHARTS + read_browser_file("panels.js") + read_browser_file("workbench.js"),
-}
+SCRIPT = CHARTS + read_browser_file("panels.js") + read_browser_file("workbench.js")
 
 
 def page_html(results: Results, **state: Any) -> str:
     """The page of a state: ``about``, ``shown``, ``steps`` and the traits of the widget, as JSON values."""
     data = json.dumps(state, separators=(",", ":")).replace("<", "\\u003c")
     template = Template(read_browser_file("workbench.html"))
-    return template.substitute(PARTS, TITLE=html.escape(results.title), DATA=data)
+    return template.substitute(STYLE=LOOK, SCRIPT=SCRIPT, TITLE=html.escape(results.title), DATA=data)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from tlora.adapters.compression import Compression
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
@@ -24,7 +23,7 @@ from tlora.utils.file_names import ADAPTER_CONFIG
 
 KINDS: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
-    "capture": GradientCapture, "allocation": Allocation, "run": TrainingRun, "compression": Compression,
+    "capture": GradientCapture, "allocation": Allocation, "run": TrainingRun,
     "estimate": ResourceEstimate,
 }  # fmt: skip
 """Class of each result, by the name of its field and of its file, in the order of the pipeline."""
@@ -46,7 +45,6 @@ class Results:
     capture: GradientCapture | None = None
     allocation: Allocation | None = None
     run: TrainingRun | None = None
-    compression: Compression | None = None
     estimate: ResourceEstimate | None = None
     others: Mapping[str, Subspaces] = field(default_factory=dict)
     folder: str = "adapter"

@@ -16,7 +16,6 @@ import anywidget
 import numpy as np
 import traitlets
 
-from tlora.adapters.compression import Compression
 from tlora.adapters.files import earlier_files
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.stability import allocation_stability
@@ -33,9 +32,9 @@ from tlora.training.run import TrainingRun
 from tlora.utils.files import check_place, replace_file, replace_files
 from tlora.utils.validation import check_type
 from viz.plots.allocation import headline
-from viz.widgets.base import PicturedWidget, read_browser_file
-from viz.widgets.curves import CHARTS, LOOK
-from viz.widgets.page import page_html
+from viz.widgets.base import PicturedWidget
+from viz.widgets.curves import LOOK
+from viz.widgets.page import SCRIPT, page_html
 from viz.widgets.panels import view
 from viz.widgets.panels.alignment import align_pairs
 from viz.widgets.panels.allocation import allocation_parts
@@ -62,7 +61,6 @@ from viz.widgets.state import (
     state_from_allocation,
 )
 
-SCRIPT = CHARTS + read_browser_file("panels.js") + read_browser_file("workbench.js")
 SESSION = "session.json"
 RESAMPLES = 200
 """Bootstrap resamples behind the distribution of a rank."""
@@ -76,20 +74,9 @@ UNBOUND = 256
 
 @dataclass(frozen=True)
 class Session:
-    """What the JSON file of a saved session holds.
+    """What the JSON file of a saved session holds: ``of`` is the class of the scores, ``others`` are labels.
 
-    Attributes
-    ----------
-    state : AllocationState
-        Without the kept allocation, which is a result of its own.
-    selected : list of str
-        Full names of the selected modules.
-    tab : str
-        Tab that is shown.
-    of : {"Calibration", "Sensitivity"}
-        Class of the scores.
-    others : list of str
-        Labels of the other subspaces, in the order of their files.
+    The state is without the kept allocation, which is a result of its own.
     """
 
     state: AllocationState
@@ -130,8 +117,6 @@ class Workbench(PicturedWidget):
         With both, **Train both** races the kept and the new allocation.
     run : TrainingRun, optional
         A training of this model: its curves, how far each module moved, and how much of its rank it used.
-    compression : Compression, optional
-        Of an adapter that was trained on this model: the rank that each module needed.
     capture : GradientCapture, optional
         Of held-out samples. The map shows the kind of the subspaces, or the first kind.
     other : Subspaces or mapping of Subspaces, optional
@@ -154,6 +139,8 @@ class Workbench(PicturedWidget):
         Frozen. It decides the allocation, and holds the kept one.
     results : Results
         What the panels show.
+    alignments : list of Alignment
+        Every pair of the subspaces, compared at the largest rank that all of them have.
     race : Race or None
         The last race of the kept and the new allocation, when it has ended: ``workbench.race.winner.save(folder)``.
     widget : WorkbenchView
@@ -183,7 +170,6 @@ class Workbench(PicturedWidget):
         model: Any = None,
         task: Any = None,
         run: TrainingRun | None = None,
-        compression: Compression | None = None,
         capture: GradientCapture | None = None,
         other: Subspaces | Mapping[str, Subspaces] | None = None,
         spectrum: Spectrum | None = None,
@@ -200,10 +186,10 @@ class Workbench(PicturedWidget):
         self.training = TRAINING if training is None else dict(training)
         self._live: LiveRace | None = None
         self.results = Results(
-            self.sensitivity, spectrum, subspaces, None, capture, None, run, compression, estimate,
-            others=label_others(subspaces, other),
-        )  # fmt: skip
+            self.sensitivity, spectrum, subspaces, None, capture, None, run, estimate, label_others(subspaces, other)
+        )
         self.results.check_modules()
+        self.alignments = align_pairs(own_and_others(self.results))
         check_equal_lengths(self.names, subspaces)
         self._bound = None if subspaces is None else subspaces.max_rank
         state = initial_state(self.sensitivity, self._bound, rank, **options)
@@ -225,7 +211,7 @@ class Workbench(PicturedWidget):
     def from_results(cls, results: Results) -> Workbench:
         """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation."""
         allocation = results.allocation
-        parts = {name: getattr(results, name) for name in ("run", "compression", "capture", "spectrum", "estimate")}
+        parts = {name: getattr(results, name) for name in ("run", "capture", "spectrum", "estimate")}
         rank = 8 if allocation is None else allocation.rank
         workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
         workbench.results = results
@@ -259,11 +245,6 @@ class Workbench(PicturedWidget):
     def most(self) -> int:
         """Largest rank that a control offers."""
         return self._bound or min(UNBOUND, max(min(shape) for shape in self.sensitivity.shapes.values()))
-
-    @functools.cached_property
-    def alignments(self) -> list[Alignment]:
-        """Every pair of the subspaces, compared at the largest rank that all of them have."""
-        return align_pairs(own_and_others(self.results))
 
     @property
     def line(self) -> str:
@@ -668,7 +649,7 @@ class Workbench(PicturedWidget):
     def _about(self) -> dict[str, Any]:
         """What stays as it is: the modules, what is known of them, tabs and panels."""
         return view.about(
-            self.sensitivity.rescale(self.state.score) if hasattr(self, "state") else self.sensitivity,
+            self.sensitivity.rescale(self.state.score),
             self.results,
             curves=self._curves,
             alignments=self.alignments,

@@ -44,7 +44,7 @@ def test_a_folder_without_sensitivity_or_allocation_has_a_page(small, tmp_path) 
     """Plain LoRA without a calibration has an allocation alone; ``run.save`` writes not even that."""
     plain = report(save({name: small[name] for name in ("run", "allocation")}, tmp_path / "a"))
     assert panel_names(plain) == ["data", "allocation", "training", "rank-use", "reproduce"]
-    assert page_data(plain)["shown"]["ranks"] == list(small["allocation"].ranks.values())
+    assert page_data(plain)["current"]["ranks"] == list(small["allocation"].ranks.values())
     alone = report(save({"run": small["run"]}, tmp_path / "b"))
     assert panel_names(alone) == ["data", "training", "rank-use", "reproduce"]
     assert page_data(alone)["about"]["names"] == []
@@ -55,9 +55,7 @@ def test_nothing_is_fetched(small, tmp_path) -> None:
     assert not re.findall(r"(?:src|href)=[\"']|@import|fetch\(|url\(|https?://(?!www\.w3\.org/2000/svg)", text)
 
 
-@pytest.mark.parametrize(
-    "name", ["<script>alert(\"1\")</script> & 'co' <img src=x onerror=y>", "$SCRIPT", "${DATA}", "$TITLE $$"]
-)
+@pytest.mark.parametrize("name", ["<script>alert(\"1\")</script> & 'co' <img src=x onerror=y>", "${DATA} $TITLE $$"])
 def test_a_name_is_text_wherever_it_stands(small, tmp_path, name) -> None:
     metas = {n: dataclasses.replace(r.meta, task=name, model=name) for n, r in small.items()}
     named = {n: dataclasses.replace(r, meta=metas[n]) for n, r in small.items()}
@@ -74,11 +72,6 @@ def test_it_is_written_into_the_folder_or_to_a_file(small, tmp_path) -> None:
     first = (folder / "report.html").read_bytes()
     assert report(str(folder), tmp_path / "new.html").read_bytes() == first
     assert str(tmp_path) not in first.decode()
-
-
-def test_the_page_of_a_large_model_is_small(tmp_path) -> None:
-    path = report(save(results_of("80 layers", steps=3000), tmp_path / "adapter"))
-    assert path.stat().st_size < 4e6
 
 
 @pytest.mark.parametrize(

@@ -26,16 +26,6 @@ def test_duration(seconds, words):
     assert style.duration(seconds) == words
 
 
-def test_a_common_beginning_is_written_once():
-    assert style.join_labels(["encoder.q", "encoder.k", "encoder.k", "o"]) == "encoder.q, k, o"
-    assert style.join_labels(["q_proj", "k_proj"]) == "q_proj, k_proj"
-
-
-def test_colors_and_dashes_make_twenty_lines_distinct():
-    looks = list(zip(style.colors(20), style.dashes(20), strict=True))
-    assert len(set(looks)) == 20
-
-
 def test_settings_are_restored_after_an_error():
     @style.styled
     def broken():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pandas as pd
-
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.footprint import BYTES, footprint, size_text
 from tlora.resource_estimate import ResourceEstimate
 from viz import style
 from viz.plots.allocation import left_out
-from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, whole
+from viz.widgets.panels.parts import Column, Part, facts, number, percent, table, text, texts, whole
 from viz.widgets.results import Results
 
 
@@ -58,16 +56,11 @@ def compared_with_lora(allocation: Allocation, *, freeze_a: bool = True) -> Part
         ("AdamW states, float32", size_text),
     ]
     rows = [
-        {"what": what, "ours": form(row.allocation), "lora": form(row.lora), "part": row.ratio}
+        [what, form(row.allocation), form(row.lora), percent(row.ratio)]
         for (what, form), row in zip(labels, allocation.costs(freeze_a=freeze_a).itertuples(), strict=True)
     ]
-    columns: list[Column] = [
-        ("what", "", str),
-        ("ours", "this allocation", str.strip),
-        ("lora", f"uniform LoRA, rank {allocation.rank}", str.strip),
-        ("part", "this allocation / LoRA", percent),
-    ]
-    return table(pd.DataFrame(rows), "Compared with uniform LoRA", columns)
+    head = ["", "this allocation", f"uniform LoRA, rank {allocation.rank}", "this allocation / LoRA"]
+    return texts("Compared with uniform LoRA", head, rows)
 
 
 def costs(kept: Allocation, new: Allocation, estimate: ResourceEstimate | None = None) -> list[list[str]]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from tlora.calibration.sensitivity import Sensitivity
-from viz import style
 from viz.widgets.panels.modules import ENERGY, VARIANCE
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.results import Results
@@ -57,11 +54,6 @@ def _after_training(names: Sequence[str], results: Results) -> list[dict[str, An
         values = {"values": shorten_all(last.reindex(names))}
         tabs.append(_tab("update", "Update", "update relative to the weight", "percent", **values))
         tabs.append(_tab("used", "Rank used", "directions for 99 % of the update", "number", values=shorten_all(used)))
-    if results.compression is not None:
-        before, after = results.compression.parameters
-        unit = f"ranks needed, at {style.percent(after / before)} of the parameters"
-        needed = shorten_all([results.compression.ranks.get(name, np.nan) for name in names])
-        tabs.append(_tab("needed", "Rank needed", unit, "number", values=needed))
     return tabs
 
 

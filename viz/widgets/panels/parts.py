@@ -34,21 +34,23 @@ def code(caption: str, lines: str) -> Part:
 
 def facts(caption: str, values: Mapping[str, str]) -> Part:
     """A table of names and values; empty values are left out."""
-    rows = [[name, value] for name, value in values.items() if value]
-    return {"kind": "table", "caption": caption, "head": [], "rows": rows, "text": [0, 1], "folded": False}
+    return texts(caption, [], [[name, value] for name, value in values.items() if value], left=(0, 1))
+
+
+def texts(
+    caption: str, head: list[str], rows: list[list[str]], left: Sequence[int] = (0,), folded: bool = False
+) -> Part:
+    """A table of texts, of which the columns ``left`` are aligned to the left."""
+    part = {"kind": "table", "caption": caption, "head": head, "rows": rows}
+    return part | {"text": list(left), "folded": folded}
 
 
 def table(frame: pd.DataFrame, caption: str, columns: Sequence[Column], folded: bool = False) -> Part:
     """A table of some columns of a frame."""
     cells = [[form(value) for value in frame[key]] for key, _, form in columns]
-    return {
-        "kind": "table",
-        "caption": caption,
-        "head": [title for _, title, _ in columns],
-        "rows": [list(row) for row in zip(*cells, strict=True)],
-        "text": [i for i, (_, _, form) in enumerate(columns) if form is str],
-        "folded": folded,
-    }
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    words = [i for i, (_, _, form) in enumerate(columns) if form is str]
+    return texts(caption, [title for _, title, _ in columns], rows, words, folded)
 
 
 def chart(caption: str, lines: Sequence[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> Part:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import pandas as pd
-
 from tlora.calibration.calibration import Options
 from tlora.results import Meta
 from tlora.tasks.presets import PRESETS
 from tlora.utils.defaults import default_rows
-from viz.widgets.panels.parts import Column, Part, code, facts, panel, table, text
+from viz.widgets.panels.parts import Part, code, facts, panel, text, texts
 from viz.widgets.results import Results, scores_to_show
 from viz.widgets.state import allocation_code, state_from_allocation
 
@@ -118,11 +116,10 @@ def _train(meta: Meta) -> str:
 
 def _origins(results: Results) -> Part:
     rows = [
-        {"result": name, "seed": "" if meta.seed is None else str(meta.seed), "samples": f"{meta.samples or ''}"}
+        [name, "" if meta.seed is None else str(meta.seed), f"{meta.samples or ''}"]
         for name, meta in results.metas.items()
     ]
-    columns: list[Column] = [("result", "result", str), ("seed", "seed", str.strip), ("samples", "samples", str.strip)]
-    return table(pd.DataFrame(rows), "Where the results come from", columns)
+    return texts("Where the results come from", ["result", "seed", "samples"], rows)
 
 
 def versions(results: Results) -> dict[str, str]:

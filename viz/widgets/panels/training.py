@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from tlora.training.run import TrainingRun
 from viz import style
 from viz.plots.training import split_in_words
-from viz.widgets.panels.parts import Column, Part, chart, facts, line, number, panel, table, text, whole
+from viz.widgets.panels.parts import Column, Part, chart, facts, line, number, panel, table, text, texts, whole
 from viz.widgets.results import Results
 
 ROWS = 40
@@ -52,21 +51,11 @@ def _losses(run: TrainingRun) -> list[Part]:
 
 def metrics_table(run: TrainingRun) -> Part:
     """The metrics before and after."""
-    names = list(dict.fromkeys([*run.before, *run.after]))
-    before, after = ([metrics.get(name, np.nan) for name in names] for metrics in (run.before, run.after))
-    frame = pd.DataFrame(
-        {
-            "metric": [name.replace("_", " ") for name in names],
-            "before": list(map(metric, names, before, after)),
-            "after": list(map(metric, names, after, before)),
-            "change": list(map(_change, names, before, after)),
-        }
-    )
-    columns: list[Column] = [
-        ("metric", "metric", str),
-        *((key, key, str.strip) for key in ("before", "after", "change")),
-    ]
-    return table(frame, f"Before and after, on {split_in_words(run)} samples", columns)
+    rows = []
+    for name in dict.fromkeys([*run.before, *run.after]):
+        a, b = run.before.get(name, np.nan), run.after.get(name, np.nan)
+        rows.append([name.replace("_", " "), metric(name, a, b), metric(name, b, a), _change(name, a, b)])
+    return texts(f"Before and after, on {split_in_words(run)} samples", ["metric", "before", "after", "change"], rows)
 
 
 def metric(name: str, value: float, other: float = np.nan) -> str:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 
 import viz
 from tests.helpers.pictured import MODELS, alignment, cells, gradient_capture, texts
@@ -66,21 +65,6 @@ def test_curves_are_the_shares_with_their_intervals(ranks):
         "by chance",
     ]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [str(rank) for rank in ranks]
-
-
-def test_chance_is_visible_on_the_kind_that_holds_what_chance_gives():
-    ax = viz.plot_alignment(gradient_capture())
-    kinds = {bars.get_label(): bars.lines[0] for bars in ax.containers}
-    chance = next(line for line in ax.lines if line.get_label() == "by chance")
-    broad = kinds.pop("random")
-    assert all(broad.get_zorder() < line.get_zorder() < chance.get_zorder() for line in kinds.values())
-    assert all(broad.get_linewidth() > 2 * line.get_linewidth() for line in [chance, *kinds.values()])
-    assert len(set(to_rgb(broad.get_color()))) == 1  # a grey
-
-
-def test_curves_of_many_ranks_label_the_ends():
-    ax = viz.plot_alignment(gradient_capture(ranks=tuple(range(1, 41))))
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "40"]
 
 
 def test_the_title_of_the_curves_ranks_the_kinds():

@@ -59,12 +59,6 @@ def test_what_is_set_by_hand_is_outlined():
     assert not viz.plot_allocation(allocation("2 layers")).patches
 
 
-def test_a_uniform_allocation_is_drawn_too():
-    ax = viz.plot_allocation(allocation("2 layers", adapt_ranks=False))
-    assert set(cells(ax).ravel()) == {8}
-    assert ax.get_title(loc="left") == "Every module gets rank 8"
-
-
 def test_what_is_left_out_is_blank():
     made = allocation("2 layers", exclude_modules=["v_proj", "layers.1.o_proj"], budget="parameters")
     ax = viz.plot_allocation(made)
@@ -74,19 +68,6 @@ def test_what_is_left_out_is_blank():
     np.testing.assert_array_equal(np.ma.filled(cells(ax), -1), expected)
     assert texts(ax)[:-1] == [str(rank) for rank in made.ranks.values()]
     assert "entries of B" in texts(ax)[-1]
-
-
-def test_the_uniform_allocation_holds_the_excluded_modules_too():
-    """At the same budget for every layer, totals meet the line; a layer without a module has a line and no bar."""
-    ax = viz.plot_allocation(
-        allocation("30 layers", adapt_ranks=False, exclude_modules=["gate_proj", "up_proj", "down_proj"])
-    )
-    above, beside = ax.figure.axes[1:3]
-    assert {bar.get_height() for bar in above.containers[0]} == {8 * 7}
-    assert set(above.patches[-1].get_data().values) == {8 * 7}
-    assert set(beside.patches[-1].get_data().values) == {8 * 30}
-    assert [bar.get_width() for bar in beside.containers[0]] == [*[14 * 30] * 4, 0, 0, 0]
-    assert "uniform, with the 90 excluded" in texts(ax)[-1].replace("\n", " ")
 
 
 def test_a_layer_that_is_excluded_leaves_a_gap_below_the_line():

@@ -12,14 +12,6 @@ from tests.helpers.pictured import META, MODELS, alignment, allocation, cells, s
 from tlora.calibration.sensitivity import Sensitivity
 
 
-def test_a_module_that_is_missing_leaves_a_blank_cell():
-    whole = sensitivity("2 layers")
-    kept = {n: target for n, target in whole.targets.items() if n != "layers.1.k_proj"}
-    part = Sensitivity(kept, whole.per_sample[:, [whole.names.index(n) for n in kept]], META)
-    mask = np.ma.getmaskarray(cells(viz.plot_sensitivity(part)))
-    assert np.argwhere(mask).tolist() == [[1, 1]]
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("plot", [viz.plot_sensitivity, viz.plot_allocation, viz.plot_alignment])
 def test_each_cell_is_as_wide_and_high_as_its_place(plot, model):
@@ -55,11 +47,3 @@ def test_texts_of_the_color_bar_do_not_meet():
     boxes = [label.get_window_extent() for label in bar.get_xticklabels() if label.get_text()]
     assert boxes
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-
-
-def test_a_grey_line_stays_in_the_picture():
-    meta = dataclasses.replace(META, model="Qwen2.5-0.5B-Instruct", task="gsm8k", samples=32)
-    excluded = allocation("2 layers", exclude_modules=["q_proj"])
-    ax = viz.plot_allocation(dataclasses.replace(excluded, meta=meta))
-    ax.figure.canvas.draw()
-    assert all(text.get_window_extent().x1 <= ax.figure.bbox.x1 for text in ax.texts)

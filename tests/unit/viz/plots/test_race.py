@@ -56,8 +56,3 @@ def test_an_arm_that_diverged_is_drawn_as_far_as_it_was_evaluated():
 
 def test_before_the_first_evaluation_there_is_a_picture():
     assert "not decided" in viz.plot_race(make_race({"A": 1.8, "B": 1.9}, evaluated=[0])).get_title(loc="left")
-
-
-def test_another_result_is_refused():
-    with pytest.raises(TypeError, match="Race"):
-        viz.plot_race([])

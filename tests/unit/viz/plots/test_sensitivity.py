@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import LogNorm
@@ -12,7 +10,6 @@ from matplotlib.colors import LogNorm
 import viz
 from tests.helpers.pictured import MODELS, cells, sensitivity, texts
 from viz import style
-from viz.plots import heatmap
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -41,32 +38,6 @@ def test_sensitivity_writes_shares_only_where_they_fit():
     shares = result.to_frame()["share"]
     assert texts(viz.plot_sensitivity(result))[:-1] == [f"{share:.1%}" for share in shares]
     assert len(texts(viz.plot_sensitivity(sensitivity("80 layers")))) == 1
-
-
-@pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_a_score_that_is_none_is_refused_by_name(score):
-    whole = sensitivity("2 layers")
-    scores = whole.per_sample.clone()
-    scores[0, 3] = score
-    with pytest.raises(ValueError, match=rf"layers\.0\.o_proj is {score}, not a score"):
-        viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
-    assert not plt.get_fignums()
-
-
-def test_scores_that_are_equal_are_told_as_such():
-    whole = sensitivity("2 layers")
-    scores = torch.ones_like(whole.per_sample)
-    scores[:, 0] = 0
-    ax = viz.plot_sensitivity(dataclasses.replace(whole, per_sample=scores))
-    assert ax.get_title(loc="left") == "The loss is most sensitive to 13 modules equally"
-
-
-def test_colors_are_logarithmic_only_over_more_than_a_decade():
-    values = pd.Series([1.0, 5.0])
-    even, spread = heatmap.scale(values), heatmap.scale(pd.Series([0.0, 1.0, 50.0]))
-    assert not isinstance(even, LogNorm)
-    assert isinstance(spread, LogNorm)
-    assert (spread.vmin, spread.vmax) == (1, 50)
 
 
 def test_a_score_of_zero_has_the_lowest_color():

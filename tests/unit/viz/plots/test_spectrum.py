@@ -100,9 +100,8 @@ def test_an_input_without_variance_is_no_unknown_trace():
     assert "bounds" not in texts(ax)[-1]
 
 
-@pytest.mark.parametrize("view", ["variance", "eigenvalues"])
-def test_a_single_direction_is_a_point(view):
-    ax = viz.plot_spectrum(spectrum(k=1), view=view)
+def test_a_single_direction_is_a_point():
+    ax = viz.plot_spectrum(spectrum(k=1))
     curves = [line for line in ax.lines if len(line.get_xdata()) == 1]
     assert len(curves) == 10
     assert {line.get_marker() for line in curves} == {"o"}

@@ -40,11 +40,6 @@ def request(it: viz.Workbench, call: str, gesture: str | None = None, **args: An
     it._answer(it.widget, {"call": call, "args": args, "gesture": gesture, "id": 1}, [])
 
 
-def test_begins_with_the_allocation_of_its_arguments() -> None:
-    options = {"alpha": 16, "temperature": 0.5, "pinned": {"layers.0.k_proj": 3}, "exclude_modules": [1]}
-    assert same(small(**options).allocation, tlora.allocate(by_hand(SCORES), rank=4, **options))
-
-
 def test_setting_a_rank_rebalances_the_others_within_the_budget() -> None:
     it = small()
     it.set_rank("layers.1.down_proj", 11)
@@ -76,15 +71,6 @@ def test_dragging_too_far_gives_the_nearest_possible_rank(rank: int, nearest: in
     request(it, "set_rank", "drag 1", modules=[0], rank=rank)
     assert it.allocation.ranks["layers.0.q_proj"] == nearest
     assert ("at most" in it.widget.current["message"] or "or less" in it.widget.current["message"]) == (rank > nearest)
-
-
-def test_refusals_name_the_arguments() -> None:
-    it = small()
-    request(it, "set", min_rank=6)
-    assert it.widget.current["message"].startswith("min_rank and pinned ranks need 36 ranks")
-    assert it.allocation.options.min_rank == 1
-    request(it, "set", min_rank=2)
-    assert it.widget.current["message"] == ""
 
 
 def test_a_floor_of_zero_drops_modules() -> None:
@@ -187,15 +173,6 @@ def test_costs_of_a_and_b_are_those_of_the_shapes() -> None:
     assert it.widget.current["costs"][0][4] == "79,953,920"  # the published count of LoRA at rank 32
 
 
-def test_a_rank_at_which_the_scores_decide_little_is_named() -> None:
-    """At the most that the bases have, every module gets the same, whatever its score."""
-    it = viz.Workbench(calibration(), subspaces(), rank=2)
-    assert it.widget.current["message"] == ""
-    it.set(rank=8)
-    assert set(it.allocation.ranks.values()) == {8}
-    assert "14 of 14 modules have the highest rank allowed" in it.widget.current["message"]
-
-
 def test_a_run_adds_how_far_modules_moved() -> None:
     run = results.run()
     it = viz.Workbench(calibration(), subspaces(), run=run, rank=2)
@@ -209,18 +186,6 @@ def test_a_run_adds_how_far_modules_moved() -> None:
             assert update is used is None
 
 
-def test_a_compression_adds_the_rank_that_was_needed(tmp_path) -> None:
-    compression = results.compression()
-    it = viz.Workbench(calibration(), subspaces(), compression=compression, rank=2)
-    again = viz.Workbench.load(it.save(tmp_path))
-    for workbench in (it, again):
-        tab = workbench.widget.about["tabs"][-1]
-        before, after = compression.parameters
-        assert tab["unit"] == f"ranks needed, at {viz.style.percent(after / before)} of the parameters"
-        assert tab["values"] == [compression.ranks.get(name) for name in it.names]
-    assert None in tab["values"], "a module that has no adapter"
-
-
 REFUSALS: list[tuple[Any, type[Exception], str]] = [
     (lambda: viz.Workbench(by_hand(SCORES), subspaces()), ValueError, "self_attn.q_proj"),
     (lambda: viz.Workbench(calibration(), subspaces(), capture=subspaces()), TypeError, "capture"),
@@ -231,9 +196,8 @@ REFUSALS: list[tuple[Any, type[Exception], str]] = [
     (lambda: small(min_rank=5), ValueError, "min_rank"),
     (lambda: small(exclude_modules="o_proj"), KeyError, "o_proj"),
     (lambda: small(depth=3), TypeError, "depth"),
-    (lambda: small().set(depth=3), TypeError, "depth"),
-    (lambda: small().set_rank("layers.0.q_proj", 60), ValueError, "layers.0.q_proj"),
-    (lambda: small().set_rank("nothing", 3), KeyError, "nothing"),
+    (lambda: small().train(), ValueError, "model=model, task=task"),
+    (lambda: viz.Workbench(calibration(), subspaces(), model=base()).train(), ValueError, "task=task"),
     (lambda: small().compare("wc", "w"), KeyError, "other="),
     (lambda: viz.Workbench(calibration(), subspaces(), other=other(), rank=2).compare("wc", "w"), KeyError, "random"),
 ]
@@ -260,34 +224,28 @@ def test_two_subspaces_are_compared_in_the_panel() -> None:
     assert tabs["overlap"]["curves"][3][3] == pytest.approx(float((left @ right.T).square().sum() / 4), rel=6e-3)
 
 
-def test_the_distribution_of_a_rank_is_that_of_resampled_scores() -> None:
-    it = viz.Workbench(calibration(), subspaces(), rank=2)
-    made = it.rank_distribution(it.names[5])
-    at_once = tlora.allocation_stability(it.sensitivity, it.allocation, resamples=2000).ranks[:, 5]
-    assert len(made) == 200
-    np.testing.assert_allclose(made.mean(), at_once.double().mean(), atol=4 * at_once.double().std() / 200**0.5)
-    it.set(rank=3)
-    assert it.rank_distribution(it.names[5]).mean() > made.mean()
-
-
 def test_the_browser_asks_for_parts_of_the_resamples_until_there_are_no_more() -> None:
+    """The ranks are those of allocations from other resamples, in the mean."""
     it, answers = viz.Workbench(calibration(), subspaces(), rank=2), []
     it.widget.send = answers.append
     while not answers or answers[-1]["more"]:
         assert it.widget.resampled == []
         it._answer(None, {"call": "resample", "id": len(answers)}, [])
     assert [answer["more"] for answer in answers] == [True] * 7 + [False]
-    ranks, counts = np.unique(it.rank_distribution(it.names[5]), return_counts=True)
-    assert it.widget.resampled[5] == np.stack([ranks, counts], 1).tolist()
+    ranks, counts = np.transpose(it.widget.resampled[5])
+    assert counts.sum() == 200
+    at_once = tlora.allocation_stability(it.sensitivity, it.allocation, resamples=2000).ranks[:, 5].double()
+    np.testing.assert_allclose(ranks @ counts / 200, at_once.mean(), atol=4 * at_once.std() / 200**0.5)
     it.set(rank=3)
     assert it.widget.resampled == []
 
 
 def test_a_session_comes_back(tmp_path: Any) -> None:
-    it = viz.Workbench(calibration(), subspaces(), other=other(), rank=2)
+    few = task_subspaces(base(), calibration(), max_rank=4, progress=False)  # the default rank is beyond these
+    it = viz.Workbench(calibration(), few, other=other(), rank=2)
     it.set(temperature=0.5)
     it.keep()
-    it.set_rank(it.names[2], 6)
+    it.set_rank(it.names[2], 4)
     it.leave_out(it.names[9])
     it.select(it.names[4], it.names[2])
     it.widget.tab = "overlap"
@@ -322,12 +280,6 @@ def test_a_damaged_session_is_refused(change: Any, words: str, tmp_path: Any) ->
         viz.Workbench.load(tmp_path / "session")
 
 
-def test_a_session_of_a_rank_below_eight_comes_back(tmp_path: Any) -> None:
-    few = task_subspaces(base(), calibration(), max_rank=4, progress=False)
-    it = viz.Workbench(calibration(), few, rank=2)
-    assert same(viz.Workbench.load(it.save(tmp_path / "session")).allocation, it.allocation)
-
-
 def test_numbers_of_numpy_and_none_are_as_plain_ones(tmp_path: Any) -> None:
     it = small(pinned={"layers.0.k_proj": 3})
     it.set(pinned=None, rank=np.int64(5), temperature=np.float64(0.5))
@@ -337,12 +289,6 @@ def test_numbers_of_numpy_and_none_are_as_plain_ones(tmp_path: Any) -> None:
     assert same(eval(it.code("scores"), {"scores": scores, "tlora": tlora}), it.allocation)
     assert "np." not in it.code()
     assert it.allocation.options.pinned == {}
-
-
-def test_modules_are_left_out_at_the_rank_that_is_set() -> None:
-    it = viz.Workbench(calibration(), rank=2)  # rank 8 would be too much for the two that are left
-    it.set(exclude_modules=it.names[2:])
-    assert it.allocation.ranks == tlora.allocate(calibration().sensitivity, 2, exclude_modules=it.names[2:]).ranks
 
 
 def test_the_tab_of_the_sensitivity_has_the_scores_that_decide() -> None:
@@ -357,11 +303,12 @@ def test_the_tab_of_the_sensitivity_has_the_scores_that_decide() -> None:
 def test_a_refusal_is_shown_each_time() -> None:
     """The browser paints a control's old value again only where something is new."""
     it, seen = small(), []
-    it.widget.observe(lambda change: seen.append(change["new"]["message"]), "shown")
+    it.widget.observe(lambda change: seen.append(change["new"]["message"]), "current")
     for _ in range(2):
         request(it, "set", min_rank=40)
-    assert len(seen) == 2
-    assert seen[0] == seen[1] != ""
+    assert seen[0] == seen[1]
+    assert seen[0].startswith("min_rank")
+    assert it.allocation.options.min_rank == 1
 
 
 def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None:
@@ -369,7 +316,6 @@ def test_the_page_has_the_allocation_at_every_temperature(tmp_path: Any) -> None
     it.set_rank(it.names[3], 20)
     text = it.page(tmp_path / "allocation.html").read_text()
     assert len(text) < 2e6
-    assert not re.findall(r"(?:src|href)=|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)", text)
     data = json.loads(re.search(r"renderPage\((\{.*\}), document", text)[1])
     for i, step in enumerate(data["steps"]):
         allocation = tlora.allocate(it.sensitivity, rank=8, max_rank=64, temperature=i / 20).edit({it.names[3]: 20})
@@ -397,18 +343,6 @@ def test_explore_calibrates_and_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown == [it]
     assert it.results.capture.ranks == [1, 2, 3, 4]
     assert it.most == 4
-
-
-def test_without_model_and_task_training_says_what_is_missing() -> None:
-    it = small()
-    request(it, "train")
-    assert it.widget.current["message"].startswith(
-        "Training needs model and task: make the workbench with viz.Workbench("
-    )
-    assert not [tab for tab in it.widget.about["tabs"] if "trained" in tab]
-    it = viz.Workbench(calibration(), subspaces(), model=base())
-    request(it, "train")
-    assert it.widget.current["message"].endswith("viz.Workbench(calibration, subspaces, task=task)")
 
 
 @pytest.mark.filterwarnings("ignore:B is still zero", "ignore:`is_gradient")

@@ -16,16 +16,9 @@ from tests.helpers import results as walked
 from tests.helpers.pictured import gradient_capture
 from tests.helpers.reported import results_of, run_of
 from viz.widgets.panels.alignment import align_pairs, capture_panel, pair_values
-from viz.widgets.panels.allocation import allocation_parts, by_projection, compared_with_lora, training_bytes
+from viz.widgets.panels.allocation import allocation_parts, by_projection, training_bytes
 from viz.widgets.panels.data import data_panel
-from viz.widgets.panels.modules import (
-    captured_curves,
-    curves_by_rank,
-    drawn_directions,
-    module_shares,
-    read_shares,
-    spectra,
-)
+from viz.widgets.panels.modules import captured_curves, curves_by_rank, spectra
 from viz.widgets.panels.rank_use import rank_use_panel
 from viz.widgets.panels.sensitivity import sensitivity_panel
 from viz.widgets.panels.spectrum import spectrum_panel
@@ -66,28 +59,6 @@ def test_ranks_by_projection_are_sums_over_the_modules() -> None:
         assert value(scaling) == pytest.approx(np.mean([allocation.scalings[name] for name in names]), rel=0.05)
         assert value(parameters) == sum(allocation.ranks[name] * allocation.shapes[name][0] for name in names)
     assert len(cells) == 7
-
-
-def test_the_uniform_allocation_holds_excluded_modules_too() -> None:
-    allocation = tlora.allocate(SMALL.sensitivity, rank=8, exclude_modules=["up_proj", "layers.0.q_proj"])
-    cells = {row[0]: row[1:] for row in by_projection(allocation)["rows"]}
-    assert [value(cell) for cell in cells["q_proj"][:3]] == [1, allocation.ranks["layers.1.q_proj"], 16]
-    assert cells["up_proj"] == ["0", "0", "16", *["\u2013"] * 4, "0"]
-    assert sum(value(row[2]) for row in cells.values()) == allocation.budget_total
-
-
-def test_costs_compared_with_lora_are_those_of_the_shapes() -> None:
-    allocation = SMALL.allocation
-    b = sum(allocation.ranks[n] * d_out for n, (d_out, _) in allocation.shapes.items())
-    a = sum(allocation.ranks[n] * d_in for n, (_, d_in) in allocation.shapes.items())
-    lora = sum(8 * (d_in + d_out) for d_out, d_in in allocation.shapes.values())
-    cells = {row[0]: row[1:] for row in compared_with_lora(allocation)["rows"]}
-    assert cells["trainable parameters"][:2] == [f"{b:,}", f"{lora:,}"]
-    assert cells["all parameters"][:2] == [f"{a + b:,}", f"{lora:,}"]
-    for row, ours, theirs in (("adapter, float32", 4 * (a + b), 4 * lora), ("AdamW states, float32", 8 * b, 8 * lora)):
-        assert [1000 * value(cell) for cell in cells[row][:2]] == pytest.approx([ours, theirs], rel=0.005)
-    trained = {row[0]: row[1] for row in compared_with_lora(allocation, freeze_a=False)["rows"]}
-    assert trained["trainable parameters"] == trained["all parameters"]
 
 
 def test_an_allocation_that_was_not_trained_is_named() -> None:
@@ -215,36 +186,22 @@ def test_missing_results_have_no_panels() -> None:
 # Spectra of a module, by kind.
 
 
-def definition(module: str) -> tuple[np.ndarray, np.ndarray]:
-    c = walked.calibration().covariance[module].dense().double().numpy()
-    return c, walked.base().get_submodule(module).weight.detach().double().numpy()
-
-
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_energy_and_variance_are_those_of_the_definition(rank: int) -> None:
-    module = "model.layers.1.mlp.down_proj"
-    c, w = definition(module)
-    eigenvalues = np.linalg.eigvalsh(c)[::-1]
-    inputs = read_shares(module_shares(walked.calibration().spectrum()), module, rank)
-    assert inputs.held == pytest.approx({"variance": eigenvalues[:rank].sum() / np.trace(c)}, rel=1e-4)
+    module, names = "model.layers.1.mlp.down_proj", walked.calibration().names
+    c = walked.calibration().covariance[module].dense().double().numpy()
+    w = walked.base().get_submodule(module).weight.detach().double().numpy()
     _, values, directions = np.linalg.svd(w @ c)
-    held = read_shares(module_shares(walked.subspaces()), module, rank).held
-    assert held["energy"] == pytest.approx(np.square(values[:rank]).sum() / np.square(values[:8]).sum(), rel=1e-3)
     inside = np.trace(directions[:rank] @ c @ directions[:rank].T) / np.trace(c)
+    curves = curves_by_rank(names, walked.subspaces(), None, 8)
+    held = {what: curves[what][names.index(module)][rank - 1] for what in ("energy", "variance")}
+    assert held["energy"] == pytest.approx(np.square(values[:rank]).sum() / np.square(values[:8]).sum(), rel=6e-3)
     assert held["variance"] == pytest.approx(inside, rel=2e-2)
     drawn = walked.kinds()["random"].basis(module, rank).double().numpy()
-    held = read_shares(module_shares(walked.kinds()["random"]), module, rank).held
-    assert held == pytest.approx({"variance": np.trace(drawn @ c @ drawn.T) / np.trace(c)}, rel=1e-4)
-
-
-def test_directions_needed_are_counted() -> None:
-    shares = {"variance": {"a": np.array([0.4, 0.3, 0.2, 0.1])}}
-    reading = read_shares(shares, "a", 2)
-    assert reading.held == pytest.approx({"variance": 0.7})
-    assert reading.needed == {"variance": {0.9: 3, 0.95: 4, 0.99: 4}}
-    part = read_shares({"variance": {"a": np.array([0.4, 0.3, 0.2])}}, "a", 20)
-    assert part.held == pytest.approx({"variance": 0.9})
-    assert np.isnan(part.needed["variance"][0.99])
+    held = curves_by_rank(names, walked.kinds()["random"], None, 8)
+    share = np.trace(drawn @ c @ drawn.T) / np.trace(c)
+    assert held["variance"][names.index(module)][rank - 1] == pytest.approx(share, rel=6e-3)
+    assert "energy" not in held
 
 
 def test_curves_in_the_browser_are_the_cumulative_shares() -> None:
@@ -257,27 +214,12 @@ def test_curves_in_the_browser_are_the_cumulative_shares() -> None:
     assert i == shown["index"][source.names.index("layers.1.q_proj")]
     eigenvalues = source.eigenvalues["layers.1.v_proj"].double().numpy()
     at = np.array(curve["at"][i])
-    np.testing.assert_allclose(curve["sums"][i], (np.cumsum(eigenvalues) / eigenvalues.sum())[at - 1], rtol=1e-3)
+    sums = np.cumsum(eigenvalues) / eigenvalues.sum()
+    np.testing.assert_allclose(curve["sums"][i], sums[at - 1], rtol=1e-3)
+    assert curve["needed"][i] == [np.searchsorted(sums, level) + 1 for level in (0.9, 0.95, 0.99)]
     np.testing.assert_allclose(curve["each"][i], (eigenvalues / eigenvalues.sum())[at - 1], rtol=6e-3)
     assert not shown["known"]
     assert spectra("wc", walked.subspaces())["known"]
-
-
-def test_long_curves_keep_the_first_directions_and_the_last() -> None:
-    at = drawn_directions(5000)
-    assert at[:64].tolist() == list(range(1, 65))
-    assert at[-1] == 5000
-    assert len(at) < 130
-    assert drawn_directions(1).tolist() == [1]
-
-
-def test_shares_by_rank_are_those_of_the_results() -> None:
-    curves = curves_by_rank(walked.calibration().names, walked.subspaces(), None, 8)
-    k, name = 3, walked.calibration().names[3]
-    squares = np.square(walked.subspaces().singular_values[name].double().numpy())
-    np.testing.assert_allclose(curves["energy"][k], np.cumsum(squares) / squares.sum(), rtol=6e-3)
-    along = walked.subspaces().row_variance[name].double().numpy() / walked.subspaces().traces[name]
-    np.testing.assert_allclose(curves["variance"][k], np.cumsum(along), rtol=6e-3)
 
 
 def test_captured_gradient_between_measured_ranks_is_linear() -> None:
@@ -291,8 +233,7 @@ def test_captured_gradient_between_measured_ranks_is_linear() -> None:
     assert curve[3] == pytest.approx(measured[8] / 2)
 
 
-@pytest.mark.parametrize("rank", [1, 5, 8])
-def test_overlap_is_the_mean_squared_cosine(rank: int) -> None:
+def test_overlap_is_the_mean_squared_cosine() -> None:
     """From the singular values of the product of both bases, for every pair."""
     arguments: dict[str, Any] = {"max_rank": 8, "kind": "w", "progress": False}
     sides = walked.kinds() | {"w": tlora.task_subspaces(walked.base(), walked.calibration(), **arguments)}
@@ -302,9 +243,10 @@ def test_overlap_is_the_mean_squared_cosine(rank: int) -> None:
     for pair in pairs:
         shown = pair_values(pair, names)
         for k, name in enumerate(names):
-            one, other = (sides[side].basis(name, rank).double() for side in pair.sides)
-            cosines = np.linalg.svd((one @ other.T).numpy(), compute_uv=False)
-            assert shown["overlaps"][k][rank - 1] == pytest.approx(np.square(cosines).mean(), rel=6e-3)
+            for rank in (1, 5, 8):
+                one, other = (sides[side].basis(name, rank).double() for side in pair.sides)
+                cosines = np.linalg.svd((one @ other.T).numpy(), compute_uv=False)
+                assert shown["overlaps"][k][rank - 1] == pytest.approx(np.square(cosines).mean(), rel=6e-3)
             assert shown["chance"][k] == [pytest.approx(1 / pair.shapes[name][1], rel=6e-3)]
 
 
