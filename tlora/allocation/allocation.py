@@ -11,7 +11,7 @@ import pandas as pd
 
 from tlora.allocation.constraints import AllocationOptions, RankLimits, rank_limits
 from tlora.allocation.footprint import Footprint, footprint, ranks_text
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.numerics.apportionment import total_cost
 from tlora.results import Meta
@@ -210,33 +210,29 @@ class Allocation(ModuleResult):
             raise ValueError(
                 "the allocations are of different models or target modules: compare two allocations of the same"
             )
-        names = [name for name in self.targets if name in self.ranks or name in other.ranks]
-        table = self.module_columns(names)
-        pairs = (("rank", self.ranks, other.ranks), ("scaling", self.scalings, other.scalings))
-        for column, mine, theirs in pairs:
-            table[column] = [mine.get(n, 0) for n in names]
-            table[f"other_{column}"] = [theirs.get(n, 0) for n in names]
-            table[f"{column}_change"] = [mine.get(n, 0) - theirs.get(n, 0) for n in names]
-        frame = pd.DataFrame(table)
-        return frame.assign(parameters_change=frame["rank_change"] * [self.targets[n].d_out for n in names])
+        targets = [target for name, target in self.targets.items() if name in self.ranks or name in other.ranks]
+        table = module_frame(targets)
+        for column in ("rank", "scaling"):
+            for label, side in ((column, self), (f"other_{column}", other)):
+                values = getattr(side, f"{column}s")
+                table[label] = [values.get(target.name, 0) for target in targets]
+            table[f"{column}_change"] = table[column] - table[f"other_{column}"]
+        return table.assign(parameters_change=table["rank_change"] * [target.d_out for target in targets])
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each module with an adapter; see ``columns``."""
         scores = list(self.scores.values())
         ideal = dict(zip(self.scores, self._ideal_ranks(), strict=True))
         alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
-        return pd.DataFrame(
-            self.module_columns(self.ranks)
-            | {
-                "score": [self.scores[name] for name in self.ranks],
-                "ideal": [ideal[name] for name in self.ranks],
-                "rank": list(self.ranks.values()),
-                "change": [rank - self.rank for rank in self.ranks.values()],
-                "alpha": [alphas[name] for name in self.ranks],
-                "scaling": list(self.scalings.values()),
-                "parameters": [rank * self.targets[name].d_out for name, rank in self.ranks.items()],
-                "decided_by": list(self.decided_by.values()),
-            }
+        return module_frame(self.targets[name] for name in self.ranks).assign(
+            score=[self.scores[name] for name in self.ranks],
+            ideal=[ideal[name] for name in self.ranks],
+            rank=list(self.ranks.values()),
+            change=[rank - self.rank for rank in self.ranks.values()],
+            alpha=[alphas[name] for name in self.ranks],
+            scaling=list(self.scalings.values()),
+            parameters=[rank * self.targets[name].d_out for name, rank in self.ranks.items()],
+            decided_by=list(self.decided_by.values()),
         )
 
     def by_projection(self) -> pd.DataFrame:

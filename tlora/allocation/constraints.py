@@ -40,13 +40,9 @@ class AllocationOptions:
         """What the uniform allocation costs: the nominal rank times the cost of one rank of every module."""
         return self.rank * sum(self.costs(targets.values()))
 
-    def weights(self, scores: Sequence[float]) -> list[float]:
-        """Scores with the temperature applied: scales are in proportion to them."""
-        return [score**self.temperature for score in scores]
-
     def rank_weights(self, scores: Sequence[float]) -> list[float]:
-        """The numbers that ranks are in proportion to: `weights`, or all equal if ``adapt_ranks`` is off."""
-        return self.weights(scores) if self.adapt_ranks else [1.0] * len(scores)
+        """The numbers that ranks are in proportion to: scores to the temperature, or equal without ``adapt_ranks``."""
+        return [score**self.temperature if self.adapt_ranks else 1.0 for score in scores]
 
     def alphas(self, scores: Sequence[float]) -> list[int | float]:
         """``alpha_i`` of each module: ``max(alpha, round(alpha M S_i / sum_j S_j))``, or ``alpha`` for all.
@@ -55,7 +51,7 @@ class AllocationOptions:
         """
         if not self.adapt_scales:
             return [self.alpha] * len(scores)
-        weights = self.weights(scores)
+        weights = [score**self.temperature for score in scores]
         total = math.fsum(weights)
         return [max(self.alpha, round(self.alpha * len(weights) * weight / total)) for weight in weights]
 
@@ -67,16 +63,9 @@ class AllocationOptions:
 
 @dataclass(frozen=True)
 class RankLimits:
-    """The least and the most rank of each module, in model order, and the budget of each group of modules.
+    """The least and the most rank of each module, in model order, and the cost of one rank.
 
-    Attributes
-    ----------
-    low, high : list of int
-        Least and most rank of each module; equal for a pinned one.
-    costs : list of int
-        Cost of one rank of each module.
-    groups : list of (list of int, int)
-        Positions of the modules of a group, and its budget. There is one group, unless projections have shares.
+    ``groups`` are positions of modules and the budget that they share: one group, unless projections have shares.
     """
 
     low: list[int]
@@ -88,12 +77,14 @@ class RankLimits:
         """Ranks in proportion to ``weights`` within the limits, in model order."""
         ranks = [0] * len(weights)
         for members, budget in self.groups:
-            low, high, costs = ([column[i] for i in members] for column in (self.low, self.high, self.costs))
-            for i, rank in zip(
-                members, apportion([weights[i] for i in members], budget, low, high, costs), strict=True
-            ):
+            part, (low, high, costs) = [weights[i] for i in members], self.columns(members)
+            for i, rank in zip(members, apportion(part, budget, low, high, costs), strict=True):
                 ranks[i] = rank
         return ranks
+
+    def columns(self, members: Sequence[int]) -> list[list[int]]:
+        """Least rank, most rank and cost of some modules."""
+        return [[column[i] for i in members] for column in (self.low, self.high, self.costs)]
 
     def reasons(self, ranks: Sequence[int], ideal: Sequence[float]) -> list[str]:
         """What decided each rank: a ``"floor"`` above its ideal, a ``"ceiling"`` below it, or its ``"score"``."""
@@ -265,7 +256,7 @@ def _group_spans(
     """
     spans = []
     for group in groups:
-        low, high, costs = ([column[i] for i in group.members] for column in (limits.low, limits.high, limits.costs))
+        low, high, costs = limits.columns(group.members)
         spans.append((total_cost(low, costs), total_cost(high, costs), max(costs)))
     left = sum(max(0, budget - most) for budget, (_, most, _) in zip(budgets, spans, strict=True))
     for group, budget, (least, most, cost) in zip(groups, budgets, spans, strict=True):

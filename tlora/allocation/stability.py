@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.numerics.statistics import bootstrap_means, interval, subsample_means, top_overlap
 from tlora.results import Meta, Result
 from tlora.utils.validation import check_type, require_confidence, require_positive_int
@@ -146,16 +146,13 @@ class AllocationStability(ModuleResult):
         """One row for each module; see ``columns``."""
         ranks, allocation = self.ranks.numpy(), np.array(list(self.allocation.values()))
         low, high = interval(ranks, self.confidence, method="closest_observation")
-        return pd.DataFrame(
-            self.module_columns()
-            | {
-                "rank": allocation,
-                "low": low,
-                "high": high,
-                "mean": ranks.mean(0),
-                "deviation": ranks.std(0),
-                "kept": (ranks == allocation).mean(0),
-            }
+        return module_frame(self.targets.values()).assign(
+            rank=allocation,
+            low=low,
+            high=high,
+            mean=ranks.mean(0),
+            deviation=ranks.std(0),
+            kept=(ranks == allocation).mean(0),
         )
 
     def _summary(self) -> str:

@@ -23,20 +23,8 @@ from tlora.utils.distributed import Processes
 class Statistics:
     """Sums over the samples seen so far, collected by `run_batches`.
 
-    Attributes
-    ----------
-    matrices : SketchingMatrices
-        The random matrices behind all sketches.
-    first : dict of str
-        For each module the first module that reads the same input.
-    covariances : dict of CovarianceSum
-        By first module.
-    scores : list of (B, M) tensor
-        Per-sample sensitivity scores of each batch.
-    gradients : dict of GradientSum
-        By module; empty unless gradients are kept.
-    fingerprints : list of int
-        Of the samples, in the order of ``scores``.
+    ``first`` has for each module the first module that reads the same input, ``covariances`` are by first module, and
+    ``scores`` are (B, M) for each batch, in the order of ``fingerprints``.
     """
 
     def __init__(self, model: Any, targets: dict[str, Target], options: Options) -> None:

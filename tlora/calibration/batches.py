@@ -28,14 +28,8 @@ from tlora.models.targets import output_embeddings
 class CountedTokens:
     """The tokens of a padded batch that count.
 
-    Attributes
-    ----------
-    mask : (B, T) bool tensor
-        On the CPU, so that reading lengths waits for no device.
-    index : (n,) int64 tensor
-        Their positions among the B * T tokens, on the model's device.
-    lengths : list of int
-        Number of counted tokens of each sample.
+    ``mask`` is on the CPU, so that reading lengths waits for no device; ``index`` has the positions of the counted
+    tokens among the B * T, on the model's device; ``lengths`` is their number in each sample.
     """
 
     mask: Bool[Tensor, "samples tokens"]
@@ -157,47 +151,42 @@ class Batch:
         tokens: it is causal, so the gradient after the last label is zero. ``calls`` has one entry for each call of the
         module; the rows of a sample are those of all calls.
         """
-        return _join_calls([self._tokens(x, self._before_padding, self._whole_decoder).split_rows(x) for x in calls])
+        return self._split_rows(calls, "before padding", "whole decoder")
 
     def counted_rows(self, calls: list[Tensor], tokens: str) -> list[Tensor]:
         """A module's inputs, (T_n, d) for each sample, at the tokens that enter its covariance.
 
         An encoder with a separate decoder has no labels: all of its real tokens count.
         """
-        own = self._labeled if tokens == "labels" and not self.is_encoder_decoder else self._real
-        return _join_calls([self._tokens(x, own, self._labeled).split_rows(x) for x in calls])
+        own = "labeled" if tokens == "labels" and not self.is_encoder_decoder else "real"
+        return self._split_rows(calls, own, "labeled")
 
-    def _tokens(self, x: Tensor, own: CountedTokens, decoder: CountedTokens) -> CountedTokens:
-        """The one of the two that a module's input belongs to, by its number of rows."""
-        if _row_count(x) == self.real.numel():
-            return own
-        if _row_count(x) == self.labeled.numel():
-            return decoder
-        return CountedTokens.from_mask(torch.ones(1, _row_count(x), dtype=torch.bool), x.device)
-
-    @cached_property
-    def _real(self) -> CountedTokens:
-        return CountedTokens.from_mask(self.real, self.device)
-
-    @cached_property
-    def _before_padding(self) -> CountedTokens:
-        return CountedTokens.from_mask(_fill_to_last(self.real), self.device)
+    def _split_rows(self, calls: list[Tensor], own: str, decoder: str) -> list[Tensor]:
+        """Rows of each sample at the ``own`` or ``decoder`` tokens; the number of rows says which ones a call reads."""
+        parts = []
+        for x in calls:
+            if _row_count(x) == self.real.numel():
+                tokens = self._counted[own]
+            elif _row_count(x) == self.labeled.numel():
+                tokens = self._counted[decoder]
+            else:
+                tokens = CountedTokens.from_mask(torch.ones(1, _row_count(x), dtype=torch.bool), x.device)
+            parts.append(tokens.split_rows(x))
+        return [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*parts, strict=True)]
 
     @cached_property
-    def _labeled(self) -> CountedTokens:
-        return CountedTokens.from_mask(self.labeled, self.device)
-
-    @cached_property
-    def _whole_decoder(self) -> CountedTokens:
-        return CountedTokens.from_mask(torch.ones_like(self.labeled), self.device)
+    def _counted(self) -> dict[str, CountedTokens]:
+        masks = {
+            "real": self.real,
+            "before padding": _fill_to_last(self.real),
+            "labeled": self.labeled,
+            "whole decoder": torch.ones_like(self.labeled),
+        }
+        return {name: CountedTokens.from_mask(mask, self.device) for name, mask in masks.items()}
 
 
 def _row_count(x: Tensor) -> int:
     return x.shape[:-1].numel()
-
-
-def _join_calls(calls: list[list[Tensor]]) -> list[Tensor]:
-    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*calls, strict=True)]
 
 
 def _fill_to_last(mask: Bool[Tensor, "samples tokens"]) -> Bool[Tensor, "samples tokens"]:
@@ -238,9 +227,10 @@ def prepare_batch(batch: Mapping[str, Any], model: Any, label: str) -> Batch:
     tensors = to_tensors(batch, model, label)
     has_decoder = bool(model.config.is_encoder_decoder)
     _check_parts(tensors, model, label)
-    tensors["input_ids"] = _to_int64(tensors["input_ids"])
     predicts_scores = tensors["labels"].ndim == 1 and model.config.num_labels == 1
-    tensors["labels"] = _to_float(tensors["labels"]) if predicts_scores else _to_int64(tensors["labels"])
+    for key, dtype in (("input_ids", torch.int64), ("labels", torch.float32 if predicts_scores else torch.int64)):
+        if not tensors[key].is_floating_point():
+            tensors[key] = tensors[key].to(dtype)
     if has_decoder and tensors["labels"].shape == tensors["input_ids"].shape:
         tensors = _widen_decoder(tensors)
     tensors = fit_batch(model, pad_right(tensors, has_decoder))
@@ -307,14 +297,6 @@ def _check_parts(batch: Mapping[str, Tensor], model: Any, label: str) -> None:
             f"{label}: a {type(model).__name__} predicts tokens: pass a label for each of them, or load a classifier, "
             "tlora.load_model(name, num_labels=...)"
         )
-
-
-def _to_int64(values: Tensor) -> Tensor:
-    return values if values.is_floating_point() else values.long()
-
-
-def _to_float(values: Tensor) -> Tensor:
-    return values if values.is_floating_point() else values.float()
 
 
 def _check_values(values: Tensor, count: int, what: str, label: str) -> None:

@@ -15,11 +15,12 @@ from tlora.calibration.covariance import Covariance
 from tlora.calibration.gradient import Gradient
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum, spectrum
+from tlora.models.module_result import module_frame
 from tlora.models.targets import Target
 from tlora.results import Meta, Result
 from tlora.utils.defaults import COVARIANCE, SKETCH_SIZE, TOKENS, CovarianceForm, Tokens
 from tlora.utils.packages import library_versions
-from tlora.utils.validation import check_type, require_positive_int
+from tlora.utils.validation import check_type, require_choice, require_positive_int
 
 SAME_WEIGHT = 1e-3
 """Largest relative difference between the fingerprints of a weight whose statistics may be added."""
@@ -103,26 +104,17 @@ class Calibration(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each module; see ``columns``."""
-        traces, errors = ({n: getattr(c, key) for n, c in self.covariances.items()} for key in ("trace", "error"))
-        return pd.DataFrame(
-            self.sensitivity.module_columns()
-            | {
-                "d_out": [target.d_out for target in self.targets.values()],
-                "d_in": [target.d_in for target in self.targets.values()],
-                "trace": [traces[first] for first in self.shared.values()],
-                "error": [errors[first] for first in self.shared.values()],
-                "rank_bound": [self.covariances[first].rank_bound for first in self.shared.values()],
-                "shares_with": list(self.shared.values()),
-                "score": list(self.sensitivity.scores.values()),
-            }
+        figures = {name: (c.trace, c.error, c.rank_bound) for name, c in self.covariances.items()}
+        traces, errors, bounds = zip(*(figures[first] for first in self.shared.values()), strict=True)
+        return module_frame(self.targets.values()).assign(
+            d_out=[target.d_out for target in self.targets.values()],
+            d_in=[target.d_in for target in self.targets.values()],
+            trace=traces,
+            error=errors,
+            rank_bound=bounds,
+            shares_with=list(self.shared.values()),
+            score=list(self.sensitivity.scores.values()),
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the covariances with their means, the gradients, and the random matrices of sketches."""
-        sketching = sum(matrix.nbytes for matrix in self.sketching.values())
-        gradients = sum(gradient.nbytes for gradient in (self.gradient or {}).values())
-        return sum(c.nbytes for c in self.covariances.values()) + gradients + sketching
 
     def merge(self, other: Calibration) -> Calibration:
         """Add the statistics of other samples, as if one pass had seen all of them.
@@ -243,8 +235,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, choices in (("tokens", Tokens), ("covariance", CovarianceForm), ("products", Products)):
-            if (value := getattr(self, name)) not in get_args(choices):
-                raise ValueError(f"{name}={value!r}: choose {' or '.join(map(repr, get_args(choices)))}")
+            require_choice(getattr(self, name), name, get_args(choices))
         require_positive_int(self.sketch_size, "sketch_size")
 
     def is_sketched(self, d_in: int) -> bool:

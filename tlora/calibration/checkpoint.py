@@ -49,19 +49,14 @@ class Checkpoint:
 
     def _files(self) -> list[Path]:
         """Our own files by their names, in the order of their samples."""
-        ours = (
-            path for path in self.folder.glob(f"samples-*{RESULT_SUFFIX}") if re.fullmatch(r"samples-\d{9,}", path.stem)
-        )
-        return sorted(ours, key=lambda path: int(path.stem.removeprefix("samples-")))
+        files = self.folder.glob(f"samples-*{RESULT_SUFFIX}")
+        return sorted(file for file in files if re.fullmatch(r"samples-\d{9}", file.stem))
 
 
 class RemainingSamples:
     """The samples of one of several processes that are not done yet.
 
-    Attributes
-    ----------
-    order : list of int
-        Fingerprints of the samples of all processes seen so far, in the order of the input.
+    ``order`` has the fingerprints of the samples of all processes seen so far, in the order of the input.
     """
 
     def __init__(self, processes: Processes, done: list[int]) -> None:

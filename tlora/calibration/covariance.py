@@ -92,11 +92,6 @@ class Covariance(ABC):
         """Share of the total variance that a sketch misses; 0 for a dense covariance."""
         return 0.0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.total.nbytes + (0 if self.means is None else self.means.nbytes)
-
     def second_moment(self) -> Self:
         """``M = (1/N) sum_n X_n^T X_n``: the second moment of the inputs, their means included.
 
@@ -111,9 +106,9 @@ class Covariance(ABC):
         ``M = C + (1/N) sum_n T_n mu_n mu_n^T``, exactly, and ``N tr(D M D^T)`` is the squared error that a change ``D``
         of the weight makes in the outputs for these tokens: ``sum_n ||X_n D^T||_F^2``.
         """
-        means = self.token_means()
-        total = self.total + means.moment()
-        return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + means.count, means=None)
+        assert self.means is not None, "a second moment includes them"
+        total = self.total + self.means.moment()
+        return dataclasses.replace(self, total=total, rank_bound=self.rank_bound + self.means.count, means=None)
 
     def token_average(self) -> Self:
         """A second moment as a mean over tokens: each token has equal weight, whatever the length of its text."""
@@ -156,12 +151,6 @@ class Covariance(ABC):
         """
         return (1 - shrinkage) * (self @ x) + shrinkage * self.trace / len(x) * x
 
-    def token_means(self) -> SampleMeans:
-        """The token means of the samples; refuse a second moment, which includes them."""
-        if self.means is None:
-            raise ValueError("this is a second moment: take the second moment of a covariance from tlora.calibrate()")
-        return self.means
-
     def to(self, device: torch.device | str) -> Self:
         """The same covariance on ``device``."""
         means = None if self.means is None else self.means.to(device)
@@ -174,12 +163,12 @@ class Covariance(ABC):
             total=self.total + other.total,
             rank_bound=self.rank_bound + other.rank_bound,
             samples=self.samples + other.samples,
-            means=self._merged_means(other),
+            means=self._merge_means(other),
         )
 
-    def _merged_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
-        if self.means is None or other.means is None:
-            return None
+    def _merge_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans:
+        assert self.means is not None
+        assert other.means is not None
         return merge_means(self.means, other.means, omega)
 
 
@@ -287,14 +276,10 @@ class SketchedCovariance(Covariance):
 
     def second_moment(self) -> Self:
         """``M = (1/N) sum_n X_n^T X_n`` as a sketch: sketches are linear, so those of ``C`` and of the means add up."""
-        means = self.token_means()
-        return dataclasses.replace(
-            self,
-            total=self.total + means.moment(self.omega),
-            total_trace=self.total_trace + means.trace,
-            rank_bound=self.rank_bound + means.count,
-            means=None,
-        )
+        assert self.means is not None
+        total, trace = self.total + self.means.moment(self.omega), self.total_trace + self.means.trace
+        bound = self.rank_bound + self.means.count
+        return dataclasses.replace(self, total=total, total_trace=trace, rank_bound=bound, means=None)
 
     def add(self, other: Covariance, weight: float) -> Self:
         """The sum of this and ``weight`` times another sketched covariance."""
@@ -311,8 +296,8 @@ class SketchedCovariance(Covariance):
         assert isinstance(other, SketchedCovariance)
         return dataclasses.replace(super().merge(other), total_trace=self.total_trace + other.total_trace)
 
-    def _merged_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
-        return super()._merged_means(other, self.omega)
+    def _merge_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans:
+        return super()._merge_means(other, self.omega)
 
 
 class CovarianceSum:
@@ -346,7 +331,8 @@ class CovarianceSum:
         if isinstance(earlier, SketchedCovariance):
             self.moment.trace.fill_(earlier.total_trace)
         self.rank_bound = earlier.rank_bound
-        self.means.add(earlier.token_means())
+        assert earlier.means is not None
+        self.means.add(earlier.means)
 
     def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
         """The covariance of this many samples, on the CPU, like the sketch's ``omega``."""

@@ -80,11 +80,6 @@ class Gradient:
             y = left.to(y).T @ y
         return right.to(y).T @ y / self.samples
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.corange.nbytes + (0 if self.range is None else self.range.nbytes)
-
     def merge(self, other: Gradient) -> Gradient:
         """The mean gradient of the samples of both."""
         both = None if self.range is None or other.range is None else self.range + other.range

@@ -48,11 +48,6 @@ class SampleMeans:
         """Trace of ``P``, if the sum is a sketch."""
         return self.folded_trace + float(self.rows.double().square().sum())
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.rows.nbytes + (0 if self.folded is None else self.folded.nbytes)
-
     def to(self, device: torch.device | str) -> Self:
         """The same means on another device."""
         folded = None if self.folded is None else self.folded.to(device)

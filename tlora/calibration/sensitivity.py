@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,12 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.numerics.statistics import bootstrap_means, gini, interval
 from tlora.results import Meta
 from tlora.utils.validation import require_choice, require_confidence, require_positive_int
 
-Score = Literal["mean", "sum", "per_parameter"]
-SCORES = get_args(Score)
+SCORES = ("mean", "sum", "per_parameter")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -109,13 +108,10 @@ class Sensitivity(ModuleResult):
     def to_frame(self) -> pd.DataFrame:
         """One row for each module; see ``columns``."""
         scores = self.per_sample.double().mean(0).numpy()
-        return pd.DataFrame(
-            self.module_columns()
-            | {
-                "score": scores,
-                "share": scores / (scores.sum() or math.nan),
-                "deviation": self.per_sample.double().std(0, correction=0).numpy(),
-            }
+        return module_frame(self.targets.values()).assign(
+            score=scores,
+            share=scores / (scores.sum() or math.nan),
+            deviation=self.per_sample.double().std(0, correction=0).numpy(),
         )
 
     def by_layer(self) -> pd.DataFrame:
@@ -163,7 +159,7 @@ class Sensitivity(ModuleResult):
         samples = self.resampling_scores()
         means = bootstrap_means(samples, require_positive_int(resamples, "resamples"), seed)
         low, high = interval(means, require_confidence(confidence))
-        return pd.DataFrame(self.module_columns() | {"score": samples.mean(0), "low": low, "high": high})
+        return module_frame(self.targets.values()).assign(score=samples.mean(0), low=low, high=high)
 
     def resampling_scores(self) -> NDArray[np.float64]:
         """``per_sample`` as float64, (N, M); refuse a single sample, which cannot be resampled."""

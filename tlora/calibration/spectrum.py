@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tlora.calibration.covariance import Covariance
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.models.targets import Target
 from tlora.results import Meta
 
@@ -118,13 +118,8 @@ class Spectrum(ModuleResult):
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each module; see ``columns``."""
-        known = pd.DataFrame(
-            self.module_columns()
-            | {
-                "input": list(self.inputs.values()),
-                "dimension": list(self.dimensions.values()),
-                "trace": list(self.traces.values()),
-            }
+        known = module_frame(self.targets.values()).assign(
+            input=list(self.inputs.values()), dimension=list(self.dimensions.values()), trace=list(self.traces.values())
         )
         figures = pd.DataFrame([self._figures[name] for name in self.names], columns=_Figures._fields)
         return pd.concat([known, figures], axis=1)
@@ -146,22 +141,18 @@ class Spectrum(ModuleResult):
         """
         names = select_modules(self, modules)
         sizes = [len(self.eigenvalues[name]) for name in names]
-        shares = [self._shares(name) for name in names]
-        targets = [self.targets[name] for name in names]
-        return pd.DataFrame(
-            {
-                "module": np.repeat(np.array(names, dtype=object), sizes),
-                "layer": np.repeat([target.layer for target in targets], sizes),
-                "projection": np.repeat(np.array([target.projection for target in targets], dtype=object), sizes),
-                "direction": np.concatenate([np.arange(1, size + 1) for size in sizes]),
-                "eigenvalue": np.concatenate([self.eigenvalues[name].numpy() for name in names]),
-                "share": np.concatenate(shares),
-                "cumulative": np.concatenate([np.cumsum(values) for values in shares]),
-            }
+        shares = [_shares(self.eigenvalues[name].double().numpy(), self.traces[name]) for name in names]
+        places = module_frame(self.targets[name] for name in names)
+        return (
+            places.loc[places.index.repeat(sizes)]
+            .assign(
+                direction=np.concatenate([np.arange(1, size + 1) for size in sizes]),
+                eigenvalue=np.concatenate([self.eigenvalues[name].numpy() for name in names]),
+                share=np.concatenate(shares),
+                cumulative=np.concatenate([np.cumsum(values) for values in shares]),
+            )
+            .reset_index(drop=True)
         )
-
-    def _shares(self, name: str) -> np.ndarray:
-        return _shares(self.eigenvalues[name].double().numpy(), self.traces[name])
 
     def _summary(self) -> str:
         ranks = self.effective_rank

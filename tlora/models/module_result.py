@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+import pandas as pd
 
 from tlora.models.targets import Target
 from tlora.results import Result
@@ -42,11 +43,8 @@ class ModuleResult(Result):
         """Role of each module in its block, e.g. ``"q_proj"``."""
         return {name: target.projection for name, target in self.targets.items()}
 
-    def module_columns(self, names: Iterable[str] | None = None) -> dict[str, Any]:
-        """The first columns of a table with one row per module: all modules, or the named ones."""
-        targets = [self.targets[name] for name in (self.targets if names is None else names)]
-        return {
-            "module": [target.name for target in targets],
-            "layer": [target.layer for target in targets],
-            "projection": [target.projection for target in targets],
-        }
+
+def module_frame(targets: Iterable[Target]) -> pd.DataFrame:
+    """The first columns of a table with one row for each module: ``module``, ``layer``, ``projection``."""
+    rows = [(target.name, target.layer, target.projection) for target in targets]
+    return pd.DataFrame(rows, columns=["module", "layer", "projection"])

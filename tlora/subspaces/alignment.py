@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.models.weights import SIMILARITY_THRESHOLD, fingerprint_similarity
 from tlora.numerics.linalg import nested_overlap, overlap_by_rank, principal_angles
 from tlora.results import Meta
@@ -116,13 +116,10 @@ class Alignment(ModuleResult):
         """
         if not 1 <= rank <= self.rank:
             raise ValueError(f"rank {rank} of an alignment up to rank {self.rank}: use 1 to {self.rank}")
-        return pd.DataFrame(
-            self.module_columns()
-            | {
-                "rank": rank,
-                "overlap": [float(values[rank - 1]) for values in self.overlaps.values()],
-                "random": [rank / target.d_in for target in self.targets.values()],
-            }
+        return module_frame(self.targets.values()).assign(
+            rank=rank,
+            overlap=[float(values[rank - 1]) for values in self.overlaps.values()],
+            random=[rank / target.d_in for target in self.targets.values()],
         )
 
     def _summary(self) -> str:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tlora.calibration.batches import Batch
 from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
 from tlora.models.hooks import Recorder
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.models.targets import Target, target_modules
 from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
@@ -105,7 +105,7 @@ class GradientCapture(ModuleResult):
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        keys = pd.DataFrame(self.module_columns()).merge(_kind_rank_frame(self.kinds, self.ranks), how="cross")
+        keys = module_frame(self.targets.values()).merge(_kind_rank_frame(self.kinds, self.ranks), how="cross")
         return keys.assign(**self._shares(np.eye(len(self.targets))))
 
     def to_frame(self) -> pd.DataFrame:
@@ -249,7 +249,11 @@ def gradient_capture(
     shown = tqdm(batches, desc="gradient capture", unit="batch", disable=not progress)
     run_batches(model, targets, prepare_batches(model, shown), energies)
     captured, total = torch.cat(energies.captured).cpu(), torch.cat(energies.totals).cpu()
-    _check_finite(list(targets), total)
+    if broken := [name for name, column in zip(targets, total.T, strict=True) if not bool(column.isfinite().all())]:
+        raise ValueError(
+            f"the gradient of {broken[0]} is not finite (NaN or infinity) on these samples: look at the module after "
+            "it, or load the model with dtype='float32'"
+        )
     return GradientCapture(
         targets=targets,
         kinds=list(subspaces),
@@ -322,15 +326,6 @@ class _Energies:
         for name, moment in self._moments.items():
             best[self._column[name]] = moment.energies(self.ranks[-1])[[rank - 1 for rank in self.ranks]]
         return best
-
-
-def _check_finite(names: list[str], total: Float[Tensor, "samples modules"]) -> None:
-    for name, column in zip(names, total.T, strict=True):
-        if not bool(torch.isfinite(column).all()):
-            raise ValueError(
-                f"the gradient of {name} is not finite (NaN or infinity) on these samples: look at the module after "
-                "it, or load the model with dtype='float32'"
-            )
 
 
 def _validate_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> list[int]:

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from tlora.calibration.spectrum import Spectrum, sort_descending
-from tlora.models.module_result import ModuleResult
+from tlora.models.module_result import ModuleResult, module_frame
 from tlora.results import Meta
 
 
@@ -108,15 +108,12 @@ class Subspaces(ModuleResult):
     def to_frame(self) -> pd.DataFrame:
         """One row for each module; see ``columns``."""
         values = self.singular_values.values()
-        return pd.DataFrame(
-            self.module_columns()
-            | {
-                "rank": [len(rows) for rows in self.bases.values()],
-                "numerical_rank": list(self.numerical_rank.values()),
-                "first_singular_value": [float(v[0]) for v in values],
-                "last_singular_value": [float(v[-1]) for v in values],
-                "explained_variance": [float(self.row_variance[n].sum() / self.traces[n]) for n in self.names],
-            }
+        return module_frame(self.targets.values()).assign(
+            rank=[len(rows) for rows in self.bases.values()],
+            numerical_rank=list(self.numerical_rank.values()),
+            first_singular_value=[float(v[0]) for v in values],
+            last_singular_value=[float(v[-1]) for v in values],
+            explained_variance=[float(self.row_variance[n].sum() / self.traces[n]) for n in self.names],
         )
 
     def spectrum(self) -> Spectrum:

@@ -127,9 +127,6 @@ def test_modules_of_one_width_share_what_they_are_sketched_with():
     found = calibrated(model, covariance="sketch", sketch_size=12)
     assert set(found.sketching) == {"32.12", "48.12"}
     assert {id(c.omega) for c in found.covariances.values()} == {id(m) for m in found.sketching.values()}
-    inputs = 2 * (3 * 32 + 48) * 12  # of two blocks
-    means = 4 * 2 * (3 * 32 + 48)  # of four samples
-    assert found.nbytes == 4 * (inputs + means + (32 + 48) * 12)
 
 
 def test_narrow_inputs_are_kept_whole():
