@@ -157,16 +157,6 @@ def test_temperature_lies_between_uniform_and_proportional():
     assert spreads == sorted(spreads)
 
 
-def test_floors_and_ceilings_for_all_or_for_some():
-    source = sensitivity(SCORES)
-    both = allocate(source, 6, min_rank=4, max_rank=8)
-    assert min(both.ranks.values()) == 4
-    assert max(both.ranks.values()) == 8
-    some = allocate(source, 6, min_rank={D0: 9}, max_rank={D1: 2})
-    assert (some.ranks[D0], some.ranks[D1]) == (9, 2)
-    assert sum(both.ranks.values()) == sum(some.ranks.values()) == 36
-
-
 def test_a_pin_replaces_a_floor_but_no_ceiling():
     allocation = allocate(sensitivity(SCORES), 6, min_rank=4, pinned={D1: 1})
     assert allocation.ranks[D1] == 1

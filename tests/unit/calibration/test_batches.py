@@ -13,10 +13,8 @@ from torch import nn
 import tlora
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
 from tests.helpers.padding import classifier, decoder, texts
-from tests.helpers.tokenizers import words_tokenizer
 from tlora.calibration.batches import CountedTokens
 from tlora.calibration.covariance import CovarianceSum
-from tlora.models.loading import _set_padding
 
 SIZES = {
     "vocab_size": 64,
@@ -68,10 +66,9 @@ MIXING = {
 REFUSED = r"a sample of \d+ tokens gives a different result in a batch than on its own.*of one sample without padding"
 
 
-@pytest.mark.parametrize("lengths", [(5, 3, 6), (9, 8, 10), (30, 17, 25)])
 @pytest.mark.parametrize("name", MIXING)
-def test_a_model_that_reads_padding_is_refused(name: str, lengths: tuple[int, ...]) -> None:
-    model, batch = MIXING[name](), texts(lengths)
+def test_a_model_that_reads_padding_is_refused(name: str) -> None:
+    model, batch = MIXING[name](), texts((9, 8, 10))
     with pytest.raises(RuntimeError, match=REFUSED):
         calibrate(model, [batch])
     calibrate(model, singles(batch))
@@ -141,33 +138,9 @@ def test_a_model_that_does_not_is_taken(family: str, dtype: torch.dtype) -> None
         calibrate(model, [tiny_batch(family)])
 
 
-def test_looking_at_one_sample_alone_leaves_no_trace() -> None:
-    """The sums are those of samples that were looked at by nobody, random state and hooks those from before."""
-    model, batch = tiny_model("llama"), tiny_batch("llama")
-    state, hooks = torch.get_rng_state(), [dict(module._forward_hooks) for module in model.modules()]
-    check_singles(model, batch, rtol=1e-4, atol=1e-6)
-    assert torch.get_rng_state().equal(state)
-    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
-    assert not any(module.training for module in model.modules())
-
-
-def test_a_classifier_pools_before_the_padding_of_its_tokenizer() -> None:
-    config = tiny_model("llama").config
-    config.pad_token_id, config.num_labels = 0, 2
-    model = transformers.LlamaForSequenceClassification(config).eval()
-    tokenizer = words_tokenizer()
-    assert tokenizer.pad_token_id != 0 or tokenizer.eos_token_id != 0
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(2)
-    _set_padding(model, tokenizer)
-    ids = torch.tensor([[5, 6, 7, 2, 2]])
-    with torch.no_grad():
-        padded = model(ids, attention_mask=(ids != 2).long()).logits
-        torch.testing.assert_close(padded, model(ids[:, :3], attention_mask=torch.ones(1, 3).long()).logits)
-
-
-def typed(padding: str = "right") -> dict[str, torch.Tensor]:
+def typed() -> dict[str, torch.Tensor]:
     """A batch whose token types are read: half of each text is of the second one."""
-    batch = texts((5, 3, 6), padding)
+    batch = texts((5, 3, 6))
     types = (batch["attention_mask"].cumsum(1) > 2).long() * batch["attention_mask"]
     return batch | {"token_type_ids": types}
 
@@ -181,24 +154,16 @@ AS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("as_other", AS.values(), ids=AS)
-@pytest.mark.parametrize("keys", [("token_type_ids",), ("input_ids", "attention_mask", "labels", "token_type_ids")])
-def test_what_is_no_tensor_is_read_as_one(keys: tuple[str, ...], as_other: Callable[[torch.Tensor], Any]) -> None:
+def test_what_is_no_tensor_is_read_as_one(as_other: Callable[[torch.Tensor], Any]) -> None:
     """It was left out without a word, though the model reads it: scores were off by 80 %."""
     model, batch = tiny_model("bert"), typed()
+    keys = ("input_ids", "attention_mask", "labels", "token_type_ids")
     expected = calibrate(model, [batch])
     found = calibrate(model, [batch | {key: as_other(batch[key]) for key in keys} | {"text": ["a", "b", "c"]}])
     assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)
     assert found.sample_fingerprints.equal(expected.sample_fingerprints)
     plain = calibrate(model, [texts((5, 3, 6))])
     assert not torch.allclose(plain.sensitivity.per_sample, expected.sensitivity.per_sample, rtol=0.1)
-
-
-def test_a_dataset_that_hands_over_lists_beside_tensors_is_read_whole() -> None:
-    model, batch = tiny_model("bert"), typed()
-    rows = Dataset.from_dict({key: value.tolist() for key, value in batch.items()})
-    columns = ["input_ids", "attention_mask", "labels"]
-    found = calibrate(model, [rows.with_format("torch", columns=columns, output_all_columns=True)[:]])
-    assert found.sensitivity.per_sample.equal(calibrate(model, [batch]).sensitivity.per_sample)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int32])
@@ -237,18 +202,6 @@ def test_what_stands_at_padding_is_never_read() -> None:
     assert total.finish(2).dense().equal(same.finish(2).dense())
 
 
-def test_tokens_before_samples_are_run_one_by_one() -> None:
-    """As the layers of XLNet read them: padding and samples would be taken from the wrong axis."""
-    model, batch = tiny_model("llama"), tiny_batch("llama")
-    mlp = model.model.layers[1].mlp
-    forward = mlp.forward
-    mlp.forward = lambda x: forward(x.transpose(0, 1)).transpose(0, 1)
-    one, other = (calibrate(m, [batch, batch]) for m in (model, tiny_model("llama")))
-    torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample, rtol=1e-4, atol=1e-6)
-    for name in one.names:
-        torch.testing.assert_close(one.covariance[name].dense(), other.covariance[name].dense(), rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_classifier_that_names_no_padding_is_told_how(family: str) -> None:
     config = tiny_config(family, num_labels=2, pad_token_id=None)
@@ -260,32 +213,12 @@ def test_a_classifier_that_names_no_padding_is_told_how(family: str) -> None:
     assert tlora.calibrate(model, [batch], progress=False).meta.samples == 3
 
 
-def test_an_encoder_needs_no_padding_token() -> None:
-    model = tiny_model("bert")
-    model.config.pad_token_id = None
-    assert tlora.calibrate(model, [tiny_batch("bert", (5, 3, 6))], progress=False).meta.samples == 3
-
-
 def planned(model: Any, batch: Any = None, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation]:
     calibration = tlora.calibrate(model, [batch or tiny_batch(model)], progress=False, **options)
     return calibration, tlora.allocate(calibration.sensitivity, 4, max_rank=8)
 
 
 TRAINED_OTHERWISE = r"a \w+ is trained with a loss of \S+ on a sample of \d+ tokens, and calibration would measure \S+,"
-SHIFTED = {
-    "XLMWithLMHeadModel": lambda: transformers.XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=4),
-    "XLNetLMHeadModel": lambda: transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48),
-}
-
-
-@pytest.mark.parametrize("name", SHIFTED)
-def test_a_language_model_whose_labels_are_not_shifted_is_refused(name: str) -> None:
-    """Its scores were those of another loss, 59 % to ten times off."""
-    model = getattr(transformers, name)(SHIFTED[name]()).eval()
-    batch = tiny_batch("llama")
-    for batches in ([batch], singles(batch)):
-        with pytest.raises(ValueError, match=TRAINED_OTHERWISE):
-            calibrate(model, batches)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])

@@ -120,15 +120,3 @@ def test_without_other_inputs_a_sample_is_known_as_ever(family):
             digest.update(len(values).to_bytes(8, "big") + np.array(values, dtype=np.float64).tobytes())
         expected.append(int.from_bytes(digest.digest(), "big", signed=True))
     assert prepare_batch(batch, model, "batch 0").fingerprints == expected
-
-
-def test_corrected_positions_are_no_samples_that_are_done(tmp_path):
-    model = tiny_model("llama")
-    batch = tiny_batch(model)
-    stretched = batch | {"position_ids": torch.arange(9).expand(3, -1) * 2}
-    calibrate(model, [batch], checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="holds 3 samples that are not among these"):
-        calibrate(model, [stretched], checkpoint=tmp_path)
-    one, other = calibrate(model, [batch]), calibrate(model, [stretched])
-    assert not one.sensitivity.per_sample.equal(other.sensitivity.per_sample)
-    assert one.merge(other).meta.samples == 6

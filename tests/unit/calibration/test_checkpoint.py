@@ -75,12 +75,6 @@ def test_samples_are_added_in_other_batches_and_order(tmp_path):
     assert_close(calibrate(model, more, checkpoint=tmp_path), calibrate(model, more))
 
 
-def test_a_generator_resumes_too(tmp_path):
-    model = tiny_model("llama")
-    calibrate(model, batches(model)[:2], checkpoint=tmp_path)
-    assert same(calibrate(model, iter(batches(model)), checkpoint=tmp_path), calibrate(model, batches(model)))
-
-
 def test_a_sample_that_is_given_twice_counts_twice(tmp_path):
     model = tiny_model("llama")
     one, other = batches(model, 2)

@@ -37,25 +37,6 @@ class _NoGraph(nn.Module):
         return self.inner(x)
 
 
-def test_a_module_that_no_gradient_reaches_is_named() -> None:
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = _NoGraph(model.model.layers[1].mlp)
-    before = condition(model)
-    with pytest.raises(RuntimeError, match=r"layers\.1\.mlp\.inner\.gate_proj.*torch\.no_grad"):
-        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    assert condition(model) == before
-    attention = tlora.calibrate(model, [tiny_batch("llama")], target_modules="attention", progress=False)
-    assert all(score > 0 for score in attention.sensitivity.scores.values())
-
-
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_a_forward_pass_without_gradients_is_named_as_the_cause(context: Callable[[], Any]) -> None:
-    model = tiny_model("llama")
-    model.model.forward = context()(model.model.forward)
-    with pytest.raises(RuntimeError, match=r"q_proj, which runs without a graph in the model's"):
-        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-
-
 def test_inference_mode_is_named_as_the_cause() -> None:
     model, batch = tiny_model("llama"), tiny_batch("llama")
     with torch.inference_mode():
@@ -70,16 +51,6 @@ def test_inference_mode_is_named_as_the_cause() -> None:
         tlora.calibrate(loaded, [batch], progress=False)
 
 
-def test_a_call_that_leads_nowhere_is_named() -> None:
-    """Its module's score would be zero, or that of the other calls."""
-    model = tiny_model("llama")
-    mlp = model.model.layers[1].mlp
-    forward = mlp.forward
-    mlp.forward = lambda x: (mlp.up_proj(x), forward(x))[1]
-    with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.up_proj receives no gradient: in at least"):
-        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-
-
 def test_a_checkpoint_of_ones_own_changes_no_score() -> None:
     """The modules in it run again in the backward pass: seen again, they would wait for gradients that never come."""
     plain, model = tiny_model("llama"), tiny_model("llama")
@@ -87,14 +58,6 @@ def test_a_checkpoint_of_ones_own_changes_no_score() -> None:
         layer.mlp.forward = partial(checkpoint, layer.mlp.forward, use_reentrant=False)
     one, other = (tlora.calibrate(m, [tiny_batch("llama")], progress=False) for m in (plain, model))
     torch.testing.assert_close(one.sensitivity.per_sample, other.sensitivity.per_sample)
-
-
-def test_a_module_that_does_not_run_is_named() -> None:
-    model = with_a_draft()
-    before = condition(model)
-    with pytest.raises(RuntimeError, match=r"draft\.model\.layers\.0\.self_attn\.q_proj did not run .*leave it out"):
-        tlora.calibrate(model, [tiny_batch("llama")], progress=False)
-    assert condition(model) == before
 
 
 class _NowAndThen(nn.Module):
@@ -109,16 +72,6 @@ class _NowAndThen(nn.Module):
         self.passes += 1
         other = x.clone() if self.passes > 1 else x
         return self.mlp.down_proj(self.mlp.act_fn(self.mlp.gate_proj(x)) * self.mlp.up_proj(other))
-
-
-def test_an_input_that_is_shared_now_and_then_is_refused() -> None:
-    model = tiny_model("llama")
-    model.model.layers[0].mlp = _NowAndThen(model.model.layers[0].mlp)
-    before = condition(model)
-    words = r"layers\.0\.mlp\.mlp\.up_proj shares its input with .*gate_proj in one batch and with .*up_proj in another"
-    with pytest.raises(RuntimeError, match=words):
-        tlora.calibrate(model, [tiny_batch("llama")] * 2, progress=False)
-    assert condition(model) == before
 
 
 class _Checkpointed(nn.Module):
@@ -146,8 +99,54 @@ def test_checkpointing_that_ignores_the_mode_is_off_during_calibration() -> None
     assert all(block.gradient_checkpointing for block in model.model.layers)
 
 
+def without_a_graph() -> Any:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = _NoGraph(model.model.layers[1].mlp)
+    return model
+
+
+def with_a_pass_under(context: Callable[[], Any]) -> Any:
+    model = tiny_model("llama")
+    model.model.forward = context()(model.model.forward)
+    return model
+
+
+def with_a_call_that_leads_nowhere() -> Any:
+    """Its module's score would be zero, or that of the other calls."""
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: (mlp.up_proj(x), forward(x))[1]
+    return model
+
+
 def with_a_draft() -> Any:
     """A model that carries another one: full names of the first are suffixes of names of the second."""
     model = tiny_model("llama")
     model.draft = tiny_model("llama", seed=1)
     return model
+
+
+def with_an_input_shared_now_and_then() -> Any:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp = _NowAndThen(model.model.layers[0].mlp)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (without_a_graph, r"layers\.1\.mlp\.inner\.gate_proj.*torch\.no_grad"),
+        (partial(with_a_pass_under, torch.no_grad), r"q_proj, which runs without a graph"),
+        (partial(with_a_pass_under, torch.inference_mode), r"q_proj, which runs without a graph"),
+        (with_a_call_that_leads_nowhere, r"model\.layers\.1\.mlp\.up_proj receives no gradient"),
+        (with_a_draft, r"draft\.model\.layers\.0\.self_attn\.q_proj did not run"),
+        (with_an_input_shared_now_and_then, r"layers\.0\.mlp\.mlp\.up_proj shares its input with .*gate_proj"),
+    ],
+)
+def test_a_module_without_a_gradient_or_an_input_of_its_own_is_named(make: Callable[[], Any], words: str) -> None:
+    model = make()
+    before = condition(model)
+    with pytest.raises(RuntimeError, match=words):
+        tlora.calibrate(model, [tiny_batch("llama")] * 2, progress=False)
+    assert condition(model) == before

@@ -1,7 +1,6 @@
 """Scores: intervals against SciPy, concentration and groups against their definitions."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -33,11 +32,6 @@ def test_intervals_equal_scipys_percentile_bootstrap(source, confidence):
     np.testing.assert_allclose(mine["high"], theirs.high, rtol=1e-12)
     np.testing.assert_allclose(mine["score"], list(source.scores.values()))
     assert list(mine.columns) == ["module", "layer", "projection", "score", "low", "high"]
-
-
-def test_intervals_depend_on_the_seed_alone(source):
-    pd.testing.assert_frame_equal(source.intervals(seed=1), source.intervals(seed=1))
-    assert not source.intervals(seed=1).equals(source.intervals(seed=2))
 
 
 def test_a_resample_is_a_mean_of_whole_rows():

@@ -185,16 +185,6 @@ def test_too_few_tokens_are_counted_and_completed():
     assert "completed" in repr(found)
 
 
-def test_row_variance_and_trace(llama):
-    model, calibration = llama
-    found = subspaces(model, calibration, max_rank=5)
-    for name in found.names[:3]:
-        c, a = calibration.covariance[name].dense().double(), found.basis(name, 5).double()
-        expected = torch.stack([row @ c @ row for row in a])
-        torch.testing.assert_close(found.row_variance[name].double(), expected, rtol=1e-4, atol=1e-8)
-        assert found.traces[name] == pytest.approx(float(c.trace()), rel=1e-5)
-
-
 def test_every_column_of_the_table(llama):
     model, calibration = llama
     found = subspaces(model, calibration, max_rank=5)
