@@ -76,13 +76,7 @@ class Preparation:
         return Trainee(partial(self._attach, self.subspaces(recipe, allocation), allocation, recipe), recipe.train)
 
     def from_config(self, name: str, config: LoraConfig) -> Trainee:
-        """The config of PEFT, with target modules, task type and head of this model if it does not name its own.
-
-        Raises
-        ------
-        TypeError
-            If it is more than LoRA, or needs data before training.
-        """
+        """The config of PEFT, with target modules, task type and head of this model if it does not name its own."""
         start = str(config.init_lora_weights).lower()
         if start in NEED_DATA:
             raise TypeError(

@@ -16,18 +16,7 @@ from tlora.models.weights import refuse_packed
 def check_trainable(model: Any) -> None:
     """Refuse a model that cannot be trained, or whose saved adapter would compute something else.
 
-    Raises
-    ------
-    TypeError
-        If it is not a PeftModel.
-    ValueError
-        If there is not one active adapter, it is merged, there is nothing to train, something would be trained that is
-        not saved, or layers have other ranks or scalings than the adapter's config.
-
-    Warns
-    -----
-    UserWarning
-        If the vocabulary was resized: the adapter does not hold the new rows.
+    It warns if the vocabulary was resized: the adapter does not hold the new rows.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(

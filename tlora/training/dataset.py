@@ -40,11 +40,6 @@ class Rows:
         Other columns that the model takes, such as ``token_type_ids``.
     is_encoder_decoder : bool
         Whether labels belong to a decoder, not to the tokens of the row.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, or a row has no label that counts, or one on padding.
     """
 
     train: Dataset
@@ -63,9 +58,6 @@ class Rows:
                 f"the dataset has no column {min(missing)!r}, only {self.train.column_names}: tokenize it "
                 "first, or make it a task with tlora.load_task(dataset, tokenizer)"
             )
-        self._check_labels()
-
-    def _check_labels(self) -> None:
         masked = "attention_mask" in self.train.column_names
         columns = self.train.select_columns(["labels", *["attention_mask"] * masked]).with_format("numpy")
         rows = itertools.chain.from_iterable(zip(*batch.values(), strict=True) for batch in columns.iter(1000))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from tlora.adapters.lora_layers import head_parameters, lora_modules
 from tlora.utils.validation import require_fraction, require_positive
@@ -17,20 +17,7 @@ from tlora.utils.validation import require_fraction, require_positive
 
 @dataclass(frozen=True)
 class TrainingPhases:
-    """Options of ``A`` and of a head that differ from those of ``B``.
-
-    Attributes
-    ----------
-    a_learning_rate, head_learning_rate : float or None
-        Peak learning rates; None for that of ``B``.
-    freeze_a_after : float or None
-        Fraction of the steps after which ``A`` is frozen; None for never.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of range.
-    """
+    """Options of `train` for ``A`` and a head that differ from those for ``B``; None if they do not."""
 
     a_learning_rate: float | None = None
     head_learning_rate: float | None = None
@@ -41,13 +28,7 @@ class TrainingPhases:
             (require_fraction if name == "freeze_a_after" else require_positive)(value, name)
 
     def check(self, model: PeftModel) -> None:
-        """Refuse an option for parameters that are not trained.
-
-        Raises
-        ------
-        ValueError
-            If so; the message names the option.
-        """
+        """Refuse an option for parameters that are not trained."""
         for name, value in self.options().items():
             parameters, way_out = _PARAMETERS[name]
             if not parameters(model):
@@ -92,9 +73,7 @@ class _FreezeALate(TrainerCallback):
     def __init__(self, part: float) -> None:
         self.part = part
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= math.ceil(self.part * state.max_steps):
             for parameter in _trained_a(kwargs["model"]):
                 parameter.requires_grad_(False)

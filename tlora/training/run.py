@@ -224,9 +224,6 @@ class TrainingRun(Result):
         )
 
 
-HISTORY_TYPES = {name: "int64" if name == "step" else "float64" for name in TrainingRun.columns}
-
-
 def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
     """Return the history of a run from the Trainer's log, merging the entries of a step into one row."""
     rows: dict[int, dict[str, float]] = {}
@@ -234,4 +231,4 @@ def history_frame(log: list[dict[str, float]]) -> pd.DataFrame:
         if entry.keys() & {"loss", "eval_loss"}:
             rows.setdefault(int(entry["step"]), {}).update(entry)
     frame = pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(TrainingRun.columns))
-    return frame.astype(HISTORY_TYPES)
+    return frame.astype(dict.fromkeys(TrainingRun.columns, "float64") | {"step": "int64"})
