@@ -20,13 +20,6 @@ def check_positive(value: float | None) -> float | None:
     return value
 
 
-def check_fraction(value: float | None) -> float | None:
-    """Refuse a number that is not between 0 and 1."""
-    if value is not None and not 0 <= value <= 1:
-        raise typer.BadParameter(f"{value:g} must be between 0 and 1")
-    return value
-
-
 def check_device(device: str | None) -> str | None:
     """Refuse what is not the name of a device."""
     if device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):

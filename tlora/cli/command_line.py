@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
@@ -15,45 +16,34 @@ import typer
 def flatten_options(command: Callable[..., None]) -> Callable[..., None]:
     """Turn a command's dataclasses into plain options, which is what typer reads."""
     hints = get_type_hints(command, include_extras=True)
-    parameters = inspect.signature(command).parameters
-    groups = {name: hints[name] for name in parameters if is_dataclass(hints[name])}
-    options: dict[str, inspect.Parameter] = {}
-    for name, parameter in parameters.items():
-        if name in groups:
-            options |= {option.name: option for option in _group_options(groups[name])}
-        else:
-            options[name] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    options: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if name not in groups:
+            options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            default = Parameter.empty if field.default is MISSING else field.default
+            options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=types[field.name]))
 
     @wraps(command)
     def run(**values: Any) -> None:
         built = {n: group(**{f.name: values.pop(f.name) for f in fields(group)}) for n, group in groups.items()}
         command(**built, **values)
 
-    run.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
-    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    run.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
     return run
 
 
-def _group_options(group: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
-
-
-def format_command(command: Any, values: Mapping[str, Any], program: str = "tlora") -> str:
+def format_command(command: Any, values: Mapping[str, Any]) -> str:
     """Return the line to type for a command with these values, quoted for a shell.
 
     Defaults are left out, and so are --quiet and --config, whose options are written out. Names that the command does
     not have are ignored.
     """
-    words = [*program.split(), command.name]
+    words = ["tlora", command.name]
     for parameter in command.params:
         value = values.get(parameter.name)
         if value is None or value == parameter.default or parameter.name in ("quiet", "config"):
@@ -78,3 +68,8 @@ def again(ctx: typer.Context) -> str:
 def next_command(ctx: typer.Context, name: str, values: Mapping[str, Any]) -> str:
     """Return the line of another command."""
     return format_command(ctx.find_root().command.commands[name], values)  # type: ignore[attr-defined]
+
+
+def with_suffix(folder: str | Path, suffix: str) -> Path:
+    """Return a folder in the same place, with a suffix to its name."""
+    return Path(folder).parent / f"{Path(folder).resolve().name}{suffix}"

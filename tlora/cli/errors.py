@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 from safetensors import SafetensorError
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from tlora.cli.output import is_first_process, show_own_warnings
 
@@ -18,27 +18,8 @@ EXPECTED = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportErr
 """What the library raises for a request that it cannot fulfill."""
 
 
-class Command(TyperCommand):
-    """Shows warnings of this package as sentences, and hides those of its libraries."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        if _is_debug(ctx):
-            return super().invoke(ctx)
-
-        def show(message: Warning | str, *args: object, **kwargs: object) -> None:
-            if is_first_process():
-                typer.echo(f"warning: {message}", err=True)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            show_own_warnings()
-            warnings.showwarning = show
-            return super().invoke(ctx)
-
-
 class Commands(TyperGroup):
-    """Shows errors that a user can act on as one sentence, and an interruption as one line."""
+    """Shows errors that a user can act on as one sentence, an interruption as one line, and our warnings alone."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the command line."""
@@ -47,15 +28,21 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit with 2 after an error, with 130 after an interruption."""
+        is_debug = bool(ctx.params.get("debug"))
         with _interruptions(), contextlib.ExitStack() as stack:
             if not is_first_process():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            if not is_debug:
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                show_own_warnings()
+                warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)
             except (typer.Exit, typer.Abort, BrokenPipeError):  # after `| head` typer ends quietly
                 raise
             except EXPECTED as error:
-                if _is_debug(ctx):
+                if is_debug:
                     raise
                 _show(f"error: {error_text(error)}", error)
                 raise typer.Exit(2) from None
@@ -70,12 +57,13 @@ def _interruptions() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _is_debug(ctx: Any) -> bool:
-    return bool(ctx.find_root().params.get("debug"))
-
-
 def _show(text: str, error: BaseException) -> None:
     typer.echo("\n".join([text, *getattr(error, "__notes__", ())]), err=True)
+
+
+def _show_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
+    if is_first_process():
+        typer.echo(f"warning: {message}", err=True)
 
 
 def error_text(error: BaseException) -> str:

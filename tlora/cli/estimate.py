@@ -26,12 +26,7 @@ ESTIMATE_EXAMPLES = """Examples:
 
 def estimate(
     ctx: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Model as for --model elsewhere; its config alone is read.", show_default=False, callback=check_model
-        ),
-    ],
+    model: Annotated[str, typer.Argument(help="As for --model elsewhere; its config is read.", callback=check_model)],
     rank: Annotated[int, typer.Option(help="Nominal rank.", min=1)] = RANK,
     samples: Annotated[int, typer.Option(help="Calibration samples.", min=1)] = SAMPLES,
     length: Annotated[int, typer.Option(help="Tokens of a sample.", min=1)] = LENGTH,
@@ -40,26 +35,18 @@ def estimate(
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = DTYPE,
     bits: Annotated[int | None, typer.Option(help="4 or 8, of a base that bitsandbytes quantizes.")] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Train with the inputs of blocks kept alone.")
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations twice when training.")
     ] = False,
-    optim: Annotated[
-        str, typer.Option(help="Optimizer, as in transformers' TrainingArguments, e.g. paged_adamw_8bit.")
-    ] = OPTIMIZER,
-    gpus: Annotated[
-        int, typer.Option(help="GPUs that the base is sharded over by FSDP2; 0: all is in the CPU's memory.", min=0)
-    ] = 1,
+    optim: Annotated[str, typer.Option(help="As in TrainingArguments, e.g. paged_adamw_8bit.")] = OPTIMIZER,
+    gpus: Annotated[int, typer.Option(help="GPUs that FSDP2 shards the base over; 0: the CPU.", min=0)] = 1,
     sketch_size: Annotated[int, typer.Option(help="Columns of a sketch of a covariance.", min=1)] = SKETCH_SIZE,
     num_labels: Annotated[int | None, typer.Option(help="Classes, for a classifier.", min=1)] = None,
     target_modules: TargetModules = (),  # type: ignore[assignment]
     memory: Annotated[
-        float | None,
-        typer.Option(help="Gigabytes of a GPU, for what fits and what to change.", callback=check_positive),
+        float | None, typer.Option(help="Gigabytes of a GPU: what fits, what to change.", callback=check_positive)
     ] = None,
     teraflops: Annotated[
-        float | None,
-        typer.Option(
-            help="Speed of products on the device; by default that of this CPU is measured.", callback=check_positive
-        ),
+        float | None, typer.Option(help="Speed of the device. Default: that of this CPU.", callback=check_positive)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -77,43 +64,27 @@ def estimate(
         speed=matmul_speed(dtype=dtype) if teraflops is None else 1e12 * teraflops,
         memory=None if memory is None else 1e9 * memory,
     )
+    frame, trainable, limit = resources.to_frame(), resources.trainable, resources.memory
     if as_json:
-        counts = {"parameters": resources.parameters, "modules": len(resources.shapes)}
-        stages = {"stages": resources.to_frame().to_dict("records"), "changes": resources.changes}
-        typer.echo(json.dumps({**counts, "trainable": resources.trainable, **stages}, indent=2))
+        counts = {"parameters": resources.parameters, "modules": len(resources.shapes), "trainable": trainable}
+        stages = {"stages": frame.to_dict("records"), "changes": resources.changes}
+        typer.echo(json.dumps({**counts, **stages}, indent=2))
         return
-    typer.echo(f"{_model_facts(resources)}\n\n{_stages(resources)}")
-    if resources.changes:
-        typer.echo(f"\n{_changes(resources)}")
-
-
-def _model_facts(resources: tlora.ResourceEstimate) -> str:
-    head = ", the head included" if resources.meta.recipe.get("num_labels") else ""
-    trainable = resources.trainable
-    return facts(
-        {
-            "model": f"{resources.meta.model}, {resources.parameters:,} parameters",
-            "modules": f"{len(resources.shapes)}, which read {len(set(resources.shared.values()))} distinct inputs",
-            "trained": f"{trainable['B']:,} (B alone), {trainable['A and B']:,} (A and B){head}",
-            "speed": f"{(resources.speed or 0) / 1e12:.3g} teraflops",
-        }
-    )
-
-
-def _stages(resources: tlora.ResourceEstimate) -> str:
-    rows = [["stage", "memory", "teraflops", "at least", *(["fits"] if resources.memory else [])]]
-    for row in resources.to_frame().itertuples():
+    about = {
+        "model": f"{resources.meta.model}, {resources.parameters:,} parameters",
+        "modules": f"{len(resources.shapes)}, which read {len(set(resources.shared.values()))} distinct inputs",
+        "trained": f"{trainable['B']:,} (B alone), {trainable['A and B']:,} (A and B)",
+        "speed": f"{(resources.speed or 0) / 1e12:.3g} teraflops",
+    }
+    rows = [["stage", "memory", "teraflops", "at least", *(["fits"] if limit else [])]]
+    for row in frame.itertuples():
         work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"] if row.teraflops else ["", ""]
-        fits = ["yes" if row.fits else "no"] if resources.memory else []
+        fits = ["yes" if row.fits else "no"] if limit else []
         stage = f"{row.stage}, one step" if row.stage.startswith("training") else row.stage
         rows.append([stage, size_text(1e9 * row.gigabytes), *work, *fits])
-    return table(rows)
-
-
-def _changes(resources: tlora.ResourceEstimate) -> str:
-    """Return the changes, one after the other, until calibration, subspaces and training `B` fit."""
-    memory = resources.memory or 0
-    rows = [["change, one after the other", "most memory", "what it costs"]]
-    rows += [[change["change"], size_text(change["bytes"]), change["costs"]] for change in resources.changes]
-    fits = resources.changes[-1]["bytes"] <= memory
-    return f"To fit {size_text(memory)}{'' if fits else ', which is still too little'}:\n{table(rows)}"
+    typer.echo(f"{facts(about)}\n\n{table(rows)}")
+    if limit and resources.changes:
+        rows = [["change, one after the other", "most memory", "what it costs"]]
+        rows += [[change["change"], size_text(change["bytes"]), change["costs"]] for change in resources.changes]
+        ending = "" if resources.changes[-1]["bytes"] <= limit else ", which is still too little"
+        typer.echo(f"\nTo fit {size_text(limit)}{ending}:\n{table(rows)}")

@@ -12,7 +12,7 @@ import typer
 
 import tlora
 from tlora.cli.checks import check_adapter
-from tlora.cli.command_line import flatten_options, next_command
+from tlora.cli.command_line import flatten_options, next_command, with_suffix
 from tlora.cli.loading import base_name, explain_base, load_base
 from tlora.cli.options import AdapterName, BaseModel, Data, Json, Placement, Quiet, TaskName, option
 from tlora.cli.output import Report, facts, load_viz, metrics_table
@@ -73,7 +73,7 @@ def evaluate(
         typer.echo(json.dumps({"task": loaded.name, "samples": samples, "metrics": metrics}, indent=2))
         return
     typer.echo(f"{metrics_table(metrics)}\n({samples} test samples of {loaded.name})\n")
-    following = ctx.params | {"output": output_for(adapter, "-merged"), "format": "merged"}
+    following = ctx.params | {"output": with_suffix(adapter, "-merged"), "format": "merged"}
     typer.echo(facts({"next": next_command(ctx, "export", following)}))
 
 
@@ -112,14 +112,8 @@ def is_split_here(task: str) -> bool:
     return preset.splits.get("test", "test") not in splits
 
 
-def output_for(adapter: str, suffix: str) -> Path:
-    """Return where the next command can write: next to the adapter's folder; here for an adapter of the hub."""
-    folder = Path(adapter)
-    return folder.parent / f"{folder.resolve().name}{suffix}" if folder.exists() else Path(f"adapter{suffix}")
-
-
 def report(
-    adapter: Annotated[str, typer.Argument(help="Folder of an adapter.", show_default=False, callback=check_adapter)],
+    adapter: Annotated[str, typer.Argument(help="Folder of an adapter.", callback=check_adapter)],
     output: Annotated[
         Path | None, option("Output", "HTML file. Default: report.html in the folder.", "--output", "-o")
     ] = None,

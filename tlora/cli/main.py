@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tlora.cli.errors import Command, Commands
+from tlora.cli.errors import Commands
 from tlora.cli.estimate import ESTIMATE_EXAMPLES, estimate
 from tlora.cli.evaluate import EVALUATE_EXAMPLES, REPORT_EXAMPLES, evaluate, report
 from tlora.cli.pipeline import (
@@ -48,13 +48,9 @@ def _show_versions(version: bool) -> None:
 def main(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_show_versions, is_eager=True, help="Show the versions that decide the numbers."
-        ),
+        typer.Option("--version", callback=_show_versions, is_eager=True, help="Show the versions of the libraries."),
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="TLORA_DEBUG", help="Show the traceback of an error.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="TLORA_DEBUG", help="Show an error's traceback.")] = False,
 ) -> None:
     """Task-aware low-rank adaptation: see where a LoRA adapter's rank should go, then train it.
 
@@ -78,4 +74,4 @@ for command, examples in (
     (report, REPORT_EXAMPLES),
     (race, RACING),
 ):
-    app.command(cls=Command, epilog=examples)(command)
+    app.command(epilog=examples)(command)

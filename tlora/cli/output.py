@@ -17,8 +17,6 @@ import tlora
 from tlora.allocation.footprint import ranks_text, size_text
 from tlora.utils.files import replace_file
 
-PICTURES = ("spectrum", "sensitivity", "allocation", "training")
-
 
 def is_first_process() -> bool:
     """Whether this process prints for all that a launcher started."""
@@ -77,68 +75,40 @@ def facts(values: Mapping[str, str]) -> str:
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     """Return metrics side by side; shares in percent."""
-    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-    rows = [[name.replace("_", " "), *(_metric(name, m.get(name)) for m in columns.values())] for name in names]
-    return table([["", *columns], *rows])
+    rows = [["", *columns]]
+    for name in dict.fromkeys(name for metrics in columns.values() for name in metrics):
+        is_share = name not in ("loss", "perplexity", "train_loss")
+        cells = [f"{100 * metrics[name]:.1f} %" if is_share else f"{metrics[name]:.4g}" for metrics in columns.values()]
+        rows.append([name.replace("_", " "), *cells])
+    return table(rows)
 
 
-def _metric(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if name in ("loss", "perplexity", "train_loss") else f"{100 * value:.1f} %"
-
-
-def sensitivity_table(calibration: tlora.Calibration, most: int = 5) -> str:
-    """Return the modules that the loss is most sensitive to."""
-    frame = calibration.sensitivity.to_frame().nlargest(most, "score")
-    rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
-    return table([["most sensitive", "score", "of all"], *rows])
-
-
-def allocation_table(allocation: tlora.Allocation) -> str:
-    """Return the allocation by projection, and its totals."""
+def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
+    """Return the allocation by projection, and what it spends and trains, compared with plain LoRA."""
     frame = allocation.to_frame()
-    rows = [["projection", "modules", "ranks", "least", "mean", "most", "scaling", "parameters"]]
-    rows += [[str(projection), *_totals(part)] for projection, part in frame.groupby("projection", sort=False)]
-    return table([*rows, ["all", *_totals(frame)]])
-
-
-def _totals(frame: Any) -> list[str]:
-    ranks, scalings = frame["rank"], frame["scaling"]
-    return [
-        str(len(frame)),
-        f"{ranks.sum():,}",
-        str(ranks.min()),
-        f"{ranks.mean():.1f}",
-        str(ranks.max()),
-        f"{scalings.min():.3g} to {scalings.max():.3g}",
-        f"{frame['parameters'].sum():,}",
-    ]
-
-
-def budget_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
-    """Return what the allocation spends and trains, compared with plain LoRA."""
-    footprint, lora = allocation.footprint(freeze_a=freeze_a), allocation.lora
-    return facts(
-        {
-            "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
-            f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
-            "trains": f"{_parameters(footprint.trainable_parameters, freeze_a)}; plain LoRA of the same rank trains "
-            f"{lora.trainable_parameters:,}",
-            "memory": f"{size_text(footprint.optimizer_bytes)} of optimizer state, {size_text(lora.optimizer_bytes)} "
-            "for plain LoRA",
-        }
-    )
+    rows = [["projection", "modules", "ranks", "least", "most", "scaling", "parameters"]]
+    for projection, part in [*frame.groupby("projection", sort=False), ("all", frame)]:
+        ranks, scalings = part["rank"], part["scaling"]
+        counts = [str(len(part)), f"{ranks.sum():,}", str(ranks.min()), str(ranks.max())]
+        scaling = f"{scalings.min():.3g} to {scalings.max():.3g}"
+        rows.append([str(projection), *counts, scaling, f"{part['parameters'].sum():,}"])
+    trained = _parameters(allocation.footprint(freeze_a=freeze_a).trainable_parameters, freeze_a)
+    spent = {
+        "budget": f"{allocation.budget_used:,} of {allocation.budget_total:,} {allocation.options.unit} "
+        f"(rank {allocation.rank} in each of {len(allocation.targets)} modules)",
+        "trains": f"{trained}; plain LoRA of the same rank trains {allocation.lora.trainable_parameters:,}",
+    }
+    return f"{table(rows)}\n\n{facts(spent)}\n"
 
 
 def run_facts(run: tlora.TrainingRun) -> dict[str, str]:
     """Return the size of the adapter, and what its training took."""
     ending = ", diverged" if run.diverged else ", interrupted" if run.interrupted else ""
     size = size_text(sum(tensor.nbytes for tensor in run.adapter.values()))
+    trained = _parameters(run.trainable_parameters, run.frozen_a)
     return {
         "adapter": f"{len(run.ranks)} modules, {ranks_text(run.ranks.values())}, {size}",
-        "trained": f"{_parameters(run.trainable_parameters, run.frozen_a)}, in {run.steps} steps, "
-        f"{run.seconds:.0f} s{ending}",
+        "trained": f"{trained}, in {run.steps} steps, {run.seconds:.0f} s{ending}",
     }
 
 
@@ -146,14 +116,13 @@ def _parameters(count: int, frozen_a: bool) -> str:
     return f"{count:,} parameters, A {'frozen' if frozen_a else 'trained'}"
 
 
-def draw_results(results: Mapping[str, Any], folder: Path) -> str:
-    """Save a picture of each result that has one, ``viz.plot_NAME``, in a folder; return which there are."""
-    viz = load_viz()
-    folder.mkdir(exist_ok=True)
-    names = [name for name in PICTURES if name in results]
-    for name in names:
-        draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
-    return f"{folder}: {', '.join(f'{name}.png' for name in names)}"
+def load_viz() -> Any:
+    """Return `viz`, drawing into memory alone."""
+    import viz
+
+    _ = viz.plot_training  # loads matplotlib, or names the extra that it is in
+    viz.style.plt.switch_backend("agg")
+    return viz
 
 
 def draw_into(picture: Path, viz: Any, axes: Any) -> None:
@@ -162,18 +131,3 @@ def draw_into(picture: Path, viz: Any, axes: Any) -> None:
     with replace_file(picture) as fresh:
         figure.savefig(fresh, dpi=150)
     viz.style.plt.close(figure)
-
-
-def load_viz() -> Any:
-    """Return `viz`, drawing into memory alone: unless matplotlib is in use already, it opens no window."""
-    backend = os.environ.get("MPLBACKEND")
-    os.environ["MPLBACKEND"] = "agg"
-    try:
-        import viz
-
-        _ = viz.plot_training  # loads matplotlib, or names the extra that it is in
-    finally:
-        del os.environ["MPLBACKEND"]
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    return viz

@@ -7,7 +7,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +14,12 @@ import typer
 
 import tlora
 from tlora.cli.checks import check_model, check_saved_result
-from tlora.cli.command_line import again, flatten_options, next_command
+from tlora.cli.command_line import again, flatten_options, next_command, with_suffix
 from tlora.cli.loading import load_base
 from tlora.cli.options import (
     AdapterFlags,
     AllocationFlags,
     CalibrationFlags,
-    Checkpoint,
     Config,
     Data,
     Model,
@@ -30,24 +28,12 @@ from tlora.cli.options import (
     Placement,
     Quiet,
     Recipe,
-    SaveCalibration,
     TrainingFlags,
     apply_recipe,
     module_selection,
     option,
-    sketch_columns,
 )
-from tlora.cli.output import (
-    Report,
-    allocation_table,
-    budget_text,
-    draw_results,
-    facts,
-    load_viz,
-    metrics_table,
-    run_facts,
-    sensitivity_table,
-)
+from tlora.cli.output import Report, allocation_text, draw_into, facts, load_viz, metrics_table, run_facts, table
 from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
 from tlora.utils.files import check_place, replace_file, replace_files
@@ -59,7 +45,6 @@ PLAIN_LORA = (
 RESULTS = "tlora"
 """Folder of the results in that of an adapter."""
 
-RUN_OPTIONS = "run.yaml"
 CHECKPOINTS = "checkpoints"
 CALIBRATION, ALLOCATION = "calibration.safetensors", "allocation.safetensors"
 
@@ -89,7 +74,14 @@ def run(
     start: AdapterFlags,
     training: TrainingFlags,
     recipe: Recipe = DEFAULT_RECIPE,
-    save_calibration: SaveCalibration = False,
+    save_calibration: Annotated[
+        bool,
+        option(
+            "Output",
+            "Keep the calibration (its covariances are large: 200 MB for smollm2-135m) and the subspaces too.",
+            "--save-calibration",
+        ),
+    ] = False,
     config: Config = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -102,27 +94,17 @@ def run(
     """
     is_default = start.init is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT")
     allocating, start, training = apply_recipe(recipe, allocating, start, training)
-    if start.init:
-        allocating = allocating.cap_rank(sketch_columns(asdict(calibrating)))
-    work = unfinished(output)
+    work, report = unfinished(output), Report(quiet)
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     refuse_leftover(work, overwrite)
     check_training(training, placement, output)
-    report = Report(quiet)
     if is_default:
         report.say(PLAIN_LORA)
-
     base, task = load_base(model, data, placement, report)
-    check_limits(base, calibrating, allocating)
     origin = describe_origin(ctx, data)
     run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
     with note_what_is_kept(ctx, output):
-        calibration = calibrate_on(base, task, calibrating, needs_gradient(start), origin, report)
-        run_on_first(partial(calibration.save, work / CALIBRATION))
-        allocation = add_origin(tlora.allocate(calibration.sensitivity, **asdict(allocating)), origin)
-        run_on_first(partial(allocation.save, work / ALLOCATION))
-        adapted, results = attach_adapter(base, calibration, allocation, start, data.seed, report)
-        del calibration  # large, and on disk
+        adapted, results = start_adapter(base, task, calibrating, allocating, start, data.seed, origin, report, work)
         trained = train_adapter(adapted, task, training, work, data.seed, origin, report)
         if not save_calibration:
             results.pop("subspaces", None)
@@ -155,7 +137,12 @@ def calibrate(
     gradient: Annotated[
         bool, option("Calibration", "Keep the mean gradients, for subspaces of kind g.", "--gradient")
     ] = False,
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[
+        Path | None,
+        option(
+            "Calibration", "Folder to save the progress in every five minutes, and to resume from.", file_okay=False
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -163,15 +150,16 @@ def calibrate(
 
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
-    check_place(result_file(output), overwrite=overwrite)
-    refuse_other_result(output, "Calibration")
+    check_result_place(output, "Calibration", overwrite)
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
     calibration = calibrate_on(base, task, calibrating, gradient, describe_origin(ctx, data), report, checkpoint)
     run_on_first(lambda: calibration.save(output))
-    typer.echo(f"{calibration!r}\n\n{sensitivity_table(calibration)}\n")
+    frame = calibration.sensitivity.to_frame().nlargest(5, "score")
+    rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
+    typer.echo(f"{calibration!r}\n\n{table([['most sensitive', 'score', 'of all'], *rows])}\n")
     following = {"calibration": output, "output": output.with_name("alloc")}
-    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": next_command(ctx, "allocate", following)}))
+    conclude_step(ctx, output, next_command(ctx, "allocate", following))
 
 
 ALLOCATE_EXAMPLES = """Examples:
@@ -185,9 +173,7 @@ ALLOCATE_EXAMPLES = """Examples:
 @flatten_options
 def allocate(
     ctx: typer.Context,
-    calibration: Annotated[
-        Path, typer.Argument(help="A calibration.", show_default=False, callback=check_saved_result)
-    ],
+    calibration: Annotated[Path, typer.Argument(help="A calibration.", callback=check_saved_result)],
     output: Output,
     allocating: AllocationFlags,
     overwrite: Overwrite = False,
@@ -196,19 +182,17 @@ def allocate(
 
     Takes a second and no model. Writes an Allocation, and shows it by projection.
     """
-    check_place(result_file(output), overwrite=overwrite)
-    refuse_other_result(output, "Allocation")
+    check_result_place(output, "Allocation", overwrite)
     (allocating,) = apply_recipe("tlora", allocating)
     calibrated = tlora.Calibration.load(calibration)
     recipe = calibrated.meta.recipe
-    allocating = allocating.cap_rank(sketch_columns(recipe))
-    allocation = tlora.allocate(calibrated.sensitivity, **asdict(allocating))
+    allocation = tlora.allocate(calibrated.sensitivity, **asdict(allocating.limit_to(recipe)))
     allocation = add_origin(allocation, {"command": again(ctx)})
     allocation.save(output)
-    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation)}\n")
+    typer.echo(allocation_text(allocation))
     following = recipe.get("data", {"task": calibrated.meta.task or "TASK"}) | {"model": calibrated.meta.model}
     following |= {"calibration": calibration, "allocation": output, "output": output.with_name("adapter")}
-    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": next_command(ctx, "train", following)}))
+    conclude_step(ctx, output, next_command(ctx, "train", following))
 
 
 INIT_EXAMPLES = """Examples:
@@ -222,9 +206,7 @@ INIT_EXAMPLES = """Examples:
 @flatten_options
 def init(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="Base model, as for --model elsewhere.", show_default=False, callback=check_model)
-    ],
+    model: Annotated[str, typer.Argument(help="Base model, as for --model elsewhere.", callback=check_model)],
     data: Data,
     output: Output,
     placement: Placement,
@@ -241,29 +223,24 @@ def init(
     allocation) and a README with the lines for PEFT, TRL, LLaMA-Factory and axolotl.
     """
     allocating, start = apply_recipe(recipe, allocating, start)
-    if start.init:
-        allocating = allocating.cap_rank(sketch_columns(asdict(calibrating)))
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     from tlora.adapters.files import PAGE, SAVE_INITIAL, refuse_other_writer
 
     refuse_other_writer(output, SAVE_INITIAL)
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
-    check_limits(base, calibrating, allocating)
     origin = describe_origin(ctx, data)
-    calibration = calibrate_on(base, task, calibrating, needs_gradient(start), origin, report)
-    allocation = add_origin(tlora.allocate(calibration.sensitivity, **asdict(allocating)), origin)
-    adapted, results = attach_adapter(base, calibration, allocation, start, data.seed, report)
+    adapted, results = start_adapter(base, task, calibrating, allocating, start, data.seed, origin, report)
+    results.pop("subspaces", None)
 
     def save() -> None:
         for name, result in results.items():
-            if name != "subspaces":
-                result.save(output / RESULTS / name)
+            result.save(output / RESULTS / name)
         tlora.save_initial(adapted, output)  # last: a folder with an adapter is whole
 
     run_on_first(save)
-    typer.echo(f"{allocation_table(allocation)}\n\n{budget_text(allocation, bool(start.freeze_a))}\n")
-    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": f"see {output / PAGE}"}))
+    typer.echo(allocation_text(results["allocation"], bool(start.freeze_a)))
+    conclude_step(ctx, output, f"see {output / PAGE}")
 
 
 TRAIN_EXAMPLES = """Examples:
@@ -302,13 +279,11 @@ def train(
     start, training = apply_recipe(recipe, start, training)
     if start.init and calibration is None:
         raise ValueError("the initial A comes from a calibration: pass --calibration, or --no-init")
-    work = unfinished(output)
+    work, report = unfinished(output), Report(quiet)
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     for checkpoint in () if resume else (work / CHECKPOINTS).glob("checkpoint-*"):
         refuse_leftover(checkpoint, overwrite)
     check_training(training, placement, output)
-    report = Report(quiet)
-
     allocated = tlora.Allocation.load(allocation)
     calibrated = tlora.Calibration.load(calibration) if calibration else None
     base, task = load_base(model, data, placement, report)
@@ -321,9 +296,8 @@ def train(
     with note_what_is_kept(ctx, output):
         adapted, results = attach_adapter(base, calibrated, allocated, start, data.seed, report)
         del calibrated  # large
-        origin = describe_origin(ctx, data)
-        trained = train_adapter(adapted, task, training, work, data.seed, origin, report, resume)
         results.pop("subspaces", None)
+        trained = train_adapter(adapted, task, training, work, data.seed, describe_origin(ctx, data), report, resume)
         run_on_first(lambda: save_run(trained, results, output))
     run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
@@ -333,13 +307,9 @@ def unfinished(output: Path) -> Path:
     return with_suffix(output, "-unfinished")
 
 
-def with_suffix(folder: Path, suffix: str) -> Path:
-    """Return a folder in the same place, with a suffix to its name."""
-    return folder.parent / f"{folder.resolve().name}{suffix}"
-
-
-def refuse_other_result(output: Path, kind: str) -> None:
-    """Refuse to replace a result of another kind, before anything is computed."""
+def check_result_place(output: Path, kind: str, overwrite: bool) -> None:
+    """Refuse to replace a result unless asked to, and one of another kind in any case."""
+    check_place(result_file(output), overwrite=overwrite)
     from tlora.results import refuse_other_file
 
     refuse_other_file(result_file(output), kind)
@@ -365,16 +335,30 @@ def check_training(training: TrainingFlags, placement: Placement, output: Path) 
     check_gpu(resolve_device(placement.device, {}))
 
 
-def check_limits(model: Any, calibrating: CalibrationFlags, allocating: AllocationFlags) -> None:
-    """Refuse limits of ranks that cannot be met, before the calibration."""
+def start_adapter(
+    model: Any,
+    task: tlora.Task,
+    calibrating: CalibrationFlags,
+    allocating: AllocationFlags,
+    start: AdapterFlags,
+    seed: int,
+    origin: Mapping[str, Any],
+    report: Report,
+    work: Path | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Calibrate, allocate and attach, and keep the calibration and the allocation in a work folder."""
     from tlora.allocation.allocate import check_limits
 
+    if start.init:
+        allocating = allocating.limit_to(asdict(calibrating))
     check_limits(tlora.target_modules(model, module_selection(calibrating.target_modules)), **asdict(allocating))
-
-
-def needs_gradient(start: AdapterFlags) -> bool:
-    """Whether A is made of the mean gradient, which the calibration then has to keep."""
-    return bool(start.init) and start.kind in ("g", "g_whitened")
+    calibration = calibrate_on(model, task, calibrating, start.needs_gradient, origin, report)
+    if work:
+        run_on_first(lambda: calibration.save(work / CALIBRATION))
+    allocation = add_origin(tlora.allocate(calibration.sensitivity, **asdict(allocating)), origin)
+    if work:
+        run_on_first(lambda: allocation.save(work / ALLOCATION))
+    return attach_adapter(model, calibration, allocation, start, seed, report)
 
 
 def calibrate_on(
@@ -391,15 +375,9 @@ def calibrate_on(
 
     each = max(1, calibrating.samples // Processes.current().count)  # so that every process has a batch
     batches = task.calibration(calibrating.samples, min(BATCH_SIZE, each))
+    options: dict[str, Any] = {"gradient": gradient, "checkpoint": checkpoint, "progress": report.progress}
     with report.step(f"calibrating on {calibrating.samples} samples"):
-        calibration = tlora.calibrate(
-            model,
-            batches,
-            gradient=gradient,
-            checkpoint=checkpoint,
-            progress=report.progress,
-            **calibrating.arguments(),
-        )
+        calibration = tlora.calibrate(model, batches, **calibrating.arguments(), **options)
     sensitivity = add_origin(calibration.sensitivity, origin)
     return replace(add_origin(calibration, origin), sensitivity=sensitivity)
 
@@ -422,10 +400,8 @@ def attach_adapter(
             results["subspaces"] = tlora.task_subspaces(
                 model, calibration, max_rank=allocation, kind=start.kind or KIND, seed=seed, progress=report.progress
             )
-    adapted = tlora.attach(
-        model, results.get("subspaces"), allocation, freeze_a=bool(start.freeze_a), rows=start.rows, seed=seed
-    )
-    return adapted, results
+    options: dict[str, Any] = {"freeze_a": bool(start.freeze_a), "rows": start.rows, "seed": seed}
+    return tlora.attach(model, results.get("subspaces"), allocation, **options), results
 
 
 def train_adapter(
@@ -439,16 +415,9 @@ def train_adapter(
     resume: bool = False,
 ) -> tlora.TrainingRun:
     """Train the adapter; checkpoints are in the work folder until the output is whole."""
+    options: dict[str, Any] = {"output_dir": work / CHECKPOINTS, "resume": resume, "progress": report.progress}
     with report.step("training, with the metrics before and after"):
-        run = tlora.train(
-            adapted,
-            task,
-            seed=seed,
-            output_dir=work / CHECKPOINTS,
-            resume=resume,
-            progress=report.progress,
-            **training.arguments(),
-        )
+        run = tlora.train(adapted, task, seed=seed, **options, **training.arguments())
     held_out = len(getattr(task, run.evaluated_on, ()))
     evaluated = held_out if training.eval_limit is None else min(training.eval_limit, held_out)
     labels = {"num_labels": task.num_labels, "classes": list(task.classes), "evaluated_samples": evaluated}
@@ -491,9 +460,8 @@ def save_options(ctx: typer.Context, output: Path) -> None:
 
     skipped = ("config", "quiet", "overwrite")
     names = [parameter.name for parameter in ctx.command.params if parameter.name not in skipped]
-    values = {name: value for name in names if (value := ctx.params.get(name)) is not None}
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    with replace_file(output / RESULTS / RUN_OPTIONS) as fresh:
+    values = {name: value for name in names if (value := ctx.params.get(name)) is not None} | {"output": str(output)}
+    with replace_file(output / RESULTS / "run.yaml") as fresh:
         fresh.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -526,6 +494,11 @@ def describe_kept(ctx: typer.Context, output: Path) -> dict[str, str]:
         overwrite = values["overwrite"] or output.exists() or (bool(checkpoints) and not resume)
         following = next_command(ctx, "train", values | {"resume": resume, "overwrite": overwrite})
     return {"kept": str(work), "next": following}
+
+
+def conclude_step(ctx: typer.Context, output: Path, following: str) -> None:
+    """Print what was saved, the command that made it, and the next one."""
+    typer.echo(facts({"saved": str(output), "again": again(ctx), "next": following}))
 
 
 def conclude(
@@ -562,8 +535,12 @@ def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> s
     except ModuleNotFoundError as error:
         report.say(f"no pictures: {error}")
         return ""
+    folder = output / "pictures"
+    folder.mkdir(exist_ok=True)
     with report.step("drawing"):
-        pictures = draw_results(results, output / "pictures")
+        for name in ("spectrum", "sensitivity", "allocation", "training"):
+            if name in results:
+                draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
         with replace_file(output / "README.md") as fresh:
             fresh.write_text(viz.card(output), encoding="utf-8")
-    return pictures
+    return str(folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,31 +29,28 @@ RACING = """Examples:
 """
 
 
+_race = partial(option, "Race")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Racing:
     """Who races, and for how long."""
 
     arm: Annotated[
         list[str],
-        option(
-            "Race",
+        _race(
             f"An arm: a recipe ({', '.join(RECIPES)}) or a saved allocation, with a name before it if you like "
-            f"(mine=allocation.safetensors); may be repeated. Default: {', '.join(ARMS)}.",
+            f"(mine=allocation.safetensors); may be repeated. Default: {', '.join(ARMS)}."
         ),
     ] = ()  # type: ignore[assignment]
-    steps: Annotated[int | None, option("Race", "Optimizer steps of each training.", min=1)] = None
+    steps: Annotated[int | None, _race("Optimizer steps of each training.", min=1)] = None
     seconds: Annotated[
         float | None,
-        option(
-            "Race",
-            "Time for everything, instead of --steps: as many steps are planned as fit. Default: 300.",
-            callback=check_positive,
-        ),
+        _race("Time for everything, instead of --steps. Default: 300.", callback=check_positive),
     ] = None
     seeds: Annotated[
         int,
-        option(
-            "Race",
+        _race(
             "Trainings of each arm, with the seeds 0, 1, ... One tells which of these adapters is better; which way of "
             "making them is better takes several.",
             min=1,
@@ -60,21 +58,14 @@ class Racing:
     ] = 3
     learning_rate: Annotated[
         float | None,
-        option(
-            "Race",
-            "Of all arms. Default: three are tried for each.",
-            "--learning-rate",
-            "--lr",
-            callback=check_positive,
-        ),
+        _race("Of all arms. Default: three are tried for each.", "--learning-rate", "--lr", callback=check_positive),
     ] = None
-    batch_size: Annotated[int, option("Race", "Samples a step.", min=1)] = BATCH_SIZE
+    batch_size: Annotated[int, _race("Samples a step.", min=1)] = BATCH_SIZE
     rank: Annotated[
-        int | None,
-        option("Race", "Nominal rank. Default: that of the first allocation, or 8.", "--rank", "-r", min=1),
+        int | None, _race("Nominal rank. Default: that of the first allocation, or 8.", "--rank", "-r", min=1)
     ] = None
-    margin: Annotated[float, option("Race", "Differences up to this do not matter; nats.")] = 0.02
-    eval_limit: Annotated[int, option("Race", "Most held-out samples.", min=2)] = 128
+    margin: Annotated[float, _race("Differences up to this do not matter; nats.")] = 0.02
+    eval_limit: Annotated[int, _race("Most held-out samples.", min=2)] = 128
 
     def arms(self) -> dict[str, Any]:
         """The arms by name, as `tlora.race` takes them."""
@@ -92,10 +83,12 @@ class Racing:
 
     def arguments(self) -> dict[str, Any]:
         """The other arguments of `tlora.race`."""
-        names = ("steps", "learning_rate", "batch_size", "rank", "margin")
-        seconds = 300.0 if self.steps is None and self.seconds is None else self.seconds
-        more = {"seconds": seconds, "seeds": self.seeds, "evaluation_limit": self.eval_limit}
-        return {name: getattr(self, name) for name in names} | more
+        arguments = asdict(self)
+        del arguments["arm"]
+        arguments["evaluation_limit"] = arguments.pop("eval_limit")
+        if self.steps is None and self.seconds is None:
+            arguments["seconds"] = 300.0
+        return arguments
 
 
 @flatten_options
@@ -127,7 +120,15 @@ def race(
     arms, report = racing.arms(), Report(quiet)
     base, task = load_base(model, data, placement, report)
     result = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())
-    typer.echo(f"{_table(result)}\n\n{facts(_about(result))}\n")
+    frame = result.to_frame()
+    rows = [["arm", "loss", "rate", "parameters", "seconds"]]
+    for arm in result.arms:
+        part = frame[frame["arm"] == arm]
+        last = part[part["step"] == part["step"].max()]
+        cells = [f"{last['loss'].mean():.4f}", f"{result.learning_rates[arm]:.2g}", f"{result.parameters[arm]:,}"]
+        rows.append([arm, *cells, f"{last['seconds'].mean():.0f}"])
+    ending = "interrupted" if result.interrupted else "done"
+    typer.echo(f"{table(rows)}\n\n{ending}: {result.steps} steps planned for each, {result.seconds:.0f} s\n")
     if output is not None:
         result.save(output / RACE)
         result.winner.save(output / ADAPTER)
@@ -136,20 +137,3 @@ def race(
         viz = load_viz()
         draw_into(picture, viz, viz.plot_race(result))
     typer.echo(result.sentence)
-
-
-def _about(result: tlora.Race) -> dict[str, str]:
-    ending = "interrupted" if result.interrupted else "done"
-    return {"ended": f"{ending}, {result.steps} steps planned for each training, {result.seconds:.0f} s"}
-
-
-def _table(result: tlora.Race) -> str:
-    """Held-out losses at the last evaluation of each arm."""
-    frame = result.to_frame()
-    rows = [["arm", "loss", "rate", "parameters", "seconds"]]
-    for arm in result.arms:
-        of_arm = frame[frame["arm"] == arm]
-        last = of_arm[of_arm["step"] == of_arm["step"].max()]
-        cells = [f"{last['loss'].mean():.4f}", f"{result.learning_rates[arm]:.2g}", f"{result.parameters[arm]:,}"]
-        rows.append([arm, *cells, f"{last['seconds'].mean():.0f}"])
-    return table(rows)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import tlora
 from tlora.allocation.footprint import ranks_text, size_text
-from tlora.cli.checks import check_fraction, check_positive, check_saved_result
-from tlora.cli.command_line import next_command
-from tlora.cli.evaluate import output_for
+from tlora.cli.checks import check_positive, check_saved_result
+from tlora.cli.command_line import next_command, with_suffix
 from tlora.cli.loading import base_name, load_adapted
 from tlora.cli.options import AdapterName, BaseModel, Device, Json, Overwrite, Placement, Quiet, option
 from tlora.cli.output import Report, facts, table
@@ -49,10 +48,6 @@ EXPORT_EXAMPLES = """Examples:
 def inspect(
     ctx: typer.Context,
     adapter: AdapterName,
-    energy: Annotated[
-        float,
-        typer.Option(help="Share of an update's squared norm that the used directions hold.", callback=check_fraction),
-    ] = ENERGY,
     as_json: Json = False,
 ) -> None:
     """Ranks, scales, the part of each rank that is used, and what each serving engine would compute.
@@ -62,84 +57,60 @@ def inspect(
     from tlora.serving.engines import FOREIGN
 
     inspection = tlora.inspect(adapter)
-    use, engines = inspection.rank_use(energy), inspection.engines()
+    use, engines = inspection.rank_use(), inspection.engines()
     if as_json:
         modules = inspection.to_frame().assign(used_rank=use["used_rank"])
         records = {"modules": modules.to_dict("records"), "engines": engines.to_dict("records")}
         typer.echo(json.dumps({"base": inspection.meta.model, **records}, indent=2))
         return
-    least = use.sort_values("use").head(5).itertuples()
-    rows = [[r.module, str(r.rank), str(r.used_rank), f"{r.update_norm:.3g}"] for r in least]
-    typer.echo(f"{facts(_inspection_facts(inspection, use, energy))}\n")
-    typer.echo(f"{table([['least used', 'rank', 'used', 'update norm'], *rows])}\n")
-    typer.echo(f"{facts(_engine_facts(engines, len(inspection.ranks)))}\n")
-    if engines["wrong"].any() or len(set(inspection.ranks.values())) > 1:
-        following = {"adapter": adapter, "output": output_for(adapter, "-served")}
+    ranks, scalings = inspection.ranks.values(), inspection.scalings.values()
+    about = {
+        "base": inspection.meta.model,
+        "modules": f"{len(ranks)}, {ranks_text(ranks)}, scalings {min(scalings):.3g} to {max(scalings):.3g}",
+        "used": f"{use['used_rank'].sum():,} of {use['rank'].sum():,} directions hold {ENERGY:.0%} of each update",
+        "besides": ", ".join(list(inspection.others)[:3]),
+    }
+    rows = [["least used", "rank", "used", "update norm"]]
+    for row in use.sort_values("use").head(5).itertuples():
+        rows.append([row.module, str(row.rank), str(row.used_rank), f"{row.update_norm:.3g}"])
+    effects = {"engine": "what it computes from it"}
+    for row in engines.itertuples():
+        effects[str(row.engine)] = f"does not take it: {row.refused}" if row.refused else "as trained"
+        if row.wrong:
+            scaled = f"scaled {row.smallest:.2g} to {row.largest:.2g} times"
+            effects[str(row.engine)] = f"{row.wrong} of {len(ranks)} modules {scaled}"
+    typer.echo(f"{facts(about)}\n\n{table(rows)}\n\n{facts(effects)}\n")
+    if engines["wrong"].any() or len(set(ranks)) > 1:
+        following = {"adapter": adapter, "output": with_suffix(adapter, "-served")}
         typer.echo(facts({"next": next_command(ctx, "export", following)}))
     elif engines["refused"].isin(["", FOREIGN]).all():
         typer.echo("Every engine that reads PEFT's format computes what was trained.")
 
 
-def _inspection_facts(inspection: tlora.Inspection, use: Any, energy: float) -> dict[str, str]:
-    from tlora.serving.engines import VLLM_RANKS, vllm_max_rank
-
-    ranks, scalings = inspection.ranks.values(), inspection.scalings.values()
-    used, rank = int(use["used_rank"].sum()), int(use["rank"].sum())
-    others = list(inspection.others)
-    return {
-        "base": inspection.meta.model,
-        "modules": f"{len(ranks)}, {ranks_text(ranks)}, scalings {min(scalings):.3g} to {max(scalings):.3g}",
-        "used": f"{used:,} of {rank:,} directions hold {100 * energy:g} % of each update",
-        "besides": ", ".join(others[:3]) + (", ..." if len(others) > 3 else ""),
-        "vLLM": f"--max-lora-rank {vllm_max_rank(max(ranks))}" if max(ranks) <= VLLM_RANKS[-1] else "",
-    }
-
-
-def _engine_facts(engines: Any, modules: int) -> dict[str, str]:
-    """Return what each engine computes from the adapter, in words."""
-    values = {"engine": "what it computes from it"}
-    for row in engines.itertuples():
-        text = f"does not take it: {row.refused}" if row.refused else "as trained"
-        if row.wrong:
-            text = f"{row.wrong} of {modules} modules scaled {row.smallest:.2g} to {row.largest:.2g} times"
-        values[str(row.engine)] = text
-    return values
-
-
 def compress(
     ctx: typer.Context,
     adapter: AdapterName,
-    output: Annotated[Path, typer.Argument(help="Folder to write the smaller adapter to.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder to write the smaller adapter to.")],
     rank: Annotated[int | None, option("Budget", "Cut every module to this rank at most.", min=1)] = None,
     parameters: Annotated[
         float | None,
-        option(
-            "Budget",
-            "Parameters of all A and B, or up to 1 a share of them; shared over modules.",
-            callback=check_positive,
-        ),
+        option("Budget", "Parameters of all A and B, or up to 1 a share of them.", callback=check_positive),
     ] = None,
     energy: Annotated[
         float | None,
-        option("Budget", "Keep this share of the squared measure with the fewest parameters.", callback=check_fraction),
+        option("Budget", "Keep this share of the squared measure with the fewest parameters.", min=0, max=1),
     ] = None,
     error: Annotated[
         float | None,
-        option("Budget", "Let no module lose more than this share of its update's norm.", callback=check_fraction),
+        option("Budget", "Let no module lose more than this share of its update's norm.", min=0, max=1),
     ] = None,
     calibration: Annotated[
         Path | None,
-        option(
-            "Measure",
-            "A calibration of the base: cut by the outputs on its task, not the weights.",
-            callback=check_saved_result,
-        ),
+        option("Measure", "Of the base: cut by the outputs on its task, not the weights.", callback=check_saved_result),
     ] = None,
     held_out: Annotated[
         Path | None,
-        option(
-            "Measure", "Another one, of other samples: print what is lost on them, too.", callback=check_saved_result
-        ),
+        option("Measure", "Another, of other samples: print what is lost on them too.", callback=check_saved_result),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -160,13 +131,11 @@ def compress(
         adapter, rank=rank, parameters=parameters, energy=energy, error=error, calibration=own, held_out=other
     )
     compression.save_adapter(output)
-    (before, after), ranks = compression.parameters, compression.ranks.values()
-    dropped = sum(not rank for rank in ranks)
+    before, after = compression.parameters
+    kept, whole = sum(compression.ranks.values()), sum(compression.original_ranks.values())
     summary = {
         "base": compression.meta.model,
-        "kept": f"{after:,} of {before:,} parameters, {sum(ranks):,} of "
-        f"{sum(compression.original_ranks.values()):,} ranks"
-        + (f"; {dropped} modules are left out" if dropped else ""),
+        "kept": f"{after:,} of {before:,} parameters, {kept:,} of {whole:,} ranks",
         **{f"lost ({m})": f"{compression.error(m):.1%} of {MEASURES[m]}" for m in compression.measures},
     }
     most = compression.to_frame().sort_values("rank", ascending=False, kind="stable").head(5).itertuples()
@@ -178,9 +147,7 @@ def compress(
 def export(
     ctx: typer.Context,
     adapter: AdapterName,
-    output: Annotated[
-        Path, typer.Argument(help="Folder to write; for gguf also a file, NAME.gguf.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write; for gguf also a file, NAME.gguf.")],
     format: Annotated[
         Format | None,
         option("Output", "An adapter for PEFT's readers or for llama.cpp, or the whole model. Default: by the engine."),

@@ -26,7 +26,7 @@ def test_a_recipe_sets_its_arguments(recipe):
     assert arguments == {name: options[name] for name in arguments}
     assert options["init"] == (RECIPES[recipe].task_subspaces is not None)
     assert {name for name, value in options.items() if value is None} <= {
-        *("alpha", "max_rank", "rows", "a_learning_rate", "head_learning_rate", "freeze_a_after"),
+        *("alpha", "max_rank", "rows", "a_learning_rate", "freeze_a_after"),
         *("max_steps", "eval_limit"),
     }
 
@@ -106,7 +106,7 @@ def test_the_line_takes_precedence_over_the_file():
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("learnig_rate: 1", "did you mean learning_rate"),
+        ("learnig_rate: 1", "learnig_rate"),
         ("config: other.yaml", "'config'"),
         ("rank: [2", "run.yaml"),
         ("rank", "run.yaml"),
@@ -141,13 +141,3 @@ def test_lines_to_type_are_quoted_and_leave_out_defaults():
     ]
     values = {"adapter": "a", "output": "b", "format": "merged"}
     assert format_command(COMMANDS["export"], values) == "tlora export a b --format merged"
-
-
-def test_options_of_one_name_are_one_option():
-    """With one default and one help, whichever command takes them."""
-    seen = {}
-    for name in ("run", "init", "calibrate", "train", "allocate"):
-        for parameter in COMMANDS[name].params:
-            if parameter.param_type_name == "option" and parameter.name != "recipe":
-                option = (parameter.opts, parameter.default, parameter.help)
-                assert seen.setdefault(parameter.name, option) == option

@@ -1,11 +1,11 @@
 """The commands of the pipeline on tiny models: they follow one another, pass their options on, and write results."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from peft import PeftModel
@@ -100,26 +100,6 @@ def test_steps_make_what_run_makes_and_results_name_their_command():
     assert same(adapter_of("again"), adapter_of("out"))
 
 
-@pytest.mark.parametrize("flags", ["", "--no-init", "--no-adapt-ranks", "--no-adapt-scales"])
-def test_ablations_switch_off_what_they_name(flags):
-    done(f"{RUN} {QUICK} {flags} --recipe tlora-paper --output out")
-    run = tlora.TrainingRun.load("out")
-    assert sum(run.ranks.values()) == 2 * 14
-    assert (set(run.ranks.values()) == {2}) == ("ranks" in flags)
-    assert (set(run.scalings.values()) == {1.0}) == ("scales" in flags)
-    assert run.frozen_a == ("init" not in flags)
-    grams = [a @ a.T for name, a in adapter_of("out").items() if "lora_A" in name]
-    assert all(torch.allclose(gram, torch.eye(len(gram)), atol=1e-5) for gram in grams) == run.frozen_a
-
-
-@pytest.mark.parametrize(("kind", "rows"), [("c", "variance"), ("g", "variance"), ("g_whitened", "whitened")])
-def test_kinds_of_subspace(kind, rows):
-    """`g` needs gradients, which `run` then keeps."""
-    done(f"{RUN} {QUICK} --kind {kind} --save-calibration --output out")
-    assert tlora.Subspaces.load("out/tlora/subspaces").kind == kind
-    assert tlora.TrainingRun.load("out").meta.recipe["attach"]["rows"] == rows
-
-
 def test_options_reach_the_functions():
     flags = "--alpha 4 --scaling allocated --budget parameters --max-rank 3 --tokens labels"
     done(f"{RUN} {QUICK} {flags} --no-freeze-a --rows variance --output out")
@@ -176,16 +156,8 @@ def test_a_classifier_is_saved_evaluated_and_exported_with_its_head():
     torch.testing.assert_close(logits(merged), logits(model), rtol=1e-5, atol=1e-5)
 
 
-def test_an_encoder_decoder_is_trained_on_answers():
-    done("run --model t5 --task pairs.jsonl --samples 6 --rank 2 --output out")
-    run = tlora.TrainingRun.load("out")
-    assert any(name.startswith("decoder.") for name in run.ranks)
-    assert run.after["loss"] < run.before["loss"]
-
-
 def test_pictures_and_a_model_card_are_left(monkeypatch):
     monkeypatch.setattr(pipeline, "draw_pictures", DRAW_PICTURES)
-    monkeypatch.setenv("MPLBACKEND", "svg")
     done(f"{RUN} {QUICK} --output out")
     pictures = {path.name: path.read_bytes() for path in Path("out/pictures").iterdir()}
     assert pictures.keys() == {"spectrum.png", "sensitivity.png", "allocation.png", "training.png"}
@@ -193,29 +165,7 @@ def test_pictures_and_a_model_card_are_left(monkeypatch):
     text = Path("out/README.md").read_text(encoding="utf-8")
     assert "](pictures/allocation.png)" in text
     assert "tlora run" in text
-    import matplotlib.pyplot as plt
-
     assert plt.get_fignums() == []
-    assert os.environ["MPLBACKEND"] == "svg"
-
-
-def test_a_run_without_matplotlib_has_no_pictures_and_is_whole(monkeypatch):
-    monkeypatch.setattr(pipeline, "draw_pictures", DRAW_PICTURES)
-    monkeypatch.setitem(sys.modules, "viz", None)
-    result = done(f"{RUN} {QUICK} --output out")
-    assert "no pictures" in result.stderr
-    assert "pictures" not in result.stdout
-    assert tlora.TrainingRun.load("out").ranks
-
-
-def test_progress_is_on_stderr_and_quiet_is_quiet():
-    loud = done(f"{RUN} --output loud")
-    assert "calibrating on 6 samples" in loud.stderr
-    quiet = done(f"{RUN} --output quiet --quiet")
-    assert quiet.stderr == ""
-    for text in ("before", "perplexity", "exact match", "(on 4 test samples)", "14 modules, ranks 1 to"):
-        assert text in quiet.stdout
-    assert "done in" not in loud.stdout
 
 
 @pytest.mark.usefixtures("stages")
@@ -227,23 +177,6 @@ def test_the_allocation_is_shown_by_projection():
         assert line.split()[1:4] == [str(len(part)), str(part["rank"].sum()), str(part["rank"].min())]
     assert "42 of 42 ranks (rank 3 in each of 14 modules)" in shown
     assert f"{allocation.lora.trainable_parameters:,}" in shown
-
-
-def test_a_calibration_resumes_from_its_checkpoint_and_takes_more_samples(monkeypatch):
-    options = "--covariance sketch --sketch-size 12"
-    done(f"calibrate {DATA} {options} --samples 4 --checkpoint steps --output few")
-    counts, forward = [], LlamaForCausalLM.forward
-
-    def counted(self, *args, **inputs):
-        if torch.is_grad_enabled():
-            counts.append(len(inputs["input_ids"]))
-        return forward(self, *args, **inputs)
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
-    result = done(f"calibrate {DATA} {options} --samples 6 --checkpoint steps --output more")
-    assert sum(counts) == 2, "those in the checkpoint are not run again"
-    assert f"--output more --samples 6 {options} --checkpoint steps\n" in result.stdout
-    assert all(type(each) is SketchedCovariance for each in tlora.Calibration.load("more").covariance.values())
 
 
 def test_warnings_are_sentences():
@@ -264,3 +197,46 @@ def test_a_calibration_of_another_task_is_warned_of():
     assert "calib is of pairs, and this trains on others: is that meant?" in done(line).stderr
     done(f"train {DATA} {QUICK} --recipe lora --allocation alloc --output lora")
     assert not tlora.TrainingRun.load("lora").frozen_a
+
+
+def test_a_calibration_resumes_from_its_checkpoint_and_takes_more_samples():
+    options = "--covariance sketch --sketch-size 12"
+    done(f"calibrate {DATA} {options} --samples 4 --checkpoint steps --output few")
+    result = done(f"calibrate {DATA} {options} --samples 6 --checkpoint steps --output more")
+    assert f"--output more --samples 6 {options} --checkpoint steps\n" in result.stdout
+    calibration = tlora.Calibration.load("more")
+    assert calibration.meta.samples == 6
+    assert all(type(each) is SketchedCovariance for each in calibration.covariance.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        ("", {"kind": "wc", "rows": "orthonormal", "freeze_a": True}),
+        ("--kind g", {"kind": "g", "rows": "orthonormal"}),
+        ("--no-init", {"rows": None, "freeze_a": False}),
+        ("--no-adapt-ranks", {"ranks": {2}}),
+        ("--no-adapt-scales", {"scalings": {1.0}}),
+    ],
+)
+def test_ablations_switch_off_what_they_name(flags, arguments):
+    done(f"{RUN} {QUICK} {flags} --recipe tlora-paper --save-calibration --output out")
+    run, subspaces = tlora.TrainingRun.load("out"), Path("out/tlora/subspaces.safetensors")
+    values = {"ranks": set(run.ranks.values()), "scalings": set(run.scalings.values()), **run.meta.recipe["attach"]}
+    values |= {"freeze_a": run.frozen_a, "kind": subspaces.exists() and tlora.Subspaces.load(subspaces).kind}
+    assert {name: values[name] for name in arguments} == arguments
+    assert (len(values["ranks"]) == 1, len(values["scalings"]) == 1) == ("ranks" in flags, "scales" in flags)
+    assert sum(run.ranks.values()) == 2 * 14
+
+
+def test_progress_is_on_stderr_and_quiet_is_quiet_also_without_matplotlib(monkeypatch):
+    monkeypatch.setattr(pipeline, "draw_pictures", DRAW_PICTURES)
+    monkeypatch.setitem(sys.modules, "viz", None)
+    loud = done(f"{RUN} --output loud")
+    assert "calibrating on 6 samples" in loud.stderr
+    assert "no pictures" in loud.stderr
+    assert "done in" not in loud.stdout
+    quiet = done(f"{RUN} --output quiet --quiet")
+    assert quiet.stderr == ""
+    for text in ("before", "perplexity", "exact match", "(on 4 test samples)", "14 modules, ranks 1 to"):
+        assert text in quiet.stdout

@@ -8,7 +8,6 @@ from peft import PeftModel
 import tlora
 from tests.helpers.commands import DATA, done, invoke
 from tests.helpers.models import tiny_model
-from tlora.cli.race import RACING
 
 pytestmark = [
     pytest.mark.usefixtures("workplace", "no_pictures"),
@@ -56,9 +55,3 @@ def test_bad_arguments_are_refused(more, named):
     result = invoke(f"race {DATA} {QUICK} {more}")
     assert result.exit_code == 2
     assert named in " ".join(result.stderr.split())
-
-
-def test_its_examples_are_commands():
-    for line in RACING.split("`"):
-        if line.startswith("tlora race"):
-            assert "no such option" not in invoke(f"{line.removeprefix('tlora ')} --model missing").stderr.lower()

@@ -45,24 +45,19 @@ def computes_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ("--model lama --task pairs.jsonl", "'lama'"),
-        ("--model llama --task nowhere.jsonl", "nowhere.jsonl"),
+        ("--model llama --task nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("--model llama --task family_relationship", "'family_relationships'"),
         ("--model bert --task pairs.jsonl", "bert"),
+        (f"{DATA} --config nowhere.yaml", "nowhere.yaml"),
         (f"{DATA} --samples 33", "33"),
-        (f"{DATA} --train-samples 1000", "1000"),
         (f"{DATA} --recipe tlora --covariance sketch --sketch-size 4 --rank 5", "max_rank"),
-        (f"{DATA} --recipe tlora --rank 8 --max-rank 4", "max_rank"),
         (f"{DATA} --rank 33", "rank"),
-        (f"{DATA} --rank 0", "--rank"),
-        (f"{DATA} --samples 0", "--samples"),
-        (f"{DATA} --alpha 0", "--alpha"),
+        (f"{DATA} --rank many", "--rank"),
+        (f"{DATA} --ranks 8", "--ranks"),
         (f"{DATA} --epochs -1", "--epochs"),
-        (f"{DATA} --eval-limit -1", "--eval-limit"),
         (f"{DATA} --recipe tlora-trained --freeze-a-after 20", "--freeze-a-after"),
-        (f"{DATA} --scaling both", "--scaling"),
+        (f"{DATA} --kind wcw", "--kind"),
         (f"{DATA} --device tpu", "--device"),
-        (f"{DATA} --dtype int8", "--dtype"),
         (f"{DATA} --report-to nowhere", "report_to"),
     ],
 )
@@ -83,35 +78,27 @@ def test_run_replaces_no_folder_of_others():
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        (f"calibrate {DATA} --checkpoint pairs.jsonl --output other", "pairs.jsonl"),
+        ("runn", "Did you mean 'run'?"),
         (f"calibrate {DATA} --output calib", "--overwrite"),
         (f"calibrate {DATA} --output alloc --overwrite", "Allocation"),
+        ("allocate nowhere --output other", "no result at nowhere.safetensors"),
         ("allocate alloc --output other", "Calibration"),
-        ("allocate calib --output alloc", "--overwrite"),
         ("allocate calib --output calib --overwrite", "Calibration"),
         (f"train {DATA} --allocation alloc --output other", "--calibration"),
         (f"train {DATA} --calibration calib --allocation alloc --output adapter", "--overwrite"),
-        (f"train {DATA} --calibration alloc --allocation alloc --output other", "Allocation"),
-        (f"train {DATA} --calibration calib --allocation calib --output other", "Calibration"),
         (f"train {DATA} --calibration calib --allocation alloc --output other --resume", "checkpoint"),
-        (
-            "train --model t5 --task pairs.jsonl --calibration calib --allocation alloc --output other",
-            "another model",
-        ),
         (f"train {DATA} --calibration calib --allocation alloc --kind g --output other", "kind='g'"),
         ("evaluate llama --task pairs.jsonl", "no adapter in llama"),
         ("evaluate adapter --task pairs.jsonl --model nowhere", "'nowhere'"),
+        ("report nowhere", "no adapter in nowhere"),
         ("report adapter --output page.pdf", ".html"),
         ("export adapter adapter --overwrite", "adapter is read"),
         ("export adapter llama --format merged --overwrite", "llama is read"),
         ("export adapter other --engine llama.cpp --format peft", "llama.cpp"),
-        ("compress adapter other", "--energy"),
+        ("compress nowhere/ small --rank 1", "no adapter in nowhere/"),
         ("compress adapter other --rank 1 --energy 0.5", "--energy"),
         ("compress adapter adapter --rank 1 --overwrite", "adapter"),
-        ("compress adapter other --rank 1 --calibration calib --held-out calib", "samples"),
         ("estimate llama --teraflops 0", "--teraflops"),
-        ("estimate llama --memory -1", "--memory"),
-        ("estimate bert --length 600", "length=600"),
     ],
 )
 def test_commands_refuse_what_does_not_fit(line, name):
@@ -122,9 +109,7 @@ def test_commands_refuse_what_does_not_fit(line, name):
 def test_an_error_about_a_base_names_the_adapter_that_names_it():
     Path("llama").rename("elsewhere")
     for line in ("evaluate adapter --task pairs.jsonl", "export adapter whole --format merged"):
-        message = refusal(line)
-        assert "'llama'" in message
-        assert "named by adapter/adapter_config.json: pass --model" in message
+        assert "named by adapter/adapter_config.json: pass --model" in refusal(line)
 
 
 def test_earlier_results_are_replaced_on_request():
