@@ -75,12 +75,15 @@ def facts(values: Mapping[str, str]) -> str:
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     """Return metrics side by side; shares in percent."""
-    rows = [["", *columns]]
-    for name in dict.fromkeys(name for metrics in columns.values() for name in metrics):
-        is_share = name not in ("loss", "perplexity", "train_loss")
-        cells = [f"{100 * metrics[name]:.1f} %" if is_share else f"{metrics[name]:.4g}" for metrics in columns.values()]
-        rows.append([name.replace("_", " "), *cells])
-    return table(rows)
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
+    rows = [[name.replace("_", " "), *(_metric(name, m.get(name)) for m in columns.values())] for name in names]
+    return table([["", *columns], *rows])
+
+
+def _metric(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if name in ("loss", "perplexity", "train_loss") else f"{100 * value:.1f} %"
 
 
 def allocation_text(allocation: tlora.Allocation, freeze_a: bool = True) -> str:
