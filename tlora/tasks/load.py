@@ -289,7 +289,7 @@ def _build_task(source: Source, form: Format, seed: int, progress: bool) -> Task
         if len(rows) and not len(splits[split]):
             raise ValueError(
                 f"max_length={form.max_length} cuts off every answer of {source.name!r}, {split}: its longest sample "
-                f"has {cuts[split].longest} tokens, of which the model reads at most {form.tokenizer.model_max_length}"
+                f"has {cuts[split].longest} tokens; allow as many, or shorten the prompts if the model reads no more"
             )
     _warn_of_cuts(source.name, form.max_length, cuts)
     is_classification = form.architecture == "classification"
