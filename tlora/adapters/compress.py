@@ -147,7 +147,12 @@ def compress(
         measures=[PLAIN, *moments],
         energies={name: ranked.energies for name, ranked in directions.items()},
         config=_config(source, factors),
-        adapter=_tensors(source, factors),
+        adapter={
+            f"{PREFIX}{name}.lora_{part}.weight": factor
+            for name, pair in factors.items()
+            for part, factor in zip("AB", pair[:2], strict=True)
+        }
+        | source.others,
         fingerprints={name: source.fingerprints[name] for name in source.shapes if name in source.fingerprints},
         meta=Meta(source.base, used.task, described, None, used.samples),
     )
@@ -300,12 +305,3 @@ def _config(source: _Source, factors: Mapping[str, tuple[Tensor, Tensor, float]]
         "layers_to_transform": None,
         "layers_pattern": None,
     }
-
-
-def _tensors(source: _Source, factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> dict[str, Tensor]:
-    pairs = {
-        f"{PREFIX}{name}.lora_{part}.weight": factor
-        for name, (a, b, _) in factors.items()
-        for part, factor in zip("AB", (a, b), strict=True)
-    }
-    return pairs | source.others

@@ -230,17 +230,7 @@ def _check_ranks(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, t
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """Config and ranks of an adapter: what an engine needs to know to scale it.
-
-    Attributes
-    ----------
-    config : dict
-        ``adapter_config.json``.
-    ranks : dict of int
-        Rows of ``A`` of each module, by full module name.
-    others : collection of str
-        Names of the tensors that are not ``A`` or ``B`` of a linear layer.
-    """
+    """Config, rank of each module, and names of other tensors of an adapter: what an engine needs to scale it."""
 
     config: Mapping[str, Any]
     ranks: Mapping[str, int]
@@ -285,19 +275,7 @@ class AdapterLayout:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What an adapter's folder records of its training.
-
-    Attributes
-    ----------
-    fingerprints : dict of (16,) float32 tensor, optional
-        Of the base weights by full module name; None if unknown.
-    frozen_a : bool
-        Whether every ``A`` was frozen.
-    meta : Meta, optional
-        Of the `TrainingRun`; None in a checkpoint and in folders of other programs.
-    files : dict of str
-        SHA-256 of the adapter's two files by name, as the run was saved with them.
-    """
+    """What an adapter's folder records of its training; with ``meta`` and SHA-256 of its two files only for a run."""
 
     fingerprints: dict[str, Tensor] | None = None
     frozen_a: bool = False

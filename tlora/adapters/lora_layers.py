@@ -177,19 +177,7 @@ def obstacle_to_merging(model: PeftModel) -> str:
 
 @dataclass(frozen=True)
 class LoraModule:
-    """A linear LoRA module of one adapter, as PEFT holds it.
-
-    Attributes
-    ----------
-    layer : peft.tuners.lora.LoraLayer
-        The wrapped module.
-    a, b : Tensor
-        ``A`` (r, d_in) and ``B`` (d_out, r).
-    rank : int
-        ``r``.
-    scaling : float
-        ``s``, the factor before ``B A``.
-    """
+    """A linear LoRA module of one adapter, as PEFT holds it: ``A`` (r, d_in), ``B`` (d_out, r), and the factor."""
 
     layer: LoraLayer
     a: Tensor

@@ -31,17 +31,7 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class PlainLora:
-    """An adapter as ``W + B A``, on the CPU in float32.
-
-    Attributes
-    ----------
-    factors : dict of (tensor, tensor)
-        ``A`` (r, d_in) and ``s B`` (d_out, r) of each module, by full module name in model order.
-    others : dict of tensor
-        Heads that were trained whole, by the names under which PEFT saves them.
-    config : peft.LoraConfig
-        The adapter's.
-    """
+    """An adapter as ``W + B A``, on the CPU in float32: ``A`` and ``s B`` of each module, and heads trained whole."""
 
     factors: dict[str, Factors]
     others: dict[str, Tensor]

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tlora
 from tests.helpers.adapted import logits, prepare, step, train_once
-from tests.helpers.foreign import BATCH, PARTS, biased, experts, foreign, tied
+from tests.helpers.foreign import BATCH, experts, foreign, tied
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tlora.adapters.lora_layers import adapter_layers
 from tlora.serving.verify import export_difference
@@ -306,9 +306,6 @@ def test_an_earlier_export_is_replaced_and_nothing_else(format, tmp_path):
     other = {"peft": "merged", "merged": "peft"}[format]
     with pytest.raises(FileExistsError, match=f"'{format}'"):
         tlora.export(adapted, path, **options | {"format": other})
-    train_once(adapted).save(path)
-    with pytest.raises(FileExistsError, match="written by training"):
-        tlora.export(adapted, path, **options)
 
 
 def test_the_base_is_not_replaced_though_it_was_exported(tmp_path):
@@ -375,26 +372,6 @@ def test_no_hub_is_asked_about_the_base(tmp_path):
     for config in (adapted.peft_config["default"], adapted.config):
         config.base_model_name_or_path = config._name_or_path = "nobody/no-such-model"
     tlora.export(adapted, tmp_path / "served")  # PEFT warns where its question finds no answer
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_what_is_in_the_base_itself_is_in_nobody_elses(part: str, tmp_path: Path) -> None:
-    """PEFT writes it into the base that the others compute with, and leaves it there."""
-    foreign(biased(), tmp_path / "plain")
-    foreign(biased(), tmp_path / "part", **PARTS[part])
-    model = tlora.load(tmp_path / "plain", biased(), name="plain")
-    expected = logits(model, BATCH)
-    with pytest.raises(ValueError, match="'part'"):
-        tlora.load(tmp_path / "part", model, name="part")
-    assert list(model.peft_config) == ["plain"]
-    assert torch.equal(logits(model, BATCH), expected)
-    alone = tlora.load(tmp_path / "part", biased(), name="part")
-    expected = logits(alone, BATCH)
-    with pytest.raises(ValueError, match="'part'"):
-        tlora.load(tmp_path / "plain", alone, name="plain")
-    with pytest.raises(ValueError, match="load the base model again"):
-        tlora.detach(alone)
-    assert torch.equal(logits(alone, BATCH), expected)
 
 
 def test_a_tied_embedding_is_not_merged_into_the_head(tmp_path: Path) -> None:
