@@ -87,7 +87,7 @@ def in_the_browser() -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
     if chromium is None:
         raise SystemExit("no Chromium or Chrome on the PATH")
-    with tempfile.TemporaryDirectory() as home, served(Path(home), 6) as address, opened(address, chromium) as lab:
+    with tempfile.TemporaryDirectory() as home, served(Path(home)) as address, opened(address, chromium) as lab:
         lab.write("workbench.ipynb", BUILD.strip(), BUSY)
         lab.run("workbench.display()", 300)
         page = lab.page

@@ -28,10 +28,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def served(home: Path) -> Iterator[str]:
     """Address of a JupyterLab with copies of the notebooks, which train for a few steps, and settings of its own."""
-    home = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     settings = home / "settings"
     settings.mkdir()
@@ -55,6 +54,13 @@ def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one JupyterLab for all tests."""
+    with served(tmp_path_factory.mktemp("lab")) as address:
+        yield address
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
