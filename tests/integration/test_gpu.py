@@ -21,8 +21,7 @@ from tests.helpers.calibrations import SKETCH, assert_close
 from tests.helpers.models import tiny_batch, tiny_model, tiny_tokenizer
 from tests.helpers.other_device import trainer_on
 from tlora.training.callbacks import ModuleRecorder
-
-KINDS = ("wc", "w", "c", "wc_half", "g", "random")
+from tlora.utils.defaults import KINDS
 
 
 @functools.cache

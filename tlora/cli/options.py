@@ -17,6 +17,7 @@ from tlora.utils.defaults import (
     COVARIANCE,
     EPOCHS,
     KIND,
+    KINDS,
     LEARNING_RATE,
     RANK,
     RECIPES,
@@ -256,9 +257,8 @@ class AdapterFlags:
     kind: Annotated[
         Kind | None,
         _adapter(
-            "Matrix whose right singular vectors A takes: weight x covariance (wc, TLoRA), weight (w), covariance "
-            "(c), weight x root of the covariance (wc_half), mean gradient (g), that whitened (g_whitened); or random "
-            f"orthonormal rows. [default: {KIND}]"
+            f"What the rows of A are: {'; '.join(f'{kind}: {facts.meaning}' for kind, facts in KINDS.items())}. "
+            f"[default: {KIND}]"
         ),
     ] = None
     init: Annotated[bool | None, _adapter("Start A from the task's directions, or at random as LoRA does.")] = None
@@ -274,7 +274,7 @@ class AdapterFlags:
     @property
     def needs_gradient(self) -> bool:
         """Whether A is made of the mean gradient, which the calibration then has to keep."""
-        return bool(self.init) and self.kind in ("g", "g_whitened")
+        return bool(self.init) and KINDS[self.kind or KIND].needs_gradient
 
 
 @dataclass(frozen=True, kw_only=True)

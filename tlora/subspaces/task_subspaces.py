@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from tlora.models.weights import base_modules, check_same_model, get_base_model,
 from tlora.numerics.linalg import Product, complete_rows, fix_signs, leading_right_singular_vectors, orthonormal_rows
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
-from tlora.utils.defaults import KIND, Kind
+from tlora.utils.defaults import KIND, KINDS, Kind
 from tlora.utils.devices import HostCoroutine, run_coroutines
 from tlora.utils.reproducibility import exact_products, module_seed
 from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
 
 SHRINKAGE = 0.01
-"""Weight of ``tr(C)/d * I`` in the covariance of kind ``"wc_half"``, whose inverse root is needed."""
+"""Weight of ``tr(C)/d * I`` in a covariance whose inverse root is needed: kinds ``"wc_half"`` and ``"g_whitened"``."""
 
 GROUP_BYTES = 1 << 29
 """Bytes of covariances and weights decomposed at once on an accelerator, so that the host waits less."""
@@ -168,19 +168,19 @@ def _direction_counts(calibration: Calibration, max_rank: int | Allocation) -> d
 
 def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind, centered: bool) -> None:
     """Refuse, before anything is computed, a kind without the statistics it needs, and ranks beyond a sketch."""
-    require_choice(kind, "kind", get_args(Kind))
-    if kind in ("g", "g_whitened") and calibration.gradient is None:
+    require_choice(kind, "kind", tuple(KINDS))
+    facts = KINDS[kind]
+    if facts.needs_gradient and calibration.gradient is None:
         raise ValueError(f"kind={kind!r} needs the mean gradient: calibrate(..., gradient=True)")
-    if kind not in ("wc", "c", "wc_half"):
-        if not centered:
-            raise ValueError(f"centered=False has no effect on kind={kind!r}: choose 'wc', 'c' or 'wc_half'")
-        return
-    if centered and not any(c.rank_bound for c in calibration.covariances.values()):
+    if not centered and not facts.reads_covariance:
+        others = ", ".join(repr(name) for name, other in KINDS.items() if other.reads_covariance)
+        raise ValueError(f"centered=False has no effect on kind={kind!r}: choose one of {others}")
+    if centered and facts.reads_covariance and not any(c.rank_bound for c in calibration.covariances.values()):
         raise ValueError(
             f"kind={kind!r} needs inputs that vary within a sample, and no sample has more than one counted token: "
             "calibrate with tokens='all' and longer texts, pass centered=False, or choose kind='w', 'g' or 'random'"
         )
-    for name, count in counts.items() if kind != "wc_half" else ():
+    for name, count in counts.items() if facts.within_sketch else ():
         kept = calibration.covariance[name].total.shape[1]
         if count > kept:
             raise ValueError(
@@ -316,7 +316,7 @@ def _module_basis(
         matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
     )
     rows, values = leading.rows, leading.singular_values
-    rank = min(_numerical_rank(values, d_in), c.rank_kept if kind in ("wc", "c") else k)
+    rank = min(_numerical_rank(values, d_in), c.rank_kept if KINDS[kind].within_sketch else k)
     if matrix.back is not None:
         rows = fix_signs(torch.linalg.qr(matrix.back(rows[:rank].T)).Q.T)
     if rank < k:
@@ -348,21 +348,27 @@ class _Matrix(NamedTuple):
 
 def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Kind) -> _Matrix:
     calibration = inputs.calibration
-    if kind == "w":
-        return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
-    if kind == "c":
-        return _Matrix(c.__matmul__, c.__matmul__)
-    if kind == "wc":
-        return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
-    if kind == "wc_half":
-        root, inverse = inputs.powers(calibration.shared[name], w.device)
-        return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
-    assert calibration.gradient is not None
-    gradient = calibration.gradient[name]
-    if kind == "g":
-        return _Matrix(lambda x: gradient @ x, gradient.transposed)
-    _, whiten = inputs.powers(calibration.shared[name], w.device)
-    return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), None, back=whiten)
+    match kind:
+        case "w":
+            return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
+        case "c":
+            return _Matrix(c.__matmul__, c.__matmul__)
+        case "wc":
+            return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
+        case "wc_half":
+            root, inverse = inputs.powers(calibration.shared[name], w.device)
+            return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
+        case "g" | "g_whitened":
+            assert calibration.gradient is not None
+            gradient = calibration.gradient[name]
+            if kind == "g":
+                return _Matrix(lambda x: gradient @ x, gradient.transposed)
+            _, whiten = inputs.powers(calibration.shared[name], w.device)
+            return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), back=whiten)
+        case "random":
+            raise AssertionError("random rows are the singular vectors of no matrix")
+        case _:
+            assert_never(kind)
 
 
 def _numerical_rank(values: Tensor, d: int) -> int:

@@ -1,6 +1,6 @@
 """Choices and defaults that Python functions and the command line share, in a file that needs no torch."""
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 Tokens = Literal["all", "labels"]
 CovarianceForm = Literal["dense", "sketch"]
@@ -12,6 +12,37 @@ Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "uniform", "lora"]
+
+
+class SubspaceKind(NamedTuple):
+    """What the rest of the code has to know about a kind of subspace."""
+
+    meaning: str
+    """What its directions are, for labels and help texts."""
+
+    method: str = ""
+    """The method known for it."""
+
+    reads_covariance: bool = False
+    """Whether its matrix holds the covariance of the inputs, so that ``centered`` has an effect."""
+
+    within_sketch: bool = False
+    """Whether a sketched covariance limits its number of directions."""
+
+    needs_gradient: bool = False
+    """Whether the calibration has to keep the mean gradient."""
+
+
+KINDS: dict[Kind, SubspaceKind] = {
+    "wc": SubspaceKind("right singular vectors of W C", "TLoRA", reads_covariance=True, within_sketch=True),
+    "w": SubspaceKind("right singular vectors of W", "PiSSA"),
+    "c": SubspaceKind("principal directions of the inputs", "EVA", reads_covariance=True, within_sketch=True),
+    "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True),
+    "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs_gradient=True),
+    "g_whitened": SubspaceKind("directions of the mean gradient, whitened by the inputs", needs_gradient=True),
+    "random": SubspaceKind("a random space", "LoRA-FA"),
+}
+"""All kinds, in the order in which tables, legends and help texts list them."""
 
 RANK = 8
 SAMPLES = 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from tlora.subspaces.alignment import Alignment
 from tlora.subspaces.gradient_capture import GradientCapture
-from tlora.utils.defaults import Kind
+from tlora.utils.defaults import KINDS
 from tlora.utils.validation import check_type
 from viz import style
 from viz.plots import heatmap
@@ -27,9 +27,7 @@ RANDOM: dict[str, Any] = {"color": "0.72", "linewidth": 4.5, "markersize": 7, "z
 """Look of the random kind: broad and pale, so that the line of chance is visible on it."""
 WHOLE = Normalize(0, 1)
 """Colors of an overlap: the same in all pictures, so that pictures can be compared."""
-METHODS = {
-    "wc": "TLoRA", "w": "PiSSA", "c": "EVA", "g": "LoRA-GA", "random": "LoRA-FA",
-}  # fmt: skip
+METHODS = {kind: facts.method for kind, facts in KINDS.items() if facts.method}
 """Methods that use directions of a kind, for the legend."""
 
 
@@ -119,7 +117,7 @@ def _draw_gradient(capture: GradientCapture, ax: Axes | None) -> Axes:
 def _draw_curves(ax: Axes, table: pd.DataFrame, best: pd.Series) -> None:
     """Draw a line for each kind, the highest first in the legend, between the best possible and chance."""
     # a kind has the same color in every picture
-    ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys([*get_args(Kind), *table["kind"]]))
+    ranks, kinds = sorted(set(table["rank"])), list(dict.fromkeys([*KINDS, *table["kind"]]))
     n = len(kinds)
     looks = dict(zip(kinds, zip(style.colors(n), style.dashes(n), style.markers(n), strict=True), strict=True))
     drawn: list[Any] = ax.plot(best.index, best, label="best possible", marker="_", **BEST, **style.ink(0.65))

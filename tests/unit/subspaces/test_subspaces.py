@@ -1,6 +1,6 @@
 """Subspaces against full decompositions in float64."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,8 +14,7 @@ from tests.helpers.targets import named, target
 from tlora.models.weights import weight
 from tlora.results import Meta
 from tlora.subspaces.subspaces import Subspaces
-
-KINDS = ("wc", "w", "c", "wc_half", "g", "g_whitened", "random")
+from tlora.utils.defaults import KINDS, Kind
 
 
 def calibrated(family="llama", seed=0, lengths=(30, 25, 28, 40)):
@@ -156,6 +155,10 @@ def test_bases_are_nested_and_signs_fixed(llama):
     rows = found.basis(name, 8)
     pivots = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     assert (pivots > 0).all()
+
+
+def test_each_kind_has_its_facts() -> None:
+    assert tuple(KINDS) == get_args(Kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +13,10 @@ from tlora.calibration.spectrum import Spectrum, count_directions
 from tlora.subspaces.alignment import overlap_with_neighbors
 from tlora.subspaces.gradient_capture import GradientCapture
 from tlora.subspaces.subspaces import Subspaces
+from tlora.utils.defaults import KINDS, Kind
 from viz.widgets.panels.parts import shorten_all
 
 ENERGY, VARIANCE = "energy", "variance"
-MEANINGS = {
-    "covariance": "principal directions of the inputs",
-    "wc": "TLoRA: right singular vectors of W C",
-    "w": "right singular vectors of W, as in PiSSA",
-    "c": "principal directions of the inputs, as in EVA",
-    "wc_half": "right singular vectors of W C^(1/2)",
-    "g": "directions of the mean gradient, as in LoRA-GA",
-    "g_whitened": "directions of the mean gradient, whitened by the inputs",
-    "random": "a random space, as in LoRA-FA",
-}
-"""What the directions of each kind are."""
 LEVELS = (0.9, 0.95, 0.99)
 """Shares for which the number of directions is shown."""
 DENSE, SPARSE = 64, 60
@@ -41,6 +31,14 @@ def module_shares(source: Spectrum | Subspaces) -> dict[str, dict[str, NDArray[n
     if source.kind in ("c", "random"):
         return {VARIANCE: variance}
     return {ENERGY: _spectrum_shares(source.spectrum()), VARIANCE: variance}
+
+
+def describe_kind(kind: str) -> str:
+    """What the directions of a kind are, with the method known for it."""
+    if kind == "covariance":
+        return "principal directions of the inputs"
+    facts = KINDS[cast(Kind, kind)]
+    return f"{facts.meaning}, as in {facts.method}" if facts.method else facts.meaning
 
 
 def _spectrum_shares(spectrum: Spectrum) -> dict[str, NDArray[np.float64]]:
@@ -68,7 +66,7 @@ def spectra(label: str, source: Spectrum | Subspaces) -> dict[str, Any]:
             "needed": [shorten_all([count_directions(sums[name], level) for level in LEVELS], 6) for name in own],
         }
     whole = isinstance(source, Spectrum) and bool(np.isfinite([*source.traces.values()]).all())
-    meaning = MEANINGS.get(source.kind, source.kind)
+    meaning = describe_kind(source.kind)
     index = [own.index(inputs[name]) for name in source.names]
     return {"label": label, "meaning": meaning, "known": not whole, "index": index, "curves": curves}
 
