@@ -529,7 +529,12 @@ def conclude(
 
 
 def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> str:
-    """Draw the results and write the model card; without matplotlib the run is whole all the same."""
+    """Draw the results and write the model card; without matplotlib the run is whole all the same.
+
+    A page of the user stays: it does not end as every card does.
+    """
+    from tlora.adapters.files import PAGE
+
     try:
         viz = load_viz()
     except ModuleNotFoundError as error:
@@ -541,6 +546,10 @@ def draw_pictures(results: Mapping[str, Any], output: Path, report: Report) -> s
         for name in ("spectrum", "sensitivity", "allocation", "training"):
             if name in results:
                 draw_into(folder / f"{name}.png", viz, getattr(viz, f"plot_{name}")(results[name]))
-        with replace_file(output / "README.md") as fresh:
-            fresh.write_text(viz.card(output), encoding="utf-8")
+        page, text = output / PAGE, viz.card(output)
+        if page.exists() and not page.read_bytes().rstrip().endswith(text.splitlines()[-1].encode()):
+            report.say(f"{page} is not a card of tlora and stays: print(viz.card({str(output)!r})) shows the new card")
+        else:
+            with replace_file(page) as fresh:
+                fresh.write_text(text, encoding="utf-8")
     return str(folder)

@@ -117,6 +117,9 @@ def race(
     """
     if output is not None:
         check_place(output, RACE, overwrite=overwrite)
+        from tlora.adapters.files import TRAINING, refuse_other_writer
+
+        refuse_other_writer(output / ADAPTER, TRAINING)
     arms, report = racing.arms(), Report(quiet)
     base, task = load_base(model, data, placement, report)
     result = tlora.race(base, task, arms, progress=report.progress, **racing.arguments())

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from tlora.adapters import lora_layers
-from tlora.adapters.files import PREFIX, RUN, check_files, earlier_files, write_adapter
+from tlora.adapters.files import PREFIX, RUN, TRAINING, check_files, earlier_files, refuse_other_writer, write_adapter
 from tlora.results import Meta, Result, read_result, write_result
 from tlora.training.callbacks import MODULE_COLUMNS
 from tlora.utils.defaults import ENERGY
@@ -148,7 +148,7 @@ class TrainingRun(Result):
         ----------
         path : path-like
             Folder to write: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them,
-            and ``tlora/run.safetensors``. An adapter in it is replaced, other files stay.
+            and ``tlora/run.safetensors``. An earlier run in it is replaced, other files stay.
 
         Returns
         -------
@@ -158,8 +158,10 @@ class TrainingRun(Result):
         Raises
         ------
         FileExistsError
-            If ``path`` is a file.
+            If ``path`` is a file, or holds an adapter that no training of tlora wrote. The run is as it was: save it in
+            another folder.
         """
+        refuse_other_writer(path, TRAINING)
         with replace_files(path, last=ADAPTER_CONFIG, earlier=earlier_files(path)) as folder:
             write_adapter(folder, self.adapter, self.adapter_config)
             # The adapter stays where PEFT expects it; the run records which one it is.

@@ -16,7 +16,8 @@ import anywidget
 import numpy as np
 import traitlets
 
-from tlora.adapters.files import earlier_files
+from tlora.adapters.files import TRAINING as TRAINED
+from tlora.adapters.files import earlier_files, refuse_other_writer
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.stability import allocation_stability
 from tlora.calibration.calibration import Calibration
@@ -381,6 +382,7 @@ class Workbench(PicturedWidget):
             labels, kind = list(self.results.others), type(self.calibration).__name__
             session = Session(state, list(self.selected), self.widget.tab, kind, labels)  # type: ignore[arg-type]
         check_place(path, "calibration.safetensors")
+        refuse_other_writer(Path(path, "run"), TRAINED)
         earlier = [*map(result_file, parts), *(Path("run", file) for file in earlier_files(Path(path, "run")))]
         earlier += [Path(file.name) for file in Path(path).glob("other-*.safetensors")]
         with replace_files(path, last=SESSION, earlier=earlier) as folder:
