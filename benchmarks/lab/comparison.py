@@ -48,7 +48,7 @@ class Comparison:
         "split": "split that was evaluated: validation in the search, test at the chosen rate",
         "metric": "name of the metric; negative_loss if the task has none but its loss",
         "value": "the metric, higher is better; NaN if there is none",
-        "loss": "mean loss, nats per labelled token or per sample; NaN if there is none",
+        "loss": "mean loss, nats per labeled token or per sample; NaN if there is none",
         "trainable_parameters": "all trained parameters, a head included",
         "head_parameters": "the classification head, which every method trains",
         "seconds": "time of training",

@@ -267,7 +267,7 @@ def _lora_variant(kind: str, **config: Any) -> Method:
 def eva(job: Job) -> PeftModel:
     """Directions of the inputs' largest variance, with ranks allocated by explained variance (PEFT's defaults).
 
-    All tokens count, as in TLoRA: PEFT advises against its mask of labels if few tokens are labelled, and loops
+    All tokens count, as in TLoRA: PEFT advises against its mask of labels if few tokens are labeled, and loops
     forever if no batch has enough tokens left.
 
     Raises

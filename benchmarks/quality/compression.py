@@ -218,9 +218,9 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
     for ax, record in zip(axes[0], shown, strict=True):
         frame = pd.DataFrame(record["values"])
         names = style.projections(frame)
-        for name, colour in zip(names, style.colors(len(names)), strict=True):
+        for name, color in zip(names, style.colors(len(names)), strict=True):
             part = frame[frame["projection"] == name]
-            ax.scatter(part["mean"], part["rank"], s=12, color=colour, label=name)
+            ax.scatter(part["mean"], part["rank"], s=12, color=color, label=name)
         rho = spearmanr(frame["mean"], frame["rank"]).statistic
         ax.set_title(f"{task_of(record)}, correlation {rho:+.2f}", fontsize=10)
         ax.set(xscale="log", xlabel="sensitivity, nats per token")

@@ -175,8 +175,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     line = correlations(rows).set_index("predictor")
     for column, (name, words) in zip(axes.T, PREDICTORS.items(), strict=True):
         for ax, of, correlation in zip(column, ("cost", "part"), ("with nats", "with the part"), strict=True):
-            for row, (colour, marker) in zip(rows.to_dict("records"), looks, strict=True):
-                ax.plot(row[name], row[of], marker, color=colour, label=row["task"])
+            for row, (color, marker) in zip(rows.to_dict("records"), looks, strict=True):
+                ax.plot(row[name], row[of], marker, color=color, label=row["task"])
             style.headline(ax, f"rank correlation {line.loc[words, correlation]:+.2f}")
         column[-1].set_xlabel(textwrap.fill(words, 28))
     axes[0, 0].set_ylabel("freezing costs, nats")

@@ -419,12 +419,12 @@ def draw_estimates(table: pd.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.8, 1.6 + 0.36 * len(names)), sharey=True, layout="constrained")
     looks = list(zip(tasks, style.colors(len(tasks)), style.markers(len(tasks)), strict=True))
     for ax, (of, margin) in zip(panels, {"loss": MARGIN, "forgetting": GUARD}.items(), strict=True):
-        for n, (task, colour, marker) in enumerate(looks):
+        for n, (task, color, marker) in enumerate(looks):
             mine = table[(table["of"] == of) & (table["task"] == task)]
             places = [names.index(name) + 0.3 * (n - (len(tasks) - 1) / 2) for name in mine["arm"]]
             reach = (mine["mean"] - mine["low"], mine["high"] - mine["mean"])
             ax.errorbar(
-                mine["mean"], places, xerr=reach, fmt=marker, color=colour, markersize=5, linewidth=1.2, label=task
+                mine["mean"], places, xerr=reach, fmt=marker, color=color, markersize=5, linewidth=1.2, label=task
             )
         ax.axvspan(-margin, margin, color="0.88", linewidth=0, zorder=0)
         ax.axvline(0, color="0.35", linestyle="--", linewidth=1, zorder=1)

@@ -216,7 +216,7 @@ def _authors(model: Any, batches: list[Batch]) -> None:
 
 
 def _inputs(model: Any, batches: list[Batch], names: list[str]) -> dict[str, list[Tensor]]:
-    """Real tokens of each sample as the modules read them, centred."""
+    """Real tokens of each sample as the modules read them, centered."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     for batch in batches:
         mask = batch["attention_mask"].bool()

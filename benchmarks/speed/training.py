@@ -3,7 +3,7 @@
     python -m benchmarks.speed.training --rank 128
 
 Time: both are adapted copies of one model, and take turns step by step; each pair of steps gives a ratio. Memory: each
-in a process of its own, the most that was resident while training; beside it what an account of the optimiser's states
+in a process of its own, the most that was resident while training; beside it what an account of the optimizer's states
 and the saved activations of A says. About four minutes on two cores.
 """
 
@@ -59,7 +59,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[Any, tlora.Calibration, tlo
 
 
 class Stepper:
-    """An adapted model with its optimiser, and a batch of random tokens."""
+    """An adapted model with its optimizer, and a batch of random tokens."""
 
     def __init__(self, model: Any, allocation: tlora.Allocation, freeze_a: bool, arguments: argparse.Namespace) -> None:
         # What a step costs does not depend on where A points.
@@ -70,7 +70,7 @@ class Stepper:
         self.batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
 
     def step(self) -> None:
-        """Forward, backward, and the optimiser."""
+        """Forward, backward, and the optimizer."""
         self.model(**self.batch).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

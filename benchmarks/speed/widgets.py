@@ -95,22 +95,22 @@ def in_the_browser() -> None:
         page.wait_for_timeout(3000)
         page.evaluate(WATCH)
         slider = page.locator(".tlora").get_by_label("Temperature")
-        centres = {k: _centre(page.locator(f".tlora .cell[data-k='{k}']")) for k in range(0, 224, 11)}
+        centers = {k: _center(page.locator(f".tlora .cell[data-k='{k}']")) for k in range(0, 224, 11)}
 
         def turn(step: int) -> None:
             slider.press("ArrowLeft" if step // 10 % 2 == 0 else "ArrowRight")
 
         def pick(step: int) -> None:
-            page.mouse.move(*centres[11 * (step % 20)])
+            page.mouse.move(*centers[11 * (step % 20)])
             page.mouse.down()
             page.mouse.up()
 
         def pull(step: int) -> None:
-            page.mouse.move(centres[110][0], centres[110][1] - 4 * (1 + step % 20))
+            page.mouse.move(centers[110][0], centers[110][1] - 4 * (1 + step % 20))
 
         report("temperature, map", delays(page, "input", "map", turn), 50, 100)
         report("click, charts of the module", delays(page, "pointerdown", "picture", pick, 500), 150, 150)
-        page.mouse.move(*centres[110])
+        page.mouse.move(*centers[110])
         page.mouse.down()
         report("drag, map", delays(page, "pointermove", "map", pull), 50, 100)
         page.evaluate(f"void ({RATE})(110).then((changes) => {{ window.changes = changes; }})")
@@ -118,7 +118,7 @@ def in_the_browser() -> None:
         step = 0
         while time.monotonic() - began < 3:
             step += 1
-            page.mouse.move(centres[110][0], centres[110][1] - 4 * (1 + step % 20))
+            page.mouse.move(centers[110][0], centers[110][1] - 4 * (1 + step % 20))
         page.wait_for_function("window.changes !== undefined")
         page.mouse.up()
         print(f"{'changes of rank a second, dragging':36} {page.evaluate('window.changes') / 3:8.1f}    limit 15")
@@ -128,7 +128,7 @@ def in_the_browser() -> None:
         report("temperature, map, while a cell runs", delays(page, "input", "map", turn), 500, 500)
 
 
-def _centre(cell: Any) -> tuple[float, float]:
+def _center(cell: Any) -> tuple[float, float]:
     box = cell.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 

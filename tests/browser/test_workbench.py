@@ -35,8 +35,8 @@ RANKS = "[...document.querySelectorAll('.tlora .cell')].sort((a, b) => a.dataset
 )
 CONTRAST = """() => {
     const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-    const luminance = (colour) => {
-        canvas.fillStyle = colour;
+    const luminance = (color) => {
+        canvas.fillStyle = color;
         canvas.fillRect(0, 0, 1, 1);
         const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
             .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);

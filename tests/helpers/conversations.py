@@ -1,4 +1,4 @@
-"""Conversations, and what of them is labelled."""
+"""Conversations, and what of them is labeled."""
 
 from __future__ import annotations
 

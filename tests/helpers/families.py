@@ -242,7 +242,7 @@ def tiny_model(head: str, family: str, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model = cls(config).float().eval()
         for parameter in model.parameters():
-            # what is initialised narrowly leaves attention uniform, and some is not initialised at all
+            # what is initialized narrowly leaves attention uniform, and some is not initialized at all
             known = torch.where(parameter.data.abs() < 100, parameter.data, 0)
             parameter.data = known + torch.randn_like(known) * (0.2 if parameter.ndim > 1 else 0.05)
     return model

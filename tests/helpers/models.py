@@ -59,7 +59,7 @@ ENCODERS = ("bert", "roberta")
 def tiny_config(family: str, **config: Any) -> transformers.PretrainedConfig:
     """The config of a tiny model of the family, with values replaced by ``config``."""
     name, _, values = _FAMILIES[family]
-    # The usual initialisation (0.02) leaves attention almost uniform at this width; 0.2 makes it matter.
+    # The usual initialization (0.02) leaves attention almost uniform at this width; 0.2 makes it matter.
     defaults = {"vocab_size": VOCABULARY} | ({} if family == "t5" else {"initializer_range": 0.2})
     return getattr(transformers, name)(**(defaults | values | config))
 

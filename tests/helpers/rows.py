@@ -23,7 +23,7 @@ def pairs(count=12, seed=0):
     )
 
 
-def labelled(count=12):
+def labeled(count=12):
     texts = [f"{i} {s}" for i, s in enumerate(sentences(count, 3))]
     return Dataset.from_dict({"text": texts, "label": [("bad", "fine", "good")[i % 3] for i in range(count)]})
 

@@ -54,7 +54,7 @@ def test_the_reference_solutions_of_humaneval_pass(smollm):
 
 
 def test_what_smollm_learns_of_a_question(smollm):
-    """The end token is learnt, though it is the padding token: SmolLM2 has one token for both."""
+    """The end token is learned, though it is the padding token: SmolLM2 has one token for both."""
     _, tokenizer = smollm
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     task = load_task("family_relationships", tokenizer, train=40, validation=5, test=5)
@@ -69,6 +69,6 @@ def test_what_smollm_learns_of_a_question(smollm):
         assert written.group(2) == row["answer"] + "<|im_end|>"
         assert tokenizer.decode([label for label in row["labels"] if label != -100]) == row["answer"] + "<|im_end|>"
     batch = task.collate(list(task.train))
-    learnt = batch["labels"] == tokenizer.eos_token_id
-    assert learnt.sum(1).tolist() == [1] * 40
+    learned = batch["labels"] == tokenizer.eos_token_id
+    assert learned.sum(1).tolist() == [1] * 40
     assert task.stop_ids == (tokenizer.eos_token_id,)

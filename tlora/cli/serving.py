@@ -59,8 +59,7 @@ def inspect(
     inspection = tlora.inspect(adapter)
     use, engines = inspection.rank_use(), inspection.engines()
     if as_json:
-        modules = inspection.to_frame().assign(used_rank=use["used_rank"])
-        records = {"modules": modules.to_dict("records"), "engines": engines.to_dict("records")}
+        records = {"modules": inspection.to_frame().to_dict("records"), "engines": engines.to_dict("records")}
         typer.echo(json.dumps({"base": inspection.meta.model, **records}, indent=2))
         return
     ranks, scalings = inspection.ranks.values(), inspection.scalings.values()

@@ -112,7 +112,7 @@ class Race(Result):
         "arm": "its name",
         "seed": "of the training",
         "step": "optimizer steps done",
-        "loss": "held-out loss, nats per labelled token (per sample, for classification)",
+        "loss": "held-out loss, nats per labeled token (per sample, for classification)",
         "seconds": "of this training up to this step",
         "parameters": "trained parameters",
         "learning_rate": "peak learning rate",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ from tlora.tasks.sources import SUFFIXES, Source, read_dataset, read_path, split
 from tlora.tasks.splits import deal_splits, key_columns
 from tlora.tasks.task import Task
 from tlora.tasks.tokenization import ARCHITECTURES, Cuts, Format
+from tlora.utils.defaults import MetricName
 from tlora.utils.files import digest
 from tlora.utils.validation import require_choice, require_positive_int
 
@@ -309,7 +310,7 @@ def _build_task(source: Source, form: Format, seed: int, progress: bool) -> Task
         seed=seed,
         **splits,
     )
-    if source.metric in (METRICS["exact_match"], METRICS["final_answer"]):  # fast to score
+    if source.metric.compares_text:
         _warn_of_unreachable_answers(task)
     return task
 
@@ -361,7 +362,7 @@ def _check_arguments(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer is of type {type(tokenizer).__name__}: pass the one that tlora.load_model returns")
     require_choice(architecture, "architecture", (None, *ARCHITECTURES))
-    require_choice(metric, "metric", (None, "exact_match", "final_answer", "loss"))
+    require_choice(metric, "metric", (None, *get_args(MetricName)))
     for split, size in sizes.items():
         if size is not None:
             require_positive_int(size, split, 0)

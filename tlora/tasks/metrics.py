@@ -27,10 +27,13 @@ class Metric:
         The headline metric: a key of the result of ``score``, or ``"loss"``.
     score : callable or None
         None if nothing is generated and only loss and perplexity are reported.
+    compares_text : bool
+        Whether an answer is compared with the text of the reference, which takes no time.
     """
 
     name: str
     score: Score | None
+    compares_text: bool = False
 
 
 def score_text(rows: Rows, answers: Sequence[str]) -> list[float]:
@@ -262,8 +265,8 @@ def _name_scores(
 
 METRICS: dict[str, Metric] = {
     "loss": Metric("loss", None),
-    "exact_match": Metric("exact_match", partial(_name_scores, "exact_match", score_text)),
-    "final_answer": Metric("exact_match", partial(_name_scores, "exact_match", score_value)),
+    "exact_match": Metric("exact_match", partial(_name_scores, "exact_match", score_text), compares_text=True),
+    "final_answer": Metric("exact_match", partial(_name_scores, "exact_match", score_value), compares_text=True),
     "accuracy": Metric("accuracy", partial(_name_scores, "accuracy", score_text)),
     "pass@1": Metric("pass@1", partial(_name_scores, "pass@1", score_programs)),
 }

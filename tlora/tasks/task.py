@@ -262,7 +262,7 @@ class Task:
         Returns
         -------
         pandas.DataFrame
-            Indexed by split: ``samples``; ``tokens`` and ``labelled`` (tokens with a label; 0 for classification);
+            Indexed by split: ``samples``; ``tokens`` and ``labeled`` (tokens with a label; 0 for classification);
             ``longest`` (tokens, before truncation); ``truncated`` and ``dropped`` (samples).
         """
         return pd.DataFrame({split: self._sizes(split) for split in SPLITS}, dtype=object).T.astype(int)
@@ -274,7 +274,7 @@ class Task:
         return {
             "samples": len(rows),
             "tokens": sum(map(len, rows["input_ids"])) if len(rows) else 0,
-            "labelled": sum(int((row != IGNORED).sum()) for row in labels),
+            "labeled": sum(int((row != IGNORED).sum()) for row in labels),
             "longest": cuts.longest,
             "truncated": cuts.truncated,
             "dropped": cuts.dropped,

@@ -8,6 +8,9 @@ Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
 Budget = Literal["ranks", "parameters"]
 Scaling = Literal["nominal", "allocated"]
 Rows = Literal["orthonormal", "variance", "whitened"]
+MetricName = Literal["exact_match", "final_answer", "loss"]
+"""Metrics that a user can choose for a task; presets have others."""
+
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -110,7 +110,7 @@ def test_rows_are_by_variance_by_default() -> None:
 def test_inputs_without_variance_give_rows_of_the_usual_length(rows: Any) -> None:
     model = tiny_model("llama")
     batch = tiny_batch(model, (9, 9, 9))
-    batch["labels"][:, :-1] = -100  # one labelled token a sample, which varies around its mean by nothing
+    batch["labels"][:, :-1] = -100  # one labeled token a sample, which varies around its mean by nothing
     calibration = tlora.calibrate(model, [batch], tokens="labels", gradient=True, progress=False)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=8, kind="w", progress=False)
     assert subspaces.to_frame()["explained_variance"].isna().all()

@@ -90,7 +90,7 @@ def test_a_long_sample_among_short_ones_does_not_pad_them_all() -> None:
     assert [part["input_ids"].shape for part in parts] == [(3, 3), (1, 40), (2, 3)]
 
 
-def test_what_nothing_is_learnt_from_is_left_out() -> None:
+def test_what_nothing_is_learned_from_is_left_out() -> None:
     model, samples = tiny_model("llama"), rows()
     samples[1]["labels"] = [-100] * 4
     expected = calibrate(model, alone([samples[0], *samples[2:]]))

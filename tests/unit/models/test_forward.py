@@ -1,4 +1,4 @@
-"""Samples longer than a model with learnt positions reads: cut by default, refused where they come all the same."""
+"""Samples longer than a model with learned positions reads: cut by default, refused where they come all the same."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +79,7 @@ def loss_and_gradients(model, batch):
 
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_the_model_computes_the_same_loss_from_the_labelled_positions(family, padding):
+def test_the_model_computes_the_same_loss_from_the_labeled_positions(family, padding):
     model = tiny_model(family)
     batch = tiny_batch(model, padding=padding)
     batch["labels"][:, 5] = -100  # a column in the middle that nobody is asked for

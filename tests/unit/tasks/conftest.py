@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.models import tiny_model
-from tests.helpers.rows import labelled, pairs
+from tests.helpers.rows import labeled, pairs
 from tests.helpers.tokenizers import bytes_tokenizer, ended_tokenizer, words_tokenizer
 from tlora.tasks.load import load_task
 
@@ -27,7 +27,7 @@ def llama(tokenizer):
 
 @pytest.fixture(scope="module")
 def encoded():
-    return load_task(labelled(), words_tokenizer(), train=6, validation=2, test=4)
+    return load_task(labeled(), words_tokenizer(), train=6, validation=2, test=4)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What of a sample is learnt, against renderings written by hand and token offsets."""
+"""What of a sample is learned, against renderings written by hand and token offsets."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("template", ["chatml", "instruct"])
-def test_all_that_the_assistant_says_is_learnt_and_nothing_else(template, kind, conversation):
+def test_all_that_the_assistant_says_is_learned_and_nothing_else(template, kind, conversation):
     tokenizer = TOKENIZERS[kind](template)
     turns = messages(CONVERSATIONS[conversation])
     row = load_task(Dataset.from_dict({"messages": [turns]}), tokenizer, **SIZES).train[0]
@@ -101,13 +101,13 @@ def test_a_conversation_is_cut_to_the_turns_that_fit():
     assert row["prompt_length"] < second
 
 
-def learnt_of(row: dict[str, Any], tokenizer: Any) -> str:
+def learned_of(row: dict[str, Any], tokenizer: Any) -> str:
     return str(tokenizer.decode([label for label in row["labels"] if label != -100]))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "dataset"])
 @pytest.mark.parametrize("as_text", [True, False])
-def test_tools_are_shown_and_calls_learnt(kind: str, as_text: bool, tmp_path: Path) -> None:
+def test_tools_are_shown_and_calls_learned(kind: str, as_text: bool, tmp_path: Path) -> None:
     """Arguments reach the template as objects, however they are written: so an engine gives them to it."""
     arguments = {"city": "Rome", "day": None} if kind == "jsonl" else {"city": "Rome"}
     tools = json.dumps(TOOLS) if as_text else TOOLS
@@ -120,23 +120,23 @@ def test_tools_are_shown_and_calls_learnt(kind: str, as_text: bool, tmp_path: Pa
     tokenizer = bytes_tokenizer(CALLING)
     task = load_task(data, tokenizer, validation=0, test=0)
     row, written = task.train[0], json.dumps(arguments)
-    assert learnt_of(row, tokenizer) == f"weather{written}<|im_end|>Wet.<|im_end|>"
+    assert learned_of(row, tokenizer) == f"weather{written}<|im_end|>Wet.<|im_end|>"
     assert tokenizer.decode(row["input_ids"]).startswith(f"tools:{json.dumps(TOOLS)}\nuser:How")
     if kind == "jsonl":
         assert tokenizer.decode(task.train[10]["input_ids"]).startswith("user:How")
 
 
-def test_messages_of_weight_zero_are_read_and_not_learnt() -> None:
+def test_messages_of_weight_zero_are_read_and_not_learned() -> None:
     """As in the files that are uploaded to a provider."""
     tokenizer = bytes_tokenizer(CALLING)
     talk = called("{}")["messages"]
     talk[1]["weight"] = 0
     row = load_task(Dataset.from_list([{"messages": talk}] * 10), tokenizer, validation=0, test=0).train[0]
-    assert learnt_of(row, tokenizer) == "Wet.<|im_end|>"
+    assert learned_of(row, tokenizer) == "Wet.<|im_end|>"
     assert "weather{}" in tokenizer.decode(row["input_ids"])
     talk[1]["weight"], talk[3]["weight"] = 1, 0
     row = load_task(Dataset.from_list([{"messages": talk}] * 10), tokenizer, validation=0, test=0).train[0]
-    assert learnt_of(row, tokenizer) == "weather{}<|im_end|>"
+    assert learned_of(row, tokenizer) == "weather{}<|im_end|>"
     assert row["answer"] == ""
 
 
@@ -162,7 +162,7 @@ def test_no_tools_and_no_arguments_are_said_in_any_form(tools: Any, tmp_path: Pa
     file.write_text(f"{json.dumps(row)}\n" * 10)
     for data in (file, Dataset.from_list([row] * 10)):
         task = load_task(data, tokenizer, validation=0, test=0)
-        assert learnt_of(task.train[0], tokenizer) == "weather{}<|im_end|>Wet.<|im_end|>"
+        assert learned_of(task.train[0], tokenizer) == "weather{}<|im_end|>Wet.<|im_end|>"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def bert():
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_loss_is_the_mean_over_all_labelled_tokens(task, llama, size):
+def test_the_loss_is_the_mean_over_all_labeled_tokens(task, llama, size):
     singles = single_losses(llama, task.test)
     expected = sum(total for total, _ in singles) / sum(count for _, count in singles)
     found = task.evaluate(llama, batch_size=size)

@@ -1,4 +1,4 @@
-"""Data of one's own: what a model that learnt its task perfectly would be given, and rows that cannot be meant."""
+"""Data of one's own: what a model that learned its task perfectly would be given, and rows that cannot be meant."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def sums(answer: str = "{}") -> Dataset:
 
 
 def perfect(task: Any) -> float:
-    """The score of a model that writes what it learnt, token by token, and then something else."""
+    """The score of a model that writes what it learned, token by token, and then something else."""
     written = [[label for label in row["labels"] if label != -100] + [5, 6] for row in task.test]
     answers = [decode_answer(task, row, tokens) for row, tokens in zip(task.test, written, strict=True)]
     scores = task.score(task.test, answers)[task.metric]
@@ -117,11 +117,11 @@ def test_objects_keep_their_own_keys(tmp_path: Path) -> None:
     tokenizer = bytes_tokenizer(template)
     for data in (file, Dataset.from_dict({"messages": messages})):
         task = load_task(data, tokenizer)
-        learnt = {learnt_of(row, tokenizer) for row in task.train}
-        assert learnt == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
+        learned = {learned_of(row, tokenizer) for row in task.train}
+        assert learned == {'now{"city": "Paris"}<|im_end|>', 'now{"a": 1, "b": 2}<|im_end|>'}
 
 
-def learnt_of(row: dict[str, Any], tokenizer: Any) -> str:
+def learned_of(row: dict[str, Any], tokenizer: Any) -> str:
     return str(tokenizer.decode([label for label in row["labels"] if label != -100]))
 
 

@@ -1,4 +1,4 @@
-"""Data of one's own: what a model that learnt its task perfectly would be given, and rows that cannot be meant."""
+"""Data of one's own: what a model that learned its task perfectly would be given, and rows that cannot be meant."""
 
 import pytest
 from datasets import Dataset

@@ -124,7 +124,7 @@ def test_a_task_shows_itself(task, encoded, tokenizer):
     assert described["samples"].tolist() == [6, 2, 4]
     rows = list(task.train)
     assert described.loc["train", "tokens"] == sum(len(row["input_ids"]) for row in rows)
-    assert described.loc["train", "labelled"] == sum(label != -100 for row in rows for label in row["labels"])
+    assert described.loc["train", "labeled"] == sum(label != -100 for row in rows for label in row["labels"])
     assert described.loc["train", "longest"] == max(len(row["input_ids"]) for row in rows)
 
 

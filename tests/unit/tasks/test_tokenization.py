@@ -1,4 +1,4 @@
-"""What of a sample is learnt, against renderings written by hand and token offsets."""
+"""What of a sample is learned, against renderings written by hand and token offsets."""
 
 import copy
 
@@ -14,7 +14,7 @@ from tlora.tasks.load import load_task
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_the_end_token_is_learnt_though_it_is_the_padding_token(chat):
+def test_the_end_token_is_learned_though_it_is_the_padding_token(chat):
     tokenizer = bytes_tokenizer("chatml")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     data = Dataset.from_dict({"prompt": ["a", "a longer one"], "completion": ["b", "c d e f"]})
@@ -103,9 +103,9 @@ def test_truncation_is_counted_and_said_and_samples_without_labels_are_dropped()
 
 def test_encoders_and_encoder_decoders_keep_their_last_token_when_truncated():
     words, ended = words_tokenizer(), ended_tokenizer()
-    labelled = Dataset.from_dict({"text": ["a film " * 50, "a joy"], "label": [0, 1]})
+    labeled = Dataset.from_dict({"text": ["a film " * 50, "a joy"], "label": [0, 1]})
     with pytest.warns(UserWarning, match="max_length=8 truncated 1 of train"):
-        task = load_task(labelled, words, max_length=8, **SIZES)
+        task = load_task(labeled, words, max_length=8, **SIZES)
     assert (len(task.train[0]["input_ids"]), task.train[0]["input_ids"][-1]) == (8, words.sep_token_id)
     pair = Dataset.from_dict({"prompt": ["a film " * 50], "completion": ["a joy"]})
     with pytest.warns(UserWarning, match="max_length=8 truncated 1 of train"):

@@ -113,7 +113,7 @@ def test_schedule_is_cosine_after_a_tenth_of_warm_up() -> None:
     assert run.history["epoch"].iloc[-1] == pytest.approx(10)
 
 
-def test_first_loss_is_the_mean_over_the_labelled_tokens_of_the_batch() -> None:
+def test_first_loss_is_the_mean_over_the_labeled_tokens_of_the_batch() -> None:
     model, rows = adapted_model(), token_rows(4)
     batch = Rows(rows, 0).collate(list(rows))
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_nothing_holds_the_model_afterwards() -> None:
     assert run.module_history["step"].unique().tolist() == [1, 2, 3, 4]
 
 
-def test_training_multiplies_the_output_embedding_for_labelled_positions_alone():
+def test_training_multiplies_the_output_embedding_for_labeled_positions_alone():
     model, rows = adapted_model(), token_rows()
     rows = rows.map(lambda row: {"labels": [-100] * (len(row["labels"]) - 1) + row["labels"][-1:]})
     columns = []

@@ -1,6 +1,6 @@
-"""What the initialisation costs: calibration and subspaces, beside the plain passes and the full SVD, in one run.
+"""What the initialization costs: calibration and subspaces, beside the plain passes and the full SVD, in one run.
 
-    python benchmarks/speed/initialisation.py --model smollm2-135m --task family_relationships
+    python benchmarks/speed/initialization.py --model smollm2-135m --task family_relationships
 
 Each repeat times both sides right after each other and gives one ratio: ratios survive a noisy machine better than
 seconds do. The median is given, with the smallest and the largest. Six minutes on two cores.
