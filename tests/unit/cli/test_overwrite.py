@@ -139,3 +139,12 @@ def test_a_command_writes_where_nothing_stands_and_replaces_its_own_result(
     assert after[f"out/{marker}"] != before.get(f"out/{marker}")
     assert (command in ("init", "run", "train") and there == "nothing") <= Path("out/README.md").exists()
     assert not [name for name in after.keys() - before.keys() if not name.startswith("out/")]
+
+
+def test_a_race_refuses_before_it_trains_where_its_winner_would_replace_another_adapter(standing: Path) -> None:
+    shutil.copytree(standing / "another trainer's adapter", "out/adapter")
+    Path("out/race.safetensors").write_text("of an earlier race")
+    before = stamps()
+    refusal = invoke(f"race {DATA} {QUICK} --output out --overwrite")
+    assert (refusal.exit_code, f"out/adapter/{ADAPTER}" in refusal.stderr) == (2, True)
+    assert stamps() == before
