@@ -145,6 +145,6 @@ def test_a_race_refuses_before_it_trains_where_its_winner_would_replace_another_
     shutil.copytree(standing / "another trainer's adapter", "out/adapter")
     Path("out/race.safetensors").write_text("of an earlier race")
     before = stamps()
-    refusal = invoke(f"race {DATA} {QUICK} --output out --overwrite")
+    refusal = invoke(f"race {DATA} --output out --overwrite")
     assert (refusal.exit_code, f"out/adapter/{ADAPTER}" in refusal.stderr) == (2, True)
     assert stamps() == before
