@@ -10,7 +10,6 @@ from tlora.utils.defaults import ENERGY
 from viz.widgets.panels.parts import Column, Part, count, number, panel, percent, table, text, whole
 from viz.widgets.results import Results
 
-"""Share of the squared norm of the update that the used directions hold."""
 ABOUT = (
     f"How many directions the trained update s B A needs for {percent(ENERGY)} of its squared norm. Unused rank can go "
     "elsewhere in the next allocation."
