@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
@@ -196,13 +197,14 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
     if not file.is_file():
         raise FileNotFoundError(f"no result at {file}")
     try:
-        with safe_open(file, "pt") as opened:
-            head = _head(file, opened.metadata())
-            if head["result"] != kind:
-                there = head["result"]
-                raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
-            # A copy, for the file is mapped into memory and may be overwritten or truncated later.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        # Read at once: `safe_open` opens the file twice, and another process may replace it in between.
+        content = file.read_bytes()
+        tensors = load_tensors(content)
+        size = int.from_bytes(content[:8], "little")
+        head = _head(file, json.loads(content[8 : 8 + size]).get("__metadata__"))
+        if head["result"] != kind:
+            there = head["result"]
+            raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
         return unpack(cls, head["values"], tensors)
     except _OtherFileError:
         raise
