@@ -170,7 +170,7 @@ def test_panels_open_and_close_one_at_a_time(bench: Bench) -> None:
     panels.nth(1).click()
     finding = bench.root.locator(".panel .finding")
     before = finding.inner_text()
-    bench.root.locator(".panel").get_by_label("Rank").press("Home")
+    bench.root.locator(".panel").get_by_role("slider", name="Rank").press("Home")
     expect(finding).not_to_have_text(before)
     panels.nth(1).click()
 

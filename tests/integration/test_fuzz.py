@@ -253,7 +253,10 @@ def changed_tensors(blob: bytes, rng: Random) -> bytes:
     """A safetensors file whose header says something else: sizes, shapes, types, names, places."""
     size = int.from_bytes(blob[:8], "little")
     header, data = json.loads(blob[8 : 8 + size]), blob[8 + size :]
-    names = [name for name in header if name != "__metadata__"]
+    entries = header.items() if isinstance(header, dict) else ()  # it may have been damaged before
+    names = [name for name, entry in entries if name != "__metadata__" and isinstance(entry, dict)]
+    if not names:
+        return blob
     one, other = rng.choice(names), rng.choice(names)
     kinds: tuple[Callable[[], Any], ...] = (
         lambda: header.update({one: header[other], other: header[one]}),

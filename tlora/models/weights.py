@@ -109,7 +109,9 @@ def fingerprint(matrix: Tensor) -> Tensor:
 
 
 def fingerprint_similarity(one: Tensor, other: Tensor) -> float:
-    """Cosine of two fingerprints; 1 for equal ones, also if they are zero because the weight is."""
+    """Cosine of two fingerprints; 1 for equal ones, also if they are zero because the weight is; 0 for other shapes."""
+    if one.shape != other.shape:
+        return 0.0
     return 1.0 if torch.equal(one, other) else float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
