@@ -208,7 +208,15 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         return unpack(cls, head["values"], tensors)
     except _OtherFileError:
         raise
-    except (SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{file} is truncated or damaged ({error!r}): copy it or make the result again") from error
 
 
