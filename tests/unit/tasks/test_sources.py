@@ -151,7 +151,7 @@ BAD_FILES = [
     ("a.jsonl", '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 1}\n', "line 2: 'text_pair'"),
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "text_pair": "b", "label": 1}\n', "line 2: 'text_pair'"),
     ("a.jsonl.gz", GOOD, r"a\.jsonl\.gz"),
-    ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-9], r"a\.jsonl\.gz"),
+    ("a.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], r"a\.jsonl\.gz"),
     ("a.jsonl", "\n\n", "no rows"),
     ("a.json", '[{"prompt": "a", "completion": "b"}, 3]', "element 2"),
     ("a.json", '[{"prompt": "a",\n "completion": }]', "line 2"),
