@@ -215,6 +215,7 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
         ValueError,
         ArithmeticError,
         AttributeError,
+        MemoryError,
         RuntimeError,
     ) as error:
         raise ValueError(f"{file} is truncated or damaged ({error!r}): copy it or make the result again") from error
