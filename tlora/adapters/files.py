@@ -40,7 +40,9 @@ RUN = Path("tlora", "run.safetensors")
 INITIAL = Path("tlora", "initial.json")
 """Record of an adapter without a run: who wrote it, and what is known of its base and its ``A``."""
 PAGE = Path("README.md")
-"""Instructions beside an adapter that was not trained yet."""
+"""Instructions in the folder of an adapter that was not trained yet."""
+PAGE_TITLE = "# An untrained LoRA adapter for "
+"""How that page begins; one that begins otherwise is the user's."""
 
 BASE, SAMPLES, FROZEN_A, WRITER = "base", "digest of samples", "frozen_a", "written by"
 """Keys of the records."""
@@ -65,18 +67,21 @@ def refuse_more_than_lora(config: Mapping[str, Any], way_out: str) -> None:
 
 def earlier_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Files of the adapter in a folder that a new adapter replaces; a page that the user wrote is not among them."""
-    page = [PAGE] if _initial_record(Path(folder)).get(WRITER) == SAVE_INITIAL else []
-    return [Path(ADAPTER_WEIGHTS), RUN, INITIAL, *page]
+    page = Path(folder, PAGE)
+    is_ours = page.is_file() and page.read_bytes().startswith(PAGE_TITLE.encode())
+    return [Path(ADAPTER_WEIGHTS), RUN, INITIAL, *([PAGE] if is_ours else [])]
 
 
 def refuse_other_writer(folder: str | os.PathLike[str], writer: str) -> None:
-    """Refuse to replace an adapter that was not written by the same function."""
+    """Refuse to replace an adapter that was not written by the same function; training replaces an untrained start."""
     place = Path(folder)
     there = _initial_record(place).get(WRITER, "another program")
     if (place / RUN).exists():
         there = TRAINING
     elif (place / EXPORT_RECORD).exists():
         there = EXPORT
+    if (there, writer) == (SAVE_INITIAL, TRAINING):
+        return
     if there != writer and any((place / name).exists() for name in (ADAPTER_WEIGHTS, RUN)):
         raise FileExistsError(
             f"{place / ADAPTER_WEIGHTS} was written by {there}, and {writer} does not replace it: choose another folder"

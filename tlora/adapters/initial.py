@@ -12,6 +12,7 @@ from tlora.adapters.files import (
     BASE,
     FROZEN_A,
     PAGE,
+    PAGE_TITLE,
     SAVE_INITIAL,
     WRITER,
     earlier_files,
@@ -99,7 +100,9 @@ def _page(adapted: PeftModel, modules: Mapping[str, LoraModule], folder: Path) -
     )
 
 
-_TEXT = """# An untrained LoRA adapter for {base}
+_TEXT = (
+    PAGE_TITLE
+    + """{base}
 
 {modules} modules with {ranks}, written by `tlora` before training. `B` is zero: until a trainer continues from here,
 the model computes what the base computes. `B` has {b:,} parameters, `A` and `B` together have {both:,}.
@@ -159,3 +162,4 @@ lora_model_dir: {folder}
 
 `lora_r`, `lora_alpha`, `lora_target_modules` and the patterns have no effect: the adapter in the folder has its own.
 """
+)

@@ -50,11 +50,13 @@ def test_we_continue_with_a_as_it_was_attached(freeze_a: bool, tmp_path: Path) -
         tlora.load(tmp_path, tiny_model("llama", seed=1))
 
 
-def test_a_trained_adapter_is_never_replaced(tmp_path: Path) -> None:
+def test_a_trained_adapter_is_never_replaced_and_an_untrained_one_with_its_page(tmp_path: Path) -> None:
     model, subspaces, allocation = prepare()
     adapted = tlora.attach(model, subspaces, allocation)
+    tlora.save_initial(adapted, tmp_path)
     step(adapted, tiny_batch(model))
     train_once(adapted).save(tmp_path)
+    assert not (tmp_path / "README.md").exists()  # it said that the adapter was not trained
     (tmp_path / "README.md").write_text("mine")
     again = tlora.attach(adapted, subspaces, allocation, replace=True)
     with pytest.raises(FileExistsError, match="written by training"):
