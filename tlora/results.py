@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -30,6 +30,9 @@ from tlora.utils.packages import library_versions
 
 FORMAT_VERSION = 6
 """Raised whenever files are written that an earlier version would not read, or would read wrongly."""
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of the longest header that safetensors reads."""
 
 _KEY = "tlora"
 """Key of the JSON in the metadata of the file. It is the only one: the order of several would be random."""
@@ -175,9 +178,9 @@ def refuse_other_file(file: Path, kind: str) -> None:
     if not file.exists():
         return
     try:
-        with safe_open(file, "pt") as opened:
-            there = _head(file, opened.metadata())["result"]
-    except (ValueError, OSError, SafetensorError):
+        with file.open("rb") as opened:
+            there = _head(file, _read_metadata(opened))["result"]
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
         there = "something that is not a tlora result"
     if there != kind:
         raise FileExistsError(f"{file} holds {there}, which {kind} would replace: choose another path, or remove it")
@@ -197,11 +200,11 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
     if not file.is_file():
         raise FileNotFoundError(f"no result at {file}")
     try:
-        # Read at once: `safe_open` opens the file twice, and another process may replace it in between.
-        content = file.read_bytes()
-        tensors = load_tensors(content)
-        size = int.from_bytes(content[:8], "little")
-        head = _head(file, json.loads(content[8 : 8 + size]).get("__metadata__"))
+        # Opened once: `safe_open` opens the file twice, and another process may replace it in between.
+        with file.open("rb") as opened:
+            head = _head(file, _read_metadata(opened))
+            opened.seek(0)
+            tensors = load_tensors(opened.read())
         if head["result"] != kind:
             there = head["result"]
             raise _OtherFileError(f"{file} holds {there}, not {kind}: use {there}.load({str(file)!r})")
@@ -223,6 +226,15 @@ def read_result(file: Path, kind: str, cls: type[T]) -> T:
 
 class _OtherFileError(ValueError):
     """The file is whole, but not what was asked for."""
+
+
+def _read_metadata(opened: BinaryIO) -> Mapping[str, str] | None:
+    """Read the metadata of a safetensors file that was just opened; ValueError if it does not begin like one."""
+    size = int.from_bytes(opened.read(8), "little")
+    if size > HEADER_LIMIT:
+        raise ValueError(f"a header of {size:,} bytes")
+    metadata: Mapping[str, str] | None = json.loads(opened.read(size)).get("__metadata__")
+    return metadata
 
 
 def _head(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
