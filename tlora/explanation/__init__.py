@@ -1,0 +1,1 @@
+"""What an adapter reads and what it did, in the words of the data."""
