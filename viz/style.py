@@ -235,6 +235,11 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 10 or 1e-4 <= abs(value) < 1 else f"{value:.2g}"
 
 
+def signed(value: float) -> str:
+    """A number with its sign: ``"+4.58"``, ``"−0.31"``, ``"0"``."""
+    return ("+" if value > 0 else MINUS if value < 0 else "") + number(abs(value))
+
+
 def whole(value: float) -> str:
     """A whole number, thousands with commas; a dash for NaN."""
     return DASH if value != value else f"{int(value):,}"

@@ -1,0 +1,88 @@
+"""The picture of a text: where tokens are drawn, on which colors, and what the title says."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
+
+import viz
+from viz import style
+
+TEXTS = ["<|im_start|>", "user", "\n", "Set", " the", " fan", " to", " 70", ".", "\n", "fan", "=", "70", "日", "\t"]
+VALUES = [0.0, 0.5, -1.0, 0.2, 0.1, 3.0, 0.0, -0.3, 1.0, -4.0, 2.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def written(ax):
+    """The tokens on the axes, with their line and column."""
+    tokens = [text for text in ax.texts if text.get_fontfamily()[0] == "DejaVu Sans Mono"]
+    return [(text.get_text(), int(text.get_position()[1]), int(text.get_position()[0])) for text in tokens]
+
+
+def boxes(ax):
+    """The colored boxes, and the frames of marked tokens."""
+    return [each for each in ax.collections if isinstance(each, PatchCollection)]
+
+
+def test_newlines_and_tabs_are_signs_and_newlines_end_lines():
+    shown = written(viz.plot_tokens(TEXTS, VALUES))
+    assert [text for text, *_ in shown] == [{"\n": "⏎", "日": "□", "\t": "⇥"}.get(text, text) for text in TEXTS]
+    assert [line for _, line, _ in shown] == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
+    for (text, line, column), (_, after, start) in pairwise(shown):
+        assert after > line or start == column + len(text)
+
+
+def test_colors_are_those_of_the_values_and_zero_is_white():
+    ax = viz.plot_tokens(TEXTS, VALUES, marks=[5])
+    colored, frames = boxes(ax)
+    expected = style.DIVERGING(0.5 + np.array(VALUES) / (2 * 4.0))
+    np.testing.assert_allclose(colored.get_facecolors(), expected)
+    assert min(colored.get_facecolors()[0][:3]) > 0.95
+    assert len(frames.get_paths()) == 1
+    np.testing.assert_allclose(frames.get_paths()[0].get_extents().x0, written(ax)[5][2])
+    wider, _ = boxes(viz.plot_tokens(TEXTS, VALUES, limit=8))
+    np.testing.assert_allclose(wider.get_facecolors(), style.DIVERGING(0.5 + np.array(VALUES) / 16))
+
+
+def test_the_title_names_both_ends():
+    ax = viz.plot_tokens(TEXTS, VALUES, label="z", detail="8.up_proj")
+    assert ax.get_title(loc="left") == "Highest at “fan”, +3, lowest at “⏎”, −4"
+    assert any("8.up_proj" in text.get_text() for text in ax.texts)
+    assert viz.plot_tokens(["a"], [0.0]).get_title(loc="left") == "All values are zero"
+
+
+@pytest.mark.parametrize("size", [(8, 4), (3, 2), (2, 1)])
+def test_a_long_text_wraps_and_shrinks_to_fit_the_user_s_axes(size):
+    _, ax = plt.subplots(figsize=size)
+    assert viz.plot_tokens(TEXTS * 4, VALUES * 4, ax=ax) is ax
+    columns = ax.get_xlim()[1]
+    shown = written(ax)
+    assert all(column + len(text) <= columns for text, _, column in shown)
+    assert len(set(shown)) == len(TEXTS) * 4
+    assert ax.get_ylim()[0] > max(line for _, line, _ in shown)
+
+
+def test_a_long_text_makes_a_figure_as_high_as_it_needs():
+    few, many = (viz.plot_tokens(TEXTS * n, VALUES * n) for n in (2, 20))
+    heights = [72 * ax.get_window_extent().height / ax.figure.dpi / ax.get_ylim()[0] for ax in (few, many)]
+    for ax in (few, many):
+        ax.figure.canvas.draw()
+    assert heights[0] == pytest.approx(heights[1], rel=0.3)
+
+
+def test_text_is_legible_on_its_color_also_in_a_dark_style():
+    with plt.style.context("dark_background"):
+        ax = viz.plot_tokens(TEXTS, VALUES)
+    inks = {text.get_text(): to_rgba(text.get_color()) for text in ax.texts}
+    assert inks["<|im_start|>"] == (0, 0, 0, 1)
+    assert inks["⏎"] == (1, 1, 1, 1)  # the darkest color
+
+
+@pytest.mark.parametrize(("tokens", "values"), [(["a", "b"], [1.0]), ([], [])])
+def test_tokens_without_values_are_refused(tokens, values):
+    with pytest.raises(ValueError, match="values"):
+        viz.plot_tokens(tokens, values)

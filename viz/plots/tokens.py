@@ -1,0 +1,173 @@
+"""Picture of a text as its tokens, each on a color that says its value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import CenteredNorm
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from viz import style
+
+FONTS = ["DejaVu Sans Mono", "DejaVu Sans"]
+"""They come with matplotlib: a picture of a text is the same everywhere."""
+FONT_SIZE, SMALLEST = 9.0, 5.0
+"""Points of the text, and of the text on axes that are too small for it."""
+CHARACTER, LINE = 0.602, 1.65
+"""Width of a character and height of a line, in font sizes."""
+WHITESPACE = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
+"""How whitespace other than spaces is written."""
+UNKNOWN = "\u25a1"
+"""Written for a character that the fonts do not have."""
+
+
+class Place(NamedTuple):
+    """Where a token is drawn: its line, its first column and its number of columns."""
+
+    line: int
+    column: int
+    width: int
+
+
+@style.styled
+def plot_tokens(
+    tokens: Iterable[str],
+    values: Iterable[float],
+    *,
+    label: str = "value",
+    detail: str = "",
+    marks: Iterable[int] = (),
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a text token by token, each on the color of its value; zero is white.
+
+    Parameters
+    ----------
+    tokens : iterable of str
+        The tokens' texts, with their leading spaces. A newline is drawn as a sign and ends the line.
+    values : iterable of float
+        One for each token.
+    label : str
+        What the values are, with their unit.
+    detail : str
+        Line below the title, such as where the text comes from.
+    marks : iterable of int
+        Positions of tokens to draw a frame around.
+    limit : float, optional
+        Absolute value of the darkest colors, to compare pictures; by default the largest one of ``values``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw, in a smaller font if needed; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes, in columns of characters and lines of text. Their title names the tokens with the highest and the
+        lowest value.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many values as tokens, or none.
+
+    Examples
+    --------
+    >>> viz.plot_tokens(["hall", ".", "fan", "=", "on"], [0.2, 3.1, -0.4, -2.0, 0.1], label="z")
+    <Axes: title={'left': 'Highest at “.”, +3.1, lowest at “=”, −2'}>
+    """
+    texts, numbers = list(tokens), np.array([float(value) for value in values])
+    if len(texts) != len(numbers) or not texts:
+        raise ValueError(f"{len(texts)} tokens and {len(numbers)} values: pass one value for each token, at least one")
+    shown = [visible(text) for text in texts]
+    own = ax is None
+    ax = style.axes(ax, 8.6, 1.5)
+    norm = CenteredNorm(0, halfrange=limit or float(np.abs(numbers).max()) or 1.0)
+    ax.set_axis_off()
+    _color_bar(ax, norm, label)
+    style.headline(ax, _headline(shown, numbers), detail)  # gives the axes their width
+    size, places = _arrange(ax, texts, shown, fixed=own)
+    columns = int(72 * style.inches(ax) / (CHARACTER * size))
+    lines = places[-1].line + 1
+    if own:
+        height = ax.bbox.height / style.figure_of(ax).dpi
+        style.figure_of(ax).set_figheight(1.5 - height + lines * LINE * size / 72)
+    ax.set(xlim=(0, columns), ylim=(lines, 0))
+    _draw(ax, shown, numbers, places, norm, size, set(marks))
+    return ax
+
+
+def visible(token: str) -> str:
+    """The text of a token as one line: newlines and tabs are signs, and so is what the fonts do not have."""
+    return "".join(WHITESPACE.get(c, c if c in (" ", "\xa0") or _has_glyph(c) else UNKNOWN) for c in token) or " "
+
+
+@cache
+def _has_glyph(character: str) -> bool:
+    return character.isprintable() and any(get_font(findfont(font)).get_char_index(ord(character)) for font in FONTS)
+
+
+def _arrange(ax: Axes, texts: Sequence[str], shown: Sequence[str], fixed: bool) -> tuple[float, list[Place]]:
+    """The font size, and the place of each token: on axes of the user's own the largest size at which all fit."""
+    width, height = (72 * extent / style.figure_of(ax).dpi for extent in ax.bbox.size)
+    size = FONT_SIZE
+    while True:
+        places = _wrap(texts, shown, int(width / (CHARACTER * size)))
+        if fixed or size <= SMALLEST or (places[-1].line + 1) * LINE * size <= height:
+            return size, places
+        size -= 0.5
+
+
+def _wrap(texts: Sequence[str], shown: Sequence[str], columns: int) -> list[Place]:
+    places = []
+    line = column = 0
+    for text, token in zip(texts, shown, strict=True):
+        if column and column + len(token) > columns:
+            line, column = line + 1, 0
+        places.append(Place(line, column, len(token)))
+        column += len(token)
+        if text.endswith("\n"):
+            line, column = line + 1, 0
+    return places
+
+
+def _draw(
+    ax: Axes,
+    shown: Sequence[str],
+    values: np.ndarray,
+    places: Sequence[Place],
+    norm: CenteredNorm,
+    size: float,
+    marks: set[int],
+) -> None:
+    colors = style.DIVERGING(norm(values))
+    boxes = [Rectangle((place.column, place.line + 0.08), place.width, 0.84) for place in places]
+    ax.add_collection(PatchCollection(boxes, facecolors=colors, edgecolors="0.85", linewidths=0.4))
+    frames = [box for n, box in enumerate(boxes) if n in marks]
+    ax.add_collection(PatchCollection(frames, facecolors="none", edgecolors="black", linewidths=1.3))
+    for token, place, color in zip(shown, places, colors, strict=True):
+        ink = "white" if color[:3] @ (0.299, 0.587, 0.114) < 0.5 else "black"
+        at = (place.column, place.line + 0.68)
+        ax.text(*at, token, family=FONTS, fontsize=size, color=ink, va="baseline", clip_on=True, parse_math=False)
+
+
+def _color_bar(ax: Axes, norm: CenteredNorm, label: str) -> None:
+    bar = style.figure_of(ax).colorbar(ScalarMappable(norm, style.DIVERGING), ax=ax, pad=0.015, fraction=0.03, aspect=6)
+    ends = float(norm.halfrange or 1)
+    bar.ax.yaxis.set_major_locator(FixedLocator([-ends, 0, ends]))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.signed(value)))
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def _headline(shown: Sequence[str], values: np.ndarray) -> str:
+    ends = {"Highest": int(values.argmax()), "lowest": int(values.argmin())}
+    parts = [f"{end} at “{shown[n].strip() or shown[n]}”, {style.signed(values[n])}" for end, n in ends.items()]
+    return ", ".join(parts) if values.any() else "All values are zero"
