@@ -1,6 +1,7 @@
 """Stages 1 and 2: what the task's samples excite in each module, and how sensitive the loss is to it.
 
-In the order of the data: calibrate (`calibrate`), packing (rows that hold several samples), batches, forward_backward
-(one pass over the model), accumulators, checkpoint (resume an interrupted calibration), calibration (the result),
-covariance, sample_means, sensitivity, gradient, spectrum.
+In the order of the data: calibrate (`calibrate`), packing (rows that hold several samples), batches,
+constant_tokens (what a chat template adds to every sample), forward_backward (one pass over the model), accumulators,
+checkpoint (resume an interrupted calibration), calibration (the result), covariance, sample_means, sensitivity,
+gradient, spectrum.
 """

@@ -71,8 +71,11 @@ class Batch:
     labeled : (B, T) bool tensor
         Tokens whose label counts; the decoder's own tokens for an encoder-decoder model; equal to ``real`` for
         classification. On the CPU.
+    constant, target_constant : bool tensors
+        Of the shapes of ``real`` and ``labeled``: tokens that are the same in all samples, none before
+        `ConstantTokens.mark`. On the CPU.
     is_encoder_decoder : bool
-        Whether ``labeled`` belongs to a separate decoder.
+        Whether ``labeled`` and ``target_constant`` belong to a separate decoder.
     fingerprints : list of int
         A 64-bit number for each sample that identifies it in whatever batch.
     """
@@ -80,6 +83,8 @@ class Batch:
     inputs: dict[str, Any]
     real: Bool[Tensor, "samples tokens"]
     labeled: Bool[Tensor, "samples target_tokens"]
+    constant: Bool[Tensor, "samples tokens"]
+    target_constant: Bool[Tensor, "samples target_tokens"]
     is_encoder_decoder: bool
     fingerprints: list[int]
 
@@ -100,8 +105,8 @@ class Batch:
         """The batch of some of its samples."""
         inputs = {k: v[samples] if v.ndim and len(v) == len(self) else v for k, v in self.inputs.items()}
         fingerprints = [self.fingerprints[n] for n in samples]
-        real, labeled = self.real[samples], self.labeled[samples]
-        return replace(self, inputs=inputs, real=real, labeled=labeled, fingerprints=fingerprints)
+        masks = {name: getattr(self, name)[samples] for name in ("real", "labeled", "constant", "target_constant")}
+        return replace(self, inputs=inputs, fingerprints=fingerprints, **masks)
 
     def single(self, sample: int) -> Batch:
         """The batch of one sample, cut after its last token and, in a decoder, its last label."""
@@ -115,7 +120,11 @@ class Batch:
             return value[:, : part.shape[1]] if value.shape[:2] == whole.shape else value
 
         inputs = {key: cut(key, value) for key, value in batch.inputs.items()}
-        return replace(batch, inputs=inputs, real=real, labeled=labeled)
+        constant = batch.constant[:, : real.shape[1]]
+        target_constant = batch.target_constant[:, : labeled.shape[1]]
+        return replace(
+            batch, inputs=inputs, real=real, labeled=labeled, constant=constant, target_constant=target_constant
+        )
 
     def singles(self) -> list[Batch]:
         """Each sample in a batch of its own."""
@@ -154,10 +163,13 @@ class Batch:
         return self._split_rows(calls, "before padding", "whole decoder")
 
     def counted_rows(self, calls: list[Tensor], tokens: str) -> list[Tensor]:
-        """A module's inputs, (T_n, d) for each sample, at the tokens that enter its covariance.
+        """A module's inputs or gradients, (T_n, d) for each sample, at the tokens that ``tokens`` selects.
 
-        An encoder with a separate decoder has no labels: all of its real tokens count.
+        An encoder with a separate decoder has no labels: all of its real tokens count. With "task" the batch must have
+        gone through `ConstantTokens.mark`.
         """
+        if tokens == "task":
+            return self._split_rows(calls, "varying", "varying in decoder")
         own = "labeled" if tokens == "labels" and not self.is_encoder_decoder else "real"
         return self._split_rows(calls, own, "labeled")
 
@@ -181,6 +193,8 @@ class Batch:
             "before padding": _fill_to_last(self.real),
             "labeled": self.labeled,
             "whole decoder": torch.ones_like(self.labeled),
+            "varying": self.real & ~self.constant,
+            "varying in decoder": self.labeled & ~self.target_constant,
         }
         return {name: CountedTokens.from_mask(mask, self.device) for name, mask in masks.items()}
 
@@ -239,12 +253,14 @@ def prepare_batch(batch: Mapping[str, Any], model: Any, label: str) -> Batch:
     if labels.ndim == 1:
         if model.config.num_labels > 1:
             _check_values(labels, model.config.num_labels, "class", label)
-        return Batch(tensors, real, real, False, _fingerprints(tensors, real, real, False))
+        none = torch.zeros_like(real)
+        return Batch(tensors, real, real, none, none, False, _fingerprints(tensors, real, real, False))
     labeled = labels != IGNORED
     _check_values(labels[labeled], len(model.get_input_embeddings().weight), "label", label)
     _check_labels(labeled, real, has_decoder, label)
     fingerprints = _fingerprints(tensors, real, labeled if has_decoder else real, has_decoder)
-    return Batch(tensors, real, labeled, has_decoder, fingerprints)
+    none, none_in_target = torch.zeros_like(real), torch.zeros_like(labeled)
+    return Batch(tensors, real, labeled, none, none_in_target, has_decoder, fingerprints)
 
 
 def to_tensors(batch: Mapping[str, Any], model: Any, label: str) -> dict[str, Tensor]:
