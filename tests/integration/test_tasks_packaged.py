@@ -2,15 +2,19 @@
 
 import contextlib
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tlora.calibration.constant_tokens import find_constant_tokens
+from tlora.calibration.forward_backward import prepare_batches
 from tlora.tasks.load import load_task
 from tlora.tasks.presets import package_file
 from tlora.tasks.splits import SPLITS
 
 pytestmark = [pytest.mark.packaged, pytest.mark.rest]
+SMART_HOME = Path(__file__).parents[2] / "notebooks" / "data" / "smart_home"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,20 @@ def test_the_reference_solutions_of_humaneval_pass(smollm):
         rows = list(task.test.select(range(start, 164, 3)))
         assert task.score(rows, [row["answer"] for row in rows]) == {"pass@1": [1.0] * len(rows)}
         assert sum(task.score(rows[:8], ["    pass\n"] * 8)["pass@1"]) == 0
+
+
+def test_constant_tokens_are_those_of_the_template_and_the_system_prompt(smollm):
+    """What is left of each sample is its row, and what is left out is the template around an empty row."""
+    model, tokenizer = smollm
+    batches = list(prepare_batches(model, load_task(SMART_HOME, tokenizer).calibration(32)))
+    constant = find_constant_tokens(batches)
+    rows = {"".join(row) for row in pd.read_json(SMART_HOME / "train.jsonl", lines=True).to_numpy()}
+    turns = [{"role": role, "content": ""} for role in ("user", "assistant")]
+    empty = tokenizer.apply_chat_template(turns, tokenize=False).removesuffix("\n")
+    for batch in map(constant.mark, batches):
+        for ids, real, left_out in zip(batch.inputs["input_ids"], batch.real, batch.constant, strict=True):
+            assert tokenizer.decode(ids[real & ~left_out]) in rows
+            assert tokenizer.decode(ids[left_out]) == empty
 
 
 def test_what_smollm_learns_of_a_question(smollm):

@@ -74,13 +74,18 @@ class Statistics:
         x = [each.to(dtype) for each in self._batch.gradient_rows(inputs)]
         d = [each.to(dtype) for each in self._batch.gradient_rows(gradients)]
         mean = self._gradient_sum(name, w.device) if self.options.gradient else None
+        x_counted, d_counted = x, d
+        if mean is not None and self.options.tokens == "task":
+            x_counted = [each.to(dtype) for each in self._batch.counted_rows(inputs, "task")]
+            d_counted = [each.to(dtype) for each in self._batch.counted_rows(gradients, "task")]
         totals = torch.zeros(len(d), device=w.device)
         for rows, columns in tiles(target.d_out, target.d_in, w.device):
             magnitude = w[rows, columns].float().abs().flatten()
             for n in range(len(d)):
                 tile = d[n][:, rows].T @ x[n][:, columns]
                 if mean is not None:
-                    mean.update(rows, columns, tile)
+                    whole = x_counted is x
+                    mean.update(rows, columns, tile if whole else d_counted[n][:, rows].T @ x_counted[n][:, columns])
                 totals[n] += torch.dot(magnitude, tile.float().abs_().flatten())
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 

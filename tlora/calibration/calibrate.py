@@ -18,6 +18,7 @@ from tlora.calibration.accumulators import Statistics
 from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration, Options, Products, check_alike, reorder_samples
 from tlora.calibration.checkpoint import Checkpoint, RemainingSamples
+from tlora.calibration.constant_tokens import count_constant, find_constant_tokens
 from tlora.calibration.forward_backward import check_batches, prepare_batches, run_batches
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.models.forward import has_argument
@@ -65,8 +66,10 @@ def calibrate(
         does not count.)
     samples : int, optional
         Stop after this many, for a loader that streams; all by default.
-    tokens : {"all", "labels"}
-        The real tokens that enter the covariance: all, or those with a label.
+    tokens : {"all", "labels", "task"}
+        The real tokens that enter the covariance: all; those with a label; or those of the task, without what the chat
+        template and the system prompt add, which is found by comparing the samples (see Notes). With ``"task"`` the
+        mean gradient is summed over the same tokens, and the sensitivity stays that of the whole gradient.
     gradient : bool
         Keep the mean gradient of each weight too (a sketch for a large weight), for subspaces of kind ``"g"``.
     target_modules : str or iterable of str, optional
@@ -101,8 +104,9 @@ def calibrate(
         If ``batches`` is a single batch, or the model has no loss.
     ValueError
         If there are no batches, or a streaming loader is given without ``samples``; the model has an adapter; a batch
-        has no mask or labels, or a sample no label; a weight or an activation is not finite; or the checkpoint is of
-        another model, other options or other samples. The message names the value and the module.
+        has no mask or labels, or a sample no label; a weight or an activation is not finite; ``tokens="task"`` has
+        fewer than two different samples to compare; or the checkpoint is of another model, other options or other
+        samples. The message names the value and the module.
     RuntimeError
         If a target module does not run in the forward pass, receives no gradient, or its input is changed in place
         afterwards; or if a sample gives a different result in its batch than on its own.
@@ -114,6 +118,14 @@ def calibrate(
     backpropagated: samples stay separate because no row of a batch reads another. To check this, one sample of the
     first batch with padding or several samples is run alone. The loss of a float16 model is scaled by 1024 so that
     small gradients do not underflow.
+
+    ``tokens="task"`` needs no tokenizer. The tokens of a sample are runs, alternately without and with labels. The
+    longest prefix and suffix of token ids that all samples have in common are left out, separately for the first
+    prompts, later prompts, answers, and what follows the last answer: the first token, the system prompt, the turn
+    markers and the end token. A text to classify, an encoder's input and a decoder's labels are one run each; a decoder
+    reads a label one position later, after a start token, which is left out too. All batches are prepared before the
+    first one is run. ``meta.recipe`` holds the ids as ``"constant_tokens"``, and as ``"left_out"`` how many of all
+    tokens they are.
 
     Under ``torchrun`` or ``accelerate launch`` each process passes the same batches (a Trainer's loader gives each its
     own: calibrate before, in one process), runs its part of them, and returns the result of all; let one of them save
@@ -147,6 +159,12 @@ def calibrate(
     targets = find_targets(model, target_modules)
     fingerprints = _fingerprint_weights(model, list(targets))
     recipe = asdict(options) | {"target_modules": target_modules}
+    prepared = None
+    if tokens == "task":
+        prepared = list(prepare_batches(model, batches, samples))
+        constant = find_constant_tokens(prepared)
+        prepared = [constant.mark(batch) for batch in prepared]
+        recipe |= {"constant_tokens": asdict(constant), "left_out": count_constant(prepared)}
     meta = Meta(
         model=model.config._name_or_path or type(model).__name__,
         task=task or getattr(batches, "task", ""),
@@ -163,11 +181,12 @@ def calibrate(
 
     remaining = RemainingSamples(processes, statistics.fingerprints)
     if saves is not None and statistics.samples:
-        prepared = list(prepare_batches(model, batches, samples))
+        prepared = prepared or list(prepare_batches(model, batches, samples))
         remaining.check(prepared, saves.folder)
-        todo = remaining.select(with_progress(prepared))
-    else:
+    if prepared is None:
         todo = remaining.select(prepare_batches(model, with_progress(batches), samples))
+    else:
+        todo = remaining.select(with_progress(prepared))
 
     def current_result() -> Calibration:
         return _make_result(statistics, fingerprints, meta)

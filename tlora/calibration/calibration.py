@@ -153,9 +153,13 @@ class Calibration(Result):
 
     def _summary(self) -> str:
         kept = "" if self.meta.recipe.get("covariance") == "dense" else ", sketched"
+        left_out = ""
+        if "left_out" in self.meta.recipe:
+            constant, tokens = self.meta.recipe["left_out"]
+            left_out = f" ({100 * constant / tokens:.0f} % left out)"
         return (
             f"{len(self.shared)} modules with {len(self.covariances)} distinct inputs of {self.meta.model}, "
-            f"{self.meta.samples} samples, tokens={self.meta.recipe.get('tokens')!r}{kept}"
+            f"{self.meta.samples} samples, tokens={self.meta.recipe.get('tokens')!r}{left_out}{kept}"
         )
 
 
@@ -187,6 +191,11 @@ def check_alike(
         is_unused = option.name == "sketch_size" and recipe["covariance"] == "dense"
         if one != other and not is_unused:
             raise ValueError(f"{what} differs in {option.name}={one!r} and {other!r}: calibrate with the same")
+    if calibration.meta.recipe.get("constant_tokens") != recipe.get("constant_tokens"):
+        raise ValueError(
+            f"{what} leaves out other tokens with tokens='task', as its samples have another prefix or suffix in "
+            "common: calibrate all samples in one call, without the earlier statistics"
+        )
     for name, expected in calibration.fingerprints.items():
         difference, size = float((fingerprints[name] - expected).norm()), float(expected.norm())
         if not difference <= SAME_WEIGHT * size:
@@ -202,8 +211,12 @@ def _are_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def _sum(one: Calibration, other: Calibration) -> Calibration:
     tasks = dict.fromkeys([one.meta.task, other.meta.task])
+    recipe = dict(one.meta.recipe)
+    if "left_out" in recipe:
+        recipe["left_out"] = [a + b for a, b in zip(recipe["left_out"], other.meta.recipe["left_out"], strict=True)]
     meta = replace(
         one.meta,
+        recipe=recipe,
         task=" + ".join(task for task in tasks if task),
         seed=one.meta.seed if one.meta.seed == other.meta.seed else None,
         samples=len(one.sample_fingerprints) + len(other.sample_fingerprints),

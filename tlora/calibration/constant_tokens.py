@@ -62,8 +62,7 @@ class ConstantTokens:
         mask = torch.zeros_like(tokens)
         for sample, (part, places, ids) in runs:
             before = len(_common_prefix([self.prefixes.get(part, []), ids]))
-            rest = ids[before:][::-1]
-            after = len(_common_prefix([self.suffixes.get(part, [])[::-1], rest]))
+            after = len(_common_prefix([self.suffixes.get(part, [])[::-1], ids[::-1]]))
             mask[sample, places[:before] + places[len(places) - after :]] = True
         return mask
 
@@ -76,7 +75,8 @@ def find_constant_tokens(batches: Sequence[Batch]) -> ConstantTokens:
     """
     if len({fingerprint for batch in batches for fingerprint in batch.fingerprints}) < 2:
         raise ValueError(
-            "constant tokens are found by comparing samples, and there is only one: pass two or more that differ"
+            "constant tokens (tokens='task') are found by comparing samples, and no two of these differ: pass more "
+            "samples, or use tokens='all'"
         )
     by_part: defaultdict[Part, list[list[int]]] = defaultdict(list)
     for batch in batches:
@@ -86,6 +86,16 @@ def find_constant_tokens(batches: Sequence[Batch]) -> ConstantTokens:
     prefixes = {part: _common_prefix(runs) for part, runs in several.items()}
     rests = {part: [run[len(prefixes[part]) :][::-1] for run in runs] for part, runs in several.items()}
     return ConstantTokens(prefixes, {part: _common_prefix(runs)[::-1] for part, runs in rests.items()})
+
+
+def count_constant(batches: Iterable[Batch]) -> list[int]:
+    """The number of constant tokens in marked batches, and of all tokens; those of a decoder are counted too."""
+    counts = torch.zeros(2, dtype=torch.int64)
+    for batch in batches:
+        counts += torch.stack([(batch.constant & batch.real).sum(), batch.real.sum()])
+        if batch.is_encoder_decoder:
+            counts += torch.stack([(batch.target_constant & batch.labeled).sum(), batch.labeled.sum()])
+    return [int(count) for count in counts]
 
 
 def _common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -203,7 +203,9 @@ class CalibrationFlags:
 
     target_modules: TargetModules = ()  # type: ignore[assignment]
     samples: Annotated[int, _calibration("Training samples to calibrate on.", min=1)] = SAMPLES
-    tokens: Annotated[Tokens, _calibration("Tokens in the covariance: all real ones, or the trained ones.")] = TOKENS
+    tokens: Annotated[
+        Tokens, _calibration("Tokens in the covariance: all real ones, the trained ones, or all but the chat template.")
+    ] = TOKENS
     covariance: Annotated[
         CovarianceForm, _calibration("Covariances whole, or as sketches: a fraction of the memory for a wide model.")
     ] = COVARIANCE

@@ -378,8 +378,22 @@ def calibrate_on(
     options: dict[str, Any] = {"gradient": gradient, "checkpoint": checkpoint, "progress": report.progress}
     with report.step(f"calibrating on {calibrating.samples} samples"):
         calibration = tlora.calibrate(model, batches, **calibrating.arguments(), **options)
+    if calibrating.tokens == "task":
+        report.say(f"  left out: {constant_text(calibration.meta.recipe['constant_tokens'], task.tokenizer)}")
     sensitivity = add_origin(calibration.sensitivity, origin)
     return replace(add_origin(calibration, origin), sensitivity=sensitivity)
+
+
+def constant_text(constant: Mapping[str, Mapping[str, list[int]]], tokenizer: Any) -> str:
+    """Return what each part of all samples begins and ends with, in a line."""
+    from tlora.tasks.chat import decode_tokens
+
+    parts = []
+    for part, prefix in constant["prefixes"].items():
+        ends = [decode_tokens(tokenizer, ids, special=True) for ids in (prefix, constant["suffixes"][part])]
+        if any(ends):
+            parts.append(f"{part} " + " ... ".join(repr(end) if end else "" for end in ends).strip())
+    return "; ".join(parts) or "nothing, the samples have no prefix or suffix in common"
 
 
 def attach_adapter(

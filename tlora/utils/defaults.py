@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Literal, NamedTuple
 
-Tokens = Literal["all", "labels"]
+Tokens = Literal["all", "labels", "task"]
 CovarianceForm = Literal["dense", "sketch"]
 Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
 Budget = Literal["ranks", "parameters"]

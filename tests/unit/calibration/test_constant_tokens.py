@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tests.helpers.models import tiny_model
+import tlora
+from tests.helpers.calibrations import assert_close, calibrate
+from tests.helpers.models import singles, tiny_batch, tiny_model
 from tlora.calibration.batches import Batch
 from tlora.calibration.constant_tokens import find_constant_tokens
 from tlora.calibration.forward_backward import prepare_batches
@@ -18,20 +21,20 @@ BOS, SYSTEM, USER, TURN, BOT, END, LINE = range(3, 10)
 Row = list[tuple[int, bool, bool]]
 
 
-def told(ids: list[int], *, labeled: bool = False, constant: bool = False) -> Row:
+def tokens(ids: list[int], *, labeled: bool = False, constant: bool = False) -> Row:
     return [(token, labeled, constant) for token in ids]
 
 
 def template(*ids: int, labeled: bool = False) -> Row:
-    return told([*ids], labeled=labeled, constant=True)
+    return tokens([*ids], labeled=labeled, constant=True)
 
 
 def request(*ids: int) -> Row:
-    return told([*ids])
+    return tokens([*ids])
 
 
 def answer(*ids: int) -> Row:
-    return told([*ids], labeled=True)
+    return tokens([*ids], labeled=True)
 
 
 HEAD, MIDDLE, LAST = template(BOS, SYSTEM, USER), template(TURN, BOT), template(END, labeled=True)
@@ -155,25 +158,134 @@ def test_what_the_template_adds_is_marked_in_any_layout(case: str, layout: str) 
     assert not any(bool((batch.constant & ~batch.real).any()) for batch in batches)
 
 
+MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+SIDES = {
+    "input_ids": torch.tensor([[BOS, 20, 21, END, 60], [BOS, 22, 21, 23, END]]),
+    "attention_mask": MASK,
+    "labels": torch.tensor([[40, 30, 31, 32, LINE, END], [40, 33, LINE, END, -100, -100]]),
+}
+TEXTS = {
+    "input_ids": torch.tensor([[BOS, 20, 21, END, 60], [BOS, 22, 23, 21, END]]),
+    "attention_mask": MASK,
+    "labels": torch.tensor([0, 1]),
+}
+
+
 def test_an_encoder_and_its_decoder_are_compared_apart() -> None:
     """The decoder reads a start token, then each label one position later; nothing reads the last one."""
-    batch = {
-        "input_ids": torch.tensor([[BOS, 20, 21, END, 60], [BOS, 22, 21, 23, END]]),
-        "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
-        "labels": torch.tensor([[40, 30, 31, 32, LINE, END], [40, 33, LINE, END, -100, -100]]),
-    }
-    (found,) = marked(tiny_model("t5"), [batch])
+    (found,) = marked(tiny_model("t5"), [SIDES])
     assert found.constant.int().tolist() == [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]]
     assert found.target_constant.int().tolist() == [[1, 1, 0, 0, 0, 1], [1, 1, 0, 1, 0, 0]]
 
 
 def test_a_text_to_classify_is_one_run() -> None:
-    batch = {
-        "input_ids": torch.tensor([[BOS, 20, 21, END, 60], [BOS, 22, 23, 21, END]]),
-        "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
-        "labels": torch.tensor([0, 1]),
-    }
-    (found,) = marked(tiny_model("bert"), [batch])
+    (found,) = marked(tiny_model("bert"), [TEXTS])
     assert found.constant.int().tolist() == [[1, 0, 1, 1, 0], [1, 0, 0, 1, 1]]
-    assert found.select([1]).constant.int().tolist() == [[1, 0, 0, 1, 1]]
-    assert [single.constant.int().tolist() for single in found.singles()] == [[[1, 0, 1, 1]], [[1, 0, 0, 1, 1]]]
+
+
+def chats(side: str = "right") -> dict[str, Tensor]:
+    return padded(CASES["chat"], side)[0]
+
+
+NAIVE: dict[str, tuple[dict[str, Tensor], list[list[int]], list[list[int]]]] = {
+    "llama": (chats(), [[3, 4, 5, 8, 9], [3, 4, 7], [3, 4, 7, 8, 9]], []),
+    "gpt2": (chats("left"), [[3, 4, 5, 8, 9], [3, 4, 7], [3, 4, 7, 8, 9]], []),
+    "bert": (TEXTS, [[1], [1, 2]], []),
+    "t5": (SIDES, [[1, 2], [1, 2, 3]], [[2, 3, 4], [2]]),
+}
+"""A batch of each family, and the places that count in each sample, in the encoder and in the decoder."""
+
+
+@pytest.mark.parametrize("family", NAIVE)
+def test_statistics_are_those_of_the_tokens_that_differ(family: str) -> None:
+    """Covariance and mean gradient by hooks and NumPy on one sample at a time; the sensitivity is of all tokens."""
+    model, (batch, places, target_places) = tiny_model(family), NAIVE[family]
+    found = calibrate(model, [batch], tokens="task")
+    x: dict[str, list[np.ndarray]] = {name: [] for name in found.names}
+    d: dict[str, list[np.ndarray]] = {name: [] for name in found.names}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            counted = target_places if "decoder" in name and not is_read_from_the_encoder(name) else places
+            rows = counted[len(x[name])]
+            x[name].append(inputs[0].detach().double().flatten(0, -2).numpy()[rows])
+            output.register_hook(lambda g: d[name].append(g.double().flatten(0, -2).numpy()[rows]))
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in found.names]
+    for sample in singles(batch):
+        model(**sample).loss.backward()
+    for handle in handles:
+        handle.remove()
+    count = len(places)
+    for name in found.names:
+        centered = [rows - rows.mean(0) for rows in x[name]]
+        covariance = sum(rows.T @ rows for rows in centered) / count
+        assert distance(found.covariance[name].dense(), covariance) < 1e-5, name
+        assert found.covariance[name].rank_bound == sum(len(rows) - 1 for rows in x[name])
+        gradient = sum(d_n.T @ x_n for d_n, x_n in zip(d[name], x[name], strict=True)) / count
+        assert distance(found.gradient[name].dense(), gradient) < 1e-5, name
+    assert found.sensitivity.per_sample.equal(calibrate(model, [batch]).sensitivity.per_sample)
+
+
+def distance(found: Tensor, expected: np.ndarray) -> float:
+    """Relative to the size of what is expected, which may be zero."""
+    return float(np.linalg.norm(found.double().numpy() - expected) / (np.linalg.norm(expected) + 1e-12))
+
+
+def is_read_from_the_encoder(name: str) -> bool:
+    return "EncDecAttention.k" in name or "EncDecAttention.v" in name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_are_the_same_in_any_layout(layout: str) -> None:
+    model, rows = tiny_model("llama"), CASES["conversations"]
+    expected = calibrate(model, alone(rows), tokens="task")
+    found = calibrate(model, LAYOUTS[layout](rows), tokens="task")
+    assert found.meta.recipe == expected.meta.recipe
+    if layout != "all labeled":  # where a label more makes it another sample
+        assert_close(found, expected, 1e-4)
+
+
+def test_the_result_says_what_was_left_out() -> None:
+    model, (batch, _, _) = tiny_model("llama"), NAIVE["llama"]
+    found = calibrate(model, [batch], tokens="task")
+    assert found.meta.recipe["constant_tokens"] == {
+        "prefixes": {"prompt": [BOS, SYSTEM, USER], "answers": []},
+        "suffixes": {"prompt": [TURN, BOT], "answers": [END]},
+    }
+    assert found.meta.recipe["left_out"] == [18, 31]
+    assert "58 %" in repr(found)
+
+
+def other_chats() -> dict[str, Tensor]:
+    """Other samples in the same template."""
+    batch = chats()
+    ids = batch["input_ids"].where((batch["input_ids"] < 20) | (batch["input_ids"] == 60), batch["input_ids"] + 20)
+    return batch | {"input_ids": ids, "labels": torch.where(batch["labels"] == -100, -100, ids)}
+
+
+def test_statistics_add_up_if_the_same_tokens_were_left_out(tmp_path: Any) -> None:
+    model = tiny_model("llama")
+    parts = [calibrate(model, [batch], tokens="task") for batch in (chats(), other_chats())]
+    whole = calibrate(model, [chats(), other_chats()], tokens="task")
+    assert_close(parts[0].merge(parts[1]), whole)
+    assert parts[0].merge(parts[1]).meta.recipe == whole.meta.recipe
+    calibrate(model, [chats()], tokens="task", checkpoint=tmp_path)
+    resumed = calibrate(model, [chats(), other_chats()], tokens="task", checkpoint=tmp_path)
+    assert_close(resumed, whole)
+    assert resumed.meta.recipe == whole.meta.recipe
+
+
+def test_other_constant_tokens_and_nothing_to_compare_are_refused(tmp_path: Any) -> None:
+    model, random = tiny_model("llama"), tiny_batch("llama")
+    one = calibrate(model, [chats()], tokens="task", checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="the other calibration leaves out other tokens"):
+        one.merge(calibrate(model, [random], tokens="task"))
+    with pytest.raises(ValueError, match=r"the checkpoint in .* leaves out other tokens"):
+        calibrate(model, [chats(), random], tokens="task", checkpoint=tmp_path)
+    single = {key: value[:1] for key, value in chats().items()}
+    for batches in ([single], [single, single]):
+        with pytest.raises(ValueError, match="tokens='task'"):
+            tlora.calibrate(model, batches, tokens="task", progress=False)

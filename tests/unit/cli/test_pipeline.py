@@ -115,6 +115,13 @@ def test_options_reach_the_functions():
     assert resources["modules"] == len(targets)
 
 
+def test_what_is_left_out_is_printed_as_text():
+    said = done(f"calibrate {DATA} --samples 6 --tokens task --output calib").stderr
+    assert [line.split() for line in said.splitlines() if "left out" in line] == [
+        ["left", "out:", "answers", "...", "'</s>'"]
+    ]
+
+
 def test_ranks_stay_within_a_sketch():
     sketched = f"{DATA} --samples 6 --covariance sketch --sketch-size 4"
     done(f"run {sketched} {QUICK} --recipe tlora --rank 3 --output sketched")

@@ -7,7 +7,7 @@ from typing import Any
 from viz.widgets.panels.parts import count, facts, panel
 from viz.widgets.results import Results
 
-TOKENS = {"all": "all but padding", "labels": "labeled ones"}
+TOKENS = {"all": "all but padding", "labels": "labeled ones", "task": "all but what the samples share"}
 
 
 def data_panel(results: Results) -> list[dict[str, Any]]:
