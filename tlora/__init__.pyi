@@ -43,6 +43,8 @@ from .adapters.compression import Compression as Compression
 from .serving.export import export as export
 from .serving.inspect import inspect as inspect
 from .serving.inspection import Inspection as Inspection
+from .explanation.observe_directions import direction_activations as direction_activations
+from .explanation.direction_activations import DirectionActivations as DirectionActivations
 from .recipes import Recipe as Recipe
 from .comparison.race import race as race
 from .comparison.race_result import Race as Race

@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tests.helpers.jobs import task
-from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model
+from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.helpers.spectra import truncated
 from tests.helpers.targets import named, target
 from tlora.adapters.attach import attach
@@ -37,6 +37,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
+from tlora.explanation.direction_activations import DirectionActivations
+from tlora.explanation.observe_directions import direction_activations
 from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import inspect
@@ -95,6 +97,13 @@ def capture() -> GradientCapture:
     """Of both kinds at two ranks, on two samples."""
     batch = tiny_batch("llama", lengths=(5, 8), seed=1)
     return gradient_capture(base(), [batch], kinds(), ranks=(2, 4), resamples=10, progress=False)
+
+
+@cache
+def activations() -> DirectionActivations:
+    """Of both kinds on three samples, with need."""
+    batch = tiny_batch("llama", lengths=(5, 8, 6), seed=1)
+    return direction_activations(base(), kinds(), [batch], tokenizer=tiny_tokenizer(), need=True, progress=False)
 
 
 @cache
@@ -164,6 +173,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Allocation": allocation,
     "Calibration": calibration,
     "Compression": compression,
+    "DirectionActivations": activations,
     "GradientCapture": capture,
     "Inspection": inspection,
     "AllocationStability": stability_of_allocation,

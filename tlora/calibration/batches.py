@@ -142,6 +142,10 @@ class Batch:
         """Whether a module's input has a row for each token of ``input_ids``, or of the decoder."""
         return _row_count(x) in (self.real.numel(), self.labeled.numel())
 
+    def is_decoder_input(self, x: Tensor) -> bool:
+        """Whether a module's input has a row for each token of a separate decoder."""
+        return self.is_encoder_decoder and _row_count(x) == self.labeled.numel()
+
     def has_sample_rows(self, x: Tensor) -> bool:
         """Whether the sample of each row of a module's input is known.
 

@@ -61,8 +61,12 @@ def check_batches(batches: Any) -> None:
         raise TypeError(f"batches is a {type(batches).__name__}: pass a list of dicts, such as task.calibration(32)")
 
 
-def run_batches(model: Any, targets: Mapping[str, Target], batches: Iterable[Batch], observer: Observer) -> None:
+def run_batches(
+    model: Any, targets: Mapping[str, Target], batches: Iterable[Batch], observer: Observer, backward: bool = True
+) -> None:
     """Run batches from `prepare_batches` through the model and backpropagate the sum of the samples' losses.
+
+    Without ``backward`` only the forward pass is run, and observed.
 
     Samples stay separate because no row of a batch reads another: row ``n`` of the gradient at a module's output is
     that of sample ``n`` alone. To check this, and that the loss is the model's own, the shortest sample is run alone:
@@ -104,7 +108,10 @@ def run_batches(model: Any, targets: Mapping[str, Target], batches: Iterable[Bat
                 with exact_products():
                     observer.start_batch(batch)
                     observer.add_inputs(recorder)
-            recorder.backward(losses.sum() * scale)
+            if backward:
+                recorder.backward(losses.sum() * scale)
+            else:
+                recorder.pause()
             mixture = 2 if not bool(batch.real.all()) else int(len(batch) > 1)  # with padding, or other samples
             if processes.any(mixture > checked):
                 checked = max(checked, mixture)

@@ -67,12 +67,16 @@ class Recorder:
             )
         return self.inputs[name]
 
+    def pause(self) -> None:
+        """Record nothing until the next `clear`."""
+        self._forward = False
+
     def backward(self, loss: Tensor) -> None:
         """Backpropagate; modules that custom checkpointing runs again meanwhile are not recorded again.
 
         A module without a gradient, or whose input was changed in place, is refused: its score would look valid.
         """
-        self._forward = False
+        self.pause()
         loss.backward()
         for name, inputs in self.inputs.items():
             if self._versions[name] != [x._version for x in inputs]:

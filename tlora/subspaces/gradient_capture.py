@@ -23,9 +23,9 @@ from tlora.models.weights import check_same_model
 from tlora.numerics.sketching import SecondMoment, sketching_matrix
 from tlora.numerics.statistics import bootstrap_means, interval
 from tlora.results import Meta
-from tlora.subspaces.subspaces import Subspaces
+from tlora.subspaces.subspaces import Subspaces, check_same_modules
 from tlora.utils.reproducibility import module_seed
-from tlora.utils.validation import check_type, require_confidence, require_positive_int
+from tlora.utils.validation import require_confidence, require_positive_int
 
 EXACT_UP_TO = 2048
 """Largest width of a module whose second moment of gradients is kept dense: 16 MB of float32."""
@@ -330,18 +330,10 @@ class _Energies:
 
 def _validate_ranks(subspaces: Mapping[str, Subspaces], ranks: Iterable[int]) -> list[int]:
     """The ranks in ascending order; refuse bases that do not reach them and subspaces of different modules."""
-    for each in subspaces.values():
-        check_type(each, Subspaces, "a dict of Subspaces by name, e.g. {'wc': task_subspaces(model, calibration)}")
     wanted = sorted({require_positive_int(rank, "a rank") for rank in ranks})
-    if not subspaces or not wanted:
-        raise ValueError(f"{len(subspaces)} subspaces at {len(wanted)} ranks: give at least one of both")
-    first, *others = subspaces
-    for label in others:
-        if only := sorted(set(subspaces[first].names) ^ set(subspaces[label].names)):
-            raise ValueError(
-                f"subspaces {first!r} and {label!r} are of different modules: only one of them has {only[0]}; compute "
-                "all from calibrations with the same target_modules"
-            )
+    if not wanted:
+        raise ValueError("no ranks to measure at: give at least one")
+    check_same_modules(subspaces)
     for each in subspaces.values():
         for name in each.names:
             each.basis(name, wanted[-1])

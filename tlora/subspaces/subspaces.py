@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from tlora.calibration.spectrum import Spectrum, sort_descending
 from tlora.models.module_result import ModuleResult, module_frame
 from tlora.results import Meta
+from tlora.utils.validation import check_type
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -159,3 +161,18 @@ class Subspaces(ModuleResult):
         return (
             f"{len(self.bases)} modules of {self.meta.model}, kind {self.kind!r}, up to rank {self.max_rank}{completed}"
         )
+
+
+def check_same_modules(subspaces: Mapping[str, Subspaces]) -> None:
+    """Refuse anything but subspaces by label, all of the same modules."""
+    for each in subspaces.values():
+        check_type(each, Subspaces, "a dict of Subspaces by name, e.g. {'wc': task_subspaces(model, calibration)}")
+    if not subspaces:
+        raise ValueError("no subspaces: give at least one, e.g. {'wc': task_subspaces(model, calibration)}")
+    first, *others = subspaces
+    for label in others:
+        if only := sorted(set(subspaces[first].names) ^ set(subspaces[label].names)):
+            raise ValueError(
+                f"subspaces {first!r} and {label!r} are of different modules: only one of them has {only[0]}; compute "
+                "all from calibrations with the same target_modules"
+            )
