@@ -9,10 +9,14 @@ from typing import Any
 
 from tlora.adapters.attach import attach
 from tlora.allocation.allocate import allocate
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
+from tlora.calibration.sensitivity import Sensitivity
 from tlora.results import Meta
+from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.training.train import train
+from tlora.utils.defaults import DIRECTIONS
 from tlora.utils.defaults import RECIPES as RECIPE_ARGUMENTS
 
 Arguments = Mapping[str, Any]
@@ -118,6 +122,35 @@ class Recipe:
             for function, values in self.arguments().items()
         ]
         return f"Recipe({self.name}: {', '.join(calls) or 'all as by default'})"
+
+
+def allocate_and_decompose(
+    sensitivity: Sensitivity, arguments: Arguments, decompose: Callable[[int | Allocation], Subspaces | None]
+) -> tuple[Allocation, Subspaces | None]:
+    """Allocate and compute the subspaces, in the order that the allocation needs.
+
+    By score the ranks come first, and only their directions are computed. By captured gradient the directions come
+    first: as many as ``max_rank`` allows the largest module, by default `DIRECTIONS` times the nominal rank.
+
+    Parameters
+    ----------
+    sensitivity : Sensitivity
+        The scores.
+    arguments : mapping
+        Of `allocate`, the rank among them.
+    decompose : callable
+        Computes the subspaces for a largest rank or for an allocation; returns None if ``A`` is random.
+
+    Returns
+    -------
+    tuple of Allocation and Subspaces or None
+    """
+    if arguments.get("by") != "captured":
+        allocation = allocate(sensitivity, **arguments)
+        return allocation, decompose(allocation)
+    most = arguments.get("max_rank") or DIRECTIONS * arguments["rank"]
+    subspaces = decompose(max(most.values()) if isinstance(most, Mapping) else most)
+    return allocate(sensitivity, **arguments, subspaces=subspaces), subspaces
 
 
 def _check(function: str, arguments: Arguments) -> None:

@@ -43,10 +43,11 @@ from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.freeze import freeze_a
 from tlora.adapters.lora_layers import head_parameters, without_noise
-from tlora.allocation.allocate import allocate
+from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.models.targets import target_modules
-from tlora.recipes import RECIPES, Recipe
+from tlora.recipes import RECIPES, Recipe, allocate_and_decompose
+from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Batches, Task
 from tlora.utils.defaults import BATCH_SIZE, default_rows
@@ -161,14 +162,18 @@ def _adapt_by_recipe(recipe: Recipe, job: Job) -> PeftModel:
     options = {"target_modules": job.target_modules} | dict(recipe.calibrate)
     key = ("calibration", options)
     calibration = job.remember(key, lambda: calibrate(job.model, job.batches(), progress=False, **options))
-    allocation = allocate(calibration.sensitivity, job.rank, **recipe.allocate)
-    if recipe.task_subspaces is None:
-        return attach(job.model, None, allocation, seed=job.seed, **recipe.attach)
-    more = {"max_rank": allocation} | dict(recipe.task_subspaces)
-    subspaces = job.remember(
-        (*key, "subspaces", recipe.task_subspaces, allocation.ranks),
-        lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **more),
-    )
+
+    def decompose(ranks: int | Allocation) -> Subspaces | None:
+        if recipe.task_subspaces is None:
+            return None
+        more = {"max_rank": ranks} | dict(recipe.task_subspaces)
+        return job.remember(
+            (*key, "subspaces", recipe.task_subspaces, ranks if isinstance(ranks, int) else ranks.ranks),
+            lambda: task_subspaces(job.model, calibration, seed=job.seed, progress=False, **more),
+        )
+
+    arguments = {"rank": job.rank, **recipe.allocate}
+    allocation, subspaces = allocate_and_decompose(calibration.sensitivity, arguments, decompose)
     return attach(job.model, subspaces, allocation, seed=job.seed, **recipe.attach)
 
 

@@ -295,6 +295,16 @@ def test_recipes_are_methods():
     assert METHODS["tlora-freeze-late"].train == {"freeze_a_after": 0.2}
 
 
+def test_a_recipe_by_captured_gradient_computes_the_directions_once():
+    arguments = {"allocate": {"by": "captured"}, "task_subspaces": {"kind": "g"}, "calibrate": {"gradient": True}}
+    method, cache = choose_method(Recipe("captured", **arguments)), Cache()
+    first, again = (seeded_adapt(method, dataclasses.replace(job(), cache=cache)) for _ in range(2))
+    assert cache.saved > 0
+    assert sum(ranks(first)) == RANK * len(target_modules(tiny_model("llama")))
+    assert max(ranks(first)) > RANK
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "frozen"),
     [("tlora-paper", "orthonormal", True), ("tlora", None, True), ("tlora-trained", "variance", False)],

@@ -44,6 +44,26 @@ def test_recipes_keep_their_own_copy():
     assert recipe.flat() == {"rows": "variance", "warmup_steps": 0}
 
 
+def test_ranks_by_captured_gradient_come_after_the_directions():
+    recipe = Recipe(
+        "captured",
+        calibrate={"gradient": True},
+        task_subspaces={"kind": "g"},
+        allocate={"by": "captured", "adapt_scales": False},
+    )
+    model = tiny_model("llama")
+    calibration = tlora.calibrate(model, task().calibration(20), **recipe.calibrate, progress=False)
+    subspaces = tlora.task_subspaces(model, calibration, **recipe.task_subspaces, max_rank=4 * RANK, progress=False)
+    allocation = tlora.allocate(calibration.sensitivity, RANK, subspaces=subspaces, **recipe.allocate)
+    adapted = tlora.attach(tiny_model("llama"), subspaces, allocation)
+    expected = tlora.train(adapted, task(), max_steps=2, evaluation_limit=0, learning_rate=1e-2, progress=False)
+    options = {"rank": RANK, "steps": 2, "seeds": [0], "learning_rate": 1e-2, "progress": False}
+    race = tlora.race(model, task(), {"captured": recipe, "uniform": "uniform"}, **options)
+    trained = race.runs["captured"][0].adapter
+    assert all(torch.equal(trained[name], tensor) for name, tensor in expected.adapter.items())
+    assert len(set(allocation.ranks.values())) > 1
+
+
 def test_the_recipe_lora_is_plain_lora_to_the_bit():
     recipe, model = Recipe.named("lora"), tiny_model("llama")
     sensitivity = tlora.calibrate(model, task().calibration(12), progress=False).sensitivity

@@ -1,18 +1,36 @@
-"""Allocate: share a budget of ranks among the modules by their sensitivity (stage 4 of TLoRA)."""
+"""Allocate: share a budget of ranks among the modules by their sensitivity or gradient (stage 4 of TLoRA)."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, SupportsIndex, get_args
+from typing import Any, Protocol, SupportsIndex, cast, get_args
+
+from torch import Tensor
 
 from tlora.allocation.allocation import Allocation
 from tlora.allocation.constraints import AllocationOptions, Limit, excluded_modules, rank_limits
 from tlora.calibration.sensitivity import SCORES, Sensitivity, check_scores
 from tlora.models.targets import Target
-from tlora.utils.defaults import BUDGET, SCALING, Budget, Scaling
+from tlora.utils.defaults import BUDGET, KINDS, RANKS_BY, SCALING, Budget, Kind, RanksBy, Scaling
 from tlora.utils.validation import check_type, require_choice, require_fraction, require_positive, require_positive_int
+
+
+class Directions(Protocol):
+    """What `allocate` reads of `tlora.Subspaces`, which is made for allocations and so cannot be imported here."""
+
+    @property
+    def kind(self) -> str:
+        """What the directions are."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """``(d_out, d_in)`` by full module name."""
+
+    @property
+    def singular_values(self) -> dict[str, Tensor]:
+        """One for each direction, descending, by full module name."""
 
 
 def allocate(
@@ -31,6 +49,8 @@ def allocate(
     temperature: int | float = 1.0,
     projection_shares: Mapping[str, int | float] | None = None,
     score: str = "mean",
+    by: RanksBy = RANKS_BY,
+    subspaces: Directions | None = None,
 ) -> Allocation:
     """Give more rank and a larger scale to the modules the loss is more sensitive to.
 
@@ -69,6 +89,12 @@ def allocate(
         Parts of the budget by projection; scores decide within a projection. The other projections share the rest.
     score : {"mean", "sum", "per_parameter"}
         The score that ranks and scales are in proportion to; see `Sensitivity.rescale`.
+    by : {"score", "captured"}
+        ``"captured"``: each next unit of rank goes to the direction of ``subspaces`` that captures most of the squared
+        gradient for its cost, 1 or ``d_out`` by ``budget``. Scales follow the score all the same.
+    subspaces : Subspaces, optional
+        For ``by="captured"``: directions of a gradient, such as those of kind ``"g"``, of all modules. None gets more
+        rank than it has directions here.
 
     Returns
     -------
@@ -79,15 +105,18 @@ def allocate(
     KeyError
         If a name is not in the sensitivity.
     ValueError
-        If all scores are zero, an option is out of range, or the limits cannot be met. The message names the module
-        and the nearest possible value.
+        If all scores are zero, an option is out of range, the subspaces are not of a gradient or lack a module, or the
+        limits cannot be met. The message names the module and the nearest possible value.
 
     Notes
     -----
-    Ranks are in proportion to scores within the limits, rounded by largest remainders. The authors round each rank and
-    put the whole error on the largest module, which can result in a rank of 0 or above the size of the matrix.
+    By score, ranks are in proportion to scores within the limits, rounded by largest remainders. The authors round each
+    rank and put the whole error on the largest module, which can result in a rank of 0 or above the size of the matrix.
     ``scaling="nominal"`` is what their code computes: its layers divide by the configured rank before the allocated one
     is set. The paper's text suggests ``"allocated"``.
+
+    ``by="captured"`` is of this project. The squared singular values of a gradient are the squared gradient along its
+    singular vectors, and they descend; so with ``budget="ranks"`` no other ranks within the limits capture more.
 
     ``alpha_i = max(alpha, round(alpha * M * S_i / sum_j S_j))``, with M and the sum over the modules that are not
     excluded.
@@ -104,6 +133,11 @@ def allocate(
     >>> pinned = tlora.allocate(calibration.sensitivity, rank=4, pinned={calibration.names[0]: 6})
     >>> pinned.decided_by[calibration.names[0]], pinned.budget_used == allocation.budget_used
     ('pinned', True)
+    >>> gradient = tlora.task_subspaces(model, calibration, max_rank=16, kind="g", progress=False)
+    >>> captured = tlora.allocate(calibration.sensitivity, rank=4, by="captured", subspaces=gradient)
+    >>> uniform = sum(float(values[:4].square().sum()) for values in gradient.singular_values.values())
+    >>> captured.to_frame()["captured"].sum() >= uniform
+    np.True_
     """
     check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
     options = _parse_options(
@@ -120,12 +154,38 @@ def allocate(
         temperature=temperature,
         projection_shares=projection_shares,
         score=score,
+        by=by,
     )
     excluded = excluded_modules(options.exclude_modules, sensitivity.targets)
     scores = {name: value for name, value in sensitivity.rescale(options.score).scores.items() if name not in excluded}
     check_scores(scores)
     meta = replace(sensitivity.meta, recipe={"sensitivity": sensitivity.meta.recipe})
-    return Allocation.from_scores(sensitivity.targets, scores, options, {}, meta)
+    energies = _direction_energies(options.by, subspaces, {name: sensitivity.shapes[name] for name in scores})
+    return Allocation.from_scores(sensitivity.targets, scores, options, {}, meta, energies)
+
+
+def _direction_energies(
+    by: str, subspaces: Directions | None, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, list[float]]:
+    """The squared gradient along each direction of the modules; nothing by score."""
+    if by == "score":
+        if subspaces is not None:
+            raise ValueError("subspaces= has no effect on by='score': leave it out, or choose by='captured'")
+        return {}
+    if subspaces is None or not KINDS[cast(Kind, subspaces.kind)].is_gradient:
+        kinds = " or ".join(repr(kind) for kind, facts in KINDS.items() if facts.is_gradient)
+        there = "there are none" if subspaces is None else f"these are of kind {subspaces.kind!r}"
+        raise ValueError(
+            f"by='captured' reads the gradient along directions, and {there}: pass subspaces=task_subspaces(model, "
+            f"calibration, kind=...) of kind {kinds}"
+        )
+    for name, shape in shapes.items():
+        if subspaces.shapes.get(name) != shape:
+            raise ValueError(
+                f"the sensitivity has {name}, the subspaces do not: compute both from one calibration, and give "
+                "task_subspaces a number as max_rank"
+            )
+    return {name: subspaces.singular_values[name].double().square().tolist() for name in shapes}
 
 
 def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: Any) -> None:
@@ -160,7 +220,7 @@ def check_limits(targets: Mapping[str, Target], rank: SupportsIndex, **options: 
     """
     checked = _parse_options(rank=rank, **options)
     excluded = excluded_modules(checked.exclude_modules, targets)
-    rank_limits(checked, [name for name in targets if name not in excluded], targets, {})
+    rank_limits(checked, [name for name in targets if name not in excluded], targets, {}, {})
 
 
 def _parse_options(
@@ -175,7 +235,10 @@ def _parse_options(
     **choices: Any,
 ) -> AllocationOptions:
     """The arguments of `allocate` as plain values within their ranges."""
-    for name, allowed in (("scaling", get_args(Scaling)), ("budget", get_args(Budget)), ("score", SCORES)):
+    allowed_values = {
+        "scaling": get_args(Scaling), "budget": get_args(Budget), "score": SCORES, "by": get_args(RanksBy)
+    }  # fmt: skip
+    for name, allowed in allowed_values.items():
         if name in choices:
             require_choice(choices[name], name, allowed)
     nominal = require_positive_int(rank, "rank")

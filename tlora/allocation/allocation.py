@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Self, SupportsIndex
 
 import pandas as pd
@@ -36,10 +36,14 @@ class Allocation(ModuleResult):
     options : AllocationOptions
         The arguments of `allocate`.
     edits : dict of int
-        Ranks set by hand. The allocation is a function of ``scores``, ``options`` and ``edits`` alone.
+        Ranks set by hand.
     meta : Meta
         Model, task, sample count and versions of the sensitivity; the recipe holds the options, the edits and the
         sensitivity's own recipe.
+    energies : dict of list of float
+        With ``by="captured"`` the squared gradient along each known direction of the modules in ``scores``, descending,
+        (nats per token and unit of weight) squared; empty by score. The allocation is a function of ``scores``,
+        ``energies``, ``options`` and ``edits`` alone.
 
     Examples
     --------
@@ -56,19 +60,23 @@ class Allocation(ModuleResult):
     options: AllocationOptions
     edits: dict[str, int]
     meta: Meta
+    energies: dict[str, list[float]] = field(default_factory=dict)
 
     columns: ClassVar[dict[str, str]] = {
         "module": "full module name",
         "layer": "index of the block",
         "projection": "role within the block",
         "score": "sensitivity S_i, nats per token",
-        "ideal": "rank in proportion to the score, before limits, projection shares and rounding",
+        "captured": "squared gradient along the r_i directions, the square of nats per token and weight; NaN by score",
+        "ideal": "rank before limits and projection shares: in proportion to the score and not rounded, or by captured "
+        "gradient, inf if it takes all known directions",
         "rank": "r_i",
         "change": "r_i minus the nominal rank",
         "alpha": "alpha_i: s_i times the rank that the scaling divides by",
         "scaling": "s_i, the factor of B A",
         "parameters": "entries of B, r_i times d_out",
-        "decided_by": "score, floor (min_rank), ceiling (max_rank or the matrix), pinned, or edited",
+        "decided_by": "score or captured, floor (min_rank), ceiling (max_rank, the matrix or the known directions), "
+        "pinned, or edited",
     }
 
     @property
@@ -108,8 +116,9 @@ class Allocation(ModuleResult):
 
     @property
     def decided_by(self) -> dict[str, str]:
-        """What decided each rank: score, floor, ceiling, pinned or edited."""
-        reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks())
+        """What decided each rank: score or captured (energy), floor, ceiling, pinned or edited."""
+        rule = "captured" if self.options.is_by_energy else "score"
+        reasons = self.limits().reasons([self.ranks.get(name, 0) for name in self.scores], self._ideal_ranks(), rule)
         by_hand = dict.fromkeys(self.options.pinned, "pinned") | dict.fromkeys(self.edits, "edited")
         decisions = dict(zip(self.scores, reasons, strict=True)) | by_hand
         return {name: decisions[name] for name in self.ranks}
@@ -149,7 +158,7 @@ class Allocation(ModuleResult):
         return footprint(self.shapes, dict.fromkeys(self.targets, self.rank), freeze_a=False)
 
     def edit(self, ranks: Mapping[str, SupportsIndex | None]) -> Self:
-        """Set ranks by hand; the other modules share the rest of the same budget by their scores.
+        """Set ranks by hand; the other modules share the rest of the same budget by the same rule.
 
         Parameters
         ----------
@@ -178,11 +187,11 @@ class Allocation(ModuleResult):
                 raise KeyError(f"{name!r} is not a module of this allocation: see .scores for the names")
             else:
                 edits.pop(name, None)
-        return self.from_scores(self.targets, self.scores, self.options, edits, self.meta)
+        return self.from_scores(self.targets, self.scores, self.options, edits, self.meta, self.energies)
 
     def limits(self) -> RankLimits:
         """Least and most rank of every module that is not excluded, in model order, and the budget."""
-        return rank_limits(self.options, list(self.scores), self.targets, self.edits)
+        return rank_limits(self.options, list(self.scores), self.targets, self.edits, self.energies)
 
     def compare(self, other: Allocation) -> pd.DataFrame:
         """Compare the ranks and scalings with those of another allocation of the same model.
@@ -226,6 +235,10 @@ class Allocation(ModuleResult):
         alphas = dict(zip(self.scores, self.options.alphas(scores), strict=True))
         return module_frame(self.targets[name] for name in self.ranks).assign(
             score=[self.scores[name] for name in self.ranks],
+            captured=[
+                math.fsum(self.energies[name][:rank]) if self.energies else math.nan
+                for name, rank in self.ranks.items()
+            ],
             ideal=[ideal[name] for name in self.ranks],
             rank=list(self.ranks.values()),
             change=[rank - self.rank for rank in self.ranks.values()],
@@ -300,10 +313,16 @@ class Allocation(ModuleResult):
         return table.assign(ratio=table["allocation"] / table["lora"])
 
     def _ideal_ranks(self) -> list[float]:
-        weights = self.options.rank_weights(list(self.scores.values()))
         costs = self.options.costs([self.targets[name] for name in self.scores])
-        cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
         total = self.budget_total
+        if self.options.is_by_energy:
+            known = [len(self.energies[name]) for name in self.scores]
+            full = [min(self.shapes[name]) for name in self.scores]
+            limits = RankLimits([0] * len(known), known, costs, [(list(range(len(known))), total)])
+            ranks = self.options.share_ranks(limits, self.scores, self.energies)
+            return [math.inf if rank == k < d else rank for rank, k, d in zip(ranks, known, full, strict=True)]
+        weights = self.options.rank_weights(list(self.scores.values()))
+        cost = math.fsum(w * cost for w, cost in zip(weights, costs, strict=True))
         return [total * weight / cost for weight in weights]
 
     @classmethod
@@ -314,8 +333,9 @@ class Allocation(ModuleResult):
         options: AllocationOptions,
         edits: dict[str, int],
         meta: Meta,
+        energies: dict[str, list[float]],
     ) -> Self:
-        """Work out ranks and scalings from the scores of the modules that are not excluded.
+        """Work out ranks and scalings from the scores, or energies, of the modules that are not excluded.
 
         Parameters
         ----------
@@ -329,27 +349,30 @@ class Allocation(ModuleResult):
             Ranks set by hand.
         meta : Meta
             What the result records.
+        energies : dict of str to list of float
+            Energies of their directions, descending; empty by score.
 
         Returns
         -------
         Allocation
             The ranks and scalings.
         """
-        weights = options.rank_weights(list(scores.values()))
-        apportioned = rank_limits(options, list(scores), targets, edits).apportion(weights)
+        limits = rank_limits(options, list(scores), targets, edits, energies)
+        apportioned = options.share_ranks(limits, scores, energies)
         ranks = {name: rank for name, rank in zip(scores, apportioned, strict=True) if rank}
         divisors = ranks if options.scaling == "allocated" else dict.fromkeys(ranks, options.rank)
         alphas = dict(zip(scores, options.alphas(list(scores.values())), strict=True))
         scalings = {name: alphas[name] / divisor for name, divisor in divisors.items()}
         meta = replace(meta, recipe=meta.recipe | asdict(options) | {"edits": edits})
-        return cls(dict(targets), ranks, scalings, dict(scores), options, edits, meta)
+        return cls(dict(targets), ranks, scalings, dict(scores), options, edits, meta, energies)
 
     def _summary(self) -> str:
         edits = f", {len(self.edits)} edited" if self.edits else ""
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
+        by = " by captured gradient" if self.options.is_by_energy else ""
         return (
             f"rank {self.rank}, alpha {self.alpha:g} ({self.options.scaling}), {len(self.ranks)} modules with "
-            f"{ranks_text(self.ranks.values())}{dropped}, "
+            f"{ranks_text(self.ranks.values())}{by}{dropped}, "
             f"{self.budget_used:,} of {self.budget_total:,} {self.options.unit}, "
             f"{self.trainable_parameters:,} trainable{edits}"
         )

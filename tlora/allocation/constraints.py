@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tlora.models.targets import Target
-from tlora.numerics.apportionment import apportion, total_cost
+from tlora.numerics.apportionment import apportion, apportion_by_gain, total_cost
 
 Limit = int | dict[str, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class AllocationOptions:
     temperature: int | float = 1.0
     projection_shares: dict[str, float] = field(default_factory=dict)
     score: str = "mean"
+    by: str = "score"
 
     def costs(self, targets: Iterable[Target]) -> list[int]:
         """Cost of one rank of each module: 1, or its ``d_out`` if the budget counts parameters."""
@@ -43,6 +45,19 @@ class AllocationOptions:
     def rank_weights(self, scores: Sequence[float]) -> list[float]:
         """The numbers that ranks are in proportion to: scores to the temperature, or equal without ``adapt_ranks``."""
         return [score**self.temperature if self.adapt_ranks else 1.0 for score in scores]
+
+    @property
+    def is_by_energy(self) -> bool:
+        """Whether ranks follow the captured energy."""
+        return self.adapt_ranks and self.by == "captured"
+
+    def share_ranks(
+        self, limits: RankLimits, scores: Mapping[str, float], energies: Mapping[str, Sequence[float]]
+    ) -> list[int]:
+        """Ranks within the limits by the rule that ``by`` names, in the order of ``scores``."""
+        if self.is_by_energy:
+            return limits.apportion([energies[name] for name in scores], apportion_by_gain)
+        return limits.apportion(self.rank_weights(list(scores.values())))
 
     def alphas(self, scores: Sequence[float]) -> list[int | float]:
         """``alpha_i`` of each module: ``max(alpha, round(alpha M S_i / sum_j S_j))``, or ``alpha`` for all.
@@ -73,12 +88,16 @@ class RankLimits:
     costs: list[int]
     groups: list[tuple[list[int], int]]
 
-    def apportion(self, weights: Sequence[float]) -> list[int]:
-        """Ranks in proportion to ``weights`` within the limits, in model order."""
-        ranks = [0] * len(weights)
+    def apportion(self, values: Sequence[T], rule: Callable[..., list[int]] = apportion) -> list[int]:
+        """Ranks within the limits, in model order.
+
+        ``rule`` shares a group's budget by the values of its members: `apportion` by weights, `apportion_by_gain` by
+        the energies of each one's directions.
+        """
+        ranks = [0] * len(values)
         for members, budget in self.groups:
-            part, (low, high, costs) = [weights[i] for i in members], self.columns(members)
-            for i, rank in zip(members, apportion(part, budget, low, high, costs), strict=True):
+            part = rule([values[i] for i in members], budget, *self.columns(members))
+            for i, rank in zip(members, part, strict=True):
                 ranks[i] = rank
         return ranks
 
@@ -86,21 +105,26 @@ class RankLimits:
         """Least rank, most rank and cost of some modules."""
         return [[column[i] for i in members] for column in (self.low, self.high, self.costs)]
 
-    def reasons(self, ranks: Sequence[int], ideal: Sequence[float]) -> list[str]:
-        """What decided each rank: a ``"floor"`` above its ideal, a ``"ceiling"`` below it, or its ``"score"``."""
+    def reasons(self, ranks: Sequence[int], ideal: Sequence[float], rule: str) -> list[str]:
+        """What decided each rank: a ``"floor"`` above its ideal, a ``"ceiling"`` below it, or the ``rule``."""
         return [
-            "ceiling" if rank == high < share else "floor" if rank == low > share else "score"
+            "ceiling" if rank == high < share else "floor" if rank == low > share else rule
             for rank, low, high, share in zip(ranks, self.low, self.high, ideal, strict=True)
         ]
 
 
 def rank_limits(
-    options: AllocationOptions, allocated: Sequence[str], targets: Mapping[str, Target], edits: Mapping[str, int]
+    options: AllocationOptions,
+    allocated: Sequence[str],
+    targets: Mapping[str, Target],
+    edits: Mapping[str, int],
+    energies: Mapping[str, Sequence[float]],
 ) -> RankLimits:
     """The limits of the ``allocated`` modules among ``targets``, whose budget the excluded ones leave to them.
 
-    ``edits`` are ranks set by hand: they replace ``pinned`` and ``min_rank`` of the same module. Limits that cannot
-    be met are refused with the nearest possible value.
+    ``edits`` are ranks set by hand: they replace ``pinned`` and ``min_rank`` of the same module. A module with
+    ``energies`` gets no more rank than it has of them. Limits that cannot be met are refused with the nearest possible
+    value.
     """
     for name, limit in (("max_rank", options.max_rank), ("min_rank", options.min_rank)):
         _check_names(name, limit if isinstance(limit, dict) else (), targets, "module")
@@ -110,16 +134,17 @@ def rank_limits(
         _check_names(what, [name], targets, "module")
         if name not in allocated:
             raise ValueError(f"{name} is {what} and excluded at once: leave it out of one of the two")
-    spans = [_span(options, targets[name], pins.get(name)) for name in allocated]
+    ceilings = [_ceiling(options, targets[name], energies.get(name)) for name in allocated]
+    spans = [_span(options, name, ceiling, pins.get(name)) for name, ceiling in zip(allocated, ceilings, strict=True)]
     low, high = [span[0] for span in spans], [span[1] for span in spans]
     limits = RankLimits(low, high, options.costs([targets[name] for name in allocated]), [])
     total = options.budget_total(targets)
     groups = _groups(options, [targets[name].projection for name in allocated])
     ranks_by_hand = {name: rank for name, (_, rank) in pins.items()}
-    _check_budget(options, total, list(allocated), limits, ranks_by_hand, groups)
+    _check_budget(options, total, list(allocated), limits, ranks_by_hand, groups, bool(energies))
     unpinned = RankLimits(
         [min(_floor(options, name), least) for name, least in zip(allocated, low, strict=True)],
-        [_ceiling(options, targets[name]) for name in allocated],
+        [ceiling.rank for ceiling in ceilings],
         limits.costs,
         [],
     )
@@ -131,24 +156,32 @@ def _floor(options: AllocationOptions, name: str) -> int:
     return options.min_rank.get(name, 1) if isinstance(options.min_rank, dict) else options.min_rank
 
 
-def _ceiling(options: AllocationOptions, target: Target) -> int:
-    """Most rank of a module, pinned or not."""
+class _Ceiling(NamedTuple):
+    """Most rank of a module, pinned or not, and what sets it."""
+
+    rank: int
+    why: str
+
+
+def _ceiling(options: AllocationOptions, target: Target, energies: Sequence[float] | None) -> _Ceiling:
+    ceilings = [_Ceiling(min(target.d_out, target.d_in), f"its matrix of {target.d_out} x {target.d_in}")]
     limit = options.max_rank.get(target.name) if isinstance(options.max_rank, dict) else options.max_rank
-    full = min(target.d_out, target.d_in)
-    return full if limit is None else min(full, limit)
+    if limit is not None:
+        ceilings.append(_Ceiling(limit, "max_rank"))
+    if energies is not None:
+        ceilings.append(_Ceiling(len(energies), "its basis in the subspaces"))
+    return min(ceilings, key=lambda ceiling: ceiling.rank)
 
 
-def _span(options: AllocationOptions, target: Target, pin: tuple[str, int] | None) -> tuple[int, int]:
+def _span(options: AllocationOptions, name: str, ceiling: _Ceiling, pin: tuple[str, int] | None) -> tuple[int, int]:
     """Least and most rank of one module."""
-    ceiling = _ceiling(options, target)
-    what, floor = ("min_rank", _floor(options, target.name)) if pin is None else pin
-    if floor > ceiling:
-        is_limited = ceiling < min(target.d_out, target.d_in)
-        why = "max_rank" if is_limited else f"its matrix of {target.d_out} x {target.d_in}"
+    what, floor = ("min_rank", _floor(options, name)) if pin is None else pin
+    if floor > ceiling.rank:
         raise ValueError(
-            f"{what} asks for rank {floor} of {target.name}, which {why} limits to {ceiling}: at most {ceiling}"
+            f"{what} asks for rank {floor} of {name}, which {ceiling.why} limits to {ceiling.rank}: at most "
+            f"{ceiling.rank}"
         )
-    return floor, (ceiling if pin is None else floor)
+    return floor, (ceiling.rank if pin is None else floor)
 
 
 class _Group(NamedTuple):
@@ -182,6 +215,7 @@ def _check_budget(
     limits: RankLimits,
     pins: dict[str, int],
     groups: list[_Group],
+    has_energies: bool,
 ) -> None:
     """Refuse limits that need more than the budget or have no room for it, with the nearest possible values.
 
@@ -206,11 +240,14 @@ def _check_budget(
             ways.append("exclude fewer modules")
         if options.max_rank is not None:
             ways.append("raise max_rank")
+        if has_energies:
+            ways.append("compute subspaces of a larger max_rank")
         if pins:
             ways.append(f"raise pinned ranks by {total - room:,} {unit} in all")
         ways = ways or [f"take a rank of {rank} or less, and lower min_rank to it"]
+        sizes = "the directions of the subspaces" if has_energies else "the sizes of the matrices"
         raise ValueError(
-            f"max_rank, pinned ranks and the sizes of the matrices have room for {room:,} {unit}, rank "
+            f"max_rank, pinned ranks and {sizes} have room for {room:,} {unit}, rank "
             f"{options.rank} makes {total:,}: {', or '.join(ways)}"
         )
 

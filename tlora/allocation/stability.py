@@ -271,7 +271,7 @@ def allocation_stability(
     Raises
     ------
     ValueError
-        If the allocation is not of this sensitivity, or there are fewer than two samples.
+        If the allocation is not of this sensitivity or not by score, or there are fewer than two samples.
 
     Examples
     --------
@@ -283,6 +283,10 @@ def allocation_stability(
     check_type(sensitivity, Sensitivity, "calibrate(...).sensitivity")
     sensitivity = sensitivity.rescale(allocation.options.score)
     scores = sensitivity.resampling_scores()
+    if allocation.options.is_by_energy:
+        raise ValueError(
+            "ranks by captured gradient do not follow the scores that are resampled here: allocate with by='score'"
+        )
     if {name: sensitivity.scores.get(name) for name in allocation.scores} != allocation.scores:
         raise ValueError(
             "the allocation was not made from this sensitivity: allocate(sensitivity, ...) makes one that is"

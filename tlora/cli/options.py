@@ -15,11 +15,13 @@ from tlora.utils.defaults import (
     BATCH_SIZE,
     BUDGET,
     COVARIANCE,
+    DIRECTIONS,
     EPOCHS,
     KIND,
     KINDS,
     LEARNING_RATE,
     RANK,
+    RANKS_BY,
     RECIPES,
     SAMPLES,
     SCALING,
@@ -29,6 +31,7 @@ from tlora.utils.defaults import (
     CovarianceForm,
     Dtype,
     Kind,
+    RanksBy,
     RecipeName,
     Rows,
     Scaling,
@@ -241,7 +244,14 @@ class AllocationFlags:
     max_rank: Annotated[
         int | None, _allocation("Most rank of a module. Default: the size of its matrix, or of the sketch.", min=1)
     ] = None
-    adapt_ranks: Annotated[bool | None, _allocation("Ranks by sensitivity, or the nominal rank for all.")] = None
+    by: Annotated[
+        RanksBy | None,
+        _allocation(
+            "Ranks by sensitivity, or by the squared gradient that directions capture: for --kind g, up to "
+            f"{DIRECTIONS} times the rank or --max-rank. [default: {RANKS_BY}]"
+        ),
+    ] = None
+    adapt_ranks: Annotated[bool | None, _allocation("Ranks by what --by says, or the nominal rank for all.")] = None
     adapt_scales: Annotated[bool | None, _allocation("Scales by sensitivity, or the nominal alpha for all.")] = None
 
     def limit_to(self, calibration: Mapping[str, Any]) -> AllocationFlags:
@@ -249,7 +259,8 @@ class AllocationFlags:
         if calibration.get("covariance") != "sketch":
             return self
         columns = calibration["sketch_size"]
-        return replace(self, max_rank=min(self.max_rank or columns, columns))
+        most = self.max_rank or (DIRECTIONS * self.rank if self.by == "captured" else columns)
+        return replace(self, max_rank=min(most, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +341,7 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
         If an option was given that has no effect with this recipe.
     """
     values: dict[str, Any] = {"adapt_ranks": True, "adapt_scales": True, "freeze_a": True, "init": True}
-    values |= {"kind": KIND, "budget": BUDGET, "scaling": SCALING}
+    values |= {"kind": KIND, "budget": BUDGET, "scaling": SCALING, "by": RANKS_BY}
     for arguments in RECIPES[recipe].values():
         values |= {"init": False} if arguments is None else arguments  # no subspaces: A is random
     explicit = {f.name: each for group in groups for f in fields(group) if (each := getattr(group, f.name)) is not None}
@@ -339,11 +350,14 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     for applies, names, reason in (
         (is_random, ("kind", "rows", "freeze_a"), "A is random: leave it out, or take --init or --recipe tlora"),
         (is_frozen, ("a_learning_rate", "freeze_a_after"), "A is frozen: leave it out, or take --recipe tlora-trained"),
-        (not values["adapt_ranks"], ("budget", "scaling", "max_rank"), "all ranks are the same: leave it out"),
+        (not values["adapt_ranks"], ("budget", "scaling", "max_rank", "by"), "all ranks are the same: leave it out"),
     ):
         for name in names:
             if applies and explicit.get(name):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect in --recipe {recipe}, where {reason}")
+    by_gradient = [kind for kind, facts in KINDS.items() if facts.is_gradient]
+    if values["by"] == "captured" and (is_random or values["kind"] not in by_gradient):
+        raise ValueError(f"--by captured ranks the directions of a gradient: take --kind {' or '.join(by_gradient)}")
     if is_random:
         values |= {"rows": None, "freeze_a": False}
     if is_frozen:

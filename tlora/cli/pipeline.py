@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,6 +184,8 @@ def allocate(
     Takes a second and no model. Writes an Allocation, and shows it by projection.
     """
     check_result_place(output, "Allocation", overwrite)
+    if allocating.by == "captured":
+        raise ValueError("--by captured needs directions, which need the model: use tlora run or tlora init")
     (allocating,) = apply_recipe("tlora", allocating)
     calibrated = tlora.Calibration.load(calibration)
     recipe = calibrated.meta.recipe
@@ -294,7 +297,8 @@ def train(
     if not resume:
         run_on_first(lambda: shutil.rmtree(work / CHECKPOINTS, ignore_errors=True))
     with note_what_is_kept(ctx, output):
-        adapted, results = attach_adapter(base, calibrated, allocated, start, data.seed, report)
+        subspaces = decompose_on(base, calibrated, start, data.seed, report, allocated)
+        adapted, results = attach_adapter(base, calibrated, allocated, subspaces, start, data.seed, report)
         del calibrated  # large
         results.pop("subspaces", None)
         trained = train_adapter(adapted, task, training, work, data.seed, describe_origin(ctx, data), report, resume)
@@ -348,6 +352,7 @@ def start_adapter(
 ) -> tuple[Any, dict[str, Any]]:
     """Calibrate, allocate and attach, and keep the calibration and the allocation in a work folder."""
     from tlora.allocation.allocate import check_limits
+    from tlora.recipes import allocate_and_decompose
 
     if start.init:
         allocating = allocating.limit_to(asdict(calibrating))
@@ -355,10 +360,12 @@ def start_adapter(
     calibration = calibrate_on(model, task, calibrating, start.needs_gradient, origin, report)
     if work:
         run_on_first(lambda: calibration.save(work / CALIBRATION))
-    allocation = add_origin(tlora.allocate(calibration.sensitivity, **asdict(allocating)), origin)
+    decompose = partial(decompose_on, model, calibration, start, seed, report)
+    allocation, subspaces = allocate_and_decompose(calibration.sensitivity, asdict(allocating), decompose)
+    allocation = add_origin(allocation, origin)
     if work:
         run_on_first(lambda: allocation.save(work / ALLOCATION))
-    return attach_adapter(model, calibration, allocation, start, seed, report)
+    return attach_adapter(model, calibration, allocation, subspaces, start, seed, report)
 
 
 def calibrate_on(
@@ -396,10 +403,28 @@ def constant_text(constant: Mapping[str, Mapping[str, list[int]]], tokenizer: An
     return "; ".join(parts) or "nothing, the samples have no prefix or suffix in common"
 
 
+def decompose_on(
+    model: Any,
+    calibration: tlora.Calibration | None,
+    start: AdapterFlags,
+    seed: int,
+    report: Report,
+    ranks: int | tlora.Allocation,
+) -> tlora.Subspaces | None:
+    """Compute the subspaces up to these ranks; None if A is random."""
+    if calibration is None or not start.init:
+        return None
+    options: dict[str, Any] = {"kind": start.kind or KIND, "seed": seed, "progress": report.progress}
+    most = ranks if isinstance(ranks, int) else max(ranks.ranks.values())
+    with report.step(f"subspaces of kind {options['kind']}, up to rank {most}"):
+        return tlora.task_subspaces(model, calibration, max_rank=ranks, **options)
+
+
 def attach_adapter(
     model: Any,
     calibration: tlora.Calibration | None,
     allocation: tlora.Allocation,
+    subspaces: tlora.Subspaces | None,
     start: AdapterFlags,
     seed: int,
     report: Report,
@@ -409,13 +434,10 @@ def attach_adapter(
     if calibration:
         with report.step("spectrum of the inputs"):
             results |= {"sensitivity": calibration.sensitivity, "spectrum": calibration.spectrum()}
-    if calibration and start.init:
-        with report.step(f"subspaces of kind {start.kind}, up to rank {max(allocation.ranks.values())}"):
-            results["subspaces"] = tlora.task_subspaces(
-                model, calibration, max_rank=allocation, kind=start.kind or KIND, seed=seed, progress=report.progress
-            )
+    if subspaces:
+        results["subspaces"] = subspaces
     options: dict[str, Any] = {"freeze_a": bool(start.freeze_a), "rows": start.rows, "seed": seed}
-    return tlora.attach(model, results.get("subspaces"), allocation, **options), results
+    return tlora.attach(model, subspaces, allocation, **options), results
 
 
 def train_adapter(

@@ -14,13 +14,12 @@ from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from tlora.adapters.attach import attach
 from tlora.adapters.config import shared_config
 from tlora.adapters.lora_layers import without_noise
-from tlora.allocation.allocate import allocate
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.calibrate import calibrate
 from tlora.calibration.calibration import Calibration
 from tlora.models.targets import target_modules
 from tlora.models.weights import check_same_model, copy_sharing_weights
-from tlora.recipes import Recipe
+from tlora.recipes import Recipe, allocate_and_decompose
 from tlora.subspaces.subspaces import Subspaces
 from tlora.subspaces.task_subspaces import task_subspaces
 from tlora.tasks.task import Task
@@ -72,8 +71,11 @@ class Preparation:
 
     def from_recipe(self, recipe: Recipe) -> Trainee:
         """The pipeline as the recipe says, from the calibration to the allocation."""
-        allocation = allocate(self._calibration(recipe).sensitivity, self.rank, **recipe.allocate)
-        return Trainee(partial(self._attach, self.subspaces(recipe, allocation), allocation, recipe), recipe.train)
+        arguments = {"rank": self.rank, **recipe.allocate}
+        allocation, subspaces = allocate_and_decompose(
+            self._calibration(recipe).sensitivity, arguments, partial(self.subspaces, recipe)
+        )
+        return self.from_allocation(allocation, subspaces, recipe)
 
     def from_config(self, name: str, config: LoraConfig) -> Trainee:
         """The config of PEFT, with target modules, task type and head of this model if it does not name its own."""

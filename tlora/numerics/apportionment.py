@@ -1,9 +1,10 @@
-"""Share an integer budget in proportion to weights, exactly, without rounding errors."""
+"""Share an integer budget: in proportion to weights, exactly, or by what each further unit gains."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 Level = tuple[list[int], int, int]
 """Integer weights ``w`` and a level ``t / d``: ``w[i] * t / d`` is the ideal number of units of i."""
@@ -63,7 +64,43 @@ def apportion(
         min(max(weight * level[1] // level[2], floor), ceiling)
         for weight, floor, ceiling in zip(level[0], low, high, strict=True)
     ]
-    _spend(units, budget - total_cost(units, costs), level, high, costs)
+    numbers, numerator, denominator = level
+    _spend(units, budget, high, costs, lambda i: units[i] * denominator - numbers[i] * numerator)
+    return units
+
+
+def apportion_by_gain(
+    gains: Sequence[Sequence[float]],
+    budget: int,
+    low: Sequence[int],
+    high: Sequence[int],
+    costs: Sequence[int] | None = None,
+) -> list[int]:
+    """Spend a budget on the units that gain most for their cost, within limits.
+
+    Every member gets its floor. Then the next unit goes to the member that gains most by it for its cost, repeatedly,
+    as long as the budget pays for a member below its ceiling. With unit costs no other choice gains more in all, and
+    the budget is met exactly. Ties go to the member with the fewest units, then to the first.
+
+    Parameters
+    ----------
+    gains : sequence of sequence of float
+        What the first, second, ... unit of each member gains: not negative, descending, at least up to its ceiling.
+    budget : int
+        Upper bound on the total cost; at least that of the floors.
+    low, high : sequence of int
+        Least and most units of each member.
+    costs : sequence of int, optional
+        Cost of one unit of each member, 1 by default.
+
+    Returns
+    -------
+    list of int
+        Units, in the order of ``gains``. The unspent rest of the budget is less than the cost of one unit of any member
+        below its ceiling.
+    """
+    prices, units = [1] * len(gains) if costs is None else costs, list(low)
+    _spend(units, budget, high, prices, lambda i: (-gains[i][units[i]] / prices[i], units[i]))
     return units
 
 
@@ -92,16 +129,18 @@ def _level(weights: list[int], budget: int, low: Sequence[int], high: Sequence[i
         free = [i for i in free if i not in fixed]
 
 
-def _spend(units: list[int], rest: int, level: Level, high: Sequence[int], costs: Sequence[int]) -> None:
-    """Spend the rest, in place, unit by unit on the affordable member furthest below its ideal."""
-    weights, numerator, denominator = level
-    queue = [(units[i] * denominator - weights[i] * numerator, i) for i in range(len(units)) if units[i] < high[i]]
+def _spend(
+    units: list[int], budget: int, high: Sequence[int], costs: Sequence[int], priority: Callable[[int], Any]
+) -> None:
+    """Spend the rest of the budget, in place, unit by unit on the affordable member of the lowest ``priority``."""
+    rest = budget - total_cost(units, costs)
+    queue = [(priority(i), i) for i in range(len(units)) if units[i] < high[i]]
     heapq.heapify(queue)
     while queue and rest:
-        gap, i = heapq.heappop(queue)
+        _, i = heapq.heappop(queue)
         if costs[i] > rest:  # the rest only shrinks: never affordable again
             continue
         units[i] += 1
         rest -= costs[i]
         if units[i] < high[i]:
-            heapq.heappush(queue, (gap + denominator, i))
+            heapq.heappush(queue, (priority(i), i))

@@ -7,6 +7,7 @@ CovarianceForm = Literal["dense", "sketch"]
 Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
 Budget = Literal["ranks", "parameters"]
 Scaling = Literal["nominal", "allocated"]
+RanksBy = Literal["score", "captured"]
 Rows = Literal["orthonormal", "variance", "whitened"]
 MetricName = Literal["exact_match", "final_answer", "loss"]
 """Metrics that a user can choose for a task; presets have others."""
@@ -35,13 +36,16 @@ class SubspaceKind(NamedTuple):
     needs_gradient: bool = False
     """Whether the calibration has to keep the mean gradient."""
 
+    is_gradient: bool = False
+    """Whether its squared singular values are the squared gradient along each direction, as ``by="captured"`` reads."""
+
 
 KINDS: dict[Kind, SubspaceKind] = {
     "wc": SubspaceKind("right singular vectors of W C", "TLoRA", reads_covariance=True, within_sketch=True),
     "w": SubspaceKind("right singular vectors of W", "PiSSA"),
     "c": SubspaceKind("principal directions of the inputs", "EVA", reads_covariance=True, within_sketch=True),
     "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True),
-    "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs_gradient=True),
+    "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs_gradient=True, is_gradient=True),
     "g_whitened": SubspaceKind("directions of the mean gradient, whitened by the inputs", needs_gradient=True),
     "random": SubspaceKind("a random space", "LoRA-FA"),
 }
@@ -60,6 +64,10 @@ SKETCH_SIZE = 256
 KIND: Kind = "wc"
 BUDGET: Budget = "ranks"
 SCALING: Scaling = "nominal"
+RANKS_BY: RanksBy = "score"
+DIRECTIONS = 4
+"""Directions of each module from which ranks by captured gradient are chosen, as a multiple of the nominal rank."""
+
 LEARNING_RATE = 1e-3
 EPOCHS = 1.0
 ENERGY = 0.99

@@ -71,10 +71,14 @@ def initial_state(
 
 
 def state_from_allocation(allocation: Allocation) -> AllocationState:
-    """The state whose allocation this is; nothing is kept yet."""
+    """The state whose allocation this is; nothing is kept yet.
+
+    A state holds no energies, so that ranks by captured gradient become ranks by hand.
+    """
     alpha = allocation.options.alpha
     values = DEFAULTS | {"alpha": None if alpha == allocation.rank else alpha}
-    return normalize_state(AllocationState(allocation.rank, **values, edits={}), allocation)
+    state = normalize_state(AllocationState(allocation.rank, **values, edits={}), allocation)
+    return replace(state, edits=dict(allocation.ranks)) if allocation.energies else state
 
 
 def normalize_state(state: AllocationState, allocation: Allocation) -> AllocationState:

@@ -50,6 +50,7 @@ def test_options_take_precedence_over_the_recipe():
         ("tlora", AdapterFlags(init=False, rows="variance"), "--rows"),
         ("lora", AllocationFlags(budget="parameters"), "--budget"),
         ("tlora", AllocationFlags(adapt_ranks=False, max_rank=9), "--max-rank"),
+        ("tlora", AllocationFlags(by="captured"), "--kind g"),
         ("tlora", TrainingFlags(a_learning_rate=1e-4), "--a-learning-rate"),
         ("tlora-paper", TrainingFlags(freeze_a_after=0.2), "--freeze-a-after"),
     ],

@@ -100,6 +100,20 @@ def test_steps_make_what_run_makes_and_results_name_their_command():
     assert same(adapter_of("again"), adapter_of("out"))
 
 
+def test_run_by_captured_gradient_is_the_library_s_pipeline():
+    done(f"{RUN} {QUICK} --by captured --kind g --max-rank 6 --output out --save-calibration")
+    calibration, allocation = (
+        tlora.Calibration.load("out/tlora/calibration"),
+        tlora.Allocation.load("out/tlora/allocation"),
+    )
+    model, _ = tlora.load_model("llama")
+    subspaces = tlora.task_subspaces(model, calibration, max_rank=6, kind="g", progress=False)
+    expected = tlora.allocate(calibration.sensitivity, 2, max_rank=6, by="captured", subspaces=subspaces)
+    assert (allocation.ranks, allocation.energies) == (expected.ranks, expected.energies)
+    assert tlora.TrainingRun.load("out").ranks == expected.ranks
+    assert "tlora run" in invoke("allocate out/tlora/calibration --by captured --output alloc").stderr
+
+
 def test_options_reach_the_functions():
     flags = "--alpha 4 --scaling allocated --budget parameters --max-rank 3 --tokens labels"
     done(f"{RUN} {QUICK} {flags} --no-freeze-a --rows variance --output out")

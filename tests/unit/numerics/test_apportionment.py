@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tlora.numerics.apportionment import apportion, integer_weights, total_cost
+from tlora.numerics.apportionment import apportion, apportion_by_gain, integer_weights, total_cost
 
 quick = settings(max_examples=100, deadline=None)
 weight = st.one_of(st.integers(0, 20).map(float), st.floats(0, 1e6, width=32))
@@ -110,6 +110,67 @@ def test_prices_are_paid_from_exact_ideals(problem):
 )
 def test_known_cases(weights, budget, low, high, expected):
     assert apportion(weights, budget, low, high) == expected
+
+
+@st.composite
+def gain_problems(draw):
+    """Descending gains with ties and zeros, and a budget, floors, ceilings and costs that can be met; small enough to
+    try all allocations."""
+    size = draw(st.integers(1, 4))
+    low = draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
+    high = [floor + draw(st.integers(0, 4)) for floor in low]
+    gain = st.one_of(st.integers(0, 3).map(float), st.floats(0, 10, width=32))
+    gains = [sorted(draw(st.lists(gain, min_size=most, max_size=most + 2)), reverse=True) for most in high]
+    costs = draw(st.lists(st.integers(1, 5), min_size=size, max_size=size))
+    return gains, low, high, costs, draw(st.floats(0, 1))
+
+
+@quick
+@given(gain_problems())
+def test_no_other_units_within_the_limits_gain_more(problem):
+    gains, low, high, _, part = problem
+    budget = sum(low) + round(part * (sum(high) - sum(low)))
+
+    def gain(units):
+        return sum(sum(map(Fraction, each[:count])) for each, count in zip(gains, units, strict=True))
+
+    units = apportion_by_gain(gains, budget, low, high)
+    choices = itertools.product(*(range(lo, hi + 1) for lo, hi in zip(low, high, strict=True)))
+    assert gain(units) == max(gain(choice) for choice in choices if sum(choice) == budget)
+    assert sum(units) == budget
+    assert all(lo <= unit <= hi for lo, unit, hi in zip(low, units, high, strict=True))
+
+
+@quick
+@given(gain_problems())
+def test_by_gain_spends_as_much_as_fits_on_what_gains_most_for_its_cost(problem):
+    gains, low, high, costs, part = problem
+    least, most = total_cost(low, costs), total_cost(high, costs)
+    budget = least + round(part * (most - least))
+    units = apportion_by_gain(gains, budget, low, high, costs)
+    rest = budget - total_cost(units, costs)
+    assert rest >= 0
+    assert all(lo <= unit <= hi for lo, unit, hi in zip(low, units, high, strict=True))
+    assert all(rest < cost or unit == hi for cost, unit, hi in zip(costs, units, high, strict=True))
+    # A unit that was given gains no less for its cost than one that was not, unless that one was too expensive at last.
+    for i, j in itertools.permutations(range(len(units)), 2):
+        if units[i] > low[i] and units[j] < high[j] and costs[j] <= rest + costs[i]:
+            given_up, wanted = gains[i][units[i] - 1] / costs[i], gains[j][units[j]] / costs[j]
+            assert given_up >= wanted
+
+
+@pytest.mark.parametrize(
+    ("gains", "budget", "low", "high", "costs", "expected"),
+    [
+        ([[9, 4, 1], [5, 3, 2]], 4, [0, 0], [3, 3], None, [2, 2]),
+        ([[9, 4, 1], [5, 3, 2]], 4, [0, 3], [3, 3], None, [1, 3]),
+        ([[9, 4, 1], [5, 3, 2]], 4, [0, 0], [1, 3], None, [1, 3]),
+        ([[9, 4, 1], [5, 3, 2]], 4, [0, 0], [3, 3], [4, 1], [0, 3]),  # 9 / 4 comes after 5 and 3, and is not paid
+        ([[0, 0, 0], [0, 0, 0]], 3, [0, 0], [3, 3], None, [2, 1]),  # nothing to gain: evenly
+    ],
+)
+def test_known_cases_by_gain(gains, budget, low, high, costs, expected):
+    assert apportion_by_gain(gains, budget, low, high, costs) == expected
 
 
 def test_floors_above_the_budget_are_refused():

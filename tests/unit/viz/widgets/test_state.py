@@ -11,7 +11,7 @@ from tests.helpers import results
 from tests.helpers.pictured import sensitivity as pictured
 from tests.helpers.results import same
 from tests.helpers.sensitivities import sensitivity
-from viz.widgets.state import allocate_state, preset_modules, state_from_allocation
+from viz.widgets.state import allocate_state, allocation_code, preset_modules, state_from_allocation
 
 SCORES = [8.0, 1.0, 3.0, 4.0, 2.0, 6.0]
 
@@ -36,6 +36,18 @@ def test_code_makes_the_same_allocation():
     assert same(eval(code, {"tlora": tlora, "scores": it.sensitivity}), it.allocation)
     again = tlora.allocate(it.sensitivity, **it.options).edit(it.state.edits)
     assert same(again, it.allocation)
+
+
+def test_ranks_by_captured_gradient_become_ranks_by_hand():
+    calibration = results.calibration()
+    subspaces = tlora.task_subspaces(results.base(), calibration, max_rank=8, kind="g", progress=False)
+    options = {"adapt_scales": False, "min_rank": 0, "exclude_modules": calibration.names[0]}
+    allocation = tlora.allocate(calibration.sensitivity, rank=2, by="captured", subspaces=subspaces, **options)
+    state = state_from_allocation(allocation)
+    again = allocate_state(calibration.sensitivity, state)
+    assert (again.ranks, again.scalings) == (allocation.ranks, allocation.scalings)
+    code = allocation_code(calibration.sensitivity, state)
+    assert same(eval(code, {"tlora": tlora, "calibration": calibration}), again)
 
 
 def test_excluding_part_after_part_is_said_in_the_shortest_way():
