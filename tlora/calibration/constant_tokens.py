@@ -75,8 +75,7 @@ def find_constant_tokens(batches: Sequence[Batch]) -> ConstantTokens:
     """
     if len({fingerprint for batch in batches for fingerprint in batch.fingerprints}) < 2:
         raise ValueError(
-            "constant tokens (tokens='task') are found by comparing samples, and no two of these differ: pass more "
-            "samples, or use tokens='all'"
+            "constant tokens are found by comparing samples, and no two of these differ: pass at least two that do"
         )
     by_part: defaultdict[Part, list[list[int]]] = defaultdict(list)
     for batch in batches:
