@@ -334,7 +334,7 @@ class Setup:
 
     def is_sketched(self, d: int) -> bool:
         """Whether a sketch is smaller than a covariance of this size."""
-        return Options(covariance="sketch", sketch_size=self.sketch_size).is_sketched(d)
+        return Options(sketch_size=self.sketch_size).is_wide(d)
 
     def state_bytes(self, itemsize: int) -> int:
         """Return the bytes of optimizer state for a parameter of this size."""

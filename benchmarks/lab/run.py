@@ -255,6 +255,7 @@ def _train_and_evaluate(
     # Rates are chosen by what is learned, not by what is forgotten: the search does not measure other texts.
     texts = other_texts(settings, cache) if split == "test" else {}
     before = cache(("loss before", split, settings.forgetting), lambda: _mean_losses(model, texts))
+    base = _base_loss(model, task, seed, cache) if split == "test" else {}
     job = Job(model, task, condition.rank, seed, settings.steps, settings.samples, cache, settings.target_modules)
     started, saved = time.perf_counter(), cache.saved
     adapted = seeded_adapt(condition.method, job)
@@ -268,6 +269,8 @@ def _train_and_evaluate(
     outcomes = {name: outcomes[name] for name in dict.fromkeys(("loss", task.metric))}
     return (
         _results(training, outcomes, split)
+        | base
+        | (_validation_loss(adapted, task) if split == "test" else {})
         | _forgetting(before, _mean_losses(adapted, texts))
         | {
             "trainable_parameters": training.trainable_parameters,
@@ -286,6 +289,18 @@ def _mean_losses(model: Any, texts: Mapping[str, Task]) -> dict[str, float]:
         name: float(losses_of_samples(model, task, evenly_spaced_rows(task.test, LOSS_SAMPLES), 16).mean())
         for name, task in texts.items()
     }
+
+
+def _base_loss(model: Any, task: Task, seed: int, cache: Cache) -> Record:
+    """The loss of the base on the test rows; that of a fresh head depends on the seed."""
+    key = ("loss of the base", seed if task.num_labels else None)
+    return {"base_loss": cache(key, lambda: float(losses_of_samples(model, task, task.test, 16).mean()))}
+
+
+def _validation_loss(adapted: PeftModel, task: Task) -> Record:
+    """The loss on the validation rows, by which a rate can be chosen among runs that are reported on test rows."""
+    loss = float(losses_of_samples(adapted, task, task.validation, 16).mean())
+    return {"validation_loss": loss} if math.isfinite(loss) else {}
 
 
 def _forgetting(before: Mapping[str, float], after: Mapping[str, float]) -> Record:

@@ -17,7 +17,7 @@ def batches(model, n=4, **kwargs):
 
 
 def calibrate(model, batches, **kwargs):
-    return tlora.calibrate(model, batches, gradient=True, progress=False, **kwargs)
+    return tlora.calibrate(model, batches, gradient=True, fisher=True, progress=False, **kwargs)
 
 
 def assert_close(one: Calibration, other: Calibration, tolerance=1e-5):
@@ -25,8 +25,10 @@ def assert_close(one: Calibration, other: Calibration, tolerance=1e-5):
     for name in one.names:
         a, b = (each.gradient[name].dense() for each in (one, other))
         assert float((a - b).norm()) <= tolerance * float(b.norm()), name
-        kept = (each.covariance[name] for each in (one, other))
-        for a, b in zip(*([c, c.second_moment()] for c in kept), strict=True):
+        kept = (
+            [each.covariance[name], each.covariance[name].second_moment(), each.fisher[name]] for each in (one, other)
+        )
+        for a, b in zip(*kept, strict=True):
             assert float((a.dense() - b.dense()).norm()) <= tolerance * float(b.dense().norm()), name
             assert a.trace == pytest.approx(b.trace, rel=tolerance)
             assert a.rank_bound == b.rank_bound

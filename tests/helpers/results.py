@@ -76,7 +76,7 @@ def base() -> PreTrainedModel:
 def calibration() -> Calibration:
     """Four samples, with gradients."""
     batch = tiny_batch("llama", lengths=(7, 4, 9, 6))
-    return calibrate(base(), [batch], gradient=True, task="family_relationships", progress=False)
+    return calibrate(base(), [batch], gradient=True, fisher=True, task="family_relationships", progress=False)
 
 
 @cache

@@ -143,7 +143,7 @@ def offloaded(family, where, folder, **config):
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 def test_an_offloaded_base_is_calibrated(where, tmp_path):
     model, base = tiny_model("llama"), offloaded("llama", where, tmp_path / "weights")
-    options = {"gradient": True, "progress": False, "covariance": "sketch", "sketch_size": 12}
+    options = {"gradient": True, "fisher": True, "progress": False, "covariance": "sketch", "sketch_size": 12}
     expected = tlora.calibrate(model, batches(model), **options)
     found = tlora.calibrate(base, batches(model), checkpoint=tmp_path / "steps", checkpoint_every=0, **options)
     assert found.sensitivity.per_sample.equal(expected.sensitivity.per_sample)

@@ -32,7 +32,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     tokenizer.save_pretrained("base")
     model, tokenizer = tlora.load_model("base")
     task = tlora.load_task("commands.jsonl", tokenizer, validation=4, test=4)
-    calibration = tlora.calibrate(model, task.calibration(8), gradient=True, progress=False)
+    calibration = tlora.calibrate(model, task.calibration(8), gradient=True, fisher=True, progress=False)
     subspaces = tlora.task_subspaces(model, calibration, max_rank=8, progress=False)
     allocation = tlora.allocate(calibration.sensitivity, rank=4, max_rank=8)
     adapted = tlora.attach(tlora.load_model("base")[0], subspaces, allocation)

@@ -27,7 +27,7 @@ from tlora.utils.defaults import KINDS
 @functools.cache
 def calibrated(family: str) -> tlora.Calibration:
     """On the CPU."""
-    return tlora.calibrate(tiny_model(family), [tiny_batch(family)], gradient=True, progress=False)
+    return tlora.calibrate(tiny_model(family), [tiny_batch(family)], gradient=True, fisher=True, progress=False)
 
 
 def places(values: Any) -> set[str]:
@@ -44,7 +44,7 @@ def places(values: Any) -> set[str]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
 def test_calibration_gives_the_numbers_of_the_cpu(family, device):
     model = tiny_model(family).to(device)
-    found = tlora.calibrate(model, [tiny_batch(family)], gradient=True, progress=False)
+    found = tlora.calibrate(model, [tiny_batch(family)], gradient=True, fisher=True, progress=False)
     assert places(found) == {"cpu"}
     assert_close(found, calibrated(family), 1e-3)
 
@@ -52,7 +52,7 @@ def test_calibration_gives_the_numbers_of_the_cpu(family, device):
 @pytest.mark.parametrize("options", [SKETCH, {"products": "model"}], ids=str)
 def test_sketches_and_resumed_sums(options, device, tmp_path):
     batches = [tiny_batch("llama", seed=seed) for seed in range(2)]
-    options = options | {"gradient": True, "progress": False}
+    options = options | {"gradient": True, "fisher": True, "progress": False}
     whole = tlora.calibrate(tiny_model("llama").bfloat16(), batches, **options)
     model = tiny_model("llama").bfloat16().to(device)
     tlora.calibrate(model, batches[:1], checkpoint=tmp_path, **options)
@@ -65,8 +65,10 @@ def test_packed_samples(device):
     ids = torch.randint(3, 64, (1, 12), generator=torch.Generator().manual_seed(0))
     packed = {"input_ids": ids, "labels": ids, "position_ids": torch.tensor([[*range(5), *range(7)]])}
     there = {key: value.to(device) for key, value in packed.items()}  # as a loader with a device of its own gives them
-    found = tlora.calibrate(tiny_model("llama").to(device), [there], gradient=True, progress=False)
-    assert_close(found, tlora.calibrate(tiny_model("llama"), [packed], gradient=True, progress=False), 1e-3)
+    found = tlora.calibrate(tiny_model("llama").to(device), [there], gradient=True, fisher=True, progress=False)
+    assert_close(
+        found, tlora.calibrate(tiny_model("llama"), [packed], gradient=True, fisher=True, progress=False), 1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,7 +179,7 @@ def test_nothing_is_left_on_the_device(other):
     model = tiny_model("llama").to(other.device)
     gc.collect()
     weights = other.live
-    calibration = tlora.calibrate(model, [tiny_batch("llama")], gradient=True, progress=False)
+    calibration = tlora.calibrate(model, [tiny_batch("llama")], gradient=True, fisher=True, progress=False)
     tlora.task_subspaces(model, calibration, max_rank=4, progress=False)
     gc.collect()
     assert other.live == weights

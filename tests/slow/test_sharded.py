@@ -51,7 +51,7 @@ def sharded(model: Any) -> Any:
 def prepared(model: Any, **options: Any) -> tuple[tlora.Calibration, tlora.Allocation, tlora.Subspaces]:
     lengths = [(7, 4, 9), (5, 5), (3, 8, 6, 4)]  # padded, not padded: what is checked differs from process to process
     batches = [tiny_batch(model, lengths[n % 3], seed=n) for n in range(BATCHES)]
-    calibration = tlora.calibrate(model, batches, gradient=True, progress=False, **options)
+    calibration = tlora.calibrate(model, batches, gradient=True, fisher=True, progress=False, **options)
     allocation = tlora.allocate(calibration.sensitivity, rank=4)
     return calibration, allocation, tlora.task_subspaces(model, calibration, max_rank=allocation, progress=False)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tlora.calibration.batches import Batch
 from tlora.calibration.calibration import Calibration, Options
-from tlora.calibration.covariance import Covariance, CovarianceSum
+from tlora.calibration.covariance import Covariance, CovarianceSum, MomentSum
 from tlora.calibration.gradient import Gradient, GradientSum, sketch_sizes
 from tlora.models.forward import input_device
 from tlora.models.hooks import Recorder
@@ -34,6 +34,7 @@ class Statistics:
         self.covariances: dict[str, CovarianceSum] = {}
         self.scores: list[Tensor] = []
         self.gradients: dict[str, GradientSum] = {}
+        self.fishers: dict[str, MomentSum] = {}
         self.fingerprints: list[int] = []
         self._column = {name: i for i, name in enumerate(targets)}
         self._batch: Batch
@@ -73,6 +74,8 @@ class Statistics:
         dtype = self._product_dtype(gradients[0])
         x = [each.to(dtype) for each in self._batch.gradient_rows(inputs)]
         d = [each.to(dtype) for each in self._batch.gradient_rows(gradients)]
+        if self.options.fisher:
+            self._add_fisher(name, inputs, gradients)
         mean = self._gradient_sum(name, w.device) if self.options.gradient else None
         x_counted, d_counted = x, d
         if mean is not None and self.options.tokens == "task":
@@ -89,6 +92,12 @@ class Statistics:
                 totals[n] += torch.dot(magnitude, tile.float().abs_().flatten())
         self.scores[-1][:, self._column[name]] = (totals / (target.d_out * target.d_in)).to(self.scores[-1].device)
 
+    def _add_fisher(self, name: str, inputs: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add ``sum_t |d_t|^2 x_t x_t^T`` over the counted tokens."""
+        x, d = (torch.cat(self._batch.counted_rows(calls, self.options.tokens)) for calls in (inputs, gradients))
+        rows = x.float() * torch.linalg.vector_norm(d, dim=1, keepdim=True, dtype=torch.float32)
+        self._fisher_sum(name, x.device).add(rows, self._product_dtype(inputs[0]))
+
     def _product_dtype(self, x: Tensor) -> torch.dtype:
         """Type of the factors of products; not float16, in which a sum of squares overflows."""
         return x.dtype if self.options.products == "model" and x.dtype != torch.float16 else torch.float32
@@ -100,6 +109,12 @@ class Statistics:
             self.covariances[name] = CovarianceSum(self.targets[name].d_in, device, omega)
         return self.covariances[name]
 
+    def _fisher_sum(self, name: str, device: torch.device) -> MomentSum:
+        """The running Fisher matrix of a module, created at the first use."""
+        if name not in self.fishers:
+            self.fishers[name] = MomentSum(self.targets[name].d_in, device, self._fisher_omega(name, device))
+        return self.fishers[name]
+
     def _gradient_sum(self, name: str, device: torch.device) -> GradientSum:
         """The running gradient of a module, created at the first use."""
         if name not in self.gradients:
@@ -109,10 +124,11 @@ class Statistics:
         return self.gradients[name]
 
     def _covariance_omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
+        return self._fisher_omega(name, device) if self.options.covariance == "sketch" else None
+
+    def _fisher_omega(self, name: str, device: torch.device | str = "cpu") -> Tensor | None:
         d_in = self.targets[name].d_in
-        if not self.options.is_sketched(d_in):
-            return None
-        return self.matrices.get(d_in, self.options.sketch_size, device)
+        return self.matrices.get(d_in, self.options.sketch_size, device) if self.options.is_wide(d_in) else None
 
     def _gradient_matrices(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor] | tuple[()]:
         target = self.targets[name]
@@ -129,6 +145,8 @@ class Statistics:
             self._covariance_sum(name, self._device(name)).resume(covariance)
         for name, gradient in (earlier.gradient or {}).items():
             self._gradient_sum(name, self._device(name)).resume(gradient)
+        for name, fisher in (earlier.fisher or {}).items():
+            self._fisher_sum(name, self._device(name)).resume(fisher)
         self.scores = [earlier.sensitivity.per_sample.to(input_device(self.model.get_input_embeddings()))]
         self.fingerprints = earlier.sample_fingerprints.tolist()
 
@@ -137,14 +155,16 @@ class Statistics:
 
     def reduce(self, processes: Processes) -> None:
         """Replace the sums by those over all processes."""
-        bounds = {name: c.rank_bound for name, c in self.covariances.items()}
+        sums: list[dict[str, Any]] = [self.covariances, self.fishers]
+        bounds = [{name: one.rank_bound for name, one in each.items()} for each in sums]
         parts = processes.gather((self.first, bounds, torch.cat(self.scores).cpu(), self.fingerprints))
         firsts, all_bounds, scores, fingerprints = zip(*parts, strict=True)
         if any(first != self.first for first in firsts):
             raise RuntimeError("modules share their inputs in one process and not in another: calibrate in one process")
-        for name, covariance in self.covariances.items():
-            covariance.reduce(processes)
-            covariance.rank_bound = sum(each[name] for each in all_bounds)
+        for place, each in enumerate(sums):
+            for name, one in each.items():
+                one.reduce(processes)
+                one.rank_bound = sum(bounds[place][name] for bounds in all_bounds)
         for name in self.targets if self.options.gradient else ():
             processes.sum_(self.gradients[name].tensors())
         self.scores, self.fingerprints = list(scores), [each for part in fingerprints for each in part]
@@ -160,3 +180,9 @@ class Statistics:
         return {
             name: self.gradients[name].finish(self.samples, *self._gradient_matrices(name)[1:]) for name in self.targets
         }
+
+    def finish_fishers(self) -> dict[str, Covariance] | None:
+        """The Fisher matrices in model order, on the CPU; None if they are not kept."""
+        if not self.options.fisher:
+            return None
+        return {name: self.fishers[name].finish(self.samples, self._fisher_omega(name)) for name in self.targets}

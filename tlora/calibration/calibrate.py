@@ -40,6 +40,7 @@ def calibrate(
     samples: int | None = None,
     tokens: Tokens = TOKENS,
     gradient: bool = False,
+    fisher: bool = False,
     target_modules: str | Iterable[str] | None = None,
     covariance: CovarianceForm = COVARIANCE,
     sketch_size: int = SKETCH_SIZE,
@@ -72,6 +73,10 @@ def calibrate(
         mean gradient is summed over the same tokens, and the sensitivity stays that of the whole gradient.
     gradient : bool
         Keep the mean gradient of each weight too (a sketch for a large weight), for subspaces of kind ``"g"``.
+    fisher : bool
+        Keep the second moment of each module's inputs with tokens weighted by their squared gradients, for subspaces of
+        kind ``"fisher"``; see `Calibration`. Inputs of at least twice ``sketch_size`` are sketched, whatever
+        ``covariance`` is: each module has a matrix of its own.
     target_modules : str or iterable of str, optional
         As in `tlora.target_modules`; all linear layers of the blocks by default.
     covariance : {"dense", "sketch"}
@@ -143,7 +148,7 @@ def calibrate(
     >>> calibration.sensitivity.to_frame().nlargest(3, "score")["module"].tolist()
     ['model.layers...', 'model.layers...', 'model.layers...']
     """
-    options = Options(tokens, gradient, covariance, sketch_size, products)
+    options = Options(tokens, gradient, fisher, covariance, sketch_size, products)
     check_batches(batches)
     _check_length(batches, samples)
     refuse_adapted(model)
@@ -252,6 +257,7 @@ def _make_result(statistics: Statistics, fingerprints: dict[str, Tensor], meta: 
         shared={name: statistics.first[name] for name in targets},
         sensitivity=Sensitivity(dict(targets), per_sample, meta),
         gradient=statistics.finish_gradients(),
+        fisher=statistics.finish_fishers(),
         fingerprints=fingerprints,
         sample_fingerprints=torch.tensor(statistics.fingerprints),
         sketching=dict(statistics.matrices.tensors),

@@ -42,6 +42,10 @@ class Calibration(Result):
         Scores of the modules, sample by sample.
     gradient : dict of Gradient or None
         Mean gradient of each weight, if requested.
+    fisher : dict of Covariance or None
+        If requested, ``(1/N) sum_t |d_t|^2 x_t x_t^T`` of each module: the second moment of its inputs, each token
+        weighted by its squared gradient ``d_t`` at the module's output. It is the sum of the diagonal blocks, one for
+        each output, of the empirical Fisher matrix of the weight with independent tokens. Squared nats per token.
     fingerprints : dict of (16,) float32 tensor
         A random projection of each weight, which identifies the model.
     sample_fingerprints : (N,) int64 tensor
@@ -65,6 +69,7 @@ class Calibration(Result):
     shared: dict[str, str]
     sensitivity: Sensitivity
     gradient: dict[str, Gradient] | None
+    fisher: dict[str, Covariance] | None
     fingerprints: dict[str, Tensor]
     sample_fingerprints: Int[Tensor, " samples"]
     sketching: dict[str, Tensor]
@@ -188,7 +193,7 @@ def check_alike(
         raise ValueError(f"{what} is of other modules, {sizes}: use the same target_modules")
     for option in fields(Options):
         one, other = calibration.meta.recipe[option.name], recipe[option.name]
-        is_unused = option.name == "sketch_size" and recipe["covariance"] == "dense"
+        is_unused = option.name == "sketch_size" and recipe["covariance"] == "dense" and not recipe["fisher"]
         if one != other and not is_unused:
             raise ValueError(f"{what} differs in {option.name}={one!r} and {other!r}: calibrate with the same")
     if calibration.meta.recipe.get("constant_tokens") != recipe.get("constant_tokens"):
@@ -225,12 +230,16 @@ def _sum(one: Calibration, other: Calibration) -> Calibration:
     gradient = None
     if one.gradient is not None and other.gradient is not None:
         gradient = {name: g.merge(other.gradient[name]) for name, g in one.gradient.items()}
+    fisher = None
+    if one.fisher is not None and other.fisher is not None:
+        fisher = {name: f.merge(other.fisher[name]) for name, f in one.fisher.items()}
     scores = torch.cat([one.sensitivity.per_sample, other.sensitivity.per_sample])
     return replace(
         one,
         covariances={name: c.merge(other.covariances[name]) for name, c in one.covariances.items()},
         sensitivity=replace(one.sensitivity, per_sample=scores, meta=meta),
         gradient=gradient,
+        fisher=fisher,
         sample_fingerprints=torch.cat([one.sample_fingerprints, other.sample_fingerprints]),
         meta=meta,
     )
@@ -242,6 +251,7 @@ class Options:
 
     tokens: Tokens = TOKENS
     gradient: bool = False
+    fisher: bool = False
     covariance: CovarianceForm = COVARIANCE
     sketch_size: int = SKETCH_SIZE
     products: Products = "float32"
@@ -251,6 +261,6 @@ class Options:
             require_choice(getattr(self, name), name, get_args(choices))
         require_positive_int(self.sketch_size, "sketch_size")
 
-    def is_sketched(self, d_in: int) -> bool:
-        """Whether a covariance of this width is kept as a sketch: only if that is at most half of its size."""
-        return self.covariance == "sketch" and d_in >= 2 * self.sketch_size
+    def is_wide(self, d_in: int) -> bool:
+        """Whether inputs are so wide that a sketch of their second moment takes at most half of its size."""
+        return d_in >= 2 * self.sketch_size

@@ -33,7 +33,8 @@ class Covariance(ABC):
     samples : int
         ``N``.
     means : SampleMeans or None
-        The token means of the samples, for `second_moment`; None for a second moment, which includes them.
+        The token means of the samples, for `second_moment`; None for a second moment, which includes them, and for the
+        Fisher matrices of `Calibration.fisher`.
 
     Notes
     -----
@@ -166,9 +167,9 @@ class Covariance(ABC):
             means=self._merge_means(other),
         )
 
-    def _merge_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans:
-        assert self.means is not None
-        assert other.means is not None
+    def _merge_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
+        if self.means is None or other.means is None:
+            return None
         return merge_means(self.means, other.means, omega)
 
 
@@ -296,17 +297,52 @@ class SketchedCovariance(Covariance):
         assert isinstance(other, SketchedCovariance)
         return dataclasses.replace(super().merge(other), total_trace=self.total_trace + other.total_trace)
 
-    def _merge_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans:
+    def _merge_means(self, other: Covariance, omega: Tensor | None = None) -> SampleMeans | None:
         return super()._merge_means(other, self.omega)
 
 
-class CovarianceSum:
-    """Running sum of the covariances of samples in float32; with ``omega`` (d_in, s), a sketch of it."""
+class MomentSum:
+    """Running second moment of rows in float32; with ``omega`` (d_in, s), a sketch of it."""
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
         self.moment = SecondMoment(d_in, device, omega)
-        self.means = SampleMeansSum(d_in, device, omega)
         self.rank_bound = 0
+
+    def add(self, rows: Float[Tensor, "_ d_in"], dtype: torch.dtype = torch.float32) -> None:
+        """Add rows, with products of factors in ``dtype``."""
+        self.moment.update(rows, dtype)
+        self.rank_bound += len(rows)
+
+    def resume(self, earlier: Covariance) -> None:
+        """Start from a finished sum."""
+        self.moment.total.copy_(earlier.total)
+        if isinstance(earlier, SketchedCovariance):
+            self.moment.trace.fill_(earlier.total_trace)
+        self.rank_bound = earlier.rank_bound
+
+    def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
+        """The mean over this many samples, on the CPU, like the sketch's ``omega``."""
+        total, means = self.moment.total, self._finish_means()
+        if omega is None:
+            mirror_(total)
+            return DenseCovariance(total.cpu(), self.rank_bound, samples, means)
+        trace = float(self.moment.trace)
+        return SketchedCovariance(total.cpu(), self.rank_bound, samples, means, omega=omega, total_trace=trace)
+
+    def reduce(self, processes: Processes) -> None:
+        """Replace the sums, except ``rank_bound``, by those over all processes."""
+        processes.sum_([self.moment.total, self.moment.trace])
+
+    def _finish_means(self) -> SampleMeans | None:
+        return None
+
+
+class CovarianceSum(MomentSum):
+    """Running sum of the covariances of samples, with their means."""
+
+    def __init__(self, d_in: int, device: torch.device | str = "cpu", omega: Tensor | None = None) -> None:
+        super().__init__(d_in, device, omega)
+        self.means = SampleMeansSum(d_in, device, omega)
 
     def update(self, samples: list[Float[Tensor, "_ d_in"]], dtype: torch.dtype = torch.float32) -> None:
         """Add the counted tokens of samples, with products of factors in ``dtype``.
@@ -327,26 +363,15 @@ class CovarianceSum:
 
     def resume(self, earlier: Covariance) -> None:
         """Start from a finished sum."""
-        self.moment.total.copy_(earlier.total)
-        if isinstance(earlier, SketchedCovariance):
-            self.moment.trace.fill_(earlier.total_trace)
-        self.rank_bound = earlier.rank_bound
+        super().resume(earlier)
         assert earlier.means is not None
         self.means.add(earlier.means)
 
-    def finish(self, samples: int, omega: Tensor | None = None) -> Covariance:
-        """The covariance of this many samples, on the CPU, like the sketch's ``omega``."""
-        total = self.moment.total
-        means = self.means.finish()
-        if omega is None:
-            mirror_(total)
-            return DenseCovariance(total.cpu(), self.rank_bound, samples, means)
-        trace = float(self.moment.trace)
-        return SketchedCovariance(total.cpu(), self.rank_bound, samples, means, omega=omega, total_trace=trace)
-
     def reduce(self, processes: Processes) -> None:
         """Replace the sums, except ``rank_bound``, by those over all processes."""
-        if processes.count == 1:
-            return
-        processes.sum_([self.moment.total, self.moment.trace])
-        self.means = self.means.total(processes.gather(self.means.finish()))
+        super().reduce(processes)
+        if processes.count > 1:
+            self.means = self.means.total(processes.gather(self.means.finish()))
+
+    def _finish_means(self) -> SampleMeans:
+        return self.means.finish()

@@ -285,9 +285,10 @@ class AdapterFlags:
     ] = None
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether A is made of the mean gradient, which the calibration then has to keep."""
-        return bool(self.init) and KINDS[self.kind or KIND].needs_gradient
+    def needs(self) -> dict[str, bool]:
+        """What the calibration has to keep for the kind: arguments of `tlora.calibrate`."""
+        needs = KINDS[self.kind or KIND].needs
+        return {needs: True} if self.init and needs else {}
 
 
 @dataclass(frozen=True, kw_only=True)

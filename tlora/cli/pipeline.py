@@ -138,6 +138,10 @@ def calibrate(
     gradient: Annotated[
         bool, option("Calibration", "Keep the mean gradients, for subspaces of kind g.", "--gradient")
     ] = False,
+    fisher: Annotated[
+        bool,
+        option("Calibration", "Keep the inputs' second moments weighted by gradients, for kind fisher."),
+    ] = True,
     checkpoint: Annotated[
         Path | None,
         option(
@@ -154,7 +158,8 @@ def calibrate(
     check_result_place(output, "Calibration", overwrite)
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
-    calibration = calibrate_on(base, task, calibrating, gradient, describe_origin(ctx, data), report, checkpoint)
+    needs = {"gradient": gradient, "fisher": fisher}
+    calibration = calibrate_on(base, task, calibrating, needs, describe_origin(ctx, data), report, checkpoint)
     run_on_first(lambda: calibration.save(output))
     frame = calibration.sensitivity.to_frame().nlargest(5, "score")
     rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
@@ -357,7 +362,7 @@ def start_adapter(
     if start.init:
         allocating = allocating.limit_to(asdict(calibrating))
     check_limits(tlora.target_modules(model, module_selection(calibrating.target_modules)), **asdict(allocating))
-    calibration = calibrate_on(model, task, calibrating, start.needs_gradient, origin, report)
+    calibration = calibrate_on(model, task, calibrating, start.needs, origin, report)
     if work:
         run_on_first(lambda: calibration.save(work / CALIBRATION))
     decompose = partial(decompose_on, model, calibration, start, seed, report)
@@ -372,7 +377,7 @@ def calibrate_on(
     model: Any,
     task: tlora.Task,
     calibrating: CalibrationFlags,
-    gradient: bool,
+    needs: Mapping[str, bool],
     origin: Mapping[str, Any],
     report: Report,
     checkpoint: Path | None = None,
@@ -382,7 +387,7 @@ def calibrate_on(
 
     each = max(1, calibrating.samples // Processes.current().count)  # so that every process has a batch
     batches = task.calibration(calibrating.samples, min(BATCH_SIZE, each))
-    options: dict[str, Any] = {"gradient": gradient, "checkpoint": checkpoint, "progress": report.progress}
+    options: dict[str, Any] = {**needs, "checkpoint": checkpoint, "progress": report.progress}
     with report.step(f"calibrating on {calibrating.samples} samples"):
         calibration = tlora.calibrate(model, batches, **calibrating.arguments(), **options)
     if calibrating.tokens == "task":

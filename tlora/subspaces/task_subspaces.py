@@ -57,10 +57,11 @@ def task_subspaces(
     max_rank : int or Allocation
         Directions to compute for each module, at most ``min(d_in, d_out)``: one number for all, or the ranks of an
         allocation (modules without a rank are left out). Lower ranks need no new decomposition.
-    kind : {"wc", "w", "c", "wc_half", "g", "g_whitened", "random"}
+    kind : {"wc", "w", "c", "wc_half", "g", "g_whitened", "fisher", "random"}
         The matrix whose right singular vectors are taken: ``W C`` (TLoRA), ``W`` (PiSSA), ``C`` (EVA), ``W C^(1/2)``
         (CorDA; the vectors are multiplied by ``C^(-1/2)`` and orthonormalized), the mean gradient (LoRA-GA), the mean
-        gradient times ``K^(-1/2)`` (whitened, see the notes); or random orthonormal rows.
+        gradient times ``K^(-1/2)`` (whitened, see the notes), the inputs weighted by the gradients that follow them
+        (see the notes); or random orthonormal rows.
     centered : bool
         False: use the uncentered second moment of the inputs instead of the covariance, for ``"wc"``, ``"c"`` and
         ``"wc_half"``.
@@ -98,6 +99,10 @@ def task_subspaces(
     ``"g_whitened"`` is of this project. Training ``B`` is a regression on ``A x`` with the curvature ``A M A^T``: of
     all ``A`` of rank r, ``V^T K^(-1/2)`` has the natural gradient step that lowers the loss most. ``K`` is the second
     moment of the task's inputs, plus ``general_weight`` times that of general inputs, plus the ridge.
+
+    ``"fisher"`` is of this project too: the rows ``|d_t| x_t`` of all counted tokens, with ``d_t`` the gradient of the
+    sample's loss at the module's output. Their squared singular values are the eigenvalues of ``Calibration.fisher``,
+    a mean over samples: the squared gradient that each direction holds.
 
     References
     ----------
@@ -170,8 +175,8 @@ def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind,
     """Refuse, before anything is computed, a kind without the statistics it needs, and ranks beyond a sketch."""
     require_choice(kind, "kind", tuple(KINDS))
     facts = KINDS[kind]
-    if facts.needs_gradient and calibration.gradient is None:
-        raise ValueError(f"kind={kind!r} needs the mean gradient: calibrate(..., gradient=True)")
+    if facts.needs and getattr(calibration, facts.needs) is None:
+        raise ValueError(f"kind={kind!r} needs more statistics of the gradients: calibrate(..., {facts.needs}=True)")
     if not centered and not facts.reads_covariance:
         others = ", ".join(repr(name) for name, other in KINDS.items() if other.reads_covariance)
         raise ValueError(f"centered=False has no effect on kind={kind!r}: choose one of {others}")
@@ -180,8 +185,9 @@ def _check_kind(calibration: Calibration, counts: Mapping[str, int], kind: Kind,
             f"kind={kind!r} needs inputs that vary within a sample, and no sample has more than one counted token: "
             "calibrate with tokens='all' and longer texts, pass centered=False, or choose kind='w', 'g' or 'random'"
         )
+    sketched = calibration.fisher or {} if facts.needs == "fisher" else calibration.covariance
     for name, count in counts.items() if facts.within_sketch else ():
-        kept = calibration.covariance[name].total.shape[1]
+        kept = sketched[name].total.shape[1]
         if count > kept:
             raise ValueError(
                 f"rank {count} of {name} is beyond the sketch of its inputs, which has {kept} columns: use a max_rank "
@@ -193,7 +199,7 @@ def _check_general(calibration: Calibration, general: Calibration, kind: Kind) -
     """Refuse a general calibration of another model or in another form, or one that has no effect."""
     if kind != "g_whitened":
         raise ValueError(f"general= has no effect on kind={kind!r}: choose kind='g_whitened', or leave it out")
-    recipe = general.meta.recipe | {name: calibration.meta.recipe[name] for name in ("gradient", "tokens")}
+    recipe = general.meta.recipe | {name: calibration.meta.recipe[name] for name in ("gradient", "fisher", "tokens")}
     check_alike(calibration, general.names, recipe, general.fingerprints, "general")
 
 
@@ -316,7 +322,9 @@ def _module_basis(
         matrix.product, matrix.transposed, d_in, k, generator, device=w.device, warm=matrix.warm
     )
     rows, values = leading.rows, leading.singular_values
-    rank = min(_numerical_rank(values, d_in), c.rank_kept if KINDS[kind].within_sketch else k)
+    rank = min(_numerical_rank(values, d_in), matrix.rank_bound or k)
+    if matrix.is_gram:
+        values = values.sqrt()
     if matrix.back is not None:
         rows = fix_signs(torch.linalg.qr(matrix.back(rows[:rank].T)).Q.T)
     if rank < k:
@@ -337,13 +345,16 @@ def _row_variance(c: Covariance, rows: Tensor) -> Tensor:
 class _Matrix(NamedTuple):
     """Products with the matrix of a kind and with its transpose.
 
-    ``warm`` is a symmetric factor that improves a random start; ``back`` maps the vectors to the subspace.
+    ``warm`` is a symmetric factor that improves a random start; ``back`` maps the vectors to the subspace; a sketch
+    leaves ``rank_bound`` directions. ``is_gram`` if this is ``M^T M`` of the matrix ``M`` of the kind.
     """
 
     product: Product
     transposed: Product
     warm: Product | None = None
     back: Product | None = None
+    rank_bound: int | None = None
+    is_gram: bool = False
 
 
 def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Kind) -> _Matrix:
@@ -352,9 +363,9 @@ def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Ki
         case "w":
             return _Matrix(lambda x: w @ x, lambda y: w.T @ y)
         case "c":
-            return _Matrix(c.__matmul__, c.__matmul__)
+            return _Matrix(c.__matmul__, c.__matmul__, rank_bound=c.rank_kept)
         case "wc":
-            return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__)
+            return _Matrix(lambda x: w @ (c @ x), lambda y: c @ (w.T @ y), c.__matmul__, rank_bound=c.rank_kept)
         case "wc_half":
             root, inverse = inputs.powers(calibration.shared[name], w.device)
             return _Matrix(lambda x: w @ root(x), lambda y: root(w.T @ y), root, inverse)
@@ -365,6 +376,10 @@ def _matrix(w: Tensor, c: Covariance, inputs: _InputMoments, name: str, kind: Ki
                 return _Matrix(lambda x: gradient @ x, gradient.transposed)
             _, whiten = inputs.powers(calibration.shared[name], w.device)
             return _Matrix(lambda x: gradient @ whiten(x), lambda y: whiten(gradient.transposed(y)), back=whiten)
+        case "fisher":
+            assert calibration.fisher is not None
+            fisher = calibration.fisher[name].to(w.device)
+            return _Matrix(fisher.__matmul__, fisher.__matmul__, rank_bound=fisher.rank_kept, is_gram=True)
         case "random":
             raise AssertionError("random rows are the singular vectors of no matrix")
         case _:

@@ -4,7 +4,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 Tokens = Literal["all", "labels", "task"]
 CovarianceForm = Literal["dense", "sketch"]
-Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "random"]
+Kind = Literal["wc", "w", "c", "wc_half", "g", "g_whitened", "fisher", "random"]
 Budget = Literal["ranks", "parameters"]
 Scaling = Literal["nominal", "allocated"]
 RanksBy = Literal["score", "captured"]
@@ -33,8 +33,8 @@ class SubspaceKind(NamedTuple):
     within_sketch: bool = False
     """Whether a sketched covariance limits its number of directions."""
 
-    needs_gradient: bool = False
-    """Whether the calibration has to keep the mean gradient."""
+    needs: Literal["gradient", "fisher", ""] = ""
+    """What the calibration has to keep for it: its option of this name."""
 
     is_gradient: bool = False
     """Whether its squared singular values are the squared gradient along each direction, as ``by="captured"`` reads."""
@@ -45,8 +45,11 @@ KINDS: dict[Kind, SubspaceKind] = {
     "w": SubspaceKind("right singular vectors of W", "PiSSA"),
     "c": SubspaceKind("principal directions of the inputs", "EVA", reads_covariance=True, within_sketch=True),
     "wc_half": SubspaceKind("right singular vectors of W C^(1/2)", reads_covariance=True),
-    "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs_gradient=True, is_gradient=True),
-    "g_whitened": SubspaceKind("directions of the mean gradient, whitened by the inputs", needs_gradient=True),
+    "g": SubspaceKind("directions of the mean gradient", "LoRA-GA", needs="gradient", is_gradient=True),
+    "g_whitened": SubspaceKind("directions of the mean gradient, whitened by the inputs", needs="gradient"),
+    "fisher": SubspaceKind(
+        "input directions with the largest squared gradient", within_sketch=True, needs="fisher", is_gradient=True
+    ),
     "random": SubspaceKind("a random space", "LoRA-FA"),
 }
 """All kinds, in the order in which tables, legends and help texts list them."""

@@ -1,10 +1,12 @@
 """Covariance and sensitivity against their definition, written out sample by sample with autograd."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -43,19 +45,21 @@ def tiles_smaller_than_the_weights(monkeypatch):
 
 
 def naive(model, batch):
-    """C and S of every linear module of the blocks, one sample at a time, straight from the formulas."""
+    """C, F and S of every linear module of the blocks, one sample at a time, straight from the formulas."""
     targets = list(target_modules(model))
-    covariance = {name: 0 for name in targets}
+    covariance, fisher = ({name: 0 for name in targets} for _ in range(2))
     scores = []
     samples = singles(batch)
     for sample in samples:
         seen = {}
-        handles = [
-            model.get_submodule(name).register_forward_hook(
-                lambda m, a, o, name=name, seen=seen: seen.setdefault(name, []).append(a[0].detach())
-            )
-            for name in targets
-        ]
+
+        def see(module, arguments, output, name, seen=seen):
+            gradient = torch.zeros_like(output)  # what an unused output keeps
+            output.register_hook(gradient.copy_)
+            seen.setdefault(name, []).append((arguments[0].detach(), gradient))
+            return output.clone()  # which some models then change in place
+
+        handles = [model.get_submodule(n).register_forward_hook(functools.partial(see, name=n)) for n in targets]
         model.zero_grad()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -63,7 +67,9 @@ def naive(model, batch):
         [h.remove() for h in handles]
         row = []
         for name in targets:
-            x = torch.cat([call.double().flatten(0, -2) for call in seen[name]]).numpy()
+            x = torch.cat([call.double().flatten(0, -2) for call, _ in seen[name]]).numpy()
+            d = torch.cat([call.double().flatten(0, -2) for _, call in seen[name]]).numpy()
+            fisher[name] = fisher[name] + x.T @ np.diag((d**2).sum(1)) @ x / len(samples)
             x = x - x.mean(0)
             covariance[name] = covariance[name] + x.T @ x / len(samples)
             w = model.get_submodule(name).weight
@@ -71,7 +77,7 @@ def naive(model, batch):
         scores.append(row)
     model.zero_grad()
     model.requires_grad_(False)
-    return covariance, torch.tensor(scores)
+    return covariance, fisher, torch.tensor(scores)
 
 
 def close(a, b, tolerance=1e-4):
@@ -81,11 +87,12 @@ def close(a, b, tolerance=1e-4):
 
 def check_parity(model, batch, right=None):
     """That a batch gives what its samples, each alone, give by the definition."""
-    covariance, scores = naive(model, batch if right is None else right)
-    calibration = tlora.calibrate(model, [batch], progress=False)
+    covariance, fisher, scores = naive(model, batch if right is None else right)
+    calibration = tlora.calibrate(model, [batch], fisher=True, progress=False)
     assert calibration.names == list(target_modules(model))
     for name in calibration.names:
         assert close(calibration.covariance[name].dense(), covariance[name]), name
+        assert close(calibration.fisher[name].dense(), fisher[name]), name
     assert close(calibration.sensitivity.per_sample, scores)
     return calibration, scores
 
@@ -160,13 +167,8 @@ def test_modules_that_read_padding_of_their_own_are_refused_all_at_once():
 def test_batched_equals_singles(family):
     model = tiny_model(family)
     batch = tiny_batch(model, lengths=(3, 8, 5, 6))
-    together = tlora.calibrate(model, [batch], gradient=True, progress=False)
-    alone = tlora.calibrate(model, iter(singles(batch)), gradient=True, progress=False)
-    for name in together.names:
-        assert close(together.covariance[name].dense(), alone.covariance[name].dense(), 1e-5)
-        assert close(together.gradient[name].dense(), alone.gradient[name].dense(), 1e-5)
-    assert close(together.sensitivity.per_sample, alone.sensitivity.per_sample, 1e-5)
-    assert together.meta.samples == alone.meta.samples == 4
+    together, alone = (calibrate(model, each) for each in ([batch], iter(singles(batch))))
+    assert_close(together, alone)
 
 
 def test_gradient_is_the_mean_of_the_samples_gradients():
@@ -459,7 +461,7 @@ def test_products_of_a_float16_model_do_not_overflow(covariance):
 
 SCRIPT = """
 import accelerate, json, os, sys, torch, tlora
-from tests.unit.calibration.test_checkpoint import SKETCH, batches
+from tests.helpers.calibrations import SKETCH, batches, calibrate
 from tests.helpers.models import tiny_model
 folder, what, rank = sys.argv[1], sys.argv[2], int(os.environ["RANK"])
 model = tiny_model("t5" if what == "t5" else "llama")
@@ -472,7 +474,7 @@ if what == "other" and rank:
 if what == "unconnected":
     accelerate.PartialState()
 try:
-    found = tlora.calibrate(model, given, gradient=True, progress=False, checkpoint=folder + "/steps", **options)
+    found = calibrate(model, given, checkpoint=folder + "/steps", **options)
     found.save(f"{folder}/{rank}")
     words = ""
 except (ValueError, RuntimeError) as error:

@@ -43,9 +43,9 @@ def finetuned(model):
 
 def test_the_size_of_a_sketch_that_is_not_made_does_not_matter():
     model = tiny_model("llama")
-    one, other = batches(model, 2)
-    both = calibrate(model, [one], sketch_size=128).merge(calibrate(model, [other]))
-    assert_close(both, calibrate(model, [one, other]))
+    samples = zip(batches(model, 2), (128, 256), strict=True)
+    one, other = (tlora.calibrate(model, [batch], sketch_size=size, progress=False) for batch, size in samples)
+    assert one.merge(other).meta.samples == 6
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ rng, kills = random.Random(0), 0
 
 def calibrate(folder):
     model = tiny_model("llama")
-    options = {"gradient": True, "checkpoint": f"{folder}/steps", "checkpoint_every": 0, "progress": False}
-    tlora.calibrate(model, batches(model, 60), **options).save(f"{folder}/result")
+    options = {"gradient": True, "fisher": True, "checkpoint": f"{folder}/steps", "checkpoint_every": 0}
+    tlora.calibrate(model, batches(model, 60), progress=False, **options).save(f"{folder}/result")
     os._exit(0)
 
 while kills < 20:

@@ -128,10 +128,10 @@ def test_options_are_checked(option, value):
 @pytest.mark.parametrize("sketch", [{}, {"covariance": "sketch", "sketch_size": 12}])
 def test_products_in_the_models_precision(sketch):
     model = tiny_model("llama").to(torch.bfloat16)
-    fine = calibrated(model, gradient=True, **sketch)
-    coarse = calibrated(model, gradient=True, products="model", **sketch)
+    fine = calibrated(model, gradient=True, fisher=True, **sketch)
+    coarse = calibrated(model, gradient=True, fisher=True, products="model", **sketch)
     for name in fine.names:
-        for part in ("covariance", "gradient"):
+        for part in ("covariance", "gradient", "fisher"):
             a, b = getattr(coarse, part)[name].dense(), getattr(fine, part)[name].dense()
             assert a.dtype == torch.float32
             assert 0 < float((a - b).norm()) < 0.02 * float(b.norm()), (part, name)
