@@ -1,7 +1,7 @@
 """Directions that the loss needs: what an adapter learns with `A` frozen along them, at LoRA's own learning rate.
 
     python -m benchmarks.quality.directions --workers 2    # runs that are not in the store; can be stopped
-    python -m benchmarks.quality.directions --only rates known
+    python -m benchmarks.quality.directions --only rates known --tasks letter_counting
     python -m benchmarks.quality.directions --table        # print the tables of the store, and write them to the page
 
 Its questions and rules are in benchmarks/quality/STUDY.md, which was written before its runs. A run takes one to two
@@ -138,9 +138,9 @@ def run_all(todo: Iterable[ArmRuns], workers: int) -> None:
             pass
 
 
-def plan(part: str) -> Iterator[ArmRuns]:
-    """The runs of a part, which is planned when the parts before it are done."""
-    arms, tasks = list(ARMS.values()), list(TASKS.values())
+def plan(part: str, names: Iterable[str] = TASKS) -> Iterator[ArmRuns]:
+    """The runs of a part on some tasks, which is planned when the parts before it are done."""
+    arms, tasks = list(ARMS.values()), [TASKS[name] for name in names]
     if part == "rates":
         developments = {data.development[0]: data for data in tasks}
         yield from (ArmRuns(ARMS[LORA], data, (2e-3, 4e-3, 8e-3), SEEDS[:1]) for data in developments.values())
@@ -154,7 +154,8 @@ def plan(part: str) -> Iterator[ArmRuns]:
             if (rate := own_best(data.name, name)) is not None:
                 yield ArmRuns(arm, data, rate, SEEDS)
     else:
-        yield from (ArmRuns(PAPER, tasks[0], share * known_rate(tasks[0]), FEWER) for share in SHARES)
+        first = next(iter(TASKS))
+        yield from (ArmRuns(PAPER, d, s * known_rate(d), FEWER) for d, s in product(tasks, SHARES) if d.name == first)
 
 
 def known_rate(data: Data) -> float:
@@ -410,6 +411,7 @@ def main() -> None:
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="held-out tasks to run")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--table", action="store_true", help="run nothing; make the tables and the picture of the store"
@@ -418,7 +420,7 @@ def main() -> None:
     if not arguments.table:
         for part in arguments.only:
             test_runs.cache_clear()
-            run_all(plan(part), arguments.workers)
+            run_all(plan(part, arguments.tasks), arguments.workers)
         return
     table = means()
     save_figure(draw_rates(table), PICTURE, digest_text(table.to_csv(index=False, float_format="%.6g")))
