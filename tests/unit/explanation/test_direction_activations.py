@@ -385,7 +385,7 @@ REFUSED = {
     "not subspaces": ({"subspaces": {"wc": None}}, TypeError, "Subspaces"),
     "no rank": ({"ranks": 0}, ValueError, "ranks"),
     "one batch": ({"batches": {}}, TypeError, "batches"),
-    "one sample": ({"batches": [tiny_batch("llama", (7,))]}, ValueError, "one"),
+    "one sample": ({"batches": [tiny_batch("llama", (7,))]}, ValueError, "sample"),
     "another model": ({"model": tiny_model("llama", seed=1)}, ValueError, "another model"),
 }
 
