@@ -61,6 +61,7 @@ const KINDS = {
   },
   chart: (parent, part) => chart(parent, { ...part, title: part.caption, width: 560, height: 220, y: part.y.percent ? { min: 0, max: 1, ...part.y } : part.y }),
   alignment: (parent, part, context) => alignmentPart(parent, part, context),
+  reads: (parent, part, context) => readsPart(parent, part, context),
 };
 
 // Two sides and a rank: the overlap of every module, its mean by rank, and the means by projection.
@@ -103,14 +104,14 @@ function drawParts(parent, parts, context) {
 }
 
 // All panels one below another, for the page.
-function panelSections(parent, about, current, model) {
+function panelSections(parent, about, current, model, ask) {
   const drawn = {};
   for (const panel of about.panels) {
     const section = make("section", { class: "panel", id: panel.name }, parent);
     make("h2", {}, section, panel.title);
     if (panel.about) make("p", { class: "about" }, section, panel.about);
     drawn[panel.name] = make("div", { class: "parts" }, section);
-    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, { about, model });
+    drawParts(drawn[panel.name], panel.name === "allocation" ? current.allocation : panel.parts, { about, model, ask });
   }
   return (now) => { // the one that follows the state
     drawn.allocation?.replaceChildren();
@@ -119,7 +120,7 @@ function panelSections(parent, about, current, model) {
 }
 
 // One panel at a time behind tabs, for the widget; a second click on a tab closes it.
-function panelTabs(parent, about, model) {
+function panelTabs(parent, about, model, ask) {
   const list = make("div", { class: "tabs", role: "tablist", "aria-label": "Panels" }, parent), box = make("div", { class: "panel" }, parent);
   const open = (name) => { model.set("panel", name); model.save_changes(); draw(); };
   about.panels.forEach((panel) => {
@@ -142,7 +143,7 @@ function panelTabs(parent, about, model) {
     box.replaceChildren();
     if (!panel) return;
     if (panel.about) make("p", { class: "about" }, box, panel.about);
-    drawParts(make("div", { class: "parts" }, box), name === "allocation" ? model.get("current").allocation ?? [] : panel.parts, { about, model });
+    drawParts(make("div", { class: "parts" }, box), name === "allocation" ? model.get("current").allocation ?? [] : panel.parts, { about, model, ask });
   }
   model.on("change:panel", draw);
   model.on("change:compared", draw);

@@ -13,6 +13,7 @@ import torch
 from tlora.allocation.allocation import Allocation
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
+from tlora.explanation.direction_activations import DirectionActivations
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import Meta, result_file
 from tlora.subspaces.alignment import Alignment
@@ -23,7 +24,7 @@ from tlora.utils.file_names import ADAPTER_CONFIG
 
 KINDS: dict[str, Any] = {
     "sensitivity": Sensitivity, "spectrum": Spectrum, "subspaces": Subspaces, "alignment": Alignment,
-    "capture": GradientCapture, "allocation": Allocation, "run": TrainingRun,
+    "capture": GradientCapture, "activations": DirectionActivations, "allocation": Allocation, "run": TrainingRun,
     "estimate": ResourceEstimate,
 }  # fmt: skip
 """Class of each result, by the name of its field and of its file, in the order of the pipeline."""
@@ -43,6 +44,7 @@ class Results:
     subspaces: Subspaces | None = None
     alignment: Alignment | None = None
     capture: GradientCapture | None = None
+    activations: DirectionActivations | None = None
     allocation: Allocation | None = None
     run: TrainingRun | None = None
     estimate: ResourceEstimate | None = None

@@ -2,9 +2,10 @@
 // everything else. The page without a kernel runs the same code on a model that answers from a table.
 
 const RED = [178, 24, 43], BLUE = [33, 102, 172], GREEN = [0, 104, 116];
+const READS_ASKED = "Include the panel Reads in the page? It holds the text of samples.";
 const NARROWEST = 14, TALL = 22; // pixels of a cell
 function render({ model, el }) {
-  const about = model.get("about"), page = Boolean(about.page), count = about.names.length;
+  const about = model.get("about"), page = Boolean(about.page), count = about.names.length, hasReads = about.panels.some((panel) => panel.name === "reads");
   const root = make("div", { class: "tlora", "data-lm-suppress-shortcuts": "true" }, el); // typing stays in here
   const bar = make("div", { class: "bar" }, root), message = make("div", { class: "message", role: "status" }, root);
   const tablist = make("div", { class: "tabs", role: "tablist", "aria-label": "What the map shows" }, root);
@@ -270,7 +271,7 @@ function render({ model, el }) {
   button(out, "SVG", "Download the map as a vector picture", () => download("allocation.svg", new Blob([picture()], { type: "image/svg+xml" })));
   button(out, "PNG", "Download the map as a picture", png);
   if (!page) {
-    button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page"));
+    button(out, "Page", "Download a page that shows the map without a kernel", () => ask("page", { reads: hasReads && confirm(READS_ASKED) }));
     button(out, "Save session", "Write results and allocation to the folder workbench-session", () => ask("save"));
   }
 
@@ -305,8 +306,9 @@ function render({ model, el }) {
     if (any) lossCurves(curves, state.arms, Math.max(280, Math.min(560, map.clientWidth || 400)));
     if (any && tab().trained) paint();
   }
+  model.on("msg:custom", receive); // before the panels ask for anything
   const panels = make("div", { class: "panels" }, root);
-  if (about.panels.length) refresh = page ? panelSections(panels, about, current, model) : panelTabs(panels, about, model);
+  if (about.panels.length) refresh = page ? panelSections(panels, about, current, model, ask) : panelTabs(panels, about, model, ask);
 
   // --- Pointer and keyboard.
   const at = (event) => { // while the pointer is captured, it is no target itself
@@ -415,7 +417,6 @@ function render({ model, el }) {
   }
 
   // --- What the kernel says.
-  model.on("msg:custom", receive);
   model.on("change:current", () => { const ranks = current.ranks; current = model.get("current"); paint(); if (ranks.some((r, k) => r !== current.ranks[k])) changed(); });
   model.on("change:tab", paint);
   model.on("change:selected", () => { focus = model.get("selected").at(-1) ?? focus; paint(); });
@@ -448,10 +449,11 @@ export function offline(data) {
   const tell = (name, ...args) => (listeners[name] ?? []).forEach((listener) => listener(...args));
   return {
     get: (name) => values[name],
-    set: (name, value) => { values[name] = value; },
+    set: (name, value) => { values[name] = value; tell(`change:${name}`); },
     save_changes: () => {},
     on: (name, listener) => { (listeners[name] ??= []).push(listener); },
     send: ({ call, args, id }) => {
+      if (call === "read") { values.reading = data.readings[args.module]; tell("change:reading"); }
       if (call === "set") { values.current = data.steps[Math.round(args.temperature * data.about.steps)]; tell("change:current"); }
       tell("msg:custom", { answer: id });
     },

@@ -24,6 +24,7 @@ from tlora.calibration.calibration import Calibration
 from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race_result import Race
+from tlora.explanation.direction_activations import DirectionActivations
 from tlora.resource_estimate import ResourceEstimate
 from tlora.results import read_dataclass, result_file
 from tlora.subspaces.alignment import Alignment, label_subspaces
@@ -42,6 +43,7 @@ from viz.widgets.panels.allocation import allocation_parts
 from viz.widgets.panels.modules import curves_by_rank
 from viz.widgets.panels.parts import shorten_all
 from viz.widgets.panels.picture import draw_workbench
+from viz.widgets.panels.reads import reading, reads_panel
 from viz.widgets.race import LiveRace
 from viz.widgets.results import KINDS, Results, scores_to_show
 from viz.widgets.state import (
@@ -98,6 +100,7 @@ class WorkbenchView(anywidget.AnyWidget):
     compared: Any = traitlets.Dict().tag(sync=True)
     selected: Any = traitlets.List().tag(sync=True)
     resampled: Any = traitlets.List().tag(sync=True)
+    reading: Any = traitlets.Dict().tag(sync=True)
     training: Any = traitlets.Dict().tag(sync=True)
 
 
@@ -120,6 +123,8 @@ class Workbench(PicturedWidget):
         A training of this model: its curves, how far each module moved, and how much of its rank it used.
     capture : GradientCapture, optional
         Of held-out samples. The map shows the kind of the subspaces, or the first kind.
+    activations : DirectionActivations, optional
+        From `tlora.direction_activations`: the tokens that the directions of the selected module read.
     other : Subspaces or mapping of Subspaces, optional
         Other kinds, tasks or seeds, by label: their spectra, and the overlap of every pair.
     spectrum : Spectrum, optional
@@ -172,6 +177,7 @@ class Workbench(PicturedWidget):
         task: Any = None,
         run: TrainingRun | None = None,
         capture: GradientCapture | None = None,
+        activations: DirectionActivations | None = None,
         other: Subspaces | Mapping[str, Subspaces] | None = None,
         spectrum: Spectrum | None = None,
         estimate: ResourceEstimate | None = None,
@@ -187,7 +193,14 @@ class Workbench(PicturedWidget):
         self.training = TRAINING if training is None else dict(training)
         self._live: LiveRace | None = None
         self.results = Results(
-            self.sensitivity, spectrum, subspaces, None, capture, None, run, estimate, label_others(subspaces, other)
+            sensitivity=self.sensitivity,
+            spectrum=spectrum,
+            subspaces=subspaces,
+            capture=capture,
+            activations=activations,
+            run=run,
+            estimate=estimate,
+            others=label_others(subspaces, other),
         )
         self.results.check_modules()
         self.alignments = align_pairs(own_and_others(self.results))
@@ -212,7 +225,7 @@ class Workbench(PicturedWidget):
     def from_results(cls, results: Results) -> Workbench:
         """The workbench of the ``results`` of one run, such as a folder holds: it begins with their allocation."""
         allocation = results.allocation
-        parts = {name: getattr(results, name) for name in ("run", "capture", "spectrum", "estimate")}
+        parts = {name: getattr(results, name) for name in ("run", "capture", "activations", "spectrum", "estimate")}
         rank = 8 if allocation is None else allocation.rank
         workbench = cls(scores_to_show(results), results.subspaces, **parts, other=results.others, rank=rank)
         workbench.results = results
@@ -359,6 +372,8 @@ class Workbench(PicturedWidget):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the session to a folder: the results, the allocation, the kept one, and what is selected.
 
+        The activations hold the text of their samples.
+
         Parameters
         ----------
         path : path-like
@@ -427,7 +442,7 @@ class Workbench(PicturedWidget):
         workbench.widget.tab = session.tab
         return workbench
 
-    def page(self, path: str | os.PathLike[str]) -> Path:
+    def page(self, path: str | os.PathLike[str], *, reads: bool = False) -> Path:
         """Write one HTML file that shows the map and all panels without a kernel and without a network.
 
         Hover, tabs, selection and temperature work: the allocation at every step of the temperature is in it.
@@ -436,6 +451,8 @@ class Workbench(PicturedWidget):
         ----------
         path : path-like
             The file.
+        reads : bool
+            Include the panel Reads, which holds the text of samples.
 
         Returns
         -------
@@ -443,7 +460,7 @@ class Workbench(PicturedWidget):
             The file.
         """
         with replace_file(path) as file:
-            file.write_text(self._page(), encoding="utf-8")
+            file.write_text(self._page(reads), encoding="utf-8")
         return Path(path)
 
     # Training of the kept and the new allocation.
@@ -573,7 +590,8 @@ class Workbench(PicturedWidget):
             "train": self.train,
             "stop": self.stop,
             "save_winner": self._save_winner,
-            "page": lambda: self.widget.send({"file": "allocation.html", "text": self._page()}),
+            "page": lambda reads=False: self.widget.send({"file": "allocation.html", "text": self._page(reads)}),
+            "read": self._read,
         }
 
     def _open_panel(self, change: Any) -> None:
@@ -583,6 +601,11 @@ class Workbench(PicturedWidget):
 
     def _save(self, path: str = "workbench-session") -> None:
         self._tell(f"Saved: viz.Workbench.load({str(self.save(path))!r}) opens it again.")
+
+    def _read(self, module: int) -> None:
+        """Show what the directions of a module read."""
+        assert self.results.activations is not None  # there is no panel without them
+        self.widget.reading = reading(self.results.activations, self.names, module)
 
     def _drag(self, names: list[str], rank: int) -> None:
         """Set ranks, or the nearest that are possible, and say so."""
@@ -633,10 +656,17 @@ class Workbench(PicturedWidget):
         pair = next(alignment for alignment in self.alignments if alignment.sides == sides)
         return pair, self.widget.compared["rank"]
 
-    def _page(self) -> str:
+    def _page(self, reads: bool = False) -> str:
         temperatures = [step / view.STEPS for step in range(view.STEPS + 1)]
         steps = [self._current(replace(self.state, temperature=one), page=True) for one in temperatures]
         state = {name: getattr(self.widget, name) for name in ("about", "tab", "selected", "compared", "resampled")}
+        panels = [one for one in state["about"]["panels"] if one["name"] != "reads"]
+        activations = self.results.activations
+        if reads and activations is not None:
+            place = next(n for n, one in enumerate(state["about"]["panels"]) if one["name"] == "reads")
+            panels[place:place] = reads_panel(self.results, self.names, small=True)
+            state["readings"] = [reading(activations, self.names, k, small=True) for k in range(len(self.names))]
+        state["about"] = state["about"] | {"panels": panels}
         return page_html(self.results, **state, current=self._current(page=True), steps=steps)
 
     @functools.cached_property

@@ -19,6 +19,7 @@ from viz.widgets.panels.map import map_tabs
 from viz.widgets.panels.modules import spectra
 from viz.widgets.panels.parts import shorten, shorten_all
 from viz.widgets.panels.rank_use import rank_use_panel
+from viz.widgets.panels.reads import reads_panel
 from viz.widgets.panels.reproduce import reproduce_panel
 from viz.widgets.panels.sensitivity import sensitivity_panel
 from viz.widgets.panels.spectrum import spectrum_panel
@@ -80,6 +81,7 @@ def panels(results: Results, alignments: Sequence[Alignment], names: Sequence[st
         *spectrum_panel(results),
         *alignment_panel([*alignments, *more], names),
         *capture_panel(results),
+        *reads_panel(results, names),
         *sensitivity_panel(results),
         *([ALLOCATION] if names else []),
         *training_panel(results),

@@ -1,0 +1,116 @@
+"""The panel "Reads": its bytes are the activations, and the text of samples leaves only if asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from base64 import b64decode
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import viz
+from tests.helpers.results import activations, calibration, subspaces
+from tlora.explanation.direction_activations import PARTS
+from viz.widgets.panels.parts import percent
+from viz.widgets.panels.reads import PAGE_BYTES, PAGE_DIRECTIONS, extent, finding, reading, reads_panel
+from viz.widgets.results import Results
+
+NAMES = calibration().names
+
+
+def bench() -> viz.Workbench:
+    return viz.Workbench(calibration(), subspaces(), activations=activations(), rank=2)
+
+
+@pytest.mark.parametrize("k", [0, 6, 13])
+def test_bytes_are_the_values_of_a_module(k: int) -> None:
+    found, shown = activations(), reading(activations(), NAMES, k)
+    z, need = found.z[NAMES[k]].float(), found.need[NAMES[k]].float()
+    levels = np.frombuffer(b64decode(shown["values"]), np.int8).reshape(len(shown["scales"]), -1)
+    values = levels * np.array(shown["scales"])[:, None]
+    expected = torch.cat([z.flatten(0, 1), need[None]]).numpy()
+    assert shown["directions"] == z.shape[1]
+    np.testing.assert_allclose(values, expected, atol=np.abs(expected).max() / 250)
+
+
+def test_the_panel_says_which_tokens_and_how_much_is_constant() -> None:
+    found = activations()
+    (panel,) = reads_panel(Results(activations=found), NAMES)
+    part, tokens = panel["parts"][-1], found.tokens["input_ids"]
+    side = part["sides"]["input_ids"]
+    assert [side["texts"][n] for n in side["text"]] == tokens.texts
+    assert [PARTS[int(n)] for n in side["part"]] == [PARTS[n] for n in tokens.parts]
+    assert side["sample"] == tokens.samples.tolist()
+    shares = found.constant_share("module").set_index(["module", "kind"])["constant"]
+    for name, row in zip(NAMES, part["constant"], strict=True):
+        assert row == pytest.approx([shares[name, kind] for kind in found.kinds], abs=0.006)
+    for row in found.constant_share().itertuples():
+        assert f"{row.kind} {percent(row.constant)}" in finding(found)
+
+
+def test_a_page_holds_what_fits() -> None:
+    found = activations()
+    long = dataclasses.replace(
+        found,
+        z={name: z.repeat(1, 1, 4000) for name, z in found.z.items()},
+        need={name: need.repeat(4000) for name, need in found.need.items()},
+        tokens={
+            side: dataclasses.replace(
+                tokens,
+                ids=tokens.ids.repeat(4000),
+                texts=tokens.texts * 4000,
+                parts=tokens.parts.repeat(4000),
+                samples=torch.arange(4000).repeat_interleave(len(tokens.texts)) * 3 + tokens.samples.repeat(4000),
+            )
+            for side, tokens in found.tokens.items()
+        },
+    )
+    samples, directions = extent(long, small=True)
+    assert directions == PAGE_DIRECTIONS
+    assert 0 < samples < 12000
+    sizes = [len(b64decode(reading(long, NAMES, k, small=True)["values"])) for k in range(len(NAMES))]
+    assert 0.5 * PAGE_BYTES < sum(sizes) <= PAGE_BYTES
+    assert extent(found, small=True) == (3, PAGE_DIRECTIONS)
+    assert extent(found, small=False) == (3, 8)
+
+
+def test_the_text_of_samples_is_in_a_page_only_if_asked_for(tmp_path: Path) -> None:
+    it = bench()
+    texts = [text.strip() for text in activations().tokens["input_ids"].texts]
+    plain = it.page(tmp_path / "plain.html").read_text()
+    assert not any(f'"{text}"' in plain or f'" {text}"' in plain for text in texts)
+    assert all(f" {text}" in it.page(tmp_path / "reads.html", reads=True).read_text() for text in texts)
+    it._answer(it.widget, {"call": "page", "args": {"reads": False}, "id": 1}, [])
+    without = viz.Workbench(calibration(), subspaces(), rank=2)
+    assert [p["name"] for p in without.widget.about["panels"]] == [
+        p["name"] for p in it.widget.about["panels"] if p["name"] != "reads"
+    ]
+
+
+def test_the_selected_module_is_read_when_the_browser_asks() -> None:
+    it = bench()
+    assert it.widget.reading == {}
+    it._answer(it.widget, {"call": "read", "args": {"module": 3}, "id": 1}, [])
+    assert it.widget.reading == reading(activations(), NAMES, 3)
+    json.dumps(it.widget.about)
+
+
+def test_a_module_that_was_not_read_has_no_values() -> None:
+    name, found = NAMES[2], activations()
+    parts = {
+        field: {n: v for n, v in getattr(found, field).items() if n != name}
+        for field in ("z", "deviations", "sides", "targets")
+    }
+    part = reads_panel(Results(activations=dataclasses.replace(found, **parts)), NAMES)[0]["parts"][-1]
+    assert part["side"][2] is None
+    assert part["constant"][2] == [None, None]
+    assert reading(dataclasses.replace(found, **parts), NAMES, 2) == {"module": 2}
+
+
+def test_a_session_keeps_the_activations(tmp_path: Path) -> None:
+    again = viz.Workbench.load(bench().save(tmp_path / "session"))
+    assert again.results.activations is not None
+    assert reading(again.results.activations, NAMES, 1) == reading(activations(), NAMES, 1)

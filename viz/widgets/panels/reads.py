@@ -1,0 +1,122 @@
+"""Panel "Reads": the tokens at both ends of each direction of the selected module, and samples as colored strips."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tlora.explanation.direction_activations import CONTROL, PARTS, DirectionActivations, ReadTokens
+from tlora.utils.defaults import KINDS
+from viz.widgets.panels.parts import count, panel, percent, shorten_all, text
+from viz.widgets.results import Results
+
+ABOUT = (
+    "What the directions of the selected module respond to: z = (a x - mean) / sd of each token's input x. The sign of "
+    "a direction is arbitrary, so both ends are shown. Random directions have ends too: trust what stands out from "
+    "theirs."
+)
+NEED = (
+    "Weighted by need, the norm of the loss's gradient at the module's output, kinds differ less: the weight decides."
+)
+PAGE_BYTES = 1_500_000
+"""Most values in a page without a kernel; in the page they take a third more."""
+PAGE_DIRECTIONS = 4
+"""Directions of each kind in such a page."""
+
+
+def reads_panel(results: Results, names: Sequence[str], small: bool = False) -> list[dict[str, Any]]:
+    """The panel without its values, which follow the selected module; ``small`` for a page without a kernel."""
+    activations = results.activations
+    if activations is None:
+        return []
+    samples, directions = extent(activations, small)
+    shares = activations.constant_share("module")
+    shares = shares.pivot(index="module", columns="kind", values="constant").reindex(names)[activations.kinds]
+    part = {
+        "kind": "reads",
+        "kinds": activations.kinds,
+        "meanings": [_meaning(kind) for kind in activations.kinds],
+        "directions": directions,
+        "parts": list(PARTS),
+        "sides": {side: _tokens(tokens, samples) for side, tokens in activations.tokens.items()},
+        "side": [activations.sides.get(name) for name in names],
+        "constant": [shorten_all(row, 2) for row in shares.to_numpy()],
+        "sinks": [names.index(name) for name in activations.sinks() if name in names],
+        "need": bool(activations.need),
+        "samples": min(samples, activations.meta.samples or samples),
+        "of": activations.meta.samples,
+    }
+    words = [finding(activations), *([NEED] if activations.need else [])]
+    return panel("reads", "Reads", ABOUT, [*map(text, words), part])
+
+
+def finding(activations: DirectionActivations) -> str:
+    """How much each kind puts on constant tokens, and in how many modules that is more than random directions do."""
+    table = activations.constant_share().set_index("kind")
+    parts = []
+    for kind, row in table.drop(CONTROL).iterrows():
+        interval = f"{percent(row.low)} to {percent(row.high)}"
+        above = f"more than random directions in {int(row.above_random):,} of {count(int(row.modules), 'module')}"
+        parts.append(f"{kind} {percent(row.constant)} ({interval}), {above}")
+    control = table.loc[CONTROL]
+    return (
+        "Share of z\u00b2 on constant tokens, which are the same in all samples (chat template, system prompt): "
+        f"{'; '.join(parts)}; random {percent(control.constant)}. They are {percent(control.tokens)} of the tokens."
+    )
+
+
+def extent(activations: DirectionActivations, small: bool) -> tuple[int, int]:
+    """Number of samples and directions to show: all, or as many as fit into a page."""
+    directions = max(z.shape[1] for z in activations.z.values())
+    samples = max(int(tokens.samples[-1]) + 1 for tokens in activations.tokens.values())
+    if small:
+        directions = min(directions, PAGE_DIRECTIONS)
+        rows = len(activations.z) * (len(activations.kinds) * directions + 1)
+        tokens = max(len(tokens.texts) for tokens in activations.tokens.values())
+        samples = max(1, min(samples, int(samples * PAGE_BYTES / (rows * tokens))))
+    return samples, directions
+
+
+def reading(activations: DirectionActivations, names: Sequence[str], k: int, small: bool = False) -> dict[str, Any]:
+    """The values of module ``k``: a byte each, by kind and direction, then the need of each token."""
+    name = names[k]
+    if name not in activations.z:
+        return {"module": k}
+    samples, directions = extent(activations, small)
+    tokens = activations.tokens[activations.sides[name]]
+    z = activations.z[name][:, :directions, tokens.samples < samples].float()
+    rows = z.flatten(0, 1)
+    if activations.need:
+        rows = torch.cat([rows, activations.need[name][tokens.samples < samples].float()[None]])
+    scale = rows.abs().amax(1).clamp(min=1e-6) / 127
+    levels = (rows / scale[:, None]).round().to(torch.int8)
+    return {
+        "module": k,
+        "directions": z.shape[1],
+        "scales": shorten_all(scale, 5),
+        "values": b64encode(levels.numpy().tobytes()).decode(),
+    }
+
+
+def _tokens(tokens: ReadTokens, samples: int) -> dict[str, Any]:
+    """Distinct texts, and for each token its text, id, part and sample."""
+    seen = tokens.samples < samples
+    here = [text for text, is_seen in zip(tokens.texts, seen.tolist(), strict=True) if is_seen]
+    distinct = list(dict.fromkeys(here))
+    index = {text: n for n, text in enumerate(distinct)}
+    return {
+        "texts": distinct,
+        "text": [index[text] for text in here],
+        "part": "".join(map(str, tokens.parts[seen].tolist())),
+        "sample": tokens.samples[seen].tolist(),
+    }
+
+
+def _meaning(kind: str) -> str:
+    """What the directions of a kind are, if its label is that of a kind."""
+    if kind == CONTROL:
+        return "the control"
+    return next((facts.meaning for known, facts in KINDS.items() if known == kind), "")
