@@ -108,6 +108,10 @@ TaskName = Annotated[
 ]
 Output = Annotated[Path, _output("Folder or file to write.", "--output", "-o")]
 Overwrite = Annotated[bool, _output("Replace an earlier result.", "--overwrite")]
+Read = Annotated[
+    bool,
+    _output("Also leave a page with the tokens that the directions read. It holds the text of samples.", "--read"),
+]
 Json = Annotated[bool, _output("Print JSON.", "--json")]
 Quiet = Annotated[bool, _output("Show the summary alone, no progress.", "--quiet", "-q")]
 Device = Annotated[

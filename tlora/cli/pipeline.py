@@ -28,6 +28,7 @@ from tlora.cli.options import (
     Overwrite,
     Placement,
     Quiet,
+    Read,
     Recipe,
     TrainingFlags,
     apply_recipe,
@@ -35,7 +36,7 @@ from tlora.cli.options import (
     option,
 )
 from tlora.cli.output import Report, allocation_text, draw_into, facts, load_viz, metrics_table, run_facts, table
-from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND
+from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND, RANK, SAMPLES, Kind
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
 from tlora.utils.files import check_place, replace_file, replace_files
 
@@ -47,6 +48,7 @@ RESULTS = "tlora"
 """Folder of the results in that of an adapter."""
 
 CHECKPOINTS = "checkpoints"
+READS = "reads.html"
 CALIBRATION, ALLOCATION = "calibration.safetensors", "allocation.safetensors"
 
 RUN_EXAMPLES = """Examples:
@@ -83,6 +85,7 @@ def run(
             "--save-calibration",
         ),
     ] = False,
+    read: Read = False,
     config: Config = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -99,13 +102,18 @@ def run(
     check_place(output, ADAPTER_WEIGHTS, overwrite=overwrite)
     refuse_leftover(work, overwrite)
     check_training(training, placement, output)
+    if read:
+        load_viz()
     if is_default:
         report.say(PLAIN_LORA)
     base, task = load_base(model, data, placement, report)
     origin = describe_origin(ctx, data)
     run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
     with note_what_is_kept(ctx, output):
-        adapted, results = start_adapter(base, task, calibrating, allocating, start, data.seed, origin, report, work)
+        adapted, results = start_adapter(
+            base, task, calibrating, allocating, start, data.seed, origin, report, work, read
+        )
+        activations = results.pop("activations", None)
         trained = train_adapter(adapted, task, training, work, data.seed, origin, report)
         if not save_calibration:
             results.pop("subspaces", None)
@@ -113,6 +121,8 @@ def run(
         run_on_first(lambda: save_options(ctx, output))
     if save_calibration and not trained.interrupted:
         run_on_first(lambda: (work / CALIBRATION).rename(output / RESULTS / CALIBRATION))
+    if activations is not None:
+        run_on_first(lambda: load_viz().report(output, output / READS, activations=activations))
     run_on_first(lambda: conclude(ctx, trained, results, output, report))
 
 
@@ -148,6 +158,7 @@ def calibrate(
             "Calibration", "Folder to save the progress in every five minutes, and to resume from.", file_okay=False
         ),
     ] = None,
+    read: Read = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -156,11 +167,20 @@ def calibrate(
     One forward and backward pass; nothing is trained. Writes a Calibration.
     """
     check_result_place(output, "Calibration", overwrite)
+    page = with_suffix(result_file(output).with_suffix(""), f"-{READS}")
+    if read:
+        check_place(page, overwrite=overwrite)
+        load_viz()
     report = Report(quiet)
     base, task = load_base(model, data, placement, report)
     needs = {"gradient": gradient, "fisher": fisher}
     calibration = calibrate_on(base, task, calibrating, needs, describe_origin(ctx, data), report, checkpoint)
     run_on_first(lambda: calibration.save(output))
+    if read:
+        activations = read_directions(base, task, calibration, KIND, data.seed, report)
+        bench = load_viz().Workbench(calibration, activations=activations)
+        run_on_first(lambda: bench.page(page, reads=True))
+        typer.echo(f"{page}: {activations.headline}\n")
     frame = calibration.sensitivity.to_frame().nlargest(5, "score")
     rows = [[r.module, f"{r.score:.3g}", f"{100 * r.share:.1f} %"] for r in frame.itertuples()]
     typer.echo(f"{calibration!r}\n\n{table([['most sensitive', 'score', 'of all'], *rows])}\n")
@@ -354,6 +374,7 @@ def start_adapter(
     origin: Mapping[str, Any],
     report: Report,
     work: Path | None = None,
+    read: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """Calibrate, allocate and attach, and keep the calibration and the allocation in a work folder."""
     from tlora.allocation.allocate import check_limits
@@ -365,12 +386,16 @@ def start_adapter(
     calibration = calibrate_on(model, task, calibrating, start.needs, origin, report)
     if work:
         run_on_first(lambda: calibration.save(work / CALIBRATION))
+    activations = {}
+    if read:
+        activations["activations"] = read_directions(model, task, calibration, start.kind or KIND, seed, report)
     decompose = partial(decompose_on, model, calibration, start, seed, report)
     allocation, subspaces = allocate_and_decompose(calibration.sensitivity, asdict(allocating), decompose)
     allocation = add_origin(allocation, origin)
     if work:
         run_on_first(lambda: allocation.save(work / ALLOCATION))
-    return attach_adapter(model, calibration, allocation, subspaces, start, seed, report)
+    adapted, results = attach_adapter(model, calibration, allocation, subspaces, start, seed, report)
+    return adapted, results | activations
 
 
 def calibrate_on(
@@ -394,6 +419,22 @@ def calibrate_on(
         report.say(f"  left out: {constant_text(calibration.meta.recipe['constant_tokens'], task.tokenizer)}")
     sensitivity = add_origin(calibration.sensitivity, origin)
     return replace(add_origin(calibration, origin), sensitivity=sensitivity)
+
+
+def read_directions(
+    model: Any, task: tlora.Task, calibration: tlora.Calibration, kind: Kind, seed: int, report: Report
+) -> tlora.DirectionActivations:
+    """Read validation samples, or those of the calibration if there are none, along the first directions."""
+    kinds: list[Kind] = [kind] if calibration.gradient is None or kind == "g" else [kind, "g"]
+    rows = [task.validation[i] for i in range(min(SAMPLES, len(task.validation)))]
+    batches = [task.collate(rows[i : i + BATCH_SIZE]) for i in range(0, len(rows), BATCH_SIZE)]
+    with report.step(f"reading along the first {RANK} directions of kind {' and '.join(kinds)}"):
+        subspaces = {
+            kind: tlora.task_subspaces(model, calibration, max_rank=RANK, kind=kind, seed=seed, progress=False)
+            for kind in kinds
+        }
+        options: dict[str, Any] = {"tokenizer": task.tokenizer, "task": task.name, "progress": report.progress}
+        return tlora.direction_activations(model, subspaces, batches or task.calibration(SAMPLES), **options)
 
 
 def constant_text(constant: Mapping[str, Mapping[str, list[int]]], tokenizer: Any) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from tlora.explanation.direction_activations import DirectionActivations
 from tlora.utils.files import replace_file
 from viz.widgets.page import page_html
 from viz.widgets.panels.view import panels
@@ -14,7 +16,12 @@ from viz.widgets.workbench import Workbench
 FILE = "report.html"
 
 
-def report(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def report(
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    activations: DirectionActivations | None = None,
+) -> Path:
     """Write one HTML page on an adapter: its data, spectra, sensitivity, allocation, training, and how to repeat it.
 
     The page is that of the workbench and needs neither kernel nor network. For results in memory, use
@@ -26,6 +33,8 @@ def report(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None
         The folder of an adapter, as ``tlora run`` or ``run.save`` leaves it.
     output : path-like, optional
         File to write; ``report.html`` in the folder by default. An earlier file is replaced.
+    activations : DirectionActivations, optional
+        From `tlora.direction_activations` on the base model: adds the panel Reads, which holds the text of samples.
 
     Returns
     -------
@@ -46,12 +55,12 @@ def report(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None
     >>> viz.report(folder).name
     'report.html'
     """
-    results = load_results(folder)
+    results = replace(load_results(folder), activations=activations)
     path = Path(folder, FILE) if output is None else Path(output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output={str(path)!r}: the report is a web page, end its name with .html")
     if results.sensitivity or results.allocation:
-        return Workbench.from_results(results).page(path)
+        return Workbench.from_results(results).page(path, reads=True)
     with replace_file(path) as file:
         file.write_text(page_html(results, about={"names": [], "panels": panels(results, [], [])}), encoding="utf-8")
     return path

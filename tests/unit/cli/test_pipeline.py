@@ -1,6 +1,7 @@
 """The commands of the pipeline on tiny models: they follow one another, pass their options on, and write results."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import tlora
 from tests.helpers.commands import DATA, QUICK, RUN, done, invoke, next_command
+from tests.helpers.jobs import PAIRS
 from tests.helpers.results import same
 from tlora.calibration.covariance import SketchedCovariance
 from tlora.calibration.spectrum import Spectrum
@@ -187,6 +189,23 @@ def test_pictures_and_a_model_card_are_left(monkeypatch):
     assert "](pictures/allocation.png)" in text
     assert "tlora run" in text
     assert plt.get_fignums() == []
+
+
+def test_a_page_with_text_of_samples_is_left_only_if_asked_for():
+    def files_with_text():
+        texts = [json.dumps(f" {word}").encode() for word in PAIRS[0]["prompt"].split()]
+        files = [
+            path for path in Path().rglob("*") if path.is_file() and path.name not in ("pairs.jsonl", "tokenizer.json")
+        ]
+        return {str(path) for path in files if any(text in path.read_bytes() for text in texts)}
+
+    done(f"calibrate {DATA} --samples 6 --output calib")
+    done(f"{RUN} {QUICK} --output out")
+    assert not files_with_text()
+    shown = done(f"calibrate {DATA} --samples 6 --gradient --read --overwrite --output calib").stdout
+    done(f"{RUN} {QUICK} --read --overwrite --output out")
+    assert files_with_text() == {"calib-reads.html", "out/reads.html"}
+    assert re.search(r"calib-reads.html: .*wc .* %, g .* %, random .* %", shown)
 
 
 @pytest.mark.usefixtures("stages")

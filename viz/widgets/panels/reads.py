@@ -30,7 +30,7 @@ PAGE_DIRECTIONS = 4
 def reads_panel(results: Results, names: Sequence[str], small: bool = False) -> list[dict[str, Any]]:
     """The panel without its values, which follow the selected module; ``small`` for a page without a kernel."""
     activations = results.activations
-    if activations is None:
+    if activations is None or not names:
         return []
     samples, directions = extent(activations, small)
     shares = activations.constant_share("module")
