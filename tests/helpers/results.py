@@ -21,6 +21,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from tests.helpers.foreign import foreign
 from tests.helpers.jobs import task
 from tests.helpers.models import singles, tiny_batch, tiny_config, tiny_model, tiny_tokenizer
 from tests.helpers.spectra import truncated
@@ -37,6 +38,8 @@ from tlora.calibration.sensitivity import Sensitivity
 from tlora.calibration.spectrum import Spectrum
 from tlora.comparison.race import race as compete
 from tlora.comparison.race_result import Race
+from tlora.explanation.attribute import attribute
+from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.explanation.observe_directions import direction_activations
 from tlora.resource_estimate import ResourceEstimate, estimate
@@ -168,9 +171,16 @@ def resources() -> ResourceEstimate:
     return estimate(tiny_config("llama"), 2, samples=4, length=16, batch_size=2, speed=1e9, memory=1e9)
 
 
+@cache
+def attribution() -> Attribution:
+    """Of two answers, with a layer left out."""
+    return attribute(foreign(copy.deepcopy(base())), task(), limit=2, points=4, switch_off=[1], progress=False)
+
+
 EXAMPLES: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: align(kinds()["wc"], kinds()["random"], rank=3),
     "Allocation": allocation,
+    "Attribution": attribution,
     "Calibration": calibration,
     "Compression": compression,
     "DirectionActivations": activations,

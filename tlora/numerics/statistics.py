@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Integer
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +55,15 @@ def gini(values: Float[np.ndarray, " n"]) -> float:
     ordered, n = np.sort(values.astype(np.float64)), len(values)
     total = ordered.sum()
     return float(((2 * np.arange(1, n + 1) - n - 1) @ ordered) / (n * total)) if total else float("nan")
+
+
+def mean_interval(samples: Float[np.ndarray, "samples n"], confidence: float) -> tuple[Floats, Floats]:
+    """Student's t interval of each column's mean over independent samples; NaN for one sample."""
+    n = len(samples)
+    if n < 2:
+        return np.full(samples.shape[1], np.nan), np.full(samples.shape[1], np.nan)
+    half = stdtrit(n - 1, (1 + confidence) / 2) * samples.std(0, ddof=1) / np.sqrt(n)
+    return samples.mean(0) - half, samples.mean(0) + half
 
 
 def interval(

@@ -214,7 +214,8 @@ class Task:
         ValueError
             If the split is unknown or empty, a number is not positive, or the model does not fit the task.
         """
-        rows = self._rows(split, limit, batch_size)
+        require_positive_int(batch_size, "batch_size")
+        rows = self.rows(split, limit)
         each = evaluate_samples(model, self, rows, batch_size, progress)
         means = {name: float(values.mean()) for name, values in each.items()}
         perplexity = math.inf if means["loss"] >= 700 else math.exp(means["loss"])
@@ -242,7 +243,11 @@ class Task:
             ``prompt`` (or ``text``), ``answer`` (the reference), ``prediction``, and a column for each
             metric.
         """
-        rows = self._rows(split, limit, batch_size)
+        require_positive_int(batch_size, "batch_size")
+        return self.answers(model, self.rows(split, limit), batch_size, progress)
+
+    def answers(self, model: Any, rows: Dataset, batch_size: int = 16, progress: bool = False) -> pd.DataFrame:
+        """Return the model's answers to some rows of a split, as `predict` does."""
         with evaluation_mode(model):
             if self.kind == "classification":
                 predicted = class_logits(model, self, rows, batch_size, progress).argmax(1).tolist()
@@ -280,9 +285,9 @@ class Task:
             "dropped": cuts.dropped,
         }
 
-    def _rows(self, split: str, limit: int | None, batch_size: int) -> Dataset:
+    def rows(self, split: str = "test", limit: int | None = None) -> Dataset:
+        """Return samples of a split: all of them, or ``limit`` drawn with the seed of the task."""
         require_choice(split, "split", SPLITS)
-        require_positive_int(batch_size, "batch_size")
         rows: Dataset = getattr(self, split)
         if not len(rows):
             raise ValueError(f"the {split} split of {self.name!r} is empty: choose another, or load it with {split}=")

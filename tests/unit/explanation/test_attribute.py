@@ -1,0 +1,340 @@
+"""Contributions against central differences and exact differences, and switches against models without the module."""
+
+import copy
+import itertools
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+
+import tlora
+from tests.helpers.adapted import condition
+from tests.helpers.models import tiny_model, tiny_tokenizer
+from tests.unit.models.test_weights import needs_bitsandbytes
+
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "down_proj", "embed_tokens", "lm_head"],
+    "gpt2": ["c_attn", "c_proj", "wte"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "t5": ["q", "v", "wo"],
+    "bert": ["query", "output.dense"],
+}
+TASK_TYPES = {"t5": "SEQ_2_SEQ_LM", "bert": "SEQ_CLS"}
+SMOOTH: dict[str, Any] = {
+    "gpt2": {"tie_word_embeddings": False},
+    "t5": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+# The second sample of T5 reads as many tokens as it writes.
+ROWS = [(4, "w8 w9 w10"), (5, "w6 w7 w11 w9"), (3, "w5")]
+
+
+def task(family: str) -> tlora.Task:
+    texts = [" ".join(f"w{4 + (n + 3 * i) % 7}" for i in range(length)) for n, (length, _) in enumerate(ROWS)]
+    if family == "bert":
+        rows = [{"text": text, "label": n % 2} for n, text in enumerate(texts)]
+    else:
+        rows = [{"prompt": text, "completion": answer} for text, (_, answer) in zip(texts, ROWS, strict=True)]
+    architecture = {"bert": "classification", "t5": "seq2seq"}.get(family, "causal")
+    return tlora.load_task({"test": Dataset.from_list(rows)}, tiny_tokenizer(), architecture=architecture)
+
+
+def exact_norms(model: Any) -> Any:
+    """The norms of Llama and T5 compute in single precision: in their place, those of torch."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ in ("LlamaRMSNorm", "T5LayerNorm"):
+            norm = torch.nn.RMSNorm(len(module.weight), eps=module.variance_epsilon)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model
+
+
+def adapter(family: str, base: Any = None, **changes: Any) -> PeftModel:
+    """LoRA by PEFT alone in float64, B not zero, several ranks and scalings, and a head that was trained."""
+    base = exact_norms(base or tiny_model(family, **SMOOTH.get(family, {})))
+    values = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS[family], "init_lora_weights": False}
+    values |= {"rank_pattern": {TARGETS[family][0]: 3}, "alpha_pattern": {r"1\..*": 3}, "use_rslora": True}
+    values |= {"task_type": TASK_TYPES.get(family, "CAUSAL_LM"), "fan_in_fan_out": family == "gpt2"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(base, LoraConfig(**values | changes)).double()
+        for name, parameter in model.named_parameters():
+            if ".modules_to_save." in name:
+                parameter.data += 0.3 * torch.randn_like(parameter)
+            elif "lora_" in name:
+                parameter.data *= 1.0 if family == "gpt_neox" else 0.2
+    return model
+
+
+def values(model: Any, rows: tlora.Task, row: Any) -> np.ndarray:
+    """Log-probability and log-odds of each answer token, (2, K), from all logits of the model."""
+    batch = rows.collate([row])
+    labels = batch["labels"]
+    inputs = batch if rows.architecture == "seq2seq" else {k: v for k, v in batch.items() if k != "labels"}
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits.double()
+    if rows.architecture == "classification":
+        logits, labels = logits[:, None], labels[:, None]
+    elif rows.architecture == "causal":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    p = logits.softmax(-1)[labels != -100]
+    p = p.gather(1, labels[labels != -100][:, None])[:, 0].numpy()
+    return np.stack([np.log(p), np.log(p) - np.log1p(-p)])
+
+
+def layers(model: PeftModel) -> dict[str, Any]:
+    return {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+
+
+def without(model: PeftModel, names: list[str]) -> Any:
+    """The model merged without the updates of some modules."""
+    model = copy.deepcopy(model)
+    for name in names:
+        layer = layers(model)[name]
+        part = (
+            layer.lora_embedding_B["default"] if "default" in layer.lora_embedding_B else layer.lora_B["default"].weight
+        )
+        part.data.zero_()
+    return model.merge_and_unload()
+
+
+def explain(family: str, **options: Any) -> tuple[PeftModel, tlora.Task, tlora.Attribution]:
+    model, rows = adapter(family), task(family)
+    return model, rows, tlora.attribute(model, rows, progress=False, answers=False, **options)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_contributions_add_up_to_the_exact_difference(family):
+    model, rows, attribution = explain(family, points=64)
+    assert attribution.names == list(layers(model))
+    assert attribution.ranks == {name: layer.r["default"] for name, layer in layers(model).items()}
+    for row, sample in zip(rows.test, attribution.samples, strict=True):
+        np.testing.assert_allclose(sample.adapter, values(model, rows, row), rtol=1e-9, atol=1e-10)
+        with model.disable_adapter():
+            np.testing.assert_allclose(sample.base, values(model, rows, row), rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(sample.start, values(without(model, attribution.names), rows, row), atol=1e-10)
+        assert (sample.start != sample.base).any() == (family == "bert")
+        assert sample.rise.abs().max() > 0.01
+        assert sample.gaps.abs().max() < 1e-8
+        directions = torch.stack([each.sum(1) for each in sample.by_direction.values()], 1)
+        torch.testing.assert_close(directions.double(), sample.by_module[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(sample.by_token_read.double().sum(2).T, sample.by_module[0], rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_contributions_are_integrals_of_central_differences(family):
+    """The scale of a module, of one direction, or of one token that is read is moved a little by a hook."""
+    model, rows, attribution = explain(family, points=4, limit=1)
+    (row,), (sample,) = rows.rows("test", 1), attribution.samples
+    nodes, weights = np.polynomial.legendre.leggauss(sample.points)
+    linear = [name for name, layer in layers(model).items() if "default" in layer.lora_A]
+    changed, step = copy.deepcopy(model), 1e-5
+    scalings = {name: layer.scaling["default"] for name, layer in layers(changed).items()}
+    factors: dict[str, Any] = {}
+    for name in linear:
+        hook = lambda module, args, z, name=name: z * factors[name](z)  # noqa: E731
+        layers(changed)[name].lora_A["default"].register_forward_hook(hook)
+
+    def integral(moved: str, direction: Any = slice(None), token: Any = slice(None)) -> np.ndarray:
+        def factor(z: torch.Tensor, t: float, step: float) -> torch.Tensor:
+            filled = torch.full_like(z, t)
+            filled[:, token, direction] += step
+            return filled
+
+        total = np.zeros_like(sample.base.numpy())
+        for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+            for sign in (1, -1):
+                for name, layer in layers(changed).items():
+                    moves = sign * step * (name == moved)
+                    factors[name] = partial(factor, t=t, step=moves)
+                    if name not in linear:  # an embedding, which has no hook
+                        layer.scaling["default"] = scalings[name] * (t + moves)
+                total += weight * sign / (2 * step) * values(changed, rows, row)
+        return total
+
+    for name in {linear[0], linear[-1], attribution.names[0]}:
+        place = attribution.names.index(name)
+        np.testing.assert_allclose(integral(name), sample.by_module[:, :, place], rtol=1e-4, atol=1e-6)
+    place = attribution.names.index(linear[0])
+    np.testing.assert_allclose(
+        integral(linear[0], direction=1)[0], sample.by_direction[linear[0]][:, 1], rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(integral(linear[0], token=1)[0], sample.by_token_read[place, :, 1], rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_switching_off_is_the_model_without_the_updates(family):
+    model, rows, attribution = explain(family, points=4, limit=2, switch_off=["layers", "projections"])
+    assert {len(names) for names in attribution.switches.values()} > {1}
+    costs = attribution.costs().set_index("left_out")
+    for label, names in attribution.switches.items():
+        changed = without(model, names)
+        for row, sample in zip(rows.rows("test", 2), attribution.samples, strict=True):
+            np.testing.assert_allclose(sample.switched[label], values(changed, rows, row), rtol=1e-8, atol=1e-9)
+        lost = [float((s.adapter - s.switched[label])[0].sum()) for s in attribution.samples]
+        assert costs.loc[label, "cost"] == pytest.approx(np.mean(lost))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_cut_module_is_what_compress_makes_of_it(calibrated, tmp_path):
+    model = adapter("llama", target_modules=["q_proj", "down_proj"]).float()
+    rows, name = task("llama"), "model.layers.1.mlp.down_proj"
+    calibration = tlora.calibrate(tiny_model("llama"), [rows.collate(list(rows.test))], progress=False)
+    options: dict[str, Any] = {"calibration": calibration} if calibrated else {}
+    parts = [(name, 2), ("1.mlp.down_proj", 0), (name, 9)]
+    attribution = tlora.attribute(model, rows, points=4, switch_off=parts, answers=False, progress=False, **options)
+    assert set(attribution.switches) >= {f"{name} rank {rank}" for rank in (2, 0, 9)}
+    smaller = tlora.compress(model, rank={name: 2}, **options).save_adapter(tmp_path / "smaller")
+    cut = tlora.load(smaller, tiny_model("llama"))
+    for row, sample in zip(rows.test, attribution.samples, strict=True):
+        np.testing.assert_allclose(sample.switched[f"{name} rank 2"], values(cut, rows, row), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sample.switched[f"{name} rank 9"], sample.adapter, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sample.switched[f"{name} rank 0"], sample.switched[name], rtol=1e-5, atol=1e-6)
+
+
+def test_points_are_doubled_until_the_gap_is_small():
+    model = adapter("t5", tiny_model("t5", tie_word_embeddings=False))  # its ReLU has kinks
+    assert model.config.feed_forward_proj == "relu"
+    rows = task("t5")
+    coarse, fine = (tlora.attribute(model, rows, points=n, limit=1, answers=False, progress=False) for n in (1, 64))
+    assert fine.gap < 1e-3
+    assert coarse.gap < 0.02
+    assert max(sample.points for sample in coarse.samples) > 1
+
+
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_quantized_base(tmp_path):
+    tiny_model("llama", hidden_size=128, intermediate_size=192).save_pretrained(tmp_path)
+    quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=quantization)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    rows = task("llama")
+    model = get_peft_model(base, config).eval()
+    attribution = tlora.attribute(model, rows, switch_off="modules", answers=False, progress=False)
+    assert attribution.gap < 0.02
+    for row, sample in zip(rows.test, attribution.samples, strict=True):
+        np.testing.assert_allclose(sample.adapter, values(model, rows, row), rtol=0.05, atol=0.05)
+
+
+def test_which_tokens_changed_and_the_greedy_answers():
+    model, rows = adapter("llama"), task("llama")
+    attribution = tlora.attribute(model, rows, points=4, progress=False)
+    answers = attribution.answers()
+    assert answers["adapter"].tolist() == rows.predict(model)["prediction"].tolist()
+    with model.disable_adapter():
+        assert answers["base"].tolist() == rows.predict(model)["prediction"].tolist()
+    assert answers["adapter_match"].tolist() == rows.predict(model)["exact_match"].tolist()
+    tokens = attribution.tokens()
+    for number, row in enumerate(rows.test):
+        logits = []
+        batch = rows.collate([row])
+        inputs = {"input_ids": batch["input_ids"]}
+        places = [n for n, label in enumerate(row["labels"]) if label != -100]
+        with torch.no_grad():
+            logits.append(model.eval()(**inputs).logits[0, [n - 1 for n in places]])
+            with model.disable_adapter():
+                logits.insert(0, model(**inputs).logits[0, [n - 1 for n in places]])
+        part = tokens[tokens["sample"] == number].reset_index(drop=True)
+        assert part["position"].tolist() == places
+        for k, label in enumerate(row["labels"][n] for n in places):
+            orders = [each[k].argsort(descending=True).tolist() for each in logits]
+            assert part.loc[k, ["base_rank", "adapter_rank"]].tolist() == [1 + order.index(label) for order in orders]
+            shift = orders[0].index(orders[1][0])
+            assert part.loc[k, "change"] == ("same" if shift == 0 else "within three" if shift < 3 else "beyond")
+            assert part.loc[k, "adapter_choice"].strip() == rows.tokenizer.decode([orders[1][0]]).strip()
+    assert len(set(tokens["change"])) > 1
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
+def test_a_request_without_a_task(family):
+    model, rows = adapter(family), task(family)
+    text = "w4 w5 w6"
+    said = tlora.attribute(model, text, tokenizer=rows.tokenizer, points=4, progress=False)
+    (sample,) = said.samples
+    assert sample.prompt == text
+    assert sample.generated[1].startswith(sample.answer)
+    assert (sample.ranks[1][:-1] == 1).all()  # greedy, up to the end that is put after it
+    if family != "bert":
+        assert all(
+            change == "same" for change in [sample.choices[1][0] == sample.tokens[sample.positions[0]] and "same"]
+        )
+    other = {"bert": "LABEL_0"}.get(family, "w9 w8")
+    given = tlora.attribute(model, text, other, tokenizer=rows.tokenizer, points=4, answers=False, progress=False)
+    assert given.samples[0].answer == other
+    assert given.answers().shape[0] == 1
+
+
+def test_sums_are_sums():
+    _, _, attribution = explain("bert", points=4, switch_off="layers")
+    frame = attribution.to_frame()
+    for by in ("layer", "projection"):
+        sums = attribution.sums(by).set_index(by)
+        labels = frame["projection"] if by == "projection" else "layer " + frame["layer"].astype(str)
+        for label, part in frame.groupby(labels):
+            assert sums.loc[label, "contribution"] == pytest.approx(part["contribution"].sum())
+        assert sums["contribution"].sum() == pytest.approx(attribution.rise, rel=0.02)
+    assert not attribution.sums("layer").iloc[:-1]["cost"].isna().any()
+    name = attribution.names[0]
+    assert attribution.by_direction(name)["contribution"].sum() == pytest.approx(frame.loc[0, "contribution"], rel=1e-3)
+    read = attribution.from_tokens(sample=1)
+    assert read["token"].tolist() == attribution.samples[1].tokens
+    assert read["contribution"].sum() == pytest.approx(float(attribution.samples[1].by_module[0].sum()), rel=0.01)
+
+
+def test_the_model_is_left_as_it_was():
+    model = adapter("bert").train()
+    before, parameters = condition(model), copy.deepcopy(model.state_dict())
+    tlora.attribute(model, task("bert"), points=4, switch_off="modules", progress=False)
+    assert condition(model) == before
+    assert all(torch.equal(value, parameters[name]) for name, value in model.state_dict().items())
+
+
+def peft_model(**config: Any) -> PeftModel:
+    return get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], **config))
+
+
+def merged() -> PeftModel:
+    model = peft_model()
+    model.merge_adapter()
+    return model
+
+
+REFUSED = {
+    "no adapter": (lambda: tiny_model("llama"), {}, "LoRA"),
+    "IA3": (lambda: get_peft_model(tiny_model("llama"), IA3Config(task_type="CAUSAL_LM")), {}, "LoRA"),
+    "DoRA": (lambda: peft_model(use_dora=True), {}, "use_dora"),
+    "PiSSA": (lambda: peft_model(init_lora_weights="pissa"), {}, "init_lora_weights"),
+    "merged": (merged, {}, "unmerge_adapter"),
+    "a module that is not there": (lambda: adapter("llama"), {"switch_off": ["o_proj"]}, "o_proj"),
+    "several modules": (lambda: adapter("llama"), {"switch_off": [("q_proj", 2)]}, "q_proj"),
+    "points": (lambda: adapter("llama"), {"points": 0}, "points"),
+    "split": (lambda: adapter("llama"), {"split": "rest"}, "rest"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_attributed_is_refused(case):
+    model, options, named = REFUSED[case]
+    with pytest.raises(ValueError, match=named):
+        tlora.attribute(model(), task("llama"), progress=False, **options)
+
+
+def test_a_request_needs_a_tokenizer():
+    with pytest.raises(ValueError, match="tokenizer="):
+        tlora.attribute(adapter("llama"), "w4")
+
+
+def test_intervals_are_over_samples():
+    stats = pytest.importorskip("scipy.stats")
+    _, _, attribution = explain("llama", points=4)
+    values = attribution.contributions()
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(0), stats.sem(values))
+    frame = attribution.to_frame()
+    np.testing.assert_allclose(frame["low"], low)
+    np.testing.assert_allclose(frame["high"], high)
+    assert list(itertools.chain(frame["contribution"])) == pytest.approx(values.mean(0))

@@ -1,0 +1,386 @@
+"""Which module did it: take the answers of an adapted model apart, exactly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from tlora.adapters.compress import compress
+from tlora.adapters.files import PREFIX
+from tlora.adapters.lora_layers import adapter_layers, lora_modules, unwrap, update_singular_values, wrappers
+from tlora.calibration.batches import prepare_batch
+from tlora.calibration.calibration import Calibration
+from tlora.explanation.attribution import Attribution, ExplainedAnswer, groups
+from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant
+from tlora.models.forward import IGNORED, evaluation_mode, input_device
+from tlora.models.targets import Target, output_embeddings, target_modules
+from tlora.models.weights import copy_sharing_weights
+from tlora.results import Meta
+from tlora.tasks.chat import decode_tokens
+from tlora.tasks.evaluation import class_logits, generate
+from tlora.tasks.load import load_task
+from tlora.tasks.task import Task
+from tlora.utils.validation import require_choice, require_positive_int
+
+Part = str | int | tuple[str, int]
+LARGEST = 10
+"""Modules that are always left out, one at a time: those that contribute most."""
+TOLERANCE, MOST_POINTS = 0.01, 128
+"""Points are doubled until the gap is below this share of the rise, or there are this many."""
+ANSWER_LENGTH = 64
+"""Most tokens of a greedy answer to a request that comes with no task."""
+
+
+def attribute(
+    adapted: PeftModel,
+    task_or_text: Task | str,
+    answer: str | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    split: str = "test",
+    limit: int = 16,
+    points: int = 16,
+    switch_off: str | Iterable[Part] = (),
+    calibration: Calibration | None = None,
+    answers: bool = True,
+    progress: bool = True,
+) -> Attribution:
+    """Take answers apart: what each module of an adapter added to their tokens, and what leaving it out costs.
+
+    Parameters
+    ----------
+    adapted : peft.PeftModel
+        A base with one active LoRA adapter, whoever trained it: causal, encoder-decoder or sequence classifier,
+        quantized or not; ranks, alphas and rsLoRA by module; LoRA on embeddings. It is not changed.
+    task_or_text : Task or str
+        A task, whose held-out samples are explained with their reference answers; or a request (for a classifier a
+        text).
+    answer : str, optional
+        The answer to the request, or the name of the class. By default what the adapted model answers greedily.
+    tokenizer : transformers.PreTrainedTokenizerBase, optional
+        The model's, for a request; its chat template is used if it has one.
+    split : str
+        Split of the task.
+    limit : int
+        Most samples of the task, drawn with its seed.
+    points : int
+        Quadrature points of a first try. They are doubled until the contributions miss the exact difference by less
+        than 1 % of it, up to 128.
+    switch_off : str or iterable of (str, int, or tuple of str and int), optional
+        Parts of the adapter to leave out, one at a time, besides the ten modules that contributed most:
+        ``"modules"``, ``"layers"`` or ``"projections"`` for each of them; a full module name or its end; a projection;
+        the index of a layer; ``(module, rank)`` for a module cut to a lower rank by `compress`.
+    calibration : Calibration, optional
+        Of the base, by which `compress` then cuts; otherwise it cuts by the weights.
+    answers : bool
+        Also generate the greedy answers of base and adapter.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Attribution
+        It holds about ``modules x answer tokens x tokens x 2`` bytes for each sample.
+
+    Raises
+    ------
+    ValueError
+        If the update is not ``W + s B A`` of linear layers and embeddings (DoRA, PiSSA that was not converted,
+        experts), a request comes without a tokenizer, or ``switch_off`` names nothing.
+
+    Notes
+    -----
+    Each module computes ``W x + t s B A x``; the whole adapter is scaled by ``t``. For a token's log-probability
+    ``f(t)``, ``f(1) - f(0)`` is the integral of the sum over modules of the derivative by the module's own scale:
+    integrated gradients along the adapter itself, by Gauss-Legendre quadrature. The gap that remains is part of the
+    result. ``f(0)`` is the model with the adapter at scale 0 and everything else as trained. What a trained head or
+    embedding changes besides is a row of its own, left out if the base's head is random. Trained biases of the base
+    stay in what is called base here.
+
+    A contribution is not what leaving the module out costs: other modules may make up for it, and a log-probability
+    near 0 can hardly fall. Log-odds, ``log p - log(1 - p)``, have no such ceiling. Both numbers are exact.
+
+    References
+    ----------
+    Sundararajan et al. (2017), Axiomatic attribution for deep networks. Lin et al. (2024), The unlocking spell on base
+    LLMs, for the classes of changed tokens.
+
+    Examples
+    --------
+    >>> attribution = tlora.attribute(adapted, "w4 w5", "w6", tokenizer=tokenizer, progress=False)
+    >>> attribution.sentence
+    'layer ...'
+    >>> attribution.gap < 0.01
+    True
+    """
+    require_positive_int(points, "points")
+    gated = GatedAdapter(adapted)
+    if isinstance(task_or_text, Task):
+        task, rows = task_or_text, task_or_text.rows(split, limit)
+    elif tokenizer is not None:
+        task = _request(gated, tokenizer, task_or_text, answer)
+        rows = task.test
+    else:
+        raise ValueError("a request needs a tokenizer: pass the one that tlora.load_model returns, tokenizer=")
+    targets = _targets(gated)
+    switches = _switches(adapted, gated, targets, switch_off, calibration)
+    texts = [_Text.from_row(gated, task, row) for row in rows]
+    bar = tqdm(texts, desc="attribution", unit="sample", disable=not progress)
+    parts = [_integrate(gated, text.answer, points) for text in bar]
+    total = torch.stack([one.by_module[0].sum(0) for one, _ in parts]).sum(0).abs()
+    largest = [list(targets)[place] for place in total.argsort(descending=True)[:LARGEST].tolist()]
+    switches = {name: _left_out(gated, [name]) for name in largest} | switches
+    greedy = _greedy_answers(gated, task, rows) if answers else [_Greedy() for _ in rows]
+    samples = [
+        _explain(gated, task, text, *part, switches, said)
+        for text, part, said in zip(texts, parts, greedy, strict=True)
+    ]
+    layers = adapter_layers(gated.peft)
+    return Attribution(
+        targets=targets,
+        ranks=gated.ranks,
+        singular_values={name: _singular_values(layers[name], gated.adapter) for name in targets},
+        samples=samples,
+        switches={label: list(variant) for label, variant in switches.items()},
+        meta=Meta(
+            gated.model.config._name_or_path or type(gated.model).__name__,
+            task.name,
+            {"split": split, "limit": limit, "points": points},
+            task.seed,
+            len(rows),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A sample as text and as the model reads it."""
+
+    prompt: str
+    reference: str
+    tokens: list[str]
+    positions: list[int]
+    answer: Answer
+
+    @classmethod
+    def from_row(cls, gated: GatedAdapter, task: Task, row: Mapping[str, Any]) -> _Text:
+        """Prepare a row of a task."""
+        batch = prepare_batch(task.collate([row]), gated.model, "the sample")
+        device = input_device(gated.model.get_input_embeddings())
+        inputs = {key: value.to(device) for key, value in batch.inputs.items()}
+        ids, labels = batch.inputs["input_ids"][0], batch.inputs["labels"][0]
+        tokens, width = _decode(task, ids), len(ids)
+        widths: tuple[int, ...]
+        if task.kind == "classification":
+            del inputs["labels"]
+            answer = Answer(inputs, [], labels[None].to(device), (width,))
+            name = task.classes[int(labels)]
+            return cls(row["text"], name, [*tokens, name], [width], answer)
+        places = (labels != IGNORED).nonzero()[:, 0]
+        if batch.is_encoder_decoder:
+            start = torch.tensor([gated.model.config.decoder_start_token_id])
+            tokens += _decode(task, torch.cat([start, labels[places]]))
+            columns, positions, widths = places, width + 1 + places, (width, len(labels))
+        else:
+            del inputs["labels"]
+            positions = places[places > 0]  # the first token is not predicted
+            columns, places, widths = positions - 1, positions, (width,)
+        answer = Answer(inputs, columns.tolist(), labels[places].to(device), widths)
+        return cls(row["prompt"], row["answer"], tokens, positions.tolist(), answer)
+
+
+def _decode(task: Task, ids: Tensor) -> list[str]:
+    return [decode_tokens(task.tokenizer, [token], special=True) for token in ids.tolist()]
+
+
+def _request(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None) -> Task:
+    """Return a task of one test sample; without an answer the adapted model gives it."""
+    config = gated.model.config
+    if not config.is_encoder_decoder and output_embeddings(gated.model) is None:
+        classes = [str(config.id2label[index]) for index in range(config.num_labels)]
+        label = 0 if answer is None else classes.index(require_choice(answer, "answer", classes))
+
+        def load(label: int) -> Task:
+            features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
+            rows = Dataset.from_dict({"text": [text], "label": [label]}, features=features)
+            return load_task({"test": rows}, tokenizer)
+
+        task = load(label)
+        if answer is None:
+            with evaluation_mode(gated.peft):
+                task = load(int(class_logits(gated.peft, task, task.test, 1, False).argmax()))
+        return task
+
+    def write(completion: str) -> Task:
+        rows = Dataset.from_dict({"prompt": [text], "completion": [completion]})
+        architecture = "seq2seq" if config.is_encoder_decoder else "causal"
+        task = load_task({"test": rows}, tokenizer, architecture=architecture)
+        return replace(task, name="", max_new_tokens=max(ANSWER_LENGTH, task.max_new_tokens))
+
+    if answer is None:
+        task = write(text)
+        with evaluation_mode(gated.peft):
+            (answer,) = generate(gated.peft, task, task.test, 1, False)
+        if not answer.strip():
+            raise ValueError(f"the adapted model answers nothing to {text!r}: pass the answer to explain, answer=")
+    return write(answer)
+
+
+def _targets(gated: GatedAdapter) -> dict[str, Target]:
+    """The places of the adapter's modules in the model."""
+    bare = copy_sharing_weights(gated.model)
+    while wrappers(bare):
+        unwrap(bare)
+    known, layers = target_modules(bare), adapter_layers(gated.peft)
+    return {name: known.get(name) or _outside(name, layers[name]) for name in gated.ranks}
+
+
+def _outside(name: str, layer: Any) -> Target:
+    """An embedding, an output head, or another module that is in no block."""
+    return Target(name, -1, name.rpartition(".")[2], "mlp", layer.out_features, layer.in_features)
+
+
+def _singular_values(layer: Any, adapter: str) -> Tensor:
+    is_embedding = adapter in layer.lora_embedding_A
+    a = layer.lora_embedding_A[adapter] if is_embedding else layer.lora_A[adapter].weight
+    b = layer.lora_embedding_B[adapter] if is_embedding else layer.lora_B[adapter].weight
+    return update_singular_values(a.detach(), b.detach(), layer.scaling[adapter]).cpu()
+
+
+def _integrate(gated: GatedAdapter, answer: Answer, points: int) -> tuple[Contributions, int]:
+    """Contributions of the modules, with as many points as they need, and their number."""
+    rise = (gated.scores(answer).values - gated.scores(answer, 0.0).values)[0]
+    while True:
+        parts = gated.contributions(answer, points)
+        gap = parts.by_module[0].sum(1) - rise
+        if gap.abs().sum() < TOLERANCE * rise.abs().sum() or points >= MOST_POINTS:
+            return parts, points
+        points = min(2 * points, MOST_POINTS)
+
+
+def _left_out(gated: GatedAdapter, names: Iterable[str]) -> Variant:
+    return {name: torch.zeros(gated.ranks[name], gated.ranks[name]) for name in names}
+
+
+def _switches(
+    adapted: PeftModel,
+    gated: GatedAdapter,
+    targets: Mapping[str, Target],
+    switch_off: str | Iterable[Part],
+    calibration: Calibration | None,
+) -> dict[str, Variant]:
+    """The variants that were asked for, by name."""
+    variants: dict[str, Variant] = {}
+    by_level = {level: groups(targets, level) for level in ("module", "layer", "projection")}
+    for part in [switch_off] if isinstance(switch_off, str) else switch_off:
+        if isinstance(part, tuple):
+            name, rank = _named(targets, part[0]), part[1]
+            variants[f"{name} rank {rank}"] = {name: _cut(adapted, gated, name, rank, calibration)}
+            continue
+        chosen = by_level.get(str(part).removesuffix("s"), {})
+        if isinstance(part, int):
+            chosen = {label: names for label, names in by_level["layer"].items() if targets[names[0]].layer == part}
+        elif not chosen and part in by_level["projection"]:
+            chosen = {part: by_level["projection"][part]}
+        chosen = chosen or {(name := _named(targets, str(part))): [name]}
+        variants |= {label: _left_out(gated, names) for label, names in chosen.items()}
+    return variants
+
+
+def _named(targets: Mapping[str, Target], end: str) -> str:
+    found = [name for name in targets if f".{name}".endswith(f".{end}")]
+    if len(found) != 1:
+        raise ValueError(
+            f"switch_off: {end!r} names {len(found)} modules of the adapter: give a full name such as "
+            f"{next(iter(targets))}, a projection, the index of a layer, 'modules', 'layers' or 'projections'"
+        )
+    return found[0]
+
+
+def _cut(
+    adapted: PeftModel, gated: GatedAdapter, name: str, rank: int, calibration: Calibration | None
+) -> Float[Tensor, "r r"]:
+    """The matrix between ``A`` and ``B`` with which a module computes its update cut to a rank by `compress`."""
+    cut = compress(adapted, rank={name: rank}, calibration=calibration)
+    if rank >= gated.ranks[name]:
+        return torch.eye(gated.ranks[name])
+    if not rank:
+        return torch.zeros(gated.ranks[name], gated.ranks[name])
+    module = lora_modules(gated.peft)[name]
+    a, b = (cut.adapter[f"{PREFIX}{name}.lora_{part}.weight"].double() for part in "AB")
+    whole_a, whole_b = module.a.detach().double().cpu(), module.b.detach().double().cpu() * module.scaling
+    # the cut update is within the column space of B and the row space of A
+    return torch.linalg.pinv(whole_b) @ b @ a @ torch.linalg.pinv(whole_a)
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    """Greedy answers of base and adapter to a sample, and the task's exact match of them if it has one."""
+
+    texts: list[str] = field(default_factory=list)
+    matches: list[float] = field(default_factory=list)
+
+
+def _greedy_answers(gated: GatedAdapter, task: Task, rows: Dataset) -> list[_Greedy]:
+    greedy = [_Greedy() for _ in rows]
+    for model in (gated.as_base(), contextlib.nullcontext(gated.peft)):
+        with model as peft:
+            frame = task.answers(peft, rows)
+        for one, text in zip(greedy, frame["prediction"], strict=True):
+            one.texts.append(text)
+        if task.metric in frame and task.name:
+            for one, match in zip(greedy, frame[task.metric], strict=True):
+                one.matches.append(float(match))
+    return greedy
+
+
+def _explain(
+    gated: GatedAdapter,
+    task: Task,
+    text: _Text,
+    parts: Contributions,
+    points: int,
+    switches: Mapping[str, Variant],
+    greedy: _Greedy,
+) -> ExplainedAnswer:
+    answer = text.answer
+    scores = gated.switched(answer, list(switches.values()))
+    base, start = gated.base_scores(answer), gated.scores(answer, 0.0)
+    choices = scores.choices[0]
+    shifts = gated.base_scores(replace(answer, targets=choices.to(answer.targets.device))).ranks
+    padding = len(text.tokens) - parts.by_token_read.shape[2]
+    return ExplainedAnswer(
+        prompt=text.prompt,
+        answer=text.reference,
+        tokens=text.tokens,
+        positions=text.positions,
+        base=base.values,
+        start=start.values if gated.has_head else base.values,
+        adapter=scores.values[:, 0],
+        ranks=torch.stack([base.ranks, scores.ranks[0]]),
+        choices=[_words(task, each) for each in (base.choices, choices)],
+        shifts=shifts,
+        by_module=parts.by_module,
+        by_direction={name: each.float() for name, each in parts.by_direction.items()},
+        by_token_read=functional.pad(parts.by_token_read, (0, padding)).half(),
+        switched={label: scores.values[:, row].clone() for row, label in enumerate(switches, 1)},
+        unchanged={label: scores.choices[row] == choices for row, label in enumerate(switches, 1)},
+        generated=greedy.texts,
+        matches=greedy.matches,
+        points=points,
+    )
+
+
+def _words(task: Task, ids: Tensor) -> list[str]:
+    return [task.classes[index] for index in ids.tolist()] if task.classes else _decode(task, ids)
