@@ -47,7 +47,6 @@ from .explanation.observe_directions import direction_activations as direction_a
 from .explanation.direction_activations import DirectionActivations as DirectionActivations
 from .explanation.attribute import attribute as attribute
 from .explanation.attribution import Attribution as Attribution
-from .explanation.attribution import ExplainedAnswer as ExplainedAnswer
 from .recipes import Recipe as Recipe
 from .comparison.race import race as race
 from .comparison.race_result import Race as Race

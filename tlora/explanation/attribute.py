@@ -23,12 +23,12 @@ from tlora.calibration.batches import prepare_batch
 from tlora.calibration.calibration import Calibration
 from tlora.explanation.attribution import Attribution, ExplainedAnswer, groups
 from tlora.explanation.gated_adapter import Answer, Contributions, GatedAdapter, Variant
+from tlora.explanation.token_texts import token_texts
 from tlora.models.forward import IGNORED, evaluation_mode, input_device
 from tlora.models.targets import Target, output_embeddings, target_modules
 from tlora.models.weights import copy_sharing_weights
 from tlora.results import Meta
-from tlora.tasks.chat import decode_tokens
-from tlora.tasks.evaluation import class_logits, generate
+from tlora.tasks.evaluation import class_logits, generate, predict
 from tlora.tasks.load import load_task
 from tlora.tasks.task import Task
 from tlora.utils.validation import require_choice, require_positive_int
@@ -180,7 +180,7 @@ class _Text:
         device = input_device(gated.model.get_input_embeddings())
         inputs = {key: value.to(device) for key, value in batch.inputs.items()}
         ids, labels = batch.inputs["input_ids"][0], batch.inputs["labels"][0]
-        tokens, width = _decode(task, ids), len(ids)
+        tokens, width = token_texts(task.tokenizer, ids.tolist()), len(ids)
         widths: tuple[int, ...]
         if task.kind == "classification":
             del inputs["labels"]
@@ -190,7 +190,7 @@ class _Text:
         places = (labels != IGNORED).nonzero()[:, 0]
         if batch.is_encoder_decoder:
             start = torch.tensor([gated.model.config.decoder_start_token_id])
-            tokens += _decode(task, torch.cat([start, labels[places]]))
+            tokens += token_texts(task.tokenizer, torch.cat([start, labels[places]]).tolist())
             columns, positions, widths = places, width + 1 + places, (width, len(labels))
         else:
             del inputs["labels"]
@@ -198,10 +198,6 @@ class _Text:
             columns, places, widths = positions - 1, positions, (width,)
         answer = Answer(inputs, columns.tolist(), labels[places].to(device), widths)
         return cls(row["prompt"], row["answer"], tokens, positions.tolist(), answer)
-
-
-def _decode(task: Task, ids: Tensor) -> list[str]:
-    return [decode_tokens(task.tokenizer, [token], special=True) for token in ids.tolist()]
 
 
 def _request(gated: GatedAdapter, tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None) -> Task:
@@ -336,7 +332,7 @@ def _greedy_answers(gated: GatedAdapter, task: Task, rows: Dataset) -> list[_Gre
     greedy = [_Greedy() for _ in rows]
     for model in (gated.as_base(), contextlib.nullcontext(gated.peft)):
         with model as peft:
-            frame = task.answers(peft, rows)
+            frame = predict(peft, task, rows)
         for one, text in zip(greedy, frame["prediction"], strict=True):
             one.texts.append(text)
         if task.metric in frame and task.name:
@@ -367,7 +363,7 @@ def _explain(
         positions=text.positions,
         base=base.values,
         start=start.values if gated.has_head else base.values,
-        adapter=scores.values[:, 0],
+        adapter=scores.values[:, 0].clone(),
         ranks=torch.stack([base.ranks, scores.ranks[0]]),
         choices=[_words(task, each) for each in (base.choices, choices)],
         shifts=shifts,
@@ -383,4 +379,4 @@ def _explain(
 
 
 def _words(task: Task, ids: Tensor) -> list[str]:
-    return [task.classes[index] for index in ids.tolist()] if task.classes else _decode(task, ids)
+    return [task.classes[n] for n in ids.tolist()] if task.classes else token_texts(task.tokenizer, ids.tolist())

@@ -288,11 +288,16 @@ class Attribution(ModuleResult):
         Returns
         -------
         pandas.DataFrame
-            ``direction``, from 0, and ``contribution``, ``low`` and ``high`` as in ``columns``.
+            ``direction``, from 1 on, and ``contribution``, ``low`` and ``high`` as in ``columns``.
         """
         values = np.stack([sample.by_direction[module].double().sum(0).numpy() for sample in self.samples])
         low, high = mean_interval(values, CONFIDENCE)
-        columns = {"direction": np.arange(values.shape[1]), "contribution": values.mean(0), "low": low, "high": high}
+        columns = {
+            "direction": 1 + np.arange(values.shape[1]),
+            "contribution": values.mean(0),
+            "low": low,
+            "high": high,
+        }
         return pd.DataFrame(columns)
 
     @property

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int64
@@ -117,6 +118,22 @@ def class_logits(
             )
         result[indices] = logits.float().cpu()
     return result
+
+
+def predict(model: Any, task: Task, rows: Dataset, batch_size: int = 16, progress: bool = False) -> pd.DataFrame:
+    """The model's answers to some rows of a split, as `tlora.Task.predict` returns them."""
+    with evaluation_mode(model):
+        if task.kind == "classification":
+            predicted = class_logits(model, task, rows, batch_size, progress).argmax(1).tolist()
+            labels = rows["labels"][:]
+            correct = [float(a == b) for a, b in zip(predicted, labels, strict=True)]
+            answers, predictions = ([task.classes[i] for i in ids] for ids in (labels, predicted))
+            texts = {name: rows[name][:] for name in ("text", "text_pair") if name in rows.column_names}
+            return pd.DataFrame(texts | {"answer": answers, "prediction": predictions, task.metric: correct})
+        answers = generate(model, task, rows, batch_size, progress)
+    scores = {} if task.score is None else task.score(list(rows), answers)
+    texts = {"prompt": rows["prompt"][:], "answer": rows["answer"][:], "prediction": answers}
+    return pd.DataFrame(texts | scores)
 
 
 def generate(model: Any, task: Task, rows: Dataset, batch_size: int, progress: bool) -> list[str]:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from tlora.models.forward import IGNORED, evaluation_mode
+from tlora.models.forward import IGNORED
 from tlora.tasks.chat import decode_tokens
-from tlora.tasks.evaluation import batch_by_length, class_logits, evaluate_samples, generate
+from tlora.tasks.evaluation import batch_by_length, evaluate_samples, predict
 from tlora.tasks.metrics import Score
 from tlora.tasks.splits import SPLITS
 from tlora.tasks.tokenization import Cuts
@@ -244,22 +244,7 @@ class Task:
             metric.
         """
         require_positive_int(batch_size, "batch_size")
-        return self.answers(model, self.rows(split, limit), batch_size, progress)
-
-    def answers(self, model: Any, rows: Dataset, batch_size: int = 16, progress: bool = False) -> pd.DataFrame:
-        """Return the model's answers to some rows of a split, as `predict` does."""
-        with evaluation_mode(model):
-            if self.kind == "classification":
-                predicted = class_logits(model, self, rows, batch_size, progress).argmax(1).tolist()
-                labels = rows["labels"][:]
-                correct = [float(a == b) for a, b in zip(predicted, labels, strict=True)]
-                answers, predictions = ([self.classes[i] for i in ids] for ids in (labels, predicted))
-                texts = {name: rows[name][:] for name in ("text", "text_pair") if name in rows.column_names}
-                return pd.DataFrame(texts | {"answer": answers, "prediction": predictions, self.metric: correct})
-            answers = generate(model, self, rows, batch_size, progress)
-        scores = {} if self.score is None else self.score(list(rows), answers)
-        texts = {"prompt": rows["prompt"][:], "answer": rows["answer"][:], "prediction": answers}
-        return pd.DataFrame(texts | scores)
+        return predict(model, self, self.rows(split, limit), batch_size, progress)
 
     def describe(self) -> pd.DataFrame:
         """Tabulate the size of each split.
@@ -286,7 +271,20 @@ class Task:
         }
 
     def rows(self, split: str = "test", limit: int | None = None) -> Dataset:
-        """Return samples of a split: all of them, or ``limit`` drawn with the seed of the task."""
+        """Return samples of a split.
+
+        Parameters
+        ----------
+        split : str
+            ``"train"``, ``"validation"`` or ``"test"``.
+        limit : int, optional
+            This many samples, drawn with the seed of the task; all by default.
+
+        Returns
+        -------
+        datasets.Dataset
+            In the order of the split.
+        """
         require_choice(split, "split", SPLITS)
         rows: Dataset = getattr(self, split)
         if not len(rows):
