@@ -7,6 +7,7 @@ from .plots.allocation import plot_allocation as plot_allocation
 from .plots.training import plot_training as plot_training
 from .plots.compression import plot_compression as plot_compression
 from .plots.race import plot_race as plot_race
+from .plots.tokens import plot_reads as plot_reads
 from .plots.tokens import plot_tokens as plot_tokens
 from .widgets.workbench import Workbench as Workbench
 from .widgets.explore import explore as explore

@@ -429,7 +429,7 @@ def read_directions(
     rows = [task.validation[i] for i in range(min(SAMPLES, len(task.validation)))]
     batches = [task.collate(rows[i : i + BATCH_SIZE]) for i in range(0, len(rows), BATCH_SIZE)]
     with report.step(f"reading along the first {RANK} directions of kind {' and '.join(kinds)}"):
-        subspaces = {
+        subspaces: dict[str, tlora.Subspaces] = {
             kind: tlora.task_subspaces(model, calibration, max_rank=RANK, kind=kind, seed=seed, progress=False)
             for kind in kinds
         }

@@ -1,12 +1,13 @@
-"""Picture of a text as its tokens, each on a color that says its value."""
+"""Pictures of tokens on the colors of their values: a text, and both ends of a module's directions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
@@ -15,12 +16,16 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from tlora.explanation.direction_activations import DirectionActivations
+from tlora.utils.validation import check_type
 from viz import style
 
 FONTS = ["DejaVu Sans Mono", "DejaVu Sans"]
 """They come with matplotlib: a picture of a text is the same everywhere."""
 FONT_SIZE, SMALLEST = 9.0, 5.0
 """Points of the text, and of the text on axes that are too small for it."""
+BEFORE = 12
+"""Characters of the text before a token."""
 CHARACTER, LINE = 0.602, 1.65
 """Width of a character and height of a line, in font sizes."""
 WHITESPACE = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
@@ -104,6 +109,101 @@ def plot_tokens(
     return ax
 
 
+@style.styled
+def plot_reads(
+    activations: DirectionActivations,
+    module: str,
+    *,
+    kinds: Iterable[str] | None = None,
+    directions: int = 3,
+    need: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the tokens at both ends of a module's first directions, kind by kind, next to random directions.
+
+    Parameters
+    ----------
+    activations : DirectionActivations
+        From `tlora.direction_activations`.
+    module : str
+        Full module name.
+    kinds : iterable of str, optional
+        Labels of subspaces; all by default.
+    directions : int
+        Number of directions.
+    need : bool
+        Weigh by the norm of the gradient at the module's output: what is read and needed.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes: a line for each end, the furthest token first with the text before it and its count, on the color of
+        its value relative to the furthest one of both ends. The title says how much is on constant tokens.
+
+    Examples
+    --------
+    >>> activations = tlora.direction_activations(model, subspaces, task.calibration(8), tokenizer=tokenizer,
+    ...                                           progress=False)
+    >>> viz.plot_reads(activations, "model.layers.1.mlp.down_proj").get_ylabel()
+    'kind, direction, end'
+    """
+    check_type(activations, DirectionActivations, "the result of tlora.direction_activations")
+    labels = activations.kinds if kinds is None else list(kinds)
+    lines = [
+        (f"{kind} {direction} {style.MINUS if end == '-' else end}", rows[rows["end"] == end])
+        for direction in range(1, directions + 1)
+        for kind in labels
+        for rows in [activations.top(module, direction, kind=kind, need=need)]
+        for end in "+-"
+    ]
+    ax = style.axes(ax, 8.6, 0.9 + len(lines) * LINE * FONT_SIZE / 72)
+    ax.set(
+        yticks=np.arange(len(lines)) + 0.5, yticklabels=[label for label, _ in lines], ylim=(len(lines), 0), xticks=[]
+    )
+    ax.set(xlabel="tokens, the furthest first, with the text before and the count", ylabel="kind, direction, end")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    _reads_headline(ax, activations, module, labels, need)
+    columns = int(72 * style.inches(ax) / (CHARACTER * FONT_SIZE))
+    ax.set_xlim(0, columns)
+    for pair in range(0, len(lines), 2):  # the two ends of one direction
+        furthest = max((rows["value"].abs().max() for _, rows in lines[pair : pair + 2] if len(rows)), default=1.0)
+        for number in (pair, pair + 1):
+            _draw_end(ax, number, lines[number][1], CenteredNorm(0, halfrange=furthest), columns)
+    return ax
+
+
+def _draw_end(ax: Axes, line: int, rows: pd.DataFrame, norm: CenteredNorm, columns: int) -> None:
+    """Write as many tokens of one end as fit into the line."""
+    tokens, values, places, column = [], [], [], 0
+    for row in rows.itertuples():
+        before, token, times = visible(row.before)[-BEFORE:], visible(row.token), f"\u00d7{row.count}"
+        if column + len(before + token + times) > columns:
+            break
+        for text, at in ((before, column), (times, column + len(before + token))):
+            _write(ax, text, at, line, FONT_SIZE, **style.ink(0.6))
+        tokens.append(token)
+        values.append(row.value)
+        places.append(Place(line, column + len(before), len(token)))
+        column += len(before + token + times) + 2
+    if tokens:
+        _draw(ax, tokens, np.array(values), places, norm, FONT_SIZE, set())
+
+
+def _reads_headline(ax: Axes, activations: DirectionActivations, module: str, kinds: list[str], need: bool) -> None:
+    table = activations.constant_share("module", need=need).query("module == @module").set_index("kind")
+    shares = ", ".join(f"{kind} {style.percent(table.loc[kind, 'constant'])}" for kind in kinds)
+    place = f"Layer {activations.layers[module]} {activations.projections[module]}"
+    detail = style.sentence(
+        f"they are {style.percent(table['tokens'].iloc[0])} of the tokens",
+        "weighted by need" if need else "",
+        style.source(activations.meta),
+    )
+    style.headline(ax, f"{place}: share of z\u00b2 on constant tokens: {shares}", detail)
+
+
 def visible(token: str) -> str:
     """The text of a token as one line: newlines and tabs are signs, and so is what the fonts do not have."""
     return "".join(WHITESPACE.get(c, c if c in (" ", "\xa0") or _has_glyph(c) else UNKNOWN) for c in token) or " "
@@ -154,8 +254,12 @@ def _draw(
     ax.add_collection(PatchCollection(frames, facecolors="none", edgecolors="black", linewidths=1.3))
     for token, place, color in zip(shown, places, colors, strict=True):
         ink = "white" if color[:3] @ (0.299, 0.587, 0.114) < 0.5 else "black"
-        at = (place.column, place.line + 0.68)
-        ax.text(*at, token, family=FONTS, fontsize=size, color=ink, va="baseline", clip_on=True, parse_math=False)
+        _write(ax, token, place.column, place.line, size, color=ink)
+
+
+def _write(ax: Axes, text: str, column: int, line: int, size: float, **look: Any) -> None:
+    at = (column, line + 0.68)
+    ax.text(*at, text, family=FONTS, fontsize=size, va="baseline", clip_on=True, parse_math=False, **look)
 
 
 def _color_bar(ax: Axes, norm: CenteredNorm, label: str) -> None:

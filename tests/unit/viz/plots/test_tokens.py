@@ -11,6 +11,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgba
 
 import viz
+from tests.helpers.results import activations
 from viz import style
 
 TEXTS = ["<|im_start|>", "user", "\n", "Set", " the", " fan", " to", " 70", ".", "\n", "fan", "=", "70", "日", "\t"]
@@ -86,3 +87,26 @@ def test_text_is_legible_on_its_color_also_in_a_dark_style():
 def test_tokens_without_values_are_refused(tokens, values):
     with pytest.raises(ValueError, match="values"):
         viz.plot_tokens(tokens, values)
+
+
+@pytest.mark.parametrize("need", [False, True])
+def test_both_ends_of_directions_are_those_of_the_table(need):
+    found, module = activations(), activations().names[3]
+    ax = viz.plot_reads(found, module, directions=2, need=need)
+    labels = [f"{kind} {d} {end}" for d in (1, 2) for kind in ("wc", "random") for end in ("+", "−")]
+    assert [label.get_text() for label in ax.get_yticklabels()] == labels
+    for line, label in enumerate(labels):
+        kind, direction, end = label.split()
+        rows = found.top(module, int(direction), sign={"−": "-"}.get(end, end), kind=kind, need=need)
+        inked = sorted((column, text) for text, at, column in written(ax) if at == line)
+        tokens = [text for _, text in inked[1::3]]
+        assert tokens == rows["token"].tolist()[: len(tokens)]
+        assert tokens or rows.empty
+        assert [text for _, text in inked[2::3]] == [f"×{count}" for count in rows["count"][: len(tokens)]]
+    shares = found.constant_share("module", need=need).query("module == @module").set_index("kind")["constant"]
+    assert style.percent(shares["wc"]) in ax.get_title(loc="left")
+
+
+def test_another_object_is_refused():
+    with pytest.raises(TypeError, match="direction_activations"):
+        viz.plot_reads({}, "model.layers.0.mlp.down_proj")
