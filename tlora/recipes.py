@@ -62,8 +62,8 @@ class Recipe:
     --------
     >>> tlora.Recipe("wider", attach={"rows": "orthonormal"}, allocate={"temperature": 0.5})
     Recipe(wider: allocate(temperature=0.5), attach(rows='orthonormal'))
-    >>> tlora.Recipe.named("tlora-trained").attach
-    {'freeze_a': False}
+    >>> tlora.Recipe.named("tlora").task_subspaces
+    {'kind': 'fisher'}
     """
 
     name: str
@@ -163,7 +163,7 @@ def _check(function: str, arguments: Arguments) -> None:
 
 
 RECIPES: dict[str, Recipe] = {name: Recipe(name, **arguments) for name, arguments in RECIPE_ARGUMENTS.items()}
-"""Recipes by name: ``tlora-paper``, the published method; ``tlora``, what the functions do by default, and the
-comparisons support with ``A`` frozen; ``tlora-trained``, the same start with ``A`` trained as well;
-``tlora-freeze-late``, with ``A`` trained for the first fifth of the steps; ``uniform``, ``tlora`` with the same rank
-and scale for every module; and ``lora``, plain LoRA."""
+"""Recipes by name: ``tlora``, with ``A`` frozen along the directions of kind ``"fisher"`` and the same rank and scale
+for every module; ``tlora-trained``, the same start with ``A`` trained as well; ``tlora-freeze-late``, with ``A``
+trained for the first fifth of the steps; ``tlora-paper``, the published method: what the functions do by default, with
+rows of length one; and ``lora``, plain LoRA."""

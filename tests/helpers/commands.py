@@ -15,7 +15,7 @@ from tlora.cli import main, pipeline
 
 LABELS = [{"text": f"w{4 + i % 7} w{11 + i % 11} w{22 + i}", "label": "abc"[i % 3]} for i in range(40)]
 DATA = "--model llama --task pairs.jsonl"
-RUN = f"run {DATA} --recipe tlora --samples 6 --rank 2"
+RUN = f"run {DATA} --recipe tlora-paper --samples 6 --rank 2"
 QUICK = "--max-steps 1 --eval-limit 0"
 
 

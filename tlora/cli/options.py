@@ -120,10 +120,10 @@ Device = Annotated[
 Recipe = Annotated[
     RecipeName,
     _allocation(
-        "A set of options: lora, plain LoRA; tlora, with ranks, scales and a frozen A from the task; tlora-paper, the "
-        "same with rows of length one; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for "
-        "the first fifth of the steps; or uniform, tlora with one rank and one scale. Options given explicitly take "
-        "precedence."
+        "A set of options: tlora, A frozen along the directions with the largest squared gradient, one rank and one "
+        "scale; tlora-trained, with A trained as well; tlora-freeze-late, with A trained for the first fifth of the "
+        "steps; tlora-paper, the published method: ranks and scales by sensitivity, A frozen along the singular "
+        "vectors of W C; or lora, plain LoRA. Options given explicitly take precedence."
     ),
 ]
 TargetModules = Annotated[
@@ -275,7 +275,7 @@ class AdapterFlags:
         Kind | None,
         _adapter(
             f"What the rows of A are: {'; '.join(f'{kind}: {facts.meaning}' for kind, facts in KINDS.items())}. "
-            f"[default: {KIND}]"
+            "Default: that of the recipe."
         ),
     ] = None
     init: Annotated[bool | None, _adapter("Start A from the task's directions, or at random as LoRA does.")] = None
@@ -355,7 +355,7 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     for applies, names, reason in (
         (is_random, ("kind", "rows", "freeze_a"), "A is random: leave it out, or take --init or --recipe tlora"),
         (is_frozen, ("a_learning_rate", "freeze_a_after"), "A is frozen: leave it out, or take --recipe tlora-trained"),
-        (not values["adapt_ranks"], ("budget", "scaling", "max_rank", "by"), "all ranks are the same: leave it out"),
+        (not values["adapt_ranks"], ("budget", "scaling", "max_rank", "by"), "all ranks are the same: leave it out, or add --adapt-ranks"),
     ):
         for name in names:
             if applies and explicit.get(name):

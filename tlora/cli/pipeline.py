@@ -40,9 +40,9 @@ from tlora.utils.defaults import BATCH_SIZE, DEFAULT_RECIPE, KIND, RANK, SAMPLES
 from tlora.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULT_SUFFIX, result_file
 from tlora.utils.files import check_place, replace_file, replace_files
 
-PLAIN_LORA = (
-    "plain LoRA, because no --recipe is given: it learned more than the other recipes in our comparison. The "
-    "sensitivity of the modules is saved and drawn; --recipe tlora makes ranks of it, and trains half of the parameters"
+DEFAULT_NOTE = (
+    "recipe tlora: A is frozen, which saves memory. Where every token had to be learned, plain LoRA learned more in our "
+    "comparison: --recipe lora trains it, and tlora race compares the two on your task"
 )
 RESULTS = "tlora"
 """Folder of the results in that of an adapter."""
@@ -59,7 +59,7 @@ RUN_EXAMPLES = """Examples:
 
 `tlora run --model models/qwen --task answers.jsonl --rank 32 --lr 5e-4 --output answers`
 
-`tlora run --model smollm2-135m --task chain_sum --recipe tlora --output sums`: `A` frozen along the task's directions
+`tlora run --model smollm2-135m --task chain_sum --recipe tlora-paper --output sums`: ranks by sensitivity
 
 `tlora run --config reviews/tlora/run.yaml --seed 1 --output reviews-1`
 """
@@ -92,8 +92,8 @@ def run(
 ) -> None:
     """The whole pipeline: calibrate, allocate, train, evaluate before and after, save, draw.
 
-    By default it trains plain LoRA; with --recipe tlora it trains what the calibration decides. Writes an ordinary
-    PEFT adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
+    `A` is frozen along the directions that the loss needs; --recipe trains otherwise. Writes an ordinary PEFT
+    adapter; in its folder also `tlora/` (run, sensitivity, spectrum, allocation), `pictures/` and a model card.
     If training is interrupted, the calibration, the allocation and the checkpoints stay in OUTPUT-unfinished.
     """
     is_default = start.init is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT")
@@ -105,7 +105,7 @@ def run(
     if read:
         load_viz()
     if is_default:
-        report.say(PLAIN_LORA)
+        report.say(DEFAULT_NOTE)
     base, task = load_base(model, data, placement, report)
     origin = describe_origin(ctx, data)
     run_on_first(lambda: shutil.rmtree(work, ignore_errors=True))
@@ -211,7 +211,7 @@ def allocate(
     check_result_place(output, "Allocation", overwrite)
     if allocating.by == "captured":
         raise ValueError("--by captured needs directions, which need the model: use tlora run or tlora init")
-    (allocating,) = apply_recipe("tlora", allocating)
+    (allocating,) = apply_recipe("tlora-paper", allocating)  # in proportion to the sensitivity
     calibrated = tlora.Calibration.load(calibration)
     recipe = calibrated.meta.recipe
     allocation = tlora.allocate(calibrated.sensitivity, **asdict(allocating.limit_to(recipe)))

@@ -18,7 +18,7 @@ from tlora.cli.output import Report, draw_into, facts, load_viz, table
 from tlora.utils.defaults import BATCH_SIZE, RECIPES
 from tlora.utils.files import check_place
 
-ARMS = ("tlora", "uniform", "lora")
+ARMS = ("tlora", "tlora-paper", "lora")
 RACE, ADAPTER = "race.safetensors", "adapter"
 """The result, and the folder of the leader's adapter, in the output folder."""
 RACING = """Examples:

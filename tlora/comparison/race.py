@@ -77,7 +77,7 @@ def race(
     task : Task
         From `tlora.load_task`. Results are for its test samples, or for the validation samples if it has no others.
     arms : mapping
-        At least two, by name: an `Allocation`; a `Recipe` or its name, e.g. ``"tlora"``, ``"uniform"`` or ``"lora"``;
+        At least two, by name: an `Allocation`; a `Recipe` or its name, e.g. ``"tlora"`` or ``"lora"``;
         or any `peft.LoraConfig`, e.g. ``LoraConfig(use_dora=True)``. Without ``target_modules`` it adapts the modules
         that the other arms adapt.
     steps : int, optional
@@ -145,7 +145,7 @@ def race(
     Examples
     --------
     >>> from peft import LoraConfig
-    >>> arms = {"mine": allocation, "uniform": "uniform", "DoRA": LoraConfig(r=4, lora_alpha=4, use_dora=True)}
+    >>> arms = {"mine": allocation, "tlora": "tlora", "DoRA": LoraConfig(r=4, lora_alpha=4, use_dora=True)}
     >>> race = tlora.race(model, task, arms, steps=4, seeds=2, learning_rate=1e-2, progress=False)
     >>> race.evaluated
     [0, 1, 2, 3, 4]

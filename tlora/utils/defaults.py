@@ -15,7 +15,7 @@ MetricName = Literal["exact_match", "final_answer", "loss"]
 Format = Literal["peft", "gguf", "merged"]
 EngineName = Literal["peft", "vllm", "sglang", "tensorrt-llm", "lorax", "llama.cpp"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "uniform", "lora"]
+RecipeName = Literal["tlora-paper", "tlora", "tlora-trained", "tlora-freeze-late", "lora"]
 
 
 class SubspaceKind(NamedTuple):
@@ -82,21 +82,18 @@ LENGTH = 512
 DTYPE: Dtype = "float32"
 OPTIMIZER = "adamw_torch"
 
-DEFAULT_RECIPE: Final = "lora"
-"""The recipe of ``tlora run``, by the rule of benchmarks/quality/STUDY.md."""
+DEFAULT_RECIPE: Final = "tlora"
+"""The recipe of ``tlora run``."""
 
+_UNIFORM = {"allocate": {"adapt_ranks": False, "adapt_scales": False}}
+_FISHER: dict[str, Any] = {"calibrate": {"fisher": True}, "task_subspaces": {"kind": "fisher"}} | _UNIFORM
 RECIPES: dict[RecipeName, dict[str, Any]] = {
-    "tlora-paper": {"attach": {"rows": "orthonormal"}},
-    "tlora": {},  # what the functions do by default
-    "tlora-trained": {"attach": {"freeze_a": False}},
+    "tlora": _FISHER,
+    "tlora-trained": _FISHER | {"attach": {"freeze_a": False}},
     # The steps after A is frozen cost what those of ``tlora`` cost.
-    "tlora-freeze-late": {"attach": {"freeze_a": False}, "train": {"freeze_a_after": 0.2}},
-    "uniform": {"allocate": {"adapt_ranks": False, "adapt_scales": False}},
-    "lora": {
-        "task_subspaces": None,
-        "allocate": {"adapt_ranks": False, "adapt_scales": False},
-        "attach": {"freeze_a": False},
-    },
+    "tlora-freeze-late": _FISHER | {"attach": {"freeze_a": False}, "train": {"freeze_a_after": 0.2}},
+    "tlora-paper": {"attach": {"rows": "orthonormal"}},
+    "lora": _UNIFORM | {"task_subspaces": None, "attach": {"freeze_a": False}},
 }
 """Arguments of each recipe that differ from the defaults, by function; None for no subspaces: ``A`` is random."""
 

@@ -34,7 +34,7 @@ RUN = "run --model smollm2-135m --task notebooks/data/smart_home"
         ("run --model nowhere.gguf --task notebooks/data/smart_home --output runs/new", 2, "nowhere.gguf"),
         (f"{RUN} --output docs", 2, "docs holds"),
         (f"{RUN} --output runs/new --lr 0", 2, "--learning-rate"),
-        (f"{RUN} --output runs/new --kind g", 2, "has no effect"),
+        (f"{RUN} --output runs/new --recipe lora --kind g", 2, "has no effect"),
     ],
 )
 def test_help_and_refusals_load_no_torch(line: str, code: int, text: str) -> None:

@@ -22,8 +22,9 @@ GROUPS = (AllocationFlags, AdapterFlags, TrainingFlags)
 def test_a_recipe_sets_its_arguments(recipe):
     groups = apply_recipe(recipe, *(group() for group in GROUPS))
     options = {name: value for group in groups for name, value in vars(group).items()}
-    arguments = RECIPES[recipe].flat()
+    arguments = {name: value for name, value in RECIPES[recipe].flat().items() if name not in RECIPES[recipe].calibrate}
     assert arguments == {name: options[name] for name in arguments}
+    assert groups[GROUPS.index(AdapterFlags)].needs == RECIPES[recipe].calibrate
     assert options["init"] == (RECIPES[recipe].task_subspaces is not None)
     assert {name for name, value in options.items() if value is None} <= {
         *("alpha", "max_rank", "rows", "a_learning_rate", "freeze_a_after"),
@@ -50,7 +51,8 @@ def test_options_take_precedence_over_the_recipe():
         ("tlora", AdapterFlags(init=False, rows="variance"), "--rows"),
         ("lora", AllocationFlags(budget="parameters"), "--budget"),
         ("tlora", AllocationFlags(adapt_ranks=False, max_rank=9), "--max-rank"),
-        ("tlora", AllocationFlags(by="captured"), "--kind g"),
+        ("tlora", AllocationFlags(by="captured"), "--by"),
+        ("tlora-paper", AllocationFlags(by="captured"), "--kind g"),
         ("tlora", TrainingFlags(a_learning_rate=1e-4), "--a-learning-rate"),
         ("tlora-paper", TrainingFlags(freeze_a_after=0.2), "--freeze-a-after"),
     ],
@@ -62,14 +64,15 @@ def test_options_without_effect_are_refused(recipe, group, name):
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")
-def test_a_run_without_a_recipe_is_plain_lora_and_says_so():
-    assert "plain LoRA, because no --recipe is given" in done(f"run {DATA} --samples 6 {QUICK} --output one").stderr
+def test_a_run_without_a_recipe_says_what_lora_would_do_better():
+    assert "plain LoRA learned more" in done(f"run {DATA} --samples 6 {QUICK} --output one").stderr
     assert "plain LoRA" not in done(f"run {DATA} --samples 6 {QUICK} --recipe lora --output two").stderr
     one, two = (tlora.TrainingRun.load(name) for name in ("one", "two"))
-    assert not one.frozen_a
-    assert all(tensor.equal(two.adapter[name]) for name, tensor in one.adapter.items())
-    done("run --config one/tlora/run.yaml --recipe tlora --output three")
-    assert tlora.TrainingRun.load("three").frozen_a
+    assert (one.frozen_a, two.frozen_a) == (True, False)
+    assert set(one.ranks.values()) == {8}
+    done("run --config one/tlora/run.yaml --recipe lora --output three")
+    three = tlora.TrainingRun.load("three")
+    assert all(tensor.equal(two.adapter[name]) for name, tensor in three.adapter.items())
 
 
 @pytest.mark.usefixtures("workplace", "no_pictures")

@@ -89,7 +89,7 @@ def test_steps_make_what_run_makes_and_results_name_their_command():
     done(f"{RUN} {options} --output out --save-calibration")
     done(f"calibrate {DATA} {options} --samples 6 --output calib")
     done("allocate calib --rank 2 --output alloc")
-    done(f"train {DATA} {options} --calibration calib --allocation alloc --output adapter")
+    done(f"train {DATA} {options} --recipe tlora-paper --calibration calib --allocation alloc --output adapter")
     assert same(adapter_of("adapter"), adapter_of("out"))
 
     run, calibration = tlora.TrainingRun.load("out"), tlora.Calibration.load("out/tlora/calibration")
@@ -140,7 +140,7 @@ def test_what_is_left_out_is_printed_as_text():
 
 def test_ranks_stay_within_a_sketch():
     sketched = f"{DATA} --samples 6 --covariance sketch --sketch-size 4"
-    done(f"run {sketched} {QUICK} --recipe tlora --rank 3 --output sketched")
+    done(f"run {sketched} {QUICK} --recipe tlora-paper --rank 3 --output sketched")
     done(f"calibrate {sketched} --output some")
     done("allocate some --rank 3 --output within")
     most = max(tlora.TrainingRun.load("sketched").ranks.values())

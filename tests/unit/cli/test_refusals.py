@@ -124,9 +124,9 @@ def test_earlier_results_are_replaced_on_request():
 
 
 def test_debug_shows_the_traceback(monkeypatch):
-    assert isinstance(invoke(f"--debug run {DATA} --kind g --output out").exception, ValueError)
+    assert isinstance(invoke(f"--debug run {DATA} --recipe lora --kind g --output out").exception, ValueError)
     monkeypatch.setenv("TLORA_DEBUG", "1")
-    assert isinstance(invoke(f"run {DATA} --kind g --output out").exception, ValueError)
+    assert isinstance(invoke(f"run {DATA} --recipe lora --kind g --output out").exception, ValueError)
 
 
 @pytest.fixture
