@@ -143,11 +143,10 @@ def _choose_recipe(recipe: Recipe) -> Method:
             f"the recipe {name!r} sets {', '.join(sorted(others))} of train(): methods are compared with the same "
             "training, and each at its own learning rate; leave train= out"
         )
-    if recipe == RECIPES.get(name):
-        return METHODS[name]
-    if name in METHODS:
+    method = METHODS[name] if recipe == RECIPES.get(name) else _recipe_method(recipe)
+    if METHODS.get(name, method) is not method and METHODS[name].arguments == method.arguments:
         raise ValueError(f"the recipe {name!r} has the name of another method: call it something else")
-    return _recipe_method(recipe)
+    return method
 
 
 def _recipe_method(recipe: Recipe) -> Method:

@@ -35,6 +35,13 @@ from tlora.recipes import Recipe
 STORE = Path("benchmarks/results/pilot.jsonl")
 PAGE = Path("docs/results/pilot.md")
 UNIFORM = {"adapt_ranks": False, "adapt_scales": False}
+EARLIER = {
+    "tlora": Recipe("tlora"),
+    "tlora-trained": Recipe("tlora-trained", attach={"freeze_a": False}),
+    "tlora-freeze-late": Recipe("tlora-freeze-late", attach={"freeze_a": False}, train={"freeze_a_after": 0.2}),
+}
+"""The recipes that had these names when the runs were made: ranks and scales by score, `A` along ``wc``."""
+
 SEEDS = (0, 1)
 TEXT = {"max_length": 48, "train": 8000, "validation": 100, "test": 300}
 OTHER = {"reviews": {"max_length": 48, "test": 128, "train": 0}, "humaneval": {"max_length": 160, "test": 64}}
@@ -154,7 +161,7 @@ PARTS = {
         {"cipher": TEXT}, "smollm2-135m", 1, (4e-3, 8e-3, 1.6e-2), CIPHER,
     ),
     "head": Part(
-        ("full", "lora", "tlora"),
+        ("full", "lora", EARLIER["tlora"]),
         {"rotten_tomatoes": REVIEWS, "imdb": REVIEWS | {"max_length": 64}}, "minilm", 8, (5e-4, 1e-3, 2e-3, 4e-3),
         {"steps": 250, "batch_size": 16, "samples": 32},
     ),

@@ -71,9 +71,9 @@ LORA, AS_LARGE, WHITENED = "LoRA, rank 8", "LoRA, rank 4", "g_whitened"
 ARMS = {
     LORA: Arm("lora"),
     AS_LARGE: Arm("lora", 4),
-    "tlora": Arm("tlora"),
-    "tlora-trained, rank 4": Arm("tlora-trained", 4),
-    "tlora-freeze-late": Arm("tlora-freeze-late"),
+    "tlora": Arm(pilot.EARLIER["tlora"]),
+    "tlora-trained, rank 4": Arm(pilot.EARLIER["tlora-trained"], 4),
+    "tlora-freeze-late": Arm(pilot.EARLIER["tlora-freeze-late"]),
     WHITENED: Arm(pilot.whitened_method(10.0, general=(pilot.GENERAL[0], pilot.GENERAL[1] | {"seed": 0}))),
 }
 FEWER = {

@@ -133,9 +133,10 @@ def test_the_ablation_has_each_part_in_its_place():
     rows = bench.ablation_table(pd.Series([float(i) for i in range(len(names))], index=places)).splitlines()
     heads, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (rows[0], *rows[2:])]
     assert len(names) == 16
+    recipes = bench.ABLATIONS | pilot.EARLIER
     for start, *values in cells:
         for parts, value in zip(heads[1:], values, strict=True):
-            arguments = choose_method(bench.ABLATIONS.get(names[int(float(value))], names[int(float(value))])).arguments
+            arguments = choose_method(recipes.get(names[int(float(value))], names[int(float(value))])).arguments
             off = [part for part, on in arguments.get("allocate", {}).items() if not on]
             expected = [f"adapt_{part}" for part in ("ranks", "scales") if part not in parts]
             assert off == (expected if names[int(float(value))] != "lora" else [])

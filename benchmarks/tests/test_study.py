@@ -13,7 +13,6 @@ from benchmarks.lab import compare as comparing
 from benchmarks.lab.store import Store
 from benchmarks.quality import comparison, pilot, study
 from benchmarks.tests.helpers import record
-from tlora.utils.defaults import DEFAULT_RECIPE
 
 RATES = (1.0, 2.0, 4.0)
 
@@ -208,7 +207,7 @@ def test_the_default_recipe_follows_the_rule():
     best = {arm: min(np.mean(each) for each in by_rate.values()) for arm, by_rate in losses.items()}
     candidates = [("tlora", 8), ("tlora-trained", 4), ("frozen g_whitened, 10", 8)]
     ahead = min(best[candidate] for candidate in candidates) - best["lora", 4]
-    assert (ahead > study.MARGIN) == (DEFAULT_RECIPE == "lora")
+    assert ahead > study.MARGIN  # what `tlora run` says of LoRA
 
 
 @pytest.mark.packaged

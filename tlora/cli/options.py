@@ -355,7 +355,11 @@ def apply_recipe(recipe: RecipeName, *groups: Any) -> tuple[Any, ...]:
     for applies, names, reason in (
         (is_random, ("kind", "rows", "freeze_a"), "A is random: leave it out, or take --init or --recipe tlora"),
         (is_frozen, ("a_learning_rate", "freeze_a_after"), "A is frozen: leave it out, or take --recipe tlora-trained"),
-        (not values["adapt_ranks"], ("budget", "scaling", "max_rank", "by"), "all ranks are the same: leave it out, or add --adapt-ranks"),
+        (
+            not values["adapt_ranks"],
+            ("budget", "scaling", "max_rank", "by"),
+            "all ranks are the same: leave it out, or add --adapt-ranks",
+        ),
     ):
         for name in names:
             if applies and explicit.get(name):
