@@ -47,6 +47,8 @@ from .explanation.observe_directions import direction_activations as direction_a
 from .explanation.direction_activations import DirectionActivations as DirectionActivations
 from .explanation.attribute import attribute as attribute
 from .explanation.attribution import Attribution as Attribution
+from .explanation.project_outputs import direction_outputs as direction_outputs
+from .explanation.direction_outputs import DirectionOutputs as DirectionOutputs
 from .recipes import Recipe as Recipe
 from .comparison.race import race as race
 from .comparison.race_result import Race as Race

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import statistics
+from collections.abc import Callable
 
 import torch
 
@@ -39,15 +42,23 @@ def main() -> None:
     def read(need: bool) -> tlora.DirectionActivations:
         return tlora.direction_activations(model, kinds, batches, tokenizer=tokenizer, need=need, progress=False)
 
+    work: dict[str, Callable[[], object]] = {
+        "forward": lambda: plain(backward=False),
+        "forward and backward": lambda: plain(backward=True),
+        "read": lambda: read(need=False),
+        "read with need": lambda: read(need=True),
+        "calibrate": lambda: tlora.calibrate(model, batches, progress=False),
+    }
     rounds: list[dict[str, dict[str, float]]] = []
     for _ in range(args.rounds):
-        stages = Stages()
-        stages("forward", lambda: plain(backward=False))
-        stages("forward and backward", lambda: plain(backward=True))
-        stages("read", lambda: read(need=False))
-        stages("read with need", lambda: read(need=True))
-        stages("calibrate", lambda: tlora.calibrate(model, batches, progress=False))
-        rounds.append(stages.found)
+        found: dict[str, dict[str, float]] = {}
+        for stage, call in work.items():
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier stages held, so that the peak is this one's
+            stages = Stages()
+            stages(stage, call)
+            found |= stages.found
+        rounds.append(found)
     for stage in rounds[0]:
         seconds = statistics.median(each[stage]["seconds"] for each in rounds)
         share = statistics.median(each[stage]["seconds"] / each["calibrate"]["seconds"] for each in rounds)

@@ -42,6 +42,7 @@ from tlora.explanation.attribute import attribute
 from tlora.explanation.attribution import Attribution
 from tlora.explanation.direction_activations import DirectionActivations
 from tlora.explanation.observe_directions import direction_activations
+from tlora.explanation.project_outputs import direction_outputs
 from tlora.resource_estimate import ResourceEstimate, estimate
 from tlora.results import Meta, Result
 from tlora.serving.inspect import inspect
@@ -184,6 +185,7 @@ EXAMPLES: dict[str, Callable[[], Result]] = {
     "Calibration": calibration,
     "Compression": compression,
     "DirectionActivations": activations,
+    "DirectionOutputs": lambda: direction_outputs(base(), kinds(), batch=tiny_batch("llama")),
     "GradientCapture": capture,
     "Inspection": inspection,
     "AllocationStability": stability_of_allocation,

@@ -26,8 +26,8 @@ FONT_SIZE, SMALLEST = 9.0, 5.0
 """Points of the text, and of the text on axes that are too small for it."""
 BEFORE = 12
 """Characters of the text before a token."""
-CHARACTER, LINE = 0.602, 1.65
-"""Width of a character and height of a line, in font sizes."""
+CHARACTER, LINE = 0.64, 1.65
+"""Width of a character, rounded up to whole pixels at 100 dots an inch, and height of a line, in font sizes."""
 WHITESPACE = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
 """How whitespace other than spaces is written."""
 UNKNOWN = "\u25a1"
