@@ -151,6 +151,28 @@ def test_the_whitened_gradient_of_sketches(tmp_path):
     assert torch.equal(loaded.inner[name], found.inner[name])
 
 
+def test_no_kind_holds_more_of_what_fisher_is_made_of(llama):
+    model, calibration = llama
+    bases = {kind: subspaces(model, calibration, max_rank=4, kind=kind) for kind in KINDS}
+    for name, fisher in calibration.fisher.items():
+        f = fisher.dense().double()
+        energy = {kind: float((s.basis(name, 4).double() @ f * s.basis(name, 4)).sum()) for kind, s in bases.items()}
+        assert max(energy.values()) <= 1.00001 * energy["fisher"]
+        squares = bases["fisher"].singular_values[name].double().square()
+        assert energy["fisher"] == pytest.approx(float(squares.sum()), rel=1e-4)
+
+
+def test_fisher_of_a_sketch_is_that_of_the_whole_matrix():
+    """Of as many tokens as a sketch has columns it knows all; a narrow input is kept whole."""
+    model = tiny_model("llama")
+    batch = tiny_batch(model, lengths=(5, 4))
+    whole, sketched = (tlora.calibrate(model, [batch], fisher=True, sketch_size=s, progress=False) for s in (24, 12))
+    assert {f.total.shape for f in sketched.fisher.values()} == {(32, 12), (48, 12)}
+    one, other = (subspaces(model, each, max_rank=4, kind="fisher") for each in (whole, sketched))
+    for name in one.names:
+        torch.testing.assert_close(one.singular_values[name], other.singular_values[name], rtol=1e-3, atol=0)
+
+
 def test_bases_are_nested_and_signs_fixed(llama):
     found = subspaces(*llama, max_rank=8)
     name = found.names[3]
