@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from tlora.calibration.batches import Batch, prepare_batch
 from tlora.calibration.packing import unpack_batch
@@ -97,7 +99,8 @@ def run_batches(
         checked, one_by_one = -1, False
         for part, own in processes.synchronized_items(each_part()):
             batch = part.to(device, model)
-            losses = sample_losses(model, batch.inputs)
+            with contextlib.nullcontext() if backward else _no_saved_tensors():
+                losses = sample_losses(model, batch.inputs)
             _check_rows(targets, batch, recorder.inputs)
             if processes.any(not all(batch.has_sample_rows(x) for calls in recorder.inputs.values() for x in calls)):
                 one_by_one, parts[:0] = True, [part] * own
@@ -119,6 +122,11 @@ def run_batches(
             recorder.clear()
     if not observer.samples:
         raise ValueError("no batches to run: the iterable is empty (an exhausted generator?)")
+
+
+def _no_saved_tensors() -> saved_tensors_hooks:
+    """Inside, a forward pass keeps nothing for a backward pass, but still knows what depends on the embeddings."""
+    return saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
 
 
 def _check_rows(targets: Mapping[str, Target], batch: Batch, inputs: Mapping[str, list[Tensor]]) -> None:
