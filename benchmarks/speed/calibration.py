@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.calibration smollm2  # calibration beside plain passes and the authors' procedure
     python -m benchmarks.speed.calibration block    # the same on blocks of LLaMA-2-7B's shape with random weights
+    python -m benchmarks.speed.calibration fisher   # what the statistics of kind fisher cost, and what its sketch holds
     python -m benchmarks.speed.calibration sketches # three streaming sketches: energy their subspaces capture, time
     python -m benchmarks.speed.calibration subspaces   # leading subspaces beside the full SVD at LLaMA-2-7B's width
     python -m benchmarks.speed.calibration peers    # PEFT's data-driven starts beside ours: seconds and peak memory
@@ -82,6 +83,30 @@ def block(arguments: argparse.Namespace) -> None:
         "sketched, bfloat16 products": lambda: _calibrate(half, batches, products="model", covariance="sketch"),
     }
     _take_turns(variants, arguments.repeats, arguments.device)
+
+
+def fisher(arguments: argparse.Namespace) -> None:
+    """Calibration with and without the statistics of kind ``fisher``, and what its directions hold of the gradient."""
+    model, tokenizer = tlora.load_model("smollm2-135m", dtype="float32", device=arguments.device)
+    task = tlora.load_task("notebooks/data/smart_home", tokenizer)
+    ids = torch.tensor([token for row in task.train["input_ids"][:] for token in row], device=arguments.device)
+    for tokens in (100, 512):
+        samples = ids[: arguments.samples * tokens].view(-1, 4, tokens)
+        batches = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": x} for x in samples]
+        print(f"SmolLM2-135M, {arguments.samples} samples of {tokens} tokens")
+        variants = {
+            "calibration": lambda batches=batches: _calibrate(model, batches),
+            "with fisher=True": lambda batches=batches: _calibrate(model, batches, fisher=True),
+        }
+        _take_turns(variants, arguments.repeats, arguments.device)
+    batches = task.calibration(32)
+    sketched, whole = (tlora.calibrate(model, batches, fisher=True, sketch_size=size) for size in (256, 2048))
+    kinds = {"fisher": sketched, "fisher, not sketched": whole, "wc": sketched}
+    subspaces = {
+        label: tlora.task_subspaces(model, each, max_rank=16, kind=label.split(",")[0]) for label, each in kinds.items()
+    }
+    captured = tlora.gradient_capture(model, batches, subspaces, ranks=(1, 4, 8, 16)).overall()
+    print(captured[["kind", "rank", "captured", "best"]].to_string(index=False))
 
 
 def sketches(arguments: argparse.Namespace) -> None:
@@ -277,6 +302,7 @@ def _compressed(rows: Tensor, size: int, shrink: bool) -> Tensor:
 
 
 PARTS = {
+    "fisher": fisher,
     "smollm2": smollm2,
     "block": block,
     "sketches": sketches,
