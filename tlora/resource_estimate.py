@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -35,8 +35,21 @@ from tlora.subspaces.task_subspaces import GROUP_BYTES
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE
 from tlora.utils.validation import list_names, require_choice, require_positive, require_positive_int
 
+AS_BASE = "A and B, adapter as base"
+"""The kind of training that is LoRA with the adapter in the type of the base, not in float32."""
+
 FULL = "all weights"
 """The kind of training that is full fine-tuning."""
+
+CALIBRATION = "calibration"
+
+STAGES = {
+    "weights": "",
+    "calibration, covariances whole": CALIBRATION,
+    "calibration, covariances sketched": CALIBRATION,
+    "subspaces": "",
+} | {f"training {kind}": kind for kind in (*KINDS, AS_BASE, FULL)}
+"""The stages, and the kind of step that each runs, if it runs the model."""
 
 OPTIMIZER_STATES = {
     "adamw_torch": (2, 0),
@@ -73,17 +86,24 @@ class ResourceEstimate(Result):
         Trained parameters of a uniform allocation, including the head of a classifier: ``"B"`` alone, as TLoRA;
         ``"A and B"``, as LoRA.
     bytes : dict of int
-        Peak memory of each stage, including the weights; of one GPU if there are several.
+        Peak memory of each stage, including the weights; of one GPU if there are several. ``"training B"`` is TLoRA,
+        ``"training A and B"`` LoRA with PEFT's float32 adapter; if the base has fewer bits, ``"training A and B,
+        adapter as base"`` is LoRA with an adapter of its type (``autocast_adapter_dtype=False`` in PEFT).
+    activations : dict of int
+        What a stage stores between the forward and the backward pass of a batch, in bytes; part of its peak.
     flops : dict of float
         Floating-point operations of each stage; of one GPU if there are several.
     speed : float or None
         Floating-point operations a second, for the seconds.
     memory : int or None
         Available bytes.
+    choices : pandas.DataFrame
+        With ``memory``: what can be trained in it, with and without gradient checkpointing, how many samples at once
+        and of which length. The first row fits and takes the least time. See ``choice_columns``.
     changes : list of dict
-        If calibration with whole covariances, subspaces or training ``B`` do not fit: what to change, the cheapest
-        change first, each in addition to those before it. ``"change"`` names the argument, ``"costs"`` its price,
-        ``"bytes"`` the peak memory with it. Even the last may not be enough.
+        If calibration with whole covariances, subspaces or LoRA (training ``A`` and ``B``) do not fit: what to change,
+        the cheapest change first, each in addition to those before it. ``"change"`` names the argument, ``"costs"`` its
+        price, ``"bytes"`` the peak memory with it. Even the last may not be enough.
     meta : Meta
         Model and arguments.
 
@@ -93,7 +113,7 @@ class ResourceEstimate(Result):
     >>> estimate
     ResourceEstimate(... parameters, 14 modules with 8 distinct inputs of base, at most ... GB)
     >>> list(estimate.to_frame().columns)
-    ['stage', 'gigabytes', 'teraflops', 'seconds', 'fits']
+    ['stage', 'gigabytes', 'activations', 'teraflops', 'seconds', 'fits']
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -101,18 +121,31 @@ class ResourceEstimate(Result):
     parameters: int
     trainable: dict[str, int]
     bytes: dict[str, int]
+    activations: dict[str, int]
     flops: dict[str, float]
     speed: float | None
     memory: int | None
+    choices: pd.DataFrame
     changes: list[dict[str, Any]]
     meta: Meta
 
     columns: ClassVar[dict[str, str]] = {
         "stage": "stage of the pipeline",
         "gigabytes": "peak memory (1e9 bytes), including weights; of one GPU if there are several",
+        "activations": "part of the peak (1e9 bytes) that is stored from the forward to the backward pass",
         "teraflops": "1e12 floating-point operations; for training, of one step",
         "seconds": "time at the given speed; NaN without",
         "fits": "whether it fits in the given memory; None without",
+    }
+    choice_columns: ClassVar[dict[str, str]] = {
+        "training": "trained part, as in the names of the stages",
+        "gradient_checkpointing": "whether only the inputs of blocks are stored",
+        "gigabytes": "peak memory (1e9 bytes) of a step with the given batch and length",
+        "fits": "whether this fits",
+        "batch_size": "most samples of the given length that fit; 0 if none",
+        "length": "most tokens of a sample that fit in a batch of the given size; 0 if none",
+        "teraflops": "1e12 floating-point operations of a step with the given batch and length",
+        "seconds": "time of this step at the given speed; NaN without",
     }
 
     def to_frame(self) -> pd.DataFrame:
@@ -123,6 +156,7 @@ class ResourceEstimate(Result):
             {
                 "stage": stages,
                 "gigabytes": [self.bytes[stage] / 1e9 for stage in stages],
+                "activations": [self.activations.get(stage, 0) / 1e9 for stage in stages],
                 "teraflops": [flops / 1e12 for flops in operations],
                 "seconds": [float("nan") if self.speed is None else flops / self.speed for flops in operations],
                 "fits": [None if self.memory is None else self.bytes[stage] <= self.memory for stage in stages],
@@ -250,27 +284,34 @@ def estimate(
     with simulation_mode() as simulation:
         base = choose_architecture(config, num_labels).from_config(config, dtype=setup.precision).eval()
         NEWLY_INITIALIZED[base] = ()  # there is no checkpoint that could lack weights
-        run = partial(_simulate, simulation, base, select_targets(base, target_modules))
-        costs = run(setup)
-        largest = sum(min(shape) for shape in costs.shapes.values()) // len(costs.shapes)
+        _check_length(base, setup)
+        steps = SimulatedModel(simulation, base, select_targets(base, target_modules))
+        largest = sum(min(shape) for shape in steps.shapes.values()) // len(steps.shapes)
         if rank > largest:
             raise ValueError(
-                f"rank={rank} exceeds the matrices of the {len(costs.shapes)} modules: use at most {largest}"
+                f"rank={rank} exceeds the matrices of the {len(steps.shapes)} modules: use at most {largest}"
             )
-        stage_bytes = _stage_bytes(costs, setup)
-        changes = [] if memory is None else _propose_changes(run, costs, setup, stage_bytes, memory)
+        stages = {name: kind for name, kind in STAGES.items() if kind != AS_BASE or kind in setup.adapters}
+        simulated = {name: steps.run(setup, kind) for name, kind in stages.items() if kind}
+        stage_bytes = {name: _stage_bytes(steps, setup, name) for name in stages}
+        choices, changes = pd.DataFrame(columns=list(ResourceEstimate.choice_columns)), []
+        if memory is not None:
+            choices = _training_choices(steps, setup, memory, speed)
+            changes = _propose_changes(steps, setup, memory)
     return ResourceEstimate(
-        shapes=costs.shapes,
-        shared=costs.shared,
-        parameters=costs.parameters,
+        shapes=steps.shapes,
+        shared={name: steps.shared[name] for name in steps.shapes},
+        parameters=steps.parameters,
         trainable={
-            kind: adapter.trainable_parameters + costs.head
-            for kind, adapter in uniform_footprints(costs.shapes, rank).items()
+            kind: adapter.trainable_parameters + steps.head
+            for kind, adapter in uniform_footprints(steps.shapes, rank).items()
         },
         bytes=stage_bytes,
-        flops=_stage_flops(costs, setup),
+        activations={name: step.stored for name, step in simulated.items()},
+        flops={name: float(step.flops) for name, step in simulated.items()} | _stage_flops(steps, setup),
         speed=speed,
         memory=None if memory is None else int(memory),
+        choices=choices,
         changes=changes,
         meta=Meta(
             name or type(config).__name__,
@@ -332,6 +373,15 @@ class Setup:
         """Directions to compute: few modules get more than four times the nominal rank."""
         return 4 * self.rank
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Kinds of training with an adapter; one of the base's type differs if that is not float32."""
+        return (*KINDS, AS_BASE) if self.precision != torch.float32 else KINDS
+
+    def adapter_dtype(self, kind: str) -> torch.dtype:
+        """Type of the adapter in a kind of training."""
+        return self.precision if kind == AS_BASE else torch.float32
+
     def is_sketched(self, d: int) -> bool:
         """Whether a sketch is smaller than a covariance of this size."""
         return Options(sketch_size=self.sketch_size).is_wide(d)
@@ -354,55 +404,124 @@ class Weights(NamedTuple):
         return self.total if gpus <= 1 else self.total // gpus + self.outside + 2 * self.block
 
 
-class StepCosts(NamedTuple):
-    """Sizes of a model, and peak bytes and operations of its steps.
+class Step(NamedTuple):
+    """Bytes and operations of a step, in addition to the weights.
 
-    ``step_bytes`` and ``step_flops`` have an entry for a calibration batch (``"calibration"``) and for each kind of
-    training. The bytes are those in addition to the weights; for training they include adapter and its gradient, but no
-    gradients of the base and no states of an optimizer. ``block_bytes`` is the peak in addition to weights and
-    gradients in a step of full fine-tuning of one block of each kind.
+    ``peak`` includes the adapter and its gradient, but no gradients of the base and no states of an optimizer;
+    ``stored`` are the bytes of it that are there between the forward and the backward pass.
     """
 
-    shapes: dict[str, tuple[int, int]]
-    shared: dict[str, str]
-    parameters: int
-    head: int
-    full_weights: Weights
-    weights: Weights
-    step_bytes: dict[str, int]
-    step_flops: dict[str, int]
-    block_bytes: int
+    peak: int
+    stored: int
+    flops: int
 
 
-def _stage_bytes(costs: StepCosts, setup: Setup) -> dict[str, int]:
-    """Return the peak memory of each stage."""
-    distinct = [costs.shapes[name][1] for name in set(costs.shared.values())]
-    sketched = [d for d in distinct if setup.is_sketched(d)]
-    dense = [d for d in distinct if not setup.is_sketched(d)]
-    means = BYTES * sum(d * min(setup.samples, d) for d in distinct)
-    whole = BYTES * sum(d**2 for d in distinct) + means
+class SimulatedModel:
+    """A model without data: its sizes, and its steps, each of which is run once.
+
+    Attributes
+    ----------
+    shapes : dict of (int, int)
+        ``(d_out, d_in)`` of each target module.
+    shared : dict of str
+        For each module the first one that reads the same input, after a step of calibration was run.
+    parameters, head : int
+        Parameters of the model, and of the head of a classifier.
+    """
+
+    def __init__(self, simulation: Simulation, model: Any, targets: dict[str, Target]) -> None:
+        self.model = model
+        self.shapes = {name: (target.d_out, target.d_in) for name, target in targets.items()}
+        self.shared: dict[str, str] = {}
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.head = sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters())
+        self._simulation, self._targets, self._groups = simulation, targets, group_blocks(model)
+        self._steps: dict[Any, Step] = {}
+        self._weights: dict[int | None, Weights] = {}
+
+    @property
+    def distinct(self) -> list[int]:
+        """Widths of the inputs of which there is a covariance."""
+        return [self.shapes[name][1] for name in set(self.shared.values())]
+
+    def weights(self, bits: int | None) -> Weights:
+        """Return the bytes of the weights, if linear layers are quantized to so many bits."""
+        if bits not in self._weights:
+            self._weights[bits] = _weights(self.model, self._groups, bits)
+        return self._weights[bits]
+
+    def run(self, setup: Setup, kind: str) -> Step:
+        """Run the model's code for a calibration batch (kind ``"calibration"``), or a training step of a kind."""
+        sizes = (setup.batch_size, setup.length, setup.labels, setup.bits, setup.gradient_checkpointing)
+        if (kind, *sizes) not in self._steps:
+            self._steps[kind, *sizes] = self._run(setup, kind)
+        return self._steps[kind, *sizes]
+
+    def _run(self, setup: Setup, kind: str) -> Step:
+        model, quantized = self.model, _quantized_layers(self.model) if setup.bits and kind != FULL else []
+        if setup.gradient_checkpointing and not model.supports_gradient_checkpointing:
+            raise ValueError(f"gradient_checkpointing=True: {type(model).__name__} does not support it, leave it out")
+
+        def count() -> Step:
+            running = {name for name, _ in model.named_modules()}
+            present = {name: target for name, target in self._targets.items() if name in running}
+            with contextlib.ExitStack() as undo:
+                for layer in quantized:
+                    undo.enter_context(_unpacking(layer))
+                if kind == FULL:
+                    return _full_step(self._simulation, model, setup)
+                if kind != CALIBRATION:
+                    return _adapter_step(self._simulation, model, present, setup, kind)
+                step, inputs = _calibration_pass(self._simulation, model, present, setup)
+                self.shared = inputs | self.shared
+                return step
+
+        try:
+            step = count_all_blocks(self._groups, count)
+        except ObservationError:
+            raise
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be estimated: its code depends on the values of tensors, which have no "
+                "data here"
+            ) from error
+        if kind == CALIBRATION:
+            _share_as_second_block(self._groups, self.shared, self._targets)
+        return step
+
+    def block_peak(self, setup: Setup) -> int:
+        """Return the peak, without weights and gradients, of a full step of one block of each kind."""
+        with keep_blocks({blocks: 1 for blocks in self._groups}), contextlib.suppress(*NEEDS_ALL_BLOCKS):
+            return _full_step(self._simulation, self.model, replace(setup, labels=1)).peak
+        return 0
+
+
+def _stage_bytes(steps: SimulatedModel, setup: Setup, name: str) -> int:
+    """Return the peak memory of a stage."""
+    sketched = [d for d in steps.distinct if setup.is_sketched(d)]
+    dense = [d for d in steps.distinct if not setup.is_sketched(d)]
+    means = BYTES * sum(d * min(setup.samples, d) for d in steps.distinct)
+    whole = BYTES * sum(d**2 for d in steps.distinct) + means
     sketches = BYTES * (sum(d**2 for d in dense) + setup.sketch_size * (sum(sketched) + sum(set(sketched)))) + means
-    weights = costs.weights.bytes_per_gpu(setup.gpus)
-    stages = {
-        "weights": weights,
-        "calibration, covariances whole": weights + costs.step_bytes["calibration"] + whole,
-        "calibration, covariances sketched": weights + costs.step_bytes["calibration"] + sketches,
-        "subspaces": weights + _subspace_bytes(costs, setup, whole),
-    }
-    for kind, adapter in uniform_footprints(costs.shapes, setup.rank).items():
-        if kind in costs.step_bytes:
-            states = setup.state_bytes(BYTES) * (adapter.trainable_parameters + costs.head)
-            head = 2 * BYTES * costs.head  # its float32 copy and its gradient
-            stages[f"training {kind}"] = weights + costs.step_bytes[kind] + states + head
-    if FULL not in costs.step_bytes:
-        return stages
-    shard, size = costs.parameters // max(setup.gpus, 1), setup.precision.itemsize
-    peak = max(costs.step_bytes[FULL], shard * size + costs.block_bytes)  # with most activations, with all gradients
-    stages[f"training {FULL}"] = costs.full_weights.bytes_per_gpu(setup.gpus) + peak + shard * setup.state_bytes(size)
-    return stages
+    kind = STAGES[name]
+    if kind == FULL:
+        step, shard, size = steps.run(setup, kind), steps.parameters // max(setup.gpus, 1), setup.precision.itemsize
+        most = max(step.peak, shard * size + steps.block_peak(setup))  # with most activations, with all gradients
+        return steps.weights(None).bytes_per_gpu(setup.gpus) + most + shard * setup.state_bytes(size)
+    weights = steps.weights(setup.bits).bytes_per_gpu(setup.gpus)
+    if name == "weights":
+        return weights
+    if name == "subspaces":
+        return weights + _subspace_bytes(steps, setup, whole)
+    if kind == CALIBRATION:
+        return weights + steps.run(setup, kind).peak + (whole if name.endswith("whole") else sketches)
+    adapter = uniform_footprints(steps.shapes, setup.rank)[KINDS[kind != "B"]]
+    states = setup.state_bytes(setup.adapter_dtype(kind).itemsize) * adapter.trainable_parameters
+    head = (2 * BYTES + setup.state_bytes(BYTES)) * steps.head  # its float32 copy, the gradient and states
+    return weights + steps.run(setup, kind).peak + states + head
 
 
-def _subspace_bytes(costs: StepCosts, setup: Setup, covariances: int) -> int:
+def _subspace_bytes(steps: SimulatedModel, setup: Setup, covariances: int) -> int:
     """Return the bytes of covariances, float32 weights and iterates of the modules that are decomposed together.
 
     On the CPU, and if several GPUs share a base, it is one module at a time; on the CPU in addition to all covariances
@@ -416,30 +535,28 @@ def _subspace_bytes(costs: StepCosts, setup: Setup, covariances: int) -> int:
         return BYTES * (d_in * d_out * is_copied + 8 * (d_in + d_out) * min(width, *shape))
 
     if setup.gpus == 0:
-        bases = BYTES * sum(min(setup.width, *shape) * shape[1] for shape in costs.shapes.values())
-        return covariances + bases + max(map(iterate_bytes, costs.shapes.values()))
-    each = [iterate_bytes(shape) + BYTES * shape[1] ** 2 for shape in costs.shapes.values()]
+        bases = BYTES * sum(min(setup.width, *shape) * shape[1] for shape in steps.shapes.values())
+        return covariances + bases + max(map(iterate_bytes, steps.shapes.values()))
+    each = [iterate_bytes(shape) + BYTES * shape[1] ** 2 for shape in steps.shapes.values()]
     return max(max(each), min(sum(each), GROUP_BYTES if setup.gpus == 1 else 0))
 
 
-def _stage_flops(costs: StepCosts, setup: Setup) -> dict[str, float]:
-    """Return the floating-point operations of each stage, of one GPU."""
+def _stage_flops(steps: SimulatedModel, setup: Setup) -> dict[str, float]:
+    """Return the floating-point operations of calibration and subspaces, of one GPU."""
     tokens = setup.samples * setup.length
-    passes = costs.step_flops["calibration"] * setup.samples / setup.batch_size
-    scores = sum(2.0 * tokens * rows * columns for rows, columns in costs.shapes.values())
-    distinct = [costs.shapes[name][1] for name in set(costs.shared.values())]
-    whole = sum(1.0 * tokens * d**2 for d in distinct)  # one triangle
+    passes = steps.run(setup, CALIBRATION).flops * setup.samples / setup.batch_size
+    scores = sum(2.0 * tokens * rows * columns for rows, columns in steps.shapes.values())
+    whole = sum(1.0 * tokens * d**2 for d in steps.distinct)  # one triangle
     sketched = sum(
-        4.0 * tokens * d * setup.sketch_size if setup.is_sketched(d) else 1.0 * tokens * d**2 for d in distinct
+        4.0 * tokens * d * setup.sketch_size if setup.is_sketched(d) else 1.0 * tokens * d**2 for d in steps.distinct
     )
     width = setup.width + OVERSAMPLING
-    once = {
+    flops = {
         "calibration, covariances whole": passes + scores + whole,
         "calibration, covariances sketched": passes + scores + sketched,
-        "subspaces": sum(_subspace_flops(*shape, width) for shape in costs.shapes.values()),
+        "subspaces": sum(_subspace_flops(*shape, width) for shape in steps.shapes.values()),
     }
-    steps = {f"training {kind}": float(costs.step_flops[kind]) for kind in (*KINDS, FULL)}
-    return {stage: flops / max(setup.gpus, 1) for stage, flops in once.items()} | steps
+    return {stage: count / max(setup.gpus, 1) for stage, count in flops.items()}
 
 
 def _subspace_flops(rows: int, columns: int, width: int) -> float:
@@ -452,44 +569,83 @@ def _subspace_flops(rows: int, columns: int, width: int) -> float:
     return products + orthogonal + 1000.0 * width**3
 
 
-def _propose_changes(
-    run: Callable[..., StepCosts], costs: StepCosts, setup: Setup, stage_bytes: dict[str, int], memory: float
-) -> list[dict[str, Any]]:
-    """Return what to change until calibration, subspaces and training ``B`` fit, the cheapest change first."""
+def _training_choices(steps: SimulatedModel, setup: Setup, memory: float, speed: float | None) -> pd.DataFrame:
+    """Return what can be trained in this memory, and how much at once: what fits first, then the cheapest first."""
+    rows = []
+    longest = (position_limit(steps.model) or (math.inf, ""))[0]
+    double = {"length": 2 * setup.length, "labels": setup.labels * (2 if setup.labels == setup.length else 1)}
+    for kind, checkpointing in itertools.product(setup.adapters, (False, True)):
+        if checkpointing and not steps.model.supports_gradient_checkpointing:
+            continue
+        once = replace(setup, gradient_checkpointing=checkpointing)
+        sizes = (once, replace(once, batch_size=2 * setup.batch_size), replace(once, **double))
+        peak, wider, longer = (_stage_bytes(steps, size, f"training {kind}") for size in sizes)
+        batch = wider - peak  # what a batch adds to the rest; that of samples twice as long adds more
+        step = steps.run(once, kind)
+        rows.append(
+            {
+                "training": kind,
+                "gradient_checkpointing": checkpointing,
+                "gigabytes": peak / 1e9,
+                "fits": peak <= memory,
+                "batch_size": int(max(memory - peak + batch, 0) / batch * setup.batch_size),
+                "length": int(min(longest, setup.length * _most(memory - peak + batch, batch, longer - peak + batch))),
+                "teraflops": step.flops / 1e12,
+                "seconds": math.nan if speed is None else step.flops / speed,
+            }
+        )
+    frame = pd.DataFrame(rows, columns=list(ResourceEstimate.choice_columns))
+    return frame.sort_values(["fits", "teraflops"], ascending=[False, True], ignore_index=True)
+
+
+def _most(room: float, once: float, twice: float) -> float:
+    """Return how many times as long samples may be, from the bytes that a batch of them adds, and one of twice as long.
+
+    They are ``constant + linear x + quadratic x^2``: logits of a fixed number of labels are constant, and attention is
+    quadratic where it is a matrix of tokens by tokens.
+    """
+    constant, quadratic = max(2 * once - twice, 0), max(twice - 2 * once, 0) / 2
+    linear, left = once - constant - quadratic, max(room - constant, 0)
+    return 2 * left / (linear + math.sqrt(linear**2 + 4 * quadratic * left))
+
+
+def _propose_changes(steps: SimulatedModel, setup: Setup, memory: float) -> list[dict[str, Any]]:
+    """Return what to change until calibration, subspaces and training fit, the cheapest change first."""
     proposed: dict[str, dict[str, Any]] = {}
-    stages = ["calibration, covariances whole", "subspaces", f"training {KINDS[0]}"]
-    key = attrgetter("bits", "gradient_checkpointing", "batch_size")  # what the simulation depends on
-    simulations = {key(setup): costs}
+    stages = ["calibration, covariances whole", "subspaces", "training A and B"]
 
-    def peak(stage_bytes: dict[str, int]) -> int:
-        return max(stage_bytes[stage] for stage in stages)
+    def peak(setup: Setup, stages: list[str]) -> int:
+        return max(_stage_bytes(steps, setup, stage) for stage in stages)
 
-    before = peak(stage_bytes)
-    if stage_bytes[stages[0]] > memory:
-        stages[0] = "calibration, covariances sketched"
-        if peak(stage_bytes) < 0.99 * before:
+    if _stage_bytes(steps, setup, stages[0]) > memory:
+        before, stages[0] = peak(setup, stages), "calibration, covariances sketched"
+        if peak(setup, stages) < 0.99 * before:
             price = f"of each covariance {setup.sketch_size} columns are kept"
-            proposed["covariance"] = {"change": "covariance='sketch'", "costs": price, "bytes": peak(stage_bytes)}
+            proposed["covariance"] = {"change": "covariance='sketch'", "costs": price, "bytes": peak(setup, stages)}
     for argument, value, change, price in _possible_changes(setup):
-        if peak(stage_bytes) <= memory:
+        before = peak(setup, stages)
+        if before <= memory:
             break
+        if argument == "gradient_checkpointing" and not steps.model.supports_gradient_checkpointing:
+            continue
         if argument == "gpus" and "bits" in proposed:  # several GPUs need no rounding
             setup = replace(setup, bits=None)
             del proposed["bits"]
-        new_setup = replace(setup, **{argument: value})
-        try:
-            simulations[key(new_setup)] = simulations.get(key(new_setup)) or run(new_setup, KINDS[:1])
-        except ValueError:  # the model cannot checkpoint gradients
-            continue
-        after = _stage_bytes(simulations[key(new_setup)], new_setup)
-        if peak(after) < 0.99 * peak(stage_bytes):
-            proposed[argument] = {"change": change, "costs": price, "bytes": peak(after)}
-            setup, stage_bytes = new_setup, after
+        new_setup, new_stages = setup, stages
+        if argument == "freeze_a":
+            new_stages = [*stages[:-1], "training B"]
+        else:
+            new_setup = replace(setup, **{argument: value})
+        after = peak(new_setup, new_stages)
+        if after < 0.99 * before:
+            proposed[argument] = {"change": change, "costs": price, "bytes": after}
+            setup, stages = new_setup, new_stages
     return list(proposed.values())
 
 
 def _possible_changes(setup: Setup) -> Iterator[tuple[str, Any, str, str]]:
     """Yield an argument, its new value, the change in words and its price, the cheapest first."""
+    yield "freeze_a", True, "freeze_a=True", "A is not trained; a step takes no longer"
     if setup.batch_size > 1:
         change = f"batch_size=1, gradient_accumulation_steps={setup.batch_size}"
         yield "batch_size", 1, change, "the same updates; small batches leave a GPU idle"
@@ -535,65 +691,7 @@ def matmul_speed(device: str | torch.device = "cpu", dtype: str = "float32", sec
     return 2 * size**3 / best
 
 
-def _simulate(
-    simulation: Simulation,
-    model: Any,
-    targets: dict[str, Target],
-    setup: Setup,
-    trained: Sequence[str] = (*KINDS, FULL),
-) -> StepCosts:
-    """Run a model's code for one calibration batch and one training step of each kind, on tensors without data."""
-    if setup.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise ValueError(f"gradient_checkpointing=True: {type(model).__name__} does not support it, leave it out")
-    _check_length(model, setup)
-    groups = group_blocks(model)
-    shared: dict[str, str] = {}
-    quantized = _quantized_layers(model) if setup.bits else []
-
-    def count() -> dict[str, tuple[int, int]]:
-        running = {name for name, _ in model.named_modules()}
-        present = {name: target for name, target in targets.items() if name in running}
-        with contextlib.ExitStack() as undo:
-            for layer in quantized:
-                undo.enter_context(_unpacking(layer))
-            calibration, inputs = _calibration_pass(simulation, model, present, setup)
-            shared.update({name: first for name, first in inputs.items() if name not in shared})
-            counts = {"calibration": calibration} | {
-                kind: _adapter_step(simulation, model, present, setup, kind) for kind in KINDS if kind in trained
-            }
-        if FULL in trained:
-            counts[FULL] = _full_step(simulation, model, setup)
-        return counts
-
-    try:
-        counts, block_bytes = count_all_blocks(groups, count), 0
-    except ObservationError:
-        raise
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be estimated: its code depends on the values of tensors, which have no "
-            "data here"
-        ) from error
-    _share_as_second_block(groups, shared, targets)
-    if FULL in trained:
-        with keep_blocks({blocks: 1 for blocks in groups}), contextlib.suppress(*NEEDS_ALL_BLOCKS):
-            block_bytes, _ = _full_step(simulation, model, replace(setup, labels=1))
-    return StepCosts(
-        shapes={name: (target.d_out, target.d_in) for name, target in targets.items()},
-        shared={name: shared[name] for name in targets},
-        parameters=sum(p.numel() for p in model.parameters()),
-        head=sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters()),
-        full_weights=_weights(model, groups, [], None),
-        weights=_weights(model, groups, quantized, setup.bits),
-        step_bytes={stage: size for stage, (size, _) in counts.items()},
-        step_flops={stage: flops for stage, (_, flops) in counts.items()},
-        block_bytes=block_bytes,
-    )
-
-
-def count_all_blocks(
-    groups: list[Blocks], count: Callable[[], dict[str, tuple[int, int]]]
-) -> dict[str, tuple[int, int]]:
+def count_all_blocks(groups: list[Blocks], count: Callable[[], Step]) -> Step:
     """Return the counts of the whole model, from runs with one block of each group, and with two of one.
 
     All counts grow equally with each block of a group. Models that do not run with fewer blocks are run completely.
@@ -605,16 +703,14 @@ def count_all_blocks(
     few = {blocks: 1 if blocks in repeated else len(blocks.keys) for blocks in groups}
     try:
         with keep_blocks(few):
-            first = count()
-        counts = {stage: np.array(counted) for stage, counted in first.items()}
+            first = np.array(count())
+        counts = first.copy()
         for blocks in repeated:
             with keep_blocks(few | {blocks: 2}):
-                second = count()
-            for stage, counted in second.items():
-                counts[stage] += (len(blocks.keys) - 1) * (np.array(counted) - first[stage])
+                counts += (len(blocks.keys) - 1) * (np.array(count()) - first)
     except NEEDS_ALL_BLOCKS:
         return count()
-    return {stage: (int(size), int(flops)) for stage, (size, flops) in counts.items()}
+    return Step(*map(int, counts))
 
 
 def _share_as_second_block(groups: list[Blocks], shared: dict[str, str], targets: dict[str, Target]) -> None:
@@ -637,17 +733,15 @@ def _check_length(model: Any, setup: Setup) -> None:
         raise ValueError(f"length={length}: the model reads at most {limit} tokens, by {table}")
 
 
-def _weights(model: nn.Module, groups: list[Blocks], quantized: list[nn.Module], bits: int | None) -> Weights:
-    packed = {id(layer.weight): QUANTIZED_BYTES[bits] for layer in quantized} if bits else {}
+def _weights(model: nn.Module, groups: list[Blocks], bits: int | None) -> Weights:
+    packed = {id(layer.weight): QUANTIZED_BYTES[bits] for layer in _quantized_layers(model)} if bits else {}
 
     def stored_bytes(module: nn.Module) -> int:
         tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
         return int(sum(tensor.numel() * packed.get(key, tensor.itemsize) for key, tensor in tensors.items()))
 
-    total, blocks = (
-        stored_bytes(model),
-        [stored_bytes(model.get_submodule(name)) for group in groups for name in group.names()],
-    )
+    names = [name for group in groups for name in group.names()]
+    total, blocks = stored_bytes(model), [stored_bytes(model.get_submodule(name)) for name in names]
     return Weights(total, total - sum(blocks), max(blocks, default=0))
 
 
@@ -686,61 +780,69 @@ class _Unpacked(torch.autograd.Function):
 
 def _calibration_pass(
     simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup
-) -> tuple[tuple[int, int], dict[str, str]]:
+) -> tuple[Step, dict[str, str]]:
     shared: dict[str, str] = {}
     with observe_gradients(model, targets, lambda name, inputs, gradients: None) as recorder:
 
-        def act() -> None:
+        def forward() -> Tensor:
             loss = batch_loss(model, setup)
             first: dict[int, str] = {}
             for name in targets:
                 shared[name] = first.setdefault(id(recorder.inputs_of(name)[0]), name)
-            loss.backward()
-            recorder.clear()
+            return loss
 
-        counted = simulation.measure(act)
-    return counted, shared
-
-
-def _adapter_step(
-    simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup, kind: str
-) -> tuple[int, int]:
-    """Count a step with LoRA on every target, which PEFT computes in float32 whatever the precision of the layer."""
-
-    def act() -> None:
-        model.requires_grad_(False)
-        handles = [
-            model.get_submodule(name).register_forward_hook(_lora(target, setup.rank, freeze_a=kind == "B"))
-            for name, target in targets.items()
-        ]
-        try:
-            batch_loss(model, setup).backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    with _training(model, setup):
-        return simulation.measure(act)
+        step = _measure(simulation, forward, recorder.clear)
+    return step, shared
 
 
-def _full_step(simulation: Simulation, model: Any, setup: Setup) -> tuple[int, int]:
+def _adapter_step(simulation: Simulation, model: Any, targets: dict[str, Target], setup: Setup, kind: str) -> Step:
+    """Count a step with LoRA on every target, in the type of the adapter whatever that of the layer, as in PEFT."""
+    model.requires_grad_(False)
+    before = simulation.now
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            _lora(target, setup.rank, setup.adapter_dtype(kind), freeze_a=kind == "B")
+        )
+        for name, target in targets.items()
+    ]
+    adapters = simulation.now - before
+    try:
+        with _training(model, setup):
+            step = _measure(simulation, lambda: batch_loss(model, setup))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return step._replace(peak=step.peak + adapters)
+
+
+def _full_step(simulation: Simulation, model: Any, setup: Setup) -> Step:
     """Count a step of full fine-tuning, releasing gradients one by one: `_stage_bytes` adds them."""
 
     def forget(parameter: Tensor) -> None:
         parameter.grad = None
 
-    parameters = list(model.parameters())
     handles = []
     try:
-        for parameter in parameters:
+        for parameter in model.parameters():
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(forget))
         with _training(model, setup):
-            return simulation.measure(lambda: batch_loss(model, setup).backward())
+            return _measure(simulation, lambda: batch_loss(model, setup))
     finally:
         for handle in handles:
             handle.remove()
         model.requires_grad_(False)
+
+
+def _measure(simulation: Simulation, forward: Callable[[], Tensor], end: Callable[[], object] = lambda: None) -> Step:
+    """Count a forward and a backward pass."""
+    before, flops = simulation.now, simulation.flops
+    simulation.peak = before
+    loss = forward()
+    stored = simulation.now - before
+    loss.backward()
+    end()
+    return Step(simulation.peak - before, stored, simulation.flops - flops)
 
 
 @contextlib.contextmanager
@@ -763,13 +865,13 @@ def _checkpointing(model: Any, verb: str, *options: dict[str, bool]) -> None:
     getattr(model, named if hasattr(model, named) else f"gradient_checkpointing_{verb}")(*options)
 
 
-def _lora(target: Target, rank: int, *, freeze_a: bool) -> Callable[..., Tensor]:
+def _lora(target: Target, rank: int, dtype: torch.dtype, *, freeze_a: bool) -> Callable[..., Tensor]:
     rank = min(rank, target.d_in, target.d_out)
-    a = torch.zeros(rank, target.d_in, requires_grad=not freeze_a)
-    b = torch.zeros(target.d_out, rank, requires_grad=True)
+    a = torch.zeros(rank, target.d_in, dtype=dtype, requires_grad=not freeze_a)
+    b = torch.zeros(target.d_out, rank, dtype=dtype, requires_grad=True)
 
     def update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return (output + functional.linear(functional.linear(args[0].to(a.dtype), a), b)).to(output.dtype)
+        return (output + functional.linear(functional.linear(args[0].to(dtype), a), b)).to(output.dtype)
 
     return update
 

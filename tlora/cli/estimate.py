@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import tlora
-from tlora.allocation.footprint import size_text
-from tlora.cli.checks import check_model, check_positive
-from tlora.cli.options import Json, TargetModules, module_selection
+from tlora.allocation.footprint import KINDS, size_text
+from tlora.cli.checks import check_positive, check_task
+from tlora.cli.command_line import next_command
+from tlora.cli.options import Data, Json, Model, TargetModules, module_selection
 from tlora.cli.output import facts, show_own_warnings, table
 from tlora.utils.defaults import BATCH_SIZE, DTYPE, LENGTH, OPTIMIZER, RANK, SAMPLES, SKETCH_SIZE, Dtype
 
 ESTIMATE_EXAMPLES = """Examples:
 
-`tlora estimate smollm2-135m --length 90 --labels 4`
+`tlora estimate --model smollm2-135m --data notebooks/data/smart_home --memory 4`
 
-`tlora estimate NousResearch/Llama-2-7b-hf --rank 128 --dtype bfloat16 --batch-size 4 --memory 24 --teraflops 300`
+`tlora estimate --model NousResearch/Llama-2-7b-hf --dtype bfloat16 --batch-size 4 --length 1024 --memory 40`
 
-`tlora estimate llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
+`tlora estimate --model llama-70b/config.json --dtype bfloat16 --gpus 8 --memory 80 --teraflops 300`
 """
+
+TRAININGS = {
+    "B": "A frozen",
+    "A and B": "LoRA",
+    "A and B, adapter as base": "LoRA, adapter as base",
+    "all weights": "all weights",
+}
+"""The kinds of training, as they are printed."""
 
 
 def estimate(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="As for --model elsewhere; its config is read.", callback=check_model)],
+    model: Model,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", "--data", help="Measure length and labels on its samples.", callback=check_task),
+    ] = None,
     rank: Annotated[int, typer.Option(help="Nominal rank.", min=1)] = RANK,
     samples: Annotated[int, typer.Option(help="Calibration samples.", min=1)] = SAMPLES,
-    length: Annotated[int, typer.Option(help="Tokens of a sample.", min=1)] = LENGTH,
-    labels: Annotated[int | None, typer.Option(help="Labelled tokens of a sample; all by default.", min=1)] = None,
+    length: Annotated[
+        int | None, typer.Option(help=f"Tokens of a sample. Default: the longest of the data, or {LENGTH}.", min=1)
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="Labelled tokens of a sample. Default: the most of the data, or all.", min=1)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at once.", min=1)] = BATCH_SIZE,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = DTYPE,
     bits: Annotated[int | None, typer.Option(help="4 or 8, of a base that bitsandbytes quantizes.")] = None,
@@ -57,9 +74,11 @@ def estimate(
     from tlora.resource_estimate import matmul_speed
 
     show_own_warnings()
-    shared = ctx.params.keys() - {"target_modules", "memory", "teraflops", "as_json"}
+    found, measured = ({}, "") if task is None else _measure_lengths(model, task)
+    found |= {name: ctx.params[name] for name in ("length", "labels", "num_labels") if ctx.params[name] is not None}
+    shared = ctx.params.keys() - {"target_modules", "memory", "teraflops", "as_json", "task"}
     resources = tlora.estimate(
-        **{name: ctx.params[name] for name in shared},
+        **{name: ctx.params[name] for name in shared} | {"length": LENGTH} | found,
         target_modules=module_selection(target_modules),
         speed=matmul_speed(dtype=dtype) if teraflops is None else 1e12 * teraflops,
         memory=None if memory is None else 1e9 * memory,
@@ -67,24 +86,78 @@ def estimate(
     frame, trainable, limit = resources.to_frame(), resources.trainable, resources.memory
     if as_json:
         counts = {"parameters": resources.parameters, "modules": len(resources.shapes), "trainable": trainable}
-        stages = {"stages": frame.to_dict("records"), "changes": resources.changes}
-        typer.echo(json.dumps({**counts, **stages}, indent=2))
+        stages = {"stages": frame.to_dict("records"), "choices": resources.choices.to_dict("records")}
+        typer.echo(json.dumps({**counts, **stages, "changes": resources.changes}, indent=2))
         return
+    assumed = resources.meta.recipe
+    where = f"{gpus} GPUs" if gpus > 1 else "a GPU" if gpus else "the CPU"
     about = {
         "model": f"{resources.meta.model}, {resources.parameters:,} parameters",
-        "modules": f"{len(resources.shapes)}, which read {len(set(resources.shared.values()))} distinct inputs",
-        "trained": f"{trainable['B']:,} (B alone), {trainable['A and B']:,} (A and B)",
-        "speed": f"{(resources.speed or 0) / 1e12:.3g} teraflops",
+        "adapts": f"{len(resources.shapes)} modules with {len(set(resources.shared.values()))} distinct inputs",
+        "trains": f"{trainable['B']:,} parameters (A frozen), {trainable['A and B']:,} (LoRA)",
+        "data": measured,
+        "assumes": f"batches of {batch_size} samples of {assumed['length']:,} tokens, {assumed['labels']:,} of them "
+        f"labeled; {dtype}{f', {bits} bits' if bits else ''}; rank {rank}; {optim}; {where}",
+        "speed": f"{(resources.speed or 0) / 1e12:.3g} teraflops a second{' of this CPU' if teraflops is None else ''}",
     }
-    rows = [["stage", "memory", "teraflops", "at least", *(["fits"] if limit else [])]]
+    rows = [["stage", "memory", "activations", "teraflops", "at least", *(["fits"] if limit else [])]]
     for row in frame.itertuples():
         work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"] if row.teraflops else ["", ""]
-        fits = ["yes" if row.fits else "no"] if limit else []
-        stage = f"{row.stage}, one step" if row.stage.startswith("training") else row.stage
-        rows.append([stage, size_text(1e9 * row.gigabytes), *work, *fits])
+        stored = size_text(1e9 * row.activations) if row.activations else ""
+        kind = row.stage.removeprefix("training ")
+        stage = f"training, {TRAININGS[kind]}: one step" if kind in TRAININGS else row.stage
+        rows.append([stage, size_text(1e9 * row.gigabytes), stored, *work, *([_yes(row.fits)] if limit else [])])
     typer.echo(f"{facts(about)}\n\n{table(rows)}")
+    if limit:
+        typer.echo(f"\nTraining in {size_text(limit)}, the cheapest first:\n{_choices_table(resources)}")
     if limit and resources.changes:
         rows = [["change, one after the other", "most memory", "what it costs"]]
         rows += [[change["change"], size_text(change["bytes"]), change["costs"]] for change in resources.changes]
         ending = "" if resources.changes[-1]["bytes"] <= limit else ", which is still too little"
-        typer.echo(f"\nTo fit {size_text(limit)}{ending}:\n{table(rows)}")
+        typer.echo(f"\nTo fit LoRA and its calibration into {size_text(limit)}{ending}:\n{table(rows)}")
+    if following := _next_command(ctx, resources):
+        typer.echo(f"\n{facts({'next': following})}")
+
+
+def _measure_lengths(model: str, task: str) -> tuple[dict[str, Any], str]:
+    """Return the arguments of `tlora.estimate` that the samples of a task decide, and the samples in words."""
+    from tlora.models.forward import IGNORED
+    from tlora.tasks.load import load_task_for_model
+
+    data = load_task_for_model(model, task, progress=False, **Data(task=task).sizes())
+    lengths = [len(ids) for ids in data.train["input_ids"]]
+    found: dict[str, Any] = {"length": max(lengths), "num_labels": data.num_labels}
+    if data.num_labels is None:
+        found["labels"] = max(sum(label != IGNORED for label in labels) for labels in data.train["labels"])
+    mean = sum(lengths) / len(lengths)
+    return found, f"{len(lengths):,} samples of {min(lengths):,} to {max(lengths):,} tokens, {mean:,.0f} on average"
+
+
+def _choices_table(resources: tlora.ResourceEstimate) -> str:
+    size, length = resources.meta.recipe["batch_size"], resources.meta.recipe["length"]
+    head = ["", "checkpointing", "memory", "fits", f"samples of {length:,}", f"tokens of {size} samples", "teraflops"]
+    rows = [[*head, "at least"]]
+    for row in resources.choices.itertuples():
+        sizes = [f"{row.batch_size:,}", f"{row.length:,}"]
+        work = [f"{row.teraflops:.3g}", f"{row.seconds:.3g} s"]
+        answers = [_yes(row.gradient_checkpointing), size_text(1e9 * row.gigabytes), _yes(row.fits)]
+        rows.append([TRAININGS[row.training], *answers, *sizes, *work])
+    return table(rows)
+
+
+def _yes(is_true: bool) -> str:
+    return "yes" if is_true else "no"
+
+
+def _next_command(ctx: typer.Context, resources: tlora.ResourceEstimate) -> str:
+    """Return the line that trains what fits and takes the least time; LoRA without a limit, nothing if none fits."""
+    chosen = resources.choices[resources.choices["fits"].astype(bool) & resources.choices["training"].isin(KINDS)]
+    if resources.memory is not None and chosen.empty:
+        return ""
+    values = ctx.params | {"task": ctx.params["task"] or "TASK", "load_in_4bit": ctx.params["bits"] == 4}
+    if resources.memory is not None:
+        values["gradient_checkpointing"] = bool(chosen["gradient_checkpointing"].iloc[0])
+        values["recipe"] = "tlora" if chosen["training"].iloc[0] == "B" else "lora"
+        if resources.bytes["calibration, covariances whole"] > resources.memory:
+            values["covariance"] = "sketch"
+    return next_command(ctx, "run", values)

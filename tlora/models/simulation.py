@@ -7,7 +7,7 @@ import gc
 import re
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -81,13 +81,6 @@ class Simulation(TorchDispatchMode):
 
     def _untrack(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
-
-    def measure(self, act: Callable[[], object]) -> tuple[int, int]:
-        """Measure the peak of bytes that ``act`` needs in addition, and the operations of its products."""
-        before, flops = self.now, self.flops
-        self.peak = before
-        act()
-        return self.peak - before, self.flops - flops
 
 
 @cache

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
@@ -139,6 +138,12 @@ def check_is_model(model: object) -> None:
         raise TypeError(f"model is a {type(model).__name__}: pass a model, such as tlora.load_model({name})[0]")
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT put this module on a model; without an adapter PEFT is not imported, which takes seconds."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(module, peft.PeftModel | peft.tuners.tuners_utils.BaseTunerLayer)
+
+
 def refuse_adapted(model: nn.Module) -> None:
     """Refuse a model that carries adapter layers already, or is wrapped, so that its modules have other names."""
     check_is_model(model)
@@ -149,7 +154,7 @@ def refuse_adapted(model: nn.Module) -> None:
             f"model.{'module' if is_data_parallel else '_orig_mod'} (model.compile() compiles in place)"
         )
     for name, module in model.named_modules():
-        if isinstance(module, PeftModel | BaseTunerLayer):
+        if is_adapted(module):
             raise ValueError(
                 f"the model already has an adapter (at {name or 'the top'!r}): load a fresh base model, or "
                 "remove the adapter with tlora.detach(model) first (attach does so with replace=True)"
@@ -236,6 +241,8 @@ def _places(model: nn.Module) -> list[_Place]:
 
 def _expert_namesakes(model: nn.Module, names: list[str]) -> list[str]:
     """Layers whose names routed experts once had, so that PEFT would adapt the experts instead."""
+    if get_checkpoint_conversion_mapping(getattr(model.config, "model_type", None)) is None:
+        return []  # as PEFT decides
     by_role: dict[str, list[str]] = {}
     for name in names:
         by_role.setdefault(name.rpartition(".")[2], []).append(name)
@@ -243,6 +250,9 @@ def _expert_namesakes(model: nn.Module, names: list[str]) -> list[str]:
 
 
 def _is_namesake(model: nn.Module, name: str) -> bool:
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
     config = LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, model, None)

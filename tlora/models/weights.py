@@ -7,22 +7,21 @@ import copy
 import itertools
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate.utils import align_module_device
 from jaxtyping import Float
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tlora.models.sharding import full_tensor, refuse_split
-from tlora.models.targets import check_is_model, is_linear, shape
+from tlora.models.targets import check_is_model, is_adapted, is_linear, shape
 from tlora.utils.devices import on_host
 from tlora.utils.reproducibility import exact_products
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Model = TypeVar("Model", bound=nn.Module)
 _WAY_OUT = "load the model unquantized, or quantized by bitsandbytes"
@@ -81,6 +80,8 @@ def _unpack(module: nn.Module, label: str) -> Tensor:
         return _multiply_identity(module)
     if not isinstance(stored, Tensor) and not hasattr(module, "W_q"):
         raise TypeError(f"the weight of {label} cannot be unpacked: {_WAY_OUT}")
+    from peft.utils.integrations import dequantize_module_weight
+
     return dequantize_module_weight(module)
 
 
@@ -149,6 +150,8 @@ def check_same_model(
 
 def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
     """Fingerprints of the weights under the LoRA layers; unreadable weights, such as packed ones, have none."""
+    from peft.tuners.lora import LoraLayer
+
     fingerprints = {}
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and is_linear(layer.get_base_layer()):
@@ -160,7 +163,7 @@ def base_fingerprints(model: PeftModel) -> dict[str, Tensor]:
 def get_base_model(model: Any) -> Any:
     """The model itself, or the one under its adapters."""
     check_is_model(model)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if is_adapted(model) else model
 
 
 def fingerprints_before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
@@ -171,7 +174,7 @@ def fingerprints_before_merging(model: nn.Module) -> list[dict[str, Tensor]]:
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by full name; if it has adapters, the layers under them."""
     base = get_base_model(model)
-    return {n: m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for n, m in base.named_modules()}
+    return {n: m.get_base_layer() if is_adapted(m) else m for n, m in base.named_modules()}
 
 
 def is_packed(module: nn.Module) -> bool:
